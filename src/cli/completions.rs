@@ -1,0 +1,26 @@
+//! `gemmtune completions`: shell completions from the argument definitions.
+
+use clap::CommandFactory as _;
+use clap_complete::Shell;
+
+use super::failure::Failure;
+use super::printer::Printer;
+
+/// Arguments of `gemmtune completions`.
+#[derive(Debug, clap::Args)]
+pub struct CompletionsArgs {
+    /// The shell to write completions for
+    shell: Shell,
+}
+
+/// Prints the completion script.
+pub fn run(args: &CompletionsArgs, printer: &Printer) -> Result<(), Failure> {
+    let mut script = Vec::new();
+    clap_complete::generate(
+        args.shell,
+        &mut super::Cli::command(),
+        "gemmtune",
+        &mut script,
+    );
+    printer.data(&script)
+}

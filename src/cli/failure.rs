@@ -1,0 +1,124 @@
+//! How a command fails: a kind that is the exit code, a cause, and what to do next.
+
+use std::error::Error;
+use std::fmt::{self, Write as _};
+
+/// Exit codes. Scripts rely on them; each variant's number never changes.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[repr(u8)]
+pub enum Kind {
+    /// A bug in gemmtune.
+    Bug = 1,
+    /// The command line, a configuration file or an input file is wrong.
+    Usage = 2,
+    /// The environment is wrong: tree, version, device.
+    Environment = 10,
+    /// Source code whose structure is not recognised.
+    SourceNotRecognised = 11,
+    /// The workload failed: a server died, a request failed, a deadline passed.
+    WorkloadFailed = 12,
+    /// The server did not become ready.
+    ServerNotReady = 13,
+    /// No GEMM shapes were found.
+    NoShapes = 14,
+    /// The tuner failed for some shapes, or a check has findings of severity error.
+    TunerFailed = 15,
+    /// The comparison is worse or inconclusive, or verification failed and was undone.
+    NotBetter = 16,
+    /// The run cannot be resumed: another process holds it, or its identity changed.
+    NotResumable = 17,
+    /// Interrupted; what was finished is kept.
+    Interrupted = 130,
+}
+
+/// A failed command.
+#[derive(Debug)]
+pub struct Failure {
+    kind: Kind,
+    message: String,
+    source: Option<Box<dyn Error + Send + Sync>>,
+    hints: Vec<String>,
+}
+
+impl Failure {
+    /// A failure with a message that is a full sentence without its full stop.
+    pub fn new(kind: Kind, message: impl Into<String>) -> Self {
+        Self {
+            kind,
+            message: message.into(),
+            source: None,
+            hints: Vec::new(),
+        }
+    }
+
+    /// A failure to do `what` (a lower-case verb phrase), caused by `source`.
+    pub fn to(kind: Kind, what: &str, source: impl Into<Box<dyn Error + Send + Sync>>) -> Self {
+        Self {
+            kind,
+            message: format!("failed to {what}"),
+            source: Some(source.into()),
+            hints: Vec::new(),
+        }
+    }
+
+    /// Adds a hint: the next command to run, or what to change.
+    #[must_use]
+    pub fn hint(mut self, hint: impl Into<String>) -> Self {
+        self.hints.push(hint.into());
+        self
+    }
+
+    /// The kind of this failure.
+    pub fn kind(&self) -> Kind {
+        self.kind
+    }
+
+    /// The process exit code.
+    pub fn exit_code(&self) -> std::process::ExitCode {
+        std::process::ExitCode::from(self.kind as u8)
+    }
+}
+
+impl fmt::Display for Failure {
+    fn fmt(&self, formatter: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let mut text = self.message.clone();
+        let mut cause: Option<&(dyn Error + 'static)> = self
+            .source
+            .as_ref()
+            .map(|source| source.as_ref() as &(dyn Error + 'static));
+        while let Some(error) = cause {
+            let line = error.to_string();
+            // A cause that its parent already quotes is not said twice.
+            if !text.contains(&line) {
+                let _ = write!(text, ": {line}");
+            }
+            cause = error.source();
+        }
+        formatter.write_str(&text)?;
+        for hint in &self.hints {
+            write!(formatter, "\n\nhint: {hint}")?;
+        }
+        Ok(())
+    }
+}
+
+impl Error for Failure {}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_failure_reads_as_cause_chain_then_hints() {
+        let failure = Failure::to(
+            Kind::Environment,
+            "read the table",
+            std::io::Error::other("disk on fire"),
+        )
+        .hint("run `gemmtune doctor`");
+        assert_eq!(
+            failure.to_string(),
+            "failed to read the table: disk on fire\n\nhint: run `gemmtune doctor`"
+        );
+    }
+}

@@ -1,0 +1,49 @@
+//! The command line: arguments, messages, progress and exit codes. One file per subcommand.
+//!
+//! This room may print; no other may. People's text goes to standard error, data to standard output.
+
+pub mod completions;
+pub mod failure;
+pub mod printer;
+
+use clap::{Parser, Subcommand};
+
+use failure::Failure;
+use printer::Printer;
+
+/// Make the FP8 GEMMs of an LLM server measurably faster, and prove it
+#[derive(Debug, Parser)]
+#[command(name = "gemmtune", version, max_term_width = 100)]
+struct Cli {
+    /// Print exactly one JSON document on standard output
+    #[arg(long, global = true)]
+    json: bool,
+
+    #[command(subcommand)]
+    command: Command,
+}
+
+#[derive(Debug, Subcommand)]
+enum Command {
+    /// Print shell completions
+    Completions(completions::CompletionsArgs),
+}
+
+/// Parses the command line, runs the command and says how it ended.
+pub fn main() -> std::process::ExitCode {
+    let cli = Cli::parse();
+    let printer = Printer::new(cli.json);
+    match run(cli.command, &printer) {
+        Ok(()) => std::process::ExitCode::SUCCESS,
+        Err(failure) => {
+            printer.failure(&failure);
+            failure.exit_code()
+        }
+    }
+}
+
+fn run(command: Command, printer: &Printer) -> Result<(), Failure> {
+    match command {
+        Command::Completions(args) => completions::run(&args, printer),
+    }
+}

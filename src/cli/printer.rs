@@ -1,0 +1,66 @@
+//! The only writer of standard output and standard error.
+use std::io::Write as _;
+
+use serde::Serialize;
+
+use super::failure::{Failure, Kind};
+
+/// Where a command's words go: data to standard output, everything for people to standard error.
+#[derive(Debug)]
+pub struct Printer {
+    json: bool,
+}
+
+impl Printer {
+    /// A printer; with `json` the only thing on standard output is one document.
+    pub fn new(json: bool) -> Self {
+        Self { json }
+    }
+
+    /// Whether the user asked for one JSON document.
+    pub fn is_json(&self) -> bool {
+        self.json
+    }
+
+    /// Writes raw data to standard output. A reader that hung up (`| head`) is no failure.
+    pub fn data(&self, bytes: &[u8]) -> Result<(), Failure> {
+        let mut output = std::io::stdout().lock();
+        match output.write_all(bytes).and_then(|()| output.flush()) {
+            Err(error) if error.kind() != std::io::ErrorKind::BrokenPipe => Err(Failure::to(
+                Kind::Environment,
+                "write to standard output",
+                error,
+            )),
+            _ => Ok(()),
+        }
+    }
+
+    /// Writes `document` as the command's one JSON document.
+    pub fn json(&self, document: &impl Serialize) -> Result<(), Failure> {
+        let mut text = serde_json::to_string_pretty(document)
+            .map_err(|error| Failure::to(Kind::Bug, "serialise the result", error))?;
+        text.push('\n');
+        self.data(text.as_bytes())
+    }
+
+    /// Says something to people, on standard error.
+    pub fn say(&self, text: impl AsRef<str>) {
+        anstream::eprintln!("{}", text.as_ref());
+    }
+
+    /// Says that something is off but the command goes on.
+    pub fn warn(&self, text: impl AsRef<str>) {
+        let style = anstyle::Style::new()
+            .fg_color(Some(anstyle::AnsiColor::Yellow.into()))
+            .bold();
+        anstream::eprintln!("{style}warning{style:#}: {}", text.as_ref());
+    }
+
+    /// Says how the command failed.
+    pub fn failure(&self, failure: &Failure) {
+        let style = anstyle::Style::new()
+            .fg_color(Some(anstyle::AnsiColor::Red.into()))
+            .bold();
+        anstream::eprintln!("{style}error{style:#}: {failure}");
+    }
+}

@@ -1,0 +1,10 @@
+//! gemmtune makes the FP8 GEMMs of an LLM server measurably faster and proves it.
+//!
+//! The loop, in order: inspect, baseline, capture, plan, tune, deploy, verify, compare, report. Each
+//! room below owns one concern; `DESIGN.md` says which may use which. The library never prints and
+//! never reads the terminal: the `cli` feature owns both.
+
+#[cfg(feature = "cli")]
+pub mod cli;
+pub mod shape;
+pub mod store;

@@ -1,0 +1,5 @@
+//! The `gemmtune` command.
+
+fn main() -> std::process::ExitCode {
+    gemmtune::cli::main()
+}

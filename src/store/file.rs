@@ -1,0 +1,81 @@
+//! Whole-file writes that a kill cannot halve.
+
+use std::io::{self, Write as _};
+
+use camino::Utf8Path;
+
+/// Replaces the file at `path` with `bytes`, or leaves what was there.
+///
+/// The bytes go to a temporary sibling, are synced, renamed over `path`, and the folder is synced,
+/// so that after a crash a reader sees the old file or the new one. The mode bits of a file that
+/// was there are kept.
+pub fn write_atomic(path: &Utf8Path, bytes: &[u8]) -> io::Result<()> {
+    let folder = match path.parent() {
+        Some(parent) if !parent.as_str().is_empty() => parent,
+        _ => Utf8Path::new("."),
+    };
+    let named = |error: io::Error| io::Error::new(error.kind(), format!("write `{path}`: {error}"));
+    let mut temporary = tempfile::Builder::new()
+        .prefix(".gemmtune-")
+        .permissions(mode_of(path))
+        .tempfile_in(folder)
+        .map_err(named)?;
+    temporary.write_all(bytes).map_err(named)?;
+    temporary.as_file().sync_all().map_err(named)?;
+    temporary
+        .persist(path)
+        .map_err(|error| named(error.error))?;
+    sync_folder(folder)
+}
+
+/// Makes a rename or a new name in `folder` durable.
+pub fn sync_folder(folder: &Utf8Path) -> io::Result<()> {
+    fs_err::File::open(folder)?.sync_all()
+}
+
+fn mode_of(path: &Utf8Path) -> std::fs::Permissions {
+    use std::os::unix::fs::PermissionsExt as _;
+    // 0o644 less the umask: what a plain create would have given.
+    fs_err::metadata(path).map_or_else(
+        |_| std::fs::Permissions::from_mode(0o644),
+        |data| data.permissions(),
+    )
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn folder() -> (tempfile::TempDir, camino::Utf8PathBuf) {
+        let folder = tempfile::tempdir().unwrap();
+        let path = camino::Utf8PathBuf::try_from(folder.path().to_owned()).unwrap();
+        (folder, path)
+    }
+
+    #[test]
+    fn a_write_replaces_the_whole_file_and_keeps_its_mode() {
+        use std::os::unix::fs::PermissionsExt as _;
+        let (_keep, folder) = folder();
+        let path = folder.join("table.csv");
+        write_atomic(&path, b"a long first version").unwrap();
+        fs_err::set_permissions(&path, std::fs::Permissions::from_mode(0o600)).unwrap();
+        write_atomic(&path, b"second").unwrap();
+        assert_eq!(fs_err::read(&path).unwrap(), b"second");
+        assert_eq!(
+            fs_err::metadata(&path).unwrap().permissions().mode() & 0o777,
+            0o600
+        );
+        assert_eq!(
+            fs_err::read_dir(&folder).unwrap().count(),
+            1,
+            "no temporary file is left"
+        );
+    }
+
+    #[test]
+    fn a_write_into_a_missing_folder_names_the_file() {
+        let (_keep, folder) = folder();
+        let error = write_atomic(&folder.join("missing/table.csv"), b"x").unwrap_err();
+        assert!(error.to_string().contains("missing/table.csv"), "{error}");
+    }
+}
