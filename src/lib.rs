@@ -8,3 +8,4 @@
 pub mod cli;
 pub mod shape;
 pub mod store;
+pub mod tune;

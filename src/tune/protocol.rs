@@ -1,0 +1,290 @@
+//! The worker protocol: one JSON line per request, one JSON line per reply.
+//!
+//! A **worker** is a process that owns one device. It is started as `<worker command> --device I
+//! --reply-fd F`, reads requests from standard input and lives until `quit` or end of file, when it
+//! ends its own children and exits 0. Both ends of the protocol are the types below; a transcript of
+//! every message is `testdata/tune/protocol.jsonl`.
+//!
+//! **Where replies go.** `--reply-fd 3` (any number): lines on that inherited descriptor, nothing
+//! else. `--reply-fd stdout`: for launchers such as `srun` that pass on standard streams only; the
+//! worker first duplicates descriptor 1 for itself and points descriptor 1 at standard error, then
+//! starts every reply line with [`STDOUT_MARKER`]. A line without the marker is a stray print of the
+//! launcher and goes to the worker's log. Either way a library that prints cannot break a reply.
+//!
+//! **Order.** Requests carry an `id` and an `attempt`; the reply repeats both. Replies may come in
+//! any order. `time` and `check` hold the device and are served one after another in the order they
+//! came. `prepare` does not touch the device: it is queued, served by up to `prepare_slots` parallel
+//! processes in the order it came, answered when done, and `time` requests go on meanwhile. Timing
+//! a candidate that was never prepared is allowed and compiles it on the spot.
+//!
+//! **What is data and what is a fault.** A candidate the device cannot run, a compiler error, a
+//! compile that takes too long: [`Outcome::Refused`], and the worker goes on. [`Answer::Failed`] says
+//! that the request as such could not be served. A worker whose device is poisoned (illegal address)
+//! answers if it can and exits with a status other than 0; the pool starts a fresh one. Everything
+//! else, death, silence past the deadline, a line that is not a reply, is a fault too. After a fault
+//! each candidate of the request is tried once more alone on a fresh worker, then quarantined.
+//!
+//! **Numbers** are finite: in Python `json.dumps(reply, allow_nan=False)`. NaN in a kernel's output
+//! is counted in [`Numerics::not_finite`]. Times are microseconds (`us`) or seconds (`s`).
+//!
+//! **Measuring.** Operands are a fixed function of the shape. Every launch of a `time` request finds
+//! its operands out of the L2 cache (rotate copies past `l2_bytes`). One *sample* is the mean time
+//! of one launch over as many launches as [`Timing::min_sample_us`] needs; short kernels are timed
+//! in a device graph. With several candidates sample 1 of each is taken in order, sample 2 in
+//! reverse order, and so on (A B B A), so that drift hits all alike.
+
+use std::collections::BTreeMap;
+
+use serde::{Deserialize, Serialize};
+
+use crate::shape::Shape;
+
+/// The version both ends must share; `hello` carries it.
+pub const VERSION: u32 = 1;
+
+/// What every reply line starts with when replies share standard output with a launcher.
+pub const STDOUT_MARKER: &str = "@gemmtune ";
+
+/// One kernel or configuration, in the backend's own words: `{"kernelId":3,"splitK":1}` for the
+/// reference engine, `{"BLOCK_SIZE_M":64,…}` for SGLang's Triton kernel. Opaque to the pool.
+pub type Candidate = serde_json::Value;
+
+/// One line to a worker.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+pub struct Request {
+    /// Unique within the worker's life.
+    pub id: u64,
+    /// 1, or 2 for the try alone on a fresh worker.
+    pub attempt: u32,
+    /// What to do.
+    pub ask: Ask,
+}
+
+/// What a worker is asked.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+#[serde(tag = "kind", rename_all = "snake_case")]
+pub enum Ask {
+    /// Always first: open the device and say what it is. Answered by [`Answer::Hello`].
+    Hello {
+        /// The backend's settings, for example `{"block":[128,128],"out_dtype":"bfloat16"}`.
+        options: serde_json::Value,
+    },
+    /// Compile one candidate off the device. Answered by [`Answer::Prepared`].
+    Prepare {
+        /// The problem; what is compiled may serve other shapes too.
+        shape: Shape,
+        /// The candidate.
+        candidate: Candidate,
+    },
+    /// Measure candidates, interleaved. Answered by [`Answer::Timed`].
+    Time {
+        /// The problem.
+        shape: Shape,
+        /// The candidates; never the same one twice unless an A/A pair is wanted.
+        candidates: Vec<Candidate>,
+        /// How to measure.
+        timing: Timing,
+    },
+    /// Compare candidates with a float32 reference. Answered by [`Answer::Checked`].
+    ///
+    /// The output is filled with NaN before each launch, so that an element never written shows.
+    Check {
+        /// The problem.
+        shape: Shape,
+        /// The candidates.
+        candidates: Vec<Candidate>,
+    },
+    /// Answer [`Answer::Bye`], end all children and exit 0.
+    Quit,
+}
+
+/// How to measure each candidate of a `time` request.
+#[derive(Clone, Copy, Debug, PartialEq, Serialize, Deserialize)]
+pub struct Timing {
+    /// Launches not counted, before the first sample.
+    pub warmups: u32,
+    /// Samples to take.
+    pub samples: u32,
+    /// A sample covers at least this much device time, by repeating the launch.
+    pub min_sample_us: f64,
+    /// A candidate whose first sample is above this takes no further samples.
+    pub stop_above_us: Option<f64>,
+}
+
+/// One line from a worker.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+pub struct Reply {
+    /// The request's.
+    pub id: u64,
+    /// The request's.
+    pub attempt: u32,
+    /// The result.
+    pub answer: Answer,
+}
+
+/// What a worker answers.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+#[serde(tag = "kind", rename_all = "snake_case")]
+pub enum Answer {
+    /// To `hello`.
+    Hello {
+        /// The device and the software on it.
+        device: Device,
+    },
+    /// To `prepare`.
+    Prepared {
+        /// Whether the candidate can now be timed without compiling.
+        outcome: Outcome<Preparation>,
+    },
+    /// To `time`: one outcome per candidate, in the request's order.
+    Timed {
+        /// The outcomes.
+        outcomes: Vec<Outcome<Samples>>,
+        /// Seconds the device was held by this request, set-up of operands included.
+        busy_s: f64,
+        /// Clocks seen before and after, MHz; empty where they cannot be read.
+        clocks_mhz: Vec<f64>,
+    },
+    /// To `check`: one outcome per candidate, in the request's order.
+    Checked {
+        /// The outcomes.
+        outcomes: Vec<Outcome<Numerics>>,
+        /// Seconds the device was held by this request.
+        busy_s: f64,
+    },
+    /// To `quit`.
+    Bye,
+    /// The request could not be served.
+    Failed {
+        /// Why, for people.
+        error: String,
+    },
+}
+
+/// What became of one candidate.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+#[serde(tag = "outcome", rename_all = "snake_case")]
+pub enum Outcome<T> {
+    /// It ran.
+    Done {
+        /// What was found.
+        result: T,
+    },
+    /// It cannot run here. This is data: the candidate is dropped for this shape.
+    Refused {
+        /// Why.
+        reason: Refusal,
+        /// The evidence, for people: the compiler's or driver's words.
+        detail: String,
+    },
+}
+
+/// Why a candidate cannot run.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub enum Refusal {
+    /// Too much shared memory, registers or threads for this device.
+    OutOfResources,
+    /// The kernel does not take this shape or setting.
+    Unsupported,
+    /// The compiler refused it.
+    CompileFailed,
+    /// The compiler was stopped at the worker's own limit.
+    CompileTimedOut,
+    /// The launch failed and the device is still usable.
+    LaunchFailed,
+}
+
+/// A candidate that is ready.
+#[derive(Clone, Copy, Debug, PartialEq, Serialize, Deserialize)]
+pub struct Preparation {
+    /// Seconds of compiling.
+    pub seconds: f64,
+    /// Whether it was compiled before.
+    pub cached: bool,
+}
+
+/// Times of one candidate.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+pub struct Samples {
+    /// One mean launch time per sample, in the order taken, µs.
+    pub us: Vec<f64>,
+}
+
+/// Numerics of one candidate.
+#[derive(Clone, Copy, Debug, PartialEq, Serialize, Deserialize)]
+pub struct Numerics {
+    /// Share of elements outside `1e-2 + 1e-2·|reference|`, as aiter's `errRatio`.
+    pub err_ratio: f64,
+    /// Elements that are NaN or infinite where the reference is finite.
+    pub not_finite: u64,
+    /// Whether a second launch gave the same bits.
+    pub repeatable: bool,
+}
+
+/// A device and the software that runs on it: with `backend`, the identity of a result.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+pub struct Device {
+    /// [`VERSION`] of the worker.
+    pub protocol: u32,
+    /// `reference` or `sglang-triton`.
+    pub backend: String,
+    /// As the runtime names it: `torch.cuda.get_device_name()`, or the CPU's model name.
+    pub name: String,
+    /// `gfx942`, `sm_90`, or the reference engine's `gfx` column (`avx512`, …).
+    pub arch: String,
+    /// Compute units, streaming multiprocessors, or cores.
+    pub cu_num: u32,
+    /// Index of this device and how many there are to be had on this host.
+    pub index: u32,
+    /// Devices visible to the worker; the pool starts one worker for each.
+    pub visible: u32,
+    /// Bytes of last-level cache that timing rotates past.
+    pub l2_bytes: u64,
+    /// Shared memory one block may use, bytes; 0 where that means nothing.
+    pub smem_bytes: u64,
+    /// Versions that change results: `{"torch":"2.11.0","triton":"3.6.0","sglang":"0.5.16"}`.
+    pub versions: BTreeMap<String, String>,
+    /// Digest of the kernels' source, or of the list of kernels.
+    pub kernel_hash: String,
+    /// What the kernel at hand takes beyond the plain settings: `split_k`, `swap_ab`.
+    pub capabilities: Vec<String>,
+    /// How many `prepare` run at once; 0 when there is nothing to prepare.
+    pub prepare_slots: u32,
+    /// Candidates the worker itself offers, where the list is the worker's to know; else empty.
+    pub candidates: Vec<Candidate>,
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    /// The transcript is what a worker in another language is written against.
+    #[test]
+    fn the_transcript_reads_and_writes_back_unchanged() {
+        let transcript = include_str!("../../testdata/tune/protocol.jsonl");
+        let mut kinds = std::collections::BTreeSet::new();
+        for line in transcript.lines() {
+            let value: serde_json::Value = serde_json::from_str(line).unwrap();
+            let back = if value.get("ask").is_some() {
+                kinds.insert(value["ask"]["kind"].to_string());
+                serde_json::to_value(serde_json::from_str::<Request>(line).unwrap()).unwrap()
+            } else {
+                kinds.insert(value["answer"]["kind"].to_string());
+                serde_json::to_value(serde_json::from_str::<Reply>(line).unwrap()).unwrap()
+            };
+            assert_eq!(back, value);
+        }
+        assert_eq!(
+            kinds.len(),
+            10,
+            "every message is in the transcript: {kinds:?}"
+        );
+    }
+
+    #[test]
+    fn a_bare_nan_is_no_reply() {
+        let line = r#"{"id":1,"attempt":1,"answer":{"kind":"timed","outcomes":[{"outcome":"done","result":{"us":[NaN]}}],"busy_s":0.1,"clocks_mhz":[]}}"#;
+        assert!(serde_json::from_str::<Reply>(line).is_err());
+    }
+}
