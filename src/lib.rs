@@ -9,3 +9,4 @@ pub mod cli;
 pub mod shape;
 pub mod store;
 pub mod tune;
+pub mod workload;

@@ -1,0 +1,611 @@
+//! `gemmtune.toml`: the schema, its checks and its defaults.
+//!
+//! ```toml
+//! [workload]                     # what is served; used for names, plans and fairness
+//! name = "qwen3-14b-tp2"
+//! model = "/models/Qwen3-14B-FP8"
+//! tp = 2
+//! concurrency = 32
+//!
+//! [server]                       # exactly one of `command` and `script`
+//! command = ["python3", "-m", "sglang.launch_server", "--model-path", "/models/Qwen3-14B-FP8"]
+//! cwd = "."                      # relative paths are relative to this file
+//! env = { SGLANG_USE_AITER = "1" }
+//! unset = ["HSA_OVERRIDE_GFX_VERSION"]
+//! port = 30000
+//! ready_url = "http://127.0.0.1:30000/health"
+//! ready_log = "The server is fired up and ready to roll!"
+//! ready_timeout_s = 1800
+//!
+//! [benchmark]                    # exactly one of `command` and `builtin`
+//! command = ["python3", "-m", "sglang.bench_serving", "--output-file", "bench.jsonl"]
+//! results = "bench.jsonl"        # the file that command appends its JSON line to
+//! repeats = 1                    # benchmark runs inside one trial
+//!
+//! [backend]
+//! kind = "aiter"                 # reference | sglang-triton | aiter
+//! python = "/opt/venv/bin/python3"
+//! gfx = "gfx942"
+//! cu_num = 304
+//! op = "gemm_a8w8_blockscale"
+//!
+//! [compare]
+//! metric = "output_throughput"
+//! pairs = 6
+//!
+//! [budget]
+//! tune = "30m"
+//! ```
+//!
+//! This module reads no file and starts nothing: the caller hands in the text and gets a checked
+//! [`Config`]. Unknown names are errors, so a misspelt one is never silently ignored.
+
+use std::collections::BTreeMap;
+
+use camino::{Utf8Path, Utf8PathBuf};
+use serde::{Deserialize, Serialize};
+
+use super::duration::Span;
+use crate::shape::Op;
+
+/// Name of the configuration file, looked for in the current folder.
+pub const FILE_NAME: &str = "gemmtune.toml";
+
+/// Line that SGLang logs after its warm-up (0.5.5 to 0.5.23, `srt/entrypoints/http_server.py`).
+pub const SGLANG_READY_LINE: &str = "The server is fired up and ready to roll!";
+
+/// Port an SGLang server listens on unless told otherwise (0.5.5 to 0.5.23, `srt/server_args.py`).
+pub const SGLANG_DEFAULT_PORT: u16 = 30_000;
+
+/// A whole, checked `gemmtune.toml`.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct Config {
+    /// What is served.
+    pub workload: Workload,
+    /// How the server is started.
+    pub server: Server,
+    /// How it is measured.
+    pub benchmark: Benchmark,
+    /// What is tuned, and where it lives.
+    pub backend: Backend,
+    /// How the two arms are compared.
+    #[serde(default)]
+    pub compare: Compare,
+    /// How long the expensive stages may take.
+    #[serde(default)]
+    pub budget: Budget,
+}
+
+/// `[workload]`: what is served.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct Workload {
+    /// Short name, part of the run folder's name: letters, digits, `.`, `_` and `-`.
+    pub name: String,
+    /// Model path or id as the server gets it; used by the plan where a `config.json` is readable.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub model: Option<String>,
+    /// Tensor-parallel size of the server.
+    #[serde(default = "one")]
+    pub tp: u32,
+    /// Concurrent requests of the benchmark, where known.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub concurrency: Option<u32>,
+}
+
+/// `[server]`: how the server is started and when it counts as ready.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct Server {
+    /// Argument vector, started without a shell. Exactly one of `command` and `script` is given.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub command: Option<Vec<String>>,
+    /// A launch script, run with bash as the user runs it.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub script: Option<Utf8PathBuf>,
+    /// Working directory; the configuration file's folder when absent.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub cwd: Option<Utf8PathBuf>,
+    /// Variables set on top of the inherited environment.
+    #[serde(default, skip_serializing_if = "BTreeMap::is_empty")]
+    pub env: BTreeMap<String, String>,
+    /// Inherited variables taken away.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub unset: Vec<String>,
+    /// Port the server listens on, on loopback.
+    #[serde(default = "default_port")]
+    pub port: u16,
+    /// URL that answers 200 once the server is up; `http://127.0.0.1:PORT/health` when absent.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub ready_url: Option<String>,
+    /// Text that the server's log must hold as well; none is waited for when absent.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub ready_log: Option<String>,
+    /// Seconds until a server that is not ready counts as failed. A first start with aiter may
+    /// spend many minutes in JIT builds, hence the large default.
+    #[serde(default = "default_ready_timeout")]
+    pub ready_timeout_s: u64,
+}
+
+/// `[benchmark]`: how a ready server is measured.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct Benchmark {
+    /// The user's own benchmark. Exactly one of `command` and `builtin` is given.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub command: Option<Vec<String>>,
+    /// gemmtune's own load generator.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub builtin: Option<Load>,
+    /// The file `command` appends one JSON object per run to; required with `command`. Relative to
+    /// the folder the benchmark runs in, which is the trial's own, so runs never mix.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub results: Option<Utf8PathBuf>,
+    /// Benchmark runs inside one trial. The trial stays the unit of comparison.
+    #[serde(default = "one")]
+    pub repeats: u32,
+    /// Seconds one benchmark run may take before any baseline has taught a limit.
+    #[serde(default = "default_benchmark_timeout")]
+    pub timeout_s: u64,
+}
+
+/// `builtin = {…}`: the load that gemmtune's own generator makes.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct Load {
+    /// Requests in flight at once (closed loop).
+    pub concurrency: u32,
+    /// Requests in all.
+    pub prompts: u32,
+    /// Prompt tokens per request.
+    pub input_len: u32,
+    /// Tokens generated per request; end-of-sequence is ignored.
+    pub output_len: u32,
+    /// Requests before the clock starts.
+    #[serde(default = "one")]
+    pub warmup: u32,
+    /// Seed of the prompts: the same seed makes the same requests in both arms.
+    #[serde(default)]
+    pub seed: u64,
+}
+
+/// `[backend]`: what is tuned and where it lives.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct Backend {
+    /// Which engine is tuned.
+    pub kind: BackendKind,
+    /// The interpreter that runs the server; needed by every kind but `reference`.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub python: Option<Utf8PathBuf>,
+    /// Folder that holds the `sglang` package, where it is not the one `python` imports. A server
+    /// that then runs from another tree is an error.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub sglang_root: Option<Utf8PathBuf>,
+    /// Folder that holds the `aiter` package, in the same sense.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub aiter_root: Option<Utf8PathBuf>,
+    /// GPU architecture (`gfx942`), where it is not to be asked of the machine.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub gfx: Option<String>,
+    /// Compute units of one device, in the same sense.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub cu_num: Option<u32>,
+    /// Operation to tune; found by the capture stage when absent.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub op: Option<Op>,
+}
+
+/// The engines gemmtune can tune.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "kebab-case")]
+pub enum BackendKind {
+    /// The built-in CPU engine.
+    Reference,
+    /// SGLang's own Triton block-FP8 kernel (CUDA, and ROCm without aiter).
+    SglangTriton,
+    /// aiter's CK kernels under SGLang on ROCm.
+    Aiter,
+}
+
+/// `[compare]`: how the arms are compared.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct Compare {
+    /// The deciding metric, a key of the result line (`output_throughput`, `median_tpot_ms`, …).
+    #[serde(default = "default_metric")]
+    pub metric: String,
+    /// Interleaved pairs of trials. Six is the least that supports a verdict at 95 %.
+    #[serde(default = "default_pairs")]
+    pub pairs: u32,
+}
+
+impl Default for Compare {
+    fn default() -> Self {
+        Self {
+            metric: default_metric(),
+            pairs: default_pairs(),
+        }
+    }
+}
+
+/// `[budget]`: how long the expensive stages may take.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct Budget {
+    /// Wall time of the tune stage; what was found by then is kept.
+    #[serde(default = "default_tune_budget")]
+    pub tune: Span,
+}
+
+impl Default for Budget {
+    fn default() -> Self {
+        Self {
+            tune: default_tune_budget(),
+        }
+    }
+}
+
+/// How the server is started: the checked form of `server.command` and `server.script`.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Launch<'a> {
+    /// Program and arguments.
+    Command(&'a [String]),
+    /// A script for bash.
+    Script(&'a Utf8Path),
+}
+
+/// How the server is measured: the checked form of `[benchmark]`.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Measure<'a> {
+    /// The user's command and the file it appends results to.
+    Command {
+        /// Program and arguments.
+        command: &'a [String],
+        /// Result file, JSON Lines.
+        results: &'a Utf8Path,
+    },
+    /// gemmtune's own load generator.
+    Builtin(&'a Load),
+}
+
+/// Why a `gemmtune.toml` is not usable.
+#[derive(Debug, thiserror::Error)]
+pub enum ConfigError {
+    /// Not TOML, a wrong type, an unknown or a missing name. The text shows the line.
+    #[error("read the configuration: {0}")]
+    Syntax(#[from] toml::de::Error),
+    /// Two names of which exactly one must be there.
+    #[error(
+        "accept the configuration: `[{table}]` needs exactly one of `{one}` and `{other}`, and has {found}"
+    )]
+    ExactlyOne {
+        /// Table of the two.
+        table: &'static str,
+        /// First name.
+        one: &'static str,
+        /// Second name.
+        other: &'static str,
+        /// `both` or `neither`.
+        found: &'static str,
+    },
+    /// A name that another value makes necessary.
+    #[error("accept the configuration: `{name}` is missing: {why}")]
+    Missing {
+        /// Dotted name.
+        name: &'static str,
+        /// What makes it necessary.
+        why: &'static str,
+    },
+    /// A value that no run could work with.
+    #[error("accept the configuration: `{name} = {value}`: {why}")]
+    Value {
+        /// Dotted name.
+        name: String,
+        /// The value as given.
+        value: String,
+        /// What is expected.
+        why: &'static str,
+    },
+}
+
+impl Config {
+    /// Reads and checks a configuration.
+    pub fn parse(text: &str) -> Result<Self, ConfigError> {
+        let config: Self = toml::from_str(text)?;
+        config.check()?;
+        Ok(config)
+    }
+
+    /// The configuration as TOML, with every default written out.
+    pub fn to_toml(&self) -> String {
+        toml::to_string(self).expect("every key is a string and every value is plain data")
+    }
+
+    /// How the server is started.
+    pub fn launch(&self) -> Result<Launch<'_>, ConfigError> {
+        match (&self.server.command, &self.server.script) {
+            (Some(command), None) => Ok(Launch::Command(command)),
+            (None, Some(script)) => Ok(Launch::Script(script)),
+            (command, _) => Err(ConfigError::ExactlyOne {
+                table: "server",
+                one: "command",
+                other: "script",
+                found: found(command.is_some()),
+            }),
+        }
+    }
+
+    /// How the server is measured.
+    pub fn measure(&self) -> Result<Measure<'_>, ConfigError> {
+        match (&self.benchmark.command, &self.benchmark.builtin) {
+            (None, Some(load)) => Ok(Measure::Builtin(load)),
+            (Some(command), None) => match &self.benchmark.results {
+                Some(results) => Ok(Measure::Command { command, results }),
+                None => Err(ConfigError::Missing {
+                    name: "benchmark.results",
+                    why: "`benchmark.command` writes its results to a file, and only you know which",
+                }),
+            },
+            (command, _) => Err(ConfigError::ExactlyOne {
+                table: "benchmark",
+                one: "command",
+                other: "builtin",
+                found: found(command.is_some()),
+            }),
+        }
+    }
+
+    /// URL that answers 200 once the server is up.
+    pub fn ready_url(&self) -> String {
+        self.server
+            .ready_url
+            .clone()
+            .unwrap_or_else(|| format!("http://127.0.0.1:{}/health", self.server.port))
+    }
+
+    fn check(&self) -> Result<(), ConfigError> {
+        let name = &self.workload.name;
+        let plain =
+            |character: char| character.is_ascii_alphanumeric() || "._-".contains(character);
+        if name.is_empty() || name.starts_with('.') || !name.chars().all(plain) {
+            return Err(ConfigError::Value {
+                name: "workload.name".to_owned(),
+                value: format!("{name:?}"),
+                why: "letters, digits, `.`, `_` and `-`, and no `.` in front: it names a folder",
+            });
+        }
+        for (key, command) in [
+            ("server.command", &self.server.command),
+            ("benchmark.command", &self.benchmark.command),
+        ] {
+            if command.as_ref().is_some_and(Vec::is_empty) {
+                return Err(ConfigError::Value {
+                    name: key.to_owned(),
+                    value: "[]".to_owned(),
+                    why: "a program is expected",
+                });
+            }
+        }
+        self.check_counts()?;
+        self.check_variables()?;
+        self.launch()?;
+        self.measure()?;
+        if self.backend.kind != BackendKind::Reference && self.backend.python.is_none() {
+            return Err(ConfigError::Missing {
+                name: "backend.python",
+                why: "the interpreter that runs the server decides which trees are used",
+            });
+        }
+        Ok(())
+    }
+
+    /// No count may be zero: a zero means that the writer did not know, and then the name is left out.
+    fn check_counts(&self) -> Result<(), ConfigError> {
+        let mut counts = vec![
+            ("workload.tp", Some(u64::from(self.workload.tp))),
+            (
+                "workload.concurrency",
+                self.workload.concurrency.map(u64::from),
+            ),
+            ("server.port", Some(u64::from(self.server.port))),
+            ("server.ready_timeout_s", Some(self.server.ready_timeout_s)),
+            ("benchmark.repeats", Some(u64::from(self.benchmark.repeats))),
+            ("benchmark.timeout_s", Some(self.benchmark.timeout_s)),
+            ("backend.cu_num", self.backend.cu_num.map(u64::from)),
+            ("compare.pairs", Some(u64::from(self.compare.pairs))),
+        ];
+        if let Some(load) = &self.benchmark.builtin {
+            counts.extend([
+                (
+                    "benchmark.builtin.concurrency",
+                    Some(u64::from(load.concurrency)),
+                ),
+                ("benchmark.builtin.prompts", Some(u64::from(load.prompts))),
+                (
+                    "benchmark.builtin.input_len",
+                    Some(u64::from(load.input_len)),
+                ),
+                (
+                    "benchmark.builtin.output_len",
+                    Some(u64::from(load.output_len)),
+                ),
+            ]);
+        }
+        match counts.iter().find(|(_, count)| *count == Some(0)) {
+            Some((name, _)) => Err(ConfigError::Value {
+                name: (*name).to_owned(),
+                value: "0".to_owned(),
+                why: "at least 1 is expected",
+            }),
+            None => Ok(()),
+        }
+    }
+
+    fn check_variables(&self) -> Result<(), ConfigError> {
+        for name in self.server.env.keys().chain(&self.server.unset) {
+            if name.is_empty() || name.contains(['=', '\0']) {
+                return Err(ConfigError::Value {
+                    name: "server.env".to_owned(),
+                    value: format!("{name:?}"),
+                    why: "the name of an environment variable is expected",
+                });
+            }
+        }
+        match self
+            .server
+            .unset
+            .iter()
+            .find(|name| self.server.env.contains_key(*name))
+        {
+            Some(name) => Err(ConfigError::Value {
+                name: "server.unset".to_owned(),
+                value: format!("{name:?}"),
+                why: "the same variable is set in `server.env`",
+            }),
+            None => Ok(()),
+        }
+    }
+}
+
+fn found(first_is_there: bool) -> &'static str {
+    // Called only when the two are both there or both missing, so the first decides.
+    if first_is_there { "both" } else { "neither" }
+}
+
+fn one() -> u32 {
+    1
+}
+
+fn default_port() -> u16 {
+    SGLANG_DEFAULT_PORT
+}
+
+fn default_ready_timeout() -> u64 {
+    1800
+}
+
+fn default_benchmark_timeout() -> u64 {
+    3600
+}
+
+fn default_metric() -> String {
+    "output_throughput".to_owned()
+}
+
+fn default_pairs() -> u32 {
+    6
+}
+
+fn default_tune_budget() -> Span {
+    Span::seconds(30 * 60)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    const SMALL: &str = r#"
+        [workload]
+        name = "demo"
+        [server]
+        command = ["gemmtune", "reference-server", "--port", "31000"]
+        port = 31000
+        [benchmark]
+        builtin = { concurrency = 4, prompts = 16, input_len = 128, output_len = 64 }
+        [backend]
+        kind = "reference"
+    "#;
+
+    fn error(text: &str) -> String {
+        Config::parse(text).unwrap_err().to_string()
+    }
+
+    #[test]
+    fn a_small_configuration_gets_documented_defaults() {
+        let config = Config::parse(SMALL).unwrap();
+        assert_eq!(config.workload.tp, 1);
+        assert_eq!(config.ready_url(), "http://127.0.0.1:31000/health");
+        assert_eq!(config.server.ready_timeout_s, 1800);
+        assert_eq!(config.compare.metric, "output_throughput");
+        assert_eq!(config.compare.pairs, 6);
+        assert_eq!(config.budget.tune, Span::seconds(1800));
+        let Measure::Builtin(load) = config.measure().unwrap() else {
+            panic!("the builtin load was asked for");
+        };
+        assert_eq!((load.warmup, load.seed), (1, 0));
+    }
+
+    #[test]
+    fn what_is_written_is_read_back_equal() {
+        let config = Config::parse(SMALL).unwrap();
+        assert_eq!(Config::parse(&config.to_toml()).unwrap(), config);
+    }
+
+    #[test]
+    fn an_unknown_name_is_refused_with_its_line() {
+        let error = error(&SMALL.replace("port = 31000", "prot = 31000"));
+        assert!(error.contains("prot"), "{error}");
+        assert!(error.contains("line 6"), "{error}");
+    }
+
+    #[test]
+    fn exactly_one_way_to_start_and_to_measure_is_accepted() {
+        let both = SMALL.replace("port = 31000", "script = \"launch.sh\"");
+        assert!(error(&both).contains("has both"), "{}", error(&both));
+        let neither = SMALL.replace("builtin =", "# builtin =");
+        assert!(
+            error(&neither).contains("has neither"),
+            "{}",
+            error(&neither)
+        );
+        let blind = SMALL.replace(
+            "builtin = { concurrency = 4, prompts = 16, input_len = 128, output_len = 64 }",
+            "command = [\"bench\"]",
+        );
+        assert!(
+            error(&blind).contains("benchmark.results"),
+            "{}",
+            error(&blind)
+        );
+    }
+
+    #[test]
+    fn values_no_run_could_work_with_are_refused_by_name() {
+        for (from, to, name) in [
+            ("\"demo\"", "\"../demo\"", "workload.name"),
+            ("\"demo\"", "\"\"", "workload.name"),
+            ("prompts = 16", "prompts = 0", "benchmark.builtin.prompts"),
+            ("port = 31000", "port = 0", "server.port"),
+            ("port = 31000", "env = { \"A=B\" = \"1\" }", "server.env"),
+            (
+                "port = 31000",
+                "env = { A = \"1\" }\nunset = [\"A\"]",
+                "server.unset",
+            ),
+            ("kind = \"reference\"", "kind = \"aiter\"", "backend.python"),
+            ("kind = \"reference\"", "kind = \"cuda\"", "sglang-triton"),
+            (
+                "\"gemmtune\", \"reference-server\", \"--port\", \"31000\"",
+                "",
+                "server.command",
+            ),
+        ] {
+            let error = error(&SMALL.replacen(from, to, 1));
+            assert!(error.contains(name), "{to}: {error}");
+        }
+    }
+
+    #[test]
+    fn an_operation_is_named_as_the_runtime_names_it() {
+        let text = SMALL.replace(
+            "kind = \"reference\"",
+            "kind = \"reference\"\nop = \"gemm_a8w8_blockscale\"",
+        );
+        assert_eq!(
+            Config::parse(&text).unwrap().backend.op,
+            Some(Op::Blockscale)
+        );
+    }
+}

@@ -1,0 +1,7 @@
+//! The workload: how the user starts the server and measures it, as `gemmtune.toml` says it.
+//!
+//! This room reads launch scripts and live processes and writes nothing. Only `env` may look
+//! at the process environment.
+
+pub mod config;
+pub mod duration;
