@@ -6,6 +6,7 @@
 
 #[cfg(feature = "cli")]
 pub mod cli;
+pub mod proc;
 pub mod shape;
 pub mod store;
 pub mod tune;

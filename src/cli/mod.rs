@@ -4,6 +4,7 @@
 
 pub mod completions;
 pub mod failure;
+pub mod keeper;
 pub mod printer;
 
 use clap::{Parser, Subcommand};
@@ -27,6 +28,9 @@ struct Cli {
 enum Command {
     /// Print shell completions
     Completions(completions::CompletionsArgs),
+    /// Keep one child process; started by gemmtune itself
+    #[command(hide = true)]
+    Keeper(keeper::KeeperArgs),
 }
 
 /// Parses the command line, runs the command and says how it ended.
@@ -34,7 +38,7 @@ pub fn main() -> std::process::ExitCode {
     let cli = Cli::parse();
     let printer = Printer::new(cli.json);
     match run(cli.command, &printer) {
-        Ok(()) => std::process::ExitCode::SUCCESS,
+        Ok(code) => code,
         Err(failure) => {
             printer.failure(&failure);
             failure.exit_code()
@@ -42,8 +46,14 @@ pub fn main() -> std::process::ExitCode {
     }
 }
 
-fn run(command: Command, printer: &Printer) -> Result<(), Failure> {
+fn run(command: Command, printer: &Printer) -> Result<std::process::ExitCode, Failure> {
     match command {
-        Command::Completions(args) => completions::run(&args, printer),
+        Command::Completions(args) => completions::run(&args, printer).map(success),
+        Command::Keeper(args) => Ok(keeper::run(&args, printer)),
     }
+}
+
+/// The exit code of a command that has no other than "done".
+fn success((): ()) -> std::process::ExitCode {
+    std::process::ExitCode::SUCCESS
 }

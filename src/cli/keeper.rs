@@ -1,0 +1,30 @@
+//! `gemmtune keeper`: the hidden process between gemmtune and a child; see [`crate::proc`].
+
+use std::process::ExitCode;
+use std::time::Duration;
+
+use super::printer::Printer;
+
+/// Arguments of `gemmtune keeper`.
+#[derive(Debug, clap::Args)]
+pub struct KeeperArgs {
+    /// Inherited descriptor: the read end of the lifeline pipe
+    #[arg(long)]
+    lifeline_fd: u32,
+    /// Milliseconds between SIGTERM and SIGKILL
+    #[arg(long)]
+    grace_ms: u64,
+    /// The command to keep
+    #[arg(last = true, required = true)]
+    command: Vec<String>,
+}
+
+/// Keeps the command; the exit code is the command's.
+pub fn run(args: &KeeperArgs, printer: &Printer) -> ExitCode {
+    let grace = Duration::from_millis(args.grace_ms);
+    let (code, error) = crate::proc::keeper::keep(args.lifeline_fd, grace, &args.command);
+    if let Some(error) = error {
+        printer.say(format!("gemmtune keeper: failed to {error}"));
+    }
+    ExitCode::from(code)
+}

@@ -1,0 +1,94 @@
+//! Running a short command to its end, with a deadline, and reading what it said.
+
+use std::time::Duration;
+
+use camino::Utf8PathBuf;
+
+use super::interrupt::{Interrupt, Urgency};
+use super::spawn::{Ended, Keeper, Spawn, SpawnError};
+
+/// What a command that ended by itself left.
+#[derive(Clone, Debug)]
+pub struct Ran {
+    /// Exit code; 128 + n for signal n.
+    pub code: u8,
+    /// Standard output.
+    pub stdout: Vec<u8>,
+    /// Standard error.
+    pub stderr: Vec<u8>,
+}
+
+/// Failed to run a command to its end.
+#[derive(Debug, thiserror::Error)]
+pub enum RunError {
+    /// It could not be started.
+    #[error(transparent)]
+    Spawn(#[from] SpawnError),
+    /// It did not end in time and was ended.
+    #[error("run `{program}`: no answer within {limit:?}")]
+    DeadlinePassed {
+        /// The program.
+        program: String,
+        /// The limit it ran under.
+        limit: Duration,
+    },
+    /// The user asked to stop.
+    #[error("run `{0}`: interrupted")]
+    Interrupted(String),
+    /// Its output could not be kept or read.
+    #[error("read the output of `{program}`")]
+    Output {
+        /// The program.
+        program: String,
+        /// The cause.
+        source: std::io::Error,
+    },
+}
+
+/// Runs `argv` in `folder` with `env` on top of our own environment, for at most `limit`.
+///
+/// Output goes through files, so neither stream can block the command however much it says.
+pub fn run(
+    keeper: &Keeper,
+    argv: &[String],
+    folder: Option<Utf8PathBuf>,
+    env: impl IntoIterator<Item = (String, Option<String>)>,
+    limit: Duration,
+    interrupt: &Interrupt,
+) -> Result<Ran, RunError> {
+    let program = argv.first().cloned().unwrap_or_default();
+    let output = |source| RunError::Output {
+        program: program.clone(),
+        source,
+    };
+    let kept_output = tempfile::tempdir().map_err(output)?;
+    let path = |name| {
+        Utf8PathBuf::try_from(kept_output.path().join(name))
+            .map_err(|error| output(std::io::Error::other(error)))
+    };
+    let (stdout, stderr) = (path("stdout")?, path("stderr")?);
+    let spawn = Spawn {
+        argv: argv.to_vec(),
+        folder,
+        env: env.into_iter().collect(),
+        stdout: stdout.clone(),
+        stderr: stderr.clone(),
+        grace: Duration::from_secs(2),
+    };
+    let mut kept = spawn.start(keeper)?;
+    match kept.wait(limit, interrupt) {
+        Ended::Exited(code) => Ok(Ran {
+            code,
+            stdout: fs_err::read(&stdout).map_err(output)?,
+            stderr: fs_err::read(&stderr).map_err(output)?,
+        }),
+        Ended::DeadlinePassed => {
+            kept.stop(Urgency::Stop, interrupt);
+            Err(RunError::DeadlinePassed { program, limit })
+        }
+        Ended::Interrupted(urgency) => {
+            kept.stop(urgency, interrupt);
+            Err(RunError::Interrupted(program))
+        }
+    }
+}

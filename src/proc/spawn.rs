@@ -1,0 +1,264 @@
+//! Starting a child under a keeper, waiting for it, ending it.
+
+use std::collections::BTreeMap;
+use std::io::{PipeWriter, Write as _};
+use std::os::fd::{AsRawFd as _, OwnedFd};
+use std::os::unix::process::CommandExt as _;
+use std::process::{Child, Command, Stdio};
+use std::sync::mpsc::{Receiver, RecvTimeoutError, channel};
+use std::thread;
+use std::time::{Duration, Instant};
+
+use camino::{Utf8Path, Utf8PathBuf};
+use nix::fcntl::{FcntlArg, FdFlag, fcntl};
+
+use super::interrupt::{Interrupt, Urgency};
+use super::keeper::{CANNOT_START, KILL_NOW, STOP};
+
+/// The binary whose hidden subcommand `keeper` keeps children: gemmtune itself.
+#[derive(Clone, Debug)]
+pub struct Keeper {
+    program: Utf8PathBuf,
+}
+
+impl Keeper {
+    /// The keeper in the binary at `program`.
+    pub fn new(program: Utf8PathBuf) -> Self {
+        Self { program }
+    }
+
+    /// The keeper in the running binary, which must be gemmtune.
+    pub fn this_binary() -> std::io::Result<Self> {
+        let program = std::env::current_exe()?;
+        let program = Utf8PathBuf::try_from(program).map_err(std::io::Error::other)?;
+        Ok(Self { program })
+    }
+
+    /// The binary.
+    pub fn program(&self) -> &Utf8Path {
+        &self.program
+    }
+}
+
+/// Failed to start a child.
+#[derive(Debug, thiserror::Error)]
+pub enum SpawnError {
+    /// The keeper itself could not be started, or its files not be opened.
+    #[error("start `{program}`")]
+    Start {
+        /// The program asked for.
+        program: String,
+        /// The cause.
+        source: std::io::Error,
+    },
+    /// An empty command line.
+    #[error("start a command that is empty")]
+    Empty,
+}
+
+/// A command to start: argument vector, folder, environment, and where its output goes.
+#[derive(Clone, Debug)]
+pub struct Spawn {
+    /// Program and arguments.
+    pub argv: Vec<String>,
+    /// Working folder; ours when absent.
+    pub folder: Option<Utf8PathBuf>,
+    /// Variables set (`Some`) or removed (`None`) on top of our own environment.
+    pub env: BTreeMap<String, Option<String>>,
+    /// Standard output goes here; appended to.
+    pub stdout: Utf8PathBuf,
+    /// Standard error goes here; may be the same file.
+    pub stderr: Utf8PathBuf,
+    /// How long descendants have between SIGTERM and SIGKILL.
+    pub grace: Duration,
+}
+
+impl Spawn {
+    /// A command with both streams appended to `log`, and ten seconds of grace.
+    pub fn new(argv: Vec<String>, log: &Utf8Path) -> Self {
+        Self {
+            argv,
+            folder: None,
+            env: BTreeMap::new(),
+            stdout: log.to_owned(),
+            stderr: log.to_owned(),
+            grace: Duration::from_secs(10),
+        }
+    }
+
+    /// Sets a variable.
+    #[must_use]
+    pub fn env(mut self, name: &str, value: &str) -> Self {
+        self.env.insert(name.to_owned(), Some(value.to_owned()));
+        self
+    }
+
+    /// Starts the command under `keeper`.
+    pub fn start(&self, keeper: &Keeper) -> Result<Kept, SpawnError> {
+        let program = self.argv.first().ok_or(SpawnError::Empty)?;
+        self.start_inner(keeper)
+            .map_err(|source| SpawnError::Start {
+                program: program.clone(),
+                source,
+            })
+    }
+
+    fn start_inner(&self, keeper: &Keeper) -> std::io::Result<Kept> {
+        let (read_end, lifeline) = std::io::pipe()?;
+        let read_end = OwnedFd::from(read_end);
+        // Both ends were made close-on-exec. Only the read end is let through to the keeper; a child
+        // that another thread starts in this moment would inherit a read end, which is harmless.
+        fcntl(&read_end, FcntlArg::F_SETFD(FdFlag::empty()))?;
+        let mut command = Command::new(keeper.program());
+        command
+            .args(["keeper", "--lifeline-fd"])
+            .arg(read_end.as_raw_fd().to_string())
+            .arg("--grace-ms")
+            .arg(self.grace.as_millis().to_string())
+            .arg("--")
+            .args(&self.argv)
+            .stdin(Stdio::null())
+            .stdout(append(&self.stdout)?)
+            .stderr(append(&self.stderr)?)
+            .process_group(0);
+        if let Some(folder) = &self.folder {
+            command.current_dir(folder);
+        }
+        for (name, value) in &self.env {
+            match value {
+                Some(value) => command.env(name, value),
+                None => command.env_remove(name),
+            };
+        }
+        let child = command.spawn()?;
+        Ok(Kept::new(child, lifeline, self.grace))
+    }
+}
+
+fn append(path: &Utf8Path) -> std::io::Result<Stdio> {
+    let file = fs_err::OpenOptions::new()
+        .create(true)
+        .append(true)
+        .open(path)?;
+    Ok(Stdio::from(file.into_parts().0))
+}
+
+/// How a wait for a child ended.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Ended {
+    /// It exited with this code; 128 + n for signal n.
+    Exited(u8),
+    /// The deadline passed; it still runs.
+    DeadlinePassed,
+    /// The user asked to stop; it still runs.
+    Interrupted(Urgency),
+}
+
+/// A child under its keeper. Dropping it ends the whole tree at once.
+#[derive(Debug)]
+pub struct Kept {
+    pid: u32,
+    lifeline: PipeWriter,
+    exit: Receiver<u8>,
+    code: Option<u8>,
+    grace: Duration,
+}
+
+impl Kept {
+    fn new(mut child: Child, lifeline: PipeWriter, grace: Duration) -> Self {
+        let (sender, exit) = channel();
+        let pid = child.id();
+        thread::spawn(move || {
+            let code = child.wait().ok().and_then(|status| status.code());
+            // A keeper that was itself killed has no code.
+            let _ = sender.send(code.map_or(CANNOT_START, |code| code as u8));
+        });
+        Self {
+            pid,
+            lifeline,
+            exit,
+            code: None,
+            grace,
+        }
+    }
+
+    /// Process id of the keeper; its descendants are the command's tree.
+    pub fn pid(&self) -> u32 {
+        self.pid
+    }
+
+    /// The exit code, once there is one.
+    pub fn exited(&mut self) -> Option<u8> {
+        if self.code.is_none() {
+            self.code = self.exit.try_recv().ok();
+        }
+        self.code
+    }
+
+    /// Waits until the child exits, `limit` passes or the user asks to stop.
+    pub fn wait(&mut self, limit: Duration, interrupt: &Interrupt) -> Ended {
+        let (sender, raised) = channel();
+        interrupt.subscribe(sender);
+        let until = Instant::now() + limit;
+        loop {
+            if let Some(code) = self.exited() {
+                return Ended::Exited(code);
+            }
+            if let Ok(urgency) = raised.try_recv() {
+                return Ended::Interrupted(urgency);
+            }
+            let now = Instant::now();
+            if now >= until {
+                return Ended::DeadlinePassed;
+            }
+            // Two channels, one thread: the exit is waited for in slices no longer than a person
+            // notices, the interrupt is looked at between them.
+            let slice = (until - now).min(Duration::from_millis(50));
+            match self.exit.recv_timeout(slice) {
+                Ok(code) => self.code = Some(code),
+                Err(RecvTimeoutError::Timeout) => {}
+                Err(RecvTimeoutError::Disconnected) => self.code = Some(CANNOT_START),
+            }
+        }
+    }
+
+    /// Ends the whole tree: politely, or at once when `urgency` is [`Urgency::Kill`] or the user asks
+    /// for it meanwhile. Returns the exit code.
+    pub fn stop(&mut self, urgency: Urgency, interrupt: &Interrupt) -> u8 {
+        if let Some(code) = self.exited() {
+            return code;
+        }
+        let (sender, raised) = channel();
+        interrupt.subscribe(sender);
+        self.ask(if urgency == Urgency::Kill {
+            KILL_NOW
+        } else {
+            STOP
+        });
+        // The keeper needs its grace, and after it the time in which it gives up killing.
+        let until = Instant::now() + self.grace + Duration::from_secs(15);
+        while Instant::now() < until {
+            if let Ok(code) = self.exit.recv_timeout(Duration::from_millis(20)) {
+                self.code = Some(code);
+                return code;
+            }
+            if raised.try_iter().any(|urgency| urgency == Urgency::Kill) {
+                self.ask(KILL_NOW);
+            }
+        }
+        CANNOT_START
+    }
+
+    fn ask(&mut self, what: u8) {
+        // A keeper that is already gone has closed its end; its exit code then says so.
+        let _ = self.lifeline.write_all(&[what]);
+    }
+}
+
+impl Drop for Kept {
+    fn drop(&mut self) {
+        if self.exited().is_none() {
+            self.stop(Urgency::Kill, &Interrupt::new());
+        }
+    }
+}

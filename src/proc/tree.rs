@@ -1,0 +1,123 @@
+//! Who descends from whom, read from `/proc`, and how a whole tree of processes is ended.
+
+use std::collections::BTreeMap;
+use std::thread;
+use std::time::{Duration, Instant};
+
+use nix::sys::signal::{Signal, kill};
+use nix::sys::wait::{WaitPidFlag, waitpid};
+use nix::unistd::Pid;
+
+/// How often the table of processes is read again while a tree is being ended.
+const POLL: Duration = Duration::from_millis(10);
+
+/// A process that cannot be killed within this time sits in an uninterruptible system call.
+const KILL_PATIENCE: Duration = Duration::from_secs(10);
+
+/// The living descendants of `root`, without `root` itself, parents before children.
+pub fn descendants(root: u32) -> Vec<u32> {
+    let mut children: BTreeMap<u32, Vec<(u32, bool)>> = BTreeMap::new();
+    let Ok(entries) = fs_err::read_dir("/proc") else {
+        return Vec::new();
+    };
+    for entry in entries.flatten() {
+        let Some(pid) = entry
+            .file_name()
+            .to_str()
+            .and_then(|name| name.parse().ok())
+        else {
+            continue;
+        };
+        // A process that ended since the listing has no row any more.
+        let Ok(stat) = fs_err::read_to_string(format!("/proc/{pid}/stat")) else {
+            continue;
+        };
+        if let Some((parent, is_zombie)) = parent_and_state(&stat) {
+            children.entry(parent).or_default().push((pid, is_zombie));
+        }
+    }
+    let mut found = Vec::new();
+    let mut queue = vec![root];
+    while let Some(parent) = queue.pop() {
+        for &(pid, is_zombie) in children.get(&parent).map_or(&[][..], Vec::as_slice) {
+            if is_zombie {
+                // Only our own dead children can be reaped here; others answer an error.
+                let _ = waitpid(Pid::from_raw(pid.cast_signed()), Some(WaitPidFlag::WNOHANG));
+            } else {
+                found.push(pid);
+            }
+            queue.push(pid);
+        }
+    }
+    found
+}
+
+/// Parent and zombie state from the text of `/proc/PID/stat`. The command name stands in
+/// parentheses and may itself hold blanks and parentheses, so fields count from the last one.
+fn parent_and_state(stat: &str) -> Option<(u32, bool)> {
+    let mut fields = stat.rsplit_once(')')?.1.split_ascii_whitespace();
+    let state = fields.next()?;
+    let parent = fields.next()?.parse().ok()?;
+    Some((parent, matches!(state, "Z" | "X")))
+}
+
+/// Ends every descendant of `root`: SIGTERM, then SIGKILL after `grace`. Returns what could not be
+/// ended. `hurry` is asked between rounds and cuts the grace short.
+pub fn end_descendants(root: u32, grace: Duration, mut hurry: impl FnMut() -> bool) -> Vec<u32> {
+    if !grace.is_zero() {
+        for pid in descendants(root) {
+            send(pid, Signal::SIGTERM);
+        }
+        let until = Instant::now() + grace;
+        while Instant::now() < until && !hurry() {
+            if descendants(root).is_empty() {
+                return Vec::new();
+            }
+            thread::sleep(POLL);
+        }
+    }
+    let until = Instant::now() + KILL_PATIENCE;
+    loop {
+        // Read again before every round: a process may fork between the listing and the signal.
+        let alive = descendants(root);
+        if alive.is_empty() || Instant::now() > until {
+            return alive;
+        }
+        for pid in alive {
+            send(pid, Signal::SIGKILL);
+        }
+        thread::sleep(POLL);
+    }
+}
+
+fn send(pid: u32, signal: Signal) {
+    // The only error possible for a descendant is that it has just ended.
+    let _ = kill(Pid::from_raw(pid.cast_signed()), signal);
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_command_name_with_parentheses_does_not_shift_the_fields() {
+        assert_eq!(
+            parent_and_state("12 (a) b (c) S 7 12 12 0"),
+            Some((7, false))
+        );
+        assert_eq!(parent_and_state("12 (x) Z 9 12"), Some((9, true)));
+        assert_eq!(parent_and_state("torn"), None);
+    }
+
+    #[test]
+    fn children_of_this_process_are_found() {
+        let mut child = std::process::Command::new("sleep")
+            .arg("30")
+            .spawn()
+            .unwrap();
+        assert!(descendants(std::process::id()).contains(&child.id()));
+        child.kill().unwrap();
+        child.wait().unwrap();
+        assert!(!descendants(std::process::id()).contains(&child.id()));
+    }
+}
