@@ -6,6 +6,7 @@
 
 #[cfg(feature = "cli")]
 pub mod cli;
+pub mod log;
 pub mod proc;
 pub mod shape;
 pub mod store;

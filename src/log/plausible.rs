@@ -1,0 +1,98 @@
+//! Which M, N, K and dtype a GEMM can have: the difference between a record and a torn one.
+
+use crate::shape::Op;
+
+/// FP8 dtypes as torch prints them (torch 2.4 to 2.9, `torch/__init__.py`).
+const FLOAT8: [&str; 5] = [
+    "torch.float8_e4m3fn",
+    "torch.float8_e4m3fnuz",
+    "torch.float8_e5m2",
+    "torch.float8_e5m2fnuz",
+    "torch.float8_e8m0fnu",
+];
+
+/// Largest M taken for real. Prefill chunks end at 16384 tokens by default (SGLang 0.5.5 to 0.5.23); the factor
+/// of 1024 leaves room for offline engines while two glued numbers still stand out.
+pub const MAX_M: u32 = 1 << 24;
+
+/// Largest N or K taken for real: eight times the largest dense projection in the model tables known here
+/// (Llama-3.1-405B gate_up at TP1, 106496), rounded up.
+pub const MAX_NK: u32 = 1 << 20;
+
+/// Whether `dtype` is the whole name of an FP8 dtype. A name cut short is not.
+pub fn is_float8(dtype: &str) -> bool {
+    FLOAT8.contains(&dtype)
+}
+
+/// Whether some FP8 dtype name goes on where `dtype` ends: such a name at the very end of a file may be torn.
+pub fn may_go_on(dtype: &str) -> bool {
+    FLOAT8
+        .iter()
+        .any(|whole| whole.len() > dtype.len() && whole.starts_with(dtype))
+}
+
+/// Whether a GEMM can have N and K: positive multiples of 8 (the narrowest vector load of any kernel here) and
+/// no larger than [`MAX_NK`].
+pub fn nk(n: u32, k: u32) -> Result<(), &'static str> {
+    if n == 0 || k == 0 || !n.is_multiple_of(8) || !k.is_multiple_of(8) {
+        Err("N and K are positive multiples of 8")
+    } else if n > MAX_NK || k > MAX_NK {
+        Err("N and K are at most 1048576")
+    } else {
+        Ok(())
+    }
+}
+
+/// Whether a GEMM can have M: at least 1 and at most [`MAX_M`].
+pub fn m(m: u32) -> Result<(), &'static str> {
+    if m == 0 {
+        Err("M is at least 1")
+    } else if m > MAX_M {
+        Err("M is at most 16777216")
+    } else {
+        Ok(())
+    }
+}
+
+/// Whether a GEMM of `op` can have these sizes and this dtype; else what is wrong, as a rule.
+pub fn shape(op: Op, m: u32, n: u32, k: u32, dtype: &str) -> Result<(), &'static str> {
+    self::m(m)?;
+    nk(n, k)?;
+    let known = match op {
+        Op::Blockscale | Op::BlockscaleBpreshuffle | Op::TritonBlockFp8 => is_float8(dtype),
+        Op::Bpreshuffle | Op::A8w8 => is_float8(dtype) || dtype == "torch.int8",
+        Op::A4w4 => dtype == "torch.float4_e2m1fn_x2" || dtype == "torch.uint8",
+    };
+    if known {
+        Ok(())
+    } else {
+        Err("the dtype is none this operation takes")
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_dtype_cut_short_is_no_dtype() {
+        assert!(is_float8("torch.float8_e4m3fn"));
+        assert!(!is_float8("torch.float8_e4m3"));
+        assert!(!is_float8("torch.bfloat16"));
+        assert!(may_go_on("torch.float8_e4m3fn"), "fnuz goes on");
+        assert!(!may_go_on("torch.float8_e4m3fnuz"));
+    }
+
+    #[test]
+    fn sizes_no_gemm_has_are_told_apart() {
+        let check = |m, n, k| shape(Op::Blockscale, m, n, k, "torch.float8_e4m3fn");
+        assert!(check(1, 8, 8).is_ok());
+        assert!(check(16384, 106_496, 16384).is_ok());
+        assert!(check(0, 8, 8).is_err());
+        assert!(check(1, 12, 8).is_err());
+        assert!(check(1, 8, 0).is_err());
+        assert!(check(1, 8, 1 << 21).is_err());
+        assert!(shape(Op::Blockscale, 1, 8, 8, "torch.int8").is_err());
+        assert!(shape(Op::Bpreshuffle, 1, 8, 8, "torch.int8").is_ok());
+    }
+}
