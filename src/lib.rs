@@ -10,5 +10,6 @@ pub mod log;
 pub mod proc;
 pub mod shape;
 pub mod store;
+pub mod table;
 pub mod tune;
 pub mod workload;

@@ -1,0 +1,704 @@
+//! aiter's tuned CSV tables, read and written by header name.
+//!
+//! One reader serves every operation and every revision, and the reference engine's table, which has
+//! the form of [`Revision::H`]. What the file holds beyond the known columns is kept and written back.
+//! Nothing here touches the file system.
+
+use std::collections::HashSet;
+use std::fmt::Write as _;
+use std::sync::Arc;
+
+use super::revision::{self, Revision};
+use crate::shape::{Op, Shape};
+
+/// A cell's text; equal cells of a table share their memory.
+pub type Text = Arc<str>;
+
+/// One row: a tuned kernel for one key.
+///
+/// A cell that is empty or one of pandas' spellings of "no value" is `None`. A cell of a typed column
+/// whose text is not of that type stands in [`Row::extra`] under its column's name, so that nothing is
+/// lost on writing.
+#[derive(Clone, Debug, Default, PartialEq)]
+pub struct Row {
+    /// 1-based line of the file; 0 for a row that comes from no file.
+    pub line: u64,
+    /// Architecture, for example `gfx942`; absent from tables before [`Revision::H`].
+    pub gfx: Option<Text>,
+    /// Compute units of the GPU.
+    pub cu_num: Option<u32>,
+    /// Rows of the activation.
+    pub m: u32,
+    /// Output features.
+    pub n: u32,
+    /// Input features.
+    pub k: u32,
+    /// dtype of the weight as torch prints it; a key column of some operations.
+    pub q_dtype_w: Option<Text>,
+    /// Library the kernel comes from: `ck`, `cktile`, `asm`, `flydsl`, `triton`, `opus`, `ref`.
+    pub libtype: Option<Text>,
+    /// Number of the kernel within its library.
+    pub kernel_id: Option<i64>,
+    /// Split of K; its meaning depends on the library.
+    pub split_k: Option<i64>,
+    /// Mean device time of one call in microseconds.
+    pub us: Option<f64>,
+    /// Name of the kernel.
+    pub kernel_name: Option<Text>,
+    /// 2·M·N·K / us, in 10^12 operations per second.
+    pub tflops: Option<f64>,
+    /// Bytes of both inputs and the output / us, in 10^9 bytes per second.
+    pub bw: Option<f64>,
+    /// Fraction of output elements outside the tuner's tolerance.
+    pub err_ratio: Option<f64>,
+    /// Cells of further columns, and unreadable cells of known ones, by column name.
+    pub extra: Vec<(Text, Text)>,
+}
+
+impl Row {
+    /// The text kept for `column` in [`Row::extra`].
+    pub fn extra(&self, column: &str) -> Option<&str> {
+        self.extra
+            .iter()
+            .find(|(name, _)| &**name == column)
+            .map(|(_, text)| &**text)
+    }
+
+    /// The problem this row was tuned for.
+    pub fn shape(&self, op: Op) -> Shape {
+        Shape {
+            op,
+            m: self.m,
+            n: self.n,
+            k: self.k,
+            dtype: self.q_dtype_w.as_deref().unwrap_or("").to_owned(),
+        }
+    }
+
+    /// Whether a merge or a plan may rely on this row: its time is a positive number and its error
+    /// ratio, where there is one, is at most `limit`.
+    pub fn is_valid(&self, limit: f64) -> bool {
+        let timed = self.us.is_some_and(|us| us.is_finite() && us > 0.0);
+        let right = match self.err_ratio {
+            Some(ratio) => (0.0..=limit).contains(&ratio),
+            // An unreadable ratio proves nothing; an absent one is older tables' habit.
+            None => self.extra("errRatio").is_none(),
+        };
+        timed && right
+    }
+}
+
+/// What is odd about the bytes of a table, though its rows read well.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct Quirks {
+    /// The file starts with a byte order mark, which pandas drops.
+    pub byte_order_mark: bool,
+    /// Lines end in carriage return and line feed.
+    pub crlf: bool,
+    /// The last line has no end: text appended to the file is glued to the last row.
+    pub no_final_newline: bool,
+    /// Header names written with blanks around them; aiter's look-up does not find such a column.
+    pub padded_columns: Vec<String>,
+}
+
+/// A row, or a cell, that could not be read as what it has to be.
+#[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
+pub enum Fault {
+    /// More cells than columns: usually two rows glued together.
+    #[error("line {line} has {found} cells, the header {expected}")]
+    TooManyCells {
+        /// 1-based line.
+        line: u64,
+        /// Columns of the header.
+        expected: usize,
+        /// Cells of the line.
+        found: usize,
+    },
+    /// A key cell that is no whole number in range: the row cannot be found by any look-up.
+    #[error("line {line}: `{text}` in column {column} is no whole number from 0 to 4294967295")]
+    BadKey {
+        /// 1-based line.
+        line: u64,
+        /// The column.
+        column: &'static str,
+        /// The cell.
+        text: String,
+    },
+    /// A cell that has to be a number and is not; the row is kept.
+    #[error("line {line}: `{text}` in column {column} is no number")]
+    BadNumber {
+        /// 1-based line.
+        line: u64,
+        /// The column.
+        column: &'static str,
+        /// The cell.
+        text: String,
+    },
+    /// Bytes that are not UTF-8; the row is dropped.
+    #[error("line {line} is not UTF-8")]
+    NotUtf8 {
+        /// 1-based line.
+        line: u64,
+    },
+}
+
+impl Fault {
+    /// The 1-based line.
+    pub fn line(&self) -> u64 {
+        match self {
+            Self::TooManyCells { line, .. }
+            | Self::BadKey { line, .. }
+            | Self::BadNumber { line, .. }
+            | Self::NotUtf8 { line } => *line,
+        }
+    }
+
+    /// Whether the row is missing from the table because of it.
+    pub fn drops_row(&self) -> bool {
+        !matches!(self, Self::BadNumber { .. })
+    }
+}
+
+/// A file that is no tuned table, or not one this program can use.
+#[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
+pub enum TableError {
+    /// No header line.
+    #[error("read `{name}`: the file is empty")]
+    Empty {
+        /// Name of the table.
+        name: String,
+    },
+    /// The header is not text.
+    #[error("read `{name}`: the header is not UTF-8")]
+    HeaderNotUtf8 {
+        /// Name of the table.
+        name: String,
+    },
+    /// Two columns of one name: it cannot be told which one counts.
+    #[error("read `{name}`: column `{column}` stands twice in the header")]
+    DuplicateColumn {
+        /// Name of the table.
+        name: String,
+        /// The column.
+        column: String,
+    },
+    /// Columns without which no row can be found.
+    #[error("read `{name}`: no column {columns} in the header")]
+    MissingColumns {
+        /// Name of the table.
+        name: String,
+        /// The columns, joined by commas.
+        columns: String,
+    },
+    /// A table of another kind: batched, bf16 or MoE. Its keys have further columns.
+    #[error("read `{name}`: a {kind} table, not one of an FP8 or FP4 GEMM")]
+    NotGemm {
+        /// Name of the table.
+        name: String,
+        /// What it is.
+        kind: &'static str,
+    },
+    /// A row that cannot be read, where every row is needed.
+    #[error("read `{name}`")]
+    Fault {
+        /// Name of the table.
+        name: String,
+        /// The first fault of the file.
+        #[source]
+        fault: Fault,
+    },
+}
+
+/// A tuned table.
+#[derive(Clone, Debug, PartialEq)]
+pub struct Table {
+    /// What messages call it: usually its path.
+    pub name: String,
+    /// The operation it serves.
+    pub op: Op,
+    /// Column names in file order.
+    pub columns: Vec<Text>,
+    /// Rows in file order.
+    pub rows: Vec<Row>,
+    /// Lines and cells that could not be read, in file order.
+    pub faults: Vec<Fault>,
+    /// Oddities of the bytes.
+    pub quirks: Quirks,
+}
+
+impl Table {
+    /// An empty table with the columns `op`'s tuner writes at `revision`.
+    pub fn new(name: impl Into<String>, op: Op, revision: Revision) -> Self {
+        Self {
+            name: name.into(),
+            op,
+            columns: revision::tuned_columns(op, revision)
+                .into_iter()
+                .map(Text::from)
+                .collect(),
+            rows: Vec::new(),
+            faults: Vec::new(),
+            quirks: Quirks::default(),
+        }
+    }
+
+    /// Reads a table. `op` is taken from the caller, else from the file name, else from kernel names,
+    /// else from the columns.
+    ///
+    /// Lines that cannot be read are left out and listed in [`Table::faults`]; a caller that needs every
+    /// row asks for [`Table::checked`].
+    pub fn read(name: &str, bytes: &[u8], op: Option<Op>) -> Result<Self, TableError> {
+        let mut quirks = Quirks {
+            byte_order_mark: bytes.starts_with(b"\xef\xbb\xbf"),
+            ..Quirks::default()
+        };
+        let bytes = bytes.strip_prefix(b"\xef\xbb\xbf").unwrap_or(bytes);
+        quirks.no_final_newline = !matches!(bytes.last(), Some(b'\n' | b'\r') | None);
+        quirks.crlf =
+            memchr::memchr(b'\n', bytes).is_some_and(|end| end > 0 && bytes[end - 1] == b'\r');
+
+        let mut reader = csv::ReaderBuilder::new()
+            .has_headers(false)
+            .flexible(true)
+            .from_reader(bytes);
+        let mut record = csv::ByteRecord::new();
+        // Reading from memory with `flexible` cannot fail: there is no IO and no wrong cell count.
+        let mut next =
+            |record: &mut csv::ByteRecord| reader.read_byte_record(record).unwrap_or(false);
+        if !next(&mut record) {
+            return Err(TableError::Empty {
+                name: name.to_owned(),
+            });
+        }
+        let header = Header::read(name, &record, &mut quirks)?;
+
+        let mut texts = Interner::default();
+        let mut rows = Vec::new();
+        let mut faults = Vec::new();
+        while next(&mut record) {
+            let line = first_line(bytes, &record);
+            if record.iter().all(|cell| cell.trim_ascii().is_empty()) {
+                continue; // pandas skips blank lines; a line of commas has no key either way
+            }
+            if let Some(row) = header.row(line, &record, &mut texts, &mut faults) {
+                rows.push(row);
+            }
+        }
+        let op = op
+            .or_else(|| revision::op_of_file_name(name))
+            .or_else(|| op_of_rows(&rows))
+            .unwrap_or_else(|| header.op());
+        Ok(Self {
+            name: name.to_owned(),
+            op,
+            columns: header.columns,
+            rows,
+            faults,
+            quirks,
+        })
+    }
+
+    /// The table itself, or its first fault.
+    pub fn checked(self) -> Result<Self, TableError> {
+        match self.faults.first() {
+            None => Ok(self),
+            Some(fault) => Err(TableError::Fault {
+                name: self.name,
+                fault: fault.clone(),
+            }),
+        }
+    }
+
+    /// Whether the table has a column called `name`.
+    pub fn has_column(&self, name: &str) -> bool {
+        self.columns.iter().any(|column| &**column == name)
+    }
+
+    /// The table as CSV: its columns, LF line ends, a final newline, no byte order mark.
+    pub fn to_csv(&self) -> String {
+        let roles: Vec<Role> = self.columns.iter().map(|column| Role::of(column)).collect();
+        let mut text = String::with_capacity(64 + self.rows.len() * 160);
+        push_line(&mut text, self.columns.iter().map(|column| &**column));
+        let mut cells: Vec<String> = Vec::with_capacity(roles.len());
+        for row in &self.rows {
+            cells.clear();
+            for (role, column) in roles.iter().zip(&self.columns) {
+                cells.push(match role.typed(row) {
+                    Some(cell) => cell,
+                    None => row.extra(column).unwrap_or("").to_owned(),
+                });
+            }
+            push_line(&mut text, cells.iter().map(String::as_str));
+        }
+        text
+    }
+}
+
+/// A float as pandas writes it: `6.62`, `0.0`, `inf`, nothing for NaN.
+pub fn float_cell(value: f64) -> String {
+    if value.is_nan() {
+        return String::new();
+    }
+    format!("{value:?}")
+}
+
+/// Whether pandas reads `cell` as "no value" (`pandas/_libs/parsers.pyx`, `_NA_VALUES`), or a tuner's
+/// profile wrote it for one (`Null`).
+pub fn is_unset(cell: &str) -> bool {
+    matches!(
+        cell,
+        "" | "#N/A"
+            | "#N/A N/A"
+            | "#NA"
+            | "-1.#IND"
+            | "-1.#QNAN"
+            | "-NaN"
+            | "-nan"
+            | "1.#IND"
+            | "1.#QNAN"
+            | "<NA>"
+            | "N/A"
+            | "NA"
+            | "NULL"
+            | "NaN"
+            | "None"
+            | "n/a"
+            | "nan"
+            | "null"
+            | "Null"
+    )
+}
+
+fn push_line<'a>(text: &mut String, cells: impl Iterator<Item = &'a str>) {
+    for (index, cell) in cells.enumerate() {
+        if index > 0 {
+            text.push(',');
+        }
+        if cell.contains([',', '"', '\n', '\r']) {
+            let _ = write!(text, "\"{}\"", cell.replace('"', "\"\""));
+        } else {
+            text.push_str(cell);
+        }
+    }
+    text.push('\n');
+}
+
+fn op_of_rows(rows: &[Row]) -> Option<Op> {
+    rows.iter()
+        .filter_map(|row| row.kernel_name.as_deref())
+        .find_map(revision::op_of_kernel_name)
+}
+
+/// What a column holds.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum Role {
+    Gfx,
+    CuNum,
+    M,
+    N,
+    K,
+    WeightDtype,
+    Libtype,
+    KernelId,
+    SplitK,
+    Us,
+    KernelName,
+    Tflops,
+    Bw,
+    ErrRatio,
+    Other,
+}
+
+impl Role {
+    fn of(column: &str) -> Self {
+        match column {
+            "gfx" => Self::Gfx,
+            "cu_num" => Self::CuNum,
+            "M" => Self::M,
+            "N" => Self::N,
+            "K" => Self::K,
+            "q_dtype_w" => Self::WeightDtype,
+            "libtype" => Self::Libtype,
+            "kernelId" => Self::KernelId,
+            "splitK" => Self::SplitK,
+            "us" => Self::Us,
+            "kernelName" => Self::KernelName,
+            "tflops" => Self::Tflops,
+            "bw" => Self::Bw,
+            "errRatio" => Self::ErrRatio,
+            _ => Self::Other,
+        }
+    }
+
+    const fn name(self) -> &'static str {
+        match self {
+            Self::Gfx => "gfx",
+            Self::CuNum => "cu_num",
+            Self::M => "M",
+            Self::N => "N",
+            Self::K => "K",
+            Self::WeightDtype => "q_dtype_w",
+            Self::Libtype => "libtype",
+            Self::KernelId => "kernelId",
+            Self::SplitK => "splitK",
+            Self::Us => "us",
+            Self::KernelName => "kernelName",
+            Self::Tflops => "tflops",
+            Self::Bw => "bw",
+            Self::ErrRatio => "errRatio",
+            Self::Other => "other",
+        }
+    }
+
+    /// The cell of `row` that a typed field holds; `None` when the text, if any, is in `extra`.
+    fn typed(self, row: &Row) -> Option<String> {
+        let text = |cell: &Option<Text>| cell.as_ref().map(ToString::to_string);
+        match self {
+            Self::Gfx => text(&row.gfx),
+            Self::CuNum => row.cu_num.map(|number| number.to_string()),
+            Self::M => Some(row.m.to_string()),
+            Self::N => Some(row.n.to_string()),
+            Self::K => Some(row.k.to_string()),
+            Self::WeightDtype => text(&row.q_dtype_w),
+            Self::Libtype => text(&row.libtype),
+            Self::KernelId => row.kernel_id.map(|number| number.to_string()),
+            Self::SplitK => row.split_k.map(|number| number.to_string()),
+            Self::Us => row.us.map(float_cell),
+            Self::KernelName => text(&row.kernel_name),
+            Self::Tflops => row.tflops.map(float_cell),
+            Self::Bw => row.bw.map(float_cell),
+            Self::ErrRatio => row.err_ratio.map(float_cell),
+            Self::Other => None,
+        }
+    }
+}
+
+struct Header {
+    columns: Vec<Text>,
+    roles: Vec<Role>,
+}
+
+impl Header {
+    fn read(name: &str, record: &csv::ByteRecord, quirks: &mut Quirks) -> Result<Self, TableError> {
+        let mut columns: Vec<Text> = Vec::with_capacity(record.len());
+        for cell in record {
+            let Ok(raw) = std::str::from_utf8(cell) else {
+                return Err(TableError::HeaderNotUtf8 {
+                    name: name.to_owned(),
+                });
+            };
+            let column = raw.trim();
+            if column.len() != raw.len() {
+                quirks.padded_columns.push(raw.to_owned());
+            }
+            if columns.iter().any(|seen| &**seen == column) {
+                return Err(TableError::DuplicateColumn {
+                    name: name.to_owned(),
+                    column: column.to_owned(),
+                });
+            }
+            columns.push(Text::from(column));
+        }
+        let has = |wanted: &str| columns.iter().any(|column| &**column == wanted);
+        // The further key columns of the other families, newest spelling last.
+        let kind = if has("model_dim") {
+            Some("MoE")
+        } else if has("B") || (has("b") && has("m")) {
+            Some("batched GEMM")
+        } else if has("solidx") || (has("bias") && has("outdtype")) {
+            Some("bf16 or int8 GEMM")
+        } else if has("BV") {
+            Some("linear-attention")
+        } else {
+            None
+        };
+        if let Some(kind) = kind {
+            return Err(TableError::NotGemm {
+                name: name.to_owned(),
+                kind,
+            });
+        }
+        let missing: Vec<&str> = ["M", "N", "K"]
+            .into_iter()
+            .filter(|column| !has(column))
+            .collect();
+        if !missing.is_empty() {
+            return Err(TableError::MissingColumns {
+                name: name.to_owned(),
+                columns: missing.join(", "),
+            });
+        }
+        let roles = columns.iter().map(|column| Role::of(column)).collect();
+        Ok(Self { columns, roles })
+    }
+
+    /// What the columns alone say, when neither file name nor kernel names do.
+    fn op(&self) -> Op {
+        let has = |role: Role| self.roles.contains(&role);
+        match (has(Role::WeightDtype), has(Role::Libtype)) {
+            (true, true) => Op::Bpreshuffle,
+            (true, false) => Op::A8w8,
+            (false, _) => Op::Blockscale,
+        }
+    }
+
+    fn row(
+        &self,
+        line: u64,
+        record: &csv::ByteRecord,
+        texts: &mut Interner,
+        faults: &mut Vec<Fault>,
+    ) -> Option<Row> {
+        if record.len() > self.columns.len() {
+            faults.push(Fault::TooManyCells {
+                line,
+                expected: self.columns.len(),
+                found: record.len(),
+            });
+            return None;
+        }
+        let mut row = Row {
+            line,
+            ..Row::default()
+        };
+        let mut keys = [false; 3];
+        for (index, role) in self.roles.iter().enumerate() {
+            let bytes = record.get(index).unwrap_or(b"");
+            let Ok(cell) = std::str::from_utf8(bytes) else {
+                faults.push(Fault::NotUtf8 { line });
+                return None;
+            };
+            let number = cell.trim();
+            let mut kept = false; // whether a typed field holds the cell
+            let mut bad_number = false;
+            match role {
+                Role::M | Role::N | Role::K => {
+                    let Some(size) = whole(number).and_then(|size| u32::try_from(size).ok()) else {
+                        faults.push(Fault::BadKey {
+                            line,
+                            column: role.name(),
+                            text: short(cell),
+                        });
+                        return None;
+                    };
+                    let (field, key) = match role {
+                        Role::M => (&mut row.m, 0),
+                        Role::N => (&mut row.n, 1),
+                        _ => (&mut row.k, 2),
+                    };
+                    (*field, keys[key], kept) = (size, true, true);
+                }
+                Role::CuNum => {
+                    row.cu_num = whole(number).and_then(|count| u32::try_from(count).ok());
+                    kept = row.cu_num.is_some();
+                    if !kept {
+                        faults.push(Fault::BadKey {
+                            line,
+                            column: role.name(),
+                            text: short(cell),
+                        });
+                        return None;
+                    }
+                }
+                Role::KernelId => {
+                    row.kernel_id = whole(number);
+                    (kept, bad_number) = (row.kernel_id.is_some(), true);
+                }
+                Role::SplitK => {
+                    row.split_k = whole(number);
+                    (kept, bad_number) = (row.split_k.is_some(), true);
+                }
+                Role::Us | Role::Tflops | Role::Bw | Role::ErrRatio => {
+                    let value = float(number);
+                    (kept, bad_number) = (value.is_some(), true);
+                    *match role {
+                        Role::Us => &mut row.us,
+                        Role::Tflops => &mut row.tflops,
+                        Role::Bw => &mut row.bw,
+                        _ => &mut row.err_ratio,
+                    } = value;
+                }
+                Role::Gfx | Role::WeightDtype | Role::Libtype | Role::KernelName => {
+                    kept = !is_unset(number);
+                    if kept {
+                        *match role {
+                            Role::Gfx => &mut row.gfx,
+                            Role::WeightDtype => &mut row.q_dtype_w,
+                            Role::Libtype => &mut row.libtype,
+                            _ => &mut row.kernel_name,
+                        } = Some(texts.text(cell));
+                    }
+                }
+                Role::Other => {}
+            }
+            if !kept && !cell.is_empty() {
+                row.extra
+                    .push((self.columns[index].clone(), texts.text(cell)));
+                if bad_number && !is_unset(number) {
+                    faults.push(Fault::BadNumber {
+                        line,
+                        column: role.name(),
+                        text: short(cell),
+                    });
+                }
+            }
+        }
+        keys.iter().all(|seen| *seen).then_some(row)
+    }
+}
+
+/// The line a record's first cell stands on. The reader's own count is that of the blank lines before.
+fn first_line(bytes: &[u8], record: &csv::ByteRecord) -> u64 {
+    let Some(position) = record.position() else {
+        return 0;
+    };
+    let start = usize::try_from(position.byte()).unwrap_or(usize::MAX);
+    let blank = bytes
+        .get(start..)
+        .unwrap_or_default()
+        .iter()
+        .take_while(|byte| matches!(byte, b'\n' | b'\r'));
+    position.line() + blank.filter(|byte| **byte == b'\n').count() as u64
+}
+
+/// A whole number, also as pandas writes one in a column that has gaps (`3.0`).
+fn whole(text: &str) -> Option<i64> {
+    if let Ok(number) = text.parse::<i64>() {
+        return Some(number);
+    }
+    let number: f64 = text.parse().ok()?;
+    // 2^53: above it a float no longer names one whole number.
+    (number.fract() == 0.0 && number.abs() <= 9_007_199_254_740_992.0).then_some(number as i64)
+}
+
+/// A float, `inf` included; `nan` is one of the spellings of "no value", so it is none here.
+fn float(text: &str) -> Option<f64> {
+    text.parse::<f64>().ok().filter(|value| !value.is_nan())
+}
+
+/// A cell cut to what a message can show.
+fn short(cell: &str) -> String {
+    const SHOWN: usize = 60;
+    match cell.char_indices().nth(SHOWN) {
+        Some((end, _)) => format!("{}…", &cell[..end]),
+        None => cell.to_owned(),
+    }
+}
+
+#[derive(Default)]
+struct Interner(HashSet<Text>);
+
+impl Interner {
+    fn text(&mut self, cell: &str) -> Text {
+        if let Some(text) = self.0.get(cell) {
+            return text.clone();
+        }
+        let text = Text::from(cell);
+        self.0.insert(text.clone());
+        text
+    }
+}
+
+#[cfg(test)]
+#[path = "aiter_tests.rs"]
+mod tests;

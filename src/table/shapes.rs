@@ -1,0 +1,196 @@
+//! The shapes file every step passes to the next: `op,M,N,K,dtype,records`.
+
+use std::collections::BTreeMap;
+
+use crate::shape::{Op, Shape, UnknownOp};
+
+/// A shape and how often it was seen.
+///
+/// Where the file comes from a plain log, `records` counts log records; where it comes from an overlay
+/// it counts calls, graph replays included.
+#[derive(Clone, Debug, PartialEq, Eq, Hash)]
+pub struct CountedShape {
+    /// The problem.
+    pub shape: Shape,
+    /// Times seen, at least 1.
+    pub records: u64,
+}
+
+/// A shapes file that cannot be read.
+#[derive(Debug, thiserror::Error)]
+pub enum ShapesError {
+    /// The CSV itself is broken.
+    #[error("read the shapes: line {line}: {message}")]
+    Csv {
+        /// 1-based line.
+        line: u64,
+        /// What the CSV reader says.
+        message: String,
+    },
+    /// A column that must be there is not.
+    #[error("find column `{column}` among `{header}` (line 1)")]
+    MissingColumn {
+        /// The column.
+        column: &'static str,
+        /// The header as it stands.
+        header: String,
+    },
+    /// A cell that must be a positive integer is not.
+    #[error("read `{text}` in column {column} of line {line} as an integer from 1 to 4294967295")]
+    BadNumber {
+        /// 1-based line.
+        line: u64,
+        /// The column.
+        column: &'static str,
+        /// The cell.
+        text: String,
+    },
+    /// The operation of a line is unknown, or the file has no `op` column and none was given.
+    #[error("read line {line} of the shapes")]
+    BadOp {
+        /// 1-based line.
+        line: u64,
+        /// Why.
+        #[source]
+        source: UnknownOp,
+    },
+    /// Neither the file nor the caller says which operation the shapes belong to.
+    #[error("tell the operation: the shapes have no `op` column")]
+    NoOp,
+}
+
+/// Reads a shapes file. Columns are found by name; `op`, `dtype` and `records` may be absent (then
+/// `op` is `default_op`, the dtype is unsaid and each line counts once), so that an untuned CSV of a
+/// tuner (`M,N,K`) is a shapes file too. Equal shapes are added up; the result is sorted.
+pub fn read(bytes: &[u8], default_op: Option<Op>) -> Result<Vec<CountedShape>, ShapesError> {
+    let bytes = bytes.strip_prefix(b"\xef\xbb\xbf").unwrap_or(bytes);
+    let mut reader = csv::ReaderBuilder::new()
+        .flexible(true)
+        .trim(csv::Trim::All)
+        .from_reader(bytes);
+    let header = reader.headers().map_err(|error| csv_error(&error))?.clone();
+    let column = |name: &'static str| header.iter().position(|column| column == name);
+    let needed = |name: &'static str| {
+        column(name).ok_or_else(|| ShapesError::MissingColumn {
+            column: name,
+            header: header.iter().collect::<Vec<_>>().join(","),
+        })
+    };
+    let (m, n, k) = (needed("M")?, needed("N")?, needed("K")?);
+    let (op, records) = (column("op"), column("records"));
+    let dtype = column("dtype").or_else(|| column("q_dtype_w"));
+    let mut counted: BTreeMap<Shape, u64> = BTreeMap::new();
+    for record in reader.records() {
+        let record = record.map_err(|error| csv_error(&error))?;
+        let line = record.position().map_or(0, csv::Position::line);
+        let number = |column: &'static str, index: usize| -> Result<u64, ShapesError> {
+            let text = record.get(index).unwrap_or("");
+            text.parse::<u64>()
+                .ok()
+                .filter(|number| *number > 0)
+                .ok_or_else(|| ShapesError::BadNumber {
+                    line,
+                    column,
+                    text: text.to_owned(),
+                })
+        };
+        let size = |column: &'static str, index: usize| -> Result<u32, ShapesError> {
+            let number = number(column, index)?;
+            u32::try_from(number).map_err(|_| ShapesError::BadNumber {
+                line,
+                column,
+                text: number.to_string(),
+            })
+        };
+        let op = match op
+            .and_then(|index| record.get(index))
+            .filter(|text| !text.is_empty())
+        {
+            Some(text) => text
+                .parse()
+                .map_err(|source| ShapesError::BadOp { line, source })?,
+            None => default_op.ok_or(ShapesError::NoOp)?,
+        };
+        let shape = Shape {
+            op,
+            m: size("M", m)?,
+            n: size("N", n)?,
+            k: size("K", k)?,
+            dtype: dtype
+                .and_then(|index| record.get(index))
+                .unwrap_or("")
+                .to_owned(),
+        };
+        let records = match records {
+            Some(index) => number("records", index)?,
+            None => 1,
+        };
+        let count = counted.entry(shape).or_default();
+        *count = count.saturating_add(records);
+    }
+    Ok(counted
+        .into_iter()
+        .map(|(shape, records)| CountedShape { shape, records })
+        .collect())
+}
+
+/// Writes a shapes file, sorted by operation, N, K, M, dtype.
+pub fn write(shapes: &[CountedShape]) -> String {
+    use std::fmt::Write as _;
+    let mut sorted: Vec<&CountedShape> = shapes.iter().collect();
+    sorted.sort_by(|a, b| a.shape.cmp(&b.shape));
+    let mut text = String::from("op,M,N,K,dtype,records\n");
+    for CountedShape { shape, records } in sorted {
+        let Shape { op, m, n, k, dtype } = shape;
+        let _ = writeln!(text, "{op},{m},{n},{k},{dtype},{records}");
+    }
+    text
+}
+
+fn csv_error(error: &csv::Error) -> ShapesError {
+    ShapesError::Csv {
+        line: error.position().map_or(0, csv::Position::line),
+        message: error.to_string(),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_shapes_file_reads_back_and_equal_shapes_add_up() {
+        let text = "op,M,N,K,dtype,records\n\
+                    gemm_a8w8_blockscale,64,512,7168,torch.float8_e4m3fn,2\r\n\
+                    gemm_a8w8_blockscale,1,512,7168,torch.float8_e4m3fn,5\n\n\
+                    gemm_a8w8_blockscale,64,512,7168,torch.float8_e4m3fn,1";
+        let shapes = read(text.as_bytes(), None).unwrap();
+        assert_eq!(shapes.len(), 2);
+        assert_eq!((shapes[1].shape.m, shapes[1].records), (64, 3));
+        assert_eq!(read(write(&shapes).as_bytes(), None).unwrap(), shapes);
+    }
+
+    #[test]
+    fn an_untuned_table_is_a_shapes_file() {
+        let shapes = read(b"M,N,K\n16, 1536, 7168\n", Some(Op::Blockscale)).unwrap();
+        assert_eq!((shapes[0].shape.n, shapes[0].records), (1536, 1));
+        assert!(matches!(
+            read(b"M,N,K\n1,2,3\n", None),
+            Err(ShapesError::NoOp)
+        ));
+    }
+
+    #[test]
+    fn a_bad_cell_names_its_line_and_column() {
+        let error = read(b"M,N,K\n1,2,3\n0,2,3\n", Some(Op::Blockscale)).unwrap_err();
+        assert_eq!(
+            error.to_string(),
+            "read `0` in column M of line 3 as an integer from 1 to 4294967295"
+        );
+        assert!(matches!(
+            read(b"N,K\n2,3\n", Some(Op::Blockscale)),
+            Err(ShapesError::MissingColumn { column: "M", .. })
+        ));
+        assert!(read(&[0xff, 0xfe, b'\n', 0xff], Some(Op::Blockscale)).is_err());
+    }
+}
