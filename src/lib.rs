@@ -6,9 +6,11 @@
 
 #[cfg(feature = "cli")]
 pub mod cli;
+pub mod event;
 pub mod log;
 pub mod proc;
 pub mod shape;
+pub mod stage;
 pub mod store;
 pub mod table;
 pub mod tune;

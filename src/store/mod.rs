@@ -1,3 +1,6 @@
-//! What lasts: atomic files, and (as the rooms grow) the journal, the run folder and the ledger.
+//! What lasts: atomic files, the run folder with its lock and journal, the ledger.
 
 pub mod file;
+pub mod journal;
+pub mod lock;
+pub mod run_dir;

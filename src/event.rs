@@ -1,0 +1,193 @@
+//! What happens in a run: the one vocabulary of the engine, the journal and the screen.
+//!
+//! Recorded events are written to the journal before their effect is relied on; the state of a run is
+//! their fold. Progress is for people only and is never recorded.
+
+use std::collections::BTreeMap;
+
+use serde::{Deserialize, Serialize};
+
+use crate::stage::Stage;
+
+/// Version of the journal's vocabulary. A reader accepts this and older ones; a newer journal is
+/// refused, because going on with it would drop what this version does not know.
+pub const FORMAT: u32 = 1;
+
+/// Which side of the comparison a server start belongs to.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub enum Arm {
+    /// As the user runs it today.
+    Baseline,
+    /// With the tuned table and the kernel switch.
+    Tuned,
+}
+
+impl Arm {
+    /// The arm's name in files and tables.
+    pub const fn name(self) -> &'static str {
+        match self {
+            Self::Baseline => "baseline",
+            Self::Tuned => "tuned",
+        }
+    }
+}
+
+/// What a trial (one server start with its benchmark) is for.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(tag = "role", rename_all = "snake_case")]
+pub enum Role {
+    /// The baseline stage: the default path, with a recording for parity.
+    Baseline,
+    /// The capture stage: instrumented, never measured.
+    Capture,
+    /// The verify stage: the tuned server under test.
+    Verify,
+    /// One half of a pair of the compare stage.
+    Pair {
+        /// Counted from 0.
+        pair: u32,
+        /// The half.
+        arm: Arm,
+    },
+}
+
+impl Role {
+    /// The role's name, part of the trial's folder name.
+    pub const fn name(self) -> &'static str {
+        match self {
+            Self::Baseline => "baseline",
+            Self::Capture => "capture",
+            Self::Verify => "verify",
+            Self::Pair { arm, .. } => arm.name(),
+        }
+    }
+}
+
+/// Who a run is. A resumed run must find the same values.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Header {
+    /// [`FORMAT`] of the writer.
+    pub format: u32,
+    /// Version of gemmtune.
+    pub tool_version: String,
+    /// Named facts: digests of the configuration, versions, device.
+    pub identity: BTreeMap<String, String>,
+}
+
+/// Something that happened, in the past tense.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+#[serde(tag = "kind", rename_all = "snake_case")]
+pub enum Event {
+    /// The first record of every journal.
+    RunStarted {
+        /// Who the run is.
+        header: Header,
+    },
+    /// Another process went on with the run.
+    RunResumed {
+        /// Its host.
+        host: String,
+        /// Its version of gemmtune.
+        tool_version: String,
+    },
+    /// The site has been looked at; from now on these must not change.
+    Identified {
+        /// Facts of the site: versions, digests, device.
+        identity: BTreeMap<String, String>,
+    },
+    /// A stage began. Without an end it is in doubt on resume and is run again.
+    StageStarted {
+        /// The stage.
+        stage: Stage,
+        /// Counted from 1.
+        attempt: u32,
+    },
+    /// A stage passed its guard.
+    StageFinished {
+        /// The stage.
+        stage: Stage,
+        /// Counted from 1.
+        attempt: u32,
+        /// Wall time of this attempt.
+        seconds: f64,
+        /// One line for people.
+        summary: String,
+        /// Set by `plan` when nothing is worth tuning: the loop goes straight to its report.
+        #[serde(default, skip_serializing_if = "Option::is_none")]
+        nothing_to_gain: Option<String>,
+    },
+    /// A stage did not pass its guard.
+    StageFailed {
+        /// The stage.
+        stage: Stage,
+        /// Counted from 1.
+        attempt: u32,
+        /// Wall time of this attempt.
+        seconds: f64,
+        /// Why.
+        reason: String,
+    },
+    /// A server is about to be started.
+    TrialStarted {
+        /// Counted from 1 over the whole run.
+        trial: u32,
+        /// What for.
+        #[serde(flatten)]
+        role: Role,
+        /// On which host.
+        host: String,
+    },
+    /// A trial ended with all its requests completed.
+    TrialFinished {
+        /// Its number.
+        trial: u32,
+        /// Wall time, start to stop.
+        seconds: f64,
+        /// Seconds from start to ready.
+        ready_seconds: f64,
+        /// Seconds of the slowest benchmark run.
+        benchmark_seconds: f64,
+    },
+    /// A trial failed.
+    TrialFailed {
+        /// Its number.
+        trial: u32,
+        /// Why.
+        reason: String,
+    },
+    /// What the deploy stage did was taken back.
+    Undone {
+        /// Why.
+        reason: String,
+    },
+    /// The user stopped the run.
+    Interrupted {
+        /// In which stage.
+        stage: Stage,
+    },
+}
+
+/// How far a piece of long work is, for people.
+#[derive(Clone, Debug, PartialEq)]
+pub struct Progress {
+    /// The stage at work.
+    pub stage: Stage,
+    /// What is being done now, and the best so far where there is one.
+    pub doing: String,
+    /// Steps done and steps in all, where they can be counted.
+    pub steps: Option<(u64, u64)>,
+    /// Seconds until the stage ends, where they can be estimated.
+    pub eta_seconds: Option<f64>,
+}
+
+/// What an observer of a run is told.
+#[derive(Clone, Debug, PartialEq)]
+pub enum Notice {
+    /// Something was recorded.
+    Recorded(Event),
+    /// Something moved.
+    Progress(Progress),
+    /// Something worth knowing that changes nothing.
+    Remark(String),
+}

@@ -1,0 +1,522 @@
+//! The stages of the loop, the state of a run, and the pure function that says what is next.
+//!
+//! Nothing here reads, writes, starts or waits.
+
+use std::collections::BTreeMap;
+use std::fmt;
+use std::str::FromStr;
+
+use serde::{Deserialize, Serialize};
+
+use crate::event::{Arm, Event, Role};
+
+/// A step of the loop, in the order they run.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub enum Stage {
+    /// Finds interpreter, trees, versions, device and the GEMM path taken.
+    Inspect,
+    /// Serves and measures as the user does today.
+    Baseline,
+    /// Serves the same workload instrumented and collects shapes.
+    Capture,
+    /// Decides which shapes are worth tuning.
+    Plan,
+    /// Tunes them.
+    Tune,
+    /// Puts the tuned table and the kernel switch in place.
+    Deploy,
+    /// Proves that the tuned server is right and that the tuned kernels run.
+    Verify,
+    /// Measures both arms in interleaved pairs.
+    Compare,
+    /// Writes the report.
+    Report,
+}
+
+impl Stage {
+    /// Every stage, in order.
+    pub const ALL: [Self; 9] = [
+        Self::Inspect,
+        Self::Baseline,
+        Self::Capture,
+        Self::Plan,
+        Self::Tune,
+        Self::Deploy,
+        Self::Verify,
+        Self::Compare,
+        Self::Report,
+    ];
+
+    /// The stage's name in commands, files and messages.
+    pub const fn name(self) -> &'static str {
+        match self {
+            Self::Inspect => "inspect",
+            Self::Baseline => "baseline",
+            Self::Capture => "capture",
+            Self::Plan => "plan",
+            Self::Tune => "tune",
+            Self::Deploy => "deploy",
+            Self::Verify => "verify",
+            Self::Compare => "compare",
+            Self::Report => "report",
+        }
+    }
+}
+
+impl fmt::Display for Stage {
+    fn fmt(&self, formatter: &mut fmt::Formatter<'_>) -> fmt::Result {
+        formatter.pad(self.name())
+    }
+}
+
+/// The text names no stage.
+#[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
+#[error(
+    "name the stage: `{0}` is none of inspect, baseline, capture, plan, tune, deploy, verify, compare, report"
+)]
+pub struct UnknownStage(pub String);
+
+impl FromStr for Stage {
+    type Err = UnknownStage;
+
+    fn from_str(text: &str) -> Result<Self, Self::Err> {
+        Self::ALL
+            .into_iter()
+            .find(|stage| stage.name() == text)
+            .ok_or_else(|| UnknownStage(text.to_owned()))
+    }
+}
+
+/// Where one stage stands.
+#[derive(Clone, Debug, PartialEq)]
+pub enum Standing {
+    /// Never tried, or taken back.
+    Pending,
+    /// Started, with no end recorded: the process was killed, or is still at work.
+    InDoubt,
+    /// The last attempt failed.
+    Failed {
+        /// Why.
+        reason: String,
+    },
+    /// Passed.
+    Finished {
+        /// Wall time of the attempt that passed.
+        seconds: f64,
+        /// One line for people.
+        summary: String,
+    },
+}
+
+/// One trial of the run.
+#[derive(Clone, Debug, PartialEq)]
+pub struct Trial {
+    /// Counted from 1 over the whole run.
+    pub number: u32,
+    /// What for.
+    pub role: Role,
+    /// On which host.
+    pub host: String,
+    /// How it stands.
+    pub end: TrialEnd,
+}
+
+/// How a trial stands.
+#[derive(Clone, Debug, PartialEq)]
+pub enum TrialEnd {
+    /// No end recorded.
+    InDoubt,
+    /// Failed.
+    Failed {
+        /// Why.
+        reason: String,
+    },
+    /// All requests completed.
+    Finished {
+        /// Start to stop.
+        seconds: f64,
+        /// Start to ready.
+        ready_seconds: f64,
+        /// The slowest benchmark run.
+        benchmark_seconds: f64,
+    },
+}
+
+/// The state of a run: the fold of its journal.
+#[derive(Clone, Debug, Default, PartialEq)]
+pub struct State {
+    standings: BTreeMap<Stage, (u32, Standing)>,
+    trials: Vec<Trial>,
+    identity: BTreeMap<String, String>,
+    nothing_to_gain: Option<String>,
+    undone: Vec<String>,
+}
+
+impl State {
+    /// Takes one event into account.
+    pub fn apply(&mut self, event: &Event) {
+        match event {
+            Event::RunStarted { header } => self.identity.extend(header.identity.clone()),
+            Event::Identified { identity } => self.identity.extend(identity.clone()),
+            Event::RunResumed { .. } | Event::Interrupted { .. } => {}
+            Event::StageStarted { stage, attempt } => {
+                self.standings.insert(*stage, (*attempt, Standing::InDoubt));
+            }
+            Event::StageFinished {
+                stage,
+                attempt,
+                seconds,
+                summary,
+                nothing_to_gain,
+            } => {
+                let standing = Standing::Finished {
+                    seconds: *seconds,
+                    summary: summary.clone(),
+                };
+                self.standings.insert(*stage, (*attempt, standing));
+                if *stage == Stage::Plan {
+                    self.nothing_to_gain.clone_from(nothing_to_gain);
+                }
+            }
+            Event::StageFailed {
+                stage,
+                attempt,
+                reason,
+                ..
+            } => {
+                let standing = Standing::Failed {
+                    reason: reason.clone(),
+                };
+                self.standings.insert(*stage, (*attempt, standing));
+            }
+            Event::TrialStarted { trial, role, host } => self.trials.push(Trial {
+                number: *trial,
+                role: *role,
+                host: host.clone(),
+                end: TrialEnd::InDoubt,
+            }),
+            Event::TrialFinished {
+                trial,
+                seconds,
+                ready_seconds,
+                benchmark_seconds,
+            } => {
+                self.end_trial(
+                    *trial,
+                    TrialEnd::Finished {
+                        seconds: *seconds,
+                        ready_seconds: *ready_seconds,
+                        benchmark_seconds: *benchmark_seconds,
+                    },
+                );
+            }
+            Event::TrialFailed { trial, reason } => {
+                self.end_trial(
+                    *trial,
+                    TrialEnd::Failed {
+                        reason: reason.clone(),
+                    },
+                );
+            }
+            Event::Undone { reason } => {
+                self.undone.push(reason.clone());
+                for stage in [Stage::Deploy, Stage::Verify, Stage::Compare, Stage::Report] {
+                    if let Some((_, standing)) = self.standings.get_mut(&stage)
+                        && !matches!(standing, Standing::Failed { .. })
+                    {
+                        *standing = Standing::Pending;
+                    }
+                }
+            }
+        }
+    }
+
+    /// The state after `events`.
+    pub fn fold<'a>(events: impl IntoIterator<Item = &'a Event>) -> Self {
+        let mut state = Self::default();
+        for event in events {
+            state.apply(event);
+        }
+        state
+    }
+
+    fn end_trial(&mut self, number: u32, end: TrialEnd) {
+        if let Some(trial) = self.trials.iter_mut().find(|trial| trial.number == number) {
+            trial.end = end;
+        }
+    }
+
+    /// Where `stage` stands, and how often it was tried.
+    pub fn standing(&self, stage: Stage) -> (u32, &Standing) {
+        self.standings
+            .get(&stage)
+            .map_or((0, &Standing::Pending), |(attempt, standing)| {
+                (*attempt, standing)
+            })
+    }
+
+    /// Whether `stage` passed.
+    pub fn has_finished(&self, stage: Stage) -> bool {
+        matches!(self.standing(stage).1, Standing::Finished { .. })
+    }
+
+    /// Every trial, in order.
+    pub fn trials(&self) -> &[Trial] {
+        &self.trials
+    }
+
+    /// The newest finished trial of `role`.
+    pub fn finished_trial(&self, role: Role) -> Option<&Trial> {
+        self.trials
+            .iter()
+            .rev()
+            .find(|trial| trial.role == role && matches!(trial.end, TrialEnd::Finished { .. }))
+    }
+
+    /// Number of the next trial.
+    pub fn next_trial_number(&self) -> u32 {
+        self.trials
+            .iter()
+            .map(|trial| trial.number)
+            .max()
+            .unwrap_or(0)
+            + 1
+    }
+
+    /// Facts the run must keep finding.
+    pub fn identity(&self) -> &BTreeMap<String, String> {
+        &self.identity
+    }
+
+    /// Why nothing is worth tuning, when the plan found so.
+    pub fn nothing_to_gain(&self) -> Option<&str> {
+        self.nothing_to_gain.as_deref()
+    }
+
+    /// Why deployments were taken back, oldest first.
+    pub fn undone(&self) -> &[String] {
+        &self.undone
+    }
+}
+
+/// What to do next.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Action {
+    /// Run this stage.
+    Start {
+        /// The stage.
+        stage: Stage,
+        /// Counted from 1.
+        attempt: u32,
+    },
+    /// The stage the user asked for is done; the run is not.
+    Pause,
+    /// Everything is done.
+    Finish,
+}
+
+/// The next thing to do for a run in `state` that is to go on up to and including `until`.
+pub fn next(state: &State, until: Stage) -> Action {
+    for stage in Stage::ALL {
+        let skipped = state.nothing_to_gain.is_some()
+            && matches!(
+                stage,
+                Stage::Tune | Stage::Deploy | Stage::Verify | Stage::Compare
+            );
+        if stage > until {
+            return Action::Pause;
+        }
+        if !skipped && !state.has_finished(stage) {
+            return Action::Start {
+                stage,
+                attempt: state.standing(stage).0 + 1,
+            };
+        }
+    }
+    Action::Finish
+}
+
+/// The half of a pair to run next, so that pairs are interleaved A B, B A, A B, …; `None` when all
+/// `pairs` are there.
+///
+/// A pair whose first half was measured on another host is begun anew: a pair never spans two hosts.
+pub fn next_half(trials: &[Trial], pairs: u32, host: &str) -> Option<(u32, Arm)> {
+    (0..pairs).find_map(|pair| {
+        let order = match pair % 2 {
+            0 => [Arm::Baseline, Arm::Tuned],
+            _ => [Arm::Tuned, Arm::Baseline],
+        };
+        if pair_trials(trials, pair).is_some() {
+            return None;
+        }
+        let done = |arm| finished_half(trials, pair, arm).any(|trial| trial.host == host);
+        order
+            .into_iter()
+            .find(|&arm| !done(arm))
+            .map(|arm| (pair, arm))
+    })
+}
+
+/// The two finished trials of `pair`, baseline first: the newest two that share a host.
+pub fn pair_trials(trials: &[Trial], pair: u32) -> Option<[&Trial; 2]> {
+    let tuned: Vec<&Trial> = finished_half(trials, pair, Arm::Tuned).collect();
+    finished_half(trials, pair, Arm::Baseline)
+        .flat_map(|baseline| tuned.iter().map(move |tuned| [baseline, *tuned]))
+        .filter(|[baseline, tuned]| baseline.host == tuned.host)
+        .max_by_key(|[baseline, tuned]| baseline.number + tuned.number)
+}
+
+fn finished_half(trials: &[Trial], pair: u32, arm: Arm) -> impl Iterator<Item = &Trial> {
+    trials.iter().filter(move |trial| {
+        trial.role == Role::Pair { pair, arm } && matches!(trial.end, TrialEnd::Finished { .. })
+    })
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn finished(stage: Stage) -> Event {
+        Event::StageFinished {
+            stage,
+            attempt: 1,
+            seconds: 1.0,
+            summary: String::new(),
+            nothing_to_gain: None,
+        }
+    }
+
+    fn trial(number: u32, pair: u32, arm: Arm, host: &str) -> [Event; 2] {
+        let role = Role::Pair { pair, arm };
+        [
+            Event::TrialStarted {
+                trial: number,
+                role,
+                host: host.to_owned(),
+            },
+            Event::TrialFinished {
+                trial: number,
+                seconds: 1.0,
+                ready_seconds: 0.1,
+                benchmark_seconds: 0.5,
+            },
+        ]
+    }
+
+    #[test]
+    fn stages_run_in_order_up_to_the_one_asked_for() {
+        let mut state = State::default();
+        for stage in Stage::ALL {
+            assert_eq!(
+                next(&state, Stage::Report),
+                Action::Start { stage, attempt: 1 }
+            );
+            state.apply(&Event::StageStarted { stage, attempt: 1 });
+            assert_eq!(
+                next(&state, Stage::Report),
+                Action::Start { stage, attempt: 2 }
+            );
+            state.apply(&finished(stage));
+            if stage < Stage::Report {
+                assert_eq!(next(&state, stage), Action::Pause);
+            }
+        }
+        assert_eq!(next(&state, Stage::Report), Action::Finish);
+    }
+
+    #[test]
+    fn a_plan_with_nothing_to_gain_goes_straight_to_its_report() {
+        let mut state = State::fold(
+            &Stage::ALL[..3]
+                .iter()
+                .map(|&stage| finished(stage))
+                .collect::<Vec<_>>(),
+        );
+        state.apply(&Event::StageFinished {
+            stage: Stage::Plan,
+            attempt: 1,
+            seconds: 1.0,
+            summary: String::new(),
+            nothing_to_gain: Some("every shape is served".to_owned()),
+        });
+        assert_eq!(
+            next(&state, Stage::Report),
+            Action::Start {
+                stage: Stage::Report,
+                attempt: 1
+            }
+        );
+    }
+
+    #[test]
+    fn an_undone_deployment_is_deployed_again() {
+        let mut state = State::default();
+        for stage in &Stage::ALL[..6] {
+            state.apply(&finished(*stage));
+        }
+        state.apply(&Event::StageFailed {
+            stage: Stage::Verify,
+            attempt: 1,
+            seconds: 1.0,
+            reason: "wrong numbers".to_owned(),
+        });
+        state.apply(&Event::Undone {
+            reason: "wrong numbers".to_owned(),
+        });
+        assert_eq!(
+            next(&state, Stage::Report),
+            Action::Start {
+                stage: Stage::Deploy,
+                attempt: 2
+            }
+        );
+        assert_eq!(state.undone(), ["wrong numbers"]);
+    }
+
+    #[test]
+    fn pairs_are_interleaved() {
+        let mut events = Vec::new();
+        let mut order = String::new();
+        for number in 1..=8 {
+            let state = State::fold(&events);
+            let (pair, arm) = next_half(state.trials(), 4, "here").unwrap();
+            order.push(if arm == Arm::Baseline { 'A' } else { 'B' });
+            events.extend(trial(number, pair, arm, "here"));
+        }
+        assert_eq!(order, "ABBAABBA");
+        assert_eq!(next_half(State::fold(&events).trials(), 4, "here"), None);
+    }
+
+    #[test]
+    fn a_pair_never_spans_two_hosts() {
+        let mut events = trial(1, 0, Arm::Baseline, "here").to_vec();
+        assert_eq!(
+            next_half(State::fold(&events).trials(), 1, "there"),
+            Some((0, Arm::Baseline))
+        );
+        events.extend(trial(2, 0, Arm::Baseline, "there"));
+        assert_eq!(
+            next_half(State::fold(&events).trials(), 1, "there"),
+            Some((0, Arm::Tuned))
+        );
+        events.extend(trial(3, 0, Arm::Tuned, "there"));
+        let state = State::fold(&events);
+        assert_eq!(next_half(state.trials(), 1, "there"), None);
+        let numbers = pair_trials(state.trials(), 0)
+            .unwrap()
+            .map(|trial| trial.number);
+        assert_eq!(numbers, [2, 3]);
+    }
+
+    #[test]
+    fn a_trial_without_an_end_is_no_half() {
+        let [started, _] = trial(1, 0, Arm::Baseline, "here");
+        let state = State::fold(&[started]);
+        assert_eq!(
+            next_half(state.trials(), 1, "here"),
+            Some((0, Arm::Baseline))
+        );
+        assert_eq!(state.next_trial_number(), 2);
+    }
+}

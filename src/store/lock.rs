@@ -1,0 +1,132 @@
+//! One process works on a run folder at a time, and the next one is told which.
+
+use std::fs::{File, TryLockError};
+use std::io::{self, Read as _, Seek as _, Write as _};
+
+use camino::Utf8Path;
+use serde::{Deserialize, Serialize};
+
+/// Who holds a lock.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Holder {
+    /// Process id.
+    pub pid: u32,
+    /// Host name.
+    pub host: String,
+    /// What it does: a command line.
+    pub command: String,
+    /// Since when, UTC.
+    pub since: jiff::Timestamp,
+}
+
+impl Holder {
+    /// This process, doing `command`.
+    pub fn this_process(command: &str) -> Self {
+        Self {
+            pid: std::process::id(),
+            host: host_name(),
+            command: command.to_owned(),
+            since: jiff::Timestamp::now(),
+        }
+    }
+}
+
+/// The name of this host, as the kernel has it.
+pub fn host_name() -> String {
+    fs_err::read_to_string("/proc/sys/kernel/hostname")
+        .map_or_else(|_| "unknown".to_owned(), |name| name.trim().to_owned())
+}
+
+/// Failed to lock a folder.
+#[derive(Debug, thiserror::Error)]
+pub enum LockError {
+    /// Another process holds it.
+    #[error("lock `{path}`: held by {holder}")]
+    Held {
+        /// The lock file.
+        path: String,
+        /// In words: process, host, since when, doing what.
+        holder: String,
+    },
+    /// The file could not be opened or locked.
+    #[error("lock `{path}`")]
+    Io {
+        /// The lock file.
+        path: String,
+        /// The cause.
+        source: io::Error,
+    },
+}
+
+/// A held lock; let go when dropped or when the process ends, however it ends.
+#[derive(Debug)]
+pub struct Lock {
+    _file: File,
+}
+
+impl Lock {
+    /// Takes the lock file at `path` for `holder`, or says who has it.
+    ///
+    /// The lock belongs to the open file, so a killed process never leaves it held; the text inside
+    /// only names the holder and is not what locks.
+    pub fn take(path: &Utf8Path, holder: &Holder) -> Result<Self, LockError> {
+        let failed = |source| LockError::Io {
+            path: path.to_string(),
+            source,
+        };
+        let mut file = File::options()
+            .read(true)
+            .write(true)
+            .create(true)
+            .truncate(false)
+            .open(path)
+            .map_err(failed)?;
+        match file.try_lock() {
+            Ok(()) => {}
+            Err(TryLockError::WouldBlock) => {
+                let mut text = String::new();
+                let _ = file.read_to_string(&mut text);
+                let holder = serde_json::from_str::<Holder>(&text).map_or_else(
+                    |_| "another process".to_owned(),
+                    |held| {
+                        format!(
+                            "process {} on {} since {} (`{}`)",
+                            held.pid, held.host, held.since, held.command
+                        )
+                    },
+                );
+                return Err(LockError::Held {
+                    path: path.to_string(),
+                    holder,
+                });
+            }
+            Err(TryLockError::Error(error)) => return Err(failed(error)),
+        }
+        let text = serde_json::to_string(holder).map_err(|error| failed(error.into()))?;
+        file.set_len(0).map_err(failed)?;
+        file.rewind().map_err(failed)?;
+        file.write_all(text.as_bytes()).map_err(failed)?;
+        Ok(Self { _file: file })
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn the_second_taker_is_told_who_holds_the_lock() {
+        let keep = tempfile::tempdir().unwrap();
+        let path = camino::Utf8PathBuf::try_from(keep.path().join("lock")).unwrap();
+        let held = Lock::take(&path, &Holder::this_process("gemmtune run")).unwrap();
+        let error = Lock::take(&path, &Holder::this_process("gemmtune run")).unwrap_err();
+        let text = error.to_string();
+        assert!(
+            text.contains(&format!("process {}", std::process::id())),
+            "{text}"
+        );
+        assert!(text.contains("`gemmtune run`"), "{text}");
+        drop(held);
+        Lock::take(&path, &Holder::this_process("gemmtune run")).unwrap();
+    }
+}

@@ -1,0 +1,196 @@
+//! The run folder: where everything that one run of the loop asked, did and found is kept.
+//!
+//! Constants for every name stand here and nowhere else. A run folder can be copied to another
+//! machine and reported on there: nothing in it points outside, except paths of the measured site.
+
+use std::io;
+
+use camino::{Utf8Path, Utf8PathBuf};
+
+/// Folder of runs, beside the configuration file.
+pub const RUNS: &str = "runs";
+
+/// Link in [`RUNS`] to the newest run.
+pub const LATEST: &str = "latest";
+
+/// A run folder.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct RunDir {
+    path: Utf8PathBuf,
+}
+
+impl RunDir {
+    /// Creates `parent/<UTC stamp>-<name>` and points `parent/latest` at it.
+    ///
+    /// Two runs started in the same second get different folders: the later one counts up.
+    pub fn create(parent: &Utf8Path, name: &str, now: jiff::Timestamp) -> io::Result<Self> {
+        fs_err::create_dir_all(parent)?;
+        let stamp = now.strftime("%Y%m%dT%H%M%SZ");
+        let mut serial = 1;
+        let path = loop {
+            let suffix = if serial == 1 {
+                String::new()
+            } else {
+                format!("-{serial}")
+            };
+            let path = parent.join(format!("{stamp}-{name}{suffix}"));
+            match std::fs::create_dir(&path) {
+                Ok(()) => break path,
+                Err(error) if error.kind() == io::ErrorKind::AlreadyExists => serial += 1,
+                Err(error) => {
+                    return Err(io::Error::new(
+                        error.kind(),
+                        format!("create `{path}`: {error}"),
+                    ));
+                }
+            }
+        };
+        let run = Self { path };
+        run.lay_out()?;
+        run.link_latest(parent)?;
+        Ok(run)
+    }
+
+    /// Makes `path` a run folder; it may exist if it is empty.
+    pub fn create_at(path: &Utf8Path) -> io::Result<Self> {
+        fs_err::create_dir_all(path)?;
+        if fs_err::read_dir(path)?.next().is_some() {
+            let text = format!("use `{path}` as a new run folder: it is not empty");
+            return Err(io::Error::new(io::ErrorKind::AlreadyExists, text));
+        }
+        let run = Self {
+            path: path.to_owned(),
+        };
+        run.lay_out()?;
+        Ok(run)
+    }
+
+    /// The run folder at `path`, which must hold a journal.
+    pub fn open(path: &Utf8Path) -> io::Result<Self> {
+        // `latest` is resolved once, so that a run started meanwhile does not move under us.
+        let path = path.canonicalize_utf8().map_err(|error| {
+            io::Error::new(
+                error.kind(),
+                format!("open the run folder `{path}`: {error}"),
+            )
+        })?;
+        let run = Self { path };
+        if !run.journal().is_file() {
+            let text = format!(
+                "open `{}`: it is no run folder (no journal.jsonl)",
+                run.path
+            );
+            return Err(io::Error::new(io::ErrorKind::NotFound, text));
+        }
+        Ok(run)
+    }
+
+    fn lay_out(&self) -> io::Result<()> {
+        for folder in [self.trials(), self.capture(), self.tune()] {
+            fs_err::create_dir_all(folder)?;
+        }
+        Ok(())
+    }
+
+    fn link_latest(&self, parent: &Utf8Path) -> io::Result<()> {
+        let Some(name) = self.path.file_name() else {
+            return Ok(());
+        };
+        // A link is replaced by renaming a new one over it, so that it always points somewhere.
+        let fresh = parent.join(format!(".{LATEST}-{}", std::process::id()));
+        let _ = std::fs::remove_file(&fresh);
+        fs_err::os::unix::fs::symlink(name, &fresh)?;
+        fs_err::rename(&fresh, parent.join(LATEST))
+    }
+
+    /// The folder itself.
+    pub fn path(&self) -> &Utf8Path {
+        &self.path
+    }
+
+    /// The append-only record of the run.
+    pub fn journal(&self) -> Utf8PathBuf {
+        self.path.join("journal.jsonl")
+    }
+
+    /// What was asked, resolved.
+    pub fn config(&self) -> Utf8PathBuf {
+        self.path.join("run.toml")
+    }
+
+    /// Who works on the run.
+    pub fn lock(&self) -> Utf8PathBuf {
+        self.path.join("lock")
+    }
+
+    /// Saved originals of everything edited.
+    pub fn ledger(&self) -> Utf8PathBuf {
+        self.path.join("ledger")
+    }
+
+    /// Folder of trials.
+    pub fn trials(&self) -> Utf8PathBuf {
+        self.path.join("trials")
+    }
+
+    /// Folder of trial `number`, playing the role `role`.
+    pub fn trial(&self, number: u32, role: &str) -> Utf8PathBuf {
+        self.trials().join(format!("{number:02}-{role}"))
+    }
+
+    /// Records written by instrumented processes.
+    pub fn capture(&self) -> Utf8PathBuf {
+        self.path.join("capture")
+    }
+
+    /// Captured shapes.
+    pub fn shapes(&self) -> Utf8PathBuf {
+        self.path.join("shapes.csv")
+    }
+
+    /// The plan.
+    pub fn plan(&self) -> Utf8PathBuf {
+        self.path.join("plan.json")
+    }
+
+    /// Durable results of the tuner.
+    pub fn tune(&self) -> Utf8PathBuf {
+        self.path.join("tune")
+    }
+
+    /// The tuned table.
+    pub fn table(&self) -> Utf8PathBuf {
+        self.path.join("table.csv")
+    }
+
+    /// What a stage found, as JSON.
+    pub fn stage(&self, stage: &str) -> Utf8PathBuf {
+        self.path.join(format!("{stage}.json"))
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn two_runs_of_one_second_get_two_folders_and_latest_is_the_second() {
+        let keep = tempfile::tempdir().unwrap();
+        let parent = Utf8PathBuf::try_from(keep.path().join("runs")).unwrap();
+        let now = jiff::Timestamp::UNIX_EPOCH;
+        let first = RunDir::create(&parent, "demo", now).unwrap();
+        let second = RunDir::create(&parent, "demo", now).unwrap();
+        assert_eq!(first.path().file_name(), Some("19700101T000000Z-demo"));
+        assert_eq!(second.path().file_name(), Some("19700101T000000Z-demo-2"));
+        let latest = parent.join(LATEST).canonicalize_utf8().unwrap();
+        assert_eq!(latest, second.path().canonicalize_utf8().unwrap());
+    }
+
+    #[test]
+    fn a_folder_without_a_journal_is_not_opened() {
+        let keep = tempfile::tempdir().unwrap();
+        let path = Utf8PathBuf::try_from(keep.path().to_owned()).unwrap();
+        let error = RunDir::open(&path).unwrap_err();
+        assert!(error.to_string().contains("no run folder"), "{error}");
+    }
+}
