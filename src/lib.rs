@@ -11,6 +11,7 @@ pub mod log;
 pub mod proc;
 pub mod shape;
 pub mod stage;
+pub mod stats;
 pub mod store;
 pub mod table;
 pub mod tune;
