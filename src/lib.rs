@@ -4,8 +4,10 @@
 //! room below owns one concern; `DESIGN.md` says which may use which. The library never prints and
 //! never reads the terminal: the `cli` feature owns both.
 
+pub mod bench;
 #[cfg(feature = "cli")]
 pub mod cli;
+pub mod compare;
 pub mod event;
 pub mod log;
 pub mod proc;

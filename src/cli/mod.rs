@@ -2,6 +2,7 @@
 //!
 //! This room may print; no other may. People's text goes to standard error, data to standard output.
 
+pub mod compare;
 pub mod completions;
 pub mod failure;
 pub mod keeper;
@@ -26,6 +27,8 @@ struct Cli {
 
 #[derive(Debug, Subcommand)]
 enum Command {
+    /// Compare two arms of benchmark results: better, worse, same or inconclusive
+    Compare(compare::CompareArgs),
     /// Print shell completions
     Completions(completions::CompletionsArgs),
     /// Keep one child process; started by gemmtune itself
@@ -48,6 +51,7 @@ pub fn main() -> std::process::ExitCode {
 
 fn run(command: Command, printer: &Printer) -> Result<std::process::ExitCode, Failure> {
     match command {
+        Command::Compare(args) => compare::run(&args, printer).map(success),
         Command::Completions(args) => completions::run(&args, printer).map(success),
         Command::Keeper(args) => Ok(keeper::run(&args, printer)),
     }

@@ -27,11 +27,11 @@ pub(crate) fn quantile_of_sorted(sorted: &[f64], share: f64) -> Option<f64> {
     let above = (below + 1).min(last);
     let fraction = position - below as f64;
     let (low, high) = (sorted[below], sorted[above]);
-    // Equal neighbours first: infinity minus infinity would be NaN.
-    Some(if low == high || fraction == 0.0 {
-        low
-    } else {
+    // Equal neighbours first: infinity minus infinity, or times zero, would be NaN.
+    Some(if fraction > 0.0 && low < high {
         low + (high - low) * fraction
+    } else {
+        low
     })
 }
 

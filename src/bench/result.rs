@@ -1,0 +1,309 @@
+//! Tolerant reader of `bench_serving` result files: one JSON object per run, appended.
+//!
+//! Python's `json.dumps` writes what JSON does not have: an unlimited request rate is the bare token
+//! `Infinity`, a mean of nothing is `NaN`, and text that was not valid Unicode keeps lone surrogate
+//! escapes. All three are read. Key names are those of SGLang's `bench_serving` (0.5.5 to 0.5.23).
+
+use std::borrow::Cow;
+use std::fmt;
+
+use camino::Utf8Path;
+use serde_json::{Map, Value};
+
+/// Where a run was read: file and line of its first character.
+#[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
+pub struct Source {
+    /// The file as the caller named it.
+    pub file: String,
+    /// Line, from 1.
+    pub line: usize,
+}
+
+impl fmt::Display for Source {
+    fn fmt(&self, formatter: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(formatter, "{}:{}", self.file, self.line)
+    }
+}
+
+/// One benchmark run: the object `bench_serving` wrote for it.
+#[derive(Clone, Debug, PartialEq)]
+pub struct Run {
+    /// Where it was read.
+    pub source: Source,
+    /// Every key as it stood; bare `Infinity`, `-Infinity` and `NaN` as strings of that name.
+    pub fields: Map<String, Value>,
+}
+
+impl Run {
+    /// The number under `key`, also where it was a bare `Infinity` or `NaN`. `None` when the key is
+    /// absent, null or no number.
+    pub fn number(&self, key: &str) -> Option<f64> {
+        match self.fields.get(key)? {
+            Value::Number(number) => number.as_f64(),
+            Value::String(text) => match text.as_str() {
+                "Infinity" => Some(f64::INFINITY),
+                "-Infinity" => Some(f64::NEG_INFINITY),
+                "NaN" => Some(f64::NAN),
+                _ => None,
+            },
+            _ => None,
+        }
+    }
+
+    /// Requests that failed: from `failed`, else the non-empty strings of `errors` (which
+    /// `bench_serving` writes with `--output-details`). `None` when the run says neither.
+    pub fn failed(&self) -> Option<u64> {
+        if let Some(failed) = self.fields.get("failed").and_then(Value::as_u64) {
+            return Some(failed);
+        }
+        let errors = self.fields.get("errors")?.as_array()?;
+        let failed = errors
+            .iter()
+            .filter(|error| error.as_str().is_some_and(|text| !text.is_empty()));
+        Some(failed.count() as u64)
+    }
+
+    /// The place of this run's trial among all trials of both arms, where the program that ran them
+    /// wrote it (`gemmtune.sequence`).
+    pub fn sequence(&self) -> Option<u64> {
+        self.fields.get("gemmtune")?.get("sequence")?.as_u64()
+    }
+}
+
+/// A result file cannot be read.
+#[derive(Debug, thiserror::Error)]
+pub enum ReadError {
+    /// The file cannot be opened or is not UTF-8.
+    #[error("read `{file}`")]
+    Io {
+        /// The file as the caller named it.
+        file: String,
+        /// What the system said.
+        #[source]
+        source: std::io::Error,
+    },
+    /// Text that is no JSON, or that ends inside a value.
+    #[error("read `{file}:{line}`: {reason}")]
+    Syntax {
+        /// The file as the caller named it.
+        file: String,
+        /// Line of the fault, from 1.
+        line: usize,
+        /// What is wrong with it.
+        reason: String,
+    },
+    /// A JSON value that is not an object.
+    #[error("read `{0}`: expected a JSON object, one per benchmark run")]
+    NotAnObject(Source),
+    /// No run at all.
+    #[error("read `{0}`: the file holds no benchmark run")]
+    Empty(String),
+}
+
+/// Reads every run of the file at `path`, in file order.
+pub fn read(path: &Utf8Path) -> Result<Vec<Run>, ReadError> {
+    let text = fs_err::read_to_string(path).map_err(|source| ReadError::Io {
+        file: path.to_string(),
+        source,
+    })?;
+    parse(path.as_str(), &text)
+}
+
+/// Reads every run in `text`; `file` is the name that sources and errors carry. Objects may be one a
+/// line, spread over lines, or the elements of one array.
+pub fn parse(file: &str, text: &str) -> Result<Vec<Run>, ReadError> {
+    let text = strict_json(text.trim_start_matches('\u{feff}'));
+    let mut stream = serde_json::Deserializer::from_str(&text).into_iter::<Value>();
+    let mut runs = Vec::new();
+    let (mut counted_to, mut line) = (0, 1);
+    loop {
+        let gap = &text[stream.byte_offset()..];
+        let start = stream.byte_offset() + (gap.len() - gap.trim_start().len());
+        line += text[counted_to..start].matches('\n').count();
+        counted_to = start;
+        let source = Source {
+            file: file.to_owned(),
+            line,
+        };
+        match stream.next() {
+            None => break,
+            Some(Ok(Value::Object(fields))) => runs.push(Run { source, fields }),
+            Some(Ok(Value::Array(elements))) => {
+                for element in elements {
+                    let Value::Object(fields) = element else {
+                        return Err(ReadError::NotAnObject(source));
+                    };
+                    runs.push(Run {
+                        source: source.clone(),
+                        fields,
+                    });
+                }
+            }
+            Some(Ok(_)) => return Err(ReadError::NotAnObject(source)),
+            Some(Err(error)) => {
+                let reason = if error.is_eof() {
+                    "the last object is cut off; was the benchmark killed while writing?".to_owned()
+                } else {
+                    error.to_string()
+                };
+                return Err(ReadError::Syntax {
+                    file: file.to_owned(),
+                    line: if error.is_eof() { line } else { error.line() },
+                    reason,
+                });
+            }
+        }
+    }
+    if runs.is_empty() {
+        return Err(ReadError::Empty(file.to_owned()));
+    }
+    Ok(runs)
+}
+
+/// What `json.dumps` may write, as JSON: bare `Infinity`, `-Infinity` and `NaN` outside strings
+/// become strings, lone surrogate escapes inside strings become U+FFFD. Lines stay where they are.
+pub fn strict_json(text: &str) -> Cow<'_, str> {
+    const BARE: [&str; 3] = ["-Infinity", "Infinity", "NaN"];
+    let bytes = text.as_bytes();
+    let mut strict = String::new();
+    let (mut copied, mut at, mut in_string) = (0, 0, false);
+    while at < bytes.len() {
+        match (in_string, bytes[at]) {
+            (_, b'"') => in_string = !in_string,
+            (true, b'\\') => {
+                if let Some(length) = lone_surrogate(&bytes[at..]) {
+                    strict.push_str(&text[copied..at]);
+                    strict.push_str("\\ufffd");
+                    at += length;
+                    copied = at;
+                    continue;
+                }
+                // A surrogate pair is one unit: its low half is not to be taken for a lone one.
+                at += if surrogate(&bytes[at..]).is_some() {
+                    12
+                } else {
+                    2
+                };
+                continue;
+            }
+            (false, b'-' | b'I' | b'N') => {
+                if let Some(token) = BARE
+                    .into_iter()
+                    .find(|token| bytes[at..].starts_with(token.as_bytes()))
+                {
+                    strict.push_str(&text[copied..at]);
+                    strict.push('"');
+                    strict.push_str(token);
+                    strict.push('"');
+                    at += token.len();
+                    copied = at;
+                    continue;
+                }
+            }
+            _ => {}
+        }
+        at += 1;
+    }
+    if copied == 0 {
+        return Cow::Borrowed(text);
+    }
+    strict.push_str(&text[copied..]);
+    Cow::Owned(strict)
+}
+
+/// The code unit of a `\uD800`…`\uDFFF` escape at the start of `bytes`.
+fn surrogate(bytes: &[u8]) -> Option<u32> {
+    let digits = bytes.strip_prefix(b"\\u")?.get(..4)?;
+    let unit = u32::from_str_radix(std::str::from_utf8(digits).ok()?, 16).ok()?;
+    (0xd800..0xe000).contains(&unit).then_some(unit)
+}
+
+/// The length of a surrogate escape at the start of `bytes` that is no half of a pair.
+fn lone_surrogate(bytes: &[u8]) -> Option<usize> {
+    let first = surrogate(bytes)?;
+    let paired = first < 0xdc00
+        && bytes
+            .get(6..)
+            .and_then(surrogate)
+            .is_some_and(|second| second >= 0xdc00);
+    (!paired).then_some(6)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn bare_infinity_and_nan_are_read_outside_strings_only() {
+        let text = "{\"request_rate\": Infinity, \"a\": -Infinity, \"b\": NaN, \"c\": -1.5, \
+                    \"generated_texts\": [\"NaN is \\\"Infinity\\\"\"]}\n";
+        let run = &parse("b.jsonl", text).unwrap()[0];
+        assert_eq!(run.number("request_rate"), Some(f64::INFINITY));
+        assert_eq!(run.number("a"), Some(f64::NEG_INFINITY));
+        assert!(run.number("b").unwrap().is_nan());
+        assert_eq!(run.number("c"), Some(-1.5));
+        assert_eq!(run.fields["generated_texts"][0], "NaN is \"Infinity\"");
+        assert_eq!(run.number("missing"), None);
+    }
+
+    #[test]
+    fn lone_surrogates_are_replaced_and_pairs_kept() {
+        let text = r#"{"t": "\ud83d\ude00 \ud83d! \ude00 \\ud83d"}"#;
+        let run = &parse("b.jsonl", text).unwrap()[0];
+        assert_eq!(run.fields["t"], "😀 \u{fffd}! \u{fffd} \\ud83d");
+    }
+
+    #[test]
+    fn runs_know_their_line_whatever_the_layout() {
+        let text = "\u{feff}{\"a\": 1}\n\n{\n \"a\": 2\n}\n[{\"a\": 3}, {\"a\": 4}]\n";
+        let runs = parse("b.jsonl", text).unwrap();
+        let lines: Vec<(usize, f64)> = runs
+            .iter()
+            .map(|run| (run.source.line, run.number("a").unwrap()))
+            .collect();
+        assert_eq!(lines, [(1, 1.0), (3, 2.0), (6, 3.0), (6, 4.0)]);
+        assert_eq!(runs[1].source.to_string(), "b.jsonl:3");
+    }
+
+    #[test]
+    fn a_cut_off_file_is_named_with_its_line() {
+        let error = parse("b.jsonl", "{\"a\": 1}\n{\"a\": 2, \"b\":").unwrap_err();
+        assert!(
+            error
+                .to_string()
+                .starts_with("read `b.jsonl:2`: the last object is cut off"),
+            "{error}"
+        );
+        let error = parse("b.jsonl", "{\"a\": 1}\n{\"a\": oops}\n").unwrap_err();
+        assert!(
+            error.to_string().starts_with("read `b.jsonl:2`: expected"),
+            "{error}"
+        );
+        assert!(matches!(parse("b.jsonl", " \n"), Err(ReadError::Empty(_))));
+        assert!(matches!(
+            parse("b.jsonl", "3\n"),
+            Err(ReadError::NotAnObject(_))
+        ));
+    }
+
+    #[test]
+    fn failed_requests_are_counted_from_either_key() {
+        let failed = |text: &str| parse("b", text).unwrap()[0].failed();
+        assert_eq!(failed(r#"{"errors": ["", "timeout", ""]}"#), Some(1));
+        assert_eq!(failed(r#"{"failed": 2}"#), Some(2));
+        assert_eq!(failed(r#"{"completed": 2}"#), None);
+    }
+
+    proptest::proptest! {
+        #[test]
+        fn any_text_either_reads_or_is_refused(text in "[\\\\u\"{}\\[\\]:,0-9a-fdNIinty \\n-]{0,60}") {
+            let _ = parse("b.jsonl", &text);
+        }
+
+        #[test]
+        fn valid_json_is_left_alone(texts in proptest::collection::vec(".{0,20}", 0..4)) {
+            let document = serde_json::json!({ "texts": texts, "n": -3 }).to_string();
+            proptest::prop_assert_eq!(strict_json(&document), document.as_str());
+        }
+    }
+}

@@ -1,0 +1,168 @@
+//! The metrics of a `bench_serving` run: name, unit, and which direction is better.
+
+use serde::{Deserialize, Serialize};
+
+use crate::bench::result::Run;
+
+/// Which way a metric improves.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "lowercase")]
+pub enum Better {
+    /// Throughput.
+    Higher,
+    /// Latency, duration.
+    Lower,
+}
+
+/// One metric.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Metric {
+    /// Key in the result file, and the name on the command line.
+    pub key: &'static str,
+    /// The same quantity under the name vLLM's `benchmark_serving.py` gives it; empty where it is the
+    /// same or absent there.
+    alias: &'static str,
+    /// Unit of the value.
+    pub unit: &'static str,
+    /// Which way is better.
+    pub better: Better,
+    /// Whether people see it when they ask for no particular metric.
+    pub headline: bool,
+}
+
+/// What one run says about a metric.
+#[derive(Clone, Copy, Debug, PartialEq)]
+pub enum Reading {
+    /// A finite number above zero.
+    Usable(f64),
+    /// Zero, negative, infinite or NaN: no ratio can be made of it.
+    Unusable(f64),
+    /// The key is absent, null or no number.
+    Missing,
+}
+
+/// The metric that decides unless the user names another one beforehand.
+pub const DEFAULT: &str = "output_throughput";
+
+const fn rate(
+    key: &'static str,
+    alias: &'static str,
+    unit: &'static str,
+    headline: bool,
+) -> Metric {
+    Metric {
+        key,
+        alias,
+        unit,
+        better: Better::Higher,
+        headline,
+    }
+}
+
+const fn time(key: &'static str, alias: &'static str, headline: bool) -> Metric {
+    Metric {
+        key,
+        alias,
+        unit: "ms",
+        better: Better::Lower,
+        headline,
+    }
+}
+
+/// Every metric that has a direction, in the order people see them. Keys: SGLang `bench_serving`
+/// 0.5.5 to 0.5.23; aliases: vLLM `benchmark_serving.py`.
+pub const METRICS: &[Metric] = &[
+    rate("output_throughput", "", "tok/s", true),
+    rate("total_throughput", "total_token_throughput", "tok/s", false),
+    rate("input_throughput", "", "tok/s", false),
+    rate("request_throughput", "", "req/s", true),
+    time("median_ttft_ms", "", true),
+    time("mean_ttft_ms", "", false),
+    time("p90_ttft_ms", "", false),
+    time("p95_ttft_ms", "", false),
+    time("p99_ttft_ms", "", true),
+    time("median_tpot_ms", "", true),
+    time("mean_tpot_ms", "", false),
+    time("p90_tpot_ms", "", false),
+    time("p95_tpot_ms", "", false),
+    time("p99_tpot_ms", "", false),
+    time("median_itl_ms", "", true),
+    time("mean_itl_ms", "", false),
+    time("p90_itl_ms", "", false),
+    time("p95_itl_ms", "", false),
+    time("p99_itl_ms", "", false),
+    time("median_e2e_latency_ms", "median_e2el_ms", true),
+    time("mean_e2e_latency_ms", "mean_e2el_ms", false),
+    time("p90_e2e_latency_ms", "p90_e2el_ms", false),
+    time("p95_e2e_latency_ms", "p95_e2el_ms", false),
+    time("p99_e2e_latency_ms", "p99_e2el_ms", false),
+    Metric {
+        key: "duration",
+        alias: "",
+        unit: "s",
+        better: Better::Lower,
+        headline: false,
+    },
+];
+
+/// The metric of that name.
+pub fn named(name: &str) -> Option<&'static Metric> {
+    METRICS
+        .iter()
+        .find(|metric| metric.key == name || (!name.is_empty() && metric.alias == name))
+}
+
+impl Metric {
+    /// What `run` says about this metric.
+    pub fn reading(&self, run: &Run) -> Reading {
+        let Some(number) = run
+            .number(self.key)
+            .or_else(|| (!self.alias.is_empty()).then(|| run.number(self.alias))?)
+        else {
+            return Reading::Missing;
+        };
+        if number.is_finite() && number > 0.0 {
+            Reading::Usable(number)
+        } else {
+            Reading::Unusable(number)
+        }
+    }
+
+    /// Numerator and denominator of the ratio that is above 1 when the tuned arm is better.
+    pub fn oriented(&self, baseline: f64, tuned: f64) -> (f64, f64) {
+        match self.better {
+            Better::Higher => (tuned, baseline),
+            Better::Lower => (baseline, tuned),
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn every_metric_has_one_name_and_the_default_is_one_of_them() {
+        for metric in METRICS {
+            assert_eq!(named(metric.key), Some(metric));
+        }
+        assert!(named(DEFAULT).is_some());
+        assert_eq!(
+            named("median_e2el_ms").unwrap().key,
+            "median_e2e_latency_ms"
+        );
+        assert_eq!(named(""), None);
+        assert_eq!(named("throughput"), None);
+    }
+
+    #[test]
+    fn the_ratio_is_above_one_when_tuned_is_better() {
+        let ratio = |name: &str, baseline, tuned| {
+            let (above, below) = named(name).unwrap().oriented(baseline, tuned);
+            above / below
+        };
+        assert!(ratio("output_throughput", 100.0, 120.0) > 1.0);
+        assert!(ratio("median_ttft_ms", 100.0, 80.0) > 1.0);
+        assert!(ratio("duration", 10.0, 12.0) < 1.0);
+    }
+}

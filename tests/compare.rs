@@ -1,0 +1,210 @@
+//! `gemmtune compare` from outside: output, exit code, what is written where.
+
+use std::path::Path;
+use std::process::{Command, Output};
+
+use serde_json::Value;
+
+fn compare(folder: &Path, arguments: &[&str]) -> Output {
+    Command::new(env!("CARGO_BIN_EXE_gemmtune"))
+        .arg("compare")
+        .args(arguments)
+        .current_dir(folder)
+        .output()
+        .unwrap()
+}
+
+fn document(output: &Output) -> Value {
+    serde_json::from_slice(&output.stdout).unwrap()
+}
+
+/// The concurrency-32 line that SGLang wrote, with its output throughput multiplied by `factor` and
+/// the rest as it stood.
+fn line(factor: f64) -> String {
+    let recorded = include_str!("../testdata/bench/bench-base.jsonl");
+    let line = recorded.lines().nth(2).unwrap();
+    let throughput = 2_678.029_669_129;
+    let key = "\"output_throughput\": ";
+    let (before, rest) = line.split_once(key).unwrap();
+    let (_, after) = rest.split_once(',').unwrap();
+    format!("{before}{key}{},{after}\n", throughput * factor)
+}
+
+fn write(folder: &Path, name: &str, factors: &[f64]) {
+    let text: String = factors.iter().map(|&factor| line(factor)).collect();
+    fs_err::write(folder.join(name), text).unwrap();
+}
+
+const NOISE: [f64; 6] = [1.0, 1.004, 0.997, 1.001, 0.999, 1.002];
+
+#[test]
+fn a_gain_in_one_file_per_arm_is_better_and_exits_0() {
+    let folder = tempfile::tempdir().unwrap();
+    write(folder.path(), "b.jsonl", &NOISE);
+    write(
+        folder.path(),
+        "t.jsonl",
+        &NOISE.map(|noise| 1.16 * (2.0 - noise)),
+    );
+    let output = compare(
+        folder.path(),
+        &["--json", "--baseline", "b.jsonl", "--tuned", "t.jsonl"],
+    );
+    assert_eq!(output.status.code(), Some(0), "{output:?}");
+    let found = document(&output);
+    assert_eq!(found["verdict"], "better");
+    assert_eq!(found["metric"], "output_throughput");
+    assert_eq!(found["pairs"], 6);
+    assert_eq!(found["unfair"], serde_json::json!([]));
+    assert!(found["ratio"]["low"].as_f64().unwrap() > 1.14);
+    assert!(output.stderr.is_empty(), "{output:?}");
+}
+
+#[test]
+fn a_loss_in_six_files_per_arm_is_worse_and_exits_16() {
+    let folder = tempfile::tempdir().unwrap();
+    let mut arguments = vec!["--json".to_owned(), "--baseline".to_owned()];
+    for (arm, factor) in [("b", 1.0), ("t", 0.9)] {
+        for (index, noise) in NOISE.iter().enumerate() {
+            let name = format!("{arm}{index}.jsonl");
+            write(folder.path(), &name, &[noise * factor]);
+            arguments.push(name);
+        }
+        if arm == "b" {
+            arguments.push("--tuned".to_owned());
+        }
+    }
+    let arguments: Vec<&str> = arguments.iter().map(String::as_str).collect();
+    let output = compare(folder.path(), &arguments);
+    assert_eq!(output.status.code(), Some(16));
+    let found = document(&output);
+    assert_eq!(found["verdict"], "worse");
+    assert_eq!(found["pairs"], 6);
+    assert!(String::from_utf8_lossy(&output.stderr).contains("hint:"));
+}
+
+#[test]
+fn the_same_results_are_the_same_and_few_pairs_say_how_many_are_missing() {
+    let folder = tempfile::tempdir().unwrap();
+    write(folder.path(), "b.jsonl", &NOISE);
+    write(folder.path(), "few.jsonl", &NOISE[..4]);
+    let output = compare(
+        folder.path(),
+        &["--baseline", "b.jsonl", "--tuned", "b.jsonl"],
+    );
+    assert_eq!(output.status.code(), Some(0), "{output:?}");
+    let text = String::from_utf8_lossy(&output.stdout);
+    assert!(text.starts_with("output_throughput: same"), "{text}");
+    let output = compare(
+        folder.path(),
+        &["--json", "--baseline", "few.jsonl", "--tuned", "few.jsonl"],
+    );
+    assert_eq!(output.status.code(), Some(16));
+    assert_eq!(document(&output)["verdict"], "inconclusive");
+    assert_eq!(document(&output)["more_pairs_needed"], 2);
+}
+
+#[test]
+fn aa_files_set_the_band() {
+    let folder = tempfile::tempdir().unwrap();
+    write(folder.path(), "b.jsonl", &NOISE);
+    write(folder.path(), "t.jsonl", &NOISE.map(|noise| 1.02 * noise));
+    write(folder.path(), "aa.jsonl", &[1.0, 1.03, 1.0, 0.98]);
+    let arms = ["--json", "--baseline", "b.jsonl", "--tuned", "t.jsonl"];
+    let verdict = |more: &[&str]| {
+        let output = compare(folder.path(), &[&arms[..], more].concat());
+        document(&output)["verdict"].as_str().unwrap().to_owned()
+    };
+    assert_eq!(verdict(&[]), "better");
+    assert_eq!(verdict(&["--aa", "aa.jsonl"]), "same");
+    assert_eq!(verdict(&["--band", "5"]), "same");
+}
+
+#[test]
+fn a_changed_server_argument_refuses_the_verdict_until_allowed_or_expected() {
+    let folder = tempfile::tempdir().unwrap();
+    write(folder.path(), "b.jsonl", &NOISE);
+    let changed: String = NOISE
+        .iter()
+        .map(|noise| {
+            line(1.2 * noise)
+                .replace(
+                    "\"attention_backend\": \"triton\"",
+                    "\"attention_backend\": \"fa3\"",
+                )
+                .replace("\"port\": 30000", "\"port\": 30777")
+                .replace("\"random_seed\": 1", "\"random_seed\": 2")
+        })
+        .collect();
+    assert!(changed.contains("fa3") && changed.contains("30777"));
+    fs_err::write(folder.path().join("t.jsonl"), changed).unwrap();
+    let arms = ["--json", "--baseline", "b.jsonl", "--tuned", "t.jsonl"];
+    let refused = compare(folder.path(), &arms);
+    assert_eq!(refused.status.code(), Some(16));
+    assert_eq!(
+        document(&refused)["unfair"],
+        serde_json::json!([r#"server_info.attention_backend: baseline "triton", tuned "fa3""#])
+    );
+    assert_eq!(document(&refused)["verdict"], "inconclusive");
+    for more in [&["--allow-unfair"][..], &["--expect", "attention_backend"]] {
+        let output = compare(folder.path(), &[&arms[..], more].concat());
+        assert_eq!(output.status.code(), Some(0), "{output:?}");
+        assert_eq!(document(&output)["verdict"], "better");
+    }
+}
+
+#[test]
+fn wrong_input_is_named_and_exits_2() {
+    let folder = tempfile::tempdir().unwrap();
+    write(folder.path(), "b.jsonl", &NOISE);
+    fs_err::write(folder.path().join("torn.jsonl"), &line(1.0)[..500]).unwrap();
+    let stderr = |arguments: &[&str]| {
+        let output = compare(folder.path(), arguments);
+        assert_eq!(output.status.code(), Some(2), "{output:?}");
+        assert!(output.stdout.is_empty());
+        String::from_utf8_lossy(&output.stderr).into_owned()
+    };
+    let said = stderr(&["--baseline", "b.jsonl", "--tuned", "missing.jsonl"]);
+    assert!(said.contains("missing.jsonl"), "{said}");
+    let said = stderr(&["--baseline", "b.jsonl", "--tuned", "torn.jsonl"]);
+    assert!(
+        said.contains("torn.jsonl:1") && said.contains("cut off"),
+        "{said}"
+    );
+    let said = stderr(&[
+        "--baseline",
+        "b.jsonl",
+        "--tuned",
+        "b.jsonl",
+        "--metric",
+        "speed",
+    ]);
+    assert!(
+        said.contains("`speed` is no metric") && said.contains("median_tpot_ms"),
+        "{said}"
+    );
+}
+
+#[test]
+fn a_recorded_sweep_gives_one_number_over_its_loads() {
+    let folder = Path::new(env!("CARGO_MANIFEST_DIR")).join("testdata/bench");
+    let output = compare(
+        &folder,
+        &[
+            "--json",
+            "--baseline",
+            "bench-base.jsonl",
+            "--tuned",
+            "bench-tuned.jsonl",
+            "--metric",
+            "median_tpot_ms",
+        ],
+    );
+    assert_eq!(output.status.code(), Some(16), "one pair is no verdict");
+    let found = document(&output);
+    assert_eq!(found["unfair"], serde_json::json!([]));
+    assert_eq!(found["pairs"], 1);
+    // 9.0410 / 5.3013, 6.6406 / 5.1660 and 7.2137 / 6.1323 at concurrencies 1, 8 and 32.
+    let ratio = found["ratio"]["median"].as_f64().unwrap();
+    assert!((ratio - 1.371).abs() < 0.001, "{ratio}");
+}
