@@ -5,6 +5,7 @@
 //! revision. It starts no process and touches no device; only `merge` and the commands write files.
 
 pub mod aiter;
+pub mod lookup;
 pub mod revision;
 pub mod sglang_json;
 pub mod shapes;

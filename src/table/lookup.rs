@@ -1,0 +1,536 @@
+//! How aiter finds a row for a GEMM: padded M, keys, probe order, per operation and revision.
+//!
+//! Everything here is what `aiter/ops/gemm_op_a8w8.py`, `gemm_op_a4w4.py` and
+//! `csrc/py_itfs_cu/gemm_common.cu` do at the four commits of [`Revision`]; the vectors under
+//! `testdata/lookup/` come from running that code. Nothing is guessed: a table aiter refuses is refused
+//! here, with the lines that make it so.
+
+use std::collections::HashMap;
+use std::collections::hash_map::Entry;
+
+use super::aiter::{Fault, Row, Table, Text};
+use super::revision::{self, Revision};
+use crate::shape::{Op, Shape};
+
+/// M as a table may hold it for a GEMM with `m` rows: aiter's `getPaddedM`, the same at every revision.
+///
+/// `gl` 0 is the fine grid (steps of 16, 32, 64, 128), 1 the coarse one (powers of two; 8192 for
+/// anything larger when N > 4096); any other value leaves M alone. K plays no part.
+pub fn padded_m(gl: i32, m: u32, n: u32, _k: u32) -> u32 {
+    let up = |step: u32| m.checked_next_multiple_of(step).unwrap_or(m);
+    match gl {
+        0 if m <= 256 => up(16),
+        0 if m <= 1024 => up(32),
+        0 if m <= 4096 => up(64),
+        0 => up(128),
+        1 if m > 8192 && n > 4096 => 8192,
+        1 => m.checked_next_power_of_two().unwrap_or(m),
+        _ => m,
+    }
+}
+
+/// M as the table compiled into `gemm_a8w8`'s own module rounds it on its second and last probe
+/// (`csrc/ck_gemm_a8w8/gemm_a8w8.cu`, `rowwise_dispatch`, the same at every revision). So Python may
+/// report row M = 96 while the kernel of row M = 128 runs.
+pub fn padded_m_of_a8w8_module(m: u32) -> u32 {
+    match m {
+        2..=16 => 16,
+        0..=16384 => m.checked_next_power_of_two().unwrap_or(m),
+        16385..=20480 => 20480,
+        _ => m,
+    }
+}
+
+/// A step of the look-up; the first that finds a row ends it, whatever the rows' times.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash, serde::Serialize)]
+#[serde(rename_all = "lowercase")]
+pub enum Probe {
+    /// M itself.
+    Exact,
+    /// M on the fine grid.
+    Fine,
+    /// M on the coarse grid.
+    Coarse,
+}
+
+impl Probe {
+    /// The M this probe asks for.
+    pub fn m(self, m: u32, n: u32, k: u32) -> u32 {
+        match self {
+            Self::Exact => m,
+            Self::Fine => padded_m(0, m, n, k),
+            Self::Coarse => padded_m(1, m, n, k),
+        }
+    }
+}
+
+/// What a tree's look-up can do: three facts that decide every hit and miss.
+///
+/// [`Rules::new`] has them per revision; a tree in between is described by its own.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Rules {
+    /// The operation.
+    pub op: Op,
+    /// Whether M is padded after the exact probe (`bpreshuffle` at [`Revision::A`] does not).
+    pub pads_m: bool,
+    /// Whether a table's `gfx` column, where it has one, is part of the key ([`Revision::H`]; also
+    /// releases v0.1.12.post2 and v0.1.13 on). Without it the column is data like any other.
+    pub keys_gfx: bool,
+    /// Whether the weight's dtype is part of the key.
+    pub keys_weight_dtype: bool,
+}
+
+impl Rules {
+    /// The rules of `op` at `revision`.
+    pub fn new(op: Op, revision: Revision) -> Self {
+        Self {
+            op,
+            pads_m: !(op == Op::Bpreshuffle && revision == Revision::A),
+            keys_gfx: revision >= Revision::H,
+            keys_weight_dtype: revision::has_weight_dtype(op, revision),
+        }
+    }
+
+    /// The probes, in order.
+    pub fn probes(self) -> &'static [Probe] {
+        if self.pads_m {
+            &[Probe::Exact, Probe::Fine, Probe::Coarse]
+        } else {
+            &[Probe::Exact]
+        }
+    }
+}
+
+/// A table that aiter itself would not take: the first GEMM of the server raises.
+#[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
+pub enum LookupError {
+    /// pandas: `ValueError: DataFrame index must be unique for orient='index'`.
+    #[error(
+        "look up in `{table}`: lines {first} and {second} have the key {key} but differ elsewhere, and aiter raises `ValueError: DataFrame index must be unique` at the first GEMM ({count} such keys)"
+    )]
+    DuplicateKey {
+        /// Name of the table.
+        table: String,
+        /// The key, as `M=… N=… K=… cu_num=…`.
+        key: String,
+        /// 1-based line of the first row.
+        first: u64,
+        /// 1-based line of the second.
+        second: u64,
+        /// Keys with this fault.
+        count: usize,
+    },
+    /// pandas: `KeyError: "None of ['…'] are in the columns"`.
+    #[error(
+        "look up in `{table}`: it has no column `{column}`, a part of this operation's key, and aiter raises `KeyError` at the first GEMM"
+    )]
+    MissingKeyColumn {
+        /// Name of the table.
+        table: String,
+        /// The column.
+        column: &'static str,
+    },
+    /// A line that makes pandas refuse the file, or turn a key column into text that nothing equals.
+    #[error("look up in `{table}`: {consequence}")]
+    Unusable {
+        /// Name of the table.
+        table: String,
+        /// What happens at run time.
+        consequence: &'static str,
+        /// The line.
+        #[source]
+        fault: Fault,
+    },
+    /// SGLang's Triton kernel has JSON files instead.
+    #[error("look up {0} in a CSV: SGLang reads JSON files for it")]
+    NotAnAiterOperation(Op),
+}
+
+/// What a look-up gives.
+#[derive(Clone, Copy, Debug, PartialEq)]
+pub enum Resolution<'table> {
+    /// A row serves the shape.
+    Hit {
+        /// The row.
+        row: &'table Row,
+        /// Its M.
+        padded_m: u32,
+        /// The probe that found it.
+        probe: Probe,
+    },
+    /// No row does.
+    Miss,
+}
+
+impl<'table> Resolution<'table> {
+    /// The row, if any.
+    pub fn row(self) -> Option<&'table Row> {
+        match self {
+            Self::Hit { row, .. } => Some(row),
+            Self::Miss => None,
+        }
+    }
+}
+
+/// A table indexed for one GPU, as a server process holds it.
+#[derive(Debug)]
+pub struct Resolver<'table> {
+    rules: Rules,
+    gfx: String,
+    /// Rows of this GPU by (M, N, K, dtype); the dtype is empty when it is no part of the key.
+    rows: HashMap<(u32, u32, u32, Text), &'table Row>,
+    /// Whether the table lacks a column the key would have; the runtime warns and goes on.
+    falls_back_to_cu_num: bool,
+}
+
+impl<'table> Resolver<'table> {
+    /// Indexes `table` for GPUs of architecture `gfx` with `cu_num` compute units.
+    pub fn new(
+        table: &'table Table,
+        rules: Rules,
+        gfx: &str,
+        cu_num: u32,
+    ) -> Result<Self, LookupError> {
+        if rules.op == Op::TritonBlockFp8 {
+            return Err(LookupError::NotAnAiterOperation(rules.op));
+        }
+        // A name with blanks around it is another name to pandas.
+        let padded = |column: &str| {
+            let padded = &table.quirks.padded_columns;
+            padded.iter().any(|name| name.trim() == column)
+        };
+        let has = |column: &str| table.has_column(column) && !padded(column);
+        let with_gfx = rules.keys_gfx && has("gfx");
+        let mut needed = vec!["cu_num", "M", "N", "K"];
+        if rules.keys_weight_dtype {
+            needed.push("q_dtype_w");
+        }
+        if let Some(column) = needed.into_iter().find(|column| !has(column)) {
+            let table = table.name.clone();
+            return Err(LookupError::MissingKeyColumn { table, column });
+        }
+        refuse_faults(table)?;
+
+        let unset = Text::from("");
+        let key = |row: &Row| Key {
+            gfx: with_gfx.then(|| row.gfx.clone().unwrap_or_else(|| unset.clone())),
+            cu_num: row.cu_num,
+            m: row.m,
+            n: row.n,
+            k: row.k,
+            dtype: rules
+                .keys_weight_dtype
+                .then(|| row.q_dtype_w.clone().unwrap_or_else(|| unset.clone())),
+        };
+        let mut seen: HashMap<Key, &Row> = HashMap::with_capacity(table.rows.len());
+        let mut rows = HashMap::new();
+        let mut duplicates: Vec<(Key, u64, u64)> = Vec::new();
+        for row in &table.rows {
+            match seen.entry(key(row)) {
+                Entry::Vacant(vacant) => {
+                    let key = vacant.key();
+                    let here = key.gfx.as_deref().is_none_or(|column| column == gfx)
+                        && key.cu_num == Some(cu_num);
+                    if here {
+                        let dtype = key.dtype.clone().unwrap_or_else(|| unset.clone());
+                        rows.insert((row.m, row.n, row.k, dtype), row);
+                    }
+                    vacant.insert(row);
+                }
+                // `drop_duplicates` removes rows that are equal in every column.
+                Entry::Occupied(first) if same_but_for_line(first.get(), row) => {}
+                Entry::Occupied(first) => {
+                    duplicates.push((first.key().clone(), first.get().line, row.line));
+                }
+            }
+        }
+        if let Some((key, first, second)) = duplicates.first() {
+            return Err(LookupError::DuplicateKey {
+                table: table.name.clone(),
+                key: key.to_string(),
+                first: *first,
+                second: *second,
+                count: duplicates.len(),
+            });
+        }
+        Ok(Self {
+            rules,
+            gfx: gfx.to_owned(),
+            rows,
+            falls_back_to_cu_num: rules.keys_gfx && !with_gfx,
+        })
+    }
+
+    /// The row the runtime takes for `shape`, whose operation is not looked at.
+    ///
+    /// Where the dtype is part of the key and the shape has none, it is the architecture's FP8 dtype.
+    pub fn find(&self, shape: &Shape) -> Resolution<'table> {
+        let dtype = match (self.rules.keys_weight_dtype, shape.dtype.as_str()) {
+            (false, _) => Text::from(""),
+            (true, "") => Text::from(fp8_dtype(&self.gfx)),
+            (true, dtype) => Text::from(dtype),
+        };
+        for probe in self.rules.probes() {
+            let padded_m = probe.m(shape.m, shape.n, shape.k);
+            if let Some(row) = self.rows.get(&(padded_m, shape.n, shape.k, dtype.clone())) {
+                return Resolution::Hit {
+                    row,
+                    padded_m,
+                    probe: *probe,
+                };
+            }
+        }
+        Resolution::Miss
+    }
+
+    /// The row whose kernel `gemm_a8w8`'s compiled module runs for `shape`: its own two probes over the same
+    /// table. `None` means its built-in heuristic by M, N and K.
+    pub fn find_in_a8w8_module(&self, shape: &Shape) -> Option<&'table Row> {
+        let dtype = match (self.rules.keys_weight_dtype, shape.dtype.as_str()) {
+            (false, _) => Text::from(""),
+            (true, "") => Text::from(fp8_dtype(&self.gfx)),
+            (true, dtype) => Text::from(dtype),
+        };
+        [shape.m, padded_m_of_a8w8_module(shape.m)]
+            .into_iter()
+            .find_map(|m| {
+                self.rows
+                    .get(&(m, shape.n, shape.k, dtype.clone()))
+                    .copied()
+            })
+    }
+
+    /// Whether the runtime warns that the table has no `gfx` column and matches by `cu_num` alone.
+    pub fn falls_back_to_cu_num(&self) -> bool {
+        self.falls_back_to_cu_num
+    }
+
+    /// The rules in force.
+    pub fn rules(&self) -> Rules {
+        self.rules
+    }
+}
+
+/// The FP8 dtype of an architecture (`aiter/utility/dtypes.py`): OCP except on gfx94x.
+pub fn fp8_dtype(gfx: &str) -> &'static str {
+    if gfx.starts_with("gfx94") {
+        "torch.float8_e4m3fnuz"
+    } else {
+        "torch.float8_e4m3fn"
+    }
+}
+
+#[derive(Clone, Debug, PartialEq, Eq, Hash)]
+struct Key {
+    gfx: Option<Text>,
+    cu_num: Option<u32>,
+    m: u32,
+    n: u32,
+    k: u32,
+    dtype: Option<Text>,
+}
+
+impl std::fmt::Display for Key {
+    fn fmt(&self, formatter: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        write!(formatter, "M={} N={} K={}", self.m, self.n, self.k)?;
+        if let Some(cu_num) = self.cu_num {
+            write!(formatter, " cu_num={cu_num}")?;
+        }
+        if let Some(gfx) = &self.gfx {
+            write!(formatter, " gfx={gfx}")?;
+        }
+        if let Some(dtype) = &self.dtype {
+            write!(formatter, " q_dtype_w={dtype}")?;
+        }
+        Ok(())
+    }
+}
+
+fn same_but_for_line(first: &Row, second: &Row) -> bool {
+    let second = Row {
+        line: first.line,
+        ..second.clone()
+    };
+    *first == second
+}
+
+fn refuse_faults(table: &Table) -> Result<(), LookupError> {
+    for fault in &table.faults {
+        let consequence = match fault {
+            Fault::TooManyCells { .. } => {
+                "pandas raises `ParserError` (more cells than columns) at the first GEMM"
+            }
+            Fault::NotUtf8 { .. } => "pandas raises `UnicodeDecodeError` at the first GEMM",
+            // An empty key cell only makes its own row unreachable.
+            Fault::BadKey { text, .. } if super::aiter::is_unset(text.trim()) => continue,
+            Fault::BadKey { .. } => {
+                "one cell that is no number makes pandas read the whole key column as text, so every look-up misses"
+            }
+            Fault::BadNumber { .. } => continue,
+        };
+        return Err(LookupError::Unusable {
+            table: table.name.clone(),
+            consequence,
+            fault: fault.clone(),
+        });
+    }
+    Ok(())
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn table(text: &str, op: Op) -> Table {
+        Table::read("t.csv", text.as_bytes(), Some(op)).unwrap()
+    }
+
+    fn shape(op: Op, m: u32, dtype: &str) -> Shape {
+        Shape {
+            op,
+            m,
+            n: 512,
+            k: 7168,
+            dtype: dtype.to_owned(),
+        }
+    }
+
+    #[test]
+    fn padding_goes_up_on_the_fine_grid_and_down_past_8192_on_the_coarse_one() {
+        let fine = |m| padded_m(0, m, 512, 7168);
+        assert_eq!(
+            [0, 1, 16, 257, 1025, 4097].map(fine),
+            [0, 16, 16, 288, 1088, 4224]
+        );
+        assert_eq!(padded_m(1, 0, 512, 1), 1);
+        assert_eq!(padded_m(1, 9000, 4097, 1), 8192);
+        assert_eq!(padded_m(1, 9000, 4096, 1), 16384, "4096 is not above 4096");
+        assert_eq!(padded_m(2, 77, 4097, 1), 77);
+        assert_eq!(padded_m(0, u32::MAX, 1, 1), u32::MAX, "no overflow");
+        assert_eq!(padded_m(1, u32::MAX, 1, 1), u32::MAX, "no overflow");
+    }
+
+    #[test]
+    fn a_finer_row_beats_a_faster_coarse_one() {
+        let table = table(
+            "cu_num,M,N,K,libtype,kernelId,splitK,us,kernelName\n\
+             304,128,512,7168,ck,1,0,1.0,coarse\n\
+             304,112,512,7168,ck,2,0,9.0,fine\n",
+            Op::Blockscale,
+        );
+        let rules = Rules::new(Op::Blockscale, Revision::P);
+        let resolver = Resolver::new(&table, rules, "gfx942", 304).unwrap();
+        let name = |m| {
+            resolver
+                .find(&shape(Op::Blockscale, m, ""))
+                .row()
+                .and_then(|row| row.kernel_name.clone())
+        };
+        assert_eq!(name(100).as_deref(), Some("fine"));
+        assert_eq!(
+            name(90).as_deref(),
+            Some("coarse"),
+            "90 pads to 96, which has no row"
+        );
+        assert_eq!(name(129), None);
+    }
+
+    #[test]
+    fn equal_rows_are_one_and_differing_rows_of_a_key_are_an_error() {
+        let header = "cu_num,M,N,K,libtype,kernelId,splitK,us,kernelName\n";
+        let rules = Rules::new(Op::Blockscale, Revision::P);
+        let same = format!("{header}304,16,512,7168,ck,1,0,1.0,a\n304,16,512,7168,ck,1,0,1.00,a\n");
+        let same = table(&same, Op::Blockscale);
+        assert!(Resolver::new(&same, rules, "gfx942", 304).is_ok());
+        // The other GPU's duplicate breaks this one's server too.
+        let other = format!("{header}80,16,512,7168,ck,1,0,1.0,a\n80,16,512,7168,ck,1,0,2.0,a\n");
+        let other = table(&other, Op::Blockscale);
+        assert_eq!(
+            Resolver::new(&other, rules, "gfx942", 304).unwrap_err(),
+            LookupError::DuplicateKey {
+                table: "t.csv".to_owned(),
+                key: "M=16 N=512 K=7168 cu_num=80".to_owned(),
+                first: 2,
+                second: 3,
+                count: 1
+            }
+        );
+    }
+
+    #[test]
+    fn a_gfx_column_is_a_key_from_its_revision_on_and_data_before() {
+        let both = table(
+            "gfx,cu_num,M,N,K,libtype,kernelId,splitK,us,kernelName\n\
+             gfx950,256,16,512,7168,ck,1,0,1.0,a\n\
+             gfx1250,256,16,512,7168,ck,2,0,1.0,b\n",
+            Op::Blockscale,
+        );
+        let at =
+            |revision| Resolver::new(&both, Rules::new(Op::Blockscale, revision), "gfx950", 256);
+        assert!(matches!(
+            at(Revision::P),
+            Err(LookupError::DuplicateKey { .. })
+        ));
+        let resolver = at(Revision::H).unwrap();
+        let row = resolver.find(&shape(Op::Blockscale, 3, "")).row().unwrap();
+        assert_eq!(row.kernel_id, Some(1));
+        assert!(!resolver.falls_back_to_cu_num());
+    }
+
+    #[test]
+    fn bpreshuffle_is_exact_at_a_and_padded_from_b_on() {
+        let rows = table(
+            "cu_num,M,N,K,q_dtype_w,libtype,kernelId,splitK,us,kernelName\n\
+             304,16,512,7168,torch.float8_e4m3fnuz,ck,1,0,1.0,a\n\
+             304,16,512,7168,torch.int8,asm,2,0,1.0,b\n",
+            Op::Bpreshuffle,
+        );
+        let found = |revision, m, dtype| {
+            let rules = Rules::new(Op::Bpreshuffle, revision);
+            let resolver = Resolver::new(&rows, rules, "gfx942", 304).unwrap();
+            let found = resolver.find(&shape(Op::Bpreshuffle, m, dtype));
+            found.row().and_then(|row| row.kernel_id)
+        };
+        assert_eq!(found(Revision::A, 3, ""), None);
+        assert_eq!(found(Revision::A, 16, ""), Some(1));
+        assert_eq!(
+            found(Revision::B, 3, ""),
+            Some(1),
+            "the dtype of the architecture"
+        );
+        assert_eq!(found(Revision::H, 3, "torch.int8"), Some(2));
+        assert_eq!(found(Revision::H, 3, "torch.float8_e4m3fn"), None);
+    }
+
+    #[test]
+    fn the_a8w8_module_probes_by_itself() {
+        let rows = table(
+            "cu_num,M,N,K,q_dtype_w,kernelId,splitK,us,kernelName\n\
+             304,96,512,7168,torch.int8,1,0,1.0,python\n\
+             304,128,512,7168,torch.int8,2,0,1.0,module\n",
+            Op::A8w8,
+        );
+        let resolver =
+            Resolver::new(&rows, Rules::new(Op::A8w8, Revision::P), "gfx942", 304).unwrap();
+        let asked = shape(Op::A8w8, 90, "torch.int8");
+        assert_eq!(resolver.find(&asked).row().unwrap().kernel_id, Some(1));
+        assert_eq!(
+            resolver.find_in_a8w8_module(&asked).unwrap().kernel_id,
+            Some(2)
+        );
+    }
+
+    #[test]
+    fn a_table_the_runtime_cannot_use_is_refused_with_the_reason() {
+        let refuse = |text: &str, op: Op| {
+            let table = table(text, op);
+            Resolver::new(&table, Rules::new(op, Revision::P), "gfx942", 304)
+                .unwrap_err()
+                .to_string()
+        };
+        assert!(refuse("cu_num,M,N,K\n304,1,2,3\n", Op::Bpreshuffle).contains("`q_dtype_w`"));
+        assert!(refuse("cu_num, M,N,K\n304,1,2,3\n", Op::Blockscale).contains("`M`"));
+        assert!(refuse("cu_num,M,N,K\n304,1,2,3,4\n", Op::Blockscale).contains("ParserError"));
+        assert!(refuse("cu_num,M,N,K\n304,x,2,3\n", Op::Blockscale).contains("every look-up"));
+    }
+}

@@ -1,0 +1,105 @@
+//! aiter's look-up, checked against what aiter itself answered (`testdata/lookup/ORIGIN.md`).
+
+use std::collections::BTreeMap;
+
+use gemmtune::shape::{Op, Shape};
+use gemmtune::table::aiter::Table;
+use gemmtune::table::lookup::{self, Resolution, Resolver, Rules};
+use gemmtune::table::revision::Revision;
+
+type Case = BTreeMap<String, String>;
+
+fn cases(name: &str) -> Vec<Case> {
+    let path = format!("{}/testdata/lookup/{name}", env!("CARGO_MANIFEST_DIR"));
+    let mut reader = csv::Reader::from_path(path).unwrap();
+    let cases: Vec<Case> = reader.deserialize().map(Result::unwrap).collect();
+    assert!(!cases.is_empty());
+    cases
+}
+
+fn number<T: std::str::FromStr<Err: std::fmt::Debug>>(case: &Case, column: &str) -> T {
+    case[column].parse().unwrap()
+}
+
+fn table(name: &str) -> Table {
+    let path = format!("{}/testdata/lookup/{name}", env!("CARGO_MANIFEST_DIR"));
+    Table::read(name, &fs_err::read(path).unwrap(), Some(Op::Blockscale)).unwrap()
+}
+
+#[test]
+fn padded_m_is_what_get_padded_m_gives_at_every_revision() {
+    let cases = cases("aiter-padded-m.csv");
+    for case in &cases {
+        let (gl, m) = (number(case, "gl"), number(case, "M"));
+        let (n, k) = (number(case, "N"), number(case, "K"));
+        assert_eq!(
+            lookup::padded_m(gl, m, n, k),
+            number::<u32>(case, "padded_M"),
+            "{case:?}"
+        );
+    }
+    assert_eq!(cases.len(), 3384);
+}
+
+#[test]
+fn the_a8w8_module_rounds_m_as_compiled() {
+    for case in cases("aiter-lookup-cases-a8w8-cxx.csv") {
+        assert_eq!(case["gl"], "cxx_gemm_a8w8");
+        assert_eq!(
+            lookup::padded_m_of_a8w8_module(number(&case, "M")),
+            number::<u32>(&case, "padded_M"),
+            "{case:?}"
+        );
+    }
+}
+
+#[test]
+fn every_recorded_look_up_resolves_to_the_same_row() {
+    let tables = BTreeMap::from([
+        ("gfx", table("aiter-lookup-e2e-fixture-gfx.csv")),
+        ("legacy", table("aiter-lookup-e2e-fixture-legacy.csv")),
+    ]);
+    let mut hits = 0;
+    for case in cases("aiter-lookup-cases-e2e.csv") {
+        let revision: Revision = case["revision"].parse().unwrap();
+        let rules = Rules::new(Op::Blockscale, revision);
+        let table = &tables[case["fixture"].as_str()];
+        let resolver = Resolver::new(table, rules, &case["gfx"], number(&case, "cu_num")).unwrap();
+        assert_eq!(
+            resolver.falls_back_to_cu_num(),
+            revision == Revision::H && case["fixture"] == "legacy"
+        );
+        let shape = Shape {
+            op: Op::Blockscale,
+            m: number(&case, "M"),
+            n: number(&case, "N"),
+            k: number(&case, "K"),
+            dtype: String::new(),
+        };
+        match resolver.find(&shape) {
+            Resolution::Miss => assert_eq!(case["result"], "miss", "{case:?}"),
+            Resolution::Hit { row, padded_m, .. } => {
+                hits += 1;
+                assert_eq!(case["result"], "hit", "{case:?}");
+                assert_eq!(case["padded_M"], padded_m.to_string(), "{case:?}");
+                assert_eq!(row.libtype.as_deref(), Some(case["libtype"].as_str()));
+                assert_eq!(row.kernel_id, Some(number(&case, "kernelId")));
+                assert_eq!(row.split_k, Some(number(&case, "splitK")));
+                assert_eq!(
+                    row.kernel_name.as_deref(),
+                    Some(case["kernelName"].as_str())
+                );
+            }
+        }
+    }
+    assert!(hits > 400, "{hits} hits");
+}
+
+#[test]
+fn a_gfx_table_at_a_revision_that_ignores_gfx_raises_as_pandas_does() {
+    let table = table("aiter-lookup-e2e-fixture-gfx.csv");
+    let rules = Rules::new(Op::Blockscale, Revision::P);
+    // gfx950 and gfx1250 rows share cu_num 256.
+    let error = Resolver::new(&table, rules, "gfx942", 304).unwrap_err();
+    assert!(error.to_string().contains("DataFrame index must be unique"));
+}
