@@ -7,6 +7,7 @@ pub mod completions;
 pub mod failure;
 pub mod keeper;
 pub mod printer;
+pub mod trace;
 
 use clap::{Parser, Subcommand};
 
@@ -31,6 +32,8 @@ enum Command {
     Compare(compare::CompareArgs),
     /// Print shell completions
     Completions(completions::CompletionsArgs),
+    /// Say which GEMM kernel an SGLang tree calls, and why
+    Trace(trace::TraceArgs),
     /// Keep one child process; started by gemmtune itself
     #[command(hide = true)]
     Keeper(keeper::KeeperArgs),
@@ -53,6 +56,7 @@ fn run(command: Command, printer: &Printer) -> Result<std::process::ExitCode, Fa
     match command {
         Command::Compare(args) => compare::run(&args, printer).map(success),
         Command::Completions(args) => completions::run(&args, printer).map(success),
+        Command::Trace(args) => trace::run(&args, printer).map(success),
         Command::Keeper(args) => Ok(keeper::run(&args, printer)),
     }
 }

@@ -1,0 +1,317 @@
+//! The statements and expressions of a Python file, as far as gemmtune reads them.
+//!
+//! Everything has its byte span. What no reader asks about is [`ExprKind::Other`] or
+//! [`StmtKind::Other`]: its text is still there through the span, and every name inside a function
+//! is still listed in [`Function::mentions`].
+
+/// A half-open range of bytes in the text of one [`crate::pyedit::source::Source`].
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
+pub struct Span {
+    /// First byte.
+    pub start: usize,
+    /// One past the last byte.
+    pub end: usize,
+}
+
+impl Span {
+    /// The empty span at `offset`.
+    pub fn at(offset: usize) -> Self {
+        Self {
+            start: offset,
+            end: offset,
+        }
+    }
+
+    /// Whether `other` lies inside this span.
+    pub fn contains(self, other: Self) -> bool {
+        self.start <= other.start && other.end <= self.end
+    }
+
+    /// The span as a range, for slicing.
+    pub fn range(self) -> std::ops::Range<usize> {
+        self.start..self.end
+    }
+}
+
+/// One statement.
+#[derive(Clone, Debug)]
+pub struct Stmt {
+    /// Where it is, without its trailing newline.
+    pub span: Span,
+    /// What it is.
+    pub kind: StmtKind,
+}
+
+/// The kinds of statement.
+#[derive(Clone, Debug)]
+pub enum StmtKind {
+    /// `import a.b as c, d`
+    Import(Vec<Alias>),
+    /// `from .module import name as alias`
+    ImportFrom {
+        /// The module, empty for `from . import x`.
+        module: String,
+        /// How many leading dots.
+        level: u32,
+        /// What is imported; `*` is a name.
+        names: Vec<Alias>,
+    },
+    /// `a = b = value` and `a: T = value`; `a: T` has no value.
+    Assign {
+        /// The targets.
+        targets: Vec<Expr>,
+        /// The value.
+        value: Option<Expr>,
+    },
+    /// `if … elif … else …`; the `else` branch has no test.
+    If(Vec<Branch>),
+    /// `return value`
+    Return(Option<Expr>),
+    /// `def` and `async def`
+    Function(Function),
+    /// `class`
+    Class {
+        /// Its name.
+        name: String,
+        /// Its statements.
+        body: Vec<Stmt>,
+    },
+    /// `try` with its handlers.
+    Try {
+        /// The guarded statements.
+        body: Vec<Stmt>,
+        /// One list per `except`.
+        handlers: Vec<Vec<Stmt>>,
+        /// `else` and then `finally`.
+        rest: Vec<Stmt>,
+    },
+    /// `with … :`
+    With {
+        /// The context expressions.
+        items: Vec<Expr>,
+        /// The statements.
+        body: Vec<Stmt>,
+    },
+    /// `for` or `while`.
+    Loop {
+        /// The iterable or the test.
+        head: Expr,
+        /// The statements, `else` included.
+        body: Vec<Stmt>,
+    },
+    /// An expression on its own, such as a docstring or a call.
+    Expr(Expr),
+    /// `raise`
+    Raise,
+    /// `pass`, `global`, `assert`, `+=`, `del` and the like: they bind nothing that matters here.
+    Inert,
+    /// A statement that may branch or bind in a way gemmtune does not read (`match`).
+    Other,
+}
+
+/// One arm of an `if`.
+#[derive(Clone, Debug)]
+pub struct Branch {
+    /// The condition; `None` for `else`.
+    pub test: Option<Expr>,
+    /// The statements.
+    pub body: Vec<Stmt>,
+}
+
+/// One name of an import.
+#[derive(Clone, Debug)]
+pub struct Alias {
+    /// The name as the other module calls it.
+    pub name: String,
+    /// The name it gets here, where that differs in the source.
+    pub asname: Option<String>,
+    /// `name as asname` in the text.
+    pub span: Span,
+}
+
+impl Alias {
+    /// The name that the import binds here.
+    pub fn bound(&self) -> &str {
+        self.asname.as_deref().unwrap_or(&self.name)
+    }
+}
+
+/// A function definition.
+#[derive(Clone, Debug)]
+pub struct Function {
+    /// Its name.
+    pub name: String,
+    /// The name in the text.
+    pub name_span: Span,
+    /// Parameter names in order, without `*args` and `**kwargs`.
+    pub params: Vec<String>,
+    /// Whether any decorator is on it.
+    pub decorated: bool,
+    /// Its statements, docstring included.
+    pub body: Vec<Stmt>,
+    /// Every name and attribute used anywhere inside, in source order.
+    pub mentions: Vec<Mention>,
+}
+
+/// A name or an attribute (`b` in `a.b`) somewhere in a function.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Mention {
+    /// The identifier.
+    pub name: String,
+    /// Where it is.
+    pub span: Span,
+    /// Whether it is called here.
+    pub called: bool,
+}
+
+impl Function {
+    /// Whether `name` is used anywhere inside.
+    pub fn mentions(&self, name: &str) -> bool {
+        self.mention(name).is_some()
+    }
+
+    /// The first use of `name`.
+    pub fn mention(&self, name: &str) -> Option<&Mention> {
+        self.mentions.iter().find(|mention| mention.name == name)
+    }
+}
+
+/// One expression.
+#[derive(Clone, Debug)]
+pub struct Expr {
+    /// Where it is.
+    pub span: Span,
+    /// What it is.
+    pub kind: ExprKind,
+}
+
+/// The kinds of expression.
+#[derive(Clone, Debug)]
+pub enum ExprKind {
+    /// A name.
+    Name(String),
+    /// `value.attr`
+    Attribute(Box<Expr>, String),
+    /// A call.
+    Call {
+        /// What is called.
+        function: Box<Expr>,
+        /// Positional arguments.
+        args: Vec<Expr>,
+        /// Keyword arguments; `**x` has no name.
+        keywords: Vec<(Option<String>, Expr)>,
+    },
+    /// `True` or `False`
+    Bool(bool),
+    /// `None`
+    None,
+    /// An integer that fits.
+    Int(i64),
+    /// A string without interpolation.
+    Str(String),
+    /// `a and b and …`
+    And(Vec<Expr>),
+    /// `a or b or …`
+    Or(Vec<Expr>),
+    /// `not a`
+    Not(Box<Expr>),
+    /// `left op right`, one operator.
+    Compare(Box<Expr>, Comparison, Box<Expr>),
+    /// A tuple, list or set display.
+    Sequence(Vec<Expr>),
+    /// A dictionary display without `**`.
+    Dict(Vec<(Expr, Expr)>),
+    /// `then if test else otherwise`
+    Conditional {
+        /// The test.
+        test: Box<Expr>,
+        /// The value when it holds.
+        then: Box<Expr>,
+        /// The value when it does not.
+        otherwise: Box<Expr>,
+    },
+    /// Anything else.
+    Other,
+}
+
+/// Comparison operators.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Comparison {
+    /// `==`
+    Equal,
+    /// `!=`
+    NotEqual,
+    /// `<`
+    Less,
+    /// `<=`
+    LessOrEqual,
+    /// `>`
+    Greater,
+    /// `>=`
+    GreaterOrEqual,
+    /// `is`
+    Is,
+    /// `is not`
+    IsNot,
+    /// `in`
+    In,
+    /// `not in`
+    NotIn,
+}
+
+impl Expr {
+    /// The dotted name this expression is, such as `torch.bfloat16`.
+    pub fn dotted(&self) -> Option<String> {
+        match &self.kind {
+            ExprKind::Name(name) => Some(name.clone()),
+            ExprKind::Attribute(value, attr) => Some(format!("{}.{attr}", value.dotted()?)),
+            _ => None,
+        }
+    }
+}
+
+/// Every statement of `body` and of the blocks inside it, outermost first, functions included.
+pub fn walk<'a>(body: &'a [Stmt], visit: &mut dyn FnMut(&'a Stmt)) {
+    for stmt in body {
+        visit(stmt);
+        match &stmt.kind {
+            StmtKind::If(branches) => {
+                for branch in branches {
+                    walk(&branch.body, visit);
+                }
+            }
+            StmtKind::Function(function) => walk(&function.body, visit),
+            StmtKind::Class { body, .. }
+            | StmtKind::With { body, .. }
+            | StmtKind::Loop { body, .. } => walk(body, visit),
+            StmtKind::Try {
+                body,
+                handlers,
+                rest,
+            } => {
+                walk(body, visit);
+                for handler in handlers {
+                    walk(handler, visit);
+                }
+                walk(rest, visit);
+            }
+            _ => {}
+        }
+    }
+}
+
+/// The function called `name` directly in `body`, the last one where there are several.
+pub fn function<'a>(body: &'a [Stmt], name: &str) -> Option<(&'a Stmt, &'a Function)> {
+    body.iter().rev().find_map(|stmt| match &stmt.kind {
+        StmtKind::Function(function) if function.name == name => Some((stmt, function)),
+        _ => None,
+    })
+}
+
+/// The statements of the class called `name` directly in `body`.
+pub fn class<'a>(body: &'a [Stmt], name: &str) -> Option<(&'a Stmt, &'a [Stmt])> {
+    body.iter().rev().find_map(|stmt| match &stmt.kind {
+        StmtKind::Class { name: found, body } if found == name => Some((stmt, body.as_slice())),
+        _ => None,
+    })
+}

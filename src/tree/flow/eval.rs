@@ -1,0 +1,414 @@
+//! Expressions: what each is worth on the ways that lead through it.
+
+use super::Flow;
+use super::machine::{Arch, Kernel, Rocm};
+use super::value::{Cause, State, Test, Value, is_predicate, split, truth};
+use crate::pyedit::refusal::Refusal;
+use crate::pyedit::syntax::{Comparison, Expr, ExprKind, Function, Span};
+
+/// Functions of the file are followed into each other this deep.
+const MAX_DEPTH: usize = 6;
+
+impl<'a> Flow<'a> {
+    /// The value of `expr` on every way through it.
+    pub(super) fn eval(
+        &self,
+        expr: &'a Expr,
+        state: State<'a>,
+        depth: usize,
+    ) -> Result<Vec<(State<'a>, Value<'a>)>, Refusal> {
+        let one = |state, value| Ok(vec![(state, value)]);
+        match &expr.kind {
+            ExprKind::Name(name) => {
+                let value = self.lookup(name, &state);
+                one(state, value)
+            }
+            ExprKind::Attribute(base, attr) => {
+                let mut values = self.eval(base, state, depth)?;
+                for (_, value) in &mut values {
+                    *value = match value {
+                        Value::Module(module) => Kernel::imported(module, attr).map_or_else(
+                            || Value::Module(format!("{module}.{attr}")),
+                            Value::Kernel,
+                        ),
+                        _ => Value::Unknown,
+                    };
+                }
+                Ok(values)
+            }
+            ExprKind::Bool(value) => one(state, Value::Bool(*value)),
+            ExprKind::None => one(state, Value::None),
+            ExprKind::Int(value) => one(state, Value::Int(*value)),
+            ExprKind::Str(value) => one(state, Value::Str(value.clone())),
+            ExprKind::Sequence(items) => {
+                let mut result = Vec::new();
+                for (state, values) in self.eval_all(items, state, depth)? {
+                    result.push((state, Value::Tuple(values)));
+                }
+                Ok(result)
+            }
+            ExprKind::Not(inner) => {
+                let mut values = self.eval(inner, state, depth)?;
+                for (_, value) in &mut values {
+                    *value = match std::mem::replace(value, Value::Unknown) {
+                        Value::Test(mut test) => {
+                            test.negated = !test.negated;
+                            Value::Test(test)
+                        }
+                        other => truth(&other).map_or_else(
+                            || {
+                                let mut test = self.test(inner.span);
+                                test.negated = true;
+                                Value::Test(test)
+                            },
+                            |truth| Value::Bool(!truth),
+                        ),
+                    };
+                }
+                Ok(values)
+            }
+            ExprKind::And(items) => self.joined(expr, items, false, state, depth),
+            ExprKind::Or(items) => self.joined(expr, items, true, state, depth),
+            ExprKind::Compare(left, op, right) => {
+                let mut result = Vec::new();
+                for (state, left_value) in self.eval(left, state, depth)? {
+                    for (state, right_value) in self.eval(right, state, depth)? {
+                        let value = self
+                            .compared(&left_value, *op, &right_value)
+                            .map_or_else(|| Value::Test(self.test(expr.span)), Value::Bool);
+                        result.push((state, value));
+                    }
+                }
+                Ok(result)
+            }
+            ExprKind::Conditional {
+                test,
+                then,
+                otherwise,
+            } => {
+                let mut result = Vec::new();
+                for (state, value) in self.eval(test, state, depth)? {
+                    let test = match (truth(&value), value) {
+                        (Some(true), _) => {
+                            result.extend(self.eval(then, state, depth)?);
+                            continue;
+                        }
+                        (Some(false), _) => {
+                            result.extend(self.eval(otherwise, state, depth)?);
+                            continue;
+                        }
+                        (None, Value::Test(test)) => test,
+                        (None, _) => self.test(test.span),
+                    };
+                    let (yes, no) = split(state, &test);
+                    for state in yes {
+                        result.extend(self.eval(then, state, depth)?);
+                    }
+                    for state in no {
+                        result.extend(self.eval(otherwise, state, depth)?);
+                    }
+                }
+                Ok(result)
+            }
+            ExprKind::Call {
+                function,
+                args,
+                keywords,
+            } => self.call(expr, function, args, keywords, state, depth),
+            ExprKind::Dict(_) | ExprKind::Other => one(state, Value::Unknown),
+        }
+    }
+
+    fn eval_all(
+        &self,
+        items: &'a [Expr],
+        state: State<'a>,
+        depth: usize,
+    ) -> Result<Vec<(State<'a>, Vec<Value<'a>>)>, Refusal> {
+        let mut ways = vec![(state, Vec::new())];
+        for item in items {
+            let mut next = Vec::new();
+            for (state, values) in ways {
+                for (state, value) in self.eval(item, state, depth)? {
+                    let mut values = values.clone();
+                    values.push(value);
+                    next.push((state, values));
+                }
+            }
+            ways = next;
+        }
+        Ok(ways)
+    }
+
+    /// `and` and `or`; `stop` is the truth value that ends the chain.
+    fn joined(
+        &self,
+        expr: &Expr,
+        items: &'a [Expr],
+        stop: bool,
+        state: State<'a>,
+        depth: usize,
+    ) -> Result<Vec<(State<'a>, Value<'a>)>, Refusal> {
+        let mut result = Vec::new();
+        for (state, values) in self.eval_all(items, state, depth)? {
+            let mut open: Vec<Test> = Vec::new();
+            let mut value = None;
+            for (item, found) in items.iter().zip(values) {
+                match (truth(&found), found) {
+                    (Some(truth), _) if truth == stop => {
+                        value = Some(Value::Bool(stop));
+                        break;
+                    }
+                    (Some(_), _) => {}
+                    (None, Value::Test(test)) => open.push(test),
+                    (None, _) => open.push(self.test(item.span)),
+                }
+            }
+            let value = value.unwrap_or_else(|| match open.len() {
+                0 => Value::Bool(!stop),
+                1 => Value::Test(open.remove(0)),
+                _ => {
+                    let mut test = self.test(expr.span);
+                    test.causes
+                        .extend(open.into_iter().flat_map(|test| test.causes));
+                    test.causes.sort();
+                    test.causes.dedup();
+                    Value::Test(test)
+                }
+            });
+            result.push((state, value));
+        }
+        Ok(result)
+    }
+
+    fn call(
+        &self,
+        expr: &'a Expr,
+        function: &'a Expr,
+        args: &'a [Expr],
+        keywords: &'a [(Option<String>, Expr)],
+        state: State<'a>,
+        depth: usize,
+    ) -> Result<Vec<(State<'a>, Value<'a>)>, Refusal> {
+        if let Some(value) = self.platform(expr, function, args) {
+            return Ok(vec![(state, value)]);
+        }
+        let mut result = Vec::new();
+        for (state, callee) in self.eval(function, state, depth)? {
+            for (state, values) in self.eval_all(args, state, depth)? {
+                let mut ways = vec![(state, Vec::new())];
+                for (name, value) in keywords {
+                    let mut next = Vec::new();
+                    for (state, named) in ways {
+                        for (state, value) in self.eval(value, state, depth)? {
+                            let mut named = named.clone();
+                            named.push((name.clone(), value));
+                            next.push((state, named));
+                        }
+                    }
+                    ways = next;
+                }
+                for (state, named) in ways {
+                    result.extend(self.called(expr, &callee, &values, &named, state, depth)?);
+                }
+            }
+        }
+        Ok(result)
+    }
+
+    fn called(
+        &self,
+        expr: &'a Expr,
+        callee: &Value<'a>,
+        args: &[Value<'a>],
+        keywords: &[(Option<String>, Value<'a>)],
+        mut state: State<'a>,
+        depth: usize,
+    ) -> Result<Vec<(State<'a>, Value<'a>)>, Refusal> {
+        match callee {
+            Value::Kernel(kernel) => {
+                state.calls.push((*kernel, expr.span));
+                Ok(vec![(state, Value::Unknown)])
+            }
+            Value::Ambiguous(span) => Err(Refusal::new(
+                self.source,
+                *span,
+                "which kernel this name means is decided when the module is imported",
+                "binds a GEMM under a condition that the tree does not fix",
+                "one binding for each kernel name, as every SGLang release has it",
+            )),
+            Value::Function(function) if depth < MAX_DEPTH && is_predicate(function) => {
+                let value = self.truth_of(function, self.text(expr.span), depth)?;
+                Ok(vec![(state, value)])
+            }
+            Value::Function(function) if depth < MAX_DEPTH && self.calls_kernel(function) => {
+                let outer = std::mem::take(&mut state.locals);
+                for (param, value) in function.params.iter().zip(args) {
+                    state.locals.insert(param.clone(), value.clone());
+                }
+                for (name, value) in keywords {
+                    if let Some(name) = name {
+                        state.locals.insert(name.clone(), value.clone());
+                    }
+                }
+                for param in &function.params {
+                    state.locals.entry(param.clone()).or_insert(Value::Unknown);
+                }
+                let (ended, exits) = self.block(&function.body, vec![state], depth + 1)?;
+                let back = |mut state: State<'a>, value| {
+                    state.locals.clone_from(&outer);
+                    (state, value)
+                };
+                let mut result: Vec<_> = exits
+                    .into_iter()
+                    .map(|exit| back(exit.state, exit.value))
+                    .collect();
+                result.extend(ended.into_iter().map(|state| back(state, Value::None)));
+                Ok(result)
+            }
+            _ => Ok(vec![(state, Value::Unknown)]),
+        }
+    }
+
+    /// What calling a predicate gives: a constant, or a test that names it.
+    fn truth_of(
+        &self,
+        function: &'a Function,
+        text: String,
+        depth: usize,
+    ) -> Result<Value<'a>, Refusal> {
+        let mut state = State::default();
+        for param in &function.params {
+            state.locals.insert(param.clone(), Value::Unknown);
+        }
+        let (_, exits) = self.block(&function.body, vec![state], depth + 1)?;
+        let truths: Vec<Option<bool>> = exits.iter().map(|exit| truth(&exit.value)).collect();
+        if let [first @ Some(value), rest @ ..] = truths.as_slice()
+            && rest.iter().all(|other| other == first)
+        {
+            return Ok(Value::Bool(*value));
+        }
+        Ok(Value::Test(Test {
+            text,
+            causes: vec![Cause::Predicate(function.name.clone())],
+            negated: false,
+        }))
+    }
+
+    /// Whether `function` may call a kernel itself.
+    fn calls_kernel(&self, function: &Function) -> bool {
+        function.mentions.iter().any(|mention| {
+            matches!(
+                self.globals.get(&mention.name),
+                Some(Value::Kernel(_) | Value::Ambiguous(_))
+            ) || mention.name.contains("gemm_a8w8_blockscale")
+        })
+    }
+
+    /// Calls whose answer the machine fixes, or that read the environment.
+    fn platform(&self, expr: &Expr, function: &Expr, args: &[Expr]) -> Option<Value<'a>> {
+        let dotted = function.dotted()?;
+        let first = match args.first().map(|argument| &argument.kind) {
+            Some(ExprKind::Str(text)) => Some(text.clone()),
+            _ => None,
+        };
+        let variable = match dotted.as_str() {
+            "get_bool_env_var" | "os.environ.get" | "os.getenv" | "getenv" => first,
+            _ => dotted
+                .strip_prefix("envs.")
+                .and_then(|rest| rest.strip_suffix(".get"))
+                .map(str::to_owned),
+        };
+        if let Some(variable) = variable {
+            if variable == "SGLANG_USE_AITER" {
+                return Some(Value::Bool(true));
+            }
+            return Some(Value::Test(Test {
+                text: self.text(expr.span),
+                causes: vec![Cause::Env(variable)],
+                negated: false,
+            }));
+        }
+        Some(match dotted.as_str() {
+            "is_hip" => Value::Bool(true),
+            "is_cuda"
+            | "is_npu"
+            | "is_xpu"
+            | "is_cpu"
+            | "is_musa"
+            | "is_mps"
+            | "is_gfx1250_supported" => Value::Bool(false),
+            "is_gfx95_supported" => Value::Bool(self.arch == Arch::Gfx950),
+            "is_gfx942_supported" => Value::Bool(self.arch == Arch::Gfx942),
+            "get_hip_version" => Value::HipVersion,
+            _ => return None,
+        })
+    }
+
+    fn compared(&self, left: &Value<'a>, op: Comparison, right: &Value<'a>) -> Option<bool> {
+        match (left, op, right) {
+            (Value::HipVersion, op, Value::Tuple(items)) => self.hip_compared(op, items),
+            (Value::None, Comparison::Is, Value::None) => Some(true),
+            (Value::None, Comparison::IsNot, Value::None) => Some(false),
+            (Value::Int(left), Comparison::Equal, Value::Int(right)) => Some(left == right),
+            (Value::Bool(left), Comparison::Is | Comparison::Equal, Value::Bool(right)) => {
+                Some(left == right)
+            }
+            _ => None,
+        }
+    }
+
+    fn hip_compared(&self, op: Comparison, items: &[Value<'a>]) -> Option<bool> {
+        let wanted: Vec<i64> = items
+            .iter()
+            .map(|item| match item {
+                Value::Int(value) => Some(*value),
+                _ => None,
+            })
+            .collect::<Option<_>>()?;
+        let split = vec![7, 2, 0];
+        let bound: Vec<i64> = wanted.iter().copied().chain([0, 0, 0]).take(3).collect();
+        match (op, self.rocm) {
+            // The version is somewhere below 7.2: only a bound at or above 7.2 decides.
+            (Comparison::GreaterOrEqual, Rocm::Below72) if bound >= split => Some(false),
+            (Comparison::Less, Rocm::Below72) if bound >= split => Some(true),
+            (Comparison::GreaterOrEqual, Rocm::From72) if bound <= split => Some(true),
+            (Comparison::Less, Rocm::From72) if bound <= split => Some(false),
+            _ => None,
+        }
+    }
+
+    fn lookup(&self, name: &str, state: &State<'a>) -> Value<'a> {
+        if name == "TYPE_CHECKING" {
+            return Value::Bool(false);
+        }
+        state
+            .locals
+            .get(name)
+            .or_else(|| self.globals.get(name))
+            .cloned()
+            .unwrap_or(Value::Unknown)
+    }
+
+    fn text(&self, span: Span) -> String {
+        self.source
+            .slice(span)
+            .split_whitespace()
+            .collect::<Vec<_>>()
+            .join(" ")
+    }
+
+    pub(super) fn test(&self, span: Span) -> Test {
+        let text = self.text(span);
+        let causes = if text.contains(".shape[0]") && text.contains(['<', '>']) {
+            vec![Cause::Rows]
+        } else {
+            vec![]
+        };
+        Test {
+            text,
+            causes,
+            negated: false,
+        }
+    }
+}

@@ -1,0 +1,65 @@
+//! The kernels and machines that dispatch tells apart.
+
+/// A GEMM operation of aiter.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash, serde::Serialize)]
+#[serde(rename_all = "lowercase")]
+pub enum Kernel {
+    /// `aiter.gemm_a8w8_blockscale`
+    Ck,
+    /// `gemm_a8w8_blockscale` of `aiter.ops.triton`
+    Triton,
+    /// `aiter.gemm_a8w8_blockscale_bpreshuffle`
+    Bpreshuffle,
+}
+
+impl Kernel {
+    /// The name used in output.
+    pub fn as_str(self) -> &'static str {
+        match self {
+            Self::Ck => "ck",
+            Self::Triton => "triton",
+            Self::Bpreshuffle => "bpreshuffle",
+        }
+    }
+
+    /// Which kernel `from module import name` brings.
+    pub fn imported(module: &str, name: &str) -> Option<Self> {
+        // aiter's top level re-exports the CK entry points of `aiter.ops.gemm_op_a8w8`.
+        let entry = matches!(module, "aiter" | "aiter.ops.gemm_op_a8w8");
+        match name {
+            "gemm_a8w8_blockscale" if entry => Some(Self::Ck),
+            "gemm_a8w8_blockscale_bpreshuffle" if entry => Some(Self::Bpreshuffle),
+            "gemm_a8w8_blockscale" if module.starts_with("aiter.ops.triton") => Some(Self::Triton),
+            _ => None,
+        }
+    }
+}
+
+/// A GPU architecture that dispatch tells apart.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash, serde::Serialize)]
+#[serde(rename_all = "lowercase")]
+pub enum Arch {
+    /// MI300X, MI325X
+    Gfx942,
+    /// MI350X, MI355X
+    Gfx950,
+}
+
+impl Arch {
+    /// The name used in output.
+    pub fn as_str(self) -> &'static str {
+        match self {
+            Self::Gfx942 => "gfx942",
+            Self::Gfx950 => "gfx950",
+        }
+    }
+}
+
+/// The ROCm versions that dispatch tells apart: every release compares with (7, 2, 0) or not at all.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
+pub enum Rocm {
+    /// Below 7.2.
+    Below72,
+    /// 7.2 or later.
+    From72,
+}

@@ -1,0 +1,273 @@
+//! Follows a function through its branches without running it: which GEMM kernel does each way
+//! through it call, on a given architecture and ROCm version?
+//!
+//! Values that the tree fixes (`_use_aiter_gfx95` on gfx942 is false) decide a branch; anything
+//! else (an environment variable, the shape, the number of rows) splits the way in two and is
+//! written down. Nothing is assumed about code that is not understood: a call of something unknown
+//! is simply no known kernel, and the caller refuses a way without one.
+
+use std::collections::HashMap;
+
+use crate::pyedit::refusal::Refusal;
+use crate::pyedit::source::Source;
+use crate::pyedit::syntax::{Branch, Function, Span, Stmt, StmtKind};
+
+mod eval;
+mod machine;
+mod value;
+
+pub use machine::{Arch, Kernel, Rocm};
+pub(super) use value::{Cause, Test};
+use value::{State, Value, assign, bind_module, merged, split, truth};
+
+/// More ways than this through one function means that it is not the one we know.
+const MAX_WAYS: usize = 4096;
+
+/// One way through the followed function, from its first line to a `return`.
+#[derive(Clone, Debug)]
+pub(super) struct Way {
+    /// The kernels called, in order, with the place of the call.
+    pub(super) calls: Vec<(Kernel, Span)>,
+    /// The conditions met and how they fell.
+    pub(super) tests: Vec<(Test, bool)>,
+    /// The `return` statement that ended it.
+    pub(super) end: Span,
+    /// Whether that `return` stands directly in the function's body: the main exit.
+    pub(super) main: bool,
+}
+
+struct Exit<'a> {
+    state: State<'a>,
+    value: Value<'a>,
+    end: Span,
+}
+
+/// The facts of one machine, and the module's globals under them.
+pub(super) struct Flow<'a> {
+    source: &'a Source,
+    arch: Arch,
+    rocm: Rocm,
+    globals: HashMap<String, Value<'a>>,
+}
+
+impl<'a> Flow<'a> {
+    /// Evaluates the module's top level.
+    pub(super) fn new(source: &'a Source, arch: Arch, rocm: Rocm) -> Result<Self, Refusal> {
+        let mut flow = Self {
+            source,
+            arch,
+            rocm,
+            globals: HashMap::new(),
+        };
+        for stmt in source.body() {
+            let before = State {
+                locals: std::mem::take(&mut flow.globals),
+                ..State::default()
+            };
+            let (states, _) = flow.block(std::slice::from_ref(stmt), vec![before], 0)?;
+            flow.globals = merged(states, stmt.span);
+        }
+        Ok(flow)
+    }
+
+    /// Every way through `function`, arguments unknown.
+    pub(super) fn ways(&self, function: &'a Function) -> Result<Vec<Way>, Refusal> {
+        let mut state = State::default();
+        for param in &function.params {
+            state.locals.insert(param.clone(), Value::Unknown);
+        }
+        let (ended, exits) = self.block(&function.body, vec![state], 0)?;
+        let direct = |end: Span| function.body.iter().any(|stmt| stmt.span == end);
+        let mut ways: Vec<Way> = exits
+            .into_iter()
+            .map(|exit| Way {
+                main: direct(exit.end),
+                calls: exit.state.calls,
+                tests: exit.state.tests,
+                end: exit.end,
+            })
+            .collect();
+        // Falling off the end returns None: a way whose kernel, if any, is still worth a look.
+        ways.extend(ended.into_iter().map(|state| Way {
+            calls: state.calls,
+            tests: state.tests,
+            end: function.name_span,
+            main: true,
+        }));
+        Ok(ways)
+    }
+
+    fn block(
+        &self,
+        body: &'a [Stmt],
+        states: Vec<State<'a>>,
+        depth: usize,
+    ) -> Result<(Vec<State<'a>>, Vec<Exit<'a>>), Refusal> {
+        let mut states = states;
+        let mut exits = Vec::new();
+        for stmt in body {
+            let mut next = Vec::new();
+            for state in states {
+                let (continued, mut ended) = self.statement(stmt, state, depth)?;
+                next.extend(continued);
+                exits.append(&mut ended);
+            }
+            if next.len() + exits.len() > MAX_WAYS {
+                return Err(Refusal::new(
+                    self.source,
+                    stmt.span,
+                    "too many ways through this code",
+                    "more branches than any known release has",
+                    "the dispatch of SGLang 0.5.5 to 0.5.23",
+                ));
+            }
+            states = next;
+        }
+        Ok((states, exits))
+    }
+
+    fn statement(
+        &self,
+        stmt: &'a Stmt,
+        mut state: State<'a>,
+        depth: usize,
+    ) -> Result<(Vec<State<'a>>, Vec<Exit<'a>>), Refusal> {
+        match &stmt.kind {
+            StmtKind::Assign {
+                targets,
+                value: Some(value),
+            } => {
+                let mut states = self.eval(value, state, depth)?;
+                for (state, value) in &mut states {
+                    for target in targets {
+                        assign(target, value, state);
+                    }
+                }
+                Ok((states.into_iter().map(|(state, _)| state).collect(), vec![]))
+            }
+            StmtKind::Expr(value) => {
+                let states = self.eval(value, state, depth)?;
+                Ok((states.into_iter().map(|(state, _)| state).collect(), vec![]))
+            }
+            StmtKind::Return(value) => {
+                let states = match value {
+                    Some(value) => self.eval(value, state, depth)?,
+                    None => vec![(state, Value::None)],
+                };
+                let exits = states
+                    .into_iter()
+                    .map(|(state, value)| Exit {
+                        state,
+                        value,
+                        end: stmt.span,
+                    })
+                    .collect();
+                Ok((vec![], exits))
+            }
+            StmtKind::If(branches) => self.branches(branches, state, depth),
+            StmtKind::Import(names) => {
+                for alias in names {
+                    bind_module(alias, &mut state);
+                }
+                Ok((vec![state], vec![]))
+            }
+            StmtKind::ImportFrom { module, names, .. } => {
+                for alias in names {
+                    let value =
+                        Kernel::imported(module, &alias.name).map_or(Value::Unknown, Value::Kernel);
+                    state.locals.insert(alias.bound().to_owned(), value);
+                }
+                Ok((vec![state], vec![]))
+            }
+            StmtKind::Function(function) => {
+                let value = if function.decorated {
+                    Value::Unknown
+                } else {
+                    Value::Function(function)
+                };
+                state.locals.insert(function.name.clone(), value);
+                Ok((vec![state], vec![]))
+            }
+            StmtKind::Class { name, .. } => {
+                state.locals.insert(name.clone(), Value::Unknown);
+                Ok((vec![state], vec![]))
+            }
+            StmtKind::Try {
+                body,
+                handlers,
+                rest,
+            } => {
+                let (mut states, mut exits) = self.block(body, vec![state.clone()], depth)?;
+                for handler in handlers {
+                    let (handled, ended) = self.block(handler, vec![state.clone()], depth)?;
+                    states.extend(handled);
+                    exits.extend(ended);
+                }
+                let (states, ended) = self.block(rest, states, depth)?;
+                exits.extend(ended);
+                Ok((states, exits))
+            }
+            StmtKind::With { body, .. } => self.block(body, vec![state], depth),
+            StmtKind::Loop { body, .. } => {
+                let (mut states, exits) = self.block(body, vec![state.clone()], depth)?;
+                states.push(state);
+                Ok((states, exits))
+            }
+            StmtKind::Raise => Ok((vec![], vec![])),
+            StmtKind::Assign { value: None, .. } | StmtKind::Inert => Ok((vec![state], vec![])),
+            StmtKind::Other => Err(Refusal::new(
+                self.source,
+                stmt.span,
+                "a statement that is not understood",
+                "it may choose the kernel",
+                "`if` chains and assignments, as SGLang 0.5.5 to 0.5.23 have them",
+            )),
+        }
+    }
+
+    fn branches(
+        &self,
+        branches: &'a [Branch],
+        state: State<'a>,
+        depth: usize,
+    ) -> Result<(Vec<State<'a>>, Vec<Exit<'a>>), Refusal> {
+        let mut undecided = vec![state];
+        let mut states = Vec::new();
+        let mut exits = Vec::new();
+        for branch in branches {
+            let mut taken = Vec::new();
+            let mut left = Vec::new();
+            for state in undecided {
+                let Some(test) = &branch.test else {
+                    taken.push(state);
+                    continue;
+                };
+                for (state, value) in self.eval(test, state, depth)? {
+                    let test = match value {
+                        Value::Test(test) => test,
+                        other => match truth(&other) {
+                            Some(true) => {
+                                taken.push(state);
+                                continue;
+                            }
+                            Some(false) => {
+                                left.push(state);
+                                continue;
+                            }
+                            None => self.test(test.span),
+                        },
+                    };
+                    let (yes, no) = split(state, &test);
+                    taken.extend(yes);
+                    left.extend(no);
+                }
+            }
+            let (continued, ended) = self.block(&branch.body, taken, depth)?;
+            states.extend(continued);
+            exits.extend(ended);
+            undecided = left;
+        }
+        states.extend(undecided);
+        Ok((states, exits))
+    }
+}

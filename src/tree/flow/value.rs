@@ -1,0 +1,195 @@
+//! What a name can mean while a function is followed, and the state of one way through it.
+
+use std::collections::HashMap;
+
+use super::machine::Kernel;
+use crate::pyedit::syntax::{Alias, Expr, ExprKind, Function, Span, StmtKind};
+
+/// What decides between two ways.
+#[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
+pub(in crate::tree) enum Cause {
+    /// A function of the file that looks at (N, K).
+    Predicate(String),
+    /// An environment variable.
+    Env(String),
+    /// The number of rows, M.
+    Rows,
+}
+
+/// A truth value that only the running process knows.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub(in crate::tree) struct Test {
+    /// The condition as the source has it, on one line.
+    pub(in crate::tree) text: String,
+    /// What it depends on, as far as that is known.
+    pub(in crate::tree) causes: Vec<Cause>,
+    pub(super) negated: bool,
+}
+
+#[derive(Clone, Debug)]
+pub(super) enum Value<'a> {
+    Bool(bool),
+    None,
+    Int(i64),
+    Str(String),
+    Tuple(Vec<Self>),
+    HipVersion,
+    Kernel(Kernel),
+    Module(String),
+    Function(&'a Function),
+    Test(Test),
+    /// Bound to different kernels by code whose condition is not known.
+    Ambiguous(Span),
+    Unknown,
+}
+
+/// What one way through a function did.
+#[derive(Clone, Debug, Default)]
+pub(super) struct State<'a> {
+    pub(super) locals: HashMap<String, Value<'a>>,
+    pub(super) tests: Vec<(Test, bool)>,
+    pub(super) calls: Vec<(Kernel, Span)>,
+}
+
+/// The two continuations of `state` after `test`, or the one that earlier answers leave.
+pub(super) fn split<'a>(state: State<'a>, test: &Test) -> (Vec<State<'a>>, Vec<State<'a>>) {
+    let answered = state
+        .tests
+        .iter()
+        .find(|(known, _)| known.text == test.text)
+        .map(|(_, answer)| *answer != test.negated);
+    match answered {
+        Some(true) => (vec![state], vec![]),
+        Some(false) => (vec![], vec![state]),
+        None => {
+            let plain = Test {
+                negated: false,
+                ..test.clone()
+            };
+            let mut other = state.clone();
+            let mut state = state;
+            state.tests.push((plain.clone(), !test.negated));
+            other.tests.push((plain, test.negated));
+            (vec![state], vec![other])
+        }
+    }
+}
+
+pub(super) fn assign<'a>(target: &Expr, value: &Value<'a>, state: &mut State<'a>) {
+    match (&target.kind, value) {
+        (ExprKind::Name(name), value) => {
+            // An answer about a name is void once the name means something else.
+            state.tests.retain(|(test, _)| test.text != *name);
+            state.locals.insert(name.clone(), value.clone());
+        }
+        (ExprKind::Sequence(targets), Value::Tuple(values)) if targets.len() == values.len() => {
+            for (target, value) in targets.iter().zip(values) {
+                assign(target, value, state);
+            }
+        }
+        (ExprKind::Sequence(targets), _) => {
+            for target in targets {
+                assign(target, &Value::Unknown, state);
+            }
+        }
+        _ => {}
+    }
+}
+
+pub(super) fn bind_module(alias: &Alias, state: &mut State<'_>) {
+    let (name, module) = if let Some(asname) = &alias.asname {
+        (asname.clone(), alias.name.clone())
+    } else {
+        let top = alias.name.split('.').next().unwrap_or(&alias.name);
+        (top.to_owned(), top.to_owned())
+    };
+    state.locals.insert(name, Value::Module(module));
+}
+
+/// The truth of a value the tree fixes.
+pub(super) fn truth(value: &Value<'_>) -> Option<bool> {
+    match value {
+        Value::Bool(value) => Some(*value),
+        Value::None => Some(false),
+        Value::Int(value) => Some(*value != 0),
+        Value::Str(value) => Some(!value.is_empty()),
+        Value::Tuple(values) => Some(!values.is_empty()),
+        Value::Kernel(_) | Value::Module(_) | Value::Function(_) => Some(true),
+        Value::HipVersion | Value::Test(_) | Value::Ambiguous(_) | Value::Unknown => None,
+    }
+}
+
+/// Whether every `return` of `function` gives a truth value, and it only tests and returns.
+pub(super) fn is_predicate(function: &Function) -> bool {
+    fn truthy(expr: &Expr) -> bool {
+        match &expr.kind {
+            ExprKind::Bool(_) | ExprKind::Compare(..) | ExprKind::Not(_) => true,
+            ExprKind::And(items) | ExprKind::Or(items) => items.iter().any(truthy),
+            _ => false,
+        }
+    }
+    let mut returns = 0;
+    let mut all = true;
+    crate::pyedit::syntax::walk(&function.body, &mut |stmt| {
+        if let StmtKind::Return(value) = &stmt.kind {
+            returns += 1;
+            all &= value.as_ref().is_some_and(truthy);
+        }
+    });
+    returns > 0 && all
+}
+
+/// One set of globals from the ways through one top-level statement. A name that means different
+/// kernels on different ways is ambiguous; other differences are simply not known.
+pub(super) fn merged(states: Vec<State<'_>>, span: Span) -> HashMap<String, Value<'_>> {
+    let mut states = states.into_iter();
+    let Some(first) = states.next() else {
+        return HashMap::new();
+    };
+    let mut result = first.locals;
+    for state in states {
+        let names: Vec<String> = result.keys().chain(state.locals.keys()).cloned().collect();
+        for name in names {
+            let (left, right) = (result.get(&name), state.locals.get(&name));
+            let merged = match (left, right) {
+                (Some(left), Some(right)) if same(left, right) => continue,
+                // Bound on one way only: where it is not bound it cannot be called.
+                (Some(value), None) | (None, Some(value)) => value.clone(),
+                (Some(left), Some(right)) if is_gemm(left) || is_gemm(right) => {
+                    Value::Ambiguous(span)
+                }
+                _ => Value::Unknown,
+            };
+            result.insert(name, merged);
+        }
+    }
+    result
+}
+
+fn is_gemm(value: &Value<'_>) -> bool {
+    matches!(value, Value::Kernel(_) | Value::Ambiguous(_))
+}
+
+fn same(left: &Value<'_>, right: &Value<'_>) -> bool {
+    match (left, right) {
+        (Value::Bool(left), Value::Bool(right)) => left == right,
+        (Value::None, Value::None)
+        | (Value::HipVersion, Value::HipVersion)
+        | (Value::Unknown, Value::Unknown) => true,
+        (Value::Int(left), Value::Int(right)) => left == right,
+        (Value::Str(left), Value::Str(right)) | (Value::Module(left), Value::Module(right)) => {
+            left == right
+        }
+        (Value::Kernel(left), Value::Kernel(right)) => left == right,
+        (Value::Function(left), Value::Function(right)) => std::ptr::eq(*left, *right),
+        (Value::Test(left), Value::Test(right)) => left == right,
+        (Value::Tuple(left), Value::Tuple(right)) => {
+            left.len() == right.len()
+                && left
+                    .iter()
+                    .zip(right)
+                    .all(|(left, right)| same(left, right))
+        }
+        _ => false,
+    }
+}

@@ -1,0 +1,12 @@
+//! The SGLang tree under the server: what it is, which GEMM path it takes, and how to change that.
+//!
+//! Reading goes through `pyedit`; nothing here imports SGLang or runs any of its code.
+
+pub mod era;
+mod flow;
+pub mod force;
+pub mod package;
+pub mod route;
+pub mod side;
+
+pub use flow::{Arch, Kernel, Rocm};

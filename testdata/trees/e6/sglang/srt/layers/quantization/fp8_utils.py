@@ -1,0 +1,144 @@
+import logging
+from typing import Callable, List, Optional
+
+import torch
+
+from sglang.srt.environ import envs
+from sglang.srt.utils import (
+    get_bool_env_var,
+    get_hip_version,
+    is_cuda,
+    is_gfx95_supported,
+    is_gfx942_supported,
+    is_hip,
+)
+
+logger = logging.getLogger(__name__)
+
+_is_hip = is_hip()
+_is_cuda = is_cuda()
+
+_use_aiter = get_bool_env_var("SGLANG_USE_AITER") and _is_hip
+_use_aiter_gfx95 = _use_aiter and is_gfx95_supported()
+_use_aiter_bpreshuffle_gfx95 = _use_aiter_gfx95 and get_hip_version() >= (7, 2, 0)
+_AITER_GFX95_CK_W8A8_MAX_SAFE_M = {
+    (2560, 4096): 2048,
+    (4096, 1024): 4096,
+}
+
+_FORCE_CK_W8A8: bool = False
+
+
+def set_force_ck_w8a8(enabled: bool = True) -> None:
+    global _FORCE_CK_W8A8
+    _FORCE_CK_W8A8 = enabled
+
+
+def use_aiter_triton_gemm_w8a8_tuned_gfx950(n: int, k: int) -> bool:
+    if _FORCE_CK_W8A8:
+        return False
+    return (n, k) in [
+        (512, 7168),
+        (7168, 2048),
+    ]
+
+
+if _use_aiter:
+    import aiter
+    from aiter import gemm_a8w8_blockscale as ck_gemm_a8w8_blockscale
+    from aiter import (
+        gemm_a8w8_blockscale_bpreshuffle,
+        gemm_a8w8_bpreshuffle,
+        get_hip_quant,
+    )
+    from aiter.ops.triton.gemm_a8w8_blockscale import (
+        gemm_a8w8_blockscale as triton_gemm_a8w8_blockscale,
+    )
+
+    aiter_per1x128_quant = get_hip_quant(aiter.QuantType.per_1x128)
+
+
+def dispatch_w8a8_block_fp8_linear() -> Callable:
+    backend = envs.FP8_BACKEND.get()
+    if backend != "auto":
+        return _dispatch_explicit_backend(backend)
+    return _dispatch_auto_backend()
+
+
+def _dispatch_explicit_backend(backend) -> Callable:
+    if backend == "aiter":
+        return aiter_w8a8_block_fp8_linear
+    return triton_w8a8_block_fp8_linear
+
+
+def _dispatch_auto_backend() -> Callable:
+    if _use_aiter:
+        return aiter_w8a8_block_fp8_linear
+    return triton_w8a8_block_fp8_linear
+
+
+def aiter_w8a8_block_fp8_linear(
+    input: torch.Tensor,
+    weight: torch.Tensor,
+    block_size: List[int],
+    weight_scale: torch.Tensor,
+    input_scale: Optional[torch.Tensor] = None,
+    bias: Optional[torch.Tensor] = None,
+) -> torch.Tensor:
+    input_2d = input.view(-1, input.shape[-1])
+    output_shape = [*input.shape[:-1], weight.shape[0]]
+
+    n, k = weight.shape
+
+    if _use_aiter_bpreshuffle_gfx95:
+        use_triton = use_aiter_triton_gemm_w8a8_tuned_gfx950(n, k)
+    elif _use_aiter_gfx95:
+        _ck_safe_m = _AITER_GFX95_CK_W8A8_MAX_SAFE_M.get((n, k))
+        use_triton = use_aiter_triton_gemm_w8a8_tuned_gfx950(n, k) or (
+            _ck_safe_m is not None and input_2d.shape[0] > _ck_safe_m
+        )
+    else:
+        use_triton = True
+
+    if input_scale is not None:
+        q_input = input_2d
+        x_scale = input_scale
+        if use_triton and _use_aiter_bpreshuffle_gfx95:
+            x_scale = torch.as_strided(x_scale, x_scale.shape, (1, x_scale.shape[0]))
+    else:
+        q_input, x_scale = aiter_per1x128_quant(
+            input_2d,
+            quant_dtype=aiter.dtypes.fp8,
+            transpose_scale=(_use_aiter_bpreshuffle_gfx95 and not use_triton),
+        )
+
+    if use_triton:
+        gemm_a8w8_blockscale_op = triton_gemm_a8w8_blockscale
+    elif _use_aiter_bpreshuffle_gfx95:
+        gemm_a8w8_blockscale_op = gemm_a8w8_blockscale_bpreshuffle
+    else:
+        gemm_a8w8_blockscale_op = ck_gemm_a8w8_blockscale
+
+    output = gemm_a8w8_blockscale_op(
+        q_input, weight, x_scale, weight_scale, dtype=input.dtype
+    )
+
+    if bias is not None:
+        output += bias
+
+    return output.to(dtype=input_2d.dtype).view(*output_shape)
+
+
+def triton_w8a8_block_fp8_linear(
+    input: torch.Tensor,
+    weight: torch.Tensor,
+    block_size: List[int],
+    weight_scale: torch.Tensor,
+    input_scale: Optional[torch.Tensor] = None,
+    bias: Optional[torch.Tensor] = None,
+) -> torch.Tensor:
+    raise NotImplementedError
+
+
+def apply_fp8_ptpc_linear(input, weight, weight_scale):
+    return aiter.gemm_a8w8_bpreshuffle(input, weight, None, weight_scale)

@@ -1,0 +1,308 @@
+//! `gemmtune trace` on reduced trees, on edited ones, and on released wheels.
+
+mod trees;
+
+use serde_json::Value;
+use trees::{FP8_UTILS, Tree, gemmtune};
+
+fn trace(tree: &Tree) -> Value {
+    let (code, stdout, stderr) = gemmtune(&["trace", tree.root.as_str(), "--json"]);
+    assert_eq!(code, 0, "{stderr}");
+    serde_json::from_str(&stdout).unwrap()
+}
+
+/// Kernel per (arch, rocm), as one line.
+fn paths(document: &Value) -> String {
+    document["paths"]
+        .as_array()
+        .unwrap()
+        .iter()
+        .map(|path| {
+            let text = |key: &str| path[key].as_str().unwrap().to_owned();
+            format!("{} {} {}", text("arch"), text("rocm"), text("kernel"))
+        })
+        .collect::<Vec<_>>()
+        .join(", ")
+}
+
+fn refusal(tree: &Tree) -> String {
+    let (code, stdout, stderr) = gemmtune(&["trace", tree.root.as_str(), "--json"]);
+    assert_eq!(code, 11, "{stdout}{stderr}");
+    assert_eq!(stdout, "", "a refusal prints no document");
+    stderr
+}
+
+const TRITON: &str = "gfx942 any triton, gfx950 any triton";
+const E3: &str = "gfx942 any triton, gfx950 <7.2 triton, gfx950 >=7.2 depends";
+const E4: &str = "gfx942 any triton, gfx950 <7.2 depends, gfx950 >=7.2 depends";
+const E7: &str = "gfx942 any depends, gfx950 <7.2 depends, gfx950 >=7.2 depends";
+
+#[test]
+fn every_dispatch_structure_is_recognised_and_followed() {
+    for (name, era, expected) in [
+        ("e0", "E0", "gfx942 any ck, gfx950 any ck"),
+        ("e1", "E1", TRITON),
+        ("e2", "E2", "gfx942 any triton, gfx950 any depends"),
+        ("e3", "E3", E3),
+        ("e4", "E4", E4),
+        ("e5", "E5", E4),
+        ("e6", "E6", E4),
+        ("e7", "E7", E7),
+        ("e7b", "E7b", E7),
+    ] {
+        let document = trace(&Tree::fixture(name));
+        assert_eq!(document["era"], era);
+        assert_eq!(paths(&document), expected, "{name}");
+    }
+}
+
+#[test]
+fn what_decides_is_quoted_from_the_tree() {
+    let document = trace(&Tree::fixture("e7"));
+    let because = |index: usize| {
+        document["paths"][index]["because"]
+            .as_str()
+            .unwrap()
+            .to_owned()
+    };
+    assert!(because(0).contains("SGLANG_AITER_GFX942_BLOCKSCALE_USE_CK"));
+    assert!(
+        because(1).contains("the number of rows M"),
+        "{}",
+        because(1)
+    );
+    assert!(because(2).contains("use_aiter_triton_gemm_w8a8_tuned_gfx950(n, k)"));
+    assert_eq!(document["force_ck"][0]["means"], "env");
+    assert_eq!(document["triton_shapes"][0], serde_json::json!([512, 7168]));
+    assert_eq!(document["safe_m"][1], serde_json::json!([4096, 1024, 4096]));
+    let exits = trace(&Tree::fixture("e7b"))["side_exits"].to_string();
+    assert!(exits.contains("out is not None"), "{exits}");
+}
+
+#[test]
+fn evidence_quotes_lines_that_are_there() {
+    let tree = Tree::fixture("e4");
+    for line in trace(&tree)["evidence"].as_array().unwrap() {
+        let text = fs_err::read_to_string(line["file"].as_str().unwrap()).unwrap();
+        let number = usize::try_from(line["line"].as_u64().unwrap()).unwrap();
+        assert_eq!(
+            text.lines().nth(number - 1).unwrap().trim(),
+            line["text"].as_str().unwrap()
+        );
+    }
+}
+
+#[test]
+fn a_byte_order_mark_tabs_and_carriage_returns_change_nothing() {
+    let tree = Tree::fixture("e6");
+    let text = tree
+        .text(FP8_UTILS)
+        .replace("    ", "\t")
+        .replace('\n', "\r\n");
+    tree.write(FP8_UTILS, &format!("\u{feff}{text}"));
+    let document = trace(&tree);
+    assert_eq!(
+        (document["era"].as_str(), paths(&document).as_str()),
+        (Some("E6"), E4)
+    );
+}
+
+#[test]
+fn a_hand_swapped_import_is_reported_as_ck() {
+    let tree = Tree::fixture("e1");
+    tree.replace(
+        FP8_UTILS,
+        "    from aiter.ops.triton.gemm_a8w8_blockscale import gemm_a8w8_blockscale\n",
+        "    from aiter import gemm_a8w8_blockscale\n",
+    );
+    let document = trace(&tree);
+    assert_eq!(document["era"], "E0");
+    assert_eq!(document["patched_from"], "E1");
+    assert_eq!(paths(&document), "gfx942 any ck, gfx950 any ck");
+}
+
+#[test]
+fn the_last_of_two_imports_of_one_name_counts() {
+    let tree = Tree::fixture("e1");
+    tree.replace(
+        FP8_UTILS,
+        "    from aiter import gemm_a8w8_bpreshuffle, get_hip_quant\n",
+        "    from aiter import gemm_a8w8_blockscale, gemm_a8w8_bpreshuffle, get_hip_quant\n",
+    );
+    let document = trace(&tree);
+    assert_eq!(
+        (document["era"].as_str(), paths(&document).as_str()),
+        (Some("E1"), TRITON)
+    );
+}
+
+#[test]
+fn renamed_names_and_imports_in_other_blocks_are_followed() {
+    let tree = Tree::fixture("e4");
+    let text = tree
+        .text(FP8_UTILS)
+        .replace("ck_gemm_a8w8_blockscale", "composable")
+        .replace("triton_gemm_a8w8_blockscale", "portable")
+        .replace(
+            "    from aiter import gemm_a8w8_blockscale as composable\n",
+            "    try:\n        from aiter import gemm_a8w8_blockscale as composable\n    except ImportError:\n        raise\n",
+        );
+    tree.write(FP8_UTILS, &text);
+    let document = trace(&tree);
+    assert_eq!(
+        (document["era"].as_str(), paths(&document).as_str()),
+        (Some("E4"), E4)
+    );
+
+    let tree = Tree::fixture("e2");
+    let import = "    from aiter.ops.triton.gemm_a8w8_blockscale import (\n        gemm_a8w8_blockscale as triton_gemm_a8w8_blockscale,\n    )\n";
+    tree.replace(FP8_UTILS, import, "");
+    tree.replace(
+        FP8_UTILS,
+        "    input_2d = input.view(-1, input.shape[-1])\n",
+        &format!("{import}    input_2d = input.view(-1, input.shape[-1])\n"),
+    );
+    assert_eq!(
+        trace(&tree)["era"],
+        "E2",
+        "an import inside the function binds too"
+    );
+}
+
+#[test]
+fn an_edited_branch_is_reported_as_it_is_and_not_as_its_era() {
+    let tree = Tree::fixture("e4");
+    tree.replace(
+        FP8_UTILS,
+        "    else:\n        use_triton = True\n",
+        "    else:\n        use_triton = False\n",
+    );
+    let document = trace(&tree);
+    assert_eq!(document["era"], "E4");
+    assert!(
+        paths(&document).starts_with("gfx942 any ck"),
+        "{}",
+        paths(&document)
+    );
+
+    let tree = Tree::fixture("e4");
+    tree.replace(
+        FP8_UTILS,
+        "    return (n, k) in [\n        (512, 7168),\n        (7168, 2048),\n    ]\n",
+        "    return False\n",
+    );
+    assert_eq!(
+        paths(&trace(&tree)),
+        "gfx942 any triton, gfx950 <7.2 ck, gfx950 >=7.2 bpreshuffle"
+    );
+
+    let tree = Tree::fixture("e5");
+    tree.replace(
+        FP8_UTILS,
+        "    aiter_per1x128_quant = ",
+        "    triton_gemm_a8w8_blockscale = ck_gemm_a8w8_blockscale\n    aiter_per1x128_quant = ",
+    );
+    assert!(paths(&trace(&tree)).starts_with("gfx942 any ck"));
+}
+
+#[test]
+fn structure_that_is_not_understood_is_refused_with_a_caret() {
+    let triton = "    from aiter.ops.triton.gemm_a8w8_blockscale import (\n        gemm_a8w8_blockscale as triton_gemm_a8w8_blockscale,\n    )\n";
+    for (name, from, to, says) in [
+        (
+            "e2",
+            triton,
+            "    # Triton is off\n",
+            "nothing imports `triton_gemm_a8w8_blockscale`",
+        ),
+        (
+            "e4",
+            triton,
+            "    from mylib import fast as triton_gemm_a8w8_blockscale\n",
+            "nothing imports `triton_gemm_a8w8_blockscale`",
+        ),
+        (
+            "e1",
+            "    from aiter.ops.triton.gemm_a8w8_blockscale import gemm_a8w8_blockscale\n",
+            "    if torch.rand(1) > 0.5:\n        from aiter.ops.triton.gemm_a8w8_blockscale import gemm_a8w8_blockscale\n    else:\n        from aiter import gemm_a8w8_blockscale\n",
+            "decided when the module is imported",
+        ),
+        (
+            "e1",
+            "    output = gemm_a8w8_blockscale(",
+            "    output = pick(gemm_a8w8_blockscale)(",
+            "which kernel runs here is not known",
+        ),
+        (
+            "e3",
+            "def aiter_w8a8_block_fp8_linear(",
+            "def aiter_w8a8_block_fp8_linear_v2(",
+            "no function `aiter_w8a8_block_fp8_linear`",
+        ),
+        (
+            "e0",
+            "        return aiter_w8a8_block_fp8_linear\n",
+            "        return None\n",
+            "never names the aiter path",
+        ),
+        (
+            "e6",
+            "    if use_triton:\n        gemm_a8w8_blockscale_op = triton_gemm_a8w8_blockscale\n",
+            "    match use_triton:\n        case _:\n            pass\n    if use_triton:\n        gemm_a8w8_blockscale_op = triton_gemm_a8w8_blockscale\n",
+            "a statement that is not understood",
+        ),
+        ("e0", "def dispatch", "def def dispatch", "not valid Python"),
+    ] {
+        let tree = Tree::fixture(name);
+        tree.replace(FP8_UTILS, from, to);
+        let said = refusal(&tree);
+        assert!(said.contains(says), "{name}: {said}");
+        assert!(said.contains('^'), "{said}");
+        assert!(said.contains("fp8_utils.py:"), "{said}");
+    }
+}
+
+#[test]
+fn a_folder_without_sglang_is_an_environment_failure() {
+    let (code, stdout, stderr) = gemmtune(&["trace", "/", "--json"]);
+    assert_eq!((code, stdout.as_str()), (10, ""), "{stderr}");
+    assert!(stderr.contains("hint:"), "{stderr}");
+}
+
+/// Run with `GEMMTUNE_WHEELS=FOLDER`, after `tests/fetch_wheels.py [--all] FOLDER`.
+#[test]
+#[ignore = "needs a folder of wheels in GEMMTUNE_WHEELS"]
+fn released_wheels_are_traced_as_they_were_read() {
+    let table = include_str!("../testdata/trees/dispatch.tsv");
+    for tree in trees::wheels() {
+        let start = std::time::Instant::now();
+        let document = trace(&tree);
+        let seconds = start.elapsed().as_secs_f64();
+        // The bound is for release builds on an idle machine.
+        assert!(cfg!(debug_assertions) || seconds < 1.0, "{seconds} s");
+        let row = [
+            document["sglang_version"].as_str().unwrap(),
+            document["era"].as_str().unwrap(),
+            document["file"].as_str().unwrap(),
+            document["dispatch"].as_str().unwrap(),
+            document["imports"].as_str().unwrap(),
+            document["force_ck"][0]["means"].as_str().unwrap(),
+            document["force_ck"][1]["means"].as_str().unwrap(),
+        ]
+        .join("\t");
+        let expected = table
+            .lines()
+            .find(|line| line.starts_with(&format!("{}\t", tree.version)))
+            .unwrap();
+        assert_eq!(row, expected);
+        let kernels = match document["era"].as_str().unwrap() {
+            "E0" => "gfx942 any ck, gfx950 any ck",
+            "E1" => TRITON,
+            "E2" => "gfx942 any triton, gfx950 any depends",
+            "E3" => E3,
+            "E4" | "E5" | "E6" => E4,
+            _ => E7,
+        };
+        assert_eq!(paths(&document), kernels, "{}", tree.version);
+    }
+}
