@@ -10,6 +10,7 @@ pub mod cli;
 pub mod compare;
 pub mod event;
 pub mod log;
+pub mod overlay;
 pub mod proc;
 pub mod pyedit;
 pub mod shape;

@@ -1,0 +1,168 @@
+"""Which GEMMs run: shapes, the implementation that serves them, and the kernel it picks.
+
+Only shapes, dtypes and names are read, never tensor values, so nothing synchronises and a graph capture goes on
+undisturbed. Under `torch.compile` the hooks are transparent: dynamo sees a constant test and the original call.
+"""
+
+import functools
+import logging
+import sys
+from math import prod
+
+from . import graphs
+
+#: SGLang's own logger for these layers, so that the lines carry its prefix and go where its lines go.
+LOGGER = logging.getLogger("sglang.srt.layers.quantization.fp8")
+
+AITER_LEAF = "aiter_w8a8_block_fp8_linear"
+DISPATCHER = "dispatch_w8a8_block_fp8_linear"
+TRITON_GEMM = "w8a8_block_fp8_matmul_triton"
+#: Names under which `fp8_utils` holds aiter's GEMMs: bare in 0.5.5 to 0.5.10.post1, aliased since.
+KERNEL_NAMES = (
+    "gemm_a8w8_blockscale",
+    "ck_gemm_a8w8_blockscale",
+    "triton_gemm_a8w8_blockscale",
+    "gemm_a8w8_blockscale_bpreshuffle",
+)
+
+
+def patch_fp8_utils(module, settings, recorder):
+    """Hooks the aiter leaf, the dispatcher and the kernels of `fp8_utils`."""
+    leaf = getattr(module, AITER_LEAF, None)
+    if leaf is None:
+        raise AttributeError(f"{module.__name__} has no {AITER_LEAF}: an unknown release")
+    # Set in 0.5.11 and later: gfx95x on ROCm >= 7.2, where CK means the preshuffled operation and its table.
+    preshuffled = getattr(module, "_use_aiter_bpreshuffle_gfx95", False)
+    op = "gemm_a8w8_blockscale_bpreshuffle" if preshuffled else "gemm_a8w8_blockscale"
+    observer = Observer(settings, recorder, op, "aiter FP8 block GEMM path")
+
+    def observe_leaf(input, weight, block_size=None, *_, **__):
+        observer.dispatch(AITER_LEAF, module.__name__)
+        observer.shape(input, weight, block_size)
+
+    setattr(module, AITER_LEAF, _observed(leaf, observe_leaf, recorder))
+    if settings.log_dispatch and hasattr(module, DISPATCHER):
+        setattr(module, DISPATCHER, _reporting(getattr(module, DISPATCHER), observer))
+    if settings.dump_shapes:
+        for name in KERNEL_NAMES:
+            kernel = getattr(module, name, None)
+            if callable(kernel):
+                setattr(module, name, _observed(kernel, _kernel_counter(name, kernel, recorder), recorder))
+
+
+def patch_fp8_kernel(module, settings, recorder):
+    """Hooks SGLang's own Triton GEMM, where this module defines it."""
+    gemm = getattr(module, TRITON_GEMM, None)
+    if gemm is None or not settings.dump_shapes:
+        return
+    observer = Observer(settings, recorder, "w8a8_block_fp8_matmul", "SGLang Triton FP8 block GEMM path")
+
+    def observe_gemm(A, B, As=None, Bs=None, block_size=None, *_, **__):
+        observer.shape(A, B, block_size)
+
+    setattr(module, TRITON_GEMM, _observed(gemm, observe_gemm, recorder))
+
+
+class Observer:
+    """Turns calls of one operation into records and log lines."""
+
+    def __init__(self, settings, recorder, op, path):
+        self._settings = settings
+        self._recorder = recorder
+        self._op = op
+        self._path = path
+        self._logged = set()
+        self._rank_known = False
+
+    def dispatch(self, name, module):
+        """Says which implementation serves the block-FP8 linears; once per identity."""
+        identity = f"{name} ({module})"
+        if not self._settings.log_dispatch or identity in self._logged:
+            return
+        self._logged.add(identity)
+        self._recorder.once({"dispatch": identity, "count": 1})
+        LOGGER.warning("[Fp8LinearMethod] block_quant w8a8_block_fp8_linear=%s", identity)
+
+    def failed(self, where, error):
+        """Says that an observation failed; the observed function ran all the same."""
+        self._recorder.error(where, error)
+
+    def shape(self, activation, weight, block_size):
+        """Counts one GEMM of `activation` (…, K) with `weight` (N, K); a (fp8, scale) pair stands for its first."""
+        if not self._settings.dump_shapes:
+            return
+        if isinstance(activation, tuple):
+            activation = activation[0]
+        m = int(prod(activation.shape[:-1]))
+        if m == 0:  # an idle data-parallel rank
+            return
+        n, k = (int(size) for size in weight.shape)
+        self._tell_rank()
+        kind, graph = graphs.phase()
+        if kind == "capture":
+            graphs.captured(graph, m)
+        self._recorder.count(
+            (
+                ("op", self._op), ("M", m), ("N", n), ("K", k), ("dtype", str(weight.dtype)),
+                ("kind", kind), ("bs", graph),
+            )
+        )  # fmt: skip
+        row = f"{m},{n},{k},{weight.dtype}"
+        # Once per row and process; unknown is not rank 0, but a rank that cannot tell must not be lost either.
+        if row not in self._logged and graphs.tensor_parallel_rank()[0] in (0, None):
+            self._logged.add(row)
+            LOGGER.warning(
+                "[GEMM_shape_dump] %s block_size=%s | x.shape=%s weight.shape=%s | "
+                "M=%d N=%d K=%d (aiter gemm_a8w8_blockscale / bpreshuffle tune CSV) | csv_row: %s",
+                self._path, block_size, tuple(activation.shape), tuple(weight.shape), m, n, k, row,
+            )  # fmt: skip
+
+    def _tell_rank(self):
+        if not self._rank_known:
+            rank, world = graphs.tensor_parallel_rank()
+            self._rank_known = rank is not None
+            self._recorder.rank(rank, world)
+
+
+def _kernel_counter(symbol, kernel, recorder):
+    """Counts which kernel ran under the name `symbol`: the identity a switch is proven by."""
+    target = f"{getattr(kernel, '__module__', '?')}:{getattr(kernel, '__qualname__', repr(kernel))}"
+
+    def count(XQ, WQ, *_, **__):
+        n, k = (int(size) for size in WQ.shape)
+        recorder.count((("kernel", symbol), ("target", target), ("M", int(XQ.shape[0])), ("N", n), ("K", k)))
+
+    return count
+
+
+def _observed(original, observe, recorder):
+    """`original`, with `observe` called first with the same arguments. `observe` never keeps `original` from running."""
+    is_compiling = sys.modules["torch"].compiler.is_compiling
+
+    @functools.wraps(original)
+    def observed(*args, **kwargs):
+        if is_compiling():
+            return original(*args, **kwargs)
+        try:
+            observe(*args, **kwargs)
+        except Exception as error:
+            recorder.error(getattr(original, "__name__", "?"), error)
+        return original(*args, **kwargs)
+
+    return observed
+
+
+def _reporting(dispatcher, observer):
+    """The dispatcher, its answer logged and returned unchanged: `fp8.py` compares it by identity."""
+
+    @functools.wraps(dispatcher)
+    def reported(*args, **kwargs):
+        chosen = dispatcher(*args, **kwargs)
+        try:
+            function = getattr(chosen, "func", chosen)  # a functools.partial from 0.5.21 on
+            observer.dispatch(getattr(function, "__qualname__", repr(function)), getattr(function, "__module__", "?"))
+        except Exception as error:
+            observer.failed(DISPATCHER, error)
+        return chosen
+
+    return reported

@@ -1,0 +1,39 @@
+"""What the environment asks of the overlay. Read once per process, before any hook is placed."""
+
+import os
+
+#: The playbook's two toggles: shapes into the server log, and the identity of the block-FP8 linear.
+DUMP_SHAPES = "SGLANG_DUMP_AITER_FP8_GEMM_SHAPES"
+LOG_DISPATCH = "SGLANG_LOG_FP8_BLOCK_GEMM_DISPATCH"
+#: Folder for one record file per process.
+RECORD_DIR = "GEMMTUNE_RECORD_DIR"
+#: Folder of SGLang Triton tables (`N=…,K=…,device_name=…,dtype=fp8_w8a8,block_shape=[128, 128].json`).
+TRITON_TABLES = "GEMMTUNE_TRITON_TABLES"
+#: JSON file that says which kernel to force.
+SWITCH = "GEMMTUNE_SWITCH"
+
+_TRUE = {"1", "true", "yes", "y", "on"}
+
+
+class Settings:
+    """The overlay's settings, from a mapping such as `os.environ`."""
+
+    def __init__(self, environ):
+        def said(name):
+            return environ.get(name, "").strip().lower() in _TRUE
+
+        self.dump_shapes = said(DUMP_SHAPES)
+        self.log_dispatch = said(LOG_DISPATCH)
+        self.record_dir = environ.get(RECORD_DIR) or None
+        self.triton_tables = environ.get(TRITON_TABLES) or None
+        self.switch = environ.get(SWITCH) or None
+
+    @property
+    def anything(self):
+        """Whether any hook is wanted. A record folder alone asks for nothing."""
+        return bool(self.dump_shapes or self.log_dispatch or self.triton_tables or self.switch)
+
+
+def from_environment():
+    """The settings of this process."""
+    return Settings(os.environ)
