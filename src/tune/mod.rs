@@ -4,3 +4,6 @@
 //! files; it never prints and knows no terminal.
 
 pub mod protocol;
+pub mod race;
+pub mod rules;
+pub mod sample;
