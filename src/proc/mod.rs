@@ -16,4 +16,4 @@ pub mod tree;
 
 pub use interrupt::Interrupt;
 pub use run::{Ran, RunError, run};
-pub use spawn::{Ended, Keeper, Kept, Spawn, SpawnError};
+pub use spawn::{Ended, Keeper, Kept, Pipes, Spawn, SpawnError};

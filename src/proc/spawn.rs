@@ -1,7 +1,7 @@
 //! Starting a child under a keeper, waiting for it, ending it.
 
 use std::collections::BTreeMap;
-use std::io::{PipeWriter, Write as _};
+use std::io::{PipeReader, PipeWriter, Write as _};
 use std::os::fd::{AsRawFd as _, OwnedFd};
 use std::os::unix::process::CommandExt as _;
 use std::process::{Child, Command, Stdio};
@@ -95,15 +95,20 @@ impl Spawn {
 
     /// Starts the command under `keeper`.
     pub fn start(&self, keeper: &Keeper) -> Result<Kept, SpawnError> {
+        self.start_piped(keeper, Pipes::default())
+    }
+
+    /// Starts the command under `keeper`, with `pipes` in place of some of its descriptors.
+    pub fn start_piped(&self, keeper: &Keeper, pipes: Pipes) -> Result<Kept, SpawnError> {
         let program = self.argv.first().ok_or(SpawnError::Empty)?;
-        self.start_inner(keeper)
+        self.start_inner(keeper, pipes)
             .map_err(|source| SpawnError::Start {
                 program: program.clone(),
                 source,
             })
     }
 
-    fn start_inner(&self, keeper: &Keeper) -> std::io::Result<Kept> {
+    fn start_inner(&self, keeper: &Keeper, pipes: Pipes) -> std::io::Result<Kept> {
         let (read_end, lifeline) = std::io::pipe()?;
         let read_end = OwnedFd::from(read_end);
         // Both ends were made close-on-exec. Only the read end is let through to the keeper; a child
@@ -117,8 +122,11 @@ impl Spawn {
             .arg(self.grace.as_millis().to_string())
             .arg("--")
             .args(&self.argv)
-            .stdin(Stdio::null())
-            .stdout(append(&self.stdout)?)
+            .stdin(pipes.stdin.map_or_else(Stdio::null, Stdio::from))
+            .stdout(match pipes.stdout {
+                Some(pipe) => Stdio::from(pipe),
+                None => append(&self.stdout)?,
+            })
             .stderr(append(&self.stderr)?)
             .process_group(0);
         if let Some(folder) = &self.folder {
@@ -130,9 +138,26 @@ impl Spawn {
                 None => command.env_remove(name),
             };
         }
+        if let Some(pipe) = &pipes.inherited {
+            fcntl(pipe, FcntlArg::F_SETFD(FdFlag::empty()))?;
+        }
         let child = command.spawn()?;
         Ok(Kept::new(child, lifeline, self.grace))
     }
+}
+
+/// Pipe ends for a child that is talked to; what is absent stays as [`Spawn`] says.
+#[derive(Debug, Default)]
+pub struct Pipes {
+    /// Standard input.
+    pub stdin: Option<PipeReader>,
+    /// Standard output.
+    pub stdout: Option<PipeWriter>,
+    /// A descriptor the child inherits under the number it has here; the caller tells it that number.
+    ///
+    /// A child that another thread starts in the same moment inherits it too and holds it open, so
+    /// its reader must not take the end of file as the only sign that the child is gone.
+    pub inherited: Option<PipeWriter>,
 }
 
 fn append(path: &Utf8Path) -> std::io::Result<Stdio> {

@@ -7,3 +7,4 @@ pub mod protocol;
 pub mod race;
 pub mod rules;
 pub mod sample;
+pub mod worker;
