@@ -4,7 +4,18 @@ use super::protocol::Timing;
 use super::race::{Rules, Rung};
 
 /// How hard to try.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, Default, serde::Serialize, serde::Deserialize)]
+#[derive(
+    Clone,
+    Copy,
+    Debug,
+    PartialEq,
+    Eq,
+    PartialOrd,
+    Ord,
+    Default,
+    serde::Serialize,
+    serde::Deserialize,
+)]
 #[serde(rename_all = "lowercase")]
 pub enum Effort {
     /// Two rungs, few samples: for a first table in minutes.

@@ -1,0 +1,322 @@
+//! Which M of each weight to race: all of them, or the ends first and more only where winners differ.
+//!
+//! A table that a runtime reads by *nearest M* needs no row between two equal ones: whichever of the two
+//! is nearer, the same kernel runs. So the ends of the observed M are raced first, and an interval is
+//! split at the observed M nearest its geometric middle for as long as its ends have different winners.
+//! Pure bookkeeping; what "different" means is equality of candidates.
+
+use std::collections::{BTreeMap, BTreeSet};
+
+use super::protocol::Candidate;
+use super::rules::Effort;
+use crate::shape::Shape;
+
+/// When to race an M between two others.
+#[derive(Clone, Copy, Debug, PartialEq)]
+pub enum Refine {
+    /// Every M: the runtime looks rows up by exact or rounded M.
+    Every,
+    /// Ends first: the runtime takes the row of the nearest M.
+    WhereWinnersDiffer {
+        /// An interval no wider than this ratio is not split although its ends differ.
+        narrow: f64,
+        /// An interval wider than this ratio is split although its ends agree, because a third kernel
+        /// may win in between.
+        wide: f64,
+    },
+}
+
+impl Refine {
+    /// The refinement for a nearest-M table at `effort`: at most half an octave of M is left to the
+    /// neighbour's row, at least every fourth (full) or sixteenth (quick) octave boundary is looked at.
+    pub fn nearest_m(effort: Effort) -> Self {
+        match effort {
+            Effort::Quick => Self::WhereWinnersDiffer {
+                narrow: 1.5,
+                wide: 16.0,
+            },
+            Effort::Full => Self::WhereWinnersDiffer {
+                narrow: 1.2,
+                wide: 4.0,
+            },
+        }
+    }
+}
+
+/// One weight: operation, N, K and dtype, with its observed M.
+#[derive(Clone, Debug, Default)]
+struct Group {
+    observed: BTreeSet<u32>,
+    /// Raced M and the winner, `None` where nothing ran.
+    raced: BTreeMap<u32, Option<Candidate>>,
+    /// Handed out and not finished.
+    running: BTreeSet<u32>,
+}
+
+/// What is raced, what is left, what needs no race.
+#[derive(Clone, Debug)]
+pub struct Points {
+    refine: Refine,
+    groups: BTreeMap<Shape, Group>,
+}
+
+/// The weight of a shape: the shape itself with M left out.
+fn weight(shape: &Shape) -> Shape {
+    Shape {
+        m: 0,
+        ..shape.clone()
+    }
+}
+
+fn at(weight: &Shape, m: u32) -> Shape {
+    Shape {
+        m,
+        ..weight.clone()
+    }
+}
+
+impl Points {
+    /// The points of `shapes`, none raced yet.
+    pub fn new(shapes: &[Shape], refine: Refine) -> Self {
+        let mut groups: BTreeMap<Shape, Group> = BTreeMap::new();
+        for shape in shapes {
+            groups
+                .entry(weight(shape))
+                .or_default()
+                .observed
+                .insert(shape.m);
+        }
+        Self { refine, groups }
+    }
+
+    /// Shapes to race now that were not handed out before.
+    pub fn next(&mut self) -> Vec<Shape> {
+        let refine = self.refine;
+        let mut found = Vec::new();
+        for (weight, group) in &mut self.groups {
+            for m in group.wanted(refine) {
+                group.running.insert(m);
+                found.push(at(weight, m));
+            }
+        }
+        found
+    }
+
+    /// Says who won `shape`; `None` when nothing ran there.
+    pub fn finished(&mut self, shape: &Shape, winner: Option<Candidate>) {
+        if let Some(group) = self.groups.get_mut(&weight(shape)) {
+            group.running.remove(&shape.m);
+            group.raced.insert(shape.m, winner);
+        }
+    }
+
+    /// Gives back a shape that was handed out and not raced.
+    pub fn given_back(&mut self, shape: &Shape) {
+        if let Some(group) = self.groups.get_mut(&weight(shape)) {
+            group.running.remove(&shape.m);
+        }
+    }
+
+    /// Winners of the raced M of the same weight, nearest M first.
+    pub fn neighbours(&self, shape: &Shape) -> Vec<Candidate> {
+        let Some(group) = self.groups.get(&weight(shape)) else {
+            return Vec::new();
+        };
+        let distance = |m: u32| (f64::from(m).ln() - f64::from(shape.m).ln()).abs();
+        let mut raced: Vec<(u32, &Candidate)> = group
+            .raced
+            .iter()
+            .filter_map(|(m, winner)| Some((*m, winner.as_ref()?)))
+            .collect();
+        raced.sort_by(|a, b| distance(a.0).total_cmp(&distance(b.0)));
+        let mut winners: Vec<Candidate> = Vec::new();
+        for (_, winner) in raced {
+            if !winners.contains(winner) {
+                winners.push(winner.clone());
+            }
+        }
+        winners
+    }
+
+    /// Observed shapes that are neither raced nor running: served by a neighbour's row once all is
+    /// done, still to come before.
+    pub fn unraced(&self) -> Vec<Shape> {
+        self.groups
+            .iter()
+            .flat_map(|(weight, group)| {
+                group
+                    .observed
+                    .iter()
+                    .filter(|m| !group.raced.contains_key(m) && !group.running.contains(m))
+                    .map(|m| at(weight, *m))
+            })
+            .collect()
+    }
+
+    /// At most so many more races will be asked for: every observed M of an interval that is still open.
+    pub fn at_most_left(&self) -> usize {
+        let refine = self.refine;
+        self.groups
+            .values()
+            .map(|group| group.running.len() + group.open(refine))
+            .sum()
+    }
+}
+
+impl Group {
+    fn wanted(&self, refine: Refine) -> Vec<u32> {
+        let new = |m: &u32| !self.raced.contains_key(m) && !self.running.contains(m);
+        match refine {
+            Refine::Every => self.observed.iter().copied().filter(new).collect(),
+            Refine::WhereWinnersDiffer { .. } => {
+                let ends = [self.observed.first(), self.observed.last()];
+                let mut wanted: BTreeSet<u32> =
+                    ends.into_iter().flatten().copied().filter(new).collect();
+                for (low, high) in self.intervals(refine) {
+                    wanted.extend(self.middle(low, high).filter(new));
+                }
+                wanted.into_iter().collect()
+            }
+        }
+    }
+
+    /// Raced neighbours between which an observed M is still worth a race.
+    fn intervals(&self, refine: Refine) -> Vec<(u32, u32)> {
+        let Refine::WhereWinnersDiffer { narrow, wide } = refine else {
+            return Vec::new();
+        };
+        // An M that runs now already splits its interval.
+        let known: BTreeSet<u32> = self.raced.keys().chain(&self.running).copied().collect();
+        known
+            .iter()
+            .zip(known.iter().skip(1))
+            .filter_map(|(low, high)| {
+                let (below, above) = (self.raced.get(low)?, self.raced.get(high)?);
+                let ratio = f64::from(*high) / f64::from(*low);
+                let agree = below.is_some() && below == above;
+                let split = if agree { ratio > wide } else { ratio > narrow };
+                split.then_some((*low, *high))
+            })
+            .collect()
+    }
+
+    /// The observed M strictly between the two that is nearest their geometric middle.
+    fn middle(&self, low: u32, high: u32) -> impl Iterator<Item = u32> {
+        let centre = f64::midpoint(f64::from(low).ln(), f64::from(high).ln());
+        let distance = |m: u32| (f64::from(m).ln() - centre).abs();
+        self.observed
+            .iter()
+            .copied()
+            .filter(|m| low < *m && *m < high)
+            .min_by(|a, b| distance(*a).total_cmp(&distance(*b)))
+            .into_iter()
+    }
+
+    fn open(&self, refine: Refine) -> usize {
+        let unraced = |m: &&u32| !self.raced.contains_key(m) && !self.running.contains(m);
+        if self.running.is_empty() && matches!(refine, Refine::WhereWinnersDiffer { .. }) {
+            let between = |(low, high): (u32, u32)| {
+                self.observed
+                    .iter()
+                    .filter(|m| low < **m && **m < high)
+                    .count()
+            };
+            let ends = [self.observed.first(), self.observed.last()];
+            if ends.into_iter().flatten().all(|m| !unraced(&m)) {
+                return self.intervals(refine).into_iter().map(between).sum();
+            }
+        }
+        self.observed.iter().filter(unraced).count()
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::shape::Op;
+
+    fn shape(m: u32) -> Shape {
+        Shape {
+            op: Op::TritonBlockFp8,
+            m,
+            n: 4096,
+            k: 4096,
+            dtype: String::new(),
+        }
+    }
+
+    fn kernel(id: u32) -> Candidate {
+        serde_json::json!({ "id": id })
+    }
+
+    /// Races until nothing is asked for; the winner at M is `winner(m)`. Returns the raced M in order.
+    fn race_all(points: &mut Points, winner: impl Fn(u32) -> u32) -> Vec<u32> {
+        let mut raced = Vec::new();
+        loop {
+            let next = points.next();
+            if next.is_empty() {
+                return raced;
+            }
+            for shape in next {
+                raced.push(shape.m);
+                points.finished(&shape, Some(kernel(winner(shape.m))));
+            }
+        }
+    }
+
+    const TYPICAL: [u32; 18] = [
+        1, 2, 4, 8, 16, 24, 32, 48, 64, 96, 128, 256, 512, 1024, 1536, 2048, 3072, 4096,
+    ];
+
+    #[test]
+    fn ends_first_and_splits_only_around_the_change() {
+        let shapes: Vec<Shape> = TYPICAL.iter().map(|m| shape(*m)).collect();
+        let mut points = Points::new(&shapes, Refine::nearest_m(Effort::Quick));
+        let raced = race_all(&mut points, |m| u32::from(m >= 96));
+        assert_eq!(raced[..2], [1, 4096]);
+        assert!(raced.len() <= 9, "{raced:?}");
+        assert!(raced.contains(&64) && raced.contains(&96), "{raced:?}");
+        assert_eq!(points.at_most_left(), 0);
+        // Whatever was not raced lies between two equal winners.
+        for left in points.unraced() {
+            let below = raced.iter().filter(|m| **m < left.m).max().unwrap();
+            let above = raced.iter().filter(|m| **m > left.m).min().unwrap();
+            let side = |m: u32| m >= 96;
+            assert_eq!(side(*below), side(*above), "{}", left.m);
+        }
+    }
+
+    #[test]
+    fn every_m_means_every_m() {
+        let shapes: Vec<Shape> = TYPICAL.iter().map(|m| shape(*m)).collect();
+        let mut points = Points::new(&shapes, Refine::Every);
+        assert_eq!(race_all(&mut points, |_| 0).len(), TYPICAL.len());
+    }
+
+    #[test]
+    fn close_m_are_left_to_their_neighbour() {
+        let shapes: Vec<Shape> = (1000..1100).map(shape).collect();
+        let mut points = Points::new(&shapes, Refine::nearest_m(Effort::Full));
+        assert_eq!(race_all(&mut points, |m| m).len(), 2);
+    }
+
+    #[test]
+    fn winners_at_the_nearest_m_come_first() {
+        let shapes: Vec<Shape> = [1, 8, 4096].map(shape).into();
+        let mut points = Points::new(&shapes, Refine::nearest_m(Effort::Full));
+        points.next();
+        points.finished(&shape(1), Some(kernel(1)));
+        points.finished(&shape(4096), Some(kernel(2)));
+        assert_eq!(points.neighbours(&shape(8)), [kernel(1), kernel(2)]);
+        assert_eq!(points.neighbours(&shape(2048)), [kernel(2), kernel(1)]);
+    }
+
+    #[test]
+    fn a_shape_given_back_is_handed_out_again() {
+        let mut points = Points::new(&[shape(7)], Refine::Every);
+        assert_eq!(points.next(), [shape(7)]);
+        assert!(points.next().is_empty());
+        points.given_back(&shape(7));
+        assert_eq!(points.next(), [shape(7)]);
+    }
+}

@@ -1,0 +1,484 @@
+//! What a tuning run has found so far: an append-only file that a kill cannot spoil.
+//!
+//! `results.jsonl` starts with a header that is the identity of the results: backend, device, versions,
+//! kernels. Every finished shape and every quarantined candidate is one line, written and synced before
+//! anyone hears of it. Opening the file again gives what is done; a half-written last line is cut off;
+//! a different identity is refused by name.
+
+use std::collections::BTreeMap;
+use std::fs::{File, TryLockError};
+use std::io::{Read as _, Seek as _, SeekFrom, Write as _};
+
+use camino::{Utf8Path, Utf8PathBuf};
+use serde::{Deserialize, Serialize};
+
+use super::protocol::{Candidate, Device};
+use super::rules::Effort;
+use crate::shape::Shape;
+
+/// Name of the results file in the output folder.
+pub const RESULTS: &str = "results.jsonl";
+
+/// Name of the lock file in the output folder.
+pub const LOCK: &str = "tune.lock";
+
+/// Version of the line format below.
+const FORMAT: u32 = 1;
+
+/// What results may be mixed: only those of one identity share a file.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+pub struct Identity {
+    /// Version of the file format.
+    pub format: u32,
+    /// The backend.
+    pub backend: String,
+    /// The backend's settings, as `hello` carried them.
+    pub options: serde_json::Value,
+    /// Device name.
+    pub device: String,
+    /// Its architecture.
+    pub arch: String,
+    /// Its compute units.
+    pub cu_num: u32,
+    /// Versions of the software on it.
+    pub versions: BTreeMap<String, String>,
+    /// Digest of the kernels.
+    pub kernel_hash: String,
+}
+
+impl Identity {
+    /// The identity of results measured on `device` with `options`.
+    pub fn of(device: &Device, options: &serde_json::Value) -> Self {
+        Self {
+            format: FORMAT,
+            backend: device.backend.clone(),
+            options: options.clone(),
+            device: device.name.clone(),
+            arch: device.arch.clone(),
+            cu_num: device.cu_num,
+            versions: device.versions.clone(),
+            kernel_hash: device.kernel_hash.clone(),
+        }
+    }
+
+    /// The first field in which the two differ: its name, our value, theirs.
+    pub fn difference(&self, other: &Self) -> Option<(&'static str, String, String)> {
+        let versions = |identity: &Self| {
+            identity
+                .versions
+                .iter()
+                .map(|(name, version)| format!("{name} {version}"))
+                .collect::<Vec<_>>()
+                .join(", ")
+        };
+        [
+            ("format", self.format.to_string(), other.format.to_string()),
+            ("backend", self.backend.clone(), other.backend.clone()),
+            ("device", self.device.clone(), other.device.clone()),
+            ("arch", self.arch.clone(), other.arch.clone()),
+            ("cu_num", self.cu_num.to_string(), other.cu_num.to_string()),
+            ("versions", versions(self), versions(other)),
+            (
+                "kernels",
+                self.kernel_hash.clone(),
+                other.kernel_hash.clone(),
+            ),
+            (
+                "options",
+                self.options.to_string(),
+                other.options.to_string(),
+            ),
+        ]
+        .into_iter()
+        .find(|(_, ours, theirs)| ours != theirs)
+    }
+}
+
+/// The result of one race.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+pub struct Row {
+    /// The problem.
+    pub shape: Shape,
+    /// What may serve it from now on.
+    pub candidate: Candidate,
+    /// Whether that is what serves it already.
+    pub incumbent_kept: bool,
+    /// Its median time, µs.
+    pub us: f64,
+    /// What served it until now, where that is known.
+    pub incumbent: Option<Candidate>,
+    /// The incumbent's median time in the same run-off, µs.
+    pub incumbent_us: Option<f64>,
+    /// Relative spread of the paired times.
+    pub noise: f64,
+    /// Share of wrong elements of the winner.
+    pub err_ratio: f64,
+    /// Candidates timed.
+    pub timed: u32,
+    /// Seconds of device time the race took.
+    pub busy_s: f64,
+    /// How hard was tried.
+    pub effort: Effort,
+}
+
+/// A candidate that faulted twice, the second time alone on a fresh worker.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+pub struct Quarantined {
+    /// The problem.
+    pub shape: Shape,
+    /// The candidate.
+    pub candidate: Candidate,
+    /// What was seen.
+    pub evidence: String,
+}
+
+#[derive(Debug, Serialize, Deserialize)]
+#[serde(tag = "record", rename_all = "snake_case")]
+enum Record {
+    Header { identity: Identity },
+    Row { row: Row },
+    Quarantined { quarantined: Quarantined },
+}
+
+/// Failed to keep results.
+#[derive(Debug, thiserror::Error)]
+pub enum ResultsError {
+    /// Reading or writing failed.
+    #[error("keep results in `{path}`")]
+    Io {
+        /// The file.
+        path: Utf8PathBuf,
+        /// The cause.
+        source: std::io::Error,
+    },
+    /// A line before the last is not a record.
+    #[error("read line {line} of `{path}`")]
+    Damaged {
+        /// The file.
+        path: Utf8PathBuf,
+        /// 1-based line.
+        line: usize,
+        /// The cause.
+        source: serde_json::Error,
+    },
+    /// The first line is not a header.
+    #[error("read `{path}`: it does not begin with the header of tuning results")]
+    NoHeader {
+        /// The file.
+        path: Utf8PathBuf,
+    },
+    /// The results there were measured on something else.
+    #[error("add to `{path}`: it was measured with {field} `{theirs}`, now it is `{ours}`")]
+    OtherIdentity {
+        /// The file.
+        path: Utf8PathBuf,
+        /// What differs.
+        field: &'static str,
+        /// The value in the file.
+        theirs: String,
+        /// The value now.
+        ours: String,
+    },
+    /// Another process tunes into this folder.
+    #[error("lock `{path}`: held by {holder}")]
+    Held {
+        /// The lock file.
+        path: Utf8PathBuf,
+        /// Who holds it, in its own words.
+        holder: String,
+    },
+}
+
+/// The lock on an output folder; released on drop and by a kill.
+#[derive(Debug)]
+pub struct FolderLock {
+    _file: File,
+}
+
+impl FolderLock {
+    /// Takes the lock on `folder`, writing who we are into it.
+    pub fn take(folder: &Utf8Path) -> Result<Self, ResultsError> {
+        let path = folder.join(LOCK);
+        let failed = |source| ResultsError::Io {
+            path: path.clone(),
+            source,
+        };
+        let mut file = fs_err::OpenOptions::new()
+            .create(true)
+            .truncate(false)
+            .read(true)
+            .write(true)
+            .open(&path)
+            .map_err(failed)?
+            .into_parts()
+            .0;
+        match file.try_lock() {
+            Ok(()) => {
+                let holder = format!("process {}, since {}\n", std::process::id(), now());
+                file.set_len(0).map_err(failed)?;
+                file.write_all(holder.as_bytes()).map_err(failed)?;
+                Ok(Self { _file: file })
+            }
+            Err(TryLockError::WouldBlock) => {
+                let mut holder = String::new();
+                let _ = file.read_to_string(&mut holder);
+                Err(ResultsError::Held {
+                    path: path.clone(),
+                    holder: holder.trim().to_owned(),
+                })
+            }
+            Err(TryLockError::Error(error)) => Err(failed(error)),
+        }
+    }
+}
+
+fn now() -> String {
+    jiff::Timestamp::now()
+        .strftime("%Y-%m-%d %H:%M:%SZ")
+        .to_string()
+}
+
+/// The open results file.
+#[derive(Debug)]
+pub struct Results {
+    file: File,
+    path: Utf8PathBuf,
+    /// Finished shapes, in the order found; a shape done again stands last.
+    pub rows: Vec<Row>,
+    /// Candidates not to be tried again.
+    pub quarantined: Vec<Quarantined>,
+}
+
+impl Results {
+    /// Opens or begins the results in `folder` for `identity`. The caller holds the folder's lock.
+    pub fn open(folder: &Utf8Path, identity: &Identity) -> Result<Self, ResultsError> {
+        let path = folder.join(RESULTS);
+        let failed = |source| ResultsError::Io {
+            path: path.clone(),
+            source,
+        };
+        let mut file = fs_err::OpenOptions::new()
+            .create(true)
+            .truncate(false)
+            .read(true)
+            .write(true)
+            .open(&path)
+            .map_err(failed)?
+            .into_parts()
+            .0;
+        let mut bytes = Vec::new();
+        file.read_to_end(&mut bytes).map_err(failed)?;
+        // A line counts once its end is there; what follows the last one was cut off by a kill.
+        let whole = memchr::memrchr(b'\n', &bytes).map_or(0, |end| end + 1);
+        let mut records = Vec::new();
+        for (index, line) in bytes[..whole].split(|byte| *byte == b'\n').enumerate() {
+            if line.is_empty() {
+                continue;
+            }
+            records.push(serde_json::from_slice::<Record>(line).map_err(|source| {
+                ResultsError::Damaged {
+                    path: path.clone(),
+                    line: index + 1,
+                    source,
+                }
+            })?);
+        }
+        let mut results = Self {
+            file,
+            path: path.clone(),
+            rows: Vec::new(),
+            quarantined: Vec::new(),
+        };
+        let mut records = records.into_iter();
+        match records.next() {
+            None => {
+                results.file.set_len(0).map_err(failed)?;
+                results.file.seek(SeekFrom::Start(0)).map_err(failed)?;
+                results.append(&Record::Header {
+                    identity: identity.clone(),
+                })?;
+                crate::store::file::sync_folder(folder).map_err(failed)?;
+                return Ok(results);
+            }
+            Some(Record::Header { identity: theirs }) => {
+                if let Some((field, ours, theirs)) = identity.difference(&theirs) {
+                    return Err(ResultsError::OtherIdentity {
+                        path,
+                        field,
+                        theirs,
+                        ours,
+                    });
+                }
+            }
+            Some(_) => return Err(ResultsError::NoHeader { path }),
+        }
+        for record in records {
+            match record {
+                Record::Header { .. } => return Err(ResultsError::NoHeader { path }),
+                Record::Row { row } => results.remember(row),
+                Record::Quarantined { quarantined } => results.quarantined.push(quarantined),
+            }
+        }
+        results.file.set_len(whole as u64).map_err(failed)?;
+        results.file.seek(SeekFrom::End(0)).map_err(failed)?;
+        Ok(results)
+    }
+
+    /// Keeps a finished race. When this returns it survives a kill.
+    pub fn keep(&mut self, row: &Row) -> Result<(), ResultsError> {
+        self.append(&Record::Row { row: row.clone() })?;
+        self.remember(row.clone());
+        Ok(())
+    }
+
+    /// Keeps a quarantined candidate.
+    pub fn keep_quarantined(&mut self, quarantined: &Quarantined) -> Result<(), ResultsError> {
+        self.append(&Record::Quarantined {
+            quarantined: quarantined.clone(),
+        })?;
+        self.quarantined.push(quarantined.clone());
+        Ok(())
+    }
+
+    /// The row of `shape`, if it was found with at least `effort` against the same `incumbent`.
+    pub fn done(
+        &self,
+        shape: &Shape,
+        effort: Effort,
+        incumbent: Option<&Candidate>,
+    ) -> Option<&Row> {
+        self.rows.iter().find(|row| {
+            row.shape == *shape && row.effort >= effort && row.incumbent.as_ref() == incumbent
+        })
+    }
+
+    /// Whether `candidate` must not be tried on `shape`.
+    pub fn is_quarantined(&self, shape: &Shape, candidate: &Candidate) -> bool {
+        self.quarantined
+            .iter()
+            .any(|entry| entry.shape == *shape && entry.candidate == *candidate)
+    }
+
+    fn remember(&mut self, row: Row) {
+        self.rows.retain(|old| old.shape != row.shape);
+        self.rows.push(row);
+    }
+
+    fn append(&mut self, record: &Record) -> Result<(), ResultsError> {
+        let write = |file: &mut File| -> std::io::Result<()> {
+            let mut line = serde_json::to_vec(record)?;
+            line.push(b'\n');
+            file.write_all(&line)?;
+            file.sync_data()
+        };
+        write(&mut self.file).map_err(|source| ResultsError::Io {
+            path: self.path.clone(),
+            source,
+        })
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::shape::Op;
+
+    fn folder() -> (tempfile::TempDir, Utf8PathBuf) {
+        let folder = tempfile::tempdir().unwrap();
+        let path = Utf8PathBuf::try_from(folder.path().to_owned()).unwrap();
+        (folder, path)
+    }
+
+    fn identity() -> Identity {
+        Identity {
+            format: FORMAT,
+            backend: "reference".to_owned(),
+            options: serde_json::json!({}),
+            device: "cpu".to_owned(),
+            arch: "avx2".to_owned(),
+            cu_num: 2,
+            versions: BTreeMap::from([("refengine".to_owned(), "0.1.0".to_owned())]),
+            kernel_hash: "abc".to_owned(),
+        }
+    }
+
+    fn row(m: u32) -> Row {
+        Row {
+            shape: Shape {
+                op: Op::Blockscale,
+                m,
+                n: 256,
+                k: 256,
+                dtype: String::new(),
+            },
+            candidate: serde_json::json!({"kernelId": 1}),
+            incumbent_kept: false,
+            us: 10.5,
+            incumbent: None,
+            incumbent_us: None,
+            noise: 0.01,
+            err_ratio: 0.0,
+            timed: 3,
+            busy_s: 0.5,
+            effort: Effort::Quick,
+        }
+    }
+
+    #[test]
+    fn every_cut_of_the_file_reads_as_a_prefix_of_what_was_kept() {
+        let (_keep, folder) = folder();
+        let mut results = Results::open(&folder, &identity()).unwrap();
+        for m in 1..=3 {
+            results.keep(&row(m)).unwrap();
+        }
+        let whole = fs_err::read(folder.join(RESULTS)).unwrap();
+        for cut in 0..=whole.len() {
+            let (_keep, other) = self::folder();
+            crate::store::file::write_atomic(&other.join(RESULTS), &whole[..cut]).unwrap();
+            let mut reopened = Results::open(&other, &identity()).unwrap();
+            let ms: Vec<u32> = reopened.rows.iter().map(|row| row.shape.m).collect();
+            assert_eq!(ms, (1..=ms.len() as u32).collect::<Vec<_>>());
+            reopened.keep(&row(9)).unwrap();
+            let again = Results::open(&other, &identity()).unwrap();
+            assert_eq!(again.rows.len(), ms.len() + 1, "cut at {cut}");
+        }
+    }
+
+    #[test]
+    fn another_device_is_refused_by_name() {
+        let (_keep, folder) = folder();
+        Results::open(&folder, &identity()).unwrap();
+        let other = Identity {
+            device: "another cpu".to_owned(),
+            ..identity()
+        };
+        let error = Results::open(&folder, &other).unwrap_err().to_string();
+        assert!(
+            error.contains("device `cpu`, now it is `another cpu`"),
+            "{error}"
+        );
+    }
+
+    #[test]
+    fn a_row_counts_as_done_only_for_the_same_incumbent_and_no_more_effort() {
+        let (_keep, folder) = folder();
+        let mut results = Results::open(&folder, &identity()).unwrap();
+        results.keep(&row(1)).unwrap();
+        let shape = row(1).shape;
+        let other = serde_json::json!({"kernelId": 7});
+        assert!(results.done(&shape, Effort::Quick, None).is_some());
+        assert!(results.done(&shape, Effort::Full, None).is_none());
+        assert!(results.done(&shape, Effort::Quick, Some(&other)).is_none());
+    }
+
+    #[test]
+    fn a_second_holder_of_the_folder_is_told_who_the_first_is() {
+        let (_keep, folder) = folder();
+        let _held = FolderLock::take(&folder).unwrap();
+        let error = FolderLock::take(&folder).unwrap_err().to_string();
+        assert!(
+            error.contains(&format!("process {}", std::process::id())),
+            "{error}"
+        );
+    }
+}
