@@ -1,12 +1,23 @@
 //! The racing tuner: which candidate is fastest for each shape, found on every device at hand.
 //!
-//! [`protocol`] is what a worker process speaks. This room starts processes and writes result
-//! files; it never prints and knows no terminal.
+//! [`run`] is the way in. A [`backends::Backend`] says what the candidates are, [`race`] decides who is
+//! timed next and who wins, worker processes speaking [`protocol`] measure, and what they found is
+//! kept in [`results`]. This room starts processes and writes result files; it never prints and knows no
+//! terminal.
 
+pub mod backends;
+mod board;
+pub mod event;
 pub mod points;
+pub mod pool;
 pub mod protocol;
 pub mod race;
 pub mod results;
 pub mod rules;
 pub mod sample;
+mod station;
 pub mod worker;
+
+pub use event::{TuneEvent, TuneOutcome};
+pub use pool::{TuneError, TuneRequest, run};
+pub use rules::Effort;

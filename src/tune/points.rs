@@ -90,7 +90,7 @@ impl Points {
     }
 
     /// Shapes to race now that were not handed out before.
-    pub fn next(&mut self) -> Vec<Shape> {
+    pub fn hand_out(&mut self) -> Vec<Shape> {
         let refine = self.refine;
         let mut found = Vec::new();
         for (weight, group) in &mut self.groups {
@@ -253,7 +253,7 @@ mod tests {
     fn race_all(points: &mut Points, winner: impl Fn(u32) -> u32) -> Vec<u32> {
         let mut raced = Vec::new();
         loop {
-            let next = points.next();
+            let next = points.hand_out();
             if next.is_empty() {
                 return raced;
             }
@@ -304,7 +304,7 @@ mod tests {
     fn winners_at_the_nearest_m_come_first() {
         let shapes: Vec<Shape> = [1, 8, 4096].map(shape).into();
         let mut points = Points::new(&shapes, Refine::nearest_m(Effort::Full));
-        points.next();
+        points.hand_out();
         points.finished(&shape(1), Some(kernel(1)));
         points.finished(&shape(4096), Some(kernel(2)));
         assert_eq!(points.neighbours(&shape(8)), [kernel(1), kernel(2)]);
@@ -314,9 +314,9 @@ mod tests {
     #[test]
     fn a_shape_given_back_is_handed_out_again() {
         let mut points = Points::new(&[shape(7)], Refine::Every);
-        assert_eq!(points.next(), [shape(7)]);
-        assert!(points.next().is_empty());
+        assert_eq!(points.hand_out(), [shape(7)]);
+        assert!(points.hand_out().is_empty());
         points.given_back(&shape(7));
-        assert_eq!(points.next(), [shape(7)]);
+        assert_eq!(points.hand_out(), [shape(7)]);
     }
 }

@@ -140,7 +140,9 @@ struct State {
     run_off: Vec<f64>,
     /// Share of wrong elements, once checked and found right.
     err_ratio: Option<f64>,
-    /// No longer in the race.
+    /// Too slow so far; called back if all who were faster turn out not to run.
+    cut: bool,
+    /// Out for good.
     out: bool,
 }
 
@@ -226,6 +228,10 @@ impl Race {
             for finalist in &self.finalists {
                 self.states[*finalist].run_off.clear();
             }
+            self.looks = 0;
+            if self.challengers().is_empty() {
+                self.call_back();
+            }
         }
         self.to_check.retain(|candidate| *candidate != entrant);
         self.advance();
@@ -258,8 +264,8 @@ impl Race {
         self.advance();
     }
 
-    /// Reports the numbers of the entrant asked for.
-    pub fn checked(&mut self, entrant: Entrant, numerics: Numerics) {
+    /// Reports the numbers of the entrant asked for; says whether they are right.
+    pub fn checked(&mut self, entrant: Entrant, numerics: Numerics) -> bool {
         let right = numerics.not_finite == 0
             && numerics.repeatable
             && numerics.err_ratio <= self.rules.max_err_ratio;
@@ -269,6 +275,7 @@ impl Race {
         } else {
             self.out(entrant);
         }
+        right
     }
 
     /// Ends the rungs with what has been timed so far: the budget for this shape is spent.
@@ -302,7 +309,10 @@ impl Race {
     }
 
     fn alive(&self) -> impl Iterator<Item = Entrant> + '_ {
-        (0..self.states.len()).filter(|entrant| !self.states[*entrant].out)
+        (0..self.states.len()).filter(|entrant| {
+            let state = &self.states[*entrant];
+            !state.out && !state.cut
+        })
     }
 
     fn pending(&self, rung: usize) -> Vec<Entrant> {
@@ -402,7 +412,7 @@ impl Race {
             }
             let slow = self.states[entrant].estimate > Some(limit);
             if slow || kept == rung.keep_at_most {
-                self.states[entrant].out = true;
+                self.states[entrant].cut = true;
             } else {
                 kept += 1;
             }
@@ -436,6 +446,28 @@ impl Race {
         self.phase = Phase::RunOff;
     }
 
+    /// The fastest of those that were cut run against the incumbent after all.
+    fn call_back(&mut self) {
+        let mut cut: Vec<(f64, Entrant)> = (0..self.states.len())
+            .filter(|entrant| self.states[*entrant].cut && !self.states[*entrant].out)
+            .filter_map(|entrant| Some((self.states[entrant].estimate?, entrant)))
+            .collect();
+        cut.sort_by(|a, b| a.0.total_cmp(&b.0));
+        for (_, entrant) in cut.into_iter().take(self.rules.finalists) {
+            self.states[entrant].cut = false;
+            self.finalists.push(entrant);
+        }
+    }
+
+    /// The finalists but for the incumbent.
+    fn challengers(&self) -> Vec<Entrant> {
+        let incumbent = self.incumbent_alive();
+        let finalists = self.finalists.iter().copied();
+        finalists
+            .filter(|finalist| Some(*finalist) != incumbent)
+            .collect()
+    }
+
     fn incumbent_alive(&self) -> Option<Entrant> {
         self.incumbent.filter(|entrant| !self.states[*entrant].out)
     }
@@ -451,12 +483,7 @@ impl Race {
             self.phase = Phase::Checking;
             return;
         };
-        let challengers: Vec<Entrant> = self
-            .finalists
-            .iter()
-            .copied()
-            .filter(|finalist| *finalist != incumbent)
-            .collect();
+        let challengers = self.challengers();
         let level = self.rules.false_wins / (challengers.len() * self.rules.looks).max(1) as f64;
         let proven: Vec<Entrant> = challengers
             .iter()

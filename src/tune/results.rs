@@ -6,8 +6,6 @@
 //! a different identity is refused by name.
 
 use std::collections::BTreeMap;
-use std::fs::{File, TryLockError};
-use std::io::{Read as _, Seek as _, SeekFrom, Write as _};
 
 use camino::{Utf8Path, Utf8PathBuf};
 use serde::{Deserialize, Serialize};
@@ -15,6 +13,8 @@ use serde::{Deserialize, Serialize};
 use super::protocol::{Candidate, Device};
 use super::rules::Effort;
 use crate::shape::Shape;
+use crate::store::journal::{Journal, JournalError, Record};
+use crate::store::lock::{Holder, Lock, LockError};
 
 /// Name of the results file in the output folder.
 pub const RESULTS: &str = "results.jsonl";
@@ -134,7 +134,7 @@ pub struct Quarantined {
 
 #[derive(Debug, Serialize, Deserialize)]
 #[serde(tag = "record", rename_all = "snake_case")]
-enum Record {
+enum Entry {
     Header { identity: Identity },
     Row { row: Row },
     Quarantined { quarantined: Quarantined },
@@ -143,24 +143,12 @@ enum Record {
 /// Failed to keep results.
 #[derive(Debug, thiserror::Error)]
 pub enum ResultsError {
-    /// Reading or writing failed.
-    #[error("keep results in `{path}`")]
-    Io {
-        /// The file.
-        path: Utf8PathBuf,
-        /// The cause.
-        source: std::io::Error,
-    },
-    /// A line before the last is not a record.
-    #[error("read line {line} of `{path}`")]
-    Damaged {
-        /// The file.
-        path: Utf8PathBuf,
-        /// 1-based line.
-        line: usize,
-        /// The cause.
-        source: serde_json::Error,
-    },
+    /// The file cannot be read or written.
+    #[error(transparent)]
+    Journal(#[from] JournalError),
+    /// Another process tunes into this folder.
+    #[error(transparent)]
+    Lock(#[from] LockError),
     /// The first line is not a header.
     #[error("read `{path}`: it does not begin with the header of tuning results")]
     NoHeader {
@@ -179,70 +167,18 @@ pub enum ResultsError {
         /// The value now.
         ours: String,
     },
-    /// Another process tunes into this folder.
-    #[error("lock `{path}`: held by {holder}")]
-    Held {
-        /// The lock file.
-        path: Utf8PathBuf,
-        /// Who holds it, in its own words.
-        holder: String,
-    },
 }
 
-/// The lock on an output folder; released on drop and by a kill.
-#[derive(Debug)]
-pub struct FolderLock {
-    _file: File,
-}
-
-impl FolderLock {
-    /// Takes the lock on `folder`, writing who we are into it.
-    pub fn take(folder: &Utf8Path) -> Result<Self, ResultsError> {
-        let path = folder.join(LOCK);
-        let failed = |source| ResultsError::Io {
-            path: path.clone(),
-            source,
-        };
-        let mut file = fs_err::OpenOptions::new()
-            .create(true)
-            .truncate(false)
-            .read(true)
-            .write(true)
-            .open(&path)
-            .map_err(failed)?
-            .into_parts()
-            .0;
-        match file.try_lock() {
-            Ok(()) => {
-                let holder = format!("process {}, since {}\n", std::process::id(), now());
-                file.set_len(0).map_err(failed)?;
-                file.write_all(holder.as_bytes()).map_err(failed)?;
-                Ok(Self { _file: file })
-            }
-            Err(TryLockError::WouldBlock) => {
-                let mut holder = String::new();
-                let _ = file.read_to_string(&mut holder);
-                Err(ResultsError::Held {
-                    path: path.clone(),
-                    holder: holder.trim().to_owned(),
-                })
-            }
-            Err(TryLockError::Error(error)) => Err(failed(error)),
-        }
-    }
-}
-
-fn now() -> String {
-    jiff::Timestamp::now()
-        .strftime("%Y-%m-%d %H:%M:%SZ")
-        .to_string()
+/// Takes the lock on an output folder: one run writes into it at a time.
+pub fn lock(folder: &Utf8Path) -> Result<Lock, ResultsError> {
+    let holder = Holder::this_process("gemmtune tune");
+    Ok(Lock::take(&folder.join(LOCK), &holder)?)
 }
 
 /// The open results file.
 #[derive(Debug)]
 pub struct Results {
-    file: File,
-    path: Utf8PathBuf,
+    journal: Journal,
     /// Finished shapes, in the order found; a shape done again stands last.
     pub rows: Vec<Row>,
     /// Candidates not to be tried again.
@@ -253,54 +189,22 @@ impl Results {
     /// Opens or begins the results in `folder` for `identity`. The caller holds the folder's lock.
     pub fn open(folder: &Utf8Path, identity: &Identity) -> Result<Self, ResultsError> {
         let path = folder.join(RESULTS);
-        let failed = |source| ResultsError::Io {
-            path: path.clone(),
-            source,
+        let (journal, records) = if path.exists() {
+            Journal::open::<Entry>(&path)?
+        } else {
+            (Journal::create(&path)?, Vec::new())
         };
-        let mut file = fs_err::OpenOptions::new()
-            .create(true)
-            .truncate(false)
-            .read(true)
-            .write(true)
-            .open(&path)
-            .map_err(failed)?
-            .into_parts()
-            .0;
-        let mut bytes = Vec::new();
-        file.read_to_end(&mut bytes).map_err(failed)?;
-        // A line counts once its end is there; what follows the last one was cut off by a kill.
-        let whole = memchr::memrchr(b'\n', &bytes).map_or(0, |end| end + 1);
-        let mut records = Vec::new();
-        for (index, line) in bytes[..whole].split(|byte| *byte == b'\n').enumerate() {
-            if line.is_empty() {
-                continue;
-            }
-            records.push(serde_json::from_slice::<Record>(line).map_err(|source| {
-                ResultsError::Damaged {
-                    path: path.clone(),
-                    line: index + 1,
-                    source,
-                }
-            })?);
-        }
         let mut results = Self {
-            file,
-            path: path.clone(),
+            journal,
             rows: Vec::new(),
             quarantined: Vec::new(),
         };
-        let mut records = records.into_iter();
-        match records.next() {
-            None => {
-                results.file.set_len(0).map_err(failed)?;
-                results.file.seek(SeekFrom::Start(0)).map_err(failed)?;
-                results.append(&Record::Header {
-                    identity: identity.clone(),
-                })?;
-                crate::store::file::sync_folder(folder).map_err(failed)?;
-                return Ok(results);
-            }
-            Some(Record::Header { identity: theirs }) => {
+        let mut entries = records.into_iter().map(|record| record.event);
+        match entries.next() {
+            None => results.append(Entry::Header {
+                identity: identity.clone(),
+            })?,
+            Some(Entry::Header { identity: theirs }) => {
                 if let Some((field, ours, theirs)) = identity.difference(&theirs) {
                     return Err(ResultsError::OtherIdentity {
                         path,
@@ -312,28 +216,26 @@ impl Results {
             }
             Some(_) => return Err(ResultsError::NoHeader { path }),
         }
-        for record in records {
-            match record {
-                Record::Header { .. } => return Err(ResultsError::NoHeader { path }),
-                Record::Row { row } => results.remember(row),
-                Record::Quarantined { quarantined } => results.quarantined.push(quarantined),
+        for entry in entries {
+            match entry {
+                Entry::Header { .. } => return Err(ResultsError::NoHeader { path }),
+                Entry::Row { row } => results.remember(row),
+                Entry::Quarantined { quarantined } => results.quarantined.push(quarantined),
             }
         }
-        results.file.set_len(whole as u64).map_err(failed)?;
-        results.file.seek(SeekFrom::End(0)).map_err(failed)?;
         Ok(results)
     }
 
     /// Keeps a finished race. When this returns it survives a kill.
     pub fn keep(&mut self, row: &Row) -> Result<(), ResultsError> {
-        self.append(&Record::Row { row: row.clone() })?;
+        self.append(Entry::Row { row: row.clone() })?;
         self.remember(row.clone());
         Ok(())
     }
 
     /// Keeps a quarantined candidate.
     pub fn keep_quarantined(&mut self, quarantined: &Quarantined) -> Result<(), ResultsError> {
-        self.append(&Record::Quarantined {
+        self.append(Entry::Quarantined {
             quarantined: quarantined.clone(),
         })?;
         self.quarantined.push(quarantined.clone());
@@ -364,17 +266,9 @@ impl Results {
         self.rows.push(row);
     }
 
-    fn append(&mut self, record: &Record) -> Result<(), ResultsError> {
-        let write = |file: &mut File| -> std::io::Result<()> {
-            let mut line = serde_json::to_vec(record)?;
-            line.push(b'\n');
-            file.write_all(&line)?;
-            file.sync_data()
-        };
-        write(&mut self.file).map_err(|source| ResultsError::Io {
-            path: self.path.clone(),
-            source,
-        })
+    fn append(&mut self, event: Entry) -> Result<(), ResultsError> {
+        let at = jiff::Timestamp::now();
+        Ok(self.journal.append(&Record { at, event })?)
     }
 }
 
@@ -425,23 +319,21 @@ mod tests {
     }
 
     #[test]
-    fn every_cut_of_the_file_reads_as_a_prefix_of_what_was_kept() {
+    fn a_file_cut_in_its_last_line_goes_on_behind_the_line_before() {
         let (_keep, folder) = folder();
         let mut results = Results::open(&folder, &identity()).unwrap();
-        for m in 1..=3 {
-            results.keep(&row(m)).unwrap();
-        }
-        let whole = fs_err::read(folder.join(RESULTS)).unwrap();
-        for cut in 0..=whole.len() {
-            let (_keep, other) = self::folder();
-            crate::store::file::write_atomic(&other.join(RESULTS), &whole[..cut]).unwrap();
-            let mut reopened = Results::open(&other, &identity()).unwrap();
-            let ms: Vec<u32> = reopened.rows.iter().map(|row| row.shape.m).collect();
-            assert_eq!(ms, (1..=ms.len() as u32).collect::<Vec<_>>());
-            reopened.keep(&row(9)).unwrap();
-            let again = Results::open(&other, &identity()).unwrap();
-            assert_eq!(again.rows.len(), ms.len() + 1, "cut at {cut}");
-        }
+        results.keep(&row(1)).unwrap();
+        results.keep(&row(2)).unwrap();
+        drop(results);
+        let path = folder.join(RESULTS);
+        let whole = fs_err::read(&path).unwrap();
+        crate::store::file::write_atomic(&path, &whole[..whole.len() - 30]).unwrap();
+        let mut reopened = Results::open(&folder, &identity()).unwrap();
+        assert_eq!(reopened.rows, [row(1)]);
+        reopened.keep(&row(3)).unwrap();
+        drop(reopened);
+        let again = Results::open(&folder, &identity()).unwrap();
+        assert_eq!(again.rows, [row(1), row(3)]);
     }
 
     #[test]
@@ -474,8 +366,8 @@ mod tests {
     #[test]
     fn a_second_holder_of_the_folder_is_told_who_the_first_is() {
         let (_keep, folder) = folder();
-        let _held = FolderLock::take(&folder).unwrap();
-        let error = FolderLock::take(&folder).unwrap_err().to_string();
+        let _held = lock(&folder).unwrap();
+        let error = lock(&folder).unwrap_err().to_string();
         assert!(
             error.contains(&format!("process {}", std::process::id())),
             "{error}"

@@ -94,6 +94,8 @@ pub struct Worker {
     early: VecDeque<Reply>,
     next_id: u64,
     log: Utf8PathBuf,
+    /// Where in the log this worker's words begin; what stands before is of an earlier one.
+    log_start: u64,
 }
 
 #[derive(Debug)]
@@ -118,6 +120,7 @@ impl Worker {
         let broken = |error: std::io::Error| Fault::Start(error.to_string());
         let (child_stdin, stdin) = std::io::pipe().map_err(broken)?;
         let (reader, reply_end) = std::io::pipe().map_err(broken)?;
+        let log_start = fs_err::metadata(log).map_or(0, |data| data.len());
         let marked = !command.launcher.is_empty();
         let reply_fd = if marked {
             "stdout".to_owned()
@@ -150,6 +153,7 @@ impl Worker {
             early: VecDeque::new(),
             next_id: 1,
             log: log.to_owned(),
+            log_start,
         })
     }
 
@@ -264,17 +268,18 @@ impl Worker {
     }
 
     fn log_tail(&self) -> String {
-        log_tail(&self.log)
+        log_tail(&self.log, self.log_start)
     }
 }
 
-/// The end of the log at `path`, indented, on lines of its own; empty when there is nothing to read.
-pub fn log_tail(path: &Utf8Path) -> String {
+/// The end of the log at `path` from byte `start` on, indented, on lines of its own; empty when there is
+/// nothing to read.
+fn log_tail(path: &Utf8Path, start: u64) -> String {
     let read = || -> std::io::Result<Vec<u8>> {
         use std::io::{Seek as _, SeekFrom};
         let mut file = fs_err::File::open(path)?;
         let length = file.metadata()?.len();
-        file.seek(SeekFrom::Start(length.saturating_sub(LOG_TAIL)))?;
+        file.seek(SeekFrom::Start(start.max(length.saturating_sub(LOG_TAIL))))?;
         let mut bytes = Vec::new();
         file.read_to_end(&mut bytes)?;
         Ok(bytes)
@@ -316,13 +321,13 @@ fn listen(reader: PipeReader, marked: bool, log: Utf8PathBuf) -> std::io::Result
                     {
                         Line::End
                     }
-                    Ok(_) => match understood(&bytes, marked) {
-                        Some(line) => line,
-                        None => {
+                    Ok(_) => {
+                        let Some(line) = understood(&bytes, marked) else {
                             append_to_log(&log, &bytes);
                             continue;
-                        }
-                    },
+                        };
+                        line
+                    }
                 };
                 let last = !matches!(line, Line::Reply(_));
                 if sender.send(line).is_err() || last {

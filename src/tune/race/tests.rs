@@ -288,9 +288,9 @@ fn a_hurried_race_decides_among_what_was_timed() {
     assert_eq!(race.step(), Step::Check { entrant: 1 });
 }
 
-#[test]
-fn a_finalist_that_dies_is_left_out_and_the_run_off_starts_over() {
-    let mut race = Race::new(gpu_rules(Effort::Quick), 3, true);
+/// A race of candidates that take exactly `us`, at its run-off.
+fn to_run_off(us: &[f64]) -> Race {
+    let mut race = Race::new(gpu_rules(Effort::Quick), us.len(), true);
     let right = Numerics {
         err_ratio: 0.0,
         not_finite: 0,
@@ -300,22 +300,41 @@ fn a_finalist_that_dies_is_left_out_and_the_run_off_starts_over() {
         match race.step() {
             Step::Time { entrants, .. } => {
                 for entrant in entrants {
-                    race.timed(entrant, &[20.0 - entrant as f64; 3]);
+                    race.timed(entrant, &[us[entrant]; 3]);
                 }
             }
-            Step::Check { entrant } => race.checked(entrant, right),
+            Step::Check { entrant } => assert!(race.checked(entrant, right)),
             Step::Expand { .. } => {
                 race.add(0);
             }
-            Step::RunOff { .. } => break,
+            Step::RunOff { .. } => return race,
             Step::Done(decision) => panic!("{decision:?}"),
         }
     }
+}
+
+#[test]
+fn a_finalist_that_dies_is_left_out_and_the_run_off_starts_over() {
+    let mut race = to_run_off(&[20.0, 19.0, 18.0]);
     race.out(2);
     let Step::RunOff { entrants, .. } = race.step() else {
         panic!("{:?}", race.step())
     };
     assert_eq!(entrants, [0, 1]);
+}
+
+#[test]
+fn the_slow_are_called_back_when_all_the_fast_turn_out_not_to_run() {
+    let mut race = to_run_off(&[20.0, 2.0, 10.0]);
+    let Step::RunOff { entrants, .. } = race.step() else {
+        panic!("{:?}", race.step())
+    };
+    assert_eq!(entrants, [0, 1], "10 is cut beside 2");
+    race.out(1);
+    let Step::RunOff { entrants, .. } = race.step() else {
+        panic!("{:?}", race.step())
+    };
+    assert_eq!(entrants, [0, 2]);
 }
 
 #[test]

@@ -1,0 +1,120 @@
+//! What differs between the kernels that can be raced: candidates, rules, and the table written.
+//!
+//! A backend starts no process and measures nothing; workers do.
+
+use std::time::Duration;
+
+use camino::{Utf8Path, Utf8PathBuf};
+
+use super::points::Refine;
+use super::protocol::{Candidate, Device};
+use super::race::Rules;
+use super::results::Row;
+use super::rules::Effort;
+use crate::shape::{Op, Shape};
+
+/// The candidates of one race, in the order to try them.
+#[derive(Clone, Debug, Default, PartialEq)]
+pub struct Field {
+    /// Candidates, no two the same; the first is the incumbent if `has_incumbent`.
+    pub candidates: Vec<Candidate>,
+    /// Whether it is known what serves the shape today.
+    pub has_incumbent: bool,
+}
+
+impl Field {
+    /// A field of `incumbent` and then `others` without repetition, `at_most` in all.
+    pub fn new(
+        incumbent: Option<Candidate>,
+        others: impl IntoIterator<Item = Candidate>,
+        at_most: usize,
+    ) -> Self {
+        let has_incumbent = incumbent.is_some();
+        let mut candidates: Vec<Candidate> = incumbent.into_iter().collect();
+        for candidate in others {
+            if candidates.len() == at_most {
+                break;
+            }
+            if !candidates.contains(&candidate) {
+                candidates.push(candidate);
+            }
+        }
+        Self {
+            candidates,
+            has_incumbent,
+        }
+    }
+}
+
+/// How to keep a device of this kind busy, and when to give a request up.
+#[derive(Clone, Copy, Debug, PartialEq)]
+pub struct Pace {
+    /// Candidates timed in one request, at most: what one fault costs again.
+    pub batch: usize,
+    /// Shapes raced side by side on one device, so that one is timed while others are compiled.
+    pub side_by_side: usize,
+    /// Whether workers on one host share what they measure, so that only one may measure at a time.
+    pub one_at_a_time: bool,
+    /// Deadlines.
+    pub deadlines: Deadlines,
+}
+
+/// Deadlines of requests.
+#[derive(Clone, Copy, Debug, PartialEq)]
+pub struct Deadlines {
+    /// For `hello`, which opens the device and imports the software.
+    pub hello: Duration,
+    /// For `prepare`; the worker has a shorter limit of its own.
+    pub prepare: Duration,
+    /// For `time` and `check`, on top of the time that launches should take.
+    pub floor: Duration,
+    /// No candidate worth timing is slower than this, floating-point operations per second.
+    pub slowest_flops: f64,
+    /// The reference of `check` computes at least so many floating-point operations per second.
+    pub check_flops: f64,
+}
+
+/// A kind of kernel that can be raced.
+pub trait Backend: Send + Sync {
+    /// Its name on the command line and in results.
+    fn name(&self) -> &'static str;
+
+    /// Settings for the worker's `hello`; part of the identity of results.
+    fn options(&self) -> serde_json::Value;
+
+    /// The operation it tunes.
+    fn op(&self) -> Op;
+
+    /// Which M to race.
+    fn refine(&self, effort: Effort) -> Refine;
+
+    /// The rules of its races.
+    fn rules(&self, effort: Effort) -> Rules;
+
+    /// How to keep its devices busy.
+    fn pace(&self) -> Pace;
+
+    /// What serves `shape` today.
+    fn incumbent(&self, device: &Device, shape: &Shape) -> Option<Candidate>;
+
+    /// The candidates for `shape`, the incumbent first, then `neighbours`: winners of shapes nearby.
+    fn field(
+        &self,
+        device: &Device,
+        shape: &Shape,
+        neighbours: &[Candidate],
+        effort: Effort,
+    ) -> Field;
+
+    /// Candidates one step away from `candidate`.
+    fn relatives(&self, device: &Device, shape: &Shape, candidate: &Candidate) -> Vec<Candidate>;
+
+    /// Writes the table of `rows` into `folder` and returns the files written. Nothing that was there is
+    /// lost: files of the same name are merged.
+    fn write(
+        &self,
+        folder: &Utf8Path,
+        device: &Device,
+        rows: &[Row],
+    ) -> std::io::Result<Vec<Utf8PathBuf>>;
+}

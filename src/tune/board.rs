@@ -1,0 +1,202 @@
+//! The shapes still to race, handed to stations largest first.
+//!
+//! Shared by the stations and the coordinator behind one lock. It knows no worker and no file.
+
+use std::sync::{Condvar, Mutex, MutexGuard, PoisonError};
+use std::time::{Duration, Instant};
+
+use super::points::Points;
+use super::protocol::Candidate;
+use crate::shape::Shape;
+
+/// What a station that asks for work gets.
+#[derive(Clone, Debug, PartialEq)]
+pub(super) enum Taken {
+    /// A shape to race, and the winners of shapes nearby.
+    Race(Shape, Vec<Candidate>),
+    /// Nothing now; what others race may lead to more.
+    Nothing,
+    /// All is done, or nothing more may be started.
+    Finished,
+}
+
+/// The shared state.
+#[derive(Debug)]
+pub(super) struct Board {
+    state: Mutex<State>,
+    changed: Condvar,
+    stations: usize,
+    ends: Option<Instant>,
+}
+
+#[derive(Debug)]
+struct State {
+    points: Points,
+    ready: Vec<Shape>,
+    running: usize,
+    closed: bool,
+}
+
+impl Board {
+    /// A board for `stations`; with `ends`, no race starts after that moment.
+    pub(super) fn new(mut points: Points, stations: usize, ends: Option<Instant>) -> Self {
+        let ready = points.hand_out();
+        Self {
+            state: Mutex::new(State {
+                points,
+                ready,
+                running: 0,
+                closed: false,
+            }),
+            changed: Condvar::new(),
+            stations,
+            ends,
+        }
+    }
+
+    /// A shape to race, if there is one.
+    pub(super) fn take(&self) -> Taken {
+        let mut state = self.lock();
+        if state.closed || self.is_over() {
+            return Taken::Finished;
+        }
+        let largest = state
+            .ready
+            .iter()
+            .enumerate()
+            .max_by(|a, b| cost(a.1).total_cmp(&cost(b.1)))
+            .map(|(index, _)| index);
+        match largest {
+            Some(index) => {
+                let shape = state.ready.swap_remove(index);
+                state.running += 1;
+                let neighbours = state.points.neighbours(&shape);
+                Taken::Race(shape, neighbours)
+            }
+            None if state.running == 0 => Taken::Finished,
+            None => Taken::Nothing,
+        }
+    }
+
+    /// Waits until the board changes, at most `limit`.
+    pub(super) fn wait(&self, limit: Duration) {
+        let state = self.lock();
+        drop(
+            self.changed
+                .wait_timeout(state, limit)
+                .unwrap_or_else(PoisonError::into_inner),
+        );
+    }
+
+    /// A taken shape is done; `winner` is `None` when nothing ran.
+    pub(super) fn finished(&self, shape: &Shape, winner: Option<Candidate>) {
+        let mut state = self.lock();
+        state.running -= 1;
+        state.points.finished(shape, winner);
+        let next = state.points.hand_out();
+        state.ready.extend(next);
+        drop(state);
+        self.changed.notify_all();
+    }
+
+    /// A taken shape was not raced to its end: another station may take it.
+    pub(super) fn give_back(&self, shape: Shape) {
+        let mut state = self.lock();
+        state.running -= 1;
+        state.ready.push(shape);
+        drop(state);
+        self.changed.notify_all();
+    }
+
+    /// No further race starts, and open ones are given up.
+    pub(super) fn close(&self) {
+        self.lock().closed = true;
+        self.changed.notify_all();
+    }
+
+    /// Whether the board was closed.
+    pub(super) fn is_closed(&self) -> bool {
+        self.lock().closed
+    }
+
+    /// Whether the budget is spent.
+    pub(super) fn is_over(&self) -> bool {
+        self.ends.is_some_and(|ends| Instant::now() >= ends)
+    }
+
+    /// Races to come at most, those running included.
+    pub(super) fn left(&self) -> usize {
+        self.lock().points.at_most_left()
+    }
+
+    /// Time one race may take if every race that may still come is to fit the budget.
+    pub(super) fn allowance(&self) -> Option<Duration> {
+        let left = self.left().max(1);
+        let remaining = self.ends?.saturating_duration_since(Instant::now());
+        Some(remaining.mul_f64(self.stations.min(left) as f64 / left as f64))
+    }
+
+    /// Shapes never raced: waiting, and those no race was asked for.
+    pub(super) fn unraced(&self) -> (Vec<Shape>, Vec<Shape>) {
+        let state = self.lock();
+        (state.ready.clone(), state.points.unraced())
+    }
+
+    fn lock(&self) -> MutexGuard<'_, State> {
+        // Every change above is complete before anything can panic.
+        self.state.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+}
+
+/// How long a race takes, in no unit: operations, and weight bytes for small M where reading them is
+/// what takes the time (64 rows stand for the bytes, about a GPU's ratio of operations to bytes / 2).
+pub(super) fn cost(shape: &Shape) -> f64 {
+    f64::from(shape.m.max(64)) * f64::from(shape.n) * f64::from(shape.k)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::shape::Op;
+    use crate::tune::points::Refine;
+
+    fn shape(m: u32, n: u32) -> Shape {
+        Shape {
+            op: Op::Blockscale,
+            m,
+            n,
+            k: 128,
+            dtype: String::new(),
+        }
+    }
+
+    #[test]
+    fn the_largest_goes_first_and_a_shape_given_back_is_taken_by_another() {
+        let shapes = [shape(64, 100), shape(64, 300), shape(512, 200)];
+        let board = Board::new(Points::new(&shapes, Refine::Every), 2, None);
+        let Taken::Race(first, _) = board.take() else {
+            panic!()
+        };
+        assert_eq!(first, shapes[2]);
+        let Taken::Race(second, _) = board.take() else {
+            panic!()
+        };
+        assert_eq!(second, shapes[1]);
+        board.give_back(first.clone());
+        board.finished(&second, None);
+        assert_eq!(board.take(), Taken::Race(first.clone(), vec![]));
+        assert_eq!(board.take(), Taken::Race(shapes[0].clone(), vec![]));
+        assert_eq!(board.take(), Taken::Nothing);
+        board.finished(&first, None);
+        board.finished(&shapes[0], None);
+        assert_eq!(board.take(), Taken::Finished);
+    }
+
+    #[test]
+    fn nothing_starts_after_the_budget() {
+        let points = Points::new(&[shape(1, 1)], Refine::Every);
+        let board = Board::new(points, 1, Some(Instant::now()));
+        assert_eq!(board.take(), Taken::Finished);
+        assert_eq!(board.unraced().0, [shape(1, 1)]);
+    }
+}

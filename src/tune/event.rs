@@ -1,0 +1,133 @@
+//! What a tuning run tells while it runs, and what it leaves.
+
+use camino::Utf8PathBuf;
+use serde::Serialize;
+
+use super::protocol::Device;
+use super::results::{Quarantined, Row};
+use crate::shape::Shape;
+
+/// Something that happened.
+#[derive(Clone, Debug, Serialize)]
+#[serde(tag = "event", rename_all = "snake_case")]
+pub enum TuneEvent {
+    /// The device is open and earlier results are read.
+    Started {
+        /// The device.
+        device: Box<Device>,
+        /// Workers.
+        stations: u32,
+        /// Shapes asked for.
+        shapes: usize,
+        /// Of them, done by an earlier run.
+        resumed: usize,
+        /// Races to run, at most.
+        races_at_most: usize,
+    },
+    /// A candidate is the fastest so far for its shape.
+    Leads {
+        /// The shape.
+        shape: Shape,
+        /// Its time so far, µs.
+        us: f64,
+        /// Candidates in the race.
+        entrants: usize,
+    },
+    /// A race is over and its row is durable.
+    Finished {
+        /// The row.
+        row: Box<Row>,
+        /// Races finished in this run.
+        done: usize,
+        /// Races that may still come, those running included.
+        left_at_most: usize,
+        /// Seconds they will take if all of them come and take what the finished ones took.
+        eta_s: f64,
+    },
+    /// A shape has no winner.
+    Failed(Unserved),
+    /// A candidate will not be tried again.
+    Quarantined(Quarantined),
+    /// A worker died and a fresh one took its place.
+    WorkerRestarted {
+        /// Its device.
+        station: u32,
+        /// What was seen.
+        reason: String,
+    },
+    /// A worker could not be started again; others race its shapes.
+    StationLost {
+        /// Its device.
+        station: u32,
+        /// What was seen.
+        reason: String,
+    },
+    /// A file of the table was written.
+    Wrote {
+        /// The file.
+        path: Utf8PathBuf,
+    },
+}
+
+/// A shape without a winner.
+#[derive(Clone, Debug, PartialEq, Serialize)]
+pub struct Unserved {
+    /// The shape.
+    pub shape: Shape,
+    /// Why.
+    pub reason: String,
+}
+
+/// What a tuning run left.
+#[derive(Clone, Debug, Serialize)]
+pub struct TuneOutcome {
+    /// The device.
+    pub device: Device,
+    /// A row for every shape raced, by this run or an earlier one.
+    pub rows: Vec<Row>,
+    /// Of them, those of an earlier run.
+    pub resumed: Vec<Shape>,
+    /// Shapes without a row that the row of a neighbouring M serves.
+    pub served_by_neighbours: Vec<Shape>,
+    /// Shapes without a winner.
+    pub failed: Vec<Unserved>,
+    /// Shapes that the budget, an interrupt or lost devices left out.
+    pub not_reached: Vec<Shape>,
+    /// Candidates that fault, hang or compute wrong numbers.
+    pub quarantined: Vec<Quarantined>,
+    /// Files of the table.
+    pub files: Vec<Utf8PathBuf>,
+    /// Workers started anew.
+    pub restarts: u32,
+    /// Why stations gave up, one each.
+    pub lost: Vec<String>,
+    /// Seconds devices were held by requests, all together.
+    pub busy_s: f64,
+    /// Seconds stations had work, all together.
+    pub active_s: f64,
+    /// Seconds from start to end.
+    pub seconds: f64,
+    /// Whether the user stopped it.
+    pub interrupted: bool,
+}
+
+impl TuneOutcome {
+    pub(super) fn new(device: Device) -> Self {
+        Self {
+            device,
+            rows: Vec::new(),
+            resumed: Vec::new(),
+            served_by_neighbours: Vec::new(),
+            failed: Vec::new(),
+            not_reached: Vec::new(),
+            quarantined: Vec::new(),
+            files: Vec::new(),
+            restarts: 0,
+            lost: Vec::new(),
+            busy_s: 0.0,
+            active_s: 0.0,
+            seconds: 0.0,
+            interrupted: false,
+        }
+    }
+}

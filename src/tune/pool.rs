@@ -1,0 +1,387 @@
+//! One tuning run: a station for every device, one coordinator that keeps what they find.
+//!
+//! The coordinator is the only one that writes files and the only one that tells of events. It keeps a
+//! result durably before it tells of it.
+
+use std::io::Write as _;
+use std::sync::Mutex;
+use std::sync::mpsc::{Receiver, channel};
+use std::thread;
+use std::time::{Duration, Instant};
+
+use camino::Utf8PathBuf;
+
+use super::backends::Backend;
+use super::board::Board;
+use super::event::{TuneEvent, TuneOutcome, Unserved};
+use super::points::Points;
+use super::protocol::Device;
+use super::results::{self, Identity, Quarantined, Results, ResultsError, Row};
+use super::rules::Effort;
+use super::station::{Message, Shared, Station, start_worker};
+use super::worker::{Fault, WorkerCommand};
+use crate::proc::{Interrupt, Keeper};
+use crate::shape::Shape;
+
+/// Name of the file of single timings in the output folder: one JSON line for each, for replay.
+pub const TIMINGS: &str = "timings.jsonl";
+
+/// What to tune, how, and where to.
+pub struct TuneRequest<'a> {
+    /// The backend.
+    pub backend: &'a dyn Backend,
+    /// The shapes.
+    pub shapes: Vec<Shape>,
+    /// The output folder; made if missing.
+    pub folder: Utf8PathBuf,
+    /// How to start workers.
+    pub command: WorkerCommand,
+    /// What keeps them.
+    pub keeper: Keeper,
+    /// Workers; `None` for one on each device the first worker sees.
+    pub workers: Option<u32>,
+    /// No race starts after this long.
+    pub budget: Option<Duration>,
+    /// How hard to try.
+    pub effort: Effort,
+}
+
+/// A tuning run that could not take place. Shapes that failed are no such error; they are in the
+/// outcome.
+#[derive(Debug, thiserror::Error)]
+pub enum TuneError {
+    /// Nothing to tune.
+    #[error("find a shape to tune")]
+    NoShapes,
+    /// A shape of an operation that the backend does not tune.
+    #[error("tune `{shape}` with backend {backend}, which tunes {op}")]
+    OtherOperation {
+        /// The shape.
+        shape: String,
+        /// The backend.
+        backend: &'static str,
+        /// What it tunes.
+        op: crate::shape::Op,
+    },
+    /// No worker came up.
+    #[error("start a worker on the first device")]
+    Worker(#[source] Fault),
+    /// Results cannot be kept, or belong to something else.
+    #[error(transparent)]
+    Results(#[from] ResultsError),
+    /// The output folder or the table cannot be written.
+    #[error("write into `{folder}`")]
+    Write {
+        /// The output folder.
+        folder: Utf8PathBuf,
+        /// The cause.
+        source: std::io::Error,
+    },
+    /// The user asked to stop before anything was measured.
+    #[error("tune: interrupted")]
+    Interrupted,
+}
+
+/// Tunes the shapes of `request`, telling `events` what happens.
+///
+/// Whatever ends the run (the budget, `interrupt`, a kill), finished shapes are in the output folder, and a
+/// second run there goes on where the first ended.
+pub fn run(
+    request: &TuneRequest<'_>,
+    events: &mut dyn FnMut(&TuneEvent),
+    interrupt: &Interrupt,
+) -> Result<TuneOutcome, TuneError> {
+    let backend = request.backend;
+    if request.shapes.is_empty() {
+        return Err(TuneError::NoShapes);
+    }
+    if let Some(other) = request.shapes.iter().find(|shape| shape.op != backend.op()) {
+        return Err(TuneError::OtherOperation {
+            shape: other.to_string(),
+            backend: backend.name(),
+            op: backend.op(),
+        });
+    }
+    let started = Instant::now();
+    let write = |source| TuneError::Write {
+        folder: request.folder.clone(),
+        source,
+    };
+    let logs = request.folder.join("workers");
+    fs_err::create_dir_all(&logs).map_err(write)?;
+    let _lock = results::lock(&request.folder)?;
+    let mut shared = Shared {
+        backend,
+        effort: request.effort,
+        command: &request.command,
+        keeper: &request.keeper,
+        interrupt,
+        logs,
+        gate: None,
+        quarantined: Vec::new(),
+    };
+    let (worker, device) = start_worker(&shared, 0).map_err(|fault| match fault {
+        Fault::Interrupted => TuneError::Interrupted,
+        fault => TuneError::Worker(fault),
+    })?;
+    let kept = Results::open(&request.folder, &Identity::of(&device, &backend.options()))?;
+    shared.quarantined.clone_from(&kept.quarantined);
+
+    let mut points = Points::new(&request.shapes, backend.refine(request.effort));
+    let mut resumed = Vec::new();
+    for shape in &request.shapes {
+        let incumbent = backend.incumbent(&device, shape);
+        if let Some(row) = kept.done(shape, request.effort, incumbent.as_ref()) {
+            points.finished(shape, Some(row.candidate.clone()));
+            resumed.push(shape.clone());
+        }
+    }
+    let stations = request.workers.unwrap_or(device.visible).max(1);
+    // A launcher puts each worker on cores or a device of its own.
+    if backend.pace().one_at_a_time && request.command.launcher.is_empty() && stations > 1 {
+        shared.gate = Some(Mutex::new(()));
+    }
+    let board = Board::new(
+        points,
+        stations as usize,
+        request.budget.map(|budget| started + budget),
+    );
+    events(&TuneEvent::Started {
+        device: Box::new(device.clone()),
+        stations,
+        shapes: request.shapes.len(),
+        resumed: resumed.len(),
+        races_at_most: board.left(),
+    });
+    let timings = fs_err::OpenOptions::new()
+        .create(true)
+        .append(true)
+        .open(request.folder.join(TIMINGS))
+        .map_err(write)?;
+
+    let (sender, messages) = channel();
+    let mut coordinator = Coordinator {
+        board: &board,
+        results: kept,
+        timings: std::io::BufWriter::new(timings.into_parts().0),
+        events,
+        started,
+        races_s: Vec::new(),
+        stations: stations as usize,
+        outcome: TuneOutcome::new(device.clone()),
+        broken: None,
+    };
+    thread::scope(|scope| {
+        let mut first = Some(worker);
+        for index in 0..stations {
+            let station = Station::new(
+                index,
+                &shared,
+                &board,
+                sender.clone(),
+                device.clone(),
+                first.take(),
+            );
+            scope.spawn(move || station.run());
+        }
+        drop(sender);
+        coordinator.listen(&messages);
+    });
+    let Coordinator {
+        results: kept,
+        mut timings,
+        mut outcome,
+        broken,
+        ..
+    } = coordinator;
+    timings.flush().map_err(write)?;
+    if let Some(error) = broken {
+        return Err(error.into());
+    }
+    outcome.interrupted = interrupt.is_raised();
+    outcome.seconds = started.elapsed().as_secs_f64();
+    let wanted = |shape: &Shape| request.shapes.contains(shape);
+    outcome.rows = kept
+        .rows
+        .into_iter()
+        .filter(|row| wanted(&row.shape))
+        .collect();
+    outcome.rows.sort_by(|a, b| a.shape.cmp(&b.shape));
+    outcome.quarantined = kept
+        .quarantined
+        .into_iter()
+        .filter(|entry| wanted(&entry.shape))
+        .collect();
+    outcome.resumed = resumed;
+    account_for_the_rest(&mut outcome, &board);
+    outcome.files = backend
+        .write(&request.folder, &outcome.device, &outcome.rows)
+        .map_err(write)?;
+    for path in &outcome.files {
+        events(&TuneEvent::Wrote { path: path.clone() });
+    }
+    Ok(outcome)
+}
+
+/// Sorts the shapes that have no row: left over, or served by a neighbour's row.
+fn account_for_the_rest(outcome: &mut TuneOutcome, board: &Board) {
+    let (waiting, never_asked) = board.unraced();
+    let finished = waiting.is_empty() && board.left() == 0;
+    outcome.not_reached = waiting;
+    if finished {
+        outcome.served_by_neighbours = never_asked;
+    } else {
+        outcome.not_reached.extend(never_asked);
+    }
+    let failed: Vec<Shape> = outcome
+        .failed
+        .iter()
+        .map(|failed| failed.shape.clone())
+        .collect();
+    outcome.not_reached.retain(|shape| !failed.contains(shape));
+    outcome.not_reached.sort();
+}
+
+/// Hears the stations, keeps what they found, tells of it.
+struct Coordinator<'a> {
+    board: &'a Board,
+    results: Results,
+    timings: std::io::BufWriter<std::fs::File>,
+    events: &'a mut dyn FnMut(&TuneEvent),
+    started: Instant,
+    /// Device seconds of each race of this run.
+    races_s: Vec<f64>,
+    stations: usize,
+    outcome: TuneOutcome,
+    broken: Option<ResultsError>,
+}
+
+impl Coordinator<'_> {
+    /// Handles messages until every station has ended.
+    fn listen(&mut self, messages: &Receiver<Message>) {
+        let mut busy = 0.0;
+        let mut active = 0.0;
+        for message in messages {
+            if let Message::Ended { busy_s, active_s } = message {
+                busy += busy_s;
+                active += active_s;
+                continue;
+            }
+            if self.broken.is_some() {
+                continue; // the stations have been told to stop
+            }
+            if let Err(error) = self.handle(message) {
+                self.broken = Some(error);
+                self.board.close();
+            }
+        }
+        self.outcome.busy_s = busy;
+        self.outcome.active_s = active;
+    }
+
+    fn handle(&mut self, message: Message) -> Result<(), ResultsError> {
+        match message {
+            Message::Leads {
+                shape,
+                us,
+                entrants,
+            } => (self.events)(&TuneEvent::Leads {
+                shape,
+                us,
+                entrants,
+            }),
+            Message::Timed {
+                shape,
+                candidate,
+                us,
+            } => self.keep_timing(&shape, &candidate, &us),
+            Message::Finished(row) => self.keep_row(&row)?,
+            Message::NoWinner { shape, reason } => {
+                self.board.finished(&shape, None);
+                let failed = Unserved { shape, reason };
+                (self.events)(&TuneEvent::Failed(failed.clone()));
+                self.outcome.failed.push(failed);
+            }
+            Message::Quarantined(quarantined) => self.keep_quarantined(quarantined)?,
+            Message::Restarted { station, reason } => {
+                self.outcome.restarts += 1;
+                (self.events)(&TuneEvent::WorkerRestarted { station, reason });
+            }
+            Message::Lost { station, reason } => {
+                (self.events)(&TuneEvent::StationLost {
+                    station,
+                    reason: reason.clone(),
+                });
+                self.outcome.lost.push(reason);
+            }
+            Message::Ended { .. } => {}
+        }
+        Ok(())
+    }
+
+    /// Single timings are for replay and analysis: losing the last few in a crash loses no result.
+    fn keep_timing(&mut self, shape: &Shape, candidate: &serde_json::Value, us: &[f64]) {
+        let line = serde_json::json!({
+            "m": shape.m, "n": shape.n, "k": shape.k, "candidate": candidate, "us": us,
+        });
+        let _ = writeln!(self.timings, "{line}");
+    }
+
+    fn keep_row(&mut self, row: &Row) -> Result<(), ResultsError> {
+        self.results.keep(row)?;
+        self.races_s.push(row.busy_s);
+        self.board.finished(&row.shape, Some(row.candidate.clone()));
+        let left = self.board.left();
+        let event = TuneEvent::Finished {
+            row: Box::new(row.clone()),
+            done: self.races_s.len(),
+            left_at_most: left,
+            eta_s: self.eta(left),
+        };
+        (self.events)(&event);
+        Ok(())
+    }
+
+    fn keep_quarantined(&mut self, quarantined: Quarantined) -> Result<(), ResultsError> {
+        self.results.keep_quarantined(&quarantined)?;
+        (self.events)(&TuneEvent::Quarantined(quarantined));
+        Ok(())
+    }
+
+    /// Seconds to go: what races took so far, compiling included, for those that may still come.
+    fn eta(&self, left: usize) -> f64 {
+        let elapsed = self.started.elapsed().as_secs_f64();
+        let done = self.races_s.len().max(1);
+        // Races run side by side: the last ones do not fill every station.
+        let rounds = left as f64 / self.stations.min(left.max(1)) as f64;
+        let one = elapsed * self.stations as f64 / done as f64;
+        rounds * one
+    }
+}
+
+/// The device a run would use, asked of a worker that is ended again.
+pub fn look_at_device(
+    request: &TuneRequest<'_>,
+    interrupt: &Interrupt,
+) -> Result<Device, TuneError> {
+    let logs = tempfile::tempdir().map_err(|source| TuneError::Write {
+        folder: request.folder.clone(),
+        source,
+    })?;
+    let shared = Shared {
+        backend: request.backend,
+        effort: request.effort,
+        command: &request.command,
+        keeper: &request.keeper,
+        interrupt,
+        logs: Utf8PathBuf::try_from(logs.path().to_owned()).map_err(|error| TuneError::Write {
+            folder: request.folder.clone(),
+            source: std::io::Error::other(error),
+        })?,
+        gate: None,
+        quarantined: Vec::new(),
+    };
+    let (worker, device) = start_worker(&shared, 0).map_err(TuneError::Worker)?;
+    worker.quit(interrupt);
+    Ok(device)
+}

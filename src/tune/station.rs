@@ -1,0 +1,569 @@
+//! A station owns one device's worker and races shapes on it.
+//!
+//! Several shapes are open side by side: candidates of all are compiled ahead, whoever is ready is
+//! timed. A fault ends the worker; each candidate of the request that died is tried once more alone on a
+//! fresh worker and quarantined if that dies too. A station whose worker cannot be started again gives
+//! its shapes back.
+
+mod talk;
+
+use std::collections::BTreeMap;
+use std::sync::Mutex;
+use std::sync::mpsc::Sender;
+use std::time::{Duration, Instant};
+
+use camino::Utf8PathBuf;
+
+use super::backends::Backend;
+use super::board::{Board, Taken};
+use super::protocol::{Candidate, Device, Numerics, Outcome, Samples, Timing};
+use super::race::{Decision, Entrant, Race, Step};
+use super::results::{Quarantined, Row};
+use super::rules::Effort;
+use super::worker::{Fault, Worker, WorkerCommand};
+use crate::proc::{Interrupt, Keeper};
+use crate::shape::Shape;
+
+/// Run-offs of one race that may die without a culprit.
+const RUN_OFF_FAULTS: u32 = 2;
+
+/// What every station shares.
+pub(super) struct Shared<'a> {
+    pub(super) backend: &'a dyn Backend,
+    pub(super) effort: Effort,
+    pub(super) command: &'a WorkerCommand,
+    pub(super) keeper: &'a Keeper,
+    pub(super) interrupt: &'a Interrupt,
+    pub(super) logs: Utf8PathBuf,
+    pub(super) gate: Option<Mutex<()>>,
+    /// Candidates never to be tried again.
+    pub(super) quarantined: Vec<Quarantined>,
+}
+
+/// What a station tells the coordinator.
+#[derive(Debug)]
+pub(super) enum Message {
+    /// A candidate took the lead.
+    Leads {
+        shape: Shape,
+        us: f64,
+        entrants: usize,
+    },
+    /// A candidate was timed.
+    Timed {
+        shape: Shape,
+        candidate: Candidate,
+        us: Vec<f64>,
+    },
+    /// A race is over.
+    Finished(Box<Row>),
+    /// A race ended without a winner.
+    NoWinner { shape: Shape, reason: String },
+    /// A candidate faulted twice.
+    Quarantined(Quarantined),
+    /// A worker died and a fresh one took its place.
+    Restarted { station: u32, reason: String },
+    /// The station gave up.
+    Lost { station: u32, reason: String },
+    /// The station is done; seconds its device was held, out of seconds it had work.
+    Ended { busy_s: f64, active_s: f64 },
+}
+
+/// Why a station stops before the work is done.
+enum Stop {
+    Interrupted,
+    Lost(String),
+}
+
+enum Readiness {
+    Unasked,
+    Asked,
+    Ready,
+}
+
+struct OpenRace {
+    key: u64,
+    shape: Shape,
+    race: Race,
+    candidates: Vec<Candidate>,
+    readiness: Vec<Readiness>,
+    incumbent: Option<Candidate>,
+    timed: u32,
+    busy_s: f64,
+    led_us: f64,
+    opened: Instant,
+    run_off_faults: u32,
+    last_refusal: String,
+}
+
+pub(super) use talk::start_worker;
+
+/// One device's worker and the races open on it.
+pub(super) struct Station<'a> {
+    index: u32,
+    shared: &'a Shared<'a>,
+    board: &'a Board,
+    messages: Sender<Message>,
+    device: Device,
+    worker: Option<Worker>,
+    open: Vec<OpenRace>,
+    next_key: u64,
+    /// Prepare requests on their way: race and entrant by request id.
+    asked: BTreeMap<u64, (u64, Entrant)>,
+    /// After a death between timings: compile so many one at a time, to see whose compiling kills.
+    careful: usize,
+    /// When a prepare was last answered, or the first one asked.
+    heard: Instant,
+    busy_s: f64,
+}
+
+impl<'a> Station<'a> {
+    /// A station of device `index`; `device` is what all stations must be like.
+    pub(super) fn new(
+        index: u32,
+        shared: &'a Shared<'a>,
+        board: &'a Board,
+        messages: Sender<Message>,
+        device: Device,
+        worker: Option<Worker>,
+    ) -> Self {
+        Self {
+            index,
+            shared,
+            board,
+            messages,
+            device,
+            worker,
+            open: Vec::new(),
+            next_key: 0,
+            asked: BTreeMap::new(),
+            careful: 0,
+            heard: Instant::now(),
+            busy_s: 0.0,
+        }
+    }
+
+    /// Races until there is nothing left.
+    pub(super) fn run(mut self) {
+        let mut active = Duration::ZERO;
+        let stop = loop {
+            let turn = Instant::now();
+            if self.shared.interrupt.is_raised() || self.board.is_closed() {
+                break Some(Stop::Interrupted);
+            }
+            match self.fill() {
+                Taken::Finished if self.open.is_empty() => break None,
+                Taken::Nothing if self.open.is_empty() => {
+                    self.board.wait(Duration::from_millis(50));
+                    continue;
+                }
+                _ => {}
+            }
+            if let Err(stop) = self.turn() {
+                break Some(stop);
+            }
+            active += turn.elapsed();
+        };
+        for open in self.open.drain(..) {
+            self.board.give_back(open.shape);
+        }
+        if let Some(Stop::Lost(reason)) = stop {
+            let station = self.index;
+            self.tell(Message::Lost { station, reason });
+        } else if let Some(worker) = self.worker.take() {
+            worker.quit(self.shared.interrupt);
+        }
+        self.tell(Message::Ended {
+            busy_s: self.busy_s,
+            active_s: active.as_secs_f64(),
+        });
+    }
+
+    fn tell(&self, message: Message) {
+        // The coordinator outlives every station.
+        let _ = self.messages.send(message);
+    }
+
+    /// Opens races until enough are side by side; says what the board said last.
+    fn fill(&mut self) -> Taken {
+        while self.open.len() < self.shared.backend.pace().side_by_side {
+            match self.board.take() {
+                Taken::Race(shape, neighbours) => self.open_race(shape, &neighbours),
+                other => return other,
+            }
+        }
+        Taken::Nothing
+    }
+
+    fn open_race(&mut self, shape: Shape, neighbours: &[Candidate]) {
+        let backend = self.shared.backend;
+        let effort = self.shared.effort;
+        let field = backend.field(&self.device, &shape, neighbours, effort);
+        let race = Race::new(
+            backend.rules(effort),
+            field.candidates.len(),
+            field.has_incumbent,
+        );
+        let mut open = OpenRace {
+            key: self.next_key,
+            incumbent: field.has_incumbent.then(|| field.candidates[0].clone()),
+            readiness: field
+                .candidates
+                .iter()
+                .map(|_| Readiness::Unasked)
+                .collect(),
+            candidates: field.candidates,
+            shape,
+            race,
+            timed: 0,
+            busy_s: 0.0,
+            led_us: f64::INFINITY,
+            opened: Instant::now(),
+            run_off_faults: 0,
+            last_refusal: String::new(),
+        };
+        for entry in &self.shared.quarantined {
+            let known = open
+                .candidates
+                .iter()
+                .position(|candidate| entry.shape == open.shape && *candidate == entry.candidate);
+            if let Some(entrant) = known {
+                open.race.out(entrant);
+            }
+        }
+        self.next_key += 1;
+        self.open.push(open);
+    }
+
+    /// One turn: hear what is prepared, do one step of one race.
+    fn turn(&mut self) -> Result<(), Stop> {
+        if self.worker.is_none() {
+            self.restart("it was not started yet")?;
+        }
+        self.hurry_late_races();
+        self.ask_to_prepare()?;
+        while self.hear(Duration::ZERO)? {}
+        for index in 0..self.open.len() {
+            if self.advance(index)? {
+                return Ok(());
+            }
+        }
+        if self.asked.is_empty() {
+            self.board.wait(Duration::from_millis(20));
+            return Ok(());
+        }
+        let limit = self.shared.backend.pace().deadlines.prepare;
+        if !self.hear(Duration::from_millis(500))? && self.heard.elapsed() > limit {
+            let log = String::new();
+            return self.died_preparing(&Fault::Late { limit, log });
+        }
+        Ok(())
+    }
+
+    /// A race past its share of the budget goes on to its run-off with what it has.
+    fn hurry_late_races(&mut self) {
+        let over = self.board.is_over();
+        let allowance = self.board.allowance();
+        let side_by_side = self.open.len() as u32;
+        for open in &mut self.open {
+            let late = allowance.is_some_and(|allowance| {
+                // Part of the share is left for the run-off and the check.
+                open.opened.elapsed() > (allowance * side_by_side).mul_f64(0.6)
+            });
+            if (late || over) && open.race.best().is_some() {
+                open.race.hurry();
+            }
+        }
+    }
+
+    /// Does one step of race `index` if the candidates for it are ready; says whether it did.
+    fn advance(&mut self, index: usize) -> Result<bool, Stop> {
+        let open = &mut self.open[index];
+        match open.race.step() {
+            Step::Time { entrants, timing } => {
+                let ready: Vec<Entrant> = entrants
+                    .into_iter()
+                    .filter(|entrant| matches!(open.readiness[*entrant], Readiness::Ready))
+                    .take(self.shared.backend.pace().batch)
+                    .collect();
+                if ready.is_empty() {
+                    return Ok(false);
+                }
+                self.time(index, &ready, timing)?;
+            }
+            Step::Expand { around } => self.expand(index, &around),
+            Step::RunOff { entrants, timing } => {
+                if !self.all_ready(index, &entrants) {
+                    return Ok(false);
+                }
+                self.run_off(index, &entrants, timing)?;
+            }
+            Step::Check { entrant } => {
+                if !self.all_ready(index, &[entrant]) {
+                    return Ok(false);
+                }
+                self.check(index, entrant)?;
+            }
+            Step::Done(decision) => self.finish(index, &decision),
+        }
+        Ok(true)
+    }
+
+    fn all_ready(&self, index: usize, entrants: &[Entrant]) -> bool {
+        entrants
+            .iter()
+            .all(|entrant| matches!(self.open[index].readiness[*entrant], Readiness::Ready))
+    }
+
+    fn expand(&mut self, index: usize, around: &[Entrant]) {
+        let open = &mut self.open[index];
+        let mut added: Vec<Candidate> = Vec::new();
+        for leader in around {
+            let relatives =
+                self.shared
+                    .backend
+                    .relatives(&self.device, &open.shape, &open.candidates[*leader]);
+            for relative in relatives {
+                let barred = self
+                    .shared
+                    .quarantined
+                    .iter()
+                    .any(|entry| entry.shape == open.shape && entry.candidate == relative);
+                if !open.candidates.contains(&relative) && !added.contains(&relative) && !barred {
+                    added.push(relative);
+                }
+            }
+        }
+        open.race.add(added.len());
+        open.readiness
+            .extend(added.iter().map(|_| Readiness::Unasked));
+        open.candidates.extend(added);
+    }
+
+    fn time(&mut self, index: usize, entrants: &[Entrant], timing: Timing) -> Result<(), Stop> {
+        match self.ask_times(index, entrants, timing, 1) {
+            Ok(outcomes) => {
+                for (entrant, outcome) in entrants.iter().zip(outcomes) {
+                    self.record(index, *entrant, outcome);
+                }
+                Ok(())
+            }
+            Err(fault) => {
+                for (entrant, outcome) in self.each_alone(index, entrants, timing, &fault)? {
+                    self.record(index, entrant, outcome);
+                }
+                Ok(())
+            }
+        }
+    }
+
+    fn run_off(&mut self, index: usize, entrants: &[Entrant], timing: Timing) -> Result<(), Stop> {
+        let outcomes = match self.ask_times(index, entrants, timing, 1) {
+            Ok(outcomes) => outcomes,
+            Err(fault) => {
+                // Whoever dies alone too is out and the run-off starts over without it.
+                let lived = self.each_alone(index, entrants, timing, &fault)?;
+                let open = &mut self.open[index];
+                open.run_off_faults += u32::from(lived.len() == entrants.len());
+                if open.run_off_faults > RUN_OFF_FAULTS {
+                    self.blame_pairs(index, entrants, timing)?;
+                }
+                return Ok(());
+            }
+        };
+        let mut samples = Vec::new();
+        for (entrant, outcome) in entrants.iter().zip(outcomes) {
+            match outcome {
+                Outcome::Done { result } if result.us.len() == timing.samples as usize => {
+                    samples.push(result.us);
+                }
+                Outcome::Done { result } => self.refuse(
+                    index,
+                    *entrant,
+                    format!("{} of {} samples", result.us.len(), timing.samples),
+                ),
+                Outcome::Refused { reason, detail } => {
+                    self.refuse(index, *entrant, format!("{reason:?}: {detail}"));
+                }
+            }
+        }
+        if samples.len() == entrants.len() {
+            for (entrant, us) in entrants.iter().zip(&samples) {
+                self.tell_timed(index, *entrant, us.clone());
+            }
+            self.open[index].race.ran_off(&samples);
+        }
+        Ok(())
+    }
+
+    /// The run-off dies again and again though everyone lives alone: whoever dies beside the first is
+    /// out; if nobody does, everyone but the first is.
+    fn blame_pairs(
+        &mut self,
+        index: usize,
+        entrants: &[Entrant],
+        timing: Timing,
+    ) -> Result<(), Stop> {
+        let mut blamed = false;
+        for other in &entrants[1..] {
+            match self.ask_times(index, &[entrants[0], *other], timing, 2) {
+                Ok(_) => {}
+                Err(Fault::Interrupted) => return Err(Stop::Interrupted),
+                Err(fault) => {
+                    self.restart(&fault.to_string())?;
+                    self.open[index].race.out(*other);
+                    self.quarantine(index, *other, &format!("beside another: {fault}"));
+                    blamed = true;
+                }
+            }
+        }
+        if !blamed {
+            for other in &entrants[1..] {
+                self.refuse(index, *other, "the run-off died again and again".to_owned());
+            }
+        }
+        Ok(())
+    }
+
+    fn check(&mut self, index: usize, entrant: Entrant) -> Result<(), Stop> {
+        let mut faults = Vec::new();
+        for attempt in 1..=2 {
+            match self.ask_numerics(index, entrant, attempt) {
+                Ok(Outcome::Done { result }) => {
+                    if !self.open[index].race.checked(entrant, result) {
+                        self.quarantine(index, entrant, &wrong_numbers(&result));
+                    }
+                    return Ok(());
+                }
+                Ok(Outcome::Refused { reason, detail }) => {
+                    self.refuse(index, entrant, format!("{reason:?}: {detail}"));
+                    return Ok(());
+                }
+                Err(Fault::Interrupted) => return Err(Stop::Interrupted),
+                Err(fault) => {
+                    self.restart(&fault.to_string())?;
+                    faults.push(fault.to_string());
+                }
+            }
+        }
+        self.open[index].race.out(entrant);
+        self.quarantine(index, entrant, &faults.join("; alone: "));
+        Ok(())
+    }
+
+    /// Tries each entrant of a request that died once more, alone, on a fresh worker. Returns the
+    /// outcomes of those that lived; the others are out and quarantined.
+    fn each_alone(
+        &mut self,
+        index: usize,
+        entrants: &[Entrant],
+        timing: Timing,
+        fault: &Fault,
+    ) -> Result<Vec<(Entrant, Outcome<Samples>)>, Stop> {
+        if *fault == Fault::Interrupted {
+            return Err(Stop::Interrupted);
+        }
+        self.restart(&fault.to_string())?;
+        let mut lived = Vec::new();
+        for entrant in entrants {
+            match self.ask_times(index, &[*entrant], timing, 2) {
+                Ok(mut outcomes) => lived.extend(outcomes.pop().map(|outcome| (*entrant, outcome))),
+                Err(Fault::Interrupted) => return Err(Stop::Interrupted),
+                Err(again) => {
+                    self.restart(&again.to_string())?;
+                    self.open[index].race.out(*entrant);
+                    self.quarantine(index, *entrant, &format!("{fault}; alone: {again}"));
+                }
+            }
+        }
+        Ok(lived)
+    }
+
+    fn record(&mut self, index: usize, entrant: Entrant, outcome: Outcome<Samples>) {
+        match outcome {
+            Outcome::Done { result } => {
+                let open = &mut self.open[index];
+                open.timed += 1;
+                open.race.timed(entrant, &result.us);
+                let best = open.race.best().unwrap_or(f64::INFINITY);
+                if best < open.led_us {
+                    open.led_us = best;
+                    let (shape, entrants) = (open.shape.clone(), open.race.entrants());
+                    self.tell(Message::Leads {
+                        shape,
+                        us: best,
+                        entrants,
+                    });
+                }
+                self.tell_timed(index, entrant, result.us);
+            }
+            Outcome::Refused { reason, detail } => {
+                self.refuse(index, entrant, format!("{reason:?}: {detail}"));
+            }
+        }
+    }
+
+    fn tell_timed(&self, index: usize, entrant: Entrant, us: Vec<f64>) {
+        let open = &self.open[index];
+        self.tell(Message::Timed {
+            shape: open.shape.clone(),
+            candidate: open.candidates[entrant].clone(),
+            us,
+        });
+    }
+
+    fn refuse(&mut self, index: usize, entrant: Entrant, why: String) {
+        let open = &mut self.open[index];
+        open.last_refusal = why;
+        open.race.out(entrant);
+    }
+
+    fn quarantine(&mut self, index: usize, entrant: Entrant, evidence: &str) {
+        let open = &mut self.open[index];
+        evidence.clone_into(&mut open.last_refusal);
+        let quarantined = Quarantined {
+            shape: open.shape.clone(),
+            candidate: open.candidates[entrant].clone(),
+            evidence: evidence.to_owned(),
+        };
+        self.tell(Message::Quarantined(quarantined));
+    }
+
+    fn finish(&mut self, index: usize, decision: &Decision) {
+        let open = self.open.remove(index);
+        let message = match decision {
+            Decision::Winner(winner) => Message::Finished(Box::new(Row {
+                candidate: open.candidates[winner.entrant].clone(),
+                incumbent_kept: winner.incumbent,
+                us: winner.us,
+                incumbent: open.incumbent,
+                incumbent_us: winner.incumbent_us,
+                noise: winner.noise,
+                err_ratio: winner.err_ratio,
+                timed: open.timed,
+                busy_s: open.busy_s,
+                effort: self.shared.effort,
+                shape: open.shape,
+            })),
+            Decision::NoneRuns => Message::NoWinner {
+                reason: if open.candidates.is_empty() {
+                    "there is no candidate".to_owned()
+                } else {
+                    format!(
+                        "no candidate ran with right numbers; last: {}",
+                        open.last_refusal
+                    )
+                },
+                shape: open.shape,
+            },
+        };
+        self.tell(message);
+    }
+}
+
+fn wrong_numbers(numerics: &Numerics) -> String {
+    format!(
+        "wrong numbers: {} elements not finite, {:.4} of the elements off, repeatable: {}",
+        numerics.not_finite, numerics.err_ratio, numerics.repeatable
+    )
+}

@@ -1,0 +1,306 @@
+//! A station's talk with its worker: requests that hold the device, compiling ahead, fresh workers.
+
+use std::time::{Duration, Instant};
+
+use super::{Entrant, Message, Readiness, Shared, Station, Stop};
+use crate::shape::Shape;
+use crate::tune::backends::Deadlines;
+use crate::tune::protocol::{Answer, Ask, Device, Numerics, Outcome, Samples, Timing, VERSION};
+use crate::tune::race::Step;
+use crate::tune::results::Identity;
+use crate::tune::worker::{Fault, Worker};
+
+/// A candidate far slower than the best may take this many times its time before it counts as hanging.
+const SLOWEST_RATIO: f64 = 50.0;
+
+/// Waits before the second, third and last start of a worker that does not come up.
+const RESTART_AFTER: [Duration; 4] = [
+    Duration::ZERO,
+    Duration::from_millis(200),
+    Duration::from_secs(1),
+    Duration::from_secs(3),
+];
+
+/// Opens a worker and asks what it is.
+pub(in crate::tune) fn start_worker(
+    shared: &Shared<'_>,
+    index: u32,
+) -> Result<(Worker, Device), Fault> {
+    let log = shared.logs.join(format!("worker-{index}.log"));
+    let mut worker = Worker::start(shared.command, index, &log, shared.keeper)?;
+    let options = shared.backend.options();
+    let id = worker.send(Ask::Hello { options }, 1)?;
+    let limit = shared.backend.pace().deadlines.hello;
+    match worker.reply_to(id, limit, shared.interrupt)?.answer {
+        Answer::Hello { device } if device.protocol != VERSION => Err(Fault::Failed(format!(
+            "the worker speaks protocol {}, this is {VERSION}",
+            device.protocol
+        ))),
+        Answer::Hello { device } if device.backend != shared.backend.name() => {
+            Err(Fault::Failed(format!(
+                "the worker is of backend `{}`, not `{}`",
+                device.backend,
+                shared.backend.name()
+            )))
+        }
+        Answer::Hello { device } => Ok((worker, device)),
+        Answer::Failed { error } => Err(Fault::Failed(error)),
+        other => Err(garbled(&other)),
+    }
+}
+
+fn garbled(answer: &Answer) -> Fault {
+    Fault::Garbled {
+        line: format!("{answer:?}").chars().take(200).collect(),
+        log: String::new(),
+    }
+}
+
+impl Station<'_> {
+    pub(super) fn ask_times(
+        &mut self,
+        index: usize,
+        entrants: &[Entrant],
+        timing: Timing,
+        attempt: u32,
+    ) -> Result<Vec<Outcome<Samples>>, Fault> {
+        let open = &self.open[index];
+        let ask = Ask::Time {
+            shape: open.shape.clone(),
+            candidates: entrants
+                .iter()
+                .map(|entrant| open.candidates[*entrant].clone())
+                .collect(),
+            timing,
+        };
+        let deadlines = self.shared.backend.pace().deadlines;
+        let limit = time_limit(
+            &deadlines,
+            &open.shape,
+            entrants.len(),
+            timing,
+            open.race.best(),
+        );
+        match self.ask_device(ask, attempt, limit)? {
+            Answer::Timed {
+                outcomes, busy_s, ..
+            } if outcomes.len() == entrants.len() => {
+                self.busy_s += busy_s;
+                self.open[index].busy_s += busy_s;
+                Ok(outcomes)
+            }
+            other => Err(garbled(&other)),
+        }
+    }
+
+    pub(super) fn ask_numerics(
+        &mut self,
+        index: usize,
+        entrant: Entrant,
+        attempt: u32,
+    ) -> Result<Outcome<Numerics>, Fault> {
+        let open = &self.open[index];
+        let ask = Ask::Check {
+            shape: open.shape.clone(),
+            candidates: vec![open.candidates[entrant].clone()],
+        };
+        let deadlines = self.shared.backend.pace().deadlines;
+        let limit = deadlines.floor * 2
+            + Duration::from_secs_f64(open.shape.flops() / deadlines.check_flops);
+        match self.ask_device(ask, attempt, limit)? {
+            Answer::Checked { outcomes, busy_s } if outcomes.len() == 1 => {
+                self.busy_s += busy_s;
+                self.open[index].busy_s += busy_s;
+                outcomes
+                    .into_iter()
+                    .next()
+                    .ok_or_else(|| Fault::Failed("the worker checked nothing".to_owned()))
+            }
+            other => Err(garbled(&other)),
+        }
+    }
+
+    /// Sends a request that holds the device and waits for its answer.
+    fn ask_device(&mut self, ask: Ask, attempt: u32, limit: Duration) -> Result<Answer, Fault> {
+        let _alone = self.shared.gate.as_ref().map(|gate| {
+            gate.lock()
+                .unwrap_or_else(std::sync::PoisonError::into_inner)
+        });
+        let Some(worker) = self.worker.as_mut() else {
+            return Err(Fault::Start("there is none".to_owned()));
+        };
+        let answer = worker
+            .send(ask, attempt)
+            .and_then(|id| worker.reply_to(id, limit, self.shared.interrupt))
+            .map(|reply| reply.answer);
+        match answer {
+            Ok(Answer::Failed { error }) => Err(Fault::Failed(error)),
+            other => other,
+        }
+    }
+
+    /// Replaces the worker by a fresh one; what was prepared must be prepared again.
+    pub(super) fn restart(&mut self, reason: &str) -> Result<(), Stop> {
+        let had_one = self.worker.take().is_some();
+        self.asked.clear();
+        for open in &mut self.open {
+            for readiness in &mut open.readiness {
+                *readiness = Readiness::Unasked;
+            }
+        }
+        let mut last = String::new();
+        for wait in RESTART_AFTER {
+            if !wait.is_zero() && self.shared.interrupt.sleep(wait) {
+                return Err(Stop::Interrupted);
+            }
+            match start_worker(self.shared, self.index) {
+                Ok((worker, device)) => {
+                    let options = self.shared.backend.options();
+                    let ours = Identity::of(&self.device, &options);
+                    let theirs = Identity::of(&device, &options);
+                    if let Some((field, ours, theirs)) = ours.difference(&theirs) {
+                        return Err(Stop::Lost(format!(
+                            "its device differs in {field}: `{theirs}`, the others have `{ours}`"
+                        )));
+                    }
+                    self.worker = Some(worker);
+                    if had_one {
+                        self.tell(Message::Restarted {
+                            station: self.index,
+                            reason: reason.to_owned(),
+                        });
+                    }
+                    return Ok(());
+                }
+                Err(Fault::Interrupted) => return Err(Stop::Interrupted),
+                Err(fault) => last = fault.to_string(),
+            }
+        }
+        Err(Stop::Lost(format!("{reason}; then failed to {last}")))
+    }
+
+    /// Keeps the compilers busy: twice as many requests on their way as can be served.
+    pub(super) fn ask_to_prepare(&mut self) -> Result<(), Stop> {
+        let slots = self.device.prepare_slots as usize;
+        let window = if self.careful > 0 { 1 } else { 2 * slots };
+        for index in 0..self.open.len() {
+            let wanted = match self.open[index].race.step() {
+                Step::Time { entrants, .. } | Step::RunOff { entrants, .. } => entrants,
+                Step::Check { entrant } => vec![entrant],
+                Step::Expand { .. } | Step::Done(_) => continue,
+            };
+            for entrant in wanted {
+                let open = &mut self.open[index];
+                if !matches!(open.readiness[entrant], Readiness::Unasked) {
+                    continue;
+                }
+                if slots == 0 {
+                    open.readiness[entrant] = Readiness::Ready;
+                    continue;
+                }
+                if self.asked.len() >= window {
+                    return Ok(());
+                }
+                let ask = Ask::Prepare {
+                    shape: open.shape.clone(),
+                    candidate: open.candidates[entrant].clone(),
+                };
+                let key = open.key;
+                let Some(worker) = self.worker.as_mut() else {
+                    return Ok(());
+                };
+                match worker.send(ask, 1) {
+                    Ok(id) => {
+                        if self.asked.is_empty() {
+                            self.heard = Instant::now();
+                        }
+                        self.asked.insert(id, (key, entrant));
+                        self.open[index].readiness[entrant] = Readiness::Asked;
+                    }
+                    Err(fault) => return self.died_preparing(&fault),
+                }
+            }
+        }
+        Ok(())
+    }
+
+    /// Waits at most `limit` for an answer to a prepare; says whether one came.
+    pub(super) fn hear(&mut self, limit: Duration) -> Result<bool, Stop> {
+        let Some(worker) = self.worker.as_mut() else {
+            return Ok(false);
+        };
+        if self.asked.is_empty() {
+            return Ok(false);
+        }
+        let heard = worker.other(limit, self.shared.interrupt);
+        let reply = match heard {
+            Ok(Some(reply)) => reply,
+            Ok(None) => return Ok(false),
+            Err(Fault::Interrupted) => return Err(Stop::Interrupted),
+            Err(fault) => return self.died_preparing(&fault).map(|()| false),
+        };
+        self.heard = Instant::now();
+        let Some((key, entrant)) = self.asked.remove(&reply.id) else {
+            return Ok(true);
+        };
+        self.careful = self.careful.saturating_sub(1);
+        let Some(index) = self.open.iter().position(|open| open.key == key) else {
+            return Ok(true); // its race ended meanwhile
+        };
+        match reply.answer {
+            Answer::Prepared {
+                outcome: Outcome::Done { .. },
+            } => self.open[index].readiness[entrant] = Readiness::Ready,
+            Answer::Prepared {
+                outcome: Outcome::Refused { reason, detail },
+            } => self.refuse(index, entrant, format!("{reason:?}: {detail}")),
+            Answer::Failed { error } => self.refuse(index, entrant, error),
+            other => return self.died_preparing(&garbled(&other)).map(|()| false),
+        }
+        Ok(true)
+    }
+
+    /// The worker died while compiling: whoever was compiled alone is to blame.
+    pub(super) fn died_preparing(&mut self, fault: &Fault) -> Result<(), Stop> {
+        if *fault == Fault::Interrupted {
+            return Err(Stop::Interrupted);
+        }
+        let mut asked = self.asked.values();
+        if let (true, Some((key, entrant)), None) = (self.careful > 0, asked.next(), asked.next()) {
+            let (key, entrant) = (*key, *entrant);
+            if let Some(index) = self.open.iter().position(|open| open.key == key) {
+                self.open[index].race.out(entrant);
+                self.quarantine(index, entrant, &format!("while compiling alone: {fault}"));
+            }
+        }
+        let known = |readiness: &&Readiness| !matches!(readiness, Readiness::Unasked);
+        self.careful = self
+            .open
+            .iter()
+            .map(|open| open.readiness.iter().filter(known).count())
+            .sum();
+        self.restart(&fault.to_string())
+    }
+}
+
+/// The deadline of a `time` request: what its launches should take at the speed of the best so far, a
+/// generous multiple for the first launches of a slow candidate, and a floor.
+fn time_limit(
+    deadlines: &Deadlines,
+    shape: &Shape,
+    candidates: usize,
+    timing: Timing,
+    best_us: Option<f64>,
+) -> Duration {
+    let slowest_us = shape.flops() / deadlines.slowest_flops * 1e6;
+    let launches = f64::from(timing.warmups + timing.samples);
+    let each_us = match best_us {
+        Some(best) => {
+            let sample = best.max(timing.min_sample_us);
+            let first = f64::from(timing.warmups + 1) * (best * SLOWEST_RATIO).max(sample);
+            launches * sample * 4.0 + first
+        }
+        None => launches * slowest_us.max(timing.min_sample_us),
+    };
+    deadlines.floor + Duration::from_secs_f64(candidates as f64 * each_us / 1e6)
+}

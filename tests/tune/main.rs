@@ -1,0 +1,5 @@
+//! The racing tuner against real child processes: a scripted worker that misbehaves on request, and the
+//! reference engine's own.
+
+mod fake;
+mod pool;

@@ -1,0 +1,271 @@
+//! What becomes of a run when candidates, workers or the run itself go wrong.
+
+use std::time::Duration;
+
+use camino::Utf8PathBuf;
+use gemmtune::proc::{Interrupt, Keeper};
+use gemmtune::shape::{Op, Shape};
+use gemmtune::tune::{self, Effort, TuneError, TuneEvent, TuneOutcome, TuneRequest};
+use serde_json::json;
+
+use super::fake::{self, Fake};
+
+struct Folder {
+    _keep: tempfile::TempDir,
+    path: Utf8PathBuf,
+}
+
+fn folder() -> Folder {
+    let keep = tempfile::tempdir().unwrap();
+    let path = Utf8PathBuf::try_from(keep.path().join("out")).unwrap();
+    Folder { _keep: keep, path }
+}
+
+fn shapes(ms: &[u32]) -> Vec<Shape> {
+    ms.iter()
+        .map(|m| Shape {
+            op: Op::Blockscale,
+            m: *m,
+            n: 128,
+            k: 128,
+            dtype: String::new(),
+        })
+        .collect()
+}
+
+fn request<'a>(backend: &'a Fake, ms: &[u32], folder: &Folder) -> TuneRequest<'a> {
+    TuneRequest {
+        backend,
+        shapes: shapes(ms),
+        folder: folder.path.clone(),
+        command: fake::command(),
+        keeper: Keeper::new(env!("CARGO_BIN_EXE_gemmtune").into()),
+        workers: None,
+        budget: None,
+        effort: Effort::Quick,
+    }
+}
+
+fn run(request: &TuneRequest<'_>) -> (Result<TuneOutcome, TuneError>, Vec<TuneEvent>) {
+    let mut events = Vec::new();
+    let mut keep = |event: &TuneEvent| events.push(event.clone());
+    let outcome = tune::run(request, &mut keep, &Interrupt::new());
+    (outcome, events)
+}
+
+/// The winners' times by M, as the table has them.
+fn table(folder: &Folder) -> String {
+    fs_err::read_to_string(folder.path.join("table.txt")).unwrap()
+}
+
+#[test]
+fn candidates_that_fault_hang_or_compute_nan_are_named_and_the_table_is_right() {
+    let folder = folder();
+    let mark = folder.path.with_extension("mark");
+    let backend = Fake::new(&[
+        json!({"us": 20.0}),
+        json!({"us": 10.0, "does": "fault once", "mark": mark.as_str()}),
+        json!({"us": 1.0, "does": "fault"}),
+        json!({"us": 2.0, "does": "hang"}),
+        json!({"us": 3.0, "does": "nan"}),
+        json!({"us": 4.0, "does": "garbage"}),
+        json!({"us": 5.0, "does": "dies compiling"}),
+        json!({"us": 6.0, "does": "refuse"}),
+        json!({"us": 7.0, "does": "fault in company"}),
+        json!({"us": 15.0}),
+    ]);
+    let mut request = request(&backend, &[8], &folder);
+    request.workers = Some(1);
+    let (outcome, events) = run(&request);
+    let outcome = outcome.unwrap();
+    assert_eq!(table(&folder), "8 10.0\n");
+    assert!(!outcome.rows[0].incumbent_kept);
+    let mut named: Vec<(f64, &str)> = outcome
+        .quarantined
+        .iter()
+        .map(|entry| (entry.candidate["us"].as_f64().unwrap(), &*entry.evidence))
+        .collect();
+    named.sort_by(|a, b| a.0.total_cmp(&b.0));
+    let expected = [
+        (1.0, "exited with code 134"),
+        (2.0, "no reply within"),
+        (3.0, "wrong numbers: 1 elements not finite"),
+        (4.0, "understand the worker"),
+        (5.0, "while compiling alone"),
+        (7.0, "beside another"),
+    ];
+    assert_eq!(named.len(), expected.len(), "{named:?}");
+    for ((us, evidence), (expected_us, words)) in named.iter().zip(expected) {
+        assert!(
+            (us - expected_us).abs() < 1e-9 && evidence.contains(words),
+            "{us}: {evidence}"
+        );
+    }
+    assert!(outcome.restarts >= 5);
+    assert!(
+        events
+            .iter()
+            .any(|event| matches!(event, TuneEvent::Quarantined(_)))
+    );
+}
+
+#[test]
+fn a_second_run_repeats_nothing_and_a_longer_list_goes_on() {
+    let folder = folder();
+    let backend = Fake::new(&[json!({"us": 20.0}), json!({"us": 10.0})]);
+    let (first, _) = run(&request(&backend, &[1, 2, 4], &folder));
+    assert_eq!(first.unwrap().rows.len(), 3);
+    let (second, events) = run(&request(&backend, &[1, 2, 4, 8], &folder));
+    let second = second.unwrap();
+    assert_eq!(second.resumed.len(), 3);
+    let finished = |event: &&TuneEvent| matches!(event, TuneEvent::Finished { .. });
+    assert_eq!(events.iter().filter(finished).count(), 1);
+    assert_eq!(table(&folder), "1 10.0\n2 10.0\n4 10.0\n8 10.0\n");
+}
+
+#[test]
+fn a_quarantined_candidate_is_not_tried_again_by_a_later_run() {
+    let folder = folder();
+    let mut backend = Fake::new(&[json!({"us": 20.0}), json!({"us": 1.0, "does": "fault"})]);
+    let (first, _) = run(&request(&backend, &[1], &folder));
+    assert_eq!(first.unwrap().quarantined.len(), 1);
+    // Another incumbent: the race is run again.
+    backend.candidates.insert(0, json!({"us": 30.0}));
+    let (second, _) = run(&request(&backend, &[1], &folder));
+    let second = second.unwrap();
+    assert_eq!(second.restarts, 0);
+    assert_eq!(table(&folder), "1 20.0\n");
+}
+
+#[test]
+fn a_shape_on_which_nothing_runs_is_a_failure_with_its_reason() {
+    let folder = folder();
+    let backend = Fake::new(&[json!({"us": 20.0, "does": "refuse"})]);
+    let (outcome, _) = run(&request(&backend, &[1], &folder));
+    let outcome = outcome.unwrap();
+    assert!(outcome.rows.is_empty());
+    assert!(
+        outcome.failed[0].reason.contains("shared memory"),
+        "{:?}",
+        outcome.failed
+    );
+}
+
+#[test]
+fn a_spent_budget_keeps_what_is_finished_and_names_the_rest() {
+    let folder = folder();
+    let backend = Fake::new(&[
+        json!({"us": 20.0, "does": "slow"}),
+        json!({"us": 10.0, "does": "slow"}),
+    ]);
+    let mut short = request(&backend, &[1, 2, 4, 8, 16, 32], &folder);
+    short.workers = Some(1);
+    short.budget = Some(Duration::from_millis(2000));
+    let (outcome, _) = run(&short);
+    let outcome = outcome.unwrap();
+    assert!(!outcome.rows.is_empty() && !outcome.not_reached.is_empty());
+    assert_eq!(outcome.rows.len() + outcome.not_reached.len(), 6);
+    // Without a budget the same folder is finished.
+    let (outcome, _) = run(&request(&backend, &[1, 2, 4, 8, 16, 32], &folder));
+    assert_eq!(outcome.unwrap().rows.len(), 6);
+}
+
+#[test]
+fn an_interrupt_ends_the_run_soon_and_keeps_what_is_finished() {
+    let folder = folder();
+    let backend = Fake::new(&[
+        json!({"us": 20.0, "does": "slow"}),
+        json!({"us": 10.0, "does": "slow"}),
+    ]);
+    let request = request(&backend, &[1, 2, 4, 8, 16, 32, 64, 128], &folder);
+    let interrupt = Interrupt::new();
+    let mut raised_at = None;
+    let outcome = tune::run(
+        &request,
+        &mut |event| {
+            if matches!(event, TuneEvent::Finished { .. }) && raised_at.is_none() {
+                interrupt.raise();
+                raised_at = Some(std::time::Instant::now());
+            }
+        },
+        &interrupt,
+    )
+    .unwrap();
+    assert!(outcome.interrupted);
+    assert!(raised_at.unwrap().elapsed() < Duration::from_secs(5));
+    assert!(!outcome.rows.is_empty() && outcome.rows.len() < 8);
+    assert_eq!(table(&folder).lines().count(), outcome.rows.len());
+}
+
+#[test]
+fn a_second_run_into_the_folder_is_refused_and_told_who_is_there() {
+    let folder = folder();
+    fs_err::create_dir_all(&folder.path).unwrap();
+    let _held = tune::results::lock(&folder.path).unwrap();
+    let backend = Fake::new(&[json!({"us": 20.0})]);
+    let (outcome, _) = run(&request(&backend, &[1], &folder));
+    let error = outcome.unwrap_err().to_string();
+    assert!(
+        error.contains(&format!("{}", std::process::id())),
+        "{error}"
+    );
+}
+
+/// A launcher passes on standard streams only: replies are marked, stray prints are not replies.
+#[test]
+fn a_launcher_that_prints_does_not_disturb_the_replies() {
+    let folder = folder();
+    let backend = Fake::new(&[json!({"us": 20.0}), json!({"us": 10.0})]);
+    let mut launched = request(&backend, &[1, 2], &folder);
+    let script = "echo 'launcher: queued'; exec \"$@\"";
+    launched.command.launcher = ["sh", "-c", script, "sh"].map(str::to_owned).into();
+    launched.workers = Some(2);
+    let (outcome, _) = run(&launched);
+    assert_eq!(outcome.unwrap().rows.len(), 2);
+    let log = fs_err::read_to_string(folder.path.join("workers/worker-0.log")).unwrap();
+    assert!(
+        log.contains("launcher: queued") && log.contains("a library prints"),
+        "{log}"
+    );
+}
+
+/// The launcher works once for each of two workers; then one node is gone: its shape goes to the other.
+#[test]
+fn a_lost_node_gives_its_shapes_to_the_others() {
+    let folder = folder();
+    let backend = Fake::new(&[
+        json!({"us": 20.0, "does": "slow"}),
+        json!({"us": 10.0, "does": "slow"}),
+    ]);
+    let mut request = request(&backend, &[1, 2, 4, 8], &folder);
+    request.workers = Some(2);
+    let down = folder.path.join("node-1-is-down");
+    // The node of worker 1 goes down half a second after the worker came up, and stays down.
+    let script = format!(
+        "case \"$*\" in *'--device 1'*) [ -e {down} ] && exit 9; touch {down}; \
+         (sleep 0.5; kill -9 $$) & exec \"$@\";; *) exec \"$@\";; esac"
+    );
+    request.command.launcher = vec!["sh".to_owned(), "-c".to_owned(), script, "sh".to_owned()];
+    let (outcome, _) = run(&request);
+    let outcome = outcome.unwrap();
+    assert_eq!(outcome.lost.len(), 1, "{:?}", outcome.lost);
+    assert!(outcome.quarantined.is_empty(), "{:?}", outcome.quarantined);
+    assert_eq!(table(&folder), "1 10.0\n2 10.0\n4 10.0\n8 10.0\n");
+}
+
+#[test]
+fn a_worker_that_does_not_come_up_is_an_error_that_quotes_its_log() {
+    let folder = folder();
+    let backend = Fake::new(&[json!({"us": 20.0})]);
+    let mut request = request(&backend, &[1], &folder);
+    request.command.argv = ["sh", "-c", "echo no CUDA device >&2; exit 3"]
+        .map(str::to_owned)
+        .into();
+    let (outcome, _) = run(&request);
+    let error = outcome.unwrap_err();
+    let cause = std::error::Error::source(&error).unwrap().to_string();
+    assert!(
+        cause.contains("code 3") && cause.contains("no CUDA device"),
+        "{cause}"
+    );
+}
