@@ -3,4 +3,13 @@
 //!
 //! This room speaks HTTP to a server somebody else started; it starts and ends no process.
 
+pub mod client;
+pub mod line;
+pub mod load;
+pub mod parity;
+pub mod prompt;
 pub mod result;
+mod sse;
+
+#[cfg(test)]
+mod fake;

@@ -2,6 +2,7 @@
 //!
 //! This room may print; no other may. People's text goes to standard error, data to standard output.
 
+pub mod bench;
 pub mod compare;
 pub mod completions;
 pub mod failure;
@@ -28,6 +29,8 @@ struct Cli {
 
 #[derive(Debug, Subcommand)]
 enum Command {
+    /// Measure a running OpenAI-style server under a closed-loop load
+    Bench(bench::BenchArgs),
     /// Compare two arms of benchmark results: better, worse, same or inconclusive
     Compare(compare::CompareArgs),
     /// Print shell completions
@@ -54,6 +57,7 @@ pub fn main() -> std::process::ExitCode {
 
 fn run(command: Command, printer: &Printer) -> Result<std::process::ExitCode, Failure> {
     match command {
+        Command::Bench(args) => bench::run(&args, printer).map(success),
         Command::Compare(args) => compare::run(&args, printer).map(success),
         Command::Completions(args) => completions::run(&args, printer).map(success),
         Command::Trace(args) => trace::run(&args, printer).map(success),
