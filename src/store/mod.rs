@@ -2,5 +2,6 @@
 
 pub mod file;
 pub mod journal;
+pub mod ledger;
 pub mod lock;
 pub mod run_dir;
