@@ -7,6 +7,7 @@ pub mod compare;
 pub mod completions;
 pub mod failure;
 pub mod keeper;
+pub mod lint;
 pub mod printer;
 pub mod trace;
 
@@ -40,6 +41,8 @@ enum Command {
     /// Keep one child process; started by gemmtune itself
     #[command(hide = true)]
     Keeper(keeper::KeeperArgs),
+    /// Check tuned tables: aiter's CSV files and SGLang's JSON configurations
+    Lint(lint::LintArgs),
 }
 
 /// Parses the command line, runs the command and says how it ended.
@@ -62,6 +65,7 @@ fn run(command: Command, printer: &Printer) -> Result<std::process::ExitCode, Fa
         Command::Completions(args) => completions::run(&args, printer).map(success),
         Command::Trace(args) => trace::run(&args, printer).map(success),
         Command::Keeper(args) => Ok(keeper::run(&args, printer)),
+        Command::Lint(args) => lint::run(&args, printer).map(success),
     }
 }
 

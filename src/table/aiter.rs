@@ -507,7 +507,7 @@ impl Header {
             Some("batched GEMM")
         } else if has("solidx") || (has("bias") && has("outdtype")) {
             Some("bf16 or int8 GEMM")
-        } else if has("BV") {
+        } else if has("BT") || has("BV") {
             Some("linear-attention")
         } else {
             None

@@ -5,7 +5,10 @@
 //! revision. It starts no process and touches no device; only `merge` and the commands write files.
 
 pub mod aiter;
+pub mod kernels;
+pub mod lint;
 pub mod lookup;
 pub mod revision;
+pub mod roofline;
 pub mod sglang_json;
 pub mod shapes;

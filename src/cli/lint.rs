@@ -1,0 +1,132 @@
+//! `gemmtune lint`: checks tuned tables.
+
+use std::fmt::Write as _;
+
+use camino::Utf8PathBuf;
+
+use super::failure::{Failure, Kind};
+use super::printer::Printer;
+use crate::table::lint::{self, Finding, LintError, Report, Severity, rules};
+
+/// Findings of one rule in one file that are shown to people; `--json` and `--all` show every one.
+const SHOWN: usize = 3;
+
+/// Arguments of `gemmtune lint`.
+#[derive(Debug, clap::Args)]
+pub struct LintArgs {
+    /// Tables, or folders of them: aiter's CSV files, SGLang's JSON configurations
+    #[arg(required_unless_present = "rules", value_name = "PATH")]
+    paths: Vec<Utf8PathBuf>,
+
+    /// Show every finding, not only the first few of a rule in a file
+    #[arg(long)]
+    all: bool,
+
+    /// Print the reference of all rules as Markdown
+    #[arg(long, conflicts_with = "paths")]
+    rules: bool,
+}
+
+/// Checks the tables and fails if a finding is an error.
+pub fn run(args: &LintArgs, printer: &Printer) -> Result<(), Failure> {
+    if args.rules {
+        return printer.data(rules::reference().as_bytes());
+    }
+    let report = lint::lint_paths(&args.paths).map_err(|error| refused(&error))?;
+    if printer.is_json() {
+        printer.json(&report)?;
+    } else {
+        printer.data(shown(&report, args.all).as_bytes())?;
+        for skipped in &report.skipped {
+            printer.say(format!("skipped `{}`: {}", skipped.file, skipped.reason));
+        }
+        if report.files == 0 {
+            printer.warn("no table was found there");
+        }
+        printer.say(summary(&report));
+    }
+    if report.has_errors() {
+        let rule = first_error(&report).map_or("", |finding| finding.rule);
+        return Err(Failure::new(
+            Kind::TunerFailed,
+            "the tables have findings of severity error",
+        )
+        .hint(format!(
+            "`gemmtune lint --rules` explains each rule; the first is `{rule}`"
+        ))
+        .hint("`gemmtune merge TABLE -o OUT.csv` keeps the rows that can be relied on"));
+    }
+    Ok(())
+}
+
+fn refused(error: &LintError) -> Failure {
+    let hint = match error {
+        LintError::Read { .. } => "give existing files or folders",
+        LintError::TooLarge { .. } => "a table is at most 1 GiB",
+        LintError::UnknownKind { .. } => "rename the file to end in .csv or .json",
+    };
+    let text = match std::error::Error::source(error) {
+        Some(source) => format!("failed to {error}: {source}"),
+        None => format!("failed to {error}"),
+    };
+    Failure::new(Kind::Usage, text).hint(hint)
+}
+
+fn first_error(report: &Report) -> Option<&Finding> {
+    report
+        .findings
+        .iter()
+        .find(|finding| finding.severity == Severity::Error)
+}
+
+fn summary(report: &Report) -> String {
+    let errors = report
+        .findings
+        .iter()
+        .filter(|finding| finding.severity == Severity::Error)
+        .count();
+    format!(
+        "{} files, {} rows: {errors} errors, {} warnings",
+        report.files,
+        report.rows,
+        report.findings.len() - errors,
+    )
+}
+
+fn shown(report: &Report, all: bool) -> String {
+    // Findings are sorted by file and line; a rule is cut off within its file.
+    let mut counts = std::collections::BTreeMap::<(&str, &str), usize>::new();
+    for finding in &report.findings {
+        *counts.entry((&finding.file, finding.rule)).or_default() += 1;
+    }
+    let mut seen = std::collections::BTreeMap::<(&str, &str), usize>::new();
+    let mut text = String::new();
+    for finding in &report.findings {
+        let key = (finding.file.as_str(), finding.rule);
+        let nth = seen.entry(key).or_default();
+        *nth += 1;
+        if !all && *nth > SHOWN {
+            continue;
+        }
+        let line = finding
+            .line
+            .map_or_else(String::new, |line| format!(":{line}"));
+        let severity = match finding.severity {
+            Severity::Error => "error",
+            Severity::Warning => "warning",
+        };
+        let _ = writeln!(
+            text,
+            "{}{line}: {severity}[{}]: {}",
+            finding.file, finding.rule, finding.message
+        );
+        let total = counts.get(&key).copied().unwrap_or(0);
+        if !all && *nth == SHOWN.min(total) {
+            if total > SHOWN {
+                let _ = writeln!(text, "    and {} more of {}", total - SHOWN, finding.rule);
+            }
+            let _ = writeln!(text, "    why: {}\n    fix: {}", finding.why, finding.fix);
+        }
+    }
+    text
+}

@@ -1,0 +1,233 @@
+//! Rules about a table's header and its bytes.
+
+use super::super::aiter::Table;
+use super::super::revision::{self, Revision};
+use super::{Sink, rules};
+use crate::shape::Op;
+
+/// Columns any tuner of any revision may write besides those of the operation.
+const TOLERATED: [&str; 1] = ["_tag"];
+
+pub(super) fn check(table: &Table, sink: &mut Sink<'_>) {
+    for rule in [
+        missing, older_form, evidence, unknown, padded, end, empty, place,
+    ] {
+        rule(table, sink);
+    }
+}
+
+/// Without these a row cannot be found, or the kernel it names cannot be run.
+fn missing(table: &Table, sink: &mut Sink<'_>) {
+    let mut needed = vec!["cu_num", "kernelId", "splitK", "us", "kernelName"];
+    if table.op == Op::Bpreshuffle {
+        needed.push("q_dtype_w");
+    }
+    // A table that has gfx claims the newest form, in which libtype is never absent.
+    if table.has_column("gfx") && revision::has_libtype(table.op, Revision::H) {
+        needed.push("libtype");
+    }
+    for column in needed {
+        if !table.has_column(column) {
+            sink.add(
+                &rules::COLUMN_MISSING,
+                Some(1),
+                format!("no column `{column}`, which {} needs", table.op),
+            );
+        }
+    }
+}
+
+fn older_form(table: &Table, sink: &mut Sink<'_>) {
+    if !table.has_column("gfx") {
+        sink.add(
+            &rules::COLUMN_OLDER_FORM,
+            Some(1),
+            "no column `gfx`: the look-up falls back to cu_num, the kernel generator of aiter e4048607a5 fails",
+        );
+        if revision::has_libtype(table.op, Revision::P) && !table.has_column("libtype") {
+            sink.add(
+                &rules::COLUMN_OLDER_FORM,
+                Some(1),
+                "no column `libtype`: the kernel generator of aiter 303a583c fails on it",
+            );
+        }
+        if table.op == Op::A8w8 && !table.has_column("q_dtype_w") {
+            sink.add(
+                &rules::COLUMN_OLDER_FORM,
+                Some(1),
+                "no column `q_dtype_w`, a part of the key from aiter 303a583c on",
+            );
+        }
+    } else if table.op == Op::A8w8 && !table.has_column("q_dtype_w") {
+        sink.add(
+            &rules::COLUMN_MISSING,
+            Some(1),
+            format!("no column `q_dtype_w`, which {} needs", table.op),
+        );
+    }
+}
+
+fn evidence(table: &Table, sink: &mut Sink<'_>) {
+    for column in ["tflops", "bw", "errRatio"] {
+        if !table.has_column(column) {
+            sink.add(
+                &rules::COLUMN_EVIDENCE,
+                Some(1),
+                format!("no column `{column}`"),
+            );
+        }
+    }
+}
+
+fn unknown(table: &Table, sink: &mut Sink<'_>) {
+    let known = revision::tuned_columns(table.op, Revision::H);
+    for column in &table.columns {
+        let column = &**column;
+        if !known.contains(&column) && !TOLERATED.contains(&column) {
+            sink.add(
+                &rules::COLUMN_UNKNOWN,
+                Some(1),
+                format!(
+                    "column `{column}` belongs to no revision's table of {}",
+                    table.op
+                ),
+            );
+        }
+    }
+}
+
+fn padded(table: &Table, sink: &mut Sink<'_>) {
+    for column in &table.quirks.padded_columns {
+        sink.add(
+            &rules::COLUMN_PADDED,
+            Some(1),
+            format!("column `{column}` has blanks around its name"),
+        );
+    }
+}
+
+fn end(table: &Table, sink: &mut Sink<'_>) {
+    if table.quirks.no_final_newline && !table.rows.is_empty() {
+        let last = table.rows.iter().map(|row| row.line).max();
+        sink.add(
+            &rules::NO_FINAL_NEWLINE,
+            last,
+            "the last line has no line end",
+        );
+    }
+}
+
+fn empty(table: &Table, sink: &mut Sink<'_>) {
+    if table.rows.is_empty() && table.faults.is_empty() {
+        sink.add(&rules::TABLE_EMPTY, Some(1), "a header and no row");
+    }
+}
+
+/// aiter merges `model_configs/*<merge name>*`; a table there under another name is never read.
+fn place(table: &Table, sink: &mut Sink<'_>) {
+    let mut parts = table.name.rsplit('/');
+    let (file, folder) = (parts.next().unwrap_or(""), parts.next());
+    let merge_names = [
+        "a8w8_blockscale_tuned_gemm",
+        "a8w8_blockscale_bpreshuffle_tuned_gemm",
+        "a8w8_bpreshuffle_tuned_gemm",
+        "a8w8_tuned_gemm",
+        "a4w4_blockscale_tuned_gemm",
+    ];
+    if folder == Some("model_configs") && !merge_names.iter().any(|name| file.contains(name)) {
+        sink.add(
+            &rules::FILE_NAME_UNREAD,
+            None,
+            format!(
+                "`{file}` holds none of the fragments aiter looks for, such as `{}`",
+                merge_names[0]
+            ),
+        );
+    }
+}
+
+/// Whether the bytes are those of an untuned table: sizes, and nothing a tuner measured.
+pub(super) fn is_untuned(bytes: &[u8]) -> bool {
+    let first = header(bytes);
+    let has = |name: &str| first.split(',').any(|column| column.trim() == name);
+    ["M", "N", "K"].into_iter().all(has)
+        && ![
+            "us",
+            "kernelId",
+            "kernelName",
+            "cu_num",
+            "libtype",
+            "solidx",
+        ]
+        .into_iter()
+        .any(has)
+}
+
+/// Rules for an untuned table. Returns how many rows it has.
+pub(super) fn untuned(bytes: &[u8], sink: &mut Sink<'_>) -> usize {
+    let known = [
+        "M",
+        "N",
+        "K",
+        "q_dtype_w", // FP8 and FP4 tuners
+        "B",
+        "bias",
+        "dtype",
+        "outdtype",
+        "scaleAB",
+        "bpreshuffle", // batched and bf16 tuners
+        "op",
+        "records", // gemmtune's own shapes file
+    ];
+    let first = header(bytes);
+    for column in first.split(',').map(str::trim) {
+        if !known.contains(&column) {
+            sink.add(
+                &rules::UNTUNED_EXTRA_COLUMN,
+                Some(1),
+                format!("column `{column}` is none the tuner reads"),
+            );
+        }
+    }
+    let mut reader = csv::ReaderBuilder::new()
+        .flexible(true)
+        .trim(csv::Trim::All)
+        .from_reader(bytes);
+    let mut seen = std::collections::HashMap::new();
+    let mut rows = 0;
+    let mut record = csv::ByteRecord::new();
+    while reader.read_byte_record(&mut record).unwrap_or(false) {
+        rows += 1;
+        let line = record.position().map_or(0, csv::Position::line);
+        let cells: Vec<Vec<u8>> = record.iter().map(<[u8]>::to_vec).collect();
+        if let Some(earlier) = seen.insert(cells, line) {
+            sink.add(
+                &rules::DUPLICATE_EQUAL,
+                Some(line),
+                format!("the same shape stands on line {earlier}"),
+            );
+        }
+        for (column, cell) in first.split(',').map(str::trim).zip(&record) {
+            let number = std::str::from_utf8(cell)
+                .ok()
+                .and_then(|cell| cell.trim().parse::<u32>().ok());
+            if matches!(column, "M" | "N" | "K") && number.is_none_or(|number| number == 0) {
+                sink.add(
+                    &rules::LINE_UNREADABLE,
+                    Some(line),
+                    format!(
+                        "`{}` in column {column} is no positive whole number",
+                        String::from_utf8_lossy(cell)
+                    ),
+                );
+            }
+        }
+    }
+    rows
+}
+
+fn header(bytes: &[u8]) -> String {
+    let bytes = bytes.strip_prefix(b"\xef\xbb\xbf").unwrap_or(bytes);
+    let end = memchr::memchr(b'\n', bytes).unwrap_or(bytes.len());
+    String::from_utf8_lossy(&bytes[..end]).trim_end().to_owned()
+}

@@ -1,0 +1,145 @@
+//! Rules about keys: a look-up finds at most one row for each.
+
+use std::collections::HashMap;
+
+use super::super::aiter::{Row, Table, Text};
+use super::super::kernels::Library;
+use super::{Finding, Sink, rules};
+use crate::shape::Op;
+
+/// What the look-up compares. `libtype` is no part of it, for any operation.
+#[derive(Clone, PartialEq, Eq, Hash)]
+struct Key {
+    gfx: Option<Text>,
+    cu_num: Option<u32>,
+    m: u32,
+    n: u32,
+    k: u32,
+    dtype: Option<Text>,
+}
+
+impl Key {
+    fn of(row: &Row) -> Self {
+        Self {
+            gfx: row.gfx.clone(),
+            cu_num: row.cu_num,
+            m: row.m,
+            n: row.n,
+            k: row.k,
+            dtype: row.q_dtype_w.clone(),
+        }
+    }
+}
+
+pub(super) fn within(table: &Table, sink: &mut Sink<'_>) {
+    duplicates(table, sink);
+    ids(table, sink);
+}
+
+fn duplicates(table: &Table, sink: &mut Sink<'_>) {
+    let mut seen: HashMap<Key, &Row> = HashMap::with_capacity(table.rows.len());
+    for row in &table.rows {
+        let Some(first) = seen.get(&Key::of(row)) else {
+            seen.insert(Key::of(row), row);
+            continue;
+        };
+        if same_cells(first, row) {
+            sink.add(
+                &rules::DUPLICATE_EQUAL,
+                Some(row.line),
+                format!("the same row stands on line {}", first.line),
+            );
+        } else {
+            sink.add(
+                &rules::DUPLICATE_CONFLICTING,
+                Some(row.line),
+                format!("line {} has the same key and other values", first.line),
+            );
+        }
+    }
+}
+
+fn same_cells(a: &Row, b: &Row) -> bool {
+    let mut b = b.clone();
+    b.line = a.line;
+    *a == b
+}
+
+/// The same key in two tables of one operation: aiter's merge of them rewrites the files and raises.
+pub(super) fn across(tables: &[Table], findings: &mut Vec<Finding>) {
+    let mut seen: HashMap<(Op, Key), (&str, u64)> = HashMap::new();
+    for table in tables {
+        for row in &table.rows {
+            let place = (table.name.as_str(), row.line);
+            let first = *seen.entry((table.op, Key::of(row))).or_insert(place);
+            if first.0 != place.0 {
+                findings.push(rules::DUPLICATE_ACROSS_FILES.finding(
+                    &table.name,
+                    Some(row.line),
+                    format!("line {} of `{}` has the same key", first.1, first.0),
+                ));
+            }
+        }
+    }
+}
+
+/// Ids that are pinned nowhere still have to mean one kernel within a file.
+fn ids(table: &Table, sink: &mut Sink<'_>) {
+    let mut names: HashMap<NamedKey<'_>, Spellings<'_>> = HashMap::new();
+    for row in &table.rows {
+        let Some((key, name)) = named(row) else {
+            continue;
+        };
+        let count = names
+            .entry(key)
+            .or_default()
+            .entry(name)
+            .or_insert((0, row.line));
+        count.0 += 1;
+    }
+    for row in &table.rows {
+        let Some((key, name)) = named(row) else {
+            continue;
+        };
+        let Some(all) = names.get(&key).filter(|all| all.len() > 1) else {
+            continue;
+        };
+        // The name most rows have is taken as right; of equally many, the one that stands first.
+        let Some((usual, _)) = all
+            .iter()
+            .max_by_key(|(_, (count, line))| (*count, std::cmp::Reverse(*line)))
+        else {
+            continue;
+        };
+        if *usual != name {
+            sink.add(
+                &rules::KERNEL_ID_DRIFT,
+                Some(row.line),
+                format!(
+                    "{} kernelId {} is `{usual}` elsewhere in the file, here `{name}`",
+                    key.0.name(),
+                    key.1
+                ),
+            );
+        }
+    }
+}
+
+/// Library, id and architecture: what has to mean one kernel.
+type NamedKey<'a> = (Library, i64, Option<&'a str>);
+/// The names of one id, with how many rows have each and the line of the first.
+type Spellings<'a> = HashMap<&'a str, (usize, u64)>;
+
+fn named(row: &Row) -> Option<(NamedKey<'_>, &str)> {
+    let name = row.kernel_name.as_deref()?;
+    let library = match row.libtype.as_deref() {
+        Some(libtype) => Library::of_libtype(libtype)?,
+        None => Library::of_kernel(name)?,
+    };
+    // CK ids are pinned and have a rule of their own; assembly ids number tile and split together in
+    // some revisions; Triton has one name.
+    let checked = matches!(library, Library::CkTile | Library::FlyDsl | Library::Opus);
+    let consistent = Library::of_kernel(name).is_none_or(|named| named == library);
+    // One id may name different kernels on different architectures.
+    (checked && consistent).then_some(((library, row.kernel_id?, row.gfx.as_deref()), name))
+}

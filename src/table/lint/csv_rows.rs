@@ -1,0 +1,415 @@
+//! Rules about one row, by itself.
+
+use super::super::aiter::{Row, Table};
+use super::super::kernels::{self, Library};
+use super::super::revision::{self, Revision};
+use super::super::roofline::{self, Device};
+use super::{Sink, rules};
+
+/// Largest error ratio a tuner of GEMMs accepts: `--errRatio` of every aiter GEMM tuner.
+pub(super) const ERR_RATIO_LIMIT: f64 = 0.05;
+/// Relative slack between a derived column and its value recomputed from `us`, which has four digits.
+const DERIVED_SLACK: f64 = 0.005;
+/// Absolute slack: the columns have two digits.
+const DERIVED_STEP: f64 = 0.011;
+/// Largest split exponent aiter's CK entry points take (`splitK` outside 0..30 is an error at e4048607a5).
+const SPLIT_K_MOST: i64 = 30;
+
+/// A rule about one row of a table.
+pub(super) type RowRule = fn(&Table, &Row, &mut Sink<'_>);
+
+pub(super) const RULES: [RowRule; 14] = [
+    time,
+    error_ratio,
+    libtype_set,
+    libtype_supported,
+    kernel_named,
+    kernel_of_library,
+    kernel_of_operation,
+    kernel_of_id,
+    kernel_spelling,
+    numbers_set,
+    split_k,
+    roofline,
+    derived,
+    reachable,
+];
+
+fn time(_: &Table, row: &Row, sink: &mut Sink<'_>) {
+    let shown = match (row.us, row.extra("us")) {
+        (Some(us), _) if us.is_finite() && us > 0.0 => return,
+        (Some(us), _) => format!("us is {us}"),
+        (None, Some(text)) => format!("us is `{text}`"),
+        (None, None) => "us is empty".to_owned(),
+    };
+    sink.add(&rules::US_INVALID, Some(row.line), shown);
+}
+
+fn error_ratio(table: &Table, row: &Row, sink: &mut Sink<'_>) {
+    let shown = match (row.err_ratio, row.extra("errRatio")) {
+        (Some(ratio), _) if (0.0..=ERR_RATIO_LIMIT).contains(&ratio) => return,
+        (Some(ratio), _) => format!("errRatio is {ratio}, the limit {ERR_RATIO_LIMIT}"),
+        (None, Some(text)) => format!("errRatio is `{text}`"),
+        (None, None) if table.has_column("errRatio") => "errRatio is empty".to_owned(),
+        (None, None) => return,
+    };
+    sink.add(&rules::ERR_RATIO_HIGH, Some(row.line), shown);
+}
+
+fn libtype_set(table: &Table, row: &Row, sink: &mut Sink<'_>) {
+    if !table.has_column("libtype") {
+        return;
+    }
+    match row.libtype.as_deref() {
+        None => {
+            let text = row.extra("libtype").unwrap_or("");
+            sink.add(
+                &rules::LIBTYPE_UNSET,
+                Some(row.line),
+                format!("libtype is `{text}`"),
+            );
+        }
+        // aiter's merge fills a missing column with the integer 0.
+        Some("0" | "0.0") => {
+            sink.add(
+                &rules::LIBTYPE_UNSET,
+                Some(row.line),
+                "libtype is `0`, what a merge fills in",
+            );
+        }
+        Some(_) => {}
+    }
+}
+
+fn libtype_supported(table: &Table, row: &Row, sink: &mut Sink<'_>) {
+    let Some(libtype) = row
+        .libtype
+        .as_deref()
+        .filter(|text| !matches!(*text, "0" | "0.0"))
+    else {
+        return;
+    };
+    if !is_amd(row) {
+        return; // the reference engine's tables have libraries of their own
+    }
+    let supported = Library::of_libtype(libtype).is_some_and(|library| library.serves(table.op));
+    if !supported {
+        sink.add(
+            &rules::LIBTYPE_UNSUPPORTED,
+            Some(row.line),
+            format!("{} has no kernels of library `{libtype}`", table.op),
+        );
+    }
+}
+
+fn kernel_named(table: &Table, row: &Row, sink: &mut Sink<'_>) {
+    if table.has_column("kernelName") && row.kernel_name.is_none() {
+        let text = row.extra("kernelName").unwrap_or("");
+        sink.add(
+            &rules::KERNEL_NAME_UNSET,
+            Some(row.line),
+            format!("kernelName is `{text}`"),
+        );
+    }
+}
+
+fn kernel_of_library(_: &Table, row: &Row, sink: &mut Sink<'_>) {
+    let (Some(libtype), Some(name)) = (row.libtype.as_deref(), row.kernel_name.as_deref()) else {
+        return;
+    };
+    let (Some(claimed), Some(named)) = (Library::of_libtype(libtype), Library::of_kernel(name))
+    else {
+        return;
+    };
+    if claimed != named {
+        sink.add(
+            &rules::KERNEL_CONTRADICTS_LIBTYPE,
+            Some(row.line),
+            format!(
+                "libtype is `{libtype}`, but `{name}` is a kernel of `{}`",
+                named.name()
+            ),
+        );
+    }
+}
+
+fn kernel_of_operation(table: &Table, row: &Row, sink: &mut Sink<'_>) {
+    let Some(name) = row.kernel_name.as_deref() else {
+        return;
+    };
+    if let Some(op) = revision::op_of_kernel_name(name).filter(|op| *op != table.op) {
+        sink.add(
+            &rules::KERNEL_OF_OTHER_OP,
+            Some(row.line),
+            format!(
+                "`{name}` is a kernel of {op}, the table is for {}",
+                table.op
+            ),
+        );
+    }
+}
+
+fn kernel_of_id(table: &Table, row: &Row, sink: &mut Sink<'_>) {
+    let (Some(id), Some(name)) = (row.kernel_id, row.kernel_name.as_deref()) else {
+        return;
+    };
+    // A name of another library or operation has a rule of its own.
+    let named_ck = Library::of_kernel(name).is_none_or(|library| library == Library::Ck);
+    let same_op = revision::op_of_kernel_name(name).is_none_or(|op| op == table.op);
+    if row_library(row) != Some(Library::Ck) || !named_ck || !same_op {
+        return;
+    }
+    let count = kernels::ck_count(table.op);
+    let message = match (
+        kernels::ck_name(table.op, id),
+        kernels::ck_id(table.op, name),
+    ) {
+        (Some(known), _) if kernels::is_spelling_of(table.op, name, known) => return,
+        (None, _) => format!(
+            "kernelId is {id}, {} has CK kernels 0 to {}",
+            table.op,
+            count.saturating_sub(1)
+        ),
+        (Some(_), Some(other)) => format!("kernelId is {id}, but `{name}` is kernel {other}"),
+        (Some(known), None) => format!("kernelId {id} is `{known}`, the row says `{name}`"),
+    };
+    sink.add(&rules::KERNEL_CONTRADICTS_ID, Some(row.line), message);
+}
+
+fn kernel_spelling(table: &Table, row: &Row, sink: &mut Sink<'_>) {
+    let Some(name) = row.kernel_name.as_deref() else {
+        return;
+    };
+    if kernels::is_old_spelling(table.op, name) {
+        let id = kernels::ck_id(table.op, name);
+        let today = id
+            .and_then(|id| kernels::ck_name(table.op, id))
+            .unwrap_or_default();
+        sink.add(
+            &rules::KERNEL_NAME_OLD,
+            Some(row.line),
+            format!("`{name}` is called `{today}` after v0.1.9"),
+        );
+    }
+}
+
+fn numbers_set(table: &Table, row: &Row, sink: &mut Sink<'_>) {
+    for (column, number) in [("kernelId", row.kernel_id), ("splitK", row.split_k)] {
+        let unreadable = row
+            .extra(column)
+            .is_some_and(|text| !super::super::aiter::is_unset(text));
+        if table.has_column(column) && number.is_none() && !unreadable {
+            sink.add(
+                &rules::CELL_NOT_A_NUMBER,
+                Some(row.line),
+                format!("{column} is empty"),
+            );
+        }
+    }
+}
+
+fn split_k(_: &Table, row: &Row, sink: &mut Sink<'_>) {
+    let Some(split) = row.split_k else { return };
+    let most = match row_library(row) {
+        Some(Library::Ck | Library::CkTile) => SPLIT_K_MOST,
+        _ => i64::MAX,
+    };
+    if !(0..=most).contains(&split) {
+        sink.add(
+            &rules::SPLIT_K_RANGE,
+            Some(row.line),
+            format!("splitK is {split}"),
+        );
+    }
+}
+
+fn roofline(table: &Table, row: &Row, sink: &mut Sink<'_>) {
+    let (Some(us), Some(cu_num)) = (row.us.filter(|us| us.is_finite() && *us > 0.0), row.cu_num)
+    else {
+        return;
+    };
+    let Some(gfx) = row
+        .gfx
+        .as_deref()
+        .or_else(|| roofline::gfx_of_cu_num(cu_num))
+    else {
+        return;
+    };
+    let Some(device) = Device::of_key(gfx, cu_num) else {
+        return;
+    };
+    let Some(peak) = device.flops(table.op) else {
+        return;
+    };
+    let reached = roofline::tflops(row.m, row.n, row.k, us);
+    if reached * 1e12 > peak {
+        sink.add(
+            &rules::ABOVE_ROOFLINE,
+            Some(row.line),
+            format!(
+                "{us} us means {reached:.0} TFLOPS; {} does at most {:.0}",
+                device.name,
+                peak / 1e12
+            ),
+        );
+        return;
+    }
+    let moved = roofline::bandwidth(table.op, row.m, row.n, row.k, us);
+    let fits = roofline::bytes(table.op, row.m, row.n, row.k) <= device.cache_bytes;
+    if moved * 1e9
+        > if fits {
+            device.cache
+        } else {
+            device.memory_most
+        }
+    {
+        sink.add(
+            &rules::ABOVE_ROOFLINE,
+            Some(row.line),
+            format!(
+                "{us} us means {moved:.0} GB/s; {} moves at most {:.0} from {}",
+                device.name,
+                if fits {
+                    device.cache
+                } else {
+                    device.memory_most
+                } / 1e9,
+                if fits {
+                    "its last-level cache"
+                } else {
+                    "memory"
+                },
+            ),
+        );
+    } else if moved * 1e9 > device.memory_most {
+        sink.add(
+            &rules::ABOVE_MEMORY,
+            Some(row.line),
+            format!(
+                "{us} us means {moved:.0} GB/s, more than the {:.0} of memory",
+                device.memory_most / 1e9
+            ),
+        );
+    }
+}
+
+fn derived(table: &Table, row: &Row, sink: &mut Sink<'_>) {
+    let Some(us) = row.us.filter(|us| us.is_finite() && *us > 0.0) else {
+        return;
+    };
+    let (m, n, k) = (row.m, row.n, row.k);
+    let agrees = |cell: f64, value: f64| {
+        (cell - value).abs() <= DERIVED_SLACK * cell.abs().max(value.abs()) + DERIVED_STEP
+    };
+    let value = roofline::tflops(m, n, k, us);
+    if let Some(cell) = row.tflops.filter(|cell| !agrees(*cell, value)) {
+        sink.add(
+            &rules::TFLOPS_CONTRADICTS_US,
+            Some(row.line),
+            format!("tflops is {cell}, but 2*{m}*{n}*{k} in {us} us is {value:.2}"),
+        );
+    }
+    let value = roofline::bandwidth(table.op, m, n, k, us);
+    if let Some(cell) = row.bw.filter(|cell| !agrees(*cell, value)) {
+        sink.add(
+            &rules::BW_CONTRADICTS_US,
+            Some(row.line),
+            format!("bw is {cell}, but the inputs and the output in {us} us are {value:.2} GB/s"),
+        );
+    }
+}
+
+fn reachable(table: &Table, row: &Row, sink: &mut Sink<'_>) {
+    let mut unreachable =
+        |message: String| sink.add(&rules::ROW_UNREACHABLE, Some(row.line), message);
+    for (column, size) in [("M", row.m), ("N", row.n), ("K", row.k)] {
+        if size == 0 {
+            unreachable(format!("{column} is 0; no GEMM has that"));
+        }
+    }
+    if table.has_column("gfx") {
+        match row.gfx.as_deref() {
+            None => unreachable("gfx is empty; a look-up asks for the GPU's own".to_owned()),
+            Some(gfx) if !is_arch(gfx) => {
+                unreachable(format!("gfx `{gfx}` is no architecture's name"));
+            }
+            Some(_) => {}
+        }
+    }
+    if revision::has_weight_dtype(table.op, Revision::H)
+        && table.has_column("q_dtype_w")
+        && let Some(message) = dtype_of_no_gpu(row)
+    {
+        unreachable(message);
+    }
+    if let (Some(gfx), Some(cu_num)) = (row.gfx.as_deref(), row.cu_num)
+        && compute_units(gfx).is_some_and(|counts| !counts.contains(&cu_num))
+    {
+        sink.add(
+            &rules::CU_NUM_UNKNOWN,
+            Some(row.line),
+            format!("no {gfx} part or partition with {cu_num} compute units is known"),
+        );
+    }
+}
+
+/// FP8 weights have one dtype per architecture (`aiter/utility/dtypes.py`): the FNUZ one on gfx942 only.
+fn dtype_of_no_gpu(row: &Row) -> Option<String> {
+    let gfx = row
+        .gfx
+        .as_deref()
+        .or_else(|| row.cu_num.and_then(roofline::gfx_of_cu_num));
+    match (row.q_dtype_w.as_deref(), gfx) {
+        (None, _) => Some("q_dtype_w is empty; a look-up asks for the weight's own".to_owned()),
+        (Some(dtype), _) if !dtype.starts_with("torch.") => Some(format!(
+            "q_dtype_w `{dtype}` is not spelled as torch prints a dtype"
+        )),
+        (Some("torch.float8_e4m3fn"), Some(gfx @ ("gfx940" | "gfx941" | "gfx942"))) => Some(
+            format!("{gfx} has torch.float8_e4m3fnuz weights, the row torch.float8_e4m3fn"),
+        ),
+        (Some("torch.float8_e4m3fnuz"), Some(gfx))
+            if gfx.starts_with("gfx95") || gfx.starts_with("gfx12") =>
+        {
+            Some(format!(
+                "{gfx} has torch.float8_e4m3fn weights, the row torch.float8_e4m3fnuz"
+            ))
+        }
+        _ => None,
+    }
+}
+
+/// Compute units of the parts of an architecture, whole or partitioned (2, 4 and 8 ways).
+fn compute_units(gfx: &str) -> Option<&'static [u32]> {
+    match gfx {
+        // MI300X/MI325X 304, MI300A 228, MI308X 80.
+        "gfx942" => Some(&[304, 152, 76, 38, 228, 114, 57, 80, 40, 20, 10, 64]),
+        // MI350X/MI355X 256, MI350P 128.
+        "gfx950" => Some(&[256, 128, 64, 32]),
+        _ => None,
+    }
+}
+
+fn is_arch(gfx: &str) -> bool {
+    match gfx.strip_prefix("gfx") {
+        Some(digits) => {
+            (3..=4).contains(&digits.len())
+                && digits
+                    .bytes()
+                    .all(|byte| byte.is_ascii_digit() || (b'a'..=b'f').contains(&byte))
+        }
+        // The reference engine writes its instruction set.
+        None => matches!(gfx, "avx512" | "avx2" | "portable" | "neon"),
+    }
+}
+
+fn is_amd(row: &Row) -> bool {
+    row.gfx.as_deref().is_none_or(|gfx| gfx.starts_with("gfx"))
+}
+
+/// The library a row's kernel comes from: its libtype, or in older tables its name's.
+fn row_library(row: &Row) -> Option<Library> {
+    match row.libtype.as_deref() {
+        Some(libtype) => Library::of_libtype(libtype),
+        None => row.kernel_name.as_deref().and_then(Library::of_kernel),
+    }
+}

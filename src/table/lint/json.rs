@@ -1,0 +1,256 @@
+//! Rules about the content of SGLang's configuration files.
+
+use std::collections::HashMap;
+
+use serde_json::Value;
+
+use super::super::sglang_json::{Config, Entry, FileName, OPTIONAL_KEYS, Params, REQUIRED_KEYS};
+use super::{Sink, json_name, rules};
+
+/// The M values SGLang's own tuner sweeps (`benchmark/kernels/quantization/
+/// tuning_block_wise_kernel.py`); with several GPUs it deals them out in runs of neighbours.
+const TUNER_M: [i64; 18] = [
+    1, 2, 4, 8, 16, 24, 32, 48, 64, 96, 128, 256, 512, 1024, 1536, 2048, 3072, 4096,
+];
+/// A file that stops below this leaves every prefill to its last decode configuration.
+const SHORT_BELOW: i64 = 512;
+/// Neighbouring keys further apart than this leave M values to a configuration made for another size;
+/// no complete shipped file has more than 2.
+const GAP: i64 = 4;
+
+/// Checks one file; returns how many entries it has.
+pub(super) fn check(name: &str, bytes: &[u8], sink: &mut Sink<'_>) -> usize {
+    let file_name = json_name::check(name, sink);
+    let config = match Config::read(name, bytes) {
+        Ok(config) => config,
+        Err(error) => {
+            let source = std::error::Error::source(&error)
+                .map(ToString::to_string)
+                .unwrap_or_default();
+            sink.add(&rules::FILE_UNREADABLE, None, format!("{error}: {source}"));
+            return 0;
+        }
+    };
+    if config.entries.is_empty() {
+        sink.add(&rules::CONFIG_EMPTY, Some(1), "an object without entries");
+    }
+    for entry in &config.entries {
+        key(entry, sink);
+        params(entry, file_name.as_ref(), sink);
+    }
+    duplicates(&config, sink);
+    if let Some(by_m) = config.by_m() {
+        let keys: Vec<i64> = by_m.iter().map(|(m, _)| *m).collect();
+        unreachable(&config, &keys, sink);
+        coverage(keys, sink);
+    }
+    config.entries.len()
+}
+
+fn key(entry: &Entry, sink: &mut Sink<'_>) {
+    if entry.m.is_none() {
+        sink.add(
+            &rules::KEY_NOT_INTEGER,
+            Some(entry.line),
+            format!("key `{}` is no integer", entry.key),
+        );
+    }
+}
+
+fn duplicates(config: &Config, sink: &mut Sink<'_>) {
+    let mut seen: HashMap<i64, &Entry> = HashMap::new();
+    for entry in &config.entries {
+        let Some(m) = entry.m else { continue };
+        let Some(first) = seen.insert(m, entry) else {
+            continue;
+        };
+        let (rule, how) = if first.params == entry.params {
+            (&rules::DUPLICATE_EQUAL, "the same configuration")
+        } else {
+            (&rules::DUPLICATE_CONFLICTING, "another configuration")
+        };
+        sink.add(
+            rule,
+            Some(entry.line),
+            format!(
+                "key `{}` stands on line {} too, with {how}",
+                entry.key, first.line
+            ),
+        );
+    }
+}
+
+/// A key is reachable if it is the nearest to some M of 1 or more; every key from 1 on is nearest to
+/// itself, so only smaller ones can be out of reach.
+fn unreachable(config: &Config, keys: &[i64], sink: &mut Sink<'_>) {
+    for entry in &config.entries {
+        let Some(m) = entry.m.filter(|m| *m < 1) else {
+            continue;
+        };
+        let nearest_to_one = keys.iter().min_by_key(|key| (**key).abs_diff(1));
+        if nearest_to_one != Some(&m) {
+            sink.add(
+                &rules::ROW_UNREACHABLE,
+                Some(entry.line),
+                format!("key `{}` is nearest to no M of 1 or more", entry.key),
+            );
+        }
+    }
+}
+
+fn coverage(mut keys: Vec<i64>, sink: &mut Sink<'_>) {
+    keys.sort_unstable();
+    let (Some(&first), Some(&last)) = (keys.first(), keys.last()) else {
+        return;
+    };
+    let listed = || {
+        keys.iter()
+            .map(ToString::to_string)
+            .collect::<Vec<_>>()
+            .join(", ")
+    };
+    let slice = TUNER_M
+        .windows(keys.len())
+        .any(|window| window == keys.as_slice());
+    if keys.len() < TUNER_M.len() && first > TUNER_M[0] && (slice || first >= 16) {
+        sink.add(
+            &rules::M_SET_TRUNCATED,
+            Some(1),
+            format!(
+                "the keys are {}: every M below {first} runs the configuration of {first}",
+                listed()
+            ),
+        );
+        return;
+    }
+    let cut = keys.len() < TUNER_M.len() && TUNER_M.starts_with(&keys);
+    if last < SHORT_BELOW || cut {
+        sink.add(
+            &rules::M_SET_SHORT,
+            Some(1),
+            format!(
+                "the keys are {}: every larger M runs the configuration of {last}",
+                listed()
+            ),
+        );
+    }
+    for pair in keys.windows(2) {
+        let (low, high) = (pair[0].max(1), pair[1]);
+        if high > low.saturating_mul(GAP) {
+            sink.add(
+                &rules::M_SET_GAP,
+                Some(1),
+                format!("no key between {} and {high}", pair[0]),
+            );
+        }
+    }
+}
+
+fn params(entry: &Entry, name: Option<&FileName>, sink: &mut Sink<'_>) {
+    let line = Some(entry.line);
+    let channelwise = name.is_some_and(|name| name.block_shape.is_none());
+    let pairs = match &entry.params {
+        Params::Object(pairs) => pairs,
+        // Channel-wise files may say `null` for "run the default".
+        Params::Other(Value::Null) if channelwise => return,
+        Params::Other(value) => {
+            sink.add(
+                &rules::CONFIG_VALUE_INVALID,
+                line,
+                format!(
+                    "the value of key `{}` is `{value}`, not an object",
+                    entry.key
+                ),
+            );
+            return;
+        }
+    };
+    for required in REQUIRED_KEYS {
+        let optional = channelwise && required == "GROUP_SIZE_M";
+        if entry.params.get(required).is_none() && !optional {
+            sink.add(
+                &rules::CONFIG_KEY_MISSING,
+                line,
+                format!("key `{}` has no `{required}`", entry.key),
+            );
+        }
+    }
+    for (param, value) in pairs {
+        if !REQUIRED_KEYS.contains(&param.as_str()) && !OPTIONAL_KEYS.contains(&param.as_str()) {
+            sink.add(
+                &rules::CONFIG_KEY_UNKNOWN,
+                line,
+                format!(
+                    "key `{}` has `{param}`, which the kernel does not take",
+                    entry.key
+                ),
+            );
+        } else if let Some(expected) = rejected(param, value) {
+            sink.add(
+                &rules::CONFIG_VALUE_INVALID,
+                line,
+                format!(
+                    "key `{}` has `{param}` = {value}; it has to be {expected}",
+                    entry.key
+                ),
+            );
+        }
+    }
+    clamped(entry, name, sink);
+}
+
+/// What `param` has to be, if `value` is not that.
+fn rejected(param: &str, value: &Value) -> Option<&'static str> {
+    let number = value.as_u64();
+    let power_of_two = |least: u64, most: u64| {
+        number.is_some_and(|number| number.is_power_of_two() && (least..=most).contains(&number))
+    };
+    let (valid, expected) = match param {
+        // Triton needs powers of two for a tile's sides and at least 16 for a matrix instruction.
+        "BLOCK_SIZE_M" | "BLOCK_SIZE_N" | "BLOCK_SIZE_K" => {
+            (power_of_two(16, 4096), "a power of two from 16 to 4096")
+        }
+        "num_warps" => (power_of_two(1, 32), "a power of two from 1 to 32"),
+        "GROUP_SIZE_M" | "SPLIT_K" => (
+            number.is_some_and(|number| number >= 1),
+            "a whole number from 1",
+        ),
+        "num_stages" => (
+            number.is_some_and(|number| number <= 16),
+            "a whole number from 0 to 16",
+        ),
+        "waves_per_eu" => (
+            number.is_some_and(|number| number <= 16),
+            "a whole number from 0 to 16",
+        ),
+        "SWAP_AB" => (
+            value.is_boolean() || matches!(number, Some(0 | 1)),
+            "true or false",
+        ),
+        _ => (true, ""),
+    };
+    (!valid).then_some(expected)
+}
+
+/// 0.5.12.post1 and later raise a BLOCK_SIZE_K below the scale block, on CUDA only if it does not divide it.
+fn clamped(entry: &Entry, name: Option<&FileName>, sink: &mut Sink<'_>) {
+    let Some(name) = name else { return };
+    let (Some((_, block_k)), Some(size)) = (
+        name.block_shape,
+        entry.params.get("BLOCK_SIZE_K").and_then(Value::as_u64),
+    ) else {
+        return;
+    };
+    let block_k = u64::from(block_k);
+    let kept = name.device_name.starts_with("NVIDIA") && size > 0 && block_k % size == 0;
+    if name.dtype == "fp8_w8a8" && size < block_k && !kept {
+        sink.add(
+            &rules::BLOCK_K_CLAMPED,
+            Some(entry.line),
+            format!(
+                "key `{}` has BLOCK_SIZE_K = {size}, raised to {block_k} when it is loaded",
+                entry.key
+            ),
+        );
+    }
+}

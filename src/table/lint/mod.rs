@@ -1,0 +1,190 @@
+//! Checks of tuned tables: what a runtime would trip over, never find, or be slowed down by.
+//!
+//! A rule is an entry of [`rules::ALL`] and a small function in one of the sibling modules; a finding
+//! is a rule, a place and one sentence. This room reads files; it writes none.
+
+mod csv_columns;
+mod csv_keys;
+mod csv_rows;
+mod csv_series;
+mod json;
+mod json_name;
+pub mod rules;
+mod walk;
+
+use camino::Utf8PathBuf;
+use serde::Serialize;
+
+use super::aiter::{Fault, Table, TableError};
+use rules::Rule;
+
+pub use walk::{LintError, lint_paths};
+
+/// How much a finding matters.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Serialize)]
+#[serde(rename_all = "lowercase")]
+pub enum Severity {
+    /// The table, or this row, does harm or is useless.
+    Error,
+    /// It works, but worse than it could, or only with some revisions.
+    Warning,
+}
+
+/// One thing that is wrong at one place.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize)]
+pub struct Finding {
+    /// Id of the rule.
+    pub rule: &'static str,
+    /// Severity of the rule.
+    pub severity: Severity,
+    /// The file.
+    pub file: String,
+    /// 1-based line, where the finding has one.
+    pub line: Option<u64>,
+    /// What stands there.
+    pub message: String,
+    /// Why it matters.
+    pub why: &'static str,
+    /// What to do.
+    pub fix: &'static str,
+}
+
+/// What was checked and what was found.
+#[derive(Clone, Debug, Default, PartialEq, Serialize)]
+pub struct Report {
+    /// Files checked.
+    pub files: usize,
+    /// Rows of CSV files and entries of JSON files checked.
+    pub rows: usize,
+    /// Files that look like tables but are of a kind no rule is for, with the reason.
+    pub skipped: Vec<Skipped>,
+    /// Findings by file and line.
+    pub findings: Vec<Finding>,
+}
+
+/// A file no rule is for.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize)]
+pub struct Skipped {
+    /// The file.
+    pub file: String,
+    /// Why no rule is for it.
+    pub reason: String,
+}
+
+impl Report {
+    /// Whether any finding is an error.
+    pub fn has_errors(&self) -> bool {
+        self.findings
+            .iter()
+            .any(|finding| finding.severity == Severity::Error)
+    }
+
+    /// Checks a CSV file's bytes; `name` is what findings call it and may say the operation.
+    pub fn check_csv(&mut self, name: &str, bytes: &[u8]) -> Option<Table> {
+        let mut sink = Sink {
+            file: name,
+            findings: &mut self.findings,
+        };
+        if csv_columns::is_untuned(bytes) {
+            self.files += 1;
+            self.rows += csv_columns::untuned(bytes, &mut sink);
+            return None;
+        }
+        match Table::read(name, bytes, None) {
+            Ok(table) => {
+                self.files += 1;
+                self.rows += table.rows.len();
+                check_table(&table, &mut sink);
+                Some(table)
+            }
+            Err(TableError::NotGemm { kind, .. }) => {
+                self.skipped.push(Skipped {
+                    file: name.to_owned(),
+                    reason: format!("a {kind} table: no rule is for its columns"),
+                });
+                None
+            }
+            Err(error) => {
+                self.files += 1;
+                let rule = match error {
+                    TableError::MissingColumns { .. } => &rules::COLUMN_MISSING,
+                    _ => &rules::FILE_UNREADABLE,
+                };
+                sink.add(rule, Some(1), error.to_string());
+                None
+            }
+        }
+    }
+
+    /// Checks a JSON configuration's bytes; the last part of `name` is the file name that is judged.
+    pub fn check_json(&mut self, name: &str, bytes: &[u8]) {
+        self.files += 1;
+        let mut sink = Sink {
+            file: name,
+            findings: &mut self.findings,
+        };
+        self.rows += json::check(name, bytes, &mut sink);
+    }
+
+    /// Checks what no single file shows: the same key in several tables of one operation.
+    pub fn check_together(&mut self, tables: &[Table]) {
+        csv_keys::across(tables, &mut self.findings);
+    }
+
+    /// Puts findings in order of file and line.
+    pub fn sort(&mut self) {
+        self.findings
+            .sort_by(|a, b| (&a.file, a.line, a.rule).cmp(&(&b.file, b.line, b.rule)));
+    }
+}
+
+fn check_table(table: &Table, sink: &mut Sink<'_>) {
+    csv_columns::check(table, sink);
+    for fault in &table.faults {
+        match fault {
+            // The row rules speak about times and error ratios themselves.
+            Fault::BadNumber {
+                column: "us" | "errRatio",
+                ..
+            } => {}
+            Fault::BadNumber { .. } => {
+                sink.add(
+                    &rules::CELL_NOT_A_NUMBER,
+                    Some(fault.line()),
+                    fault.to_string(),
+                );
+            }
+            _ => sink.add(
+                &rules::LINE_UNREADABLE,
+                Some(fault.line()),
+                fault.to_string(),
+            ),
+        }
+    }
+    for row in &table.rows {
+        for rule in csv_rows::RULES {
+            rule(table, row, sink);
+        }
+    }
+    csv_keys::within(table, sink);
+    csv_series::check(table, sink);
+}
+
+/// Where the rules put their findings about one file.
+struct Sink<'a> {
+    file: &'a str,
+    findings: &'a mut Vec<Finding>,
+}
+
+impl Sink<'_> {
+    fn add(&mut self, rule: &'static Rule, line: Option<u64>, message: impl Into<String>) {
+        self.findings.push(rule.finding(self.file, line, message));
+    }
+}
+
+/// The paths to check as the user gave them.
+pub type Paths<'a> = &'a [Utf8PathBuf];
+
+#[cfg(test)]
+#[path = "tests.rs"]
+mod tests;

@@ -1,0 +1,166 @@
+//! The rules: what each is called, why it matters, what to do, and an example that it fires on.
+//!
+//! `docs/lint.md` is this list; a test holds the two together, and another lints every example.
+
+use std::fmt::Write as _;
+
+use super::{Finding, Severity};
+
+mod csv;
+mod json;
+
+pub use csv::*;
+pub use json::*;
+
+/// A rule. The functions that apply it are in the sibling modules.
+#[derive(Debug, PartialEq, Eq)]
+pub struct Rule {
+    /// What findings call it.
+    pub id: &'static str,
+    /// How much its findings matter.
+    pub severity: Severity,
+    /// What it says about a place, as a headline.
+    pub title: &'static str,
+    /// Why that matters.
+    pub why: &'static str,
+    /// What to do about it.
+    pub fix: &'static str,
+    /// A file it fires on.
+    pub example: Example,
+}
+
+/// A small file that a rule fires on.
+#[derive(Debug, PartialEq, Eq)]
+pub struct Example {
+    /// The file's name, which some rules judge.
+    pub file: &'static str,
+    /// The file's content.
+    pub text: &'static str,
+    /// Where such a file was found; empty if the example is made up after a shipped row.
+    pub found: &'static str,
+}
+
+impl Rule {
+    /// A finding of this rule.
+    pub(super) fn finding(
+        &'static self,
+        file: &str,
+        line: Option<u64>,
+        message: impl Into<String>,
+    ) -> Finding {
+        Finding {
+            rule: self.id,
+            severity: self.severity,
+            file: file.to_owned(),
+            line,
+            message: message.into(),
+            why: self.why,
+            fix: self.fix,
+        }
+    }
+}
+
+/// The rules as the reference page shows them.
+pub fn reference() -> String {
+    let mut page = String::from(
+        "# Rules of `gemmtune lint`\n\n\
+         Errors make the command exit with 15; warnings do not. Each rule is shown with a file that it\n\
+         fires on. Examples are shipped rows, or made up after one where no table has the defect.\n\n\
+         | rule | severity | what it says |\n|---|---|---|\n",
+    );
+    for rule in ALL {
+        let severity = severity_word(rule.severity);
+        let _ = writeln!(
+            page,
+            "| [`{id}`](#{id}) | {severity} | {title} |",
+            id = rule.id,
+            title = rule.title
+        );
+    }
+    for rule in ALL {
+        let Rule {
+            id,
+            severity,
+            title,
+            why,
+            fix,
+            example,
+        } = rule;
+        let language = if example.file.contains(".json") {
+            "json"
+        } else {
+            "csv"
+        };
+        let severity = severity_word(*severity);
+        let end = if example.text.ends_with('\n') {
+            ""
+        } else {
+            "\n"
+        };
+        let _ = write!(
+            page,
+            "\n## {id}\n\n{title} ({severity}).\n\n{why}\n\n*Fix:* {fix}\n\n`{file}`:\n\n```{language}\n{text}{end}```\n",
+            file = example.file,
+            text = example.text,
+        );
+        if !example.found.is_empty() {
+            let _ = write!(page, "\n*Found:* {}\n", example.found);
+        }
+    }
+    page
+}
+
+fn severity_word(severity: Severity) -> &'static str {
+    match severity {
+        Severity::Error => "error",
+        Severity::Warning => "warning",
+    }
+}
+
+/// Every rule, in the order of the reference page.
+pub const ALL: [&Rule; 44] = [
+    &FILE_UNREADABLE,
+    &LINE_UNREADABLE,
+    &CELL_NOT_A_NUMBER,
+    &COLUMN_MISSING,
+    &COLUMN_OLDER_FORM,
+    &COLUMN_EVIDENCE,
+    &COLUMN_UNKNOWN,
+    &COLUMN_PADDED,
+    &NO_FINAL_NEWLINE,
+    &TABLE_EMPTY,
+    &DUPLICATE_EQUAL,
+    &DUPLICATE_CONFLICTING,
+    &DUPLICATE_ACROSS_FILES,
+    &LIBTYPE_UNSET,
+    &LIBTYPE_UNSUPPORTED,
+    &KERNEL_NAME_UNSET,
+    &KERNEL_CONTRADICTS_LIBTYPE,
+    &KERNEL_OF_OTHER_OP,
+    &KERNEL_CONTRADICTS_ID,
+    &KERNEL_ID_DRIFT,
+    &KERNEL_NAME_OLD,
+    &SPLIT_K_RANGE,
+    &US_INVALID,
+    &ERR_RATIO_HIGH,
+    &ABOVE_ROOFLINE,
+    &ABOVE_MEMORY,
+    &TFLOPS_CONTRADICTS_US,
+    &BW_CONTRADICTS_US,
+    &ROW_UNREACHABLE,
+    &CU_NUM_UNKNOWN,
+    &SHADOWS_FASTER,
+    &TIME_NOT_MONOTONE,
+    &UNTUNED_EXTRA_COLUMN,
+    &FILE_NAME_UNREAD,
+    &DEVICE_NAME_UNKNOWN,
+    &KEY_NOT_INTEGER,
+    &CONFIG_EMPTY,
+    &CONFIG_KEY_UNKNOWN,
+    &CONFIG_KEY_MISSING,
+    &CONFIG_VALUE_INVALID,
+    &BLOCK_K_CLAMPED,
+    &M_SET_TRUNCATED,
+    &M_SET_SHORT,
+    &M_SET_GAP,
+];

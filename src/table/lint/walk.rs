@@ -1,0 +1,150 @@
+//! Finding the tables below a path.
+
+use std::io;
+
+use camino::{Utf8Path, Utf8PathBuf};
+
+use super::super::aiter::Table;
+use super::Report;
+
+/// Larger files are refused: no table comes near it, and a file is held in memory whole.
+const LARGEST: u64 = 1 << 30;
+
+/// A path that cannot be checked.
+#[derive(Debug, thiserror::Error)]
+pub enum LintError {
+    /// The path, or a file below it, cannot be read.
+    #[error("read `{path}`")]
+    Read {
+        /// The path.
+        path: Utf8PathBuf,
+        /// Why.
+        #[source]
+        source: io::Error,
+    },
+    /// A file beyond any table's size.
+    #[error("check `{path}`: {bytes} bytes are no table")]
+    TooLarge {
+        /// The path.
+        path: Utf8PathBuf,
+        /// Its size.
+        bytes: u64,
+    },
+    /// A file that was named and is neither CSV nor JSON.
+    #[error("check `{path}`: neither a .csv nor a .json file")]
+    UnknownKind {
+        /// The path.
+        path: Utf8PathBuf,
+    },
+}
+
+/// Checks files, and every table in and below folders, in the order of their names.
+///
+/// A file that is named is always checked. In folders only what looks like a table is: CSV files with
+/// M, N and K in the header or `tuned` in the name, and JSON files named or filled like SGLang's.
+pub fn lint_paths(paths: &[Utf8PathBuf]) -> Result<Report, LintError> {
+    let mut report = Report::default();
+    let mut tables: Vec<Table> = Vec::new();
+    for path in paths {
+        let read = |source| LintError::Read {
+            path: path.clone(),
+            source,
+        };
+        if fs_err::metadata(path).map_err(read)?.is_dir() {
+            let mut files = Vec::new();
+            collect(path, &mut files)?;
+            files.sort();
+            for file in files {
+                check(&file, false, &mut report, &mut tables)?;
+            }
+        } else {
+            check(path, true, &mut report, &mut tables)?;
+        }
+    }
+    report.check_together(&tables);
+    report.sort();
+    Ok(report)
+}
+
+fn collect(folder: &Utf8Path, files: &mut Vec<Utf8PathBuf>) -> Result<(), LintError> {
+    let read = |source| LintError::Read {
+        path: folder.to_owned(),
+        source,
+    };
+    for entry in folder.read_dir_utf8().map_err(read)? {
+        let entry = entry.map_err(read)?;
+        let kind = entry.file_type().map_err(read)?;
+        let hidden = entry.file_name().starts_with('.');
+        // Links to folders are not followed, so that a loop of them ends.
+        if kind.is_dir() && !hidden {
+            collect(entry.path(), files)?;
+        } else if !kind.is_dir() && matches!(entry.path().extension(), Some("csv" | "json")) {
+            files.push(entry.into_path());
+        }
+    }
+    Ok(())
+}
+
+fn check(
+    path: &Utf8Path,
+    named: bool,
+    report: &mut Report,
+    tables: &mut Vec<Table>,
+) -> Result<(), LintError> {
+    let read = |source| LintError::Read {
+        path: path.to_owned(),
+        source,
+    };
+    let metadata = match fs_err::metadata(path) {
+        Ok(metadata) if metadata.is_dir() => return Ok(()), // a link to a folder
+        Ok(metadata) => metadata,
+        Err(error) if !named && error.kind() == io::ErrorKind::NotFound => return Ok(()), // a dead link
+        Err(error) => return Err(read(error)),
+    };
+    if metadata.len() > LARGEST {
+        return Err(LintError::TooLarge {
+            path: path.to_owned(),
+            bytes: metadata.len(),
+        });
+    }
+    match path.extension() {
+        Some("csv") => {
+            let bytes = fs_err::read(path).map_err(read)?;
+            if named || looks_like_csv_table(path, &bytes) {
+                tables.extend(report.check_csv(path.as_str(), &bytes));
+            }
+            Ok(())
+        }
+        Some("json") => {
+            let bytes = fs_err::read(path).map_err(read)?;
+            if named || looks_like_config(path, &bytes) {
+                report.check_json(path.as_str(), &bytes);
+            }
+            Ok(())
+        }
+        _ => Err(LintError::UnknownKind {
+            path: path.to_owned(),
+        }),
+    }
+}
+
+fn looks_like_csv_table(path: &Utf8Path, bytes: &[u8]) -> bool {
+    let name = path.file_name().unwrap_or("");
+    let end = memchr::memchr(b'\n', bytes).unwrap_or(bytes.len());
+    let header = String::from_utf8_lossy(&bytes[..end]);
+    let has = |column: &str| header.split(',').any(|cell| cell.trim() == column);
+    name.contains("tuned") || (has("M") && has("N") && has("K"))
+}
+
+fn looks_like_config(path: &Utf8Path, bytes: &[u8]) -> bool {
+    let name = path.file_name().unwrap_or("");
+    if name.starts_with("E=") {
+        return false; // fused MoE: other keys, another look-up
+    }
+    if name.contains("device_name=") || name.contains("block_shape") {
+        return true;
+    }
+    memchr::memmem::find(bytes, b"BLOCK_SIZE_M").is_some()
+        && super::super::sglang_json::Config::read(name, bytes)
+            .is_ok_and(|config| config.entries.iter().any(|entry| entry.m.is_some()))
+}

@@ -1,0 +1,124 @@
+//! `gemmtune lint` from the outside: exit codes, the JSON document, folders, shipped tables.
+
+use std::path::Path;
+use std::process::{Command, Output};
+
+use serde_json::Value;
+
+fn lint(arguments: &[&str]) -> Output {
+    Command::new(env!("CARGO_BIN_EXE_gemmtune"))
+        .current_dir(concat!(env!("CARGO_MANIFEST_DIR"), "/testdata"))
+        .arg("lint")
+        .args(arguments)
+        .output()
+        .unwrap()
+}
+
+fn document(arguments: &[&str]) -> (Value, i32) {
+    let mut all = vec!["--json"];
+    all.extend(arguments);
+    let output = lint(&all);
+    let document = serde_json::from_slice(&output.stdout).unwrap();
+    (document, output.status.code().unwrap())
+}
+
+/// (rule, file name, line) of the findings of one severity.
+fn findings(document: &Value, severity: &str) -> Vec<(String, String, Option<u64>)> {
+    document["findings"]
+        .as_array()
+        .unwrap()
+        .iter()
+        .filter(|finding| finding["severity"] == severity)
+        .map(|finding| {
+            let file = Path::new(finding["file"].as_str().unwrap());
+            (
+                finding["rule"].as_str().unwrap().to_owned(),
+                file.file_name().unwrap().to_str().unwrap().to_owned(),
+                finding["line"].as_u64(),
+            )
+        })
+        .collect()
+}
+
+#[test]
+fn shipped_configurations_that_lost_their_small_m_are_the_only_errors() {
+    let (document, code) = document(&["sglang-configs"]);
+    assert_eq!(code, 15);
+    assert_eq!(document["files"], 7);
+    let errors = findings(&document, "error");
+    let files: Vec<_> = errors
+        .iter()
+        .map(|(rule, file, _)| (rule.as_str(), &file[..13]))
+        .collect();
+    assert_eq!(
+        files,
+        [
+            ("m-set-truncated", "N=1280,K=5120"),
+            ("m-set-truncated", "N=1536,K=7168")
+        ]
+    );
+    assert!(errors[1].1.contains("NVIDIA_L20Y"));
+    let warnings = findings(&document, "warning");
+    assert!(
+        warnings
+            .iter()
+            .all(|(rule, file, _)| rule == "m-set-short" && file.contains("[32, 32]")),
+        "{warnings:?}"
+    );
+}
+
+#[test]
+fn shipped_rows_that_cannot_be_are_found_with_their_lines() {
+    let (document, code) = document(&["aiter-tables"]);
+    assert_eq!(code, 15);
+    let errors = findings(&document, "error");
+    let count = |rule: &str, file: &str| {
+        errors
+            .iter()
+            .filter(|(id, name, _)| id == rule && name.contains(file))
+            .count()
+    };
+    assert_eq!(count("above-roofline", "qwen3.5_397b"), 10);
+    assert_eq!(count("bw-contradicts-us", "dsv3"), 12);
+    assert_eq!(count("err-ratio-high", "a8w8_bpreshuffle"), 14);
+    assert_eq!(errors.len(), 36, "{errors:?}");
+}
+
+#[test]
+fn a_clean_table_exits_with_zero_though_it_has_a_warning() {
+    let (document, code) = document(&["aiter-tables/a8w8_blockscale_tuned_gemm_qwen3_235b.csv"]);
+    assert_eq!(
+        (code, &document["files"], &document["rows"]),
+        (0, &1.into(), &128.into())
+    );
+    assert_eq!(findings(&document, "error"), []);
+    assert_eq!(findings(&document, "warning").len(), 1);
+    let finding = &document["findings"][0];
+    for field in ["rule", "severity", "file", "message", "why", "fix"] {
+        assert!(finding[field].is_string(), "{field}");
+    }
+    assert_eq!(finding["line"], 47);
+}
+
+#[test]
+fn people_get_place_reason_and_fix() {
+    let output = lint(&["aiter-tables/a8w8_blockscale_bpreshuffle_tuned_gemm_dsv3.csv"]);
+    let text = String::from_utf8(output.stdout).unwrap();
+    assert!(
+        text.contains("_dsv3.csv:2: error[bw-contradicts-us]: bw is 0.16854, but"),
+        "{text}"
+    );
+    assert!(text.contains("and 9 more of bw-contradicts-us"), "{text}");
+    assert!(text.contains("    fix: "), "{text}");
+    let errors = String::from_utf8(output.stderr).unwrap();
+    assert!(errors.contains("1 files, 12 rows: 12 errors"), "{errors}");
+}
+
+#[test]
+fn a_path_that_is_not_there_is_a_usage_error() {
+    for arguments in [&["nowhere"][..], &["trees/README.md", "--json"], &[]] {
+        let output = lint(arguments);
+        assert_eq!(output.status.code(), Some(2), "{arguments:?}");
+        assert!(output.stdout.is_empty());
+    }
+}
