@@ -1,6 +1,17 @@
 //! Server logs and overlay records: which GEMMs ran, how often, and which table rows served them.
 //!
-//! This room reads bytes and returns facts. It opens no file by itself, starts no process and prints nothing.
+//! [`scan::scan`] reads one input into a [`Harvest`]; any number of inputs add up. This room reads bytes and returns
+//! facts: it opens no file by itself, starts no process and prints nothing.
 
+mod cursor;
+mod dump;
+pub mod engagement;
+pub mod harvest;
 pub mod plausible;
 pub mod record;
+pub mod scan;
+mod sglang;
+mod tags;
+
+pub use harvest::Harvest;
+pub use sglang::{Capture, CaptureUnit, Limits};

@@ -19,16 +19,16 @@ pub const MAX_M: u32 = 1 << 24;
 /// (Llama-3.1-405B gate_up at TP1, 106496), rounded up.
 pub const MAX_NK: u32 = 1 << 20;
 
-/// Whether `dtype` is the whole name of an FP8 dtype. A name cut short is not.
-pub fn is_float8(dtype: &str) -> bool {
-    FLOAT8.contains(&dtype)
+/// The FP8 dtype of which `dtype` is the whole name. A name cut short is none.
+pub fn float8(dtype: &str) -> Option<&'static str> {
+    FLOAT8.into_iter().find(|whole| *whole == dtype)
 }
 
-/// Whether some FP8 dtype name goes on where `dtype` ends: such a name at the very end of a file may be torn.
-pub fn may_go_on(dtype: &str) -> bool {
+/// The FP8 dtypes whose names go on where `dtype` ends: `dtype` may be one of them, torn.
+pub fn longer(dtype: &str) -> impl Iterator<Item = &'static str> {
     FLOAT8
-        .iter()
-        .any(|whole| whole.len() > dtype.len() && whole.starts_with(dtype))
+        .into_iter()
+        .filter(move |whole| whole.len() > dtype.len() && whole.starts_with(dtype))
 }
 
 /// Whether a GEMM can have N and K: positive multiples of 8 (the narrowest vector load of any kernel here) and
@@ -59,8 +59,8 @@ pub fn shape(op: Op, m: u32, n: u32, k: u32, dtype: &str) -> Result<(), &'static
     self::m(m)?;
     nk(n, k)?;
     let known = match op {
-        Op::Blockscale | Op::BlockscaleBpreshuffle | Op::TritonBlockFp8 => is_float8(dtype),
-        Op::Bpreshuffle | Op::A8w8 => is_float8(dtype) || dtype == "torch.int8",
+        Op::Blockscale | Op::BlockscaleBpreshuffle | Op::TritonBlockFp8 => float8(dtype).is_some(),
+        Op::Bpreshuffle | Op::A8w8 => float8(dtype).is_some() || dtype == "torch.int8",
         Op::A4w4 => dtype == "torch.float4_e2m1fn_x2" || dtype == "torch.uint8",
     };
     if known {
@@ -76,11 +76,11 @@ mod tests {
 
     #[test]
     fn a_dtype_cut_short_is_no_dtype() {
-        assert!(is_float8("torch.float8_e4m3fn"));
-        assert!(!is_float8("torch.float8_e4m3"));
-        assert!(!is_float8("torch.bfloat16"));
-        assert!(may_go_on("torch.float8_e4m3fn"), "fnuz goes on");
-        assert!(!may_go_on("torch.float8_e4m3fnuz"));
+        assert!(float8("torch.float8_e4m3fn").is_some());
+        assert!(float8("torch.float8_e4m3").is_none());
+        assert!(float8("torch.bfloat16").is_none());
+        assert_eq!(longer("torch.float8_e4m3fn").count(), 1, "fnuz goes on");
+        assert_eq!(longer("torch.float8_e4m3fnuz").count(), 0);
     }
 
     #[test]

@@ -1,0 +1,280 @@
+//! `[GEMM_shape_dump]` records: the fields behind `csv_row:`, and a tally that meets each text once.
+
+use super::cursor::Cursor;
+use super::plausible;
+use crate::shape::Op;
+
+/// What a dump record says.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
+pub(super) struct Dump {
+    /// The operation, where the record's own text names one.
+    pub(super) op: Option<Op>,
+    pub(super) m: u32,
+    pub(super) n: u32,
+    pub(super) k: u32,
+    /// Whole name of an FP8 dtype.
+    pub(super) dtype: &'static str,
+}
+
+/// Reads `M,N,K,dtype` at the start of `payload`; gives the record and the payload's length.
+///
+/// `op` is what the text before says. What follows the dtype must not be a part of it or a further field.
+pub(super) fn parse_payload(payload: &[u8], op: Option<Op>) -> Result<(Dump, usize), &'static str> {
+    const TORN: &str = "torn: no complete M,N,K,dtype behind `csv_row:`";
+    let mut cursor = Cursor::new(payload);
+    cursor.blanks();
+    let mut size = || {
+        let digits = cursor.run(|byte| byte.is_ascii_digit());
+        let number = super::cursor::decimal(digits);
+        if number.is_none() && !digits.is_empty() {
+            return Err("M, N and K are numbers below 2^32");
+        }
+        let number = number.ok_or(TORN)?;
+        cursor.eat(b",").ok_or(TORN)?;
+        cursor.blanks();
+        Ok(number)
+    };
+    let (m, n, k) = (size()?, size()?, size()?);
+    let dtype = cursor.run(is_dtype_byte);
+    let dtype = std::str::from_utf8(dtype).map_err(|_| TORN)?;
+    plausible::m(m)?;
+    plausible::nk(n, k)?;
+    let Some(dtype) = plausible::float8(dtype) else {
+        let torn = dtype.is_empty() || plausible::longer(dtype).next().is_some();
+        return Err(if torn {
+            TORN
+        } else {
+            "the dtype is not one of torch.float8_*"
+        });
+    };
+    // `, ` goes on in prose, `,x` is a fifth field.
+    if matches!(cursor.rest(), [b',', next, ..] if *next != b' ') {
+        return Err("more fields than M,N,K,dtype");
+    }
+    let length = payload.len() - cursor.rest().len();
+    let dump = Dump { op, m, n, k, dtype };
+    Ok((dump, length))
+}
+
+fn is_dtype_byte(byte: u8) -> bool {
+    byte.is_ascii_alphanumeric() || matches!(byte, b'.' | b'_')
+}
+
+/// The operation that a record's text names, between the tag and `csv_row:`.
+///
+/// An explicit ` op=<name>` right behind the tag counts first. The playbook's text names
+/// `gemm_a8w8_blockscale / bpreshuffle` as one pair of candidates: that is the plain operation unless said otherwise,
+/// because the hook sits above the choice between the two.
+pub(super) fn op_of_text(text: &[u8]) -> Option<Op> {
+    if let Some(named) = text.strip_prefix(b" op=") {
+        let mut cursor = Cursor::new(named);
+        let name = cursor.run(|byte| byte.is_ascii_alphanumeric() || byte == b'_');
+        if let Ok(op) = std::str::from_utf8(name).unwrap_or("").parse() {
+            return Some(op);
+        }
+    }
+    let names = |name: &[u8]| memchr::memmem::find(text, name).is_some();
+    if names(b"w8a8_block_fp8_matmul") || names(b"triton_w8a8_block_fp8_linear") {
+        Some(Op::TritonBlockFp8)
+    } else if names(b"aiter") || names(b"gemm_a8w8_blockscale") {
+        Some(Op::Blockscale)
+    } else {
+        None
+    }
+}
+
+/// Longest payload the tally takes: `16777216,1048576,1048576,torch.float8_e4m3fnuz` is 47 bytes.
+const KEY_MAX: usize = 48;
+
+/// Shortest: `1,8,8,torch.float8_e5m2`.
+const KEY_MIN: usize = 23;
+
+/// Slots. A server has a few hundred distinct rows; 2048 slots of 64 bytes stay in the second-level cache beside the
+/// read buffer, and a full tally is emptied into the harvest and started again.
+const SLOTS: usize = 1 << 14;
+
+/// Taken slots at which the tally counts as full: half, so that probe chains stay short.
+const FULL: usize = SLOTS / 2;
+
+/// Counts records by the bytes of their payload, so that a repeated record costs one comparison.
+#[derive(Debug)]
+pub(super) struct Tally {
+    slots: Box<[Slot]>,
+    /// Taken slots and the records they stand for.
+    known: Vec<(u16, Dump)>,
+}
+
+#[derive(Clone, Copy, Debug, Default)]
+#[repr(align(64))]
+struct Slot {
+    /// The payload's bytes: the first 16, then overlapping words up to its end.
+    words: [u64; 6],
+    length: u32,
+    count: u64,
+}
+
+/// A payload as the tally compares it.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) struct Payload {
+    words: [u64; 6],
+    length: u32,
+}
+
+impl Payload {
+    /// The payload's words; `None` when it is too short or too long for a dump record.
+    #[inline]
+    pub(super) fn new(bytes: &[u8]) -> Option<Self> {
+        let length = bytes.len();
+        if !(KEY_MIN..=KEY_MAX).contains(&length) {
+            return None;
+        }
+        // Words that would reach past the end are the last eight bytes again: nothing is left out.
+        let last = length - 8;
+        let word = |at: usize| {
+            let at = at.min(last);
+            u64::from_le_bytes(bytes[at..at + 8].try_into().expect("a slice of eight"))
+        };
+        Some(Self {
+            words: [word(0), word(8), word(16), word(24), word(32), word(40)],
+            length: length as u32,
+        })
+    }
+
+    #[inline]
+    fn slot(&self) -> usize {
+        // The sizes are in the first sixteen bytes; the dtype hardly varies.
+        let mixed = (self.words[0] ^ self.words[1].rotate_left(29))
+            .wrapping_mul(0x9E37_79B9_7F4A_7C15)
+            ^ u64::from(self.length).wrapping_mul(0xD134_2543_DE82_EF95);
+        (mixed >> (64 - SLOTS.trailing_zeros())) as usize
+    }
+}
+
+impl Tally {
+    pub(super) fn new() -> Self {
+        Self {
+            slots: vec![Slot::default(); SLOTS].into_boxed_slice(),
+            known: Vec::new(),
+        }
+    }
+
+    /// Counts `payload` if it is known.
+    #[inline]
+    pub(super) fn count(&mut self, payload: &Payload) -> bool {
+        let mut at = payload.slot();
+        loop {
+            let slot = &mut self.slots[at % SLOTS];
+            if slot.count == 0 {
+                return false;
+            }
+            if slot.words == payload.words && slot.length == payload.length {
+                slot.count += 1;
+                return true;
+            }
+            at += 1;
+        }
+    }
+
+    /// Takes `payload`, which is not known yet, with a count of one. Gives `false` when the tally is full: then
+    /// it has to be drained first.
+    pub(super) fn learn(&mut self, payload: &Payload, dump: Dump) -> bool {
+        if self.known.len() >= FULL {
+            return false;
+        }
+        let mut at = payload.slot() % SLOTS;
+        while self.slots[at].count != 0 {
+            at = (at + 1) % SLOTS;
+        }
+        self.slots[at] = Slot {
+            words: payload.words,
+            length: payload.length,
+            count: 1,
+        };
+        self.known.push((at as u16, dump));
+        true
+    }
+
+    /// Empties the tally: every record with its count, in the order first seen.
+    pub(super) fn drain(&mut self) -> impl Iterator<Item = (Dump, u64)> {
+        let slots = &mut self.slots;
+        std::mem::take(&mut self.known)
+            .into_iter()
+            .map(|(at, dump)| {
+                let slot = std::mem::take(&mut slots[usize::from(at)]);
+                (dump, slot.count)
+            })
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn parse(text: &str) -> Result<(Dump, usize), &'static str> {
+        parse_payload(text.as_bytes(), Some(Op::Blockscale))
+    }
+
+    #[test]
+    fn a_payload_ends_where_its_dtype_does() {
+        let (dump, length) = parse("128,2112,7168,torch.float8_e4m3fnuz[2026-09-01").unwrap();
+        assert_eq!((dump.m, dump.n, dump.k), (128, 2112, 7168));
+        assert_eq!(dump.dtype, "torch.float8_e4m3fnuz");
+        assert_eq!(length, 35);
+        assert!(parse(" 1, 8, 8, torch.float8_e5m2, and so on").is_ok());
+    }
+
+    #[test]
+    fn torn_and_impossible_payloads_say_why() {
+        let why = |text: &str| parse(text).unwrap_err();
+        assert!(why("128,2112").starts_with("torn"));
+        assert!(why("128,2112,7168,torch.float8_e4").starts_with("torn"));
+        assert!(why("128,2112,7168,").starts_with("torn"));
+        assert!(why("0,2112,7168,torch.float8_e4m3fn").contains("at least 1"));
+        assert!(why("1,2113,7168,torch.float8_e4m3fn").contains("multiples of 8"));
+        assert!(why("1,2112,7168,torch.bfloat16").contains("float8"));
+        assert!(why("1,2112,7168,torch.float8_e4m3fnCapturing").contains("float8"));
+        assert!(why("99999999999,8,8,torch.float8_e4m3fn").contains("2^32"));
+        assert!(why("1,8,8,torch.float8_e4m3fn,4").contains("more fields"));
+        assert!(why("-1,8,8,torch.float8_e4m3fn").starts_with("torn"));
+    }
+
+    #[test]
+    fn the_text_names_the_operation() {
+        let playbook = b" aiter FP8 block GEMM path | M=1 (aiter gemm_a8w8_blockscale / bpreshuffle tune CSV) | ";
+        assert_eq!(op_of_text(playbook), Some(Op::Blockscale));
+        assert_eq!(
+            op_of_text(b" op=gemm_a8w8_bpreshuffle aiter"),
+            Some(Op::Bpreshuffle)
+        );
+        assert_eq!(op_of_text(b" op=unheard_of |"), None);
+        assert_eq!(
+            op_of_text(b" w8a8_block_fp8_matmul |"),
+            Some(Op::TritonBlockFp8)
+        );
+    }
+
+    #[test]
+    fn the_tally_tells_payloads_apart_and_gives_every_count_back() {
+        let mut tally = Tally::new();
+        let mut expected = Vec::new();
+        let mut full = 0;
+        for m in 1..12_000u32 {
+            let text = format!("{m},2112,7168,torch.float8_e4m3fn");
+            let payload = Payload::new(text.as_bytes()).unwrap();
+            let (dump, _) = parse(&text).unwrap();
+            assert!(!tally.count(&payload));
+            if !tally.learn(&payload, dump) {
+                full += 1;
+                expected.extend(tally.drain());
+                assert!(tally.learn(&payload, dump));
+            }
+            assert!(tally.count(&payload));
+        }
+        expected.extend(tally.drain());
+        assert_eq!(full, 1);
+        assert_eq!(expected.len(), 11_999);
+        assert!(expected.iter().all(|(_, count)| *count == 2));
+        assert_eq!(Payload::new(b"1,8,8,torch.float8_e5m"), None);
+        assert_eq!(Payload::new(&[b'1'; 49]), None);
+    }
+}

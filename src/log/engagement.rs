@@ -1,0 +1,367 @@
+//! aiter's look-up lines: what it looked for, and which row of which table it found.
+//!
+//! The wordings are those of `get_CKGEMM_config`, `get_bpreshuffle_GEMM_config`,
+//! `get_GEMM_config_with_quant_type` (`aiter/ops/gemm_op_a8w8.py`) and `get_GEMM_config` (`gemm_op_a4w4.py`) at v0.1.7, v0.1.9,
+//! 303a583c and e4048607. A hit line proves that Python found a row; before e4048607 it does not prove that the
+//! compiled module holds that row's kernel.
+
+use super::cursor::{Cursor, lossy};
+use super::plausible;
+use crate::shape::Op;
+
+/// Longest head of a look-up line: `shape is M:…, N:…, K:…, q_dtype_w:…`.
+const HEAD_MAX: usize = 128;
+
+/// Longest table path or kernel name kept.
+const NAME_MAX: usize = 1024;
+
+/// One look-up.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Lookup {
+    /// The operation, by the form of the line and the name of the table.
+    pub op: Op,
+    /// Rows of the activation.
+    pub m: u32,
+    /// Output features.
+    pub n: u32,
+    /// Input features.
+    pub k: u32,
+    /// dtype of the weight, where the line says it.
+    pub dtype: Option<String>,
+    /// What was found.
+    pub outcome: Outcome,
+}
+
+/// What a look-up found.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum Outcome {
+    /// A row.
+    Hit(Hit),
+    /// None: the operation's default kernel runs.
+    Miss {
+        /// The table; v0.1.7 and v0.1.9 do not say it for `gemm_a4w4`.
+        file: Option<String>,
+    },
+}
+
+/// The row a look-up found, as far as the line tells.
+#[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord, serde::Serialize)]
+pub struct Hit {
+    /// M of the row.
+    pub padded_m: u32,
+    /// The table.
+    pub file: String,
+    /// Compute units the row is for.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub cu_num: Option<u32>,
+    /// Library of the kernel.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub libtype: Option<String>,
+    /// Name of the kernel.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub kernel_name: Option<String>,
+    /// Number of the kernel.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub kernel_id: Option<String>,
+    /// Split of K.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub split_k: Option<String>,
+}
+
+/// The first look-up a line reports; `None` for a line without one, or with a torn one.
+pub fn classify(line: &[u8]) -> Option<Lookup> {
+    let mut starts: Vec<usize> = memchr::memmem::find_iter(line, b"shape is M:")
+        .chain(memchr::memmem::find_iter(line, b"shape M:"))
+        .collect();
+    starts.sort_unstable();
+    starts
+        .into_iter()
+        .find_map(|start| parse(&line[start..]).map(|(lookup, _)| lookup))
+}
+
+/// Where the look-up line starts whose text goes on at `at`; `None` when it does not start nearby.
+pub(super) fn head_start(bytes: &[u8], at: usize) -> Option<usize> {
+    let from = at.saturating_sub(HEAD_MAX);
+    let before = &bytes[from..at];
+    let last = |text: &[u8]| memchr::memmem::rfind(before, text);
+    // Neither text is a part of the other.
+    last(b"shape is M:")
+        .max(last(b"shape M:"))
+        .map(|start| from + start)
+}
+
+/// The look-up that `text` starts with, and its length.
+pub(super) fn parse(text: &[u8]) -> Option<(Lookup, usize)> {
+    let mut cursor = Cursor::new(text);
+    cursor.eat(b"shape ")?;
+    let _ = cursor.eat(b"is ");
+    cursor.eat(b"M:")?;
+    let m = cursor.number()?;
+    cursor.eat(b", N:")?;
+    let n = cursor.number()?;
+    cursor.eat(b", K:")?;
+    let k = cursor.number()?;
+    plausible::m(m).ok()?;
+    if n == 0 || k == 0 || n > plausible::MAX_NK || k > plausible::MAX_NK {
+        return None;
+    }
+    // A hit has a blank before the dtype, a miss a comma too.
+    let dtype = if cursor.eat(b" q_dtype_w:").is_some() || cursor.eat(b", q_dtype_w:").is_some() {
+        let dtype = cursor.run(|byte| byte.is_ascii_alphanumeric() || matches!(byte, b'.' | b'_'));
+        Some(lossy(dtype, NAME_MAX))
+    } else {
+        None
+    };
+    let (op, outcome) = if cursor.eat(b", not found tuned config in ").is_some() {
+        miss(&mut cursor, dtype.is_some())?
+    } else if cursor.eat(b" is tuned, in ").is_some() && dtype.is_some() {
+        // v0.1.7: no padding, no padded M.
+        let (op, hit) = quantised_hit(&mut cursor, m)?;
+        (op, Outcome::Hit(hit))
+    } else {
+        cursor.eat(b", found padded_M: ")?;
+        let padded_m = cursor.number()?;
+        cursor.eat(b", N:")?;
+        let same_n = cursor.number()? == n;
+        cursor.eat(b", K:")?;
+        if !same_n || cursor.number()? != k {
+            return None;
+        }
+        let (op, hit) = if dtype.is_some() {
+            cursor.eat(b" is tuned, in ")?;
+            quantised_hit(&mut cursor, padded_m)?
+        } else {
+            plain_hit(&mut cursor, padded_m)?
+        };
+        (op, Outcome::Hit(hit))
+    };
+    let lookup = Lookup {
+        op,
+        m,
+        n,
+        k,
+        dtype,
+        outcome,
+    };
+    Some((lookup, text.len() - cursor.rest().len()))
+}
+
+/// `<file>, will use default config!`
+fn miss(cursor: &mut Cursor<'_>, has_dtype: bool) -> Option<(Op, Outcome)> {
+    let file = cursor.until(b", will use default config!")?;
+    if file == b"CKGEMM or asmGEMM" {
+        return Some((Op::A4w4, Outcome::Miss { file: None }));
+    }
+    let file = lossy(file, NAME_MAX);
+    let op = if has_dtype {
+        quantised_op(&file)
+    } else {
+        plain_op(&file)
+    };
+    Some((op, Outcome::Miss { file: Some(file) }))
+}
+
+/// ` is tuned on cu_num = <n> in <file> , kernel name is <name>!`, and `gemm_a4w4`'s form of it.
+fn plain_hit(cursor: &mut Cursor<'_>, padded_m: u32) -> Option<(Op, Hit)> {
+    cursor.eat(b" is tuned on cu_num = ")?;
+    let cu_num = Some(cursor.number()?);
+    cursor.eat(b" in ")?;
+    let file = cursor.until(b", kernel name is ")?;
+    let (file, is_a4w4) = match file.strip_suffix(b" ") {
+        Some(file) => (lossy(file, NAME_MAX), false),
+        None => (lossy(file, NAME_MAX), true),
+    };
+    let mut hit = Hit {
+        padded_m,
+        file,
+        cu_num,
+        libtype: None,
+        kernel_name: None,
+        kernel_id: None,
+        split_k: None,
+    };
+    if is_a4w4 {
+        hit.kernel_name = Some(lossy(cursor.until(b", splitK is ")?, NAME_MAX));
+        hit.split_k = Some(lossy(cursor.until(b"!")?, NAME_MAX));
+        return Some((Op::A4w4, hit));
+    }
+    hit.kernel_name = Some(lossy(cursor.until(b"!")?, NAME_MAX));
+    Some((plain_op(&hit.file), hit))
+}
+
+/// `<file>!`, `<file>, libtype is <lib>!` (v0.1.9), or `<file>!` with ` libtype is <lib>!` and
+/// ` kernelName is <name> (kernelId <id>)!` behind it.
+fn quantised_hit(cursor: &mut Cursor<'_>, padded_m: u32) -> Option<(Op, Hit)> {
+    let file = lossy(cursor.until(b"!")?, NAME_MAX);
+    let (file, libtype) = match file.rsplit_once(", libtype is ") {
+        Some((file, libtype)) => (file.to_owned(), Some(libtype.to_owned())),
+        None => (file, None),
+    };
+    let mut hit = Hit {
+        padded_m,
+        file,
+        cu_num: None,
+        libtype,
+        kernel_name: None,
+        kernel_id: None,
+        split_k: None,
+    };
+    if cursor.eat(b" libtype is ").is_some() {
+        hit.libtype = Some(lossy(cursor.until(b"!")?, NAME_MAX));
+    }
+    if cursor.eat(b" kernelName is ").is_some() {
+        hit.kernel_name = Some(lossy(cursor.until(b" (kernelId ")?, NAME_MAX));
+        hit.kernel_id = Some(lossy(cursor.until(b")!")?, NAME_MAX));
+    }
+    let op = match quantised_op(&hit.file) {
+        // Tables of `gemm_a8w8` have no libtype.
+        Op::A8w8 if hit.libtype.is_some() => Op::Bpreshuffle,
+        op => op,
+    };
+    Some((op, hit))
+}
+
+/// The operation of a line without a dtype. Tables may have any name; aiter's own names tell the operation, and
+/// another name is taken for the operation the line's form is mostly used for.
+fn plain_op(file: &str) -> Op {
+    let name = file.rsplit('/').next().unwrap_or(file);
+    if name.contains("blockscale_bpreshuffle") {
+        Op::BlockscaleBpreshuffle
+    } else if name.contains("a4w4") {
+        Op::A4w4
+    } else if name.contains("a8w8_tuned_gemm") {
+        Op::A8w8 // v0.1.7 and v0.1.9 only: later ones say the dtype
+    } else {
+        Op::Blockscale
+    }
+}
+
+/// The operation of a line with a dtype.
+fn quantised_op(file: &str) -> Op {
+    let name = file.rsplit('/').next().unwrap_or(file);
+    if name.contains("a8w8_tuned_gemm") {
+        Op::A8w8
+    } else {
+        Op::Bpreshuffle
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn hit(lookup: &Lookup) -> &Hit {
+        match &lookup.outcome {
+            Outcome::Hit(hit) => hit,
+            Outcome::Miss { .. } => panic!("a miss: {lookup:?}"),
+        }
+    }
+
+    #[test]
+    fn blockscale_hits_of_every_revision_are_read() {
+        let line = b"[aiter] shape is M:1000, N:4096, K:4096, found padded_M: 1024, N:4096, K:4096 is tuned on \
+            cu_num = 304 in /tmp/a b/a8w8_blockscale_tuned_gemm.csv , kernel name is a8w8_x_v1!";
+        let lookup = classify(line).unwrap();
+        assert_eq!(
+            (lookup.op, lookup.m, lookup.n, lookup.k),
+            (Op::Blockscale, 1000, 4096, 4096)
+        );
+        assert_eq!(hit(&lookup).padded_m, 1024);
+        assert_eq!(hit(&lookup).cu_num, Some(304));
+        assert_eq!(hit(&lookup).file, "/tmp/a b/a8w8_blockscale_tuned_gemm.csv");
+        assert_eq!(hit(&lookup).kernel_name.as_deref(), Some("a8w8_x_v1"));
+    }
+
+    #[test]
+    fn the_table_name_tells_operations_of_one_form_apart() {
+        let op = |file: &str| {
+            let line = format!(
+                "shape is M:1, N:8, K:8, not found tuned config in {file}, will use default config!"
+            );
+            classify(line.as_bytes()).unwrap().op
+        };
+        assert_eq!(op("/x/a8w8_blockscale_tuned_gemm.csv"), Op::Blockscale);
+        assert_eq!(
+            op("/x/a8w8_blockscale_bpreshuffle_tuned_gemm.csv"),
+            Op::BlockscaleBpreshuffle
+        );
+        assert_eq!(
+            op("/bpreshuffle/mine.csv"),
+            Op::Blockscale,
+            "folders say nothing"
+        );
+        assert_eq!(op("/x/a4w4_blockscale_tuned_gemm.csv"), Op::A4w4);
+        assert_eq!(op("/x/a8w8_tuned_gemm.csv"), Op::A8w8);
+        assert_eq!(op("CKGEMM or asmGEMM"), Op::A4w4);
+    }
+
+    #[test]
+    fn a4w4_hits_have_a_tail_of_their_own() {
+        let line = b"shape is M:3, N:512, K:1024, found padded_M: 16, N:512, K:1024 is tuned on cu_num = 256 in \
+            t.csv, kernel name is _ZN5aiter, splitK is 0!";
+        let lookup = classify(line).unwrap();
+        assert_eq!(lookup.op, Op::A4w4);
+        assert_eq!(hit(&lookup).kernel_name.as_deref(), Some("_ZN5aiter"));
+        assert_eq!(hit(&lookup).split_k.as_deref(), Some("0"));
+        assert_eq!(hit(&lookup).file, "t.csv");
+    }
+
+    #[test]
+    fn bpreshuffle_lines_of_all_four_revisions_are_read() {
+        let head = "shape M:3, N:512, K:1024 q_dtype_w:torch.float8_e4m3fnuz";
+        let found =
+            ", found padded_M: 16, N:512, K:1024 is tuned, in a8w8_bpreshuffle_tuned_gemm.csv";
+        let read = |line: String| classify(line.as_bytes()).unwrap();
+
+        let a = read(format!(
+            "{head} is tuned, in a8w8_bpreshuffle_tuned_gemm.csv!"
+        ));
+        assert_eq!((a.op, hit(&a).padded_m), (Op::Bpreshuffle, 3));
+        assert_eq!(a.dtype.as_deref(), Some("torch.float8_e4m3fnuz"));
+
+        let b = read(format!("{head}{found}, libtype is ck!"));
+        assert_eq!(hit(&b).libtype.as_deref(), Some("ck"));
+        assert_eq!(hit(&b).file, "a8w8_bpreshuffle_tuned_gemm.csv");
+
+        let p = read(format!("{head}{found}! libtype is cktile!"));
+        assert_eq!(
+            (hit(&p).libtype.as_deref(), hit(&p).padded_m),
+            (Some("cktile"), 16)
+        );
+
+        let h = read(format!(
+            "{head}{found}! libtype is flydsl! kernelName is k(1) (kernelId 7)!"
+        ));
+        assert_eq!(hit(&h).kernel_name.as_deref(), Some("k(1)"));
+        assert_eq!(hit(&h).kernel_id.as_deref(), Some("7"));
+
+        let a8w8 = found.replace("a8w8_bpreshuffle", "a8w8");
+        let a8w8 = read(format!("{head}{a8w8}! kernelName is x (kernelId 1)!"));
+        assert_eq!(a8w8.op, Op::A8w8);
+
+        let miss = read(
+            "shape is M:3, N:512, K:1024, q_dtype_w:torch.int8, not found tuned config in /x/a8w8_tuned_gemm.csv, will use default config!".to_owned(),
+        );
+        assert_eq!(miss.op, Op::A8w8);
+        assert_eq!(
+            miss.outcome,
+            Outcome::Miss {
+                file: Some("/x/a8w8_tuned_gemm.csv".to_owned())
+            }
+        );
+    }
+
+    #[test]
+    fn torn_and_contradicting_lines_are_none() {
+        for line in [
+            "shape is M:3, N:512, K:10",
+            "shape is M:3, N:512, K:1024, found padded_M: 16, N:512, K:1024 is tuned on cu_num = 30",
+            "shape is M:3, N:512, K:1024, found padded_M: 16, N:513, K:1024 is tuned on cu_num = 304 in f , kernel name is k!",
+            "shape is M:3, N:512, K:1024, not found tuned config in /x/a8w8_blo",
+            "shape is M:0, N:512, K:1024, not found tuned config in f, will use default config!",
+            "shape is M:99999999999, N:512, K:1024, not found tuned config in f, will use default config!",
+        ] {
+            assert_eq!(classify(line.as_bytes()), None, "{line}");
+        }
+    }
+}

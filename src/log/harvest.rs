@@ -1,0 +1,502 @@
+//! What was found in logs and record files, in bounded memory.
+
+use std::collections::{BTreeMap, BTreeSet};
+use std::sync::Arc;
+
+use serde::Serialize;
+
+use super::cursor::lossy;
+use super::dump::Dump;
+use super::engagement::{Hit, Lookup, Outcome};
+use super::plausible;
+use super::record::{CallKind, Hello, Record};
+use super::sglang::{Capture, ConfigFile, Decode, Limits};
+use crate::shape::{Op, Shape};
+
+/// Most distinct shapes kept. Six weights with every M from 1 to 16384 are 98304; more come from no workload, and
+/// their records are counted in [`Harvest::left_out`].
+pub const SHAPES_MAX: usize = 150_000;
+
+/// Most entries of every other list: batch sizes, identities, tables, kernel names.
+const ENTRIES_MAX: usize = 20_000;
+
+/// Malformed records shown; all are counted.
+pub const MALFORMED_SHOWN: usize = 20;
+
+/// Everything the logs say about GEMMs.
+#[derive(Debug, Default)]
+pub struct Harvest {
+    /// Bytes read, after decompression.
+    pub bytes: u64,
+    /// Records that are torn or impossible.
+    pub malformed: u64,
+    /// The first [`MALFORMED_SHOWN`] of them.
+    pub malformed_shown: Vec<Malformed>,
+    /// Records of shapes beyond [`SHAPES_MAX`].
+    pub left_out: u64,
+    /// Dispatch identities and how often each was said.
+    pub dispatch: BTreeMap<String, u64>,
+    /// Weights (N, K) that SGLang's Triton kernel named without M.
+    pub nk_only: BTreeMap<(u32, u32), NkOnly>,
+    /// Lists of captured sizes and how often each was said.
+    pub captures: BTreeMap<Capture, u64>,
+    /// Decode batches by number of running requests.
+    pub decode_batches: BTreeMap<u32, u64>,
+    /// Those of them that ran without a graph.
+    pub decode_eager: BTreeMap<u32, u64>,
+    /// Prefill batches by number of new tokens.
+    pub prefill_batches: BTreeMap<u32, u64>,
+    /// Resolved scheduler limits and how often each set was said.
+    pub limits: BTreeMap<Limits, u64>,
+    /// Tables that aiter said have no `gfx` column.
+    pub legacy_tables: BTreeMap<String, u64>,
+    /// Processes that were instrumented.
+    pub hellos: BTreeSet<Hello>,
+    /// Look-ups by what was looked for.
+    served: BTreeMap<Key, Served>,
+    counts: BTreeMap<Key, u64>,
+    records: RecordFile,
+}
+
+/// A weight that is known without M.
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize)]
+pub struct NkOnly {
+    /// Times the default configuration was taken for want of a file.
+    pub default_config: u64,
+    /// Times a file was used.
+    pub tuned_config: u64,
+    /// Device name in the file name.
+    pub device: String,
+    /// The file that was used or looked for, as last said.
+    pub file: String,
+}
+
+/// How a shape's look-ups ended. aiter caches look-ups, so these count processes more than calls.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct Served {
+    /// Look-ups that found a row.
+    pub hits: u64,
+    /// Look-ups that found none.
+    pub misses: u64,
+    /// The row last found.
+    pub hit: Option<Arc<Hit>>,
+    /// The table last missed in.
+    pub missed_in: Option<String>,
+}
+
+/// A record that cannot be used.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize)]
+pub struct Malformed {
+    /// The log it stands in.
+    pub source: String,
+    /// Its 1-based line, where lines were counted.
+    pub line: Option<u64>,
+    /// Position of its first byte.
+    pub offset: u64,
+    /// What is wrong.
+    pub reason: String,
+    /// Its beginning.
+    pub text: String,
+}
+
+/// A shape and the number of its records.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Seen {
+    /// The problem.
+    pub shape: Shape,
+    /// Log records, or calls where a record file counts them.
+    pub records: u64,
+}
+
+/// The dtypes a key can have; the empty one is "unsaid".
+const DTYPES: [&str; 9] = [
+    "",
+    "torch.float8_e4m3fn",
+    "torch.float8_e4m3fnuz",
+    "torch.float8_e5m2",
+    "torch.float8_e5m2fnuz",
+    "torch.float8_e8m0fnu",
+    "torch.int8",
+    "torch.float4_e2m1fn_x2",
+    "torch.uint8",
+];
+
+/// A shape in 20 bytes. `op` is unsaid for dump records that do not name it.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
+struct Key {
+    op: Option<Op>,
+    n: u32,
+    k: u32,
+    m: u32,
+    dtype: u8,
+}
+
+/// Operation, N, K, M.
+type Problem = (Op, u32, u32, u32);
+
+fn dtype_index(dtype: &str) -> u8 {
+    let known = DTYPES.iter().position(|known| *known == dtype);
+    known.unwrap_or(0) as u8
+}
+
+/// Counts of one record file, until its end tells what its captures amount to.
+#[derive(Debug, Default)]
+struct RecordFile {
+    captured: BTreeMap<(Option<u32>, Key), u64>,
+    captures: BTreeMap<u32, u64>,
+    replays: BTreeMap<u32, u64>,
+}
+
+impl Harvest {
+    /// The shapes, in the order of [`Shape`].
+    ///
+    /// Dump records that do not name their operation count for `dump_op`; without one for SGLang's Triton kernel if
+    /// that is the only identity seen, else for `gemm_a8w8_blockscale`. A record without a dtype counts for the
+    /// same shape with one, when there is exactly one.
+    pub fn shapes(&self, dump_op: Option<Op>) -> Vec<Seen> {
+        let dump_op = dump_op.unwrap_or_else(|| self.op_by_dispatch());
+        let mut shapes: BTreeMap<Problem, Vec<(u8, u64)>> = BTreeMap::new();
+        for (key, count) in &self.counts {
+            let op = key.op.unwrap_or(dump_op);
+            let dtypes = shapes.entry((op, key.n, key.k, key.m)).or_default();
+            match dtypes.iter_mut().find(|(dtype, _)| *dtype == key.dtype) {
+                Some((_, sum)) => *sum += count,
+                None => dtypes.push((key.dtype, *count)),
+            }
+        }
+        let mut seen = Vec::with_capacity(shapes.len());
+        for ((op, n, k, m), mut dtypes) in shapes {
+            if let [(0, unsaid), (dtype, said)] | [(dtype, said), (0, unsaid)] = dtypes[..] {
+                dtypes = vec![(dtype, said + unsaid)];
+            }
+            seen.extend(dtypes.into_iter().map(|(dtype, records)| {
+                let dtype = DTYPES[usize::from(dtype)].to_owned();
+                Seen {
+                    shape: Shape { op, m, n, k, dtype },
+                    records,
+                }
+            }));
+        }
+        seen.sort_by(|first, second| first.shape.cmp(&second.shape));
+        seen
+    }
+
+    /// Records behind [`Harvest::shapes`], those left out included.
+    pub fn records(&self) -> u64 {
+        self.counts.values().sum::<u64>() + self.left_out
+    }
+
+    /// Every shape that aiter looked up, and how that ended.
+    pub fn served(&self) -> impl Iterator<Item = (Shape, &Served)> {
+        self.served.iter().map(|(key, served)| {
+            let shape = Shape {
+                op: key.op.unwrap_or(Op::Blockscale),
+                m: key.m,
+                n: key.n,
+                k: key.k,
+                dtype: DTYPES[usize::from(key.dtype)].to_owned(),
+            };
+            (shape, served)
+        })
+    }
+
+    /// Look-ups that found a row, and that found none.
+    pub fn hits_and_misses(&self) -> (u64, u64) {
+        self.served.values().fold((0, 0), |(hits, misses), served| {
+            (hits + served.hits, misses + served.misses)
+        })
+    }
+
+    /// Whether nothing at all was found that says which GEMMs ran.
+    pub fn is_empty(&self) -> bool {
+        self.counts.is_empty() && self.nk_only.is_empty()
+    }
+
+    fn op_by_dispatch(&self) -> Op {
+        let triton = |identity: &String| identity.starts_with("triton_w8a8_block_fp8_linear");
+        if !self.dispatch.is_empty() && self.dispatch.keys().all(triton) {
+            Op::TritonBlockFp8
+        } else {
+            Op::Blockscale
+        }
+    }
+
+    fn add(&mut self, key: Key, count: u64) {
+        if let Some(sum) = self.counts.get_mut(&key) {
+            *sum = sum.saturating_add(count);
+        } else if self.counts.len() < SHAPES_MAX {
+            self.counts.insert(key, count);
+        } else {
+            self.left_out = self.left_out.saturating_add(count);
+        }
+    }
+
+    pub(super) fn add_dump(&mut self, dump: Dump, count: u64) {
+        let Dump { op, m, n, k, dtype } = dump;
+        let dtype = dtype_index(dtype);
+        self.add(Key { op, n, k, m, dtype }, count);
+    }
+
+    pub(super) fn add_lookup(&mut self, lookup: Lookup) {
+        let Lookup {
+            op,
+            m,
+            n,
+            k,
+            dtype,
+            outcome,
+        } = lookup;
+        let key = Key {
+            op: Some(op),
+            n,
+            k,
+            m,
+            dtype: dtype_index(dtype.as_deref().unwrap_or("")),
+        };
+        self.add(key, 1);
+        if !self.served.contains_key(&key) && self.served.len() >= SHAPES_MAX {
+            return;
+        }
+        let served = self.served.entry(key).or_default();
+        match outcome {
+            Outcome::Hit(hit) => {
+                served.hits += 1;
+                if served.hit.as_deref() != Some(&hit) {
+                    served.hit = Some(Arc::new(hit));
+                }
+            }
+            Outcome::Miss { file } => {
+                served.misses += 1;
+                served.missed_in = file;
+            }
+        }
+    }
+
+    pub(super) fn add_config(&mut self, file: ConfigFile, hit: bool) {
+        let known = self.nk_only.contains_key(&(file.n, file.k));
+        if !known && self.nk_only.len() >= ENTRIES_MAX {
+            return;
+        }
+        let entry = self.nk_only.entry((file.n, file.k)).or_default();
+        if hit {
+            entry.tuned_config += 1;
+        } else {
+            entry.default_config += 1;
+        }
+        entry.device = file.device;
+        entry.file = file.path;
+    }
+
+    pub(super) fn add_decode(&mut self, batch: Decode) {
+        add_one(&mut self.decode_batches, batch.requests, 1);
+        if batch.eager {
+            add_one(&mut self.decode_eager, batch.requests, 1);
+        }
+    }
+
+    /// Folds a record into the file being read.
+    pub(super) fn add_record(&mut self, record: Record) {
+        match record {
+            Record::Hello(hello) => {
+                self.hellos.retain(|known| known.pid != hello.pid);
+                if self.hellos.len() < ENTRIES_MAX {
+                    self.hellos.insert(hello);
+                }
+            }
+            Record::Calls {
+                shape,
+                kind,
+                bs,
+                count,
+            } => {
+                let key = Key {
+                    op: Some(shape.op),
+                    n: shape.n,
+                    k: shape.k,
+                    m: shape.m,
+                    dtype: dtype_index(&shape.dtype),
+                };
+                match kind {
+                    CallKind::Eager => self.add(key, count),
+                    CallKind::Capture => {
+                        let captured = &mut self.records.captured;
+                        if captured.len() < SHAPES_MAX || captured.contains_key(&(bs, key)) {
+                            *captured.entry((bs, key)).or_default() += count;
+                        } else {
+                            self.left_out = self.left_out.saturating_add(count);
+                        }
+                    }
+                    CallKind::Warmup => {}
+                }
+            }
+            Record::Replay { bs, count, .. } => add_one(&mut self.records.replays, bs, count),
+            Record::Capture { bs, count, .. } => add_one(&mut self.records.captures, bs, count),
+            Record::Dispatch { identity, count } => add_one(&mut self.dispatch, identity, count),
+            Record::Unknown => {}
+        }
+    }
+
+    /// Ends a record file: captured calls become as many as the replays made of them. A captured shape that was
+    /// never replayed counts once, so that it is not lost.
+    pub(super) fn end_record_file(&mut self) {
+        let file = std::mem::take(&mut self.records);
+        for ((bs, key), count) in file.captured {
+            let of = |counts: &BTreeMap<u32, u64>| bs.and_then(|bs| counts.get(&bs).copied());
+            let captures = of(&file.captures).unwrap_or(1).max(1);
+            let replays = of(&file.replays).unwrap_or(0);
+            let calls = (u128::from(count) * u128::from(replays)).div_ceil(u128::from(captures));
+            self.add(key, u64::try_from(calls).unwrap_or(u64::MAX).max(1));
+        }
+    }
+
+    pub(super) fn add_malformed(&mut self, source: &str, place: Place, reason: &str, text: &[u8]) {
+        self.malformed += 1;
+        if self.malformed_shown.len() < MALFORMED_SHOWN {
+            self.malformed_shown.push(Malformed {
+                source: source.to_owned(),
+                line: place.line,
+                offset: place.offset,
+                reason: reason.to_owned(),
+                text: lossy(text, 200).trim_end().to_owned(),
+            });
+        }
+    }
+
+    /// Whether a dtype that goes on where `dtype` ends has been seen, and `dtype` itself has not: then
+    /// `dtype` at the very end of a file is a longer name cut off.
+    pub(super) fn expects_longer_than(&self, dtype: &str) -> bool {
+        let seen = |wanted: &str| {
+            let wanted = dtype_index(wanted);
+            self.counts.keys().any(|key| key.dtype == wanted)
+        };
+        plausible::longer(dtype).any(seen) && !seen(dtype)
+    }
+}
+
+/// Where a malformed record stands.
+#[derive(Clone, Copy, Debug)]
+pub(super) struct Place {
+    pub(super) line: Option<u64>,
+    pub(super) offset: u64,
+}
+
+/// Adds to a count whose map must not grow without bound.
+pub(super) fn add_one<K: Ord>(counts: &mut BTreeMap<K, u64>, key: K, count: u64) {
+    if let Some(sum) = counts.get_mut(&key) {
+        *sum = sum.saturating_add(count);
+    } else if counts.len() < ENTRIES_MAX {
+        counts.insert(key, count);
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::log::record::parse;
+
+    fn dump(op: Option<Op>, m: u32, dtype: &'static str) -> Dump {
+        Dump {
+            op,
+            m,
+            n: 512,
+            k: 7168,
+            dtype,
+        }
+    }
+
+    #[test]
+    fn unsaid_operations_follow_the_dispatch_identity() {
+        let mut harvest = Harvest::default();
+        harvest.add_dump(dump(None, 1, "torch.float8_e4m3fn"), 3);
+        assert_eq!(harvest.shapes(None)[0].shape.op, Op::Blockscale);
+        harvest
+            .dispatch
+            .insert("triton_w8a8_block_fp8_linear (m)".to_owned(), 1);
+        assert_eq!(harvest.shapes(None)[0].shape.op, Op::TritonBlockFp8);
+        harvest
+            .dispatch
+            .insert("aiter_w8a8_block_fp8_linear (m)".to_owned(), 1);
+        assert_eq!(harvest.shapes(None)[0].shape.op, Op::Blockscale);
+        assert_eq!(
+            harvest.shapes(Some(Op::BlockscaleBpreshuffle))[0].shape.op,
+            Op::BlockscaleBpreshuffle
+        );
+        assert_eq!(harvest.records(), 3);
+    }
+
+    #[test]
+    fn a_record_without_dtype_joins_the_one_shape_with_a_dtype() {
+        let mut harvest = Harvest::default();
+        let miss = b"shape is M:1, N:512, K:7168, not found tuned config in a8w8_blockscale_tuned_gemm.csv, will use default config!";
+        harvest.add_lookup(crate::log::engagement::classify(miss).unwrap());
+        assert_eq!(harvest.shapes(None)[0].shape.dtype, "");
+        harvest.add_dump(dump(Some(Op::Blockscale), 1, "torch.float8_e4m3fn"), 3);
+        let shapes = harvest.shapes(None);
+        assert_eq!(shapes.len(), 1);
+        assert_eq!(
+            (shapes[0].shape.dtype.as_str(), shapes[0].records),
+            ("torch.float8_e4m3fn", 4)
+        );
+        harvest.add_dump(dump(Some(Op::Blockscale), 1, "torch.float8_e5m2"), 3);
+        assert_eq!(
+            harvest.shapes(None).len(),
+            3,
+            "two candidates: nothing is guessed"
+        );
+        assert_eq!(harvest.hits_and_misses(), (0, 1));
+    }
+
+    #[test]
+    fn captured_calls_count_as_often_as_they_were_replayed() {
+        let mut harvest = Harvest::default();
+        let mut read = |line: &str| harvest.add_record(parse(line.as_bytes()).unwrap());
+        let calls = |m: u32, kind: &str, bs: &str, count: u32| {
+            format!(
+                r#"{{"op":"gemm_a8w8_blockscale","M":{m},"N":512,"K":7168,"dtype":"torch.float8_e4m3fn","kind":"{kind}","bs":{bs},"count":{count}}}"#
+            )
+        };
+        read(r#"{"gemmtune":"hello","pid":1,"rank":0,"world":2,"version":1}"#);
+        read(&calls(8, "warmup", "8", 122));
+        read(&calls(8, "capture", "8", 1));
+        read(&calls(8, "capture", "8", 121));
+        read(r#"{"capture":8,"tokens":8,"count":2}"#);
+        read(r#"{"replay":8,"tokens":8,"count":10}"#);
+        read(r#"{"replay":8,"tokens":8,"count":90}"#);
+        read(&calls(4, "capture", "4", 61));
+        read(&calls(900, "eager", "null", 61));
+        harvest.end_record_file();
+        let counts: Vec<(u32, u64)> = harvest
+            .shapes(None)
+            .into_iter()
+            .map(|seen| (seen.shape.m, seen.records))
+            .collect();
+        assert_eq!(counts, [(4, 1), (8, 6100), (900, 61)]);
+        assert_eq!(harvest.hellos.len(), 1);
+    }
+
+    #[test]
+    fn memory_is_bounded_and_what_is_left_out_is_counted() {
+        let mut harvest = Harvest::default();
+        for m in 1..=SHAPES_MAX as u32 + 7 {
+            harvest.add_dump(dump(None, m, "torch.float8_e4m3fn"), 2);
+        }
+        assert_eq!(harvest.left_out, 14);
+        assert_eq!(harvest.shapes(None).len(), SHAPES_MAX);
+        for _ in 0..100 {
+            harvest.add_malformed(
+                "x",
+                Place {
+                    line: None,
+                    offset: 0,
+                },
+                "torn",
+                &[b'a'; 4096],
+            );
+        }
+        assert_eq!(
+            (harvest.malformed, harvest.malformed_shown.len()),
+            (100, MALFORMED_SHOWN)
+        );
+        assert!(harvest.malformed_shown[0].text.len() <= 200);
+    }
+}

@@ -1,0 +1,557 @@
+//! Reads a log or a record file once, through a rolling buffer, into a [`Harvest`].
+//!
+//! A log is any bytes. Records are looked for anywhere: behind progress bars, rank prefixes and colours, several in
+//! a line. A record starts at its tag and ends at the next line end (`\n` or `\r`), at the latest after
+//! [`RECORD_MAX`] bytes. What is found depends on the bytes alone, never on how they arrive. Memory does not depend on the
+//! size of the input, nor on the length of its lines.
+
+use std::io::{self, Read};
+
+use super::cursor::Cursor;
+use super::dump::{self, Payload, Tally};
+use super::engagement;
+use super::harvest::{Harvest, Place, add_one};
+use super::record;
+use super::sglang;
+use super::tags::{Found, Next, Searcher, Tag, WINDOW};
+
+/// Bytes read at a time. Larger reads gain nothing once the copy out of the page cache dominates.
+pub const BUFFER: usize = 1 << 20;
+
+/// Longest record: a capture list of 4096 sizes is 24 KiB.
+const RECORD_MAX: usize = 32 << 10;
+
+/// Bytes kept before a position that may still be a tag: the longest head a reader looks back for.
+const LOOK_BACK: usize = 1 << 10;
+
+/// Whether lines are counted while reading.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Lines {
+    /// Count them, so that malformed records have line numbers at once.
+    Count,
+    /// Do not; [`number_lines`] fills the numbers in from a second look at the same bytes.
+    Later,
+}
+
+/// Reads `input` to its current end and adds what it says to `harvest`; `name` is what malformed records are listed
+/// under. Gives the number of bytes read.
+///
+/// An error of the reader ends the reading; what was found until then stays in the harvest.
+pub fn scan(
+    mut input: impl Read,
+    name: &str,
+    lines: Lines,
+    harvest: &mut Harvest,
+) -> io::Result<u64> {
+    let mut window = Window::new();
+    let mut end = false;
+    while !end && window.unread().len() < record::SNIFF {
+        end = window.fill(&mut input)? == 0;
+    }
+    let read = if record::is_record_file(window.unread()) {
+        scan_records(&mut window, &mut input, name, harvest)
+    } else {
+        let mut scanner = Scanner::new(name, lines, harvest);
+        let read = scanner.run(&mut window, &mut input);
+        scanner.finish();
+        read
+    };
+    harvest.bytes += window.total();
+    read.map(|()| window.total())
+}
+
+/// Fills in the line numbers of malformed records of `name`, from the same bytes once more.
+pub fn number_lines(mut input: impl Read, name: &str, harvest: &mut Harvest) -> io::Result<()> {
+    let mut open: Vec<&mut super::harvest::Malformed> = harvest
+        .malformed_shown
+        .iter_mut()
+        .filter(|malformed| malformed.source == name && malformed.line.is_none())
+        .collect();
+    open.sort_by_key(|malformed| malformed.offset);
+    let mut open = open.into_iter().peekable();
+    let mut buffer = vec![0; BUFFER];
+    let (mut offset, mut line) = (0, 1);
+    while open.peek().is_some() {
+        let length = read_some(&mut input, &mut buffer)?;
+        if length == 0 {
+            return Ok(());
+        }
+        let bytes = &buffer[..length];
+        let mut counted = 0;
+        while let Some(malformed) = open.next_if(|next| next.offset < offset + length as u64) {
+            let at = (malformed.offset - offset) as usize;
+            line += newlines(&bytes[counted..at]);
+            counted = at;
+            malformed.line = Some(line);
+        }
+        line += newlines(&bytes[counted..]);
+        offset += length as u64;
+    }
+    Ok(())
+}
+
+fn newlines(bytes: &[u8]) -> u64 {
+    memchr::memchr_iter(b'\n', bytes).count() as u64
+}
+
+fn read_some(input: &mut impl Read, buffer: &mut [u8]) -> io::Result<usize> {
+    loop {
+        match input.read(buffer) {
+            Err(error) if error.kind() == io::ErrorKind::Interrupted => {}
+            result => return result,
+        }
+    }
+}
+
+/// The part of the input in memory.
+struct Window {
+    buffer: Box<[u8]>,
+    length: usize,
+    /// Position of `buffer[0]` in the input.
+    offset: u64,
+}
+
+impl Window {
+    fn new() -> Self {
+        Self {
+            buffer: vec![0; BUFFER].into_boxed_slice(),
+            length: 0,
+            offset: 0,
+        }
+    }
+
+    fn unread(&self) -> &[u8] {
+        &self.buffer[..self.length]
+    }
+
+    fn total(&self) -> u64 {
+        self.offset + self.length as u64
+    }
+
+    /// Reads once; 0 is the end. There is always room: what is kept is far shorter than the buffer.
+    fn fill(&mut self, input: &mut impl Read) -> io::Result<usize> {
+        let read = read_some(input, &mut self.buffer[self.length..])?;
+        self.length += read;
+        Ok(read)
+    }
+
+    /// Forgets the first `count` bytes.
+    fn drop_front(&mut self, count: usize) {
+        self.buffer.copy_within(count..self.length, 0);
+        self.length -= count;
+        self.offset += count as u64;
+    }
+}
+
+/// Reads the lines of a record file.
+fn scan_records(
+    window: &mut Window,
+    input: &mut impl Read,
+    name: &str,
+    harvest: &mut Harvest,
+) -> io::Result<()> {
+    let mut line = 0;
+    let mut skipping = false; // inside a line longer than the buffer
+    let result = loop {
+        let mut start = 0;
+        while let Some(length) = memchr::memchr(b'\n', &window.buffer[start..window.length]) {
+            line += 1;
+            let text = &window.buffer[start..start + length];
+            if !std::mem::take(&mut skipping) {
+                let offset = window.offset + start as u64;
+                add_record_line(harvest, name, line, offset, text);
+            }
+            start += length + 1;
+        }
+        window.drop_front(start);
+        if window.length == BUFFER {
+            let place = Place {
+                line: Some(line + 1),
+                offset: window.offset,
+            };
+            harvest.add_malformed(name, place, "a line of more than 1 MiB", window.unread());
+            skipping = true;
+            window.drop_front(BUFFER);
+        }
+        match window.fill(input) {
+            Ok(0) => {
+                let tail = window.unread();
+                if !tail.is_empty() && !skipping {
+                    // A writer killed in mid-line, or one that is about to go on: complete or not at all.
+                    let place = Place {
+                        line: Some(line + 1),
+                        offset: window.offset,
+                    };
+                    match record::parse(tail).ok() {
+                        Some(record) => harvest.add_record(record),
+                        None => harvest.add_malformed(name, place, CUT_OFF, tail),
+                    }
+                }
+                break Ok(());
+            }
+            Ok(_) => {}
+            Err(error) => break Err(error),
+        }
+    };
+    harvest.end_record_file();
+    result
+}
+
+/// The reason given for a record that the end of its input cuts off.
+const CUT_OFF: &str = "cut off by the end of the input";
+
+fn add_record_line(harvest: &mut Harvest, name: &str, line: u64, offset: u64, text: &[u8]) {
+    if text.trim_ascii().is_empty() {
+        return;
+    }
+    match record::parse(text) {
+        Ok(record) => harvest.add_record(record),
+        Err(error) => {
+            let place = Place {
+                line: Some(line),
+                offset,
+            };
+            harvest.add_malformed(name, place, &error.to_string(), text);
+        }
+    }
+}
+
+struct Scanner<'harvest> {
+    name: &'harvest str,
+    harvest: &'harvest mut Harvest,
+    searcher: Searcher,
+    tally: Tally,
+    find_row: memchr::memmem::Finder<'static>,
+    lines: Lines,
+    /// With [`Lines::Count`]: input position up to which newlines are counted, and how many there are.
+    counted: (u64, u64),
+    /// A valid dump record that ends with the input, and may be torn in its dtype.
+    tail: Option<(dump::Dump, Place)>,
+    /// Input position where the last record handled ends: no tag starts before it.
+    floor: u64,
+}
+
+/// Bytes of a window that [`Scanner::block`] is done with.
+struct Done {
+    /// Where the search goes on.
+    resume: usize,
+    /// First byte that must stay in memory.
+    keep: usize,
+}
+
+impl Done {
+    fn at(resume: usize) -> Self {
+        let keep = resume.saturating_sub(LOOK_BACK);
+        Self { resume, keep }
+    }
+}
+
+impl<'harvest> Scanner<'harvest> {
+    fn new(name: &'harvest str, lines: Lines, harvest: &'harvest mut Harvest) -> Self {
+        Self {
+            name,
+            harvest,
+            searcher: Searcher::new(),
+            tally: Tally::new(),
+            find_row: memchr::memmem::Finder::new(b"csv_row:"),
+            lines,
+            counted: (0, 1),
+            tail: None,
+            floor: 0,
+        }
+    }
+
+    fn run(&mut self, window: &mut Window, input: &mut impl Read) -> io::Result<()> {
+        let mut resume = 0;
+        let mut last = false;
+        loop {
+            let done = self.block(window.unread(), window.offset, resume, last);
+            if last {
+                return Ok(());
+            }
+            if self.lines == Lines::Count {
+                self.line_at(window.unread(), window.offset, done.keep);
+            }
+            window.drop_front(done.keep);
+            resume = done.resume - done.keep;
+            match window.fill(input) {
+                Ok(read) => last = read == 0,
+                // What was read before the error is good, up to a record the error cuts off.
+                Err(error) => {
+                    self.block(window.unread(), window.offset, resume, true);
+                    return Err(error);
+                }
+            }
+        }
+    }
+
+    /// Handles every record that is complete in `bytes`, from `resume` on.
+    fn block(&mut self, bytes: &[u8], offset: u64, resume: usize, last: bool) -> Done {
+        let mut at = resume;
+        loop {
+            let floor = self.floor.saturating_sub(offset) as usize;
+            let found = match self.searcher.next(bytes, at, floor, last) {
+                Next::Found(found) => found,
+                Next::CutOff(start) => return Done::at(start),
+                Next::Nothing => return Done::at(at.max(bytes.len().saturating_sub(WINDOW - 1))),
+            };
+            let limit = bytes.len().min(found.start + RECORD_MAX);
+            let whole = limit == found.start + RECORD_MAX;
+            let line_end = memchr::memchr2(b'\n', b'\r', &bytes[found.end..limit]);
+            let end = match line_end {
+                Some(length) => found.end + length,
+                None if last || whole => limit,
+                None => return Done::at(found.start),
+            };
+            let cut_off = line_end.is_none() && !whole;
+            let segment = Segment {
+                bytes,
+                offset,
+                end,
+                cut_off,
+            };
+            at = self.record(&segment, found);
+            self.floor = offset + at as u64;
+        }
+    }
+
+    /// Handles the record behind one tag; gives where the search goes on.
+    #[inline]
+    fn record(&mut self, segment: &Segment<'_>, found: Found) -> usize {
+        if found.tag == Tag::Dump {
+            return self
+                .known_dump(segment, found)
+                .unwrap_or_else(|| self.dump(segment, found));
+        }
+        let before = &segment.bytes[..found.start];
+        let text = &segment.bytes[found.end..segment.end];
+        match found.tag {
+            Tag::Dump => {}
+            Tag::FoundPadded | Tag::WeightDtype | Tag::NotFound => {
+                return self.lookup(segment, found);
+            }
+            Tag::NoGfxColumn => {
+                let from = memchr::memrchr3(b'\n', b'\r', 0x1b, before).map_or(0, |at| at + 1);
+                let from = from.max(before.len().saturating_sub(LOOK_BACK / 2));
+                // The prefix of aiter's logger, or of a launcher before it.
+                let path =
+                    memchr::memmem::rfind(&before[from..], b"] ").map_or(from, |at| from + at + 2);
+                let path = super::cursor::lossy(&before[path..], LOOK_BACK);
+                add_one(&mut self.harvest.legacy_tables, path, 1);
+            }
+            Tag::DefaultConfig | Tag::UsingConfig => {
+                let hit = found.tag == Tag::UsingConfig;
+                match sglang::config_file(text, hit) {
+                    Some(Ok(file)) => self.harvest.add_config(file, hit),
+                    Some(Err(reason)) => self.malformed(segment, found.start, reason),
+                    None => {}
+                }
+            }
+            Tag::Decode | Tag::DecodeNumbered => {
+                let numbered = found.tag == Tag::DecodeNumbered;
+                if let Some(batch) = sglang::decode(before, text, numbered) {
+                    self.harvest.add_decode(batch);
+                }
+            }
+            Tag::Prefill => {
+                if let Some(tokens) = sglang::prefill(before) {
+                    add_one(&mut self.harvest.prefill_batches, tokens, 1);
+                }
+            }
+            Tag::Limits => {
+                if let Some(limits) = sglang::limits(text) {
+                    add_one(&mut self.harvest.limits, limits, 1);
+                }
+            }
+            Tag::CaptureList | Tag::CaptureBegin | Tag::CaptureEnd => {
+                let capture = if found.tag == Tag::CaptureList {
+                    sglang::capture_list(text)
+                } else {
+                    sglang::capture(before, text)
+                };
+                if let Some(capture) = capture {
+                    add_one(&mut self.harvest.captures, capture, 1);
+                }
+            }
+            Tag::Dispatch => {
+                if let Some(identity) = sglang::dispatch(text) {
+                    add_one(&mut self.harvest.dispatch, identity, 1);
+                }
+            }
+        }
+        found.end
+    }
+
+    /// A dump record that ends its line and whose payload has been met before: nothing is parsed.
+    #[inline]
+    fn known_dump(&mut self, segment: &Segment<'_>, found: Found) -> Option<usize> {
+        if segment.cut_off {
+            return None;
+        }
+        let text = &segment.bytes[found.end..segment.end];
+        let blank = memchr::memrchr(b' ', text)?;
+        let payload = Payload::new(&text[blank + 1..])?;
+        let middle = text[..blank].strip_suffix(b"csv_row:")?;
+        // An operation of its own, or a second record in the line: read with care.
+        if middle.starts_with(b" op=") || self.searcher.next(middle, 0, 0, true) != Next::Nothing {
+            return None;
+        }
+        if !self.tally.count(&payload) {
+            let op = dump::op_of_text(middle);
+            let (dump, length) = dump::parse_payload(&text[blank + 1..], op).ok()?;
+            if blank + 1 + length != text.len() {
+                return None;
+            }
+            if !self.tally.learn(&payload, dump) {
+                self.empty_tally();
+                self.tally.learn(&payload, dump);
+            }
+        }
+        Some(segment.end)
+    }
+
+    /// A dump record in any surroundings.
+    fn dump(&mut self, segment: &Segment<'_>, found: Found) -> usize {
+        let text = &segment.bytes[found.end..segment.end];
+        // The record ends where the next one starts, if its fields come no sooner.
+        let next = memchr::memmem::find(text, b"[GEMM_shape_dump]").unwrap_or(text.len());
+        let row = self.find_row.find(&text[..next]);
+        let Some(row) = row else {
+            let cut_off = segment.cut_off && next == text.len();
+            let reason = if cut_off {
+                CUT_OFF
+            } else {
+                "torn: no `csv_row:` behind the tag"
+            };
+            self.malformed(segment, found.start, reason);
+            return found.end;
+        };
+        let op = dump::op_of_text(&text[..row]);
+        let payload = &text[row + b"csv_row:".len()..next];
+        let start = found.end + row + b"csv_row:".len();
+        match dump::parse_payload(payload, op) {
+            Ok((dump, length)) if segment.cut_off && start + length == segment.end => {
+                self.tail = Some((dump, self.place(segment, found.start)));
+                start + length
+            }
+            Ok((dump, length)) => {
+                self.harvest.add_dump(dump, 1);
+                start + length
+            }
+            Err(reason) => {
+                // Colours inside the fields.
+                if let Some(dump) = uncoloured(payload, op) {
+                    self.harvest.add_dump(dump, 1);
+                } else {
+                    let at_end =
+                        segment.cut_off && next == text.len() && reason.starts_with("torn");
+                    let reason = if at_end { CUT_OFF } else { reason };
+                    self.malformed(segment, found.start, reason);
+                }
+                start
+            }
+        }
+    }
+
+    /// A look-up line of aiter, whose head stands before its tag.
+    fn lookup(&mut self, segment: &Segment<'_>, found: Found) -> usize {
+        let start = engagement::head_start(segment.bytes, found.start)
+            .filter(|start| !has_line_end(&segment.bytes[*start..found.start]));
+        let Some(start) = start else {
+            // Somebody else's words.
+            return found.end;
+        };
+        if let Some((lookup, length)) = engagement::parse(&segment.bytes[start..segment.end]) {
+            self.harvest.add_lookup(lookup);
+            (start + length).max(found.end)
+        } else {
+            let reason = if segment.cut_off {
+                CUT_OFF
+            } else {
+                "torn: no complete look-up line of aiter"
+            };
+            self.malformed(segment, start, reason);
+            // Its further tags belong to the same line.
+            let next = memchr::memmem::find(&segment.bytes[found.end..segment.end], b"shape ");
+            next.map_or(segment.end, |next| found.end + next)
+        }
+    }
+
+    #[cold]
+    fn empty_tally(&mut self) {
+        for (dump, count) in self.tally.drain() {
+            self.harvest.add_dump(dump, count);
+        }
+    }
+
+    /// Adds what was held back until the end of the input.
+    fn finish(&mut self) {
+        self.empty_tally();
+        if let Some((dump, place)) = self.tail.take() {
+            if self.harvest.expects_longer_than(dump.dtype) {
+                let text = dump.dtype.as_bytes();
+                self.harvest.add_malformed(self.name, place, CUT_OFF, text);
+            } else {
+                self.harvest.add_dump(dump, 1);
+            }
+        }
+    }
+
+    #[cold]
+    fn malformed(&mut self, segment: &Segment<'_>, start: usize, reason: &str) {
+        let place = self.place(segment, start);
+        let text = &segment.bytes[start..segment.end.max(start)];
+        self.harvest.add_malformed(self.name, place, reason, text);
+    }
+
+    fn place(&mut self, segment: &Segment<'_>, start: usize) -> Place {
+        let line = (self.lines == Lines::Count)
+            .then(|| self.line_at(segment.bytes, segment.offset, start));
+        let offset = segment.offset + start as u64;
+        Place { line, offset }
+    }
+
+    /// The line of `bytes[at]`; bytes before what was counted already are counted back.
+    fn line_at(&mut self, bytes: &[u8], offset: u64, at: usize) -> u64 {
+        let (counted, line) = self.counted;
+        let done = usize::try_from(counted.saturating_sub(offset)).unwrap_or(usize::MAX);
+        if at < done {
+            return line - newlines(&bytes[at..done.min(bytes.len())]);
+        }
+        let line = line + newlines(&bytes[done..at]);
+        self.counted = (offset + at as u64, line);
+        line
+    }
+}
+
+/// The bytes in memory, and where the record at hand ends.
+struct Segment<'bytes> {
+    bytes: &'bytes [u8],
+    /// Position of `bytes[0]` in the input.
+    offset: u64,
+    end: usize,
+    /// Whether the record ends with the input, without a line end.
+    cut_off: bool,
+}
+
+fn has_line_end(bytes: &[u8]) -> bool {
+    memchr::memchr2(b'\n', b'\r', bytes).is_some()
+}
+
+/// The record of a payload with colour sequences (`ESC [ … letter`) in it.
+fn uncoloured(payload: &[u8], op: Option<crate::shape::Op>) -> Option<dump::Dump> {
+    memchr::memchr(0x1b, payload)?;
+    let mut plain = Vec::with_capacity(payload.len());
+    let mut cursor = Cursor::new(payload);
+    while !cursor.rest().is_empty() {
+        plain.extend_from_slice(cursor.run(|byte| byte != 0x1b));
+        if cursor.eat(b"\x1b").is_some() && cursor.eat(b"[").is_some() {
+            cursor.run(|byte| !byte.is_ascii_alphabetic());
+            let _ = cursor
+                .rest()
+                .first()
+                .and_then(|letter| cursor.eat(&[*letter]));
+        }
+    }
+    dump::parse_payload(&plain, op).ok().map(|(dump, _)| dump)
+}

@@ -1,0 +1,425 @@
+//! Harvesting logs: what is found does not depend on how the bytes arrive, on what stands around them, or on luck.
+
+use std::fmt::Write as _;
+use std::io::Read;
+
+use gemmtune::log::harvest::{Harvest, Seen};
+use gemmtune::log::scan::{Lines, number_lines, scan};
+use gemmtune::log::{CaptureUnit, engagement};
+use gemmtune::shape::Op;
+use proptest::prelude::*;
+
+const TAGGED: &str = "[2026-09-01 10:00:00 TP0] [GEMM_shape_dump] aiter FP8 block GEMM path block_size=[128, 128] | \
+    x.shape=(1, 2) weight.shape=(1, 2) | M=1 N=2 K=3 (aiter gemm_a8w8_blockscale / bpreshuffle tune CSV) | csv_row: ";
+
+fn dump(row: &str) -> String {
+    format!("{TAGGED}{row}")
+}
+
+fn harvest(log: impl AsRef<[u8]>) -> Harvest {
+    let mut harvest = Harvest::default();
+    scan(log.as_ref(), "test", Lines::Count, &mut harvest).unwrap();
+    harvest
+}
+
+fn rows(harvest: &Harvest) -> Vec<(u32, u32, u32, u64)> {
+    harvest
+        .shapes(None)
+        .into_iter()
+        .map(|Seen { shape, records }| (shape.m, shape.n, shape.k, records))
+        .collect()
+}
+
+/// A reader that hands out the bytes in pieces of the given lengths, over and over.
+struct Pieces<'a> {
+    bytes: &'a [u8],
+    lengths: &'a [usize],
+    next: usize,
+}
+
+impl Read for Pieces<'_> {
+    fn read(&mut self, buffer: &mut [u8]) -> std::io::Result<usize> {
+        let wanted = self.lengths[self.next % self.lengths.len()].max(1);
+        self.next += 1;
+        let length = wanted.min(buffer.len()).min(self.bytes.len());
+        buffer[..length].copy_from_slice(&self.bytes[..length]);
+        self.bytes = &self.bytes[length..];
+        Ok(length)
+    }
+}
+
+#[test]
+fn a_recorded_server_log_gives_its_weights_its_captured_sizes_and_its_batches() {
+    let path = concat!(
+        env!("CARGO_MANIFEST_DIR"),
+        "/testdata/logs/sglang-0.5.16-h100-qwen3-8b.log"
+    );
+    let harvest = harvest(fs_err::read(path).unwrap());
+    let weights: Vec<(u32, u32)> = harvest.nk_only.keys().copied().collect();
+    assert_eq!(
+        weights,
+        [(4096, 4096), (4096, 12288), (6144, 4096), (24576, 4096)]
+    );
+    let first = harvest.nk_only.values().next().unwrap();
+    assert_eq!(first.device, "NVIDIA_H100_80GB_HBM3");
+    assert_eq!((first.default_config, first.tuned_config), (1, 0));
+    let decode = harvest
+        .captures
+        .keys()
+        .find(|capture| capture.unit == CaptureUnit::Bs)
+        .unwrap();
+    assert_eq!(decode.role, "target decode");
+    assert_eq!(decode.sizes, [1, 2, 4, 8, 12, 16, 24, 32]);
+    assert_eq!(decode.tokens_per_request, Some(1));
+    let prefill = harvest
+        .captures
+        .keys()
+        .find(|capture| capture.unit == CaptureUnit::NumTokens)
+        .unwrap();
+    assert_eq!(
+        (prefill.sizes.len(), prefill.sizes.last()),
+        (58, Some(&8192))
+    );
+    assert_eq!(harvest.decode_batches.values().sum::<u64>(), 20);
+    assert_eq!(harvest.prefill_batches.values().sum::<u64>(), 36);
+    let limits = harvest.limits.keys().next().unwrap();
+    assert_eq!(limits.max_running_requests, Some(4096));
+    assert_eq!(limits.chunked_prefill_size, Some(8192));
+    assert_eq!(harvest.shapes(None), [], "no M is made up");
+    assert_eq!(harvest.malformed, 0);
+}
+
+#[test]
+fn records_are_found_behind_bars_colours_and_prefixes_and_several_in_a_line() {
+    let row = dump("8,512,7168,torch.float8_e4m3fn");
+    let torn = "[GEMM_shape_dump] aiter FP8 bl";
+    let bar = "  0%|          | 0/23 [00:00<?, ?it/s]";
+    let log = format!(
+        "{bar}{row}\n\
+         (RayWorker pid=7) \x1b[33m{row}\x1b[0m\n\
+         {bar}\r{bar}\r{row}\r{bar}{row}{row}\n\
+         {torn}{row}\n\
+         {TAGGED}\x1b[1m8\x1b[0m,512,\x1b[4m7168\x1b[0m,torch.float8_e4m3fn \n\
+         \u{fffd}\0{row}"
+    );
+    let harvest = harvest(&log);
+    assert_eq!(rows(&harvest), [(8, 512, 7168, 8)]);
+    assert_eq!(harvest.malformed, 1);
+    assert_eq!(harvest.malformed_shown[0].line, Some(4));
+}
+
+#[test]
+fn torn_and_impossible_records_are_counted_and_shown_with_their_lines() {
+    let log = [
+        dump("1,512,7168,torch.float8_e4m3fnuz"),
+        dump("1,512,71"),
+        dump("0,512,7168,torch.float8_e4m3fnuz"),
+        String::from("csv_row: 5,512,7168,torch.float8_e4m3fnuz"),
+        dump("1,513,7168,torch.float8_e4m3fnuz"),
+        dump("1,512,7168,torch.bfloat16"),
+        String::from("[aiter] shape is M:1, N:512, K:7168, not found tuned config in /x/a8w8_bl"),
+        dump("2,512,7168,torch.float8_e4m3fnuz"),
+        dump("2,512,7168,torch.float8_e4m3fn"),
+    ]
+    .join("\n");
+    let mut later = Harvest::default();
+    scan(log.as_bytes(), "test", Lines::Later, &mut later).unwrap();
+    assert!(
+        later
+            .malformed_shown
+            .iter()
+            .all(|shown| shown.line.is_none())
+    );
+    number_lines(log.as_bytes(), "test", &mut later).unwrap();
+    for harvest in [harvest(&log), later] {
+        assert_eq!(rows(&harvest), [(1, 512, 7168, 1), (2, 512, 7168, 1)]);
+        let lines: Vec<Option<u64>> = harvest
+            .malformed_shown
+            .iter()
+            .map(|shown| shown.line)
+            .collect();
+        // The last one ends the file in what may be the front half of `…fnuz`.
+        assert_eq!(lines, [2, 3, 5, 6, 7, 9].map(Some));
+        assert_eq!(harvest.malformed, 6);
+    }
+}
+
+#[test]
+fn aiter_lines_are_shapes_and_say_how_they_were_served() {
+    let log = "\
+        [aiter] shape is M:9, N:512, K:7168, not found tuned config in /x/a8w8_blockscale_tuned_gemm.csv, will use default config!\n\
+        3%|#  |[aiter] shape is M:9, N:512, K:7168, found padded_M: 16, N:512, K:7168 is tuned on cu_num = 304 in /x/a8w8_blockscale_tuned_gemm.csv , kernel name is k7!\n\
+        [aiter] shape M:3, N:512, K:1024 q_dtype_w:torch.float8_e4m3fnuz, found padded_M: 16, N:512, K:1024 is tuned, in /x/a8w8_bpreshuffle_tuned_gemm.csv! libtype is ck! kernelName is x (kernelId 3)!\n\
+        [aiter] /x/t.csv has no 'gfx' column -- falling back to cu_num-only key. Re-run the tuner or migrate the CSV to add a gfx column.\n";
+    let harvest = harvest(log);
+    let shapes = harvest.shapes(None);
+    assert_eq!(shapes.len(), 2);
+    assert_eq!((shapes[0].shape.op, shapes[0].records), (Op::Blockscale, 2));
+    assert_eq!(shapes[1].shape.op, Op::Bpreshuffle);
+    assert_eq!(shapes[1].shape.dtype, "torch.float8_e4m3fnuz");
+    let served: Vec<_> = harvest.served().collect();
+    assert_eq!((served[0].1.hits, served[0].1.misses), (1, 1));
+    let hit = served[0].1.hit.as_deref().unwrap();
+    assert_eq!((hit.padded_m, hit.kernel_name.as_deref()), (16, Some("k7")));
+    assert_eq!(harvest.legacy_tables.keys().next().unwrap(), "/x/t.csv");
+    assert_eq!(harvest.malformed, 0);
+}
+
+#[test]
+fn every_log_line_aiter_wrote_for_the_recorded_look_ups_is_classified_as_what_happened() {
+    let path = concat!(
+        env!("CARGO_MANIFEST_DIR"),
+        "/testdata/lookup/aiter-lookup-cases-e2e.csv"
+    );
+    let mut reader = csv::Reader::from_path(path).unwrap();
+    let header = reader.headers().unwrap().clone();
+    let mut all = String::new();
+    let (mut hits, mut misses) = (0, 0);
+    for case in reader.records() {
+        let case = case.unwrap();
+        let cell = |name: &str| &case[header.iter().position(|column| column == name).unwrap()];
+        let lines = cell("log_lines");
+        let lookup = engagement::classify(lines.as_bytes()).unwrap();
+        let number = |name: &str| cell(name).parse::<u32>().unwrap();
+        assert_eq!(lookup.op, Op::Blockscale);
+        assert_eq!(
+            (lookup.m, lookup.n, lookup.k),
+            (number("M"), number("N"), number("K"))
+        );
+        match lookup.outcome {
+            engagement::Outcome::Hit(hit) => {
+                hits += 1;
+                assert_eq!(cell("result"), "hit");
+                assert_eq!(hit.padded_m, number("padded_M"));
+                assert_eq!(hit.cu_num, Some(number("cu_num")));
+                assert_eq!(hit.kernel_name.as_deref(), Some(cell("kernelName")));
+                assert_eq!(
+                    hit.file,
+                    format!("aiter-lookup-e2e-fixture-{}.csv", cell("fixture"))
+                );
+            }
+            engagement::Outcome::Miss { file } => {
+                misses += 1;
+                assert_eq!(cell("result"), "miss");
+                let fixture = format!("aiter-lookup-e2e-fixture-{}.csv", cell("fixture"));
+                assert_eq!(file, Some(fixture));
+            }
+        }
+        let _ = writeln!(all, "[aiter] {}", lines.replace(" || ", "\n[aiter] "));
+    }
+    let harvest = harvest(&all);
+    assert_eq!(harvest.hits_and_misses(), (hits, misses));
+    assert_eq!(harvest.malformed, 0);
+    assert!(hits > 400 && misses > 400);
+}
+
+#[test]
+fn dispatch_identities_and_old_capture_lists_are_collected() {
+    let log = "[t TP1] [Fp8LinearMethod] block_quant w8a8_block_fp8_linear=aiter_w8a8_block_fp8_linear (sglang.srt.layers.quantization.fp8_utils)\n\
+        [t] Capture cuda graph bs [1, 2, 4, 8]\n\
+        [t] Decode batch [40], #running-req: 3, #token: 9, token usage: 0.00, cuda graph: False, x\n\
+        [t] Using configuration from /c/N=512,K=7168,device_name=AMD_Instinct_MI300X,dtype=fp8_w8a8,block_shape=[128, 128].json for W8A8 Block FP8 kernel.\n";
+    let harvest = harvest(log);
+    let identities: Vec<&String> = harvest.dispatch.keys().collect();
+    assert_eq!(
+        identities,
+        ["aiter_w8a8_block_fp8_linear (sglang.srt.layers.quantization.fp8_utils)"]
+    );
+    assert_eq!(harvest.captures.keys().next().unwrap().sizes, [1, 2, 4, 8]);
+    assert_eq!(harvest.decode_eager.get(&3), Some(&1));
+    assert_eq!(harvest.nk_only[&(512, 7168)].tuned_config, 1);
+}
+
+#[test]
+fn record_files_count_calls_and_survive_a_half_line() {
+    let log = r#"{"gemmtune": "hello", "pid": 7, "rank": 0, "world": 1, "version": 1}
+{"op":"gemm_a8w8_blockscale","M":8,"N":512,"K":7168,"dtype":"torch.float8_e4m3fn","kind":"capture","bs":8,"count":2}
+{"replay":8,"tokens":8,"count":50}
+not json
+{"replay":8,"tok"#;
+    let harvest = harvest(log);
+    assert_eq!(rows(&harvest), [(8, 512, 7168, 100)]);
+    let lines: Vec<_> = harvest
+        .malformed_shown
+        .iter()
+        .map(|shown| shown.line)
+        .collect();
+    assert_eq!(lines, [Some(4), Some(5)]);
+    assert_eq!(harvest.hellos.len(), 1);
+}
+
+#[test]
+fn a_line_without_end_costs_no_memory_and_loses_no_record() {
+    let mut log = vec![b'x'; 3 << 20];
+    let row = dump("8,512,7168,torch.float8_e4m3fn");
+    log[(2 << 20)..(2 << 20) + row.len()].copy_from_slice(row.as_bytes());
+    // A dump tag whose fields never come.
+    log[100..117].copy_from_slice(b"[GEMM_shape_dump]");
+    // The character behind the dtype must not be a part of it.
+    log[(2 << 20) + row.len()] = b' ';
+    let harvest = harvest(&log);
+    assert_eq!(rows(&harvest), [(8, 512, 7168, 1)]);
+    assert_eq!(harvest.malformed, 1);
+    assert_eq!(harvest.bytes, 3 << 20);
+}
+
+/// A small deterministic generator (SplitMix64, Steele et al. 2014), so that a failing case is its number.
+struct Random(u64);
+
+impl Random {
+    fn next(&mut self) -> u64 {
+        self.0 = self.0.wrapping_add(0x9E37_79B9_7F4A_7C15);
+        let mut mixed = self.0;
+        mixed = (mixed ^ (mixed >> 30)).wrapping_mul(0xBF58_476D_1CE4_E5B9);
+        mixed = (mixed ^ (mixed >> 27)).wrapping_mul(0x94D0_49BB_1331_11EB);
+        mixed ^ (mixed >> 31)
+    }
+
+    fn below(&mut self, limit: usize) -> usize {
+        (self.next() % limit as u64) as usize
+    }
+}
+
+/// Lines of every kind, whole: what the generator tears, glues and mutates.
+fn vocabulary() -> Vec<String> {
+    let mut lines = vec![
+        dump("8,512,7168,torch.float8_e4m3fn"),
+        dump("8,512,7168,torch.float8_e4m3fnuz"),
+        dump("16384,36864,7168,torch.float8_e4m3fnuz"),
+        dump("0,512,7168,torch.float8_e4m3fnuz"),
+        dump(" 1, 512, 7168, torch.float8_e5m2, more"),
+        String::from(
+            "[GEMM_shape_dump] op=gemm_a8w8_bpreshuffle | csv_row: 4,512,7168,torch.float8_e4m3fn",
+        ),
+    ];
+    let more = "\
+[aiter] shape is M:9, N:512, K:7168, not found tuned config in /x/a8w8_blockscale_tuned_gemm.csv, will use default config!
+[aiter] shape is M:9, N:512, K:7168, found padded_M: 16, N:512, K:7168 is tuned on cu_num = 304 in /x/a8w8_blockscale_tuned_gemm.csv , kernel name is k7!
+[aiter] shape M:3, N:512, K:1024 q_dtype_w:torch.float8_e4m3fnuz, found padded_M: 16, N:512, K:1024 is tuned, in /x/a8w8_bpreshuffle_tuned_gemm.csv! libtype is ck! kernelName is x (kernelId 3)!
+[aiter] shape M:3, N:512, K:1024 q_dtype_w:torch.int8 is tuned, in /x/a8w8_bpreshuffle_tuned_gemm.csv!
+[aiter] shape is M:3, N:512, K:1024, q_dtype_w:torch.int8, not found tuned config in /x/a8w8_tuned_gemm.csv, will use default config!
+[aiter] /x/t.csv has no 'gfx' column -- falling back to cu_num-only key. Re-run the tuner or migrate the CSV to add a gfx column.
+[t TP0] Using default W8A8 Block FP8 kernel config. Performance might be sub-optimal! Config file not found at /c/N=6144,K=4096,device_name=NVIDIA_H100,dtype=fp8_w8a8,block_shape=[128, 128].json
+[t] Using configuration from /c/N=512,K=7168,device_name=X,dtype=fp8_w8a8,block_shape=[128, 128].json for W8A8 Block FP8 kernel.
+[t] Decode batch, #running-req: 32, #token: 32896, token usage: 0.08, cuda graph: True, gen throughput (token/s): 2.83, #queue-req: 0
+[t] Decode batch [7], #running-req: 3, #full token: 9, cuda graph: False
+[t] Prefill batch, #new-seq: 8, #new-token: 8192, #cached-token: 0, token usage: 0.04, #running-req: 1
+[t] max_total_num_tokens=393044, chunked_prefill_size=8192, max_prefill_tokens=16384, max_running_requests=4096, context_len=40960
+[t] Capture cuda graph bs [1, 2, 4, 8]
+[t] Capture target decode CUDA graph begin. backend=full, num_tokens_per_req=1, bs=[1, 2, 4, 8], avail mem=13.55 GB
+[t] Capture target prefill CUDA graph end. num_tokens=[4, 8], elapsed=1 s
+[Fp8LinearMethod] block_quant w8a8_block_fp8_linear=aiter_w8a8_block_fp8_linear (sglang.srt.layers.quantization.fp8_utils)
+\u{1b}[33mCapturing batches (bs=136 avail_mem=9.96 GB):  44%|\u{258d}| 16/36 [00:04<00:04,  4.82it/s]\u{1b}[0m
+INFO:     10.0.0.2:55254 - \"POST /v1/chat/completions HTTP/1.1\" 200 OK";
+    lines.extend(more.lines().map(String::from));
+    lines
+}
+
+/// A log of up to 30 pieces, some torn, glued, repeated, or with bytes overwritten.
+fn mutated_log(random: &mut Random, vocabulary: &[String]) -> Vec<u8> {
+    let mut log = Vec::new();
+    for _ in 0..random.below(30) {
+        let line = vocabulary[random.below(vocabulary.len())].as_bytes();
+        match random.below(8) {
+            0 => log.extend_from_slice(&line[..random.below(line.len())]),
+            1 => log.extend_from_slice(&line[random.below(line.len())..]),
+            2 => {
+                let start = log.len();
+                log.extend_from_slice(line);
+                for _ in 0..=random.below(4) {
+                    let at = start + random.below(line.len());
+                    log[at] = random.next() as u8;
+                }
+            }
+            3 => log.extend((0..random.below(300)).map(|_| random.next() as u8)),
+            _ => log.extend_from_slice(line),
+        }
+        match random.below(6) {
+            0 => {}
+            1 => log.push(b'\r'),
+            2 => log.extend_from_slice(b"\r\n"),
+            _ => log.push(b'\n'),
+        }
+    }
+    log
+}
+
+/// Everything a harvest says, to compare two of them.
+fn summary(harvest: &Harvest) -> String {
+    format!(
+        "{:?}\n{:?}\n{:?}\n{:?}\n{:?}\n{:?}\n{:?}\n{:?}\n{:?}\n{:?}\n{}",
+        harvest.shapes(None),
+        harvest.served().collect::<Vec<_>>(),
+        harvest.nk_only,
+        harvest.dispatch,
+        harvest.captures,
+        (&harvest.decode_batches, &harvest.decode_eager),
+        harvest.prefill_batches,
+        harvest.limits,
+        harvest.legacy_tables,
+        harvest.malformed_shown,
+        harvest.malformed,
+    )
+}
+
+fn fuzz(cases: std::ops::Range<u64>) {
+    let vocabulary = vocabulary();
+    for case in cases {
+        let mut random = Random(case);
+        let log = mutated_log(&mut random, &vocabulary);
+        let whole = harvest(&log);
+        let lengths: Vec<usize> = (0..5).map(|_| 1 + random.below(97)).collect();
+        let mut pieces = Harvest::default();
+        let input = Pieces {
+            bytes: &log,
+            lengths: &lengths,
+            next: 0,
+        };
+        scan(input, "test", Lines::Count, &mut pieces).unwrap();
+        assert_eq!(summary(&whole), summary(&pieces), "case {case}");
+        let newlines = memchr::memchr_iter(b'\n', &log).count() as u64;
+        for malformed in &whole.malformed_shown {
+            let line = malformed.line.unwrap();
+            assert!((1..=newlines + 1).contains(&line), "case {case}");
+        }
+    }
+}
+
+#[test]
+fn thousands_of_mutated_logs_read_the_same_however_they_arrive() {
+    fuzz(0..2_000);
+}
+
+#[test]
+#[ignore = "a million cases take some minutes in a release build"]
+fn a_million_mutated_logs_read_the_same_however_they_arrive() {
+    fuzz(1_000_000..2_000_000);
+}
+
+proptest! {
+    #![proptest_config(ProptestConfig::with_cases(64))]
+
+    #[test]
+    fn any_split_of_a_log_gives_the_same_harvest(
+        seed in any::<u64>(),
+        lengths in prop::collection::vec(1usize..400, 1..12),
+        padding in 0usize..3,
+    ) {
+        let vocabulary = vocabulary();
+        let mut random = Random(seed);
+        let mut log = mutated_log(&mut random, &vocabulary);
+        // Some logs larger than the read buffer, so that records straddle its end.
+        if padding == 2 {
+            while log.len() < (1 << 20) + 4096 {
+                let mut more = mutated_log(&mut random, &vocabulary);
+                more.extend(std::iter::repeat_n(b'.', 20_000));
+                log.extend(more);
+            }
+        }
+        let whole = harvest(&log);
+        let mut pieces = Harvest::default();
+        let input = Pieces { bytes: &log, lengths: &lengths, next: 0 };
+        scan(input, "test", Lines::Count, &mut pieces).unwrap();
+        prop_assert_eq!(summary(&whole), summary(&pieces));
+    }
+}
