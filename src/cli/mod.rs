@@ -8,6 +8,7 @@ pub mod completions;
 pub mod failure;
 pub mod keeper;
 pub mod lint;
+pub mod merge;
 pub mod printer;
 pub mod trace;
 
@@ -43,6 +44,8 @@ enum Command {
     Keeper(keeper::KeeperArgs),
     /// Check tuned tables: aiter's CSV files and SGLang's JSON configurations
     Lint(lint::LintArgs),
+    /// Merge tuned tables: the best valid row per key, with its provenance
+    Merge(merge::MergeArgs),
 }
 
 /// Parses the command line, runs the command and says how it ended.
@@ -66,6 +69,7 @@ fn run(command: Command, printer: &Printer) -> Result<std::process::ExitCode, Fa
         Command::Trace(args) => trace::run(&args, printer).map(success),
         Command::Keeper(args) => Ok(keeper::run(&args, printer)),
         Command::Lint(args) => lint::run(&args, printer).map(success),
+        Command::Merge(args) => merge::run(&args, printer).map(success),
     }
 }
 

@@ -238,7 +238,7 @@ impl<'table> Resolver<'table> {
                     vacant.insert(row);
                 }
                 // `drop_duplicates` removes rows that are equal in every column.
-                Entry::Occupied(first) if same_but_for_line(first.get(), row) => {}
+                Entry::Occupied(first) if first.get().is_copy_of(row) => {}
                 Entry::Occupied(first) => {
                     duplicates.push((first.key().clone(), first.get().line, row.line));
                 }
@@ -344,14 +344,6 @@ impl std::fmt::Display for Key {
         }
         Ok(())
     }
-}
-
-fn same_but_for_line(first: &Row, second: &Row) -> bool {
-    let second = Row {
-        line: first.line,
-        ..second.clone()
-    };
-    *first == second
 }
 
 fn refuse_faults(table: &Table) -> Result<(), LookupError> {

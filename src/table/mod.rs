@@ -8,6 +8,7 @@ pub mod aiter;
 pub mod kernels;
 pub mod lint;
 pub mod lookup;
+pub mod merge;
 pub mod revision;
 pub mod roofline;
 pub mod sglang_json;

@@ -3,6 +3,7 @@
 //! The figures are the makers' dense peaks. They bound a measurement from below (lint) and weigh
 //! shapes against one another (plan); they are no prediction of what a kernel reaches.
 
+use super::aiter::Row;
 use crate::shape::{Op, Shape};
 
 /// A device's peak rates.
@@ -79,6 +80,15 @@ impl Device {
             floor_us: GPU_FLOOR_US,
             source,
         })
+    }
+
+    /// The device a row was measured on; without an architecture, the one its compute units stand for.
+    pub fn of_row(row: &Row) -> Option<Self> {
+        let cu_num = row.cu_num?;
+        Self::of_key(
+            row.gfx.as_deref().or_else(|| gfx_of_cu_num(cu_num))?,
+            cu_num,
+        )
     }
 
     /// The device whose `torch.cuda.get_device_name()` (blanks or underscores) this is.
@@ -176,6 +186,35 @@ pub fn tflops(m: u32, n: u32, k: u32, us: f64) -> f64 {
 /// The `bw` column: [`bytes`] / us in 10^9 bytes per second, not rounded.
 pub fn bandwidth(op: Op, m: u32, n: u32, k: u32, us: f64) -> f64 {
     bytes(op, m, n, k) / us / 1e3
+}
+
+/// Why `row` claims more than its device can do, if it does. A row whose device is unknown, or without
+/// a positive time, claims nothing.
+pub fn impossible(op: Op, row: &Row) -> Option<String> {
+    let us = row.us.filter(|us| us.is_finite() && *us > 0.0)?;
+    let device = Device::of_row(row)?;
+    let peak = device.flops(op)?;
+    let reached = tflops(row.m, row.n, row.k, us);
+    if reached * 1e12 > peak {
+        return Some(format!(
+            "{us} us means {reached:.0} TFLOPS; {} does at most {:.0}",
+            device.name,
+            peak / 1e12
+        ));
+    }
+    let moved = bandwidth(op, row.m, row.n, row.k, us);
+    let (most, from) = if bytes(op, row.m, row.n, row.k) <= device.cache_bytes {
+        (device.cache, "its last-level cache")
+    } else {
+        (device.memory_most, "memory")
+    };
+    (moved * 1e9 > most).then(|| {
+        format!(
+            "{us} us means {moved:.0} GB/s; {} moves at most {:.0} from {from}",
+            device.name,
+            most / 1e9
+        )
+    })
 }
 
 /// The architecture of a row without one, by its compute units, as aiter's own merge infers it

@@ -43,7 +43,7 @@ fn duplicates(table: &Table, sink: &mut Sink<'_>) {
             seen.insert(Key::of(row), row);
             continue;
         };
-        if same_cells(first, row) {
+        if first.is_copy_of(row) {
             sink.add(
                 &rules::DUPLICATE_EQUAL,
                 Some(row.line),
@@ -57,12 +57,6 @@ fn duplicates(table: &Table, sink: &mut Sink<'_>) {
             );
         }
     }
-}
-
-fn same_cells(a: &Row, b: &Row) -> bool {
-    let mut b = b.clone();
-    b.line = a.line;
-    *a == b
 }
 
 /// The same key in two tables of one operation: aiter's merge of them rewrites the files and raises.

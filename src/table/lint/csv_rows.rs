@@ -224,71 +224,23 @@ fn split_k(_: &Table, row: &Row, sink: &mut Sink<'_>) {
 }
 
 fn roofline(table: &Table, row: &Row, sink: &mut Sink<'_>) {
-    let (Some(us), Some(cu_num)) = (row.us.filter(|us| us.is_finite() && *us > 0.0), row.cu_num)
-    else {
-        return;
-    };
-    let Some(gfx) = row
-        .gfx
-        .as_deref()
-        .or_else(|| roofline::gfx_of_cu_num(cu_num))
-    else {
-        return;
-    };
-    let Some(device) = Device::of_key(gfx, cu_num) else {
-        return;
-    };
-    let Some(peak) = device.flops(table.op) else {
-        return;
-    };
-    let reached = roofline::tflops(row.m, row.n, row.k, us);
-    if reached * 1e12 > peak {
-        sink.add(
-            &rules::ABOVE_ROOFLINE,
-            Some(row.line),
-            format!(
-                "{us} us means {reached:.0} TFLOPS; {} does at most {:.0}",
-                device.name,
-                peak / 1e12
-            ),
-        );
+    if let Some(message) = roofline::impossible(table.op, row) {
+        sink.add(&rules::ABOVE_ROOFLINE, Some(row.line), message);
         return;
     }
+    let Some(us) = row.us.filter(|us| us.is_finite() && *us > 0.0) else {
+        return;
+    };
+    let Some(device) = Device::of_row(row) else {
+        return;
+    };
     let moved = roofline::bandwidth(table.op, row.m, row.n, row.k, us);
-    let fits = roofline::bytes(table.op, row.m, row.n, row.k) <= device.cache_bytes;
-    if moved * 1e9
-        > if fits {
-            device.cache
-        } else {
-            device.memory_most
-        }
-    {
-        sink.add(
-            &rules::ABOVE_ROOFLINE,
-            Some(row.line),
-            format!(
-                "{us} us means {moved:.0} GB/s; {} moves at most {:.0} from {}",
-                device.name,
-                if fits {
-                    device.cache
-                } else {
-                    device.memory_most
-                } / 1e9,
-                if fits {
-                    "its last-level cache"
-                } else {
-                    "memory"
-                },
-            ),
-        );
-    } else if moved * 1e9 > device.memory_most {
+    if moved * 1e9 > device.memory_most {
+        let most = device.memory_most / 1e9;
         sink.add(
             &rules::ABOVE_MEMORY,
             Some(row.line),
-            format!(
-                "{us} us means {moved:.0} GB/s, more than the {:.0} of memory",
-                device.memory_most / 1e9
-            ),
+            format!("{us} us means {moved:.0} GB/s, more than the {most:.0} of memory"),
         );
     }
 }

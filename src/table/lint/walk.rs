@@ -130,6 +130,9 @@ fn check(
 
 fn looks_like_csv_table(path: &Utf8Path, bytes: &[u8]) -> bool {
     let name = path.file_name().unwrap_or("");
+    if name.ends_with(".provenance.csv") {
+        return false; // gemmtune's own record of a merge
+    }
     let end = memchr::memchr(b'\n', bytes).unwrap_or(bytes.len());
     let header = String::from_utf8_lossy(&bytes[..end]);
     let has = |column: &str| header.split(',').any(|cell| cell.trim() == column);

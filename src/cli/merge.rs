@@ -1,0 +1,196 @@
+//! `gemmtune merge`: several tuned tables into one.
+
+use camino::{Utf8Path, Utf8PathBuf};
+use serde_json::json;
+
+use super::failure::{Failure, Kind};
+use super::printer::Printer;
+use crate::store::file::write_atomic;
+use crate::table::aiter::Table;
+use crate::table::merge::{self, MergeError, Merged, Outcome, Policy};
+
+/// Rows that lost whose reason is shown; the provenance file has every one.
+const SHOWN: usize = 5;
+
+/// Arguments of `gemmtune merge`.
+#[derive(Debug, clap::Args)]
+pub struct MergeArgs {
+    /// Tuned tables of one operation; of equally fast rows the one given first is kept
+    #[arg(required = true, value_name = "TABLE")]
+    tables: Vec<Utf8PathBuf>,
+
+    /// The file to write; `OUT.provenance.csv` beside it says where each row comes from
+    #[arg(short, long, value_name = "OUT.csv")]
+    output: Utf8PathBuf,
+
+    /// Architecture of rows that have none and whose compute units do not say it
+    #[arg(long)]
+    gfx: Option<String>,
+
+    /// Largest error ratio a row may have
+    #[arg(long, default_value_t = 0.05)]
+    err_ratio: f64,
+}
+
+/// Reads the tables, merges them and writes the result and its provenance.
+pub fn run(args: &MergeArgs, printer: &Printer) -> Result<(), Failure> {
+    let provenance = provenance_path(&args.output);
+    refuse_overwriting(args, &provenance)?;
+    let tables: Vec<Table> = args
+        .tables
+        .iter()
+        .map(|path| read(path))
+        .collect::<Result<_, _>>()?;
+    let policy = Policy {
+        err_ratio_limit: args.err_ratio,
+        gfx: args.gfx.clone(),
+    };
+    let merged = merge::merge(&tables, &policy).map_err(refused)?;
+    if merged.table.rows.is_empty() {
+        return Err(Failure::new(
+            Kind::TunerFailed,
+            "no row of these tables is valid; nothing was written",
+        )
+        .hint("`gemmtune lint` on the inputs says what is wrong with each row"));
+    }
+    let write = |path: &Utf8Path, text: &str| {
+        write_atomic(path, text.as_bytes())
+            .map_err(|error| Failure::to(Kind::Environment, "write the merged table", error))
+    };
+    // The record first: a table without its record would be the worse half to be left with.
+    write(&provenance, &merged.provenance_csv())?;
+    write(&args.output, &merged.table.to_csv())?;
+    report(args, &provenance, &merged, printer)
+}
+
+fn read(path: &Utf8Path) -> Result<Table, Failure> {
+    let bytes =
+        fs_err::read(path).map_err(|error| Failure::to(Kind::Usage, "read a table", error))?;
+    Table::read(path.as_str(), &bytes, None).map_err(|error| {
+        Failure::to(Kind::Usage, "use a table", error)
+            .hint(format!("`gemmtune lint {path}` says more about the file"))
+    })
+}
+
+fn provenance_path(output: &Utf8Path) -> Utf8PathBuf {
+    let stem = output
+        .as_str()
+        .strip_suffix(".csv")
+        .unwrap_or(output.as_str());
+    Utf8PathBuf::from(format!("{stem}.provenance.csv"))
+}
+
+/// Neither file that is written may be one that is read, under whatever name.
+fn refuse_overwriting(args: &MergeArgs, provenance: &Utf8Path) -> Result<(), Failure> {
+    use std::os::unix::fs::MetadataExt as _;
+    let identity = |path: &Utf8Path| {
+        fs_err::metadata(path)
+            .ok()
+            .map(|data| (data.dev(), data.ino()))
+    };
+    for written in [args.output.as_path(), provenance] {
+        for input in &args.tables {
+            let same = identity(written).is_some_and(|id| Some(id) == identity(input));
+            if same || written == input.as_path() {
+                return Err(Failure::new(
+                    Kind::Usage,
+                    format!("`{written}` is the input `{input}`; a merge never writes an input"),
+                )
+                .hint("name another file with -o"));
+            }
+        }
+    }
+    let folder = args.output.parent().and_then(Utf8Path::file_name);
+    if folder == Some("model_configs") {
+        return Err(Failure::new(
+            Kind::Usage,
+            "aiter reads every table in `model_configs`, so the result and its provenance would be merged with the inputs again",
+        )
+        .hint("write elsewhere and name the file in the AITER_CONFIG_ variable of the operation"));
+    }
+    Ok(())
+}
+
+fn refused(error: MergeError) -> Failure {
+    let hint = match &error {
+        MergeError::DifferentOps { .. } => "merge the tables of each operation by themselves",
+        MergeError::UnknownArch { .. } => "say the architecture with --gfx",
+        MergeError::UnknownLibrary { .. } => "fill in the libtype of that row, or remove it",
+        MergeError::Unreadable { .. } | MergeError::MissingColumn { .. } | MergeError::NoTables => {
+            "`gemmtune lint` on the inputs says what is wrong with them"
+        }
+    };
+    Failure::to(Kind::Usage, "make one table", error).hint(hint)
+}
+
+fn report(
+    args: &MergeArgs,
+    provenance: &Utf8Path,
+    merged: &Merged,
+    printer: &Printer,
+) -> Result<(), Failure> {
+    let counts = [
+        Outcome::Kept,
+        Outcome::Slower,
+        Outcome::Copy,
+        Outcome::Invalid,
+    ]
+    .map(|outcome| (outcome, merged.count(outcome)));
+    let of_input = |path: &Utf8Path, outcome| {
+        let of =
+            |entry: &&merge::Provenance| entry.table == path.as_str() && entry.outcome == outcome;
+        merged.provenance.iter().filter(of).count()
+    };
+    if printer.is_json() {
+        let inputs: Vec<_> = args
+            .tables
+            .iter()
+            .map(|path| {
+                let mut input = json!({ "file": path });
+                for (outcome, _) in counts {
+                    input[outcome.name()] = of_input(path, outcome).into();
+                }
+                input
+            })
+            .collect();
+        return printer.json(&json!({
+            "output": args.output,
+            "provenance": provenance,
+            "op": merged.table.op,
+            "rows": merged.table.rows.len(),
+            "slower": counts[1].1,
+            "copies": counts[2].1,
+            "invalid": counts[3].1,
+            "dropped": merged.dropped,
+            "inputs": inputs,
+        }));
+    }
+    for path in &args.tables {
+        printer.say(format!(
+            "{path}: {} rows kept, {} slower, {} copies, {} invalid",
+            of_input(path, Outcome::Kept),
+            of_input(path, Outcome::Slower),
+            of_input(path, Outcome::Copy),
+            of_input(path, Outcome::Invalid),
+        ));
+    }
+    let won = merged
+        .provenance
+        .iter()
+        .filter(|entry| entry.outcome == Outcome::Slower);
+    for entry in won.take(SHOWN) {
+        printer.say(format!(
+            "  M={} N={} K={}: {} (line {} of {})",
+            entry.row.m, entry.row.n, entry.row.k, entry.reason, entry.row.line, entry.table
+        ));
+    }
+    for key in &merged.dropped {
+        printer.warn(format!("{key} is left out: none of its rows is valid"));
+    }
+    printer.say(format!(
+        "{} rows in {}; {provenance} says why each row was kept or not",
+        merged.table.rows.len(),
+        args.output
+    ));
+    Ok(())
+}

@@ -1,0 +1,475 @@
+//! One table out of several: the best valid row per key, and why each row was kept or not.
+//!
+//! aiter's own merge takes the lowest `us` whatever it means, fills missing columns with 0 and rewrites
+//! its inputs. This one lets no failed, wrong or impossible measurement win, fills a column only from
+//! evidence and refuses where there is none. It works on tables in memory; the command writes the files.
+
+use std::collections::{BTreeMap, BTreeSet};
+use std::fmt::Write as _;
+
+use super::aiter::{Fault, Row, Table, Text};
+use super::kernels::{self, Library};
+use super::revision::{self, Revision};
+use super::roofline;
+use crate::shape::Op;
+
+/// What counts as a valid row, and what may be filled in.
+#[derive(Clone, Debug, PartialEq)]
+pub struct Policy {
+    /// Largest error ratio of a valid row; aiter's tuners accept 0.05.
+    pub err_ratio_limit: f64,
+    /// Architecture of rows that have none, where their compute units do not say it.
+    pub gfx: Option<String>,
+}
+
+impl Default for Policy {
+    fn default() -> Self {
+        Self {
+            err_ratio_limit: 0.05,
+            gfx: None,
+        }
+    }
+}
+
+/// Tables that cannot be merged without guessing or losing rows.
+#[derive(Debug, Clone, PartialEq, thiserror::Error)]
+pub enum MergeError {
+    /// Nothing to merge.
+    #[error("merge: no table was given")]
+    NoTables,
+    /// Tables of two operations.
+    #[error(
+        "merge `{first}` of {first_op} with `{second}` of {second_op}: their keys and kernels differ"
+    )]
+    DifferentOps {
+        /// Name of the first table.
+        first: String,
+        /// Its operation.
+        first_op: Op,
+        /// Name of the other.
+        second: String,
+        /// Its operation.
+        second_op: Op,
+    },
+    /// A line that cannot be read and would be lost.
+    #[error("merge `{table}`")]
+    Unreadable {
+        /// Name of the table.
+        table: String,
+        /// The line.
+        #[source]
+        fault: Fault,
+    },
+    /// A key column is missing.
+    #[error("merge `{table}`: it has no column `{column}`")]
+    MissingColumn {
+        /// Name of the table.
+        table: String,
+        /// The column.
+        column: &'static str,
+    },
+    /// A row without architecture whose compute units do not say it.
+    #[error(
+        "merge line {line} of `{table}`: it has no gfx, and {cu_num} compute units do not say which it is"
+    )]
+    UnknownArch {
+        /// Name of the table.
+        table: String,
+        /// 1-based line.
+        line: u64,
+        /// Compute units of the row.
+        cu_num: u32,
+    },
+    /// A row without library whose kernel name does not say it.
+    #[error(
+        "merge line {line} of `{table}`: it has no libtype, and kernel `{kernel}` does not say which it is"
+    )]
+    UnknownLibrary {
+        /// Name of the table.
+        table: String,
+        /// 1-based line.
+        line: u64,
+        /// Name of the kernel, empty if there is none.
+        kernel: String,
+    },
+}
+
+/// What became of an input row.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, serde::Serialize)]
+#[serde(rename_all = "lowercase")]
+pub enum Outcome {
+    /// It is in the result.
+    Kept,
+    /// A valid row of the same key is faster, or as fast and earlier.
+    Slower,
+    /// It is the same row as the one kept.
+    Copy,
+    /// It is no valid measurement.
+    Invalid,
+}
+
+impl Outcome {
+    /// The word in the provenance file.
+    pub const fn name(self) -> &'static str {
+        match self {
+            Self::Kept => "kept",
+            Self::Slower => "slower",
+            Self::Copy => "copy",
+            Self::Invalid => "invalid",
+        }
+    }
+}
+
+/// An input row and what became of it.
+#[derive(Clone, Debug, PartialEq)]
+pub struct Provenance {
+    /// Name of the input table.
+    pub table: String,
+    /// The row as it would stand in the result; its line is that of the input.
+    pub row: Row,
+    /// What became of it.
+    pub outcome: Outcome,
+    /// Why, and what was filled in.
+    pub reason: String,
+}
+
+/// A merged table and where its rows come from.
+#[derive(Clone, Debug, PartialEq)]
+pub struct Merged {
+    /// The result, sorted by gfx, cu_num, N, K, M, dtype.
+    pub table: Table,
+    /// Every input row, in the order of the result's keys.
+    pub provenance: Vec<Provenance>,
+    /// Keys left out because none of their rows is valid, as `M=… N=… K=…`.
+    pub dropped: Vec<String>,
+}
+
+impl Merged {
+    /// How many input rows had this outcome.
+    pub fn count(&self, outcome: Outcome) -> usize {
+        self.provenance
+            .iter()
+            .filter(|entry| entry.outcome == outcome)
+            .count()
+    }
+
+    /// The provenance as CSV: the key, the input's place, its measurement, what became of it and why.
+    pub fn provenance_csv(&self) -> String {
+        let mut text =
+            String::from("gfx,cu_num,M,N,K,q_dtype_w,file,line,us,errRatio,outcome,reason\n");
+        let quoted = |cell: &str| {
+            if cell.contains([',', '"', '\n', '\r']) {
+                format!("\"{}\"", cell.replace('"', "\"\""))
+            } else {
+                cell.to_owned()
+            }
+        };
+        for Provenance {
+            table,
+            row,
+            outcome,
+            reason,
+        } in &self.provenance
+        {
+            let number =
+                |value: Option<f64>| value.map(super::aiter::float_cell).unwrap_or_default();
+            let _ = writeln!(
+                text,
+                "{},{},{},{},{},{},{},{},{},{},{},{}",
+                row.gfx.as_deref().unwrap_or(""),
+                row.cu_num
+                    .map(|count| count.to_string())
+                    .unwrap_or_default(),
+                row.m,
+                row.n,
+                row.k,
+                row.q_dtype_w.as_deref().unwrap_or(""),
+                quoted(table),
+                row.line,
+                number(row.us),
+                number(row.err_ratio),
+                outcome.name(),
+                quoted(reason),
+            );
+        }
+        text
+    }
+}
+
+/// What a look-up compares, in the order of the result.
+#[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord)]
+struct Key {
+    gfx: Option<Text>,
+    cu_num: Option<u32>,
+    n: u32,
+    k: u32,
+    m: u32,
+    dtype: Option<Text>,
+}
+
+struct Candidate<'a> {
+    table: &'a str,
+    row: Row,
+    notes: Vec<String>,
+    /// Why the row cannot be relied on.
+    invalid: Option<String>,
+}
+
+/// Merges tables of one operation. Of equally fast rows the one given first wins.
+pub fn merge(tables: &[Table], policy: &Policy) -> Result<Merged, MergeError> {
+    let Some(first) = tables.first() else {
+        return Err(MergeError::NoTables);
+    };
+    check(first, tables)?;
+    let columns = union(first.op, tables);
+    let with = |name: &str| columns.iter().any(|column| &**column == name);
+    let (with_gfx, with_libtype) = (with("gfx"), with("libtype"));
+
+    let mut keys: BTreeMap<Key, Vec<Candidate<'_>>> = BTreeMap::new();
+    for table in tables {
+        for row in &table.rows {
+            let mut candidate = Candidate {
+                table: &table.name,
+                row: row.clone(),
+                notes: Vec::new(),
+                invalid: None,
+            };
+            if with_gfx {
+                fill_gfx(&mut candidate, policy)?;
+                update_name(&mut candidate, first.op);
+            }
+            candidate.invalid = why_invalid(&candidate.row, first.op, policy);
+            // A row that cannot win needs no library.
+            if with_libtype && candidate.invalid.is_none() {
+                fill_libtype(&mut candidate)?;
+            }
+            keys.entry(key(&candidate.row)).or_default().push(candidate);
+        }
+    }
+
+    let mut table = Table {
+        name: "merged table".to_owned(),
+        op: first.op,
+        columns,
+        rows: Vec::with_capacity(keys.len()),
+        faults: Vec::new(),
+        quirks: super::aiter::Quirks::default(),
+    };
+    let mut provenance = Vec::new();
+    let mut dropped = Vec::new();
+    for (key, candidates) in keys {
+        match decide(candidates, &mut provenance) {
+            Some(row) => table.rows.push(row),
+            None => dropped.push(format!("M={} N={} K={}", key.m, key.n, key.k)),
+        }
+    }
+    Ok(Merged {
+        table,
+        provenance,
+        dropped,
+    })
+}
+
+fn check(first: &Table, tables: &[Table]) -> Result<(), MergeError> {
+    for table in tables {
+        if table.op != first.op {
+            return Err(MergeError::DifferentOps {
+                first: first.name.clone(),
+                first_op: first.op,
+                second: table.name.clone(),
+                second_op: table.op,
+            });
+        }
+        if let Some(fault) = table.faults.iter().find(|fault| fault.drops_row()) {
+            return Err(MergeError::Unreadable {
+                table: table.name.clone(),
+                fault: fault.clone(),
+            });
+        }
+        let mut needed = vec!["cu_num", "us", "kernelName"];
+        if first.op == Op::Bpreshuffle {
+            needed.push("q_dtype_w");
+        }
+        if let Some(column) = needed.into_iter().find(|column| !table.has_column(column)) {
+            return Err(MergeError::MissingColumn {
+                table: table.name.clone(),
+                column,
+            });
+        }
+    }
+    Ok(())
+}
+
+/// The columns of the result: those any input has, in the newest revision's order, then the others in
+/// the order they are met.
+fn union(op: Op, tables: &[Table]) -> Vec<Text> {
+    let all: BTreeSet<&str> = tables
+        .iter()
+        .flat_map(|table| &table.columns)
+        .map(|column| &**column)
+        .collect();
+    let known = revision::tuned_columns(op, Revision::H);
+    let mut columns: Vec<Text> = known
+        .iter()
+        .filter(|column| all.contains(*column))
+        .map(|column| Text::from(*column))
+        .collect();
+    for column in tables.iter().flat_map(|table| &table.columns) {
+        if !columns.contains(column) {
+            columns.push(column.clone());
+        }
+    }
+    columns
+}
+
+fn key(row: &Row) -> Key {
+    Key {
+        gfx: row.gfx.clone(),
+        cu_num: row.cu_num,
+        n: row.n,
+        k: row.k,
+        m: row.m,
+        dtype: row.q_dtype_w.clone(),
+    }
+}
+
+fn fill_gfx(candidate: &mut Candidate<'_>, policy: &Policy) -> Result<(), MergeError> {
+    if candidate.row.gfx.is_some() {
+        return Ok(());
+    }
+    let cu_num = candidate.row.cu_num.unwrap_or(0);
+    let gfx = roofline::gfx_of_cu_num(cu_num).or(policy.gfx.as_deref());
+    let Some(gfx) = gfx else {
+        return Err(MergeError::UnknownArch {
+            table: candidate.table.to_owned(),
+            line: candidate.row.line,
+            cu_num,
+        });
+    };
+    candidate
+        .notes
+        .push(format!("gfx {gfx} from cu_num {cu_num}"));
+    candidate.row.gfx = Some(Text::from(gfx));
+    candidate.row.extra.retain(|(column, _)| &**column != "gfx");
+    Ok(())
+}
+
+/// A look-up that has gfx passes the kernel by name, and knows today's spelling only.
+fn update_name(candidate: &mut Candidate<'_>, op: Op) {
+    let Some(name) = candidate.row.kernel_name.as_deref() else {
+        return;
+    };
+    if !kernels::is_old_spelling(op, name) {
+        return;
+    }
+    if let Some(today) = kernels::ck_id(op, name).and_then(|id| kernels::ck_name(op, id)) {
+        candidate
+            .notes
+            .push("kernelName in the spelling after v0.1.9".to_owned());
+        candidate.row.kernel_name = Some(Text::from(today));
+    }
+}
+
+fn fill_libtype(candidate: &mut Candidate<'_>) -> Result<(), MergeError> {
+    let row = &mut candidate.row;
+    // 0 is what aiter's own merge writes for "no column".
+    if row
+        .libtype
+        .as_deref()
+        .is_some_and(|libtype| !matches!(libtype, "0" | "0.0"))
+    {
+        return Ok(());
+    }
+    let kernel = row.kernel_name.as_deref().unwrap_or("");
+    let Some(library) = Library::of_kernel(kernel) else {
+        return Err(MergeError::UnknownLibrary {
+            table: candidate.table.to_owned(),
+            line: row.line,
+            kernel: kernel.to_owned(),
+        });
+    };
+    candidate
+        .notes
+        .push(format!("libtype {} from the kernel's name", library.name()));
+    row.libtype = Some(Text::from(library.name()));
+    row.extra.retain(|(column, _)| &**column != "libtype");
+    Ok(())
+}
+
+/// Why `row` is no measurement that may win, if so.
+fn why_invalid(row: &Row, op: Op, policy: &Policy) -> Option<String> {
+    match row.us {
+        Some(us) if us.is_finite() && us > 0.0 => {}
+        Some(us) => return Some(format!("us is {us}")),
+        None => return Some("us is no number".to_owned()),
+    }
+    if !row.is_valid(policy.err_ratio_limit) {
+        return Some(match row.err_ratio {
+            Some(ratio) => format!("errRatio {ratio} is not within {}", policy.err_ratio_limit),
+            None => "errRatio is no number".to_owned(),
+        });
+    }
+    if row.kernel_name.is_none() {
+        return Some("no kernel is named".to_owned());
+    }
+    roofline::impossible(op, row)
+}
+
+/// Puts the candidates of one key on record and returns the winner.
+fn decide(candidates: Vec<Candidate<'_>>, provenance: &mut Vec<Provenance>) -> Option<Row> {
+    let time = |candidate: &Candidate<'_>| candidate.row.us.unwrap_or(f64::INFINITY);
+    let best = candidates
+        .iter()
+        .enumerate()
+        .filter(|(_, candidate)| candidate.invalid.is_none())
+        .min_by(|(_, a), (_, b)| time(a).total_cmp(&time(b)))
+        .map(|(index, _)| index);
+    let winner = best.map(|index| candidates[index].row.clone());
+    let place =
+        best.map(|index| format!("{}:{}", candidates[index].table, candidates[index].row.line));
+    let valid = candidates
+        .iter()
+        .filter(|candidate| candidate.invalid.is_none())
+        .count();
+    let all = candidates.len();
+    for (index, candidate) in candidates.into_iter().enumerate() {
+        let us = time(&candidate);
+        let (outcome, mut reason) = if let Some(invalid) = candidate.invalid {
+            (Outcome::Invalid, invalid)
+        } else if best == Some(index) {
+            (
+                Outcome::Kept,
+                match (valid, all) {
+                    (1, 1) => "the only row".to_owned(),
+                    (1, _) => "the only valid row".to_owned(),
+                    _ => format!("the fastest of {valid} valid rows"),
+                },
+            )
+        } else {
+            let (place, winner) = (place.as_deref().unwrap_or(""), winner.as_ref());
+            if winner.is_some_and(|winner| candidate.row.is_copy_of(winner)) {
+                (Outcome::Copy, format!("the same as {place}"))
+            } else {
+                let best_us = winner.and_then(|winner| winner.us).unwrap_or(f64::NAN);
+                (
+                    Outcome::Slower,
+                    format!("{us} us against {best_us} of {place}"),
+                )
+            }
+        };
+        for note in candidate.notes {
+            let _ = write!(reason, "; {note}");
+        }
+        provenance.push(Provenance {
+            table: candidate.table.to_owned(),
+            row: candidate.row,
+            outcome,
+            reason,
+        });
+    }
+    winner
+}
+
+#[cfg(test)]
+#[path = "merge_tests.rs"]
+mod tests;

@@ -1,0 +1,216 @@
+use super::*;
+
+const CK8: &str = "a8w8_blockscale_1x128x128_256x16x64x256_16x16_16x16_1x1_16x16x1_16x16x1_1x16x1x16_4_1x1_intrawave_v1";
+const H: &str = "gfx,cu_num,M,N,K,libtype,kernelId,splitK,us,kernelName,tflops,bw,errRatio\n";
+
+fn table(name: &str, text: &str) -> Table {
+    Table::read(name, text.as_bytes(), None).unwrap()
+}
+
+fn row(m: u32, us: &str, ratio: &str) -> String {
+    format!("gfx942,304,{m},3072,1536,ck,8,0,{us},{CK8},1.0,1.0,{ratio}\n")
+}
+
+fn merged(texts: &[String]) -> Merged {
+    let tables: Vec<Table> = texts
+        .iter()
+        .enumerate()
+        .map(|(index, text)| table(&format!("t{index}.csv"), text))
+        .collect();
+    merge(&tables, &Policy::default()).unwrap()
+}
+
+#[test]
+fn the_fastest_valid_row_wins_and_the_first_of_equals() {
+    let a = format!("{H}{}{}", row(1, "6.5", "0.0"), row(16, "7.0", "0.0"));
+    let b = format!("{H}{}{}", row(1, "6.0", "0.0"), row(16, "7.0", "0.001"));
+    let merged = merged(&[a, b]);
+    let us: Vec<_> = merged
+        .table
+        .rows
+        .iter()
+        .map(|row| (row.m, row.us))
+        .collect();
+    assert_eq!(us, [(1, Some(6.0)), (16, Some(7.0))]);
+    assert_eq!(
+        merged.table.rows[1].err_ratio,
+        Some(0.0),
+        "the first of equally fast rows"
+    );
+    let shown: Vec<_> = merged
+        .provenance
+        .iter()
+        .map(|entry| (entry.table.as_str(), entry.outcome, entry.reason.as_str()))
+        .collect();
+    assert_eq!(
+        shown,
+        [
+            ("t0.csv", Outcome::Slower, "6.5 us against 6 of t1.csv:2"),
+            ("t1.csv", Outcome::Kept, "the fastest of 2 valid rows"),
+            ("t0.csv", Outcome::Kept, "the fastest of 2 valid rows"),
+            ("t1.csv", Outcome::Slower, "7 us against 7 of t0.csv:3"),
+        ]
+    );
+}
+
+#[test]
+fn no_failed_wrong_or_impossible_measurement_wins_though_it_is_lowest() {
+    for (us, ratio) in [
+        ("-1", "0.0"),
+        ("0.0", "0.0"),
+        ("nan", "0.0"),
+        ("", "0.0"),
+        ("2.0", "0.3"),
+        ("2.0", "-1"),
+        ("0.001", "0.0"),
+        ("inf", "1.0"),
+    ] {
+        let bad = format!("{H}{}", row(1, us, ratio));
+        let good = format!("{H}{}", row(1, "6.5", "0.0"));
+        let merged = merged(&[bad.clone(), good]);
+        assert_eq!(merged.table.rows.len(), 1);
+        assert_eq!(
+            merged.table.rows[0].us,
+            Some(6.5),
+            "us {us}, errRatio {ratio}"
+        );
+        assert_eq!(merged.count(Outcome::Invalid), 1);
+        let alone = super::merge(&[table("bad.csv", &bad)], &Policy::default()).unwrap();
+        assert!(alone.table.rows.is_empty());
+        assert_eq!(alone.dropped, ["M=1 N=3072 K=1536"]);
+    }
+}
+
+#[test]
+fn an_older_table_joins_a_newer_one_by_evidence_and_never_by_zero() {
+    let old_name = "a8w8_blockscale_1x128x128_256x16x128x256_16x16_16x16_16x16x1_16x16x1_1x16x1x16_8_1x2_intrawave_v1";
+    let old = format!(
+        "cu_num,M,N,K,kernelId,splitK,us,kernelName,tflops,bw,errRatio\n80,2,3072,1536,7,0,9.0,{old_name},2.1,526.7,0.0\n"
+    );
+    let new = format!("{H}{}", row(1, "6.5", "0.0"));
+    let merged = merged(&[new, old]);
+    let text = merged.table.to_csv();
+    assert_eq!(text.lines().next(), Some(H.trim_end()));
+    let added = &merged.table.rows[0];
+    assert_eq!(
+        (added.gfx.as_deref(), added.libtype.as_deref()),
+        (Some("gfx942"), Some("ck"))
+    );
+    assert_eq!(
+        added.kernel_name.as_deref(),
+        kernels::ck_name(Op::Blockscale, 7)
+    );
+    let reason = &merged.provenance[0].reason;
+    for part in [
+        "gfx gfx942 from cu_num 80",
+        "libtype ck from",
+        "spelling after v0.1.9",
+    ] {
+        assert!(reason.contains(part), "{reason}");
+    }
+}
+
+#[test]
+fn what_no_evidence_says_is_refused_with_its_line() {
+    let new = table("new.csv", &format!("{H}{}", row(1, "6.5", "0.0")));
+    let refused = |text: &str| {
+        let other = Table::read("other.csv", text.as_bytes(), Some(Op::Blockscale)).unwrap();
+        merge(&[new.clone(), other], &Policy::default()).unwrap_err()
+    };
+    let unknown_gpu = "cu_num,M,N,K,us,kernelName\n37,2,3072,1536,9.0,x\n";
+    assert!(matches!(
+        refused(unknown_gpu),
+        MergeError::UnknownArch {
+            line: 2,
+            cu_num: 37,
+            ..
+        }
+    ));
+    let unknown_kernel = "cu_num,M,N,K,us,kernelName\n304,2,3072,1536,9.0,mystery\n";
+    assert!(matches!(
+        refused(unknown_kernel),
+        MergeError::UnknownLibrary { line: 2, .. }
+    ));
+    let glued = "cu_num,M,N,K,us,kernelName\n304,2,3072,1536,9.0,a304,3,3072,1536,9.0,b\n";
+    assert!(matches!(refused(glued), MergeError::Unreadable { .. }));
+    let keyless = "M,N,K,us,kernelName\n2,3072,1536,9.0,a\n";
+    assert!(matches!(
+        refused(keyless),
+        MergeError::MissingColumn {
+            column: "cu_num",
+            ..
+        }
+    ));
+    let other_op = table(
+        "p.csv",
+        "gfx,cu_num,M,N,K,q_dtype_w,libtype,us,kernelName\n",
+    );
+    assert!(matches!(
+        merge(&[new.clone(), other_op], &Policy::default()),
+        Err(MergeError::DifferentOps { .. })
+    ));
+    assert_eq!(merge(&[], &Policy::default()), Err(MergeError::NoTables));
+    let given = Policy {
+        gfx: Some("gfx942".into()),
+        ..Policy::default()
+    };
+    let named = unknown_gpu.replace(",x\n", &format!(",{CK8}\n"));
+    let other = Table::read("other.csv", named.as_bytes(), Some(Op::Blockscale)).unwrap();
+    assert_eq!(
+        merge(&[new.clone(), other], &given)
+            .unwrap()
+            .table
+            .rows
+            .len(),
+        2
+    );
+}
+
+#[test]
+fn zero_as_library_is_unset_and_copies_are_told_from_losers() {
+    let zero = row(1, "6.5", "0.0").replace(",ck,", ",0,");
+    let merged = merged(&[format!("{H}{zero}"), format!("{H}{}", row(1, "6.5", "0.0"))]);
+    assert_eq!(merged.table.rows[0].libtype.as_deref(), Some("ck"));
+    assert_eq!(merged.count(Outcome::Copy), 1);
+}
+
+#[test]
+fn columns_of_all_inputs_are_kept() {
+    let a = format!(
+        "{}{}",
+        H.replace("errRatio", "errRatio,_tag"),
+        row(1, "6.5", "0.0").replace("0.0\n", "0.0,mine\n")
+    );
+    let b = format!("{H}{}", row(16, "7.0", "0.0"));
+    let merged = merged(&[b, a]);
+    let text = merged.table.to_csv();
+    assert!(
+        text.starts_with(&H.replace("errRatio\n", "errRatio,_tag\n")),
+        "{text}"
+    );
+    assert!(
+        text.contains(",0.0,mine\n") && text.contains(",0.0,\n"),
+        "{text}"
+    );
+    let provenance = merged.provenance_csv();
+    assert_eq!(provenance.lines().count(), 3);
+    assert!(
+        provenance.contains(",t1.csv,2,6.5,0.0,kept,the only row\n"),
+        "{provenance}"
+    );
+}
+
+#[test]
+fn merging_shipped_tables_twice_changes_nothing() {
+    let text =
+        include_str!("../../testdata/aiter-tables/a8w8_blockscale_tuned_gemm_qwen3_235b.csv");
+    let once = merge(&[table("q.csv", text)], &Policy::default()).unwrap();
+    assert_eq!((once.table.rows.len(), once.dropped.len()), (128, 0));
+    let twice = merge(
+        &[once.table.clone(), table("q.csv", text)],
+        &Policy::default(),
+    )
+    .unwrap();
+    assert_eq!(twice.table.to_csv(), once.table.to_csv());
+    assert_eq!(twice.count(Outcome::Copy), 128);
+}

@@ -1,0 +1,152 @@
+//! `gemmtune merge` from the outside: what is written, and what never is.
+
+use std::process::{Command, Output};
+
+use camino::{Utf8Path, Utf8PathBuf};
+use serde_json::Value;
+
+const HEADER: &str = "gfx,cu_num,M,N,K,libtype,kernelId,splitK,us,kernelName,tflops,bw,errRatio\n";
+const KERNEL: &str = "a8w8_blockscale_1x128x128_256x16x64x256_16x16_16x16_1x1_16x16x1_16x16x1_1x16x1x16_4_1x1_intrawave_v1";
+
+fn row(m: u32, us: f64) -> String {
+    format!("gfx942,304,{m},3072,1536,ck,8,0,{us:?},{KERNEL},1.0,1.0,0.0\n")
+}
+
+struct Folder {
+    _keep: tempfile::TempDir,
+    path: Utf8PathBuf,
+}
+
+impl Folder {
+    fn new(files: &[(&str, String)]) -> Self {
+        let keep = tempfile::tempdir().unwrap();
+        let path = Utf8PathBuf::try_from(keep.path().to_owned()).unwrap();
+        for (name, text) in files {
+            fs_err::write(path.join(name), text).unwrap();
+        }
+        Self { _keep: keep, path }
+    }
+
+    fn merge(&self, arguments: &[&str]) -> Output {
+        Command::new(env!("CARGO_BIN_EXE_gemmtune"))
+            .current_dir(&self.path)
+            .arg("merge")
+            .args(arguments)
+            .output()
+            .unwrap()
+    }
+
+    fn read(&self, name: &str) -> String {
+        fs_err::read_to_string(self.path.join(name)).unwrap()
+    }
+
+    fn names(&self) -> Vec<String> {
+        let mut names: Vec<_> = Utf8Path::new(&self.path)
+            .read_dir_utf8()
+            .unwrap()
+            .map(|entry| entry.unwrap().file_name().to_owned())
+            .collect();
+        names.sort();
+        names
+    }
+}
+
+fn two_tables() -> Folder {
+    Folder::new(&[
+        ("a.csv", format!("{HEADER}{}{}", row(1, 6.5), row(16, 7.0))),
+        (
+            "b.csv",
+            format!("{HEADER}{}{}", row(1, 6.0), row(32, 8.0)).replace('\n', "\r\n"),
+        ),
+    ])
+}
+
+#[test]
+fn the_result_and_its_provenance_are_written_and_the_inputs_are_not() {
+    let folder = two_tables();
+    let before = (folder.read("a.csv"), folder.read("b.csv"));
+    let output = folder.merge(&["a.csv", "b.csv", "-o", "out.csv", "--json"]);
+    assert_eq!(output.status.code(), Some(0), "{output:?}");
+    let document: Value = serde_json::from_slice(&output.stdout).unwrap();
+    assert_eq!(
+        (&document["rows"], &document["slower"]),
+        (&3.into(), &1.into())
+    );
+    assert_eq!(document["inputs"][1]["kept"], 2);
+    let expected = format!("{HEADER}{}{}{}", row(1, 6.0), row(16, 7.0), row(32, 8.0));
+    assert_eq!(folder.read("out.csv"), expected);
+    assert!(
+        folder
+            .read("out.provenance.csv")
+            .contains("a.csv,2,6.5,0.0,slower,6.5 us against 6 of b.csv:2")
+    );
+    assert_eq!((folder.read("a.csv"), folder.read("b.csv")), before);
+    assert_eq!(
+        folder.names(),
+        ["a.csv", "b.csv", "out.csv", "out.provenance.csv"]
+    );
+}
+
+#[test]
+fn an_output_that_is_an_input_is_refused_under_any_name() {
+    let folder = two_tables();
+    std::os::unix::fs::symlink("a.csv", folder.path.join("link.csv")).unwrap();
+    fs_err::hard_link(folder.path.join("a.csv"), folder.path.join("hard.csv")).unwrap();
+    fs_err::hard_link(
+        folder.path.join("a.csv"),
+        folder.path.join("side.provenance.csv"),
+    )
+    .unwrap();
+    let before = folder.names();
+    for output in ["a.csv", "./a.csv", "link.csv", "hard.csv", "side.csv"] {
+        let result = folder.merge(&["a.csv", "b.csv", "-o", output]);
+        assert_eq!(result.status.code(), Some(2), "{output}");
+        let text = String::from_utf8(result.stderr).unwrap();
+        assert!(text.contains("never writes an input"), "{text}");
+    }
+    assert_eq!(folder.names(), before);
+    assert_eq!(
+        folder.read("a.csv"),
+        format!("{HEADER}{}{}", row(1, 6.5), row(16, 7.0))
+    );
+}
+
+#[test]
+fn nothing_is_written_when_no_row_is_valid_or_a_table_cannot_be_read() {
+    let bad = format!("{HEADER}{}", row(1, 6.5).replace(",6.5,", ",-1,"));
+    let folder = Folder::new(&[("bad.csv", bad), ("no.csv", "a,b\n1,2\n".to_owned())]);
+    assert_eq!(
+        folder.merge(&["bad.csv", "-o", "out.csv"]).status.code(),
+        Some(15)
+    );
+    assert_eq!(
+        folder.merge(&["no.csv", "-o", "out.csv"]).status.code(),
+        Some(2)
+    );
+    assert_eq!(
+        folder.merge(&["gone.csv", "-o", "out.csv"]).status.code(),
+        Some(2)
+    );
+    assert_eq!(folder.names(), ["bad.csv", "no.csv"]);
+}
+
+#[test]
+fn a_merge_into_the_folder_aiter_reads_is_refused() {
+    let folder = two_tables();
+    fs_err::create_dir(folder.path.join("model_configs")).unwrap();
+    let output = folder.merge(&[
+        "a.csv",
+        "-o",
+        "model_configs/a8w8_blockscale_tuned_gemm_mine.csv",
+    ]);
+    assert_eq!(output.status.code(), Some(2));
+    assert_eq!(
+        folder
+            .path
+            .join("model_configs")
+            .read_dir_utf8()
+            .unwrap()
+            .count(),
+        0
+    );
+}
