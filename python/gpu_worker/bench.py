@@ -1,0 +1,234 @@
+"""The device side of the worker: one GPU, the kernels at hand, and what `serve` asks of them."""
+
+import dataclasses
+import os
+import platform
+
+from gpu_worker import PROTOCOL, numerics, tree
+from gpu_worker.compile_child import load_module
+from gpu_worker.compilers import Compilers
+from gpu_worker.device import Clocks, facts
+from gpu_worker.faults import Faults, FaultyLaunch
+from gpu_worker.plan import Kernels, Problem, Unsupported, plan
+from gpu_worker.rotation import rotation
+from gpu_worker.serve import DeviceLost, done, refused
+from gpu_worker.timing import Timed, measure
+
+BACKEND = "sglang-triton"
+
+COMPILE_DEADLINE_S = 60.0
+"""Longest a compile may take. The slowest of SGLang's 1,280 settings takes a few seconds with Triton 3.6."""
+
+
+class Bench:
+    """Opens the device on creation; `options` are those of `hello`:
+
+    `block` ([128, 128]), `out_dtype` ("bfloat16"), `sglang_root` (folder that holds the package; default: what this
+    interpreter would import; "" for gemmtune's own kernel), `cache_dir`, `prepare_slots`, `compile_deadline_s`.
+    """
+
+    def __init__(self, index, options):
+        cache = options.get("cache_dir") or os.path.join(
+            os.environ.get("XDG_CACHE_HOME") or os.path.expanduser("~/.cache"), "gemmtune", BACKEND
+        )
+        os.environ.setdefault("TRITON_CACHE_DIR", os.path.join(cache, "triton"))
+        source = _kernel_source(options.get("sglang_root"))
+        import torch
+        import triton
+
+        from gpu_worker.operands import Store
+
+        self._torch = torch
+        torch.cuda.set_device(index)
+        self._facts = facts(torch, index)
+        self._source = source
+        block_n, block_k = options.get("block") or [128, 128]
+        path = source.write(os.path.join(cache, "kernels"))
+        self._module = load_module(path)
+        takes_tuned = source.tuned and (source.version is None or self._facts["arch"] == "sm_90")
+        self._kernels = Kernels(
+            path=path,
+            plain=source.plain,
+            plain_takes=tuple(getattr(self._module, source.plain).arg_names),
+            tuned=source.tuned if takes_tuned else "",
+            reduce=source.reduce if takes_tuned else "",
+            clamps_block_k=source.clamps_block_k,
+            block_n=block_n,
+            block_k=block_k,
+            out_dtype=(options.get("out_dtype") or "bfloat16").removeprefix("torch."),
+        )
+        self._versions = {"torch": torch.__version__, "triton": triton.__version__, "python": platform.python_version()}
+        self._versions["kernel"] = source.origin
+        if source.version:
+            self._versions["sglang"] = source.version
+        runtime = torch.version.hip or torch.version.cuda
+        self._versions["hip" if torch.version.hip else "cuda"] = str(runtime)
+        # Streams other than the default one can be captured into a graph.
+        self._stream = torch.cuda.Stream()
+        torch.cuda.set_stream(self._stream)
+        self._store = Store(torch, torch.device("cuda", index), block_n, block_k, self._kernels.out_dtype)
+        self._clocks = Clocks(str(getattr(torch.cuda.get_device_properties(index), "uuid", "")))
+        self._faults = Faults.from_environment()
+        self._timed = None
+        self._loaded = {}
+        target = triton.runtime.driver.active.get_current_target()
+        self._slots = int(options.get("prepare_slots") or max(1, len(os.sched_getaffinity(0)) - 1))
+        setup = {
+            "target": [target.backend, target.arch, target.warp_size],
+            "kernels": dataclasses.asdict(self._kernels),
+            "smem_bytes": self._facts["smem_bytes"],
+        }
+        deadline = float(options.get("compile_deadline_s") or COMPILE_DEADLINE_S)
+        self._compilers = Compilers(setup, self._slots, deadline)
+
+    def device(self):
+        """The document of `hello`."""
+        return {
+            "protocol": PROTOCOL,
+            "backend": BACKEND,
+            **self._facts,
+            "versions": self._versions,
+            "kernel_hash": f"sha256:{self._source.digest}",
+            "capabilities": ["split_k", "swap_ab"] if self._kernels.tuned else [],
+            "prepare_slots": self._slots,
+            "candidates": [],
+        }
+
+    def prepare(self, shape, candidate, reply):
+        """Compiles a candidate; `reply(outcome)` is called from whichever thread finishes it."""
+        try:
+            wanted = plan(self._kernels, Problem.read(shape), candidate)
+        except Unsupported as error:
+            reply(refused("unsupported", str(error)))
+            return
+        compiled, known = self._compile(wanted, candidate, urgent=False)
+        compiled.then(lambda answer: reply(self._prepared(answer, known)))
+
+    def time(self, shape, candidates, timing):
+        """Measures candidates, interleaved."""
+        problem = Problem.read(shape)
+        turn = self._rotation(problem, timing["min_sample_us"])
+        operands = self._operands(problem, turn.copies)
+        clock_before = self._clocks.sm_mhz()
+        launches = self._launches(problem, candidates, operands)
+        timed = [None if isinstance(one, dict) else Timed(one, turn) for one in launches]
+        try:
+            device_us = measure(self._torch, [one for one in timed if one is not None], timing, self._refusal)
+        except Exception as error:
+            self._refusal(error)
+            raise
+        clock_after = self._clocks.sm_mhz()
+        outcomes = []
+        for launch, one in zip(launches, timed):
+            if one is None:
+                outcomes.append(launch)
+            elif one.refusal is not None:
+                outcomes.append(refused(*one.refusal))
+            else:
+                outcomes.append(done({"us": one.us}))
+        return {
+            "kind": "timed",
+            "outcomes": outcomes,
+            "clocks_mhz": [clock for clock in (clock_before, clock_after) if clock is not None],
+            "device_s": device_us / 1e6,
+            "throttle_reasons": self._clocks.throttle_reasons(),
+        }
+
+    def check(self, shape, candidates, seed):
+        """Compares candidates with float32 on inputs drawn anew for `seed`."""
+        torch = self._torch
+        problem = Problem.read(shape)
+        operands = self._store.operands(problem, 1, seed=seed + 1)
+        wanted = numerics.reference(torch, operands, self._kernels.block_n, self._kernels.block_k)
+        outcomes = []
+        for one in self._launches(problem, candidates, operands):
+            if isinstance(one, dict):
+                outcomes.append(one)
+                continue
+            try:
+                one.load()
+                result = numerics.compare(torch, wanted, operands.out, lambda: one.run(0), one.poison)
+                outcomes.append(done(result))
+            except Exception as error:
+                outcomes.append(refused(*self._refusal(error)))
+        return {"kind": "checked", "outcomes": outcomes}
+
+    def close(self):
+        """Ends the compile children."""
+        self._compilers.close()
+
+    def _compile(self, wanted, candidate, urgent):
+        job = {"problem": dataclasses.asdict(wanted.problem), "candidate": candidate}
+        return self._compilers.compile(wanted.key, job, urgent)
+
+    def _prepared(self, answer, known):
+        """The outcome of a compile: a refusal, also where a block needs more shared memory than there is."""
+        if "refused" in answer:
+            return refused(answer["refused"], answer["detail"])
+        limit = self._facts["smem_bytes"]
+        if limit and answer["shared"] > limit:
+            return refused("out_of_resources", f"shared memory {answer['shared']} > {limit}")
+        return done({"seconds": answer["seconds"], "cached": known})
+
+    def _launches(self, problem, candidates, operands):
+        """For each candidate a launch, or the outcome that says why there is none. Compiles what is missing."""
+        from gpu_worker.launch import Launch
+
+        jobs = []
+        for candidate in candidates:
+            try:
+                wanted = plan(self._kernels, problem, candidate)
+                jobs.append((wanted, *self._compile(wanted, candidate, urgent=True)))
+            except Unsupported as error:
+                jobs.append(refused("unsupported", str(error)))
+        launches = []
+        for candidate, job in zip(candidates, jobs):
+            if isinstance(job, tuple):
+                wanted, compiled, known = job
+                outcome = self._prepared(compiled.wait(), known)
+                if outcome["outcome"] == "refused":
+                    launches.append(outcome)
+                    continue
+                launch = Launch(self._module, wanted, operands, self._loaded)
+                fault = self._faults.of(candidate)
+                launches.append(FaultyLaunch(launch, fault, self._torch, operands.out) if fault else launch)
+            else:
+                launches.append(job)
+        return launches
+
+    def _rotation(self, problem, min_sample_us):
+        weights = problem.n * problem.k
+        others = problem.m * problem.k + 2 * problem.m * problem.n
+        flops = 2 * problem.m * problem.n * problem.k
+        return rotation(weights, others, flops, self._facts["l2_bytes"], min_sample_us)
+
+    def _operands(self, problem, copies):
+        """The timing operands of a shape; those of the latest shape are kept between requests."""
+        if self._timed is None or self._timed[0] != (problem, copies):
+            self._timed = None
+            try:
+                operands = self._store.operands(problem, copies)
+            except self._torch.cuda.OutOfMemoryError:
+                self._store.forget()
+                self._torch.cuda.empty_cache()
+                operands = self._store.operands(problem, copies)
+            self._timed = ((problem, copies), operands)
+        return self._timed[1]
+
+    def _refusal(self, error):
+        """`(reason, detail)` for a launch that failed on a device that still works; else raises DeviceLost."""
+        words = " ".join(f"{type(error).__name__}: {error}".split())[:2000]
+        try:
+            self._torch.cuda.synchronize()
+        except Exception as sticky:
+            raise DeviceLost(f"{words}; then {sticky}") from error
+        reason = "out_of_resources" if type(error).__name__ == "OutOfResources" else "launch_failed"
+        return reason, words
+
+
+def _kernel_source(root):
+    """SGLang's kernel where there is one, gemmtune's own otherwise."""
+    if root == "":
+        return tree.own_kernels()
+    package = tree.package_folder(root)
+    return tree.sglang_kernels(package) if package else tree.own_kernels()

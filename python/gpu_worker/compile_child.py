@@ -1,0 +1,135 @@
+"""One compile child: compiles plans for a device it never opens, into Triton's disk cache.
+
+Triton asks its driver what to compile for; here a stand-in answers with the worker's target, so that the
+child takes the very path a launch takes and its result is found by the worker's launch under the same key.
+No torch and no device context: a child costs memory for Triton alone and cannot disturb a timing.
+"""
+
+import importlib.util
+import json
+import math
+import os
+import re
+import sys
+import time
+
+from gpu_worker.plan import Kernels, Problem, Unsupported, plan
+
+
+class _Target:
+    """Triton's driver as far as compiling needs it."""
+
+    def __init__(self, backend, arch, warp_size):
+        from triton.backends.compiler import GPUTarget
+
+        self._target = GPUTarget(backend, arch, warp_size)
+
+    def get_current_target(self):
+        return self._target
+
+    def get_current_device(self):
+        return 0
+
+    def get_current_stream(self, _device):
+        return 0
+
+
+class _Pointer:
+    """A tensor as far as specialisation needs it: torch's allocations are aligned well past 16 bytes."""
+
+    def __init__(self, dtype):
+        self.dtype = dtype
+
+    def data_ptr(self):
+        return 0
+
+    def ptr_range(self):
+        return 0
+
+
+class TooMuchSharedMemory(Exception):
+    """A block of this plan needs more shared memory than the device gives one."""
+
+
+PIPELINE_BUFFER = re.compile(r"local_alloc : \(\) -> !ttg\.memdesc<((?:\d+x)+)f8")
+"""A buffer the software pipeline keeps for the whole loop, in Triton's own intermediate form: 5x256x128xf8E4M3FN."""
+
+
+def buffered_bytes(intermediate):
+    """Bytes of FP8 buffers that are alive at once in the main loop: a lower bound of the shared memory needed."""
+    return sum(math.prod(int(side) for side in sides[:-1].split("x")) for sides in PIPELINE_BUFFER.findall(intermediate))
+
+
+def _stop_early(backend, limit):
+    """Makes compiling stop where the pipeline's buffers are known, before the back end.
+
+    The plans that do not fit are the largest tiles, and LLVM takes 10 to 30 s over each of them. Where this Triton
+    writes its buffers otherwise nothing changes: the worker compares the finished kernel with the limit all the same.
+    """
+    stage = getattr(backend, "make_llir", None)
+    if stage is None or not limit:
+        return
+    static = isinstance(vars(backend).get("make_llir"), staticmethod)
+
+    def guarded(self, source, *rest):
+        needed = buffered_bytes(str(source))
+        if needed > limit:
+            raise TooMuchSharedMemory(f"shared memory {needed} > {limit}")
+        return stage(source, *rest) if static else stage(self, source, *rest)
+
+    backend.make_llir = guarded
+
+
+def load_module(path):
+    """The kernel module at `path`, imported under a name that follows its content."""
+    name = os.path.splitext(os.path.basename(path))[0]
+    spec = importlib.util.spec_from_file_location(name, path)
+    module = importlib.util.module_from_spec(spec)
+    sys.modules[name] = module
+    spec.loader.exec_module(module)
+    return module
+
+
+def run():
+    """Answers jobs, one JSON line each, until end of file. The first line is the set-up."""
+    replies = os.fdopen(os.dup(1), "w", encoding="utf-8")
+    os.dup2(2, 1)
+    os.nice(10)
+    setup = json.loads(sys.stdin.readline())
+    from triton.compiler.compiler import make_backend
+    from triton.runtime.driver import driver
+
+    target = _Target(*setup["target"])
+    driver.set_active(target)
+    _stop_early(type(make_backend(target.get_current_target())), setup["smem_bytes"])
+    kernels = Kernels(**{**setup["kernels"], "plain_takes": tuple(setup["kernels"]["plain_takes"])})
+    module = load_module(kernels.path)
+    for line in sys.stdin:
+        job = json.loads(line)
+        started = time.perf_counter()
+        try:
+            answer = _compile(module, plan(kernels, Problem(**job["problem"]), job["candidate"]), kernels)
+        except Unsupported as error:
+            answer = {"refused": "unsupported", "detail": str(error)}
+        except Exception as error:
+            words = " ".join(f"{type(error).__name__}: {error}".split())
+            short = isinstance(error, TooMuchSharedMemory) or type(error).__name__ == "OutOfResources"
+            reason = "out_of_resources" if short else "compile_failed"
+            answer = {"refused": reason, "detail": words[:2000]}
+        answer["seconds"] = time.perf_counter() - started
+        replies.write(json.dumps(answer) + "\n")
+        replies.flush()
+    return 0
+
+
+def _compile(module, wanted, kernels):
+    """Compiles one plan and its split-K sum; answers with the shared memory a block needs."""
+    inputs = [_Pointer(wanted.problem.dtype), _Pointer(wanted.problem.dtype), _Pointer(wanted.out_dtype)]
+    scales = [_Pointer("float32"), _Pointer("float32")]
+    pointers = dict(zip(("A", "B", "C", "As", "Bs"), inputs + scales))
+    function = getattr(module, wanted.function)
+    compiled = function.warmup(grid=(1,), **pointers, **dict(wanted.scalars), **dict(wanted.constants))
+    if wanted.reduce:
+        reduce = getattr(module, wanted.reduce)
+        reduce.warmup(grid=(1,), Parts=_Pointer("float32"), Out=_Pointer(kernels.out_dtype), **wanted.reduce_constants)
+    return {"shared": compiled.metadata.shared}

@@ -1,0 +1,46 @@
+"""Compares a candidate with a float32 product of the same operands."""
+
+ABSOLUTE = 1e-2
+RELATIVE = 1e-2
+"""An element counts as wrong outside ABSOLUTE + RELATIVE x |reference|, as aiter's checkAllclose does by default."""
+
+
+def reference(torch, operands, block_n, block_k):
+    """C in float32: operands scaled first, one plain product, no TF32."""
+    b, b_scale = operands.weights[0]
+    scaled_b = _scaled(torch, b, b_scale, block_n, block_k)
+    scaled_a = _scaled(torch, operands.a, operands.a_scale, 1, block_k)
+    allowed = torch.backends.cuda.matmul.allow_tf32
+    torch.backends.cuda.matmul.allow_tf32 = False
+    try:
+        return scaled_a @ scaled_b.T
+    finally:
+        torch.backends.cuda.matmul.allow_tf32 = allowed
+
+
+def compare(torch, wanted, out, launch, poison):
+    """Launches twice on a NaN-filled output and compares; protocol names.
+
+    `poison` fills everything the launch writes with NaN, so that an element never written is seen.
+    """
+    poison()
+    launch()
+    first = out.clone()
+    poison()
+    launch()
+    repeatable = bool(torch.equal(first.view(torch.uint8), out.view(torch.uint8)))
+    found = first.float()
+    finite = torch.isfinite(found)
+    # NaN compares false, so it is counted as wrong too.
+    right = (found - wanted).abs() <= ABSOLUTE + RELATIVE * wanted.abs()
+    return {
+        "err_ratio": float((~right).float().mean()),
+        "not_finite": int((~finite & torch.isfinite(wanted)).sum()),
+        "repeatable": repeatable,
+    }
+
+
+def _scaled(torch, values, scales, rows, columns):
+    """`values` as float32 times its scales, each of which covers `rows` x `columns` elements."""
+    spread = scales.repeat_interleave(rows, 0).repeat_interleave(columns, 1)
+    return values.float() * spread[: values.shape[0], : values.shape[1]]

@@ -1,0 +1,148 @@
+"""The request loop: reads lines, hands `prepare` to the compilers and everything else to the device, in order."""
+
+import json
+import queue
+import threading
+import time
+import traceback
+
+DEVICE_LOST = 70
+"""Exit status after a fault that leaves the device unusable for this process (sysexits EX_SOFTWARE)."""
+
+
+class DeviceLost(Exception):
+    """The device answers no more in this process: the request is answered `failed` and the worker exits."""
+
+
+def done(result):
+    """The outcome of a candidate that ran."""
+    return {"outcome": "done", "result": result}
+
+
+def refused(reason, detail):
+    """The outcome of a candidate that cannot run here; `reason` is one of `Refusal` in src/tune/protocol.rs."""
+    return {"outcome": "refused", "reason": reason, "detail": detail}
+
+
+def failed(error):
+    """The answer to a request that could not be served."""
+    return {"kind": "failed", "error": error}
+
+
+def serve(stream, channel, open_bench):
+    """Serves requests from `stream` until `quit` or end of file; returns the exit status.
+
+    A thread reads, so that `prepare` reaches the compilers while the device is busy; this thread owns
+    the device. `open_bench(options)` is called once, by `hello`.
+    """
+    requests = queue.Queue()
+    worker = _Worker(channel, open_bench)
+    reader = threading.Thread(target=_read, args=(stream, channel, requests, worker), daemon=True)
+    reader.start()
+    try:
+        while True:
+            request = requests.get()
+            if request is None:
+                return 0
+            if request["ask"]["kind"] == "quit":
+                worker.close()
+                channel.reply(request, {"kind": "bye"})
+                return 0
+            try:
+                channel.reply(request, worker.answer(request))
+            except DeviceLost as lost:
+                channel.reply(request, failed(f"the device is lost: {lost}"))
+                return DEVICE_LOST
+    finally:
+        worker.close()
+
+
+def _read(stream, channel, requests, worker):
+    """Parses lines; `prepare` is started at once, the rest is queued for the device in order."""
+    for line in stream:
+        if not line.strip():
+            continue
+        try:
+            request = json.loads(line)
+            kind = request["ask"]["kind"]
+            request["id"], request["attempt"]
+        except (ValueError, KeyError, TypeError) as error:
+            channel.reply({"id": 0, "attempt": 0}, failed(f"not a request: {error!r}"))
+            continue
+        if kind == "prepare":
+            worker.prepare(request)
+        else:
+            requests.put(request)
+    requests.put(None)
+
+
+class _Worker:
+    """What is open between requests."""
+
+    def __init__(self, channel, open_bench):
+        self._channel = channel
+        self._open_bench = open_bench
+        self._bench = None
+        self._ready = threading.Event()
+
+    def prepare(self, request):
+        """Starts compiling; replies from whichever thread finishes it. Waits for `hello` to be served."""
+
+        def run():
+            self._ready.wait()
+            if self._bench is None:
+                self._channel.reply(request, failed("prepare before a hello that succeeded"))
+                return
+            ask = request["ask"]
+            try:
+                self._bench.prepare(
+                    ask["shape"],
+                    ask["candidate"],
+                    lambda outcome: self._channel.reply(request, {"kind": "prepared", "outcome": outcome}),
+                )
+            except Exception as error:
+                self._channel.reply(request, failed(_words(error)))
+
+        if self._ready.is_set():
+            run()
+        else:
+            threading.Thread(target=run, daemon=True).start()
+
+    def answer(self, request):
+        """The answer to a request that holds the device."""
+        ask = request["ask"]
+        try:
+            if ask["kind"] == "hello":
+                if self._bench is None:
+                    self._bench = self._open_bench(ask.get("options") or {})
+                    self._ready.set()
+                return {"kind": "hello", "device": self._bench.device()}
+            if self._bench is None:
+                return failed(f"{ask['kind']} before a hello that succeeded")
+            started = time.perf_counter()
+            if ask["kind"] == "time":
+                answer = self._bench.time(ask["shape"], ask["candidates"], ask["timing"])
+            elif ask["kind"] == "check":
+                answer = self._bench.check(ask["shape"], ask["candidates"], request["id"])
+            else:
+                return failed(f"unknown kind of request `{ask['kind']}`")
+            answer["busy_s"] = time.perf_counter() - started
+            return answer
+        except DeviceLost:
+            raise
+        except Exception as error:
+            traceback.print_exc()
+            return failed(_words(error))
+        finally:
+            if ask["kind"] == "hello":
+                self._ready.set()
+
+    def close(self):
+        """Ends the compile children."""
+        if self._bench is not None:
+            self._bench.close()
+
+
+def _words(error):
+    """An exception as one line for people."""
+    return " ".join(f"{type(error).__name__}: {error}".split())[:2000]
