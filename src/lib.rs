@@ -13,6 +13,7 @@ pub mod log;
 pub mod overlay;
 pub mod proc;
 pub mod pyedit;
+pub mod report;
 pub mod shape;
 pub mod stage;
 pub mod stats;

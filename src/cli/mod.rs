@@ -10,6 +10,7 @@ pub mod keeper;
 pub mod lint;
 pub mod merge;
 pub mod printer;
+pub mod report;
 pub mod trace;
 
 use clap::{Parser, Subcommand};
@@ -31,6 +32,8 @@ struct Cli {
 
 #[derive(Debug, Subcommand)]
 enum Command {
+    /// Make a run's report page again from its report.json
+    Report(report::ReportArgs),
     /// Measure a running OpenAI-style server under a closed-loop load
     Bench(bench::BenchArgs),
     /// Compare two arms of benchmark results: better, worse, same or inconclusive
@@ -63,6 +66,7 @@ pub fn main() -> std::process::ExitCode {
 
 fn run(command: Command, printer: &Printer) -> Result<std::process::ExitCode, Failure> {
     match command {
+        Command::Report(args) => report::run(&args, printer).map(success),
         Command::Bench(args) => bench::run(&args, printer).map(success),
         Command::Compare(args) => compare::run(&args, printer).map(success),
         Command::Completions(args) => completions::run(&args, printer).map(success),

@@ -1,0 +1,36 @@
+//! `gemmtune report`: makes the page and the summary again from a run's `report.json`.
+
+use camino::Utf8PathBuf;
+
+use super::failure::{Failure, Kind};
+use super::printer::Printer;
+use crate::report::{self, ReportError};
+
+/// Arguments of `gemmtune report`.
+#[derive(Debug, clap::Args)]
+pub struct ReportArgs {
+    /// Run folder that holds report.json
+    #[arg(default_value = "runs/latest", value_name = "RUN_DIR")]
+    folder: Utf8PathBuf,
+}
+
+/// Reads, writes, and prints the path of the page, or the document with `--json`.
+pub fn run(args: &ReportArgs, printer: &Printer) -> Result<(), Failure> {
+    let report = report::read(&args.folder).map_err(|error| {
+        let hint = match error {
+            ReportError::Newer { .. } => "use the gemmtune that wrote it, or a newer one",
+            _ => {
+                "name a run folder that has finished its report stage; `gemmtune status RUN_DIR` says how \
+                 far one has got, `gemmtune run` goes on"
+            }
+        };
+        Failure::to(Kind::Usage, "make the report", error).hint(hint)
+    })?;
+    let page = report::write(&report, &args.folder)
+        .map_err(|error| Failure::to(Kind::Environment, "make the report", error))?;
+    if printer.is_json() {
+        printer.json(&report)
+    } else {
+        printer.data(format!("{page}\n").as_bytes())
+    }
+}

@@ -1,0 +1,234 @@
+//! The summary for a pull request or a chat: what the page says, without its pictures.
+
+use std::fmt::Write as _;
+
+use super::model::{Report, plain_name};
+use super::number::{duration, percent, ratio, significant, whole};
+
+/// The text of `report.md`.
+pub(super) fn text(report: &Report) -> String {
+    let mut text = format!(
+        "# {}\n\n**{}.**\n",
+        escaped(&report.name),
+        escaped(&report.sentence())
+    );
+    if let Some(comparison) = &report.comparison {
+        let rows: Vec<[String; 6]> = comparison
+            .metrics
+            .iter()
+            .filter(|metric| metric.decides || metric.headline)
+            .map(|metric| {
+                let mark = if metric.decides { " (decides)" } else { "" };
+                [
+                    format!("{}, {}{mark}", plain_name(metric), metric.unit),
+                    significant(metric.baseline, 4),
+                    significant(metric.tuned, 4),
+                    ratio(metric.ratio.median),
+                    format!(
+                        "{} to {}",
+                        ratio(metric.ratio.low),
+                        ratio(metric.ratio.high)
+                    ),
+                    metric.pairs.to_string(),
+                ]
+            })
+            .collect();
+        let head = [
+            "metric",
+            "baseline",
+            "tuned",
+            "ratio (> 1 is better)",
+            "interval",
+            "pairs",
+        ];
+        table(&mut text, "Measurements", head, &rows);
+        list(&mut text, "Not comparable", &comparison.unfair);
+        list(&mut text, "Notes on the comparison", &comparison.notes);
+    }
+    let rows: Vec<[String; 3]> = report
+        .hit_rates
+        .iter()
+        .map(|rate| [rate.of.clone(), percent(rate.before), percent(rate.after)])
+        .collect();
+    table(
+        &mut text,
+        "Served by the table",
+        ["share of", "before", "after"],
+        &rows,
+    );
+    let checks = checks(report);
+    list(&mut text, "Checks", &checks);
+    if let Some(plan) = &report.plan {
+        let deployed = plan
+            .deployed
+            .map_or_else(String::new, |rows| format!(", {} deployed", whole(rows)));
+        let _ = write!(
+            text,
+            "\n## Plan\n\n{} shapes captured, {} rows to tune, {} folded, {} served before{deployed}.\n",
+            whole(plan.captured),
+            whole(plan.to_tune),
+            whole(plan.folded),
+            whole(plan.served),
+        );
+    }
+    let skipped: Vec<String> = report
+        .skipped
+        .iter()
+        .map(|skipped| format!("{}: {}", skipped.what, skipped.why))
+        .collect();
+    list(&mut text, "Skipped", &skipped);
+    list(&mut text, "Notes", &report.notes);
+    if !report.commands.is_empty() {
+        text.push_str("\n## Commands\n\n");
+        for command in &report.commands {
+            // A fence longer than any run of backticks inside it.
+            let longest = command
+                .command
+                .split(|mark| mark != '`')
+                .map(str::len)
+                .max();
+            let fence = "`".repeat(longest.unwrap_or(0).max(2) + 1);
+            let _ = write!(
+                text,
+                "{}:\n\n{fence}sh\n{}\n{fence}\n\n",
+                escaped(&command.what),
+                command.command
+            );
+        }
+    }
+    let rows: Vec<[String; 3]> = report
+        .stages
+        .iter()
+        .map(|stage| {
+            [
+                stage.stage.clone(),
+                duration(stage.seconds),
+                stage.outcome.clone(),
+            ]
+        })
+        .collect();
+    table(&mut text, "Stages", ["stage", "time", "outcome"], &rows);
+    let rows: Vec<[String; 2]> = report
+        .machine
+        .iter()
+        .chain(&report.digests)
+        .map(|fact| [fact.name.clone(), fact.value.clone()])
+        .collect();
+    table(
+        &mut text,
+        "Machine, versions, digests",
+        ["what", "value"],
+        &rows,
+    );
+    let _ = write!(
+        text,
+        "\nMade {} by gemmtune {}.\n",
+        escaped(&report.made),
+        escaped(&report.gemmtune)
+    );
+    text
+}
+
+fn checks(report: &Report) -> Vec<String> {
+    let mut checks = Vec::new();
+    if let Some(parity) = &report.parity {
+        let word = if parity.holds() { "holds" } else { "fails" };
+        checks.push(format!("greedy parity {word}: {}", parity.because));
+    }
+    if !report.layout.is_empty() {
+        let passed = report.layout.iter().filter(|probe| probe.passed()).count();
+        checks.push(format!(
+            "{passed} of {} layout probes pass",
+            report.layout.len()
+        ));
+    }
+    if let Some(engagement) = &report.engagement {
+        let word = if engagement.passed {
+            "seen"
+        } else {
+            "not seen"
+        };
+        checks.push(format!("deployed kernels {word}: {}", engagement.because));
+    }
+    checks
+}
+
+fn table<const COLUMNS: usize>(
+    text: &mut String,
+    heading: &str,
+    head: [&str; COLUMNS],
+    rows: &[[String; COLUMNS]],
+) {
+    if rows.is_empty() {
+        return;
+    }
+    let _ = write!(text, "\n## {heading}\n\n| {} |\n", head.join(" | "));
+    let _ = writeln!(text, "|{}", "---|".repeat(COLUMNS));
+    for row in rows {
+        let cells: Vec<String> = row.iter().map(|cell| escaped(cell)).collect();
+        let _ = writeln!(text, "| {} |", cells.join(" | "));
+    }
+}
+
+fn list(text: &mut String, heading: &str, items: &[String]) {
+    if items.is_empty() {
+        return;
+    }
+    let _ = write!(text, "\n## {heading}\n\n");
+    for item in items {
+        let _ = writeln!(text, "- {}", escaped(item));
+    }
+}
+
+/// Text that Markdown leaves alone and that stays in its cell.
+fn escaped(text: &str) -> String {
+    let mut escaped = String::with_capacity(text.len());
+    for character in text.chars() {
+        match character {
+            '\n' | '\r' => escaped.push(' '),
+            '|' | '*' | '_' | '`' | '<' | '[' | '\\' => {
+                escaped.push('\\');
+                escaped.push(character);
+            }
+            character => escaped.push(character),
+        }
+    }
+    escaped
+}
+
+#[cfg(test)]
+mod tests {
+    use super::super::model::Command;
+    use super::*;
+
+    #[test]
+    fn a_run_that_stopped_early_is_one_sentence_and_its_facts() {
+        let report = Report {
+            name: "demo".to_owned(),
+            ended_early: Some("Nothing to gain: every shape has a good row".to_owned()),
+            made: "2026-01-01T00:00:00Z".to_owned(),
+            gemmtune: "0.1.0".to_owned(),
+            ..Report::default()
+        };
+        assert_eq!(
+            text(&report),
+            "# demo\n\n**Nothing to gain: every shape has a good row.**\n\n\
+             Made 2026-01-01T00:00:00Z by gemmtune 0.1.0.\n"
+        );
+    }
+
+    #[test]
+    fn text_from_a_run_cannot_break_out_of_its_place() {
+        let report = Report {
+            name: "a|b\n# c".to_owned(),
+            commands: vec![Command {
+                what: "x".to_owned(),
+                command: "echo ```".to_owned(),
+            }],
+            ..Report::default()
+        };
+        let text = text(&report);
+        assert!(text.starts_with("# a\\|b # c\n"), "{text}");
+        assert!(text.contains("````sh\necho ```\n````"), "{text}");
+    }
+}

@@ -1,0 +1,480 @@
+//! The report as data: what a run found, in the order people read it. `report.json` is this document.
+//!
+//! Everything a backend or an unfinished run cannot say is absent, and the page says so; nothing here
+//! is computed from what is absent. Times of kernels are microseconds, of stages seconds.
+
+use serde::{Deserialize, Serialize};
+
+use crate::bench::parity::Agreement;
+use crate::compare::{Comparison, MetricResult, Verdict};
+use crate::shape::Op;
+
+/// Version of the document. A newer one is refused, older ones are read.
+pub const FORMAT: u32 = 1;
+
+/// One run of the loop, or as much of it as there is.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+#[serde(default)]
+pub struct Report {
+    /// [`FORMAT`].
+    pub format: u32,
+    /// Name of the run.
+    pub name: String,
+    /// When the report was made, RFC 3339.
+    pub made: String,
+    /// Version of gemmtune that ran.
+    pub gemmtune: String,
+    /// What ended the run before a comparison: nothing to gain, a failed check that was undone.
+    pub ended_early: Option<String>,
+    /// The verdict with its pairs and metrics.
+    pub comparison: Option<Comparison>,
+    /// The same for two untuned arms, where it was measured.
+    pub control: Option<Comparison>,
+    /// The machine and software: device, architecture, driver, versions.
+    pub machine: Vec<Fact>,
+    /// How each arm was started.
+    pub arms: Vec<Arm>,
+    /// Captured shapes with their times.
+    pub shapes: Vec<ShapeRow>,
+    /// Share of calls and of GEMM time served by the table.
+    pub hit_rates: Vec<HitRate>,
+    /// Limits of the device, for the roofline picture.
+    pub roofline: Option<Roofline>,
+    /// What was planned.
+    pub plan: Option<PlanSummary>,
+    /// What was not done, and why.
+    pub skipped: Vec<Skipped>,
+    /// Whether both servers say the same.
+    pub parity: Option<Agreement>,
+    /// Numbers of the deployed kernels against a reference, per M.
+    pub layout: Vec<LayoutCheck>,
+    /// Whether the deployed kernels really ran.
+    pub engagement: Option<Engagement>,
+    /// Commands that reproduce the run, in order.
+    pub commands: Vec<Command>,
+    /// Digests of what went in and came out.
+    pub digests: Vec<Fact>,
+    /// How long each stage took.
+    pub stages: Vec<StageTime>,
+    /// Anything a reader must know besides: what could not be measured, what is only predicted.
+    pub notes: Vec<String>,
+}
+
+impl Default for Report {
+    fn default() -> Self {
+        Self {
+            format: FORMAT,
+            name: String::new(),
+            made: String::new(),
+            gemmtune: env!("CARGO_PKG_VERSION").to_owned(),
+            ended_early: None,
+            comparison: None,
+            control: None,
+            machine: Vec::new(),
+            arms: Vec::new(),
+            shapes: Vec::new(),
+            hit_rates: Vec::new(),
+            roofline: None,
+            plan: None,
+            skipped: Vec::new(),
+            parity: None,
+            layout: Vec::new(),
+            engagement: None,
+            commands: Vec::new(),
+            digests: Vec::new(),
+            stages: Vec::new(),
+            notes: Vec::new(),
+        }
+    }
+}
+
+/// A named value.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Fact {
+    /// What it is.
+    pub name: String,
+    /// Its value, as text.
+    pub value: String,
+}
+
+impl Fact {
+    /// A fact.
+    pub fn new(name: impl Into<String>, value: impl Into<String>) -> Self {
+        Self {
+            name: name.into(),
+            value: value.into(),
+        }
+    }
+}
+
+/// How one arm was started.
+#[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize)]
+#[serde(default)]
+pub struct Arm {
+    /// `baseline` or `tuned`.
+    pub name: String,
+    /// What sets it apart, in a sentence.
+    pub description: String,
+    /// Server starts measured.
+    pub trials: usize,
+    /// The server's command line.
+    pub command: Option<String>,
+    /// Environment variables gemmtune set.
+    pub environment: Vec<Fact>,
+}
+
+/// Which part of serving a shape belongs to.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Serialize, Deserialize)]
+#[serde(rename_all = "lowercase")]
+pub enum Phase {
+    /// One token a running request.
+    Decode,
+    /// Prompt tokens.
+    Prefill,
+}
+
+/// One captured shape.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+pub struct ShapeRow {
+    /// The operation.
+    pub op: Op,
+    /// Tokens.
+    pub m: u32,
+    /// Output features.
+    pub n: u32,
+    /// Input features.
+    pub k: u32,
+    /// Decode or prefill, where it is known.
+    #[serde(default)]
+    pub phase: Option<Phase>,
+    /// Calls in the captured run, graph replays counted.
+    #[serde(default)]
+    pub calls: Option<f64>,
+    /// What served the shape before.
+    #[serde(default)]
+    pub before: Option<Timing>,
+    /// What serves it now.
+    #[serde(default)]
+    pub after: Option<Timing>,
+    /// Why it is as it is: tuned, served by another row, not worth tuning, failed.
+    #[serde(default)]
+    pub status: Option<String>,
+}
+
+impl ShapeRow {
+    /// Floating-point operations of one call.
+    pub fn flops(&self) -> f64 {
+        2.0 * f64::from(self.m) * f64::from(self.n) * f64::from(self.k)
+    }
+
+    /// Bytes one call moves if each operand passes once: FP8 activation and weight, their float32
+    /// scales per 1×128 and 128×128, bf16 output.
+    pub fn bytes(&self) -> f64 {
+        let (m, n, k) = (f64::from(self.m), f64::from(self.n), f64::from(self.k));
+        let groups = (k / 128.0).ceil();
+        m * k + n * k + 2.0 * m * n + 4.0 * groups * (m + (n / 128.0).ceil())
+    }
+}
+
+/// A kernel and its time.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+pub struct Timing {
+    /// Microseconds a call.
+    pub us: f64,
+    /// Name of the kernel or configuration.
+    pub kernel: String,
+}
+
+/// A hit rate before and after.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+pub struct HitRate {
+    /// What is counted: `calls`, `GEMM time`; and whether predicted or measured.
+    pub of: String,
+    /// Share before, 0 to 1.
+    pub before: f64,
+    /// Share after, 0 to 1.
+    pub after: f64,
+}
+
+/// What the device can do at best.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+pub struct Roofline {
+    /// Peak FP8 rate, TFLOP/s.
+    pub tflops: f64,
+    /// Memory bandwidth, GB/s.
+    pub gbps: f64,
+    /// Where the two come from: measured here, or whose figure.
+    pub source: String,
+}
+
+/// What was planned.
+#[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize)]
+#[serde(default)]
+pub struct PlanSummary {
+    /// Distinct shapes captured.
+    pub captured: usize,
+    /// Rows that were to be tuned.
+    pub to_tune: usize,
+    /// Shapes served by another shape's row.
+    pub folded: usize,
+    /// Shapes that a row served before.
+    pub served: usize,
+    /// Rows in the deployed table.
+    pub deployed: Option<usize>,
+    /// Device time estimated before, seconds.
+    pub estimated_s: Option<f64>,
+    /// Device time used, seconds.
+    pub used_s: Option<f64>,
+    /// Candidates timed.
+    pub candidates: Option<u64>,
+}
+
+/// Something that was not done.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Skipped {
+    /// What.
+    pub what: String,
+    /// Why.
+    pub why: String,
+}
+
+/// One layout probe.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+pub struct LayoutCheck {
+    /// What was probed: operation, N, K.
+    pub what: String,
+    /// Tokens.
+    pub m: u32,
+    /// Share of outputs outside the tolerance, 0 to 1; absent when there was no number (NaN).
+    pub error_ratio: Option<f64>,
+    /// The share that is allowed.
+    pub limit: f64,
+}
+
+impl LayoutCheck {
+    /// Whether the probe passed. No number is a failure.
+    pub fn passed(&self) -> bool {
+        self.error_ratio.is_some_and(|ratio| ratio <= self.limit)
+    }
+}
+
+/// Whether the deployed kernels ran in the tuned server.
+#[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize)]
+#[serde(default)]
+pub struct Engagement {
+    /// Whether it was enough.
+    pub passed: bool,
+    /// Look-ups that hit, as the server logged them.
+    pub hits: Option<u64>,
+    /// Look-ups that missed.
+    pub misses: Option<u64>,
+    /// Missing shapes, named.
+    pub missing: Vec<String>,
+    /// How it was seen, in a sentence.
+    pub because: String,
+}
+
+/// A command to run.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Command {
+    /// What it does.
+    pub what: String,
+    /// The command, ready to paste.
+    pub command: String,
+}
+
+/// How long a stage took.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+pub struct StageTime {
+    /// The stage.
+    pub stage: String,
+    /// Seconds, all attempts together.
+    pub seconds: f64,
+    /// Attempts.
+    pub attempts: u32,
+    /// How it ended.
+    pub outcome: String,
+}
+
+/// GEMM time of one (N, K), split.
+#[derive(Clone, Debug, PartialEq)]
+pub struct TimeShare {
+    /// Output features.
+    pub n: u32,
+    /// Input features.
+    pub k: u32,
+    /// Share of all GEMM time spent here in decode, 0 to 1; shapes of unknown phase count here.
+    pub decode: f64,
+    /// Share spent here in prefill.
+    pub prefill: f64,
+}
+
+impl Report {
+    /// Where the GEMM time went before tuning: calls × time before, by (N, K), largest first. Empty
+    /// when no shape has both.
+    pub fn time_shares(&self) -> Vec<TimeShare> {
+        let mut shares: Vec<TimeShare> = Vec::new();
+        let mut total = 0.0;
+        for row in &self.shapes {
+            let (Some(calls), Some(before)) = (row.calls, &row.before) else {
+                continue;
+            };
+            let time = calls * before.us;
+            total += time;
+            let at = shares
+                .iter()
+                .position(|share| (share.n, share.k) == (row.n, row.k))
+                .unwrap_or_else(|| {
+                    shares.push(TimeShare {
+                        n: row.n,
+                        k: row.k,
+                        decode: 0.0,
+                        prefill: 0.0,
+                    });
+                    shares.len() - 1
+                });
+            match row.phase {
+                Some(Phase::Prefill) => shares[at].prefill += time,
+                Some(Phase::Decode) | None => shares[at].decode += time,
+            }
+        }
+        if total <= 0.0 {
+            return Vec::new();
+        }
+        for share in &mut shares {
+            share.decode /= total;
+            share.prefill /= total;
+        }
+        shares.sort_by(|one, other| {
+            (other.decode + other.prefill).total_cmp(&(one.decode + one.prefill))
+        });
+        shares
+    }
+
+    /// The verdict in one sentence.
+    pub fn sentence(&self) -> String {
+        let Some(comparison) = &self.comparison else {
+            return self
+                .ended_early
+                .clone()
+                .unwrap_or_else(|| "No comparison was made in this run".to_owned());
+        };
+        let (Some(metric), Some(median), Some(low), Some(high), Some(confidence)) = (
+            comparison.metrics.first(),
+            comparison.ratio.median,
+            comparison.ratio.low,
+            comparison.ratio.high,
+            comparison.ratio.confidence,
+        ) else {
+            return format!("Inconclusive: {}", comparison.because);
+        };
+        let what = plain_name(metric);
+        let measured = format!(
+            "ratio {median:.3}, {:.1} % interval {low:.3} to {high:.3}, {} pairs",
+            confidence * 100.0,
+            comparison.pairs
+        );
+        match comparison.verdict {
+            Verdict::Better => format!(
+                "Better: {what} improved by {:.1} % ({measured})",
+                (median - 1.0) * 100.0
+            ),
+            Verdict::Worse => format!(
+                "Worse: {what} fell back by {:.1} % ({measured})",
+                (1.0 - median) * 100.0
+            ),
+            Verdict::Same => format!("Same: {what} did not change beyond the noise ({measured})"),
+            Verdict::Inconclusive => format!("Inconclusive: {} ({measured})", comparison.because),
+        }
+    }
+}
+
+/// A metric's name for people: `output throughput`, `median TTFT`.
+pub fn plain_name(metric: &MetricResult) -> String {
+    let name = metric.metric.trim_end_matches("_ms").replace('_', " ");
+    name.split(' ')
+        .map(|word| match word {
+            "ttft" | "tpot" | "itl" => word.to_uppercase(),
+            "e2e" => "end-to-end".to_owned(),
+            word => word.to_owned(),
+        })
+        .collect::<Vec<String>>()
+        .join(" ")
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn row(n: u32, m: u32, calls: f64, us: f64, phase: Option<Phase>) -> ShapeRow {
+        ShapeRow {
+            op: Op::Blockscale,
+            m,
+            n,
+            k: 128,
+            phase,
+            calls: Some(calls),
+            before: Some(Timing {
+                us,
+                kernel: "k".to_owned(),
+            }),
+            after: None,
+            status: None,
+        }
+    }
+
+    #[test]
+    fn shares_are_of_all_gemm_time_and_split_by_phase() {
+        let report = Report {
+            shapes: vec![
+                row(64, 1, 10.0, 1.0, Some(Phase::Decode)),
+                row(32, 1, 10.0, 2.0, None),
+                row(64, 512, 1.0, 70.0, Some(Phase::Prefill)),
+                ShapeRow {
+                    calls: None,
+                    ..row(16, 1, 0.0, 9.0, None)
+                },
+            ],
+            ..Report::default()
+        };
+        let shares = report.time_shares();
+        assert_eq!(shares.len(), 2);
+        assert_eq!((shares[0].n, shares[1].n), (64, 32));
+        assert!((shares[0].decode - 0.1).abs() < 1e-12);
+        assert!((shares[0].prefill - 0.7).abs() < 1e-12);
+        assert!((shares[1].decode - 0.2).abs() < 1e-12);
+        assert!(Report::default().time_shares().is_empty());
+    }
+
+    #[test]
+    fn bytes_count_every_operand_once() {
+        // 128 + 128·128 bytes of FP8, 2·128 of bf16, 1 + 1 scales of 4.
+        let row = row(128, 1, 1.0, 1.0, None);
+        assert!((row.bytes() - (128.0 + 16384.0 + 256.0 + 8.0)).abs() < 1e-9);
+        assert!((row.flops() - 32768.0).abs() < 1e-9);
+    }
+
+    #[test]
+    fn a_document_of_a_run_that_stopped_early_reads_back() {
+        let report: Report =
+            serde_json::from_str(r#"{"name": "x", "ended_early": "nothing to gain"}"#).unwrap();
+        assert_eq!(report.sentence(), "nothing to gain");
+        let text = serde_json::to_string(&report).unwrap();
+        assert_eq!(serde_json::from_str::<Report>(&text).unwrap(), report);
+    }
+
+    #[test]
+    fn a_probe_without_a_number_fails() {
+        let probe = LayoutCheck {
+            what: String::new(),
+            m: 2,
+            error_ratio: Some(f64::NAN),
+            limit: 0.05,
+        };
+        assert!(!probe.passed());
+        let text = serde_json::to_string(&probe).unwrap();
+        let back: LayoutCheck = serde_json::from_str(&text).unwrap();
+        assert_eq!(back.error_ratio, None);
+        assert!(!back.passed());
+    }
+}

@@ -1,0 +1,108 @@
+//! The page: verdict first, then the sections. One file, no script, nothing fetched.
+
+use maud::{DOCTYPE, Markup, PreEscaped, html};
+
+use super::model::Report;
+use super::section::{self, Section};
+use crate::compare::Verdict;
+
+const STYLE: &str = include_str!("style.css");
+
+/// The text of `report.html`.
+pub(super) fn html(report: &Report) -> String {
+    let sections = section::all(report);
+    let (word, sign) = headline(report);
+    let title = format!("{} – gemmtune", report.name);
+    html! {
+        (DOCTYPE)
+        html lang="en" {
+            head {
+                meta charset="utf-8";
+                meta name="viewport" content="width=device-width, initial-scale=1";
+                meta name="color-scheme" content="light dark";
+                // Even a value that found a way round the escaping could fetch or run nothing.
+                meta http-equiv="Content-Security-Policy" content="default-src 'none'; style-src 'unsafe-inline'";
+                title { (title) }
+                style { (PreEscaped(STYLE)) }
+            }
+            body {
+                a.skip href="#content" { "Skip to the report" }
+                (patterns())
+                header {
+                    p.kicker { "gemmtune report · " (report.name) }
+                    h1 class={ "verdict " (word) } {
+                        span.sign aria-hidden="true" { (sign) }
+                        span { (report.sentence()) "." }
+                    }
+                    @if let Some(comparison) = &report.comparison {
+                        p.because { (first_upper(&comparison.because)) "." }
+                    }
+                }
+                (contents(&sections))
+                main id="content" tabindex="-1" {
+                    @for section in &sections {
+                        section id=(section.id) aria-labelledby={ (section.id) "-title" } {
+                            h2 id={ (section.id) "-title" } { (section.title) }
+                            (section.body)
+                        }
+                    }
+                }
+                footer {
+                    p { "Made " (report.made) " by gemmtune " (report.gemmtune) ". The same as data: report.json." }
+                }
+            }
+        }
+    }
+    .into_string()
+}
+
+/// A class and a sign for the verdict; the sentence carries the word.
+fn headline(report: &Report) -> (&'static str, &'static str) {
+    match report
+        .comparison
+        .as_ref()
+        .map(|comparison| comparison.verdict)
+    {
+        Some(Verdict::Better) => ("better", "▲"),
+        Some(Verdict::Worse) => ("worse", "▼"),
+        Some(Verdict::Same) => ("same", "="),
+        Some(Verdict::Inconclusive) => ("inconclusive", "?"),
+        None => ("none", "–"),
+    }
+}
+
+fn first_upper(text: &str) -> String {
+    let mut letters = text.chars();
+    letters.next().map_or_else(String::new, |first| {
+        first.to_uppercase().collect::<String>() + letters.as_str()
+    })
+}
+
+fn contents(sections: &[Section]) -> Markup {
+    html! {
+        nav aria-label="Contents" {
+            ul { @for section in sections { li { a href={ "#" (section.id) } { (section.title) } } } }
+        }
+    }
+}
+
+/// Hatches that charts fill with; they take the colour of the series from the style sheet.
+fn patterns() -> Markup {
+    let hatch = |id: &str, class: &str, turn: &str| {
+        html! {
+            pattern id=(id) width="5" height="5" patternUnits="userSpaceOnUse" patternTransform=(turn) {
+                rect width="5" height="5" class={ (class) " ground" } {}
+                line x1="0" y1="0" x2="0" y2="5" class={ (class) " stroke" } {}
+            }
+        }
+    };
+    html! {
+        svg.patterns aria-hidden="true" focusable="false" width="0" height="0" {
+            defs {
+                (hatch("hatch-before", "before", "rotate(45)"))
+                (hatch("hatch-prefill", "prefill", "rotate(-45)"))
+                (hatch("hatch-band", "band", "rotate(45)"))
+            }
+        }
+    }
+}

@@ -1,0 +1,479 @@
+//! The sections of the page: each a heading, a sentence, a picture and its table.
+
+use std::collections::BTreeMap;
+
+use maud::{Markup, html};
+
+use super::chart;
+use super::model::{Fact, Report, ShapeRow, plain_name};
+use super::number::{duration, percent, ratio, significant, whole};
+use crate::bench::parity::Agreement;
+use crate::compare::{Better, Comparison};
+
+/// A section of the page with its anchor; absent when there is nothing to say.
+pub(super) struct Section {
+    /// Anchor and id.
+    pub(super) id: &'static str,
+    /// Heading, also in the table of contents.
+    pub(super) title: &'static str,
+    /// What is below the heading.
+    pub(super) body: Markup,
+}
+
+/// Every section that has something to say, in reading order.
+pub(super) fn all(report: &Report) -> Vec<Section> {
+    let section = |id, title, body: Option<Markup>| body.map(|body| Section { id, title, body });
+    [
+        section("pairs", "Both arms, pair by pair", pairs(report)),
+        section("metrics", "Throughput and latency", metrics(report)),
+        section("time", "Where the GEMM time goes", time(report)),
+        section("shapes", "Each shape before and after", shapes(report)),
+        section("hits", "Served by the table", hits(report)),
+        section(
+            "roofline",
+            "Distance to the device's limits",
+            roofline(report),
+        ),
+        section(
+            "checks",
+            "Is it still right, and does it really run",
+            checks(report),
+        ),
+        section("skipped", "What was skipped", skipped(report)),
+        section("reproduce", "How to reproduce it", reproduce(report)),
+        section("run", "This run", run(report)),
+    ]
+    .into_iter()
+    .flatten()
+    .collect()
+}
+
+/// A column of a table: its heading and whether it holds numbers.
+type Column<'a> = (&'a str, bool);
+
+/// A table in a region of its own that scrolls sideways where it is too wide.
+fn table(caption: &str, columns: &[Column<'_>], rows: &[Vec<String>]) -> Markup {
+    html! {
+        div.scroll role="region" aria-label=(caption) tabindex="0" {
+            table {
+                caption { (caption) }
+                thead { tr {
+                    @for (heading, numeric) in columns {
+                        th scope="col" class=[numeric.then_some("number")] { (heading) }
+                    }
+                } }
+                tbody {
+                    @for row in rows {
+                        tr {
+                            @for (index, cell) in row.iter().enumerate() {
+                                @let class = columns.get(index).is_some_and(|column| column.1).then_some("number");
+                                @if index == 0 {
+                                    th scope="row" class=[class] { (cell) }
+                                } @else {
+                                    td class=[class] { (cell) }
+                                }
+                            }
+                        }
+                    }
+                }
+            }
+        }
+    }
+}
+
+/// A picture with its caption, and its table beside it.
+fn figure(picture: Option<Markup>, caption: &str, table: &Markup) -> Markup {
+    html! {
+        div.figure {
+            @if let Some(picture) = picture {
+                figure { (picture) figcaption { (caption) } }
+            }
+            (table)
+        }
+    }
+}
+
+fn pairs(report: &Report) -> Option<Markup> {
+    let comparison = report.comparison.as_ref()?;
+    let metric = comparison.metrics.first()?;
+    let columns = [
+        ("pair", true),
+        ("baseline", true),
+        ("tuned", true),
+        ("ratio", true),
+        ("trials", false),
+    ];
+    let rows: Vec<Vec<String>> = metric
+        .each
+        .iter()
+        .enumerate()
+        .map(|(index, pair)| {
+            vec![
+                (index + 1).to_string(),
+                significant(Some(pair.baseline), 5),
+                significant(Some(pair.tuned), 5),
+                ratio(Some(pair.ratio)),
+                format!("{}, {}", pair.baseline_source, pair.tuned_source),
+            ]
+        })
+        .collect();
+    let caption = format!("{} in {} of each pair", plain_name(metric), metric.unit);
+    let table = table(&caption, &columns, &rows);
+    Some(html! {
+        p {
+            "Each pair is one server start per arm, run one after the other. Circles are the baseline, triangles \
+             the tuned arm; the axis does not begin at zero."
+        }
+        (figure(chart::pairs(metric), &caption, &table))
+    })
+}
+
+fn metrics(report: &Report) -> Option<Markup> {
+    let comparison = report.comparison.as_ref()?;
+    let columns = [
+        ("metric", false),
+        ("baseline", true),
+        ("tuned", true),
+        ("ratio", true),
+        ("interval", true),
+        ("reading", false),
+    ];
+    let rows: Vec<Vec<String>> = comparison
+        .metrics
+        .iter()
+        .filter(|metric| metric.decides || metric.headline)
+        .map(|metric| {
+            let arrow = match metric.better {
+                Better::Higher => "higher is better",
+                Better::Lower => "lower is better",
+            };
+            let decides = if metric.decides { ", decides" } else { "" };
+            vec![
+                format!("{} ({}, {arrow}{decides})", plain_name(metric), metric.unit),
+                significant(metric.baseline, 4),
+                significant(metric.tuned, 4),
+                ratio(metric.ratio.median),
+                format!(
+                    "{} to {}",
+                    ratio(metric.ratio.low),
+                    ratio(metric.ratio.high)
+                ),
+                metric.reading.to_string(),
+            ]
+        })
+        .collect();
+    let caption = "Median of the trials of each arm, and the median ratio of the pairs";
+    Some(html! {
+        p {
+            "The interval lies between two of the observed ratios and holds the true median with the confidence stated \
+             in the verdict. The band of ±" (percent(comparison.band.width)) " is noise ("
+            (comparison.band.source) "); only the metric that was chosen before the run decides."
+        }
+        (figure(chart::intervals(comparison), "Ratio and interval of each metric", &table(caption, &columns, &rows)))
+        (remarks("Why the arms cannot be compared", &comparison.unfair))
+        (remarks("Differences that are the tuning itself", &comparison.expected_differences))
+        (remarks("Notes", &comparison.notes))
+        @if let Some(control) = &report.control { (control_text(control)) }
+    })
+}
+
+fn control_text(control: &Comparison) -> Markup {
+    html! {
+        h3 { "Control: untuned against untuned" }
+        p {
+            "The same comparison with two untuned arms says " strong { (control.verdict) } ": " (control.because)
+            " (median ratio " (ratio(control.ratio.median)) ", " (control.pairs) " pairs)."
+        }
+    }
+}
+
+fn remarks(heading: &str, items: &[String]) -> Markup {
+    html! {
+        @if !items.is_empty() {
+            h3 { (heading) }
+            ul { @for item in items { li { (item) } } }
+        }
+    }
+}
+
+fn time(report: &Report) -> Option<Markup> {
+    let shares = report.time_shares();
+    let picture = chart::time_shares(&shares)?;
+    let columns = [
+        ("N", true),
+        ("K", true),
+        ("decode", true),
+        ("prefill", true),
+        ("together", true),
+    ];
+    let rows: Vec<Vec<String>> = shares
+        .iter()
+        .map(|share| {
+            vec![
+                share.n.to_string(),
+                share.k.to_string(),
+                percent(share.decode),
+                percent(share.prefill),
+                percent(share.decode + share.prefill),
+            ]
+        })
+        .collect();
+    let caption = "Share of GEMM time before tuning: calls × time a call";
+    Some(figure(
+        Some(picture),
+        caption,
+        &table(caption, &columns, &rows),
+    ))
+}
+
+fn shapes(report: &Report) -> Option<Markup> {
+    if report.shapes.is_empty() {
+        return None;
+    }
+    let mut groups: BTreeMap<(crate::shape::Op, u32, u32), Vec<&ShapeRow>> = BTreeMap::new();
+    for row in &report.shapes {
+        groups.entry((row.op, row.n, row.k)).or_default().push(row);
+    }
+    let columns = [
+        ("M", true),
+        ("before, µs", true),
+        ("after, µs", true),
+        ("ratio", true),
+        ("kernel before", false),
+        ("kernel after", false),
+        ("status", false),
+    ];
+    let cell = |timing: Option<&super::model::Timing>| {
+        timing.map_or_else(|| "–".to_owned(), |timing| timing.kernel.clone())
+    };
+    Some(html! {
+        p { "Before: what served the shape until now. After: the kernel chosen for it. Both axes are logarithmic." }
+        @for ((op, n, k), rows) in &mut groups {
+            @let () = rows.sort_by_key(|row| row.m);
+            @let caption = format!("{op}, N {n} × K {k}");
+            @let lines: Vec<Vec<String>> = rows.iter().map(|row| {
+                let us = |timing: Option<&super::model::Timing>| timing.map(|timing| timing.us);
+                let (before, after) = (us(row.before.as_ref()), us(row.after.as_ref()));
+                let gain = before.zip(after).map(|(before, after)| before / after);
+                vec![
+                    row.m.to_string(),
+                    significant(before, 4),
+                    significant(after, 4),
+                    ratio(gain),
+                    cell(row.before.as_ref()),
+                    cell(row.after.as_ref()),
+                    row.status.clone().unwrap_or_default(),
+                ]
+            }).collect();
+            h3 { "N " (n) " × K " (k) }
+            (figure(chart::shape_times(rows), &caption, &table(&caption, &columns, &lines)))
+        }
+    })
+}
+
+fn hits(report: &Report) -> Option<Markup> {
+    let picture = chart::hit_rates(&report.hit_rates)?;
+    let columns = [("share of", false), ("before", true), ("after", true)];
+    let rows: Vec<Vec<String>> = report
+        .hit_rates
+        .iter()
+        .map(|rate| vec![rate.of.clone(), percent(rate.before), percent(rate.after)])
+        .collect();
+    let caption = "Share that a row of the table serves";
+    Some(figure(
+        Some(picture),
+        caption,
+        &table(caption, &columns, &rows),
+    ))
+}
+
+fn roofline(report: &Report) -> Option<Markup> {
+    let limits = report.roofline.as_ref()?;
+    let picture = chart::roofline(limits, &report.shapes)?;
+    let columns = [
+        ("shape", false),
+        ("FLOP per byte", true),
+        ("before, TFLOP/s", true),
+        ("after, TFLOP/s", true),
+        ("of the limit", true),
+    ];
+    let rows: Vec<Vec<String>> = report
+        .shapes
+        .iter()
+        .map(|row| {
+            let rate = |timing: &Option<super::model::Timing>| {
+                timing.as_ref().map(|timing| row.flops() / timing.us / 1e6)
+            };
+            let intensity = row.flops() / row.bytes();
+            let limit = (intensity * limits.gbps / 1e3).min(limits.tflops);
+            let best = rate(&row.after).or_else(|| rate(&row.before));
+            vec![
+                format!("M {} N {} K {}", row.m, row.n, row.k),
+                significant(Some(intensity), 3),
+                significant(rate(&row.before), 3),
+                significant(rate(&row.after), 3),
+                best.map_or_else(|| "–".to_owned(), |rate| percent(rate / limit)),
+            ]
+        })
+        .collect();
+    let caption = "Rate against arithmetic intensity";
+    Some(html! {
+        p {
+            "Limits: " (significant(Some(limits.tflops), 4)) " TFLOP/s and " (significant(Some(limits.gbps), 4))
+            " GB/s (" (limits.source) "). The line is the best a shape of that intensity can reach."
+        }
+        (figure(Some(picture), caption, &table(caption, &columns, &rows)))
+    })
+}
+
+fn checks(report: &Report) -> Option<Markup> {
+    if report.parity.is_none() && report.layout.is_empty() && report.engagement.is_none() {
+        return None;
+    }
+    let columns = [
+        ("probe", false),
+        ("M", true),
+        ("wrong outputs", true),
+        ("allowed", true),
+        ("result", false),
+    ];
+    let rows: Vec<Vec<String>> = report
+        .layout
+        .iter()
+        .map(|probe| {
+            vec![
+                probe.what.clone(),
+                probe.m.to_string(),
+                probe
+                    .error_ratio
+                    .map_or_else(|| "no number".to_owned(), percent),
+                percent(probe.limit),
+                if probe.passed() {
+                    "✓ pass"
+                } else {
+                    "✗ fail"
+                }
+                .to_owned(),
+            ]
+        })
+        .collect();
+    Some(html! {
+        @if let Some(parity) = &report.parity { (parity_text(parity)) }
+        @if let Some(engagement) = &report.engagement {
+            h3 { (badge(engagement.passed)) " Deployed kernels in the running server" }
+            p { (engagement.because) }
+            @if let (Some(hits), Some(misses)) = (engagement.hits, engagement.misses) {
+                p { (whole(hits)) " look-ups hit, " (whole(misses)) " missed." }
+            }
+            (remarks("Shapes that missed", &engagement.missing))
+        }
+        @if !rows.is_empty() {
+            h3 { (badge(report.layout.iter().all(super::model::LayoutCheck::passed))) " Layout probes" }
+            (table("Deployed kernels against a reference", &columns, &rows))
+        }
+    })
+}
+
+fn badge(passed: bool) -> Markup {
+    html! {
+        @if passed { span.badge.pass { "✓ pass" } } @else { span.badge.fail { "✗ fail" } }
+    }
+}
+
+fn parity_text(parity: &Agreement) -> Markup {
+    html! {
+        h3 { (badge(parity.holds())) " Greedy parity with the baseline server" }
+        p { (parity.because) "." }
+        @if let Some(parting) = &parity.first_divergence {
+            p {
+                "The first difference is at token " (parting.token + 1) " of prompt " (parting.prompt + 1)
+                " with " (parting.concurrency) " requests in flight: baseline " q { (parting.baseline) }
+                ", tuned " q { (parting.tuned) } "."
+            }
+        }
+    }
+}
+
+fn skipped(report: &Report) -> Option<Markup> {
+    if report.skipped.is_empty() && report.notes.is_empty() {
+        return None;
+    }
+    let rows: Vec<Vec<String>> = report
+        .skipped
+        .iter()
+        .map(|skipped| vec![skipped.what.clone(), skipped.why.clone()])
+        .collect();
+    Some(html! {
+        @if !rows.is_empty() { (table("Not done, and why", &[("what", false), ("why", false)], &rows)) }
+        (remarks("To know besides", &report.notes))
+    })
+}
+
+fn reproduce(report: &Report) -> Option<Markup> {
+    if report.commands.is_empty() && report.arms.is_empty() && report.digests.is_empty() {
+        return None;
+    }
+    Some(html! {
+        @for command in &report.commands {
+            p { (command.what) }
+            pre tabindex="0" { code { (command.command) } }
+        }
+        @for arm in &report.arms {
+            h3 { "The " (arm.name) " arm" }
+            p { (arm.description) " (" (arm.trials) @if arm.trials == 1 { " trial)" } @else { " trials)" } }
+            @if let Some(command) = &arm.command { pre tabindex="0" { code { (command) } } }
+            @if !arm.environment.is_empty() {
+                (facts(&format!("Environment of the {} arm", arm.name), &arm.environment))
+            }
+        }
+        @if !report.digests.is_empty() { (facts("Digests", &report.digests)) }
+    })
+}
+
+fn facts(caption: &str, facts: &[Fact]) -> Markup {
+    let rows: Vec<Vec<String>> = facts
+        .iter()
+        .map(|fact| vec![fact.name.clone(), fact.value.clone()])
+        .collect();
+    table(caption, &[("what", false), ("value", false)], &rows)
+}
+
+fn run(report: &Report) -> Option<Markup> {
+    if report.machine.is_empty() && report.stages.is_empty() && report.plan.is_none() {
+        return None;
+    }
+    let rows: Vec<Vec<String>> = report
+        .stages
+        .iter()
+        .map(|stage| {
+            vec![
+                stage.stage.clone(),
+                duration(stage.seconds),
+                stage.attempts.to_string(),
+                stage.outcome.clone(),
+            ]
+        })
+        .collect();
+    let columns = [
+        ("stage", false),
+        ("time", true),
+        ("attempts", true),
+        ("outcome", false),
+    ];
+    Some(html! {
+        @if let Some(plan) = &report.plan {
+            p {
+                (whole(plan.captured)) " shapes were captured: " (whole(plan.to_tune)) " rows to tune, "
+                (whole(plan.folded)) " folded into another row, " (whole(plan.served)) " served before."
+                @if let Some(deployed) = plan.deployed { " " (whole(deployed)) " rows were deployed." }
+                @if let Some(candidates) = plan.candidates { " " (whole(candidates)) " candidates were timed." }
+                @if let Some(used) = plan.used_s {
+                    " Device time used: " (duration(used))
+                    @if let Some(estimated) = plan.estimated_s { ", estimated " (duration(estimated)) } "."
+                }
+            }
+        }
+        @if !rows.is_empty() { (table("Stages", &columns, &rows)) }
+        @if !report.machine.is_empty() { (facts("Machine and versions", &report.machine)) }
+    })
+}
