@@ -5,8 +5,10 @@
 pub mod era;
 mod flow;
 pub mod force;
+pub mod locate;
 pub mod package;
 pub mod route;
 pub mod side;
+pub mod version;
 
 pub use flow::{Arch, Kernel, Rocm};
