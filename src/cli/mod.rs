@@ -6,6 +6,7 @@ pub mod bench;
 pub mod compare;
 pub mod completions;
 pub mod failure;
+pub mod init;
 pub mod keeper;
 pub mod lint;
 pub mod merge;
@@ -42,6 +43,8 @@ enum Command {
     Completions(completions::CompletionsArgs),
     /// Say which GEMM kernel an SGLang tree calls, and why
     Trace(trace::TraceArgs),
+    /// Write gemmtune.toml from a launch script or a running server
+    Init(init::InitArgs),
     /// Keep one child process; started by gemmtune itself
     #[command(hide = true)]
     Keeper(keeper::KeeperArgs),
@@ -71,6 +74,7 @@ fn run(command: Command, printer: &Printer) -> Result<std::process::ExitCode, Fa
         Command::Compare(args) => compare::run(&args, printer).map(success),
         Command::Completions(args) => completions::run(&args, printer).map(success),
         Command::Trace(args) => trace::run(&args, printer).map(success),
+        Command::Init(args) => init::run(&args, printer).map(success),
         Command::Keeper(args) => Ok(keeper::run(&args, printer)),
         Command::Lint(args) => lint::run(&args, printer).map(success),
         Command::Merge(args) => merge::run(&args, printer).map(success),

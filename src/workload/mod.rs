@@ -4,4 +4,8 @@
 //! at the process environment.
 
 pub mod config;
+pub mod draft;
 pub mod duration;
+pub mod env;
+pub mod observe;
+pub mod script;

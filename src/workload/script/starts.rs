@@ -1,0 +1,228 @@
+//! The commands of a script: those that matter, and those that lead elsewhere (functions, files, shells).
+
+use std::collections::BTreeMap;
+
+use camino::{Utf8Path, Utf8PathBuf};
+use tree_sitter::Node;
+
+use super::command;
+use super::shell::{Frame, Shell, Value, reason};
+use super::{Found, ScriptError, Word};
+
+impl Shell<'_> {
+    pub(super) fn command(&mut self, node: Node<'_>, text: &str) -> Result<(), ScriptError> {
+        let mut prefix = BTreeMap::new();
+        let mut argv = Vec::new();
+        let mut cursor = node.walk();
+        for child in node.named_children(&mut cursor) {
+            match child.kind() {
+                "variable_assignment" => {
+                    let name = child
+                        .child_by_field_name("name")
+                        .map(|name| text[name.byte_range()].to_owned());
+                    let value = child.child_by_field_name("value");
+                    let value =
+                        value.map_or(Word::Known(String::new()), |value| self.scalar(value, text));
+                    prefix.extend(name.map(|name| (name, value)));
+                }
+                "command_name" => argv.extend(
+                    child
+                        .named_child(0)
+                        .map_or(Vec::new(), |name| self.expand(name, text)),
+                ),
+                "file_redirect" | "herestring_redirect" | "heredoc_redirect" | "comment" => {}
+                _ => argv.extend(self.expand(child, text)),
+            }
+        }
+        self.started(prefix, &argv, self.line_of(node))
+    }
+
+    /// A command with its prefix assignments, as it would be started.
+    fn started(
+        &mut self,
+        prefix: BTreeMap<String, Word>,
+        argv: &[Word],
+        line: usize,
+    ) -> Result<(), ScriptError> {
+        let argv = command::stripped(argv);
+        let Some(first) = argv.first().and_then(Word::known) else {
+            return Ok(());
+        };
+        if let Some((body, lines_before)) = self.functions.get(first).cloned() {
+            let file = self.script().to_owned();
+            return self.inside(
+                Frame {
+                    file,
+                    arguments: Some(argv[1..].to_vec()),
+                    lines_before,
+                },
+                &body,
+            );
+        }
+        match first {
+            "cd" | "pushd" => {
+                let target = argv.get(1).cloned().or_else(|| self.lookup("HOME"));
+                self.state.folder =
+                    self.below(&target.unwrap_or_else(|| Word::unknown("cd", "the home folder")));
+                return Ok(());
+            }
+            "set" => {
+                for option in argv[1..].iter().map(Word::text) {
+                    match option {
+                        "-a" | "allexport" => self.state.all_exported = true,
+                        "+a" => self.state.all_exported = false,
+                        _ => {}
+                    }
+                }
+                return Ok(());
+            }
+            "source" | "." => return self.source(&argv[1..], line),
+            "bash" | "sh" => return self.nested(&argv[1..], line),
+            "conda" | "mamba" | "micromamba"
+                if argv.get(1).and_then(Word::known) == Some("activate") =>
+            {
+                let name = argv.get(2).map_or("base", Word::text);
+                self.state.venv = Some(Word::unknown(
+                    name,
+                    format!("the conda environment `{name}`, activated at line {line}"),
+                ));
+                return Ok(());
+            }
+            _ => {}
+        }
+        if let Some(wrapper) = command::elsewhere(argv) {
+            self.facts.wrappers.push((wrapper, line));
+            return Ok(());
+        }
+        let Some(role) = command::role(argv) else {
+            return Ok(());
+        };
+        let mut env = self.exported();
+        env.extend(prefix);
+        self.facts.found.push(Found {
+            role,
+            argv: argv.to_vec(),
+            env,
+            unset: self.state.unset.iter().cloned().collect(),
+            folder: self.state.folder.clone(),
+            venv: self.state.venv.clone(),
+            line,
+            depends_on: self.conditions.last().cloned(),
+        });
+        Ok(())
+    }
+
+    fn source(&mut self, words: &[Word], line: usize) -> Result<(), ScriptError> {
+        let Some(path) = words.first() else {
+            return Ok(());
+        };
+        let resolved = self.below(path);
+        let Some(file) = resolved.known().map(Utf8PathBuf::from) else {
+            self.note(format!(
+                "line {line} sources `{}`, which depends on {}",
+                path.text(),
+                reason(&resolved)
+            ));
+            return Ok(());
+        };
+        if let Some(bin) = file
+            .parent()
+            .filter(|bin| file.file_name() == Some("activate") && bin.file_name() == Some("bin"))
+        {
+            let venv = bin.parent().unwrap_or(bin);
+            let path = match self.lookup("PATH") {
+                Some(Word::Known(path)) => Word::Known(format!("{bin}:{path}")),
+                Some(unknown) => unknown,
+                None => Word::Known(bin.to_string()),
+            };
+            let venv = Word::Known(venv.to_string());
+            self.set("VIRTUAL_ENV", Value::Scalar(venv.clone()), true);
+            self.set("PATH", Value::Scalar(path), true);
+            self.state.venv = Some(venv);
+            return Ok(());
+        }
+        if let Some(text) = (self.surroundings.read)(&file) {
+            let arguments = if words.len() > 1 {
+                Some(words[1..].to_vec())
+            } else {
+                self.positional().cloned()
+            };
+            self.inside(
+                Frame {
+                    file,
+                    arguments,
+                    lines_before: 0,
+                },
+                &text,
+            )
+        } else {
+            self.note(format!(
+                "line {line} sources `{file}`, which cannot be read"
+            ));
+            Ok(())
+        }
+    }
+
+    /// `bash -c TEXT` and `bash FILE ARGUMENTS`: a shell of its own, so nothing it sets comes back.
+    fn nested(&mut self, words: &[Word], line: usize) -> Result<(), ScriptError> {
+        let before = self.state.clone();
+        let command = words.iter().position(|word| {
+            word.known().is_some_and(|option| {
+                option.starts_with('-') && !option.starts_with("--") && option.ends_with('c')
+            })
+        });
+        if let Some(text) = command.and_then(|at| words.get(at + 1)) {
+            match text.known().map(str::to_owned) {
+                Some(inner) => {
+                    let file = self.script().to_owned();
+                    self.inside(
+                        Frame {
+                            file,
+                            arguments: Some(Vec::new()),
+                            lines_before: line - 1,
+                        },
+                        &inner,
+                    )?;
+                }
+                None => self.note(format!(
+                    "line {line} starts a shell on `{}`, which depends on {}",
+                    text.text(),
+                    reason(text)
+                )),
+            }
+        } else if let Some(at) = words.iter().position(|word| !word.text().starts_with('-')) {
+            let file = self.below(&words[at]);
+            match file.known().and_then(|file| {
+                Some((
+                    Utf8PathBuf::from(file),
+                    (self.surroundings.read)(Utf8Path::new(file))?,
+                ))
+            }) {
+                Some((file, inner)) => {
+                    let arguments = Some(words[at + 1..].to_vec());
+                    self.inside(
+                        Frame {
+                            file,
+                            arguments,
+                            lines_before: 0,
+                        },
+                        &inner,
+                    )?;
+                }
+                None => self.note(format!(
+                    "line {line} runs `{}`, which cannot be read",
+                    words[at].text()
+                )),
+            }
+        }
+        self.state = before;
+        Ok(())
+    }
+
+    fn inside(&mut self, frame: Frame, text: &str) -> Result<(), ScriptError> {
+        self.frames.push(frame);
+        let ran = self.run(text);
+        self.frames.pop();
+        ran
+    }
+}
