@@ -74,26 +74,28 @@ const fn decode_table() -> [f32; 256] {
 }
 
 /// Encodes to e4m3fn, nearest and ties to even, saturating at ±448 as `torch` conversion after a
-/// clamp does. NaN becomes the NaN code.
+/// clamp does. NaN becomes the NaN code. Without branches, so that loops over it become vector code.
 #[inline]
 pub fn e4m3_from_f32(value: f32) -> u8 {
-    let sign = ((value.to_bits() >> 24) & 0x80) as u8;
-    let magnitude = value.abs();
-    if magnitude.is_nan() {
-        return sign | NAN_CODE;
-    }
-    if magnitude >= E4M3_MAX {
-        return sign | 0x7e;
-    }
-    if magnitude < 0.015_625 {
-        // Below 2^-6 the format is a fixed-point grid of 2^-9; adding 2^14 makes float32 round to it.
-        let grid = (magnitude + 16_384.0).to_bits() & 0xff;
-        return sign | grid as u8;
-    }
-    let bits = magnitude.to_bits();
-    let rounded = bits + 0x7_ffff + ((bits >> 20) & 1);
+    let bits = value.to_bits();
+    let sign = (bits >> 24) & 0x80;
+    let magnitude = bits & 0x7fff_ffff;
     // 120 = 127 - 7: the difference of the exponent biases.
-    sign | (((rounded >> 20) - (120 << 3)) & 0x7f) as u8
+    let rounded = magnitude + 0x7_ffff + ((magnitude >> 20) & 1);
+    let normal = (rounded >> 20).wrapping_sub(120 << 3).min(0x7e);
+    // Below 2^-6 the format is a fixed-point grid of 2^-9; adding 2^14 makes float32 round to it.
+    let subnormal = (f32::from_bits(magnitude) + 16_384.0).to_bits() & 0xff;
+    let code = if magnitude < 0x3c80_0000 {
+        subnormal
+    } else {
+        normal
+    };
+    let code = if magnitude > 0x7f80_0000 {
+        u32::from(NAN_CODE)
+    } else {
+        code
+    };
+    (sign | code) as u8
 }
 
 /// Quantised activations: M rows of K e4m3fn codes and one float32 scale per row and 128 columns.
@@ -112,7 +114,7 @@ pub struct QuantActivation {
 impl QuantActivation {
     /// Quantises `values` (M x K, row-major) per token and group of 128: scale = amax / 448.
     ///
-    /// A NaN in a group makes the group's scale NaN, so that it reaches the output.
+    /// A NaN or an infinity in a group makes the group's scale NaN, so that it reaches the output.
     pub fn quantise(values: &[f32], m: usize, k: usize) -> Self {
         let mut quantised = Self::default();
         quantised.requantise(values, m, k);
@@ -129,10 +131,15 @@ impl QuantActivation {
         self.codes.reserve(m * k);
         for row in values.chunks_exact(k.max(1)).take(m) {
             for group in row.chunks(BLOCK) {
-                let amax = group.iter().fold(QUANT_EPS, |max, v| max.max(v.abs()));
-                let poisoned = group.iter().any(|v| v.is_nan());
-                let scale = if poisoned { f32::NAN } else { amax / E4M3_MAX };
-                let inverse = if poisoned { 0.0 } else { 1.0 / scale };
+                // The bits of absolute values order as the values do, and those of NaN come last.
+                let bits = group.iter().map(|v| v.to_bits() & 0x7fff_ffff).max();
+                let amax = f32::from_bits(bits.unwrap_or(0));
+                let (scale, inverse) = if amax.is_finite() {
+                    let scale = amax.max(QUANT_EPS) / E4M3_MAX;
+                    (scale, 1.0 / scale)
+                } else {
+                    (f32::NAN, 0.0)
+                };
                 self.scales.push(scale);
                 self.codes
                     .extend(group.iter().map(|v| e4m3_from_f32(v * inverse)));

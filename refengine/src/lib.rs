@@ -37,10 +37,18 @@
 #![deny(unsafe_code)]
 
 mod aligned;
+mod attention;
+pub mod config;
 pub mod device;
 pub mod dispatch;
+pub mod fault;
 pub mod fp8;
 pub mod kernels;
+pub mod linear;
+pub mod log;
 pub mod measure;
+pub mod model;
 pub mod rng;
+pub mod scheduler;
+pub mod server;
 pub mod table;

@@ -194,16 +194,16 @@ pub fn check_with(
     kernel: &Kernel,
     split_k: u32,
 ) -> Result<Check, MeasureError> {
-    check_call(operands, |out| {
+    Ok(check_call(operands, |out| {
         device.gemm(kernel, split_k, &operands.x, operands.weight(0), out)
-    })
+    })?)
 }
 
 /// Checks whatever `multiply` does with the operands and the NaN-filled output it is given.
-pub fn check_call(
+pub fn check_call<E>(
     operands: &Operands,
-    multiply: impl FnOnce(&mut [Bf16]) -> Result<(), GemmError>,
-) -> Result<Check, MeasureError> {
+    multiply: impl FnOnce(&mut [Bf16]) -> Result<(), E>,
+) -> Result<Check, E> {
     let weight = operands.weight(0);
     let mut out = vec![Bf16::NAN; operands.x.m * weight.n()];
     let started = Instant::now();
@@ -400,7 +400,7 @@ mod tests {
             1,
         )
         .unwrap();
-        let check = check_call(&operands, |_| Ok(())).unwrap();
+        let check = check_call(&operands, |_| Ok::<_, GemmError>(())).unwrap();
         assert!(!check.finite && !check.passes());
         let swapped = random_weight(256, 256, 1.0, 2).unwrap();
         let device = Device::with(Isa::best(), 1).unwrap();

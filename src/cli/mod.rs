@@ -11,6 +11,7 @@ pub mod keeper;
 pub mod lint;
 pub mod merge;
 pub mod printer;
+pub mod reference_server;
 pub mod report;
 pub mod trace;
 
@@ -41,6 +42,7 @@ enum Command {
     Compare(compare::CompareArgs),
     /// Print shell completions
     Completions(completions::CompletionsArgs),
+    ReferenceServer(reference_server::ReferenceServerArgs),
     /// Say which GEMM kernel an SGLang tree calls, and why
     Trace(trace::TraceArgs),
     /// Write gemmtune.toml from a launch script or a running server
@@ -73,6 +75,7 @@ fn run(command: Command, printer: &Printer) -> Result<std::process::ExitCode, Fa
         Command::Bench(args) => bench::run(&args, printer).map(success),
         Command::Compare(args) => compare::run(&args, printer).map(success),
         Command::Completions(args) => completions::run(&args, printer).map(success),
+        Command::ReferenceServer(args) => reference_server::run(args, printer).map(success),
         Command::Trace(args) => trace::run(&args, printer).map(success),
         Command::Init(args) => init::run(&args, printer).map(success),
         Command::Keeper(args) => Ok(keeper::run(&args, printer)),

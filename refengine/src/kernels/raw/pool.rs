@@ -146,6 +146,26 @@ impl Pool {
     }
 }
 
+impl Pool {
+    /// Cuts `values` into pieces of `size` elements (the last may be shorter) and calls
+    /// `task(index, piece)` for each, shared among the workers.
+    pub fn run_pieces<T: Send>(
+        &self,
+        values: &mut [T],
+        size: usize,
+        task: &(dyn Fn(usize, &mut [T]) + Sync),
+    ) {
+        let pieces: Vec<Mutex<&mut [T]>> = values.chunks_mut(size).map(Mutex::new).collect();
+        self.run(pieces.len(), false, &|index, _| {
+            // Each index is claimed once, so the lock is free.
+            task(
+                index,
+                &mut pieces[index].lock().unwrap_or_else(PoisonError::into_inner),
+            );
+        });
+    }
+}
+
 impl Drop for Pool {
     fn drop(&mut self) {
         self.shared.lock().closing = true;
@@ -222,6 +242,18 @@ mod tests {
                     .all(|count| count.load(Ordering::Relaxed) == 1)
             );
         }
+    }
+
+    #[test]
+    fn pieces_cover_every_element_once() {
+        let pool = Pool::new(2).unwrap();
+        let mut values = vec![0usize; 103];
+        pool.run_pieces(&mut values, 10, &|index, piece| {
+            for value in piece {
+                *value += index + 1;
+            }
+        });
+        assert!(values.iter().enumerate().all(|(at, v)| *v == at / 10 + 1));
     }
 
     #[test]
