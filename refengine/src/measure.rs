@@ -47,6 +47,9 @@ pub struct Check {
     /// ‖y − ref‖ / ‖ref‖ over the rows compared, against float64 sums of the same codes and scales;
     /// infinite when an output is not finite.
     pub relative_error: f64,
+    /// Share of the elements compared that are outside `1e-2 + 1e-2·|ref|`, which is what aiter's tuner
+    /// writes as `errRatio`; 1 when an output is not finite.
+    pub wrong_share: f64,
     /// Whether every output is finite. Outputs are NaN before the kernel runs.
     pub finite: bool,
     /// Duration of the checked call, microseconds.
@@ -210,13 +213,14 @@ pub fn check_call<E>(
     multiply(&mut out)?;
     let us = started.elapsed().as_secs_f64() * 1e6;
     let finite = out.iter().all(|value| value.to_f32().is_finite());
-    let relative_error = if finite {
-        relative_error(&operands.x, weight, &out)
+    let (relative_error, wrong_share) = if finite {
+        difference(&operands.x, weight, &out)
     } else {
-        f64::INFINITY
+        (f64::INFINITY, 1.0)
     };
     Ok(Check {
         relative_error,
+        wrong_share,
         finite,
         us,
     })
@@ -226,8 +230,8 @@ pub fn check_call<E>(
 /// beyond it, evenly spaced columns are compared (all rows, the first and last column always).
 const REFERENCE_BUDGET: usize = 1 << 28;
 
-/// ‖y − ref‖ / ‖ref‖ with float64 sums.
-pub fn relative_error(x: &QuantActivation, weight: &QuantWeight, out: &[Bf16]) -> f64 {
+/// ‖y − ref‖ / ‖ref‖ with float64 sums, and the share of elements outside aiter's tolerance.
+fn difference(x: &QuantActivation, weight: &QuantWeight, out: &[Bf16]) -> (f64, f64) {
     let (m, n, k) = (x.m, weight.n(), weight.k());
     let blocks = k.div_ceil(BLOCK);
     let rows: Vec<f64> = x
@@ -241,6 +245,7 @@ pub fn relative_error(x: &QuantActivation, weight: &QuantWeight, out: &[Bf16]) -
         .collect();
     let compared = n.min((REFERENCE_BUDGET / (m * k).max(1)).max(2));
     let (mut difference, mut norm) = (0.0, 0.0);
+    let mut wrong = 0usize;
     let mut column = vec![0.0; k];
     for index in 0..compared {
         let n_at = if compared > 1 {
@@ -256,13 +261,15 @@ pub fn relative_error(x: &QuantActivation, weight: &QuantWeight, out: &[Bf16]) -
             let got = f64::from(out[m_at * n + n_at].to_f32());
             difference += (got - reference).powi(2);
             norm += reference.powi(2);
+            wrong += usize::from((got - reference).abs() > 1e-2 + 1e-2 * reference.abs());
         }
     }
-    if norm > 0.0 {
+    let relative = if norm > 0.0 {
         (difference / norm).sqrt()
     } else {
         difference.sqrt()
-    }
+    };
+    (relative, wrong as f64 / (compared * m).max(1) as f64)
 }
 
 #[cfg(test)]

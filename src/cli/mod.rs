@@ -12,8 +12,11 @@ pub mod lint;
 pub mod merge;
 pub mod printer;
 pub mod reference_server;
+pub mod reference_worker;
 pub mod report;
 pub mod trace;
+pub mod tune;
+pub mod tune_progress;
 
 use clap::{Parser, Subcommand};
 
@@ -47,6 +50,11 @@ enum Command {
     Trace(trace::TraceArgs),
     /// Write gemmtune.toml from a launch script or a running server
     Init(init::InitArgs),
+    /// Find the fastest kernel for each shape and write the table
+    Tune(tune::TuneArgs),
+    /// Time the reference engine's kernels; started by `gemmtune tune`
+    #[command(hide = true)]
+    ReferenceWorker(reference_worker::ReferenceWorkerArgs),
     /// Keep one child process; started by gemmtune itself
     #[command(hide = true)]
     Keeper(keeper::KeeperArgs),
@@ -78,6 +86,8 @@ fn run(command: Command, printer: &Printer) -> Result<std::process::ExitCode, Fa
         Command::ReferenceServer(args) => reference_server::run(args, printer).map(success),
         Command::Trace(args) => trace::run(&args, printer).map(success),
         Command::Init(args) => init::run(&args, printer).map(success),
+        Command::Tune(args) => tune::run(&args, printer).map(success),
+        Command::ReferenceWorker(args) => reference_worker::run(&args).map(success),
         Command::Keeper(args) => Ok(keeper::run(&args, printer)),
         Command::Lint(args) => lint::run(&args, printer).map(success),
         Command::Merge(args) => merge::run(&args, printer).map(success),

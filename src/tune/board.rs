@@ -124,15 +124,20 @@ impl Board {
         self.ends.is_some_and(|ends| Instant::now() >= ends)
     }
 
-    /// Races to come at most, those running included.
-    pub(super) fn left(&self) -> usize {
-        self.lock().points.at_most_left()
+    /// Races that may still come, those running included.
+    pub(super) fn may_come(&self) -> Vec<Shape> {
+        self.lock().points.may_come()
+    }
+
+    /// How long until the budget is spent.
+    pub(super) fn remaining(&self) -> Option<Duration> {
+        Some(self.ends?.saturating_duration_since(Instant::now()))
     }
 
     /// Time one race may take if every race that may still come is to fit the budget.
     pub(super) fn allowance(&self) -> Option<Duration> {
-        let left = self.left().max(1);
-        let remaining = self.ends?.saturating_duration_since(Instant::now());
+        let remaining = self.remaining()?;
+        let left = self.may_come().len().max(1);
         Some(remaining.mul_f64(self.stations.min(left) as f64 / left as f64))
     }
 

@@ -8,6 +8,7 @@
 pub mod backends;
 mod board;
 pub mod event;
+mod pace;
 pub mod points;
 pub mod pool;
 pub mod protocol;

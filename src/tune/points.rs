@@ -153,13 +153,17 @@ impl Points {
             .collect()
     }
 
-    /// At most so many more races will be asked for: every observed M of an interval that is still open.
-    pub fn at_most_left(&self) -> usize {
+    /// The races that may still come, those running included: every unraced M of an open interval.
+    pub fn may_come(&self) -> Vec<Shape> {
         let refine = self.refine;
         self.groups
-            .values()
-            .map(|group| group.running.len() + group.open(refine))
-            .sum()
+            .iter()
+            .flat_map(|(weight, group)| {
+                let mut ms: BTreeSet<u32> = group.running.clone();
+                ms.extend(group.open(refine));
+                ms.into_iter().map(|m| at(weight, m))
+            })
+            .collect()
     }
 }
 
@@ -212,21 +216,22 @@ impl Group {
             .into_iter()
     }
 
-    fn open(&self, refine: Refine) -> usize {
-        let unraced = |m: &&u32| !self.raced.contains_key(m) && !self.running.contains(m);
-        if self.running.is_empty() && matches!(refine, Refine::WhereWinnersDiffer { .. }) {
-            let between = |(low, high): (u32, u32)| {
-                self.observed
-                    .iter()
-                    .filter(|m| low < **m && **m < high)
-                    .count()
-            };
-            let ends = [self.observed.first(), self.observed.last()];
-            if ends.into_iter().flatten().all(|m| !unraced(&m)) {
-                return self.intervals(refine).into_iter().map(between).sum();
-            }
+    /// Observed M that may yet be raced.
+    fn open(&self, refine: Refine) -> Vec<u32> {
+        let unraced: Vec<u32> = self
+            .observed
+            .iter()
+            .copied()
+            .filter(|m| !self.raced.contains_key(m) && !self.running.contains(m))
+            .collect();
+        let ends = [self.observed.first(), self.observed.last()];
+        let ends_raced = ends.iter().flatten().all(|m| self.raced.contains_key(m));
+        if refine == Refine::Every || !ends_raced || !self.running.is_empty() {
+            return unraced;
         }
-        self.observed.iter().filter(unraced).count()
+        let intervals = self.intervals(refine);
+        let inside = |m: &u32| intervals.iter().any(|(low, high)| low < m && m < high);
+        unraced.into_iter().filter(inside).collect()
     }
 }
 
@@ -276,7 +281,7 @@ mod tests {
         assert_eq!(raced[..2], [1, 4096]);
         assert!(raced.len() <= 9, "{raced:?}");
         assert!(raced.contains(&64) && raced.contains(&96), "{raced:?}");
-        assert_eq!(points.at_most_left(), 0);
+        assert_eq!(points.may_come(), []);
         // Whatever was not raced lies between two equal winners.
         for left in points.unraced() {
             let below = raced.iter().filter(|m| **m < left.m).max().unwrap();

@@ -12,8 +12,9 @@ use std::time::{Duration, Instant};
 use camino::Utf8PathBuf;
 
 use super::backends::Backend;
-use super::board::Board;
+use super::board::{Board, cost};
 use super::event::{TuneEvent, TuneOutcome, Unserved};
+use super::pace::Pace;
 use super::points::Points;
 use super::protocol::Device;
 use super::results::{self, Identity, Quarantined, Results, ResultsError, Row};
@@ -151,7 +152,7 @@ pub fn run(
         stations,
         shapes: request.shapes.len(),
         resumed: resumed.len(),
-        races_at_most: board.left(),
+        races_at_most: board.may_come().len(),
     });
     let timings = fs_err::OpenOptions::new()
         .create(true)
@@ -166,8 +167,7 @@ pub fn run(
         timings: std::io::BufWriter::new(timings.into_parts().0),
         events,
         started,
-        races_s: Vec::new(),
-        stations: stations as usize,
+        pace: Pace::default(),
         outcome: TuneOutcome::new(device.clone()),
         broken: None,
     };
@@ -200,6 +200,12 @@ pub fn run(
     }
     outcome.interrupted = interrupt.is_raised();
     outcome.seconds = started.elapsed().as_secs_f64();
+    // The table holds everything found in this folder, not only what this run was asked for.
+    let written = backend.write(&request.folder, &outcome.device, &kept.rows);
+    outcome.files = written.map_err(write)?;
+    for path in &outcome.files {
+        (events)(&TuneEvent::Wrote { path: path.clone() });
+    }
     let wanted = |shape: &Shape| request.shapes.contains(shape);
     outcome.rows = kept
         .rows
@@ -214,19 +220,13 @@ pub fn run(
         .collect();
     outcome.resumed = resumed;
     account_for_the_rest(&mut outcome, &board);
-    outcome.files = backend
-        .write(&request.folder, &outcome.device, &outcome.rows)
-        .map_err(write)?;
-    for path in &outcome.files {
-        events(&TuneEvent::Wrote { path: path.clone() });
-    }
     Ok(outcome)
 }
 
 /// Sorts the shapes that have no row: left over, or served by a neighbour's row.
 fn account_for_the_rest(outcome: &mut TuneOutcome, board: &Board) {
     let (waiting, never_asked) = board.unraced();
-    let finished = waiting.is_empty() && board.left() == 0;
+    let finished = waiting.is_empty() && board.may_come().is_empty();
     outcome.not_reached = waiting;
     if finished {
         outcome.served_by_neighbours = never_asked;
@@ -249,9 +249,7 @@ struct Coordinator<'a> {
     timings: std::io::BufWriter<std::fs::File>,
     events: &'a mut dyn FnMut(&TuneEvent),
     started: Instant,
-    /// Device seconds of each race of this run.
-    races_s: Vec<f64>,
-    stations: usize,
+    pace: Pace,
     outcome: TuneOutcome,
     broken: Option<ResultsError>,
 }
@@ -329,14 +327,22 @@ impl Coordinator<'_> {
 
     fn keep_row(&mut self, row: &Row) -> Result<(), ResultsError> {
         self.results.keep(row)?;
-        self.races_s.push(row.busy_s);
+        self.pace.add(cost(&row.shape), row.busy_s);
         self.board.finished(&row.shape, Some(row.candidate.clone()));
-        let left = self.board.left();
+        let left = self.board.may_come();
+        let costs: Vec<f64> = left.iter().map(cost).collect();
+        let busy_s = self.pace.seconds(&costs);
+        let elapsed = self.started.elapsed().as_secs_f64();
+        // Wall time per second of device time, as it was so far: compiling and several devices included.
+        let eta_s = busy_s * elapsed / self.pace.total_s().max(1e-9);
         let event = TuneEvent::Finished {
             row: Box::new(row.clone()),
-            done: self.races_s.len(),
-            left_at_most: left,
-            eta_s: self.eta(left),
+            done: self.pace.races(),
+            left_at_most: left.len(),
+            eta_s: match self.board.remaining() {
+                Some(remaining) => eta_s.min(remaining.as_secs_f64()),
+                None => eta_s,
+            },
         };
         (self.events)(&event);
         Ok(())
@@ -346,16 +352,6 @@ impl Coordinator<'_> {
         self.results.keep_quarantined(&quarantined)?;
         (self.events)(&TuneEvent::Quarantined(quarantined));
         Ok(())
-    }
-
-    /// Seconds to go: what races took so far, compiling included, for those that may still come.
-    fn eta(&self, left: usize) -> f64 {
-        let elapsed = self.started.elapsed().as_secs_f64();
-        let done = self.races_s.len().max(1);
-        // Races run side by side: the last ones do not fill every station.
-        let rounds = left as f64 / self.stations.min(left.max(1)) as f64;
-        let one = elapsed * self.stations as f64 / done as f64;
-        rounds * one
     }
 }
 

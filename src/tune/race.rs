@@ -29,6 +29,8 @@ pub type Entrant = usize;
 pub struct Rung {
     /// How each entrant is timed.
     pub timing: Timing,
+    /// Samples taken at least, however long a launch takes; see [`Rules::enough_us`].
+    pub at_least: u32,
     /// Drop what is slower than the best × this, plus noise.
     pub keep_within: f64,
     /// Keep at most so many, fastest first, the incumbent not counted.
@@ -40,6 +42,11 @@ pub struct Rung {
 pub struct Rules {
     /// At least one.
     pub rungs: Vec<Rung>,
+    /// The first rung ends when so many entrants in a row did not improve the best by
+    /// [`Rules::expansion_gain`]: they come in the order of a model, the promising first.
+    pub patience: usize,
+    /// Samples of one candidate that together take longer than this are fewer than the rung asks for.
+    pub enough_us: f64,
     /// Rounds of expansion after the first rung, at most.
     pub expansions: usize,
     /// Another round of expansion needs the last to have improved the best by this share.
@@ -50,6 +57,8 @@ pub struct Rules {
     pub finalists: usize,
     /// How each look of the run-off is timed.
     pub run_off: Timing,
+    /// Samples of a look at least: what the sign test needs to see the smallest field won.
+    pub run_off_at_least: u32,
     /// Looks at the run-off, at most; each adds samples.
     pub looks: usize,
     /// A pair counts for the challenger when it is faster by this share.
@@ -157,6 +166,9 @@ pub struct Race {
     expansions: usize,
     expanded_around: BTreeSet<Entrant>,
     best_before_expansion: f64,
+    /// The best of the first rung when it last improved, and entrants timed since.
+    improved_us: f64,
+    fruitless: usize,
     looks: usize,
     /// Who is still to be checked, best first.
     to_check: Vec<Entrant>,
@@ -175,6 +187,8 @@ impl Race {
             expansions: 0,
             expanded_around: BTreeSet::new(),
             best_before_expansion: f64::INFINITY,
+            improved_us: f64::INFINITY,
+            fruitless: 0,
             looks: 0,
             to_check: Vec::new(),
             decision: None,
@@ -199,7 +213,7 @@ impl Race {
             },
             Phase::RunOff => Step::RunOff {
                 entrants: self.finalists.clone(),
-                timing: self.rules.run_off,
+                timing: self.affordable(self.rules.run_off, self.rules.run_off_at_least),
             },
             Phase::Checking => Step::Check {
                 entrant: self.to_check[0],
@@ -216,6 +230,9 @@ impl Race {
         state.last = us.to_vec();
         state.estimate = median(us);
         state.out |= !usable;
+        if self.phase == Phase::Rung(0) {
+            self.lose_patience(self.states[entrant].estimate.unwrap_or(f64::INFINITY));
+        }
         self.advance();
     }
 
@@ -242,6 +259,7 @@ impl Race {
         let first = self.states.len();
         self.expanded_around.extend(self.leaders_to_expand());
         self.expansions += 1;
+        self.fruitless = 0;
         self.best_before_expansion = self.best().unwrap_or(f64::INFINITY);
         self.states
             .extend(std::iter::repeat_n(State::default(), count));
@@ -325,7 +343,34 @@ impl Race {
         let rules = &self.rules.rungs[rung];
         Timing {
             stop_above_us: self.best().map(|best| best * rules.keep_within),
-            ..rules.timing
+            ..self.affordable(rules.timing, rules.at_least)
+        }
+    }
+
+    /// `timing` with as many samples as take [`Rules::enough_us`] at the speed of the best.
+    fn affordable(&self, timing: Timing, at_least: u32) -> Timing {
+        let sample = self.best().unwrap_or(0.0).max(timing.min_sample_us);
+        let affordable = (self.rules.enough_us / sample.max(1.0)) as u32;
+        Timing {
+            samples: affordable.clamp(at_least.min(timing.samples), timing.samples),
+            ..timing
+        }
+    }
+
+    /// Passes over the rest of the first rung after too many entrants that improved nothing.
+    fn lose_patience(&mut self, estimate: f64) {
+        if estimate < self.improved_us * (1.0 - self.rules.expansion_gain) {
+            self.improved_us = estimate;
+            self.fruitless = 0;
+            return;
+        }
+        self.fruitless += 1;
+        if self.fruitless >= self.rules.patience {
+            for entrant in self.pending(0) {
+                if Some(entrant) != self.incumbent {
+                    self.states[entrant].cut = true;
+                }
+            }
         }
     }
 

@@ -1,5 +1,6 @@
 //! The racing tuner against real child processes: a scripted worker that misbehaves on request, and the
 //! reference engine's own.
 
+mod command;
 mod fake;
 mod pool;

@@ -2,6 +2,8 @@
 //!
 //! A backend starts no process and measures nothing; workers do.
 
+pub mod reference;
+
 use std::time::Duration;
 
 use camino::{Utf8Path, Utf8PathBuf};

@@ -1,7 +1,7 @@
 //! Races against simulated timers: true times and a noise level are known, so regret is exact.
 
 use super::*;
-use crate::tune::rules::{Effort, gpu_rules};
+use crate::tune::rules::{Effort, cpu_rules, gpu_rules};
 
 /// SplitMix64 (Steele, Lea, Flood 2014): small, seeded, the same everywhere.
 struct Random(u64);
@@ -179,22 +179,23 @@ fn the_winner_is_within_one_percent_of_the_best_in_geometric_mean() {
 
 #[test]
 fn equals_rarely_beat_the_incumbent() {
-    for (effort, sigma) in [
-        (Effort::Quick, 0.05),
-        (Effort::Full, 0.02),
-        (Effort::Full, 0.1),
+    for (rules, sigma) in [
+        (cpu_rules(Effort::Quick), 0.2),
+        (gpu_rules(Effort::Quick), 0.05),
+        (gpu_rules(Effort::Full), 0.02),
+        (gpu_rules(Effort::Full), 0.1),
     ] {
         let races: u32 = 400;
         let mut false_wins = 0;
         for seed in 0..u64::from(races) {
             let mut simulation = Simulation::new(seed, sigma, runs(&[20.0; 24]));
-            let (_, decision) = simulation.run(gpu_rules(effort), true);
+            let (_, decision) = simulation.run(rules.clone(), true);
             false_wins += u32::from(!winner(&decision).incumbent);
         }
         let rate = f64::from(false_wins) / f64::from(races);
         assert!(
             rate <= 0.05,
-            "false wins {rate} at jitter {sigma}, {effort:?}"
+            "false wins {rate} at jitter {sigma}, {rules:?}"
         );
     }
 }
@@ -271,6 +272,37 @@ fn expansion_goes_on_while_it_finds_something_faster() {
         7,
         "the round after the fruitless one is not asked for"
     );
+}
+
+#[test]
+fn the_first_rung_ends_after_too_many_entrants_that_improve_nothing() {
+    let rules = Rules {
+        patience: 5,
+        ..gpu_rules(Effort::Quick)
+    };
+    let mut us = vec![20.0; 40];
+    us[4] = 10.0;
+    us[30] = 1.0; // never looked at: the model put it last
+    let mut simulation = Simulation::new(5, 0.001, runs(&us));
+    let (_, decision) = simulation.run(rules, true);
+    assert_eq!(winner(&decision).entrant, 4);
+    assert_eq!(simulation.timed.len(), 10);
+}
+
+#[test]
+fn long_launches_are_sampled_less_but_never_below_what_the_sign_test_needs() {
+    let mut race = Race::new(cpu_rules(Effort::Quick), 2, true);
+    race.timed(0, &[90_000.0]);
+    let Step::Time { timing, .. } = race.step() else {
+        panic!("{:?}", race.step())
+    };
+    assert_eq!(timing.samples, 1);
+    race.timed(1, &[80_000.0]);
+    race.hurry();
+    let Step::RunOff { timing, .. } = race.step() else {
+        panic!("{:?}", race.step())
+    };
+    assert_eq!(timing.samples, 7);
 }
 
 #[test]

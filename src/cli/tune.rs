@@ -1,0 +1,283 @@
+//! `gemmtune tune`: races candidates for a list of shapes and writes the table of the winners.
+
+use std::io::IsTerminal as _;
+
+use camino::{Utf8Path, Utf8PathBuf};
+use serde::Serialize;
+
+use super::failure::{Failure, Kind};
+use super::printer::Printer;
+use super::tune_progress::TuneProgress;
+use crate::proc::{Interrupt, Keeper};
+use crate::shape::Shape;
+use crate::table::aiter::Table;
+use crate::table::shapes;
+use crate::tune::backends::Backend;
+use crate::tune::backends::reference::Reference;
+use crate::tune::pool::look_at_device;
+use crate::tune::results::ResultsError;
+use crate::tune::worker::WorkerCommand;
+use crate::tune::{self, Effort, TuneError, TuneOutcome, TuneRequest};
+use crate::workload::duration::Span;
+
+/// Arguments of `gemmtune tune`.
+///
+/// What is found is kept in the output folder at once: after an interrupt, a kill or a spent budget the
+/// same command goes on where it was. Exit code 0: every shape raced has a winner (the incumbent may be
+/// it). 15: some shapes have none; the others are in the table. 17: another run holds the folder, or it
+/// was made on another device. 130: interrupted.
+#[derive(Debug, clap::Args)]
+pub struct TuneArgs {
+    /// What to tune
+    #[arg(long, value_enum, value_name = "BACKEND")]
+    backend: BackendArg,
+
+    /// Shapes to tune: the CSV of `gemmtune shapes`, or columns M,N,K
+    #[arg(long, value_name = "S.csv")]
+    shapes: Utf8PathBuf,
+
+    /// Folder for the table, results and logs
+    #[arg(short, long, value_name = "DIR")]
+    output: Utf8PathBuf,
+
+    /// What serves the shapes today: a table (reference), or a folder of JSON files (sglang-triton)
+    #[arg(long, value_name = "TABLE")]
+    table: Option<Utf8PathBuf>,
+
+    /// Start no further race after this long, such as `10m`
+    #[arg(long, value_name = "TIME")]
+    budget: Option<Span>,
+
+    /// How hard to try
+    #[arg(long, value_enum, default_value = "quick")]
+    effort: EffortArg,
+
+    /// Workers [default: one for each device]
+    #[arg(long, value_name = "COUNT")]
+    workers: Option<u32>,
+
+    /// Command that starts each worker elsewhere, such as `srun --ntasks=1 --gpus-per-task=1`
+    #[arg(long, value_name = "COMMAND", value_parser = words)]
+    launcher: Option<Words>,
+
+    /// Say what would be raced, and write nothing
+    #[arg(long)]
+    dry_run: bool,
+}
+
+#[derive(Clone, Copy, Debug, clap::ValueEnum)]
+enum BackendArg {
+    /// The CPU kernels of the built-in reference engine
+    Reference,
+}
+
+#[derive(Clone, Copy, Debug, clap::ValueEnum)]
+enum EffortArg {
+    /// Two rungs, few samples
+    Quick,
+    /// Three rungs, many samples, wider search
+    Full,
+}
+
+impl From<EffortArg> for Effort {
+    fn from(effort: EffortArg) -> Self {
+        match effort {
+            EffortArg::Quick => Self::Quick,
+            EffortArg::Full => Self::Full,
+        }
+    }
+}
+
+/// A command line split as a shell would.
+#[derive(Clone, Debug)]
+struct Words(Vec<String>);
+
+fn words(text: &str) -> Result<Words, String> {
+    match shlex::split(text) {
+        Some(words) if !words.is_empty() => Ok(Words(words)),
+        _ => Err("it is empty or a quote is not closed".to_owned()),
+    }
+}
+
+/// What a dry run says.
+#[derive(Debug, Serialize)]
+struct Preview {
+    device: String,
+    arch: String,
+    stations: u32,
+    shapes: usize,
+    races_at_most: usize,
+    candidates_at_first: usize,
+    budget_s: Option<f64>,
+    output: Utf8PathBuf,
+}
+
+/// Runs the command.
+pub fn run(args: &TuneArgs, printer: &Printer) -> Result<(), Failure> {
+    let bytes = fs_err::read(&args.shapes)
+        .map_err(|error| Failure::to(Kind::Usage, "read the shapes", error))?;
+    let backend = backend(args)?;
+    let counted = shapes::read(&bytes, Some(backend.op())).map_err(|error| {
+        Failure::to(Kind::Usage, &format!("read `{}`", args.shapes), error)
+            .hint("make it with `gemmtune shapes LOG -o S.csv`, or give columns M,N,K")
+    })?;
+    let keeper = Keeper::this_binary()
+        .map_err(|error| Failure::to(Kind::Environment, "find this program", error))?;
+    let request = TuneRequest {
+        backend: &*backend,
+        shapes: counted.into_iter().map(|counted| counted.shape).collect(),
+        folder: args.output.clone(),
+        command: worker_command(args, &keeper),
+        keeper,
+        workers: args.workers,
+        budget: args.budget.map(Span::duration),
+        effort: args.effort.into(),
+    };
+    let interrupt = Interrupt::new();
+    interrupt
+        .on_signals()
+        .map_err(|error| Failure::to(Kind::Environment, "listen to signals", error))?;
+    if args.dry_run {
+        return preview(&request, &interrupt, printer);
+    }
+    let mut progress = TuneProgress::new(printer, std::io::stderr().is_terminal());
+    let outcome = tune::run(&request, &mut |event| progress.tell(event), &interrupt);
+    progress.finish();
+    let outcome = outcome.map_err(|error| failure(error, &args.output))?;
+    if printer.is_json() {
+        printer.json(&outcome)?;
+    } else {
+        TuneProgress::summary(printer, &outcome);
+    }
+    verdict(&outcome)
+}
+
+fn backend(args: &TuneArgs) -> Result<Box<dyn Backend>, Failure> {
+    match args.backend {
+        BackendArg::Reference => {
+            let table = args.table.as_deref().map(read_table).transpose()?;
+            let backend = Reference::new(table).map_err(|error| {
+                Failure::to(Kind::Usage, "take the table of today", error)
+                    .hint("`gemmtune lint` says what is wrong with it")
+            })?;
+            Ok(Box::new(backend))
+        }
+    }
+}
+
+fn read_table(path: &Utf8Path) -> Result<Table, Failure> {
+    let failed = |error: Box<dyn std::error::Error + Send + Sync>| {
+        Failure::to(Kind::Usage, "read the table of today", error)
+    };
+    let bytes = fs_err::read(path).map_err(|error| failed(error.into()))?;
+    Table::read(path.as_str(), &bytes, None).map_err(|error| failed(error.into()))
+}
+
+fn worker_command(args: &TuneArgs, keeper: &Keeper) -> WorkerCommand {
+    WorkerCommand {
+        argv: match args.backend {
+            BackendArg::Reference => {
+                vec![keeper.program().to_string(), "reference-worker".to_owned()]
+            }
+        },
+        launcher: args
+            .launcher
+            .clone()
+            .map(|Words(words)| words)
+            .unwrap_or_default(),
+        env: std::collections::BTreeMap::new(),
+    }
+}
+
+fn preview(
+    request: &TuneRequest<'_>,
+    interrupt: &Interrupt,
+    printer: &Printer,
+) -> Result<(), Failure> {
+    let device =
+        look_at_device(request, interrupt).map_err(|error| failure(error, &request.folder))?;
+    let first: Option<&Shape> = request.shapes.first();
+    let preview = Preview {
+        device: device.name.clone(),
+        arch: device.arch.clone(),
+        stations: request.workers.unwrap_or(device.visible).max(1),
+        shapes: request.shapes.len(),
+        races_at_most: request.shapes.len(),
+        candidates_at_first: first.map_or(0, |shape| {
+            let field = request.backend.field(&device, shape, &[], request.effort);
+            field.candidates.len()
+        }),
+        budget_s: request.budget.map(|budget| budget.as_secs_f64()),
+        output: request.folder.clone(),
+    };
+    if printer.is_json() {
+        return printer.json(&preview);
+    }
+    printer.say(format!(
+        "{} ({}): {} shapes, {} candidates at first for `{}`, {}; the table would go to `{}`",
+        preview.device,
+        preview.arch,
+        preview.shapes,
+        preview.candidates_at_first,
+        first.map_or_else(String::new, ToString::to_string),
+        match &request.budget {
+            Some(budget) => format!("at most {} s", budget.as_secs()),
+            None => "no budget: until all are raced".to_owned(),
+        },
+        preview.output
+    ));
+    Ok(())
+}
+
+fn failure(error: TuneError, folder: &Utf8Path) -> Failure {
+    let kind = match &error {
+        TuneError::NoShapes => Kind::NoShapes,
+        TuneError::OtherOperation { .. } => Kind::Usage,
+        TuneError::Results(ResultsError::Lock(_) | ResultsError::OtherIdentity { .. }) => {
+            Kind::NotResumable
+        }
+        TuneError::Worker(_) | TuneError::Write { .. } | TuneError::Results(_) => Kind::Environment,
+        TuneError::Interrupted => Kind::Interrupted,
+    };
+    let other = matches!(
+        error,
+        TuneError::Results(ResultsError::OtherIdentity { .. })
+    );
+    let failure = Failure::to(kind, "tune", error);
+    if other {
+        failure.hint(format!(
+            "give another folder than `{folder}` with -o, or remove it"
+        ))
+    } else {
+        failure
+    }
+}
+
+/// The exit code of a run that took place.
+fn verdict(outcome: &TuneOutcome) -> Result<(), Failure> {
+    if outcome.interrupted {
+        return Err(Failure::new(
+            Kind::Interrupted,
+            format!("interrupted; {} rows are kept", outcome.rows.len()),
+        )
+        .hint("run the same command again to go on"));
+    }
+    if !outcome.failed.is_empty() {
+        return Err(Failure::new(
+            Kind::TunerFailed,
+            format!("{} shapes have no winner", outcome.failed.len()),
+        )
+        .hint("their reasons are above, and in `--json` under `failed`"));
+    }
+    if !outcome.lost.is_empty() && !outcome.not_reached.is_empty() {
+        return Err(Failure::new(
+            Kind::TunerFailed,
+            format!(
+                "every worker was lost, {} shapes are left",
+                outcome.not_reached.len()
+            ),
+        )
+        .hint("run the same command again to go on"));
+    }
+    Ok(())
+}

@@ -1,0 +1,93 @@
+//! How long the races that are left will take, learnt from those that are over.
+//!
+//! A race takes a fixed time (setting up, small kernels) and a time that grows with its shape: seconds =
+//! a + b·cost with a, b ≥ 0, fitted to the finished races.
+
+/// Finished races: their cost, in no unit, and their seconds of device time.
+#[derive(Clone, Debug, Default)]
+pub(super) struct Pace {
+    races: Vec<(f64, f64)>,
+}
+
+impl Pace {
+    /// A race is over.
+    pub(super) fn add(&mut self, cost: f64, seconds: f64) {
+        self.races.push((cost, seconds));
+    }
+
+    /// How many are over.
+    pub(super) fn races(&self) -> usize {
+        self.races.len()
+    }
+
+    /// Device seconds they took.
+    pub(super) fn total_s(&self) -> f64 {
+        self.races.iter().map(|(_, seconds)| seconds).sum()
+    }
+
+    /// Device seconds that races of these costs will take; 0 while none is over.
+    pub(super) fn seconds(&self, costs: &[f64]) -> f64 {
+        let (fixed, per_cost) = self.fit();
+        costs.iter().map(|cost| fixed + per_cost * cost).sum()
+    }
+
+    /// Least squares with both coefficients at least zero.
+    fn fit(&self) -> (f64, f64) {
+        let count = self.races.len() as f64;
+        if self.races.is_empty() {
+            return (0.0, 0.0);
+        }
+        let mean = |of: fn(&(f64, f64)) -> f64| self.races.iter().map(of).sum::<f64>() / count;
+        let (mean_cost, mean_s) = (mean(|race| race.0), mean(|race| race.1));
+        let covariance = mean(|race| race.0 * race.1) - mean_cost * mean_s;
+        let variance = mean(|race| race.0 * race.0) - mean_cost * mean_cost;
+        let slope = covariance / variance;
+        let fixed = mean_s - slope * mean_cost;
+        if !slope.is_finite() || fixed < 0.0 {
+            // One race, or races of one cost: proportional.
+            return (0.0, mean_s / mean_cost.max(f64::MIN_POSITIVE));
+        }
+        if slope < 0.0 {
+            return (mean_s, 0.0);
+        }
+        (fixed, slope)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn pace(races: &[(f64, f64)]) -> Pace {
+        Pace {
+            races: races.to_vec(),
+        }
+    }
+
+    fn about(a: f64, b: f64) -> bool {
+        (a - b).abs() < 1e-9
+    }
+
+    #[test]
+    fn what_is_left_follows_the_line_through_what_is_over() {
+        // 1 + cost / 10
+        let pace = pace(&[(100.0, 11.0), (50.0, 6.0), (10.0, 2.0)]);
+        assert!(about(pace.seconds(&[20.0, 20.0]), 6.0));
+        assert!(about(pace.total_s(), 19.0));
+    }
+
+    #[test]
+    fn one_race_predicts_in_proportion_and_none_predicts_nothing() {
+        assert!(about(pace(&[(100.0, 20.0)]).seconds(&[10.0, 10.0]), 4.0));
+        assert!(about(pace(&[]).seconds(&[10.0]), 0.0));
+    }
+
+    #[test]
+    fn coefficients_are_never_negative() {
+        assert!(about(
+            pace(&[(1.0, 4.0), (3.0, 2.0)]).seconds(&[1000.0]),
+            3.0
+        ));
+        assert!(about(pace(&[(1.0, 1.0), (2.0, 4.0)]).seconds(&[3.0]), 5.0));
+    }
+}
