@@ -7,6 +7,7 @@ pub mod compare;
 pub mod completions;
 pub mod failure;
 pub mod init;
+pub mod instrument;
 pub mod keeper;
 pub mod lint;
 pub mod merge;
@@ -14,7 +15,9 @@ pub mod printer;
 pub mod reference_server;
 pub mod reference_worker;
 pub mod report;
+pub mod switch;
 pub mod trace;
+mod tree_changes;
 pub mod tune;
 pub mod tune_progress;
 
@@ -46,6 +49,10 @@ enum Command {
     /// Print shell completions
     Completions(completions::CompletionsArgs),
     ReferenceServer(reference_server::ReferenceServerArgs),
+    /// Log GEMM shapes and the dispatch: by an overlay, or by edits of the tree
+    Instrument(instrument::InstrumentArgs),
+    /// Force CK or Triton in an SGLang tree, by the mildest means that is right
+    Switch(switch::SwitchArgs),
     /// Say which GEMM kernel an SGLang tree calls, and why
     Trace(trace::TraceArgs),
     /// Write gemmtune.toml from a launch script or a running server
@@ -84,6 +91,8 @@ fn run(command: Command, printer: &Printer) -> Result<std::process::ExitCode, Fa
         Command::Compare(args) => compare::run(&args, printer).map(success),
         Command::Completions(args) => completions::run(&args, printer).map(success),
         Command::ReferenceServer(args) => reference_server::run(args, printer).map(success),
+        Command::Instrument(args) => instrument::run(&args, printer).map(success),
+        Command::Switch(args) => switch::run(&args, printer).map(success),
         Command::Trace(args) => trace::run(&args, printer).map(success),
         Command::Init(args) => init::run(&args, printer).map(success),
         Command::Tune(args) => tune::run(&args, printer).map(success),

@@ -33,6 +33,10 @@ pub(super) fn failure(error: TreeError) -> Failure {
         TreeError::Read(error) => Failure::to(Kind::Environment, "read the tree", error),
         TreeError::Source(error) => not_recognised(error),
         TreeError::Refused(error) => not_recognised(error),
+        TreeError::Edit(_) | TreeError::NotAsAsked(_) => {
+            Failure::new(Kind::SourceNotRecognised, error.to_string())
+                .hint("nothing was changed; `--mode overlay` leaves the tree alone")
+        }
     }
 }
 

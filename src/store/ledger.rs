@@ -20,6 +20,8 @@ use super::lock::{Holder, Lock, LockError};
 
 mod restore;
 
+pub use restore::PathState;
+
 /// The ledger's journal.
 const JOURNAL: &str = "ledger.jsonl";
 /// Saved bytes, by digest.
@@ -179,6 +181,11 @@ impl Recorded {
             }
         }
     }
+
+    /// How the path stands now.
+    pub fn state(&self) -> Result<PathState, LedgerError> {
+        restore::state(self)
+    }
 }
 
 #[derive(Clone, Debug, Serialize, Deserialize)]
@@ -262,6 +269,21 @@ impl Ledger {
     /// Opens or creates the ledger in `folder` for `command`, and rolls back or finishes what a
     /// killed process left.
     pub fn open(folder: &Utf8Path, command: &str) -> Result<Self, LedgerError> {
+        let is_new = !folder.join(JOURNAL).exists();
+        let opened = Self::open_folder(folder, command);
+        match &opened {
+            // Another process is making it right now.
+            Err(LedgerError::Lock(LockError::Held { .. })) | Ok(_) => {}
+            Err(_) if is_new => {
+                // There is no record of anything in it yet.
+                let _ = fs_err::remove_dir_all(folder);
+            }
+            Err(_) => {}
+        }
+        opened
+    }
+
+    fn open_folder(folder: &Utf8Path, command: &str) -> Result<Self, LedgerError> {
         create_folder(&folder.join(SAVED))?;
         let lock = Lock::take(&folder.join(LOCK), &Holder::this_process(command))?;
         let path = folder.join(JOURNAL);

@@ -1,11 +1,30 @@
-//! How a kernel can be forced, per era, architecture and ROCm version: one table for `trace`,
+//! How a kernel can be forced, per era, architecture and ROCm version: one decision for `trace`,
 //! `switch` and the overlay.
+//!
+//! A [`Plan`] says what must hold, not by which mechanism: the overlay carries its steps out at
+//! import, `switch --mode patch` writes them into the tree. What makes the table long is what goes
+//! wrong silently: a shape predicate that two modules read, weights laid out at load, scales whose
+//! strides CK ignores, and shapes for which CK returns NaN above some M.
 
 use serde::Serialize;
 
-use super::era::Era;
-use super::flow::Arch;
+use super::era::{Dispatch, Era, PREDICATE};
+use super::flow::{Arch, Kernel, Rocm};
 use super::route::ForceCk;
+
+/// aiter's CK entry point.
+pub const AITER_CK: &str = "aiter:gemm_a8w8_blockscale";
+/// Its Triton twin.
+pub const AITER_TRITON: &str = "aiter.ops.triton.gemm_a8w8_blockscale:gemm_a8w8_blockscale";
+
+/// Largest M for which CK is right on gfx95x below ROCm 7.2, by (N, K): SGLang 0.5.16,
+/// `fp8_utils.py`, `_AITER_GFX95_CK_W8A8_MAX_SAFE_M`. Older releases have fewer rows or none.
+pub const SAFE_M: [(u64, u64, u64); 4] = [
+    (2560, 4096, 2048),
+    (4096, 1024, 4096),
+    (4096, 2048, 2048),
+    (4608, 4096, 512),
+];
 
 /// By what means a kernel is forced, mildest first.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Serialize)]
@@ -23,59 +42,452 @@ pub enum Means {
     Refused,
 }
 
-/// How CK is forced on `arch`, for people and scripts.
-pub fn summary(era: Era, arch: Arch) -> ForceCk {
-    let (means, detail) = match (era, arch) {
-        (Era::E0, _) => (Means::None, "CK is what this tree calls".to_owned()),
-        (Era::E1, _) => (
-            Means::Overlay,
-            "bind gemm_a8w8_blockscale to aiter.gemm_a8w8_blockscale".to_owned(),
+impl Means {
+    /// The name used in output.
+    pub fn as_str(self) -> &'static str {
+        match self {
+            Self::None => "none",
+            Self::Env => "env",
+            Self::Overlay => "overlay",
+            Self::Patch => "patch",
+            Self::Refused => "refused",
+        }
+    }
+}
+
+/// The kernel to force.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize)]
+#[serde(rename_all = "lowercase")]
+pub enum Target {
+    /// CK: plain, or bpreshuffle where the tree lays weights out for it.
+    Ck,
+    /// aiter's Triton kernel.
+    Triton,
+}
+
+/// The GEMMs that go to CK: all M of a shape, or up to a bound.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize)]
+pub struct Route {
+    /// Output features.
+    pub n: u64,
+    /// Input features.
+    pub k: u64,
+    /// Largest M, inclusive.
+    pub max_m: Option<u64>,
+}
+
+/// Rows of one (N, K) that a step sends elsewhere.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize)]
+pub struct Rule {
+    /// Output features.
+    pub n: u64,
+    /// Input features.
+    pub k: u64,
+    /// Smallest M, inclusive.
+    pub min_m: Option<u64>,
+    /// Largest M, inclusive.
+    pub max_m: Option<u64>,
+}
+
+/// One thing that must hold in `fp8_utils` before weights are loaded, in order.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize)]
+#[serde(tag = "do", rename_all = "snake_case")]
+pub enum Step {
+    /// The name `name` is the kernel `to` (`module:attribute`, `self` being `fp8_utils`).
+    Rebind {
+        /// Name in `fp8_utils`.
+        name: String,
+        /// The kernel.
+        to: String,
+    },
+    /// GEMMs that fit a rule go from `name` to `to`.
+    Route {
+        /// Name in `fp8_utils`.
+        name: String,
+        /// The kernel.
+        to: String,
+        /// A GEMM that fits any of them goes to `to`.
+        rules: Vec<Rule>,
+    },
+    /// The shape predicate answers `value` (true is Triton), except for the shapes in `except`.
+    Predicate {
+        /// The answer.
+        value: bool,
+        /// Shapes that get the other answer.
+        except: Vec<(u64, u64)>,
+    },
+    /// `set_force_ck_w8a8(True)`: the predicate answers false in every module.
+    SetForceCk,
+}
+
+/// What to do to force a kernel.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize)]
+pub struct Plan {
+    /// The mildest means.
+    pub means: Means,
+    /// In words.
+    pub detail: String,
+    /// Variables to set for the server.
+    pub env: Vec<(String, String)>,
+    /// Variables that must not be set.
+    pub unset: Vec<String>,
+    /// Steps for the overlay or the patch; empty where the environment alone does it.
+    pub steps: Vec<Step>,
+}
+
+/// What is asked.
+#[derive(Clone, Debug)]
+pub struct Wish<'a> {
+    /// The kernel.
+    pub to: Target,
+    /// Only these GEMMs go to CK, every other one to Triton. Empty: all.
+    pub routes: &'a [Route],
+    /// The architecture.
+    pub arch: Arch,
+    /// The ROCm version, where known.
+    pub rocm: Option<Rocm>,
+    /// Whether an environment switch may be used; a patch or overlay was asked for otherwise.
+    pub env: bool,
+}
+
+/// Why a wish cannot be granted.
+#[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
+pub enum ForceError {
+    /// The answer depends on the ROCm version.
+    #[error("what must be done on {} depends on the ROCm version", .0.as_str())]
+    NeedsRocm(Arch),
+    /// Routes with a bound on M where weights are laid out at load.
+    #[error(
+        "N={n}, K={k} cannot be split at an M: with ROCm 7.2 on gfx95x this tree lays the weight out \
+         for one kernel when it is loaded"
+    )]
+    WholeShapesOnly {
+        /// Output features.
+        n: u64,
+        /// Input features.
+        k: u64,
+    },
+    /// Routes say where CK runs; they make no sense with Triton everywhere.
+    #[error("routes name the GEMMs that go to CK, and Triton was asked for")]
+    RoutesToTriton,
+    /// The leaf does not use the name that would have to be bound.
+    #[error("the tree imports no {0} kernel under a name that could be bound")]
+    NoName(&'static str),
+}
+
+/// The plan for `wish` on a tree with this dispatch and this table of safe M.
+pub fn plan(
+    dispatch: &Dispatch<'_>,
+    tree_safe_m: &[(u64, u64, u64)],
+    wish: &Wish<'_>,
+) -> Result<Plan, ForceError> {
+    if wish.to == Target::Triton && !wish.routes.is_empty() {
+        return Err(ForceError::RoutesToTriton);
+    }
+    let era = dispatch.era;
+    let name = |kernel, what| {
+        dispatch
+            .alias(kernel)
+            .map(str::to_owned)
+            .ok_or(ForceError::NoName(what))
+    };
+    let planner = Planner {
+        era,
+        wish,
+        guard: guard(wish, tree_safe_m),
+        ck: if era == Era::E0 {
+            AITER_CK.to_owned()
+        } else {
+            dispatch
+                .alias(Kernel::Ck)
+                .map_or_else(|| AITER_CK.to_owned(), |alias| format!("self:{alias}"))
+        },
+        ck_name: dispatch.alias(Kernel::Ck).map(str::to_owned),
+        // The one name every GEMM goes through in E0 and E1, the Triton branch's name later.
+        main: match era {
+            Era::E0 => name(Kernel::Ck, "CK")?,
+            _ => name(Kernel::Triton, "Triton")?,
+        },
+    };
+    match wish.to {
+        Target::Triton => planner.triton(),
+        Target::Ck if wish.routes.is_empty() => planner.all_ck(),
+        Target::Ck => planner.routed(),
+    }
+}
+
+/// Rows above which CK must not run: only gfx95x below ROCm 7.2 needs them, or a ROCm not known.
+fn guard(wish: &Wish<'_>, tree: &[(u64, u64, u64)]) -> Vec<Rule> {
+    if wish.arch == Arch::Gfx942 || wish.rocm == Some(Rocm::From72) {
+        return Vec::new();
+    }
+    SAFE_M
+        .into_iter()
+        .filter(|row| !tree.contains(row))
+        .map(|(n, k, m)| Rule {
+            n,
+            k,
+            min_m: Some(m + 1),
+            max_m: None,
+        })
+        .collect()
+}
+
+struct Planner<'a> {
+    era: Era,
+    wish: &'a Wish<'a>,
+    guard: Vec<Rule>,
+    /// CK as a target.
+    ck: String,
+    ck_name: Option<String>,
+    /// The name to bind.
+    main: String,
+}
+
+/// Whether the tree lays weights out for bpreshuffle on this machine.
+fn shuffles(era: Era, arch: Arch, rocm: Option<Rocm>) -> Result<bool, ForceError> {
+    match (arch, rocm) {
+        (Arch::Gfx942, _) => Ok(false),
+        (Arch::Gfx950, _) if era <= Era::E2 => Ok(false),
+        (Arch::Gfx950, Some(rocm)) => Ok(rocm == Rocm::From72),
+        (Arch::Gfx950, None) => Err(ForceError::NeedsRocm(arch)),
+    }
+}
+
+fn rebind(name: &str, to: &str) -> Step {
+    Step::Rebind {
+        name: name.to_owned(),
+        to: to.to_owned(),
+    }
+}
+
+fn overlay(steps: Vec<Step>, detail: impl Into<String>) -> Plan {
+    Plan {
+        means: Means::Overlay,
+        detail: detail.into(),
+        env: Vec::new(),
+        unset: Vec::new(),
+        steps,
+    }
+}
+
+fn nothing(detail: &str) -> Plan {
+    Plan {
+        means: Means::None,
+        ..overlay(Vec::new(), detail)
+    }
+}
+
+/// The variable of 0.5.22 and later that chooses CK on gfx942; EnvBool, default off.
+const USE_CK: &str = "SGLANG_AITER_GFX942_BLOCKSCALE_USE_CK";
+/// The variable of 0.5.23 that lets a kernel of the tree take five shapes at M <= 32; default on.
+const SMALL_M: &str = "SGLANG_ROCM_SMALLM_FP8_BS";
+
+impl Planner<'_> {
+    fn guarded(&self, name: &str) -> Option<Step> {
+        (!self.guard.is_empty()).then(|| Step::Route {
+            name: name.to_owned(),
+            to: AITER_TRITON.to_owned(),
+            rules: self.guard.clone(),
+        })
+    }
+
+    fn all_ck(&self) -> Result<Plan, ForceError> {
+        let shuffles = shuffles(self.era, self.wish.arch, self.wish.rocm)?;
+        let gfx942 = self.wish.arch == Arch::Gfx942;
+        if self.era == Era::E0 {
+            return Ok(nothing("CK is what this tree calls"));
+        }
+        if gfx942 && self.era >= Era::E7 && self.wish.env {
+            return Ok(Plan {
+                means: Means::Env,
+                env: vec![(USE_CK.to_owned(), "1".to_owned())],
+                ..overlay(Vec::new(), format!("{USE_CK}=1"))
+            });
+        }
+        let through_predicate = shuffles || (!gfx942 && self.era >= Era::E4);
+        if !through_predicate {
+            let mut steps = vec![rebind(&self.main, &self.ck)];
+            steps.extend(self.guarded(&self.main));
+            if !gfx942 && self.era == Era::E2 {
+                steps.extend(self.ck_name.as_deref().and_then(|name| self.guarded(name)));
+            }
+            let mut detail = format!("bind {} to {}", self.main, self.ck);
+            if !self.guard.is_empty() {
+                detail.push_str(", with Triton above the M that is safe below ROCm 7.2");
+            }
+            if gfx942 && self.era >= Era::E5 {
+                detail.push_str(" (set_force_ck_w8a8 has no effect on gfx942)");
+            }
+            return Ok(overlay(steps, detail));
+        }
+        let (step, mut detail) = if self.era >= Era::E5 {
+            (
+                Step::SetForceCk,
+                "set_force_ck_w8a8(True) before weights load".to_owned(),
+            )
+        } else {
+            (
+                Step::Predicate {
+                    value: false,
+                    except: Vec::new(),
+                },
+                format!("{PREDICATE} answers False in fp8_utils and fp8 before weights load"),
+            )
+        };
+        let mut steps = vec![step];
+        if shuffles {
+            detail.push_str(" (CK bpreshuffle)");
+        } else if let Some(guarded) = self.ck_name.as_deref().and_then(|name| self.guarded(name)) {
+            steps.push(guarded);
+            detail.push_str(", with Triton above the M that is safe below ROCm 7.2");
+        }
+        let mut plan = overlay(steps, detail);
+        self.without_small_m(&mut plan);
+        Ok(plan)
+    }
+
+    fn routed(&self) -> Result<Plan, ForceError> {
+        let shuffles = shuffles(self.era, self.wish.arch, self.wish.rocm)?;
+        let mut plan = if shuffles {
+            if let Some(route) = self.wish.routes.iter().find(|route| route.max_m.is_some()) {
+                return Err(ForceError::WholeShapesOnly {
+                    n: route.n,
+                    k: route.k,
+                });
+            }
+            let except = self.wish.routes.iter().map(|route| (route.n, route.k));
+            // The overlay's predicate has one answer for every shape.
+            Plan {
+                means: Means::Patch,
+                ..overlay(
+                    vec![Step::Predicate {
+                        value: true,
+                        except: except.collect(),
+                    }],
+                    format!("{PREDICATE} answers False for the routed shapes, True for all others"),
+                )
+            }
+        } else {
+            let mut steps = Vec::new();
+            if self.era == Era::E0 {
+                steps.push(rebind(&self.main, AITER_TRITON));
+            } else if self.wish.arch == Arch::Gfx950 && !matches!(self.era, Era::E1 | Era::E3) {
+                steps.push(Step::Predicate {
+                    value: true,
+                    except: Vec::new(),
+                });
+            }
+            steps.push(Step::Route {
+                name: self.main.clone(),
+                to: self.ck.clone(),
+                rules: self
+                    .wish
+                    .routes
+                    .iter()
+                    .map(|route| self.capped(*route))
+                    .collect(),
+            });
+            let detail = format!(
+                "{} goes to {} for the routed GEMMs and stays Triton for all others",
+                self.main, self.ck
+            );
+            overlay(steps, detail)
+        };
+        if self.era >= Era::E7 && self.wish.arch == Arch::Gfx942 {
+            plan.unset.push(USE_CK.to_owned());
+        }
+        self.without_small_m(&mut plan);
+        Ok(plan)
+    }
+
+    /// A route as a rule, not above the M that is safe.
+    fn capped(&self, route: Route) -> Rule {
+        let unsafe_machine = self.wish.arch == Arch::Gfx950 && self.wish.rocm != Some(Rocm::From72);
+        let safe = SAFE_M
+            .into_iter()
+            .find(|(n, k, _)| unsafe_machine && (*n, *k) == (route.n, route.k))
+            .map(|(_, _, m)| m);
+        Rule {
+            n: route.n,
+            k: route.k,
+            min_m: None,
+            max_m: match (route.max_m, safe) {
+                (Some(asked), Some(safe)) => Some(asked.min(safe)),
+                (asked, safe) => asked.or(safe),
+            },
+        }
+    }
+
+    fn triton(&self) -> Result<Plan, ForceError> {
+        if self.era == Era::E0 {
+            return Ok(overlay(
+                vec![rebind(&self.main, AITER_TRITON)],
+                format!("bind {} to aiter's Triton kernel", self.main),
+            ));
+        }
+        if self.wish.arch == Arch::Gfx942 {
+            let mut plan = nothing("Triton is what this tree calls on gfx942");
+            if self.era >= Era::E7 {
+                plan.detail = format!("{} unless {USE_CK} is set", plan.detail);
+                plan.unset.push(USE_CK.to_owned());
+            }
+            return Ok(plan);
+        }
+        if self.era == Era::E1 {
+            return Ok(nothing("Triton is what this tree calls"));
+        }
+        if self.era == Era::E3 && !shuffles(self.era, self.wish.arch, self.wish.rocm)? {
+            return Ok(nothing("Triton is what this tree calls below ROCm 7.2"));
+        }
+        let mut plan = overlay(
+            vec![Step::Predicate {
+                value: true,
+                except: Vec::new(),
+            }],
+            format!("{PREDICATE} answers True in fp8_utils and fp8 before weights load"),
+        );
+        self.without_small_m(&mut plan);
+        Ok(plan)
+    }
+
+    /// 0.5.23: a kernel of the tree itself takes five shapes at M <= 32 before the dispatch.
+    fn without_small_m(&self, plan: &mut Plan) {
+        if self.era == Era::E7b
+            && self.wish.arch == Arch::Gfx950
+            && self.wish.rocm != Some(Rocm::Below72)
+        {
+            plan.env.push((SMALL_M.to_owned(), "0".to_owned()));
+            plan.detail = format!(
+                "{}, and {SMALL_M}=0 so that a kernel of the tree does not take five shapes at M <= 32",
+                plan.detail
+            );
+        }
+    }
+}
+
+/// How CK is forced on `arch`, over both ROCm versions that dispatch tells apart.
+pub fn summary(dispatch: &Dispatch<'_>, tree_safe_m: &[(u64, u64, u64)], arch: Arch) -> ForceCk {
+    let on = |rocm| {
+        plan(
+            dispatch,
+            tree_safe_m,
+            &Wish {
+                to: Target::Ck,
+                routes: &[],
+                arch,
+                rocm: Some(rocm),
+                env: true,
+            },
+        )
+    };
+    let (means, detail) = match (on(Rocm::Below72), on(Rocm::From72)) {
+        (Ok(below), Ok(from)) if below.detail == from.detail => (below.means, below.detail),
+        (Ok(below), Ok(from)) => (
+            below.means.max(from.means),
+            format!("ROCm >= 7.2: {}; below: {}", from.detail, below.detail),
         ),
-        (Era::E2, _) => (
-            Means::Overlay,
-            "bind triton_gemm_a8w8_blockscale to CK; commenting its import out is a NameError"
-                .to_owned(),
-        ),
-        (Era::E3, Arch::Gfx942) => (
-            Means::Overlay,
-            "bind triton_gemm_a8w8_blockscale to aiter.gemm_a8w8_blockscale, which this tree does \
-             not import"
-                .to_owned(),
-        ),
-        (Era::E4 | Era::E5 | Era::E6, Arch::Gfx942) => (
-            Means::Overlay,
-            "bind triton_gemm_a8w8_blockscale to CK; set_force_ck_w8a8 has no effect on gfx942"
-                .to_owned(),
-        ),
-        (Era::E7 | Era::E7b, Arch::Gfx942) => (
-            Means::Env,
-            "SGLANG_AITER_GFX942_BLOCKSCALE_USE_CK=1".to_owned(),
-        ),
-        (Era::E3, Arch::Gfx950) => (
-            Means::Overlay,
-            "ROCm >= 7.2: the shape predicate answers False in fp8_utils and fp8 before weights \
-             load (bpreshuffle); below: bind triton_gemm_a8w8_blockscale to \
-             aiter.gemm_a8w8_blockscale, with a guard above the safe M"
-                .to_owned(),
-        ),
-        (Era::E4, Arch::Gfx950) => (
-            Means::Overlay,
-            "the shape predicate answers False in fp8_utils and fp8 before weights load; below \
-             ROCm 7.2 with a guard above the safe M"
-                .to_owned(),
-        ),
-        (Era::E5 | Era::E6 | Era::E7, Arch::Gfx950) => (
-            Means::Overlay,
-            "set_force_ck_w8a8(True) before weights load; below ROCm 7.2 with a guard above the \
-             safe M"
-                .to_owned(),
-        ),
-        (Era::E7b, Arch::Gfx950) => (
-            Means::Overlay,
-            "set_force_ck_w8a8(True) before weights load, and SGLANG_ROCM_SMALLM_FP8_BS=0 so that \
-             the small-M kernel of the tree does not take five shapes at M <= 32"
-                .to_owned(),
-        ),
+        (Err(error), _) | (_, Err(error)) => (Means::Refused, error.to_string()),
     };
     ForceCk {
         arch,

@@ -5,10 +5,12 @@
 pub mod era;
 mod flow;
 pub mod force;
+pub mod instrument;
 pub mod locate;
 pub mod package;
 pub mod route;
 pub mod side;
+pub mod switch;
 pub mod version;
 
 pub use flow::{Arch, Kernel, Rocm};

@@ -2,6 +2,7 @@
 
 use camino::{Utf8Path, Utf8PathBuf};
 
+use crate::pyedit::edit::{EditError, Patch};
 use crate::pyedit::refusal::Refusal;
 use crate::pyedit::source::{Source, SourceError};
 use crate::pyedit::syntax::{ExprKind, StmtKind};
@@ -29,6 +30,47 @@ pub enum TreeError {
     /// The structure is not one of a known release.
     #[error(transparent)]
     Refused(#[from] Refusal),
+    /// The edits do not go together, or leave no Python behind.
+    #[error("edit the tree: {0}")]
+    Edit(#[from] EditError),
+    /// The edited tree does not do what was asked: nothing was written.
+    #[error("{0}")]
+    NotAsAsked(String),
+}
+
+/// A file before and after.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct FileEdit {
+    /// The file.
+    pub path: Utf8PathBuf,
+    /// Its bytes.
+    pub before: Vec<u8>,
+    /// Its bytes with the edits made, parsed again.
+    pub after: Vec<u8>,
+}
+
+impl FileEdit {
+    /// Applies `patch` to `source` in memory; `None` where it holds no edit.
+    pub fn new(source: &Source, patch: &Patch) -> Result<Option<Self>, TreeError> {
+        if patch.is_empty() {
+            return Ok(None);
+        }
+        let edited = patch.apply(source)?;
+        Ok(Some(Self {
+            path: source.path().clone(),
+            before: source.bytes_of(source.text()),
+            after: edited.bytes_of(edited.text()),
+        }))
+    }
+
+    /// Unified diff, for people.
+    pub fn diff(&self) -> String {
+        let text = |bytes: &[u8]| String::from_utf8_lossy(bytes).into_owned();
+        similar::TextDiff::from_lines(text(&self.before), text(&self.after))
+            .unified_diff()
+            .header(self.path.as_str(), self.path.as_str())
+            .to_string()
+    }
 }
 
 /// An `sglang` package on disk.
@@ -60,6 +102,23 @@ impl Package {
         })?;
         let version = version(&folder);
         Ok(Self { folder, version })
+    }
+
+    /// Where single commands keep the ledger of this tree: beside the package, so that it is found
+    /// whoever asks, and gone once everything is undone.
+    pub fn ledger_folder(&self) -> Utf8PathBuf {
+        self.beside(".gemmtune-ledger")
+    }
+
+    /// Where single commands put the overlay of this tree.
+    pub fn overlay_folder(&self) -> Utf8PathBuf {
+        self.beside(".gemmtune-overlay")
+    }
+
+    fn beside(&self, name: &str) -> Utf8PathBuf {
+        self.folder
+            .parent()
+            .map_or_else(|| Utf8PathBuf::from(name), |parent| parent.join(name))
     }
 
     /// Reads and parses a file of the package.

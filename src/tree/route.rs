@@ -98,6 +98,7 @@ pub struct Evidence {
 pub fn trace(package: &Package) -> Result<Trace, TreeError> {
     let source = package.read(FP8_UTILS)?;
     let dispatch = era::dispatch(&source)?;
+    let safe_m = safe_m(&source);
     let mut exits = Vec::new();
     let mut paths = Vec::new();
     let mut calls: Vec<Span> = Vec::new();
@@ -145,11 +146,11 @@ pub fn trace(package: &Package) -> Result<Trace, TreeError> {
         imports: dispatch.import_kind(),
         force_ck: [Arch::Gfx942, Arch::Gfx950]
             .into_iter()
-            .map(|arch| force::summary(dispatch.era, arch))
+            .map(|arch| force::summary(&dispatch, &safe_m, arch))
             .collect(),
         evidence: evidence(&source, spans),
         triton_shapes: triton_shapes(&source),
-        safe_m: safe_m(&source),
+        safe_m,
         notes: notes(&dispatch, &paths),
         sides: side::sides(package, &source, &exits),
         paths,

@@ -62,16 +62,25 @@ impl Tree {
         self.write(relative, &text.replace(from, to));
     }
 
-    /// Every file under the root with its bytes and mode, hidden ones too.
-    pub fn snapshot(&self) -> Vec<(String, Vec<u8>, u32)> {
+    /// Every file under the root with a hash of its bytes and its mode, hidden ones too.
+    pub fn snapshot(&self) -> Vec<(String, u64, u32)> {
         let mut files = Vec::new();
         snapshot(&self.root, &mut files);
         files.sort();
         files
     }
+
+    /// The same for the package alone.
+    pub fn package_snapshot(&self) -> Vec<(String, u64, u32)> {
+        let mut files = Vec::new();
+        snapshot(&self.root.join("sglang"), &mut files);
+        files.sort();
+        files
+    }
 }
 
-fn snapshot(folder: &Utf8Path, files: &mut Vec<(String, Vec<u8>, u32)>) {
+fn snapshot(folder: &Utf8Path, files: &mut Vec<(String, u64, u32)>) {
+    use std::hash::{Hash as _, Hasher as _};
     use std::os::unix::fs::PermissionsExt as _;
     for entry in fs_err::read_dir(folder).unwrap() {
         let path = Utf8PathBuf::try_from(entry.unwrap().path()).unwrap();
@@ -79,8 +88,13 @@ fn snapshot(folder: &Utf8Path, files: &mut Vec<(String, Vec<u8>, u32)>) {
         if data.is_dir() {
             snapshot(&path, files);
         } else {
-            let bytes = fs_err::read(&path).unwrap();
-            files.push((path.into_string(), bytes, data.permissions().mode()));
+            let mut hasher = std::hash::DefaultHasher::new();
+            fs_err::read(&path).unwrap().hash(&mut hasher);
+            files.push((
+                path.into_string(),
+                hasher.finish(),
+                data.permissions().mode(),
+            ));
         }
     }
 }

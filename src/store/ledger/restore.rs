@@ -87,6 +87,47 @@ fn now(path: &Utf8Path, before: Option<&str>, after: &str) -> Result<Now, Ledger
     })
 }
 
+/// How the path of a change stands now.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, serde::Serialize)]
+#[serde(rename_all = "snake_case")]
+pub enum PathState {
+    /// As the operation left it.
+    Changed,
+    /// As it was before the operation.
+    Original,
+    /// Edited since.
+    Edited,
+    /// Gone.
+    Missing,
+}
+
+/// How the path of `change` stands now.
+pub(super) fn state(change: &Recorded) -> Result<PathState, LedgerError> {
+    let of = |now: Now| match now {
+        Now::Missing => PathState::Missing,
+        Now::Before => PathState::Original,
+        Now::After => PathState::Changed,
+        Now::Else(_) => PathState::Edited,
+    };
+    match change {
+        Recorded::Edit {
+            path,
+            before,
+            after,
+            ..
+        } => Ok(of(now(path, Some(before), after)?)),
+        Recorded::Create { path, after, .. } => Ok(of(now(path, None, after)?)),
+        Recorded::MoveAside { path, aside, .. } => {
+            let there = |path: &Utf8Path| path.symlink_metadata().is_ok();
+            Ok(match (there(aside), there(path)) {
+                (true, _) => PathState::Changed,
+                (false, true) => PathState::Original,
+                (false, false) => PathState::Missing,
+            })
+        }
+    }
+}
+
 /// Whether `change` can be taken back without losing anybody's work.
 pub(super) fn check(change: &Recorded, name: &str, saved: &Utf8Path) -> Result<(), LedgerError> {
     let missing = |path: &Utf8Path| LedgerError::Missing {

@@ -1,0 +1,311 @@
+//! `gemmtune instrument`: GEMM shapes and the dispatch into the server's log.
+
+use camino::Utf8PathBuf;
+use serde::Serialize;
+
+use super::failure::{Failure, Kind};
+use super::printer::Printer;
+use super::{trace, tree_changes};
+use crate::overlay;
+use crate::tree::instrument::{self, DUMP, Instrumented, LOG_DISPATCH};
+use crate::tree::package::Package;
+
+const NAME: &str = "instrument";
+
+/// Arguments of `gemmtune instrument`.
+#[derive(Debug, clap::Args)]
+pub struct InstrumentArgs {
+    #[command(subcommand)]
+    verb: Verb,
+}
+
+#[derive(Debug, clap::Subcommand)]
+enum Verb {
+    /// Put the hooks in place; twice is as good as once
+    Apply(ApplyArgs),
+    /// Say which hooks are in place
+    Status(RootArgs),
+    /// Take the hooks away again, to the byte
+    Undo(RootArgs),
+}
+
+#[derive(Debug, clap::Args)]
+struct RootArgs {
+    /// A folder that holds the `sglang` package, the package itself, or a source checkout
+    root: Utf8PathBuf,
+}
+
+#[derive(Debug, clap::Args)]
+struct ApplyArgs {
+    /// A folder that holds the `sglang` package, the package itself, or a source checkout
+    root: Utf8PathBuf,
+
+    /// How: a folder on PYTHONPATH that leaves the tree alone, or edits of the tree
+    #[arg(long, value_enum, default_value_t = Mode::Overlay)]
+    mode: Mode,
+
+    /// Where the overlay's processes write their record files
+    #[arg(long, value_name = "DIR", default_value = "gemmtune-records")]
+    records: Utf8PathBuf,
+
+    /// Say what would be done, and do nothing
+    #[arg(long)]
+    dry_run: bool,
+}
+
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, clap::ValueEnum)]
+#[serde(rename_all = "lowercase")]
+enum Mode {
+    Overlay,
+    Patch,
+}
+
+#[derive(Debug, Serialize)]
+struct Applied {
+    mode: Mode,
+    dry_run: bool,
+    /// Files changed (or that would be), empty where everything was in place.
+    changed: Vec<String>,
+    /// The hooks before.
+    before: Option<Instrumented>,
+    /// Variables that switch the hooks on in the server.
+    env: serde_json::Map<String, serde_json::Value>,
+    notes: Vec<String>,
+    /// Unified diff of a dry run.
+    diff: Option<String>,
+}
+
+#[derive(Debug, Serialize)]
+struct Status {
+    hooks: Instrumented,
+    overlay: Option<String>,
+    patch: Option<tree_changes::Recorded>,
+}
+
+/// Runs `apply`, `status` or `undo`.
+pub fn run(args: &InstrumentArgs, printer: &Printer) -> Result<(), Failure> {
+    match &args.verb {
+        Verb::Apply(args) => apply(args, printer),
+        Verb::Status(args) => status(args, printer),
+        Verb::Undo(args) => undo(args, printer),
+    }
+}
+
+fn apply(args: &ApplyArgs, printer: &Printer) -> Result<(), Failure> {
+    let package = Package::find(&args.root).map_err(trace::failure)?;
+    let applied = match args.mode {
+        Mode::Overlay => apply_overlay(args, &package)?,
+        Mode::Patch => apply_patch(args, &package)?,
+    };
+    if printer.is_json() {
+        return printer.json(&applied);
+    }
+    for note in &applied.notes {
+        printer.warn(note);
+    }
+    if let Some(diff) = &applied.diff {
+        printer.data(diff.as_bytes())?;
+    }
+    if applied.changed.is_empty() {
+        printer.say("nothing to do: the hooks are in place");
+    }
+    let verb = if args.dry_run {
+        "would change"
+    } else {
+        "changed"
+    };
+    for path in &applied.changed {
+        printer.say(format!("{verb} {path}"));
+    }
+    printer.say("start the server with:");
+    printer.say(exports(&applied.env));
+    printer.say(format!(
+        "take it back with `gemmtune instrument undo {}`",
+        args.root
+    ));
+    Ok(())
+}
+
+fn apply_patch(args: &ApplyArgs, package: &Package) -> Result<Applied, Failure> {
+    if !args.dry_run {
+        tree_changes::recover(package, "gemmtune instrument apply")?;
+    }
+    let plan = instrument::plan(package).map_err(trace::failure)?;
+    let diff = args.dry_run.then(|| {
+        plan.edits
+            .iter()
+            .map(crate::tree::package::FileEdit::diff)
+            .collect()
+    });
+    if !args.dry_run && !plan.edits.is_empty() {
+        let detail = serde_json::json!({ "mode": "patch" });
+        tree_changes::apply(package, NAME, detail, &plan.edits)?;
+    }
+    let mut env = serde_json::Map::new();
+    for name in [DUMP, LOG_DISPATCH] {
+        env.insert(name.to_owned(), "1".into());
+    }
+    Ok(Applied {
+        mode: Mode::Patch,
+        dry_run: args.dry_run,
+        changed: plan
+            .edits
+            .iter()
+            .map(|edit| edit.path.to_string())
+            .collect(),
+        before: Some(plan.now),
+        env,
+        notes: plan.notes,
+        diff,
+    })
+}
+
+fn apply_overlay(args: &ApplyArgs, package: &Package) -> Result<Applied, Failure> {
+    let folder = package.overlay_folder();
+    let there = folder.join(CAPTURING).exists();
+    if !args.dry_run {
+        write_overlay(&folder)?;
+        crate::store::file::write_atomic(&folder.join(CAPTURING), b"{}\n")
+            .map_err(|error| Failure::to(Kind::Environment, "write the overlay", error))?;
+    }
+    let records = std::path::absolute(&args.records)
+        .ok()
+        .and_then(|path| Utf8PathBuf::from_path_buf(path).ok())
+        .unwrap_or_else(|| args.records.clone());
+    let env = overlay_env(&folder, &overlay::Wishes::capture(records));
+    // A tree that is patched as well would log every GEMM twice.
+    let hooks = instrument::presence(package).map_err(trace::failure)?;
+    let mut notes = Vec::new();
+    if hooks.shapes != instrument::Presence::Absent {
+        notes.push(
+            "the tree has a shape hook of its own: with the overlay each GEMM is logged twice"
+                .to_owned(),
+        );
+    }
+    Ok(Applied {
+        mode: Mode::Overlay,
+        dry_run: args.dry_run,
+        changed: if there {
+            Vec::new()
+        } else {
+            vec![folder.to_string()]
+        },
+        before: Some(hooks),
+        env,
+        notes,
+        diff: None,
+    })
+}
+
+/// The file in the overlay folder that says which kernel `switch` forces.
+pub(super) const DECISION: &str = "switch.json";
+
+/// The file in the overlay folder that says that it captures.
+pub(super) const CAPTURING: &str = "capture.json";
+
+/// A file that every overlay folder has; only a folder with it is ever removed.
+const OVERLAY_MARK: &str = "gemmtune_overlay/__init__.py";
+
+pub(super) fn write_overlay(folder: &camino::Utf8Path) -> Result<(), Failure> {
+    overlay::write(folder)
+        .and_then(|()| crate::store::file::write_atomic(&folder.join(".gitignore"), b"*\n"))
+        .map_err(|error| Failure::to(Kind::Environment, "write the overlay", error))
+}
+
+/// Removes the overlay folder of `package`; says whether there was one.
+pub(super) fn remove_overlay(package: &Package) -> Result<bool, Failure> {
+    let folder = package.overlay_folder();
+    if !folder.join(OVERLAY_MARK).exists() {
+        return Ok(false);
+    }
+    fs_err::remove_dir_all(&folder)
+        .map_err(|error| Failure::to(Kind::Environment, "remove the overlay", error))?;
+    Ok(true)
+}
+
+pub(super) fn overlay_env(
+    folder: &camino::Utf8Path,
+    wishes: &overlay::Wishes,
+) -> serde_json::Map<String, serde_json::Value> {
+    overlay::environment(folder, wishes, |_| None)
+        .into_iter()
+        .map(|(name, value)| (name, value.into()))
+        .collect()
+}
+
+/// `export` lines that a person can paste; what PYTHONPATH holds already stays behind ours.
+pub(super) fn exports(env: &serde_json::Map<String, serde_json::Value>) -> String {
+    env.iter()
+        .map(|(name, value)| {
+            let value = value.as_str().unwrap_or_default();
+            let quoted = shlex::try_quote(value).map_or_else(|_| value.to_owned(), Into::into);
+            if name == "PYTHONPATH" {
+                format!("    export PYTHONPATH={quoted}${{PYTHONPATH:+:$PYTHONPATH}}")
+            } else {
+                format!("    export {name}={quoted}")
+            }
+        })
+        .collect::<Vec<_>>()
+        .join("\n")
+}
+
+fn status(args: &RootArgs, printer: &Printer) -> Result<(), Failure> {
+    let package = Package::find(&args.root).map_err(trace::failure)?;
+    let hooks = instrument::presence(&package).map_err(trace::failure)?;
+    let folder = package.overlay_folder();
+    let status = Status {
+        hooks,
+        overlay: folder
+            .join(OVERLAY_MARK)
+            .exists()
+            .then(|| folder.to_string()),
+        patch: tree_changes::recorded(&package, NAME)?,
+    };
+    if printer.is_json() {
+        return printer.json(&status);
+    }
+    let text = format!(
+        "shape hook: {}\ndispatch hook: {}\noverlay: {}\nledger: {}\n",
+        words(hooks.shapes),
+        words(hooks.dispatch),
+        status.overlay.as_deref().unwrap_or("none"),
+        if status.patch.is_some() {
+            "an edit that can be undone"
+        } else {
+            "nothing to undo"
+        }
+    );
+    printer.data(text.as_bytes())
+}
+
+fn words(presence: instrument::Presence) -> &'static str {
+    match presence {
+        instrument::Presence::Absent => "absent",
+        instrument::Presence::Gemmtune => "written by gemmtune",
+        instrument::Presence::ByHand => "written by hand",
+    }
+}
+
+fn undo(args: &RootArgs, printer: &Printer) -> Result<(), Failure> {
+    let package = Package::find(&args.root).map_err(trace::failure)?;
+    let patch = tree_changes::undo(&package, NAME)?;
+    let capturing = package.overlay_folder().join(CAPTURING);
+    let overlay = capturing.exists();
+    if overlay {
+        fs_err::remove_file(&capturing)
+            .map_err(|error| Failure::to(Kind::Environment, "remove the overlay", error))?;
+        // `switch` may stand on the same folder.
+        if !package.overlay_folder().join(DECISION).exists() {
+            remove_overlay(&package)?;
+        }
+    }
+    if printer.is_json() {
+        return printer.json(&serde_json::json!({ "patch": patch, "overlay": overlay }));
+    }
+    printer.say(match (patch, overlay) {
+        (false, false) => "nothing to undo",
+        (true, _) => "the tree is as it was before, to the byte",
+        (false, true) => "the overlay is gone",
+    });
+    Ok(())
+}

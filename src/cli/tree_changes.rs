@@ -1,0 +1,153 @@
+//! What `instrument` and `switch` share: edits of a tree through its ledger, and how that fails.
+
+use serde::Serialize;
+
+use super::failure::{Failure, Kind};
+use crate::store::ledger::{Change, Ledger, LedgerError, Operation, PathState, Progress};
+use crate::tree::package::{FileEdit, Package};
+
+/// One file of an operation.
+#[derive(Debug, Serialize)]
+pub(super) struct FileState {
+    path: String,
+    state: PathState,
+}
+
+/// What the ledger of a tree says about one command.
+#[derive(Debug, Serialize)]
+pub(super) struct Recorded {
+    /// When it was applied.
+    at: jiff::Timestamp,
+    progress: Progress,
+    /// What was asked.
+    pub(super) detail: serde_json::Value,
+    /// The files changed.
+    pub(super) files: Vec<FileState>,
+}
+
+/// The operation `name` that is in place on `package`.
+pub(super) fn recorded(package: &Package, name: &str) -> Result<Option<Recorded>, Failure> {
+    let operations =
+        Ledger::read(&package.ledger_folder()).map_err(|error| failure(error, package))?;
+    let Some(operation) = operations
+        .iter()
+        .rev()
+        .find(|operation| operation.name == name && operation.is_live())
+    else {
+        return Ok(None);
+    };
+    let files = operation
+        .changes
+        .iter()
+        .map(|change| {
+            Ok(FileState {
+                path: change.path().to_string(),
+                state: change.state().map_err(|error| failure(error, package))?,
+            })
+        })
+        .collect::<Result<_, Failure>>()?;
+    Ok(Some(Recorded {
+        at: operation.at,
+        progress: operation.progress,
+        detail: operation.detail.clone(),
+        files,
+    }))
+}
+
+/// Rolls back what a killed process left on `package`, before anything is read from the tree.
+pub(super) fn recover(package: &Package, command: &str) -> Result<(), Failure> {
+    let folder = package.ledger_folder();
+    let unfinished = Ledger::read(&folder)
+        .map_err(|error| failure(error, package))?
+        .iter()
+        .any(|operation| {
+            matches!(
+                operation.progress,
+                Progress::Interrupted | Progress::UndoInterrupted
+            )
+        });
+    if unfinished {
+        Ledger::open(&folder, command)
+            .and_then(Ledger::close)
+            .map_err(|error| failure(error, package))?;
+    }
+    Ok(())
+}
+
+/// Writes `edits` as the operation `name`, all or none.
+pub(super) fn apply(
+    package: &Package,
+    name: &str,
+    detail: serde_json::Value,
+    edits: &[FileEdit],
+) -> Result<(), Failure> {
+    let changes: Vec<Change> = edits
+        .iter()
+        .map(|edit| Change::Edit {
+            path: edit.path.clone(),
+            before: edit.before.clone(),
+            after: edit.after.clone(),
+        })
+        .collect();
+    let mut ledger = Ledger::open(&package.ledger_folder(), &format!("gemmtune {name} apply"))
+        .map_err(|error| failure(error, package))?;
+    let applied = ledger.apply(name, detail, &changes);
+    let closed = ledger.close();
+    applied.map_err(|error| failure(error, package))?;
+    closed.map_err(|error| failure(error, package))
+}
+
+/// Undoes the operation `name`; says whether there was one.
+pub(super) fn undo(package: &Package, name: &str) -> Result<bool, Failure> {
+    let folder = package.ledger_folder();
+    let live = |operation: &Operation| operation.name == name && operation.is_live();
+    if !Ledger::read(&folder)
+        .map_err(|error| failure(error, package))?
+        .iter()
+        .any(live)
+    {
+        return Ok(false);
+    }
+    let mut ledger = Ledger::open(&folder, &format!("gemmtune {name} undo"))
+        .map_err(|error| failure(error, package))?;
+    let ids: Vec<u32> = ledger
+        .operations()
+        .iter()
+        .rev()
+        .filter(|operation| live(operation))
+        .map(|operation| operation.id)
+        .collect();
+    let undone = ids.into_iter().try_for_each(|id| ledger.undo(id));
+    let closed = ledger.close();
+    undone.map_err(|error| failure(error, package))?;
+    closed.map_err(|error| failure(error, package))?;
+    Ok(true)
+}
+
+fn failure(error: LedgerError, package: &Package) -> Failure {
+    let root = &package.folder;
+    let hint = match &error {
+        LedgerError::Edited { .. } => {
+            "put the file back as gemmtune left it (`patch -R` with this diff) and undo again".to_owned()
+        }
+        LedgerError::Stacked { later, .. } => {
+            format!("run `gemmtune {later} undo {root}` first")
+        }
+        LedgerError::ReadOnly { path } => format!(
+            "`chmod u+w {path}`, or use `--mode overlay`, which leaves the tree alone"
+        ),
+        LedgerError::Missing { .. } => format!(
+            "the package was removed or replaced: reinstall it, or delete `{}` to forget the change",
+            package.ledger_folder()
+        ),
+        LedgerError::Lock(_) => "wait for the other process, or end it".to_owned(),
+        LedgerError::Damaged { .. } => "reinstall this SGLang release".to_owned(),
+        LedgerError::Io { .. } | LedgerError::Journal(_) => {
+            "every file is as it was before this command, or the next gemmtune command puts it back; \
+             `--mode overlay` leaves the tree alone"
+                .to_owned()
+        }
+        LedgerError::Moving { .. } | LedgerError::Exists { .. } => "run the command again".to_owned(),
+    };
+    Failure::to(Kind::Environment, "change the tree", error).hint(hint)
+}
