@@ -348,6 +348,7 @@ pub fn compare(question: &Question<'_>) -> Result<Comparison, CompareError> {
             .filter(|other| has(question.baseline, other) || has(question.tuned, other))
             .map(|other| measure(other, &pairing, &question.band, false)),
     );
+    notes.extend(metrics.iter().filter_map(|other| against(other, verdict)));
     Ok(Comparison {
         metric,
         pairs,
@@ -417,6 +418,21 @@ fn measure(
         each,
         problems,
     }
+}
+
+/// Says that a usual metric reads the other way than the verdict.
+fn against(metric: &MetricResult, verdict: Verdict) -> Option<String> {
+    let opposite = matches!(
+        (verdict, metric.reading),
+        (Verdict::Better | Verdict::Same, Verdict::Worse) | (Verdict::Worse, Verdict::Better)
+    );
+    (opposite && metric.headline && !metric.decides).then(|| {
+        let ratio = metric.ratio.median.unwrap_or(f64::NAN);
+        format!(
+            "{} reads {} (ratio {ratio:.4})",
+            metric.metric, metric.reading
+        )
+    })
 }
 
 /// One sentence on how the verdict of `decisive` came about.

@@ -103,6 +103,31 @@ fn a_lower_latency_is_a_ratio_above_one() {
 }
 
 #[test]
+fn a_metric_that_reads_the_other_way_is_said() {
+    let with = |name, throughput: f64, ttft: f64| {
+        let lines: Vec<String> = STEADY
+            .iter()
+            .map(|value| {
+                let more = format!(
+                    r#", "median_ttft_ms": {}, "mean_ttft_ms": {ttft}"#,
+                    value * ttft
+                );
+                line(value * throughput, &more)
+            })
+            .collect();
+        one_file(name, &lines)
+    };
+    let found = answer(&with("b", 1.0, 1.0), &with("t", 1.2, 2.0));
+    assert_eq!(found.verdict, Verdict::Better);
+    let said: Vec<&String> = found
+        .notes
+        .iter()
+        .filter(|note| note.contains("reads"))
+        .collect();
+    assert_eq!(said, ["median_ttft_ms reads worse (ratio 0.5000)"]);
+}
+
+#[test]
 fn several_files_of_one_line_each_are_trials_too() {
     let files = |name: &str, factor: f64| {
         let runs = |(index, value): (usize, &f64)| {

@@ -111,7 +111,7 @@ pub(super) fn intervals(comparison: &Comparison) -> Option<Markup> {
         left: 8.0,
         right: WIDTH - 8.0,
         top: 22.0,
-        bottom: 30.0 + 34.0 * rows.len() as f64,
+        bottom: 30.0 + 42.0 * rows.len() as f64,
     };
     let margin = (high / low).powf(0.06);
     let x = Scale::log((low / margin, high * margin), (frame.left, frame.right));
@@ -139,11 +139,11 @@ pub(super) fn intervals(comparison: &Comparison) -> Option<Markup> {
             (axes(frame, (&x_ticks, title), (&[], "hatched: noise band")))
             (line("one", (x.place(1.0), frame.top), (x.place(1.0), frame.bottom)))
             @for (index, (metric, median, low, high)) in rows.iter().enumerate() {
-                @let y = 58.0 + 34.0 * index as f64;
+                @let y = 56.0 + 42.0 * index as f64;
                 @let class = if metric.decides { "whisker decides" } else { "whisker" };
-                (text(if metric.decides { "name decides" } else { "name" }, "start", (frame.left + 2.0, y - 12.0),
+                (text(if metric.decides { "name decides" } else { "name" }, "start", (frame.left + 2.0, y - 11.0),
                     &format!("{}{}", plain_name(metric), if metric.decides { " (decides)" } else { "" })))
-                (text("value", "end", (frame.right - 2.0, y - 12.0), &ratio(Some(*median))))
+                (text("value", "end", (frame.right - 2.0, y - 11.0), &ratio(Some(*median))))
                 (line(class, (x.place(*low), y), (x.place(*high), y)))
                 (line(class, (x.place(*low), y - 5.0), (x.place(*low), y + 5.0)))
                 (line(class, (x.place(*high), y - 5.0), (x.place(*high), y + 5.0)))
@@ -275,6 +275,14 @@ pub(super) fn shape_times(rows: &[&ShapeRow]) -> Option<Markup> {
             .map(|tick| (scale.place(tick), label(tick)))
             .collect()
     };
+    let mut tokens: Vec<f64> = rows.iter().map(|row| f64::from(row.m)).collect();
+    tokens.dedup();
+    let x_ticks = if tokens.len() <= 11 {
+        let tick = |m: f64| (x.place(m), label(m));
+        tokens.into_iter().map(tick).collect()
+    } else {
+        ticks(&x, 10)
+    };
     let row = rows.first()?;
     let summary = format!(
         "Time per call in microseconds over M for N {} by K {}, before and after, {} values of M.",
@@ -286,7 +294,7 @@ pub(super) fn shape_times(rows: &[&ShapeRow]) -> Option<Markup> {
         238.0,
         &summary,
         &html! {
-            (axes(frame, (&ticks(&x, 10), "M (tokens)"), (&ticks(&y, 7), "µs a call")))
+            (axes(frame, (&x_ticks, "M (tokens)"), (&ticks(&y, 7), "µs a call")))
             (legend("before", "after"))
             polyline class="before" points=(polyline(&before)) {}
             polyline class="after" points=(polyline(&after)) {}
@@ -337,6 +345,9 @@ pub(super) fn roofline(limits: &Roofline, rows: &[ShapeRow]) -> Option<Markup> {
             .map(|tick| (scale.place(tick), label(tick)))
             .collect()
     };
+    // Where the slope is labelled: two thirds of the way up, in logarithms.
+    let middle = thin * (ridge.clamp(thin, thick) / thin).powf(0.67);
+    let slope = place(&(middle, reach(middle)));
     let summary = format!(
         "Rate against arithmetic intensity of {} shapes under {} TFLOP/s and {} GB/s.",
         rows.len(),
@@ -350,6 +361,10 @@ pub(super) fn roofline(limits: &Roofline, rows: &[ShapeRow]) -> Option<Markup> {
             (axes(frame, (&ticks(&x), "FLOP per byte"), (&ticks(&y), "TFLOP/s")))
             (legend("before", "after"))
             polyline class="roof" points=(polyline(&roof)) {}
+            (text("key", "end", (frame.right, roof[2].1 - 6.0),
+                &format!("{} TFLOP/s", significant(Some(limits.tflops), 4))))
+            (text("key", "end", (slope.0 - 8.0, slope.1 - 4.0),
+                &format!("{} GB/s", significant(Some(limits.gbps), 4))))
             @for point in &before { @let (x, y) = place(point); (mark(Series::Before, x, y)) }
             @for point in &after { @let (x, y) = place(point); (mark(Series::After, x, y)) }
         },

@@ -6,7 +6,7 @@
 use serde::{Deserialize, Serialize};
 
 use crate::bench::parity::Agreement;
-use crate::compare::{Comparison, MetricResult, Verdict};
+use crate::compare::{Better, Comparison, MetricResult, Verdict};
 use crate::shape::Op;
 
 /// Version of the document. A newer one is refused, older ones are read.
@@ -369,23 +369,47 @@ impl Report {
             return format!("Inconclusive: {}", comparison.because);
         };
         let what = plain_name(metric);
-        let measured = format!(
-            "ratio {median:.3}, {:.1} % interval {low:.3} to {high:.3}, {} pairs",
-            confidence * 100.0,
-            comparison.pairs
-        );
+        let pairs = match comparison.pairs {
+            1 => "1 pair".to_owned(),
+            pairs => format!("{pairs} pairs"),
+        };
+        let measured = if comparison.more_pairs_needed > 0 {
+            format!("ratio {median:.3} over {pairs}")
+        } else {
+            format!(
+                "ratio {median:.3}, {:.1} % interval {low:.3} to {high:.3}, {pairs}",
+                confidence * 100.0
+            )
+        };
+        // The ratio is turned so that above 1 is better; what the user reads is the value itself.
+        let change = match metric.better {
+            Better::Higher => median - 1.0,
+            Better::Lower => 1.0 / median - 1.0,
+        };
+        let moved = if change < 0.0 { "fell" } else { "rose" };
+        let change = format!("{what} {moved} by {:.1} %", change.abs() * 100.0);
         match comparison.verdict {
-            Verdict::Better => format!(
-                "Better: {what} improved by {:.1} % ({measured})",
-                (median - 1.0) * 100.0
-            ),
-            Verdict::Worse => format!(
-                "Worse: {what} fell back by {:.1} % ({measured})",
-                (1.0 - median) * 100.0
-            ),
+            Verdict::Better => format!("Better: {change} ({measured})"),
+            Verdict::Worse => format!("Worse: {change} ({measured})"),
             Verdict::Same => format!("Same: {what} did not change beyond the noise ({measured})"),
             Verdict::Inconclusive => format!("Inconclusive: {} ({measured})", comparison.because),
         }
+    }
+
+    /// Usual metrics that read the other way than a verdict of better, same or worse.
+    pub fn against(&self) -> Vec<&MetricResult> {
+        let Some(comparison) = &self.comparison else {
+            return Vec::new();
+        };
+        let opposite = match comparison.verdict {
+            Verdict::Better | Verdict::Same => Verdict::Worse,
+            Verdict::Worse => Verdict::Better,
+            Verdict::Inconclusive => return Vec::new(),
+        };
+        let metrics = comparison.metrics.iter();
+        metrics
+            .filter(|metric| metric.headline && !metric.decides && metric.reading == opposite)
+            .collect()
     }
 }
 

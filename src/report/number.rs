@@ -38,10 +38,13 @@ pub(super) fn ratio(ratio: Option<f64>) -> String {
         .map_or_else(|| "–".to_owned(), |ratio| format!("{ratio:.3}"))
 }
 
-/// A duration: `0.42 s`, `12 s`, `3 min 05 s`, `2 h 03 min`.
+/// A duration: `4.2 ms`, `0.42 s`, `12 s`, `3 min 05 s`, `2 h 03 min`.
 pub(super) fn duration(seconds: f64) -> String {
     if !seconds.is_finite() || seconds < 0.0 {
         return "–".to_owned();
+    }
+    if seconds < 0.1 {
+        return format!("{:.1} ms", seconds * 1e3);
     }
     if seconds < 10.0 {
         return format!("{seconds:.2} s");
@@ -91,6 +94,7 @@ mod tests {
         assert_eq!(percent(1.0), "100.0 %");
         assert_eq!(ratio(Some(1.17)), "1.170");
         assert_eq!(duration(0.5), "0.50 s");
+        assert_eq!(duration(0.0042), "4.2 ms");
         assert_eq!(duration(185.2), "3 min 05 s");
         assert_eq!(duration(7400.0), "2 h 03 min");
     }

@@ -2,7 +2,8 @@
 
 use maud::{DOCTYPE, Markup, PreEscaped, html};
 
-use super::model::Report;
+use super::model::{Report, plain_name};
+use super::number::ratio;
 use super::section::{self, Section};
 use crate::compare::Verdict;
 
@@ -36,6 +37,17 @@ pub(super) fn html(report: &Report) -> String {
                     }
                     @if let Some(comparison) = &report.comparison {
                         p.because { (first_upper(&comparison.because)) "." }
+                        @let against = report.against();
+                        @if !against.is_empty() {
+                            p.against {
+                                strong { "Against it: " }
+                                @for (index, metric) in against.iter().enumerate() {
+                                    @if index > 0 { ", " }
+                                    (plain_name(metric)) " reads " (metric.reading) " (ratio " (ratio(metric.ratio.median)) ")"
+                                }
+                                "."
+                            }
+                        }
                     }
                 }
                 (contents(&sections))

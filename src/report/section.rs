@@ -1,11 +1,12 @@
 //! The sections of the page: each a heading, a sentence, a picture and its table.
 
 use std::collections::BTreeMap;
+use std::fmt::Write as _;
 
 use maud::{Markup, html};
 
 use super::chart;
-use super::model::{Fact, Report, ShapeRow, plain_name};
+use super::model::{Fact, LayoutCheck, Report, ShapeRow, Timing, plain_name};
 use super::number::{duration, percent, ratio, significant, whole};
 use crate::bench::parity::Agreement;
 use crate::compare::{Better, Comparison};
@@ -48,8 +49,28 @@ pub(super) fn all(report: &Report) -> Vec<Section> {
     .collect()
 }
 
-/// A column of a table: its heading and whether it holds numbers.
-type Column<'a> = (&'a str, bool);
+/// What a column holds, which is how it is set.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum Holds {
+    Number,
+    Text,
+    /// Names and sentences: never squeezed to a few letters a line.
+    Wide,
+}
+use Holds::{Number, Text, Wide};
+
+impl Holds {
+    const fn class(self) -> Option<&'static str> {
+        match self {
+            Number => Some("number"),
+            Text => None,
+            Wide => Some("wide"),
+        }
+    }
+}
+
+/// A column of a table: its heading and what it holds.
+type Column<'a> = (&'a str, Holds);
 
 /// A table in a region of its own that scrolls sideways where it is too wide.
 fn table(caption: &str, columns: &[Column<'_>], rows: &[Vec<String>]) -> Markup {
@@ -58,15 +79,15 @@ fn table(caption: &str, columns: &[Column<'_>], rows: &[Vec<String>]) -> Markup 
             table {
                 caption { (caption) }
                 thead { tr {
-                    @for (heading, numeric) in columns {
-                        th scope="col" class=[numeric.then_some("number")] { (heading) }
+                    @for (heading, holds) in columns {
+                        th scope="col" class=[holds.class()] { (heading) }
                     }
                 } }
                 tbody {
                     @for row in rows {
                         tr {
                             @for (index, cell) in row.iter().enumerate() {
-                                @let class = columns.get(index).is_some_and(|column| column.1).then_some("number");
+                                @let class = columns.get(index).and_then(|column| column.1.class());
                                 @if index == 0 {
                                     th scope="row" class=[class] { (cell) }
                                 } @else {
@@ -97,11 +118,11 @@ fn pairs(report: &Report) -> Option<Markup> {
     let comparison = report.comparison.as_ref()?;
     let metric = comparison.metrics.first()?;
     let columns = [
-        ("pair", true),
-        ("baseline", true),
-        ("tuned", true),
-        ("ratio", true),
-        ("trials", false),
+        ("pair", Number),
+        ("baseline", Number),
+        ("tuned", Number),
+        ("ratio", Number),
+        ("trials", Wide),
     ];
     let rows: Vec<Vec<String>> = metric
         .each
@@ -124,19 +145,19 @@ fn pairs(report: &Report) -> Option<Markup> {
             "Each pair is one server start per arm, run one after the other. Circles are the baseline, triangles \
              the tuned arm; the axis does not begin at zero."
         }
-        (figure(chart::pairs(metric), &caption, &table))
+        (figure(chart::pairs(metric), "A line joins the two trials of one pair.", &table))
     })
 }
 
 fn metrics(report: &Report) -> Option<Markup> {
     let comparison = report.comparison.as_ref()?;
     let columns = [
-        ("metric", false),
-        ("baseline", true),
-        ("tuned", true),
-        ("ratio", true),
-        ("interval", true),
-        ("reading", false),
+        ("metric", Text),
+        ("baseline", Number),
+        ("tuned", Number),
+        ("ratio", Number),
+        ("interval", Number),
+        ("reading", Text),
     ];
     let rows: Vec<Vec<String>> = comparison
         .metrics
@@ -169,7 +190,7 @@ fn metrics(report: &Report) -> Option<Markup> {
              in the verdict. The band of ±" (percent(comparison.band.width)) " is noise ("
             (comparison.band.source) "); only the metric that was chosen before the run decides."
         }
-        (figure(chart::intervals(comparison), "Ratio and interval of each metric", &table(caption, &columns, &rows)))
+        (figure(chart::intervals(comparison), "Diamond: median ratio; whiskers: its exact interval. To the right of the line at 1 the tuned arm is better.", &table(caption, &columns, &rows)))
         (remarks("Why the arms cannot be compared", &comparison.unfair))
         (remarks("Differences that are the tuning itself", &comparison.expected_differences))
         (remarks("Notes", &comparison.notes))
@@ -200,11 +221,11 @@ fn time(report: &Report) -> Option<Markup> {
     let shares = report.time_shares();
     let picture = chart::time_shares(&shares)?;
     let columns = [
-        ("N", true),
-        ("K", true),
-        ("decode", true),
-        ("prefill", true),
-        ("together", true),
+        ("N", Number),
+        ("K", Number),
+        ("decode", Number),
+        ("prefill", Number),
+        ("together", Number),
     ];
     let rows: Vec<Vec<String>> = shares
         .iter()
@@ -221,10 +242,14 @@ fn time(report: &Report) -> Option<Markup> {
     let caption = "Share of GEMM time before tuning: calls × time a call";
     Some(figure(
         Some(picture),
-        caption,
+        "The longest bar is the weight on which most time is spent; shapes of unknown phase count as decode.",
         &table(caption, &columns, &rows),
     ))
 }
+
+/// Weights whose pictures are shown at once; the others are folded away, so that a model with many
+/// shapes still gives a page one can read.
+const SHOWN_WEIGHTS: usize = 8;
 
 fn shapes(report: &Report) -> Option<Markup> {
     if report.shapes.is_empty() {
@@ -234,46 +259,119 @@ fn shapes(report: &Report) -> Option<Markup> {
     for row in &report.shapes {
         groups.entry((row.op, row.n, row.k)).or_default().push(row);
     }
-    let columns = [
-        ("M", true),
-        ("before, µs", true),
-        ("after, µs", true),
-        ("ratio", true),
-        ("kernel before", false),
-        ("kernel after", false),
-        ("status", false),
-    ];
-    let cell = |timing: Option<&super::model::Timing>| {
-        timing.map_or_else(|| "–".to_owned(), |timing| timing.kernel.clone())
+    // Those on which most time is spent first, as in the section before.
+    let shares = report.time_shares();
+    let place = |n: u32, k: u32| {
+        let found = shares.iter().position(|share| (share.n, share.k) == (n, k));
+        found.unwrap_or(usize::MAX)
     };
+    let mut weights: Vec<Markup> = Vec::new();
+    let mut groups: Vec<_> = groups.into_iter().collect();
+    groups.sort_by_key(|((_, n, k), _)| place(*n, *k));
+    for ((op, n, k), mut rows) in groups {
+        rows.sort_by_key(|row| row.m);
+        weights.push(weight(&format!("{op}, N {n} × K {k}"), &rows));
+    }
+    let folded = weights.split_off(weights.len().min(SHOWN_WEIGHTS));
     Some(html! {
         p { "Before: what served the shape until now. After: the kernel chosen for it. Both axes are logarithmic." }
-        @for ((op, n, k), rows) in &mut groups {
-            @let () = rows.sort_by_key(|row| row.m);
-            @let caption = format!("{op}, N {n} × K {k}");
-            @let lines: Vec<Vec<String>> = rows.iter().map(|row| {
-                let us = |timing: Option<&super::model::Timing>| timing.map(|timing| timing.us);
-                let (before, after) = (us(row.before.as_ref()), us(row.after.as_ref()));
-                let gain = before.zip(after).map(|(before, after)| before / after);
-                vec![
-                    row.m.to_string(),
-                    significant(before, 4),
-                    significant(after, 4),
-                    ratio(gain),
-                    cell(row.before.as_ref()),
-                    cell(row.after.as_ref()),
-                    row.status.clone().unwrap_or_default(),
-                ]
-            }).collect();
-            h3 { "N " (n) " × K " (k) }
-            (figure(chart::shape_times(rows), &caption, &table(&caption, &columns, &lines)))
+        @for weight in &weights { (weight) }
+        @if !folded.is_empty() {
+            details {
+                summary { (folded.len()) " more weights" }
+                @for weight in &folded { (weight) }
+            }
         }
     })
 }
 
+/// One (N, K): its picture and its rows.
+fn weight(title: &str, rows: &[&ShapeRow]) -> Markup {
+    let columns = [
+        ("M", Number),
+        ("before, µs", Number),
+        ("after, µs", Number),
+        ("ratio", Number),
+        ("kernel before", Wide),
+        ("kernel after", Wide),
+        ("status", Wide),
+    ];
+    let us = |timing: &Option<Timing>| timing.as_ref().map(|timing| timing.us);
+    let kernel = |timing: &Option<Timing>| {
+        timing
+            .as_ref()
+            .map_or_else(|| "–".to_owned(), |timing| timing.kernel.clone())
+    };
+    let lines: Vec<Vec<String>> = rows
+        .iter()
+        .map(|row| {
+            let (before, after) = (us(&row.before), us(&row.after));
+            vec![
+                row.m.to_string(),
+                significant(before, 4),
+                significant(after, 4),
+                ratio(before.zip(after).map(|(before, after)| before / after)),
+                kernel(&row.before),
+                kernel(&row.after),
+                row.status.clone().unwrap_or_default(),
+            ]
+        })
+        .collect();
+    let caption = format!("Time a call and kernel, {title}");
+    html! {
+        h3 { (title) }
+        div.figure.stacked {
+            @if let Some(picture) = chart::shape_times(rows) {
+                figure { (picture) figcaption { (gain(rows)) } }
+            }
+            (table(&caption, &columns, &lines))
+        }
+    }
+}
+
+/// What tuning this weight is worth: over the captured calls, and at the M that gains most.
+fn gain(rows: &[&ShapeRow]) -> String {
+    let times: Vec<(&ShapeRow, f64, f64)> = rows
+        .iter()
+        .filter_map(|row| {
+            let (before, after) = (row.before.as_ref()?.us, row.after.as_ref()?.us);
+            (before > 0.0 && after > 0.0).then_some((*row, before, after))
+        })
+        .collect();
+    let mut sentence = "Lower is faster.".to_owned();
+    let calls: Option<Vec<f64>> = times.iter().map(|(row, ..)| row.calls).collect();
+    if let Some(calls) = calls.filter(|calls| !calls.is_empty()) {
+        let weighted = calls.iter().zip(&times);
+        let (before, after) = weighted.fold((0.0, 0.0), |(before, after), (calls, time)| {
+            (before + calls * time.1, after + calls * time.2)
+        });
+        let _ = write!(
+            sentence,
+            " Over the captured calls {} become {}, a ratio of {}.",
+            duration(before / 1e6),
+            duration(after / 1e6),
+            ratio(Some(before / after))
+        );
+    }
+    let most = times
+        .iter()
+        .max_by(|one, other| (one.1 / one.2).total_cmp(&(other.1 / other.2)));
+    if let Some((row, before, after)) = most
+        && before > after
+    {
+        let _ = write!(
+            sentence,
+            " Most is gained at M {}: {}.",
+            row.m,
+            ratio(Some(before / after))
+        );
+    }
+    sentence
+}
+
 fn hits(report: &Report) -> Option<Markup> {
     let picture = chart::hit_rates(&report.hit_rates)?;
-    let columns = [("share of", false), ("before", true), ("after", true)];
+    let columns = [("share of", Text), ("before", Number), ("after", Number)];
     let rows: Vec<Vec<String>> = report
         .hit_rates
         .iter()
@@ -282,7 +380,7 @@ fn hits(report: &Report) -> Option<Markup> {
     let caption = "Share that a row of the table serves";
     Some(figure(
         Some(picture),
-        caption,
+        "A call that no row serves runs the default kernel of its library.",
         &table(caption, &columns, &rows),
     ))
 }
@@ -291,17 +389,17 @@ fn roofline(report: &Report) -> Option<Markup> {
     let limits = report.roofline.as_ref()?;
     let picture = chart::roofline(limits, &report.shapes)?;
     let columns = [
-        ("shape", false),
-        ("FLOP per byte", true),
-        ("before, TFLOP/s", true),
-        ("after, TFLOP/s", true),
-        ("of the limit", true),
+        ("shape", Wide),
+        ("FLOP per byte", Number),
+        ("before, TFLOP/s", Number),
+        ("after, TFLOP/s", Number),
+        ("of the limit", Number),
     ];
     let rows: Vec<Vec<String>> = report
         .shapes
         .iter()
         .map(|row| {
-            let rate = |timing: &Option<super::model::Timing>| {
+            let rate = |timing: &Option<Timing>| {
                 timing.as_ref().map(|timing| row.flops() / timing.us / 1e6)
             };
             let intensity = row.flops() / row.bytes();
@@ -322,7 +420,8 @@ fn roofline(report: &Report) -> Option<Markup> {
             "Limits: " (significant(Some(limits.tflops), 4)) " TFLOP/s and " (significant(Some(limits.gbps), 4))
             " GB/s (" (limits.source) "). The line is the best a shape of that intensity can reach."
         }
-        (figure(Some(picture), caption, &table(caption, &columns, &rows)))
+        (figure(Some(picture), "Each mark is a shape; the nearer to the line, the less is left to gain.",
+            &table(caption, &columns, &rows)))
     })
 }
 
@@ -331,11 +430,11 @@ fn checks(report: &Report) -> Option<Markup> {
         return None;
     }
     let columns = [
-        ("probe", false),
-        ("M", true),
-        ("wrong outputs", true),
-        ("allowed", true),
-        ("result", false),
+        ("probe", Text),
+        ("M", Number),
+        ("wrong outputs", Number),
+        ("allowed", Number),
+        ("result", Text),
     ];
     let rows: Vec<Vec<String>> = report
         .layout
@@ -368,7 +467,7 @@ fn checks(report: &Report) -> Option<Markup> {
             (remarks("Shapes that missed", &engagement.missing))
         }
         @if !rows.is_empty() {
-            h3 { (badge(report.layout.iter().all(super::model::LayoutCheck::passed))) " Layout probes" }
+            h3 { (badge(report.layout.iter().all(LayoutCheck::passed))) " Layout probes" }
             (table("Deployed kernels against a reference", &columns, &rows))
         }
     })
@@ -404,7 +503,7 @@ fn skipped(report: &Report) -> Option<Markup> {
         .map(|skipped| vec![skipped.what.clone(), skipped.why.clone()])
         .collect();
     Some(html! {
-        @if !rows.is_empty() { (table("Not done, and why", &[("what", false), ("why", false)], &rows)) }
+        @if !rows.is_empty() { (table("Not done, and why", &[("what", Text), ("why", Wide)], &rows)) }
         (remarks("To know besides", &report.notes))
     })
 }
@@ -435,7 +534,7 @@ fn facts(caption: &str, facts: &[Fact]) -> Markup {
         .iter()
         .map(|fact| vec![fact.name.clone(), fact.value.clone()])
         .collect();
-    table(caption, &[("what", false), ("value", false)], &rows)
+    table(caption, &[("what", Text), ("value", Wide)], &rows)
 }
 
 fn run(report: &Report) -> Option<Markup> {
@@ -455,10 +554,10 @@ fn run(report: &Report) -> Option<Markup> {
         })
         .collect();
     let columns = [
-        ("stage", false),
-        ("time", true),
-        ("attempts", true),
-        ("outcome", false),
+        ("stage", Text),
+        ("time", Number),
+        ("attempts", Number),
+        ("outcome", Text),
     ];
     Some(html! {
         @if let Some(plan) = &report.plan {

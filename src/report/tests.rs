@@ -33,7 +33,7 @@ fn the_page_says_the_verdict_first_and_fetches_nothing() {
     let verdict = page.find("<h1").unwrap();
     assert!(verdict < page.find("<h2").unwrap());
     assert!(
-        page.contains("Better: output throughput improved by"),
+        page.contains("Better: output throughput rose by"),
         "{}",
         &page[..4000]
     );

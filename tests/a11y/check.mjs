@@ -1,0 +1,46 @@
+// Opens a report page in headless Chromium at two widths and in both colour schemes, runs axe-core on it,
+// and fails on a violation, on a page wider than its window, and on any request but the page itself.
+//
+//   npm install --prefix /tmp/a11y playwright-core axe-core      # anywhere outside the repository
+//   gemmtune report RUN_DIR
+//   NODE_PATH=/tmp/a11y/node_modules node tests/a11y/check.mjs RUN_DIR/report.html [FOLDER_FOR_SCREENSHOTS]
+//
+// CHROMIUM names the browser (default /usr/bin/chromium). Not part of the test suite: it needs a browser.
+import { readFileSync } from 'node:fs';
+import { createRequire } from 'node:module';
+import { resolve } from 'node:path';
+
+const require = createRequire(resolve(process.env.NODE_PATH ?? '.', 'here.js'));
+const { chromium } = require('playwright-core');
+const axe = readFileSync(require.resolve('axe-core/axe.min.js'), 'utf8');
+const [file, shots] = process.argv.slice(2);
+const browser = await chromium.launch({
+  executablePath: process.env.CHROMIUM ?? '/usr/bin/chromium',
+  args: ['--no-sandbox', '--disable-gpu', '--disable-quic', '--no-first-run', '--disable-background-networking',
+    '--disable-component-update', '--disable-sync'],
+});
+let faults = 0;
+for (const width of [1200, 380]) {
+  for (const colorScheme of ['light', 'dark']) {
+    // The page's own policy forbids scripts: it is lifted for the checker alone.
+    const context = await browser.newContext({ viewport: { width, height: 900 }, colorScheme, bypassCSP: true });
+    const page = await context.newPage();
+    const requests = [];
+    page.on('request', (request) => requests.push(request.url()));
+    await page.goto(`file://${resolve(file)}`);
+    if (shots) await page.screenshot({ path: `${shots}/${width}-${colorScheme}.png`, fullPage: true });
+    const wide = await page.evaluate(() => document.documentElement.scrollWidth);
+    await page.evaluate(axe);
+    const { violations } = await page.evaluate(() => axe.run());
+    for (const { id, help, nodes } of violations) {
+      console.log(`${width} ${colorScheme}: ${id}: ${help}: ${nodes.map((node) => node.target).join(' ')}`);
+    }
+    if (wide > width) console.log(`${width} ${colorScheme}: the page is ${wide} wide`);
+    if (requests.length !== 1) console.log(`${width} ${colorScheme}: requests: ${requests.join(' ')}`);
+    faults += violations.length + (wide > width) + (requests.length !== 1);
+    await context.close();
+  }
+}
+await browser.close();
+console.log(faults === 0 ? 'no fault found' : `${faults} faults`);
+process.exit(faults === 0 ? 0 : 1);
