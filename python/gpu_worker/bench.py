@@ -92,6 +92,7 @@ class Bench:
             "capabilities": ["split_k", "swap_ab"] if self._kernels.tuned else [],
             "prepare_slots": self._slots,
             "candidates": [],
+            "shipped": self._source.configs,
         }
 
     def prepare(self, shape, candidate, reply):

@@ -2,6 +2,7 @@
 
 import json
 import queue
+import sys
 import threading
 import time
 import traceback
@@ -84,6 +85,9 @@ class _Worker:
         self._open_bench = open_bench
         self._bench = None
         self._ready = threading.Event()
+        self._held_s = 0.0
+        self._sampled_s = 0.0
+        self._first = None
 
     def prepare(self, request):
         """Starts compiling; replies from whichever thread finishes it. Waits for `hello` to be served."""
@@ -120,6 +124,7 @@ class _Worker:
             if self._bench is None:
                 return failed(f"{ask['kind']} before a hello that succeeded")
             started = time.perf_counter()
+            self._first = self._first or started
             if ask["kind"] == "time":
                 answer = self._bench.time(ask["shape"], ask["candidates"], ask["timing"])
             elif ask["kind"] == "check":
@@ -127,6 +132,8 @@ class _Worker:
             else:
                 return failed(f"unknown kind of request `{ask['kind']}`")
             answer["busy_s"] = time.perf_counter() - started
+            self._held_s += answer["busy_s"]
+            self._sampled_s += answer.get("device_s", 0.0)
             return answer
         except DeviceLost:
             raise
@@ -138,9 +145,17 @@ class _Worker:
                 self._ready.set()
 
     def close(self):
-        """Ends the compile children."""
-        if self._bench is not None:
-            self._bench.close()
+        """Ends the compile children and says in the log how busy the device was."""
+        if self._bench is None:
+            return
+        bench, self._bench = self._bench, None
+        bench.close()
+        if self._first is not None:
+            since = time.perf_counter() - self._first
+            print(
+                f"device: {self._sampled_s:.3f} s in samples, {self._held_s:.3f} s held by requests, {since:.3f} s since the first",
+                file=sys.stderr,
+            )
 
 
 def _words(error):

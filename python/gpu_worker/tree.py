@@ -39,7 +39,7 @@ class TreeError(Exception):
 class KernelSource:
     """Kernels as source text, and where they came from."""
 
-    def __init__(self, text, plain, tuned, reduce, origin, version, clamps_block_k):
+    def __init__(self, text, plain, tuned, reduce, origin, version, clamps_block_k, configs=""):
         self.text = text
         self.plain = plain
         self.tuned = tuned
@@ -50,6 +50,8 @@ class KernelSource:
         """SGLang's version, or None when unknown or when the kernel is gemmtune's own."""
         self.clamps_block_k = clamps_block_k
         """Whether the release raises a BLOCK_SIZE_K below the scale block when it reads its file."""
+        self.configs = configs
+        """The folder of SGLang's own configuration files, beside the kernel's module; empty if there is none."""
         self.digest = hashlib.sha256(text.encode()).hexdigest()
 
     def write(self, folder):
@@ -97,6 +99,7 @@ def sglang_kernels(package):
             origin=location,
             version=sglang_version(package),
             clamps_block_k=clamps_block_k(source),
+            configs=_configs(path),
         )
     raise TreeError(f"no file of `{package}` defines {PLAIN} (looked at {', '.join(LOCATIONS)})")
 
@@ -129,6 +132,12 @@ def sglang_version(package):
             if match:
                 return match.group(1)
     return None
+
+
+def _configs(path):
+    """The folder in which a release looks for its files, where it is there."""
+    folder = os.path.join(os.path.dirname(os.path.realpath(path)), "configs")
+    return folder if os.path.isdir(folder) else ""
 
 
 def _functions(source, path):

@@ -62,6 +62,13 @@ class Trees(unittest.TestCase):
         with self.assertRaisesRegex(tree.TreeError, "_is_hip"):
             self.kernels({f"sglang/{tree.LOCATIONS[0]}": HEAD + PLAIN.rstrip() + "\n    tl.store(A, _is_hip)\n"})
 
+    def test_the_files_a_release_ships_are_found_beside_its_kernel(self):
+        location = tree.LOCATIONS[0]
+        found = self.kernels({f"sglang/{location}": HEAD + PLAIN})
+        self.assertEqual(found.configs, "")
+        found = self.kernels({f"sglang/{os.path.dirname(location)}/configs/N=1.json": "{}"})
+        self.assertEqual(found.configs, os.path.realpath(os.path.join(self.folder, "sglang", os.path.dirname(location), "configs")))
+
     def test_a_tree_without_the_kernel_is_named(self):
         with self.assertRaisesRegex(tree.TreeError, "no sglang package"):
             tree.package_folder(self.folder)
