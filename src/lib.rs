@@ -11,6 +11,7 @@ pub mod compare;
 pub mod event;
 pub mod log;
 pub mod overlay;
+pub mod plan;
 pub mod proc;
 pub mod pyedit;
 pub mod report;

@@ -11,6 +11,7 @@ pub mod instrument;
 pub mod keeper;
 pub mod lint;
 pub mod merge;
+pub mod plan;
 pub mod printer;
 pub mod reference_server;
 pub mod reference_worker;
@@ -69,6 +70,8 @@ enum Command {
     Lint(lint::LintArgs),
     /// Merge tuned tables: the best valid row per key, with its provenance
     Merge(merge::MergeArgs),
+    /// Plan what to tune: shapes, tables and a model's config in, ordered rows out
+    Plan(Box<plan::PlanArgs>),
 }
 
 /// Parses the command line, runs the command and says how it ended.
@@ -100,6 +103,7 @@ fn run(command: Command, printer: &Printer) -> Result<std::process::ExitCode, Fa
         Command::Keeper(args) => Ok(keeper::run(&args, printer)),
         Command::Lint(args) => lint::run(&args, printer).map(success),
         Command::Merge(args) => merge::run(&args, printer).map(success),
+        Command::Plan(args) => plan::run(&args, printer).map(success),
     }
 }
 

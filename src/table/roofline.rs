@@ -93,18 +93,10 @@ impl Device {
 
     /// The device whose `torch.cuda.get_device_name()` (blanks or underscores) this is.
     pub fn of_name(name: &str) -> Option<Self> {
-        let name = name.replace(' ', "_");
-        let amd = |gfx, cu_num| Self::of_key(gfx, cu_num);
-        if let Some(part) = name.strip_prefix("AMD_Instinct_") {
-            return match part {
-                "MI300X" | "MI325X" | "MI300X_OAM" | "MI325X_OAM" => amd("gfx942", 304),
-                "MI300A" => amd("gfx942", 228),
-                "MI308X" => amd("gfx942", 80),
-                "MI350X" | "MI355X" => amd("gfx950", 256),
-                "MI455X" => amd("gfx1250", 256),
-                _ => None,
-            };
+        if let Some((gfx, cu_num)) = key_of_name(name) {
+            return Self::of_key(gfx, cu_num);
         }
+        let name = name.replace(' ', "_");
         // Dense FP8 TFLOPS, memory TB/s, L2 MiB.
         let (fp8, memory, l2, source) = match name.strip_prefix("NVIDIA_")? {
             "H100_80GB_HBM3" => (1978.9, 3.35, 50.0, "NVIDIA H100 SXM data sheet"),
@@ -167,6 +159,19 @@ impl Device {
         let compute = shape.flops() / flops;
         let moving = bytes(shape.op, shape.m, shape.n, shape.k) / self.memory;
         (compute.max(moving) * 1e6).max(self.floor_us)
+    }
+}
+
+/// Architecture and compute units of an AMD part, by the name torch gives it (blanks or underscores).
+pub fn key_of_name(name: &str) -> Option<(&'static str, u32)> {
+    let name = name.replace(' ', "_");
+    match name.strip_prefix("AMD_Instinct_")? {
+        "MI300X" | "MI325X" | "MI300X_OAM" | "MI325X_OAM" => Some(("gfx942", 304)),
+        "MI300A" => Some(("gfx942", 228)),
+        "MI308X" => Some(("gfx942", 80)),
+        "MI350X" | "MI355X" => Some(("gfx950", 256)),
+        "MI455X" => Some(("gfx1250", 256)),
+        _ => None,
     }
 }
 

@@ -1,0 +1,544 @@
+//! `gemmtune plan`: what is worth tuning, in which order, for how much.
+
+use std::collections::BTreeSet;
+
+use camino::{Utf8Path, Utf8PathBuf};
+
+use super::failure::{Failure, Kind};
+use super::printer::Printer;
+use crate::plan::cost::Cost;
+use crate::plan::document::Verdict;
+use crate::plan::fold::{Fold, untuned_csv};
+use crate::plan::model::{self, Parallel, Prediction, Scheme};
+use crate::plan::sizes::{self, Capture};
+use crate::plan::{self, Plan, PlanError, PlanInput};
+use crate::shape::{Op, Shape};
+use crate::store::file::write_atomic;
+use crate::table::aiter::Table;
+use crate::table::revision::Revision;
+use crate::table::roofline::{Device, key_of_name};
+use crate::table::sglang_json::{Config, FileName};
+use crate::table::shapes::{self, CountedShape};
+
+/// Rows shown to people; `--json` and `-o` have all.
+const SHOWN: usize = 15;
+
+/// Arguments of `gemmtune plan`.
+#[derive(Debug, clap::Args)]
+pub struct PlanArgs {
+    /// Shapes that were seen: `op,M,N,K,dtype,records`, or a tuner's `M,N,K`
+    #[arg(long, value_name = "S.csv", required_unless_present = "model")]
+    shapes: Option<Utf8PathBuf>,
+
+    /// A tuned table the server has today (aiter CSV, SGLang JSON or a folder of those); repeatable
+    #[arg(long = "table", value_name = "T.csv")]
+    tables: Vec<Utf8PathBuf>,
+
+    /// The model's config.json: predicts its weights without a server
+    #[arg(long, value_name = "config.json")]
+    model: Option<Utf8PathBuf>,
+
+    /// Tensor parallelism of the server
+    #[arg(long, default_value_t = 1, value_name = "N")]
+    tp: u32,
+
+    /// Data parallelism of attention (--dp-size with --enable-dp-attention)
+    #[arg(long, default_value_t = 1, value_name = "N")]
+    dp_attention: u32,
+
+    /// Split of dense MLP layers in MoE models (--moe-dense-tp-size)
+    #[arg(long, value_name = "N")]
+    moe_dense_tp: Option<u32>,
+
+    /// The server runs with --disable-shared-experts-fusion
+    #[arg(long)]
+    no_shared_experts_fusion: bool,
+
+    /// Operation to plan for, where shapes or the model leave a choice
+    #[arg(long)]
+    op: Option<Op>,
+
+    /// Architecture as tables have it, for example gfx942
+    #[arg(long, requires = "cu")]
+    gfx: Option<String>,
+
+    /// Compute units as tables have them, for example 304
+    #[arg(long, requires = "gfx")]
+    cu: Option<u32>,
+
+    /// Device by the name torch gives it, for example "NVIDIA H200"
+    #[arg(long, conflicts_with = "gfx")]
+    device: Option<String>,
+
+    /// Rates of a device that is not known: operations and bytes per second, for example 2e11,2e10
+    #[arg(long, value_name = "FLOPS,BYTES", value_delimiter = ',', num_args = 2)]
+    rates: Vec<f64>,
+
+    /// Revision of aiter: A (v0.1.7), B (v0.1.9), P (303a583c) or H (e4048607)
+    #[arg(long, default_value = "H")]
+    revision: Revision,
+
+    /// How many M share a row: exact, fine (steps of 16 to 128) or coarse (powers of two)
+    #[arg(long, default_value = "fine", value_parser = parse_fold)]
+    fold: Fold,
+
+    /// Tune again what only the coarse grid serves
+    #[arg(long)]
+    refine: bool,
+
+    /// Decode batch sizes that graphs are captured for
+    #[arg(long, value_delimiter = ',', value_name = "M,...")]
+    capture: Vec<u32>,
+
+    /// Largest batch a decode graph is captured for (--cuda-graph-max-bs)
+    #[arg(long, value_name = "N")]
+    max_bs: Option<u32>,
+
+    /// Largest number of running requests (--max-running-requests)
+    #[arg(long, value_name = "N")]
+    max_running: Option<u32>,
+
+    /// The server decodes speculatively
+    #[arg(long)]
+    speculative: bool,
+
+    /// Chunked prefill size (--chunked-prefill-size)
+    #[arg(long, value_name = "N")]
+    chunked_prefill: Option<u32>,
+
+    /// Seconds of one device that tuning may take
+    #[arg(long, value_name = "SECONDS")]
+    budget: Option<f64>,
+
+    /// Write the rows to tune as the tuner reads them
+    #[arg(short, long, value_name = "UNTUNED.csv")]
+    output: Option<Utf8PathBuf>,
+}
+
+fn parse_fold(text: &str) -> Result<Fold, String> {
+    match text {
+        "exact" => Ok(Fold::Exact),
+        "fine" => Ok(Fold::Fine),
+        "coarse" => Ok(Fold::Coarse),
+        _ => Err("one of exact, fine, coarse".to_owned()),
+    }
+}
+
+/// Makes the plan, writes the untuned table and says what is in it.
+pub fn run(args: &PlanArgs, printer: &Printer) -> Result<(), Failure> {
+    let prediction = args
+        .model
+        .as_deref()
+        .map(|path| predict(path, args))
+        .transpose()?;
+    let (tables, configs) = read_tables(&args.tables)?;
+    let op_hint = args.op.or_else(|| op_of_model(prediction.as_ref(), args));
+    let seen = read_shapes(args, op_hint)?;
+    let ops = ops(args, &seen, prediction.as_ref());
+    let place = Place::of(args, &tables, &ops)?;
+    let (capture, chunk) = sizes_of(args, &place, prediction.as_ref());
+
+    let mut plans: Vec<Plan> = Vec::new();
+    let mut budget_s = args.budget;
+    for op in ops {
+        let cost = match op {
+            Op::TritonBlockFp8 => Cost::triton_race(),
+            _ if place.gfx.starts_with("gfx") => Cost::aiter_tuner(op, &place.gfx),
+            _ => Cost::reference(),
+        };
+        let mut plan = plan::make(&PlanInput {
+            op,
+            shapes: &seen,
+            tables: &tables,
+            configs: &configs,
+            model: prediction.as_ref(),
+            capture: &capture,
+            chunk,
+            revision: args.revision,
+            gfx: &place.gfx,
+            cu_num: place.cu_num,
+            device: &place.device,
+            fold: args.fold,
+            refine: args.refine,
+            cost: &cost,
+            budget_s,
+        })
+        .map_err(refused)?;
+        plan.notes.extend(place.note.clone());
+        budget_s = budget_s.map(|left| left - plan.gpu_seconds);
+        plans.push(plan);
+    }
+    let plan = plans.into_iter().reduce(Plan::join).ok_or_else(|| {
+        Failure::new(Kind::NoShapes, "there are no shapes to plan for")
+            .hint("`gemmtune shapes LOG -o S.csv` collects them from a server's log")
+    })?;
+    if let Some(output) = &args.output {
+        write_untuned(output, &plan, args)?;
+    }
+    if printer.is_json() {
+        return printer.json(&plan);
+    }
+    show(&plan, args, printer);
+    Ok(())
+}
+
+fn predict(path: &Utf8Path, args: &PlanArgs) -> Result<Prediction, Failure> {
+    let bytes = fs_err::read(path)
+        .map_err(|error| Failure::to(Kind::Usage, "read the model's config", error))?;
+    let parallel = Parallel {
+        tp: args.tp,
+        dp_attention: args.dp_attention,
+        moe_dense_tp: args.moe_dense_tp,
+        shared_experts_fusion: args.no_shared_experts_fusion.then_some(false),
+    };
+    let prediction = model::predict(&bytes, &parallel).map_err(|error| {
+        Failure::to(Kind::Usage, "plan from the model's config", error)
+            .hint("collect shapes from a server instead: `gemmtune shapes LOG -o S.csv`")
+    })?;
+    if !prediction.rejected.is_empty() {
+        return Err(Failure::new(
+            Kind::Usage,
+            format!(
+                "no server loads this model with --tp {}: {}",
+                args.tp,
+                prediction.rejected.join("; ")
+            ),
+        )
+        .hint("choose another --tp; split sides have to be whole scale blocks on every rank"));
+    }
+    Ok(prediction)
+}
+
+/// The operation a model's weights call for, where its scheme and the device say it.
+fn op_of_model(prediction: Option<&Prediction>, args: &PlanArgs) -> Option<Op> {
+    let nvidia = args
+        .device
+        .as_deref()
+        .is_some_and(|name| name.starts_with("NVIDIA"));
+    match (&prediction?.scheme, nvidia) {
+        (Scheme::PerChannel, _) => Some(Op::Bpreshuffle),
+        (Scheme::Block { .. }, true) => Some(Op::TritonBlockFp8),
+        (Scheme::Block { .. }, false) => Some(Op::Blockscale),
+    }
+}
+
+fn read_shapes(args: &PlanArgs, op: Option<Op>) -> Result<Vec<CountedShape>, Failure> {
+    let Some(path) = &args.shapes else {
+        return Ok(Vec::new());
+    };
+    let bytes =
+        fs_err::read(path).map_err(|error| Failure::to(Kind::Usage, "read the shapes", error))?;
+    shapes::read(&bytes, op.or(Some(Op::Blockscale))).map_err(|error| {
+        Failure::to(Kind::Usage, "use the shapes", error)
+            .hint("`gemmtune shapes LOG -o S.csv` writes such a file")
+    })
+}
+
+fn ops(args: &PlanArgs, seen: &[CountedShape], prediction: Option<&Prediction>) -> Vec<Op> {
+    if let Some(op) = args.op {
+        return vec![op];
+    }
+    let ops: BTreeSet<Op> = seen.iter().map(|counted| counted.shape.op).collect();
+    if ops.is_empty() {
+        return op_of_model(prediction, args).into_iter().collect();
+    }
+    ops.into_iter().collect()
+}
+
+/// The tables of all operations, and SGLang's files.
+type Tables = (Vec<Table>, Vec<(FileName, Config)>);
+
+fn read_tables(paths: &[Utf8PathBuf]) -> Result<Tables, Failure> {
+    let (mut tables, mut configs) = (Vec::new(), Vec::new());
+    for path in paths {
+        let files = if path.is_dir() {
+            files_of(path)?
+        } else {
+            vec![path.clone()]
+        };
+        for file in files {
+            let bytes = fs_err::read(&file)
+                .map_err(|error| Failure::to(Kind::Usage, "read a table", error))?;
+            let wrong = |error: Box<dyn std::error::Error + Send + Sync>| {
+                Failure::to(Kind::Usage, "use a table", error)
+                    .hint(format!("`gemmtune lint '{file}'` says more about the file"))
+            };
+            if file.extension() == Some("json") {
+                let name: FileName = file
+                    .file_name()
+                    .unwrap_or("")
+                    .parse()
+                    .map_err(|error| wrong(Box::new(error)))?;
+                let config =
+                    Config::read(file.as_str(), &bytes).map_err(|error| wrong(Box::new(error)))?;
+                configs.push((name, config));
+            } else {
+                let table = Table::read(file.as_str(), &bytes, None)
+                    .map_err(|error| wrong(Box::new(error)))?;
+                tables.push(table);
+            }
+        }
+    }
+    Ok((tables, configs))
+}
+
+/// SGLang's block-FP8 files and the CSV files of a folder, by name.
+fn files_of(folder: &Utf8Path) -> Result<Vec<Utf8PathBuf>, Failure> {
+    let failed = |error| Failure::to(Kind::Usage, "read the folder of tables", error);
+    let mut files = Vec::new();
+    for entry in folder.read_dir_utf8().map_err(failed)? {
+        let entry = entry.map_err(failed)?;
+        let block_fp8 = |name: FileName| name.dtype == "fp8_w8a8";
+        let wanted = match entry.path().extension() {
+            Some("csv") => {
+                entry.file_name().contains("tuned") && !entry.file_name().contains("untuned")
+            }
+            Some("json") => entry.file_name().parse().is_ok_and(block_fp8),
+            _ => false,
+        };
+        if wanted {
+            files.push(entry.into_path());
+        }
+    }
+    files.sort();
+    Ok(files)
+}
+
+/// Where the rows are to be looked up, and how fast that device is.
+struct Place {
+    gfx: String,
+    cu_num: u32,
+    device: Device,
+    note: Option<String>,
+}
+
+impl Place {
+    fn of(args: &PlanArgs, tables: &[Table], ops: &[Op]) -> Result<Self, Failure> {
+        if let Some(name) = &args.device {
+            let device = Self::rates(args, Device::of_name(name), name, tables)?;
+            let (gfx, cu_num) = key_of_name(name).unwrap_or(("", 0));
+            return Ok(Self {
+                gfx: gfx.to_owned(),
+                cu_num,
+                device,
+                note: None,
+            });
+        }
+        if let (Some(gfx), Some(cu_num)) = (&args.gfx, args.cu) {
+            let device = Self::rates(args, Device::of_key(gfx, cu_num), gfx, tables)?;
+            return Ok(Self {
+                gfx: gfx.clone(),
+                cu_num,
+                device,
+                note: None,
+            });
+        }
+        // The tables' own device, if they have one.
+        let keys: BTreeSet<(String, u32)> = tables
+            .iter()
+            .flat_map(|table| &table.rows)
+            .filter_map(|row| Some((row.gfx.as_deref()?.to_owned(), row.cu_num?)))
+            .collect();
+        if keys.len() > 1 {
+            let keys: Vec<_> = keys
+                .iter()
+                .map(|(gfx, cu)| format!("--gfx {gfx} --cu {cu}"))
+                .collect();
+            return Err(
+                Failure::new(Kind::Usage, "the tables hold rows of several devices")
+                    .hint(format!("say for which to plan: {}", keys.join(" or "))),
+            );
+        }
+        if let Some((gfx, cu_num)) = keys.into_iter().next() {
+            let device = Self::rates(args, Device::of_key(&gfx, cu_num), &gfx, tables)?;
+            return Ok(Self {
+                gfx,
+                cu_num,
+                device,
+                note: None,
+            });
+        }
+        let (gfx, cu_num, name) = if ops == [Op::TritonBlockFp8] {
+            ("", 0, "NVIDIA_H100_80GB_HBM3")
+        } else {
+            ("gfx942", 304, "AMD_Instinct_MI300X")
+        };
+        let device = Self::rates(args, Device::of_name(name), name, tables)?;
+        let note = Some(format!(
+            "no device was said: planned for {name}; say another with --gfx and --cu or --device"
+        ));
+        Ok(Self {
+            gfx: gfx.to_owned(),
+            cu_num,
+            device,
+            note,
+        })
+    }
+
+    /// Rates: given, known, or the best any row of the tables reached.
+    fn rates(
+        args: &PlanArgs,
+        known: Option<Device>,
+        name: &str,
+        tables: &[Table],
+    ) -> Result<Device, Failure> {
+        if let [flops, bytes] = args.rates[..] {
+            let valid = |rate: f64| rate.is_finite() && rate > 0.0;
+            return if valid(flops) && valid(bytes) {
+                Ok(Device::measured(name, flops, bytes))
+            } else {
+                Err(Failure::new(
+                    Kind::Usage,
+                    "--rates takes two positive numbers",
+                ))
+            };
+        }
+        let reached = |of: fn(&crate::table::aiter::Row) -> Option<f64>| {
+            tables
+                .iter()
+                .flat_map(|table| &table.rows)
+                .filter_map(of)
+                .fold(0.0, f64::max)
+        };
+        known
+            .or_else(|| {
+                let (flops, bytes) = (reached(|row| row.tflops), reached(|row| row.bw));
+                (flops > 0.0 && bytes > 0.0)
+                    .then(|| Device::measured(name, flops * 1e12, bytes * 1e9))
+            })
+            .ok_or_else(|| {
+                Failure::new(Kind::Usage, format!("the rates of `{name}` are not known"))
+                    .hint("give them with --rates FLOPS,BYTES, or a table tuned on it with --table")
+            })
+    }
+}
+
+/// Captured sizes and the prefill chunk: as said, else as a server does by default where a model is
+/// planned for.
+fn sizes_of(
+    args: &PlanArgs,
+    place: &Place,
+    prediction: Option<&Prediction>,
+) -> (Vec<u32>, Option<u32>) {
+    let memory = sizes::memory_gib(&place.gfx, place.cu_num, args.device.as_deref());
+    let (chunk, max_bs) = sizes::defaults(memory, args.tp);
+    let by_default = prediction.is_some();
+    let chunk = args
+        .chunked_prefill
+        .or(by_default.then_some(chunk / args.dp_attention.max(1)));
+    let max_bs = args
+        .max_bs
+        .or((by_default && args.capture.is_empty()).then_some(max_bs));
+    let mut capture = args.capture.clone();
+    if let Some(max_bs) = max_bs {
+        let ranks = args.tp / args.dp_attention.max(1);
+        capture.extend(sizes::capture_list(&Capture {
+            max_bs,
+            max_running: args.max_running,
+            speculative: args.speculative,
+            multiple_of: if args.dp_attention > 1 { ranks } else { 1 },
+        }));
+        capture.sort_unstable();
+        capture.dedup();
+    }
+    (capture, chunk)
+}
+
+fn refused(error: PlanError) -> Failure {
+    let (kind, hint) = match &error {
+        PlanError::NoShapes(_) => (
+            Kind::NoShapes,
+            "`gemmtune shapes LOG -o S.csv` collects shapes; --op says for which operation to plan",
+        ),
+        PlanError::Tables(_) | PlanError::Lookup(_) | PlanError::Config(_) => (
+            Kind::Usage,
+            "`gemmtune lint` on the tables says what is wrong with them",
+        ),
+    };
+    Failure::to(kind, "make a plan", error).hint(hint)
+}
+
+fn write_untuned(output: &Utf8Path, plan: &Plan, args: &PlanArgs) -> Result<(), Failure> {
+    let [op] = plan.ops[..] else {
+        return Err(Failure::new(
+            Kind::Usage,
+            "a tuner's file holds one operation, and the shapes have several",
+        )
+        .hint("say which with --op"));
+    };
+    let rows: Vec<Shape> = plan.tune.iter().map(|row| row.shape.shape()).collect();
+    let text = untuned_csv(op, args.revision, &plan.gfx, &rows);
+    write_atomic(output, text.as_bytes())
+        .map_err(|error| Failure::to(Kind::Environment, "write the untuned table", error))
+}
+
+fn show(plan: &Plan, args: &PlanArgs, printer: &Printer) {
+    if let Some(model) = &plan.model {
+        printer.say(format!("{} at TP{}:", model.architecture, model.tp));
+        for layer in &model.layers {
+            let condition = layer
+                .condition
+                .map_or_else(String::new, |text| format!("  {text}"));
+            let mark = if layer.present { ' ' } else { '-' };
+            printer.say(format!(
+                "  {mark} {:<30} {:>6} x {:<6} in {} layers{condition}",
+                layer.name, layer.n, layer.k, layer.count
+            ));
+        }
+        for note in &model.notes {
+            printer.say(format!("  {note}"));
+        }
+    }
+    for line in &plan.difference {
+        printer.say(format!("difference: {line}"));
+    }
+    for row in plan.tune.iter().take(SHOWN) {
+        printer.say(format!(
+            "{:>6.2} %  {}  serves {} M",
+            row.share * 100.0,
+            row.shape.shape(),
+            row.serves.len()
+        ));
+    }
+    if plan.tune.len() > SHOWN {
+        printer.say(format!(
+            "          and {} more rows",
+            plan.tune.len() - SHOWN
+        ));
+    }
+    if !plan.left_out.is_empty() {
+        printer.say(format!(
+            "{} rows are beyond the budget",
+            plan.left_out.len()
+        ));
+    }
+    let percent = |rate: f64| format!("{:.1} %", rate * 100.0);
+    printer.say(format!(
+        "{} seen shapes: {} served already, {} folded into others; {} sizes added",
+        plan.seen,
+        plan.served.len(),
+        plan.folded.len(),
+        plan.added
+    ));
+    printer.say(format!(
+        "hits by calls {} -> {}, by estimated time {} -> {}",
+        percent(plan.hit_rate.before.calls),
+        percent(plan.hit_rate.after.calls),
+        percent(plan.hit_rate.before.time),
+        percent(plan.hit_rate.after.time)
+    ));
+    printer.say(format!(
+        "times are roofline estimates for {} ({})",
+        plan.device, plan.device_source
+    ));
+    for note in &plan.notes {
+        printer.say(note);
+    }
+    match plan.verdict {
+        Verdict::Nothing => printer.say(format!("nothing is worth tuning: {}", plan.reason)),
+        Verdict::Tune => printer.say(&plan.reason),
+    }
+    if let (Some(output), Verdict::Tune) = (&args.output, plan.verdict) {
+        printer.say(format!("{output} holds the rows for the tuner"));
+    }
+}

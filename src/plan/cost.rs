@@ -1,0 +1,167 @@
+//! How long tuning will take on one device.
+//!
+//! `seconds(row) = shape + Σ over rungs: candidates × share × (setup + repeats × us × slowdown)`,
+//! where `us` is the roofline time of the row, `setup` is paid in the first rung only, and `slowdown` is
+//! how much slower than its roofline a candidate runs on average. Terms are measured where someone
+//! published a measurement, and said to be assumed where not; an estimate is good to a factor of two.
+
+use serde::Serialize;
+
+use crate::shape::Op;
+
+/// One rung of a race, or a tuner's only one.
+#[derive(Clone, Copy, Debug, PartialEq, Serialize)]
+pub struct Rung {
+    /// Share of the candidates that are timed in it.
+    pub share: f64,
+    /// Calls per candidate, warm-up included.
+    pub repeats: f64,
+}
+
+/// The terms of the estimate.
+#[derive(Clone, Debug, PartialEq, Serialize)]
+pub struct Cost {
+    /// Who tunes.
+    pub tuner: &'static str,
+    /// Candidates per shape.
+    pub candidates: f64,
+    /// Seconds before a candidate's first call: compiling, launching, making inputs.
+    pub setup_s: f64,
+    /// Seconds per shape besides.
+    pub shape_s: f64,
+    /// How much slower than the roofline a candidate runs on average.
+    pub slowdown: f64,
+    /// The rungs.
+    pub rungs: Vec<Rung>,
+    /// Where the terms come from.
+    pub source: &'static str,
+}
+
+impl Cost {
+    /// aiter's own tuner at default flags: every candidate, 5 warm-up and 101 timed calls.
+    pub fn aiter_tuner(op: Op, gfx: &str) -> Self {
+        let newer = gfx == "gfx950";
+        // Instances per shape at e4048607a5, without split-K: CK plus CKTile, assembly and FlyDSL.
+        let candidates = match op {
+            Op::Blockscale | Op::TritonBlockFp8 => {
+                if newer {
+                    52.0
+                } else {
+                    27.0
+                }
+            }
+            Op::BlockscaleBpreshuffle => {
+                if newer {
+                    57.0
+                } else {
+                    33.0
+                }
+            }
+            Op::Bpreshuffle => {
+                if newer {
+                    2730.0
+                } else {
+                    2800.0
+                }
+            }
+            Op::A8w8 => 86.0,
+            Op::A4w4 => 54.0,
+        };
+        Self {
+            tuner: "aiter",
+            candidates,
+            setup_s: 0.15,
+            shape_s: 0.5,
+            slowdown: 4.0,
+            rungs: vec![Rung {
+                share: 1.0,
+                repeats: 106.0,
+            }],
+            source: "candidates: instance lists of aiter e4048607a5; setup: 12 shapes in 52 s with 27 candidates on MI300X (AMD-AGI/GEAK notes); slowdown and time per shape: assumed",
+        }
+    }
+
+    /// gemmtune's race over SGLang's Triton configurations.
+    pub fn triton_race() -> Self {
+        Self {
+            tuner: "gemmtune race",
+            candidates: 160.0,
+            setup_s: 0.45,
+            shape_s: 2.0,
+            slowdown: 4.0,
+            rungs: vec![
+                Rung {
+                    share: 1.0,
+                    repeats: 5.0,
+                },
+                Rung {
+                    share: 0.2,
+                    repeats: 30.0,
+                },
+                Rung {
+                    share: 0.05,
+                    repeats: 200.0,
+                },
+            ],
+            source: "setup: 10,368 configurations in 77 minutes on one H100 (vllm-project/vllm#44830); candidates, rungs, slowdown: assumed",
+        }
+    }
+
+    /// The reference engine's kernels on the CPU: nothing is compiled.
+    pub fn reference() -> Self {
+        Self {
+            tuner: "gemmtune race",
+            candidates: 32.0,
+            setup_s: 0.0,
+            shape_s: 0.05,
+            slowdown: 3.0,
+            rungs: vec![
+                Rung {
+                    share: 1.0,
+                    repeats: 3.0,
+                },
+                Rung {
+                    share: 0.25,
+                    repeats: 10.0,
+                },
+                Rung {
+                    share: 0.1,
+                    repeats: 40.0,
+                },
+            ],
+            source: "assumed",
+        }
+    }
+
+    /// Seconds for a row whose roofline time is `us`.
+    pub fn seconds(&self, us: f64) -> f64 {
+        let timed: f64 = self
+            .rungs
+            .iter()
+            .map(|rung| self.candidates * rung.share * rung.repeats * us * self.slowdown / 1e6)
+            .sum();
+        self.shape_s + self.candidates * self.setup_s + timed
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn the_published_run_is_met_within_a_factor_of_two() {
+        // 12 shapes, `--libtype both`, MI300X: 52 s; 28 shapes: about 300 s.
+        let cost = Cost::aiter_tuner(Op::Blockscale, "gfx942");
+        let twelve = 12.0 * cost.seconds(10.0);
+        assert!((26.0..104.0).contains(&twelve), "{twelve}");
+        let more = 28.0 * cost.seconds(10.0);
+        assert!((75.0..600.0).contains(&more), "{more}");
+    }
+
+    #[test]
+    fn longer_shapes_and_more_rungs_cost_more() {
+        let cost = Cost::triton_race();
+        assert!(cost.seconds(1000.0) > cost.seconds(10.0));
+        assert!(Cost::reference().seconds(10.0) < 1.0);
+    }
+}

@@ -1,0 +1,133 @@
+//! Which GEMM weights a model has on each rank, from its `config.json` alone.
+//!
+//! The formulas are those of SGLang's model code (0.5.5 to 0.5.23): how projections are merged, which
+//! layers are replicated, where tensor parallelism splits. A dump of a live server is the better
+//! source; this one needs no server and tells what a dump should hold. No file is read here.
+
+mod config;
+mod layers;
+mod quant;
+
+use serde::Serialize;
+
+pub use config::ModelError;
+pub use quant::Scheme;
+
+use config::Config;
+
+/// How the server is started.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Parallel {
+    /// `--tp-size`.
+    pub tp: u32,
+    /// `--dp-size` with `--enable-dp-attention`; 1 without. Attention is split over tp / dp ranks.
+    pub dp_attention: u32,
+    /// `--moe-dense-tp-size`, where given: the split of dense MLP layers in MoE models.
+    pub moe_dense_tp: Option<u32>,
+    /// Whether shared experts are computed as routed ones; by default where SGLang does so.
+    pub shared_experts_fusion: Option<bool>,
+}
+
+impl Parallel {
+    /// Tensor parallelism over `tp` ranks and nothing else.
+    pub fn tp(tp: u32) -> Self {
+        Self {
+            tp,
+            dp_attention: 1,
+            moe_dense_tp: None,
+            shared_experts_fusion: None,
+        }
+    }
+
+    /// Ranks that attention is split over.
+    pub fn attention_tp(&self) -> u32 {
+        self.tp / self.dp_attention.max(1)
+    }
+}
+
+/// One kind of linear layer, per rank.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize)]
+pub struct Layer {
+    /// Its name in SGLang's model code.
+    pub name: &'static str,
+    /// Output features on this rank.
+    #[serde(rename = "N")]
+    pub n: u32,
+    /// Input features on this rank.
+    #[serde(rename = "K")]
+    pub k: u32,
+    /// How many layers of the model have it; each is one call per forward.
+    pub count: u32,
+    /// Whether every rank holds the whole weight.
+    pub replicated: bool,
+    /// Under which condition the layer exists or runs; `None` for always.
+    pub condition: Option<&'static str>,
+    /// Whether the layer exists with the server started as said.
+    pub present: bool,
+}
+
+/// What a model's linear layers are on each rank.
+#[derive(Clone, Debug, PartialEq, Serialize)]
+pub struct Prediction {
+    /// Architecture, as the config names it.
+    pub architecture: String,
+    /// How the weights are quantised.
+    pub scheme: Scheme,
+    /// Ranks of tensor parallelism.
+    pub tp: u32,
+    /// Ranks that attention is split over.
+    pub attention_tp: u32,
+    /// The layers, in the order a forward meets them; those not present say under which condition
+    /// they would be.
+    pub layers: Vec<Layer>,
+    /// Why the server would refuse to load the model so, one reason per layer.
+    pub rejected: Vec<String>,
+    /// What else a person should know.
+    pub notes: Vec<String>,
+}
+
+impl Prediction {
+    /// The (N, K) of the layers that are present, each once, with how many calls a forward makes.
+    pub fn weights(&self) -> Vec<(u32, u32, u32)> {
+        let mut weights = std::collections::BTreeMap::<(u32, u32), u32>::new();
+        for layer in self.layers.iter().filter(|layer| layer.present) {
+            let count = weights.entry((layer.n, layer.k)).or_default();
+            *count = count.saturating_add(layer.count);
+        }
+        weights
+            .into_iter()
+            .map(|((n, k), count)| (n, k, count))
+            .collect()
+    }
+}
+
+/// Predicts a model's layers from the bytes of its `config.json`.
+pub fn predict(bytes: &[u8], parallel: &Parallel) -> Result<Prediction, ModelError> {
+    let config = Config::read(bytes)?;
+    let (tp, dp) = (parallel.tp, parallel.dp_attention);
+    if tp == 0 || dp == 0 || tp % dp != 0 || tp > 1024 {
+        return Err(ModelError::BadParallel { tp, dp });
+    }
+    let scheme = quant::scheme(&config)?;
+    let mut builder = layers::Builder::new(&config, &scheme, parallel)?;
+    builder.attention()?;
+    builder.mlp()?;
+    let (layers, rejected, mut notes) = builder.finish();
+    if let Scheme::PerChannel = scheme {
+        notes.push(
+            "per-channel weights never reach gemm_a8w8_blockscale: they need gemm_a8w8_bpreshuffle tuned".to_owned(),
+        );
+    }
+    Ok(Prediction {
+        architecture: config.architecture(),
+        scheme,
+        tp,
+        attention_tp: parallel.attention_tp(),
+        layers,
+        rejected,
+        notes,
+    })
+}
+
+#[cfg(test)]
+mod tests;

@@ -1,0 +1,158 @@
+//! `gemmtune plan` from the outside: documents, the untuned file, refusals.
+
+use std::process::{Command, Output};
+
+use serde_json::Value;
+
+fn plan(arguments: &[&str]) -> Output {
+    Command::new(env!("CARGO_BIN_EXE_gemmtune"))
+        .current_dir(concat!(env!("CARGO_MANIFEST_DIR"), "/testdata"))
+        .arg("plan")
+        .args(arguments)
+        .output()
+        .unwrap()
+}
+
+fn document(arguments: &[&str]) -> Value {
+    let mut all = vec!["--json"];
+    all.extend(arguments);
+    let output = plan(&all);
+    assert_eq!(
+        output.status.code(),
+        Some(0),
+        "{}",
+        String::from_utf8_lossy(&output.stderr)
+    );
+    serde_json::from_slice(&output.stdout).unwrap()
+}
+
+fn weights(document: &Value) -> Vec<(u64, u64)> {
+    let rows = document["tune"].as_array().unwrap();
+    let mut weights: Vec<_> = rows
+        .iter()
+        .map(|row| (row["N"].as_u64().unwrap(), row["K"].as_u64().unwrap()))
+        .collect();
+    weights.sort_unstable();
+    weights.dedup();
+    weights
+}
+
+#[test]
+fn a_model_alone_gives_the_weights_of_its_table() {
+    let document = document(&["--model", "models/qwen3-14b.json", "--tp", "2"]);
+    assert_eq!(
+        weights(&document),
+        [(3584, 5120), (5120, 2560), (5120, 8704), (17408, 5120)]
+    );
+    assert_eq!(document["verdict"], "tune");
+    assert_eq!(document["ops"], serde_json::json!(["gemm_a8w8_blockscale"]));
+    let largest = document["tune"]
+        .as_array()
+        .unwrap()
+        .iter()
+        .map(|row| row["M"].as_u64().unwrap())
+        .max();
+    assert_eq!(
+        largest,
+        Some(16384),
+        "the default chunk of a 192 GiB device"
+    );
+    assert!(document["gpu_seconds"].as_f64().unwrap() > 0.0);
+}
+
+#[test]
+fn shapes_with_shipped_rows_are_served_and_the_rest_is_written_for_the_tuner() {
+    let folder = tempfile::tempdir().unwrap();
+    let path = |name: &str| folder.path().join(name).to_str().unwrap().to_owned();
+    fs_err::write(
+        path("s.csv"),
+        "op,M,N,K,dtype,records\n\
+         gemm_a8w8_blockscale,64,1280,4096,,9\n\
+         gemm_a8w8_blockscale,64,1280,5120,,1\n\
+         gemm_a8w8_blockscale,60,1280,5120,,1\n",
+    )
+    .unwrap();
+    let table = "aiter-tables/a8w8_blockscale_tuned_gemm_qwen3_235b.csv";
+    let arguments = [
+        "--shapes",
+        &path("s.csv"),
+        "--table",
+        table,
+        "-o",
+        &path("u.csv"),
+    ];
+    let document = document(&arguments);
+    assert_eq!(
+        (&document["gfx"], &document["cu_num"]),
+        (&"gfx950".into(), &256.into())
+    );
+    assert_eq!(document["served"][0]["by"], 64);
+    assert_eq!(document["folded"][0]["M"], 60);
+    assert!((document["hit_rate"]["before"]["calls"].as_f64().unwrap() - 9.0 / 11.0).abs() < 1e-9);
+    assert!((document["hit_rate"]["after"]["calls"].as_f64().unwrap() - 1.0).abs() < 1e-9);
+    assert_eq!(
+        fs_err::read_to_string(path("u.csv")).unwrap(),
+        "M,N,K\n64,1280,5120\n"
+    );
+}
+
+#[test]
+fn several_operations_are_planned_together() {
+    let folder = tempfile::tempdir().unwrap();
+    let path = folder.path().join("s.csv").to_str().unwrap().to_owned();
+    fs_err::write(
+        &path,
+        "op,M,N,K,dtype,records\n\
+         gemm_a8w8_blockscale,64,1280,4096,,9\n\
+         gemm_a8w8_bpreshuffle,64,1280,5120,,1\n",
+    )
+    .unwrap();
+    let document = document(&["--shapes", &path]);
+    assert_eq!(document["ops"].as_array().unwrap().len(), 2);
+    let shares: f64 = document["tune"]
+        .as_array()
+        .unwrap()
+        .iter()
+        .map(|row| row["share"].as_f64().unwrap())
+        .sum();
+    assert!((shares - 1.0).abs() < 1e-9);
+    assert_eq!(document["other_ops"], 1);
+    let refused = plan(&["--shapes", &path, "-o", "/dev/null/x.csv"]);
+    assert_eq!(refused.status.code(), Some(2));
+}
+
+#[test]
+fn a_split_that_no_server_loads_and_files_that_cannot_be_used_are_refused() {
+    let output = plan(&["--model", "models/qwen3-4b.json", "--tp", "8"]);
+    assert_eq!(output.status.code(), Some(2));
+    let text = String::from_utf8(output.stderr).unwrap();
+    assert!(
+        text.contains("K = 1216 on a rank is no multiple of 128"),
+        "{text}"
+    );
+    assert_eq!(
+        plan(&["--shapes", "models/ORIGIN.md"]).status.code(),
+        Some(2)
+    );
+    assert_eq!(plan(&["--shapes", "nowhere.csv"]).status.code(), Some(2));
+    assert_eq!(plan(&[]).status.code(), Some(2));
+    let folder = tempfile::tempdir().unwrap();
+    let empty = folder.path().join("s.csv").to_str().unwrap().to_owned();
+    fs_err::write(&empty, "op,M,N,K,dtype,records\n").unwrap();
+    assert_eq!(plan(&["--shapes", &empty]).status.code(), Some(14));
+}
+
+#[test]
+fn a_per_channel_model_is_planned_for_the_operation_it_needs() {
+    let document = document(&["--model", "models/glm-4.6.json", "--tp", "8"]);
+    assert_eq!(
+        document["ops"],
+        serde_json::json!(["gemm_a8w8_bpreshuffle"])
+    );
+    assert_eq!(document["tune"][0]["dtype"], "torch.float8_e4m3fnuz");
+    assert!(
+        document["model"]["notes"]
+            .to_string()
+            .contains("gemm_a8w8_bpreshuffle")
+    );
+}
