@@ -179,6 +179,8 @@ pub struct Progress {
     pub steps: Option<(u64, u64)>,
     /// Seconds until the stage ends, where they can be estimated.
     pub eta_seconds: Option<f64>,
+    /// Whether it is only worth a live line: superseded within moments.
+    pub passing: bool,
 }
 
 /// What an observer of a run is told.

@@ -8,10 +8,12 @@ pub mod bench;
 #[cfg(feature = "cli")]
 pub mod cli;
 pub mod compare;
+pub mod engine;
 pub mod event;
 pub mod log;
 pub mod overlay;
 pub mod plan;
+pub mod platform;
 pub mod proc;
 pub mod pyedit;
 pub mod report;

@@ -316,14 +316,32 @@ pub enum Action {
     Finish,
 }
 
+/// Which stages a run goes through.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Course {
+    /// All of them.
+    Full,
+    /// Both arms are the baseline: nothing is captured, tuned or deployed, and what the compare stage
+    /// finds is the noise of the set-up.
+    OnlyNoise,
+}
+
+impl Course {
+    fn skips(self, stage: Stage, state: &State) -> bool {
+        use Stage::{Baseline, Capture, Compare, Deploy, Inspect, Plan, Report, Tune, Verify};
+        match stage {
+            Inspect | Baseline | Report => false,
+            Capture | Plan => self == Self::OnlyNoise,
+            Tune | Deploy | Verify => self == Self::OnlyNoise || state.nothing_to_gain.is_some(),
+            Compare => state.nothing_to_gain.is_some(),
+        }
+    }
+}
+
 /// The next thing to do for a run in `state` that is to go on up to and including `until`.
-pub fn next(state: &State, until: Stage) -> Action {
+pub fn next(state: &State, course: Course, until: Stage) -> Action {
     for stage in Stage::ALL {
-        let skipped = state.nothing_to_gain.is_some()
-            && matches!(
-                stage,
-                Stage::Tune | Stage::Deploy | Stage::Verify | Stage::Compare
-            );
+        let skipped = course.skips(stage, state);
         if stage > until {
             return Action::Pause;
         }
@@ -409,20 +427,20 @@ mod tests {
         let mut state = State::default();
         for stage in Stage::ALL {
             assert_eq!(
-                next(&state, Stage::Report),
+                next(&state, Course::Full, Stage::Report),
                 Action::Start { stage, attempt: 1 }
             );
             state.apply(&Event::StageStarted { stage, attempt: 1 });
             assert_eq!(
-                next(&state, Stage::Report),
+                next(&state, Course::Full, Stage::Report),
                 Action::Start { stage, attempt: 2 }
             );
             state.apply(&finished(stage));
             if stage < Stage::Report {
-                assert_eq!(next(&state, stage), Action::Pause);
+                assert_eq!(next(&state, Course::Full, stage), Action::Pause);
             }
         }
-        assert_eq!(next(&state, Stage::Report), Action::Finish);
+        assert_eq!(next(&state, Course::Full, Stage::Report), Action::Finish);
     }
 
     #[test]
@@ -441,11 +459,30 @@ mod tests {
             nothing_to_gain: Some("every shape is served".to_owned()),
         });
         assert_eq!(
-            next(&state, Stage::Report),
+            next(&state, Course::Full, Stage::Report),
             Action::Start {
                 stage: Stage::Report,
                 attempt: 1
             }
+        );
+    }
+
+    #[test]
+    fn a_noise_run_only_serves_and_compares() {
+        let mut state = State::default();
+        let mut ran = Vec::new();
+        while let Action::Start { stage, .. } = next(&state, Course::OnlyNoise, Stage::Report) {
+            ran.push(stage);
+            state.apply(&finished(stage));
+        }
+        assert_eq!(
+            ran,
+            [
+                Stage::Inspect,
+                Stage::Baseline,
+                Stage::Compare,
+                Stage::Report
+            ]
         );
     }
 
@@ -465,7 +502,7 @@ mod tests {
             reason: "wrong numbers".to_owned(),
         });
         assert_eq!(
-            next(&state, Stage::Report),
+            next(&state, Course::Full, Stage::Report),
             Action::Start {
                 stage: Stage::Deploy,
                 attempt: 2

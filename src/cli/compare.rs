@@ -178,7 +178,7 @@ fn outcome(comparison: &Comparison, allow_unfair: bool) -> Result<(), Failure> {
 }
 
 /// The table people read.
-fn text(comparison: &Comparison, all: bool) -> String {
+pub(super) fn text(comparison: &Comparison, all: bool) -> String {
     let mut text = format!(
         "{}: {} ({})\n",
         comparison.metric, comparison.verdict, comparison.because

@@ -5,22 +5,28 @@
 pub mod bench;
 pub mod compare;
 pub mod completions;
+pub mod demo;
 pub mod failure;
 pub mod init;
 pub mod instrument;
 pub mod keeper;
 pub mod lint;
 pub mod merge;
+mod outcome;
 pub mod plan;
 pub mod printer;
+pub mod progress;
 pub mod reference_server;
 pub mod reference_worker;
 pub mod report;
+pub mod run;
+pub mod status;
 pub mod switch;
 pub mod trace;
 mod tree_changes;
 pub mod tune;
 pub mod tune_progress;
+pub mod undo;
 
 use clap::{Parser, Subcommand};
 
@@ -54,6 +60,14 @@ enum Command {
     Instrument(instrument::InstrumentArgs),
     /// Force CK or Triton in an SGLang tree, by the mildest means that is right
     Switch(switch::SwitchArgs),
+    /// Run the whole loop on the built-in reference engine
+    Demo(demo::DemoArgs),
+    /// Run the loop of a configuration file, or go on with an interrupted run
+    Run(run::RunArgs),
+    /// Say where a run stands
+    Status(status::StatusArgs),
+    /// Take back what a run deployed
+    Undo(undo::UndoArgs),
     /// Say which GEMM kernel an SGLang tree calls, and why
     Trace(trace::TraceArgs),
     /// Write gemmtune.toml from a launch script or a running server
@@ -78,7 +92,7 @@ enum Command {
 pub fn main() -> std::process::ExitCode {
     let cli = Cli::parse();
     let printer = Printer::new(cli.json);
-    match run(cli.command, &printer) {
+    match perform(cli.command, &printer) {
         Ok(code) => code,
         Err(failure) => {
             printer.failure(&failure);
@@ -87,7 +101,7 @@ pub fn main() -> std::process::ExitCode {
     }
 }
 
-fn run(command: Command, printer: &Printer) -> Result<std::process::ExitCode, Failure> {
+fn perform(command: Command, printer: &Printer) -> Result<std::process::ExitCode, Failure> {
     match command {
         Command::Report(args) => report::run(&args, printer).map(success),
         Command::Bench(args) => bench::run(&args, printer).map(success),
@@ -96,6 +110,10 @@ fn run(command: Command, printer: &Printer) -> Result<std::process::ExitCode, Fa
         Command::ReferenceServer(args) => reference_server::run(args, printer).map(success),
         Command::Instrument(args) => instrument::run(&args, printer).map(success),
         Command::Switch(args) => switch::run(&args, printer).map(success),
+        Command::Demo(args) => demo::run(&args, printer),
+        Command::Run(args) => run::run(&args, printer),
+        Command::Status(args) => status::run(&args, printer),
+        Command::Undo(args) => undo::run(&args, printer),
         Command::Trace(args) => trace::run(&args, printer).map(success),
         Command::Init(args) => init::run(&args, printer).map(success),
         Command::Tune(args) => tune::run(&args, printer).map(success),

@@ -17,17 +17,7 @@ const KILL_PATIENCE: Duration = Duration::from_secs(10);
 /// The living descendants of `root`, without `root` itself, parents before children.
 pub fn descendants(root: u32) -> Vec<u32> {
     let mut children: BTreeMap<u32, Vec<(u32, bool)>> = BTreeMap::new();
-    let Ok(entries) = fs_err::read_dir("/proc") else {
-        return Vec::new();
-    };
-    for entry in entries.flatten() {
-        let Some(pid) = entry
-            .file_name()
-            .to_str()
-            .and_then(|name| name.parse().ok())
-        else {
-            continue;
-        };
+    for pid in processes() {
         // A process that ended since the listing has no row any more.
         let Ok(stat) = fs_err::read_to_string(format!("/proc/{pid}/stat")) else {
             continue;
@@ -76,18 +66,54 @@ pub fn end_descendants(root: u32, grace: Duration, mut hurry: impl FnMut() -> bo
             thread::sleep(POLL);
         }
     }
+    kill_all(|| descendants(root))
+}
+
+/// Kills what `alive` lists until it lists nothing; returns what cannot be killed. It is asked again
+/// before every round, because a process may fork between the listing and the signal.
+pub fn kill_all(alive: impl Fn() -> Vec<u32>) -> Vec<u32> {
     let until = Instant::now() + KILL_PATIENCE;
     loop {
-        // Read again before every round: a process may fork between the listing and the signal.
-        let alive = descendants(root);
-        if alive.is_empty() || Instant::now() > until {
-            return alive;
+        let left = alive();
+        if left.is_empty() || Instant::now() > until {
+            return left;
         }
-        for pid in alive {
+        for pid in left {
             send(pid, Signal::SIGKILL);
         }
         thread::sleep(POLL);
     }
+}
+
+/// Processes of this user that carry `name=value` in the environment they were started with, other
+/// than this one.
+pub fn marked(name: &str, value: &str) -> Vec<u32> {
+    let mark = format!("{name}={value}");
+    let this = std::process::id();
+    processes()
+        .filter(|&pid| pid != this)
+        .filter(|pid| {
+            // Other users' environments cannot be read; zombies have none.
+            fs_err::read(format!("/proc/{pid}/environ")).is_ok_and(|environ| {
+                environ
+                    .split(|&byte| byte == 0)
+                    .any(|variable| variable == mark.as_bytes())
+            })
+        })
+        .collect()
+}
+
+fn processes() -> impl Iterator<Item = u32> {
+    fs_err::read_dir("/proc")
+        .into_iter()
+        .flatten()
+        .flatten()
+        .filter_map(|entry| {
+            entry
+                .file_name()
+                .to_str()
+                .and_then(|name| name.parse().ok())
+        })
 }
 
 fn send(pid: u32, signal: Signal) {
@@ -107,6 +133,24 @@ mod tests {
         );
         assert_eq!(parent_and_state("12 (x) Z 9 12"), Some((9, true)));
         assert_eq!(parent_and_state("torn"), None);
+    }
+
+    #[test]
+    fn a_marked_process_is_found_by_its_exact_mark() {
+        let mut child = std::process::Command::new("sleep")
+            .arg("30")
+            .env("GEMMTUNE_TEST_MARK", "a/b")
+            .spawn()
+            .unwrap();
+        // The environment is there once the new program is.
+        let until = Instant::now() + Duration::from_secs(5);
+        while marked("GEMMTUNE_TEST_MARK", "a/b").is_empty() && Instant::now() < until {
+            thread::sleep(POLL);
+        }
+        assert_eq!(marked("GEMMTUNE_TEST_MARK", "a/b"), [child.id()]);
+        assert!(marked("GEMMTUNE_TEST_MARK", "a").is_empty());
+        child.kill().unwrap();
+        child.wait().unwrap();
     }
 
     #[test]

@@ -25,6 +25,7 @@ impl RunDir {
     /// Two runs started in the same second get different folders: the later one counts up.
     pub fn create(parent: &Utf8Path, name: &str, now: jiff::Timestamp) -> io::Result<Self> {
         fs_err::create_dir_all(parent)?;
+        let parent = &parent.canonicalize_utf8()?;
         let stamp = now.strftime("%Y%m%dT%H%M%SZ");
         let mut serial = 1;
         let path = loop {

@@ -219,6 +219,9 @@ pub struct Compare {
     /// Interleaved pairs of trials. Six is the least that supports a verdict at 95 %.
     #[serde(default = "default_pairs")]
     pub pairs: u32,
+    /// Measure the noise of the set-up: both arms are the baseline and nothing is tuned.
+    #[serde(default, skip_serializing_if = "std::ops::Not::not")]
+    pub only_noise: bool,
 }
 
 impl Default for Compare {
@@ -226,6 +229,7 @@ impl Default for Compare {
         Self {
             metric: default_metric(),
             pairs: default_pairs(),
+            only_noise: false,
         }
     }
 }
@@ -316,6 +320,31 @@ impl Config {
         let config: Self = toml::from_str(text)?;
         config.check()?;
         Ok(config)
+    }
+
+    /// Makes relative paths absolute: they are relative to `folder`, that of the configuration file. A
+    /// server without a working directory gets that folder.
+    pub fn resolve(&mut self, folder: &Utf8Path) {
+        let server = &mut self.server;
+        server.cwd = Some(match &server.cwd {
+            Some(cwd) => folder.join(cwd),
+            None => folder.to_owned(),
+        });
+        if let Some(script) = &mut server.script {
+            *script = folder.join(&*script);
+        }
+        for root in [&mut self.backend.sglang_root, &mut self.backend.aiter_root]
+            .into_iter()
+            .flatten()
+        {
+            *root = folder.join(&*root);
+        }
+        // A bare `python3` is looked for on the path; anything with a slash is a file.
+        if let Some(python) = &mut self.backend.python
+            && python.as_str().contains('/')
+        {
+            *python = folder.join(&*python);
+        }
     }
 
     /// The configuration as TOML, with every default written out.

@@ -1,0 +1,145 @@
+//! Progress of a run on a terminal, or as plain lines elsewhere. The only user of `indicatif`.
+
+use std::io::IsTerminal as _;
+use std::time::Duration;
+
+use indicatif::{ProgressBar, ProgressStyle};
+
+use super::printer::Printer;
+use crate::event::{Event, Notice, Progress};
+
+/// Draws a run: one line per thing that happened, and on a terminal a live line below them.
+#[derive(Debug)]
+pub struct RunProgress<'a> {
+    printer: &'a Printer,
+    live: Option<ProgressBar>,
+    last: String,
+}
+
+impl<'a> RunProgress<'a> {
+    /// A display on standard error.
+    pub fn new(printer: &'a Printer) -> Self {
+        let live = std::io::stderr().is_terminal().then(|| {
+            let bar = ProgressBar::new_spinner();
+            if let Ok(style) = ProgressStyle::with_template("{spinner} {elapsed} {wide_msg}") {
+                bar.set_style(style);
+            }
+            bar.enable_steady_tick(Duration::from_millis(200));
+            bar
+        });
+        Self {
+            printer,
+            live,
+            last: String::new(),
+        }
+    }
+
+    /// Takes one notice.
+    pub fn show(&mut self, notice: &Notice) {
+        match notice {
+            Notice::Recorded(event) => {
+                if let Some(line) = line_of(event) {
+                    self.print(&line);
+                }
+            }
+            Notice::Remark(text) => self.print(&format!("          {text}")),
+            Notice::Progress(progress) => {
+                let line = progress_line(progress);
+                match &self.live {
+                    Some(bar) => bar.set_message(line),
+                    // Without a terminal only changes of what is being done are worth a line.
+                    None if !progress.passing && progress.doing != self.last => self.print(&line),
+                    None => {}
+                }
+                self.last.clone_from(&progress.doing);
+            }
+        }
+    }
+
+    fn print(&self, line: &str) {
+        match &self.live {
+            Some(bar) => bar.suspend(|| self.printer.say(line)),
+            None => self.printer.say(line),
+        }
+    }
+}
+
+impl Drop for RunProgress<'_> {
+    fn drop(&mut self) {
+        if let Some(bar) = &self.live {
+            bar.finish_and_clear();
+        }
+    }
+}
+
+fn line_of(event: &Event) -> Option<String> {
+    match event {
+        Event::StageFinished {
+            stage,
+            seconds,
+            summary,
+            ..
+        } => Some(format!("{stage:<9} {summary} ({})", duration(*seconds))),
+        Event::StageFailed { stage, reason, .. } => Some(format!("{stage:<9} FAILED: {reason}")),
+        Event::Undone { reason } => Some(format!("{:<9} deployment taken back: {reason}", "undo")),
+        Event::RunResumed { .. } => Some("resuming".to_owned()),
+        Event::Interrupted { stage } => Some(format!("{stage:<9} interrupted")),
+        Event::RunStarted { .. }
+        | Event::Identified { .. }
+        | Event::StageStarted { .. }
+        | Event::TrialStarted { .. }
+        | Event::TrialFinished { .. }
+        | Event::TrialFailed { .. } => None,
+    }
+}
+
+fn progress_line(progress: &Progress) -> String {
+    let mut line = format!("{:<9} ", progress.stage.name());
+    if let Some((done, all)) = progress.steps {
+        line.push_str(&format_args!("{done}/{all} ").to_string());
+    }
+    line.push_str(&progress.doing);
+    if let Some(seconds) = progress.eta_seconds {
+        line.push_str(&format_args!(" (about {} left)", duration(seconds)).to_string());
+    }
+    line
+}
+
+/// A duration for people: `3.2 s`, `4 min 05 s`, `2 h 10 min`.
+pub fn duration(seconds: f64) -> String {
+    let whole = seconds.round().max(0.0) as u64;
+    match whole {
+        0..60 => format!("{:.1} s", seconds.max(0.0)),
+        60..3600 => format!("{} min {:02} s", whole / 60, whole % 60),
+        _ => format!("{} h {:02} min", whole / 3600, whole / 60 % 60),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::stage::Stage;
+
+    #[test]
+    fn durations_read_as_people_say_them() {
+        assert_eq!(duration(3.21), "3.2 s");
+        assert_eq!(duration(59.96), "1 min 00 s");
+        assert_eq!(duration(245.0), "4 min 05 s");
+        assert_eq!(duration(7800.0), "2 h 10 min");
+    }
+
+    #[test]
+    fn a_progress_line_counts_and_estimates() {
+        let progress = Progress {
+            stage: Stage::Compare,
+            doing: "tuned: running the benchmark".to_owned(),
+            steps: Some((3, 12)),
+            eta_seconds: Some(65.0),
+            passing: false,
+        };
+        assert_eq!(
+            progress_line(&progress),
+            "compare   3/12 tuned: running the benchmark (about 1 min 05 s left)"
+        );
+    }
+}

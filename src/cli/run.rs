@@ -1,0 +1,270 @@
+//! `gemmtune run`: the loop, from one configuration file or on from an interrupted run.
+
+use std::process::ExitCode;
+
+use camino::{Utf8Path, Utf8PathBuf};
+
+use super::failure::{Failure, Kind};
+use super::printer::Printer;
+use super::progress::RunProgress;
+use crate::engine::trouble::{Class, Trouble};
+use crate::engine::{Engine, Finish, Surroundings, digest};
+use crate::proc::{Interrupt, Keeper};
+use crate::stage::Stage;
+use crate::store::run_dir::{LATEST, RUNS, RunDir};
+use crate::workload::config::{Config, FILE_NAME};
+
+/// Arguments of `gemmtune run`.
+#[derive(Debug, clap::Args)]
+pub struct RunArgs {
+    /// A configuration file, or the folder of a run to go on with
+    #[arg(default_value = FILE_NAME)]
+    path: Utf8PathBuf,
+    /// Stop after this stage
+    #[arg(long, default_value = "report")]
+    until: Stage,
+    /// Say what would be run, and run nothing
+    #[arg(long)]
+    dry_run: bool,
+    /// Wall time for the tune stage of a new run, for example 30m
+    #[arg(long)]
+    budget: Option<crate::workload::duration::Span>,
+    /// Begin a new run although the latest one is not finished
+    #[arg(long)]
+    new: bool,
+}
+
+/// Begins or resumes a run.
+pub fn run(args: &RunArgs, printer: &Printer) -> Result<ExitCode, Failure> {
+    if args.path.is_dir() {
+        let run = open(&args.path)?;
+        return if args.dry_run {
+            dry_run_of(&run, printer)
+        } else {
+            go_on(run, args.until, printer)
+        };
+    }
+    let config = read_config(&args.path, args.budget)?;
+    if args.dry_run {
+        return dry_run(&config, printer);
+    }
+    let runs = folder_of(&args.path).join(RUNS);
+    if !args.new
+        && let Some(run) = unfinished(&runs)?
+    {
+        refuse_other_configuration(&run, &config)?;
+        printer.say(format!("resuming {}", run.path()));
+        return go_on(run, args.until, printer);
+    }
+    begin(&runs, config, args.until, printer)
+}
+
+/// Begins a run of `config` in a new folder below `runs`.
+pub(super) fn begin(
+    runs: &Utf8Path,
+    config: Config,
+    until: Stage,
+    printer: &Printer,
+) -> Result<ExitCode, Failure> {
+    let run = RunDir::create(runs, &config.workload.name, jiff::Timestamp::now())
+        .map_err(|error| Failure::to(Kind::Environment, "create the run folder", error))?;
+    printer.say(format!("run folder {}", run.path()));
+    drive(printer, run, until, |run, with| {
+        Engine::begin(run, config, with)
+    })
+}
+
+fn go_on(run: RunDir, until: Stage, printer: &Printer) -> Result<ExitCode, Failure> {
+    drive(printer, run, until, |run, with| Engine::resume(run, with))
+}
+
+fn drive(
+    printer: &Printer,
+    run: RunDir,
+    until: Stage,
+    open: impl FnOnce(RunDir, Surroundings<'_>) -> Result<Engine<'_>, Trouble>,
+) -> Result<ExitCode, Failure> {
+    let path = run.path().to_owned();
+    let interrupt = Interrupt::new();
+    interrupt
+        .on_signals()
+        .map_err(|error| Failure::to(Kind::Environment, "watch for Ctrl-C", error))?;
+    let mut progress = RunProgress::new(printer);
+    let mut observer = |notice: &crate::event::Notice| progress.show(notice);
+    let with = Surroundings {
+        keeper: keeper()?,
+        interrupt,
+        observer: &mut observer,
+        command: format!("gemmtune run {path}"),
+    };
+    let finish = open(run, with).and_then(|mut engine| engine.run(until));
+    drop(progress);
+    match finish {
+        Ok(Finish::Complete) => super::outcome::show(&path, printer),
+        Ok(Finish::Paused) => {
+            printer.say(format!(
+                "done up to {until}; go on with `gemmtune run {path}`"
+            ));
+            if printer.is_json() {
+                printer.json(&serde_json::json!({ "run_dir": path, "finished": until.name() }))?;
+            }
+            Ok(ExitCode::SUCCESS)
+        }
+        Err(trouble) => Err(failure(trouble).hint(format!("go on with `gemmtune run {path}`"))),
+    }
+}
+
+/// This binary as the keeper of children.
+pub(super) fn keeper() -> Result<Keeper, Failure> {
+    Keeper::this_binary()
+        .map_err(|error| Failure::to(Kind::Environment, "find gemmtune's own binary", error))
+}
+
+/// The failure, with its exit code, that a trouble of the engine is at the command line.
+pub(super) fn failure(trouble: Trouble) -> Failure {
+    let kind = match trouble.class {
+        Class::Internal => Kind::Bug,
+        Class::Usage => Kind::Usage,
+        Class::Environment => Kind::Environment,
+        Class::SourceNotRecognised => Kind::SourceNotRecognised,
+        Class::WorkloadFailed => Kind::WorkloadFailed,
+        Class::ServerNotReady => Kind::ServerNotReady,
+        Class::NoShapes => Kind::NoShapes,
+        Class::TunerFailed => Kind::TunerFailed,
+        Class::NotBetter => Kind::NotBetter,
+        Class::NotResumable => Kind::NotResumable,
+        Class::Interrupted => Kind::Interrupted,
+    };
+    let failure = Failure::new(kind, trouble.reason);
+    match trouble.hint {
+        Some(hint) => failure.hint(hint),
+        None => failure,
+    }
+}
+
+/// Opens the run folder at `path`.
+pub(super) fn open(path: &Utf8Path) -> Result<RunDir, Failure> {
+    RunDir::open(path).map_err(|error| {
+        Failure::to(Kind::Usage, "open the run", error)
+            .hint("begin one with `gemmtune run gemmtune.toml` or `gemmtune demo`")
+    })
+}
+
+fn read_config(
+    path: &Utf8Path,
+    budget: Option<crate::workload::duration::Span>,
+) -> Result<Config, Failure> {
+    let text = fs_err::read_to_string(path).map_err(|error| {
+        Failure::to(Kind::Usage, "read the configuration", error)
+            .hint("write one with `gemmtune init SCRIPT`, or try `gemmtune demo`")
+    })?;
+    let mut config = Config::parse(&text)
+        .map_err(|error| Failure::to(Kind::Usage, &error.to_string(), error))?;
+    if let Some(budget) = budget {
+        config.budget.tune = budget;
+    }
+    let folder = folder_of(path)
+        .canonicalize_utf8()
+        .map_err(|error| Failure::to(Kind::Usage, "find the configuration's folder", error))?;
+    config.resolve(&folder);
+    Ok(config)
+}
+
+fn folder_of(path: &Utf8Path) -> &Utf8Path {
+    match path.parent() {
+        Some(folder) if !folder.as_str().is_empty() => folder,
+        _ => Utf8Path::new("."),
+    }
+}
+
+/// The latest run below `runs`, when it has not written its report.
+fn unfinished(runs: &Utf8Path) -> Result<Option<RunDir>, Failure> {
+    let latest = runs.join(LATEST);
+    if !latest.exists() {
+        return Ok(None);
+    }
+    let run = open(&latest)?;
+    let events = crate::engine::read_events(&run).map_err(failure)?;
+    let state = crate::stage::State::fold(events.iter().map(|record| &record.event));
+    Ok((!state.has_finished(Stage::Report)).then_some(run))
+}
+
+fn refuse_other_configuration(run: &RunDir, config: &Config) -> Result<(), Failure> {
+    let recorded = fs_err::read(run.config())
+        .map_err(|error| Failure::to(Kind::NotResumable, "read the run's configuration", error))?;
+    let wanted = config.to_toml();
+    if digest(&recorded) == digest(wanted.as_bytes()) {
+        return Ok(());
+    }
+    let diff = similar::TextDiff::from_lines(&*String::from_utf8_lossy(&recorded), &wanted)
+        .unified_diff()
+        .context_radius(0)
+        .to_string();
+    Err(Failure::new(
+        Kind::NotResumable,
+        format!(
+            "the unfinished run {} was begun with another configuration:\n{diff}",
+            run.path()
+        ),
+    )
+    .hint(format!(
+        "go on with it as it was: `gemmtune run {}`; or begin a new one: `gemmtune run --new`",
+        run.path()
+    )))
+}
+
+fn dry_run_of(run: &RunDir, printer: &Printer) -> Result<ExitCode, Failure> {
+    let text = fs_err::read_to_string(run.config())
+        .map_err(|error| Failure::to(Kind::NotResumable, "read the run's configuration", error))?;
+    let config = Config::parse(&text)
+        .map_err(|error| Failure::to(Kind::NotResumable, &error.to_string(), error))?;
+    dry_run(&config, printer)
+}
+
+fn dry_run(config: &Config, printer: &Printer) -> Result<ExitCode, Failure> {
+    use crate::workload::config::{Launch, Measure};
+    let quoted = |argv: &[String]| {
+        shlex::try_join(argv.iter().map(String::as_str)).unwrap_or_else(|_| argv.join(" "))
+    };
+    let server = match config.launch() {
+        Ok(Launch::Command(command)) => quoted(command),
+        Ok(Launch::Script(script)) => format!("bash {script}"),
+        Err(error) => return Err(Failure::to(Kind::Usage, &error.to_string(), error)),
+    };
+    let benchmark = match config.measure() {
+        Ok(Measure::Command { command, results }) => {
+            format!("{} (results: {results})", quoted(command))
+        }
+        Ok(Measure::Builtin(load)) => format!(
+            "built in: {} requests, {} at once, {} tokens in, {} out",
+            load.prompts, load.concurrency, load.input_len, load.output_len
+        ),
+        Err(error) => return Err(Failure::to(Kind::Usage, &error.to_string(), error)),
+    };
+    let starts = 3 + config.compare.pairs * 2;
+    if printer.is_json() {
+        printer.json(&serde_json::json!({
+            "server": server,
+            "ready": config.ready_url(),
+            "benchmark": benchmark,
+            "stages": Stage::ALL.map(Stage::name),
+            "server_starts": starts,
+            "tune_budget": config.budget.tune.to_string(),
+        }))?;
+    } else {
+        printer.say(format!(
+            "would start   {server}\n\
+             until ready   {}\n\
+             and run       {benchmark}\n\
+             stages        {}\n\
+             server starts {starts}: baseline, capture, verify and {} interleaved pairs\n\
+             tune budget   {}\n\
+             nothing was run",
+            config.ready_url(),
+            Stage::ALL.map(Stage::name).join(", "),
+            config.compare.pairs,
+            config.budget.tune,
+        ));
+    }
+    Ok(ExitCode::SUCCESS)
+}

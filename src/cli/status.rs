@@ -1,0 +1,126 @@
+//! `gemmtune status`: where a run stands, also while another process works on it.
+
+use std::process::ExitCode;
+
+use camino::{Utf8Path, Utf8PathBuf};
+use serde_json::json;
+
+use super::failure::Failure;
+use super::printer::Printer;
+use super::progress::duration;
+use crate::stage::{Stage, Standing, State, TrialEnd};
+use crate::store::lock::{Holder, Lock, LockError};
+use crate::store::run_dir::{LATEST, RUNS};
+
+/// Arguments of `gemmtune status`.
+#[derive(Debug, clap::Args)]
+pub struct StatusArgs {
+    /// A run folder; the latest of this folder's runs when absent
+    run: Option<Utf8PathBuf>,
+}
+
+/// The run folder the user means: the one given, else the latest below the current folder.
+pub(super) fn chosen(run: Option<&Utf8PathBuf>) -> Utf8PathBuf {
+    run.cloned()
+        .unwrap_or_else(|| Utf8Path::new(RUNS).join(LATEST))
+}
+
+/// Prints where the run stands.
+pub fn run(args: &StatusArgs, printer: &Printer) -> Result<ExitCode, Failure> {
+    let run = super::run::open(&chosen(args.run.as_ref()))?;
+    let records = crate::engine::read_events(&run).map_err(super::run::failure)?;
+    let state = State::fold(records.iter().map(|record| &record.event));
+    // Whoever works on a run holds its lock; a lock that can be taken shows that nobody does.
+    let at_work = match Lock::take(&run.lock(), &Holder::this_process("gemmtune status")) {
+        Err(LockError::Held { holder, .. }) => Some(holder),
+        _ => None,
+    };
+    let last = records.last().map(|record| record.at);
+    if printer.is_json() {
+        printer.json(&document(run.path(), &state, at_work.as_deref(), last))?;
+        return Ok(ExitCode::SUCCESS);
+    }
+    printer.say(format!("run       {}", run.path()));
+    printer.say(match &at_work {
+        Some(holder) => format!("at work   {holder}"),
+        None => format!("at work   nobody; go on with `gemmtune run {}`", run.path()),
+    });
+    for stage in Stage::ALL {
+        let (attempts, standing) = state.standing(stage);
+        let text = match standing {
+            Standing::Pending => "-".to_owned(),
+            Standing::InDoubt if at_work.is_some() => format!("running (attempt {attempts})"),
+            Standing::InDoubt => "interrupted; will be run again".to_owned(),
+            Standing::Failed { reason } => format!("failed: {reason}"),
+            Standing::Finished { seconds, summary } => {
+                format!("{summary} ({})", duration(*seconds))
+            }
+        };
+        printer.say(format!("{stage:<9} {text}"));
+    }
+    let finished = state
+        .trials()
+        .iter()
+        .filter(|trial| matches!(trial.end, TrialEnd::Finished { .. }));
+    printer.say(format!(
+        "trials    {} finished of {} started",
+        finished.count(),
+        state.trials().len()
+    ));
+    for reason in state.undone() {
+        printer.say(format!("undone    {reason}"));
+    }
+    Ok(ExitCode::SUCCESS)
+}
+
+fn document(
+    path: &Utf8Path,
+    state: &State,
+    at_work: Option<&str>,
+    last: Option<jiff::Timestamp>,
+) -> serde_json::Value {
+    let stages: Vec<_> = Stage::ALL
+        .into_iter()
+        .map(|stage| {
+            let (attempts, standing) = state.standing(stage);
+            let (word, text, seconds) = match standing {
+                Standing::Pending => ("pending", None, None),
+                Standing::InDoubt if at_work.is_some() => ("running", None, None),
+                Standing::InDoubt => ("interrupted", None, None),
+                Standing::Failed { reason } => ("failed", Some(reason), None),
+                Standing::Finished { seconds, summary } => {
+                    ("finished", Some(summary), Some(*seconds))
+                }
+            };
+            json!({
+                "stage": stage.name(),
+                "standing": word,
+                "attempts": attempts,
+                "text": text,
+                "seconds": seconds,
+            })
+        })
+        .collect();
+    let trials: Vec<_> = state
+        .trials()
+        .iter()
+        .map(|trial| {
+            let end = match &trial.end {
+                TrialEnd::InDoubt => "in_doubt",
+                TrialEnd::Failed { .. } => "failed",
+                TrialEnd::Finished { .. } => "finished",
+            };
+            json!({ "trial": trial.number, "role": trial.role.name(), "host": trial.host, "end": end })
+        })
+        .collect();
+    json!({
+        "run_dir": path,
+        "at_work": at_work,
+        "last_record": last.map(|at| at.to_string()),
+        "stages": stages,
+        "trials": trials,
+        "identity": state.identity(),
+        "nothing_to_gain": state.nothing_to_gain(),
+        "undone": state.undone(),
+    })
+}

@@ -1,0 +1,70 @@
+//! `gemmtune undo`: takes back what a run deployed.
+
+use std::process::ExitCode;
+
+use camino::Utf8PathBuf;
+
+use super::failure::{Failure, Kind};
+use super::printer::Printer;
+use super::progress::RunProgress;
+use crate::engine::{Engine, Surroundings};
+use crate::proc::Interrupt;
+use crate::stage::Stage;
+
+/// Arguments of `gemmtune undo`.
+#[derive(Debug, clap::Args)]
+pub struct UndoArgs {
+    /// A run folder; the latest of this folder's runs when absent
+    run: Option<Utf8PathBuf>,
+    /// Say what would be taken back, and touch nothing
+    #[arg(long)]
+    dry_run: bool,
+}
+
+/// Takes back what the run deployed, to the byte.
+pub fn run(args: &UndoArgs, printer: &Printer) -> Result<ExitCode, Failure> {
+    let run = super::run::open(&super::status::chosen(args.run.as_ref()))?;
+    let path = run.path().to_owned();
+    let interrupt = Interrupt::new();
+    interrupt
+        .on_signals()
+        .map_err(|error| Failure::to(Kind::Environment, "watch for Ctrl-C", error))?;
+    let mut progress = RunProgress::new(printer);
+    let mut observer = |notice: &crate::event::Notice| progress.show(notice);
+    let with = Surroundings {
+        keeper: super::run::keeper()?,
+        interrupt,
+        observer: &mut observer,
+        command: format!("gemmtune undo {path}"),
+    };
+    let result = Engine::resume(run, with).and_then(|mut engine| {
+        let deployed = engine.state().has_finished(Stage::Deploy);
+        let taken_back = engine.deployed()?;
+        if deployed && !args.dry_run {
+            engine.undo("asked for with `gemmtune undo`")?;
+        }
+        Ok((deployed, taken_back))
+    });
+    drop(progress);
+    let (deployed, taken_back) = result.map_err(super::run::failure)?;
+    if printer.is_json() {
+        printer.json(&serde_json::json!({
+            "run_dir": path,
+            "deployed": deployed,
+            "undone": deployed && !args.dry_run,
+            "what": taken_back,
+        }))?;
+    } else if !deployed {
+        printer.say("nothing is deployed by this run");
+    } else {
+        let word = if args.dry_run {
+            "would take back"
+        } else {
+            "took back"
+        };
+        for what in taken_back {
+            printer.say(format!("{word} {what}"));
+        }
+    }
+    Ok(ExitCode::SUCCESS)
+}

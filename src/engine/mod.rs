@@ -1,0 +1,358 @@
+//! The one loop: it asks the pure `stage::next` what to do, does it, and records what happened.
+//!
+//! Journal first, effect second. A stage that was started and has no recorded end is run again as
+//! the next attempt; what it made durable meanwhile (finished trials, tuned shapes) is not repeated.
+//! The engine never prints: an observer is told.
+
+pub mod deadline;
+pub mod server;
+mod stages;
+mod trial;
+pub mod trouble;
+
+use std::collections::BTreeMap;
+use std::time::{Duration, Instant};
+
+use camino::Utf8Path;
+
+use crate::event::{Event, FORMAT, Header, Notice, Progress};
+use crate::platform::Platform;
+use crate::proc::{Interrupt, Keeper, tree};
+use crate::stage::{Action, Course, Stage, State, next};
+use crate::store::file::write_atomic;
+use crate::store::journal::{Journal, JournalError, Record};
+use crate::store::lock::{Holder, Lock, LockError, host_name};
+use crate::store::run_dir::RunDir;
+use crate::workload::config::Config;
+
+use trouble::{Class, Trouble};
+
+/// Set in every process a run starts, to the run folder: by it a resumed run finds what a killed one
+/// left, although its keepers should have ended that already.
+pub const RUN_VARIABLE: &str = "GEMMTUNE_RUN";
+
+/// How an invocation of the loop ended without trouble.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Finish {
+    /// The report is written.
+    Complete,
+    /// The stage asked for is done.
+    Paused,
+}
+
+/// One run of the loop, locked for this process.
+pub struct Engine<'a> {
+    run: RunDir,
+    config: Config,
+    platform: std::sync::Arc<dyn Platform>,
+    keeper: Keeper,
+    interrupt: Interrupt,
+    host: String,
+    journal: Journal,
+    state: State,
+    observer: &'a mut dyn FnMut(&Notice),
+    _lock: Lock,
+}
+
+/// What an engine needs from outside the run folder.
+pub struct Surroundings<'a> {
+    /// Keeps children.
+    pub keeper: Keeper,
+    /// The user's wish to stop.
+    pub interrupt: Interrupt,
+    /// Told of everything.
+    pub observer: &'a mut dyn FnMut(&Notice),
+    /// The command line, for whoever finds the run locked.
+    pub command: String,
+}
+
+impl<'a> Engine<'a> {
+    /// Begins a run of `config` in the new folder `run`. Paths in `config` must be absolute.
+    pub fn begin(run: RunDir, config: Config, with: Surroundings<'a>) -> Result<Self, Trouble> {
+        let lock = take_lock(&run, &with.command)?;
+        let text = config.to_toml();
+        write_atomic(&run.config(), text.as_bytes()).map_err(|error| Trouble::file(&error))?;
+        let header = Header {
+            format: FORMAT,
+            tool_version: env!("CARGO_PKG_VERSION").to_owned(),
+            identity: BTreeMap::from([("configuration".to_owned(), digest(text.as_bytes()))]),
+        };
+        let journal = Journal::create(&run.journal()).map_err(|error| journal_trouble(&error))?;
+        let mut engine = Self::new(run, config, journal, State::default(), with, lock)?;
+        engine.record(Event::RunStarted { header })?;
+        Ok(engine)
+    }
+
+    /// Goes on with the run in `run`.
+    pub fn resume(run: RunDir, with: Surroundings<'a>) -> Result<Self, Trouble> {
+        let lock = take_lock(&run, &with.command)?;
+        let (journal, records) =
+            Journal::open::<Event>(&run.journal()).map_err(|error| journal_trouble(&error))?;
+        let text = fs_err::read_to_string(run.config()).map_err(|error| Trouble::file(&error))?;
+        let Some(Event::RunStarted { header }) = records.first().map(|record| &record.event) else {
+            return Err(Trouble::new(
+                Class::NotResumable,
+                format!("`{}` does not begin with a header", run.journal()),
+            )
+            .hint("begin a new run"));
+        };
+        check_header(header, text.as_bytes(), &run)?;
+        let config =
+            Config::parse(&text).map_err(|error| Trouble::caused(Class::NotResumable, &error))?;
+        let state = State::fold(records.iter().map(|record| &record.event));
+        let mut engine = Self::new(run, config, journal, state, with, lock)?;
+        engine.end_leftovers()?;
+        let event = Event::RunResumed {
+            host: engine.host.clone(),
+            tool_version: env!("CARGO_PKG_VERSION").to_owned(),
+        };
+        engine.record(event)?;
+        Ok(engine)
+    }
+
+    fn new(
+        run: RunDir,
+        config: Config,
+        journal: Journal,
+        state: State,
+        with: Surroundings<'a>,
+        lock: Lock,
+    ) -> Result<Self, Trouble> {
+        let platform = crate::platform::of(&config, &with.keeper)?;
+        Ok(Self {
+            run,
+            config,
+            platform,
+            keeper: with.keeper,
+            interrupt: with.interrupt,
+            host: host_name(),
+            journal,
+            state,
+            observer: with.observer,
+            _lock: lock,
+        })
+    }
+
+    /// Runs stages up to and including `until`.
+    pub fn run(&mut self, until: Stage) -> Result<Finish, Trouble> {
+        let course = if self.config.compare.only_noise {
+            Course::OnlyNoise
+        } else {
+            Course::Full
+        };
+        loop {
+            match next(&self.state, course, until) {
+                Action::Finish => return Ok(Finish::Complete),
+                Action::Pause => return Ok(Finish::Paused),
+                Action::Start { stage, attempt } => self.perform(stage, attempt)?,
+            }
+        }
+    }
+
+    /// The run folder.
+    pub fn run_dir(&self) -> &RunDir {
+        &self.run
+    }
+
+    /// The state so far.
+    pub fn state(&self) -> &State {
+        &self.state
+    }
+
+    fn perform(&mut self, stage: Stage, attempt: u32) -> Result<(), Trouble> {
+        if self.interrupt.is_raised() {
+            self.record(Event::Interrupted { stage })?;
+            return Err(server::interrupted());
+        }
+        self.record(Event::StageStarted { stage, attempt })?;
+        let started = Instant::now();
+        let result = stages::perform(self, stage);
+        let seconds = started.elapsed().as_secs_f64();
+        match result {
+            Ok(done) => self.record(Event::StageFinished {
+                stage,
+                attempt,
+                seconds,
+                summary: done.summary,
+                nothing_to_gain: done.nothing_to_gain,
+            }),
+            Err(trouble) => {
+                self.record(if trouble.class == Class::Interrupted {
+                    Event::Interrupted { stage }
+                } else {
+                    Event::StageFailed {
+                        stage,
+                        attempt,
+                        seconds,
+                        reason: trouble.reason.clone(),
+                    }
+                })?;
+                // A verify stage that says no leaves nothing deployed.
+                if stage == Stage::Verify && trouble.class == Class::NotBetter {
+                    self.undo(&trouble.reason)?;
+                }
+                Err(trouble)
+            }
+        }
+    }
+
+    /// What the run has deployed, in words.
+    pub fn deployed(&self) -> Result<Vec<String>, Trouble> {
+        stages::deployed(self)
+    }
+
+    /// Takes back what the deploy stage did.
+    pub fn undo(&mut self, reason: &str) -> Result<(), Trouble> {
+        stages::undo(self)?;
+        self.record(Event::Undone {
+            reason: reason.to_owned(),
+        })
+    }
+
+    fn record(&mut self, event: Event) -> Result<(), Trouble> {
+        let record = Record {
+            at: jiff::Timestamp::now(),
+            event,
+        };
+        self.journal
+            .append(&record)
+            .map_err(|error| journal_trouble(&error))?;
+        self.state.apply(&record.event);
+        (self.observer)(&Notice::Recorded(record.event));
+        Ok(())
+    }
+
+    fn progress(&mut self, progress: Progress) {
+        (self.observer)(&Notice::Progress(progress));
+    }
+
+    fn remark(&mut self, text: impl Into<String>) {
+        (self.observer)(&Notice::Remark(text.into()));
+    }
+
+    /// Records facts of the site, or refuses when a recorded one has changed.
+    fn identify(&mut self, facts: BTreeMap<String, String>) -> Result<(), Trouble> {
+        let mut fresh = BTreeMap::new();
+        for (name, found) in facts {
+            match self.state.identity().get(&name) {
+                None => {
+                    fresh.insert(name, found);
+                }
+                Some(recorded) if *recorded == found => {}
+                Some(recorded) => {
+                    return Err(Trouble::new(
+                        Class::NotResumable,
+                        format!("{name} was `{recorded}` when this run began and is `{found}` now"),
+                    )
+                    .hint("begin a new run: `gemmtune run --new`"));
+                }
+            }
+        }
+        if fresh.is_empty() {
+            Ok(())
+        } else {
+            self.record(Event::Identified { identity: fresh })
+        }
+    }
+
+    /// Waits for, then ends, processes of this run that a killed gemmtune left.
+    fn end_leftovers(&mut self) -> Result<(), Trouble> {
+        let value = self.run.path().as_str().to_owned();
+        let alive = || tree::marked(RUN_VARIABLE, &value);
+        if alive().is_empty() {
+            return Ok(());
+        }
+        self.remark("ending what the interrupted run left running");
+        // Their keepers are already at it, with the grace they were given.
+        let until = Instant::now() + Duration::from_secs(15);
+        while Instant::now() < until {
+            if alive().is_empty() {
+                return Ok(());
+            }
+            if self.interrupt.sleep(Duration::from_millis(50)) {
+                return Err(server::interrupted());
+            }
+        }
+        let left = tree::kill_all(alive);
+        if left.is_empty() {
+            return Ok(());
+        }
+        Err(Trouble::new(
+            Class::Environment,
+            format!("processes {left:?} of the interrupted run cannot be killed"),
+        ))
+    }
+}
+
+fn take_lock(run: &RunDir, command: &str) -> Result<Lock, Trouble> {
+    Lock::take(&run.lock(), &Holder::this_process(command)).map_err(|error| match &error {
+        LockError::Held { .. } => Trouble::caused(Class::NotResumable, &error)
+            .hint(format!("watch it with `gemmtune status {}`", run.path())),
+        LockError::Io { .. } => Trouble::caused(Class::Internal, &error),
+    })
+}
+
+fn check_header(header: &Header, config: &[u8], run: &RunDir) -> Result<(), Trouble> {
+    if header.format > FORMAT {
+        return Err(Trouble::new(
+            Class::NotResumable,
+            format!(
+                "`{}` was written by gemmtune {} in format {}, and this version writes format {FORMAT}",
+                run.path(),
+                header.tool_version,
+                header.format
+            ),
+        )
+        .hint("go on with the newer gemmtune"));
+    }
+    let found = digest(config);
+    match header.identity.get("configuration") {
+        Some(recorded) if *recorded != found => Err(Trouble::new(
+            Class::NotResumable,
+            format!("configuration was `{recorded}` when this run began and is `{found}` now"),
+        )
+        .hint(format!("restore {} or begin a new run", run.config()))),
+        _ => Ok(()),
+    }
+}
+
+fn journal_trouble(error: &JournalError) -> Trouble {
+    match error {
+        JournalError::Io { .. } => Trouble::caused(Class::Internal, error),
+        JournalError::Damaged { .. } => Trouble::caused(Class::NotResumable, error)
+            .hint("begin a new run, or cut the journal before that line"),
+    }
+}
+
+/// The first 16 hexadecimal digits of the SHA-256 of `bytes`: enough to tell contents apart.
+pub fn digest(bytes: &[u8]) -> String {
+    use sha2::{Digest as _, Sha256};
+    use std::fmt::Write as _;
+    Sha256::digest(bytes)
+        .iter()
+        .take(8)
+        .fold(String::new(), |mut text, byte| {
+            let _ = write!(text, "{byte:02x}");
+            text
+        })
+}
+
+/// Reads the events of a run without locking or changing it.
+pub fn read_events(run: &RunDir) -> Result<Vec<Record<Event>>, Trouble> {
+    Journal::read(&run.journal()).map_err(|error| journal_trouble(&error))
+}
+
+/// Reads a document that a stage wrote.
+fn read_json<T: serde::de::DeserializeOwned>(path: &Utf8Path) -> Result<T, Trouble> {
+    let text = fs_err::read_to_string(path).map_err(|error| Trouble::file(&error))?;
+    serde_json::from_str(&text)
+        .map_err(|error| Trouble::new(Class::Internal, format!("`{path}` does not parse: {error}")))
+}
+
+/// Writes a document for later stages and for people.
+fn write_json(path: &Utf8Path, document: &impl serde::Serialize) -> Result<(), Trouble> {
+    let mut text = serde_json::to_vec_pretty(document)
+        .map_err(|error| Trouble::new(Class::Internal, format!("`{path}`: {error}")))?;
+    text.push(b'\n');
+    write_atomic(path, &text).map_err(|error| Trouble::file(&error))
+}

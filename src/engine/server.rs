@@ -1,0 +1,343 @@
+//! Starting a server, waiting until it is ready, asking what it resolved its arguments to.
+
+use std::collections::BTreeMap;
+use std::io::{Read as _, Seek as _, SeekFrom};
+use std::net::TcpListener;
+use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::mpsc::{RecvTimeoutError, channel};
+use std::thread;
+use std::time::{Duration, Instant};
+
+use camino::{Utf8Path, Utf8PathBuf};
+
+use super::trouble::{Class, Trouble};
+use crate::proc::interrupt::Urgency;
+use crate::proc::{Ended, Interrupt, Keeper, Kept, Spawn};
+
+/// Environment on top of our own: set (`Some`) or removed (`None`).
+pub type Environment = BTreeMap<String, Option<String>>;
+
+/// How a server is started and recognised as ready.
+#[derive(Clone, Debug)]
+pub struct ServerOrder {
+    /// Program and arguments.
+    pub argv: Vec<String>,
+    /// Working folder.
+    pub folder: Utf8PathBuf,
+    /// Environment on top of our own.
+    pub env: Environment,
+    /// Loopback port it will listen on.
+    pub port: u16,
+    /// Answers 200 once the server is up.
+    pub ready_url: String,
+    /// Text its log must hold as well.
+    pub ready_log: Option<String>,
+    /// How long it may take to become ready.
+    pub ready_limit: Duration,
+}
+
+/// A server that is up. Dropping it ends its whole process tree.
+#[derive(Debug)]
+pub struct Server {
+    kept: Kept,
+    log: Utf8PathBuf,
+    base_url: String,
+    ready_seconds: f64,
+}
+
+/// How often readiness is asked for. A cold SGLang needs minutes, the reference engine milliseconds.
+const POLL: Duration = Duration::from_millis(50);
+
+/// After Ctrl-C requests in flight may end by themselves for this long before the server is ended.
+const PATIENCE: Duration = Duration::from_secs(2);
+
+/// One readiness question may take this long: an idle SGLang generates a token to answer it.
+const ASK: Duration = Duration::from_secs(5);
+
+impl Server {
+    /// Starts a server, its output appended to `log`, and waits until it is ready.
+    pub fn start(
+        order: &ServerOrder,
+        log: &Utf8Path,
+        keeper: &Keeper,
+        interrupt: &Interrupt,
+    ) -> Result<Self, Trouble> {
+        refuse_taken_port(order.port)?;
+        let mut spawn = Spawn::new(order.argv.clone(), log);
+        spawn.folder = Some(order.folder.clone());
+        spawn.env = order.env.clone();
+        let started = Instant::now();
+        let kept = spawn
+            .start(keeper)
+            .map_err(|error| Trouble::caused(Class::Environment, &error))?;
+        let mut server = Self {
+            kept,
+            log: log.to_owned(),
+            base_url: format!("http://127.0.0.1:{}", order.port),
+            ready_seconds: 0.0,
+        };
+        server.wait_ready(order, started, interrupt)?;
+        server.ready_seconds = started.elapsed().as_secs_f64();
+        Ok(server)
+    }
+
+    fn wait_ready(
+        &mut self,
+        order: &ServerOrder,
+        started: Instant,
+        interrupt: &Interrupt,
+    ) -> Result<(), Trouble> {
+        let agent = agent(ASK);
+        let mut tail = order
+            .ready_log
+            .as_deref()
+            .map(|text| LogTail::new(&self.log, text));
+        loop {
+            match self.kept.wait(POLL, interrupt) {
+                Ended::Exited(code) => {
+                    return Err(Trouble::new(
+                        Class::ServerNotReady,
+                        format!(
+                            "the server exited with code {code} before it was ready{}",
+                            self.last_words()
+                        ),
+                    )
+                    .hint(format!("read its log: {}", self.log)));
+                }
+                Ended::Interrupted(urgency) => {
+                    self.kept.stop(urgency, interrupt);
+                    return Err(interrupted());
+                }
+                Ended::DeadlinePassed => {}
+            }
+            let logged = tail.as_mut().is_none_or(LogTail::has_come);
+            if logged && answers(&agent, &order.ready_url) {
+                return Ok(());
+            }
+            if started.elapsed() > order.ready_limit {
+                self.kept.stop(Urgency::Stop, interrupt);
+                let missing = if logged {
+                    format!("`{}` never answered 200", order.ready_url)
+                } else {
+                    format!(
+                        "its log never said {:?}",
+                        order.ready_log.as_deref().unwrap_or_default()
+                    )
+                };
+                return Err(Trouble::new(
+                    Class::ServerNotReady,
+                    format!(
+                        "the server was not ready after {:.0} s: {missing}",
+                        order.ready_limit.as_secs_f64()
+                    ),
+                )
+                .hint(format!(
+                    "read its log: {}; a slow first start needs a larger `server.ready_timeout_s`",
+                    self.log
+                )));
+            }
+        }
+    }
+
+    /// `http://127.0.0.1:PORT`.
+    pub fn base_url(&self) -> &str {
+        &self.base_url
+    }
+
+    /// Its log.
+    pub fn log(&self) -> &Utf8Path {
+        &self.log
+    }
+
+    /// Seconds from start to ready.
+    pub fn ready_seconds(&self) -> f64 {
+        self.ready_seconds
+    }
+
+    /// An error if the server has ended although nobody asked it to.
+    pub fn check_alive(&mut self) -> Result<(), Trouble> {
+        match self.kept.exited() {
+            None => Ok(()),
+            Some(code) => Err(Trouble::new(
+                Class::WorkloadFailed,
+                format!(
+                    "the server exited with code {code} while it was serving{}",
+                    self.last_words()
+                ),
+            )
+            .hint(format!("read its log: {}", self.log))),
+        }
+    }
+
+    /// Does `work` against this server on another thread, so that an interrupt and the server's death end
+    /// it: the flag handed to `work` is raised, and soon after the server is ended, which breaks off
+    /// requests that hang.
+    pub fn ask<T: Send>(
+        &mut self,
+        interrupt: &Interrupt,
+        work: impl FnOnce(&AtomicBool) -> T + Send,
+    ) -> Result<T, Trouble> {
+        let stop = AtomicBool::new(false);
+        thread::scope(|scope| {
+            let (sender, done) = channel();
+            let stop = &stop;
+            scope.spawn(move || {
+                // The receiver waits for this or for the end of the thread.
+                let _ = sender.send(work(stop));
+            });
+            let mut asked_to_stop: Option<Instant> = None;
+            loop {
+                match done.recv_timeout(POLL) {
+                    Ok(answer) if asked_to_stop.is_none() => return Ok(answer),
+                    Ok(_) => return Err(interrupted()),
+                    Err(RecvTimeoutError::Disconnected) => {
+                        return Err(Trouble::new(
+                            Class::Internal,
+                            "a thread that asked the server ended without an answer",
+                        ));
+                    }
+                    Err(RecvTimeoutError::Timeout) => {}
+                }
+                if self.kept.exited().is_some() {
+                    stop.store(true, Ordering::Relaxed);
+                }
+                match (interrupt.urgency(), asked_to_stop) {
+                    (Some(_), None) => {
+                        stop.store(true, Ordering::Relaxed);
+                        asked_to_stop = Some(Instant::now());
+                    }
+                    (Some(urgency), Some(since))
+                        if urgency == Urgency::Kill || since.elapsed() > PATIENCE =>
+                    {
+                        self.kept.stop(urgency, interrupt);
+                    }
+                    _ => {}
+                }
+            }
+        })
+    }
+
+    /// The resolved arguments the server reports, where it does.
+    pub fn info(&self) -> Option<serde_json::Value> {
+        crate::bench::client::server_info(&self.base_url)
+    }
+
+    /// Ends the server and everything it started.
+    pub fn stop(mut self, interrupt: &Interrupt) {
+        self.kept.stop(Urgency::Stop, interrupt);
+    }
+
+    /// The last line of its log, as the end of a sentence.
+    fn last_words(&self) -> String {
+        let text = fs_err::read(&self.log).unwrap_or_default();
+        let text = String::from_utf8_lossy(&text);
+        text.split(['\n', '\r'])
+            .rev()
+            .find(|line| !line.trim().is_empty())
+            .map_or_else(String::new, |line| {
+                let shown: String = line.trim().chars().take(200).collect();
+                format!("; its last words: {shown}")
+            })
+    }
+}
+
+/// What is said when the user stopped a run.
+pub fn interrupted() -> Trouble {
+    Trouble::new(Class::Interrupted, "interrupted; what was finished is kept")
+}
+
+/// A blocking HTTP client whose every call ends within `limit`, whatever its status.
+pub fn agent(limit: Duration) -> ureq::Agent {
+    ureq::Agent::config_builder()
+        .timeout_global(Some(limit))
+        .http_status_as_error(false)
+        .build()
+        .into()
+}
+
+fn answers(agent: &ureq::Agent, url: &str) -> bool {
+    agent
+        .get(url)
+        .call()
+        .is_ok_and(|response| response.status() == 200)
+}
+
+/// Another server on the port would answer in ours's place, and be measured.
+fn refuse_taken_port(port: u16) -> Result<(), Trouble> {
+    match TcpListener::bind(("127.0.0.1", port)) {
+        Ok(_) => Ok(()),
+        Err(error) => Err(Trouble::new(
+            Class::Environment,
+            format!(
+                "port {port} of this host is not free ({error}): something else would be measured"
+            ),
+        )
+        .hint(
+            "stop the other server, or change the port in the server command and in `server.port`",
+        )),
+    }
+}
+
+/// Looks for a text in the part of a growing file that was not looked at before.
+struct LogTail<'a> {
+    path: &'a Utf8Path,
+    text: &'a [u8],
+    read: u64,
+    end: Vec<u8>,
+    has_come: bool,
+}
+
+impl<'a> LogTail<'a> {
+    fn new(path: &'a Utf8Path, text: &'a str) -> Self {
+        Self {
+            path,
+            text: text.as_bytes(),
+            read: 0,
+            end: Vec::new(),
+            has_come: text.is_empty(),
+        }
+    }
+
+    fn has_come(&mut self) -> bool {
+        if self.has_come {
+            return true;
+        }
+        let mut fresh = std::mem::take(&mut self.end);
+        if let Ok(mut file) = fs_err::File::open(self.path)
+            && file.seek(SeekFrom::Start(self.read)).is_ok()
+            && let Ok(read) = file.read_to_end(&mut fresh)
+        {
+            self.read += read as u64;
+        }
+        self.has_come = memchr::memmem::find(&fresh, self.text).is_some();
+        // The text may stand across two looks.
+        let keep = fresh.len().saturating_sub(self.text.len());
+        self.end = fresh.split_off(keep);
+        self.has_come
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_text_that_arrives_in_two_pieces_is_found() {
+        let keep = tempfile::tempdir().unwrap();
+        let path = Utf8PathBuf::try_from(keep.path().join("log")).unwrap();
+        let mut tail = LogTail::new(&path, "ready to roll!");
+        assert!(!tail.has_come());
+        fs_err::write(&path, "loading\nready to").unwrap();
+        assert!(!tail.has_come());
+        fs_err::write(&path, "loading\nready to roll!\n").unwrap();
+        assert!(tail.has_come());
+    }
+
+    #[test]
+    fn a_taken_port_is_refused_with_its_number() {
+        let holder = TcpListener::bind("127.0.0.1:0").unwrap();
+        let port = holder.local_addr().unwrap().port();
+        let trouble = refuse_taken_port(port).unwrap_err();
+        assert!(trouble.reason.contains(&port.to_string()), "{trouble}");
+    }
+}

@@ -1,0 +1,71 @@
+//! `baseline`: the default path, served and measured as the user does today.
+
+use std::time::Duration;
+
+use super::Done;
+use crate::bench::parity::{self, Parity, Recording};
+use crate::bench::{client, result};
+use crate::engine::server::Server;
+use crate::engine::trial::{PROMPTS, RESULTS, TrialOrder};
+use crate::engine::trouble::{Class, Trouble};
+use crate::engine::{Engine, write_json};
+use crate::event::Role;
+use crate::proc::Interrupt;
+use crate::stage::Stage;
+
+/// The server's greedy answers, in its trial's folder.
+pub(super) const ANSWERS: &str = "parity.json";
+
+pub(super) fn baseline(engine: &mut Engine<'_>) -> Result<Done, Trouble> {
+    let order = TrialOrder {
+        stage: Stage::Baseline,
+        role: Role::Baseline,
+        env: [].into(),
+        may_build: true,
+    };
+    let (limit, interrupt) = (engine.benchmark_limit(), engine.interrupt.clone());
+    let done = engine.trial(&order, &mut |server, folder| {
+        let answers = record_answers(server, limit, &interrupt)?;
+        write_json(&folder.join(ANSWERS), &answers)
+    })?;
+    let runs = result::read(&done.folder.join(RESULTS))
+        .map_err(|error| Trouble::caused(Class::WorkloadFailed, &error))?;
+    let numbers: Vec<String> = [
+        ("output_throughput", "tok/s"),
+        ("median_ttft_ms", "ms TTFT"),
+        ("median_tpot_ms", "ms TPOT"),
+    ]
+    .iter()
+    .filter_map(|(key, unit)| {
+        let value = runs.last()?.number(key)?;
+        Some(format!("{value:.1} {unit}"))
+    })
+    .collect();
+    Ok(Done::new(numbers.join(", ")))
+}
+
+/// The server's greedy answers at one, two and four requests at once, so that prefill and decode run
+/// at several M: at M = 1 a transposed scale is the scale itself.
+pub(super) fn record_answers(
+    server: &mut Server,
+    limit: Duration,
+    interrupt: &Interrupt,
+) -> Result<Recording, Trouble> {
+    let url = server.base_url().to_owned();
+    server
+        .ask(interrupt, |stop| {
+            let order = Parity {
+                model: client::first_model(&url).unwrap_or_default(),
+                url,
+                concurrencies: vec![1, 2, 4],
+                prompts: 4,
+                input_len: 24,
+                output_len: 8,
+                seed: 7,
+                prompt: PROMPTS,
+                deadline: limit,
+            };
+            parity::record(&order, stop, &|_| {})
+        })?
+        .map_err(|error| Trouble::caused(Class::WorkloadFailed, &error))
+}

@@ -1,0 +1,289 @@
+//! `report`: everything the run found, as one page, one JSON and one summary.
+
+use std::collections::BTreeMap;
+
+use super::{Captured, Done, Verified};
+use crate::compare::Comparison;
+use crate::engine::trial::Started;
+use crate::engine::trouble::{Class, Trouble};
+use crate::engine::{Engine, read_json};
+use crate::event::{Arm as Side, Role};
+use crate::platform::{Deployment, Inspection, Tuned};
+use crate::report::model::{
+    Arm, Command, Engagement, Fact, HitRate, LayoutCheck, PlanSummary, Report, ShapeRow, Skipped,
+    StageTime, Timing,
+};
+use crate::stage::{Stage, Standing, TrialEnd};
+use crate::table::shapes;
+
+pub(super) fn report(engine: &mut Engine<'_>) -> Result<Done, Trouble> {
+    let document = Report {
+        name: engine.config.workload.name.clone(),
+        made: jiff::Timestamp::now().to_string(),
+        ended_early: engine
+            .state
+            .nothing_to_gain()
+            .map(|why| format!("Nothing to gain: {why}")),
+        machine: facts(engine.state.identity()),
+        stages: stage_times(engine),
+        commands: commands(engine),
+        ..Report::default()
+    };
+    let document = with_arms(engine, with_findings(engine, document)?)?;
+    crate::report::write(&document, engine.run.path())
+        .map_err(|error| Trouble::caused(Class::Internal, &error))?;
+    Ok(Done::new(engine.run.path().join("report.html")))
+}
+
+/// Reads what `stage` wrote, if it has finished.
+fn found<T: serde::de::DeserializeOwned>(
+    engine: &Engine<'_>,
+    stage: Stage,
+) -> Result<Option<T>, Trouble> {
+    if engine.state.has_finished(stage) {
+        read_json(&engine.run.stage(stage.name())).map(Some)
+    } else {
+        Ok(None)
+    }
+}
+
+fn with_findings(engine: &Engine<'_>, mut report: Report) -> Result<Report, Trouble> {
+    let inspection: Option<Inspection> = found(engine, Stage::Inspect)?;
+    let captured: Option<Captured> = found(engine, Stage::Capture)?;
+    let tuned: Option<Tuned> = found(engine, Stage::Tune)?;
+    let deployment: Option<Deployment> = found(engine, Stage::Deploy)?;
+    let verified: Option<Verified> = found(engine, Stage::Verify)?;
+    let comparison: Option<Comparison> = found(engine, Stage::Compare)?;
+    if engine.config.compare.only_noise {
+        report
+            .notes
+            .push("Both arms are the untuned server: this is the noise of the set-up".to_owned());
+    }
+    report.comparison = comparison;
+    if let Some(inspection) = &inspection {
+        report
+            .machine
+            .push(Fact::new("served before by", &inspection.path));
+        report.notes.extend(inspection.remarks.iter().cloned());
+    }
+    if let Some(captured) = &captured {
+        report
+            .machine
+            .push(Fact::new("dispatch", captured.dispatch.join(", ")));
+        if captured.malformed > 0 {
+            report.notes.push(format!(
+                "{} torn or impossible log records were left out of the capture",
+                captured.malformed
+            ));
+        }
+        report.shapes = shape_rows(engine, tuned.as_ref())?;
+        report.plan = Some(PlanSummary {
+            captured: captured.distinct,
+            deployed: deployment.as_ref().map(|deployment| deployment.rows),
+            used_s: tuned.as_ref().map(|tuned| tuned.busy_seconds),
+            ..PlanSummary::default()
+        });
+    }
+    if let Some(tuned) = tuned {
+        report.skipped.extend(tuned.failed.iter().map(|failed| {
+            let (what, why) = failed
+                .split_once(": ")
+                .unwrap_or((failed, "no candidate served it"));
+            Skipped {
+                what: what.to_owned(),
+                why: why.to_owned(),
+            }
+        }));
+        report
+            .skipped
+            .extend(tuned.not_reached.iter().map(|shape| Skipped {
+                what: shape.to_string(),
+                why: "the tuning budget ended before its turn".to_owned(),
+            }));
+        report
+            .skipped
+            .extend(tuned.quarantined.iter().map(|bad| Skipped {
+                what: "a candidate".to_owned(),
+                why: bad.clone(),
+            }));
+    }
+    if let Some(deployment) = deployment {
+        report
+            .digests
+            .push(Fact::new("deployed table", &deployment.digest));
+        for (name, value) in &deployment.env {
+            report.commands.push(Command {
+                what: "keep the tuned table".to_owned(),
+                command: format!("export {name}={}", quoted(value)),
+            });
+        }
+    }
+    if let Some(verified) = verified {
+        report.layout = verified
+            .layout
+            .iter()
+            .map(|check| LayoutCheck {
+                what: format!("N={} K={}, {}", check.n, check.k, check.kernel),
+                m: check.m,
+                error_ratio: check.relative_error,
+                limit: check.limit,
+            })
+            .collect();
+        let engagement = &verified.engagement;
+        report.engagement = Some(Engagement {
+            passed: engagement.hit > 0,
+            hits: Some(engagement.hit as u64),
+            misses: Some((engagement.missed.len() + engagement.unplanned.len()) as u64),
+            missing: engagement
+                .missed
+                .iter()
+                .chain(&engagement.unplanned)
+                .cloned()
+                .collect(),
+            because: "look-ups the tuned server logged while it served the workload".to_owned(),
+        });
+        if let Some(rate) = engagement.hit_rate() {
+            report.hit_rates.push(HitRate {
+                of: "look-ups, measured".to_owned(),
+                before: 0.0,
+                after: rate,
+            });
+        }
+        report.parity = Some(verified.parity);
+    }
+    Ok(report)
+}
+
+fn facts(identity: &BTreeMap<String, String>) -> Vec<Fact> {
+    identity
+        .iter()
+        .map(|(name, value)| Fact::new(name, value))
+        .collect()
+}
+
+fn shape_rows(engine: &Engine<'_>, tuned: Option<&Tuned>) -> Result<Vec<ShapeRow>, Trouble> {
+    let bytes = fs_err::read(engine.run.shapes()).map_err(|error| Trouble::file(&error))?;
+    let captured =
+        shapes::read(&bytes, None).map_err(|error| Trouble::caused(Class::Internal, &error))?;
+    let rows = tuned.map_or(&[][..], |tuned| &tuned.rows);
+    Ok(captured
+        .into_iter()
+        .map(|counted| {
+            let shape = counted.shape;
+            let row = rows
+                .iter()
+                .find(|row| (row.shape.m, row.shape.n, row.shape.k) == (shape.m, shape.n, shape.k));
+            let named = |candidate: &serde_json::Value| engine.platform.kernel_name(candidate);
+            ShapeRow {
+                op: shape.op,
+                m: shape.m,
+                n: shape.n,
+                k: shape.k,
+                phase: None,
+                calls: Some(counted.records as f64),
+                before: row.and_then(|row| {
+                    Some(Timing {
+                        us: row.incumbent_us?,
+                        kernel: named(row.incumbent.as_ref()?),
+                    })
+                }),
+                after: row.map(|row| Timing {
+                    us: row.us,
+                    kernel: named(&row.candidate),
+                }),
+                status: Some(
+                    match row {
+                        Some(row) if row.incumbent_kept => "already served by the fastest",
+                        Some(_) => "tuned",
+                        None => "served by another row",
+                    }
+                    .to_owned(),
+                ),
+            }
+        })
+        .collect())
+}
+
+fn stage_times(engine: &Engine<'_>) -> Vec<StageTime> {
+    Stage::ALL
+        .into_iter()
+        .filter_map(|stage| match engine.state.standing(stage) {
+            (attempts, Standing::Finished { seconds, summary }) => Some(StageTime {
+                stage: stage.name().to_owned(),
+                seconds: *seconds,
+                attempts,
+                outcome: summary.clone(),
+            }),
+            _ => None,
+        })
+        .collect()
+}
+
+fn commands(engine: &Engine<'_>) -> Vec<Command> {
+    let run = quoted(engine.run.path().as_str());
+    [
+        (
+            "measure again with this configuration",
+            format!(
+                "gemmtune run --new {}",
+                quoted(engine.run.config().as_str())
+            ),
+        ),
+        ("see where the run stands", format!("gemmtune status {run}")),
+        ("take the deployment back", format!("gemmtune undo {run}")),
+    ]
+    .into_iter()
+    .map(|(what, command)| Command {
+        what: what.to_owned(),
+        command,
+    })
+    .collect()
+}
+
+fn with_arms(engine: &Engine<'_>, mut report: Report) -> Result<Report, Trouble> {
+    for (side, description) in [
+        (Side::Baseline, "the server as it runs today"),
+        (Side::Tuned, "the same server with the deployed table"),
+    ] {
+        let trials: Vec<_> = engine
+            .state
+            .trials()
+            .iter()
+            .filter(|trial| matches!(trial.role, Role::Pair { arm, .. } if arm == side))
+            .filter(|trial| matches!(trial.end, TrialEnd::Finished { .. }))
+            .collect();
+        let Some(first) = trials.first() else {
+            continue;
+        };
+        let folder = engine.run.trial(first.number, first.role.name());
+        let started: Started = read_json(&folder.join("command.json"))?;
+        report.arms.push(Arm {
+            name: side.name().to_owned(),
+            description: description.to_owned(),
+            trials: trials.len(),
+            command: Some(
+                shlex::try_join(started.argv.iter().map(String::as_str))
+                    .unwrap_or_else(|_| started.argv.join(" ")),
+            ),
+            environment: started
+                .env
+                .iter()
+                .map(|(name, value)| Fact::new(name, value.as_deref().unwrap_or("(removed)")))
+                .collect(),
+        });
+    }
+    let alone = engine.state.trials().iter().filter(|trial| {
+        matches!(trial.role, Role::Pair { .. }) && !matches!(trial.end, TrialEnd::Finished { .. })
+    });
+    let alone = alone.count();
+    if alone > 0 {
+        report.notes.push(format!(
+            "{alone} trials of the comparison were cut off and run again"
+        ));
+    }
+    Ok(report)
+}
+
+fn quoted(text: &str) -> String {
+    shlex::try_quote(text).map_or_else(|_| text.to_owned(), Into::into)
+}

@@ -1,0 +1,109 @@
+//! `tune`: the planned shapes, on every device there is.
+
+use std::time::Instant;
+
+use super::Done;
+use super::plan::Planned;
+use crate::engine::trouble::{Class, Trouble};
+use crate::engine::{Engine, read_json, write_json};
+use crate::event::{Notice, Progress};
+use crate::platform::{Inspection, TuneOrder};
+use crate::stage::Stage;
+use crate::tune::TuneEvent;
+
+pub(super) fn tune(engine: &mut Engine<'_>) -> Result<Done, Trouble> {
+    let inspection: Inspection = read_json(&engine.run.stage(Stage::Inspect.name()))?;
+    let Planned { to_tune: shapes } = read_json(&engine.run.plan())?;
+    let order = TuneOrder {
+        run: &engine.run,
+        inspection: &inspection,
+        shapes: &shapes,
+        budget: engine.config.budget.tune.duration(),
+        interrupt: &engine.interrupt,
+    };
+    let started = Instant::now();
+    let observer = &mut *engine.observer;
+    let tuned = engine.platform.tune(&order, &mut |event| {
+        if let Some(progress) = progress_of(event) {
+            observer(&Notice::Progress(progress));
+        }
+    })?;
+    write_json(&engine.run.stage(Stage::Tune.name()), &tuned)?;
+    if tuned.rows.is_empty() {
+        return Err(Trouble::new(
+            Class::TunerFailed,
+            format!("no shape could be tuned; {} failed", tuned.failed.len()),
+        )
+        .hint(format!("read what the workers said: {}", engine.run.tune())));
+    }
+    for failure in tuned.failed.iter().take(5) {
+        engine.remark(format!("not tuned: {failure}"));
+    }
+    let kept = tuned.rows.iter().filter(|row| row.incumbent_kept).count();
+    Ok(Done::new(format!(
+        "{} of {} shapes tuned in {:.0} s, {} faster than before, {kept} kept as they are, {} failed",
+        tuned.rows.len(),
+        shapes.len(),
+        started.elapsed().as_secs_f64(),
+        tuned.rows.len() - kept,
+        tuned.failed.len()
+    )))
+}
+
+fn progress_of(event: &TuneEvent) -> Option<Progress> {
+    let progress = |doing: String| Progress {
+        stage: Stage::Tune,
+        doing,
+        steps: None,
+        eta_seconds: None,
+        passing: false,
+    };
+    match event {
+        TuneEvent::Started {
+            device,
+            shapes,
+            resumed,
+            ..
+        } => Some(progress(format!(
+            "{shapes} shapes on {}, {resumed} already done",
+            device.name
+        ))),
+        TuneEvent::Leads {
+            shape,
+            us,
+            entrants,
+        } => Some(Progress {
+            passing: true,
+            ..progress(format!(
+                "M={} N={} K={}: best so far {us:.1} us of {entrants} candidates",
+                shape.m, shape.n, shape.k
+            ))
+        }),
+        TuneEvent::Finished {
+            row,
+            done,
+            left_at_most,
+            eta_s,
+        } => Some(Progress {
+            steps: Some((*done as u64, (*done + *left_at_most) as u64)),
+            eta_seconds: Some(*eta_s),
+            ..progress(format!(
+                "M={} N={} K={}: {:.1} us{}",
+                row.shape.m,
+                row.shape.n,
+                row.shape.k,
+                row.us,
+                row.incumbent_us
+                    .map_or_else(String::new, |was| format!(", was {was:.1}"))
+            ))
+        }),
+        TuneEvent::Failed(unserved) => {
+            Some(progress(format!("{}: {}", unserved.shape, unserved.reason)))
+        }
+        TuneEvent::Quarantined(bad) => Some(progress(format!("{}: {}", bad.shape, bad.evidence))),
+        TuneEvent::WorkerRestarted { reason, .. } | TuneEvent::StationLost { reason, .. } => {
+            Some(progress(format!("a worker ended: {reason}")))
+        }
+        TuneEvent::Wrote { .. } => None,
+    }
+}

@@ -1,0 +1,170 @@
+//! `verify`: the tuned server is right, and the tuned kernels run.
+
+use std::collections::BTreeSet;
+use std::io::Read as _;
+
+use super::baseline::{ANSWERS, record_answers};
+use super::{Done, Verified};
+use crate::bench::parity::{self, Recording};
+use crate::engine::trial::{SERVER_LOG, TrialOrder};
+use crate::engine::trouble::{Class, Trouble};
+use crate::engine::{Engine, read_json, write_json};
+use crate::event::Role;
+use crate::log::harvest::Harvest;
+use crate::log::scan::{Lines, scan};
+use crate::platform::{Deployment, Inspection, LayoutCheck, Tuned};
+use crate::shape::Shape;
+use crate::stage::Stage;
+
+pub(super) fn verify(engine: &mut Engine<'_>) -> Result<Done, Trouble> {
+    let deployment: Deployment = read_json(&engine.run.stage(Stage::Deploy.name()))?;
+    let inspection: Inspection = read_json(&engine.run.stage(Stage::Inspect.name()))?;
+    let tuned: Tuned = read_json(&engine.run.stage(Stage::Tune.name()))?;
+    let planned: BTreeSet<Shape> = tuned.rows.iter().map(|row| row.shape.clone()).collect();
+    let baseline = baseline_answers(engine)?;
+    let mut env = engine.platform.engagement_env();
+    env.extend(
+        deployment
+            .env
+            .iter()
+            .map(|(name, value)| (name.clone(), Some(value.clone()))),
+    );
+    let order = TrialOrder {
+        stage: Stage::Verify,
+        role: Role::Verify,
+        env,
+        may_build: deployment.may_build,
+    };
+    let (limit, interrupt) = (engine.benchmark_limit(), engine.interrupt.clone());
+    let probes = layout_shapes(&planned);
+    let platform = std::sync::Arc::clone(&engine.platform);
+    let mut layout = Vec::new();
+    let mut answers = None;
+    let mut workload_log = 0;
+    let done = engine.trial(&order, &mut |server, folder| {
+        // Up to here the server has served the workload and nothing else.
+        workload_log = fs_err::metadata(server.log()).map_or(0, |data| data.len());
+        let url = server.base_url().to_owned();
+        layout = server.ask(&interrupt, |_| platform.check_layout(&url, &probes))??;
+        let recorded = record_answers(server, limit, &interrupt)?;
+        write_json(&folder.join(ANSWERS), &recorded)?;
+        answers = Some(recorded);
+        Ok(())
+    })?;
+    let Some(answers) = answers else {
+        return Err(Trouble::new(
+            Class::Internal,
+            "the verify trial recorded no answers",
+        ));
+    };
+    let mut harvest = Harvest::default();
+    let log = done.folder.join(SERVER_LOG);
+    fs_err::File::open(&log)
+        .and_then(|file| {
+            scan(
+                file.take(workload_log),
+                log.as_str(),
+                Lines::Count,
+                &mut harvest,
+            )
+        })
+        .map_err(|error| Trouble::file(&error))?;
+    let engagement = engine
+        .platform
+        .engagement(&inspection, &deployment, &harvest)?;
+    let verified = Verified {
+        trial: done.number,
+        hit_rate: engagement.hit_rate(),
+        parity: parity::compare(&baseline, &answers, parity::LEAST_AGREEMENT)
+            .map_err(|error| Trouble::caused(Class::Internal, &error))?,
+        engagement,
+        layout,
+    };
+    write_json(&engine.run.stage(Stage::Verify.name()), &verified)?;
+    judge(&verified)
+}
+
+fn baseline_answers(engine: &Engine<'_>) -> Result<Recording, Trouble> {
+    let trial = engine.state.finished_trial(Role::Baseline).ok_or_else(|| {
+        Trouble::new(
+            Class::Internal,
+            "the baseline stage finished without a finished trial",
+        )
+    })?;
+    read_json(
+        &engine
+            .run
+            .trial(trial.number, Role::Baseline.name())
+            .join(ANSWERS),
+    )
+}
+
+/// Every (N, K) of the plan at M of 1, 2, 33, 128 and the largest planned. M = 1 alone shows nothing: a
+/// transposed scale of one row is the scale itself.
+fn layout_shapes(planned: &BTreeSet<Shape>) -> Vec<Shape> {
+    let largest = planned.iter().map(|shape| shape.m).max().unwrap_or(1);
+    let mut probes = BTreeSet::new();
+    for shape in planned {
+        for m in [1, 2, 33, 128, largest] {
+            probes.insert(Shape { m, ..shape.clone() });
+        }
+    }
+    probes.into_iter().collect()
+}
+
+fn judge(verified: &Verified) -> Result<Done, Trouble> {
+    let wrong: Vec<&LayoutCheck> = verified
+        .layout
+        .iter()
+        .filter(|check| !check.passes())
+        .collect();
+    if let Some(worst) = wrong.first() {
+        let error = worst.relative_error.map_or_else(
+            || "not finite".to_owned(),
+            |error| format!("{:.1} % off", error * 100.0),
+        );
+        return Err(Trouble::new(
+            Class::NotBetter,
+            format!(
+                "layout check: {} of {} shapes are wrong, first M={} N={} K={} with {} ({error}); the deployment was taken back",
+                wrong.len(),
+                verified.layout.len(),
+                worst.m,
+                worst.n,
+                worst.k,
+                worst.kernel
+            ),
+        ));
+    }
+    if !verified.parity.holds() {
+        return Err(Trouble::new(
+            Class::NotBetter,
+            format!(
+                "greedy parity: {}; the deployment was taken back",
+                verified.parity.because
+            ),
+        ));
+    }
+    let engagement = &verified.engagement;
+    // A torn log line can marry the head of one look-up to the kernel of another.
+    let others = engagement.other_kernel.len() as u64;
+    if engagement.hit == 0 || others > engagement.torn {
+        let why = match engagement.other_kernel.first() {
+            Some(shape) if others > engagement.torn => {
+                format!("another kernel than the tuned one runs: {shape}")
+            }
+            _ => "no shape of the workload was served by the deployed table".to_owned(),
+        };
+        return Err(Trouble::new(
+            Class::NotBetter,
+            format!("engagement: {why}; the deployment was taken back"),
+        ));
+    }
+    Ok(Done::new(format!(
+        "{} layout checks pass, {}, {} tuned shapes engaged, {} missed",
+        verified.layout.len(),
+        verified.parity.because,
+        engagement.hit,
+        engagement.missed.len()
+    )))
+}

@@ -1,0 +1,283 @@
+//! What differs between the engines gemmtune can tune, behind one seam.
+//!
+//! A platform answers questions and does single steps; the order of things, the journal and the
+//! trials are the engine's.
+
+mod reference;
+
+use std::collections::{BTreeMap, BTreeSet};
+
+use camino::{Utf8Path, Utf8PathBuf};
+use serde::{Deserialize, Serialize};
+
+use crate::engine::server::Environment;
+use crate::engine::trouble::{Class, Trouble};
+use crate::log::harvest::Harvest;
+use crate::proc::{Interrupt, Keeper};
+use crate::shape::{Op, Shape};
+use crate::store::run_dir::RunDir;
+use crate::table::aiter::Table;
+use crate::table::lookup::Resolver;
+use crate::tune::results::Row;
+use crate::tune::{TuneEvent, TuneOutcome};
+use crate::workload::config::{BackendKind, Config};
+
+/// What the inspect stage found.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+pub struct Inspection {
+    /// Facts that must not change while the run lasts.
+    pub identity: BTreeMap<String, String>,
+    /// Operation that will be tuned.
+    pub op: Op,
+    /// Architecture as the tables name it.
+    pub gfx: String,
+    /// Compute units as the tables count them.
+    pub cu_num: u32,
+    /// The kernel path that serves block-FP8 GEMMs today, in words.
+    pub path: String,
+    /// Table the environment uses before tuning, if any.
+    pub table: Option<Utf8PathBuf>,
+    /// Worth knowing.
+    pub remarks: Vec<String>,
+}
+
+/// What the deploy stage did.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+pub struct Deployment {
+    /// Environment of the tuned arm, on top of the baseline's.
+    pub env: BTreeMap<String, String>,
+    /// The one table deployed.
+    pub table: Utf8PathBuf,
+    /// Its content digest.
+    pub digest: String,
+    /// Rows in it.
+    pub rows: usize,
+    /// What undo takes back, in words.
+    pub takes_back: Vec<String>,
+    /// Whether the next server start may build code.
+    pub may_build: bool,
+}
+
+/// The deployed operation against a reference in higher precision, on one shape.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+pub struct LayoutCheck {
+    /// Tokens.
+    pub m: u32,
+    /// Output features.
+    pub n: u32,
+    /// Input features.
+    pub k: u32,
+    /// Kernel that ran.
+    pub kernel: String,
+    /// ‖y − ref‖ / ‖ref‖; absent when the output was not finite.
+    pub relative_error: Option<f64>,
+    /// The largest error accepted.
+    pub limit: f64,
+}
+
+impl LayoutCheck {
+    /// Whether the numbers are right.
+    pub fn passes(&self) -> bool {
+        self.relative_error.is_some_and(|error| error <= self.limit)
+    }
+}
+
+/// What the tune stage found, in the form later stages and the report read.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+pub struct Tuned {
+    /// The device, in words.
+    pub device: String,
+    /// One row for every shape that was raced.
+    pub rows: Vec<Row>,
+    /// Shapes without a winner, with the reason.
+    pub failed: Vec<String>,
+    /// Shapes the budget left out.
+    pub not_reached: Vec<Shape>,
+    /// Candidates that fault, hang or compute wrong numbers, with the evidence.
+    pub quarantined: Vec<String>,
+    /// Files of the table, as the tuner wrote them.
+    pub files: Vec<Utf8PathBuf>,
+    /// Seconds devices were held by requests, all together.
+    pub busy_seconds: f64,
+    /// Seconds from start to end of the last attempt.
+    pub seconds: f64,
+}
+
+impl From<TuneOutcome> for Tuned {
+    fn from(outcome: TuneOutcome) -> Self {
+        Self {
+            device: outcome.device.name,
+            rows: outcome.rows,
+            failed: outcome
+                .failed
+                .iter()
+                .map(|unserved| format!("{}: {}", unserved.shape, unserved.reason))
+                .collect(),
+            not_reached: outcome.not_reached,
+            quarantined: outcome
+                .quarantined
+                .iter()
+                .map(|bad| format!("{} {}: {}", bad.shape, bad.candidate, bad.evidence))
+                .collect(),
+            files: outcome.files,
+            busy_seconds: outcome.busy_s,
+            seconds: outcome.seconds,
+        }
+    }
+}
+
+/// Look-ups a tuned server reported while it served the workload.
+#[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize)]
+pub struct Engagement {
+    /// Shapes looked up that hit the row meant for them.
+    pub hit: usize,
+    /// Shapes looked up that missed although a row is meant for them, named.
+    pub missed: Vec<String>,
+    /// Rows that the workload did not bring up this time, named.
+    pub unseen: Vec<String>,
+    /// Shapes looked up that no row is meant for, named.
+    pub unplanned: Vec<String>,
+    /// Hits that named another kernel than the one deployed.
+    pub other_kernel: Vec<String>,
+    /// Records of the log that were torn.
+    pub torn: u64,
+}
+
+impl Engagement {
+    /// Share of the look-ups that hit, of all shapes looked up.
+    pub fn hit_rate(&self) -> Option<f64> {
+        let seen = self.hit + self.missed.len() + self.unplanned.len() + self.other_kernel.len();
+        (seen > 0).then(|| self.hit as f64 / seen as f64)
+    }
+}
+
+/// What a tune step needs.
+#[derive(Debug)]
+pub struct TuneOrder<'a> {
+    /// The run.
+    pub run: &'a RunDir,
+    /// What was found.
+    pub inspection: &'a Inspection,
+    /// Shapes to tune, most valuable first.
+    pub shapes: &'a [Shape],
+    /// Wall time; what was found by then is kept.
+    pub budget: std::time::Duration,
+    /// Ends a search early.
+    pub interrupt: &'a Interrupt,
+}
+
+/// One engine gemmtune can tune.
+pub trait Platform: Send + Sync {
+    /// Environment that both arms get.
+    fn common_env(&self) -> Environment;
+
+    /// Finds what serves.
+    fn inspect(&self) -> Result<Inspection, Trouble>;
+
+    /// Environment that makes a server tell its shapes, record files going to `records`.
+    fn capture_env(&self, records: &Utf8Path) -> Environment;
+
+    /// Refuses a capture that cannot be complete.
+    fn check_capture(&self, harvest: &Harvest) -> Result<(), Trouble>;
+
+    /// Environment that makes a server tell which rows it uses.
+    fn engagement_env(&self) -> Environment;
+
+    /// Tunes.
+    fn tune(
+        &self,
+        order: &TuneOrder<'_>,
+        observer: &mut dyn FnMut(&TuneEvent),
+    ) -> Result<Tuned, Trouble>;
+
+    /// Puts what was tuned in place, in files and variables of its own.
+    fn deploy(
+        &self,
+        run: &RunDir,
+        inspection: &Inspection,
+        tuned: &Tuned,
+    ) -> Result<Deployment, Trouble>;
+
+    /// Takes a deployment back. Doing it twice is doing it once.
+    fn undo(&self, run: &RunDir, deployment: &Deployment) -> Result<(), Trouble>;
+
+    /// Shapes that the deployed table would not serve, by the runtime's own rules.
+    fn misses(
+        &self,
+        inspection: &Inspection,
+        deployment: &Deployment,
+        shapes: &[Shape],
+    ) -> Result<Vec<Shape>, Trouble>;
+
+    /// Which of the tuned shapes the server whose log is `harvest` was served by the deployed table.
+    fn engagement(
+        &self,
+        inspection: &Inspection,
+        deployment: &Deployment,
+        harvest: &Harvest,
+    ) -> Result<Engagement, Trouble>;
+
+    /// Checks the deployed operation on the server at `base_url`.
+    fn check_layout(&self, base_url: &str, shapes: &[Shape]) -> Result<Vec<LayoutCheck>, Trouble>;
+
+    /// The name of a candidate, for people.
+    fn kernel_name(&self, candidate: &serde_json::Value) -> String;
+
+    /// Keys of the resolved server arguments that differ between the arms because of the tuning.
+    fn expected_differences(&self) -> &'static [&'static str];
+}
+
+/// What `harvest`, the log of a server that was told to name its look-ups, says about a deployed table.
+///
+/// The unit is the shape the server looked up; whether it should have hit is asked of the runtime's own
+/// rules, so a shape that no row serves by design is "unplanned", not "missed".
+fn engagement_of(resolver: &Resolver<'_>, table: &Table, harvest: &Harvest) -> Engagement {
+    let mut engagement = Engagement {
+        torn: harvest.malformed,
+        ..Engagement::default()
+    };
+    let mut used = BTreeSet::new();
+    for (shape, served) in harvest.served() {
+        let Some(row) = resolver.find(&shape).row() else {
+            engagement.unplanned.push(shape.to_string());
+            continue;
+        };
+        used.insert((row.m, row.n, row.k));
+        let told = served
+            .hit
+            .as_ref()
+            .and_then(|hit| hit.kernel_name.as_deref());
+        if served.hits == 0 {
+            engagement.missed.push(shape.to_string());
+        } else if told.is_some() && told != row.kernel_name.as_deref() {
+            let (told, want) = (told.unwrap_or_default(), row.kernel_name.as_deref());
+            engagement.other_kernel.push(format!(
+                "{shape}: {told} instead of {}",
+                want.unwrap_or("an unnamed kernel")
+            ));
+        } else {
+            engagement.hit += 1;
+        }
+    }
+    engagement.unseen = table
+        .rows
+        .iter()
+        .filter(|row| !used.contains(&(row.m, row.n, row.k)))
+        .map(|row| row.shape(table.op).to_string())
+        .collect();
+    engagement
+}
+
+/// The platform of a configuration.
+pub fn of(config: &Config, keeper: &Keeper) -> Result<std::sync::Arc<dyn Platform>, Trouble> {
+    match config.backend.kind {
+        BackendKind::Reference => Ok(std::sync::Arc::new(reference::Reference::new(
+            config, keeper,
+        ))),
+        kind @ (BackendKind::SglangTriton | BackendKind::Aiter) => Err(Trouble::new(
+            Class::Usage,
+            format!("`gemmtune run` cannot drive the backend {kind:?} in this version"),
+        )
+        .hint("use the single steps: trace, instrument, shapes, plan, tune, switch, compare")),
+    }
+}

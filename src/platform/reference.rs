@@ -1,0 +1,331 @@
+//! The built-in CPU engine as a platform: everything is done by environment, nothing is edited.
+
+use std::collections::{BTreeMap, BTreeSet};
+use std::time::Duration;
+
+use camino::{Utf8Path, Utf8PathBuf};
+use serde::Deserialize;
+use serde_json::json;
+
+use super::{Deployment, Engagement, Inspection, LayoutCheck, Platform, TuneOrder, Tuned};
+use crate::engine::digest;
+use crate::engine::server::{Environment, agent};
+use crate::engine::trouble::{Class, Trouble};
+use crate::log::harvest::Harvest;
+use crate::proc::Keeper;
+use crate::shape::{Op, Shape};
+use crate::store::file::write_atomic;
+use crate::store::run_dir::RunDir;
+use crate::table::aiter::{Row, Table};
+use crate::table::lookup::{Resolver, Rules};
+use crate::table::revision::Revision;
+use crate::tune::backends::reference::Reference as Kernels;
+use crate::tune::worker::WorkerCommand;
+use crate::tune::{Effort, TuneError, TuneEvent, TuneRequest};
+use crate::workload::config::Config;
+
+/// Where the engine looks for its table.
+const TABLE_VARIABLE: &str = "GEMMTUNE_REFERENCE_TABLE";
+
+/// One numerics probe of the largest shape takes well under this on one core.
+const PROBE: Duration = Duration::from_secs(60);
+
+/// The reference engine.
+#[derive(Debug)]
+pub(super) struct Reference {
+    keeper: Keeper,
+    server_env: BTreeMap<String, String>,
+}
+
+impl Reference {
+    pub(super) fn new(config: &Config, keeper: &Keeper) -> Self {
+        Self {
+            keeper: keeper.clone(),
+            server_env: config.server.env.clone(),
+        }
+    }
+
+    /// The engine follows the newest of aiter's look-up rules.
+    fn rules(inspection: &Inspection) -> Rules {
+        Rules::new(inspection.op, Revision::H)
+    }
+}
+
+fn set(pairs: &[(&str, &str)]) -> Environment {
+    pairs
+        .iter()
+        .map(|&(name, value)| (name.to_owned(), Some(value.to_owned())))
+        .collect()
+}
+
+impl Platform for Reference {
+    fn common_env(&self) -> Environment {
+        Environment::new()
+    }
+
+    fn inspect(&self) -> Result<Inspection, Trouble> {
+        let device = self.device()?;
+        let table = self.server_env.get(TABLE_VARIABLE).map(Utf8PathBuf::from);
+        let mut identity = BTreeMap::from([
+            ("device".to_owned(), device.name.clone()),
+            ("arch".to_owned(), device.arch.clone()),
+            ("cu_num".to_owned(), device.cu_num.to_string()),
+            ("kernels".to_owned(), device.kernel_hash.clone()),
+        ]);
+        if let Some(table) = &table {
+            let bytes =
+                fs_err::read(table).map_err(|error| Trouble::caused(Class::Environment, &error))?;
+            identity.insert("table before".to_owned(), digest(&bytes));
+        }
+        let path = match &table {
+            Some(table) => format!("per-shape kernels from {table}"),
+            None => "one fixed kernel for every shape (no table)".to_owned(),
+        };
+        Ok(Inspection {
+            identity,
+            op: Op::Blockscale,
+            gfx: device.arch,
+            cu_num: device.cu_num,
+            path,
+            table,
+            remarks: Vec::new(),
+        })
+    }
+
+    fn capture_env(&self, _records: &Utf8Path) -> Environment {
+        set(&[
+            ("SGLANG_DUMP_AITER_FP8_GEMM_SHAPES", "1"),
+            ("SGLANG_LOG_FP8_BLOCK_GEMM_DISPATCH", "1"),
+        ])
+    }
+
+    fn check_capture(&self, harvest: &Harvest) -> Result<(), Trouble> {
+        if harvest.dispatch.is_empty() {
+            return Err(Trouble::new(
+                Class::NoShapes,
+                "the instrumented server never said which implementation serves its block-FP8 layers",
+            ));
+        }
+        Ok(())
+    }
+
+    fn engagement_env(&self) -> Environment {
+        set(&[("AITER_LOG_TUNED_CONFIG", "1")])
+    }
+
+    fn tune(
+        &self,
+        order: &TuneOrder<'_>,
+        observer: &mut dyn FnMut(&TuneEvent),
+    ) -> Result<Tuned, Trouble> {
+        let incumbent = order.inspection.table.as_deref();
+        let backend = Kernels::new(incumbent.map(read_table).transpose()?)
+            .map_err(|error| Trouble::caused(Class::Environment, &error))?;
+        let request = self.request(
+            &backend,
+            order.shapes.to_vec(),
+            order.run.tune(),
+            Some(order.budget),
+        );
+        crate::tune::run(&request, observer, order.interrupt)
+            .map(Tuned::from)
+            .map_err(|error| tune_trouble(&error))
+    }
+
+    fn deploy(
+        &self,
+        run: &RunDir,
+        inspection: &Inspection,
+        tuned: &Tuned,
+    ) -> Result<Deployment, Trouble> {
+        let mut merged = Table::new("deployed", inspection.op, Revision::H);
+        for file in &tuned.files {
+            merged.rows.extend(read_table(file)?.rows);
+        }
+        // What served the environment before goes on serving, except where a tuned row takes its place.
+        if let Some(before) = &inspection.table {
+            let key = |row: &Row| (row.gfx.clone(), row.cu_num, row.m, row.n, row.k);
+            let ours: BTreeSet<_> = merged.rows.iter().map(key).collect();
+            let before = read_table(before)?.rows;
+            merged
+                .rows
+                .extend(before.into_iter().filter(|row| !ours.contains(&key(row))));
+        }
+        let text = merged.to_csv();
+        let digest = digest(text.as_bytes());
+        let table = run
+            .path()
+            .join("deploy")
+            .join(format!("{}-{digest}.csv", inspection.op));
+        let written = fs_err::create_dir_all(run.path().join("deploy"))
+            .and_then(|()| write_atomic(&table, text.as_bytes()))
+            .and_then(|()| write_atomic(&run.table(), text.as_bytes()));
+        written.map_err(|error| Trouble::file(&error))?;
+        Ok(Deployment {
+            env: BTreeMap::from([(TABLE_VARIABLE.to_owned(), table.to_string())]),
+            digest,
+            rows: merged.rows.len(),
+            takes_back: vec![format!(
+                "the file {table} and the variable {TABLE_VARIABLE} that names it"
+            )],
+            table,
+            may_build: false,
+        })
+    }
+
+    fn undo(&self, _run: &RunDir, deployment: &Deployment) -> Result<(), Trouble> {
+        match fs_err::remove_file(&deployment.table) {
+            Err(error) if error.kind() != std::io::ErrorKind::NotFound => {
+                Err(Trouble::file(&error))
+            }
+            _ => Ok(()),
+        }
+    }
+
+    fn misses(
+        &self,
+        inspection: &Inspection,
+        deployment: &Deployment,
+        shapes: &[Shape],
+    ) -> Result<Vec<Shape>, Trouble> {
+        let table = read_table(&deployment.table)?;
+        let resolver = resolver(&table, inspection)?;
+        Ok(shapes
+            .iter()
+            .filter(|shape| resolver.find(shape).row().is_none())
+            .cloned()
+            .collect())
+    }
+
+    fn engagement(
+        &self,
+        inspection: &Inspection,
+        deployment: &Deployment,
+        harvest: &Harvest,
+    ) -> Result<Engagement, Trouble> {
+        let table = read_table(&deployment.table)?;
+        let resolver = resolver(&table, inspection)?;
+        Ok(super::engagement_of(&resolver, &table, harvest))
+    }
+
+    fn check_layout(&self, base_url: &str, shapes: &[Shape]) -> Result<Vec<LayoutCheck>, Trouble> {
+        let agent = agent(PROBE);
+        let url = format!("{base_url}/gemm_check");
+        let mut checks = Vec::new();
+        for (index, shape) in shapes.iter().enumerate() {
+            let question = json!({ "M": shape.m, "N": shape.n, "K": shape.k, "seed": index });
+            let failed = |why: String| {
+                Trouble::new(
+                    Class::WorkloadFailed,
+                    format!("the numerics probe of {shape} failed: {why}"),
+                )
+            };
+            let text = agent
+                .post(&url)
+                .header("content-type", "application/json")
+                .send(question.to_string())
+                .and_then(|mut response| response.body_mut().read_to_string())
+                .map_err(|error| failed(error.to_string()))?;
+            let answer: Answer = serde_json::from_str(&text)
+                .map_err(|error| failed(format!("{error} in {text:?}")))?;
+            checks.push(LayoutCheck {
+                m: shape.m,
+                n: shape.n,
+                k: shape.k,
+                kernel: answer.kernel_name,
+                relative_error: answer.relative_error.filter(|_| answer.finite),
+                limit: LIMIT,
+            });
+        }
+        Ok(checks)
+    }
+
+    fn kernel_name(&self, candidate: &serde_json::Value) -> String {
+        let name = candidate["kernelName"].as_str().unwrap_or("unnamed");
+        match candidate["splitK"].as_i64() {
+            Some(split_k) if split_k > 0 => format!("{name}, split-K {}", 1_i64 << split_k.min(30)),
+            _ => name.to_owned(),
+        }
+    }
+
+    fn expected_differences(&self) -> &'static [&'static str] {
+        &["table_path", "table_digest"]
+    }
+}
+
+/// Largest accepted error of the engine's kernels: rounding to bfloat16 costs about 0.0017 in norm, a
+/// wrong scale layout 0.18 and more.
+const LIMIT: f64 = 0.004;
+
+/// What `/gemm_check` answers, as far as it is needed here.
+#[derive(Debug, Deserialize)]
+struct Answer {
+    #[serde(rename = "kernelName")]
+    kernel_name: String,
+    relative_error: Option<f64>,
+    finite: bool,
+}
+
+impl Reference {
+    fn device(&self) -> Result<crate::tune::protocol::Device, Trouble> {
+        let backend = Kernels::default();
+        let nowhere = Utf8PathBuf::new();
+        let request = self.request(&backend, Vec::new(), nowhere, None);
+        crate::tune::pool::look_at_device(&request, &crate::proc::Interrupt::new())
+            .map_err(|error| tune_trouble(&error))
+    }
+
+    fn request<'a>(
+        &self,
+        backend: &'a Kernels,
+        shapes: Vec<Shape>,
+        folder: Utf8PathBuf,
+        budget: Option<Duration>,
+    ) -> TuneRequest<'a> {
+        TuneRequest {
+            backend,
+            shapes,
+            folder,
+            command: WorkerCommand {
+                argv: vec![
+                    self.keeper.program().to_string(),
+                    "reference-worker".to_owned(),
+                ],
+                launcher: Vec::new(),
+                env: BTreeMap::new(),
+            },
+            keeper: self.keeper.clone(),
+            workers: Some(1),
+            budget,
+            effort: Effort::Quick,
+        }
+    }
+}
+
+fn tune_trouble(error: &TuneError) -> Trouble {
+    match error {
+        TuneError::Interrupted => crate::engine::server::interrupted(),
+        TuneError::NoShapes => Trouble::caused(Class::NoShapes, error),
+        TuneError::Results(_) => Trouble::caused(Class::NotResumable, error),
+        _ => Trouble::caused(Class::TunerFailed, error),
+    }
+}
+
+fn read_table(path: &Utf8Path) -> Result<Table, Trouble> {
+    let bytes = fs_err::read(path).map_err(|error| Trouble::caused(Class::Environment, &error))?;
+    Table::read(path.as_str(), &bytes, Some(Op::Blockscale))
+        .map_err(|error| Trouble::caused(Class::Environment, &error))
+}
+
+fn resolver<'table>(
+    table: &'table Table,
+    inspection: &Inspection,
+) -> Result<Resolver<'table>, Trouble> {
+    Resolver::new(
+        table,
+        Reference::rules(inspection),
+        &inspection.gfx,
+        inspection.cu_num,
+    )
+    .map_err(|error| Trouble::caused(Class::Environment, &error))
+}

@@ -1,0 +1,160 @@
+//! Runs that are killed, interrupted, or started twice.
+
+use std::collections::BTreeSet;
+use std::time::{Duration, Instant};
+
+use nix::sys::signal::{Signal, kill};
+use nix::unistd::Pid;
+
+use super::support::{Change, Site, count, stderr};
+
+fn send(child: &std::process::Child, signal: Signal) {
+    kill(Pid::from_raw(child.id().cast_signed()), signal).unwrap();
+}
+
+/// Waits until the journal holds `records`; false when the process ended before.
+fn reached(site: &Site, child: &mut std::process::Child, records: usize) -> bool {
+    let until = Instant::now() + Duration::from_secs(120);
+    loop {
+        if site.journal().len() >= records {
+            return true;
+        }
+        if child.try_wait().unwrap().is_some() {
+            return site.journal().len() >= records;
+        }
+        assert!(
+            Instant::now() < until,
+            "the journal never got {records} records"
+        );
+        std::thread::sleep(Duration::from_millis(2));
+    }
+}
+
+/// What happened, without how often it was tried: the kinds of records a run can be killed after.
+fn milestones(site: &Site) -> BTreeSet<String> {
+    let journal = site.journal();
+    let text = |event: &serde_json::Value, field: &str| event[field].to_string();
+    journal
+        .iter()
+        .map(|event| {
+            ["kind", "stage", "role", "pair", "arm"]
+                .map(|field| text(event, field))
+                .join(" ")
+        })
+        .collect()
+}
+
+#[test]
+fn a_run_killed_after_each_record_ends_as_an_unkilled_one_does() {
+    let site = Site::new(&Change {
+        pairs: Some(1),
+        ..Change::default()
+    });
+    let mut killed_after: BTreeSet<String> = BTreeSet::new();
+    let mut kills = 0;
+    loop {
+        let mut child = site.start(&["run"]);
+        // Let it live until it records something that no earlier process was killed after.
+        let ended = loop {
+            if let Some(status) = child.try_wait().unwrap() {
+                break Some(status);
+            }
+            if !milestones(&site).is_subset(&killed_after) {
+                break None;
+            }
+            std::thread::sleep(Duration::from_millis(2));
+        };
+        if let Some(status) = ended {
+            assert_eq!(status.code(), Some(16), "one pair gives no verdict");
+            break;
+        }
+        child.kill().unwrap();
+        let _ = child.wait().unwrap();
+        kills += 1;
+        killed_after.extend(milestones(&site));
+        if site
+            .journal()
+            .iter()
+            .any(|event| event["kind"] == "stage_finished" && event["stage"] == "report")
+        {
+            break;
+        }
+    }
+    site.assert_nothing_left();
+    let journal = site.journal();
+    assert!(kills >= 20, "only {kills} kills");
+    for stage in [
+        "inspect", "baseline", "capture", "plan", "tune", "deploy", "verify", "compare", "report",
+    ] {
+        assert_eq!(
+            count(&journal, "stage_finished", stage),
+            1,
+            "{stage} is finished once"
+        );
+    }
+    // A finished half of a pair is not measured again; a trial whose stage was killed before it could
+    // record its own end is.
+    let halves: Vec<_> = journal
+        .iter()
+        .filter(|event| event["kind"] == "trial_started" && event["role"] == "pair")
+        .map(|event| event["trial"].clone())
+        .collect();
+    let finished = journal
+        .iter()
+        .filter(|event| event["kind"] == "trial_finished" && halves.contains(&event["trial"]))
+        .count();
+    assert_eq!(finished, 2, "two halves of one pair, each finished once");
+    assert!(site.latest().join("report.html").is_file());
+}
+
+#[test]
+fn ctrl_c_twice_stops_everything_quickly_and_the_run_can_go_on() {
+    let site = Site::new(&Change {
+        pairs: Some(1),
+        ..Change::default()
+    });
+    let mut child = site.start(&["run"]);
+    // In the middle of the baseline trial.
+    assert!(reached(&site, &mut child, 5));
+    let stopped = Instant::now();
+    send(&child, Signal::SIGINT);
+    std::thread::sleep(Duration::from_millis(50));
+    send(&child, Signal::SIGINT);
+    let status = child.wait().unwrap();
+    assert!(stopped.elapsed() < Duration::from_secs(10));
+    assert_eq!(status.code(), Some(130));
+    site.assert_nothing_left();
+    assert!(
+        site.journal()
+            .iter()
+            .any(|event| event["kind"] == "interrupted")
+    );
+    let output = site.run(&["run"]);
+    assert_eq!(output.status.code(), Some(16), "{}", stderr(&output));
+    assert_eq!(count(&site.journal(), "stage_finished", "report"), 1);
+}
+
+#[test]
+fn the_second_run_in_a_folder_is_refused_and_told_who_holds_it() {
+    let site = Site::new(&Change {
+        pairs: Some(1),
+        ..Change::default()
+    });
+    let mut child = site.start(&["run"]);
+    assert!(reached(&site, &mut child, 2));
+    let output = site.run(&["run"]);
+    assert_eq!(output.status.code(), Some(17), "{}", stderr(&output));
+    assert!(
+        stderr(&output).contains(&format!("process {}", child.id())),
+        "{}",
+        stderr(&output)
+    );
+    assert!(
+        stderr(&output).contains("gemmtune status"),
+        "{}",
+        stderr(&output)
+    );
+    send(&child, Signal::SIGTERM);
+    assert_eq!(child.wait().unwrap().code(), Some(130));
+    site.assert_nothing_left();
+}
