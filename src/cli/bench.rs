@@ -12,9 +12,11 @@ use crate::bench::load::{self, Load, Progress};
 use crate::bench::{client, prompt};
 
 /// Arguments of `gemmtune bench`.
-///
-/// Exit code 12 when a request failed; the line is written all the same and says how many.
 #[derive(Debug, clap::Args)]
+#[command(
+    after_help = "Exit code 12 when a request failed (the line is written all the same and says how \
+    many), 13 when the server lists no model."
+)]
 pub struct BenchArgs {
     /// Base URL of the server, for example http://127.0.0.1:30000
     #[arg(long)]

@@ -12,10 +12,11 @@ use crate::compare::{
 };
 
 /// Arguments of `gemmtune compare`.
-///
-/// Exit code 0: better or same. 16: worse, inconclusive, or arms that cannot be compared. 2: a file
-/// cannot be read or lacks the metric.
 #[derive(Debug, clap::Args)]
+#[command(
+    after_help = "Exit code 0: better or same. 16: worse, inconclusive, or arms that differ in more \
+    than the tuning. 2: a file cannot be read or lacks the metric."
+)]
 pub struct CompareArgs {
     /// Result files of the untuned arm (JSON Lines of bench_serving), in the order they were run
     #[arg(long, required = true, num_args = 1.., value_name = "FILE")]
