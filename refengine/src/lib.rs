@@ -49,6 +49,7 @@ pub mod log;
 pub mod measure;
 pub mod model;
 pub mod rng;
+pub mod roofline;
 pub mod scheduler;
 pub mod server;
 pub mod table;

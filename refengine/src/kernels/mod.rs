@@ -19,7 +19,7 @@ mod raw;
 use std::sync::OnceLock;
 
 pub(crate) use drive::Workspace;
-use raw::{DecodeFn, DotFn, TileFn};
+use raw::{BurnFn, DecodeFn, DotFn, TileFn};
 pub use raw::{Isa, Pool};
 
 use crate::fp8::{Bf16, QuantActivation, QuantWeight};
@@ -257,6 +257,7 @@ fn default_name(isa: Isa) -> &'static str {
 struct Family {
     kernels: Vec<Kernel>,
     decode: DecodeFn,
+    burn: BurnFn,
 }
 
 fn family(isa: Isa) -> &'static Family {
@@ -276,6 +277,7 @@ fn family(isa: Isa) -> &'static Family {
         Family {
             kernels,
             decode: tables.decode,
+            burn: tables.burn,
         }
     })
 }
@@ -316,6 +318,12 @@ fn build(tables: &raw::Tables, isa: Isa, id: u32, spec: Spec) -> Kernel {
         alone,
         body,
     }
+}
+
+/// Multiply-adds in registers only, `rounds` of them: the floating-point operations done, and a value
+/// to keep. What a roofline's flat part is measured with.
+pub(crate) fn burn(isa: Isa, rounds: usize) -> (f64, f32) {
+    family(isa).burn.call(rounds)
 }
 
 /// The kernels for `isa`, by id.

@@ -103,11 +103,24 @@ impl DecodeFn {
     }
 }
 
+/// Multiply-adds in registers, for one instruction set.
+#[derive(Clone, Copy)]
+pub(crate) struct BurnFn(unsafe fn(usize) -> (f64, f32));
+
+impl BurnFn {
+    /// Runs it; see `micro::burn`.
+    pub(crate) fn call(self, rounds: usize) -> (f64, f32) {
+        // SAFETY: a BurnFn comes only from `tables`, for an Isa that the running CPU has.
+        unsafe { (self.0)(rounds) }
+    }
+}
+
 /// Everything compiled for one instruction set.
 pub(crate) struct Tables {
     pub(crate) dots: Vec<DotFn>,
     pub(crate) tiles: Vec<TileFn>,
     pub(crate) decode: DecodeFn,
+    pub(crate) burn: BurnFn,
 }
 
 /// Compiles the inner loops for an instruction set: `dot MRxNR` and `tile MVxNR` lists.
@@ -135,11 +148,18 @@ macro_rules! compiled {
                 unsafe { micro::decode::<$simd>(codes, scales, out) }
             }
 
+            $(#[$feature])?
+            unsafe fn burn(rounds: usize) -> (f64, f32) {
+                // SAFETY: as the function's own.
+                unsafe { micro::burn::<$simd>(rounds) }
+            }
+
             pub(super) fn tables() -> Tables {
                 Tables {
                     dots: vec![$(DotFn { call: dot::<$dm, $dn>, mr: $dm, nr: $dn }),*],
                     tiles: vec![$(TileFn { call: tile::<$tm, $tn>, mt: $tm * <$simd>::LANES, nr: $tn }),*],
                     decode: DecodeFn(decode),
+                    burn: BurnFn(burn),
                 }
             }
         }

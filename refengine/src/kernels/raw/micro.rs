@@ -173,3 +173,28 @@ pub(super) unsafe fn decode<S: Simd>(codes: &[u8], scales: &[f32], out: &mut [f3
         }
     }
 }
+
+/// Independent sums of [`burn`]: two units of four cycles latency need eight, the rest is slack, and
+/// all fit into sixteen registers.
+const BURN_SUMS: usize = 12;
+
+/// Multiply-adds that depend on nothing but registers: `rounds` times [`BURN_SUMS`] vectors. Returns the
+/// floating-point operations done and a value that keeps them from being optimised away.
+///
+/// # Safety
+/// The CPU has `S`'s instruction set.
+#[inline(always)]
+pub(super) unsafe fn burn<S: Simd>(rounds: usize) -> (f64, f32) {
+    // SAFETY: registers only; the caller vouches for the instruction set.
+    unsafe {
+        let (factor, term) = (S::splat(0.999), S::splat(0.001));
+        let mut sums = [S::splat(1.0); BURN_SUMS];
+        for _ in 0..rounds {
+            for sum in &mut sums {
+                *sum = S::fma(*sum, factor, term);
+            }
+        }
+        let kept = sums.iter().map(|sum| S::sum(*sum)).sum();
+        ((rounds * BURN_SUMS * S::LANES * 2) as f64, kept)
+    }
+}

@@ -24,7 +24,7 @@ mod shared;
 mod simd;
 
 pub use entry::Isa;
-pub(crate) use entry::{DecodeFn, DotFn, Tables, TileFn, tables};
+pub(crate) use entry::{BurnFn, DecodeFn, DotFn, Tables, TileFn, tables};
 pub(crate) use micro::{DotJob, TileJob};
 pub use pool::Pool;
 pub(crate) use shared::{shared_f32, shared_u16};
