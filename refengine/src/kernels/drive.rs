@@ -16,6 +16,10 @@ use crate::fp8::{BLOCK, Bf16, E4M3, QuantActivation, QuantWeight, padded_k};
 /// compete for the same few sets of L1.
 const STRIP_PAD: usize = 16;
 
+/// Scaled activations of a `stream` job: 16 KiB, half of the L1 of every CPU in question, so that the
+/// weights passing through do not push them out.
+const STREAM_ACTIVATIONS: usize = 4096;
+
 /// Buffers that GEMMs reuse.
 #[derive(Default)]
 pub(crate) struct Workspace {
@@ -212,39 +216,45 @@ fn stream(
     let weight = problem.weight;
     let stride = weight.stride();
     let columns = problem.columns(part);
-    let width = columns.len();
+    // Columns at a time, whole blocks: as many as keep the job's activations in half of L1.
+    let kc = (STREAM_ACTIVATIONS / dot.mr / BLOCK).max(1) * BLOCK;
     let mut first = strip.start;
     while first < strip.end {
         // All rows of a job share their scales, so the scales can go into the activations: M·K
         // products for up to 128·M·K, and the inner loop needs none.
         let last = strip.end.min((first / BLOCK + 1) * BLOCK);
-        let scales = &weight.scale_row(first / BLOCK)[columns.start / BLOCK..columns.end / BLOCK];
+        let all_scales = weight.scale_row(first / BLOCK);
         let rows = last - first;
-        let scaled = scratch.strip.at_least(dot.mr * width);
+        let scaled = scratch.strip.at_least(dot.mr * kc);
         let results = scratch.sums.at_least(dot.mr * rows);
         for tile in 0..problem.m.div_ceil(dot.mr) {
-            for row in 0..dot.mr {
-                let from = &activations[(tile * dot.mr + row) * stride..][columns.clone()];
-                let to = &mut scaled[row * width..(row + 1) * width];
-                for ((to, from), scale) in to
-                    .chunks_exact_mut(BLOCK)
-                    .zip(from.chunks_exact(BLOCK))
-                    .zip(scales)
-                {
-                    to.iter_mut()
-                        .zip(from)
-                        .for_each(|(to, from)| *to = from * scale);
+            results.fill(0.0);
+            for from in columns.clone().step_by(kc) {
+                let width = kc.min(columns.end - from);
+                let scales = &all_scales[from / BLOCK..(from + width) / BLOCK];
+                for row in 0..dot.mr {
+                    let values = &activations[(tile * dot.mr + row) * stride + from..][..width];
+                    let to = &mut scaled[row * width..(row + 1) * width];
+                    for ((to, values), scale) in to
+                        .chunks_exact_mut(BLOCK)
+                        .zip(values.chunks_exact(BLOCK))
+                        .zip(scales)
+                    {
+                        to.iter_mut()
+                            .zip(values)
+                            .for_each(|(to, value)| *to = value * scale);
+                    }
                 }
+                dot.call(DotJob {
+                    x: scaled,
+                    x_stride: width,
+                    w: &weight.codes()[first * stride + from..],
+                    w_stride: stride,
+                    rows,
+                    k: width,
+                    out: results,
+                });
             }
-            dot.call(DotJob {
-                x: scaled,
-                x_stride: width,
-                w: &weight.codes()[first * stride + columns.start..],
-                w_stride: stride,
-                rows,
-                k: width,
-                out: results,
-            });
             for (row, values) in results.chunks_exact(rows).enumerate() {
                 let m = tile * dot.mr + row;
                 if m < problem.m {

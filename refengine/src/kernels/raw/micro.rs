@@ -1,5 +1,7 @@
 //! The inner loops, written once over [`Simd`].
 
+use std::hint::black_box;
+
 use super::simd::{DECODE_SCALE, Simd};
 
 /// Work of the `stream` family: MR activation rows times many weight rows, codes decoded in registers.
@@ -16,7 +18,7 @@ pub(crate) struct DotJob<'a> {
     pub(crate) rows: usize,
     /// Columns; a multiple of 128.
     pub(crate) k: usize,
-    /// Results, MR rows of `rows`, replaced.
+    /// Running sums, MR rows of `rows`, added to.
     pub(crate) out: &'a mut [f32],
 }
 
@@ -40,7 +42,7 @@ pub(crate) struct TileJob<'a> {
 /// cycle, near enough to stay in L1 for several rows at once.
 const PREFETCH_AHEAD: usize = 1024;
 
-/// out[m][n] = sum over k of x[m][k] * w[n][k], NR weight rows at a time.
+/// out[m][n] += sum over k of x[m][k] * w[n][k], NR weight rows at a time.
 ///
 /// # Safety
 /// The CPU has `S`'s instruction set.
@@ -89,7 +91,7 @@ pub(super) unsafe fn dot<S: Simd, const MR: usize, const NR: usize>(job: DotJob<
             }
             for m in 0..MR {
                 for r in 0..NR.min(rows - first) {
-                    out[m * rows + first + r] = S::sum(acc[m][r]) * DECODE_SCALE;
+                    out[m * rows + first + r] += S::sum(acc[m][r]) * DECODE_SCALE;
                 }
             }
         }
@@ -187,7 +189,8 @@ const BURN_SUMS: usize = 12;
 pub(super) unsafe fn burn<S: Simd>(rounds: usize) -> (f64, f32) {
     // SAFETY: registers only; the caller vouches for the instruction set.
     unsafe {
-        let (factor, term) = (S::splat(0.999), S::splat(0.001));
+        // Opaque, or the fixed point that the sums stand at would be computed when compiling.
+        let (factor, term) = (S::splat(black_box(0.999)), S::splat(black_box(0.001)));
         let mut sums = [S::splat(1.0); BURN_SUMS];
         for _ in 0..rounds {
             for sum in &mut sums {
