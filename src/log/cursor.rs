@@ -40,7 +40,7 @@ impl<'bytes> Cursor<'bytes> {
 
     /// Reads up to `end` and steps over it.
     pub(super) fn until(&mut self, end: &[u8]) -> Option<&'bytes [u8]> {
-        let at = memchr::memmem::find(self.rest, end)?;
+        let at = find(self.rest, end)?;
         let text = &self.rest[..at];
         self.rest = &self.rest[at + end.len()..];
         Some(text)
@@ -53,6 +53,20 @@ impl<'bytes> Cursor<'bytes> {
         self.rest = rest;
         run
     }
+}
+
+/// Where `text` first stands in `bytes`.
+///
+/// For short texts in short bytes: `memmem` spends more on preparing than this on looking.
+pub(super) fn find(bytes: &[u8], text: &[u8]) -> Option<usize> {
+    let first = *text.first()?;
+    memchr::memchr_iter(first, bytes).find(|at| bytes[*at..].starts_with(text))
+}
+
+/// Where `text` last stands in `bytes`.
+pub(super) fn rfind(bytes: &[u8], text: &[u8]) -> Option<usize> {
+    let first = *text.first()?;
+    memchr::memrchr_iter(first, bytes).find(|at| bytes[*at..].starts_with(text))
 }
 
 /// Decimal digits as a number; `None` for no digits, other bytes or too many.
@@ -97,6 +111,16 @@ mod tests {
         assert_eq!(cursor.until(b"N:"), Some(b", ".as_slice()));
         assert_eq!(cursor.number(), Some(34));
         assert_eq!(cursor.rest(), b" rest");
+    }
+
+    #[test]
+    fn texts_are_found_from_either_end() {
+        assert_eq!(find(b"aab ab", b"ab"), Some(1));
+        assert_eq!(rfind(b"aab ab a", b"ab"), Some(4));
+        assert_eq!(
+            (find(b"a", b"ab"), rfind(b"", b"ab"), find(b"a", b"")),
+            (None, None, None)
+        );
     }
 
     #[test]

@@ -5,7 +5,7 @@
 //! 303a583c and e4048607. A hit line proves that Python found a row; before e4048607 it does not prove that the
 //! compiled module holds that row's kernel.
 
-use super::cursor::{Cursor, lossy};
+use super::cursor::{Cursor, find, lossy, rfind};
 use super::plausible;
 use crate::shape::Op;
 
@@ -76,22 +76,90 @@ pub fn classify(line: &[u8]) -> Option<Lookup> {
     starts.sort_unstable();
     starts
         .into_iter()
-        .find_map(|start| parse(&line[start..]).map(|(lookup, _)| lookup))
+        .find_map(|start| parse(&line[start..]))
+        .map(|(lookup, _)| lookup.to_owned())
 }
 
 /// Where the look-up line starts whose text goes on at `at`; `None` when it does not start nearby.
 pub(super) fn head_start(bytes: &[u8], at: usize) -> Option<usize> {
     let from = at.saturating_sub(HEAD_MAX);
     let before = &bytes[from..at];
-    let last = |text: &[u8]| memchr::memmem::rfind(before, text);
-    // Neither text is a part of the other.
-    last(b"shape is M:")
-        .max(last(b"shape M:"))
-        .map(|start| from + start)
+    memchr::memrchr_iter(b'M', before).find_map(|m| {
+        let head = &before[..m];
+        let is_colon = before.get(m + 1) == Some(&b':');
+        let text = [b"shape is ".as_slice(), b"shape "]
+            .into_iter()
+            .find(|text| head.ends_with(text));
+        let text = text.filter(|_| is_colon)?;
+        Some(from + m - text.len())
+    })
+}
+
+/// A [`Lookup`] whose texts are still in the log.
+#[derive(Clone, Copy, Debug)]
+pub(super) struct Line<'log> {
+    pub(super) op: Op,
+    pub(super) m: u32,
+    pub(super) n: u32,
+    pub(super) k: u32,
+    pub(super) dtype: Option<&'log [u8]>,
+    pub(super) outcome: LineOutcome<'log>,
+}
+
+/// An [`Outcome`] whose texts are still in the log.
+#[derive(Clone, Copy, Debug)]
+pub(super) enum LineOutcome<'log> {
+    Hit(LineHit<'log>),
+    Miss { file: Option<&'log [u8]> },
+}
+
+/// A [`Hit`] whose texts are still in the log.
+#[derive(Clone, Copy, Debug)]
+pub(super) struct LineHit<'log> {
+    padded_m: u32,
+    file: &'log [u8],
+    cu_num: Option<u32>,
+    libtype: Option<&'log [u8]>,
+    kernel_name: Option<&'log [u8]>,
+    kernel_id: Option<&'log [u8]>,
+    split_k: Option<&'log [u8]>,
+}
+
+impl Line<'_> {
+    fn to_owned(self) -> Lookup {
+        Lookup {
+            op: self.op,
+            m: self.m,
+            n: self.n,
+            k: self.k,
+            dtype: self.dtype.map(|dtype| lossy(dtype, NAME_MAX)),
+            outcome: match self.outcome {
+                LineOutcome::Hit(hit) => Outcome::Hit(hit.to_owned()),
+                LineOutcome::Miss { file } => Outcome::Miss {
+                    file: file.map(|file| lossy(file, NAME_MAX)),
+                },
+            },
+        }
+    }
+}
+
+impl LineHit<'_> {
+    pub(super) fn to_owned(self) -> Hit {
+        let text = |text: Option<&[u8]>| text.map(|text| lossy(text, NAME_MAX));
+        Hit {
+            padded_m: self.padded_m,
+            file: lossy(self.file, NAME_MAX),
+            cu_num: self.cu_num,
+            libtype: text(self.libtype),
+            kernel_name: text(self.kernel_name),
+            kernel_id: text(self.kernel_id),
+            split_k: text(self.split_k),
+        }
+    }
 }
 
 /// The look-up that `text` starts with, and its length.
-pub(super) fn parse(text: &[u8]) -> Option<(Lookup, usize)> {
+pub(super) fn parse(text: &[u8]) -> Option<(Line<'_>, usize)> {
     let mut cursor = Cursor::new(text);
     cursor.eat(b"shape ")?;
     let _ = cursor.eat(b"is ");
@@ -106,18 +174,14 @@ pub(super) fn parse(text: &[u8]) -> Option<(Lookup, usize)> {
         return None;
     }
     // A hit has a blank before the dtype, a miss a comma too.
-    let dtype = if cursor.eat(b" q_dtype_w:").is_some() || cursor.eat(b", q_dtype_w:").is_some() {
-        let dtype = cursor.run(|byte| byte.is_ascii_alphanumeric() || matches!(byte, b'.' | b'_'));
-        Some(lossy(dtype, NAME_MAX))
-    } else {
-        None
-    };
+    let dtype = (cursor.eat(b" q_dtype_w:").is_some() || cursor.eat(b", q_dtype_w:").is_some())
+        .then(|| cursor.run(|byte| byte.is_ascii_alphanumeric() || matches!(byte, b'.' | b'_')));
     let (op, outcome) = if cursor.eat(b", not found tuned config in ").is_some() {
         miss(&mut cursor, dtype.is_some())?
-    } else if cursor.eat(b" is tuned, in ").is_some() && dtype.is_some() {
+    } else if dtype.is_some() && cursor.eat(b" is tuned, in ").is_some() {
         // v0.1.7: no padding, no padded M.
         let (op, hit) = quantised_hit(&mut cursor, m)?;
-        (op, Outcome::Hit(hit))
+        (op, LineOutcome::Hit(hit))
     } else {
         cursor.eat(b", found padded_M: ")?;
         let padded_m = cursor.number()?;
@@ -133,9 +197,9 @@ pub(super) fn parse(text: &[u8]) -> Option<(Lookup, usize)> {
         } else {
             plain_hit(&mut cursor, padded_m)?
         };
-        (op, Outcome::Hit(hit))
+        (op, LineOutcome::Hit(hit))
     };
-    let lookup = Lookup {
+    let line = Line {
         op,
         m,
         n,
@@ -143,77 +207,71 @@ pub(super) fn parse(text: &[u8]) -> Option<(Lookup, usize)> {
         dtype,
         outcome,
     };
-    Some((lookup, text.len() - cursor.rest().len()))
+    Some((line, text.len() - cursor.rest().len()))
 }
 
 /// `<file>, will use default config!`
-fn miss(cursor: &mut Cursor<'_>, has_dtype: bool) -> Option<(Op, Outcome)> {
+fn miss<'log>(cursor: &mut Cursor<'log>, has_dtype: bool) -> Option<(Op, LineOutcome<'log>)> {
     let file = cursor.until(b", will use default config!")?;
     if file == b"CKGEMM or asmGEMM" {
-        return Some((Op::A4w4, Outcome::Miss { file: None }));
+        return Some((Op::A4w4, LineOutcome::Miss { file: None }));
     }
-    let file = lossy(file, NAME_MAX);
     let op = if has_dtype {
-        quantised_op(&file)
+        quantised_op(file)
     } else {
-        plain_op(&file)
+        plain_op(file)
     };
-    Some((op, Outcome::Miss { file: Some(file) }))
+    Some((op, LineOutcome::Miss { file: Some(file) }))
 }
 
 /// ` is tuned on cu_num = <n> in <file> , kernel name is <name>!`, and `gemm_a4w4`'s form of it.
-fn plain_hit(cursor: &mut Cursor<'_>, padded_m: u32) -> Option<(Op, Hit)> {
+fn plain_hit<'log>(cursor: &mut Cursor<'log>, padded_m: u32) -> Option<(Op, LineHit<'log>)> {
     cursor.eat(b" is tuned on cu_num = ")?;
     let cu_num = Some(cursor.number()?);
     cursor.eat(b" in ")?;
-    let file = cursor.until(b", kernel name is ")?;
-    let (file, is_a4w4) = match file.strip_suffix(b" ") {
-        Some(file) => (lossy(file, NAME_MAX), false),
-        None => (lossy(file, NAME_MAX), true),
-    };
-    let mut hit = Hit {
+    let before_name = cursor.until(b", kernel name is ")?;
+    let file = before_name.strip_suffix(b" ");
+    let mut hit = LineHit {
         padded_m,
-        file,
+        file: file.unwrap_or(before_name),
         cu_num,
         libtype: None,
         kernel_name: None,
         kernel_id: None,
         split_k: None,
     };
-    if is_a4w4 {
-        hit.kernel_name = Some(lossy(cursor.until(b", splitK is ")?, NAME_MAX));
-        hit.split_k = Some(lossy(cursor.until(b"!")?, NAME_MAX));
+    // `gemm_a4w4` has no blank before the comma.
+    if file.is_none() {
+        hit.kernel_name = Some(cursor.until(b", splitK is ")?);
+        hit.split_k = Some(cursor.until(b"!")?);
         return Some((Op::A4w4, hit));
     }
-    hit.kernel_name = Some(lossy(cursor.until(b"!")?, NAME_MAX));
-    Some((plain_op(&hit.file), hit))
+    hit.kernel_name = Some(cursor.until(b"!")?);
+    Some((plain_op(hit.file), hit))
 }
 
 /// `<file>!`, `<file>, libtype is <lib>!` (v0.1.9), or `<file>!` with ` libtype is <lib>!` and
 /// ` kernelName is <name> (kernelId <id>)!` behind it.
-fn quantised_hit(cursor: &mut Cursor<'_>, padded_m: u32) -> Option<(Op, Hit)> {
-    let file = lossy(cursor.until(b"!")?, NAME_MAX);
-    let (file, libtype) = match file.rsplit_once(", libtype is ") {
-        Some((file, libtype)) => (file.to_owned(), Some(libtype.to_owned())),
-        None => (file, None),
-    };
-    let mut hit = Hit {
+fn quantised_hit<'log>(cursor: &mut Cursor<'log>, padded_m: u32) -> Option<(Op, LineHit<'log>)> {
+    let file = cursor.until(b"!")?;
+    let split = rfind(file, b", libtype is ");
+    let mut hit = LineHit {
         padded_m,
-        file,
+        file: split.map_or(file, |at| &file[..at]),
         cu_num: None,
-        libtype,
+        libtype: split.map(|at| &file[at + b", libtype is ".len()..]),
         kernel_name: None,
         kernel_id: None,
         split_k: None,
     };
     if cursor.eat(b" libtype is ").is_some() {
-        hit.libtype = Some(lossy(cursor.until(b"!")?, NAME_MAX));
+        hit.libtype = Some(cursor.until(b"!")?);
     }
     if cursor.eat(b" kernelName is ").is_some() {
-        hit.kernel_name = Some(lossy(cursor.until(b" (kernelId ")?, NAME_MAX));
-        hit.kernel_id = Some(lossy(cursor.until(b")!")?, NAME_MAX));
+        hit.kernel_name = Some(cursor.until(b" (kernelId ")?);
+        hit.kernel_id = Some(cursor.until(b")!")?);
     }
-    let op = match quantised_op(&hit.file) {
+    let op = match quantised_op(hit.file) {
         // Tables of `gemm_a8w8` have no libtype.
         Op::A8w8 if hit.libtype.is_some() => Op::Bpreshuffle,
         op => op,
@@ -223,13 +281,13 @@ fn quantised_hit(cursor: &mut Cursor<'_>, padded_m: u32) -> Option<(Op, Hit)> {
 
 /// The operation of a line without a dtype. Tables may have any name; aiter's own names tell the operation, and
 /// another name is taken for the operation the line's form is mostly used for.
-fn plain_op(file: &str) -> Op {
-    let name = file.rsplit('/').next().unwrap_or(file);
-    if name.contains("blockscale_bpreshuffle") {
+fn plain_op(file: &[u8]) -> Op {
+    let name = base_name(file);
+    if find(name, b"blockscale_bpreshuffle").is_some() {
         Op::BlockscaleBpreshuffle
-    } else if name.contains("a4w4") {
+    } else if find(name, b"a4w4").is_some() {
         Op::A4w4
-    } else if name.contains("a8w8_tuned_gemm") {
+    } else if find(name, b"a8w8_tuned_gemm").is_some() {
         Op::A8w8 // v0.1.7 and v0.1.9 only: later ones say the dtype
     } else {
         Op::Blockscale
@@ -237,13 +295,16 @@ fn plain_op(file: &str) -> Op {
 }
 
 /// The operation of a line with a dtype.
-fn quantised_op(file: &str) -> Op {
-    let name = file.rsplit('/').next().unwrap_or(file);
-    if name.contains("a8w8_tuned_gemm") {
+fn quantised_op(file: &[u8]) -> Op {
+    if find(base_name(file), b"a8w8_tuned_gemm").is_some() {
         Op::A8w8
     } else {
         Op::Bpreshuffle
     }
+}
+
+fn base_name(file: &[u8]) -> &[u8] {
+    memchr::memrchr(b'/', file).map_or(file, |slash| &file[slash + 1..])
 }
 
 #[cfg(test)]

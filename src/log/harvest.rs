@@ -7,10 +7,10 @@ use serde::Serialize;
 
 use super::cursor::lossy;
 use super::dump::Dump;
-use super::engagement::{Hit, Lookup, Outcome};
+use super::engagement::{Hit, Line, LineOutcome};
 use super::plausible;
 use super::record::{CallKind, Hello, Record};
-use super::sglang::{Capture, ConfigFile, Decode, Limits};
+use super::sglang::{Capture, ConfigFile, Limits};
 use crate::shape::{Op, Shape};
 
 /// Most distinct shapes kept. Six weights with every M from 1 to 16384 are 98304; more come from no workload, and
@@ -18,7 +18,10 @@ use crate::shape::{Op, Shape};
 pub const SHAPES_MAX: usize = 150_000;
 
 /// Most entries of every other list: batch sizes, identities, tables, kernel names.
-const ENTRIES_MAX: usize = 20_000;
+const ENTRIES_MAX: usize = 40_000;
+
+/// Longest table path kept.
+const TEXT_MAX: usize = 1024;
 
 /// Malformed records shown; all are counted.
 pub const MALFORMED_SHOWN: usize = 20;
@@ -56,6 +59,33 @@ pub struct Harvest {
     served: BTreeMap<Key, Served>,
     counts: BTreeMap<Key, u64>,
     records: RecordFile,
+    texts: Texts,
+}
+
+/// The last text and row said: consecutive lines mostly say the same, and share it then.
+#[derive(Debug, Default)]
+struct Texts {
+    text: Option<Arc<str>>,
+    hit: Option<Arc<Hit>>,
+}
+
+impl Texts {
+    fn text(&mut self, bytes: &[u8]) -> Arc<str> {
+        match &self.text {
+            Some(text) if text.as_bytes() == bytes => text.clone(),
+            _ => {
+                let text: Arc<str> = lossy(bytes, TEXT_MAX).into();
+                self.text.insert(text).clone()
+            }
+        }
+    }
+
+    fn hit(&mut self, hit: Hit) -> Arc<Hit> {
+        match &self.hit {
+            Some(last) if **last == hit => last.clone(),
+            _ => self.hit.insert(Arc::new(hit)).clone(),
+        }
+    }
 }
 
 /// A weight that is known without M.
@@ -81,7 +111,7 @@ pub struct Served {
     /// The row last found.
     pub hit: Option<Arc<Hit>>,
     /// The table last missed in.
-    pub missed_in: Option<String>,
+    pub missed_in: Option<Arc<str>>,
 }
 
 /// A record that cannot be used.
@@ -237,37 +267,28 @@ impl Harvest {
         self.add(Key { op, n, k, m, dtype }, count);
     }
 
-    pub(super) fn add_lookup(&mut self, lookup: Lookup) {
-        let Lookup {
-            op,
-            m,
-            n,
-            k,
-            dtype,
-            outcome,
-        } = lookup;
+    pub(super) fn add_lookup(&mut self, line: Line<'_>) {
+        let dtype = line.dtype.and_then(|dtype| std::str::from_utf8(dtype).ok());
         let key = Key {
-            op: Some(op),
-            n,
-            k,
-            m,
-            dtype: dtype_index(dtype.as_deref().unwrap_or("")),
+            op: Some(line.op),
+            n: line.n,
+            k: line.k,
+            m: line.m,
+            dtype: dtype_index(dtype.unwrap_or("")),
         };
         self.add(key, 1);
-        if !self.served.contains_key(&key) && self.served.len() >= SHAPES_MAX {
+        if self.served.len() >= SHAPES_MAX && !self.served.contains_key(&key) {
             return;
         }
         let served = self.served.entry(key).or_default();
-        match outcome {
-            Outcome::Hit(hit) => {
+        match line.outcome {
+            LineOutcome::Hit(hit) => {
                 served.hits += 1;
-                if served.hit.as_deref() != Some(&hit) {
-                    served.hit = Some(Arc::new(hit));
-                }
+                served.hit = Some(self.texts.hit(hit.to_owned()));
             }
-            Outcome::Miss { file } => {
+            LineOutcome::Miss { file } => {
                 served.misses += 1;
-                served.missed_in = file;
+                served.missed_in = file.map(|file| self.texts.text(file));
             }
         }
     }
@@ -285,13 +306,6 @@ impl Harvest {
         }
         entry.device = file.device;
         entry.file = file.path;
-    }
-
-    pub(super) fn add_decode(&mut self, batch: Decode) {
-        add_one(&mut self.decode_batches, batch.requests, 1);
-        if batch.eager {
-            add_one(&mut self.decode_eager, batch.requests, 1);
-        }
     }
 
     /// Folds a record into the file being read.
@@ -380,6 +394,41 @@ pub(super) struct Place {
     pub(super) offset: u64,
 }
 
+/// Counts of small numbers, kept flat while one log is read: there may be millions.
+#[derive(Debug, Default)]
+pub(super) struct Sizes {
+    flat: Vec<u64>,
+    large: BTreeMap<u32, u64>,
+}
+
+impl Sizes {
+    /// Numbers below it are counted flat: more than any decode batch or default prefill chunk.
+    const FLAT: usize = 1 << 15;
+
+    pub(super) fn add(&mut self, size: u32) {
+        let at = size as usize;
+        if at >= Self::FLAT {
+            return add_one(&mut self.large, size, 1);
+        }
+        if at >= self.flat.len() {
+            self.flat.resize((at + 1).next_power_of_two(), 0);
+        }
+        self.flat[at] += 1;
+    }
+
+    /// Moves the counts over.
+    pub(super) fn pour(&mut self, counts: &mut BTreeMap<u32, u64>) {
+        let flat = std::mem::take(&mut self.flat);
+        let flat = flat.into_iter().enumerate().filter(|(_, count)| *count > 0);
+        for (size, count) in flat {
+            add_one(counts, size as u32, count);
+        }
+        for (size, count) in std::mem::take(&mut self.large) {
+            add_one(counts, size, count);
+        }
+    }
+}
+
 /// Adds to a count whose map must not grow without bound.
 pub(super) fn add_one<K: Ord>(counts: &mut BTreeMap<K, u64>, key: K, count: u64) {
     if let Some(sum) = counts.get_mut(&key) {
@@ -428,7 +477,7 @@ mod tests {
     fn a_record_without_dtype_joins_the_one_shape_with_a_dtype() {
         let mut harvest = Harvest::default();
         let miss = b"shape is M:1, N:512, K:7168, not found tuned config in a8w8_blockscale_tuned_gemm.csv, will use default config!";
-        harvest.add_lookup(crate::log::engagement::classify(miss).unwrap());
+        harvest.add_lookup(crate::log::engagement::parse(miss).unwrap().0);
         assert_eq!(harvest.shapes(None)[0].shape.dtype, "");
         harvest.add_dump(dump(Some(Op::Blockscale), 1, "torch.float8_e4m3fn"), 3);
         let shapes = harvest.shapes(None);

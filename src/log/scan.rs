@@ -7,10 +7,10 @@
 
 use std::io::{self, Read};
 
-use super::cursor::Cursor;
+use super::cursor::{Cursor, find, rfind};
 use super::dump::{self, Payload, Tally};
 use super::engagement;
-use super::harvest::{Harvest, Place, add_one};
+use super::harvest::{Harvest, Place, Sizes, add_one};
 use super::record;
 use super::sglang;
 use super::tags::{Found, Next, Searcher, Tag, WINDOW};
@@ -229,6 +229,9 @@ struct Scanner<'harvest> {
     tail: Option<(dump::Dump, Place)>,
     /// Input position where the last record handled ends: no tag starts before it.
     floor: u64,
+    decode: Sizes,
+    decode_eager: Sizes,
+    prefill: Sizes,
 }
 
 /// Bytes of a window that [`Scanner::block`] is done with.
@@ -258,6 +261,9 @@ impl<'harvest> Scanner<'harvest> {
             counted: (0, 1),
             tail: None,
             floor: 0,
+            decode: Sizes::default(),
+            decode_eager: Sizes::default(),
+            prefill: Sizes::default(),
         }
     }
 
@@ -334,8 +340,7 @@ impl<'harvest> Scanner<'harvest> {
                 let from = memchr::memrchr3(b'\n', b'\r', 0x1b, before).map_or(0, |at| at + 1);
                 let from = from.max(before.len().saturating_sub(LOOK_BACK / 2));
                 // The prefix of aiter's logger, or of a launcher before it.
-                let path =
-                    memchr::memmem::rfind(&before[from..], b"] ").map_or(from, |at| from + at + 2);
+                let path = rfind(&before[from..], b"] ").map_or(from, |at| from + at + 2);
                 let path = super::cursor::lossy(&before[path..], LOOK_BACK);
                 add_one(&mut self.harvest.legacy_tables, path, 1);
             }
@@ -350,12 +355,15 @@ impl<'harvest> Scanner<'harvest> {
             Tag::Decode | Tag::DecodeNumbered => {
                 let numbered = found.tag == Tag::DecodeNumbered;
                 if let Some(batch) = sglang::decode(before, text, numbered) {
-                    self.harvest.add_decode(batch);
+                    self.decode.add(batch.requests);
+                    if batch.eager {
+                        self.decode_eager.add(batch.requests);
+                    }
                 }
             }
             Tag::Prefill => {
                 if let Some(tokens) = sglang::prefill(before) {
-                    add_one(&mut self.harvest.prefill_batches, tokens, 1);
+                    self.prefill.add(tokens);
                 }
             }
             Tag::Limits => {
@@ -414,7 +422,7 @@ impl<'harvest> Scanner<'harvest> {
     fn dump(&mut self, segment: &Segment<'_>, found: Found) -> usize {
         let text = &segment.bytes[found.end..segment.end];
         // The record ends where the next one starts, if its fields come no sooner.
-        let next = memchr::memmem::find(text, b"[GEMM_shape_dump]").unwrap_or(text.len());
+        let next = find(text, b"[GEMM_shape_dump]").unwrap_or(text.len());
         let row = self.find_row.find(&text[..next]);
         let Some(row) = row else {
             let cut_off = segment.cut_off && next == text.len();
@@ -461,8 +469,8 @@ impl<'harvest> Scanner<'harvest> {
             // Somebody else's words.
             return found.end;
         };
-        if let Some((lookup, length)) = engagement::parse(&segment.bytes[start..segment.end]) {
-            self.harvest.add_lookup(lookup);
+        if let Some((line, length)) = engagement::parse(&segment.bytes[start..segment.end]) {
+            self.harvest.add_lookup(line);
             (start + length).max(found.end)
         } else {
             let reason = if segment.cut_off {
@@ -472,7 +480,7 @@ impl<'harvest> Scanner<'harvest> {
             };
             self.malformed(segment, start, reason);
             // Its further tags belong to the same line.
-            let next = memchr::memmem::find(&segment.bytes[found.end..segment.end], b"shape ");
+            let next = find(&segment.bytes[found.end..segment.end], b"shape ");
             next.map_or(segment.end, |next| found.end + next)
         }
     }
@@ -487,6 +495,9 @@ impl<'harvest> Scanner<'harvest> {
     /// Adds what was held back until the end of the input.
     fn finish(&mut self) {
         self.empty_tally();
+        self.decode.pour(&mut self.harvest.decode_batches);
+        self.decode_eager.pour(&mut self.harvest.decode_eager);
+        self.prefill.pour(&mut self.harvest.prefill_batches);
         if let Some((dump, place)) = self.tail.take() {
             if self.harvest.expects_longer_than(dump.dtype) {
                 let text = dump.dtype.as_bytes();

@@ -4,7 +4,7 @@
 
 use serde::Serialize;
 
-use super::cursor::{Cursor, lossy, trailing_number};
+use super::cursor::{Cursor, find, lossy, rfind, trailing_number};
 use super::plausible;
 
 /// A configuration file of SGLang's Triton block-FP8 kernel that a server looked for.
@@ -74,7 +74,7 @@ const TEXT_MAX: usize = 1024;
 pub(super) fn config_file(text: &[u8], hit: bool) -> Option<Result<ConfigFile, &'static str>> {
     const TORN: &str = "torn: no complete `N=…,K=…,device_name=…` file name";
     if hit {
-        let end = memchr::memmem::find(text, b".json for ");
+        let end = find(text, b".json for ");
         let Some(end) = end else {
             return Some(Err(TORN));
         };
@@ -83,9 +83,9 @@ pub(super) fn config_file(text: &[u8], hit: bool) -> Option<Result<ConfigFile, &
         }
     }
     let read = || {
-        let end = memchr::memmem::find(text, b".json")?;
+        let end = find(text, b".json")?;
         let text = &text[..end + b".json".len()];
-        let name = memchr::memmem::rfind(text, b"/N=").map_or(0, |slash| slash + 1);
+        let name = rfind(text, b"/N=").map_or(0, |slash| slash + 1);
         let mut cursor = Cursor::new(&text[name..]);
         if name == 0 {
             cursor.until(b"N=")?;
@@ -98,7 +98,7 @@ pub(super) fn config_file(text: &[u8], hit: bool) -> Option<Result<ConfigFile, &
         cursor.eat(b",device_name=")?;
         let device = lossy(cursor.until(b",dtype=")?, TEXT_MAX);
         plausible::nk(n, k).ok()?;
-        let path = memchr::memmem::find(text, b"not found at ").map_or(0, |at| at + 13);
+        let path = find(text, b"not found at ").map_or(0, |at| at + 13);
         Some(ConfigFile {
             n,
             k,
@@ -119,7 +119,10 @@ pub(super) fn decode(before: &[u8], text: &[u8], numbered: bool) -> Option<Decod
     }
     let requests = Cursor::new(text).number()?;
     plausible::m(requests).ok()?;
-    let eager = memchr::memmem::find(text, b"cuda graph: False").is_some();
+    let graph = b"cuda graph: ";
+    // `F` is rarer in these lines than `c`.
+    let eager = memchr::memchr_iter(b'F', text)
+        .any(|at| text[at..].starts_with(b"False") && text[..at].ends_with(graph));
     Some(Decode { requests, eager })
 }
 
@@ -129,7 +132,7 @@ pub(super) fn prefill(before: &[u8]) -> Option<u32> {
     before.ends_with(b"#new-token: ").then_some(())?;
     plausible::m(tokens).ok()?;
     let near = &before[before.len().saturating_sub(96)..];
-    memchr::memmem::rfind(near, b"Prefill batch")?;
+    rfind(near, b"Prefill batch")?;
     Some(tokens)
 }
 
@@ -163,13 +166,13 @@ pub(super) fn capture_list(text: &[u8]) -> Option<Capture> {
 /// `Capture target decode CUDA graph begin. backend=full, num_tokens_per_req=1, bs=[1, 2, 4], …`.
 pub(super) fn capture(before: &[u8], text: &[u8]) -> Option<Capture> {
     let near = &before[before.len().saturating_sub(64)..];
-    let start = memchr::memmem::rfind(near, b"Capture ")? + b"Capture ".len();
+    let start = rfind(near, b"Capture ")? + b"Capture ".len();
     let role = &near[start..];
     if memchr::memchr3(b'\n', b'\r', 0x1b, role).is_some() {
         return None;
     }
     let list = |name: &[u8]| {
-        let at = memchr::memmem::find(text, name)?;
+        let at = find(text, name)?;
         sizes(&text[at + name.len()..])
     };
     let (unit, sizes) = list(b" bs=[")
@@ -196,7 +199,7 @@ pub(super) fn limits(text: &[u8]) -> Option<Limits> {
 }
 
 fn field(text: &[u8], name: &[u8]) -> Option<u32> {
-    let at = memchr::memmem::find(text, name)?;
+    let at = find(text, name)?;
     Cursor::new(&text[at + name.len()..]).number()
 }
 

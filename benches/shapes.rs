@@ -1,0 +1,79 @@
+//! Harvesting a log against counting its lines: same file, same buffer, same core, alternating.
+//!
+//! `cargo bench --bench shapes -- FILE [ROUNDS]`; `benches/shapes.sh` makes the file and adds mawk and Python. The best of
+//! the rounds counts, because other work on the machine only ever adds time.
+
+use std::io::Read as _;
+use std::time::{Duration, Instant};
+
+use gemmtune::log::Harvest;
+use gemmtune::log::scan::{BUFFER, Lines, scan};
+
+fn count_lines(path: &str) -> std::io::Result<u64> {
+    let mut file = fs_err::File::open(path)?;
+    let mut buffer = vec![0; BUFFER];
+    let mut lines = 0;
+    loop {
+        let length = file.read(&mut buffer)?;
+        if length == 0 {
+            return Ok(lines);
+        }
+        lines += memchr::memchr_iter(b'\n', &buffer[..length]).count() as u64;
+    }
+}
+
+fn harvest(path: &str) -> std::io::Result<Harvest> {
+    let mut harvest = Harvest::default();
+    scan(fs_err::File::open(path)?, path, Lines::Later, &mut harvest)?;
+    Ok(harvest)
+}
+
+fn timed<T>(best: &mut Duration, work: impl FnOnce() -> std::io::Result<T>) -> std::io::Result<T> {
+    let start = Instant::now();
+    let result = work()?;
+    *best = (*best).min(start.elapsed());
+    Ok(result)
+}
+
+#[expect(
+    clippy::print_stdout,
+    reason = "a benchmark's result is what it prints"
+)]
+fn main() -> std::io::Result<()> {
+    let mut arguments = std::env::args()
+        .skip(1)
+        .filter(|argument| argument != "--bench");
+    let Some(path) = arguments.next() else {
+        println!("no file given: see benches/shapes.sh");
+        return Ok(());
+    };
+    let rounds = arguments
+        .next()
+        .and_then(|rounds| rounds.parse().ok())
+        .unwrap_or(7);
+    let (mut harvesting, mut counting) = (Duration::MAX, Duration::MAX);
+    let mut found = Harvest::default();
+    let mut lines = 0;
+    for _ in 0..rounds {
+        lines = timed(&mut counting, || count_lines(&path))?;
+        found = timed(&mut harvesting, || harvest(&path))?;
+    }
+    let bytes = found.bytes as f64;
+    let report = |name: &str, time: Duration, what: String| {
+        let seconds = time.as_secs_f64();
+        println!(
+            "{name:<22} {seconds:>7.3} s {:>6.2} GB/s  {what}",
+            bytes / seconds / 1e9
+        );
+    };
+    let what = format!(
+        "{} records, {} distinct",
+        found.records(),
+        found.shapes(None).len()
+    );
+    report("gemmtune shapes", harvesting, what);
+    report("counting newlines", counting, format!("{lines} lines"));
+    let ratio = harvesting.as_secs_f64() / counting.as_secs_f64();
+    println!("{:<22} {ratio:>7.2}", "ratio");
+    Ok(())
+}
