@@ -21,6 +21,7 @@ pub mod reference_worker;
 pub mod report;
 pub mod run;
 pub mod status;
+pub mod shapes;
 pub mod switch;
 pub mod trace;
 mod tree_changes;
@@ -58,6 +59,8 @@ enum Command {
     ReferenceServer(reference_server::ReferenceServerArgs),
     /// Log GEMM shapes and the dispatch: by an overlay, or by edits of the tree
     Instrument(instrument::InstrumentArgs),
+    /// Find the GEMM shapes in server logs and record files
+    Shapes(shapes::ShapesArgs),
     /// Force CK or Triton in an SGLang tree, by the mildest means that is right
     Switch(switch::SwitchArgs),
     /// Run the whole loop on the built-in reference engine
@@ -109,6 +112,7 @@ fn perform(command: Command, printer: &Printer) -> Result<std::process::ExitCode
         Command::Completions(args) => completions::run(&args, printer).map(success),
         Command::ReferenceServer(args) => reference_server::run(args, printer).map(success),
         Command::Instrument(args) => instrument::run(&args, printer).map(success),
+        Command::Shapes(args) => shapes::run(&args, printer).map(success),
         Command::Switch(args) => switch::run(&args, printer).map(success),
         Command::Demo(args) => demo::run(&args, printer),
         Command::Run(args) => run::run(&args, printer),

@@ -1,12 +1,13 @@
 //! Server logs and overlay records: which GEMMs ran, how often, and which table rows served them.
 //!
 //! [`scan::scan`] reads one input into a [`Harvest`]; any number of inputs add up. This room reads bytes and returns
-//! facts: it opens no file by itself, starts no process and prints nothing.
+//! facts; only [`input`] opens files, and nothing here starts a process or prints.
 
 mod cursor;
 mod dump;
 pub mod engagement;
 pub mod harvest;
+pub mod input;
 pub mod plausible;
 pub mod record;
 pub mod scan;

@@ -1,0 +1,406 @@
+//! `gemmtune shapes`: the GEMM shapes in server logs and record files.
+
+use std::collections::BTreeMap;
+use std::fmt::Write as _;
+use std::io::{self, IsTerminal as _, Read};
+use std::time::{Duration, Instant};
+
+use camino::Utf8PathBuf;
+use serde::Serialize;
+
+use super::failure::{Failure, Kind};
+use super::printer::Printer;
+use crate::log::harvest::{Malformed, NkOnly, Seen};
+use crate::log::scan::{Lines, number_lines, scan};
+use crate::log::{Capture, Harvest, Limits, input};
+use crate::shape::Op;
+use crate::store::file::write_atomic;
+
+/// Shapes a JSON document lists; the CSV always holds all.
+const LISTED: usize = 20_000;
+
+/// Malformed records shown to people.
+const SHOWN: usize = 5;
+
+/// Arguments of `gemmtune shapes`.
+#[derive(Debug, clap::Args)]
+pub struct ShapesArgs {
+    /// Server logs, record files of the overlay, folders of either; `-` is standard input
+    ///
+    /// Files may be compressed (gzip, zstd) and may still be growing.
+    #[arg(required = true, value_name = "LOG")]
+    logs: Vec<Utf8PathBuf>,
+
+    /// Write the shapes to this CSV file instead of standard output
+    #[arg(short, long, value_name = "CSV")]
+    output: Option<Utf8PathBuf>,
+
+    /// Operation of shape-dump lines that do not name one
+    ///
+    /// Without it: `w8a8_block_fp8_matmul` if SGLang's Triton path is the only dispatch identity in the logs, else
+    /// `gemm_a8w8_blockscale`.
+    #[arg(long, value_name = "OP")]
+    op: Option<Op>,
+}
+
+#[derive(Serialize)]
+struct Summary<'harvest> {
+    bytes: u64,
+    records: u64,
+    malformed: u64,
+    distinct: usize,
+    dispatch: Vec<&'harvest str>,
+    seconds: f64,
+    files: usize,
+    /// Records of shapes beyond the number this program keeps.
+    left_out: u64,
+    shapes: Vec<ListedShape<'harvest>>,
+    /// Shapes that are in the CSV only.
+    shapes_not_listed: usize,
+    weights_nk: Vec<Weight<'harvest>>,
+    captures: Vec<&'harvest Capture>,
+    decode_batches: &'harvest BTreeMap<u32, u64>,
+    decode_eager: &'harvest BTreeMap<u32, u64>,
+    prefill_batches: &'harvest BTreeMap<u32, u64>,
+    limits: Vec<&'harvest Limits>,
+    hits: u64,
+    misses: u64,
+    tables_without_gfx: Vec<&'harvest str>,
+    processes: usize,
+    malformed_records: &'harvest [Malformed],
+}
+
+#[derive(Serialize)]
+struct ListedShape<'seen> {
+    op: Op,
+    #[serde(rename = "M")]
+    m: u32,
+    #[serde(rename = "N")]
+    n: u32,
+    #[serde(rename = "K")]
+    k: u32,
+    dtype: &'seen str,
+    records: u64,
+}
+
+#[derive(Serialize)]
+struct Weight<'harvest> {
+    #[serde(rename = "N")]
+    n: u32,
+    #[serde(rename = "K")]
+    k: u32,
+    #[serde(flatten)]
+    only: &'harvest NkOnly,
+}
+
+/// Reads the logs and writes the shapes.
+pub fn run(args: &ShapesArgs, printer: &Printer) -> Result<(), Failure> {
+    let start = Instant::now();
+    let files = files(&args.logs)?;
+    if let Some(output) = args.output.as_ref().filter(|output| files.contains(output)) {
+        return Err(Failure::new(
+            Kind::Usage,
+            format!("`{output}` is both read and written"),
+        ));
+    }
+    let mut harvest = Harvest::default();
+    let mut progress = Progress::new();
+    for file in &files {
+        read(file, &mut harvest, &mut progress, printer)?;
+    }
+    progress.finish();
+    let shapes = harvest.shapes(args.op);
+    let summary = summary(&harvest, &shapes, files.len(), start.elapsed());
+
+    // An empty file is no hand-over to the next step; the document still says what was seen.
+    if !shapes.is_empty() {
+        let csv = csv(&shapes);
+        match &args.output {
+            Some(path) => write_atomic(path, csv.as_bytes())
+                .map_err(|error| Failure::to(Kind::Environment, "write the shapes", error))?,
+            None if printer.is_json() => {}
+            None => printer.data(csv.as_bytes())?,
+        }
+    }
+    if printer.is_json() {
+        printer.json(&summary)?;
+    }
+    if harvest.is_empty() {
+        return Err(nothing_found(&harvest, files.len()));
+    }
+    tell(&harvest, &summary, args, printer);
+    Ok(())
+}
+
+fn files(logs: &[Utf8PathBuf]) -> Result<Vec<Utf8PathBuf>, Failure> {
+    let mut files = Vec::new();
+    for log in logs {
+        if log == "-" {
+            files.push(log.clone());
+            continue;
+        }
+        let found = input::files(log)
+            .map_err(|error| Failure::to(Kind::Usage, &format!("find the log `{log}`"), error))?;
+        files.extend(found);
+    }
+    Ok(files)
+}
+
+fn read(
+    file: &Utf8PathBuf,
+    harvest: &mut Harvest,
+    progress: &mut Progress,
+    printer: &Printer,
+) -> Result<(), Failure> {
+    let opened = if file == "-" {
+        input::decompressed(io::stdin())
+    } else {
+        input::open(file)
+    };
+    let opened = opened
+        .map_err(|error| Failure::to(Kind::Usage, &format!("read the log `{file}`"), error))?;
+    // Plain files are cheap to read again where a line number is wanted; counting all along costs a sixth.
+    let again = file != "-" && input::is_plain_file(file);
+    let lines = if again { Lines::Later } else { Lines::Count };
+    let counted = Counted {
+        input: opened,
+        progress,
+    };
+    if let Err(error) = scan(counted, file.as_str(), lines, harvest) {
+        progress.finish();
+        printer.warn(format!(
+            "`{file}` was read only up to an error, what came before it counts: {error}"
+        ));
+    }
+    if again {
+        // The numbers are a service to people: a log that vanished meanwhile has none.
+        let _ = input::open(file).and_then(|input| number_lines(input, file.as_str(), harvest));
+    }
+    Ok(())
+}
+
+fn summary<'harvest>(
+    harvest: &'harvest Harvest,
+    shapes: &'harvest [Seen],
+    files: usize,
+    elapsed: Duration,
+) -> Summary<'harvest> {
+    let listed = shapes
+        .iter()
+        .take(LISTED)
+        .map(|Seen { shape, records }| ListedShape {
+            op: shape.op,
+            m: shape.m,
+            n: shape.n,
+            k: shape.k,
+            dtype: &shape.dtype,
+            records: *records,
+        });
+    let (hits, misses) = harvest.hits_and_misses();
+    Summary {
+        bytes: harvest.bytes,
+        records: harvest.records(),
+        malformed: harvest.malformed,
+        distinct: shapes.len(),
+        dispatch: harvest.dispatch.keys().map(String::as_str).collect(),
+        seconds: elapsed.as_secs_f64(),
+        files,
+        left_out: harvest.left_out,
+        shapes: listed.collect(),
+        shapes_not_listed: shapes.len().saturating_sub(LISTED),
+        weights_nk: harvest
+            .nk_only
+            .iter()
+            .map(|(&(n, k), only)| Weight { n, k, only })
+            .collect(),
+        captures: harvest.captures.keys().collect(),
+        decode_batches: &harvest.decode_batches,
+        decode_eager: &harvest.decode_eager,
+        prefill_batches: &harvest.prefill_batches,
+        limits: harvest.limits.keys().collect(),
+        hits,
+        misses,
+        tables_without_gfx: harvest.legacy_tables.keys().map(String::as_str).collect(),
+        processes: harvest.hellos.len(),
+        malformed_records: &harvest.malformed_shown,
+    }
+}
+
+fn csv(shapes: &[Seen]) -> String {
+    let mut text = String::with_capacity(64 * (shapes.len() + 1));
+    text.push_str("op,M,N,K,dtype,records\n");
+    for Seen { shape, records } in shapes {
+        let _ = writeln!(
+            text,
+            "{},{},{},{},{},{records}",
+            shape.op, shape.m, shape.n, shape.k, shape.dtype
+        );
+    }
+    text
+}
+
+/// Says to people what was found and what is odd about it.
+fn tell(harvest: &Harvest, summary: &Summary<'_>, args: &ShapesArgs, printer: &Printer) {
+    let megabytes = summary.bytes as f64 / 1e6;
+    printer.say(format!(
+        "{} shapes in {} records of {} files ({megabytes:.1} MB, {:.2} s)",
+        summary.distinct, summary.records, summary.files, summary.seconds
+    ));
+    for identity in &summary.dispatch {
+        printer.say(format!("dispatch: {identity}"));
+    }
+    if summary.hits + summary.misses > 0 {
+        printer.say(format!(
+            "aiter's look-ups: {} found a row, {} did not",
+            summary.hits, summary.misses
+        ));
+    }
+    if summary.malformed > 0 {
+        printer.warn(malformed(harvest));
+    }
+    if summary.left_out > 0 {
+        printer.warn(format!(
+            "{} records are of shapes beyond the first {}, and are left out",
+            summary.left_out, summary.distinct
+        ));
+    }
+    if summary.distinct == 0 {
+        let mut text = String::from(
+            "the logs name weights but no M, so there are no shapes: SGLang's Triton kernel logs (N, K) only\n",
+        );
+        for weight in &summary.weights_nk {
+            let _ = writeln!(
+                text,
+                "  N={} K={} on {}",
+                weight.n, weight.k, weight.only.device
+            );
+        }
+        text.push_str(
+            "\nhint: run the server instrumented (`gemmtune instrument apply`), or add the model's \
+             shapes with `gemmtune plan --model config.json --tp N`",
+        );
+        printer.warn(text);
+    } else if let Some(path) = &args.output {
+        printer.say(format!("written to `{path}`"));
+    }
+}
+
+fn malformed(harvest: &Harvest) -> String {
+    let mut text = format!("{} records are torn or impossible:", harvest.malformed);
+    for shown in harvest.malformed_shown.iter().take(SHOWN) {
+        let line = match shown.line {
+            Some(line) => line.to_string(),
+            None => format!("byte {}", shown.offset),
+        };
+        let excerpt: String = shown
+            .text
+            .chars()
+            .map(|letter| if letter.is_control() { ' ' } else { letter })
+            .take(80)
+            .collect();
+        let _ = write!(
+            text,
+            "\n  {}:{line}: {}: {excerpt}",
+            shown.source, shown.reason
+        );
+    }
+    let more = harvest.malformed.saturating_sub(SHOWN as u64);
+    if more > 0 {
+        let _ = write!(text, "\n  and {more} more");
+    }
+    text
+}
+
+/// Which variable or stage an empty result points to.
+fn nothing_found(harvest: &Harvest, files: usize) -> Failure {
+    let failure =
+        |text: &str| Failure::new(Kind::NoShapes, format!("no GEMM shapes were found: {text}"));
+    if files == 0 {
+        return failure("the folder holds no files")
+            .hint("give the server's log, or the folder of the capture stage");
+    }
+    if harvest.bytes == 0 {
+        return failure("the logs are empty")
+            .hint("look at the capture stage: the server wrote nothing, or wrote elsewhere (SGLang logs to standard error)");
+    }
+    if harvest.malformed > 0 {
+        return failure(&malformed(harvest)).hint(
+            "write the log to a file instead of through a pipe, or use the overlay's record files",
+        );
+    }
+    if !harvest.hellos.is_empty() {
+        return failure(&format!(
+            "the overlay was loaded in {} processes, and none ran a block-FP8 GEMM",
+            harvest.hellos.len()
+        ))
+        .hint("send requests before the server stops, and check that the checkpoint is block FP8 (`weight_block_size` in its config.json)");
+    }
+    let triton = |identity: &String| identity.starts_with("triton_w8a8_block_fp8_linear");
+    match harvest.dispatch.keys().next() {
+        Some(identity) if triton(identity) => failure(&format!("the server serves with `{identity}`, which the dump does not hook"))
+            .hint("set SGLANG_USE_AITER=1 before the server starts, on ROCm")
+            .hint("or capture with the overlay: `gemmtune instrument apply --mode overlay`"),
+        Some(identity) => failure(&format!("the dispatch identity is there (`{identity}`), the shape dump is not"))
+            .hint("set SGLANG_DUMP_AITER_FP8_GEMM_SHAPES=1 in the server's environment, and send requests"),
+        None => failure("neither shape-dump lines nor look-up lines of aiter")
+            .hint("instrument the tree that the server really imports (`gemmtune instrument apply`), then start it with SGLANG_DUMP_AITER_FP8_GEMM_SHAPES=1 and SGLANG_LOG_FP8_BLOCK_GEMM_DISPATCH=1")
+            .hint("a server started with --log-level warning or error, or AITER_LOG_LEVEL above INFO, hides these lines"),
+    }
+}
+
+/// Draws how far the reading is, on a terminal and after a second only.
+struct Progress {
+    bar: Option<indicatif::ProgressBar>,
+    start: Instant,
+    bytes: u64,
+    wanted: bool,
+}
+
+impl Progress {
+    fn new() -> Self {
+        Self {
+            bar: None,
+            start: Instant::now(),
+            bytes: 0,
+            wanted: io::stderr().is_terminal(),
+        }
+    }
+
+    fn add(&mut self, bytes: u64) {
+        self.bytes += bytes;
+        if !self.wanted {
+            return;
+        }
+        if self.bar.is_none() && self.start.elapsed() > Duration::from_secs(1) {
+            let style = indicatif::ProgressStyle::with_template("read {bytes} ({bytes_per_sec})");
+            let bar = indicatif::ProgressBar::new_spinner();
+            self.bar = Some(match style {
+                Ok(style) => bar.with_style(style),
+                Err(_) => bar,
+            });
+        }
+        if let Some(bar) = &self.bar {
+            bar.set_position(self.bytes);
+        }
+    }
+
+    fn finish(&mut self) {
+        if let Some(bar) = self.bar.take() {
+            bar.finish_and_clear();
+        }
+    }
+}
+
+/// A reader that reports what it hands out.
+struct Counted<'progress> {
+    input: Box<dyn Read>,
+    progress: &'progress mut Progress,
+}
+
+impl Read for Counted<'_> {
+    fn read(&mut self, buffer: &mut [u8]) -> io::Result<usize> {
+        let read = self.input.read(buffer)?;
+        self.progress.add(read as u64);
+        Ok(read)
+    }
+}
