@@ -11,6 +11,7 @@ pub mod init;
 pub mod instrument;
 pub mod keeper;
 pub mod lint;
+pub mod lookup;
 pub mod merge;
 mod outcome;
 pub mod plan;
@@ -20,8 +21,8 @@ pub mod reference_server;
 pub mod reference_worker;
 pub mod report;
 pub mod run;
-pub mod status;
 pub mod shapes;
+pub mod status;
 pub mod switch;
 pub mod trace;
 mod tree_changes;
@@ -85,6 +86,8 @@ enum Command {
     Keeper(keeper::KeeperArgs),
     /// Check tuned tables: aiter's CSV files and SGLang's JSON configurations
     Lint(lint::LintArgs),
+    /// Say which row of a table the runtime takes for each shape
+    Lookup(lookup::LookupArgs),
     /// Merge tuned tables: the best valid row per key, with its provenance
     Merge(merge::MergeArgs),
     /// Plan what to tune: shapes, tables and a model's config in, ordered rows out
@@ -124,6 +127,7 @@ fn perform(command: Command, printer: &Printer) -> Result<std::process::ExitCode
         Command::ReferenceWorker(args) => reference_worker::run(&args).map(success),
         Command::Keeper(args) => Ok(keeper::run(&args, printer)),
         Command::Lint(args) => lint::run(&args, printer).map(success),
+        Command::Lookup(args) => lookup::run(&args, printer).map(success),
         Command::Merge(args) => merge::run(&args, printer).map(success),
         Command::Plan(args) => plan::run(&args, printer).map(success),
     }

@@ -9,6 +9,8 @@ pub mod kernels;
 pub mod lint;
 pub mod lookup;
 pub mod merge;
+pub mod nearest;
+pub mod outcome;
 pub mod revision;
 pub mod roofline;
 pub mod sglang_json;

@@ -1,0 +1,264 @@
+//! `gemmtune shapes` and `gemmtune lookup` as a user runs them.
+
+use std::io::Write as _;
+use std::process::{Command, Output, Stdio};
+
+use camino::Utf8PathBuf;
+
+struct Folder {
+    _keep: tempfile::TempDir,
+    path: Utf8PathBuf,
+}
+
+impl Folder {
+    fn new() -> Self {
+        let folder = tempfile::tempdir().unwrap();
+        let path = Utf8PathBuf::try_from(folder.path().to_owned()).unwrap();
+        Self {
+            _keep: folder,
+            path,
+        }
+    }
+
+    fn file(&self, name: &str, text: impl AsRef<[u8]>) -> String {
+        let path = self.path.join(name);
+        fs_err::File::create(&path)
+            .unwrap()
+            .write_all(text.as_ref())
+            .unwrap();
+        path.into_string()
+    }
+}
+
+fn gemmtune(arguments: &[&str], input: &[u8]) -> Output {
+    let mut child = Command::new(env!("CARGO_BIN_EXE_gemmtune"))
+        .args(arguments)
+        .stdin(Stdio::piped())
+        .stdout(Stdio::piped())
+        .stderr(Stdio::piped())
+        .spawn()
+        .unwrap();
+    child.stdin.take().unwrap().write_all(input).unwrap();
+    child.wait_with_output().unwrap()
+}
+
+fn stdout(output: &Output) -> String {
+    String::from_utf8(output.stdout.clone()).unwrap()
+}
+
+fn stderr(output: &Output) -> String {
+    String::from_utf8(output.stderr.clone()).unwrap()
+}
+
+fn json(output: &Output) -> serde_json::Value {
+    serde_json::from_slice(&output.stdout)
+        .unwrap_or_else(|error| panic!("{error}: {}", stderr(output)))
+}
+
+fn dump(m: u32, n: u32, k: u32) -> String {
+    format!(
+        "[t TP0] [GEMM_shape_dump] aiter FP8 block GEMM path | csv_row: {m},{n},{k},torch.float8_e4m3fnuz\n"
+    )
+}
+
+#[test]
+fn shapes_of_files_folders_and_standard_input_make_one_sorted_csv() {
+    let folder = Folder::new();
+    let plain = folder.file("a.log", dump(9, 512, 7168) + &dump(1, 512, 7168));
+    fs_err::create_dir(folder.path.join("more")).unwrap();
+    let mut gzip = flate2::write::GzEncoder::new(Vec::new(), flate2::Compression::fast());
+    gzip.write_all((dump(9, 512, 7168) + &dump(4, 256, 7168)).as_bytes())
+        .unwrap();
+    folder.file("more/b.log.gz", gzip.finish().unwrap());
+    let more = folder.path.join("more").into_string();
+    let output = gemmtune(
+        &["shapes", &plain, &more, "-"],
+        dump(2, 512, 2048).as_bytes(),
+    );
+    assert!(output.status.success(), "{}", stderr(&output));
+    assert_eq!(
+        stdout(&output),
+        "op,M,N,K,dtype,records\n\
+         gemm_a8w8_blockscale,4,256,7168,torch.float8_e4m3fnuz,1\n\
+         gemm_a8w8_blockscale,2,512,2048,torch.float8_e4m3fnuz,1\n\
+         gemm_a8w8_blockscale,1,512,7168,torch.float8_e4m3fnuz,1\n\
+         gemm_a8w8_blockscale,9,512,7168,torch.float8_e4m3fnuz,2\n"
+    );
+}
+
+#[test]
+fn the_json_summary_counts_what_the_csv_holds() {
+    let folder = Folder::new();
+    let text = format!(
+        "[Fp8LinearMethod] block_quant w8a8_block_fp8_linear=aiter_w8a8_block_fp8_linear (m)\n{}{}[GEMM_shape_dump] csv_row: 0,512,7168,torch.float8_e4m3fnuz\n",
+        dump(1, 512, 7168),
+        dump(1, 512, 7168)
+    );
+    let log = folder.file("server.log", &text);
+    let csv = folder.path.join("shapes.csv");
+    let output = gemmtune(&["--json", "shapes", &log, "-o", csv.as_str()], b"");
+    let summary = json(&output);
+    assert_eq!(summary["bytes"], text.len());
+    assert_eq!(summary["records"], 2);
+    assert_eq!(summary["distinct"], 1);
+    assert_eq!(summary["malformed"], 1);
+    assert_eq!(summary["malformed_records"][0]["line"], 4);
+    assert_eq!(
+        summary["dispatch"],
+        serde_json::json!(["aiter_w8a8_block_fp8_linear (m)"])
+    );
+    assert!(summary["seconds"].as_f64().unwrap() >= 0.0);
+    assert_eq!(
+        fs_err::read_to_string(csv).unwrap(),
+        "op,M,N,K,dtype,records\ngemm_a8w8_blockscale,1,512,7168,torch.float8_e4m3fnuz,2\n"
+    );
+    assert!(
+        stderr(&output).contains(":4: M is at least 1"),
+        "{}",
+        stderr(&output)
+    );
+}
+
+#[test]
+fn an_empty_result_says_which_variable_or_stage_to_look_at() {
+    let folder = Folder::new();
+    let fails = |text: &str, says: &str| {
+        let log = folder.file("x.log", text);
+        let output = gemmtune(&["shapes", &log], b"");
+        assert_eq!(output.status.code(), Some(14), "{}", stderr(&output));
+        assert!(stderr(&output).contains(says), "{}", stderr(&output));
+        assert_eq!(stdout(&output), "");
+    };
+    fails("", "the logs are empty");
+    fails("nothing here\n", "SGLANG_DUMP_AITER_FP8_GEMM_SHAPES=1");
+    let identity = "block_quant w8a8_block_fp8_linear=";
+    fails(
+        &format!("{identity}triton_w8a8_block_fp8_linear (m)\n"),
+        "SGLANG_USE_AITER=1",
+    );
+    fails(
+        &format!("{identity}aiter_w8a8_block_fp8_linear (m)\n"),
+        "SGLANG_DUMP_AITER_FP8_GEMM_SHAPES=1",
+    );
+    fails("[GEMM_shape_dump] csv_row: 1,2\n", "torn");
+    let hello = r#"{"gemmtune":"hello","pid":1,"rank":0,"world":1,"version":1}"#;
+    fails(hello, "the overlay was loaded in 1 processes");
+    let missing = gemmtune(&["shapes", "no/such.log"], b"");
+    assert_eq!(missing.status.code(), Some(2));
+    assert!(stderr(&missing).contains("no/such.log"));
+}
+
+#[test]
+fn weights_without_m_are_reported_and_never_become_shapes() {
+    let log = concat!(
+        env!("CARGO_MANIFEST_DIR"),
+        "/testdata/logs/sglang-0.5.16-h100-qwen3-8b.log"
+    );
+    let output = gemmtune(&["--json", "shapes", log], b"");
+    assert!(output.status.success(), "{}", stderr(&output));
+    let summary = json(&output);
+    assert_eq!(summary["distinct"], 0);
+    let weights: Vec<_> = summary["weights_nk"]
+        .as_array()
+        .unwrap()
+        .iter()
+        .map(|weight| (weight["N"].as_u64().unwrap(), weight["K"].as_u64().unwrap()))
+        .collect();
+    assert_eq!(
+        weights,
+        [(4096, 4096), (4096, 12288), (6144, 4096), (24576, 4096)]
+    );
+    assert_eq!(
+        summary["decode_batches"],
+        serde_json::json!({"1": 1, "32": 19})
+    );
+    assert!(stderr(&output).contains("no shapes"));
+}
+
+#[test]
+fn lookup_writes_one_line_per_shape() {
+    let folder = Folder::new();
+    let table = folder.file(
+        "mine.csv",
+        "gfx,cu_num,M,N,K,libtype,kernelId,splitK,us,kernelName,tflops,bw,errRatio\n\
+         gfx942,304,16,512,7168,ck,7,1,5.0,a8w8_x,1.0,1.0,0.0\n\
+         gfx950,256,16,512,7168,ck,8,0,5.0,a8w8_y,1.0,1.0,0.0\n",
+    );
+    let shapes = folder.file("shapes.csv", "M,N,K\n3,512,7168\n17,512,7168\n");
+    let arguments = [
+        "lookup", "--table", &table, "--gfx", "gfx942", "--cu", "304", "--shapes", &shapes,
+    ];
+    let output = gemmtune(&arguments, b"");
+    assert!(output.status.success(), "{}", stderr(&output));
+    assert_eq!(
+        stdout(&output),
+        "op,M,N,K,result,padded_M,libtype,kernelId,splitK,kernelName\n\
+         gemm_a8w8_blockscale,3,512,7168,hit,16,ck,7,1,a8w8_x\n\
+         gemm_a8w8_blockscale,17,512,7168,miss,,,,,\n"
+    );
+    let document = json(&gemmtune(&[&["--json"], &arguments[..]].concat(), b""));
+    assert_eq!(
+        (&document["hits"], &document["misses"]),
+        (&1.into(), &1.into())
+    );
+    assert_eq!(document["rows"][0]["probe"], "fine");
+    assert!(
+        document["rows"][1]["runs"]
+            .as_str()
+            .unwrap()
+            .contains("default")
+    );
+}
+
+#[test]
+fn lookup_refuses_a_table_with_conflicting_rows_as_the_runtime_would() {
+    let folder = Folder::new();
+    let table = folder.file(
+        "t.csv",
+        "cu_num,M,N,K,libtype,kernelId,splitK,us,kernelName\n304,16,512,7168,ck,7,0,5.0,a\n304,16,512,7168,ck,8,0,6.0,b\n",
+    );
+    let shapes = folder.file("shapes.csv", "M,N,K\n3,512,7168\n");
+    let output = gemmtune(
+        &[
+            "lookup", "--table", &table, "--gfx", "gfx942", "--cu", "304", "--shapes", &shapes,
+        ],
+        b"",
+    );
+    assert_eq!(output.status.code(), Some(2));
+    assert!(
+        stderr(&output).contains("lines 2 and 3"),
+        "{}",
+        stderr(&output)
+    );
+}
+
+#[test]
+fn lookup_takes_the_nearest_key_of_a_json_configuration() {
+    let folder = Folder::new();
+    folder.file(
+        "N=512,K=7168,device_name=NVIDIA_H100_80GB_HBM3,dtype=fp8_w8a8,block_shape=[128, 128].json",
+        r#"{"64": {"BLOCK_SIZE_M": 64, "BLOCK_SIZE_K": 128}, "16": {"BLOCK_SIZE_M": 16, "BLOCK_SIZE_K": 128}}"#,
+    );
+    let shapes = folder.file(
+        "shapes.csv",
+        "op,M,N,K\nw8a8_block_fp8_matmul,40,512,7168\nw8a8_block_fp8_matmul,1,512,7168\nw8a8_block_fp8_matmul,1,256,7168\n",
+    );
+    let output = gemmtune(
+        &[
+            "lookup",
+            "--table",
+            folder.path.as_str(),
+            "--shapes",
+            &shapes,
+        ],
+        b"",
+    );
+    assert!(output.status.success(), "{}", stderr(&output));
+    assert_eq!(
+        stdout(&output),
+        "op,M,N,K,result,padded_M,libtype,kernelId,splitK,kernelName\n\
+         w8a8_block_fp8_matmul,1,256,7168,miss,,,,,\n\
+         w8a8_block_fp8_matmul,1,512,7168,hit,16,triton,,,BLOCK_SIZE_M=16 BLOCK_SIZE_K=128\n\
+         w8a8_block_fp8_matmul,40,512,7168,hit,64,triton,,,BLOCK_SIZE_M=64 BLOCK_SIZE_K=128\n"
+    );
+}
