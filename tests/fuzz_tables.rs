@@ -113,9 +113,12 @@ fn every_case(originals: &[Vec<u8>], cases: u64, check: impl Fn(&[u8])) {
     for case in 0..cases {
         let original = &originals[(case % originals.len() as u64) as usize];
         let bytes = damaged(original, case);
-        if catch_unwind(AssertUnwindSafe(|| check(&bytes))).is_err() {
-            panic!("case {case}: {:?}", String::from_utf8_lossy(&bytes));
-        }
+        let answered = catch_unwind(AssertUnwindSafe(|| check(&bytes)));
+        assert!(
+            answered.is_ok(),
+            "case {case}: {:?}",
+            String::from_utf8_lossy(&bytes)
+        );
     }
 }
 

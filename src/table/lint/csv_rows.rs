@@ -283,7 +283,7 @@ fn reachable(table: &Table, row: &Row, sink: &mut Sink<'_>) {
         match row.gfx.as_deref() {
             None => unreachable("gfx is empty; a look-up asks for the GPU's own".to_owned()),
             Some(gfx) if !is_arch(gfx) => {
-                unreachable(format!("gfx `{gfx}` is no architecture's name"));
+                unreachable(format!("gfx `{gfx}` is no architecture with FP8"));
             }
             Some(_) => {}
         }
@@ -294,12 +294,26 @@ fn reachable(table: &Table, row: &Row, sink: &mut Sink<'_>) {
     {
         unreachable(message);
     }
-    if let (Some(gfx), Some(cu_num)) = (row.gfx.as_deref(), row.cu_num)
+    if let (Some(gfx), Some(cu_num)) = (row.gfx.as_deref(), row.cu_num) {
+        compute_units_exist(gfx, cu_num, row.line, sink);
+    }
+}
+
+fn compute_units_exist(gfx: &str, cu_num: u32, line: u64, sink: &mut Sink<'_>) {
+    if WHOLE_PARTS
+        .iter()
+        .any(|(arch, counts)| *arch != gfx && counts.contains(&cu_num))
         && compute_units(gfx).is_some_and(|counts| !counts.contains(&cu_num))
     {
         sink.add(
+            &rules::ROW_UNREACHABLE,
+            Some(line),
+            format!("parts with {cu_num} compute units are of another architecture than {gfx}"),
+        );
+    } else if compute_units(gfx).is_some_and(|counts| !counts.contains(&cu_num)) {
+        sink.add(
             &rules::CU_NUM_UNKNOWN,
-            Some(row.line),
+            Some(line),
             format!("no {gfx} part or partition with {cu_num} compute units is known"),
         );
     }
@@ -330,6 +344,9 @@ fn dtype_of_no_gpu(row: &Row) -> Option<String> {
     }
 }
 
+/// Compute units of whole parts, which no part of another architecture has.
+const WHOLE_PARTS: [(&str, &[u32]); 2] = [("gfx942", &[304, 228, 80]), ("gfx950", &[256])];
+
 /// Compute units of the parts of an architecture, whole or partitioned (2, 4 and 8 ways).
 fn compute_units(gfx: &str) -> Option<&'static [u32]> {
     match gfx {
@@ -341,8 +358,11 @@ fn compute_units(gfx: &str) -> Option<&'static [u32]> {
     }
 }
 
+/// Whether a GPU of this name can run FP8 GEMMs: the older CDNA and RDNA parts have no FP8 at all.
 fn is_arch(gfx: &str) -> bool {
     match gfx.strip_prefix("gfx") {
+        Some("900" | "906" | "908" | "90a") => false,
+        Some(digits) if digits.starts_with("10") && digits.len() == 4 => false,
         Some(digits) => {
             (3..=4).contains(&digits.len())
                 && digits

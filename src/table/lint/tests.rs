@@ -94,3 +94,21 @@ fn tables_of_other_kinds_are_said_to_be_skipped() {
         (0, 1, 0)
     );
 }
+
+#[test]
+fn a_key_that_no_gpu_has_is_told_from_one_that_is_only_unknown() {
+    let text = include_str!("rules/examples/cu-num-unknown.csv");
+    let rule = |gfx: &str, cu_num: &str| {
+        let text = text
+            .replace("gfx942,", &format!("{gfx},"))
+            .replace(",77,", &format!(",{cu_num},"));
+        let report = check("a8w8_blockscale_tuned_gemm.csv", &text);
+        ids(&report).first().copied()
+    };
+    assert_eq!(rule("gfx942", "77"), Some("cu-num-unknown"));
+    assert_eq!(rule("gfx942", "256"), Some("row-unreachable"));
+    assert_eq!(rule("gfx950", "304"), Some("row-unreachable"));
+    assert_eq!(rule("gfx950", "256"), None);
+    assert_eq!(rule("gfx908", "120"), Some("row-unreachable"));
+    assert_eq!(rule("gfx1201", "32"), None);
+}
