@@ -234,19 +234,13 @@ mod tests {
     use crate::measure::{Operands, check_call};
     use std::sync::Arc;
 
-    fn dispatcher(rows: &str) -> (Dispatcher, Arc<Mutex<Vec<String>>>) {
-        let name = format!(
-            "gemmtune-dispatch-{}-{:?}.csv",
-            std::process::id(),
-            std::thread::current().id()
-        );
-        let path = std::env::temp_dir().join(name);
-        let mut text = crate::table::COLUMNS.join(",");
-        text.push('\n');
-        text.push_str(rows);
-        std::io::Write::write_all(&mut std::fs::File::create(&path).unwrap(), text.as_bytes())
-            .unwrap();
-        open(Some(path))
+    /// The file lives as long as the first part of the result.
+    fn dispatcher(rows: &str) -> (tempfile::NamedTempFile, Dispatcher, Arc<Mutex<Vec<String>>>) {
+        let text = crate::table::COLUMNS.join(",") + "\n" + rows;
+        let mut file = tempfile::NamedTempFile::new().unwrap();
+        std::io::Write::write_all(&mut file, text.as_bytes()).unwrap();
+        let (dispatcher, lines) = open(Some(file.path().to_owned()));
+        (file, dispatcher, lines)
     }
 
     fn open(path: Option<PathBuf>) -> (Dispatcher, Arc<Mutex<Vec<String>>>) {
@@ -267,7 +261,7 @@ mod tests {
     #[test]
     fn hits_run_the_rows_kernel_and_misses_the_default_each_logged_once() {
         let name = kernels::all()[1].name();
-        let (dispatcher, lines) = dispatcher(&row(16, LIBTYPE, 1, name));
+        let (_file, dispatcher, lines) = dispatcher(&row(16, LIBTYPE, 1, name));
         for _ in 0..2 {
             let operands = Operands::seeded(
                 Dims {
@@ -333,7 +327,7 @@ mod tests {
         let rows = row(1, "ck", 0, "a")
             + &row(2, LIBTYPE, 0, "b")
             + &row(3, LIBTYPE, 2, kernels::all()[0].name());
-        let (dispatcher, _) = dispatcher(&rows);
+        let (_file, dispatcher, _) = dispatcher(&rows);
         let text = |m| {
             dispatcher
                 .choice(Dims { m, n: 256, k: 256 })

@@ -283,19 +283,9 @@ mod tests {
     use std::io::Write as _;
 
     fn table(text: &str) -> Result<Table, TableError> {
-        let name = format!(
-            "gemmtune-table-{}-{:?}.csv",
-            std::process::id(),
-            std::thread::current().id()
-        );
-        let path = std::env::temp_dir().join(name);
-        std::fs::File::create(&path)
-            .unwrap()
-            .write_all(text.as_bytes())
-            .unwrap();
-        let table = Table::read(&path);
-        std::fs::remove_file(&path).unwrap();
-        table
+        let mut file = tempfile::NamedTempFile::new().unwrap();
+        file.write_all(text.as_bytes()).unwrap();
+        Table::read(file.path())
     }
 
     const HEAD: &str =
