@@ -159,6 +159,7 @@ impl Worker {
                     })
                 })
                 .collect(),
+            shipped: String::new(),
         }
     }
 

@@ -14,6 +14,7 @@ use crate::table::aiter::Table;
 use crate::table::shapes;
 use crate::tune::backends::Backend;
 use crate::tune::backends::reference::Reference;
+use crate::tune::backends::sglang_triton::{SglangTriton, worker_files};
 use crate::tune::pool::look_at_device;
 use crate::tune::results::ResultsError;
 use crate::tune::worker::WorkerCommand;
@@ -56,6 +57,14 @@ pub struct TuneArgs {
     #[arg(long, value_name = "COUNT")]
     workers: Option<u32>,
 
+    /// Interpreter that imports torch and SGLang (sglang-triton)
+    #[arg(long, default_value = "python3", value_name = "PY")]
+    python: String,
+
+    /// Scale block of the weight, N,K (sglang-triton)
+    #[arg(long, default_value = "128,128", value_name = "N,K", value_parser = block)]
+    block: (u32, u32),
+
     /// Command that starts each worker elsewhere, such as `srun --ntasks=1 --gpus-per-task=1`
     #[arg(long, value_name = "COMMAND", value_parser = words)]
     launcher: Option<Words>,
@@ -69,6 +78,8 @@ pub struct TuneArgs {
 enum BackendArg {
     /// The CPU kernels of the built-in reference engine
     Reference,
+    /// SGLang's Triton block-FP8 kernel, on CUDA or ROCm
+    SglangTriton,
 }
 
 #[derive(Clone, Copy, Debug, clap::ValueEnum)]
@@ -86,6 +97,13 @@ impl From<EffortArg> for Effort {
             EffortArg::Full => Self::Full,
         }
     }
+}
+
+fn block(text: &str) -> Result<(u32, u32), String> {
+    let side = |text: &str| text.trim().parse().ok().filter(|side| *side > 0);
+    text.split_once(',')
+        .and_then(|(n, k)| Some((side(n)?, side(k)?)))
+        .ok_or_else(|| "two positive numbers such as 128,128 are expected".to_owned())
 }
 
 /// A command line split as a shell would.
@@ -123,11 +141,19 @@ pub fn run(args: &TuneArgs, printer: &Printer) -> Result<(), Failure> {
     })?;
     let keeper = Keeper::this_binary()
         .map_err(|error| Failure::to(Kind::Environment, "find this program", error))?;
+    // A dry run writes nothing into the output folder, so its worker stands elsewhere.
+    let scratch = tempfile::tempdir()
+        .map_err(|error| Failure::to(Kind::Environment, "make a scratch folder", error))?;
+    let scratch_folder = Utf8Path::from_path(scratch.path());
+    let worker_folder = match scratch_folder.filter(|_| args.dry_run) {
+        Some(folder) => folder,
+        None => &args.output,
+    };
     let request = TuneRequest {
         backend: &*backend,
         shapes: counted.into_iter().map(|counted| counted.shape).collect(),
         folder: args.output.clone(),
-        command: worker_command(args, &keeper),
+        command: worker_command(args, &keeper, worker_folder)?,
         keeper,
         workers: args.workers,
         budget: args.budget.map(Span::duration),
@@ -162,6 +188,11 @@ fn backend(args: &TuneArgs) -> Result<Box<dyn Backend>, Failure> {
             })?;
             Ok(Box::new(backend))
         }
+        BackendArg::SglangTriton => Ok(Box::new(SglangTriton {
+            block: args.block,
+            tables: args.table.clone(),
+            ..SglangTriton::default()
+        })),
     }
 }
 
@@ -173,20 +204,31 @@ fn read_table(path: &Utf8Path) -> Result<Table, Failure> {
     Table::read(path.as_str(), &bytes, None).map_err(|error| failed(error.into()))
 }
 
-fn worker_command(args: &TuneArgs, keeper: &Keeper) -> WorkerCommand {
-    WorkerCommand {
-        argv: match args.backend {
-            BackendArg::Reference => {
-                vec![keeper.program().to_string(), "reference-worker".to_owned()]
-            }
-        },
+/// How to start workers; the files they need are written into `folder`.
+fn worker_command(
+    args: &TuneArgs,
+    keeper: &Keeper,
+    folder: &Utf8Path,
+) -> Result<WorkerCommand, Failure> {
+    let argv = match args.backend {
+        BackendArg::Reference => {
+            vec![keeper.program().to_string(), "reference-worker".to_owned()]
+        }
+        BackendArg::SglangTriton => {
+            let worker = worker_files::write(folder)
+                .map_err(|error| Failure::to(Kind::Environment, "write the GPU worker", error))?;
+            vec![args.python.clone(), worker.to_string()]
+        }
+    };
+    Ok(WorkerCommand {
+        argv,
         launcher: args
             .launcher
             .clone()
             .map(|Words(words)| words)
             .unwrap_or_default(),
         env: std::collections::BTreeMap::new(),
-    }
+    })
 }
 
 fn preview(

@@ -188,7 +188,7 @@ pub fn run(
         coordinator.listen(&messages);
     });
     let Coordinator {
-        results: kept,
+        results: mut kept,
         mut timings,
         mut outcome,
         broken,
@@ -200,6 +200,7 @@ pub fn run(
     }
     outcome.interrupted = interrupt.is_raised();
     outcome.seconds = started.elapsed().as_secs_f64();
+    kept.rows.sort_by(|a, b| a.shape.cmp(&b.shape));
     // The table holds everything found in this folder, not only what this run was asked for.
     let written = backend.write(&request.folder, &outcome.device, &kept.rows);
     outcome.files = written.map_err(write)?;
@@ -212,7 +213,6 @@ pub fn run(
         .into_iter()
         .filter(|row| wanted(&row.shape))
         .collect();
-    outcome.rows.sort_by(|a, b| a.shape.cmp(&b.shape));
     outcome.quarantined = kept
         .quarantined
         .into_iter()

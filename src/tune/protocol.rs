@@ -253,6 +253,10 @@ pub struct Device {
     pub prepare_slots: u32,
     /// Candidates the worker itself offers, where the list is the worker's to know; else empty.
     pub candidates: Vec<Candidate>,
+    /// Folder of the tables that come with the software at hand (SGLang's `configs`); empty when there
+    /// is none. What stands there serves the shapes today.
+    #[serde(default)]
+    pub shipped: String,
 }
 
 #[cfg(test)]

@@ -177,6 +177,7 @@ fn answer(request: &Request, index: u32, replies: &mut impl std::io::Write) -> A
                 capabilities: Vec::new(),
                 prepare_slots: 2,
                 candidates: Vec::new(),
+                shipped: String::new(),
             },
         },
         Ask::Prepare { candidate, .. } => {

@@ -4,3 +4,4 @@
 mod command;
 mod fake;
 mod pool;
+mod replay;

@@ -3,6 +3,7 @@
 //! A backend starts no process and measures nothing; workers do.
 
 pub mod reference;
+pub mod sglang_triton;
 
 use std::time::Duration;
 

@@ -209,6 +209,7 @@ mod tests {
                 kernel(107, "two", 2),
                 kernel(117, "eight", 8),
             ],
+            shipped: String::new(),
         }
     }
 

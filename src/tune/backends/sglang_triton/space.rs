@@ -1,0 +1,384 @@
+//! Configurations of SGLang's Triton block-FP8 kernel: which there are, and which are one step apart.
+
+use serde_json::{Map, Value, json};
+
+use crate::shape::Shape;
+use crate::tune::protocol::{Candidate, Device};
+
+/// A configuration, with whatever further keys its source had.
+#[derive(Clone, Debug, PartialEq)]
+pub struct Config {
+    /// Rows of X in a tile.
+    pub block_m: u32,
+    /// Rows of W in a tile.
+    pub block_n: u32,
+    /// Columns of both in a step.
+    pub block_k: u32,
+    /// Tile rows that walk along N together.
+    pub group_m: u32,
+    /// Warps of a block.
+    pub warps: u32,
+    /// Steps in flight.
+    pub stages: u32,
+    /// Blocks that share a tile's K; SGLang 0.5.21 and later, on SM90.
+    pub split_k: u32,
+    /// Whether the weight tile is the MMA's M side; as `split_k`.
+    pub swap_ab: bool,
+    /// Other keys, such as AMD's `waves_per_eu`.
+    pub others: Map<String, Value>,
+}
+
+impl Config {
+    /// What SGLang runs without a table: `w8a8_block_fp8_matmul_triton` in 0.5.5 to 0.5.23.
+    pub fn default_for(block_n: u32, block_k: u32) -> Self {
+        Self {
+            block_m: 64,
+            block_n,
+            block_k,
+            group_m: 32,
+            warps: 4,
+            stages: 3,
+            split_k: 1,
+            swap_ab: false,
+            others: Map::new(),
+        }
+    }
+
+    /// The configuration in a candidate, or in an entry of a table; `None` where a key that every release
+    /// needs is missing.
+    pub fn read(candidate: &Candidate) -> Option<Self> {
+        let mut others = candidate.as_object()?.clone();
+        let mut take = |name: &str| {
+            others
+                .shift_remove(name)
+                .and_then(|value| value.as_u64())
+                .and_then(|value| u32::try_from(value).ok())
+        };
+        Some(Self {
+            block_m: take("BLOCK_SIZE_M")?,
+            block_n: take("BLOCK_SIZE_N")?,
+            block_k: take("BLOCK_SIZE_K")?,
+            group_m: take("GROUP_SIZE_M")?,
+            warps: take("num_warps")?,
+            stages: take("num_stages")?,
+            split_k: take("SPLIT_K").unwrap_or(1),
+            swap_ab: others
+                .shift_remove("SWAP_AB")
+                .is_some_and(|value| value == json!(true) || value == json!(1)),
+            others,
+        })
+    }
+
+    /// The configuration as the runtime and the worker take it. `SPLIT_K` and `SWAP_AB` are there only
+    /// when one of them is used: the plain kernel has no such arguments and fails on them.
+    pub fn candidate(&self) -> Candidate {
+        let mut object = Map::new();
+        let mut put = |name: &str, value: u32| object.insert(name.to_owned(), json!(value));
+        put("BLOCK_SIZE_M", self.block_m);
+        put("BLOCK_SIZE_N", self.block_n);
+        put("BLOCK_SIZE_K", self.block_k);
+        put("GROUP_SIZE_M", self.group_m);
+        put("num_warps", self.warps);
+        put("num_stages", self.stages);
+        if self.split_k > 1 || self.swap_ab {
+            put("SPLIT_K", self.split_k);
+            object.insert("SWAP_AB".to_owned(), json!(self.swap_ab));
+        }
+        object.extend(self.others.clone());
+        Value::Object(object)
+    }
+
+    /// Bytes of operand tiles in flight: FP8, one byte an element.
+    pub fn tile_bytes(&self) -> u64 {
+        u64::from(self.stages) * u64::from(self.block_m + self.block_n) * u64::from(self.block_k)
+    }
+}
+
+/// The values each setting may take on one kind of device.
+#[derive(Clone, Copy, Debug)]
+pub struct Space {
+    /// `BLOCK_SIZE_M`.
+    pub block_m: &'static [u32],
+    /// `BLOCK_SIZE_N`.
+    pub block_n: &'static [u32],
+    /// `BLOCK_SIZE_K`.
+    pub block_k: &'static [u32],
+    /// `GROUP_SIZE_M`.
+    pub group_m: &'static [u32],
+    /// `num_warps`.
+    pub warps: &'static [u32],
+    /// `num_stages`.
+    pub stages: &'static [u32],
+    /// `SPLIT_K`.
+    pub split_k: &'static [u32],
+    /// `SWAP_AB`.
+    pub swap_ab: &'static [bool],
+    /// Scale block along K: the step must divide it.
+    pub scale_k: u32,
+    /// Keys every configuration of this space carries besides.
+    pub others: &'static [(&'static str, u32)],
+}
+
+/// SGLang's own space on CUDA, 1,280 configurations (`tuning_block_wise_kernel.py`,
+/// `get_configs_compute_bound`), and a sixth stage, which large shared memories take.
+const CUDA: Space = Space {
+    block_m: &[16, 32, 64, 128, 256],
+    block_n: &[32, 64, 128, 256],
+    block_k: &[64, 128],
+    group_m: &[1, 16, 32, 64],
+    warps: &[4, 8],
+    stages: &[2, 3, 4, 5, 6],
+    split_k: &[1],
+    swap_ab: &[false],
+    scale_k: 128,
+    others: &[],
+};
+
+/// SGLang's own space on ROCm (`get_rocm_configs_compute_bound`), which the divisibility of the scale
+/// block leaves 600 of.
+const ROCM: Space = Space {
+    block_m: &[32, 64, 128, 256],
+    block_n: &[16, 32, 64, 128, 256],
+    block_k: &[32, 64, 128, 256],
+    group_m: &[1, 4, 8, 16, 32],
+    warps: &[4, 8],
+    stages: &[2],
+    split_k: &[1],
+    swap_ab: &[false],
+    scale_k: 128,
+    others: &[("waves_per_eu", 0)],
+};
+
+impl Space {
+    /// The space of the kernel at hand on `device`, for scale blocks of `scale_k` columns.
+    pub fn of(device: &Device, scale_k: u32) -> Self {
+        let takes = |name: &str| device.capabilities.iter().any(|has| has == name);
+        Self {
+            scale_k,
+            split_k: if takes("split_k") {
+                &[1, 2, 4, 8, 16]
+            } else {
+                &[1]
+            },
+            swap_ab: if takes("swap_ab") {
+                &[false, true]
+            } else {
+                &[false]
+            },
+            ..if is_rocm(device) { ROCM } else { CUDA }
+        }
+    }
+
+    /// Every configuration that can make sense for `shape` on `device`: those that need more shared memory
+    /// than there is are left out, as are groupings of a single row of tiles and empty K splits.
+    pub fn configs(&self, device: &Device, shape: &Shape) -> Vec<Config> {
+        let mut found = Vec::new();
+        for &block_m in self.block_m {
+            for &block_n in self.block_n {
+                for &block_k in self.block_k {
+                    for &group_m in self.group_m {
+                        for &warps in self.warps {
+                            for &stages in self.stages {
+                                for &split_k in self.split_k {
+                                    for &swap_ab in self.swap_ab {
+                                        let config = Config {
+                                            block_m,
+                                            block_n,
+                                            block_k,
+                                            group_m,
+                                            warps,
+                                            stages,
+                                            split_k,
+                                            swap_ab,
+                                            others: self
+                                                .others
+                                                .iter()
+                                                .map(|(name, value)| {
+                                                    ((*name).to_owned(), json!(value))
+                                                })
+                                                .collect(),
+                                        };
+                                        if self.makes_sense(&config, device, shape) {
+                                            found.push(config);
+                                        }
+                                    }
+                                }
+                            }
+                        }
+                    }
+                }
+            }
+        }
+        found
+    }
+
+    /// Configurations one step from `config` in one setting.
+    pub fn around(&self, config: &Config, device: &Device, shape: &Shape) -> Vec<Config> {
+        let with = |change: &dyn Fn(&mut Config)| {
+            let mut other = config.clone();
+            change(&mut other);
+            other
+        };
+        let mut found = Vec::new();
+        for value in steps(self.block_m, config.block_m) {
+            found.push(with(&|other| other.block_m = value));
+        }
+        for value in steps(self.block_n, config.block_n) {
+            found.push(with(&|other| other.block_n = value));
+        }
+        for value in steps(self.block_k, config.block_k) {
+            found.push(with(&|other| other.block_k = value));
+        }
+        for value in steps(self.warps, config.warps) {
+            found.push(with(&|other| other.warps = value));
+        }
+        for value in steps(self.stages, config.stages) {
+            found.push(with(&|other| other.stages = value));
+        }
+        for value in steps(self.split_k, config.split_k) {
+            found.push(with(&|other| other.split_k = value));
+        }
+        for value in steps(self.group_m, config.group_m) {
+            found.push(with(&|other| other.group_m = value));
+        }
+        if self.swap_ab.contains(&!config.swap_ab) {
+            found.push(with(&|other| other.swap_ab = !config.swap_ab));
+        }
+        for other in &mut found {
+            other.group_m = self.shortest_group(other, shape);
+        }
+        found.retain(|other| other != config && self.makes_sense(other, device, shape));
+        found
+    }
+
+    /// Groups as high as the column of tiles, or higher, are all the same order of tiles: the lowest
+    /// stands for them.
+    fn shortest_group(&self, config: &Config, shape: &Shape) -> u32 {
+        let tile_rows = shape.m.div_ceil(config.block_m);
+        let same_order = |group: &u32| *group <= config.group_m && *group >= tile_rows;
+        let lowest = self.group_m.iter().copied().filter(same_order).min();
+        lowest.unwrap_or(config.group_m)
+    }
+
+    fn makes_sense(&self, config: &Config, device: &Device, shape: &Shape) -> bool {
+        let steps = shape.k.div_ceil(config.block_k);
+        self.scale_k.is_multiple_of(config.block_k)
+            && (device.smem_bytes == 0 || config.tile_bytes() <= device.smem_bytes)
+            && config.group_m == self.shortest_group(config, shape)
+            && config.split_k <= steps.max(1)
+            // Padding X to more than twice the smallest tile that holds it is never cheaper; but the MMA
+            // of Hopper wants 64 rows on its M side, so tiles up to that stay.
+            && (config.block_m <= 64 || config.block_m < 2 * shape.m.next_power_of_two())
+    }
+}
+
+/// Whether `arch` is one of AMD's names.
+pub fn is_rocm(device: &Device) -> bool {
+    device.arch.starts_with("gfx")
+}
+
+/// The values next to `value`, or the nearest where it is not in the list.
+fn steps(values: &'static [u32], value: u32) -> impl Iterator<Item = u32> {
+    let below = values.iter().copied().filter(move |v| *v < value).max();
+    let above = values.iter().copied().filter(move |v| *v > value).min();
+    below.into_iter().chain(above)
+}
+
+#[cfg(test)]
+pub(super) mod tests {
+    use super::*;
+    use crate::shape::Op;
+
+    pub(in super::super) fn h100(capabilities: &[&str]) -> Device {
+        Device {
+            protocol: 1,
+            backend: "sglang-triton".to_owned(),
+            name: "NVIDIA H100 80GB HBM3".to_owned(),
+            arch: "sm_90".to_owned(),
+            cu_num: 132,
+            index: 0,
+            visible: 1,
+            l2_bytes: 50 << 20,
+            smem_bytes: 232_448,
+            versions: std::collections::BTreeMap::new(),
+            kernel_hash: String::new(),
+            capabilities: capabilities.iter().map(|&name| name.to_owned()).collect(),
+            prepare_slots: 8,
+            candidates: Vec::new(),
+            shipped: String::new(),
+        }
+    }
+
+    pub(in super::super) fn shape(m: u32, n: u32, k: u32) -> Shape {
+        Shape {
+            op: Op::TritonBlockFp8,
+            m,
+            n,
+            k,
+            dtype: "torch.float8_e4m3fn".to_owned(),
+        }
+    }
+
+    #[test]
+    fn the_space_holds_sglangs_own() {
+        let mut device = h100(&[]);
+        device.smem_bytes = 0;
+        let configs = Space::of(&device, 128).configs(&device, &shape(20_000, 4096, 4096));
+        let upstream = configs.iter().filter(|config| config.stages <= 5).count();
+        assert_eq!(upstream, 1280);
+        device.arch = "gfx942".to_owned();
+        let configs = Space::of(&device, 128).configs(&device, &shape(20_000, 4096, 4096));
+        assert_eq!(configs.len(), 600);
+    }
+
+    #[test]
+    fn what_cannot_fit_or_cannot_differ_is_left_out() {
+        let device = h100(&["split_k", "swap_ab"]);
+        let configs = Space::of(&device, 128).configs(&device, &shape(1, 4096, 4096));
+        assert!(configs.iter().all(|config| config.tile_bytes() <= 232_448));
+        assert!(configs.iter().all(|config| config.group_m == 1));
+        assert!(
+            configs
+                .iter()
+                .any(|config| config.split_k == 16 && config.swap_ab)
+        );
+    }
+
+    #[test]
+    fn the_plain_kernel_is_not_handed_arguments_it_lacks() {
+        let plain = Config::default_for(128, 128);
+        let candidate = plain.candidate();
+        assert!(candidate.get("SPLIT_K").is_none() && candidate.get("SWAP_AB").is_none());
+        let split = Config {
+            split_k: 4,
+            ..plain
+        };
+        assert_eq!(split.candidate()["SWAP_AB"], json!(false));
+        assert_eq!(Config::read(&split.candidate()), Some(split));
+    }
+
+    #[test]
+    fn relatives_differ_in_one_setting_and_in_what_groups_mean() {
+        let device = h100(&["split_k", "swap_ab"]);
+        let space = Space::of(&device, 128);
+        let config = Config::default_for(128, 128);
+        let shape = shape(512, 4096, 4096);
+        let around = space.around(&config, &device, &shape);
+        assert!(around.len() >= 10, "{}", around.len());
+        for other in &around {
+            let differences = [
+                config.block_m != other.block_m,
+                config.block_n != other.block_n,
+                config.block_k != other.block_k,
+                config.warps != other.warps,
+                config.stages != other.stages,
+                config.split_k != other.split_k,
+                config.swap_ab != other.swap_ab,
+            ];
+            let count = differences.iter().filter(|differs| **differs).count();
+            assert!(count <= 1, "{other:?}");
+            // Eight or fewer rows of tiles: groups of 16 and more are one order.
+            assert!(other.block_m < 64 || other.group_m <= 16, "{other:?}");
+        }
+    }
+}

@@ -1,0 +1,71 @@
+//! The GPU worker: Python files of `python/gpu_worker/`, embedded in the binary.
+
+use std::io;
+
+use camino::{Utf8Path, Utf8PathBuf};
+
+use crate::store::file::write_atomic;
+
+/// Name of the folder the files stand in; the interpreter is started on it.
+const FOLDER: &str = "gpu_worker";
+
+const FILES: [(&str, &str); 19] = {
+    macro_rules! embedded {
+        ($($name:literal),* $(,)?) => {
+            [$(($name, include_str!(concat!("../../../../python/gpu_worker/", $name)))),*]
+        };
+    }
+    embedded![
+        "__init__.py",
+        "__main__.py",
+        "bench.py",
+        "channel.py",
+        "command.py",
+        "compile_child.py",
+        "compilers.py",
+        "device.py",
+        "fault_kernel.py",
+        "faults.py",
+        "launch.py",
+        "numerics.py",
+        "operands.py",
+        "own_kernel.py",
+        "plan.py",
+        "rotation.py",
+        "serve.py",
+        "timing.py",
+        "tree.py",
+    ]
+};
+
+/// Writes the worker under `folder` and returns what to start the interpreter on, as an absolute path:
+/// with a launcher, the worker starts on another host that sees the same folder.
+pub fn write(folder: &Utf8Path) -> io::Result<Utf8PathBuf> {
+    let worker = folder.join(FOLDER);
+    fs_err::create_dir_all(&worker)?;
+    for (name, text) in FILES {
+        let path = worker.join(name);
+        // Left alone when equal: a worker of another run may be importing it.
+        if !fs_err::read(&path).is_ok_and(|present| present == text.as_bytes()) {
+            write_atomic(&path, text.as_bytes())?;
+        }
+    }
+    worker.canonicalize_utf8()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn every_file_of_the_worker_is_embedded() {
+        let source = concat!(env!("CARGO_MANIFEST_DIR"), "/python/gpu_worker");
+        let mut there: Vec<String> = fs_err::read_dir(source)
+            .unwrap()
+            .filter_map(|entry| entry.unwrap().file_name().into_string().ok())
+            .filter(|name| Utf8Path::new(name).extension() == Some("py"))
+            .collect();
+        there.sort();
+        assert_eq!(there, FILES.map(|(name, _)| name.to_owned()));
+    }
+}
