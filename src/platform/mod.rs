@@ -13,11 +13,15 @@ use serde::{Deserialize, Serialize};
 use crate::engine::server::Environment;
 use crate::engine::trouble::{Class, Trouble};
 use crate::log::harvest::Harvest;
+use crate::plan::cost::Cost;
+use crate::plan::fold::Fold;
 use crate::proc::{Interrupt, Keeper};
 use crate::shape::{Op, Shape};
 use crate::store::run_dir::RunDir;
 use crate::table::aiter::Table;
 use crate::table::lookup::Resolver;
+use crate::table::revision::Revision;
+use crate::table::roofline::Device;
 use crate::tune::results::Row;
 use crate::tune::{TuneEvent, TuneOutcome};
 use crate::workload::config::{BackendKind, Config};
@@ -166,6 +170,21 @@ pub struct TuneOrder<'a> {
     pub interrupt: &'a Interrupt,
 }
 
+/// What a plan for this platform is made with.
+#[derive(Debug)]
+pub struct PlanTerms {
+    /// Tables that serve today.
+    pub tables: Vec<Table>,
+    /// Look-up rules.
+    pub revision: Revision,
+    /// Rates that weigh shapes against one another.
+    pub device: Device,
+    /// How many M share a row.
+    pub fold: Fold,
+    /// What tuning costs.
+    pub cost: Cost,
+}
+
 /// One engine gemmtune can tune.
 pub trait Platform: Send + Sync {
     /// Environment that both arms get.
@@ -182,6 +201,9 @@ pub trait Platform: Send + Sync {
 
     /// Environment that makes a server tell which rows it uses.
     fn engagement_env(&self) -> Environment;
+
+    /// What a plan is made with.
+    fn plan_terms(&self, inspection: &Inspection) -> Result<PlanTerms, Trouble>;
 
     /// Tunes.
     fn tune(

@@ -7,11 +7,15 @@ use camino::{Utf8Path, Utf8PathBuf};
 use serde::Deserialize;
 use serde_json::json;
 
-use super::{Deployment, Engagement, Inspection, LayoutCheck, Platform, TuneOrder, Tuned};
+use super::{
+    Deployment, Engagement, Inspection, LayoutCheck, PlanTerms, Platform, TuneOrder, Tuned,
+};
 use crate::engine::digest;
 use crate::engine::server::{Environment, agent};
 use crate::engine::trouble::{Class, Trouble};
 use crate::log::harvest::Harvest;
+use crate::plan::cost::Cost;
+use crate::plan::fold::Fold;
 use crate::proc::Keeper;
 use crate::shape::{Op, Shape};
 use crate::store::file::write_atomic;
@@ -19,6 +23,7 @@ use crate::store::run_dir::RunDir;
 use crate::table::aiter::{Row, Table};
 use crate::table::lookup::{Resolver, Rules};
 use crate::table::revision::Revision;
+use crate::table::roofline::Device;
 use crate::tune::backends::reference::Reference as Kernels;
 use crate::tune::worker::WorkerCommand;
 use crate::tune::{Effort, TuneError, TuneEvent, TuneRequest};
@@ -26,6 +31,12 @@ use crate::workload::config::Config;
 
 /// Where the engine looks for its table.
 const TABLE_VARIABLE: &str = "GEMMTUNE_REFERENCE_TABLE";
+
+/// Two 8-lane multiply-adds per clock at 2.4 GHz.
+const FLOPS_PER_CORE: f64 = 7.7e10;
+
+/// What one core of a server CPU streams from memory.
+const BYTES_PER_CORE: f64 = 1e10;
 
 /// One numerics probe of the largest shape takes well under this on one core.
 const PROBE: Duration = Duration::from_secs(60);
@@ -111,6 +122,27 @@ impl Platform for Reference {
 
     fn engagement_env(&self) -> Environment {
         set(&[("AITER_LOG_TUNED_CONFIG", "1")])
+    }
+
+    fn plan_terms(&self, inspection: &Inspection) -> Result<PlanTerms, Trouble> {
+        let units = f64::from(inspection.cu_num);
+        let mut device = Device::measured("CPU", FLOPS_PER_CORE * units, BYTES_PER_CORE * units);
+        device.source =
+            "assumed: rates of one core times cores; they only weigh shapes against one another";
+        Ok(PlanTerms {
+            tables: inspection
+                .table
+                .as_deref()
+                .map(read_table)
+                .transpose()?
+                .into_iter()
+                .collect(),
+            revision: Revision::H,
+            device,
+            // On a CPU M = 1 and M = 16 want different kernels, so no row is shared by rounding.
+            fold: Fold::Exact,
+            cost: Cost::reference(),
+        })
     }
 
     fn tune(

@@ -1,20 +1,89 @@
-//! `plan`: which of the captured shapes are worth tuning.
+//! `plan`: which of the captured shapes are worth tuning, and what that will bring.
 
 use serde::{Deserialize, Serialize};
 
 use super::Done;
 use crate::engine::trouble::{Class, Trouble};
 use crate::engine::{Engine, read_json, write_json};
+use crate::plan::document::Verdict;
+use crate::plan::{PlanInput, make};
 use crate::platform::Inspection;
-use crate::shape::Shape;
+use crate::shape::{Op, Shape};
 use crate::stage::Stage;
 use crate::table::shapes;
 
-/// What the plan stage decided.
+/// What later stages read of the plan's document.
 #[derive(Clone, Debug, Serialize, Deserialize)]
 pub(crate) struct Planned {
+    tune: Vec<PlannedRow>,
+    folded: Vec<serde_json::Value>,
+    served: Vec<serde_json::Value>,
+    gpu_seconds: f64,
+    hit_rate: HitRates,
+}
+
+#[derive(Clone, Debug, Serialize, Deserialize)]
+struct PlannedRow {
+    op: Op,
+    #[serde(rename = "M")]
+    m: u32,
+    #[serde(rename = "N")]
+    n: u32,
+    #[serde(rename = "K")]
+    k: u32,
+    dtype: String,
+}
+
+#[derive(Clone, Debug, Serialize, Deserialize)]
+struct HitRates {
+    before: HitRate,
+    after: HitRate,
+}
+
+#[derive(Clone, Copy, Debug, Serialize, Deserialize)]
+struct HitRate {
+    calls: f64,
+    time: f64,
+}
+
+impl Planned {
     /// Shapes to tune, most valuable first.
-    pub(crate) to_tune: Vec<Shape>,
+    pub(crate) fn shapes(&self) -> Vec<Shape> {
+        self.tune
+            .iter()
+            .map(|row| Shape {
+                op: row.op,
+                m: row.m,
+                n: row.n,
+                k: row.k,
+                dtype: row.dtype.clone(),
+            })
+            .collect()
+    }
+
+    /// The plan in the report's words.
+    pub(crate) fn summary(&self) -> crate::report::model::PlanSummary {
+        crate::report::model::PlanSummary {
+            to_tune: self.tune.len(),
+            folded: self.folded.len(),
+            served: self.served.len(),
+            estimated_s: Some(self.gpu_seconds),
+            ..Default::default()
+        }
+    }
+
+    /// Predicted hit rates, for the report.
+    pub(crate) fn hit_rates(&self) -> Vec<crate::report::model::HitRate> {
+        let rate = |of: &str, share: fn(&HitRate) -> f64| crate::report::model::HitRate {
+            of: of.to_owned(),
+            before: share(&self.hit_rate.before),
+            after: share(&self.hit_rate.after),
+        };
+        vec![
+            rate("calls, predicted", |rate| rate.calls),
+            rate("GEMM time, predicted", |rate| rate.time),
+        ]
+    }
 }
 
 pub(super) fn plan(engine: &mut Engine<'_>) -> Result<Done, Trouble> {
@@ -22,23 +91,35 @@ pub(super) fn plan(engine: &mut Engine<'_>) -> Result<Done, Trouble> {
     let bytes = fs_err::read(engine.run.shapes()).map_err(|error| Trouble::file(&error))?;
     let captured =
         shapes::read(&bytes, None).map_err(|error| Trouble::caused(Class::Internal, &error))?;
-    let mut weighted: Vec<(f64, Shape)> = captured
-        .into_iter()
-        .filter(|counted| counted.shape.op == inspection.op)
-        .map(|counted| {
-            (
-                counted.records as f64 * counted.shape.flops(),
-                counted.shape,
-            )
-        })
-        .collect();
-    weighted.sort_by(|one, other| other.0.total_cmp(&one.0));
-    let planned = Planned {
-        to_tune: weighted.into_iter().map(|(_, shape)| shape).collect(),
-    };
-    write_json(&engine.run.plan(), &planned)?;
-    Ok(Done::new(format!(
-        "{} shapes to tune",
-        planned.to_tune.len()
-    )))
+    let terms = engine.platform.plan_terms(&inspection)?;
+    let plan = make(&PlanInput {
+        op: inspection.op,
+        shapes: &captured,
+        tables: &terms.tables,
+        configs: &[],
+        model: None,
+        capture: &[],
+        chunk: None,
+        revision: terms.revision,
+        gfx: &inspection.gfx,
+        cu_num: inspection.cu_num,
+        device: &terms.device,
+        fold: terms.fold,
+        refine: false,
+        cost: &terms.cost,
+        budget_s: None,
+    })
+    .map_err(|error| Trouble::caused(Class::NoShapes, &error))?;
+    write_json(&engine.run.plan(), &plan)?;
+    let summary = format!(
+        "{} rows to tune for {} shapes; hit rate by calls {:.0} % now, {:.0} % then",
+        plan.tune.len(),
+        plan.seen,
+        plan.hit_rate.before.calls * 100.0,
+        plan.hit_rate.after.calls * 100.0
+    );
+    Ok(Done {
+        summary,
+        nothing_to_gain: (plan.verdict == Verdict::Nothing).then_some(plan.reason),
+    })
 }

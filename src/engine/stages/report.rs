@@ -2,6 +2,7 @@
 
 use std::collections::BTreeMap;
 
+use super::plan::Planned;
 use super::{Captured, Done, Verified};
 use crate::compare::Comparison;
 use crate::engine::trial::Started;
@@ -77,11 +78,16 @@ fn with_findings(engine: &Engine<'_>, mut report: Report) -> Result<Report, Trou
             ));
         }
         report.shapes = shape_rows(engine, tuned.as_ref())?;
+        let planned: Planned = read_json(&engine.run.plan())?;
+        report.hit_rates = planned.hit_rates();
         report.plan = Some(PlanSummary {
             captured: captured.distinct,
             deployed: deployment.as_ref().map(|deployment| deployment.rows),
             used_s: tuned.as_ref().map(|tuned| tuned.busy_seconds),
-            ..PlanSummary::default()
+            candidates: tuned
+                .as_ref()
+                .map(|tuned| tuned.rows.iter().map(|row| u64::from(row.timed)).sum()),
+            ..planned.summary()
         });
     }
     if let Some(tuned) = tuned {

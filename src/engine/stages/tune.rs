@@ -13,7 +13,7 @@ use crate::tune::TuneEvent;
 
 pub(super) fn tune(engine: &mut Engine<'_>) -> Result<Done, Trouble> {
     let inspection: Inspection = read_json(&engine.run.stage(Stage::Inspect.name()))?;
-    let Planned { to_tune: shapes } = read_json(&engine.run.plan())?;
+    let shapes = read_json::<Planned>(&engine.run.plan())?.shapes();
     let order = TuneOrder {
         run: &engine.run,
         inspection: &inspection,
