@@ -396,6 +396,21 @@ impl Report {
         }
     }
 
+    /// Checks that were made and did not pass, by name.
+    pub fn failed_checks(&self) -> Vec<&'static str> {
+        let parity = self.parity.as_ref().is_some_and(|parity| !parity.holds());
+        let engagement = self.engagement.as_ref().is_some_and(|seen| !seen.passed);
+        let layout = !self.layout.iter().all(LayoutCheck::passed);
+        [
+            (parity, "greedy parity"),
+            (engagement, "deployed kernels in the running server"),
+            (layout, "layout probes"),
+        ]
+        .into_iter()
+        .filter_map(|(failed, name)| failed.then_some(name))
+        .collect()
+    }
+
     /// Usual metrics that read the other way than a verdict of better, same or worse.
     pub fn against(&self) -> Vec<&MetricResult> {
         let Some(comparison) = &self.comparison else {

@@ -9,6 +9,9 @@ use crate::compare::Verdict;
 
 const STYLE: &str = include_str!("style.css");
 
+/// Reasons against a comparison that stand beside the verdict; all of them are in its section.
+const SHOWN_REASONS: usize = 5;
+
 /// The text of `report.html`.
 pub(super) fn html(report: &Report) -> String {
     let sections = section::all(report);
@@ -35,8 +38,18 @@ pub(super) fn html(report: &Report) -> String {
                         span.sign aria-hidden="true" { (sign) }
                         span { (report.sentence()) "." }
                     }
+                    @let failed = report.failed_checks();
+                    @if !failed.is_empty() {
+                        p.against { strong { "Checks that fail: " } (failed.join(", ")) "." }
+                    }
                     @if let Some(comparison) = &report.comparison {
-                        p.because { (first_upper(&comparison.because)) "." }
+                        // An inconclusive sentence has said it already.
+                        @if comparison.verdict != Verdict::Inconclusive {
+                            p.because { (first_upper(&comparison.because)) "." }
+                        }
+                        @if !comparison.unfair.is_empty() {
+                            ul.because { @for reason in comparison.unfair.iter().take(SHOWN_REASONS) { li { (reason) } } }
+                        }
                         @let against = report.against();
                         @if !against.is_empty() {
                             p.against {

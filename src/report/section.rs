@@ -389,7 +389,7 @@ fn roofline(report: &Report) -> Option<Markup> {
     let limits = report.roofline.as_ref()?;
     let picture = chart::roofline(limits, &report.shapes)?;
     let columns = [
-        ("shape", Wide),
+        ("shape", Text),
         ("FLOP per byte", Number),
         ("before, TFLOP/s", Number),
         ("after, TFLOP/s", Number),
@@ -406,7 +406,8 @@ fn roofline(report: &Report) -> Option<Markup> {
             let limit = (intensity * limits.gbps / 1e3).min(limits.tflops);
             let best = rate(&row.after).or_else(|| rate(&row.before));
             vec![
-                format!("M {} N {} K {}", row.m, row.n, row.k),
+                format!("M\u{a0}{} N\u{a0}{} K\u{a0}{}", row.m, row.n, row.k)
+                    .replace(' ', "\u{a0}"),
                 significant(Some(intensity), 3),
                 significant(rate(&row.before), 3),
                 significant(rate(&row.after), 3),

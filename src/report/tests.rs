@@ -101,6 +101,36 @@ fn text_from_a_run_is_escaped() {
 }
 
 #[test]
+fn what_stands_against_a_verdict_is_said_beside_it() {
+    let mut report = sample();
+    let header = |report: &Report| {
+        let page = page::html(report);
+        page[..page.find("<nav").unwrap()].to_owned()
+    };
+    let good = header(&report);
+    assert!(
+        good.contains("Against it: </strong>median TTFT reads worse"),
+        "{good}"
+    );
+    assert!(!good.contains("Checks that fail"));
+    report.layout[1].error_ratio = None;
+    if let Some(comparison) = &mut report.comparison {
+        comparison.verdict = crate::compare::Verdict::Inconclusive;
+        comparison.unfair = vec!["max_concurrency: baseline 1, tuned 2".to_owned()];
+    }
+    let bad = header(&report);
+    assert!(
+        bad.contains("Checks that fail: </strong>layout probes."),
+        "{bad}"
+    );
+    assert!(
+        bad.contains("<li>max_concurrency: baseline 1, tuned 2</li>"),
+        "{bad}"
+    );
+    assert!(bad.contains("class=\"verdict inconclusive\""));
+}
+
+#[test]
 fn a_report_of_nothing_is_still_a_page() {
     let page = page::html(&Report::default());
     assert!(page.contains("No comparison was made in this run"));
