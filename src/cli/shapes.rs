@@ -15,6 +15,7 @@ use crate::log::scan::{Lines, number_lines, scan};
 use crate::log::{Capture, Harvest, Limits, input};
 use crate::shape::Op;
 use crate::store::file::write_atomic;
+use crate::table::shapes::{self, CountedShape};
 
 /// Shapes a JSON document lists; the CSV always holds all.
 const LISTED: usize = 20_000;
@@ -109,12 +110,16 @@ pub fn run(args: &ShapesArgs, printer: &Printer) -> Result<(), Failure> {
         read(file, &mut harvest, &mut progress, printer)?;
     }
     progress.finish();
-    let shapes = harvest.shapes(args.op);
+    let shapes: Vec<CountedShape> = harvest
+        .shapes(args.op)
+        .into_iter()
+        .map(|Seen { shape, records }| CountedShape { shape, records })
+        .collect();
     let summary = summary(&harvest, &shapes, files.len(), start.elapsed());
 
     // An empty file is no hand-over to the next step; the document still says what was seen.
     if !shapes.is_empty() {
-        let csv = csv(&shapes);
+        let csv = shapes::write(&shapes);
         match &args.output {
             Some(path) => write_atomic(path, csv.as_bytes())
                 .map_err(|error| Failure::to(Kind::Environment, "write the shapes", error))?,
@@ -181,14 +186,14 @@ fn read(
 
 fn summary<'harvest>(
     harvest: &'harvest Harvest,
-    shapes: &'harvest [Seen],
+    shapes: &'harvest [CountedShape],
     files: usize,
     elapsed: Duration,
 ) -> Summary<'harvest> {
     let listed = shapes
         .iter()
         .take(LISTED)
-        .map(|Seen { shape, records }| ListedShape {
+        .map(|CountedShape { shape, records }| ListedShape {
             op: shape.op,
             m: shape.m,
             n: shape.n,
@@ -224,19 +229,6 @@ fn summary<'harvest>(
         processes: harvest.hellos.len(),
         malformed_records: &harvest.malformed_shown,
     }
-}
-
-fn csv(shapes: &[Seen]) -> String {
-    let mut text = String::with_capacity(64 * (shapes.len() + 1));
-    text.push_str("op,M,N,K,dtype,records\n");
-    for Seen { shape, records } in shapes {
-        let _ = writeln!(
-            text,
-            "{},{},{},{},{},{records}",
-            shape.op, shape.m, shape.n, shape.k, shape.dtype
-        );
-    }
-    text
 }
 
 /// Says to people what was found and what is odd about it.
