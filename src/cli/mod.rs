@@ -6,6 +6,7 @@ pub mod bench;
 pub mod compare;
 pub mod completions;
 pub mod demo;
+pub mod doctor;
 pub mod failure;
 pub mod init;
 pub mod instrument;
@@ -74,6 +75,8 @@ enum Command {
     Undo(undo::UndoArgs),
     /// Say which GEMM kernel an SGLang tree calls, and why
     Trace(trace::TraceArgs),
+    /// Check this machine and its trees, and realign aiter when asked
+    Doctor(doctor::DoctorArgs),
     /// Write gemmtune.toml from a launch script or a running server
     Init(init::InitArgs),
     /// Find the fastest kernel for each shape and write the table
@@ -122,6 +125,7 @@ fn perform(command: Command, printer: &Printer) -> Result<std::process::ExitCode
         Command::Status(args) => status::run(&args, printer),
         Command::Undo(args) => undo::run(&args, printer),
         Command::Trace(args) => trace::run(&args, printer).map(success),
+        Command::Doctor(args) => doctor::run(&args, printer).map(success),
         Command::Init(args) => init::run(&args, printer).map(success),
         Command::Tune(args) => tune::run(&args, printer).map(success),
         Command::ReferenceWorker(args) => reference_worker::run(&args).map(success),

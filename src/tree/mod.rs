@@ -2,10 +2,12 @@
 //!
 //! Reading goes through `pyedit`; nothing here imports SGLang or runs any of its code.
 
+pub mod doctor;
 pub mod era;
 mod flow;
 pub mod force;
 pub mod instrument;
+pub mod git;
 pub mod locate;
 pub mod package;
 pub mod route;

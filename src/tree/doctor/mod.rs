@@ -1,0 +1,462 @@
+//! Whether this machine and its trees are fit to be tuned: a table of checks, each with what would mend it.
+//!
+//! Looking changes nothing. What changes something is [`fix`], and only when asked.
+
+pub mod caps;
+pub mod devices;
+pub mod fix;
+pub mod machine;
+pub mod products;
+
+use std::time::{Duration, SystemTime};
+
+use camino::{Utf8Path, Utf8PathBuf};
+use serde::Serialize;
+
+use super::git::{Ancestry, Checkout, GitError, Submodule, SubmoduleState};
+use super::locate::Answer;
+use super::package::Package;
+use super::{route, version};
+use crate::proc::{Interrupt, Keeper};
+use caps::Capabilities;
+use products::Products;
+
+/// The oldest aiter that is tuned: "Add run_config and compare in tuner (#2375)", 14 April 2026.
+pub const PIN: &str = "303a583c89fe392a39cad7e45d616cc43bde3278";
+
+/// How a check ended.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Serialize)]
+#[serde(rename_all = "lowercase")]
+pub enum Verdict {
+    /// As it should be.
+    Good,
+    /// Nothing to do, but good to know.
+    Note,
+    /// May make a run slower or its result hard to read.
+    Warning,
+    /// A run would fail or mislead.
+    Failure,
+}
+
+/// One line of the table.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize)]
+pub struct Check {
+    /// What was looked at.
+    pub name: &'static str,
+    /// How it ended.
+    pub verdict: Verdict,
+    /// What was found.
+    pub found: String,
+    /// What mends it.
+    pub fix: Option<String>,
+}
+
+impl Check {
+    fn new(name: &'static str, verdict: Verdict, found: impl Into<String>) -> Self {
+        Self {
+            name,
+            verdict,
+            found: found.into(),
+            fix: None,
+        }
+    }
+
+    fn fix(mut self, fix: impl Into<String>) -> Self {
+        self.fix = Some(fix.into());
+        self
+    }
+}
+
+/// What is known of an aiter tree.
+#[derive(Clone, Debug, Serialize)]
+pub struct Aiter {
+    /// The package folder.
+    pub package: Utf8PathBuf,
+    /// What it can do.
+    pub capabilities: Capabilities,
+    /// Its checkout, if it is one.
+    pub checkout: Option<CheckoutFacts>,
+    /// What was compiled.
+    pub products: Products,
+    /// Tuner scripts.
+    pub tuners: Vec<Utf8PathBuf>,
+}
+
+/// What git says of a checkout.
+#[derive(Clone, Debug, Serialize)]
+pub struct CheckoutFacts {
+    /// Top folder.
+    pub root: Utf8PathBuf,
+    /// Commit checked out.
+    pub head: String,
+    /// Branch, unless detached.
+    pub branch: Option<String>,
+    /// How the pin stands to it.
+    pub pin: Ancestry,
+    /// Tracked files with changes.
+    pub changed: Vec<String>,
+    /// Submodules.
+    pub submodules: Vec<Submodule>,
+}
+
+/// Looks at the aiter tree whose package is in `package`.
+pub fn look_at_aiter(
+    package: &Utf8Path,
+    variable: impl Fn(&str) -> Option<String>,
+    keeper: &Keeper,
+    interrupt: &Interrupt,
+) -> Result<Aiter, GitError> {
+    let checkout = Checkout::of(package, keeper, interrupt);
+    let mut checked_out = None;
+    let facts = match &checkout {
+        None => None,
+        Some(checkout) => {
+            let moved = checkout
+                .head_moved_at()?
+                .and_then(|seconds| u64::try_from(seconds).ok());
+            checked_out =
+                moved.map(|seconds| SystemTime::UNIX_EPOCH + Duration::from_secs(seconds));
+            Some(CheckoutFacts {
+                root: checkout.root.clone(),
+                head: checkout.head()?,
+                branch: checkout.branch()?,
+                pin: checkout.ancestry(PIN)?,
+                changed: checkout.changed_files()?,
+                submodules: checkout.submodules()?,
+            })
+        }
+    };
+    let jit = products::folder(package, variable);
+    Ok(Aiter {
+        package: package.to_owned(),
+        capabilities: Capabilities::read(package),
+        checkout: facts,
+        products: products::inspect(&jit, package, checked_out, SystemTime::now()),
+        tuners: caps::tuners(package),
+    })
+}
+
+/// Checks of an interpreter and the SGLang it imports.
+pub fn interpreter(answer: &Answer) -> Vec<Check> {
+    let mut checks = Vec::new();
+    let python = format!("{} (Python {})", answer.executable, answer.version);
+    checks.push(if answer.ignores_environment {
+        Check::new(
+            "interpreter",
+            Verdict::Failure,
+            format!("{python} ignores PYTHONPATH"),
+        )
+        .fix("start it without -E and -I: an overlay cannot work otherwise")
+    } else {
+        Check::new("interpreter", Verdict::Good, python)
+    });
+    let torch = &answer.torch;
+    let stack = match (&torch.hip, &torch.cuda) {
+        (Some(hip), _) => format!("ROCm build, HIP {hip}"),
+        (None, Some(cuda)) => format!("CUDA build, CUDA {cuda}"),
+        (None, None) => "CPU build".to_owned(),
+    };
+    checks.push(match &torch.version {
+        Some(version) => Check::new("torch", Verdict::Good, format!("{version}, {stack}")),
+        None => Check::new("torch", Verdict::Failure, "not importable")
+            .fix("install torch into this interpreter"),
+    });
+    for package in ["sglang", "aiter"] {
+        for folder in answer.shadowed(package) {
+            checks.push(
+                Check::new(
+                    "second install",
+                    Verdict::Warning,
+                    format!("`{package}` is also in {folder}, hidden behind the one in use"),
+                )
+                .fix(
+                    "remove the one that is not meant, or keep PYTHONPATH as it is for every start",
+                ),
+            );
+        }
+    }
+    checks
+}
+
+/// Checks of an SGLang tree.
+pub fn sglang(folder: &Utf8Path) -> Vec<Check> {
+    let package = match Package::find(folder) {
+        Ok(package) => package,
+        Err(error) => return vec![Check::new("SGLang", Verdict::Failure, error.to_string())],
+    };
+    let named = package
+        .version
+        .as_deref()
+        .unwrap_or("no version of its own");
+    let mut checks = vec![match version::served(package.version.as_deref()) {
+        Ok(()) => Check::new(
+            "SGLang",
+            Verdict::Good,
+            format!("{named} in {}", package.folder),
+        ),
+        Err(error) => Check::new("SGLang", Verdict::Failure, error.to_string())
+            .fix(format!("install {} or newer", version::OLDEST_SGLANG)),
+    }];
+    checks.push(match route::trace(&package) {
+        Ok(trace) => {
+            let era = serde_json::to_value(trace.era)
+                .ok()
+                .and_then(|era| era.as_str().map(str::to_owned));
+            Check::new(
+                "GEMM path",
+                Verdict::Good,
+                format!("era {}", era.unwrap_or_default()),
+            )
+        }
+        Err(error) => Check::new("GEMM path", Verdict::Failure, error.to_string())
+            .fix("run `gemmtune trace` on it for the place"),
+    });
+    checks
+}
+
+/// Checks of an aiter tree.
+pub fn aiter(aiter: &Aiter) -> Vec<Check> {
+    let mut checks = Vec::new();
+    match &aiter.checkout {
+        Some(facts) => checks.extend(checkout(facts, &aiter.capabilities)),
+        None => checks.push(Check::new(
+            "aiter",
+            Verdict::Good,
+            format!("installed in {}, no checkout", aiter.package),
+        )),
+    }
+    let missing = &aiter.capabilities.missing;
+    checks.push(if missing.is_empty() {
+        Check::new(
+            "aiter capabilities",
+            Verdict::Good,
+            format!(
+                "{} found, all that are needed",
+                aiter.capabilities.present.len()
+            ),
+        )
+    } else {
+        let listed: Vec<_> = missing
+            .iter()
+            .map(|(name, meaning)| format!("{name} ({meaning})"))
+            .collect();
+        Check::new(
+            "aiter capabilities",
+            Verdict::Failure,
+            format!("missing: {}", listed.join("; ")),
+        )
+        .fix(FIX)
+    });
+    checks.extend(products(&aiter.products));
+    checks.push(if aiter.capabilities.has("kernel-name") {
+        Check::new("after a table change", Verdict::Note, "no rebuild, unless it names a kernel that the module lacks")
+    } else {
+        Check::new(
+            "after a table change",
+            Verdict::Note,
+            "the table is compiled into its module here: module and build folder must go, or the new table is ignored silently",
+        )
+    });
+    checks.push(if aiter.tuners.is_empty() {
+        Check::new("tuner scripts", Verdict::Failure, "none under csrc/ck_*")
+            .fix("install aiter from a checkout, or with its aiter_meta package")
+    } else {
+        let names: Vec<_> = aiter
+            .tuners
+            .iter()
+            .filter_map(|path| path.file_name())
+            .collect();
+        Check::new("tuner scripts", Verdict::Good, names.join(", "))
+    });
+    if aiter.capabilities.has("setup-replaces-triton") {
+        checks.push(Check::new(
+            "Triton",
+            Verdict::Note,
+            "this setup.py replaces the installed Triton unless AITER_USE_SYSTEM_TRITON=1; `doctor --fix` sets it",
+        ));
+    }
+    checks
+}
+
+const FIX: &str = "`gemmtune doctor --fix` realigns the checkout (see `--dry-run` first)";
+
+fn checkout(facts: &CheckoutFacts, capabilities: &Capabilities) -> Vec<Check> {
+    let place = format!(
+        "{} on {}",
+        &facts.head[..facts.head.len().min(12)],
+        facts.branch.as_deref().unwrap_or("no branch")
+    );
+    let able = capabilities.missing.is_empty();
+    let rewritten = "aiter's main branch was rewritten in March 2026";
+    let (verdict, found) = match facts.pin {
+        Ancestry::Ancestor => (
+            Verdict::Good,
+            format!("{place}, the pin {} is an ancestor", &PIN[..12]),
+        ),
+        // Ancestry is not the measure: what the tree can do is.
+        _ if able => (
+            Verdict::Good,
+            format!(
+                "{place}: not a descendant of the pin, which proves nothing ({rewritten}); it can do what is needed"
+            ),
+        ),
+        Ancestry::NotAncestor => (
+            Verdict::Failure,
+            format!("{place}, older than the pin {} or beside it", &PIN[..12]),
+        ),
+        Ancestry::Unrelated => (
+            Verdict::Failure,
+            format!(
+                "{place} shares no history with the pin: {rewritten}, and `git pull` cannot get over that"
+            ),
+        ),
+        Ancestry::Absent => (
+            Verdict::Failure,
+            format!("{place}, and the pin {} was never fetched", &PIN[..12]),
+        ),
+        Ancestry::Shallow => (
+            Verdict::Failure,
+            format!("{place}, a shallow clone in which ancestry cannot be told"),
+        ),
+    };
+    let mut checks = vec![Check::new("aiter", verdict, found)];
+    if verdict == Verdict::Failure {
+        checks[0].fix = Some(FIX.to_owned());
+    }
+    if !facts.changed.is_empty() {
+        checks.push(
+            Check::new(
+                "aiter work tree",
+                Verdict::Warning,
+                format!("changed: {}", facts.changed.join(", ")),
+            )
+            .fix("commit or put them away: `--fix` refuses a tree with changes"),
+        );
+    }
+    let off: Vec<_> = facts
+        .submodules
+        .iter()
+        .filter(|module| module.state != SubmoduleState::Current)
+        .collect();
+    checks.push(if off.is_empty() {
+        Check::new("aiter submodules", Verdict::Good, format!("{} at their recorded commits", facts.submodules.len()))
+    } else {
+        let listed: Vec<_> = off
+            .iter()
+            .map(|module| {
+                let state = match module.state {
+                    SubmoduleState::Missing => "not initialised",
+                    SubmoduleState::Other => "at another commit",
+                    SubmoduleState::Conflict => "in conflict",
+                    SubmoduleState::Current => "current",
+                };
+                format!("{} {state}", module.path)
+            })
+            .collect();
+        Check::new("aiter submodules", Verdict::Failure, listed.join(", "))
+            .fix("`git submodule sync && git submodule update --init --recursive`, or `gemmtune doctor --fix`")
+    });
+    checks
+}
+
+fn products(products: &Products) -> Vec<Check> {
+    let mut checks = Vec::new();
+    let names = |paths: &[Utf8PathBuf]| {
+        paths
+            .iter()
+            .filter_map(|path| path.file_name())
+            .collect::<Vec<_>>()
+            .join(", ")
+    };
+    let stale = if products.other_revision.is_empty() {
+        &products.older_than_sources
+    } else {
+        &products.other_revision
+    };
+    let why = if products.other_revision.is_empty() {
+        "older than the sources"
+    } else {
+        "built before this commit was checked out"
+    };
+    checks.push(if stale.is_empty() {
+        Check::new(
+            "compiled modules",
+            Verdict::Good,
+            format!("{} in {}", products.modules.len(), products.folder),
+        )
+    } else {
+        Check::new(
+            "compiled modules",
+            Verdict::Failure,
+            format!("{why}: {}", names(stale)),
+        )
+        .fix(format!(
+            "remove `{0}/*.so` and `{0}/build/*`, or `gemmtune doctor --fix`",
+            products.folder
+        ))
+    });
+    if !products.stale_locks.is_empty() {
+        let locks: Vec<_> = products
+            .stale_locks
+            .iter()
+            .map(|lock| lock.as_str())
+            .collect();
+        checks.push(
+            Check::new(
+                "build locks",
+                Verdict::Failure,
+                format!(
+                    "left by a dead builder; the next one waits for ever: {}",
+                    locks.join(", ")
+                ),
+            )
+            .fix(format!("rm {}", locks.join(" "))),
+        );
+    }
+    checks
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn facts(pin: Ancestry) -> CheckoutFacts {
+        CheckoutFacts {
+            root: "/src/aiter".into(),
+            head: "de14bec0ca0000000000".to_owned(),
+            branch: None,
+            pin,
+            changed: Vec::new(),
+            submodules: Vec::new(),
+        }
+    }
+
+    #[test]
+    fn ancestry_counts_only_where_the_capabilities_do_not_tell() {
+        let able = Capabilities {
+            present: vec!["libtype"],
+            missing: Vec::new(),
+        };
+        let unable = Capabilities {
+            present: Vec::new(),
+            missing: vec![("run-config", "x")],
+        };
+        assert_eq!(
+            checkout(&facts(Ancestry::Unrelated), &able)[0].verdict,
+            Verdict::Good
+        );
+        let check = &checkout(&facts(Ancestry::Unrelated), &unable)[0];
+        assert_eq!(check.verdict, Verdict::Failure);
+        assert!(
+            check.found.contains("rewritten in March 2026"),
+            "{}",
+            check.found
+        );
+        assert!(check.fix.as_ref().unwrap().contains("--fix"));
+        assert!(
+            checkout(&facts(Ancestry::Shallow), &unable)[0]
+                .found
+                .contains("shallow")
+        );
+    }
+}

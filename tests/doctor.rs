@@ -1,0 +1,418 @@
+//! `gemmtune doctor` and its `--fix`, on real git repositories made here.
+
+use std::process::{Command, Output};
+
+use camino::{Utf8Path, Utf8PathBuf};
+use gemmtune::store::file::write_atomic;
+use serde_json::Value;
+
+/// A folder with an upstream aiter, its submodule, and clones of it.
+struct World {
+    _keep: tempfile::TempDir,
+    root: Utf8PathBuf,
+}
+
+/// Texts that make a file of a tree show every capability that is needed.
+const ABLE: [(&str, &str); 7] = [
+    (
+        "csrc/ck_gemm_a8w8_blockscale/gemm_a8w8_blockscale_tune.py",
+        "\"--libtype\" --preshuffle",
+    ),
+    (
+        "aiter/utility/base_tuner.py",
+        "\"--timeout\" sys.exit(1) str2bool shape_grouped run_config",
+    ),
+    (
+        "aiter/utility/mp_tuner.py",
+        "pool_restart_needed AcceleratorError",
+    ),
+    ("aiter/ops/gemm_op_a8w8.py", "libtype"),
+    ("aiter/ops/gemm_op_common.py", "ctypes"),
+    (
+        "aiter/jit/core.py",
+        "/tmp/aiter_configs Auto-resolved aiter_tensor_t",
+    ),
+    (
+        "setup.py",
+        "import os, sys\nopen('installed', 'w').write(os.environ['AITER_USE_SYSTEM_TRITON'])\nsys.exit(os.path.exists('refuse'))\n",
+    ),
+];
+
+impl World {
+    /// Upstream has two commits: `old`, able to nothing, and `new`, able to all, with a submodule since `old`.
+    fn new() -> Self {
+        let keep = tempfile::tempdir().unwrap();
+        let root = Utf8PathBuf::try_from(keep.path().canonicalize().unwrap()).unwrap();
+        let world = Self { _keep: keep, root };
+        write(
+            &world.root.join("gitconfig"),
+            "[user]\nname = t\nemail = t@t\n[protocol \"file\"]\nallow = always\n[init]\ndefaultBranch = main\n[advice]\ndetachedHead = false\n",
+        );
+        write(&world.root.join("bin/rocminfo"), "#!/bin/sh\nexit 1\n");
+        let kernels = world.root.join("kernels");
+        world.repository(&kernels, &[("kernel.h", "1")]);
+        let upstream = world.upstream();
+        world.repository(
+            &upstream,
+            &[
+                ("aiter/__init__.py", ""),
+                (".gitignore", "*.so\nbuild/\ninstalled\nrefuse\n"),
+                ("csrc/a.cu", ""),
+                ("setup.py", ""),
+            ],
+        );
+        world.git(
+            &upstream,
+            &[
+                "submodule",
+                "add",
+                "-q",
+                kernels.as_str(),
+                "3rdparty/kernels",
+            ],
+        );
+        world.git(&upstream, &["commit", "-qm", "old"]);
+        world.git(&upstream, &["tag", "old"]);
+        for (file, text) in ABLE {
+            write(&upstream.join(file), text);
+        }
+        world.git(&upstream, &["add", "-A"]);
+        world.git(&upstream, &["commit", "-qm", "new"]);
+        world.git(&upstream, &["tag", "new"]);
+        world
+    }
+
+    fn upstream(&self) -> Utf8PathBuf {
+        self.root.join("upstream")
+    }
+
+    fn repository(&self, folder: &Utf8Path, files: &[(&str, &str)]) {
+        for (file, text) in files {
+            write(&folder.join(file), text);
+        }
+        self.git(&self.root, &["init", "-q", folder.as_str()]);
+        self.git(folder, &["add", "-A"]);
+        self.git(folder, &["commit", "-qm", "first"]);
+    }
+
+    fn command(&self, program: &str) -> Command {
+        let mut command = Command::new(program);
+        command
+            .env("GIT_CONFIG_GLOBAL", self.root.join("gitconfig"))
+            .env("GIT_CONFIG_NOSYSTEM", "1")
+            .env_remove("AITER_JIT_DIR");
+        command
+    }
+
+    fn git(&self, folder: &Utf8Path, arguments: &[&str]) -> String {
+        let output = self
+            .command("git")
+            .arg("-C")
+            .arg(folder)
+            .args(arguments)
+            .output()
+            .unwrap();
+        assert!(
+            output.status.success(),
+            "git {arguments:?}: {}",
+            String::from_utf8_lossy(&output.stderr)
+        );
+        String::from_utf8(output.stdout).unwrap().trim().to_owned()
+    }
+
+    /// A clone with its submodule, at `at`, on branch main unless `at` is another commit.
+    fn clone(&self, options: &[&str], at: &str) -> Utf8PathBuf {
+        let clone = self.root.join("clone");
+        let url = format!("file://{}", self.upstream());
+        let arguments = [&["clone", "-q"], options, &[&url, clone.as_str()]].concat();
+        self.git(&self.root, &arguments);
+        if at != "main" {
+            self.git(&clone, &["checkout", "-q", at]);
+        }
+        clone
+    }
+
+    fn head(&self, clone: &Utf8Path) -> String {
+        self.git(clone, &["rev-parse", "HEAD"])
+    }
+
+    fn commit(&self, name: &str) -> String {
+        self.git(&self.upstream(), &["rev-parse", name])
+    }
+
+    fn doctor(&self, clone: &Utf8Path, arguments: &[&str]) -> Output {
+        self.command(env!("CARGO_BIN_EXE_gemmtune"))
+            .args(["doctor", "--aiter", clone.as_str()])
+            .args(arguments)
+            .current_dir(&self.root)
+            .output()
+            .unwrap()
+    }
+
+    fn check(&self, clone: &Utf8Path, name: &str) -> (String, String) {
+        let output = self.doctor(clone, &["--json"]);
+        let document: Value = serde_json::from_slice(&output.stdout).unwrap();
+        let checks = document["checks"].as_array().unwrap();
+        let check = checks
+            .iter()
+            .find(|check| check["name"] == name)
+            .unwrap_or_else(|| panic!("no {name} in {checks:?}"));
+        let text = |key: &str| check[key].as_str().unwrap().to_owned();
+        (text("verdict"), text("found"))
+    }
+}
+
+fn write(path: &Utf8Path, text: &str) {
+    fs_err::create_dir_all(path.parent().unwrap()).unwrap();
+    write_atomic(path, text.as_bytes()).unwrap();
+}
+
+fn said(output: &Output) -> String {
+    String::from_utf8(output.stderr.clone()).unwrap()
+}
+
+/// Everything a failed realignment must leave as it was.
+fn picture(world: &World, clone: &Utf8Path) -> String {
+    let modules = clone.join("aiter/jit/module_x.so").exists();
+    let status = world.git(clone, &["submodule", "status"]);
+    let branch = world.git(
+        clone,
+        &[
+            "status",
+            "--branch",
+            "--porcelain=v2",
+            "--untracked-files=no",
+        ],
+    );
+    format!("{branch}\n{status}\n{modules}")
+}
+
+#[test]
+fn an_able_tree_passes_whatever_its_ancestry_says() {
+    let world = World::new();
+    let clone = world.clone(&["--recurse-submodules"], "main");
+    let (verdict, found) = world.check(&clone, "aiter");
+    assert_eq!(verdict, "good", "{found}");
+    assert!(
+        found.contains("on main") && found.contains("proves nothing"),
+        "{found}"
+    );
+    assert_eq!(world.check(&clone, "aiter capabilities").0, "good");
+    assert_eq!(world.check(&clone, "aiter submodules").0, "good");
+    assert_eq!(world.check(&clone, "after a table change").0, "note");
+}
+
+#[test]
+fn an_old_detached_tree_without_its_submodule_is_told_apart() {
+    let world = World::new();
+    let clone = world.clone(&[], "old");
+    let (verdict, found) = world.check(&clone, "aiter");
+    assert_eq!(verdict, "failure");
+    assert!(
+        found.contains("on no branch") && found.contains("never fetched"),
+        "{found}"
+    );
+    assert!(
+        world
+            .check(&clone, "aiter capabilities")
+            .1
+            .contains("run-config")
+    );
+    assert_eq!(
+        world.check(&clone, "aiter submodules").1,
+        "3rdparty/kernels not initialised"
+    );
+    assert_eq!(world.doctor(&clone, &[]).status.code(), Some(10));
+}
+
+#[test]
+fn a_realignment_goes_step_by_step_and_back_to_the_byte() {
+    let world = World::new();
+    let clone = world.clone(&[], "main");
+    world.git(&clone, &["checkout", "-q", "-B", "mine", "old"]);
+    write(&clone.join("aiter/jit/module_x.so"), "old binary");
+    write(&clone.join("aiter/jit/build/module_x/blob"), "old blob");
+    let before = picture(&world, &clone);
+
+    let shown = world.doctor(&clone, &["--fix", "--dry-run", "--to", "new"]);
+    assert!(shown.status.success(), "{}", said(&shown));
+    let text = said(&shown);
+    let text = text.split("to get to").nth(1).unwrap();
+    let order = [
+        "git checkout --detach new",
+        "git submodule sync",
+        "git submodule update --init --recursive",
+        "move 2 compiled",
+        "setup.py develop",
+    ];
+    let places: Vec<_> = order
+        .iter()
+        .map(|step| {
+            text.find(step)
+                .unwrap_or_else(|| panic!("no {step} in {text}"))
+        })
+        .collect();
+    assert!(places.is_sorted(), "{text}");
+    assert_eq!(picture(&world, &clone), before, "a dry run changes nothing");
+
+    let fixed = world.doctor(&clone, &["--fix", "--to", "new"]);
+    assert!(fixed.status.success(), "{}", said(&fixed));
+    assert_eq!(world.head(&clone), world.commit("new"));
+    assert!(clone.join("3rdparty/kernels/kernel.h").exists());
+    assert!(!clone.join("aiter/jit/module_x.so").exists());
+    assert_eq!(
+        fs_err::read_to_string(clone.join("installed")).unwrap(),
+        "1",
+        "Triton is guarded"
+    );
+    assert_eq!(world.check(&clone, "aiter capabilities").0, "good");
+
+    let undone = world.doctor(&clone, &["--undo-fix"]);
+    assert!(undone.status.success(), "{}", said(&undone));
+    assert_eq!(picture(&world, &clone), before);
+    assert_eq!(
+        fs_err::read_to_string(clone.join("aiter/jit/build/module_x/blob")).unwrap(),
+        "old blob"
+    );
+    assert_eq!(
+        world.doctor(&clone, &["--undo-fix"]).status.code(),
+        Some(10),
+        "once"
+    );
+}
+
+#[test]
+fn a_commit_that_is_not_there_is_fetched_into_a_shallow_clone_too() {
+    let world = World::new();
+    let clone = world.clone(&["--depth", "1", "--no-tags"], "main");
+    assert!(world.check(&clone, "aiter").0 == "good");
+    let old = world.commit("old");
+    let fixed = world.doctor(&clone, &["--fix", "--to", &old]);
+    assert!(fixed.status.success(), "{}", said(&fixed));
+    assert_eq!(world.head(&clone), old);
+}
+
+#[test]
+fn a_tree_with_changes_is_refused_and_the_files_are_named() {
+    let world = World::new();
+    let clone = world.clone(&["--recurse-submodules"], "old");
+    write(&clone.join("csrc/a.cu"), "mine");
+    write(&clone.join("3rdparty/kernels/kernel.h"), "mine too");
+    let refused = world.doctor(&clone, &["--fix", "--to", "new"]);
+    assert_eq!(refused.status.code(), Some(10));
+    let text = said(&refused);
+    assert!(
+        text.contains("csrc/a.cu")
+            && text.contains("3rdparty/kernels/kernel.h")
+            && text.contains("git stash"),
+        "{text}"
+    );
+    assert_eq!(world.head(&clone), world.commit("old"));
+    assert_eq!(
+        fs_err::read_to_string(clone.join("csrc/a.cu")).unwrap(),
+        "mine"
+    );
+}
+
+#[test]
+fn without_the_remote_the_error_is_clear_and_the_tree_unchanged() {
+    let world = World::new();
+    let clone = world.clone(&["--depth", "1", "--no-tags"], "main");
+    write(&clone.join("aiter/jit/module_x.so"), "binary");
+    let old = world.commit("old");
+    fs_err::rename(world.upstream(), world.root.join("gone")).unwrap();
+    let before = picture(&world, &clone);
+    let failed = world.doctor(&clone, &["--fix", "--to", &old]);
+    assert_eq!(failed.status.code(), Some(10));
+    let text = said(&failed);
+    assert!(
+        text.contains("git fetch")
+            && text.contains("the tree is as it was")
+            && text.contains("network"),
+        "{text}"
+    );
+    assert_eq!(picture(&world, &clone), before);
+}
+
+#[test]
+fn a_step_that_fails_takes_every_step_before_it_back() {
+    let world = World::new();
+    let clone = world.clone(&[], "main");
+    world.git(&clone, &["checkout", "-q", "-B", "mine", "old"]);
+    write(&clone.join("aiter/jit/module_x.so"), "binary");
+    write(&clone.join("refuse"), "");
+    let before = picture(&world, &clone);
+    let failed = world.doctor(&clone, &["--fix", "--to", "new"]);
+    assert_eq!(failed.status.code(), Some(10));
+    assert!(
+        said(&failed).contains("setup.py develop: exit code 1"),
+        "{}",
+        said(&failed)
+    );
+    assert_eq!(
+        picture(&world, &clone),
+        before,
+        "branch, submodule and modules are as they were"
+    );
+}
+
+#[test]
+fn a_rewritten_history_is_named_and_can_still_be_left() {
+    let world = World::new();
+    let clone = world.clone(&[], "old");
+    // Upstream starts anew from a root of its own, as aiter did.
+    let upstream = world.upstream();
+    world.git(&upstream, &["checkout", "-q", "--orphan", "rewritten"]);
+    world.git(&upstream, &["commit", "-qm", "rewritten"]);
+    let rewritten = world.commit("rewritten");
+    let fixed = world.doctor(&clone, &["--fix", "--to", &rewritten]);
+    assert!(fixed.status.success(), "{}", said(&fixed));
+    assert_eq!(world.head(&clone), rewritten);
+    let undone = world.doctor(&clone, &["--undo-fix"]);
+    assert!(undone.status.success(), "{}", said(&undone));
+    assert_eq!(world.head(&clone), world.commit("old"));
+}
+
+#[test]
+fn modules_built_for_another_commit_and_dead_locks_are_found() {
+    let world = World::new();
+    let clone = world.clone(&["--recurse-submodules"], "main");
+    let old = std::time::SystemTime::now() - std::time::Duration::from_secs(9000);
+    for file in ["aiter/jit/module_x.so", "aiter/jit/build/lock_module_x"] {
+        write(&clone.join(file), "");
+        fs_err::File::options()
+            .write(true)
+            .open(clone.join(file))
+            .unwrap()
+            .set_modified(old)
+            .unwrap();
+    }
+    let (verdict, found) = world.check(&clone, "compiled modules");
+    assert_eq!(
+        (verdict.as_str(), found.as_str()),
+        (
+            "failure",
+            "built before this commit was checked out: module_x.so"
+        )
+    );
+    assert_eq!(world.check(&clone, "build locks").0, "failure");
+    // An able tree stays at its commit; what hangs on it is renewed.
+    let head = world.head(&clone);
+    assert!(world.doctor(&clone, &["--fix"]).status.success());
+    assert_eq!(world.head(&clone), head);
+    assert_eq!(world.check(&clone, "compiled modules").0, "good");
+}
+
+#[test]
+fn a_folder_that_is_no_checkout_has_nothing_to_realign() {
+    let world = World::new();
+    let wheel = world.root.join("site-packages");
+    write(&wheel.join("aiter/__init__.py"), "");
+    let refused = world.doctor(&wheel, &["--fix"]);
+    assert_eq!(refused.status.code(), Some(10));
+    assert!(
+        said(&refused).contains("is no git checkout"),
+        "{}",
+        said(&refused)
+    );
+}
