@@ -1,0 +1,546 @@
+//! Real SGLang releases, executed: the trace is what runs, the records are what ran, and switched numbers are right.
+//!
+//! Needs what `tests/realtrees/run` prepares; see `tests/realtrees/README.md`.
+
+use std::collections::BTreeSet;
+use std::fmt::Write as _;
+use std::process::Command;
+use std::sync::Mutex;
+
+use camino::{Utf8Path, Utf8PathBuf};
+use serde_json::{Map, Value};
+
+/// Above bf16 rounding (0.0018), far below the smallest layout mistake (0.18).
+const LIMIT: f64 = 0.005;
+
+/// GPU architecture, HIP version as torch has it, and as `--rocm` takes it.
+type Device = (&'static str, &'static str, &'static str);
+const GFX942: Device = ("gfx942", "6.4.43484", "6.4");
+const GFX950_OLD: Device = ("gfx950", "7.0.51831", "7.0");
+const GFX950_NEW: Device = ("gfx950", "7.2.26015", "7.2");
+
+/// How a tree is changed before it is run.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum Change {
+    /// As released, observed by the overlay.
+    Observed,
+    /// As released, the overlay in front but no variable set.
+    Silent,
+    /// CK forced by the mildest means.
+    Switched,
+    /// The hooks patched in, CK forced by a patch.
+    Patched,
+    /// The hooks patched in and no variable set.
+    PatchedSilent,
+}
+
+struct Prepared {
+    python: String,
+    cache: Utf8PathBuf,
+    scratch: Utf8PathBuf,
+}
+
+struct Run<'a> {
+    prepared: &'a Prepared,
+    release: &'a str,
+    device: Device,
+    change: Change,
+}
+
+/// What a run said.
+struct Said {
+    reply: Value,
+    log: String,
+    records: Vec<Value>,
+}
+
+impl Prepared {
+    fn variable(name: &str) -> String {
+        let value = std::env::var_os(name).and_then(|value| value.into_string().ok());
+        value.unwrap_or_else(|| panic!("{name} is not set: run `tests/realtrees/run`"))
+    }
+
+    fn root() -> &'static Utf8Path {
+        Utf8Path::new(env!("CARGO_MANIFEST_DIR"))
+    }
+
+    fn released(&self, release: &str) -> Utf8PathBuf {
+        self.cache.join(format!("sglang-{release}"))
+    }
+}
+
+fn gemmtune(arguments: &[&str]) -> Result<Value, String> {
+    let output = Command::new(env!("CARGO_BIN_EXE_gemmtune"))
+        .args(arguments)
+        .arg("--json")
+        .output()
+        .unwrap();
+    let said = String::from_utf8_lossy(&output.stderr);
+    if !output.status.success() {
+        return Err(format!("{arguments:?}: {said}"));
+    }
+    serde_json::from_slice(&output.stdout)
+        .map_err(|error| format!("{arguments:?}: {error}: {said}"))
+}
+
+impl Run<'_> {
+    fn name(&self) -> String {
+        let (arch, _, rocm) = self.device;
+        format!("{} {arch} ROCm {rocm} {:?}", self.release, self.change)
+    }
+
+    /// A copy of the released tree whose files are links: an atomic write replaces a link and spares the original.
+    fn copy(&self) -> Utf8PathBuf {
+        let (arch, _, rocm) = self.device;
+        let copy = self
+            .prepared
+            .scratch
+            .join(format!("{}-{arch}-{rocm}-{:?}", self.release, self.change));
+        let released = self.prepared.released(self.release);
+        let copied = Command::new("cp")
+            .args(["-al", released.as_str(), copy.as_str()])
+            .status()
+            .unwrap();
+        assert!(copied.success());
+        copy
+    }
+
+    /// Changes a copy of the tree as this run wants it; answers with the variables that its server needs.
+    fn prepare(&self, tree: &Utf8Path, records: &Utf8Path) -> Result<Map<String, Value>, String> {
+        let (arch, _, rocm) = self.device;
+        let variables = |answer: Value| answer["env"].as_object().cloned().unwrap_or_default();
+        let switch = |mode: &[&str]| {
+            let base = [
+                "switch",
+                "apply",
+                tree.as_str(),
+                "--to",
+                "ck",
+                "--arch",
+                arch,
+                "--rocm",
+                rocm,
+            ];
+            gemmtune(&[&base, mode].concat()).map(variables)
+        };
+        let instrument = |mode| {
+            gemmtune(&[
+                "instrument",
+                "apply",
+                tree.as_str(),
+                "--mode",
+                mode,
+                "--records",
+                records.as_str(),
+            ])
+        };
+        match self.change {
+            Change::Observed | Change::Silent => instrument("overlay").map(variables),
+            Change::Switched => switch(&[]),
+            Change::Patched | Change::PatchedSilent => {
+                let mut env = instrument("patch").map(variables)?;
+                // A tree that is right already has nothing to patch.
+                env.extend(switch(&["--mode", "patch"])?);
+                Ok(env)
+            }
+        }
+    }
+
+    fn execute(&self) -> Result<Said, String> {
+        let tree = self.copy();
+        let records = tree.join("records");
+        let mut env = self.prepare(&tree, &records)?;
+        if matches!(self.change, Change::Silent | Change::PatchedSilent) {
+            env.retain(|name, _| {
+                !name.starts_with("SGLANG_DUMP_") && !name.starts_with("SGLANG_LOG_")
+            });
+        }
+        let patched = matches!(self.change, Change::Patched | Change::PatchedSilent);
+        // An overlay works on the released tree itself, untouched; its byte code is compiled once for all runs.
+        let run_from = if patched {
+            tree.clone()
+        } else {
+            self.prepared.released(self.release)
+        };
+        let said = self.start(&run_from, &env)?;
+        let records = record_objects(&records);
+        fs_err::remove_dir_all(&tree).unwrap();
+        Ok(Said { records, ..said })
+    }
+
+    fn start(&self, tree: &Utf8Path, env: &Map<String, Value>) -> Result<Said, String> {
+        let (arch, hip, _) = self.device;
+        let here = Prepared::root().join("tests/realtrees");
+        let front = env
+            .get("PYTHONPATH")
+            .and_then(Value::as_str)
+            .map_or(String::new(), |path| format!("{path}:"));
+        let mut command = Command::new(&self.prepared.python);
+        command
+            .arg(here.join("run_tree.py"))
+            .env("REALTREES_ARCH", arch)
+            .env("REALTREES_HIP", hip)
+            .env("SGLANG_USE_AITER", "1")
+            .env("OMP_NUM_THREADS", "1")
+            // Otherwise apache-tvm-ffi compiles an extension at import.
+            .env("TVM_FFI_DISABLE_TORCH_C_DLPACK", "1")
+            .envs(
+                env.iter()
+                    .filter_map(|(name, value)| Some((name, value.as_str()?))),
+            )
+            .env("PYTHONPATH", format!("{front}{here}:{here}/standin:{tree}"));
+        let output = command.output().map_err(|error| error.to_string())?;
+        let log = String::from_utf8_lossy(&output.stderr).into_owned();
+        let reply = serde_json::from_slice(&output.stdout).map_err(|error| {
+            format!(
+                "{}: {error}: …{}",
+                self.name(),
+                &log[log.len().saturating_sub(1500)..]
+            )
+        })?;
+        Ok(Said {
+            reply,
+            log,
+            records: Vec::new(),
+        })
+    }
+}
+
+fn record_objects(folder: &Utf8Path) -> Vec<Value> {
+    let Ok(files) = folder.read_dir_utf8() else {
+        return Vec::new();
+    };
+    let texts = files.map(|file| fs_err::read_to_string(file.unwrap().path()).unwrap());
+    texts
+        .flat_map(|text| {
+            text.lines()
+                .map(|line| serde_json::from_str(line).unwrap())
+                .collect::<Vec<_>>()
+        })
+        .collect()
+}
+
+impl Said {
+    /// The cases that ran; 0.5.5 takes no pre-quantised pair, and says so.
+    fn cases(&self) -> Vec<&Value> {
+        let old = self.reply["sglang"] == "0.5.5";
+        let cases = self.reply["cases"].as_array().unwrap().iter();
+        cases
+            .filter(|case| {
+                !(old
+                    && case["case"].as_str().unwrap().starts_with("tuple")
+                    && !case["raised"].is_null())
+            })
+            .collect()
+    }
+
+    /// Kernels that ran, as the trace names them.
+    fn kernels(&self) -> BTreeSet<&str> {
+        self.cases().iter().map(|case| kernel(case)).collect()
+    }
+
+    /// Rows `M,N,K` that ran.
+    fn rows(&self) -> BTreeSet<String> {
+        self.cases()
+            .iter()
+            .map(|case| format!("{},{},{}", case["M"], case["N"], case["K"]))
+            .collect()
+    }
+
+    /// Rows of the dump lines in the log.
+    fn dumped(&self) -> BTreeSet<String> {
+        let rows = self
+            .log
+            .split("csv_row: ")
+            .skip(1)
+            .filter(|_| self.log.contains("[GEMM_shape_dump]"));
+        rows.map(|row| row.split(',').take(3).collect::<Vec<_>>().join(","))
+            .collect()
+    }
+
+    fn check_numbers(&self, problems: &mut Vec<String>) {
+        for case in self.cases() {
+            match case["error"].as_f64() {
+                Some(error) if error < LIMIT => {}
+                _ => problems.push(format!("wrong numbers: {case}")),
+            }
+        }
+    }
+}
+
+fn kernel(case: &Value) -> &str {
+    match case["kernel"].as_str() {
+        Some("gemm_a8w8_blockscale") => "ck",
+        Some("gemm_a8w8_blockscale_bpreshuffle") => "bpreshuffle",
+        Some("triton") => "triton",
+        _ => "none",
+    }
+}
+
+/// Kernels the trace allows on the device, and whether it names just one.
+fn traced(trace: &Value, device: Device) -> BTreeSet<String> {
+    let (arch, _, rocm) = device;
+    let wanted = if rocm == "7.2" { ">=7.2" } else { "<7.2" };
+    let path = trace["paths"]
+        .as_array()
+        .unwrap()
+        .iter()
+        .find(|path| path["arch"] == arch && (path["rocm"] == "any" || path["rocm"] == wanted));
+    let path = path.unwrap_or_else(|| panic!("no path for {device:?} in {trace}"));
+    match path["kernel"].as_str().unwrap() {
+        "depends" => path["choices"]
+            .as_array()
+            .unwrap()
+            .iter()
+            .map(|choice| choice["kernel"].as_str().unwrap().to_owned())
+            .collect(),
+        one => BTreeSet::from([one.to_owned()]),
+    }
+}
+
+/// What is wrong with a run, if anything; the first line is for people.
+fn check(run: &Run<'_>) -> (String, Vec<String>) {
+    let mut problems = Vec::new();
+    let said = match run.execute() {
+        Ok(said) => said,
+        Err(error) => return (run.name(), vec![error]),
+    };
+    let kernels = said.kernels();
+    let worst = said
+        .cases()
+        .iter()
+        .filter_map(|case| case["error"].as_f64())
+        .fold(0.0, f64::max);
+    let line = format!(
+        "{:<42} {} cases, kernels {kernels:?}, largest error {worst:.4}",
+        run.name(),
+        said.cases().len()
+    );
+    said.check_numbers(&mut problems);
+    if said.reply["dispatch"] != "aiter_w8a8_block_fp8_linear" {
+        problems.push(format!("dispatch chose {}", said.reply["dispatch"]));
+    }
+    let lines = said
+        .log
+        .matches("[Fp8LinearMethod] block_quant w8a8_block_fp8_linear=aiter_w8a8_block_fp8_linear")
+        .count();
+    match run.change {
+        Change::Observed => {
+            let trace = gemmtune(&["trace", run.prepared.released(run.release).as_str()]).unwrap();
+            let allowed = traced(&trace, run.device);
+            let ran: BTreeSet<_> = kernels.iter().map(|kernel| (*kernel).to_owned()).collect();
+            if allowed != ran {
+                problems.push(format!("the trace says {allowed:?}, {ran:?} ran"));
+            }
+            if said.dumped() != said.rows() {
+                problems.push(format!(
+                    "dump lines have {:?}, {:?} ran",
+                    said.dumped(),
+                    said.rows()
+                ));
+            }
+            if lines != 1 {
+                problems.push(format!("{lines} dispatch lines"));
+            }
+            check_records(&said, &mut problems);
+        }
+        Change::Silent | Change::PatchedSilent => {
+            if !said.dumped().is_empty() || lines != 0 || !said.records.is_empty() {
+                problems.push("lines or records with no variable set".to_owned());
+            }
+        }
+        Change::Switched | Change::Patched => check_switched(run, &said, &mut problems),
+    }
+    if run.change == Change::Patched {
+        if !said.rows().is_subset(&said.dumped()) {
+            problems.push(format!(
+                "dump lines have {:?}, {:?} ran",
+                said.dumped(),
+                said.rows()
+            ));
+        }
+        if lines == 0 {
+            problems.push("no dispatch line".to_owned());
+        }
+    }
+    (line, problems)
+}
+
+/// Triton may still run only above the largest M at which CK is right.
+fn check_switched(run: &Run<'_>, said: &Said, problems: &mut Vec<String>) {
+    for case in said.cases() {
+        let guarded =
+            run.device == GFX950_OLD && case["N"] == 4096 && case["M"].as_u64() > Some(2048);
+        if kernel(case) == "triton" && !guarded {
+            problems.push(format!("not forced: {case}"));
+        }
+    }
+}
+
+/// The record file must tell each call: one per case, of the kernel that ran.
+fn check_records(said: &Said, problems: &mut Vec<String>) {
+    let mut recorded = std::collections::BTreeMap::new();
+    for record in said
+        .records
+        .iter()
+        .filter(|record| record["op"].is_string())
+    {
+        let row = format!("{},{},{}", record["M"], record["N"], record["K"]);
+        *recorded.entry(row).or_insert(0) += record["count"].as_u64().unwrap();
+    }
+    let mut expected = std::collections::BTreeMap::new();
+    for case in said.cases() {
+        *expected
+            .entry(format!("{},{},{}", case["M"], case["N"], case["K"]))
+            .or_insert(0) += 1;
+    }
+    if recorded != expected {
+        problems.push(format!("{recorded:?} was recorded, {expected:?} ran"));
+    }
+    let hello = said
+        .records
+        .iter()
+        .rfind(|record| record["gemmtune"] == "hello");
+    if hello.is_none_or(|hello| hello["rank"] != 0) {
+        problems.push(format!("no hello with a rank: {hello:?}"));
+    }
+    problems.extend(
+        said.records
+            .iter()
+            .filter(|record| record["error"].is_string())
+            .map(Value::to_string),
+    );
+}
+
+/// A layout mistake made on purpose must be seen, or the other checks prove nothing.
+fn check_sabotage(prepared: &Prepared, release: &str) -> (String, Vec<String>) {
+    let run = Run {
+        prepared,
+        release,
+        device: GFX950_NEW,
+        change: Change::Silent,
+    };
+    let mistakes = [
+        // CK under bpreshuffle's name, weights shuffled for bpreshuffle.
+        (
+            "import aiter; fp8_utils.gemm_a8w8_blockscale_bpreshuffle = aiter.gemm_a8w8_blockscale",
+            1.0,
+        ),
+        // One reader of the predicate only: Triton's weight given to bpreshuffle.
+        (
+            "fp8_utils.use_aiter_triton_gemm_w8a8_tuned_gfx950 = lambda *_: False",
+            1.0,
+        ),
+        // bpreshuffle under Triton's name and plain weights on row-major scales.
+        (
+            "import aiter; fp8_utils.triton_gemm_a8w8_blockscale = lambda x, w, s, *a, **k: aiter.gemm_a8w8_blockscale(x, w, s.t().contiguous().t(), *a, **k)",
+            0.15,
+        ),
+    ];
+    let mut problems = Vec::new();
+    let mut line = format!("{release} with mistakes made on purpose:");
+    for (mistake, floor) in mistakes {
+        let env = Map::from_iter([
+            ("REALTREES_SABOTAGE".to_owned(), Value::from(mistake)),
+            ("REALTREES_M".to_owned(), Value::from("33")),
+        ]);
+        match run.start(&prepared.released(release), &env) {
+            Ok(said) => {
+                let worst = said
+                    .cases()
+                    .iter()
+                    .filter_map(|case| case["error"].as_f64())
+                    .fold(0.0, f64::max);
+                let _ = write!(line, " {worst:.2}");
+                if worst < floor {
+                    problems.push(format!("not seen ({worst}): {mistake}"));
+                }
+            }
+            Err(error) => problems.push(error),
+        }
+    }
+    (line, problems)
+}
+
+#[expect(
+    clippy::print_stdout,
+    reason = "a run of minutes shows what it has found so far"
+)]
+#[test]
+#[ignore = "needs torch and SGLang releases: `tests/realtrees/run` fetches them and runs this"]
+fn real_releases_run_as_traced_and_as_switched() {
+    let scratch = tempfile::Builder::new()
+        .prefix("scratch-")
+        .tempdir_in(Prepared::variable("GEMMTUNE_TESTS_CACHE")) // links do not cross file systems
+        .unwrap();
+    let prepared = Prepared {
+        python: Prepared::variable("GEMMTUNE_REALTREES_PYTHON"),
+        cache: Prepared::variable("GEMMTUNE_TESTS_CACHE").into(),
+        scratch: Utf8PathBuf::try_from(scratch.path().to_owned()).unwrap(),
+    };
+    let releases = Prepared::variable("GEMMTUNE_REALTREES");
+    let full = Prepared::variable("GEMMTUNE_REALTREES_DEPTH") == "full";
+    let mut work: Vec<Run<'_>> = Vec::new();
+    for (index, release) in releases.split_whitespace().enumerate() {
+        let all = [Change::Observed, Change::Switched, Change::Patched];
+        let wanted: Vec<(Device, Change)> = if full {
+            let devices = [GFX942, GFX950_OLD, GFX950_NEW];
+            let pairs = devices
+                .iter()
+                .flat_map(|device| all.map(|change| (*device, change)));
+            pairs
+                .chain([(GFX942, Change::Silent), (GFX942, Change::PatchedSilent)])
+                .collect()
+        } else {
+            // One of each; which device gets which goes round with the release.
+            let devices = [GFX942, GFX950_NEW, GFX950_OLD];
+            let device = |change: usize| devices[(index + change) % devices.len()];
+            let silent = [Change::Silent, Change::PatchedSilent]
+                .get(index)
+                .map(|change| (GFX942, *change));
+            all.iter()
+                .enumerate()
+                .map(|(at, change)| (device(at), *change))
+                .chain(silent)
+                .collect()
+        };
+        work.extend(wanted.into_iter().map(|(device, change)| Run {
+            prepared: &prepared,
+            release,
+            device,
+            change,
+        }));
+    }
+    let total = work.len();
+    work.reverse();
+    let (queue, failures) = (Mutex::new(work), Mutex::new(Vec::new()));
+    let workers = std::thread::available_parallelism().map_or(1, |cores| cores.get().min(4));
+    let report = |(line, problems): (String, Vec<String>)| {
+        println!("{line}");
+        failures.lock().unwrap().extend(
+            problems
+                .into_iter()
+                .map(|problem| format!("{line}\n    {problem}")),
+        );
+    };
+    std::thread::scope(|scope| {
+        for _ in 0..workers {
+            scope.spawn(|| {
+                loop {
+                    let next = queue.lock().unwrap().pop();
+                    let Some(run) = next else { break };
+                    report(check(&run));
+                }
+            });
+        }
+    });
+    let newest = releases.split_whitespace().last().unwrap();
+    report(check_sabotage(&prepared, newest));
+    let failures = failures.into_inner().unwrap();
+    assert!(
+        failures.is_empty(),
+        "{} of {total} runs:\n{}",
+        failures.len(),
+        failures.join("\n")
+    );
+}
