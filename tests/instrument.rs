@@ -380,3 +380,35 @@ fn released_wheels_are_patched_and_restored() {
         assert!(cfg!(debug_assertions) || seconds < 1.0, "{seconds} s");
     }
 }
+
+/// SIGKILL at any moment: the package is the old or the new one file by file, and the next command
+/// puts it right.
+#[test]
+fn a_kill_at_any_moment_loses_nothing() {
+    let tree = Tree::fixture("e5");
+    let before = tree.snapshot();
+    let mut stopped = 0;
+    for step in 0..40_u64 {
+        let verb: &[&str] = if step % 2 == 0 { &["apply"] } else { &["undo"] };
+        let mut command = Command::new(env!("CARGO_BIN_EXE_gemmtune"));
+        command.arg("instrument").args(verb).arg(tree.root.as_str());
+        if verb == ["apply"] {
+            command.args(["--mode", "patch"]);
+        }
+        let mut child = command
+            .stdout(std::process::Stdio::null())
+            .stderr(std::process::Stdio::null())
+            .spawn()
+            .unwrap();
+        std::thread::sleep(std::time::Duration::from_micros(1500 * (step % 20)));
+        child.kill().unwrap();
+        stopped += usize::from(!child.wait().unwrap().success());
+    }
+    assert!(stopped > 0, "no kill came in time");
+    apply(&tree);
+    for file in [FP8, FP8_UTILS] {
+        assert!(tree.text(file).contains("gemmtune instrument"), "{file}");
+    }
+    ok("undo", &tree, &[]);
+    assert_eq!(tree.snapshot(), before);
+}

@@ -306,3 +306,53 @@ fn released_wheels_are_traced_as_they_were_read() {
         assert_eq!(paths(&document), kernels, "{}", tree.version);
     }
 }
+
+/// Lines lost, doubled and swapped, as a bad merge does it: an answer or a refusal, never a panic.
+#[test]
+fn a_mangled_tree_is_traced_or_refused() {
+    use gemmtune::tree::package::Package;
+    for era in ["e0", "e2", "e4", "e7b"] {
+        let tree = Tree::fixture(era);
+        let text = tree.text(FP8_UTILS);
+        let lines: Vec<&str> = text.split_inclusive('\n').collect();
+        let mut refused = 0;
+        for at in 0..lines.len() {
+            let mut mangled = lines.clone();
+            match at % 3 {
+                0 => drop(mangled.remove(at)),
+                1 => mangled.insert(at, lines[at]),
+                _ => mangled.swap(at, (at + 1) % lines.len()),
+            }
+            tree.write(FP8_UTILS, &mangled.concat());
+            let package = Package::find(&tree.root).unwrap();
+            match gemmtune::tree::route::trace(&package) {
+                Ok(trace) => assert!(!trace.paths.is_empty()),
+                Err(error) => refused += usize::from(!error.to_string().is_empty()),
+            }
+        }
+        assert!(refused > 0, "{era}");
+    }
+}
+
+#[test]
+fn code_that_nests_or_branches_without_end_is_refused() {
+    let tree = Tree::fixture("e1");
+    let text = tree.text(FP8_UTILS);
+    let lines = |count: usize, line: &dyn Fn(usize) -> String| {
+        (0..count).map(line).collect::<Vec<_>>().concat()
+    };
+    let endless = [
+        format!("x = {}1\n", "not ".repeat(100_000)),
+        format!("x = a{}\n", ".b".repeat(100_000)),
+        lines(2000, &|depth| format!("{}if a:\n", " ".repeat(depth))),
+        lines(5000, &|at| format!("if a{at}: b{at} = 1\n")),
+    ];
+    for more in endless {
+        tree.write(FP8_UTILS, &format!("{text}{more}"));
+        let said = refusal(&tree);
+        assert!(
+            said.contains("without end") || said.contains("too "),
+            "{said}"
+        );
+    }
+}

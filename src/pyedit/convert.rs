@@ -8,8 +8,28 @@ use super::syntax::{
     Alias, Branch, Comparison, Expr, ExprKind, Function, Mention, Span, Stmt, StmtKind,
 };
 
+/// Stack of the parsing thread. The parser descends once per nesting level; `extent` bounds the
+/// levels, and an unoptimised build needs several kilobytes for each.
+const STACK: usize = 256 << 20;
+
+/// An expression nested deeper than this is [`ExprKind::Other`]: nobody reads it, and what is read
+/// later is walked on an ordinary stack.
+const MAX_DEPTH: usize = 100;
+
 /// Parses `text`, or says what is wrong and where.
 pub(super) fn parse(text: &str) -> Result<Parsed, (String, Span)> {
+    let failed = |what: &str| (format!("{what} the parser"), Span::at(0));
+    std::thread::scope(|scope| {
+        std::thread::Builder::new()
+            .stack_size(STACK)
+            .spawn_scoped(scope, || parse_here(text))
+            .map_err(|_| failed("no memory for"))?
+            .join()
+            .unwrap_or_else(|_| Err(failed("a bug in")))
+    })
+}
+
+fn parse_here(text: &str) -> Result<Parsed, (String, Span)> {
     let parsed = ruff_python_parser::parse_module(text)
         .map_err(|error| (error.error.to_string(), span(error.location)))?;
     let mut tokens = Vec::new();
@@ -196,7 +216,18 @@ impl<'a> Visitor<'a> for Mentions {
 }
 
 fn expression(expr: &ast::Expr) -> Expr {
-    let boxed = |expr: &ast::Expr| Box::new(expression(expr));
+    nested(expr, 0)
+}
+
+fn nested(expr: &ast::Expr, depth: usize) -> Expr {
+    if depth > MAX_DEPTH {
+        return Expr {
+            span: span(expr.range()),
+            kind: ExprKind::Other,
+        };
+    }
+    let below = |expr: &ast::Expr| nested(expr, depth + 1);
+    let boxed = |expr: &ast::Expr| Box::new(below(expr));
     let kind = match expr {
         ast::Expr::Name(name) => ExprKind::Name(name.id.to_string()),
         ast::Expr::Attribute(attribute) => {
@@ -204,7 +235,7 @@ fn expression(expr: &ast::Expr) -> Expr {
         }
         ast::Expr::Call(call) => ExprKind::Call {
             function: boxed(&call.func),
-            args: call.arguments.args.iter().map(expression).collect(),
+            args: call.arguments.args.iter().map(below).collect(),
             keywords: call
                 .arguments
                 .keywords
@@ -212,7 +243,7 @@ fn expression(expr: &ast::Expr) -> Expr {
                 .map(|keyword| {
                     (
                         keyword.arg.as_ref().map(ToString::to_string),
-                        expression(&keyword.value),
+                        below(&keyword.value),
                     )
                 })
                 .collect(),
@@ -225,7 +256,7 @@ fn expression(expr: &ast::Expr) -> Expr {
         },
         ast::Expr::StringLiteral(literal) => ExprKind::Str(literal.value.to_str().to_owned()),
         ast::Expr::BoolOp(operation) => {
-            let values = operation.values.iter().map(expression).collect();
+            let values = operation.values.iter().map(below).collect();
             match operation.op {
                 ast::BoolOp::And => ExprKind::And(values),
                 ast::BoolOp::Or => ExprKind::Or(values),
@@ -243,12 +274,12 @@ fn expression(expr: &ast::Expr) -> Expr {
         ast::Expr::Tuple(ast::ExprTuple { elts, .. })
         | ast::Expr::List(ast::ExprList { elts, .. })
         | ast::Expr::Set(ast::ExprSet { elts, .. }) => {
-            ExprKind::Sequence(elts.iter().map(expression).collect())
+            ExprKind::Sequence(elts.iter().map(below).collect())
         }
         ast::Expr::Dict(dict) => dict
             .items
             .iter()
-            .map(|item| Some((expression(item.key.as_ref()?), expression(&item.value))))
+            .map(|item| Some((below(item.key.as_ref()?), below(&item.value))))
             .collect::<Option<Vec<_>>>()
             .map_or(ExprKind::Other, ExprKind::Dict),
         ast::Expr::If(conditional) => ExprKind::Conditional {

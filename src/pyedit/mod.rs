@@ -7,6 +7,7 @@
 
 mod convert;
 pub mod edit;
+mod extent;
 pub mod hooks;
 pub mod imports;
 pub mod refusal;

@@ -5,15 +5,12 @@ use std::ops::Range;
 use camino::Utf8PathBuf;
 
 use super::convert::{self, TokenClass};
+use super::extent;
 use super::refusal::Refusal;
 use super::syntax::{Span, Stmt};
 
 /// UTF-8 byte order mark, as some Windows editors write it.
 const BOM: &[u8] = b"\xef\xbb\xbf";
-
-/// Brackets may nest this deep; CPython's tokenizer refuses more than 200 (MAXLEVEL in
-/// `Parser/lexer/state.h`), and a deeper file could exhaust this program's stack.
-const MAX_BRACKETS: usize = 200;
 
 /// Why a file cannot be read as Python.
 #[derive(Debug, thiserror::Error)]
@@ -81,14 +78,14 @@ impl Source {
                 });
             }
         };
-        if let Some(at) = too_deep(&text) {
+        if let Some((at, what)) = extent::excess(&text) {
             return Err(Refusal::of_text(
                 path,
                 &text,
                 Span::at(at),
-                "brackets nest too deep",
+                what,
                 "here",
-                "Python itself accepts 200 open brackets at most",
+                "code that a person wrote; this could exhaust the parser",
             )
             .into());
         }
@@ -238,31 +235,6 @@ fn first_newline(text: &str) -> Option<Newline> {
         [b'\r', ..] => Newline::Cr,
         _ => Newline::Lf,
     })
-}
-
-/// Where brackets nest deeper than [`MAX_BRACKETS`]. Counting starts anew at each line that can only
-/// be a statement of its own, since brackets in strings and comments count here too.
-fn too_deep(text: &str) -> Option<usize> {
-    const STARTS: [&str; 6] = ["def ", "class ", "@", "import ", "from ", "if "];
-    let mut depth = 0_usize;
-    let mut at = 0;
-    for line in text.split_inclusive(['\n', '\r']) {
-        if STARTS.iter().any(|start| line.starts_with(start)) {
-            depth = 0;
-        }
-        for (column, byte) in line.bytes().enumerate() {
-            match byte {
-                b'(' | b'[' | b'{' => depth += 1,
-                b')' | b']' | b'}' => depth = depth.saturating_sub(1),
-                _ => {}
-            }
-            if depth > MAX_BRACKETS {
-                return Some(at + column);
-            }
-        }
-        at += line.len();
-    }
-    None
 }
 
 #[cfg(test)]

@@ -128,9 +128,15 @@ impl<'a> Flow<'a> {
         let mut ways = vec![(state, Vec::new())];
         for item in items {
             let mut next = Vec::new();
-            for (state, values) in ways {
-                for (state, value) in self.eval(item, state, depth)? {
+            for (state, mut values) in ways {
+                let mut found = self.eval(item, state, depth)?;
+                let last = found.pop();
+                for (state, value) in found {
                     let mut values = values.clone();
+                    values.push(value);
+                    next.push((state, values));
+                }
+                if let Some((state, value)) = last {
                     values.push(value);
                     next.push((state, values));
                 }

@@ -6,6 +6,7 @@
 //! written down. Nothing is assumed about code that is not understood: a call of something unknown
 //! is simply no known kernel, and the caller refuses a way without one.
 
+use std::cell::Cell;
 use std::collections::HashMap;
 
 use crate::pyedit::refusal::Refusal;
@@ -22,6 +23,10 @@ use value::{State, Value, assign, bind_module, merged, split, truth};
 
 /// More ways than this through one function means that it is not the one we know.
 const MAX_WAYS: usize = 4096;
+
+/// Statements looked at, over all ways, before the code is given up as not the one we know. The
+/// largest release (0.5.23) takes fewer than 3000.
+const MAX_STEPS: usize = 200_000;
 
 /// One way through the followed function, from its first line to a `return`.
 #[derive(Clone, Debug)]
@@ -48,6 +53,7 @@ pub(super) struct Flow<'a> {
     arch: Arch,
     rocm: Rocm,
     globals: HashMap<String, Value<'a>>,
+    steps: Cell<usize>,
 }
 
 impl<'a> Flow<'a> {
@@ -58,6 +64,7 @@ impl<'a> Flow<'a> {
             arch,
             rocm,
             globals: HashMap::new(),
+            steps: Cell::new(0),
         };
         for stmt in source.body() {
             let before = State {
@@ -107,12 +114,13 @@ impl<'a> Flow<'a> {
         let mut exits = Vec::new();
         for stmt in body {
             let mut next = Vec::new();
+            self.steps.set(self.steps.get() + states.len());
             for state in states {
                 let (continued, mut ended) = self.statement(stmt, state, depth)?;
                 next.extend(continued);
                 exits.append(&mut ended);
             }
-            if next.len() + exits.len() > MAX_WAYS {
+            if next.len() + exits.len() > MAX_WAYS || self.steps.get() > MAX_STEPS {
                 return Err(Refusal::new(
                     self.source,
                     stmt.span,
@@ -257,6 +265,8 @@ impl<'a> Flow<'a> {
                             None => self.test(test.span),
                         },
                     };
+                    // Both ways get a copy of everything known so far.
+                    self.steps.set(self.steps.get() + state.locals.len());
                     let (yes, no) = split(state, &test);
                     taken.extend(yes);
                     left.extend(no);
