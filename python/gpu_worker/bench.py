@@ -3,6 +3,7 @@
 import dataclasses
 import os
 import platform
+import sys
 
 from gpu_worker import PROTOCOL, numerics, tree
 from gpu_worker.compile_child import load_module
@@ -10,6 +11,7 @@ from gpu_worker.compilers import Compilers
 from gpu_worker.device import Clocks, facts
 from gpu_worker.faults import Faults, FaultyLaunch
 from gpu_worker.plan import Kernels, Problem, Unsupported, plan
+from gpu_worker.quiet import spinner, wait_until_quiet
 from gpu_worker.rotation import rotation
 from gpu_worker.serve import DeviceLost, done, refused
 from gpu_worker.timing import Timed, measure
@@ -18,6 +20,10 @@ BACKEND = "sglang-triton"
 
 COMPILE_DEADLINE_S = 60.0
 """Longest a compile may take. The slowest of SGLang's 1,280 settings takes a few seconds with Triton 3.6."""
+
+
+PATIENCE_S = 120.0
+"""How long a worker waits for a device that somebody else uses before it gives up."""
 
 
 class Bench:
@@ -66,6 +72,9 @@ class Bench:
         # Streams other than the default one can be captured into a graph.
         self._stream = torch.cuda.Stream()
         torch.cuda.set_stream(self._stream)
+        waited = wait_until_quiet(spinner(torch), PATIENCE_S)
+        if waited > 1.0:
+            print(f"waited {waited:.0f} s until nobody else computed on the device", file=sys.stderr)
         self._store = Store(torch, torch.device("cuda", index), block_n, block_k, self._kernels.out_dtype)
         self._clocks = Clocks(str(getattr(torch.cuda.get_device_properties(index), "uuid", "")))
         self._faults = Faults.from_environment()
@@ -115,6 +124,8 @@ class Bench:
         timed = [None if isinstance(one, dict) else Timed(one, turn) for one in launches]
         try:
             device_us = measure(self._torch, [one for one in timed if one is not None], timing, self._refusal)
+        except DeviceLost:
+            raise
         except Exception as error:
             self._refusal(error)
             raise
@@ -218,11 +229,12 @@ class Bench:
 
     def _refusal(self, error):
         """`(reason, detail)` for a launch that failed on a device that still works; else raises DeviceLost."""
-        words = " ".join(f"{type(error).__name__}: {error}".split())[:2000]
+        # The first line says what happened; torch adds a page of advice.
+        words = f"{type(error).__name__}: {error}".strip().splitlines()[0][:500]
         try:
             self._torch.cuda.synchronize()
         except Exception as sticky:
-            raise DeviceLost(f"{words}; then {sticky}") from error
+            raise DeviceLost(f"{words}; then {str(sticky).strip().splitlines()[0]}") from error
         reason = "out_of_resources" if type(error).__name__ == "OutOfResources" else "launch_failed"
         return reason, words
 

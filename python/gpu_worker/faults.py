@@ -2,7 +2,7 @@
 
 The variable GEMMTUNE_WORKER_FAULTS holds a JSON list of `{"match": {...}, "fault": "..."}`; a candidate that has all
 the settings of `match` shows the fault when it is launched: `illegal_address` (a kernel writes where nothing is
-mapped), `hang` (the device spins for minutes), `nan` (the output is NaN), `crash` (the process is killed).
+mapped), `hang` (the device spins for half a minute), `nan` (the output is NaN), `crash` (the process is killed).
 """
 
 import json
@@ -13,8 +13,9 @@ VARIABLE = "GEMMTUNE_WORKER_FAULTS"
 
 KINDS = ("illegal_address", "hang", "nan", "crash")
 
-HANG_CYCLES = 300_000_000_000
-"""Cycles the device spins for `hang`: two and a half minutes at 2 GHz, past any deadline of a test, yet bounded."""
+HANG_CYCLES = 60_000_000_000
+"""Cycles the device spins for `hang`: 30 s at 2 GHz, past the deadline of a timing. Bounded, because a killed
+process's kernel was seen to spin on beside the next worker's."""
 
 NOWHERE = 1 << 46
 """An address no allocation has."""

@@ -9,7 +9,7 @@ use crate::store::file::write_atomic;
 /// Name of the folder the files stand in; the interpreter is started on it.
 const FOLDER: &str = "gpu_worker";
 
-const FILES: [(&str, &str); 19] = {
+const FILES: [(&str, &str); 20] = {
     macro_rules! embedded {
         ($($name:literal),* $(,)?) => {
             [$(($name, include_str!(concat!("../../../../python/gpu_worker/", $name)))),*]
@@ -31,6 +31,7 @@ const FILES: [(&str, &str); 19] = {
         "operands.py",
         "own_kernel.py",
         "plan.py",
+        "quiet.py",
         "rotation.py",
         "serve.py",
         "timing.py",
