@@ -201,8 +201,15 @@ pub fn run(
     outcome.interrupted = interrupt.is_raised();
     outcome.seconds = started.elapsed().as_secs_f64();
     kept.rows.sort_by(|a, b| a.shape.cmp(&b.shape));
+    outcome.resumed = resumed;
+    account_for_the_rest(&mut outcome, &board);
     // The table holds everything found in this folder, not only what this run was asked for.
-    let written = backend.write(&request.folder, &outcome.device, &kept.rows);
+    let mut rows = kept.rows.clone();
+    rows.extend(rows_of_neighbours(
+        &kept.rows,
+        &outcome.served_by_neighbours,
+    ));
+    let written = backend.write(&request.folder, &outcome.device, &rows);
     outcome.files = written.map_err(write)?;
     for path in &outcome.files {
         (events)(&TuneEvent::Wrote { path: path.clone() });
@@ -218,9 +225,34 @@ pub fn run(
         .into_iter()
         .filter(|entry| wanted(&entry.shape))
         .collect();
-    outcome.resumed = resumed;
-    account_for_the_rest(&mut outcome, &board);
     Ok(outcome)
+}
+
+/// For each shape that needed no race the row of the raced M nearest to it (by ratio): its neighbours on both
+/// sides agree, or are too close to be worth a race between them.
+fn rows_of_neighbours(raced: &[Row], shapes: &[Shape]) -> Vec<Row> {
+    let ratio = |row: &Row, shape: &Shape| (f64::from(row.shape.m) / f64::from(shape.m)).ln().abs();
+    shapes
+        .iter()
+        .filter_map(|shape| {
+            let nearest = raced
+                .iter()
+                .filter(|row| {
+                    Shape {
+                        m: 0,
+                        ..row.shape.clone()
+                    } == Shape {
+                        m: 0,
+                        ..shape.clone()
+                    }
+                })
+                .min_by(|a, b| ratio(a, shape).total_cmp(&ratio(b, shape)))?;
+            Some(Row {
+                shape: shape.clone(),
+                ..nearest.clone()
+            })
+        })
+        .collect()
 }
 
 /// Sorts the shapes that have no row: left over, or served by a neighbour's row.
