@@ -253,6 +253,15 @@ impl Space {
 
     /// Groups as high as the column of tiles, or higher, are all the same order of tiles: the lowest
     /// stands for them.
+    /// `config` with the grouping that stands for all that walk the tiles of `shape` in the same order.
+    #[must_use]
+    pub fn canonical(&self, config: &Config, shape: &Shape) -> Config {
+        Config {
+            group_m: self.shortest_group(config, shape),
+            ..config.clone()
+        }
+    }
+
     fn shortest_group(&self, config: &Config, shape: &Shape) -> u32 {
         let tile_rows = shape.m.div_ceil(config.block_m);
         let same_order = |group: &u32| *group <= config.group_m && *group >= tile_rows;
