@@ -1,15 +1,17 @@
-"""Races the shapes of the sweep with gemmtune, twice, and measures what the winners are worth.
+"""Races the shapes of the sweep with gemmtune and measures what the winners are worth.
 
-    python3 experiments/sglang-triton/race.py OUT --gemmtune PROGRAM --sweep SWEEP_FOLDER \
-        [--sglang-root FOLDER] [--skip-faults] [-- further arguments of `gemmtune tune`]
+    python3 experiments/sglang-triton/race.py OUT --gemmtune PROGRAM --sweep SWEEP_FOLDER \\
+        [--sglang-root FOLDER] [--parts races,aa,deepseek,faults] [--today TABLES] [-- further arguments of `gemmtune tune`]
 
-1. race 1 with an empty compile cache, race 2 with the cache of race 1; same shapes, separate folders;
-2. race A/A: race 2's table as today's, so that every win over an incumbent is one over an equal;
-3. a race with three faults injected: a candidate that faults, one that hangs, one that returns NaN;
-4. every shape once more, interleaved in one request: race 1's row, race 2's, A/A's, the sweep's best, the default.
+`races`: two races of the same shapes into separate folders, the first with an empty compile cache.
+`aa`: once more with a table that a race wrote as today's (`--today`, or race 2's): every win is one over an equal.
+`deepseek`: shapes of DeepSeek-V3 for which SGLang ships tuned tables for this card; the shipped row is the incumbent.
+`faults`: one shape with three faults injected: a candidate that faults, one that hangs, one that returns NaN.
 
+Every winner is then timed once more, interleaved in one request with the sweep's best, the row in force and the default.
 Rows are looked up as SGLang does, by the nearest M in the written file, so that a row chosen for another M counts.
-Writes OUT/shapes.csv, OUT/race-*.json (what gemmtune printed), the tables, OUT/evaluation.jsonl, OUT/summary.json.
+Writes OUT/race-*.json (what gemmtune printed, the driver's utilisation), the tables, OUT/evaluation-*.jsonl and
+OUT/summary.json.
 """
 
 import argparse
@@ -30,12 +32,18 @@ sys.path.insert(0, os.path.join(HERE, "..", "..", "python"))
 
 import space
 
+_FAULTY = {"BLOCK_SIZE_M": 16, "BLOCK_SIZE_K": 128, "num_warps": 4, "num_stages": 5, "SPLIT_K": 4, "SWAP_AB": True}
 FAULTS = [
-    {"match": {"BLOCK_SIZE_M": 16, "BLOCK_SIZE_N": 64, "num_stages": 5, "num_warps": 4}, "fault": "illegal_address"},
-    {"match": {"BLOCK_SIZE_M": 16, "BLOCK_SIZE_N": 64, "num_stages": 3, "num_warps": 4}, "fault": "nan"},
-    {"match": {"BLOCK_SIZE_M": 16, "BLOCK_SIZE_N": 128, "num_stages": 3, "num_warps": 4}, "fault": "hang"},
+    {"match": {**_FAULTY, "BLOCK_SIZE_N": 64}, "fault": "nan"},
+    {"match": {**_FAULTY, "BLOCK_SIZE_N": 128}, "fault": "hang"},
+    {"match": {"BLOCK_SIZE_M": 64, "BLOCK_SIZE_N": 32, "num_stages": 5, "SPLIT_K": None}, "fault": "illegal_address"},
 ]
-"""Settings that a race at M = 16 tries; the sweep's best there is none of them."""
+"""Settings that a race of 4096 x 4096 at M = 16 tries; the one that returns NaN is the fastest of all."""
+
+FAULTY_SHAPE = (16, 4096, 4096)
+
+DEEPSEEK = [(m, n, k) for n, k in ((1536, 7168), (4608, 7168), (7168, 2048), (7168, 16384)) for m in (1, 16, 64, 256, 1024, 4096)]
+"""Shapes of DeepSeek-V3 with a shipped file for the H100."""
 
 EVALUATION = {"warmups": 1, "samples": 21, "min_sample_us": 200.0, "stop_above_us": None}
 
@@ -77,17 +85,18 @@ def write_shapes(path, shapes):
             file.write(f"w8a8_block_fp8_matmul,{m},{n},{k},torch.float8_e4m3fn,1\n")
 
 
-def tune(arguments, name, shapes, cache, extra=(), environment=None, limit_s=240):
+def tune(arguments, name, shapes, cache, extra=(), environment=None, limit_s=150):
     """One run of `gemmtune tune`; how it ended, and its table's folder."""
     folder = os.path.join(arguments.out, f"race-{name}")
     shapes_path = os.path.join(arguments.out, f"shapes-{name}.csv")
     write_shapes(shapes_path, shapes)
     command = [arguments.gemmtune, "tune", "--backend", "sglang-triton", "--shapes", shapes_path, "-o", folder, "--json"]
-    if arguments.sglang_root:
-        command += ["--sglang-root", arguments.sglang_root]
     command += [*extra, *arguments.further]
     run_environment = {**os.environ, "XDG_CACHE_HOME": cache, **(environment or {})}
     run_environment.pop("TRITON_CACHE_DIR", None)
+    if arguments.sglang_root:
+        # The worker takes the SGLang that its Python would import.
+        run_environment["PYTHONPATH"] = os.path.abspath(arguments.sglang_root)
     begun = time.perf_counter()
     with Utilisation() as utilisation:
         try:
@@ -110,12 +119,12 @@ def tune(arguments, name, shapes, cache, extra=(), environment=None, limit_s=240
     return document, folder
 
 
-def tables(folder):
-    """The rows of every JSON table below a folder, by (N, K), in file order."""
+def tables(folder, device=""):
+    """The rows of every JSON table of `device` below a folder, by (N, K), in file order."""
     found = {}
     for parent, _, names in os.walk(folder):
         for name in names:
-            if name.startswith("N=") and name.endswith(".json"):
+            if name.startswith("N=") and name.endswith("dtype=fp8_w8a8,block_shape=[128, 128].json") and device in name:
                 n, k = (int(part.split("=")[1]) for part in name.split(",")[:2])
                 with open(os.path.join(parent, name)) as file:
                     found[(n, k)] = {int(m): row for m, row in json.load(file).items()}
@@ -138,72 +147,72 @@ def sweep_best(folder):
     return best
 
 
-def evaluate(arguments, folders, cache):
-    """Times the contenders of every shape in one interleaved request each."""
+def evaluate(arguments, name, shapes, contenders_of, cache):
+    """Times the contenders of every shape in one interleaved request each; writes and returns the rows."""
     os.environ["XDG_CACHE_HOME"] = cache
     from gpu_worker.bench import Bench
 
     bench = Bench(0, {"sglang_root": arguments.sglang_root})
-    read = {name: tables(folder) for name, folder in folders.items()}
-    best = sweep_best(arguments.sweep)
     rows = []
-    for n, k in space.SHAPES:
-        for m in space.MS:
-            contenders = {"default": space.DEFAULT}
-            contenders.update({f"sweep {name}": setting for name, setting in best[(m, n, k)].items()})
-            contenders.update({name: serving(files.get((n, k), {}), m) for name, files in read.items()})
-            programs = []
-            for setting in contenders.values():
-                if setting not in programs:
-                    programs.append(setting)
-            answer = bench.time(space.shape(m, n, k), programs, EVALUATION)
-            checked = bench.check(space.shape(m, n, k), programs, m + n + k)["outcomes"]
-            row = {"m": m, "n": n, "k": k, "clocks": answer["clocks_mhz"], "throttle": answer["throttle_reasons"]}
-            for name, setting in contenders.items():
-                place = programs.index(setting)
-                timed, numbers = answer["outcomes"][place], checked[place]
-                us = [round(one, 3) for one in timed.get("result", {}).get("us", [])]
-                row[name] = {"setting": setting, "us": us, "numbers": numbers.get("result")}
-            rows.append(row)
+    for m, n, k in shapes:
+        contenders = contenders_of(m, n, k)
+        programs = []
+        for setting in contenders.values():
+            if setting not in programs:
+                programs.append(setting)
+        answer = bench.time(space.shape(m, n, k), programs, EVALUATION)
+        checked = bench.check(space.shape(m, n, k), programs, m + n + k)["outcomes"]
+        row = {"m": m, "n": n, "k": k, "clocks": answer["clocks_mhz"], "throttle": answer["throttle_reasons"]}
+        for contender, setting in contenders.items():
+            place = programs.index(setting)
+            timed, numbers = answer["outcomes"][place], checked[place]
+            us = [round(one, 3) for one in timed.get("result", {}).get("us", [])]
+            row[contender] = {"setting": setting, "us": us, "numbers": numbers.get("result")}
+        rows.append(row)
     bench.close()
-    with open(os.path.join(arguments.out, "evaluation.jsonl"), "w") as file:
+    with open(os.path.join(arguments.out, f"evaluation-{name}.jsonl"), "w") as file:
         for row in rows:
             file.write(json.dumps(row) + "\n")
     return rows
 
 
-def summary(rows, documents):
-    """Regret, agreement of two races, wins over equals."""
+def median(row, name):
+    """Median time of a contender, µs; infinite if it did not run."""
+    return statistics.median(row[name]["us"]) if row[name]["us"] else float("inf")
 
-    def median(row, name):
-        return statistics.median(row[name]["us"])
 
-    def regrets(name):
-        plain = [median(row, "sweep plain") / median(row, name) for row in rows]
-        every = [min(median(row, one) for one in row if one.startswith("sweep")) / median(row, name) for row in rows]
-        return {
-            "of_the_plain_space": [statistics.geometric_mean(plain), min(plain)],
-            "of_everything_swept": [statistics.geometric_mean(every), min(every)],
-            "over_default": statistics.geometric_mean([median(row, "default") / median(row, name) for row in rows]),
-        }
+def over(rows, name, reference):
+    """Geometric mean and least of how much faster `name` is than `reference(row)`."""
+    ratios = [reference(row) / median(row, name) for row in rows]
+    return [statistics.geometric_mean(ratios), min(ratios)]
 
+
+def summary_of_races(rows, names):
+    """Regret against the sweep, gain over the default, agreement of two races."""
+    best = lambda row: min(median(row, one) for one in row if one.startswith("sweep"))
     found = {"shapes": len(rows)}
-    for name in ("race 1", "race 2", "race aa"):
-        if name in rows[0]:
-            found[name] = regrets(name)
-    if "race 2" in rows[0]:
-        apart = [abs(median(row, "race 1") / median(row, "race 2") - 1) for row in rows]
+    for name in names:
+        found[name] = {
+            "of_the_plain_space": over(rows, name, lambda row: median(row, "sweep plain")),
+            "of_everything_swept": over(rows, name, best),
+            "over_default": over(rows, name, lambda row: median(row, "default")),
+        }
+    if len(names) > 1:
+        apart = [abs(median(row, names[0]) / median(row, names[1]) - 1) for row in rows]
         found["two_races_within_2_percent"] = sum(one <= 0.02 for one in apart) / len(apart)
-    if "race aa" in rows[0]:
-        changed = [row for row in rows if row["race aa"]["setting"] != row["race 2"]["setting"]]
-        false = [row for row in changed if median(row, "race aa") > 0.995 * median(row, "race 2")]
-        found["aa_changed"], found["aa_changed_without_gain"] = len(changed), len(false)
-    for name, document in documents.items():
-        busy = document["utilisation"]
-        found[f"{name} wall_s"] = document["wall_s"]
-        found[f"{name} utilisation"] = statistics.mean(busy) if busy else None
-        found[f"{name} status"] = document["status"]
     return found
+
+
+def summary_of_equals(rows, outcome):
+    """Wins over an incumbent that a race had already chosen, and how many of them are none when timed again."""
+    changed = [row for row in rows if row["race aa"]["setting"] != row["today"]["setting"]]
+    without = [row for row in changed if median(row, "race aa") > 0.995 * median(row, "today")]
+    return {"raced": len(outcome.get("rows", [])), "shapes": len(rows), "changed": len(changed), "changed_without_gain": len(without)}
+
+
+def configs(folder):
+    """Where a run of `gemmtune tune` writes its tables."""
+    return os.path.join(folder, "configs")
 
 
 def main():
@@ -212,25 +221,72 @@ def main():
     parser.add_argument("--gemmtune", required=True)
     parser.add_argument("--sweep", required=True)
     parser.add_argument("--sglang-root", default=None)
-    parser.add_argument("--skip-faults", action="store_true")
+    parser.add_argument("--parts", default="races,aa,deepseek,faults")
+    parser.add_argument("--today", default=None)
     arguments, further = parser.parse_known_args()
     arguments.further = [one for one in further if one != "--"]
     os.makedirs(arguments.out, exist_ok=True)
+    parts = arguments.parts.split(",")
     shapes = [(m, n, k) for n, k in space.SHAPES for m in space.MS]
     cache = tempfile.mkdtemp()
-    documents, folders = {}, {}
-    documents["race 1"], folders["race 1"] = tune(arguments, "1", shapes, cache)
-    documents["race 2"], folders["race 2"] = tune(arguments, "2", shapes, cache)
-    today = folders["race 2"]
-    documents["race aa"], folders["race aa"] = tune(arguments, "aa", shapes, cache, ("--table", today))
-    rows = evaluate(arguments, folders, cache)
-    found = summary(rows, documents)
-    print(json.dumps(found, indent=1), flush=True)
-    with open(os.path.join(arguments.out, "summary.json"), "w") as file:
-        json.dump(found, file, indent=1)
-    if not arguments.skip_faults:
+    found, today = {}, arguments.today
+
+    def note(name, value):
+        found[name] = value
+        print(name, json.dumps(value), flush=True)
+        with open(os.path.join(arguments.out, "summary.json"), "w") as file:
+            json.dump(found, file, indent=1)
+
+    def race(name, shapes, *further, **settings):
+        document, folder = tune(arguments, name, shapes, cache, *further, **settings)
+        busy = document["utilisation"]
+        note(f"race {name}", {"status": document["status"], "wall_s": document["wall_s"], "utilisation": statistics.mean(busy) if busy else None})
+        return document, folder
+
+    if "races" in parts:
+        folders = {f"race {name}": race(name, shapes)[1] for name in ("1", "2")}
+        today = today or configs(folders["race 2"])
+        read = {name: tables(folder) for name, folder in folders.items()}
+        best = sweep_best(arguments.sweep)
+
+        def contenders(m, n, k):
+            swept = {f"sweep {name}": setting for name, setting in best[(m, n, k)].items()}
+            return {"default": space.DEFAULT, **swept, **{name: serving(files.get((n, k), {}), m) for name, files in read.items()}}
+
+        note("races", summary_of_races(evaluate(arguments, "races", shapes, contenders, cache), list(folders)))
+    if "aa" in parts:
+        document, folder = race("aa", shapes, ("--table", today))
+        before, after = tables(today), tables(folder)
+        pairs = lambda m, n, k: {"today": serving(before.get((n, k), {}), m), "race aa": serving(after.get((n, k), {}), m)}
+        note("aa", summary_of_equals(evaluate(arguments, "aa", shapes, pairs, cache), document["outcome"]))
+    if "deepseek" in parts:
+        _, folder = race("deepseek", DEEPSEEK)
+        import torch
+
+        card = "device_name=" + torch.cuda.get_device_name(0).replace(" ", "_")
+        shipped, after = tables(arguments.sglang_root, card), tables(folder)
+        rows = evaluate(
+            arguments,
+            "deepseek",
+            DEEPSEEK,
+            lambda m, n, k: {
+                "default": space.DEFAULT,
+                "shipped": serving(shipped[(n, k)], m),
+                "race": serving(after.get((n, k), {}), m),
+            },
+            cache,
+        )
+        over_shipped = over(rows, "race", lambda row: median(row, "shipped"))
+        note("deepseek", {"over_shipped": over_shipped, "over_default": over(rows, "race", lambda row: median(row, "default"))})
+    if "faults" in parts:
         environment = {"GEMMTUNE_WORKER_FAULTS": json.dumps(FAULTS)}
-        documents["faults"], _ = tune(arguments, "faults", [(16, 4096, 4096)], cache, (), environment, 200)
+        document, folder = race("faults", [FAULTY_SHAPE], (), environment)
+        m, n, k = FAULTY_SHAPE
+        best = sweep_best(arguments.sweep)[FAULTY_SHAPE]["extended"]
+        chosen = serving(tables(folder).get((n, k), {}), m)
+        rows = evaluate(arguments, "faults", [FAULTY_SHAPE], lambda *_: {"sweep extended": best, "race": chosen}, cache)
+        quarantined = [one["candidate"] for one in document["outcome"].get("quarantined", [])]
+        note("faults", {"of_the_best": over(rows, "race", lambda row: median(row, "sweep extended")), "chosen": chosen, "quarantined": quarantined})
     shutil.rmtree(cache, ignore_errors=True)
     return 0
 
