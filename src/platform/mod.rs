@@ -143,8 +143,6 @@ pub struct Engagement {
     pub unplanned: Vec<String>,
     /// Hits that named another kernel than the one deployed.
     pub other_kernel: Vec<String>,
-    /// Records of the log that were torn.
-    pub torn: u64,
 }
 
 impl Engagement {
@@ -254,10 +252,7 @@ pub trait Platform: Send + Sync {
 /// The unit is the shape the server looked up; whether it should have hit is asked of the runtime's own
 /// rules, so a shape that no row serves by design is "unplanned", not "missed".
 fn engagement_of(resolver: &Resolver<'_>, table: &Table, harvest: &Harvest) -> Engagement {
-    let mut engagement = Engagement {
-        torn: harvest.malformed,
-        ..Engagement::default()
-    };
+    let mut engagement = Engagement::default();
     let mut used = BTreeSet::new();
     for (shape, served) in harvest.served() {
         let Some(row) = resolver.find(&shape).row() else {
