@@ -113,7 +113,7 @@ pub fn run(args: &DemoArgs, printer: &Printer) -> Result<ExitCode, Failure> {
 /// A decode-heavy load: short prompts, a few requests at once, as an interactive service has.
 const LOAD: Load = Load {
     concurrency: 4,
-    prompts: 12,
+    prompts: 24,
     input_len: 32,
     output_len: 32,
     warmup: 1,

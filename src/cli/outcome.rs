@@ -26,8 +26,12 @@ pub(super) fn show(run: &Utf8Path, printer: &Printer) -> Result<ExitCode, Failur
         }
         printer.say(format!("report    {report}"));
     }
+    let deployed = run.join("deploy.json").is_file();
     match comparison {
-        Some(comparison) if !matches!(comparison.verdict, Verdict::Better | Verdict::Same) => {
+        // Without a deployment both arms are the untuned server: the noise it shows is the result.
+        Some(comparison)
+            if deployed && !matches!(comparison.verdict, Verdict::Better | Verdict::Same) =>
+        {
             Err(Failure::new(
                 Kind::NotBetter,
                 format!(
