@@ -75,7 +75,13 @@ pub fn files(path: &Utf8Path) -> io::Result<Vec<Utf8PathBuf>> {
 }
 
 fn is_compressed(start: &[u8]) -> bool {
-    start.starts_with(&GZIP) || start.starts_with(&ZSTD)
+    start.starts_with(&GZIP) || start.starts_with(&ZSTD) || is_skippable(start)
+}
+
+/// Whether a Zstandard frame without data starts here: pzstd and seekable writers put one before or behind each
+/// frame with data (RFC 8878, 3.1.2).
+fn is_skippable(start: &[u8]) -> bool {
+    matches!(start, [0x50..=0x5f, 0x2a, 0x4d, 0x18, ..])
 }
 
 fn read_up_to(input: &mut impl Read, buffer: &mut [u8]) -> io::Result<usize> {
@@ -96,33 +102,79 @@ fn decompress(input: impl Read + 'static) -> io::Result<Box<dyn Read>> {
     if input.fill_buf()?.starts_with(&GZIP) {
         return Ok(Box::new(flate2::bufread::MultiGzDecoder::new(input)));
     }
+    let whole = Ahead {
+        ahead: io::Cursor::default(),
+        input,
+    };
     Ok(Box::new(Frames {
-        frame: Some(Frame::new(input).map_err(io::Error::other)?),
+        frame: next_frame(whole)?,
     }))
 }
 
-type Frame<R> = ruzstd::decoding::StreamingDecoder<R, ruzstd::decoding::FrameDecoder>;
+type Frame<R> = ruzstd::decoding::StreamingDecoder<Ahead<R>, ruzstd::decoding::FrameDecoder>;
 
 /// Zstandard frames one after another, as `cat a.zst b.zst` and multi-threaded writers make them.
-struct Frames<R: BufRead> {
+struct Frames<R: Read> {
     frame: Option<Frame<R>>,
 }
 
-impl<R: BufRead> Read for Frames<R> {
+impl<R: Read> Read for Frames<R> {
     fn read(&mut self, buffer: &mut [u8]) -> io::Result<usize> {
         while let Some(frame) = &mut self.frame {
             let read = frame.read(buffer)?;
             if read > 0 || buffer.is_empty() {
                 return Ok(read);
             }
-            let mut rest = self.frame.take().map(Frame::into_inner);
-            if let Some(rest) =
-                rest.take_if(|rest| rest.fill_buf().is_ok_and(|more| !more.is_empty()))
-            {
-                self.frame = Some(Frame::new(rest).map_err(io::Error::other)?);
+            if let Some(rest) = self.frame.take().map(Frame::into_inner) {
+                self.frame = next_frame(rest)?;
             }
         }
         Ok(0)
+    }
+}
+
+/// The next frame with data; `None` at the end of the input.
+fn next_frame<R: Read>(mut input: Ahead<R>) -> io::Result<Option<Frame<R>>> {
+    loop {
+        let start = input.peek()?;
+        if start.is_empty() {
+            return Ok(None);
+        }
+        if !is_skippable(start) {
+            return Frame::new(input).map(Some).map_err(io::Error::other);
+        }
+        let mut head = [0; 8];
+        input.read_exact(&mut head)?;
+        let [.., a, b, c, d] = head;
+        let length = u64::from(u32::from_le_bytes([a, b, c, d]));
+        if io::copy(&mut (&mut input).take(length), &mut io::sink())? < length {
+            return Err(io::ErrorKind::UnexpectedEof.into());
+        }
+    }
+}
+
+/// An input of which the next four bytes can be looked at before they are read.
+struct Ahead<R> {
+    ahead: io::Cursor<Vec<u8>>,
+    input: R,
+}
+
+impl<R: Read> Ahead<R> {
+    /// The next four bytes, fewer at the end. What was looked at before has to be read.
+    fn peek(&mut self) -> io::Result<&[u8]> {
+        let mut start = [0; 4];
+        let length = read_up_to(self, &mut start)?;
+        self.ahead = io::Cursor::new(start[..length].to_vec());
+        Ok(self.ahead.get_ref())
+    }
+}
+
+impl<R: Read> Read for Ahead<R> {
+    fn read(&mut self, buffer: &mut [u8]) -> io::Result<usize> {
+        match self.ahead.read(buffer)? {
+            0 => self.input.read(buffer),
+            read => Ok(read),
+        }
     }
 }
 
@@ -183,6 +235,14 @@ mod tests {
         assert_eq!(read(&folder.join("a")).unwrap(), "one\none\n");
         write(&folder.join("b"), &frame[..frame.len() - 2]);
         assert!(read(&folder.join("b")).is_err());
+        // Frames without data, as pzstd writes them before each frame.
+        let skip = [0x50, 0x2a, 0x4d, 0x18, 4, 0, 0, 0, 9, 9, 9, 9];
+        let mixed = [&skip[..], &frame, &skip, &skip, &frame, &skip].concat();
+        write(&folder.join("c"), &mixed);
+        assert_eq!(read(&folder.join("c")).unwrap(), "one\none\n");
+        assert!(!is_plain_file(&folder.join("c")));
+        write(&folder.join("d"), &mixed[..mixed.len() - 2]);
+        assert!(read(&folder.join("d")).is_err(), "cut off");
     }
 
     #[test]
