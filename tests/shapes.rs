@@ -173,6 +173,68 @@ fn weights_without_m_are_reported_and_never_become_shapes() {
         serde_json::json!({"1": 1, "32": 19})
     );
     assert!(stderr(&output).contains("no shapes"));
+
+    // The CSV is the header alone: a file of an earlier log must not pass for this one's.
+    let folder = Folder::new();
+    let old = folder.file("shapes.csv", "M,N,K\n1,2,3\n");
+    let output = gemmtune(&["shapes", log, "-o", &old], b"");
+    assert!(output.status.success(), "{}", stderr(&output));
+    assert_eq!(
+        fs_err::read_to_string(&old).unwrap(),
+        "op,M,N,K,dtype,records\n"
+    );
+}
+
+#[test]
+fn an_input_is_never_written_over_under_another_name() {
+    let folder = Folder::new();
+    let log = folder.file("a.log", dump(9, 512, 7168));
+    let shapes = folder.file("s.csv", "M,N,K\n3,512,7168\n");
+    let table = folder.file(
+        "t.csv",
+        "gfx,cu_num,M,N,K,libtype,kernelId,splitK,us,kernelName\ngfx942,304,16,512,7168,ck,7,1,5.0,a\n",
+    );
+    let alias = |name: &str| folder.path.join("./").join(name).into_string();
+    let link = folder.path.join("link").into_string();
+    std::os::unix::fs::symlink(&table, &link).unwrap();
+    let gpu = ["--gfx", "gfx942", "--cu", "304"];
+    let lookup = ["lookup", "--table", &table, "--shapes", &shapes];
+    let plan = ["plan", "--table", &table, "--shapes", &shapes];
+    for (command, output) in [
+        (["shapes", &log].to_vec(), alias("a.log")),
+        ([&lookup[..], &gpu].concat(), alias("s.csv")),
+        ([&lookup[..], &gpu].concat(), link.clone()),
+        ([&plan[..], &gpu].concat(), alias("s.csv")),
+        ([&plan[..], &gpu].concat(), link.clone()),
+    ] {
+        let before = fs_err::read(&output).unwrap();
+        let result = gemmtune(&[&command[..], &["-o", &output]].concat(), b"");
+        assert_eq!(result.status.code(), Some(2), "{command:?}");
+        assert!(stderr(&result).contains("never written"), "{command:?}");
+        assert_eq!(fs_err::read(&output).unwrap(), before, "{command:?}");
+    }
+}
+
+#[test]
+fn lookup_and_plan_read_shapes_from_standard_input() {
+    let folder = Folder::new();
+    let table = folder.file(
+        "t.csv",
+        "gfx,cu_num,M,N,K,libtype,kernelId,splitK,us,kernelName\ngfx942,304,16,512,7168,ck,7,1,5.0,a\n",
+    );
+    let shapes = gemmtune(&["shapes", "-"], dump(17, 512, 7168).as_bytes()).stdout;
+    let gpu = ["--gfx", "gfx942", "--cu", "304", "--shapes", "-", "--json"];
+    let answers = gemmtune(
+        &[&["lookup", "--table", &table], &gpu[..]].concat(),
+        &shapes,
+    );
+    assert!(answers.status.success(), "{}", stderr(&answers));
+    // The rate of no hit is 0.0, not -0.0.
+    assert!(stdout(&answers).contains("\"hit_rate_by_records\": 0.0"));
+    let plan = json(&gemmtune(&[&["plan"], &gpu[..]].concat(), &shapes));
+    assert_eq!(plan["seen"], 1);
+    let twice = gemmtune(&["shapes", "-", "-"], &[]);
+    assert_eq!(twice.status.code(), Some(2));
 }
 
 #[test]

@@ -5,6 +5,7 @@ use serde::Serialize;
 use serde_json::{Map, Value};
 
 use super::failure::{Failure, Kind};
+use super::files;
 use super::printer::Printer;
 use crate::shape::{Op, Shape};
 use crate::store::file::write_atomic;
@@ -23,7 +24,7 @@ pub struct LookupArgs {
     #[arg(long, value_name = "TABLE")]
     table: Utf8PathBuf,
 
-    /// Shapes to look up: the CSV of `gemmtune shapes`, or one with the columns M,N,K
+    /// Shapes to look up: the CSV of `gemmtune shapes`, or one with the columns M,N,K; `-` is standard input
     #[arg(long, value_name = "CSV")]
     shapes: Utf8PathBuf,
 
@@ -138,6 +139,9 @@ struct Answers {
 /// Looks the shapes up and writes what was found.
 pub fn run(args: &LookupArgs, printer: &Printer) -> Result<(), Failure> {
     let is_json = args.table.is_dir() || args.table.extension() == Some("json");
+    if let Some(output) = &args.output {
+        files::refuse_overwriting(output, [args.table.as_path(), &args.shapes])?;
+    }
     let bytes = read(&args.shapes, "the shapes")?;
     let default_op = args.op.unwrap_or(if is_json {
         Op::TritonBlockFp8
@@ -176,7 +180,8 @@ fn finish(
         .count();
     let records = |wanted: fn(&Answer) -> bool| -> f64 {
         let wanted = answers.rows.iter().filter(|row| wanted(row));
-        wanted.map(|row| row.records as f64).sum()
+        // The sum of no floats is -0.0.
+        wanted.map(|row| row.records as f64).sum::<f64>() + 0.0
     };
     let all = records(|_| true);
     let document = Document {
@@ -218,7 +223,7 @@ fn finish(
 }
 
 fn read(path: &Utf8Path, what: &str) -> Result<Vec<u8>, Failure> {
-    fs_err::read(path).map_err(|error| Failure::to(Kind::Usage, &format!("read {what}"), error))
+    files::read(path).map_err(|error| Failure::to(Kind::Usage, &format!("read {what}"), error))
 }
 
 /// The operation a table is looked up for: what the user says, else the file's name, else the shapes' own where they

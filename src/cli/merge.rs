@@ -4,6 +4,7 @@ use camino::{Utf8Path, Utf8PathBuf};
 use serde_json::json;
 
 use super::failure::{Failure, Kind};
+use super::files;
 use super::printer::Printer;
 use crate::store::file::write_atomic;
 use crate::table::aiter::Table;
@@ -82,23 +83,8 @@ fn provenance_path(output: &Utf8Path) -> Utf8PathBuf {
 
 /// Neither file that is written may be one that is read, under whatever name.
 fn refuse_overwriting(args: &MergeArgs, provenance: &Utf8Path) -> Result<(), Failure> {
-    use std::os::unix::fs::MetadataExt as _;
-    let identity = |path: &Utf8Path| {
-        fs_err::metadata(path)
-            .ok()
-            .map(|data| (data.dev(), data.ino()))
-    };
     for written in [args.output.as_path(), provenance] {
-        for input in &args.tables {
-            let same = identity(written).is_some_and(|id| Some(id) == identity(input));
-            if same || written == input.as_path() {
-                return Err(Failure::new(
-                    Kind::Usage,
-                    format!("`{written}` is the input `{input}`; a merge never writes an input"),
-                )
-                .hint("name another file with -o"));
-            }
-        }
+        files::refuse_overwriting(written, args.tables.iter().map(Utf8PathBuf::as_path))?;
     }
     let folder = args.output.parent().and_then(Utf8Path::file_name);
     if folder == Some("model_configs") {

@@ -8,6 +8,7 @@ pub mod completions;
 pub mod demo;
 pub mod doctor;
 pub mod failure;
+mod files;
 pub mod init;
 pub mod instrument;
 pub mod keeper;

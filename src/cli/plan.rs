@@ -5,6 +5,7 @@ use std::collections::BTreeSet;
 use camino::{Utf8Path, Utf8PathBuf};
 
 use super::failure::{Failure, Kind};
+use super::files;
 use super::printer::Printer;
 use crate::plan::cost::Cost;
 use crate::plan::document::Verdict;
@@ -26,7 +27,7 @@ const SHOWN: usize = 15;
 /// Arguments of `gemmtune plan`.
 #[derive(Debug, clap::Args)]
 pub struct PlanArgs {
-    /// Shapes that were seen: `op,M,N,K,dtype,records`, or a tuner's `M,N,K`
+    /// Shapes that were seen: `op,M,N,K,dtype,records`, or a tuner's `M,N,K`; `-` is standard input
     #[arg(long, value_name = "S.csv", required_unless_present = "model")]
     shapes: Option<Utf8PathBuf>,
 
@@ -132,6 +133,10 @@ pub fn run(args: &PlanArgs, printer: &Printer) -> Result<(), Failure> {
         .map(|path| predict(path, args))
         .transpose()?;
     let (tables, configs) = read_tables(&args.tables)?;
+    if let Some(output) = &args.output {
+        let inputs = args.model.iter().chain(&args.shapes).chain(&args.tables);
+        files::refuse_overwriting(output, inputs.map(Utf8PathBuf::as_path))?;
+    }
     let op_hint = args.op.or_else(|| op_of_model(prediction.as_ref(), args));
     let seen = read_shapes(args, op_hint)?;
     let ops = ops(args, &seen, prediction.as_ref());
@@ -227,7 +232,7 @@ fn read_shapes(args: &PlanArgs, op: Option<Op>) -> Result<Vec<CountedShape>, Fai
         return Ok(Vec::new());
     };
     let bytes =
-        fs_err::read(path).map_err(|error| Failure::to(Kind::Usage, "read the shapes", error))?;
+        files::read(path).map_err(|error| Failure::to(Kind::Usage, "read the shapes", error))?;
     shapes::read(&bytes, op.or(Some(Op::Blockscale))).map_err(|error| {
         Failure::to(Kind::Usage, "use the shapes", error)
             .hint("`gemmtune shapes LOG -o S.csv` writes such a file")

@@ -9,6 +9,7 @@ use camino::Utf8PathBuf;
 use serde::Serialize;
 
 use super::failure::{Failure, Kind};
+use super::files::refuse_overwriting;
 use super::printer::Printer;
 use crate::log::harvest::{Malformed, NkOnly, Seen};
 use crate::log::scan::{Lines, number_lines, scan};
@@ -98,11 +99,8 @@ struct Weight<'harvest> {
 pub fn run(args: &ShapesArgs, printer: &Printer) -> Result<(), Failure> {
     let start = Instant::now();
     let files = files(&args.logs)?;
-    if let Some(output) = args.output.as_ref().filter(|output| files.contains(output)) {
-        return Err(Failure::new(
-            Kind::Usage,
-            format!("`{output}` is both read and written"),
-        ));
+    if let Some(output) = &args.output {
+        refuse_overwriting(output, files.iter().map(Utf8PathBuf::as_path))?;
     }
     let mut harvest = Harvest::default();
     let mut progress = Progress::new();
@@ -117,8 +115,9 @@ pub fn run(args: &ShapesArgs, printer: &Printer) -> Result<(), Failure> {
         .collect();
     let summary = summary(&harvest, &shapes, files.len(), start.elapsed());
 
-    // An empty file is no hand-over to the next step; the document still says what was seen.
-    if !shapes.is_empty() {
+    // Logs without anything leave no file behind. Those that name weights only give the header alone, so that an
+    // older file of that name is not taken for their shapes.
+    if !harvest.is_empty() {
         let csv = shapes::write(&shapes);
         match &args.output {
             Some(path) => write_atomic(path, csv.as_bytes())
@@ -138,9 +137,15 @@ pub fn run(args: &ShapesArgs, printer: &Printer) -> Result<(), Failure> {
 }
 
 fn files(logs: &[Utf8PathBuf]) -> Result<Vec<Utf8PathBuf>, Failure> {
-    let mut files = Vec::new();
+    let mut files: Vec<Utf8PathBuf> = Vec::new();
     for log in logs {
         if log == "-" {
+            if files.contains(log) {
+                return Err(Failure::new(
+                    Kind::Usage,
+                    "standard input (`-`) can be read once only",
+                ));
+            }
             files.push(log.clone());
             continue;
         }
