@@ -122,3 +122,12 @@ fn a_path_that_is_not_there_is_a_usage_error() {
         assert!(output.stdout.is_empty());
     }
 }
+
+#[test]
+fn with_json_the_rules_are_one_document() {
+    let (document, code) = document(&["--rules"]);
+    assert_eq!(code, 0);
+    let rules = document["rules"].as_array().unwrap();
+    let unset = rules.iter().find(|rule| rule["rule"] == "libtype-unset");
+    assert_eq!(unset.unwrap()["severity"], "error");
+}

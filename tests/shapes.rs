@@ -324,3 +324,11 @@ fn lookup_takes_the_nearest_key_of_a_json_configuration() {
          w8a8_block_fp8_matmul,40,512,7168,hit,64,triton,,,BLOCK_SIZE_M=64 BLOCK_SIZE_K=128\n"
     );
 }
+
+#[test]
+fn with_json_a_completion_script_is_inside_the_document() {
+    let plain = stdout(&gemmtune(&["completions", "bash"], b""));
+    let document = json(&gemmtune(&["completions", "bash", "--json"], b""));
+    assert_eq!(document["shell"], "bash");
+    assert_eq!(document["script"], plain);
+}

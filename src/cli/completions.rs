@@ -2,6 +2,7 @@
 
 use clap::CommandFactory as _;
 use clap_complete::Shell;
+use serde_json::json;
 
 use super::failure::Failure;
 use super::printer::Printer;
@@ -22,5 +23,9 @@ pub fn run(args: &CompletionsArgs, printer: &Printer) -> Result<(), Failure> {
         "gemmtune",
         &mut script,
     );
+    if printer.is_json() {
+        let script = String::from_utf8_lossy(&script);
+        return printer.json(&json!({ "shell": args.shell.to_string(), "script": script }));
+    }
     printer.data(&script)
 }

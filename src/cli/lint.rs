@@ -3,6 +3,7 @@
 use std::fmt::Write as _;
 
 use camino::Utf8PathBuf;
+use serde_json::json;
 
 use super::failure::{Failure, Kind};
 use super::printer::Printer;
@@ -22,13 +23,25 @@ pub struct LintArgs {
     #[arg(long)]
     all: bool,
 
-    /// Print the reference of all rules as Markdown
+    /// Print the reference of all rules as Markdown; with --json, what each says
     #[arg(long, conflicts_with = "paths")]
     rules: bool,
 }
 
 /// Checks the tables and fails if a finding is an error.
 pub fn run(args: &LintArgs, printer: &Printer) -> Result<(), Failure> {
+    if args.rules && printer.is_json() {
+        let rules = rules::ALL.map(|rule| {
+            json!({
+                "rule": rule.id,
+                "severity": rule.severity,
+                "title": rule.title,
+                "why": rule.why,
+                "fix": rule.fix,
+            })
+        });
+        return printer.json(&json!({ "rules": &rules[..] }));
+    }
     if args.rules {
         return printer.data(rules::reference().as_bytes());
     }
