@@ -51,51 +51,52 @@ struct Cli {
 
 #[derive(Debug, Subcommand)]
 enum Command {
-    /// Make a run's report page again from its report.json
-    Report(report::ReportArgs),
-    /// Measure a running OpenAI-style server under a closed-loop load
-    Bench(bench::BenchArgs),
-    /// Compare two arms of benchmark results: better, worse, same or inconclusive
-    Compare(compare::CompareArgs),
-    /// Print shell completions
-    Completions(completions::CompletionsArgs),
-    ReferenceServer(reference_server::ReferenceServerArgs),
-    /// Log GEMM shapes and the dispatch: by an overlay, or by edits of the tree
-    Instrument(instrument::InstrumentArgs),
-    /// Find the GEMM shapes in server logs and record files
-    Shapes(shapes::ShapesArgs),
-    /// Force CK or Triton in an SGLang tree, by the mildest means that is right
-    Switch(switch::SwitchArgs),
     /// Run the whole loop on the built-in reference engine
     Demo(demo::DemoArgs),
+    /// Write gemmtune.toml from a launch script or a running server
+    Init(init::InitArgs),
+    /// Check this machine and its trees, and realign aiter when asked
+    Doctor(doctor::DoctorArgs),
     /// Run the loop of a configuration file, or go on with an interrupted run
     Run(run::RunArgs),
     /// Say where a run stands
     Status(status::StatusArgs),
     /// Take back what a run deployed
     Undo(undo::UndoArgs),
+    /// Make a run's report page again from its report.json
+    Report(report::ReportArgs),
     /// Say which GEMM kernel an SGLang tree calls, and why
     Trace(trace::TraceArgs),
-    /// Check this machine and its trees, and realign aiter when asked
-    Doctor(doctor::DoctorArgs),
-    /// Write gemmtune.toml from a launch script or a running server
-    Init(init::InitArgs),
+    /// Log GEMM shapes and the dispatch: by an overlay, or by edits of the tree
+    Instrument(instrument::InstrumentArgs),
+    /// Find the GEMM shapes in server logs and record files
+    Shapes(shapes::ShapesArgs),
+    /// Plan what to tune: shapes, tables and a model's config in, ordered rows out
+    Plan(Box<plan::PlanArgs>),
+    /// Say which row of a table the runtime takes for each shape
+    Lookup(lookup::LookupArgs),
+    /// Check tuned tables: aiter's CSV files and SGLang's JSON configurations
+    Lint(lint::LintArgs),
+    /// Merge tuned tables: the best valid row per key, with its provenance
+    Merge(merge::MergeArgs),
     /// Find the fastest kernel for each shape and write the table
     Tune(tune::TuneArgs),
+    /// Force CK or Triton in an SGLang tree, by the mildest means that is right
+    Switch(switch::SwitchArgs),
+    /// Measure a running OpenAI-style server under a closed-loop load
+    Bench(bench::BenchArgs),
+    /// Compare two arms of benchmark results: better, worse, same or inconclusive
+    Compare(compare::CompareArgs),
+    /// Serve a model with the reference engine, on the CPU
+    ReferenceServer(reference_server::ReferenceServerArgs),
+    /// Print shell completions
+    Completions(completions::CompletionsArgs),
     /// Time the reference engine's kernels; started by `gemmtune tune`
     #[command(hide = true)]
     ReferenceWorker(reference_worker::ReferenceWorkerArgs),
     /// Keep one child process; started by gemmtune itself
     #[command(hide = true)]
     Keeper(keeper::KeeperArgs),
-    /// Check tuned tables: aiter's CSV files and SGLang's JSON configurations
-    Lint(lint::LintArgs),
-    /// Say which row of a table the runtime takes for each shape
-    Lookup(lookup::LookupArgs),
-    /// Merge tuned tables: the best valid row per key, with its provenance
-    Merge(merge::MergeArgs),
-    /// Plan what to tune: shapes, tables and a model's config in, ordered rows out
-    Plan(Box<plan::PlanArgs>),
 }
 
 /// Parses the command line, runs the command and says how it ended.
@@ -113,28 +114,28 @@ pub fn main() -> std::process::ExitCode {
 
 fn perform(command: Command, printer: &Printer) -> Result<std::process::ExitCode, Failure> {
     match command {
-        Command::Report(args) => report::run(&args, printer).map(success),
-        Command::Bench(args) => bench::run(&args, printer).map(success),
-        Command::Compare(args) => compare::run(&args, printer).map(success),
-        Command::Completions(args) => completions::run(&args, printer).map(success),
-        Command::ReferenceServer(args) => reference_server::run(args, printer).map(success),
-        Command::Instrument(args) => instrument::run(&args, printer).map(success),
-        Command::Shapes(args) => shapes::run(&args, printer).map(success),
-        Command::Switch(args) => switch::run(&args, printer).map(success),
         Command::Demo(args) => demo::run(&args, printer),
+        Command::Init(args) => init::run(&args, printer).map(success),
+        Command::Doctor(args) => doctor::run(&args, printer).map(success),
         Command::Run(args) => run::run(&args, printer),
         Command::Status(args) => status::run(&args, printer),
         Command::Undo(args) => undo::run(&args, printer),
+        Command::Report(args) => report::run(&args, printer).map(success),
         Command::Trace(args) => trace::run(&args, printer).map(success),
-        Command::Doctor(args) => doctor::run(&args, printer).map(success),
-        Command::Init(args) => init::run(&args, printer).map(success),
+        Command::Instrument(args) => instrument::run(&args, printer).map(success),
+        Command::Shapes(args) => shapes::run(&args, printer).map(success),
+        Command::Plan(args) => plan::run(&args, printer).map(success),
+        Command::Lookup(args) => lookup::run(&args, printer).map(success),
+        Command::Lint(args) => lint::run(&args, printer).map(success),
+        Command::Merge(args) => merge::run(&args, printer).map(success),
         Command::Tune(args) => tune::run(&args, printer).map(success),
+        Command::Switch(args) => switch::run(&args, printer).map(success),
+        Command::Bench(args) => bench::run(&args, printer).map(success),
+        Command::Compare(args) => compare::run(&args, printer).map(success),
+        Command::ReferenceServer(args) => reference_server::run(args, printer).map(success),
+        Command::Completions(args) => completions::run(&args, printer).map(success),
         Command::ReferenceWorker(args) => reference_worker::run(&args).map(success),
         Command::Keeper(args) => Ok(keeper::run(&args, printer)),
-        Command::Lint(args) => lint::run(&args, printer).map(success),
-        Command::Lookup(args) => lookup::run(&args, printer).map(success),
-        Command::Merge(args) => merge::run(&args, printer).map(success),
-        Command::Plan(args) => plan::run(&args, printer).map(success),
     }
 }
 
