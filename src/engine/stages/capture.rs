@@ -60,6 +60,8 @@ pub(super) fn capture(engine: &mut Engine<'_>) -> Result<Done, Trouble> {
         calls: shapes.iter().map(|counted| counted.records).sum(),
         dispatch: harvest.dispatch.keys().cloned().collect(),
         malformed: harvest.malformed,
+        decode: harvest.decode_batches.keys().copied().collect(),
+        prefill: harvest.prefill_batches.keys().copied().collect(),
     };
     write_json(&engine.run.stage(Stage::Capture.name()), &captured)?;
     if captured.malformed > 0 {

@@ -14,6 +14,7 @@ use serde::{Deserialize, Serialize};
 
 use super::Engine;
 use super::trouble::Trouble;
+use crate::report::model::Phase;
 use crate::stage::Stage;
 
 pub(crate) use deploy::{deployed, undo};
@@ -63,6 +64,24 @@ pub(crate) struct Captured {
     pub(crate) dispatch: Vec<String>,
     /// Records that were torn or impossible.
     pub(crate) malformed: u64,
+    /// Sizes of decode batches seen, in requests.
+    pub(crate) decode: Vec<u32>,
+    /// Sizes of prefill batches seen, in tokens.
+    pub(crate) prefill: Vec<u32>,
+}
+
+impl Captured {
+    /// Which part of serving a GEMM with M of `m` belongs to, where the log says.
+    pub(crate) fn phase(&self, m: u32) -> Option<Phase> {
+        match (self.decode.contains(&m), self.prefill.contains(&m)) {
+            (true, false) => Some(Phase::Decode),
+            (false, true) => Some(Phase::Prefill),
+            // Decode lines are sampled by default, prefill lines are not: an M below every prefill
+            // batch is a decode batch that was not sampled.
+            (false, false) if self.prefill.iter().all(|&tokens| m < tokens) => Some(Phase::Decode),
+            _ => None,
+        }
+    }
 }
 
 /// What the verify stage found.
@@ -78,4 +97,27 @@ pub(crate) struct Verified {
     pub(crate) hit_rate: Option<f64>,
     /// Which planned shapes were served by the deployed table.
     pub(crate) engagement: crate::platform::Engagement,
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn the_phase_of_a_size_follows_the_batches_that_were_logged() {
+        let captured = Captured {
+            trial: 2,
+            distinct: 0,
+            calls: 0,
+            dispatch: Vec::new(),
+            malformed: 0,
+            decode: vec![4, 32],
+            prefill: vec![32, 64],
+        };
+        assert_eq!(captured.phase(4), Some(Phase::Decode));
+        assert_eq!(captured.phase(64), Some(Phase::Prefill));
+        assert_eq!(captured.phase(1), Some(Phase::Decode), "not sampled");
+        assert_eq!(captured.phase(32), None, "both");
+        assert_eq!(captured.phase(48), None, "neither");
+    }
 }

@@ -77,7 +77,7 @@ fn with_findings(engine: &Engine<'_>, mut report: Report) -> Result<Report, Trou
                 captured.malformed
             ));
         }
-        report.shapes = shape_rows(engine, tuned.as_ref())?;
+        report.shapes = shape_rows(engine, captured, tuned.as_ref())?;
         let planned: Planned = read_json(&engine.run.plan())?;
         report.hit_rates = planned.hit_rates();
         report.plan = Some(PlanSummary {
@@ -167,12 +167,16 @@ fn facts(identity: &BTreeMap<String, String>) -> Vec<Fact> {
         .collect()
 }
 
-fn shape_rows(engine: &Engine<'_>, tuned: Option<&Tuned>) -> Result<Vec<ShapeRow>, Trouble> {
+fn shape_rows(
+    engine: &Engine<'_>,
+    captured: &Captured,
+    tuned: Option<&Tuned>,
+) -> Result<Vec<ShapeRow>, Trouble> {
     let bytes = fs_err::read(engine.run.shapes()).map_err(|error| Trouble::file(&error))?;
-    let captured =
+    let seen =
         shapes::read(&bytes, None).map_err(|error| Trouble::caused(Class::Internal, &error))?;
     let rows = tuned.map_or(&[][..], |tuned| &tuned.rows);
-    Ok(captured
+    Ok(seen
         .into_iter()
         .map(|counted| {
             let shape = counted.shape;
@@ -185,7 +189,7 @@ fn shape_rows(engine: &Engine<'_>, tuned: Option<&Tuned>) -> Result<Vec<ShapeRow
                 m: shape.m,
                 n: shape.n,
                 k: shape.k,
-                phase: None,
+                phase: captured.phase(shape.m),
                 calls: Some(counted.records as f64),
                 before: row.and_then(|row| {
                     Some(Timing {
