@@ -119,6 +119,14 @@ fn nothing_is_written_when_no_row_is_valid_or_a_table_cannot_be_read() {
         folder.merge(&["bad.csv", "-o", "out.csv"]).status.code(),
         Some(15)
     );
+    let output = folder.merge(&["bad.csv", "-o", "out.csv", "--json"]);
+    assert_eq!(output.status.code(), Some(15));
+    let document: Value = serde_json::from_slice(&output.stdout).unwrap();
+    assert_eq!(
+        (&document["rows"], &document["invalid"]),
+        (&0.into(), &1.into())
+    );
+    assert_eq!(document["output"], Value::Null);
     assert_eq!(
         folder.merge(&["no.csv", "-o", "out.csv"]).status.code(),
         Some(2)
@@ -149,4 +157,24 @@ fn a_merge_into_the_folder_aiter_reads_is_refused() {
             .count(),
         0
     );
+}
+
+#[test]
+fn a_table_named_twice_is_counted_once() {
+    let folder = two_tables();
+    let output = folder.merge(&["a.csv", "a.csv", "-o", "out.csv", "--json"]);
+    let document: Value = serde_json::from_slice(&output.stdout).unwrap();
+    assert_eq!(document["inputs"].as_array().unwrap().len(), 1);
+    assert_eq!(document["inputs"][0]["kept"], 2);
+    assert_eq!(document["inputs"][0]["copy"], 2);
+}
+
+#[test]
+fn an_output_that_is_a_folder_leaves_nothing_behind() {
+    let folder = two_tables();
+    fs_err::create_dir(folder.path.join("sub")).unwrap();
+    let before = folder.names();
+    let output = folder.merge(&["a.csv", "b.csv", "-o", "sub"]);
+    assert_eq!(output.status.code(), Some(2));
+    assert_eq!(folder.names(), before);
 }

@@ -233,6 +233,9 @@ fn lookup_and_plan_read_shapes_from_standard_input() {
     assert!(stdout(&answers).contains("\"hit_rate_by_records\": 0.0"));
     let plan = json(&gemmtune(&[&["plan"], &gpu[..]].concat(), &shapes));
     assert_eq!(plan["seen"], 1);
+    let none = gemmtune(&[&["plan"], &gpu[..]].concat(), b"op,M,N,K,dtype,records\n");
+    assert_eq!(none.status.code(), Some(14));
+    assert_eq!(json(&none)["verdict"], "nothing");
     let twice = gemmtune(&["shapes", "-", "-"], &[]);
     assert_eq!(twice.status.code(), Some(2));
 }

@@ -1,7 +1,9 @@
 //! `gemmtune merge`: several tuned tables into one.
 
+use std::collections::BTreeSet;
+
 use camino::{Utf8Path, Utf8PathBuf};
-use serde_json::json;
+use serde_json::{Value, json};
 
 use super::failure::{Failure, Kind};
 use super::files;
@@ -48,6 +50,9 @@ pub fn run(args: &MergeArgs, printer: &Printer) -> Result<(), Failure> {
     };
     let merged = merge::merge(&tables, &policy).map_err(refused)?;
     if merged.table.rows.is_empty() {
+        if printer.is_json() {
+            printer.json(&document(args, None, &merged))?;
+        }
         return Err(Failure::new(
             Kind::TunerFailed,
             "no row of these tables is valid; nothing was written",
@@ -84,6 +89,12 @@ fn provenance_path(output: &Utf8Path) -> Utf8PathBuf {
 /// Neither file that is written may be one that is read, under whatever name.
 fn refuse_overwriting(args: &MergeArgs, provenance: &Utf8Path) -> Result<(), Failure> {
     for written in [args.output.as_path(), provenance] {
+        if written.is_dir() {
+            return Err(
+                Failure::new(Kind::Usage, format!("`{written}` is a folder"))
+                    .hint("name a file with -o"),
+            );
+        }
         files::refuse_overwriting(written, args.tables.iter().map(Utf8PathBuf::as_path))?;
     }
     let folder = args.output.parent().and_then(Utf8Path::file_name);
@@ -115,49 +126,16 @@ fn report(
     merged: &Merged,
     printer: &Printer,
 ) -> Result<(), Failure> {
-    let counts = [
-        Outcome::Kept,
-        Outcome::Slower,
-        Outcome::Copy,
-        Outcome::Invalid,
-    ]
-    .map(|outcome| (outcome, merged.count(outcome)));
-    let of_input = |path: &Utf8Path, outcome| {
-        let of =
-            |entry: &&merge::Provenance| entry.table == path.as_str() && entry.outcome == outcome;
-        merged.provenance.iter().filter(of).count()
-    };
     if printer.is_json() {
-        let inputs: Vec<_> = args
-            .tables
-            .iter()
-            .map(|path| {
-                let mut input = json!({ "file": path });
-                for (outcome, _) in counts {
-                    input[outcome.name()] = of_input(path, outcome).into();
-                }
-                input
-            })
-            .collect();
-        return printer.json(&json!({
-            "output": args.output,
-            "provenance": provenance,
-            "op": merged.table.op,
-            "rows": merged.table.rows.len(),
-            "slower": counts[1].1,
-            "copies": counts[2].1,
-            "invalid": counts[3].1,
-            "dropped": merged.dropped,
-            "inputs": inputs,
-        }));
+        return printer.json(&document(args, Some(provenance), merged));
     }
-    for path in &args.tables {
+    for path in inputs(args) {
         printer.say(format!(
             "{path}: {} rows kept, {} slower, {} copies, {} invalid",
-            of_input(path, Outcome::Kept),
-            of_input(path, Outcome::Slower),
-            of_input(path, Outcome::Copy),
-            of_input(path, Outcome::Invalid),
+            of_input(merged, path, Outcome::Kept),
+            of_input(merged, path, Outcome::Slower),
+            of_input(merged, path, Outcome::Copy),
+            of_input(merged, path, Outcome::Invalid),
         ));
     }
     let won = merged
@@ -179,4 +157,46 @@ fn report(
         args.output
     ));
     Ok(())
+}
+
+/// The inputs, a file that is named twice once: its rows cannot be told apart.
+fn inputs(args: &MergeArgs) -> Vec<&Utf8Path> {
+    let mut named = BTreeSet::new();
+    let paths = args.tables.iter().map(Utf8PathBuf::as_path);
+    paths.filter(|path| named.insert(*path)).collect()
+}
+
+fn of_input(merged: &Merged, path: &Utf8Path, outcome: Outcome) -> usize {
+    let of = |entry: &&merge::Provenance| entry.table == path.as_str() && entry.outcome == outcome;
+    merged.provenance.iter().filter(of).count()
+}
+
+/// The JSON document; without `provenance` nothing was written.
+fn document(args: &MergeArgs, provenance: Option<&Utf8Path>, merged: &Merged) -> Value {
+    let inputs: Vec<_> = inputs(args)
+        .into_iter()
+        .map(|path| {
+            let mut input = json!({ "file": path });
+            for outcome in [
+                Outcome::Kept,
+                Outcome::Slower,
+                Outcome::Copy,
+                Outcome::Invalid,
+            ] {
+                input[outcome.name()] = of_input(merged, path, outcome).into();
+            }
+            input
+        })
+        .collect();
+    json!({
+        "output": provenance.map(|_| &args.output),
+        "provenance": provenance,
+        "op": merged.table.op,
+        "rows": merged.table.rows.len(),
+        "slower": merged.count(Outcome::Slower),
+        "copies": merged.count(Outcome::Copy),
+        "invalid": merged.count(Outcome::Invalid),
+        "dropped": merged.dropped,
+        "inputs": inputs,
+    })
 }

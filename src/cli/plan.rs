@@ -3,6 +3,7 @@
 use std::collections::BTreeSet;
 
 use camino::{Utf8Path, Utf8PathBuf};
+use serde_json::json;
 
 use super::failure::{Failure, Kind};
 use super::files;
@@ -173,10 +174,14 @@ pub fn run(args: &PlanArgs, printer: &Printer) -> Result<(), Failure> {
         budget_s = budget_s.map(|left| left - plan.gpu_seconds);
         plans.push(plan);
     }
-    let plan = plans.into_iter().reduce(Plan::join).ok_or_else(|| {
-        Failure::new(Kind::NoShapes, "there are no shapes to plan for")
-            .hint("`gemmtune shapes LOG -o S.csv` collects them from a server's log")
-    })?;
+    let Some(plan) = plans.into_iter().reduce(Plan::join) else {
+        const REASON: &str = "there are no shapes to plan for";
+        if printer.is_json() {
+            printer.json(&json!({ "verdict": Verdict::Nothing, "reason": REASON, "tune": [] }))?;
+        }
+        return Err(Failure::new(Kind::NoShapes, REASON)
+            .hint("`gemmtune shapes LOG -o S.csv` collects them from a server's log"));
+    };
     if let Some(output) = &args.output {
         write_untuned(output, &plan, args)?;
     }
