@@ -115,11 +115,6 @@ fn layout_shapes(planned: &BTreeSet<Shape>) -> Vec<Shape> {
     probes.into_iter().collect()
 }
 
-/// One look-up in so many may name another kernel than the deployed one. The name in the log comes
-/// from the table the server reads, so another table contradicts nearly every look-up; a single
-/// contradiction is a torn line, the head of one look-up with the tail of another.
-const OTHER_KERNELS: usize = 4;
-
 fn judge(verified: &Verified) -> Result<Done, Trouble> {
     let wrong: Vec<&LayoutCheck> = verified
         .layout
@@ -154,8 +149,10 @@ fn judge(verified: &Verified) -> Result<Done, Trouble> {
         ));
     }
     let engagement = &verified.engagement;
-    let others = engagement.other_kernel.len();
-    if engagement.hit == 0 || others * OTHER_KERNELS > engagement.hit {
+    // The kernel's name in the log comes from the table the server reads, so another table contradicts
+    // nearly every look-up; single contradictions are torn lines, the head of one look-up with the
+    // tail of another.
+    if engagement.hit == 0 || engagement.other_kernel.len() > engagement.hit {
         let why = match engagement.other_kernel.first() {
             Some(shape) => format!("another kernel than the tuned one runs: {shape}"),
             None => "no shape of the workload was served by the deployed table".to_owned(),
