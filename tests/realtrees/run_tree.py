@@ -5,11 +5,13 @@ folder, the stand-in's folder and the tree. Prints one JSON document on standard
 standard error. Errors are relative Frobenius errors against the float64 product of the same quantised operands.
 """
 
+import contextlib
 import json
 import os
 import sys
 import types
 
+_OVERRIDES = contextlib.ExitStack()
 _REPLY = os.fdopen(os.dup(1), "w")
 os.dup2(2, 1)  # whatever SGLang prints must not mix with the reply
 
@@ -132,9 +134,21 @@ def pairs(fp8_name, scales, m):
     view = scales.t().contiguous().t()
     if getattr(utils, "_use_aiter_bpreshuffle_gfx95", False):
         return [("tuple", view)]  # the one layout that both branches of every such release read right
-    if rocm_look.ARCH == "gfx942" and m <= 128:
+    # No producer of the releases with this variable makes a view on gfx942, and their CK branch would misread one.
+    official = os.environ.get("SGLANG_AITER_GFX942_BLOCKSCALE_USE_CK") == "1"
+    if rocm_look.ARCH == "gfx942" and m <= 128 and not official:
         return [("tuple", scales), ("tuple-view", view)]
     return [("tuple", scales)]
+
+
+def one_rank(parallel_state):
+    """Tensor parallelism of one rank, without a process group."""
+    group = types.SimpleNamespace(world_size=1, rank_in_group=0, rank=0)
+    parallel_state._TP = group
+    try:
+        parallel_state.get_tp_group()
+    except RuntimeError:  # 0.5.22 and later keep the group in a context of their own
+        _OVERRIDES.enter_context(parallel_state.get_parallel().override(tp_group=group))
 
 
 def main():
@@ -142,7 +156,7 @@ def main():
     import sglang
     from sglang.srt.distributed import parallel_state
 
-    parallel_state._TP = types.SimpleNamespace(world_size=1, rank_in_group=0, rank=0)
+    one_rank(parallel_state)
     from sglang.srt.layers.quantization import fp8, fp8_utils  # first: 0.5.6 imports in a circle otherwise
     from sglang.srt.layers import linear as linear_module
 
