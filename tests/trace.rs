@@ -28,8 +28,29 @@ fn paths(document: &Value) -> String {
 fn refusal(tree: &Tree) -> String {
     let (code, stdout, stderr) = gemmtune(&["trace", tree.root.as_str(), "--json"]);
     assert_eq!(code, 11, "{stdout}{stderr}");
-    assert_eq!(stdout, "", "a refusal prints no document");
+    let document: Value = serde_json::from_str(&stdout).unwrap();
+    assert_eq!(document["error"]["exit_code"], 11, "{stdout}");
     stderr
+}
+
+#[test]
+fn a_failure_is_the_one_json_document() {
+    let failed = |arguments: &[&str]| -> Value {
+        let (code, stdout, stderr) = gemmtune(arguments);
+        let document: Value = serde_json::from_str(&stdout).unwrap();
+        assert_eq!(document["error"]["exit_code"], code, "{stdout}");
+        assert!(stderr.contains("error"), "{stderr}");
+        document["error"].clone()
+    };
+    let missing = failed(&["trace", "no-such-tree", "--json"]);
+    assert_eq!(missing["exit_code"], 10);
+    let message = missing["message"].as_str().unwrap();
+    assert!(message.contains("no-such-tree"), "{message}");
+    assert_eq!(missing["hints"].as_array().unwrap().len(), 1);
+    assert_eq!(failed(&["trace", "--json"])["exit_code"], 2);
+
+    let (code, stdout, _) = gemmtune(&["trace", "no-such-tree"]);
+    assert_eq!((code, stdout.as_str()), (10, ""));
 }
 
 const TRITON: &str = "gfx942 any triton, gfx950 any triton";
@@ -264,7 +285,7 @@ fn structure_that_is_not_understood_is_refused_with_a_caret() {
 
 #[test]
 fn a_folder_without_sglang_is_an_environment_failure() {
-    let (code, stdout, stderr) = gemmtune(&["trace", "/", "--json"]);
+    let (code, stdout, stderr) = gemmtune(&["trace", "/"]);
     assert_eq!((code, stdout.as_str()), (10, ""), "{stderr}");
     assert!(stderr.contains("hint:"), "{stderr}");
 }

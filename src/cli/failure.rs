@@ -3,6 +3,8 @@
 use std::error::Error;
 use std::fmt::{self, Write as _};
 
+use serde::ser::{Serialize, SerializeStruct as _, Serializer};
+
 /// Exit codes. Scripts rely on them; each variant's number never changes.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 #[repr(u8)]
@@ -79,8 +81,9 @@ impl Failure {
     }
 }
 
-impl fmt::Display for Failure {
-    fn fmt(&self, formatter: &mut fmt::Formatter<'_>) -> fmt::Result {
+impl Failure {
+    /// What happened and why, in one line of causes.
+    fn causes(&self) -> String {
         let mut text = self.message.clone();
         let mut cause: Option<&(dyn Error + 'static)> = self
             .source
@@ -94,7 +97,24 @@ impl fmt::Display for Failure {
             }
             cause = error.source();
         }
-        formatter.write_str(&text)?;
+        text
+    }
+}
+
+/// What `--json` prints instead of a result: `{"exit_code": 10, "message": "…", "hints": ["…"]}`.
+impl Serialize for Failure {
+    fn serialize<S: Serializer>(&self, serializer: S) -> Result<S::Ok, S::Error> {
+        let mut document = serializer.serialize_struct("Failure", 3)?;
+        document.serialize_field("exit_code", &(self.kind as u8))?;
+        document.serialize_field("message", &self.causes())?;
+        document.serialize_field("hints", &self.hints)?;
+        document.end()
+    }
+}
+
+impl fmt::Display for Failure {
+    fn fmt(&self, formatter: &mut fmt::Formatter<'_>) -> fmt::Result {
+        formatter.write_str(&self.causes())?;
         for hint in &self.hints {
             write!(formatter, "\n\nhint: {hint}")?;
         }

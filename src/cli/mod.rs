@@ -34,7 +34,7 @@ pub mod undo;
 
 use clap::{Parser, Subcommand};
 
-use failure::Failure;
+use failure::{Failure, Kind};
 use printer::Printer;
 
 /// Make the FP8 GEMMs of an LLM server measurably faster, and prove it
@@ -101,7 +101,7 @@ enum Command {
 
 /// Parses the command line, runs the command and says how it ended.
 pub fn main() -> std::process::ExitCode {
-    let cli = Cli::parse();
+    let cli = Cli::try_parse().unwrap_or_else(|error| refused(&error));
     let printer = Printer::new(cli.json);
     match perform(cli.command, &printer) {
         Ok(code) => code,
@@ -110,6 +110,16 @@ pub fn main() -> std::process::ExitCode {
             failure.exit_code()
         }
     }
+}
+
+/// Ends with clap's words about a command line it refused, or with the help that was asked for.
+fn refused(error: &clap::Error) -> ! {
+    if error.use_stderr() && std::env::args_os().any(|argument| argument == "--json") {
+        let failure = Failure::new(Kind::Usage, error.render().to_string().trim_end());
+        // Clap's own words go to standard error below, and its exit code is that of `Kind::Usage`.
+        let _ = Printer::new(true).json(&serde_json::json!({ "error": failure }));
+    }
+    error.exit()
 }
 
 fn perform(command: Command, printer: &Printer) -> Result<std::process::ExitCode, Failure> {

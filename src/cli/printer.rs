@@ -1,7 +1,9 @@
 //! The only writer of standard output and standard error.
 use std::io::Write as _;
+use std::sync::atomic::{AtomicBool, Ordering};
 
 use serde::Serialize;
+use serde_json::json;
 
 use super::failure::{Failure, Kind};
 
@@ -9,12 +11,17 @@ use super::failure::{Failure, Kind};
 #[derive(Debug)]
 pub struct Printer {
     json: bool,
+    /// Whether standard output has been written to.
+    written: AtomicBool,
 }
 
 impl Printer {
     /// A printer; with `json` the only thing on standard output is one document.
     pub fn new(json: bool) -> Self {
-        Self { json }
+        Self {
+            json,
+            written: AtomicBool::new(false),
+        }
     }
 
     /// Whether the user asked for one JSON document.
@@ -24,6 +31,7 @@ impl Printer {
 
     /// Writes raw data to standard output. A reader that hung up (`| head`) is no failure.
     pub fn data(&self, bytes: &[u8]) -> Result<(), Failure> {
+        self.written.store(true, Ordering::Relaxed);
         let mut output = std::io::stdout().lock();
         match output.write_all(bytes).and_then(|()| output.flush()) {
             Err(error) if error.kind() != std::io::ErrorKind::BrokenPipe => Err(Failure::to(
@@ -56,8 +64,13 @@ impl Printer {
         anstream::eprintln!("{style}warning{style:#}: {}", text.as_ref());
     }
 
-    /// Says how the command failed.
+    /// Says how the command failed. With `json` the failure is the one document, unless the command printed its own
+    /// (as `lint` does when a table has errors).
     pub fn failure(&self, failure: &Failure) {
+        if self.json && !self.written.load(Ordering::Relaxed) {
+            // Standard output that cannot be written leaves standard error and the exit code.
+            let _ = self.json(&json!({ "error": failure }));
+        }
         let style = anstyle::Style::new()
             .fg_color(Some(anstyle::AnsiColor::Red.into()))
             .bold();
