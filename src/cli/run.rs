@@ -177,16 +177,16 @@ fn folder_of(path: &Utf8Path) -> &Utf8Path {
     }
 }
 
-/// The latest run below `runs`, when it has not written its report.
+/// The latest run below `runs`, when it has begun and not written its report.
 fn unfinished(runs: &Utf8Path) -> Result<Option<RunDir>, Failure> {
     let latest = runs.join(LATEST);
-    if !latest.exists() {
+    // A process killed while it laid the folder out has left nothing to go on with.
+    let Ok(run) = RunDir::open(&latest) else {
         return Ok(None);
-    }
-    let run = open(&latest)?;
+    };
     let events = crate::engine::read_events(&run).map_err(failure)?;
     let state = crate::stage::State::fold(events.iter().map(|record| &record.event));
-    Ok((!state.has_finished(Stage::Report)).then_some(run))
+    Ok((!events.is_empty() && !state.has_finished(Stage::Report)).then_some(run))
 }
 
 fn refuse_other_configuration(run: &RunDir, config: &Config) -> Result<(), Failure> {

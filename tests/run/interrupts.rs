@@ -166,3 +166,21 @@ fn the_second_run_in_a_folder_is_refused_and_told_who_holds_it() {
     assert_eq!(child.wait().unwrap().code(), Some(130));
     site.assert_nothing_left();
 }
+
+#[test]
+fn a_folder_that_a_killed_run_only_laid_out_is_left_behind() {
+    let site = Site::new(&Change::default());
+    for journal in [None, Some(""), Some("{\"at\":\"2026-")] {
+        let folder = site.folder.join("runs/19700101T000000Z-tiny");
+        fs_err::create_dir_all(&folder).unwrap();
+        if let Some(text) = journal {
+            fs_err::write(folder.join("journal.jsonl"), text).unwrap();
+        }
+        let latest = site.folder.join("runs/latest");
+        let _ = fs_err::remove_file(&latest);
+        fs_err::os::unix::fs::symlink("19700101T000000Z-tiny", &latest).unwrap();
+        let output = site.run(&["run", "--until", "inspect"]);
+        assert_eq!(output.status.code(), Some(0), "{}", stderr(&output));
+        assert_ne!(site.latest(), folder);
+    }
+}
