@@ -16,6 +16,8 @@ use camino::{Utf8Path, Utf8PathBuf};
 use serde::{Deserialize, Serialize};
 
 use crate::store::file::write_atomic;
+use crate::tree::era::PREDICATE;
+use crate::tree::force::Step;
 
 /// Name of the plugin entry point, for `SGLANG_PLUGINS`.
 const PLUGIN_NAME: &str = "gemmtune";
@@ -148,6 +150,11 @@ impl Decision {
         Self { format: 1, actions }
     }
 
+    /// What carries out `steps`.
+    pub fn of(steps: &[Step]) -> Self {
+        Self::new(steps.iter().map(action).collect())
+    }
+
     /// The decision as the overlay reads it.
     pub fn to_json(&self) -> String {
         let mut text = serde_json::to_string_pretty(self).expect("plain data with string keys");
@@ -203,6 +210,34 @@ pub struct Rule {
     /// Largest M, inclusive.
     #[serde(rename = "max_M", default, skip_serializing_if = "Option::is_none")]
     pub max_m: Option<u32>,
+}
+
+fn action(step: &Step) -> Action {
+    let bound = |m: Option<u64>| m.and_then(|m| u32::try_from(m).ok());
+    match step {
+        Step::Rebind { name, to } => Action::Rebind {
+            name: name.clone(),
+            to: to.clone(),
+        },
+        Step::Route { name, to, rules } => Action::Route {
+            name: name.clone(),
+            to: to.clone(),
+            rules: rules
+                .iter()
+                .map(|rule| Rule {
+                    n: bound(Some(rule.n)),
+                    k: bound(Some(rule.k)),
+                    min_m: bound(rule.min_m),
+                    max_m: bound(rule.max_m),
+                })
+                .collect(),
+        },
+        Step::Predicate { value, .. } => Action::Predicate {
+            name: PREDICATE.to_owned(),
+            value: *value,
+        },
+        Step::SetForceCk => Action::SetForceCk,
+    }
 }
 
 #[cfg(test)]

@@ -210,7 +210,7 @@ fn apply(args: &ApplyArgs, printer: &Printer) -> Result<(), Failure> {
             let decision = folder.join(DECISION);
             if !args.dry_run {
                 instrument::write_overlay(&folder)?;
-                let text = overlay::Decision::new(actions(&plan.steps)).to_json();
+                let text = overlay::Decision::of(&plan.steps).to_json();
                 crate::store::file::write_atomic(&decision, text.as_bytes())
                     .map_err(|error| Failure::to(Kind::Environment, "write the overlay", error))?;
             }
@@ -364,37 +364,6 @@ fn chosen(mode: Option<Mode>, plan: &Plan) -> Result<Means, Failure> {
         ),
     )
     .hint(format!("use `--mode {}`", plan.means.as_str())))
-}
-
-fn actions(steps: &[Step]) -> Vec<overlay::Action> {
-    let bound = |m: Option<u64>| m.and_then(|m| u32::try_from(m).ok());
-    steps
-        .iter()
-        .map(|step| match step {
-            Step::Rebind { name, to } => overlay::Action::Rebind {
-                name: name.clone(),
-                to: to.clone(),
-            },
-            Step::Route { name, to, rules } => overlay::Action::Route {
-                name: name.clone(),
-                to: to.clone(),
-                rules: rules
-                    .iter()
-                    .map(|rule| overlay::Rule {
-                        n: bound(Some(rule.n)),
-                        k: bound(Some(rule.k)),
-                        min_m: bound(rule.min_m),
-                        max_m: bound(rule.max_m),
-                    })
-                    .collect(),
-            },
-            Step::Predicate { value, .. } => overlay::Action::Predicate {
-                name: era::PREDICATE.to_owned(),
-                value: *value,
-            },
-            Step::SetForceCk => overlay::Action::SetForceCk,
-        })
-        .collect()
 }
 
 fn status(args: &RootArgs, printer: &Printer) -> Result<(), Failure> {

@@ -55,6 +55,8 @@ pub struct Harvest {
     pub legacy_tables: BTreeMap<String, u64>,
     /// Processes that were instrumented.
     pub hellos: BTreeSet<Hello>,
+    /// Modules that instrumented processes hooked, with the files they were loaded from.
+    pub modules: BTreeSet<(String, String)>,
     /// Look-ups by what was looked for.
     served: BTreeMap<Key, Served>,
     counts: BTreeMap<Key, u64>,
@@ -346,6 +348,11 @@ impl Harvest {
             Record::Replay { bs, count, .. } => add_one(&mut self.records.replays, bs, count),
             Record::Capture { bs, count, .. } => add_one(&mut self.records.captures, bs, count),
             Record::Dispatch { identity, count } => add_one(&mut self.dispatch, identity, count),
+            Record::Module { name, file } => {
+                if self.modules.len() < ENTRIES_MAX {
+                    self.modules.insert((name, file));
+                }
+            }
             Record::Unknown => {}
         }
     }

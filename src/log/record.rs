@@ -118,6 +118,13 @@ pub enum Record {
         /// Times said.
         count: u64,
     },
+    /// A hooked module was loaded from a file.
+    Module {
+        /// Dotted name.
+        name: String,
+        /// Its file.
+        file: String,
+    },
     /// An object of a newer writer.
     Unknown,
 }
@@ -184,6 +191,8 @@ struct Line {
     capture: Option<u32>,
     tokens: Option<u32>,
     dispatch: Option<String>,
+    module: Option<String>,
+    file: Option<String>,
 }
 
 /// Whether a stream that starts with `start` (at least [`SNIFF`] bytes unless it is shorter) is a record file.
@@ -223,6 +232,9 @@ pub fn parse(line: &[u8]) -> Result<Record, RecordError> {
     }
     if let Some(identity) = line.dispatch {
         return Ok(Record::Dispatch { identity, count });
+    }
+    if let (Some(name), Some(file)) = (line.module, line.file) {
+        return Ok(Record::Module { name, file });
     }
     let Some(op) = line.op else {
         return Ok(Record::Unknown);

@@ -4,6 +4,8 @@
 //! trials are the engine's.
 
 mod reference;
+#[allow(dead_code)] // until the first SGLang platform stands on it
+mod site;
 
 use std::collections::{BTreeMap, BTreeSet};
 
@@ -22,9 +24,10 @@ use crate::table::aiter::Table;
 use crate::table::lookup::Resolver;
 use crate::table::revision::Revision;
 use crate::table::roofline::Device;
+use crate::table::sglang_json::{Config, FileName};
 use crate::tune::results::Row;
 use crate::tune::{TuneEvent, TuneOutcome};
-use crate::workload::config::{BackendKind, Config};
+use crate::workload::config::{self, BackendKind};
 
 /// What the inspect stage found.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
@@ -173,6 +176,8 @@ pub struct TuneOrder<'a> {
 pub struct PlanTerms {
     /// Tables that serve today.
     pub tables: Vec<Table>,
+    /// SGLang's tables that serve today, by the names they are found under.
+    pub configs: Vec<(FileName, Config)>,
     /// Look-up rules.
     pub revision: Revision,
     /// Rates that weigh shapes against one another.
@@ -181,6 +186,19 @@ pub struct PlanTerms {
     pub fold: Fold,
     /// What tuning costs.
     pub cost: Cost,
+}
+
+/// What is deployed, and where what belongs to it lies.
+#[derive(Clone, Copy, Debug)]
+pub struct Deployed<'a> {
+    /// The run.
+    pub run: &'a RunDir,
+    /// What was found.
+    pub inspection: &'a Inspection,
+    /// What was put in place.
+    pub deployment: &'a Deployment,
+    /// Ends a check early.
+    pub interrupt: &'a Interrupt,
 }
 
 /// One engine gemmtune can tune.
@@ -192,13 +210,19 @@ pub trait Platform: Send + Sync {
     fn inspect(&self) -> Result<Inspection, Trouble>;
 
     /// Environment that makes a server tell its shapes, record files going to `records`.
-    fn capture_env(&self, records: &Utf8Path) -> Environment;
+    fn capture_env(&self, run: &RunDir, records: &Utf8Path) -> Result<Environment, Trouble>;
 
     /// Refuses a capture that cannot be complete.
-    fn check_capture(&self, harvest: &Harvest) -> Result<(), Trouble>;
+    fn check_capture(&self, inspection: &Inspection, harvest: &Harvest) -> Result<(), Trouble>;
 
-    /// Environment that makes a server tell which rows it uses.
-    fn engagement_env(&self) -> Environment;
+    /// Environment that makes a server with `deployment` tell which rows it uses, record files going to
+    /// `records`. It goes on top of the deployment's own.
+    fn engagement_env(
+        &self,
+        run: &RunDir,
+        deployment: &Deployment,
+        records: &Utf8Path,
+    ) -> Result<Environment, Trouble>;
 
     /// What a plan is made with.
     fn plan_terms(&self, inspection: &Inspection) -> Result<PlanTerms, Trouble>;
@@ -237,8 +261,13 @@ pub trait Platform: Send + Sync {
         harvest: &Harvest,
     ) -> Result<Engagement, Trouble>;
 
-    /// Checks the deployed operation on the server at `base_url`.
-    fn check_layout(&self, base_url: &str, shapes: &[Shape]) -> Result<Vec<LayoutCheck>, Trouble>;
+    /// Checks the deployed operation: in the server at `base_url`, or in a fresh process with its environment.
+    fn check_layout(
+        &self,
+        deployed: &Deployed<'_>,
+        base_url: &str,
+        shapes: &[Shape],
+    ) -> Result<Vec<LayoutCheck>, Trouble>;
 
     /// The name of a candidate, for people.
     fn kernel_name(&self, candidate: &serde_json::Value) -> String;
@@ -286,7 +315,10 @@ fn engagement_of(resolver: &Resolver<'_>, table: &Table, harvest: &Harvest) -> E
 }
 
 /// The platform of a configuration.
-pub fn of(config: &Config, keeper: &Keeper) -> Result<std::sync::Arc<dyn Platform>, Trouble> {
+pub fn of(
+    config: &config::Config,
+    keeper: &Keeper,
+) -> Result<std::sync::Arc<dyn Platform>, Trouble> {
     match config.backend.kind {
         BackendKind::Reference => Ok(std::sync::Arc::new(reference::Reference::new(
             config, keeper,

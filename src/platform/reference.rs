@@ -8,7 +8,8 @@ use serde::Deserialize;
 use serde_json::json;
 
 use super::{
-    Deployment, Engagement, Inspection, LayoutCheck, PlanTerms, Platform, TuneOrder, Tuned,
+    Deployed, Deployment, Engagement, Inspection, LayoutCheck, PlanTerms, Platform, TuneOrder,
+    Tuned,
 };
 use crate::engine::digest;
 use crate::engine::server::{Environment, agent};
@@ -103,14 +104,14 @@ impl Platform for Reference {
         })
     }
 
-    fn capture_env(&self, _records: &Utf8Path) -> Environment {
-        set(&[
+    fn capture_env(&self, _run: &RunDir, _records: &Utf8Path) -> Result<Environment, Trouble> {
+        Ok(set(&[
             ("SGLANG_DUMP_AITER_FP8_GEMM_SHAPES", "1"),
             ("SGLANG_LOG_FP8_BLOCK_GEMM_DISPATCH", "1"),
-        ])
+        ]))
     }
 
-    fn check_capture(&self, harvest: &Harvest) -> Result<(), Trouble> {
+    fn check_capture(&self, _inspection: &Inspection, harvest: &Harvest) -> Result<(), Trouble> {
         if harvest.dispatch.is_empty() {
             return Err(Trouble::new(
                 Class::NoShapes,
@@ -120,8 +121,13 @@ impl Platform for Reference {
         Ok(())
     }
 
-    fn engagement_env(&self) -> Environment {
-        set(&[("AITER_LOG_TUNED_CONFIG", "1")])
+    fn engagement_env(
+        &self,
+        _run: &RunDir,
+        _deployment: &Deployment,
+        _records: &Utf8Path,
+    ) -> Result<Environment, Trouble> {
+        Ok(set(&[("AITER_LOG_TUNED_CONFIG", "1")]))
     }
 
     fn plan_terms(&self, inspection: &Inspection) -> Result<PlanTerms, Trouble> {
@@ -137,6 +143,7 @@ impl Platform for Reference {
                 .transpose()?
                 .into_iter()
                 .collect(),
+            configs: Vec::new(),
             revision: Revision::H,
             device,
             // On a CPU M = 1 and M = 16 want different kernels, so no row is shared by rounding.
@@ -240,7 +247,12 @@ impl Platform for Reference {
         Ok(super::engagement_of(&resolver, &table, harvest))
     }
 
-    fn check_layout(&self, base_url: &str, shapes: &[Shape]) -> Result<Vec<LayoutCheck>, Trouble> {
+    fn check_layout(
+        &self,
+        _deployed: &Deployed<'_>,
+        base_url: &str,
+        shapes: &[Shape],
+    ) -> Result<Vec<LayoutCheck>, Trouble> {
         let agent = agent(PROBE);
         let url = format!("{base_url}/gemm_check");
         let mut checks = Vec::new();

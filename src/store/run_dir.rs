@@ -144,6 +144,11 @@ impl RunDir {
         self.path.join("capture")
     }
 
+    /// Record files of the verify trial.
+    pub fn engagement(&self) -> Utf8PathBuf {
+        self.path.join("engagement")
+    }
+
     /// Captured shapes.
     pub fn shapes(&self) -> Utf8PathBuf {
         self.path.join("shapes.csv")

@@ -1,42 +1,33 @@
 //! `capture`: the same workload, instrumented.
 
-use camino::Utf8PathBuf;
-
-use super::{Captured, Done};
+use super::{Captured, Done, records};
 use crate::engine::trial::{SERVER_LOG, TrialOrder};
 use crate::engine::trouble::{Class, Trouble};
-use crate::engine::{Engine, write_json};
+use crate::engine::{Engine, read_json, write_json};
 use crate::event::Role;
 use crate::log::harvest::Harvest;
-use crate::log::scan::{Lines, scan};
+use crate::platform::Inspection;
 use crate::stage::Stage;
 use crate::store::file::write_atomic;
 use crate::table::shapes::{self, CountedShape};
 
 pub(super) fn capture(engine: &mut Engine<'_>) -> Result<Done, Trouble> {
+    let inspection: Inspection = read_json(&engine.run.stage(Stage::Inspect.name()))?;
+    let folder = engine.run.capture();
     let order = TrialOrder {
         stage: Stage::Capture,
         role: Role::Capture,
-        env: engine.platform.capture_env(&engine.run.capture()),
+        env: engine.platform.capture_env(&engine.run, &folder)?,
         may_build: true,
     };
-    // Records of an earlier, killed attempt would be counted twice.
-    for entry in fs_err::read_dir(engine.run.capture()).map_err(|error| Trouble::file(&error))? {
-        let path = entry.map_err(|error| Trouble::file(&error))?.path();
-        fs_err::remove_file(path).map_err(|error| Trouble::file(&error))?;
-    }
+    records::clear(&folder)?;
     let done = engine.trial(&order, &mut |_, _| Ok(()))?;
-    let mut files = vec![done.folder.join(SERVER_LOG)];
-    for entry in engine
-        .run
-        .capture()
-        .read_dir_utf8()
-        .map_err(|error| Trouble::file(&error))?
-    {
-        files.push(entry.map_err(|error| Trouble::file(&error))?.into_path());
+    let mut harvest = Harvest::default();
+    records::add(&done.folder.join(SERVER_LOG), u64::MAX, &mut harvest)?;
+    for file in records::files(&folder)? {
+        records::add(&file, u64::MAX, &mut harvest)?;
     }
-    let harvest = harvest_of(&files)?;
-    engine.platform.check_capture(&harvest)?;
+    engine.platform.check_capture(&inspection, &harvest)?;
     let shapes: Vec<CountedShape> = harvest
         .shapes(None)
         .into_iter()
@@ -62,6 +53,12 @@ pub(super) fn capture(engine: &mut Engine<'_>) -> Result<Done, Trouble> {
         malformed: harvest.malformed,
         decode: harvest.decode_batches.keys().copied().collect(),
         prefill: harvest.prefill_batches.keys().copied().collect(),
+        graphs: decode_graphs(&harvest),
+        chunk: harvest
+            .limits
+            .keys()
+            .filter_map(|limits| limits.chunked_prefill_size)
+            .max(),
     };
     write_json(&engine.run.stage(Stage::Capture.name()), &captured)?;
     if captured.malformed > 0 {
@@ -78,13 +75,21 @@ pub(super) fn capture(engine: &mut Engine<'_>) -> Result<Done, Trouble> {
     )))
 }
 
-/// What the files say, logs and record files alike.
-fn harvest_of(files: &[Utf8PathBuf]) -> Result<Harvest, Trouble> {
-    let mut harvest = Harvest::default();
-    for path in files {
-        let read = fs_err::File::open(path)
-            .and_then(|file| scan(file, path.as_str(), Lines::Count, &mut harvest));
-        read.map_err(|error| Trouble::file(&error))?;
-    }
-    Ok(harvest)
+/// M of the decode graphs that the server captured.
+fn decode_graphs(harvest: &Harvest) -> Vec<u32> {
+    let mut sizes: Vec<u32> = harvest
+        .captures
+        .keys()
+        .filter(|capture| capture.role.ends_with("decode"))
+        .flat_map(|capture| {
+            let tokens = capture.tokens_per_request.unwrap_or(1);
+            capture
+                .sizes
+                .iter()
+                .map(move |size| size.saturating_mul(tokens))
+        })
+        .collect();
+    sizes.sort_unstable();
+    sizes.dedup();
+    sizes
 }

@@ -6,6 +6,7 @@ mod compare;
 mod deploy;
 mod inspect;
 mod plan;
+mod records;
 mod report;
 mod tune;
 mod verify;
@@ -68,6 +69,12 @@ pub(crate) struct Captured {
     pub(crate) decode: Vec<u32>,
     /// Sizes of prefill batches seen, in tokens.
     pub(crate) prefill: Vec<u32>,
+    /// M of the decode graphs that were captured.
+    #[serde(default)]
+    pub(crate) graphs: Vec<u32>,
+    /// Tokens of one prefill chunk, where the server said.
+    #[serde(default)]
+    pub(crate) chunk: Option<u32>,
 }
 
 impl Captured {
@@ -113,6 +120,8 @@ mod tests {
             malformed: 0,
             decode: vec![4, 32],
             prefill: vec![32, 64],
+            graphs: Vec::new(),
+            chunk: None,
         };
         assert_eq!(captured.phase(4), Some(Phase::Decode));
         assert_eq!(captured.phase(64), Some(Phase::Prefill));

@@ -2,10 +2,13 @@
 
 use serde::{Deserialize, Serialize};
 
-use super::Done;
+use super::{Captured, Done};
 use crate::engine::trouble::{Class, Trouble};
 use crate::engine::{Engine, read_json, write_json};
+use camino::Utf8Path;
+
 use crate::plan::document::Verdict;
+use crate::plan::model::{self, Parallel, Prediction};
 use crate::plan::{PlanInput, make};
 use crate::platform::Inspection;
 use crate::shape::{Op, Shape};
@@ -91,15 +94,17 @@ pub(super) fn plan(engine: &mut Engine<'_>) -> Result<Done, Trouble> {
     let bytes = fs_err::read(engine.run.shapes()).map_err(|error| Trouble::file(&error))?;
     let captured =
         shapes::read(&bytes, None).map_err(|error| Trouble::caused(Class::Internal, &error))?;
+    let told: Captured = read_json(&engine.run.stage(Stage::Capture.name()))?;
     let terms = engine.platform.plan_terms(&inspection)?;
+    let prediction = prediction(engine);
     let plan = make(&PlanInput {
         op: inspection.op,
         shapes: &captured,
         tables: &terms.tables,
-        configs: &[],
-        model: None,
-        capture: &[],
-        chunk: None,
+        configs: &terms.configs,
+        model: prediction.as_ref(),
+        capture: &told.graphs,
+        chunk: told.chunk,
         revision: terms.revision,
         gfx: &inspection.gfx,
         cu_num: inspection.cu_num,
@@ -122,4 +127,28 @@ pub(super) fn plan(engine: &mut Engine<'_>) -> Result<Done, Trouble> {
         summary,
         nothing_to_gain: (plan.verdict == Verdict::Nothing).then_some(plan.reason),
     })
+}
+
+/// What the model's `config.json` says, where the configuration names a model that lies here: the plan
+/// explains how it differs from what was seen.
+fn prediction(engine: &mut Engine<'_>) -> Option<Prediction> {
+    let workload = &engine.config.workload;
+    let folder = Utf8Path::new(workload.model.as_deref()?);
+    let bytes = fs_err::read(folder.join("config.json")).ok()?;
+    match model::predict(&bytes, &Parallel::tp(workload.tp)) {
+        Ok(prediction) if prediction.rejected.is_empty() => Some(prediction),
+        Ok(prediction) => {
+            let why = prediction.rejected.join("; ");
+            engine.remark(format!(
+                "no shapes predicted from the model's config: {why}"
+            ));
+            None
+        }
+        Err(error) => {
+            engine.remark(format!(
+                "no shapes predicted from the model's config: {error}"
+            ));
+            None
+        }
+    }
 }

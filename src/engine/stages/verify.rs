@@ -1,18 +1,17 @@
 //! `verify`: the tuned server is right, and the tuned kernels run.
 
 use std::collections::BTreeSet;
-use std::io::Read as _;
 
 use super::baseline::{ANSWERS, record_answers};
-use super::{Done, Verified};
+use super::{Done, Verified, records};
 use crate::bench::parity::{self, Recording};
+use crate::engine::server::Environment;
 use crate::engine::trial::{SERVER_LOG, TrialOrder};
 use crate::engine::trouble::{Class, Trouble};
 use crate::engine::{Engine, read_json, write_json};
 use crate::event::Role;
 use crate::log::harvest::Harvest;
-use crate::log::scan::{Lines, scan};
-use crate::platform::{Deployment, Inspection, LayoutCheck, Tuned};
+use crate::platform::{Deployed, Deployment, Inspection, LayoutCheck, Tuned};
 use crate::shape::Shape;
 use crate::stage::Stage;
 
@@ -22,12 +21,17 @@ pub(super) fn verify(engine: &mut Engine<'_>) -> Result<Done, Trouble> {
     let tuned: Tuned = read_json(&engine.run.stage(Stage::Tune.name()))?;
     let planned: BTreeSet<Shape> = tuned.rows.iter().map(|row| row.shape.clone()).collect();
     let baseline = baseline_answers(engine)?;
-    let mut env = engine.platform.engagement_env();
+    let folder = engine.run.engagement();
+    records::clear(&folder)?;
+    let mut env: Environment = deployment
+        .env
+        .iter()
+        .map(|(name, value)| (name.clone(), Some(value.clone())))
+        .collect();
     env.extend(
-        deployment
-            .env
-            .iter()
-            .map(|(name, value)| (name.clone(), Some(value.clone()))),
+        engine
+            .platform
+            .engagement_env(&engine.run, &deployment, &folder)?,
     );
     let order = TrialOrder {
         stage: Stage::Verify,
@@ -38,6 +42,7 @@ pub(super) fn verify(engine: &mut Engine<'_>) -> Result<Done, Trouble> {
     let (limit, interrupt) = (engine.benchmark_limit(), engine.interrupt.clone());
     let probes = layout_shapes(&planned);
     let platform = std::sync::Arc::clone(&engine.platform);
+    let run = engine.run.clone();
     let mut layout = Vec::new();
     let mut answers = None;
     let mut workload_log = 0;
@@ -45,7 +50,15 @@ pub(super) fn verify(engine: &mut Engine<'_>) -> Result<Done, Trouble> {
         // Up to here the server has served the workload and nothing else.
         workload_log = fs_err::metadata(server.log()).map_or(0, |data| data.len());
         let url = server.base_url().to_owned();
-        layout = server.ask(&interrupt, |_| platform.check_layout(&url, &probes))??;
+        layout = server.ask(&interrupt, |_| {
+            let deployed = Deployed {
+                run: &run,
+                inspection: &inspection,
+                deployment: &deployment,
+                interrupt: &interrupt,
+            };
+            platform.check_layout(&deployed, &url, &probes)
+        })??;
         let recorded = record_answers(server, limit, &interrupt)?;
         write_json(&folder.join(ANSWERS), &recorded)?;
         answers = Some(recorded);
@@ -58,17 +71,10 @@ pub(super) fn verify(engine: &mut Engine<'_>) -> Result<Done, Trouble> {
         ));
     };
     let mut harvest = Harvest::default();
-    let log = done.folder.join(SERVER_LOG);
-    fs_err::File::open(&log)
-        .and_then(|file| {
-            scan(
-                file.take(workload_log),
-                log.as_str(),
-                Lines::Count,
-                &mut harvest,
-            )
-        })
-        .map_err(|error| Trouble::file(&error))?;
+    records::add(&done.folder.join(SERVER_LOG), workload_log, &mut harvest)?;
+    for file in records::files(&folder)? {
+        records::add(&file, u64::MAX, &mut harvest)?;
+    }
     let engagement = engine
         .platform
         .engagement(&inspection, &deployment, &harvest)?;

@@ -1,0 +1,33 @@
+//! Record files of instrumented processes, and the logs beside them.
+
+use camino::{Utf8Path, Utf8PathBuf};
+
+use crate::engine::trouble::Trouble;
+use crate::log::harvest::Harvest;
+use crate::log::scan::{Lines, scan};
+
+/// Makes `folder` an empty folder: records of an earlier, killed attempt would be counted twice.
+pub(super) fn clear(folder: &Utf8Path) -> Result<(), Trouble> {
+    let cleared = fs_err::create_dir_all(folder).and_then(|()| {
+        fs_err::read_dir(folder)?.try_for_each(|entry| fs_err::remove_file(entry?.path()))
+    });
+    cleared.map_err(|error| Trouble::file(&error))
+}
+
+/// The files in `folder`.
+pub(super) fn files(folder: &Utf8Path) -> Result<Vec<Utf8PathBuf>, Trouble> {
+    folder
+        .read_dir_utf8()
+        .and_then(|entries| entries.map(|entry| Ok(entry?.into_path())).collect())
+        .map_err(|error| Trouble::file(&error))
+}
+
+/// Adds what `file` says, up to `most` bytes of it.
+pub(super) fn add(file: &Utf8Path, most: u64, harvest: &mut Harvest) -> Result<(), Trouble> {
+    use std::io::Read as _;
+
+    fs_err::File::open(file)
+        .and_then(|open| scan(open.take(most), file.as_str(), Lines::Count, harvest))
+        .map(drop)
+        .map_err(|error| Trouble::file(&error))
+}

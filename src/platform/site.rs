@@ -1,0 +1,258 @@
+//! What both SGLang platforms share: the interpreter and what it imports, the overlay, and whether every rank
+//! was instrumented.
+
+use std::collections::BTreeSet;
+
+use camino::{Utf8Path, Utf8PathBuf};
+
+use crate::engine::server::Environment;
+use crate::engine::trouble::{Class, Trouble};
+use crate::log::harvest::Harvest;
+use crate::overlay::{self, Wishes};
+use crate::proc::{Interrupt, Keeper};
+use crate::store::run_dir::RunDir;
+use crate::tree::locate::{self, Answer, Entry, Question};
+use crate::tree::package::Package;
+use crate::tree::version;
+use crate::workload::config::{Config, Launch};
+use crate::workload::env;
+
+/// The module of SGLang that the overlay hooks first: the tree it is loaded from is the tree that serves.
+const HOOKED: &str = "sglang.srt.layers.quantization.fp8_utils";
+
+/// An SGLang installation as the configured server would import it.
+#[derive(Debug)]
+pub(super) struct Site {
+    /// Starts what is asked.
+    pub(super) keeper: Keeper,
+    /// The server's interpreter.
+    pub(super) python: Utf8PathBuf,
+    entry: Entry,
+    folder: Option<Utf8PathBuf>,
+    env: Environment,
+    sglang_root: Option<Utf8PathBuf>,
+    tp: u32,
+}
+
+impl Site {
+    /// The site of a configuration.
+    pub(super) fn new(config: &Config, keeper: &Keeper) -> Result<Self, Trouble> {
+        let python = config.backend.python.clone().ok_or_else(|| {
+            Trouble::new(
+                Class::Usage,
+                "the configuration does not say which interpreter runs the server",
+            )
+            .hint("set `backend.python` in gemmtune.toml")
+        })?;
+        let server = &config.server;
+        let mut env: Environment = server
+            .unset
+            .iter()
+            .map(|name| (name.clone(), None))
+            .collect();
+        let set = server.env.iter();
+        env.extend(set.map(|(name, value)| (name.clone(), Some(value.clone()))));
+        Ok(Self {
+            keeper: keeper.clone(),
+            python,
+            entry: entry(config),
+            folder: server.cwd.clone(),
+            env,
+            sglang_root: config.backend.sglang_root.clone(),
+            tp: config.workload.tp,
+        })
+    }
+
+    /// Asks the interpreter, in the server's environment, where it imports from.
+    pub(super) fn look(&self) -> Result<Answer, Trouble> {
+        let question = Question {
+            python: self.python.clone(),
+            entry: self.entry,
+            folder: self.folder.clone(),
+            env: self.env.clone().into_iter().collect(),
+        };
+        let answer = locate::ask(&self.keeper, &question, &Interrupt::new())
+            .map_err(|error| Trouble::caused(Class::Environment, &error))?;
+        if answer.ignores_environment {
+            return Err(Trouble::new(
+                Class::Environment,
+                format!(
+                    "`{}` ignores PYTHONPATH (-E or -I), so an overlay cannot work",
+                    self.python
+                ),
+            )
+            .hint("start the server without -E and -I"));
+        }
+        Ok(answer)
+    }
+
+    /// The SGLang tree that the interpreter imports: the one meant, and a release that can be tuned.
+    pub(super) fn sglang(&self, answer: &Answer) -> Result<Package, Trouble> {
+        let environment =
+            |error: &dyn std::error::Error| Trouble::caused(Class::Environment, error);
+        let folder = answer
+            .folder("sglang")
+            .map_err(|error| environment(&error))?;
+        if let Some(root) = &self.sglang_root {
+            answer
+                .imports_from("sglang", root)
+                .map_err(|error| environment(&error))?;
+        }
+        let package = Package::find(folder).map_err(|error| environment(&error))?;
+        let known = answer
+            .distribution("sglang")
+            .map(|distribution| distribution.version.as_str());
+        version::served(package.version.as_deref().or(known))
+            .map_err(|error| Trouble::new(Class::Environment, error.to_string()))?;
+        Ok(package)
+    }
+
+    /// What a variable is set to for the server, before gemmtune adds anything.
+    pub(super) fn variable(&self, name: &str) -> Option<String> {
+        match self.env.get(name) {
+            Some(value) => value.clone(),
+            None => env::variable(name),
+        }
+    }
+
+    /// The server's environment on top of our own.
+    pub(super) fn environment(&self) -> &Environment {
+        &self.env
+    }
+
+    /// Writes the overlay into the run folder, and says what starts a server with it.
+    pub(super) fn overlay(&self, run: &RunDir, wishes: &Wishes) -> Result<Environment, Trouble> {
+        let folder = run.path().join("overlay");
+        overlay::write(&folder).map_err(|error| Trouble::file(&error))?;
+        let variables = overlay::environment(&folder, wishes, |name| self.variable(name));
+        Ok(variables
+            .into_iter()
+            .map(|(name, value)| (name, Some(value)))
+            .collect())
+    }
+
+    /// Refuses records that do not come from every rank, or come from another tree than `package`.
+    pub(super) fn check_records(
+        &self,
+        harvest: &Harvest,
+        package: &Utf8Path,
+    ) -> Result<(), Trouble> {
+        if harvest.hellos.is_empty() {
+            return Err(Trouble::new(
+                Class::NoShapes,
+                "no process of the server loaded the overlay, so nothing was recorded",
+            )
+            .hint("the launch command must keep the PYTHONPATH it is given (extend it, do not replace it) and start Python without -E, -I or -S"));
+        }
+        for (module, file) in &harvest.modules {
+            if module == HOOKED {
+                locate::ran_from(Utf8Path::new(file), package)
+                    .map_err(|error| Trouble::new(Class::Environment, error.to_string()))?;
+            }
+        }
+        let ranks: BTreeSet<u32> = harvest
+            .hellos
+            .iter()
+            .filter_map(|hello| hello.rank)
+            .collect();
+        let world = harvest.hellos.iter().filter_map(|hello| hello.world).max();
+        let world = world.unwrap_or(self.tp);
+        // A process that never learnt its rank can only be told from another one by a second rank.
+        let silent: Vec<String> = (0..world)
+            .filter(|rank| !ranks.contains(rank))
+            .map(|rank| rank.to_string())
+            .collect();
+        if silent.is_empty() || (world == 1 && ranks.is_empty()) {
+            return Ok(());
+        }
+        Err(Trouble::new(
+            Class::NoShapes,
+            format!(
+                "{} of {world} ranks recorded nothing: {}",
+                silent.len(),
+                silent.join(", ")
+            ),
+        )
+        .hint("every rank needs the same PYTHONPATH; ranks on other hosts need the run folder on a shared path"))
+    }
+}
+
+fn entry(config: &Config) -> Entry {
+    match config.launch() {
+        Ok(Launch::Command(command)) if !command.iter().any(|word| word == "-m") => Entry::Script,
+        _ => Entry::Module,
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::log::record::Hello;
+
+    const CONFIG: &str = r#"
+[workload]
+name = "w"
+tp = 2
+[server]
+command = ["python3", "-m", "sglang.launch_server"]
+env = { SGLANG_USE_AITER = "1" }
+unset = ["CU_NUM"]
+[benchmark]
+builtin = { concurrency = 1, prompts = 1, input_len = 8, output_len = 8 }
+[backend]
+kind = "sglang-triton"
+python = "/opt/venv/bin/python3"
+"#;
+
+    fn site() -> Site {
+        let config = Config::parse(CONFIG).unwrap();
+        Site::new(&config, &Keeper::new("/usr/bin/gemmtune".into())).unwrap()
+    }
+
+    fn recorded(ranks: &[Option<u32>]) -> Harvest {
+        let mut harvest = Harvest::default();
+        for (pid, rank) in (1..).zip(ranks) {
+            harvest.hellos.insert(Hello {
+                pid,
+                rank: *rank,
+                world: rank.map(|_| 2),
+                version: 1,
+            });
+        }
+        harvest
+    }
+
+    #[test]
+    fn every_rank_has_to_have_recorded() {
+        let site = site();
+        let said = |ranks: &[Option<u32>]| {
+            let tree = Utf8Path::new("/opt/sglang");
+            let refused = site.check_records(&recorded(ranks), tree).err();
+            refused.map(|trouble| trouble.reason)
+        };
+        assert_eq!(said(&[None, Some(0), Some(1)]), None);
+        assert_eq!(
+            said(&[None, Some(1)]).unwrap(),
+            "1 of 2 ranks recorded nothing: 0"
+        );
+        assert!(said(&[None]).unwrap().starts_with("2 of 2 ranks"));
+        assert!(said(&[]).unwrap().starts_with("no process of the server"));
+    }
+
+    #[test]
+    fn records_of_another_tree_are_refused() {
+        let mut harvest = recorded(&[Some(0), Some(1)]);
+        let file = "/elsewhere/sglang/srt/layers/quantization/fp8_utils.py";
+        harvest.modules.insert((HOOKED.to_owned(), file.to_owned()));
+        let refused = site().check_records(&harvest, Utf8Path::new("/opt/sglang"));
+        assert!(refused.unwrap_err().reason.contains(file));
+    }
+
+    #[test]
+    fn the_servers_environment_is_the_configured_one() {
+        let site = site();
+        assert_eq!(site.variable("SGLANG_USE_AITER").as_deref(), Some("1"));
+        assert_eq!(site.environment().get("CU_NUM"), Some(&None));
+        assert_eq!(site.entry, Entry::Module);
+    }
+}
