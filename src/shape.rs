@@ -9,6 +9,7 @@ use serde::{Deserialize, Serialize};
 
 /// A GEMM operation as the runtime names it; each has its own tuned table and its own look-up rules.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize)]
+#[cfg_attr(test, derive(schemars::JsonSchema))]
 pub enum Op {
     /// aiter `gemm_a8w8_blockscale`: plain CK / CKTile, row-major activation scales. The reference
     /// engine implements the same operation on the CPU.

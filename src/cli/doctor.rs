@@ -137,10 +137,10 @@ pub fn run(args: &DoctorArgs, printer: &Printer) -> Result<(), Failure> {
             .iter()
             .filter(|check| check.verdict == Verdict::Failure)
             .count();
-        return Err(Failure::new(
-            Kind::Environment,
-            format!("{count} checks failed"),
-        ));
+        return Err(
+            Failure::new(Kind::Environment, format!("{count} checks failed"))
+                .hint("each failed line above says what to do; then `gemmtune doctor` again"),
+        );
     }
     Ok(())
 }

@@ -33,6 +33,22 @@ pub enum Kind {
     Interrupted = 130,
 }
 
+/// [`Kind`] for the help text.
+pub const EXIT_CODES: &str = "\
+Exit codes:
+    0  done; of a comparison: better or same
+    1  a bug in gemmtune
+    2  the command line, a configuration or an input file is wrong
+   10  the environment is wrong: tree, version, device
+   11  source code whose structure is not recognised
+   12  the workload failed: a server died, a request failed, a deadline passed
+   13  the server did not become ready
+   14  no GEMM shapes were found
+   15  the tuner failed for some shapes, or a check has findings of severity error
+   16  worse or inconclusive, or taken back at verify
+   17  the run cannot be resumed: another process holds it, or its identity changed
+  130  interrupted; what was finished is kept";
+
 /// A failed command.
 #[derive(Debug)]
 pub struct Failure {

@@ -68,7 +68,7 @@ pub fn run(args: &InitArgs, printer: &Printer) -> Result<(), Failure> {
     }
     printer.say(if complete {
         format!(
-            "wrote `{0}`; next: `gemmtune doctor`, then `gemmtune run -c {0}`",
+            "wrote `{0}`; next: `gemmtune doctor`, then `gemmtune run {0}`",
             args.output
         )
     } else {

@@ -14,11 +14,14 @@ pub mod instrument;
 pub mod keeper;
 pub mod lint;
 pub mod lookup;
+pub mod man;
 pub mod merge;
 mod outcome;
 pub mod plan;
 pub mod printer;
 pub mod progress;
+#[cfg(test)]
+mod reference;
 pub mod reference_server;
 pub mod reference_worker;
 pub mod report;
@@ -39,7 +42,7 @@ use printer::Printer;
 
 /// Make the FP8 GEMMs of an LLM server measurably faster, and prove it
 #[derive(Debug, Parser)]
-#[command(name = "gemmtune", version, max_term_width = 100)]
+#[command(name = "gemmtune", version, max_term_width = 100, after_long_help = failure::EXIT_CODES)]
 struct Cli {
     /// Print exactly one JSON document on standard output
     #[arg(long, global = true)]
@@ -91,6 +94,8 @@ enum Command {
     ReferenceServer(reference_server::ReferenceServerArgs),
     /// Print shell completions
     Completions(completions::CompletionsArgs),
+    /// Write manual pages
+    Man(man::ManArgs),
     /// Time the reference engine's kernels; started by `gemmtune tune`
     #[command(hide = true)]
     ReferenceWorker(reference_worker::ReferenceWorkerArgs),
@@ -144,6 +149,7 @@ fn perform(command: Command, printer: &Printer) -> Result<std::process::ExitCode
         Command::Compare(args) => compare::run(&args, printer).map(success),
         Command::ReferenceServer(args) => reference_server::run(args, printer).map(success),
         Command::Completions(args) => completions::run(&args, printer).map(success),
+        Command::Man(args) => man::run(&args, printer).map(success),
         Command::ReferenceWorker(args) => reference_worker::run(&args).map(success),
         Command::Keeper(args) => Ok(keeper::run(&args, printer)),
     }

@@ -43,6 +43,12 @@ pub fn run(args: &StatusArgs, printer: &Printer) -> Result<ExitCode, Failure> {
     printer.say(format!("run       {}", run.path()));
     printer.say(match &at_work {
         Some(holder) => format!("at work   {holder}"),
+        None if state.has_finished(Stage::Report) => {
+            format!(
+                "at work   nobody: the run is complete, {}",
+                run.path().join("report.html")
+            )
+        }
         None => format!("at work   nobody; go on with `gemmtune run {}`", run.path()),
     });
     for stage in Stage::ALL {

@@ -8,6 +8,7 @@ use super::failure::{Failure, Kind};
 use super::printer::Printer;
 use super::progress::RunProgress;
 use crate::engine::{Engine, Surroundings};
+use crate::event::{Event, Notice};
 use crate::proc::Interrupt;
 use crate::stage::Stage;
 
@@ -30,7 +31,12 @@ pub fn run(args: &UndoArgs, printer: &Printer) -> Result<ExitCode, Failure> {
         .on_signals()
         .map_err(|error| Failure::to(Kind::Environment, "watch for Ctrl-C", error))?;
     let mut progress = RunProgress::new(printer);
-    let mut observer = |notice: &crate::event::Notice| progress.show(notice);
+    let mut observer = |notice: &Notice| {
+        // The run is opened as for going on, but does not go on.
+        if !matches!(notice, Notice::Recorded(Event::RunResumed { .. })) {
+            progress.show(notice);
+        }
+    };
     let with = Surroundings {
         keeper: super::run::keeper()?,
         interrupt,

@@ -59,6 +59,7 @@ pub const SGLANG_DEFAULT_PORT: u16 = 30_000;
 
 /// A whole, checked `gemmtune.toml`.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[cfg_attr(test, derive(schemars::JsonSchema))]
 #[serde(deny_unknown_fields)]
 pub struct Config {
     /// What is served.
@@ -79,6 +80,7 @@ pub struct Config {
 
 /// `[workload]`: what is served.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[cfg_attr(test, derive(schemars::JsonSchema))]
 #[serde(deny_unknown_fields)]
 pub struct Workload {
     /// Short name, part of the run folder's name: letters, digits, `.`, `_` and `-`.
@@ -96,6 +98,7 @@ pub struct Workload {
 
 /// `[server]`: how the server is started and when it counts as ready.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[cfg_attr(test, derive(schemars::JsonSchema))]
 #[serde(deny_unknown_fields)]
 pub struct Server {
     /// Argument vector, started without a shell. Exactly one of `command` and `script` is given.
@@ -103,9 +106,11 @@ pub struct Server {
     pub command: Option<Vec<String>>,
     /// A launch script, run with bash as the user runs it.
     #[serde(default, skip_serializing_if = "Option::is_none")]
+    #[cfg_attr(test, schemars(with = "Option<String>"))]
     pub script: Option<Utf8PathBuf>,
     /// Working directory; the configuration file's folder when absent.
     #[serde(default, skip_serializing_if = "Option::is_none")]
+    #[cfg_attr(test, schemars(with = "Option<String>"))]
     pub cwd: Option<Utf8PathBuf>,
     /// Variables set on top of the inherited environment.
     #[serde(default, skip_serializing_if = "BTreeMap::is_empty")]
@@ -130,6 +135,7 @@ pub struct Server {
 
 /// `[benchmark]`: how a ready server is measured.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[cfg_attr(test, derive(schemars::JsonSchema))]
 #[serde(deny_unknown_fields)]
 pub struct Benchmark {
     /// The user's own benchmark. Exactly one of `command` and `builtin` is given.
@@ -141,6 +147,7 @@ pub struct Benchmark {
     /// The file `command` appends one JSON object per run to; required with `command`. Relative to
     /// the folder the benchmark runs in, which is the trial's own, so runs never mix.
     #[serde(default, skip_serializing_if = "Option::is_none")]
+    #[cfg_attr(test, schemars(with = "Option<String>"))]
     pub results: Option<Utf8PathBuf>,
     /// Benchmark runs inside one trial. The trial stays the unit of comparison.
     #[serde(default = "one")]
@@ -152,6 +159,7 @@ pub struct Benchmark {
 
 /// `builtin = {…}`: the load that gemmtune's own generator makes.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[cfg_attr(test, derive(schemars::JsonSchema))]
 #[serde(deny_unknown_fields)]
 pub struct Load {
     /// Requests in flight at once (closed loop).
@@ -172,19 +180,23 @@ pub struct Load {
 
 /// `[backend]`: what is tuned and where it lives.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[cfg_attr(test, derive(schemars::JsonSchema))]
 #[serde(deny_unknown_fields)]
 pub struct Backend {
     /// Which engine is tuned.
     pub kind: BackendKind,
     /// The interpreter that runs the server; needed by every kind but `reference`.
     #[serde(default, skip_serializing_if = "Option::is_none")]
+    #[cfg_attr(test, schemars(with = "Option<String>"))]
     pub python: Option<Utf8PathBuf>,
     /// Folder that holds the `sglang` package, where it is not the one `python` imports. A server
     /// that then runs from another tree is an error.
     #[serde(default, skip_serializing_if = "Option::is_none")]
+    #[cfg_attr(test, schemars(with = "Option<String>"))]
     pub sglang_root: Option<Utf8PathBuf>,
     /// Folder that holds the `aiter` package, in the same sense.
     #[serde(default, skip_serializing_if = "Option::is_none")]
+    #[cfg_attr(test, schemars(with = "Option<String>"))]
     pub aiter_root: Option<Utf8PathBuf>,
     /// GPU architecture (`gfx942`), where it is not to be asked of the machine.
     #[serde(default, skip_serializing_if = "Option::is_none")]
@@ -199,6 +211,7 @@ pub struct Backend {
 
 /// The engines gemmtune can tune.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[cfg_attr(test, derive(schemars::JsonSchema))]
 #[serde(rename_all = "kebab-case")]
 pub enum BackendKind {
     /// The built-in CPU engine.
@@ -211,6 +224,7 @@ pub enum BackendKind {
 
 /// `[compare]`: how the arms are compared.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[cfg_attr(test, derive(schemars::JsonSchema))]
 #[serde(deny_unknown_fields)]
 pub struct Compare {
     /// The deciding metric, a key of the result line (`output_throughput`, `median_tpot_ms`, …).
@@ -236,10 +250,12 @@ impl Default for Compare {
 
 /// `[budget]`: how long the expensive stages may take.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[cfg_attr(test, derive(schemars::JsonSchema))]
 #[serde(deny_unknown_fields)]
 pub struct Budget {
     /// Wall time of the tune stage; what was found by then is kept.
     #[serde(default = "default_tune_budget")]
+    #[cfg_attr(test, schemars(with = "String"))]
     pub tune: Span,
 }
 

@@ -1,0 +1,29 @@
+//! `gemmtune man`: manual pages from the argument definitions.
+
+use camino::Utf8PathBuf;
+use clap::CommandFactory as _;
+use serde_json::json;
+
+use super::failure::{Failure, Kind};
+use super::printer::Printer;
+
+/// Arguments of `gemmtune man`.
+#[derive(Debug, clap::Args)]
+pub struct ManArgs {
+    /// Folder for the pages, made when absent; `man DIR/gemmtune.1` reads one
+    dir: Utf8PathBuf,
+}
+
+/// Writes one page for the program and one for each subcommand.
+pub fn run(args: &ManArgs, printer: &Printer) -> Result<(), Failure> {
+    fs_err::create_dir_all(&args.dir)
+        .map_err(|error| Failure::to(Kind::Environment, "create the folder", error))?;
+    clap_mangen::generate_to(super::Cli::command(), &args.dir)
+        .map_err(|error| Failure::to(Kind::Environment, "write the manual pages", error))?;
+    let page = args.dir.join("gemmtune.1");
+    if printer.is_json() {
+        return printer.json(&json!({ "page": page }));
+    }
+    printer.say(format!("read it with `man {page}`"));
+    Ok(())
+}
