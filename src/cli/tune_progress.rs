@@ -109,6 +109,23 @@ impl<'a> TuneProgress<'a> {
             TuneEvent::StationLost { station, reason } => {
                 self.warn(&format!("worker {station} is lost: {reason}"));
             }
+            TuneEvent::Batch {
+                done,
+                of,
+                left_at_most,
+                eta_s,
+            } => {
+                self.left = *left_at_most;
+                self.eta_s = eta_s.or(self.eta_s);
+                let eta = self
+                    .eta_s
+                    .map_or_else(String::new, |eta| format!(", {} to go", seconds(eta)));
+                self.bar.set_message(format!(
+                    "{done} of {of} candidates timed; at most {left_at_most} shapes left{eta}"
+                ));
+                self.bar.tick();
+            }
+            TuneEvent::Remark { text } => self.line(text),
             TuneEvent::Wrote { path } => self.line(&format!("wrote {path}")),
         }
     }

@@ -62,6 +62,22 @@ pub enum TuneEvent {
         /// What was seen.
         reason: String,
     },
+    /// How far a tuner that measures many shapes in one go is.
+    Batch {
+        /// Tasks done of those at work.
+        done: usize,
+        /// Tasks at work.
+        of: usize,
+        /// Shapes that may still come.
+        left_at_most: usize,
+        /// Seconds to go, once a shape was finished.
+        eta_s: Option<f64>,
+    },
+    /// Something worth knowing.
+    Remark {
+        /// What.
+        text: String,
+    },
     /// A file of the table was written.
     Wrote {
         /// The file.

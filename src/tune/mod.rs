@@ -5,6 +5,7 @@
 //! kept in [`results`]. This room starts processes and writes result files; it never prints and knows no
 //! terminal.
 
+pub mod aiter;
 pub mod backends;
 mod board;
 pub mod event;

@@ -104,6 +104,19 @@ fn progress_of(event: &TuneEvent) -> Option<Progress> {
         TuneEvent::WorkerRestarted { reason, .. } | TuneEvent::StationLost { reason, .. } => {
             Some(progress(format!("a worker ended: {reason}")))
         }
+        TuneEvent::Batch {
+            done,
+            of,
+            left_at_most,
+            eta_s,
+        } => Some(Progress {
+            passing: true,
+            eta_seconds: *eta_s,
+            ..progress(format!(
+                "{done} of {of} candidates timed, at most {left_at_most} shapes left"
+            ))
+        }),
+        TuneEvent::Remark { text } => Some(progress(text.clone())),
         TuneEvent::Wrote { .. } => None,
     }
 }

@@ -44,7 +44,7 @@ const fn known(
 }
 
 /// In the order of their appearance in aiter.
-const CAPABILITIES: [Known; 24] = [
+const CAPABILITIES: [Known; 25] = [
     known(
         "libtype",
         TUNER,
@@ -150,6 +150,13 @@ const CAPABILITIES: [Known; 24] = [
         "effective_topk",
         false,
         "a shape no kernel can do does not spoil the rest of its batch",
+    ),
+    known(
+        "outputs-reset",
+        POOL,
+        "output_keys",
+        false,
+        "outputs are cleared between the candidates of a group",
     ),
     known(
         "gfx-column",

@@ -1,0 +1,174 @@
+//! Which of the tuner's rows are taken.
+//!
+//! Pure. The tuner keeps the lowest time among candidates whose numbers passed its check; that lets through times no
+//! device can reach, splits of K whose sums come out differently each time, and rows that are slower than what
+//! serves the shape today.
+
+use super::Incumbent;
+use crate::shape::{Op, Shape};
+use crate::table::aiter::Row;
+use crate::table::kernels::Library;
+use crate::table::roofline;
+
+/// From this exponent on, CK and CKTile add partial sums into bf16 with atomics, in an order of their own
+/// (ROCm/aiter#4581).
+const NONDETERMINISTIC_EXPONENT: i64 = 2;
+
+/// The key a row must have to be found by the device it was tuned on.
+#[derive(Clone, Debug)]
+pub(super) struct Key {
+    pub(super) gfx: String,
+    pub(super) cu_num: u32,
+}
+
+/// Why `row` cannot be deployed for `op`, if it cannot.
+pub(super) fn refusal(op: Op, row: &Row, key: &Key, err_ratio: f64) -> Option<String> {
+    match row.us {
+        Some(us) if us.is_finite() && us > 0.0 => {}
+        Some(us) => return Some(format!("its time is {us} us, which is no time")),
+        None => return Some("it has no time".to_owned()),
+    }
+    match row.err_ratio {
+        Some(ratio) if ratio.is_finite() && (0.0..=err_ratio).contains(&ratio) => {}
+        Some(ratio) => {
+            return Some(format!(
+                "{:.1} % of its numbers are wrong, at most {:.1} % may be",
+                ratio * 100.0,
+                err_ratio * 100.0
+            ));
+        }
+        None => return Some("nothing says that its numbers are right".to_owned()),
+    }
+    if row.cu_num.is_some_and(|cu_num| cu_num != key.cu_num)
+        || row.gfx.as_deref().is_some_and(|gfx| gfx != key.gfx)
+    {
+        return Some(format!(
+            "it was written for {} with {} compute units",
+            row.gfx.as_deref().unwrap_or("a device"),
+            row.cu_num.unwrap_or(0)
+        ));
+    }
+    let measured_on = Row {
+        gfx: Some(key.gfx.as_str().into()),
+        cu_num: Some(key.cu_num),
+        ..row.clone()
+    };
+    if let Some(reason) = roofline::impossible(op, &measured_on) {
+        return Some(reason);
+    }
+    let library = row
+        .libtype
+        .as_deref()
+        .and_then(Library::of_libtype)
+        .or_else(|| row.kernel_name.as_deref().and_then(Library::of_kernel));
+    if let Some(library) = library
+        && !library.serves(op)
+    {
+        return Some(format!(
+            "the dispatcher of {op} does not call kernels of {}",
+            library.name()
+        ));
+    }
+    // The tables' `splitK` is a count for assembly and an exponent for CK, CKTile and nameless rows.
+    let exponent = row
+        .split_k
+        .filter(|_| matches!(library, None | Some(Library::Ck | Library::CkTile)));
+    if let Some(exponent) = exponent.filter(|exponent| *exponent >= NONDETERMINISTIC_EXPONENT)
+        && matches!(op, Op::Blockscale | Op::BlockscaleBpreshuffle)
+    {
+        return Some(format!(
+            "splitK {exponent} adds partial sums in no fixed order: two runs differ (ROCm/aiter#4581)"
+        ));
+    }
+    None
+}
+
+/// Whether what serves `shape` today is at least as fast as `row`.
+pub(super) fn incumbent_stays(row: &Row, incumbent: Option<&Incumbent>) -> bool {
+    match (row.us, incumbent) {
+        (Some(us), Some(incumbent)) => incumbent.us.is_finite() && us >= incumbent.us,
+        _ => false,
+    }
+}
+
+/// Whether `row` is for `shape`: the tuner's input has no more columns than these.
+pub(super) fn is_for(row: &Row, shape: &Shape) -> bool {
+    (row.m, row.n, row.k) == (shape.m, shape.n, shape.k)
+        && (row.q_dtype_w.is_none()
+            || shape.dtype.is_empty()
+            || row.q_dtype_w.as_deref() == Some(shape.dtype.as_str()))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn row() -> Row {
+        Row {
+            cu_num: Some(304),
+            m: 128,
+            n: 4608,
+            k: 7168,
+            libtype: Some("ck".into()),
+            kernel_id: Some(3),
+            split_k: Some(0),
+            us: Some(30.0),
+            kernel_name: Some("a8w8_blockscale_1x128x128_x".into()),
+            err_ratio: Some(0.0),
+            ..Row::default()
+        }
+    }
+
+    fn why(op: Op, row: &Row) -> Option<String> {
+        let key = Key {
+            gfx: "gfx942".to_owned(),
+            cu_num: 304,
+        };
+        refusal(op, row, &key, 0.05)
+    }
+
+    #[test]
+    fn rows_that_cannot_be_deployed_are_refused_with_the_reason() {
+        assert_eq!(why(Op::Blockscale, &row()), None);
+        let with = |change: &dyn Fn(&mut Row)| {
+            let mut row = row();
+            change(&mut row);
+            why(Op::Blockscale, &row).unwrap_or_default()
+        };
+        for us in [-1.0, 0.0, f64::INFINITY] {
+            assert!(with(&|row| row.us = Some(us)).contains("no time"), "{us}");
+        }
+        assert!(with(&|row| row.us = None).contains("no time"));
+        assert!(with(&|row| row.err_ratio = Some(0.06)).contains("6.0 %"));
+        assert!(with(&|row| row.err_ratio = None).contains("right"));
+        assert!(with(&|row| row.us = Some(1.0)).contains("TFLOPS"));
+        assert!(with(&|row| row.split_k = Some(2)).contains("4581"));
+        assert_eq!(with(&|row| row.split_k = Some(1)), "");
+        assert!(with(&|row| row.libtype = Some("asm".into())).contains("does not call"));
+        assert!(with(&|row| row.cu_num = Some(80)).contains("80"));
+    }
+
+    #[test]
+    fn a_split_of_assembly_is_a_count_and_other_operations_sum_in_float() {
+        let mut asm = row();
+        asm.libtype = Some("asm".into());
+        asm.split_k = Some(4);
+        assert_eq!(why(Op::BlockscaleBpreshuffle, &asm), None);
+        let mut rowwise = row();
+        rowwise.split_k = Some(3);
+        rowwise.kernel_name = Some("a8w8_rowwise_256x128".into());
+        rowwise.libtype = None;
+        assert_eq!(why(Op::A8w8, &rowwise), None);
+    }
+
+    #[test]
+    fn ties_are_the_incumbents() {
+        let incumbent = |us| Incumbent {
+            us,
+            what: "Triton".to_owned(),
+        };
+        assert!(incumbent_stays(&row(), Some(&incumbent(30.0))));
+        assert!(!incumbent_stays(&row(), Some(&incumbent(30.1))));
+        assert!(!incumbent_stays(&row(), None));
+    }
+}

@@ -1,0 +1,238 @@
+//! One start of the tuner, watched until it ends or has to be ended.
+//!
+//! Nothing it does is trusted: not that it ends (a dead worker makes some revisions wait for ever), not its exit code
+//! (zero with candidates lost, one with all rows written). What counts is what stands in its files.
+
+use std::collections::BTreeMap;
+use std::sync::mpsc::channel;
+use std::time::{Duration, Instant};
+
+use camino::Utf8PathBuf;
+
+use super::queue::Why;
+use super::rows::{self, Tail, Watched};
+use super::said::{Heard, Said};
+use super::{AiterTuneError, memory};
+use crate::proc::interrupt::Urgency;
+use crate::proc::{Interrupt, Keeper, Spawn};
+use crate::shape::Op;
+use crate::table::aiter::Row;
+
+/// How often files are looked at: rows are durable so soon after they land.
+const POLL: Duration = Duration::from_millis(100);
+
+/// Between asking the tuner to end and ending it: its workers leave in seconds once their parent is gone.
+const GRACE: Duration = Duration::from_secs(3);
+
+/// How long to wait.
+#[derive(Clone, Copy, Debug)]
+pub(super) struct Patience {
+    /// Without any sign.
+    pub(super) silence: Duration,
+    /// For a batch.
+    pub(super) batch: Duration,
+    /// Without any sign while a module is compiled.
+    pub(super) build: Duration,
+}
+
+/// The files of an attempt, all in one folder.
+#[derive(Clone, Debug)]
+pub(super) struct Files {
+    pub(super) folder: Utf8PathBuf,
+    pub(super) untuned: Utf8PathBuf,
+    pub(super) tuned: Utf8PathBuf,
+    pub(super) profile: Utf8PathBuf,
+    pub(super) stdout: Utf8PathBuf,
+    pub(super) stderr: Utf8PathBuf,
+}
+
+impl Files {
+    pub(super) fn new(folder: Utf8PathBuf) -> Self {
+        Self {
+            untuned: folder.join("untuned.csv"),
+            tuned: folder.join("tuned.csv"),
+            profile: folder.join("profile.csv"),
+            stdout: folder.join("stdout.log"),
+            stderr: folder.join("stderr.log"),
+            folder,
+        }
+    }
+}
+
+/// One start.
+pub(super) struct Attempt<'a> {
+    pub(super) op: Op,
+    pub(super) argv: Vec<String>,
+    pub(super) env: BTreeMap<String, Option<String>>,
+    pub(super) files: &'a Files,
+    pub(super) patience: Patience,
+    /// When the budget is spent.
+    pub(super) until: Option<Instant>,
+}
+
+/// What was seen of it.
+pub(super) struct Left {
+    pub(super) why: Why,
+    pub(super) heard: Heard,
+    pub(super) code: Option<u8>,
+    pub(super) seconds: f64,
+}
+
+/// Something moved.
+pub(super) enum Moved<'a> {
+    /// A line that means something.
+    Said(&'a Said, &'a Heard),
+    /// Rows that were not there before.
+    Rows(Vec<Row>),
+}
+
+impl Attempt<'_> {
+    /// Runs it to its end.
+    pub(super) fn run(
+        &self,
+        keeper: &Keeper,
+        interrupt: &Interrupt,
+        moved: &mut dyn FnMut(Moved<'_>) -> Result<(), AiterTuneError>,
+    ) -> Result<Left, AiterTuneError> {
+        let (sender, raised) = channel();
+        interrupt.subscribe(sender);
+        let began = Instant::now();
+        let mut env = self.env.clone();
+        env.insert(memory::MARK.to_owned(), Some(self.files.folder.to_string()));
+        let mut kept = Spawn {
+            argv: self.argv.clone(),
+            folder: Some(self.files.folder.clone()),
+            env,
+            stdout: self.files.stdout.clone(),
+            stderr: self.files.stderr.clone(),
+            grace: GRACE,
+        }
+        .start(keeper)?;
+        let mut watch = Watch::new(self);
+        let why = loop {
+            let exited = kept.exited();
+            watch.look(exited.is_some(), moved)?;
+            if let Some(code) = exited {
+                break if watch.heard.ended_well {
+                    Why::Finished
+                } else {
+                    Why::Died(code)
+                };
+            }
+            if self.until.is_some_and(|until| Instant::now() >= until) {
+                break Why::Budget;
+            }
+            if let Some(why) = watch.overdue(&self.patience) {
+                break why;
+            }
+            if raised.recv_timeout(POLL).is_ok() {
+                break Why::Interrupted;
+            }
+        };
+        let code = kept.exited();
+        if code.is_none() {
+            kept.stop(interrupt.urgency().unwrap_or(Urgency::Stop), interrupt);
+            // What it wrote before it ended counts.
+            watch.look(true, moved)?;
+        }
+        Ok(Left {
+            why,
+            heard: watch.heard,
+            code,
+            seconds: began.elapsed().as_secs_f64(),
+        })
+    }
+}
+
+/// What is watched while it runs.
+struct Watch {
+    op: Op,
+    streams: [Tail; 2],
+    table: Watched,
+    profile: Watched,
+    heard: Heard,
+    seen: Vec<Row>,
+    last_sign: Instant,
+    batch_began: Instant,
+    last_look: Instant,
+}
+
+impl Watch {
+    fn new(attempt: &Attempt<'_>) -> Self {
+        let files = attempt.files;
+        let now = Instant::now();
+        Self {
+            op: attempt.op,
+            streams: [&files.stdout, &files.stderr].map(|path| Tail::new(path.clone())),
+            table: Watched::new(files.tuned.clone()),
+            profile: Watched::new(files.profile.clone()),
+            heard: Heard::default(),
+            seen: Vec::new(),
+            last_sign: now,
+            batch_began: now,
+            last_look: now,
+        }
+    }
+
+    /// Reads what is new; `all` takes a last line without its end.
+    fn look(
+        &mut self,
+        all: bool,
+        moved: &mut dyn FnMut(Moved<'_>) -> Result<(), AiterTuneError>,
+    ) -> Result<(), AiterTuneError> {
+        let now = Instant::now();
+        let mut signs = self.profile.changed();
+        for index in 0..self.streams.len() {
+            let before = self.streams[index].read();
+            for line in self.streams[index].lines(all) {
+                if let Some(said) = self.heard.line(&line) {
+                    if matches!(said, Said::Waiting { .. } | Said::BatchDone { .. }) {
+                        self.batch_began = now;
+                    }
+                    moved(Moved::Said(&said, &self.heard))?;
+                }
+            }
+            signs |= self.streams[index].read() != before;
+        }
+        if self.table.changed() {
+            signs = true;
+            let rows: Vec<Row> = rows::read(self.table.path(), self.op)
+                .into_iter()
+                .map(|row| Row { line: 0, ..row })
+                .filter(|row| !self.seen.contains(row))
+                .collect();
+            if !rows.is_empty() {
+                self.seen.extend(rows.iter().cloned());
+                moved(Moved::Rows(rows))?;
+            }
+        }
+        if self.is_building() {
+            // A batch is not late because its kernels had to be compiled.
+            self.batch_began += now - self.last_look;
+        }
+        if signs {
+            self.last_sign = now;
+        }
+        self.last_look = now;
+        Ok(())
+    }
+
+    fn is_building(&self) -> bool {
+        !self.heard.building.is_empty() || self.heard.lock.is_some()
+    }
+
+    fn overdue(&self, patience: &Patience) -> Option<Why> {
+        let silence = if self.is_building() {
+            patience.build
+        } else {
+            patience.silence
+        };
+        if self.last_sign.elapsed() > silence {
+            Some(Why::Silent)
+        } else if self.batch_began.elapsed() > patience.batch {
+            Some(Why::BatchTooLong)
+        } else {
+            None
+        }
+    }
+}

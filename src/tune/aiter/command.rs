@@ -1,0 +1,203 @@
+//! The command line that is run: what is wanted, fitted to the flags a script has.
+//!
+//! Pure. A flag that is missing is done without and said; one that is needed and missing, or takes other values than
+//! wanted, is refused by name.
+
+use std::time::Duration;
+
+use camino::{Utf8Path, Utf8PathBuf};
+
+use super::flags::{Flag, Flags, Takes};
+use super::scripts::Script;
+use crate::shape::Op;
+
+/// A flag that is not as needed.
+#[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
+pub enum FlagError {
+    /// It is not there, and nothing can be done without it.
+    #[error("use `{flag}`: `{script}` has no such flag")]
+    Missing {
+        /// The flag.
+        flag: &'static str,
+        /// The script.
+        script: Utf8PathBuf,
+    },
+    /// It takes another number of values.
+    #[error("use `{flag}`: in `{script}` it takes {takes}")]
+    Changed {
+        /// The flag.
+        flag: &'static str,
+        /// The script.
+        script: Utf8PathBuf,
+        /// What it takes there.
+        takes: &'static str,
+    },
+    /// It takes none of the values that serve the operation.
+    #[error("use `{flag}`: `{script}` takes {choices}, and `{op}` needs one of {wanted}")]
+    Choices {
+        /// The flag.
+        flag: &'static str,
+        /// The script.
+        script: Utf8PathBuf,
+        /// The operation.
+        op: Op,
+        /// What it takes.
+        choices: String,
+        /// What would do.
+        wanted: String,
+    },
+}
+
+/// What a run of the tuner is to do.
+#[derive(Clone, Debug)]
+pub(super) struct Wanted<'a> {
+    pub(super) python: &'a Utf8Path,
+    pub(super) script: &'a Script,
+    pub(super) flags: &'a Flags,
+    pub(super) untuned: Utf8PathBuf,
+    pub(super) tuned: Utf8PathBuf,
+    pub(super) profile: Utf8PathBuf,
+    /// Devices in parallel; all it sees when absent.
+    pub(super) devices: Option<u32>,
+    /// Shapes after which results are written.
+    pub(super) batch: usize,
+    /// Library to search; the widest that suits when absent.
+    pub(super) libtype: Option<&'a str>,
+    pub(super) split_k: bool,
+    pub(super) err_ratio: f64,
+    /// Limit of one candidate (of one shape where candidates are grouped).
+    pub(super) task: Duration,
+}
+
+/// A command line and what had to be adapted.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub(super) struct Line {
+    pub(super) argv: Vec<String>,
+    pub(super) remarks: Vec<String>,
+}
+
+/// The libraries to search for an operation, best first: the widest whose kernels the operation's dispatcher calls.
+///
+/// The plain operation ends in an assertion for anything but CK and CKTile (`aiter/ops/gemm_op_a8w8.py`), so its
+/// `both` comes before `all`.
+fn libraries(op: Op) -> &'static [&'static str] {
+    match op {
+        Op::Blockscale => &["both", "all", "ck"],
+        _ => &["all", "both", "ck"],
+    }
+}
+
+/// Fits `wanted` to the script.
+pub(super) fn line(wanted: &Wanted<'_>) -> Result<Line, FlagError> {
+    let script = wanted.script;
+    let mut line = Line {
+        argv: vec![wanted.python.to_string(), script.path.to_string()],
+        remarks: Vec::new(),
+    };
+    let check = |flag: &'static str, takes: Takes| -> Result<Option<&Flag>, FlagError> {
+        match wanted.flags.get(flag) {
+            None => Ok(None),
+            Some(found) if found.takes == takes => Ok(Some(found)),
+            Some(found) => Err(FlagError::Changed {
+                flag,
+                script: script.path.clone(),
+                takes: match found.takes {
+                    Takes::Nothing => "no value",
+                    Takes::One => "one value",
+                    Takes::Optional => "no or one value",
+                    Takes::Several => "several values",
+                },
+            }),
+        }
+    };
+    let missing = |flag| FlagError::Missing {
+        flag,
+        script: script.path.clone(),
+    };
+    for (flag, value) in [("-i", &wanted.untuned), ("-o", &wanted.tuned)] {
+        check(flag, Takes::One)?.ok_or_else(|| missing(flag))?;
+        line.argv.extend([flag.to_owned(), value.to_string()]);
+    }
+    if let Some(mode) = script.mode {
+        check(mode, Takes::Nothing)?.ok_or_else(|| missing(mode))?;
+        line.argv.push(mode.to_owned());
+    }
+    let mut give = |flag: &'static str, value: Option<String>, without: &str| {
+        let takes = if value.is_some() {
+            Takes::One
+        } else {
+            Takes::Nothing
+        };
+        match check(flag, takes)? {
+            Some(_) => {
+                line.argv.push(flag.to_owned());
+                line.argv.extend(value);
+            }
+            None => line
+                .remarks
+                .push(format!("this tuner has no `{flag}`: {without}")),
+        }
+        Ok(())
+    };
+    give(
+        "-o2",
+        Some(wanted.profile.to_string()),
+        "what came second is not known",
+    )?;
+    if let Some(devices) = wanted.devices {
+        give(
+            "--mp",
+            Some(devices.to_string()),
+            "it chooses the devices itself",
+        )?;
+    }
+    give(
+        "--batch",
+        Some(wanted.batch.to_string()),
+        "rows come when all shapes are done",
+    )?;
+    give(
+        "--errRatio",
+        Some(wanted.err_ratio.to_string()),
+        "it decides which numbers are right enough",
+    )?;
+    give(
+        "--timeout",
+        Some(wanted.task.as_secs().max(1).to_string()),
+        "a candidate that hangs costs its shape",
+    )?;
+    if wanted.split_k {
+        give("-k", None, "K is not split")?;
+    }
+    give("-v", None, "progress shows after each batch only")?;
+    if let Some(flag) = wanted.flags.get("--libtype") {
+        let list = wanted
+            .libtype
+            .map_or_else(|| libraries(script.op).to_vec(), |one| vec![one]);
+        let value = list
+            .iter()
+            .find(|library| {
+                flag.choices.is_empty() || flag.choices.iter().any(|known| known == *library)
+            })
+            .ok_or_else(|| FlagError::Choices {
+                flag: "--libtype",
+                script: script.path.clone(),
+                op: script.op,
+                choices: flag.choices.join(", "),
+                wanted: list.join(", "),
+            })?;
+        check("--libtype", Takes::One)?;
+        // Without choices the flag takes a list, whose `all` is every library the script knows.
+        line.argv
+            .extend(["--libtype".to_owned(), (*value).to_owned()]);
+    } else if let Some(library) = wanted.libtype.filter(|library| *library != "ck") {
+        return Err(FlagError::Choices {
+            flag: "--libtype",
+            script: script.path.clone(),
+            op: script.op,
+            choices: "no library (its kernels are CK's)".to_owned(),
+            wanted: library.to_owned(),
+        });
+    }
+    Ok(line)
+}

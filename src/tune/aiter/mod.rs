@@ -1,0 +1,254 @@
+//! aiter's own tuner, driven and supervised.
+//!
+//! The tuner script of the tree at hand does the searching ([`scripts`], [`flags`]); this room decides what it is asked
+//! ([`queue`]), watches it while it works ([`attempt`], [`said`]), takes rows over as they land and judges them by
+//! what stands in its CSV, never by its exit code ([`rows`], [`accept`]). It starts processes and writes files below
+//! its own folder only; it never prints, and never writes into the tree.
+
+mod accept;
+mod argparse;
+mod attempt;
+mod command;
+pub mod flags;
+mod keep;
+mod memory;
+mod outcome;
+mod prepare;
+mod queue;
+mod rows;
+mod run;
+mod said;
+pub mod scripts;
+mod site;
+
+use std::collections::BTreeMap;
+use std::time::Duration;
+
+use camino::{Utf8Path, Utf8PathBuf};
+
+use super::results::ResultsError;
+use crate::proc::{Interrupt, Keeper, RunError, SpawnError};
+use crate::pyedit::source::SourceError;
+use crate::shape::{Op, Shape};
+use crate::store::journal::JournalError;
+
+pub use command::FlagError;
+pub use outcome::{Accepted, AiterOutcome, Refused};
+pub use prepare::{DeviceSeen, Preview, preview};
+pub use run::tune;
+pub use scripts::Script;
+pub use site::Seen;
+
+/// The backend's name, on the command line and in results.
+pub const BACKEND: &str = "aiter";
+
+/// What serves a shape today.
+#[derive(Clone, Debug, PartialEq)]
+pub struct Incumbent {
+    /// Its time, µs.
+    pub us: f64,
+    /// What it is, in words: `the shipped row`, `Triton`.
+    pub what: String,
+}
+
+/// How long things may take, and how wrong numbers may be.
+#[derive(Clone, Copy, Debug, PartialEq)]
+pub struct Limits {
+    /// One candidate, as the tuner's own limit. Where that limit runs in the queue too, or counts a whole shape, the
+    /// tuner gets a multiple of it.
+    pub task: Duration,
+    /// Without a line, a row or a build for so long the tuner hangs and is ended. It is raised above the tuner's own
+    /// limit where that one is sure to act.
+    pub silence: Duration,
+    /// One batch, builds apart.
+    pub batch: Duration,
+    /// The compilation of a module; all candidates of an operation are one module.
+    pub build: Duration,
+    /// Share of elements outside the tuner's tolerance.
+    pub err_ratio: f64,
+}
+
+impl Default for Limits {
+    fn default() -> Self {
+        Self {
+            // A candidate is 106 launches and one reference product: seconds, on an idle GPU.
+            task: Duration::from_secs(180),
+            silence: Duration::from_secs(300),
+            batch: Duration::from_secs(45 * 60),
+            // 142 to 726 seconds have been seen for one module (ROCm/aiter issues 5266, 882).
+            build: Duration::from_secs(60 * 60),
+            err_ratio: super::rules::MAX_ERR_RATIO,
+        }
+    }
+}
+
+/// What a person may want otherwise.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct Settings {
+    /// Shapes in a batch: what a kill costs, at most.
+    pub batch: Option<usize>,
+    /// Devices.
+    pub devices: Option<u32>,
+    /// Library to search.
+    pub libtype: Option<String>,
+    /// Whether to search splits of K; where they have an effect when absent.
+    pub split_k: Option<bool>,
+    /// Whether shapes that failed in an earlier run are tried again.
+    pub retry_failed: bool,
+}
+
+/// What is to be tuned, and with what.
+#[derive(Debug)]
+pub struct AiterOrder<'a> {
+    /// The aiter tree: its package folder, or the folder that holds it.
+    pub tree: &'a Utf8Path,
+    /// The interpreter the server runs under.
+    pub python: &'a Utf8Path,
+    /// Variables set or removed on top of our own environment. A `PYTHONPATH` to be kept must be in here.
+    pub env: &'a BTreeMap<String, Option<String>>,
+    /// The operation.
+    pub op: Op,
+    /// Shapes, most valuable first: what a budget leaves out are the last ones.
+    pub untuned: &'a [Shape],
+    /// What serves shapes today, where that was measured.
+    pub incumbents: &'a BTreeMap<Shape, Incumbent>,
+    /// Where results, logs and the table go. One order has it at a time.
+    pub folder: &'a Utf8Path,
+    /// Architecture and compute units the table is for; those of the device when absent.
+    pub key: Option<(String, u32)>,
+    /// Wall time, after which what was found is kept.
+    pub budget: Option<Duration>,
+    /// Limits.
+    pub limits: Limits,
+    /// Wishes.
+    pub settings: Settings,
+    /// Keeps the tuner's processes.
+    pub keeper: &'a Keeper,
+    /// Ends the search early; what was found is kept.
+    pub interrupt: &'a Interrupt,
+}
+
+/// Failed to drive aiter's tuner.
+#[derive(Debug, thiserror::Error)]
+pub enum AiterTuneError {
+    /// There is nothing to tune.
+    #[error("tune no shapes")]
+    NoShapes,
+    /// A shape of another operation.
+    #[error("tune `{shape}` with the tuner of {op}")]
+    OtherOperation {
+        /// The shape.
+        shape: Shape,
+        /// The order's operation.
+        op: Op,
+    },
+    /// The folder holds no aiter.
+    #[error("find aiter's tuner: `{tree}` holds no `aiter/utility/base_tuner.py`")]
+    NoTree {
+        /// The folder.
+        tree: Utf8PathBuf,
+    },
+    /// The tree has no tuner for the operation.
+    #[error("find a tuner for {op}: `{tree}` has none of `{tried}` that can do it")]
+    NoScript {
+        /// The operation.
+        op: Op,
+        /// The tree.
+        tree: Utf8PathBuf,
+        /// Scripts looked for.
+        tried: String,
+    },
+    /// A flag is not as needed.
+    #[error(transparent)]
+    Flag(#[from] FlagError),
+    /// A file of the tree cannot be read.
+    #[error("read the aiter tree")]
+    Read(#[source] std::io::Error),
+    /// A script is not Python.
+    #[error(transparent)]
+    Source(#[from] SourceError),
+    /// The interpreter ended without an answer.
+    #[error("ask `{python}` for its devices: exit code {code}: {said}")]
+    NoAnswer {
+        /// The interpreter.
+        python: Utf8PathBuf,
+        /// Its exit code.
+        code: u8,
+        /// The end of what it said.
+        said: String,
+    },
+    /// torch or aiter cannot be imported.
+    #[error("import torch and aiter with `{python}`: {error}")]
+    CannotImport {
+        /// The interpreter.
+        python: Utf8PathBuf,
+        /// Python's words.
+        error: String,
+    },
+    /// The interpreter imports another tree.
+    #[error("tune with `{meant}`: `{python}` imports aiter from `{used}`")]
+    OtherTree {
+        /// The interpreter.
+        python: Utf8PathBuf,
+        /// What it imports.
+        used: Utf8PathBuf,
+        /// The tree of the order.
+        meant: Utf8PathBuf,
+    },
+    /// No GPU is visible.
+    #[error("find a GPU: torch in `{python}` sees none")]
+    NoDevice {
+        /// The interpreter.
+        python: Utf8PathBuf,
+    },
+    /// The device writes other keys than those wanted.
+    #[error(
+        "tune for {wanted}: the tuner would write {found}; its rows would never be found (look at partition modes and at variables that hide or rename devices)"
+    )]
+    OtherKey {
+        /// The key of the order.
+        wanted: String,
+        /// The tuner's.
+        found: String,
+    },
+    /// The tuner ended before it tuned anything.
+    #[error("run `{script}`: it ended with exit code {code} before the first batch: {said}")]
+    Broken {
+        /// The script.
+        script: Utf8PathBuf,
+        /// Its exit code.
+        code: u8,
+        /// The end of what it said.
+        said: String,
+    },
+    /// It could not be started or asked.
+    #[error(transparent)]
+    Run(RunError),
+    /// It could not be started.
+    #[error(transparent)]
+    Spawn(#[from] SpawnError),
+    /// A file of our own cannot be written.
+    #[error("write into the tuning folder")]
+    Write(#[source] std::io::Error),
+    /// Results cannot be kept, or are of another device or tree.
+    #[error(transparent)]
+    Results(#[from] ResultsError),
+    /// Interrupted before anything was measured.
+    #[error("tune: interrupted before the first batch")]
+    Interrupted,
+}
+
+impl From<RunError> for AiterTuneError {
+    fn from(error: RunError) -> Self {
+        match error {
+            RunError::Interrupted(_) => Self::Interrupted,
+            error => Self::Run(error),
+        }
+    }
+}
+
+impl From<JournalError> for AiterTuneError {
+    fn from(error: JournalError) -> Self {
+        Self::Results(error.into())
+    }
+}

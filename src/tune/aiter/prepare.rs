@@ -1,0 +1,343 @@
+//! What is asked before anything is tuned: the tree, the interpreter, its devices, and how long to wait for what.
+
+use std::collections::BTreeMap;
+use std::time::Duration;
+
+use camino::{Utf8Path, Utf8PathBuf};
+use serde::Serialize;
+
+use super::attempt::{Files, Patience};
+use super::command::{self, Line, Wanted};
+use super::flags::{Flags, FlagsFrom, Takes};
+use super::queue::{Manner, Round};
+use super::scripts::Script;
+use super::site::{self, Seen};
+use super::{AiterOrder, AiterTuneError};
+use crate::shape::Op;
+
+/// Folder of the attempts, below the order's.
+pub(super) const ATTEMPTS: &str = "attempts";
+
+/// Shapes in a batch. A batch costs a pool of fresh processes, seconds; at a revision where one impossible shape spoils
+/// the rest of its batch, it may cost the batch.
+const BATCH: usize = 8;
+const BATCH_WHERE_POISONED: usize = 4;
+
+/// What one candidate takes of a device, more than it should: inputs, a reference product, 106 launches.
+const CANDIDATE: Duration = Duration::from_secs(3);
+
+/// Candidates of one shape, at most, without splits of K: counted at 303a583c89 and e4048607a5 on gfx950.
+const fn candidates(op: Op) -> u32 {
+    match op {
+        Op::Blockscale => 52,
+        Op::BlockscaleBpreshuffle => 58,
+        // FlyDSL's are thinned out by the script before they are timed.
+        Op::Bpreshuffle => 2700,
+        Op::A8w8 => 86,
+        Op::A4w4 | Op::TritonBlockFp8 => 54,
+    }
+}
+
+/// What would be run.
+#[derive(Clone, Debug, Serialize)]
+pub struct Preview {
+    /// The script.
+    pub script: Utf8PathBuf,
+    /// Digest of it and of the files it works with.
+    pub digest: String,
+    /// Columns that identify a row there.
+    pub keys: Vec<String>,
+    /// Where its flags were read.
+    pub flags_from: FlagsFrom,
+    /// The command line of the first start.
+    pub command: Vec<String>,
+    /// Variables it gets, on top of the caller's.
+    pub env: BTreeMap<String, Option<String>>,
+    /// Devices seen; absent where the interpreter could not be asked.
+    pub device: Option<DeviceSeen>,
+    /// Shapes asked for.
+    pub shapes: usize,
+    /// Shapes in a batch.
+    pub batch: usize,
+    /// Modules that are still to be compiled.
+    pub to_compile: Vec<String>,
+    /// What was adapted, and what is worth knowing.
+    pub remarks: Vec<String>,
+    /// Seconds, at most.
+    pub budget_s: Option<f64>,
+    /// Where results would go.
+    pub output: Utf8PathBuf,
+}
+
+/// The devices a tuner would use.
+#[derive(Clone, Debug, Serialize)]
+pub struct DeviceSeen {
+    /// Name.
+    pub name: String,
+    /// Architecture.
+    pub gfx: String,
+    /// Compute units.
+    pub cu_num: u32,
+    /// How many.
+    pub count: u32,
+}
+
+/// What is known once everything was asked.
+pub(super) struct Site {
+    pub(super) script: Script,
+    pub(super) flags: Flags,
+    pub(super) seen: Option<Seen>,
+    pub(super) devices: Option<u32>,
+    pub(super) batch: usize,
+    pub(super) split_k: bool,
+    pub(super) env: BTreeMap<String, Option<String>>,
+    pub(super) to_compile: Vec<String>,
+    pub(super) remarks: Vec<String>,
+}
+
+impl Site {
+    /// Looks at the tree and asks the interpreter, with `scratch` for files of its own. `must` refuses what a dry
+    /// run only remarks upon.
+    pub(super) fn look(
+        order: &AiterOrder<'_>,
+        scratch: &Utf8Path,
+        must: bool,
+    ) -> Result<Self, AiterTuneError> {
+        if order.untuned.is_empty() {
+            return Err(AiterTuneError::NoShapes);
+        }
+        if let Some(shape) = order.untuned.iter().find(|shape| shape.op != order.op) {
+            return Err(AiterTuneError::OtherOperation {
+                shape: shape.clone(),
+                op: order.op,
+            });
+        }
+        let script = Script::find(order.tree, order.op)?;
+        let env = site::env(order, &script);
+        let mut remarks = Vec::new();
+        let seen = match site::devices(order, &script, scratch) {
+            Ok(seen) => Some(seen),
+            Err(error) if must => return Err(error),
+            Err(error) => {
+                remarks.push(format!("devices cannot be counted here: {error}"));
+                None
+            }
+        };
+        if let (Some(seen), Some((gfx, cu_num))) = (&seen, &order.key)
+            && (*gfx != seen.gfx || *cu_num != seen.cu_num)
+        {
+            return Err(AiterTuneError::OtherKey {
+                wanted: format!("{gfx} with {cu_num} compute units"),
+                found: format!("{} with {}", seen.gfx, seen.cu_num),
+            });
+        }
+        let flags = match &seen {
+            Some(_) => match site::help(order, &script, scratch)? {
+                Ok(help) => {
+                    let other = help.missing_in(&script.flags);
+                    if !other.is_empty() {
+                        remarks.push(format!(
+                            "flags that its source does not show: {}",
+                            other.join(", ")
+                        ));
+                    }
+                    help.with_defaults_of(&script.flags)
+                }
+                Err(reason) => {
+                    remarks.push(format!("flags were read from source: {reason}"));
+                    script.flags.clone()
+                }
+            },
+            None => script.flags.clone(),
+        };
+        let devices = order
+            .settings
+            .devices
+            .or_else(|| seen.as_ref().map(|seen| seen.count));
+        let default = if script.poisons_batches() {
+            BATCH_WHERE_POISONED
+        } else {
+            BATCH
+        };
+        let batch = order
+            .settings
+            .batch
+            .unwrap_or(default)
+            .clamp(1, order.untuned.len());
+        let split_k = order.settings.split_k.unwrap_or(script.obeys_split_k);
+        if split_k && !script.obeys_split_k {
+            remarks.push(format!(
+                "splits of K are searched although this tree's {} ignores them",
+                order.op
+            ));
+        }
+        if devices == Some(1) && flags.get("--shape_grouped").is_some() && script.shares_outputs() {
+            remarks.push(
+                "with one device this tuner groups candidates and does not clear outputs between them: a kernel that \
+                 writes nothing may pass; the layout check after deployment is what finds it"
+                    .to_owned(),
+            );
+        }
+        Ok(Self {
+            to_compile: to_compile(&script, &env),
+            script,
+            flags,
+            seen,
+            devices,
+            batch,
+            split_k,
+            env,
+            remarks,
+        })
+    }
+
+    fn is_grouped(&self) -> bool {
+        self.devices == Some(1) && self.flags.get("--shape_grouped").is_some()
+    }
+
+    /// The tuner's own limit of a task in a round, and how long to wait for it.
+    pub(super) fn patience(&self, order: &AiterOrder<'_>, round: &Round) -> (Duration, Patience) {
+        let limits = &order.limits;
+        let own = self
+            .flags
+            .get("--timeout")
+            .is_some_and(|flag| flag.takes == Takes::One);
+        let of_shape = CANDIDATE.min(limits.task) * candidates(order.op);
+        let devices = self.devices.unwrap_or(1).max(1);
+        let mut task = limits.task;
+        if self.is_grouped() {
+            task += of_shape;
+        } else if self.script.counts_queueing() {
+            let shapes = u32::try_from(round.batch).unwrap_or(u32::MAX);
+            task += of_shape.saturating_mul(shapes) / devices;
+        }
+        if round.manner == Manner::First {
+            task += limits.build;
+        }
+        // In batches our own limit is the shorter one where the tuner's counts the queue: a batch that stands still is
+        // ended, and its shapes go alone, where the tuner's limit is short enough to save the rest of a shape.
+        let sure = own
+            && (self.is_grouped()
+                || !self.script.counts_queueing()
+                || round.manner == Manner::Alone);
+        let silence = if sure {
+            limits.silence.max(task + limits.silence)
+        } else {
+            limits.silence
+        };
+        let patience = Patience {
+            silence,
+            batch: limits.batch.max(task),
+            build: limits.build,
+        };
+        (task, patience)
+    }
+
+    pub(super) fn line(
+        &self,
+        order: &AiterOrder<'_>,
+        files: &Files,
+        round: &Round,
+        task: Duration,
+    ) -> Result<Line, AiterTuneError> {
+        Ok(command::line(&Wanted {
+            python: order.python,
+            script: &self.script,
+            flags: &self.flags,
+            untuned: files.untuned.clone(),
+            tuned: files.tuned.clone(),
+            profile: files.profile.clone(),
+            devices: self.devices,
+            batch: round.batch,
+            libtype: order.settings.libtype.as_deref(),
+            split_k: self.split_k,
+            err_ratio: order.limits.err_ratio,
+            task,
+        })?)
+    }
+}
+
+/// Modules that no folder holds a build of. One that is a plain Python file stands in for a build.
+fn to_compile(script: &Script, env: &BTreeMap<String, Option<String>>) -> Vec<String> {
+    let folders = match env.get("AITER_JIT_DIR").cloned().flatten() {
+        Some(folder) => vec![Utf8PathBuf::from(folder)],
+        None => script.module_folders(),
+    };
+    script
+        .modules
+        .iter()
+        .filter(|module| {
+            !folders.iter().any(|folder| {
+                ["so", "py"]
+                    .iter()
+                    .any(|ending| folder.join(format!("{module}.{ending}")).is_file())
+            })
+        })
+        .cloned()
+        .collect()
+}
+
+/// Says what [`tune`] would do, and writes nothing into the order's folder.
+pub fn preview(order: &AiterOrder<'_>, scratch: &Utf8Path) -> Result<Preview, AiterTuneError> {
+    let site = Site::look(order, scratch, false)?;
+    let manner = if site.to_compile.is_empty() {
+        Manner::Together
+    } else {
+        Manner::First
+    };
+    let round = Round {
+        manner,
+        shapes: order.untuned.to_vec(),
+        batch: site.batch,
+    };
+    let (task, _) = site.patience(order, &round);
+    let files = Files::new(order.folder.join(ATTEMPTS).join("01"));
+    let line = site.line(order, &files, &round, task)?;
+    let env = attempt_env(&site, &files)
+        .into_iter()
+        .filter(|(name, value)| order.env.get(name) != Some(value))
+        .collect();
+    let mut remarks = site.remarks;
+    remarks.extend(line.remarks);
+    Ok(Preview {
+        script: site.script.path,
+        digest: site.script.digest,
+        keys: site.script.keys,
+        flags_from: site.flags.from,
+        command: line.argv,
+        env,
+        device: site.seen.map(|seen| DeviceSeen {
+            name: seen.name,
+            gfx: seen.gfx,
+            cu_num: seen.cu_num,
+            count: seen.count,
+        }),
+        shapes: order.untuned.len(),
+        batch: site.batch,
+        to_compile: site.to_compile,
+        remarks,
+        budget_s: order.budget.map(|budget| budget.as_secs_f64()),
+        output: order.folder.to_owned(),
+    })
+}
+
+/// Variables of one start.
+pub(super) fn attempt_env(site: &Site, files: &Files) -> BTreeMap<String, Option<String>> {
+    let mut env = site.env.clone();
+    // One path is used as it is. Unset, the import would merge shipped tables into a file that every process of this
+    // host shares; with two paths it would rewrite the user's files.
+    let name = variable(site.script.op);
+    env.insert(name.to_owned(), Some(files.tuned.to_string()));
+    env
+}
+
+/// The variable that names an operation's table (`aiter/jit/core.py`, v0.1.7 to e4048607a5).
+fn variable(op: Op) -> &'static str {
+    match op {
+        Op::Blockscale | Op::TritonBlockFp8 => "AITER_CONFIG_GEMM_A8W8_BLOCKSCALE",
+        Op::BlockscaleBpreshuffle => "AITER_CONFIG_GEMM_A8W8_BLOCKSCALE_BPRESHUFFLE",
+        Op::Bpreshuffle => "AITER_CONFIG_GEMM_A8W8_BPRESHUFFLE",
+        Op::A8w8 => "AITER_CONFIG_GEMM_A8W8",
+        Op::A4w4 => "AITER_CONFIG_GEMM_A4W4",
+    }
+}

@@ -1,0 +1,331 @@
+//! Which shapes the tuner is asked for next.
+//!
+//! Pure. Shapes go together in small batches first. What has no row then, for whatever reason, goes alone, in a batch of
+//! its own: a shape no kernel can do spoils others of its batch at some revisions, a dead worker takes its batch
+//! along, and a tuner that hangs hangs on one batch. What fails alone has failed.
+
+use std::collections::{BTreeMap, BTreeSet, VecDeque};
+
+use crate::shape::Shape;
+use crate::tune::event::Unserved;
+
+/// A shape that was alone when the tuner died under it is tried once more: not every death is the shape's fault
+/// (ROCm/aiter#1913).
+const STRIKES: u32 = 2;
+
+/// After so many repeats in a row that lost candidates again, losses are the candidates' own, not the queue's.
+const FRUITLESS_REPEATS: u32 = 2;
+
+/// How shapes are tuned.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) enum Manner {
+    /// One shape, with time to compile the candidates.
+    First,
+    /// In batches.
+    Together,
+    /// Each in a batch of its own.
+    Alone,
+}
+
+/// What one start of the tuner is asked.
+#[derive(Clone, Debug, PartialEq)]
+pub(super) struct Round {
+    pub(super) manner: Manner,
+    pub(super) shapes: Vec<Shape>,
+    /// Shapes in a batch.
+    pub(super) batch: usize,
+}
+
+/// How a start of the tuner ended.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) enum Why {
+    /// By itself, all batches done.
+    Finished,
+    /// By itself or by a signal, with batches left.
+    Died(u8),
+    /// Nothing moved for too long.
+    Silent,
+    /// A batch took too long.
+    BatchTooLong,
+    /// The user asked to stop.
+    Interrupted,
+    /// The budget is spent.
+    Budget,
+}
+
+/// What a start of the tuner left.
+#[derive(Clone, Debug)]
+pub(super) struct Ended {
+    pub(super) why: Why,
+    /// Shapes with a row that was accepted.
+    pub(super) landed: BTreeSet<Shape>,
+    /// Of them, those of whose candidates some were lost to a time-out or a fault.
+    pub(super) doubtful: BTreeSet<Shape>,
+    /// Batches that were over.
+    pub(super) passed: usize,
+    /// What is known of shapes without a row.
+    pub(super) reasons: BTreeMap<Shape, String>,
+}
+
+/// The shapes still to be tuned.
+#[derive(Debug, Default)]
+pub(super) struct Queue {
+    together: VecDeque<Shape>,
+    alone: VecDeque<Shape>,
+    /// Shapes with a row that may not be the best.
+    again: VecDeque<Shape>,
+    have: BTreeSet<Shape>,
+    strikes: BTreeMap<Shape, u32>,
+    batch: usize,
+    repeats_losses: bool,
+    fruitless: u32,
+    first: bool,
+}
+
+impl Queue {
+    /// `shapes` in the order of their value. `first` asks for one shape before the others; `repeats_losses` for a
+    /// second look where candidates were lost.
+    pub(super) fn new(shapes: Vec<Shape>, batch: usize, first: bool, repeats_losses: bool) -> Self {
+        Self {
+            together: shapes.into(),
+            batch: batch.max(1),
+            first,
+            repeats_losses,
+            ..Self::default()
+        }
+    }
+
+    /// What to ask next.
+    pub(super) fn next(&mut self) -> Option<Round> {
+        let take = |shapes: &mut VecDeque<Shape>| shapes.drain(..).collect::<Vec<_>>();
+        if self.first
+            && let Some(shape) = self.together.pop_front()
+        {
+            self.first = false;
+            return Some(Round {
+                manner: Manner::First,
+                shapes: vec![shape],
+                batch: 1,
+            });
+        }
+        if !self.together.is_empty() {
+            return Some(Round {
+                manner: Manner::Together,
+                shapes: take(&mut self.together),
+                batch: self.batch,
+            });
+        }
+        let shapes = if self.alone.is_empty() {
+            // One at a time: whether the next repeat is worth its time is seen from the one before.
+            self.again.pop_front().into_iter().collect()
+        } else {
+            take(&mut self.alone)
+        };
+        (!shapes.is_empty()).then_some(Round {
+            manner: Manner::Alone,
+            shapes,
+            batch: 1,
+        })
+    }
+
+    /// Takes in how `round` ended; returns the shapes that have failed for good.
+    pub(super) fn settle(&mut self, round: Round, ended: &Ended) -> Vec<Unserved> {
+        let mut failed = Vec::new();
+        let stopped = matches!(ended.why, Why::Interrupted | Why::Budget);
+        let mut back = Vec::new();
+        for (index, shape) in round.shapes.into_iter().enumerate() {
+            let batch = index / round.batch.max(1);
+            let repeated = self.have.contains(&shape);
+            if ended.landed.contains(&shape) {
+                self.land(shape, round.manner, repeated, ended);
+                continue;
+            }
+            if repeated {
+                // It has a row already; a second look that gave none takes nothing away.
+                self.fruitless += 1;
+                continue;
+            }
+            let over = batch < ended.passed || ended.why == Why::Finished;
+            if !over && (stopped || batch > ended.passed) {
+                back.push(shape);
+                continue;
+            }
+            let reason = match ended.why {
+                _ if over => ended.reasons.get(&shape).cloned(),
+                Why::Silent => Some("the tuner hung on it".to_owned()),
+                Why::BatchTooLong => Some("the tuner took too long over it".to_owned()),
+                Why::Died(code) => Some(match ended.reasons.get(&shape) {
+                    Some(reason) => reason.clone(),
+                    None => format!("the tuner died over it with exit code {code}"),
+                }),
+                Why::Finished | Why::Interrupted | Why::Budget => None,
+            }
+            .unwrap_or_else(|| "the tuner wrote no row for it".to_owned());
+            if round.manner != Manner::Alone {
+                self.alone.push_back(shape);
+                continue;
+            }
+            let strikes = self.strikes.entry(shape.clone()).or_default();
+            *strikes += 1;
+            if matches!(ended.why, Why::Died(_)) && !over && *strikes < STRIKES {
+                back.insert(0, shape);
+                continue;
+            }
+            failed.push(Unserved { shape, reason });
+        }
+        let queue = match round.manner {
+            Manner::Alone => &mut self.alone,
+            Manner::First | Manner::Together => &mut self.together,
+        };
+        for shape in back.into_iter().rev() {
+            queue.push_front(shape);
+        }
+        failed
+    }
+
+    fn land(&mut self, shape: Shape, manner: Manner, repeated: bool, ended: &Ended) {
+        let doubtful = ended.doubtful.contains(&shape);
+        if repeated {
+            self.fruitless = if doubtful { self.fruitless + 1 } else { 0 };
+        }
+        if self.fruitless >= FRUITLESS_REPEATS {
+            self.again.clear();
+        } else if doubtful && self.repeats_losses && manner == Manner::Together && !repeated {
+            self.again.push_back(shape.clone());
+        }
+        self.have.insert(shape);
+    }
+
+    /// Shapes not settled, those of a second look apart.
+    pub(super) fn left(&self) -> Vec<Shape> {
+        self.together.iter().chain(&self.alone).cloned().collect()
+    }
+
+    /// Whether a second look at some shapes is left.
+    pub(super) fn repeats_left(&self) -> usize {
+        self.again.len()
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::shape::Op;
+
+    fn shape(m: u32) -> Shape {
+        Shape {
+            op: Op::Blockscale,
+            m,
+            n: 256,
+            k: 512,
+            dtype: String::new(),
+        }
+    }
+
+    fn ended(why: Why, landed: &[u32], passed: usize) -> Ended {
+        Ended {
+            why,
+            landed: landed.iter().copied().map(shape).collect(),
+            doubtful: BTreeSet::new(),
+            passed,
+            reasons: BTreeMap::new(),
+        }
+    }
+
+    fn queue(batch: usize) -> Queue {
+        Queue::new((1..=6).map(shape).collect(), batch, false, true)
+    }
+
+    fn sizes(round: &Round) -> Vec<u32> {
+        round.shapes.iter().map(|shape| shape.m).collect()
+    }
+
+    #[test]
+    fn shapes_without_a_row_go_alone_and_then_fail() {
+        let mut queue = queue(4);
+        let round = queue.next().unwrap();
+        assert_eq!((round.manner, round.batch), (Manner::Together, 4));
+        // The second is impossible and spoils the rest of its batch.
+        assert!(
+            queue
+                .settle(round, &ended(Why::Finished, &[1, 5, 6], 2))
+                .is_empty()
+        );
+        let round = queue.next().unwrap();
+        assert_eq!((round.manner, round.batch), (Manner::Alone, 1));
+        assert_eq!(sizes(&round), [2, 3, 4]);
+        let failed = queue.settle(round, &ended(Why::Finished, &[3, 4], 3));
+        assert_eq!(failed.len(), 1);
+        assert_eq!(failed[0].shape, shape(2));
+        assert_eq!(queue.next(), None);
+    }
+
+    #[test]
+    fn a_hang_costs_its_batch_and_the_others_go_on() {
+        let mut queue = queue(2);
+        let round = queue.next().unwrap();
+        queue.settle(round, &ended(Why::Silent, &[1, 2], 1));
+        let round = queue.next().unwrap();
+        assert_eq!(sizes(&round), [5, 6]);
+        queue.settle(round, &ended(Why::Finished, &[5, 6], 1));
+        let round = queue.next().unwrap();
+        assert_eq!(sizes(&round), [3, 4]);
+        let failed = queue.settle(round, &ended(Why::Silent, &[], 0));
+        assert_eq!(failed[0].shape, shape(3));
+        assert_eq!(sizes(&queue.next().unwrap()), [4]);
+    }
+
+    #[test]
+    fn a_death_alone_is_tried_once_more() {
+        let mut queue = Queue::new(vec![shape(1)], 1, false, true);
+        let round = queue.next().unwrap();
+        queue.settle(round, &ended(Why::Died(137), &[], 0));
+        for _ in 0..2 {
+            let round = queue.next().unwrap();
+            assert_eq!(round.manner, Manner::Alone);
+            let failed = queue.settle(round, &ended(Why::Died(137), &[], 0));
+            if let Some(failed) = failed.first() {
+                assert!(failed.reason.contains("137"));
+            }
+        }
+        assert_eq!(queue.next(), None);
+    }
+
+    #[test]
+    fn a_stop_leaves_shapes_in_their_order() {
+        let mut queue = queue(2);
+        let round = queue.next().unwrap();
+        queue.settle(round, &ended(Why::Budget, &[1, 2], 1));
+        assert_eq!(queue.left(), (3..=6).map(shape).collect::<Vec<_>>());
+    }
+
+    #[test]
+    fn lost_candidates_are_looked_at_again_until_that_is_seen_to_be_fruitless() {
+        let mut queue = queue(6);
+        let round = queue.next().unwrap();
+        let doubtful = |mut ended: Ended, sizes: &[u32]| {
+            ended.doubtful = sizes.iter().copied().map(shape).collect();
+            ended
+        };
+        let all: Vec<u32> = (1..=6).collect();
+        queue.settle(round, &doubtful(ended(Why::Finished, &all, 1), &all));
+        assert_eq!(queue.repeats_left(), 6);
+        assert!(queue.left().is_empty());
+        for size in [1, 2] {
+            let round = queue.next().unwrap();
+            assert_eq!(sizes(&round), [size]);
+            queue.settle(round, &doubtful(ended(Why::Finished, &[size], 1), &[size]));
+        }
+        assert_eq!(queue.next(), None, "the candidates themselves hang");
+    }
+
+    #[test]
+    fn the_first_shape_goes_before_the_others_where_kernels_are_to_be_compiled() {
+        let mut queue = Queue::new((1..=3).map(shape).collect(), 2, true, false);
+        let round = queue.next().unwrap();
+        assert_eq!((round.manner, sizes(&round)), (Manner::First, vec![1]));
+        queue.settle(round, &ended(Why::Finished, &[], 1));
+        assert_eq!(sizes(&queue.next().unwrap()), [2, 3]);
+        assert_eq!(sizes(&queue.next().unwrap()), [1]);
+    }
+}

@@ -1,0 +1,477 @@
+//! The whole of it: asking the site, starting the tuner as often as needed, taking rows over, ending well.
+
+mod ending;
+mod taking;
+
+use std::collections::BTreeSet;
+use std::time::Instant;
+
+use camino::{Utf8Path, Utf8PathBuf};
+
+use super::accept::Key;
+use super::attempt::{Attempt, Files, Left, Moved};
+use super::keep::Keep;
+use super::outcome::AiterOutcome;
+use super::prepare::{ATTEMPTS, Site, attempt_env};
+use super::queue::{Ended, Manner, Queue, Round, Why};
+use super::said::{Heard, Said};
+use super::site;
+use super::{AiterOrder, AiterTuneError, BACKEND, memory, rows};
+use crate::shape::Shape;
+use crate::tune::event::{TuneEvent, Unserved};
+use crate::tune::protocol::{self, Device};
+use crate::tune::results::{self, Identity};
+use taking::Taken;
+
+/// Where the kernel driver tells about GPU memory.
+const SYS: &str = "/sys";
+
+/// How often the tuner may end without having begun a batch, when a signal ended it.
+const FALSE_STARTS: u32 = 3;
+
+/// Tunes, and tells `observer` as it goes. Everything found is durable at once: the same order on the same folder goes on
+/// where it was.
+pub fn tune(
+    order: &AiterOrder<'_>,
+    observer: &mut dyn FnMut(&TuneEvent),
+) -> Result<AiterOutcome, AiterTuneError> {
+    let began = Instant::now();
+    fs_err::create_dir_all(order.folder).map_err(AiterTuneError::Write)?;
+    let folder = order
+        .folder
+        .canonicalize_utf8()
+        .map_err(AiterTuneError::Write)?;
+    let _lock = results::lock(&folder)?;
+    let site = Site::look(order, &folder, true)?;
+    let mut session = Session::open(order, &folder, site, began)?;
+    session.begin(observer)?;
+    session.work(observer)?;
+    session.end(observer)
+}
+
+/// A tuning run that is under way.
+struct Session<'a> {
+    order: &'a AiterOrder<'a>,
+    folder: &'a Utf8Path,
+    site: Site,
+    device: Device,
+    key: Key,
+    keep: Keep,
+    queue: Queue,
+    /// Shapes with a row from an earlier run.
+    resumed: Vec<Shape>,
+    /// Shapes that cannot be asked, or failed in an earlier run.
+    unserved: Vec<Unserved>,
+    asked: usize,
+    remarks: Vec<String>,
+    logs: Vec<Utf8PathBuf>,
+    attempts: u32,
+    busy_s: f64,
+    began: Instant,
+    first_batch: Option<Instant>,
+    settled: usize,
+    stopped: Option<Why>,
+}
+
+impl<'a> Session<'a> {
+    fn open(
+        order: &'a AiterOrder<'a>,
+        folder: &'a Utf8Path,
+        site: Site,
+        began: Instant,
+    ) -> Result<Self, AiterTuneError> {
+        let seen = site.seen.clone().unwrap_or_default();
+        let device = Device {
+            protocol: protocol::VERSION,
+            backend: BACKEND.to_owned(),
+            name: seen.name.clone(),
+            arch: seen.gfx.clone(),
+            cu_num: seen.cu_num,
+            index: 0,
+            visible: site.devices.unwrap_or(1),
+            l2_bytes: 0,
+            smem_bytes: 0,
+            versions: seen.versions.clone(),
+            kernel_hash: site.script.digest.clone(),
+            capabilities: Vec::new(),
+            prepare_slots: 0,
+            candidates: Vec::new(),
+            shipped: String::new(),
+        };
+        let options = serde_json::json!({
+            "op": order.op,
+            "err_ratio": order.limits.err_ratio,
+            "libtype": order.settings.libtype,
+            "split_k": site.split_k,
+        });
+        let keep = Keep::open(folder, &Identity::of(&device, &options))?;
+        Ok(Self {
+            order,
+            folder,
+            key: Key {
+                gfx: seen.gfx,
+                cu_num: seen.cu_num,
+            },
+            device,
+            keep,
+            queue: Queue::default(),
+            resumed: Vec::new(),
+            unserved: Vec::new(),
+            asked: 0,
+            remarks: site.remarks.clone(),
+            logs: Vec::new(),
+            attempts: 0,
+            busy_s: 0.0,
+            began,
+            first_batch: None,
+            settled: 0,
+            stopped: None,
+            site,
+        })
+    }
+
+    /// Takes over what earlier runs left, and says what is to be done.
+    fn begin(&mut self, observer: &mut dyn FnMut(&TuneEvent)) -> Result<(), AiterTuneError> {
+        let shapes = self.distinct();
+        for folder in self.earlier_attempts()? {
+            // Rows that landed when nobody was left to take them over.
+            let files = Files::new(folder);
+            let landed = rows::read(&files.tuned, self.order.op);
+            self.take(&files, &landed, &shapes, 0.0, &mut |_| ())?;
+            self.attempts += 1;
+        }
+        let mut open = Vec::new();
+        for shape in &shapes {
+            if self.keep.has(shape) {
+                self.resumed.push(shape.clone());
+            } else if let Some(reason) = self.cannot_ask(shape) {
+                self.unserved.push(Unserved {
+                    shape: shape.clone(),
+                    reason,
+                });
+            } else if let Some(failed) = self
+                .keep
+                .failed
+                .iter()
+                .find(|failed| failed.shape == *shape && !self.order.settings.retry_failed)
+            {
+                self.unserved.push(failed.clone());
+            } else {
+                open.push(shape.clone());
+            }
+        }
+        self.asked = open.len();
+        let first = !self.site.to_compile.is_empty();
+        let repeats = self.site.script.counts_queueing();
+        observer(&TuneEvent::Started {
+            device: Box::new(self.device.clone()),
+            stations: self.device.visible,
+            shapes: shapes.len(),
+            resumed: self.resumed.len(),
+            races_at_most: open.len(),
+        });
+        for text in &self.remarks {
+            observer(&TuneEvent::Remark { text: text.clone() });
+        }
+        self.queue = Queue::new(open, self.site.batch, first, repeats);
+        Ok(())
+    }
+
+    /// The order's shapes, those apart that the tuner cannot tell from an earlier one.
+    fn distinct(&self) -> Vec<Shape> {
+        let by_dtype = self
+            .site
+            .script
+            .untuned_columns
+            .iter()
+            .any(|column| column == "q_dtype_w");
+        let mut seen = BTreeSet::new();
+        self.order
+            .untuned
+            .iter()
+            .filter(|shape| {
+                let dtype = if by_dtype { shape.dtype.as_str() } else { "" };
+                seen.insert((shape.m, shape.n, shape.k, dtype))
+            })
+            .cloned()
+            .collect()
+    }
+
+    /// Why the tuner would make no task of `shape`.
+    fn cannot_ask(&self, shape: &Shape) -> Option<String> {
+        let script = &self.site.script;
+        let own = fp8_dtype(&self.key.gfx);
+        (script
+            .untuned_columns
+            .iter()
+            .any(|column| column == "q_dtype_w")
+            && !shape.dtype.is_empty()
+            && shape.dtype != own
+            && shape.dtype != "torch.int8")
+            .then(|| {
+                format!(
+                    "on {} this tuner takes weights of {own} or torch.int8, not {}",
+                    self.key.gfx, shape.dtype
+                )
+            })
+    }
+
+    fn earlier_attempts(&self) -> Result<Vec<Utf8PathBuf>, AiterTuneError> {
+        let folder = self.folder.join(ATTEMPTS);
+        fs_err::create_dir_all(&folder).map_err(AiterTuneError::Write)?;
+        let mut found = Vec::new();
+        for entry in folder.read_dir_utf8().map_err(AiterTuneError::Write)? {
+            found.push(entry.map_err(AiterTuneError::Write)?.path().to_owned());
+        }
+        found.sort();
+        Ok(found)
+    }
+
+    /// Starts the tuner until nothing is left, the budget is spent or the user stops it.
+    fn work(&mut self, observer: &mut dyn FnMut(&TuneEvent)) -> Result<(), AiterTuneError> {
+        let sys = Utf8Path::new(SYS);
+        let memory_before = memory::taken(sys);
+        if let Some(text) = memory::before(sys) {
+            self.remark(text, observer);
+        }
+        let until = self.order.budget.map(|budget| self.began + budget);
+        let mut false_starts = 0;
+        while self.stopped.is_none() {
+            if self.order.interrupt.is_raised() {
+                self.stopped = Some(Why::Interrupted);
+                break;
+            }
+            if until.is_some_and(|until| Instant::now() >= until) {
+                self.stopped = Some(Why::Budget);
+                break;
+            }
+            let Some(round) = self.queue.next() else {
+                break;
+            };
+            let (files, left, taken) = self.attempt(&round, until, observer)?;
+            let found = memory::after(
+                sys,
+                files.folder.as_str(),
+                memory_before,
+                self.order.interrupt,
+            );
+            for text in found {
+                self.remark(text, observer);
+            }
+            if matches!(left.why, Why::Interrupted | Why::Budget) {
+                self.stopped = Some(left.why);
+            } else if !left.heard.got_going() {
+                false_starts += 1;
+                let code = left.code.unwrap_or(0);
+                // A signal (128 and more) may have come from anywhere; anything else would only happen again.
+                if left.why != Why::Silent && code < 128 || false_starts >= FALSE_STARTS {
+                    return Err(self.broken(&files, code));
+                }
+            }
+            if self.keep.rows.is_empty() && !left.heard.broken_modules.is_empty() {
+                return Err(self.broken(&files, left.code.unwrap_or(0)));
+            }
+            self.settle(round, &left, taken, observer)?;
+        }
+        Ok(())
+    }
+
+    fn attempt(
+        &mut self,
+        round: &Round,
+        until: Option<Instant>,
+        observer: &mut dyn FnMut(&TuneEvent),
+    ) -> Result<(Files, Left, Taken), AiterTuneError> {
+        self.attempts += 1;
+        let files = Files::new(
+            self.folder
+                .join(ATTEMPTS)
+                .join(format!("{:02}", self.attempts)),
+        );
+        fs_err::create_dir_all(&files.folder).map_err(AiterTuneError::Write)?;
+        let write = |path: &Utf8Path, text: &str| {
+            crate::store::file::write_atomic(path, text.as_bytes()).map_err(AiterTuneError::Write)
+        };
+        write(&files.untuned, &self.untuned_csv(&round.shapes))?;
+        let (task, patience) = self.site.patience(self.order, round);
+        let line = self.site.line(self.order, &files, round, task)?;
+        write(
+            &files.folder.join("command.json"),
+            &serde_json::json!({ "argv": line.argv }).to_string(),
+        )?;
+        for remark in line.remarks {
+            self.remark(remark, observer);
+        }
+        self.logs
+            .extend([files.stdout.clone(), files.stderr.clone()]);
+        let attempt = Attempt {
+            op: self.order.op,
+            argv: line.argv,
+            env: attempt_env(&self.site, &files),
+            files: &files,
+            patience,
+            until,
+        };
+        let (keeper, interrupt) = (self.order.keeper, self.order.interrupt);
+        let mut taken = Taken::default();
+        let mut since = Instant::now();
+        let left = attempt.run(keeper, interrupt, &mut |moved| {
+            match moved {
+                Moved::Said(said, heard) => self.hear(said, heard, observer),
+                Moved::Rows(rows) => {
+                    let busy = since.elapsed().as_secs_f64() * f64::from(self.device.visible)
+                        / rows.len().max(1) as f64;
+                    since = Instant::now();
+                    let now = self.take(&files, &rows, &round.shapes, busy, observer)?;
+                    taken.merge(now);
+                }
+            }
+            Ok(())
+        })?;
+        self.busy_s += left.seconds * f64::from(self.device.visible);
+        Ok((files, left, taken))
+    }
+
+    fn hear(&mut self, said: &Said, heard: &Heard, observer: &mut dyn FnMut(&TuneEvent)) {
+        match said {
+            Said::Waiting { .. } | Said::TaskDone { .. } => {
+                self.first_batch.get_or_insert_with(Instant::now);
+                if let Some((done, of)) = heard.tasks {
+                    observer(&TuneEvent::Batch {
+                        done,
+                        of,
+                        left_at_most: self.left(),
+                        eta_s: self.eta(),
+                    });
+                }
+            }
+            Said::TimedOut { text } | Said::Faulted { text } => {
+                observer(&TuneEvent::WorkerRestarted {
+                    station: 0,
+                    reason: text.clone(),
+                });
+            }
+            Said::BuildStarted(module) => observer(&TuneEvent::Remark {
+                text: format!("compiling {module}"),
+            }),
+            Said::BuildFailed(module) => {
+                let text = format!("{module} could not be compiled: its kernels are not measured");
+                self.remark(text, observer);
+            }
+            Said::WaitsForLock(lock) => observer(&TuneEvent::Remark {
+                text: format!("waiting for the build lock `{lock}`"),
+            }),
+            _ => {}
+        }
+    }
+
+    /// Shapes without an end yet.
+    fn left(&self) -> usize {
+        self.asked.saturating_sub(self.settled)
+    }
+
+    fn eta(&self) -> Option<f64> {
+        let began = self.first_batch?;
+        (self.settled > 0)
+            .then(|| began.elapsed().as_secs_f64() / self.settled as f64 * self.left() as f64)
+    }
+
+    fn settle(
+        &mut self,
+        round: Round,
+        left: &Left,
+        taken: Taken,
+        observer: &mut dyn FnMut(&TuneEvent),
+    ) -> Result<(), AiterTuneError> {
+        let mut reasons = taken.refused;
+        for shape in &round.shapes {
+            if !taken.landed.contains(shape) && !reasons.contains_key(shape) {
+                let size = (shape.m, shape.n, shape.k);
+                reasons.insert(shape.clone(), left.heard.reason(size));
+            }
+        }
+        let manner = round.manner;
+        let ended = Ended {
+            why: left.why,
+            landed: taken.landed,
+            doubtful: taken.doubtful,
+            passed: left.heard.passed,
+            reasons,
+        };
+        let repeats = self.queue.repeats_left();
+        for failed in self.queue.settle(round, &ended) {
+            self.keep.fail(&failed)?;
+            self.settled += 1;
+            observer(&TuneEvent::Failed(failed));
+        }
+        let what = match left.why {
+            Why::Silent => Some("it stood still".to_owned()),
+            Why::BatchTooLong => Some("a batch took too long".to_owned()),
+            Why::Died(code) if manner != Manner::Alone || code >= 128 => {
+                Some(format!("it died with exit code {code}"))
+            }
+            _ => None,
+        };
+        if let Some(what) = what {
+            self.remark(
+                format!("the tuner was started anew: {what}; finished rows are kept"),
+                observer,
+            );
+        }
+        let more = self.queue.repeats_left().saturating_sub(repeats);
+        if more > 0 {
+            self.remark(
+                format!("{more} shapes lost candidates to time-outs and are looked at again"),
+                observer,
+            );
+        }
+        Ok(())
+    }
+
+    fn remark(&mut self, text: String, observer: &mut dyn FnMut(&TuneEvent)) {
+        if !self.remarks.contains(&text) {
+            observer(&TuneEvent::Remark { text: text.clone() });
+            self.remarks.push(text);
+        }
+    }
+
+    fn broken(&self, files: &Files, code: u8) -> AiterTuneError {
+        let said =
+            fs_err::read(&files.stderr).map_or_else(|_| String::new(), |bytes| site::tail(&bytes));
+        AiterTuneError::Broken {
+            script: self.site.script.path.clone(),
+            code,
+            said,
+        }
+    }
+
+    fn untuned_csv(&self, shapes: &[Shape]) -> String {
+        let columns = &self.site.script.untuned_columns;
+        let mut text = columns.join(",") + "\n";
+        for shape in shapes {
+            let cells: Vec<String> = columns
+                .iter()
+                .map(|column| match column.as_str() {
+                    "M" => shape.m.to_string(),
+                    "N" => shape.n.to_string(),
+                    "K" => shape.k.to_string(),
+                    "q_dtype_w" if shape.dtype.is_empty() => fp8_dtype(&self.key.gfx).to_owned(),
+                    "q_dtype_w" => shape.dtype.clone(),
+                    _ => String::new(),
+                })
+                .collect();
+            text += &cells.join(",");
+            text.push('\n');
+        }
+        text
+    }
+}
+
+/// The FP8 of an architecture as torch prints it (aiter `aiter/utility/dtypes.py`).
+fn fp8_dtype(gfx: &str) -> &'static str {
+    if gfx.starts_with("gfx94") {
+        "torch.float8_e4m3fnuz"
+    } else {
+        "torch.float8_e4m3fn"
+    }
+}

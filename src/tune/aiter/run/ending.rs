@@ -1,0 +1,105 @@
+//! The end of a run: the table, and what is to be said of it.
+
+use std::collections::BTreeSet;
+
+use super::Session;
+use crate::shape::Shape;
+use crate::tune::aiter::outcome::{Accepted, AiterOutcome, Refused};
+use crate::tune::aiter::queue::Why;
+use crate::tune::aiter::{AiterTuneError, Script};
+use crate::tune::event::{TuneEvent, Unserved};
+
+/// The table of the winners.
+const TABLE: &str = "tuned.csv";
+
+impl Session<'_> {
+    /// Writes the table and sums up.
+    pub(super) fn end(
+        mut self,
+        observer: &mut dyn FnMut(&TuneEvent),
+    ) -> Result<AiterOutcome, AiterTuneError> {
+        let shapes = self.distinct();
+        let rows: Vec<Accepted> = shapes
+            .iter()
+            .filter_map(|shape| self.accepted(shape))
+            .collect();
+        let left: BTreeSet<Shape> = self.queue.left().into_iter().collect();
+        let failed: Vec<Unserved> = self
+            .keep
+            .failed
+            .iter()
+            .filter(|failed| {
+                shapes.contains(&failed.shape)
+                    && !self.keep.has(&failed.shape)
+                    && !left.contains(&failed.shape)
+                    && !self.unserved.contains(failed)
+            })
+            .chain(&self.unserved)
+            .cloned()
+            .collect();
+        let not_reached = shapes
+            .iter()
+            .filter(|shape| left.contains(*shape))
+            .cloned()
+            .collect();
+        let lossy = rows.iter().filter(|row| row.unmeasured > 0).count();
+        if lossy > 0 {
+            self.remark(
+                format!("{lossy} rows are the best of those candidates that could be timed: others hung or faulted"),
+                observer,
+            );
+        }
+        let mut outcome = AiterOutcome {
+            device: self.device,
+            rows,
+            resumed: self.resumed,
+            refused: self
+                .keep
+                .refused
+                .into_iter()
+                .filter(|(shape, _, _)| shapes.contains(shape))
+                .map(|(shape, row, reason)| Refused { shape, row, reason })
+                .collect(),
+            failed,
+            not_reached,
+            remarks: self.remarks,
+            files: Vec::new(),
+            logs: self.logs,
+            attempts: self.attempts,
+            busy_s: self.busy_s,
+            seconds: self.began.elapsed().as_secs_f64(),
+            interrupted: self.stopped == Some(Why::Interrupted),
+        };
+        let path = self.folder.join(TABLE);
+        if outcome.wins().next().is_some() {
+            let columns = columns(&self.site.script, &outcome);
+            let table = outcome.table(self.order.op, &columns);
+            crate::store::file::write_atomic(&path, table.to_csv().as_bytes())
+                .map_err(AiterTuneError::Write)?;
+            observer(&TuneEvent::Wrote { path: path.clone() });
+            outcome.files.push(path);
+        }
+        Ok(outcome)
+    }
+}
+
+/// Columns of the table: those of the tuner's keys, and of the rows as it wrote them.
+fn columns(script: &Script, outcome: &AiterOutcome) -> Vec<String> {
+    let mut columns = script.keys.clone();
+    if outcome.wins().any(|win| win.row.libtype.is_some()) {
+        columns.push("libtype".to_owned());
+    }
+    columns.extend(
+        [
+            "kernelId",
+            "splitK",
+            "us",
+            "kernelName",
+            "tflops",
+            "bw",
+            "errRatio",
+        ]
+        .map(str::to_owned),
+    );
+    columns
+}

@@ -1,0 +1,163 @@
+//! Rows as they land: judged, kept, told.
+
+use std::collections::{BTreeMap, BTreeSet};
+
+use super::Session;
+use crate::shape::Shape;
+use crate::table::aiter::Row;
+use crate::tune::aiter::attempt::Files;
+use crate::tune::aiter::keep::Kept;
+use crate::tune::aiter::outcome::Accepted;
+use crate::tune::aiter::{AiterTuneError, accept, rows};
+use crate::tune::event::TuneEvent;
+use crate::tune::protocol;
+use crate::tune::results::Quarantined;
+
+impl Session<'_> {
+    /// Judges rows and keeps what is good; what is kept survives a kill before `observer` hears of it.
+    pub(super) fn take(
+        &mut self,
+        files: &Files,
+        landed: &[Row],
+        shapes: &[Shape],
+        busy_s: f64,
+        observer: &mut dyn FnMut(&TuneEvent),
+    ) -> Result<Taken, AiterTuneError> {
+        let mut taken = Taken::default();
+        if landed.is_empty() {
+            return Ok(taken);
+        }
+        // Written before the table, batch by batch.
+        let profile = rows::read(&files.profile, self.order.op);
+        for row in landed {
+            let Some(shape) = shapes.iter().find(|shape| accept::is_for(row, shape)) else {
+                continue;
+            };
+            let all: Vec<&Row> = profile
+                .iter()
+                .filter(|row| accept::is_for(row, shape))
+                .collect();
+            let (row, timed, unmeasured) = match self.refusal(row) {
+                None => (row.clone(), timed(&all), lost(&all)),
+                Some(reason) => {
+                    if self.keep.refuse(shape, row, &reason)? {
+                        observer(&TuneEvent::Quarantined(Quarantined {
+                            shape: shape.clone(),
+                            candidate: candidate(row),
+                            evidence: reason.clone(),
+                        }));
+                    }
+                    let Some(row) = self.runner_up(&all) else {
+                        let reason = format!("its only row was refused: {reason}");
+                        taken.refused.insert(shape.clone(), reason);
+                        continue;
+                    };
+                    (row, timed(&all), lost(&all))
+                }
+            };
+            taken.landed.insert(shape.clone());
+            if unmeasured > 0 {
+                taken.doubtful.insert(shape.clone());
+            }
+            let had = self.keep.has(shape);
+            let news = self.keep.row(Kept {
+                shape: shape.clone(),
+                row,
+                timed,
+                unmeasured,
+                busy_s,
+            })?;
+            if !had {
+                self.settled += 1;
+            }
+            if news && let Some(accepted) = self.accepted(shape) {
+                observer(&TuneEvent::Finished {
+                    row: Box::new(accepted.result()),
+                    done: self.settled,
+                    left_at_most: self.left(),
+                    eta_s: self.eta().unwrap_or(0.0),
+                });
+            }
+        }
+        Ok(taken)
+    }
+
+    fn refusal(&self, row: &Row) -> Option<String> {
+        accept::refusal(self.order.op, row, &self.key, self.order.limits.err_ratio)
+    }
+
+    /// The fastest of a shape's candidates that can be deployed.
+    fn runner_up(&self, candidates: &[&Row]) -> Option<Row> {
+        candidates
+            .iter()
+            .filter(|row| self.refusal(row).is_none())
+            .min_by(|one, other| {
+                one.us
+                    .unwrap_or(f64::INFINITY)
+                    .total_cmp(&other.us.unwrap_or(f64::INFINITY))
+            })
+            .map(|row| Row {
+                line: 0,
+                // As the tuner rounds what it puts into its table.
+                us: row.us.map(|us| (us * 1e4).round() / 1e4),
+                ..(*row).clone()
+            })
+    }
+
+    pub(super) fn accepted(&self, shape: &Shape) -> Option<Accepted> {
+        let kept = self.keep.rows.iter().find(|kept| kept.shape == *shape)?;
+        let incumbent = self.order.incumbents.get(shape);
+        Some(Accepted {
+            shape: shape.clone(),
+            row: kept.row.clone(),
+            incumbent: incumbent.cloned(),
+            incumbent_stays: accept::incumbent_stays(&kept.row, incumbent),
+            timed: kept.timed,
+            unmeasured: kept.unmeasured,
+            busy_s: kept.busy_s,
+        })
+    }
+}
+
+/// What became of the rows of one round.
+#[derive(Default)]
+pub(super) struct Taken {
+    pub(super) landed: BTreeSet<Shape>,
+    pub(super) doubtful: BTreeSet<Shape>,
+    pub(super) refused: BTreeMap<Shape, String>,
+}
+
+impl Taken {
+    pub(super) fn merge(&mut self, other: Self) {
+        self.landed.extend(other.landed);
+        self.doubtful.extend(other.doubtful);
+        self.refused.extend(other.refused);
+    }
+}
+
+fn candidate(row: &Row) -> protocol::Candidate {
+    serde_json::json!({
+        "libtype": row.libtype.as_deref(),
+        "kernelId": row.kernel_id,
+        "splitK": row.split_k,
+        "kernelName": row.kernel_name.as_deref(),
+    })
+}
+
+/// Candidates with a time.
+fn timed(profile: &[&Row]) -> u32 {
+    let count = profile
+        .iter()
+        .filter(|row| row.us.is_some_and(|us| us.is_finite() && us > 0.0))
+        .count();
+    u32::try_from(count).unwrap_or(u32::MAX)
+}
+
+/// Candidates lost to a time-out, a dead worker or a fault: the tuner writes `inf` (`base_tuner.py`, `INF_TIME`).
+fn lost(profile: &[&Row]) -> u32 {
+    let count = profile
+        .iter()
+        .filter(|row| row.us.is_some_and(f64::is_infinite))
+        .count();
+    u32::try_from(count).unwrap_or(u32::MAX)
+}

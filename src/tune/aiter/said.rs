@@ -1,0 +1,377 @@
+//! What the tuner prints, line by line, in every revision's wording.
+//!
+//! Pure. Sources: `aiter/utility/mp_tuner.py`, `base_tuner.py`, `aiter/jit/core.py` at v0.1.7, v0.1.9, 303a583c89 and
+//! e4048607a5. Its two streams are read apart, so nothing here relies on the order of a line of one and a line of the
+//! other.
+
+use std::collections::{BTreeMap, BTreeSet};
+
+use super::flags::without_escapes;
+
+/// M, N and K.
+pub(super) type Size = (u32, u32, u32);
+
+/// A line that means something.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub(super) enum Said {
+    /// A batch's tasks are handed out.
+    Waiting { tasks: usize },
+    /// A task is done (`-v` only).
+    TaskDone { done: usize, of: usize },
+    /// A batch is written.
+    BatchDone { done: usize },
+    /// A batch had no task, or none that gave anything.
+    BatchEmpty,
+    /// Everything was there already.
+    NothingToDo,
+    /// No candidate served a shape.
+    NoKernel(Size),
+    /// A candidate refused a shape.
+    Warned { size: Option<Size>, text: String },
+    /// A task was given up by the tuner's own limit.
+    TimedOut { text: String },
+    /// The GPU faulted below a task, or the task's worker is unknown or gone.
+    Faulted { text: String },
+    /// The pool started anew.
+    Restarted,
+    /// A module is being compiled.
+    BuildStarted(String),
+    /// It is done with, well or not.
+    BuildEnded(String),
+    /// It could not be compiled.
+    BuildFailed(String),
+    /// Another process compiles it, or died doing so.
+    WaitsForLock(String),
+    /// A module was loaded.
+    Imported(String),
+    /// The tuner's loop broke.
+    BatchError(String),
+    /// The tuner's loop ended.
+    Ended { well: bool },
+}
+
+/// What `line` says.
+pub(super) fn read(line: &str) -> Option<Said> {
+    let plain = without_escapes(line);
+    let text = plain.trim();
+    let text = text.strip_prefix("[aiter] ").unwrap_or(text);
+    // From v0.1.18 some lines begin with `[pid=… pname=…] `.
+    let text = match text.strip_prefix("[pid=") {
+        Some(rest) => rest.split_once("] ").map_or(text, |(_, after)| after),
+        None => text,
+    };
+    let number = |text: &str| -> Option<usize> {
+        let end = text
+            .find(|other: char| !other.is_ascii_digit())
+            .unwrap_or(text.len());
+        text[..end].parse().ok()
+    };
+    let bracketed = |rest: &str| rest.split(']').next().unwrap_or(rest).to_owned();
+    if let Some(rest) = text.strip_prefix("Waiting for ") {
+        return Some(Said::Waiting {
+            tasks: number(rest)?,
+        });
+    }
+    if text.starts_with("[Done] Task ") {
+        let (_, counts) = text.rsplit_once('(')?;
+        let (done, of) = counts.split_once('/')?;
+        return Some(Said::TaskDone {
+            done: number(done)?,
+            of: number(of)?,
+        });
+    }
+    if let Some(rest) = text.strip_prefix("processed ") {
+        return Some(Said::BatchDone {
+            done: number(rest)?,
+        });
+    }
+    if text.starts_with("tune result is none or all shape is tuned") {
+        return Some(Said::BatchEmpty);
+    }
+    if text.starts_with("no shapes to be tuned") {
+        return Some(Said::NothingToDo);
+    }
+    if let Some(rest) = text.strip_prefix("No kernel can be used for ") {
+        return size(rest).map(Said::NoKernel);
+    }
+    if let Some(rest) = text.strip_prefix("error: no valid candidate found for ") {
+        return size(rest).map(Said::NoKernel);
+    }
+    if let Some(rest) = text.strip_prefix("run gpu func warning: info:(") {
+        let text = rest.split_once('\t').map_or(rest, |(_, said)| said);
+        return Some(Said::Warned {
+            size: size(rest),
+            text: text.trim().to_owned(),
+        });
+    }
+    if text.starts_with("[!] Task ") && text.contains(" timed out after ") {
+        return Some(Said::TimedOut {
+            text: text["[!] ".len()..].to_owned(),
+        });
+    }
+    if ["[GPU Fault]", "[Mapping Error]", "[Failed] Task"]
+        .iter()
+        .any(|mark| text.starts_with(mark))
+    {
+        return Some(Said::Faulted {
+            text: text.to_owned(),
+        });
+    }
+    if text.starts_with("Pool restarted.") {
+        return Some(Said::Restarted);
+    }
+    if let Some(rest) = text.strip_prefix("start build [") {
+        return Some(Said::BuildStarted(bracketed(rest)));
+    }
+    if let Some(rest) = text.strip_prefix("finish build [") {
+        return Some(Said::BuildEnded(bracketed(rest)));
+    }
+    if let Some(rest) = text.strip_prefix("failed jit build [") {
+        return Some(Said::BuildFailed(bracketed(rest)));
+    }
+    if let Some(rest) = text.strip_prefix("waiting for baton release at ") {
+        return Some(Said::WaitsForLock(rest.to_owned()));
+    }
+    if let Some(rest) = text.strip_prefix("import [") {
+        return Some(Said::Imported(bracketed(rest)));
+    }
+    if text.starts_with("error in batch ") {
+        let said = text.split_once(": ").map_or(text, |(_, said)| said);
+        return Some(Said::BatchError(said.to_owned()));
+    }
+    if let Some(rest) = text.strip_prefix("Tuning ")
+        && rest.contains(" total tuning time is ")
+    {
+        return Some(Said::Ended {
+            well: rest.starts_with("Finished"),
+        });
+    }
+    None
+}
+
+/// M, N, K of a key as Python prints it: `(304, 16, 1536, 7168)`, `('gfx942', 304, np.int64(16), …)`.
+fn size(text: &str) -> Option<Size> {
+    let inside = text.trim_start_matches('(');
+    let mut numbers = inside.split(',').filter_map(|item| {
+        let item = item.trim();
+        let item = item
+            .strip_prefix("np.int64(")
+            .map_or(item, |rest| rest.trim_end_matches(')'));
+        item.trim_end_matches(')').parse::<u32>().ok()
+    });
+    let _cu_num = numbers.next()?;
+    Some((numbers.next()?, numbers.next()?, numbers.next()?))
+}
+
+/// All that one run of the tuner has said so far.
+#[derive(Clone, Debug, Default, PartialEq)]
+pub(super) struct Heard {
+    /// Batches begun, where the tuner says so.
+    pub(super) begun: usize,
+    /// Batches over, written or empty.
+    pub(super) passed: usize,
+    /// Tasks of the batch at work: done, all.
+    pub(super) tasks: Option<(usize, usize)>,
+    /// Sizes that no candidate served.
+    pub(super) no_kernel: BTreeSet<Size>,
+    /// The last refusal of a candidate, by size.
+    pub(super) warnings: BTreeMap<Size, String>,
+    /// Tasks given up.
+    pub(super) timed_out: usize,
+    /// Faults.
+    pub(super) faults: Vec<String>,
+    /// Restarts of the pool.
+    pub(super) restarts: usize,
+    /// Modules being compiled now.
+    pub(super) building: BTreeSet<String>,
+    /// Modules that could not be compiled.
+    pub(super) broken_modules: BTreeSet<String>,
+    /// A lock being waited for.
+    pub(super) lock: Option<String>,
+    /// Why the loop broke.
+    pub(super) error: Option<String>,
+    /// Whether the loop ran to its end.
+    pub(super) ended_well: bool,
+}
+
+impl Heard {
+    /// Takes a line; says whether it meant something.
+    pub(super) fn line(&mut self, line: &str) -> Option<Said> {
+        let said = read(line)?;
+        match &said {
+            Said::Waiting { tasks } => {
+                self.begun += 1;
+                self.tasks = Some((0, *tasks));
+            }
+            Said::TaskDone { done, of } => {
+                // A restarted pool counts the remaining tasks anew; the batch's total stands.
+                let of = self.tasks.map_or(*of, |(_, all)| all.max(*of));
+                self.tasks = Some((*done, of));
+                self.lock = None;
+            }
+            Said::BatchDone { .. } | Said::BatchEmpty => {
+                self.passed += 1;
+                self.tasks = None;
+            }
+            Said::NothingToDo => self.ended_well = true,
+            Said::NoKernel(size) => {
+                self.no_kernel.insert(*size);
+            }
+            Said::Warned { size, text } => {
+                if let Some(size) = size {
+                    self.warnings.insert(*size, text.clone());
+                }
+            }
+            Said::TimedOut { .. } => self.timed_out += 1,
+            Said::Faulted { text } => self.faults.push(text.clone()),
+            Said::Restarted => {
+                self.restarts += 1;
+                // The workers that built are gone.
+                self.building.clear();
+                self.lock = None;
+            }
+            Said::BuildStarted(module) => {
+                self.building.insert(module.clone());
+            }
+            Said::BuildEnded(module) => {
+                self.building.remove(module);
+            }
+            Said::BuildFailed(module) => {
+                self.building.remove(module);
+                self.broken_modules.insert(module.clone());
+            }
+            Said::WaitsForLock(lock) => self.lock = Some(lock.clone()),
+            Said::Imported(_) => self.lock = None,
+            Said::BatchError(text) => self.error = Some(text.clone()),
+            Said::Ended { well } => self.ended_well = *well,
+        }
+        Some(said)
+    }
+
+    /// Whether the tuner got as far as its shapes.
+    pub(super) fn got_going(&self) -> bool {
+        self.begun + self.passed > 0 || self.ended_well
+    }
+
+    /// Why `size` has no row, as far as the tuner said.
+    pub(super) fn reason(&self, size: Size) -> String {
+        let warning = self
+            .warnings
+            .get(&size)
+            .map_or_else(String::new, |text| format!(" (the last said: {text})"));
+        if let Some(module) = self.broken_modules.iter().next() {
+            format!("`{module}` could not be compiled")
+        } else if self.no_kernel.contains(&size) {
+            let lost = match self.timed_out {
+                0 => String::new(),
+                count => format!(", {count} tasks timed out"),
+            };
+            format!("no candidate gave right numbers in time{warning}{lost}")
+        } else if let Some(error) = &self.error {
+            format!("the tuner failed: {error}")
+        } else {
+            format!("the tuner wrote no row for it and said no reason{warning}")
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn lines_of_every_revision_are_understood() {
+        let cases = [
+            (
+                "Waiting for 38 tasks to complete (timeout=15s each)...",
+                Said::Waiting { tasks: 38 },
+            ),
+            (
+                "[Done] Task 17/269 completed in 4.2s (18/270 done)",
+                Said::TaskDone { done: 18, of: 270 },
+            ),
+            (
+                "[aiter] processed 1 batches of 3, Processing Status ====> 33.0% tuned in GemmA8W8BlockScaleTuner",
+                Said::BatchDone { done: 1 },
+            ),
+            (
+                "[aiter] No kernel can be used for ('gfx942', 304, np.int64(32), np.int64(256), np.int64(512))",
+                Said::NoKernel((32, 256, 512)),
+            ),
+            (
+                "[aiter] error: no valid candidate found for (304, 32, 1536, 7168), please check the result",
+                Said::NoKernel((32, 1536, 7168)),
+            ),
+            (
+                "run gpu func warning: info:((304, np.int64(32), np.int64(256), np.int64(512)), 0, 0, '', 'cktile', False)\t This GEMM is not supported!",
+                Said::Warned {
+                    size: Some((32, 256, 512)),
+                    text: "This GEMM is not supported!".to_owned(),
+                },
+            ),
+            (
+                "[!] Task 3 timed out after 15.0s (limit: 15s) - likely GPU hang or infinite loop",
+                Said::TimedOut {
+                    text: "Task 3 timed out after 15.0s (limit: 15s) - likely GPU hang or infinite loop"
+                        .to_owned(),
+                },
+            ),
+            (
+                "\u{1b}[1;31m[GPU Fault]\u{1b}[0m Task 4 failed with AcceleratorError: HIP error",
+                Said::Faulted {
+                    text: "[GPU Fault] Task 4 failed with AcceleratorError: HIP error".to_owned(),
+                },
+            ),
+            (
+                "Pool restarted. Continuing with 33 remaining tasks...",
+                Said::Restarted,
+            ),
+            (
+                "[aiter] [pid=12 pname=MainProcess] start build [module_x_tune] under /a/b",
+                Said::BuildStarted("module_x_tune".to_owned()),
+            ),
+            (
+                "[aiter] \u{1b}[32mfinish build [module_x_tune], cost 123.4s \u{1b}[0m",
+                Said::BuildEnded("module_x_tune".to_owned()),
+            ),
+            (
+                "[aiter] waiting for baton release at /a/lock",
+                Said::WaitsForLock("/a/lock".to_owned()),
+            ),
+            (
+                "[aiter] error in batch 2 of 4 after 1 completed batches: no space left",
+                Said::BatchError("no space left".to_owned()),
+            ),
+            (
+                "[aiter] Tuning Interrupted. tune 0 shapes, total tuning time is 56.5677 seconds",
+                Said::Ended { well: false },
+            ),
+        ];
+        for (line, said) in cases {
+            assert_eq!(read(line), Some(said), "{line}");
+        }
+        for line in [
+            "",
+            "   M    N",
+            "choose 0 kernels",
+            "[aiter] Failed shapes:",
+            "Waiting for it",
+        ] {
+            assert_eq!(read(line), None, "{line}");
+        }
+    }
+
+    #[test]
+    fn a_build_ends_with_the_pool_that_ran_it() {
+        let mut heard = Heard::default();
+        for line in [
+            "Waiting for 8 tasks to complete (no timeout limit)...",
+            "[aiter] start build [module_a] under /x",
+            "Pool restarted. Continuing with 7 remaining tasks...",
+        ] {
+            heard.line(line);
+        }
+        assert!(heard.building.is_empty());
+        assert!(heard.got_going());
+    }
+}

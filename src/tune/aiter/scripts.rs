@@ -1,0 +1,260 @@
+//! Which script of an aiter tree tunes an operation, found in the tree at hand.
+//!
+//! A table by capability, not by version: scripts were merged, modes became flags, key columns came and went, and
+//! neither tag nor ancestry tells which of it a tree has. Nothing here starts a process.
+
+use camino::{Utf8Path, Utf8PathBuf};
+
+use super::flags::Flags;
+use super::{AiterTuneError, argparse};
+use crate::pyedit::source::Source;
+use crate::shape::Op;
+use crate::tree::doctor::caps::{self, Capabilities};
+
+/// The class every tuner derives from (aiter v0.1.7 to e4048607a5).
+const BASE: &str = "aiter/utility/base_tuner.py";
+
+/// The pool that runs candidates.
+const POOL: &str = "aiter/utility/mp_tuner.py";
+
+/// The dispatcher of the a8w8 operations.
+const OPS: &str = "aiter/ops/gemm_op_a8w8.py";
+
+/// A way to tune an operation.
+struct Way {
+    op: Op,
+    /// Where the script is.
+    path: &'static str,
+    /// A flag that turns it to this operation; the way is open only where the script has it.
+    mode: Option<&'static str>,
+    /// Modules with the candidates, compiled at first use (`aiter/jit/optCompilerConfig.json`).
+    modules: &'static [&'static str],
+}
+
+/// Newest first: the first way that a tree has is taken. Paths, modes and modules as in v0.1.7, v0.1.9, 303a583c89
+/// and e4048607a5.
+const WAYS: [Way; 6] = [
+    Way {
+        op: Op::Blockscale,
+        path: "csrc/ck_gemm_a8w8_blockscale/gemm_a8w8_blockscale_tune.py",
+        mode: None,
+        modules: &[
+            "module_gemm_a8w8_blockscale_tune",
+            "module_gemm_a8w8_blockscale_cktile_tune",
+        ],
+    },
+    Way {
+        op: Op::BlockscaleBpreshuffle,
+        path: "csrc/ck_gemm_a8w8_blockscale/gemm_a8w8_blockscale_tune.py",
+        mode: Some("--preshuffle"),
+        modules: &[
+            "module_gemm_a8w8_blockscale_bpreshuffle_tune",
+            "module_gemm_a8w8_blockscale_bpreshuffle_cktile_tune",
+        ],
+    },
+    Way {
+        op: Op::BlockscaleBpreshuffle,
+        path: "csrc/ck_gemm_a8w8_blockscale_bpreshuffle/gemm_a8w8_blockscale_bpreshuffle_tune.py",
+        mode: None,
+        modules: &["module_gemm_a8w8_blockscale_bpreshuffle_tune"],
+    },
+    Way {
+        op: Op::Bpreshuffle,
+        path: "csrc/ck_gemm_a8w8_bpreshuffle/gemm_a8w8_bpreshuffle_tune.py",
+        mode: None,
+        modules: &[
+            "module_gemm_a8w8_bpreshuffle_tune",
+            "module_gemm_a8w8_bpreshuffle_cktile_tune",
+        ],
+    },
+    Way {
+        op: Op::A8w8,
+        path: "csrc/ck_gemm_a8w8/gemm_a8w8_tune.py",
+        mode: None,
+        modules: &["module_gemm_a8w8_tune"],
+    },
+    Way {
+        op: Op::A4w4,
+        path: "csrc/ck_gemm_a4w4_blockscale/gemm_a4w4_blockscale_tune.py",
+        mode: None,
+        modules: &["module_gemm_a4w4_blockscale_tune"],
+    },
+];
+
+/// The script of a tree that tunes an operation, and what its text says about it.
+#[derive(Clone, Debug)]
+pub struct Script {
+    /// The operation.
+    pub op: Op,
+    /// The folder that holds the package `aiter`.
+    pub root: Utf8PathBuf,
+    /// The script.
+    pub path: Utf8PathBuf,
+    /// The flag that turns it to the operation, if one does.
+    pub mode: Option<&'static str>,
+    /// Modules with the candidates, where the tree has them.
+    pub modules: Vec<String>,
+    /// Columns that identify a row, in the order it writes them.
+    pub keys: Vec<String>,
+    /// Columns of its input.
+    pub untuned_columns: Vec<String>,
+    /// Flags, from the argparse definitions.
+    pub flags: Flags,
+    /// What the tree can do.
+    pub capabilities: Capabilities,
+    /// Whether the runtime obeys a row's split of K for this operation.
+    pub obeys_split_k: bool,
+    /// Digest of the script and the files it drives candidates with.
+    pub digest: String,
+}
+
+impl Script {
+    /// Finds the script for `op` in the tree at `tree`: the package `aiter`, or the folder that holds it.
+    pub fn find(tree: &Utf8Path, op: Op) -> Result<Self, AiterTuneError> {
+        let package = package(tree)?;
+        let root = package.parent().unwrap_or(&package).to_owned();
+        let base = read(&package, BASE)?;
+        let mut tried = Vec::new();
+        for way in WAYS.iter().filter(|way| way.op == op) {
+            tried.push(way.path);
+            let Some(path) = caps::file(&package, way.path) else {
+                continue;
+            };
+            let script = parse(&path)?;
+            let flags = argparse::flags(&base, &script);
+            if way.mode.is_some_and(|mode| flags.get(mode).is_none()) {
+                continue;
+            }
+            let capabilities = Capabilities::read(&package);
+            let keys = argparse::keys(&script).unwrap_or_else(|| default_keys(&capabilities));
+            let untuned_columns = keys
+                .iter()
+                .filter(|key| !["gfx", "cu_num"].contains(&key.as_str()))
+                .cloned()
+                .collect();
+            let modules = way
+                .modules
+                .iter()
+                .filter(|module| {
+                    // The CKTile modules came with the flag that chooses between libraries.
+                    !module.contains("cktile") || flags.get("--libtype").is_some()
+                })
+                .map(|module| (*module).to_owned())
+                .collect();
+            return Ok(Self {
+                op,
+                mode: way.mode,
+                modules,
+                keys,
+                untuned_columns,
+                obeys_split_k: obeys_split_k(&package, op),
+                digest: digest(&package, &path)?,
+                flags,
+                capabilities,
+                root,
+                path,
+            });
+        }
+        Err(AiterTuneError::NoScript {
+            op,
+            tree: root,
+            tried: tried.join("`, `"),
+        })
+    }
+
+    /// Whether rows carry the architecture.
+    pub fn has_gfx_key(&self) -> bool {
+        self.keys.iter().any(|key| key == "gfx")
+    }
+
+    /// Whether a shape without a working kernel makes the tuner drop the rest of its batch: `topk` is lowered for one
+    /// shape and never restored (303a583c89; mended by daa8e94a49).
+    pub fn poisons_batches(&self) -> bool {
+        !self.capabilities.has("topk-fixed")
+    }
+
+    /// Whether a task's time limit runs while it waits in the queue (until v0.1.19).
+    pub fn counts_queueing(&self) -> bool {
+        !self.capabilities.has("timeout-from-start")
+    }
+
+    /// Whether outputs stand unreset between the candidates of a group, so that a kernel that writes nothing passes on
+    /// the result of the one before (until v0.1.15).
+    pub fn shares_outputs(&self) -> bool {
+        !self.capabilities.has("outputs-reset")
+    }
+
+    /// The folders compiled modules may be in when `AITER_JIT_DIR` is not set.
+    pub fn module_folders(&self) -> Vec<Utf8PathBuf> {
+        vec![self.root.join("aiter/jit")]
+    }
+}
+
+fn package(tree: &Utf8Path) -> Result<Utf8PathBuf, AiterTuneError> {
+    let absolute = std::path::absolute(tree)
+        .ok()
+        .and_then(|path| Utf8PathBuf::from_path_buf(path).ok())
+        .unwrap_or_else(|| tree.to_owned());
+    [absolute.clone(), absolute.join("aiter")]
+        .into_iter()
+        .find(|folder| folder.join("utility/base_tuner.py").is_file())
+        .ok_or_else(|| AiterTuneError::NoTree {
+            tree: tree.to_owned(),
+        })
+}
+
+fn read(package: &Utf8Path, relative: &str) -> Result<Source, AiterTuneError> {
+    let path = caps::file(package, relative).ok_or_else(|| AiterTuneError::NoTree {
+        tree: package.to_owned(),
+    })?;
+    parse(&path)
+}
+
+fn parse(path: &Utf8Path) -> Result<Source, AiterTuneError> {
+    let bytes = fs_err::read(path).map_err(AiterTuneError::Read)?;
+    Ok(Source::parse(path.to_owned(), &bytes)?)
+}
+
+/// The keys of `GemmCommonTuner` where a script names none.
+fn default_keys(capabilities: &Capabilities) -> Vec<String> {
+    let gfx = capabilities.has("gfx-column").then_some("gfx");
+    gfx.into_iter()
+        .chain(["cu_num", "M", "N", "K"])
+        .map(str::to_owned)
+        .collect()
+}
+
+/// Whether the dispatcher hands the row's `splitK` to the kernels that the tuner multiplies by it.
+///
+/// `gemm_a8w8_blockscale` dropped it until v0.1.13, so that every candidate was timed up to five times under names
+/// that mean nothing. The pre-shuffled CK and CKTile kernels never take one; only assembly does, whose splits aiter
+/// withdrew for many shapes (ROCm/aiter#4326), so it is not searched unless asked for.
+fn obeys_split_k(package: &Utf8Path, op: Op) -> bool {
+    match op {
+        Op::Blockscale => caps::file(package, OPS)
+            .and_then(|path| fs_err::read_to_string(path).ok())
+            .is_some_and(|text| {
+                let Some((_, after)) = text.split_once("\ndef gemm_a8w8_blockscale(") else {
+                    return false;
+                };
+                let body = after.split("\ndef ").next().unwrap_or(after);
+                body.contains("\"splitK\"")
+            }),
+        Op::Bpreshuffle | Op::A8w8 | Op::A4w4 => true,
+        Op::BlockscaleBpreshuffle | Op::TritonBlockFp8 => false,
+    }
+}
+
+fn digest(package: &Utf8Path, script: &Utf8Path) -> Result<String, AiterTuneError> {
+    use sha2::Digest as _;
+    let mut hash = sha2::Sha256::new();
+    let shared = [BASE, POOL].map(|relative| caps::file(package, relative));
+    for path in std::iter::once(script).chain(shared.iter().flatten().map(Utf8PathBuf::as_path)) {
+        hash.update(fs_err::read(path).map_err(AiterTuneError::Read)?);
+    }
+    let text: Vec<String> = hash.finalize()[..8]
+        .iter()
+        .map(|byte| format!("{byte:02x}"))
+        .collect();
+    Ok(text.concat())
+}

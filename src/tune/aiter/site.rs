@@ -1,0 +1,168 @@
+//! What the tuner's own environment says: its devices, and its command line.
+//!
+//! Starts the interpreter that will run the tuner, with what the tuner will get, and reads what it prints.
+
+use std::collections::BTreeMap;
+use std::time::Duration;
+
+use camino::{Utf8Path, Utf8PathBuf};
+use serde::Deserialize;
+
+use super::flags::Flags;
+use super::scripts::Script;
+use super::{AiterOrder, AiterTuneError};
+use crate::proc::{self, RunError};
+
+/// The program that is asked about devices; see its own header.
+const DEVICES: &str = include_str!("../../../python/aiter_tuner/devices.py");
+
+/// What its answer line starts with.
+const TAG: &str = "gemmtune-aiter: ";
+
+/// Longest that the imports may take: torch and aiter from a cold network file system take a minute, and aiter merges
+/// its shipped tables then.
+const LIMIT: Duration = Duration::from_secs(300);
+
+/// What the tuner would see.
+#[derive(Clone, Debug, Default, PartialEq, Eq, Deserialize)]
+pub struct Seen {
+    /// Package folder that `import aiter` gives.
+    #[serde(default)]
+    pub package: Option<Utf8PathBuf>,
+    /// Visible devices.
+    #[serde(default)]
+    pub count: u32,
+    /// Compute units of the current one, as torch counts them and the tuner writes them.
+    #[serde(default)]
+    pub cu_num: u32,
+    /// Its architecture.
+    #[serde(default)]
+    pub gfx: String,
+    /// Its name.
+    #[serde(default)]
+    pub name: String,
+    /// Versions of what it imports.
+    #[serde(default)]
+    pub versions: BTreeMap<String, String>,
+    /// Why it could not say more.
+    #[serde(default)]
+    pub error: Option<String>,
+}
+
+/// Variables the tuner and everything asked about it get, on top of the order's.
+///
+/// `PYTHONPATH` leads with the tree, so that the script and `import aiter` are one tree. Log lines are brought to the
+/// form that is read here, whatever the user set.
+pub(super) fn env(order: &AiterOrder<'_>, script: &Script) -> BTreeMap<String, Option<String>> {
+    let mut env = order.env.clone();
+    let set = |env: &mut BTreeMap<String, Option<String>>, name: &str, value: &str| {
+        env.insert(name.to_owned(), Some(value.to_owned()));
+    };
+    // An installed package is on the path already; leading with site-packages would reorder it.
+    let installed = ["site-packages", "dist-packages"]
+        .into_iter()
+        .any(|name| script.root.file_name() == Some(name));
+    if !installed {
+        let path = match env.get("PYTHONPATH").cloned().flatten() {
+            Some(rest) if !rest.is_empty() => format!("{}:{rest}", script.root),
+            _ => script.root.to_string(),
+        };
+        set(&mut env, "PYTHONPATH", &path);
+    }
+    set(&mut env, "PYTHONUNBUFFERED", "1");
+    // 1 would make each record two lines; a level above INFO would hide the batches.
+    set(&mut env, "AITER_LOG_MORE", "0");
+    set(&mut env, "AITER_LOG_LEVEL", "INFO");
+    // argparse folds its help to this width.
+    set(&mut env, "COLUMNS", "200");
+    env
+}
+
+/// Asks which devices the tuner would use, and that it would use this tree.
+pub(super) fn devices(
+    order: &AiterOrder<'_>,
+    script: &Script,
+    folder: &Utf8Path,
+) -> Result<Seen, AiterTuneError> {
+    let file = folder.join("devices.py");
+    crate::store::file::write_atomic(&file, DEVICES.as_bytes()).map_err(AiterTuneError::Write)?;
+    let argv = [order.python.as_str(), file.as_str()].map(str::to_owned);
+    let ran = proc::run(
+        order.keeper,
+        &argv,
+        Some(folder.to_owned()),
+        env(order, script),
+        LIMIT,
+        order.interrupt,
+    )?;
+    let text = String::from_utf8_lossy(&ran.stdout);
+    let answer = text.lines().rev().find_map(|line| line.strip_prefix(TAG));
+    let seen: Seen = answer
+        .and_then(|json| serde_json::from_str(json).ok())
+        .ok_or_else(|| AiterTuneError::NoAnswer {
+            python: order.python.to_owned(),
+            code: ran.code,
+            said: tail(&ran.stderr),
+        })?;
+    if let Some(error) = &seen.error {
+        return Err(AiterTuneError::CannotImport {
+            python: order.python.to_owned(),
+            error: error.clone(),
+        });
+    }
+    let ours = script.root.join("aiter");
+    if let Some(package) = &seen.package
+        && package.canonicalize_utf8().ok() != ours.canonicalize_utf8().ok()
+    {
+        return Err(AiterTuneError::OtherTree {
+            python: order.python.to_owned(),
+            used: package.clone(),
+            meant: ours,
+        });
+    }
+    if seen.count == 0 {
+        return Err(AiterTuneError::NoDevice {
+            python: order.python.to_owned(),
+        });
+    }
+    Ok(seen)
+}
+
+/// The script's own help, where it can be had; a reason where not.
+pub(super) fn help(
+    order: &AiterOrder<'_>,
+    script: &Script,
+    folder: &Utf8Path,
+) -> Result<Result<Flags, String>, AiterTuneError> {
+    let argv = [order.python.as_str(), script.path.as_str(), "--help"].map(str::to_owned);
+    let ran = match proc::run(
+        order.keeper,
+        &argv,
+        Some(folder.to_owned()),
+        env(order, script),
+        LIMIT,
+        order.interrupt,
+    ) {
+        Ok(ran) => ran,
+        Err(RunError::Interrupted(_)) => return Err(AiterTuneError::Interrupted),
+        Err(error) => return Ok(Err(error.to_string())),
+    };
+    let text = String::from_utf8_lossy(&ran.stdout);
+    Ok(Flags::from_help(&text).ok_or_else(|| {
+        let said = tail(&ran.stderr);
+        format!("`--help` ended with exit code {}: {said}", ran.code)
+    }))
+}
+
+/// The last lines of what a program said.
+pub(super) fn tail(bytes: &[u8]) -> String {
+    /// Enough for the end of a traceback.
+    const LINES: usize = 6;
+    let text = super::flags::without_escapes(&String::from_utf8_lossy(bytes));
+    let lines: Vec<&str> = text
+        .lines()
+        .map(str::trim_end)
+        .filter(|line| !line.is_empty())
+        .collect();
+    lines[lines.len().saturating_sub(LINES)..].join(" | ")
+}
