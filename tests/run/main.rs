@@ -1,6 +1,9 @@
 //! The loop, end to end, on the reference engine with a tiny model.
 
+mod documents;
 mod faults;
 mod interrupts;
 mod loops;
+#[path = "../schema/mod.rs"]
+mod schema;
 mod support;
