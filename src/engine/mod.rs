@@ -21,7 +21,7 @@ use crate::proc::{Interrupt, Keeper, tree};
 use crate::stage::{Action, Course, Stage, State, next};
 use crate::store::file::write_atomic;
 use crate::store::journal::{Journal, JournalError, Record};
-use crate::store::lock::{Holder, Lock, LockError, host_name};
+use crate::store::lock::{Holder, Lock, LockError, host_and_boot};
 use crate::store::run_dir::RunDir;
 use crate::workload::config::Config;
 
@@ -125,7 +125,7 @@ impl<'a> Engine<'a> {
             platform,
             keeper: with.keeper,
             interrupt: with.interrupt,
-            host: host_name(),
+            host: host_and_boot(),
             journal,
             state,
             observer: with.observer,

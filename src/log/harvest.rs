@@ -9,7 +9,7 @@ use super::cursor::lossy;
 use super::dump::Dump;
 use super::engagement::{Hit, Line, LineOutcome};
 use super::plausible;
-use super::record::{CallKind, Hello, Record};
+use super::record::{CallKind, Hello, Record, TritonServed};
 use super::sglang::{Capture, ConfigFile, Limits};
 use crate::shape::{Op, Shape};
 
@@ -57,6 +57,9 @@ pub struct Harvest {
     pub hellos: BTreeSet<Hello>,
     /// Modules that instrumented processes hooked, with the files they were loaded from.
     pub modules: BTreeSet<(String, String)>,
+    /// What served the GEMMs of SGLang's Triton kernel, by (N, K, M). Where processes differ, whatever was not
+    /// put in place by the overlay: it is the one to know of.
+    pub triton_served: BTreeMap<(u32, u32, u32), TritonServed>,
     /// Look-ups by what was looked for.
     served: BTreeMap<Key, Served>,
     counts: BTreeMap<Key, u64>,
@@ -351,6 +354,13 @@ impl Harvest {
             Record::Module { name, file } => {
                 if self.modules.len() < ENTRIES_MAX {
                     self.modules.insert((name, file));
+                }
+            }
+            Record::TritonServed { m, n, k, served } => {
+                let known = self.triton_served.get(&(n, k, m));
+                let worse = known.is_none_or(|known| known.injected && !served.injected);
+                if worse && self.triton_served.len() < SHAPES_MAX {
+                    self.triton_served.insert((n, k, m), served);
                 }
             }
             Record::Unknown => {}

@@ -125,8 +125,28 @@ pub enum Record {
         /// Its file.
         file: String,
     },
+    /// What SGLang's Triton kernel was served with, once per shape and process.
+    TritonServed {
+        /// Rows of the activation.
+        m: u32,
+        /// Output features.
+        n: u32,
+        /// Input features.
+        k: u32,
+        /// What served it.
+        served: TritonServed,
+    },
     /// An object of a newer writer.
     Unknown,
+}
+
+/// The configuration that served a GEMM of SGLang's Triton kernel.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct TritonServed {
+    /// Whether it comes from a table that the overlay put in place.
+    pub injected: bool,
+    /// The configuration; null where SGLang's default served.
+    pub config: serde_json::Value,
 }
 
 /// The first record of a process.
@@ -193,6 +213,21 @@ struct Line {
     dispatch: Option<String>,
     module: Option<String>,
     file: Option<String>,
+    served: Option<ServedLine>,
+}
+
+/// `{"served": {…}}`, written by the overlay's `tables.py`.
+#[derive(Deserialize)]
+struct ServedLine {
+    #[serde(rename = "M")]
+    m: u32,
+    #[serde(rename = "N")]
+    n: u32,
+    #[serde(rename = "K")]
+    k: u32,
+    source: String,
+    #[serde(default)]
+    config: serde_json::Value,
 }
 
 /// Whether a stream that starts with `start` (at least [`SNIFF`] bytes unless it is shorter) is a record file.
@@ -235,6 +270,19 @@ pub fn parse(line: &[u8]) -> Result<Record, RecordError> {
     }
     if let (Some(name), Some(file)) = (line.module, line.file) {
         return Ok(Record::Module { name, file });
+    }
+    if let Some(served) = line.served {
+        plausible::m(served.m).map_err(RecordError::Impossible)?;
+        plausible::nk(served.n, served.k).map_err(RecordError::Impossible)?;
+        return Ok(Record::TritonServed {
+            m: served.m,
+            n: served.n,
+            k: served.k,
+            served: TritonServed {
+                injected: served.source == "injected",
+                config: served.config,
+            },
+        });
     }
     let Some(op) = line.op else {
         return Ok(Record::Unknown);

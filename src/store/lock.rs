@@ -37,6 +37,15 @@ pub fn host_name() -> String {
         .map_or_else(|_| "unknown".to_owned(), |name| name.trim().to_owned())
 }
 
+/// The name of this host and the start it is in: machines that are handed out for an hour often share one name.
+pub fn host_and_boot() -> String {
+    let boot = fs_err::read_to_string("/proc/sys/kernel/random/boot_id").unwrap_or_default();
+    match boot.trim().get(..8) {
+        Some(boot) => format!("{} (boot {boot})", host_name()),
+        None => host_name(),
+    }
+}
+
 /// Failed to lock a folder.
 #[derive(Debug, thiserror::Error)]
 pub enum LockError {

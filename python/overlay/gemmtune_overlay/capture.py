@@ -70,7 +70,10 @@ class Observer:
         self._settings = settings
         self._recorder = recorder
         self._op = op
-        self._path = path
+        # The playbook's text stands for aiter's operations; another one is named behind the tag.
+        aiter = path.startswith("aiter")
+        self._named = ("" if aiter else f" op={op}", path)
+        self._table = "aiter gemm_a8w8_blockscale / bpreshuffle" if aiter else op
         self._logged = set()
         self._rank_known = False
 
@@ -112,9 +115,9 @@ class Observer:
         if row not in self._logged and graphs.tensor_parallel_rank()[0] in (0, None):
             self._logged.add(row)
             LOGGER.warning(
-                "[GEMM_shape_dump] %s block_size=%s | x.shape=%s weight.shape=%s | "
-                "M=%d N=%d K=%d (aiter gemm_a8w8_blockscale / bpreshuffle tune CSV) | csv_row: %s",
-                self._path, block_size, tuple(activation.shape), tuple(weight.shape), m, n, k, row,
+                "[GEMM_shape_dump]%s %s block_size=%s | x.shape=%s weight.shape=%s | "
+                "M=%d N=%d K=%d (%s tune CSV) | csv_row: %s",
+                *self._named, block_size, tuple(activation.shape), tuple(weight.shape), m, n, k, self._table, row,
             )  # fmt: skip
 
     def _tell_rank(self):

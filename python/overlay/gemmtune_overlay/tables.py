@@ -56,6 +56,10 @@ def _read(module, folder, key, recorder):
         table = {int(m): config for m, config in json.load(file).items()}
     if not table:
         raise ValueError(f"{path} has no row")
+    # SGLang's own words for a table it takes, so that a log says the same whoever put the table there.
+    logger = getattr(module, "logger", None)
+    if logger is not None:
+        logger.info("Using configuration from %s for W8A8 Block FP8 kernel.", path)
     recorder.once({"table": {"N": n, "K": k, "block": [block_n, block_k], "keys": list(table), "file": path}})
     return table
 
