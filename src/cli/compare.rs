@@ -8,7 +8,8 @@ use super::failure::{Failure, Kind};
 use super::printer::Printer;
 use crate::bench::result::{self, ReadError};
 use crate::compare::{
-    self, Band, Comparison, METRICS, MetricResult, Question, Trial, Unit, Verdict, metric,
+    self, Band, Comparison, LoadComparison, METRICS, MetricResult, Question, Trial, Unit, Verdict,
+    metric,
 };
 
 /// Arguments of `gemmtune compare`.
@@ -212,6 +213,7 @@ pub(super) fn text(comparison: &Comparison, all: bool) -> String {
     );
     text.push_str(&table(&rows));
     text.push_str("\nA ratio above 1 means that the tuned arm is better; * decides.\n");
+    text.push_str(&loads(comparison));
     let problems = comparison
         .metrics
         .iter()
@@ -226,6 +228,29 @@ pub(super) fn text(comparison: &Comparison, all: bool) -> String {
     list(&mut text, "left out of other metrics", problems);
     list(&mut text, "note", comparison.notes.iter());
     text
+}
+
+/// Each of several loads by the metric that decides for it.
+fn loads(comparison: &Comparison) -> String {
+    if comparison.loads.is_empty() {
+        return String::new();
+    }
+    let head = ["load", "metric", "ratio", "interval", "pairs", "verdict"].map(str::to_owned);
+    let number = |value: Option<f64>| value.map_or_else(|| "-".to_owned(), significant);
+    let line = |load: &LoadComparison| {
+        let own = &load.comparison;
+        [
+            load.load.clone(),
+            own.metric.clone(),
+            number(own.ratio.median),
+            format!("{} to {}", number(own.ratio.low), number(own.ratio.high)),
+            own.pairs.to_string(),
+            own.verdict.to_string(),
+        ]
+    };
+    let mut rows = vec![head];
+    rows.extend(comparison.loads.iter().map(line));
+    format!("\nEach load on its own:\n{}", table(&rows))
 }
 
 fn row(metric: &MetricResult) -> [String; 8] {

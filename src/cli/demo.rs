@@ -85,6 +85,7 @@ pub fn run(args: &DemoArgs, printer: &Printer) -> Result<ExitCode, Failure> {
         benchmark: Benchmark {
             command: None,
             builtin: Some(LOAD),
+            loads: Vec::new(),
             results: None,
             repeats: 1,
             timeout_s: 120,
@@ -112,6 +113,8 @@ pub fn run(args: &DemoArgs, printer: &Printer) -> Result<ExitCode, Failure> {
 
 /// A decode-heavy load: short prompts, a few requests at once, as an interactive service has.
 const LOAD: Load = Load {
+    name: None,
+    metric: None,
     concurrency: 4,
     prompts: 24,
     input_len: 32,

@@ -235,10 +235,7 @@ fn dry_run(config: &Config, printer: &Printer) -> Result<ExitCode, Failure> {
         Ok(Measure::Command { command, results }) => {
             format!("{} (results: {results})", quoted(command))
         }
-        Ok(Measure::Builtin(load)) => format!(
-            "built in: {} requests, {} at once, {} tokens in, {} out",
-            load.prompts, load.concurrency, load.input_len, load.output_len
-        ),
+        Ok(Measure::Builtin(loads)) => loads.iter().map(in_words).collect::<Vec<_>>().join("; "),
         Err(error) => return Err(Failure::to(Kind::Usage, &error.to_string(), error)),
     };
     let starts = 3 + config.compare.pairs * 2;
@@ -267,4 +264,12 @@ fn dry_run(config: &Config, printer: &Printer) -> Result<ExitCode, Failure> {
         ));
     }
     Ok(ExitCode::SUCCESS)
+}
+
+fn in_words(load: &crate::workload::config::Load) -> String {
+    let name = load.name.as_deref().unwrap_or("built in");
+    format!(
+        "{name}: {} requests, {} at once, {} tokens in, {} out",
+        load.prompts, load.concurrency, load.input_len, load.output_len
+    )
 }

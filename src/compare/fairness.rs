@@ -10,6 +10,9 @@ use serde_json::Value;
 use super::trial::{LOAD_KEYS, Pairing, Trial, load};
 use crate::bench::result::Run;
 
+/// How many requests a load has.
+const PROMPTS_KEY: &str = "num_prompts";
+
 /// Arguments of the benchmark that must agree besides the load itself. `model…`, `num_prompts` and
 /// `endpoint…` are written by vLLM's script and by `gemmtune bench`.
 const ARGUMENT_KEYS: [&str; 9] = [
@@ -19,7 +22,7 @@ const ARGUMENT_KEYS: [&str; 9] = [
     "tokenizer_id",
     "endpoint",
     "endpoint_type",
-    "num_prompts",
+    PROMPTS_KEY,
     "burstiness",
     "goodput_slos_ms",
 ];
@@ -90,10 +93,21 @@ pub(super) fn examine(
                     .collect()
             });
             same_work(&at, &mut findings);
+            same_value(
+                PROMPTS_KEY,
+                &at,
+                |run| run.fields.get(PROMPTS_KEY).cloned(),
+                expected,
+                &mut findings,
+            );
         }
         whole_sweeps(baseline, tuned, pairing, &mut findings);
     }
     for key in ARGUMENT_KEYS {
+        // Each load of a sweep has a number of prompts of its own.
+        if key == PROMPTS_KEY && !pairing.points.is_empty() {
+            continue;
+        }
         same_value(
             key,
             &arms,

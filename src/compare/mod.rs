@@ -227,6 +227,28 @@ pub struct Comparison {
     pub notes: Vec<String>,
     /// Every metric the files have, the deciding one first.
     pub metrics: Vec<MetricResult>,
+    /// Each of several loads on its own; empty where there was one.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub loads: Vec<LoadComparison>,
+}
+
+/// One of several loads, judged on its own by its own metric.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+pub struct LoadComparison {
+    /// Its name.
+    pub load: String,
+    /// The ratio predicted from kernel times before anything was deployed.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub predicted: Option<f64>,
+    /// The answer for it.
+    pub comparison: Comparison,
+}
+
+impl LoadComparison {
+    /// How far the prediction was off: measured over predicted, minus one.
+    pub fn off(&self) -> Option<f64> {
+        Some(self.comparison.ratio.median? / self.predicted? - 1.0)
+    }
 }
 
 /// What to compare and how.
@@ -361,6 +383,7 @@ pub fn compare(question: &Question<'_>) -> Result<Comparison, CompareError> {
         expected_differences: findings.expected,
         notes,
         metrics,
+        loads: Vec::new(),
     })
 }
 

@@ -52,6 +52,12 @@ impl Trial {
         &self.runs
     }
 
+    /// The runs of the load named `load`, as a trial of their own.
+    pub fn of_load(&self, load: &str) -> Option<Self> {
+        let named = |run: &&Run| run.fields.get("tag").and_then(|tag| tag.as_str()) == Some(load);
+        Self::new(self.runs.iter().filter(named).cloned().collect())
+    }
+
     /// Where the trial was read, for people: `T.jsonl:3`, or the file for all of its lines.
     pub fn name(&self) -> String {
         match self.runs.as_slice() {

@@ -216,9 +216,11 @@ impl Engine<'_> {
     ) -> Result<(), Trouble> {
         let limit = self.benchmark_limit();
         match self.config.measure() {
-            Ok(Measure::Builtin(load)) => {
-                let load = load.clone();
-                self.measure_by_load(&load, server, number, folder, limit)
+            Ok(Measure::Builtin(loads)) => {
+                for load in loads.to_vec() {
+                    self.measure_by_load(&load, server, number, folder, limit)?;
+                }
+                Ok(())
             }
             Ok(Measure::Command { command, results }) => {
                 let command = command.to_vec();
@@ -279,7 +281,7 @@ impl Engine<'_> {
             ));
         }
         let extra = line::Extra {
-            tag: None,
+            tag: asked.name.clone(),
             server_info: server.info(),
             sequence: Some(u64::from(number)),
             started: Some(started),

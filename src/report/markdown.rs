@@ -2,6 +2,7 @@
 
 use std::fmt::Write as _;
 
+use super::loads;
 use super::model::{Report, plain_name};
 use super::number::{duration, percent, ratio, significant, whole};
 
@@ -42,6 +43,22 @@ pub(super) fn text(report: &Report) -> String {
             "pairs",
         ];
         table(&mut text, "Measurements", head, &rows);
+        let head = [
+            "load",
+            "decided by",
+            "baseline",
+            "tuned",
+            "ratio",
+            "interval",
+            "verdict",
+            "predicted",
+            "off by",
+        ];
+        let rows: Vec<[String; 9]> = loads::lines(comparison)
+            .into_iter()
+            .filter_map(|line| line.try_into().ok())
+            .collect();
+        table(&mut text, "Each load on its own", head, &rows);
         list(&mut text, "Not comparable", &comparison.unfair);
         list(&mut text, "Notes on the comparison", &comparison.notes);
     }

@@ -27,6 +27,11 @@ pub(super) fn all(report: &Report) -> Vec<Section> {
     [
         section("pairs", "Both arms, pair by pair", pairs(report)),
         section("metrics", "Throughput and latency", metrics(report)),
+        section(
+            "loads",
+            "Each load on its own",
+            super::loads::section(report),
+        ),
         section("time", "Where the GEMM time goes", time(report)),
         section("shapes", "Each shape before and after", shapes(report)),
         section("hits", "Served by the table", hits(report)),
@@ -51,13 +56,13 @@ pub(super) fn all(report: &Report) -> Vec<Section> {
 
 /// What a column holds, which is how it is set.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-enum Holds {
+pub(super) enum Holds {
     Number,
     Text,
     /// Names and sentences: never squeezed to a few letters a line.
     Wide,
 }
-use Holds::{Number, Text, Wide};
+pub(super) use Holds::{Number, Text, Wide};
 
 impl Holds {
     const fn class(self) -> Option<&'static str> {
@@ -70,10 +75,10 @@ impl Holds {
 }
 
 /// A column of a table: its heading and what it holds.
-type Column<'a> = (&'a str, Holds);
+pub(super) type Column<'a> = (&'a str, Holds);
 
 /// A table in a region of its own that scrolls sideways where it is too wide.
-fn table(caption: &str, columns: &[Column<'_>], rows: &[Vec<String>]) -> Markup {
+pub(super) fn table(caption: &str, columns: &[Column<'_>], rows: &[Vec<String>]) -> Markup {
     html! {
         div.scroll role="region" aria-label=(caption) tabindex="0" {
             table {

@@ -17,7 +17,7 @@
 //! ready_log = "The server is fired up and ready to roll!"
 //! ready_timeout_s = 1800
 //!
-//! [benchmark]                    # exactly one of `command` and `builtin`
+//! [benchmark]                    # exactly one of `command`, `builtin` and `loads` (see [`Load`])
 //! command = ["python3", "-m", "sglang.bench_serving", "--output-file", "bench.jsonl"]
 //! results = "bench.jsonl"        # the file that command appends its JSON line to
 //! repeats = 1                    # benchmark runs inside one trial
@@ -46,6 +46,8 @@ use camino::{Utf8Path, Utf8PathBuf};
 use serde::{Deserialize, Serialize};
 
 use super::duration::Span;
+use super::load;
+pub use super::load::Load;
 use crate::shape::Op;
 
 /// Name of the configuration file, looked for in the current folder.
@@ -138,12 +140,15 @@ pub struct Server {
 #[cfg_attr(test, derive(schemars::JsonSchema))]
 #[serde(deny_unknown_fields)]
 pub struct Benchmark {
-    /// The user's own benchmark. Exactly one of `command` and `builtin` is given.
+    /// The user's own benchmark. Exactly one of `command`, `builtin` and `loads` is given.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub command: Option<Vec<String>>,
     /// gemmtune's own load generator.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub builtin: Option<Load>,
+    /// Several loads, run one after another in every trial, each with a name and judged on its own as well.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub loads: Vec<Load>,
     /// The file `command` appends one JSON object per run to; required with `command`. Relative to
     /// the folder the benchmark runs in, which is the trial's own, so runs never mix.
     #[serde(default, skip_serializing_if = "Option::is_none")]
@@ -155,27 +160,6 @@ pub struct Benchmark {
     /// Seconds one benchmark run may take before any baseline has taught a limit.
     #[serde(default = "default_benchmark_timeout")]
     pub timeout_s: u64,
-}
-
-/// `builtin = {…}`: the load that gemmtune's own generator makes.
-#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
-#[cfg_attr(test, derive(schemars::JsonSchema))]
-#[serde(deny_unknown_fields)]
-pub struct Load {
-    /// Requests in flight at once (closed loop).
-    pub concurrency: u32,
-    /// Requests in all.
-    pub prompts: u32,
-    /// Prompt tokens per request.
-    pub input_len: u32,
-    /// Tokens generated per request; end-of-sequence is ignored.
-    pub output_len: u32,
-    /// Requests before the clock starts.
-    #[serde(default = "one")]
-    pub warmup: u32,
-    /// Seed of the prompts: the same seed makes the same requests in both arms.
-    #[serde(default)]
-    pub seed: u64,
 }
 
 /// `[backend]`: what is tuned and where it lives.
@@ -286,8 +270,8 @@ pub enum Measure<'a> {
         /// Result file, JSON Lines.
         results: &'a Utf8Path,
     },
-    /// gemmtune's own load generator.
-    Builtin(&'a Load),
+    /// gemmtune's own load generator, one load after another.
+    Builtin(&'a [Load]),
 }
 
 /// Why a `gemmtune.toml` is not usable.
@@ -384,8 +368,20 @@ impl Config {
 
     /// How the server is measured.
     pub fn measure(&self) -> Result<Measure<'_>, ConfigError> {
-        match (&self.benchmark.command, &self.benchmark.builtin) {
-            (None, Some(load)) => Ok(Measure::Builtin(load)),
+        let builtin = match (&self.benchmark.builtin, &*self.benchmark.loads) {
+            (Some(load), []) => Some(std::slice::from_ref(load)),
+            (None, loads) => Some(loads).filter(|loads| !loads.is_empty()),
+            (Some(_), _) => {
+                return Err(ConfigError::ExactlyOne {
+                    table: "benchmark",
+                    one: "builtin",
+                    other: "loads",
+                    found: "both",
+                });
+            }
+        };
+        match (&self.benchmark.command, builtin) {
+            (None, Some(loads)) => Ok(Measure::Builtin(loads)),
             (Some(command), None) => match &self.benchmark.results {
                 Some(results) => Ok(Measure::Command { command, results }),
                 None => Err(ConfigError::Missing {
@@ -437,6 +433,7 @@ impl Config {
         self.check_variables()?;
         self.launch()?;
         self.measure()?;
+        load::check(&self.benchmark.loads)?;
         if self.backend.kind != BackendKind::Reference && self.backend.python.is_none() {
             return Err(ConfigError::Missing {
                 name: "backend.python",
@@ -461,23 +458,8 @@ impl Config {
             ("backend.cu_num", self.backend.cu_num.map(u64::from)),
             ("compare.pairs", Some(u64::from(self.compare.pairs))),
         ];
-        if let Some(load) = &self.benchmark.builtin {
-            counts.extend([
-                (
-                    "benchmark.builtin.concurrency",
-                    Some(u64::from(load.concurrency)),
-                ),
-                ("benchmark.builtin.prompts", Some(u64::from(load.prompts))),
-                (
-                    "benchmark.builtin.input_len",
-                    Some(u64::from(load.input_len)),
-                ),
-                (
-                    "benchmark.builtin.output_len",
-                    Some(u64::from(load.output_len)),
-                ),
-            ]);
-        }
+        let loads = self.benchmark.builtin.iter().chain(&self.benchmark.loads);
+        counts.extend(loads.flat_map(Load::counts));
         match counts.iter().find(|(_, count)| *count == Some(0)) {
             Some((name, _)) => Err(ConfigError::Value {
                 name: (*name).to_owned(),
@@ -579,7 +561,7 @@ mod tests {
         let Measure::Builtin(load) = config.measure().unwrap() else {
             panic!("the builtin load was asked for");
         };
-        assert_eq!((load.warmup, load.seed), (1, 0));
+        assert_eq!((load[0].warmup, load[0].seed), (1, 0));
     }
 
     #[test]

@@ -7,5 +7,6 @@ pub mod config;
 pub mod draft;
 pub mod duration;
 pub mod env;
+pub mod load;
 pub mod observe;
 pub mod script;

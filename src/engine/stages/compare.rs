@@ -2,9 +2,11 @@
 
 use camino::Utf8PathBuf;
 
-use super::Done;
+use super::{Done, foresee};
 use crate::bench::result;
-use crate::compare::{self, Band, Comparison, Question, Trial, Unit, metric};
+use crate::compare::{
+    self, Band, Comparison, LoadComparison, Metric, Question, Trial, Unit, metric,
+};
 use crate::engine::trial::{RESULTS, TrialOrder};
 use crate::engine::trouble::{Class, Trouble};
 use crate::engine::{Engine, read_json, write_json};
@@ -48,24 +50,37 @@ pub(super) fn compare(engine: &mut Engine<'_>) -> Result<Done, Trouble> {
         }
         _ => String::new(),
     };
+    let loads: String = comparison
+        .loads
+        .iter()
+        .map(|load| format!("; {}", one_load(load)))
+        .collect();
     Ok(Done::new(format!(
-        "{}{interval}: {}",
+        "{}{interval}: {}{loads}",
         comparison.verdict.word(),
         comparison.because
     )))
 }
 
+/// `decode-1: better, median_tpot_ms 1.712x [1.690, 1.731]`.
+fn one_load(load: &LoadComparison) -> String {
+    let ratio = &load.comparison.ratio;
+    let number = |value: Option<f64>| value.map_or_else(|| "–".to_owned(), |x| format!("{x:.3}"));
+    format!(
+        "{}: {}, {} {}x [{}, {}]",
+        load.load,
+        load.comparison.verdict.word(),
+        load.comparison.metric,
+        number(ratio.median),
+        number(ratio.low),
+        number(ratio.high)
+    )
+}
+
 /// The comparison of all finished pairs.
 fn judged(engine: &Engine<'_>) -> Result<Comparison, Trouble> {
     let failed = |error: &dyn std::error::Error| Trouble::caused(Class::WorkloadFailed, error);
-    let name = &engine.config.compare.metric;
-    let metric = metric::named(name).ok_or_else(|| {
-        Trouble::new(
-            Class::Usage,
-            format!("`{name}` is no metric with a known direction"),
-        )
-        .hint("see `gemmtune compare --help` for the metrics")
-    })?;
+    let metric = deciding(&engine.config.compare.metric)?;
     let mut arms: [Vec<Utf8PathBuf>; 2] = Default::default();
     for pair in 0..engine.config.compare.pairs {
         let Some(halves) = pair_trials(engine.state.trials(), pair) else {
@@ -96,19 +111,55 @@ fn judged(engine: &Engine<'_>) -> Result<Comparison, Trouble> {
         .iter()
         .map(ToString::to_string)
         .collect();
-    compare::compare(&Question {
-        baseline: &read(&arms[0])?,
-        tuned: &read(&arms[1])?,
-        metric,
-        band: Band::default(),
-        expected: &expected,
-        requests: engine
-            .config
-            .benchmark
-            .builtin
-            .as_ref()
-            .map(|load| u64::from(load.prompts)),
-        allow_unfair: false,
+    let arms = [read(&arms[0])?, read(&arms[1])?];
+    let judge = |arms: &[Vec<Trial>; 2], metric: &Metric| {
+        compare::compare(&Question {
+            baseline: &arms[0],
+            tuned: &arms[1],
+            metric,
+            band: Band::default(),
+            expected: &expected,
+            requests: engine
+                .config
+                .benchmark
+                .builtin
+                .as_ref()
+                .map(|load| u64::from(load.prompts)),
+            allow_unfair: false,
+        })
+        .map_err(|error| failed(&error))
+    };
+    let mut whole = judge(&arms, metric)?;
+    let foreseen = foresee::read(engine)?;
+    for load in &engine.config.benchmark.loads {
+        // A configuration whose loads have no names does not parse.
+        let load_name = load.name.as_deref().unwrap_or_default();
+        let of_load = |trials: &Vec<Trial>| -> Vec<Trial> {
+            let of_load = trials.iter().filter_map(|trial| trial.of_load(load_name));
+            of_load.collect()
+        };
+        let metric = match &load.metric {
+            Some(name) => deciding(name)?,
+            None => metric,
+        };
+        whole.loads.push(LoadComparison {
+            load: load_name.to_owned(),
+            predicted: foreseen
+                .iter()
+                .find(|foreseen| foreseen.load == load_name)
+                .map(|foreseen| foreseen.ratio),
+            comparison: judge(&[of_load(&arms[0]), of_load(&arms[1])], metric)?,
+        });
+    }
+    Ok(whole)
+}
+
+fn deciding(name: &str) -> Result<&'static Metric, Trouble> {
+    metric::named(name).ok_or_else(|| {
+        Trouble::new(
+            Class::Usage,
+            format!("`{name}` is no metric with a known direction"),
+        )
+        .hint("see `gemmtune compare --help` for the metrics")
     })
-    .map_err(|error| failed(&error))
 }

@@ -1,6 +1,6 @@
 //! `deploy`: the tuned table in place, and taken back.
 
-use super::Done;
+use super::{Done, foresee};
 use crate::engine::trouble::{Class, Trouble};
 use crate::engine::{Engine, read_json, write_json};
 use crate::platform::{Deployment, Inspection, Tuned};
@@ -10,6 +10,7 @@ use crate::stage::Stage;
 pub(super) fn deploy(engine: &mut Engine<'_>) -> Result<Done, Trouble> {
     let inspection: Inspection = read_json(&engine.run.stage(Stage::Inspect.name()))?;
     let tuned: Tuned = read_json(&engine.run.stage(Stage::Tune.name()))?;
+    foresee::foresee(engine, &tuned)?;
     let deployment = engine.platform.deploy(&engine.run, &inspection, &tuned)?;
     // The record of what was put in place comes before anybody relies on it.
     write_json(&engine.run.stage(Stage::Deploy.name()), &deployment)?;

@@ -4,6 +4,7 @@ mod baseline;
 mod capture;
 mod compare;
 mod deploy;
+mod foresee;
 mod inspect;
 mod plan;
 mod records;

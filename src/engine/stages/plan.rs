@@ -131,7 +131,7 @@ pub(super) fn plan(engine: &mut Engine<'_>) -> Result<Done, Trouble> {
 
 /// What the model's `config.json` says, where the configuration names a model that lies here: the plan
 /// explains how it differs from what was seen.
-fn prediction(engine: &mut Engine<'_>) -> Option<Prediction> {
+pub(super) fn prediction(engine: &mut Engine<'_>) -> Option<Prediction> {
     let workload = &engine.config.workload;
     let folder = Utf8Path::new(workload.model.as_deref()?);
     let bytes = fs_err::read(folder.join("config.json")).ok()?;

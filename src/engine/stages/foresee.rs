@@ -1,0 +1,229 @@
+//! What tuning will bring to each load, said before anything is deployed.
+//!
+//! A forward pass calls every weight as often as the model's config says; the race timed each call before and
+//! after. So a load's latency changes by the sum of calls times the difference: the reckoning is the
+//! load's own baseline less that sum. What it leaves out (kernels that overlap, batches of other sizes) shows
+//! when the comparison is in.
+
+use serde::{Deserialize, Serialize};
+
+use super::Captured;
+use crate::bench::result;
+use crate::engine::trial::RESULTS;
+use crate::engine::trouble::{Class, Trouble};
+use crate::engine::{Engine, read_json, write_json};
+use crate::event::Role;
+use crate::platform::Tuned;
+use crate::stage::Stage;
+use crate::workload::config::Load;
+
+/// The document's name in the run folder.
+const NAME: &str = "foreseen";
+
+/// What is expected of one load.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+pub(crate) struct Foreseen {
+    /// Its name.
+    pub(crate) load: String,
+    /// The latency that decides for it.
+    pub(crate) metric: String,
+    /// Rows of the activation in the forward passes it waits for.
+    #[serde(rename = "M")]
+    pub(crate) m: u32,
+    /// The baseline trial's value, ms.
+    pub(crate) before_ms: f64,
+    /// The value expected with the table, ms.
+    pub(crate) after_ms: f64,
+    /// Before over after.
+    pub(crate) ratio: f64,
+    /// What it is made of.
+    pub(crate) terms: Vec<Term>,
+}
+
+/// One weight's part.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+pub(crate) struct Term {
+    /// Output features.
+    #[serde(rename = "N")]
+    pub(crate) n: u32,
+    /// Input features.
+    #[serde(rename = "K")]
+    pub(crate) k: u32,
+    /// The raced M nearest to the load's.
+    pub(crate) raced_m: u32,
+    /// Calls in a forward pass.
+    pub(crate) calls: u32,
+    /// Time of one call before, µs.
+    pub(crate) before_us: f64,
+    /// Time of one call after, µs.
+    pub(crate) after_us: f64,
+}
+
+/// Reckons what `tuned` will bring and writes it down. Loads judged by a throughput, and models whose config is
+/// not at hand, are left out.
+pub(super) fn foresee(engine: &mut Engine<'_>, tuned: &Tuned) -> Result<(), Trouble> {
+    let Some(model) = super::plan::prediction(engine) else {
+        return Ok(());
+    };
+    let captured: Captured = read_json(&engine.run.stage(Stage::Capture.name()))?;
+    let Some(trial) = engine.state.finished_trial(Role::Baseline) else {
+        return Ok(());
+    };
+    let folder = engine.run.trial(trial.number, Role::Baseline.name());
+    let runs = result::read(&folder.join(RESULTS))
+        .map_err(|error| Trouble::caused(Class::WorkloadFailed, &error))?;
+    let mut all = Vec::new();
+    for load in &engine.config.benchmark.loads {
+        let name = load.name.as_deref().unwrap_or_default();
+        let metric = load
+            .metric
+            .as_deref()
+            .unwrap_or(&engine.config.compare.metric);
+        let Some(m) = rows_of(load, metric, &captured) else {
+            continue;
+        };
+        let named =
+            |tag: Option<&serde_json::Value>| tag.and_then(|tag| tag.as_str()) == Some(name);
+        let before_ms = runs
+            .iter()
+            .find(|run| named(run.fields.get("tag")))
+            .and_then(|run| run.number(metric));
+        let terms = terms(&model.weights(), tuned, m);
+        if let Some(before_ms) = before_ms
+            && let Some(after_ms) = after(before_ms, &terms)
+        {
+            all.push(Foreseen {
+                load: name.to_owned(),
+                metric: metric.to_owned(),
+                m,
+                before_ms,
+                after_ms,
+                ratio: before_ms / after_ms,
+                terms,
+            });
+        }
+    }
+    if all.is_empty() {
+        return Ok(());
+    }
+    write_json(&engine.run.stage(NAME), &all)
+}
+
+/// What was reckoned; nothing where nothing could be.
+pub(super) fn read(engine: &Engine<'_>) -> Result<Vec<Foreseen>, Trouble> {
+    let path = engine.run.stage(NAME);
+    if path.is_file() {
+        read_json(&path)
+    } else {
+        Ok(Vec::new())
+    }
+}
+
+/// M of the forward passes that `metric` of `load` waits for: of a decode step, in the graph that holds it, or of
+/// the first prefill chunk.
+fn rows_of(load: &Load, metric: &str, captured: &Captured) -> Option<u32> {
+    if metric.contains("tpot") || metric.contains("itl") {
+        let graphs = captured.graphs.iter().copied();
+        Some(
+            graphs
+                .filter(|&size| size >= load.concurrency)
+                .min()
+                .unwrap_or(load.concurrency),
+        )
+    } else if metric.contains("ttft") {
+        let tokens = load.concurrency.saturating_mul(load.input_len);
+        Some(captured.chunk.map_or(tokens, |chunk| tokens.min(chunk)))
+    } else {
+        None
+    }
+}
+
+fn terms(weights: &[(u32, u32, u32)], tuned: &Tuned, m: u32) -> Vec<Term> {
+    weights
+        .iter()
+        .filter_map(|&(n, k, calls)| {
+            let row = tuned
+                .rows
+                .iter()
+                .filter(|row| (row.shape.n, row.shape.k) == (n, k))
+                .min_by_key(|row| row.shape.m.abs_diff(m))?;
+            Some(Term {
+                n,
+                k,
+                raced_m: row.shape.m,
+                calls,
+                before_us: row.incumbent_us.unwrap_or(row.us),
+                after_us: row.us,
+            })
+        })
+        .collect()
+}
+
+/// The latency that is left; none when the kernels are said to save all of it.
+fn after(before_ms: f64, terms: &[Term]) -> Option<f64> {
+    let saved_us: f64 = terms
+        .iter()
+        .map(|term| f64::from(term.calls) * (term.before_us - term.after_us))
+        .sum();
+    Some(before_ms - saved_us / 1e3).filter(|after| *after > 0.0)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn term(calls: u32, before_us: f64, after_us: f64) -> Term {
+        Term {
+            n: 4096,
+            k: 4096,
+            raced_m: 1,
+            calls,
+            before_us,
+            after_us,
+        }
+    }
+
+    #[test]
+    fn what_kernels_save_comes_off_the_latency() {
+        // The first look on an H100 at concurrency 1: 36 layers, 9.04 ms before and 5.30 ms after.
+        let terms = [
+            term(36, 33.0, 16.7),
+            term(36, 26.9, 14.8),
+            term(36, 79.8, 39.6),
+            term(36, 71.6, 38.3),
+        ];
+        let after = after(9.04, &terms).unwrap();
+        assert!((after - 5.368).abs() < 0.005, "{after}");
+        assert_eq!(super::after(1.0, &terms), None, "more than all of it");
+    }
+
+    #[test]
+    fn a_load_waits_for_passes_of_its_own_size() {
+        let captured = Captured {
+            trial: 2,
+            distinct: 0,
+            calls: 0,
+            dispatch: Vec::new(),
+            malformed: 0,
+            decode: Vec::new(),
+            prefill: Vec::new(),
+            graphs: vec![1, 8, 32],
+            chunk: Some(4096),
+        };
+        let load = |concurrency, input_len| Load {
+            name: None,
+            metric: None,
+            concurrency,
+            prompts: 1,
+            input_len,
+            output_len: 1,
+            warmup: 0,
+            seed: 0,
+        };
+        let rows = |load: &Load, metric| rows_of(load, metric, &captured);
+        assert_eq!(rows(&load(5, 128), "median_tpot_ms"), Some(8));
+        assert_eq!(rows(&load(64, 128), "median_itl_ms"), Some(64), "no graph");
+        assert_eq!(rows(&load(4, 2048), "median_ttft_ms"), Some(4096));
+        assert_eq!(rows(&load(4, 2048), "output_throughput"), None);
+    }
+}

@@ -1,0 +1,139 @@
+//! The loads that gemmtune's own generator makes: `[benchmark] builtin = {…}`, or one `[[benchmark.loads]]` each.
+//!
+//! ```toml
+//! [[benchmark.loads]]
+//! name = "decode-1"
+//! metric = "median_tpot_ms"      # what decides for this load; `compare.metric` when absent
+//! concurrency = 1
+//! prompts = 2
+//! input_len = 128
+//! output_len = 256
+//! ```
+
+use std::collections::BTreeSet;
+
+use serde::{Deserialize, Serialize};
+
+use super::config::ConfigError;
+
+/// One load.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[cfg_attr(test, derive(schemars::JsonSchema))]
+#[serde(deny_unknown_fields)]
+pub struct Load {
+    /// Name among several loads, in result lines and in the report.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub name: Option<String>,
+    /// The metric that decides for this load alone; `compare.metric` when absent.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub metric: Option<String>,
+    /// Requests in flight at once (closed loop).
+    pub concurrency: u32,
+    /// Requests in all.
+    pub prompts: u32,
+    /// Prompt tokens per request.
+    pub input_len: u32,
+    /// Tokens generated per request; end-of-sequence is ignored.
+    pub output_len: u32,
+    /// Requests before the clock starts.
+    #[serde(default = "one")]
+    pub warmup: u32,
+    /// Seed of the prompts: the same seed makes the same requests in both arms.
+    #[serde(default)]
+    pub seed: u64,
+}
+
+impl Load {
+    /// Counts that may not be zero, by name.
+    pub(super) fn counts(&self) -> [(&'static str, Option<u64>); 4] {
+        [
+            ("benchmark.builtin.concurrency", self.concurrency),
+            ("benchmark.builtin.prompts", self.prompts),
+            ("benchmark.builtin.input_len", self.input_len),
+            ("benchmark.builtin.output_len", self.output_len),
+        ]
+        .map(|(name, count)| (name, Some(u64::from(count))))
+    }
+}
+
+/// Refuses loads without a name and two of one name.
+pub(super) fn check(loads: &[Load]) -> Result<(), ConfigError> {
+    let mut names = BTreeSet::new();
+    for load in loads {
+        let name = load.name.as_deref().filter(|name| !name.trim().is_empty());
+        let Some(name) = name else {
+            return Err(ConfigError::Missing {
+                name: "benchmark.loads.name",
+                why: "each of several loads is judged on its own, under its name",
+            });
+        };
+        if !names.insert(name) {
+            return Err(ConfigError::Value {
+                name: "benchmark.loads.name".to_owned(),
+                value: format!("{name:?}"),
+                why: "two loads have this name",
+            });
+        }
+    }
+    Ok(())
+}
+
+fn one() -> u32 {
+    1
+}
+
+#[cfg(test)]
+mod tests {
+    use crate::workload::config::{Config, Measure};
+
+    const TWO: &str = r#"
+        [workload]
+        name = "two"
+        [server]
+        command = ["serve"]
+        [[benchmark.loads]]
+        name = "decode"
+        metric = "median_tpot_ms"
+        concurrency = 1
+        prompts = 2
+        input_len = 128
+        output_len = 256
+        [[benchmark.loads]]
+        name = "prefill"
+        concurrency = 4
+        prompts = 8
+        input_len = 2048
+        output_len = 32
+        seed = 1
+        [backend]
+        kind = "reference"
+    "#;
+
+    #[test]
+    fn several_loads_are_read_and_written_back() {
+        let config = Config::parse(TWO).unwrap();
+        let Measure::Builtin(loads) = config.measure().unwrap() else {
+            panic!("loads were asked for");
+        };
+        assert_eq!(loads.len(), 2);
+        assert_eq!(loads[0].metric.as_deref(), Some("median_tpot_ms"));
+        assert_eq!(Config::parse(&config.to_toml()).unwrap(), config);
+    }
+
+    #[test]
+    fn loads_are_refused_by_what_is_wrong_with_them() {
+        for (from, to, says) in [
+            ("name = \"prefill\"", "name = \"decode\"", "two loads"),
+            ("name = \"prefill\"", "", "benchmark.loads.name"),
+            ("prompts = 8", "prompts = 0", "prompts"),
+            (
+                "[[benchmark.loads]]\n        name = \"decode\"",
+                "[benchmark]\nbuiltin = { concurrency = 1, prompts = 1, input_len = 1, output_len = 1 }\n[[benchmark.loads]]\nname = \"decode\"",
+                "`builtin` and `loads`",
+            ),
+        ] {
+            let error = Config::parse(&TWO.replacen(from, to, 1)).unwrap_err();
+            assert!(error.to_string().contains(says), "{to}: {error}");
+        }
+    }
+}
