@@ -217,8 +217,8 @@ impl Engine<'_> {
         let limit = self.benchmark_limit();
         match self.config.measure() {
             Ok(Measure::Builtin(loads)) => {
-                for load in loads.to_vec() {
-                    self.measure_by_load(&load, server, number, folder, limit)?;
+                for load in loads {
+                    self.measure_by_load(load, server, number, folder, limit)?;
                 }
                 Ok(())
             }

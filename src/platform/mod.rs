@@ -4,7 +4,7 @@
 //! trials are the engine's.
 
 mod reference;
-#[allow(dead_code)] // until the first SGLang platform stands on it
+mod sglang_triton;
 mod site;
 
 use std::collections::{BTreeMap, BTreeSet};
@@ -26,7 +26,7 @@ use crate::table::revision::Revision;
 use crate::table::roofline::Device;
 use crate::table::sglang_json::{Config, FileName};
 use crate::tune::results::Row;
-use crate::tune::{TuneEvent, TuneOutcome};
+use crate::tune::{TuneError, TuneEvent, TuneOutcome};
 use crate::workload::config::{self, BackendKind};
 
 /// What the inspect stage found.
@@ -323,10 +323,23 @@ pub fn of(
         BackendKind::Reference => Ok(std::sync::Arc::new(reference::Reference::new(
             config, keeper,
         ))),
-        kind @ (BackendKind::SglangTriton | BackendKind::Aiter) => Err(Trouble::new(
+        BackendKind::SglangTriton => Ok(std::sync::Arc::new(sglang_triton::SglangTriton::new(
+            site::Site::new(config, keeper)?,
+        ))),
+        kind @ BackendKind::Aiter => Err(Trouble::new(
             Class::Usage,
             format!("`gemmtune run` cannot drive the backend {kind:?} in this version"),
         )
         .hint("use the single steps: trace, instrument, shapes, plan, tune, switch, compare")),
+    }
+}
+
+/// A tuning run that could not take place, in the loop's words.
+fn tune_trouble(error: &TuneError) -> Trouble {
+    match error {
+        TuneError::Interrupted => crate::engine::server::interrupted(),
+        TuneError::NoShapes => Trouble::caused(Class::NoShapes, error),
+        TuneError::Results(_) => Trouble::caused(Class::NotResumable, error),
+        _ => Trouble::caused(Class::TunerFailed, error),
     }
 }

@@ -9,7 +9,7 @@ use serde_json::json;
 
 use super::{
     Deployed, Deployment, Engagement, Inspection, LayoutCheck, PlanTerms, Platform, TuneOrder,
-    Tuned,
+    Tuned, tune_trouble,
 };
 use crate::engine::digest;
 use crate::engine::server::{Environment, agent};
@@ -27,7 +27,7 @@ use crate::table::revision::Revision;
 use crate::table::roofline::Device;
 use crate::tune::backends::reference::Reference as Kernels;
 use crate::tune::worker::WorkerCommand;
-use crate::tune::{Effort, TuneError, TuneEvent, TuneRequest};
+use crate::tune::{Effort, TuneEvent, TuneRequest};
 use crate::workload::config::Config;
 
 /// Where the engine looks for its table.
@@ -343,15 +343,6 @@ impl Reference {
             budget,
             effort: Effort::Quick,
         }
-    }
-}
-
-fn tune_trouble(error: &TuneError) -> Trouble {
-    match error {
-        TuneError::Interrupted => crate::engine::server::interrupted(),
-        TuneError::NoShapes => Trouble::caused(Class::NoShapes, error),
-        TuneError::Results(_) => Trouble::caused(Class::NotResumable, error),
-        _ => Trouble::caused(Class::TunerFailed, error),
     }
 }
 

@@ -6,4 +6,5 @@ mod interrupts;
 mod loops;
 #[path = "../schema/mod.rs"]
 mod schema;
+mod sglang_triton;
 mod support;

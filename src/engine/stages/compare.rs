@@ -50,16 +50,14 @@ pub(super) fn compare(engine: &mut Engine<'_>) -> Result<Done, Trouble> {
         }
         _ => String::new(),
     };
-    let loads: String = comparison
-        .loads
-        .iter()
-        .map(|load| format!("; {}", one_load(load)))
-        .collect();
-    Ok(Done::new(format!(
-        "{}{interval}: {}{loads}",
+    let whole = format!(
+        "{}{interval}: {}",
         comparison.verdict.word(),
         comparison.because
-    )))
+    );
+    let loads = comparison.loads.iter().map(one_load);
+    let parts: Vec<String> = std::iter::once(whole).chain(loads).collect();
+    Ok(Done::new(parts.join("; ")))
 }
 
 /// `decode-1: better, median_tpot_ms 1.712x [1.690, 1.731]`.

@@ -1,0 +1,1 @@
+from sglang.srt.layers.quantization.fp8_utils import dispatch_w8a8_block_fp8_linear

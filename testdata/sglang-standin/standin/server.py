@@ -1,0 +1,134 @@
+"""Speaks SGLang's HTTP and log lines and serves a model of four weights and two layers from `cost`.
+
+    python -m standin.server --port 30000 [--backend triton|deepgemm] [--chunked-prefill-size N]
+
+Decoding replays graphs that were captured before it listens, prefill runs at once. Answers are a function of the
+prompt, whoever computes them.
+"""
+
+import argparse
+import json
+import logging
+import queue
+import signal
+import sys
+import threading
+import time
+from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+
+import torch
+from sglang.srt.distributed import parallel_state
+from sglang.srt.layers.quantization import fp8
+
+LAYERS = 2
+WEIGHTS = [(384, 256), (256, 256), (1024, 256), (256, 512)]
+GRAPHS = [1, 2, 4, 8]
+
+logging.basicConfig(stream=sys.stderr, level=logging.INFO, format="[%(asctime)s] %(message)s")
+log = logging.getLogger("sglang")
+
+
+class Engine(threading.Thread):
+    def __init__(self, backend, chunk):
+        super().__init__(daemon=True)
+        self.linear = fp8.dispatch_w8a8_block_fp8_linear(backend)
+        self.chunk = chunk
+        self.waiting = queue.Queue()
+        self.graphs = {}
+        log.info("Capture target decode CUDA graph begin. backend=full, num_tokens_per_req=1, bs=%s, avail mem=1 GB", GRAPHS)
+        for size in GRAPHS:
+            graph = torch.cuda.CUDAGraph()
+            graph.capture_begin()
+            self.graphs[size] = (graph, self.forward(size))
+            graph.capture_end()
+        log.info("max_total_num_tokens=1000, chunked_prefill_size=%d, max_prefill_tokens=512, max_running_requests=8", chunk)
+
+    def forward(self, m):
+        """Microseconds of one pass over `m` rows."""
+        return sum(
+            self.linear(input=torch.Tensor(m, k), weight=torch.Tensor(n, k), block_size=[128, 128], weight_scale=None)
+            for _ in range(LAYERS)
+            for n, k in WEIGHTS
+        )
+
+    def run(self):
+        running = []
+        while True:
+            while not running or not self.waiting.empty():
+                request = self.waiting.get()
+                tokens = len(request["prompt"])
+                log.info("Prefill batch, #new-seq: 1, #new-token: %d, #cached-token: 0, cuda graph: False", tokens)
+                time.sleep(self.forward(tokens) / 1e6)
+                self.say(request)
+                running.append(request)
+                running = [request for request in running if request["left"] > 0]
+            size = min(size for size in self.graphs if size >= min(len(running), max(self.graphs)))
+            graph, microseconds = self.graphs[size]
+            graph.replay()
+            time.sleep(microseconds * 5 / 1e6)
+            for request in running:
+                self.say(request)
+            running = [request for request in running if request["left"] > 0]
+
+    def say(self, request):
+        request["said"] += 1
+        request["left"] -= 1
+        request["tokens"].put(f" w{(sum(request['prompt']) * 31 + request['said'] * 7) % 1000}")
+        if request["left"] == 0:
+            request["tokens"].put(None)
+
+
+class Handler(BaseHTTPRequestHandler):
+    def log_message(self, *_):
+        pass
+
+    def do_GET(self):
+        answers = {
+            "/health": {},
+            "/v1/models": {"data": [{"id": "stand-in"}]},
+            "/server_info": {"version": "0.5.16", "model_path": "/stand-in", "chunked_prefill_size": self.server.engine.chunk},
+        }
+        text = json.dumps(answers.get(self.path, {})).encode()
+        self.send_response(200 if self.path in answers else 404)
+        self.send_header("content-length", str(len(text)))
+        self.end_headers()
+        self.wfile.write(text)
+
+    def do_POST(self):
+        order = json.loads(self.rfile.read(int(self.headers["content-length"])))
+        request = {"prompt": order["prompt"], "left": order["max_tokens"], "said": 0, "tokens": queue.Queue()}
+        self.server.engine.waiting.put(request)
+        self.send_response(200)
+        self.send_header("content-type", "text/event-stream")
+        self.end_headers()
+        while (text := request["tokens"].get()) is not None:
+            self.event({"choices": [{"text": text, "finish_reason": None}]})
+        self.event({"choices": [{"text": "", "finish_reason": "length"}]})
+        usage = {"prompt_tokens": len(order["prompt"]), "completion_tokens": request["said"]}
+        self.event({"choices": [], "usage": usage})
+        self.wfile.write(b"data: [DONE]\n\n")
+
+    def event(self, document):
+        self.wfile.write(b"data: " + json.dumps(document).encode() + b"\n\n")
+        self.wfile.flush()
+
+
+def main():
+    parser = argparse.ArgumentParser()
+    parser.add_argument("--port", type=int, required=True)
+    parser.add_argument("--backend", default="triton")
+    parser.add_argument("--chunked-prefill-size", type=int, default=256)
+    arguments = parser.parse_args()
+    parallel_state.start(0, 1)
+    engine = Engine(arguments.backend, arguments.chunked_prefill_size)
+    engine.start()
+    server = ThreadingHTTPServer(("127.0.0.1", arguments.port), Handler)
+    server.engine = engine
+    log.info("The server is fired up and ready to roll!")
+    # An interpreter that is told to end flushes what it recorded, as SGLang does.
+    signal.signal(signal.SIGTERM, lambda *_: sys.exit(0))
+    server.serve_forever()
+
+
+if __name__ == "__main__":
+    main()

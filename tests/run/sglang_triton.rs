@@ -1,0 +1,164 @@
+//! The loop against a stand-in for an SGLang server on an NVIDIA GPU (`testdata/sglang-standin`): the real overlay,
+//! record files, race, table look-up and comparison; GEMMs and the GPU worker are played.
+
+use std::net::TcpListener;
+use std::process::{Command, Output};
+
+use camino::{Utf8Path, Utf8PathBuf};
+
+use super::support::{count, document, stderr};
+
+struct Scene {
+    _keep: tempfile::TempDir,
+    folder: Utf8PathBuf,
+}
+
+impl Scene {
+    fn new(pairs: u32, server: &[&str]) -> Self {
+        let keep = tempfile::tempdir().unwrap();
+        let folder = Utf8PathBuf::try_from(keep.path().to_owned())
+            .unwrap()
+            .canonicalize_utf8()
+            .unwrap();
+        let testdata = Utf8Path::new(env!("CARGO_MANIFEST_DIR")).join("testdata");
+        let standin = testdata.join("sglang-standin");
+        let free = TcpListener::bind("127.0.0.1:0").unwrap();
+        let port = free.local_addr().unwrap().port().to_string();
+        drop(free);
+        let python = standin.join("python");
+        let mut command = vec![python.as_str(), "-m", "standin.server", "--port", &port];
+        command.extend(server);
+        // The model's config gives the weights that the stand-in serves.
+        let model = folder.join("model");
+        fs_err::create_dir(&model).unwrap();
+        fs_err::write(
+            model.join("config.json"),
+            r#"{"architectures": ["Qwen3ForCausalLM"], "model_type": "qwen3", "hidden_size": 256, "intermediate_size": 512,
+               "num_hidden_layers": 2, "num_attention_heads": 2, "num_key_value_heads": 1, "head_dim": 128, "vocab_size": 1000,
+               "quantization_config": {"quant_method": "fp8", "weight_block_size": [128, 128]}}"#,
+        )
+        .unwrap();
+        let config = format!(
+            "[workload]\nname = \"stand-in\"\nmodel = {model:?}\n\
+             [server]\ncommand = {command:?}\nport = {port}\nready_timeout_s = 60\n\
+             env = {{ PYTHONPATH = \"{standin}:{testdata}/overlay-tree\", PYTHONDONTWRITEBYTECODE = \"1\" }}\n\
+             [[benchmark.loads]]\nname = \"decode-1\"\nmetric = \"median_tpot_ms\"\n\
+             concurrency = 1\nprompts = 3\ninput_len = 12\noutput_len = 24\n\
+             [[benchmark.loads]]\nname = \"decode-4\"\nmetric = \"median_tpot_ms\"\n\
+             concurrency = 4\nprompts = 8\ninput_len = 12\noutput_len = 24\nseed = 1\n\
+             [backend]\nkind = \"sglang-triton\"\npython = {python:?}\n\
+             [compare]\nmetric = \"output_throughput\"\npairs = {pairs}\n\
+             [budget]\ntune = \"60s\"\n"
+        );
+        fs_err::write(folder.join("gemmtune.toml"), config).unwrap();
+        Self {
+            _keep: keep,
+            folder,
+        }
+    }
+
+    fn run(&self, arguments: &[&str], env: &[(&str, &str)]) -> Output {
+        Command::new(env!("CARGO_BIN_EXE_gemmtune"))
+            .args(arguments)
+            .current_dir(&self.folder)
+            .env("HOME", &self.folder)
+            .envs(env.iter().copied())
+            .output()
+            .unwrap()
+    }
+
+    fn latest(&self) -> Utf8PathBuf {
+        self.folder.join("runs/latest").canonicalize_utf8().unwrap()
+    }
+}
+
+#[test]
+fn the_loop_tunes_an_sglang_server_and_judges_each_load() {
+    let scene = Scene::new(6, &[]);
+    let output = scene.run(&["run", "--json"], &[]);
+    assert!(output.status.success(), "{}", stderr(&output));
+    let run = scene.latest();
+
+    let capture = document(&run.join("capture.json"));
+    assert_eq!(capture["graphs"], serde_json::json!([1, 2, 4, 8]));
+    assert!(
+        capture["dispatch"][0]
+            .as_str()
+            .unwrap()
+            .starts_with("triton_w8a8_block_fp8_linear"),
+        "{capture}"
+    );
+    // Decode runs from graphs: 24 steps a request and more are replays, and only replays bring the count there.
+    let shapes = fs_err::read_to_string(run.join("shapes.csv")).unwrap();
+    let calls: u64 = shapes
+        .lines()
+        .find(|line| line.starts_with("w8a8_block_fp8_matmul,1,384,256,"))
+        .and_then(|line| line.rsplit(',').next())
+        .unwrap()
+        .parse()
+        .unwrap();
+    assert!(calls >= 2 * 3 * 23, "{shapes}");
+
+    let verify = document(&run.join("verify.json"));
+    assert_eq!(verify["engagement"]["missed"], serde_json::json!([]));
+    assert_eq!(verify["engagement"]["other_kernel"], serde_json::json!([]));
+    assert!(verify["engagement"]["hit"].as_u64().unwrap() >= 8);
+    assert_eq!(verify["parity"]["relation"], "equal");
+
+    let compare = document(&run.join("compare.json"));
+    assert_eq!(compare["verdict"], "better", "{compare}");
+    for (index, name) in ["decode-1", "decode-4"].iter().enumerate() {
+        let load = &compare["loads"][index];
+        assert_eq!(load["load"], *name);
+        assert_eq!(load["comparison"]["metric"], "median_tpot_ms");
+        assert_eq!(load["comparison"]["verdict"], "better", "{load}");
+        assert_eq!(load["comparison"]["pairs"], 6);
+        // Decode steps of the stand-in last five times its kernels, so the kernels alone foresee less.
+        let predicted = load["predicted"].as_f64().unwrap();
+        let measured = load["comparison"]["ratio"]["median"].as_f64().unwrap();
+        assert!(predicted > 1.05 && predicted < measured, "{load}");
+    }
+    let page = fs_err::read_to_string(run.join("report.html")).unwrap();
+    assert!(page.contains("Each load on its own"));
+
+    let deploy = document(&run.join("deploy.json"));
+    let tables = deploy["env"]["GEMMTUNE_TRITON_TABLES"].as_str().unwrap();
+    assert_eq!(fs_err::read_dir(tables).unwrap().count(), 4);
+    assert!(scene.run(&["undo"], &[]).status.success());
+    assert!(!Utf8Path::new(tables).exists());
+}
+
+#[test]
+fn a_wrong_kernel_is_stopped_at_verify_and_taken_back() {
+    let scene = Scene::new(6, &[]);
+    let output = scene.run(&["run"], &[("STANDIN_WRONG", "1")]);
+    assert_eq!(output.status.code(), Some(16), "{}", stderr(&output));
+    assert!(
+        stderr(&output).contains("layout check"),
+        "{}",
+        stderr(&output)
+    );
+    let run = scene.latest();
+    let journal = fs_err::read_to_string(run.join("journal.jsonl")).unwrap();
+    let events: Vec<serde_json::Value> = journal
+        .lines()
+        .map(|line| serde_json::from_str::<serde_json::Value>(line).unwrap()["event"].clone())
+        .collect();
+    assert_eq!(count(&events, "stage_started", "compare"), 0);
+    assert!(events.iter().any(|event| event["kind"] == "undone"));
+    let deploy = document(&run.join("deploy.json"));
+    assert!(!Utf8Path::new(deploy["table"].as_str().unwrap()).exists());
+}
+
+#[test]
+fn a_server_on_another_kernel_is_refused_by_its_name() {
+    let scene = Scene::new(6, &["--backend", "deepgemm"]);
+    let output = scene.run(&["run"], &[]);
+    assert_eq!(output.status.code(), Some(10), "{}", stderr(&output));
+    let said = stderr(&output);
+    assert!(
+        said.contains("deepgemm_w8a8_block_fp8_linear_with_fallback")
+            && said.contains("--fp8-gemm-backend triton"),
+        "{said}"
+    );
+}
