@@ -40,10 +40,17 @@ pub(super) fn show(run: &Utf8Path, printer: &Printer) -> Result<ExitCode, Failur
                 ),
             )
             .hint(format!(
-                "read {report}; take the deployment back with `gemmtune undo {run}`"
+                "read {report}; `gemmtune undo {run}` takes the deployment back"
             )))
         }
-        _ => Ok(ExitCode::SUCCESS),
+        _ => {
+            if deployed && !printer.is_json() {
+                printer.say(format!(
+                    "the report says how to keep the table; `gemmtune undo {run}` takes it back"
+                ));
+            }
+            Ok(ExitCode::SUCCESS)
+        }
     }
 }
 

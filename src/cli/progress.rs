@@ -109,7 +109,8 @@ fn progress_line(progress: &Progress) -> String {
 pub fn duration(seconds: f64) -> String {
     let whole = seconds.round().max(0.0) as u64;
     match whole {
-        0..60 => format!("{:.1} s", seconds.max(0.0)),
+        // A sum of nothing is -0.0; adding zero takes the sign off.
+        0..60 => format!("{:.1} s", seconds.max(0.0) + 0.0),
         60..3600 => format!("{} min {:02} s", whole / 60, whole % 60),
         _ => format!("{} h {:02} min", whole / 3600, whole / 60 % 60),
     }
@@ -123,6 +124,7 @@ mod tests {
     #[test]
     fn durations_read_as_people_say_them() {
         assert_eq!(duration(3.21), "3.2 s");
+        assert_eq!(duration(-0.0), "0.0 s");
         assert_eq!(duration(59.96), "1 min 00 s");
         assert_eq!(duration(245.0), "4 min 05 s");
         assert_eq!(duration(7800.0), "2 h 10 min");

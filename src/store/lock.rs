@@ -99,7 +99,7 @@ impl Lock {
                     |_| "another process".to_owned(),
                     |held| {
                         format!(
-                            "process {} on {} since {} (`{}`)",
+                            "process {} on {} since {:.0} (`{}`)",
                             held.pid, held.host, held.since, held.command
                         )
                     },
