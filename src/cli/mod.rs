@@ -32,6 +32,7 @@ pub mod switch;
 pub mod trace;
 mod tree_changes;
 pub mod tune;
+mod tune_aiter;
 pub mod tune_progress;
 pub mod undo;
 

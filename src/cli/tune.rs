@@ -7,9 +7,10 @@ use serde::Serialize;
 
 use super::failure::{Failure, Kind};
 use super::printer::Printer;
+use super::tune_aiter::{AiterArgs, Common};
 use super::tune_progress::TuneProgress;
 use crate::proc::{Interrupt, Keeper};
-use crate::shape::Shape;
+use crate::shape::{Op, Shape};
 use crate::table::aiter::Table;
 use crate::table::shapes;
 use crate::tune::backends::Backend;
@@ -41,11 +42,11 @@ pub struct TuneArgs {
     #[arg(short, long, value_name = "DIR")]
     output: Utf8PathBuf,
 
-    /// What serves the shapes today: a table (reference), or a folder of JSON files (sglang-triton)
+    /// What serves the shapes today: a table (reference, aiter), or a folder of JSON files (sglang-triton)
     #[arg(long, value_name = "TABLE")]
     table: Option<Utf8PathBuf>,
 
-    /// Start no further race after this long, such as `10m`
+    /// Start no further race after this long, such as `10m`; what was found is kept
     #[arg(long, value_name = "TIME")]
     budget: Option<Span>,
 
@@ -57,7 +58,7 @@ pub struct TuneArgs {
     #[arg(long, value_name = "COUNT")]
     workers: Option<u32>,
 
-    /// Interpreter that imports torch and SGLang (sglang-triton)
+    /// Interpreter that imports torch and SGLang (sglang-triton) or aiter (aiter)
     #[arg(long, default_value = "python3", value_name = "PY")]
     python: String,
 
@@ -69,9 +70,12 @@ pub struct TuneArgs {
     #[arg(long, value_name = "COMMAND", value_parser = words)]
     launcher: Option<Words>,
 
-    /// Say what would be raced, and write nothing
+    /// Say what would be raced, or which command would be run, and write nothing
     #[arg(long)]
     dry_run: bool,
+
+    #[command(flatten)]
+    aiter: AiterArgs,
 }
 
 #[derive(Clone, Copy, Debug, clap::ValueEnum)]
@@ -80,6 +84,8 @@ enum BackendArg {
     Reference,
     /// SGLang's Triton block-FP8 kernel, on CUDA or ROCm
     SglangTriton,
+    /// aiter's kernels, by the tuner script of an aiter tree, on ROCm
+    Aiter,
 }
 
 #[derive(Clone, Copy, Debug, clap::ValueEnum)]
@@ -134,11 +140,30 @@ struct Preview {
 pub fn run(args: &TuneArgs, printer: &Printer) -> Result<(), Failure> {
     let bytes = fs_err::read(&args.shapes)
         .map_err(|error| Failure::to(Kind::Usage, "read the shapes", error))?;
-    let backend = backend(args)?;
-    let counted = shapes::read(&bytes, Some(backend.op())).map_err(|error| {
-        Failure::to(Kind::Usage, &format!("read `{}`", args.shapes), error)
-            .hint("make it with `gemmtune shapes LOG -o S.csv`, or give columns M,N,K")
-    })?;
+    let backend = match args.backend {
+        BackendArg::Reference => reference(args)?,
+        BackendArg::SglangTriton => sglang_triton(args),
+        BackendArg::Aiter => {
+            if args.launcher.is_some() {
+                return Err(Failure::new(
+                    Kind::Usage,
+                    "tune with a launcher: aiter's tuner starts its workers itself",
+                ));
+            }
+            let shapes = shapes_of(args, &bytes, args.aiter.op())?;
+            let common = Common {
+                shapes: &shapes,
+                output: &args.output,
+                table: args.table.as_deref(),
+                budget: args.budget.map(Span::duration),
+                devices: args.workers,
+                python: &args.python,
+                dry_run: args.dry_run,
+            };
+            return args.aiter.run(&common, printer);
+        }
+    };
+    let shapes = shapes_of(args, &bytes, backend.op())?;
     let keeper = Keeper::this_binary()
         .map_err(|error| Failure::to(Kind::Environment, "find this program", error))?;
     // A dry run writes nothing into the output folder, so its worker stands elsewhere.
@@ -151,7 +176,7 @@ pub fn run(args: &TuneArgs, printer: &Printer) -> Result<(), Failure> {
     };
     let request = TuneRequest {
         backend: &*backend,
-        shapes: counted.into_iter().map(|counted| counted.shape).collect(),
+        shapes,
         folder: args.output.clone(),
         command: worker_command(args, &keeper, worker_folder)?,
         keeper,
@@ -178,22 +203,30 @@ pub fn run(args: &TuneArgs, printer: &Printer) -> Result<(), Failure> {
     verdict(&outcome)
 }
 
-fn backend(args: &TuneArgs) -> Result<Box<dyn Backend>, Failure> {
-    match args.backend {
-        BackendArg::Reference => {
-            let table = args.table.as_deref().map(read_table).transpose()?;
-            let backend = Reference::new(table).map_err(|error| {
-                Failure::to(Kind::Usage, "take the table of today", error)
-                    .hint("`gemmtune lint` says what is wrong with it")
-            })?;
-            Ok(Box::new(backend))
-        }
-        BackendArg::SglangTriton => Ok(Box::new(SglangTriton {
-            block: args.block,
-            tables: args.table.clone(),
-            ..SglangTriton::default()
-        })),
-    }
+/// The shapes asked for, those without an operation as shapes of `op`.
+fn shapes_of(args: &TuneArgs, bytes: &[u8], op: Op) -> Result<Vec<Shape>, Failure> {
+    let counted = shapes::read(bytes, Some(op)).map_err(|error| {
+        Failure::to(Kind::Usage, &format!("read `{}`", args.shapes), error)
+            .hint("make it with `gemmtune shapes LOG -o S.csv`, or give columns M,N,K")
+    })?;
+    Ok(counted.into_iter().map(|counted| counted.shape).collect())
+}
+
+fn reference(args: &TuneArgs) -> Result<Box<dyn Backend>, Failure> {
+    let table = args.table.as_deref().map(read_table).transpose()?;
+    let backend = Reference::new(table).map_err(|error| {
+        Failure::to(Kind::Usage, "take the table of today", error)
+            .hint("`gemmtune lint` says what is wrong with it")
+    })?;
+    Ok(Box::new(backend))
+}
+
+fn sglang_triton(args: &TuneArgs) -> Box<dyn Backend> {
+    Box::new(SglangTriton {
+        block: args.block,
+        tables: args.table.clone(),
+        ..SglangTriton::default()
+    })
 }
 
 fn read_table(path: &Utf8Path) -> Result<Table, Failure> {
@@ -214,7 +247,7 @@ fn worker_command(
         BackendArg::Reference => {
             vec![keeper.program().to_string(), "reference-worker".to_owned()]
         }
-        BackendArg::SglangTriton => {
+        BackendArg::SglangTriton | BackendArg::Aiter => {
             let worker = worker_files::write(folder)
                 .map_err(|error| Failure::to(Kind::Environment, "write the GPU worker", error))?;
             vec![args.python.clone(), worker.to_string()]

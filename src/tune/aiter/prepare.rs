@@ -93,6 +93,10 @@ pub(super) struct Site {
     pub(super) env: BTreeMap<String, Option<String>>,
     pub(super) to_compile: Vec<String>,
     pub(super) remarks: Vec<String>,
+    /// Candidates of one shape, once the tuner has said how many there are.
+    pub(super) candidates: Option<u32>,
+    /// What one candidate took of a device, once tasks were seen to finish.
+    pub(super) pace: Option<Duration>,
 }
 
 impl Site {
@@ -188,10 +192,13 @@ impl Site {
             split_k,
             env,
             remarks,
+            candidates: None,
+            pace: None,
         })
     }
 
-    fn is_grouped(&self) -> bool {
+    /// Whether the tuner hands a shape's candidates to one worker as one task.
+    pub(super) fn is_grouped(&self) -> bool {
         self.devices == Some(1) && self.flags.get("--shape_grouped").is_some()
     }
 
@@ -202,7 +209,12 @@ impl Site {
             .flags
             .get("--timeout")
             .is_some_and(|flag| flag.takes == Takes::One);
-        let of_shape = CANDIDATE.min(limits.task) * candidates(order.op);
+        let candidates = self.candidates.unwrap_or_else(|| candidates(order.op));
+        // Four times what was seen leaves room for the slow ones.
+        let one = self
+            .pace
+            .map_or(CANDIDATE, |pace| (pace * 4).min(CANDIDATE));
+        let of_shape = one.min(limits.task) * candidates;
         let devices = self.devices.unwrap_or(1).max(1);
         let mut task = limits.task;
         if self.is_grouped() {

@@ -9,8 +9,8 @@ use std::collections::{BTreeMap, BTreeSet, VecDeque};
 use crate::shape::Shape;
 use crate::tune::event::Unserved;
 
-/// A shape that was alone when the tuner died under it is tried once more: not every death is the shape's fault
-/// (ROCm/aiter#1913).
+/// A shape that was alone when the tuner died under it, or gave no row without a word, is tried once more: not every
+/// death is the shape's fault (ROCm/aiter#1913).
 const STRIKES: u32 = 2;
 
 /// After so many repeats in a row that lost candidates again, losses are the candidates' own, not the queue's.
@@ -63,7 +63,7 @@ pub(super) struct Ended {
     pub(super) doubtful: BTreeSet<Shape>,
     /// Batches that were over.
     pub(super) passed: usize,
-    /// What is known of shapes without a row.
+    /// Why shapes have no row, where the tuner said it or a row was refused.
     pub(super) reasons: BTreeMap<Shape, String>,
 }
 
@@ -150,25 +150,26 @@ impl Queue {
                 back.push(shape);
                 continue;
             }
-            let reason = match ended.why {
-                _ if over => ended.reasons.get(&shape).cloned(),
-                Why::Silent => Some("the tuner hung on it".to_owned()),
-                Why::BatchTooLong => Some("the tuner took too long over it".to_owned()),
-                Why::Died(code) => Some(match ended.reasons.get(&shape) {
-                    Some(reason) => reason.clone(),
-                    None => format!("the tuner died over it with exit code {code}"),
-                }),
-                Why::Finished | Why::Interrupted | Why::Budget => None,
-            }
-            .unwrap_or_else(|| "the tuner wrote no row for it".to_owned());
+            let known = ended.reasons.get(&shape).cloned();
+            let is_known = known.is_some();
+            let reason = known.unwrap_or_else(|| match ended.why {
+                Why::Silent if !over => "the tuner hung on it".to_owned(),
+                Why::BatchTooLong if !over => "the tuner took too long over it".to_owned(),
+                Why::Died(code) if !over => {
+                    format!("the tuner died over it with exit code {code}")
+                }
+                _ => "the tuner wrote no row for it and said no reason".to_owned(),
+            });
             if round.manner != Manner::Alone {
                 self.alone.push_back(shape);
                 continue;
             }
             let strikes = self.strikes.entry(shape.clone()).or_default();
             *strikes += 1;
-            if matches!(ended.why, Why::Died(_)) && !over && *strikes < STRIKES {
-                back.insert(0, shape);
+            // A death, or a row that nobody explains away: a kill can tear the table with rows of earlier batches.
+            let unexplained = !is_known && (over || matches!(ended.why, Why::Died(_)));
+            if unexplained && *strikes < STRIKES {
+                back.push(shape);
                 continue;
             }
             failed.push(Unserved { shape, reason });
@@ -254,7 +255,9 @@ mod tests {
         let round = queue.next().unwrap();
         assert_eq!((round.manner, round.batch), (Manner::Alone, 1));
         assert_eq!(sizes(&round), [2, 3, 4]);
-        let failed = queue.settle(round, &ended(Why::Finished, &[3, 4], 3));
+        let mut alone = ended(Why::Finished, &[3, 4], 3);
+        alone.reasons.insert(shape(2), "no kernel".to_owned());
+        let failed = queue.settle(round, &alone);
         assert_eq!(failed.len(), 1);
         assert_eq!(failed[0].shape, shape(2));
         assert_eq!(queue.next(), None);

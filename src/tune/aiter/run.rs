@@ -69,6 +69,7 @@ struct Session<'a> {
     busy_s: f64,
     began: Instant,
     first_batch: Option<Instant>,
+    batch_began: Instant,
     settled: usize,
     stopped: Option<Why>,
 }
@@ -124,6 +125,7 @@ impl<'a> Session<'a> {
             busy_s: 0.0,
             began,
             first_batch: None,
+            batch_began: began,
             settled: 0,
             stopped: None,
             site,
@@ -317,7 +319,7 @@ impl<'a> Session<'a> {
         let mut since = Instant::now();
         let left = attempt.run(keeper, interrupt, &mut |moved| {
             match moved {
-                Moved::Said(said, heard) => self.hear(said, heard, observer),
+                Moved::Said(said, heard) => self.hear(said, heard, round, observer),
                 Moved::Rows(rows) => {
                     let busy = since.elapsed().as_secs_f64() * f64::from(self.device.visible)
                         / rows.len().max(1) as f64;
@@ -329,10 +331,30 @@ impl<'a> Session<'a> {
             Ok(())
         })?;
         self.busy_s += left.seconds * f64::from(self.device.visible);
+        if left.heard.ended {
+            let passed = left.heard.passed * round.batch;
+            let measured = &round.shapes[..passed.min(round.shapes.len())];
+            let now = self.recover(&files, measured, &taken, observer)?;
+            taken.merge(now);
+        }
         Ok((files, left, taken))
     }
 
-    fn hear(&mut self, said: &Said, heard: &Heard, observer: &mut dyn FnMut(&TuneEvent)) {
+    fn hear(
+        &mut self,
+        said: &Said,
+        heard: &Heard,
+        round: &Round,
+        observer: &mut dyn FnMut(&TuneEvent),
+    ) {
+        if let Said::Waiting { tasks } = said
+            && heard.begun == 1
+            && !self.site.is_grouped()
+        {
+            let shapes = round.batch.min(round.shapes.len()).max(1);
+            self.site.candidates = u32::try_from(tasks.div_ceil(shapes)).ok();
+        }
+        self.learn_pace(said);
         match said {
             Said::Waiting { .. } | Said::TaskDone { .. } => {
                 self.first_batch.get_or_insert_with(Instant::now);
@@ -345,6 +367,9 @@ impl<'a> Session<'a> {
                     });
                 }
             }
+            // A fault is printed and logged: two streams, one event.
+            Said::Faulted { text }
+                if heard.faults.iter().filter(|known| *known == text).count() > 1 => {}
             Said::TimedOut { text } | Said::Faulted { text } => {
                 observer(&TuneEvent::WorkerRestarted {
                     station: 0,
@@ -361,6 +386,20 @@ impl<'a> Session<'a> {
             Said::WaitsForLock(lock) => observer(&TuneEvent::Remark {
                 text: format!("waiting for the build lock `{lock}`"),
             }),
+            _ => {}
+        }
+    }
+
+    /// How long a candidate takes of a device, from the tasks of the batch at work.
+    fn learn_pace(&mut self, said: &Said) {
+        /// Fewer tell more of a worker's start than of candidates.
+        const ENOUGH: usize = 4;
+        match said {
+            Said::Waiting { .. } => self.batch_began = Instant::now(),
+            Said::TaskDone { done, .. } if *done >= ENOUGH => {
+                let all = self.batch_began.elapsed() * self.device.visible;
+                self.site.pace = u32::try_from(*done).ok().map(|done| all / done);
+            }
             _ => {}
         }
     }
@@ -387,7 +426,9 @@ impl<'a> Session<'a> {
         for shape in &round.shapes {
             if !taken.landed.contains(shape) && !reasons.contains_key(shape) {
                 let size = (shape.m, shape.n, shape.k);
-                reasons.insert(shape.clone(), left.heard.reason(size));
+                if let Some(reason) = left.heard.reason(size) {
+                    reasons.insert(shape.clone(), reason);
+                }
             }
         }
         let manner = round.manner;

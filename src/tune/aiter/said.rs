@@ -192,6 +192,8 @@ pub(super) struct Heard {
     pub(super) error: Option<String>,
     /// Whether the loop ran to its end.
     pub(super) ended_well: bool,
+    /// Whether the loop ended by itself, well or not: its files are whole.
+    pub(super) ended: bool,
 }
 
 impl Heard {
@@ -243,7 +245,7 @@ impl Heard {
             Said::WaitsForLock(lock) => self.lock = Some(lock.clone()),
             Said::Imported(_) => self.lock = None,
             Said::BatchError(text) => self.error = Some(text.clone()),
-            Said::Ended { well } => self.ended_well = *well,
+            Said::Ended { well } => (self.ended_well, self.ended) = (*well, true),
         }
         Some(said)
     }
@@ -253,24 +255,26 @@ impl Heard {
         self.begun + self.passed > 0 || self.ended_well
     }
 
-    /// Why `size` has no row, as far as the tuner said.
-    pub(super) fn reason(&self, size: Size) -> String {
+    /// Why `size` has no row, if the tuner said so.
+    pub(super) fn reason(&self, size: Size) -> Option<String> {
         let warning = self
             .warnings
             .get(&size)
             .map_or_else(String::new, |text| format!(" (the last said: {text})"));
         if let Some(module) = self.broken_modules.iter().next() {
-            format!("`{module}` could not be compiled")
+            Some(format!("`{module}` could not be compiled"))
         } else if self.no_kernel.contains(&size) {
             let lost = match self.timed_out {
                 0 => String::new(),
                 count => format!(", {count} tasks timed out"),
             };
-            format!("no candidate gave right numbers in time{warning}{lost}")
-        } else if let Some(error) = &self.error {
-            format!("the tuner failed: {error}")
+            Some(format!(
+                "no candidate gave right numbers in time{warning}{lost}"
+            ))
         } else {
-            format!("the tuner wrote no row for it and said no reason{warning}")
+            self.error
+                .as_ref()
+                .map(|error| format!("the tuner failed: {error}"))
         }
     }
 }

@@ -82,6 +82,38 @@ impl Session<'_> {
         Ok(taken)
     }
 
+    /// Takes shapes that have no row although their candidates were timed, from the file of all results: at some
+    /// revisions a shape no kernel can do makes the tuner drop those after it. Only for batches that were over
+    /// when the tuner ended by itself, whose results are whole.
+    pub(super) fn recover(
+        &mut self,
+        files: &Files,
+        measured: &[Shape],
+        taken: &Taken,
+        observer: &mut dyn FnMut(&TuneEvent),
+    ) -> Result<Taken, AiterTuneError> {
+        let without: Vec<Shape> = measured
+            .iter()
+            .filter(|shape| !taken.landed.contains(*shape) && !taken.refused.contains_key(*shape))
+            .cloned()
+            .collect();
+        if without.is_empty() {
+            return Ok(Taken::default());
+        }
+        let profile = rows::read(&files.profile, self.order.op);
+        let best: Vec<Row> = without
+            .iter()
+            .filter_map(|shape| {
+                let all: Vec<&Row> = profile
+                    .iter()
+                    .filter(|row| accept::is_for(row, shape))
+                    .collect();
+                self.runner_up(&all)
+            })
+            .collect();
+        self.take(files, &best, &without, 0.0, observer)
+    }
+
     fn refusal(&self, row: &Row) -> Option<String> {
         accept::refusal(self.order.op, row, &self.key, self.order.limits.err_ratio)
     }

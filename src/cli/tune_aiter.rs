@@ -1,0 +1,399 @@
+//! `gemmtune tune --backend aiter`: aiter's own tuner, driven and supervised.
+
+use std::collections::BTreeMap;
+use std::io::IsTerminal as _;
+use std::time::Duration;
+
+use camino::{Utf8Path, Utf8PathBuf};
+use serde::Deserialize;
+
+use super::failure::{Failure, Kind};
+use super::printer::Printer;
+use super::tune_progress::TuneProgress;
+use crate::proc::{Interrupt, Keeper};
+use crate::shape::{Op, Shape};
+use crate::table::aiter::Table;
+use crate::tune::aiter::{
+    self, AiterOrder, AiterOutcome, AiterTuneError, Incumbent, Limits, Preview, Settings,
+};
+use crate::tune::results::ResultsError;
+use crate::workload::duration::Span;
+use crate::workload::env;
+
+/// Arguments that only `--backend aiter` reads.
+#[derive(Debug, clap::Args)]
+#[command(next_help_heading = "aiter's tuner (--backend aiter)")]
+pub(super) struct AiterArgs {
+    /// The aiter tree: a checkout, or the folder that holds the installed package
+    #[arg(long, value_name = "DIR")]
+    aiter_root: Option<Utf8PathBuf>,
+
+    /// The operation
+    #[arg(long, default_value = "gemm_a8w8_blockscale", value_name = "OP")]
+    op: Op,
+
+    /// Times of what serves today: CSV with columns M,N,K,us and, if wanted, what
+    #[arg(long, value_name = "I.csv")]
+    incumbents: Option<Utf8PathBuf>,
+
+    /// Libraries to search, as the tuner calls them [default: the widest the operation can run]
+    #[arg(long, value_name = "NAME")]
+    libtype: Option<String>,
+
+    /// Whether to search splits of K [default: where the runtime obeys them]
+    #[arg(long, value_name = "yes|no", value_parser = yes_or_no)]
+    split_k: Option<bool>,
+
+    /// Shapes in a batch: what a kill costs, at most [default: 8, or 4 where one shape can spoil a batch]
+    #[arg(long, value_name = "COUNT")]
+    batch: Option<usize>,
+
+    /// A time limit such as `task=3m`: task (a candidate), silence (no sign of life), batch, build
+    #[arg(long = "limit", value_name = "WHAT=TIME", value_parser = limit)]
+    limits: Vec<(LimitOf, Duration)>,
+
+    /// Try shapes again that failed in an earlier run
+    #[arg(long)]
+    retry_failed: bool,
+}
+
+#[derive(Clone, Copy, Debug)]
+enum LimitOf {
+    Task,
+    Silence,
+    Batch,
+    Build,
+}
+
+fn yes_or_no(text: &str) -> Result<bool, String> {
+    match text {
+        "yes" => Ok(true),
+        "no" => Ok(false),
+        _ => Err("yes or no is expected".to_owned()),
+    }
+}
+
+fn limit(text: &str) -> Result<(LimitOf, Duration), String> {
+    let (what, time) = text
+        .split_once('=')
+        .ok_or_else(|| "WHAT=TIME is expected, such as task=3m".to_owned())?;
+    let what = match what {
+        "task" => LimitOf::Task,
+        "silence" => LimitOf::Silence,
+        "batch" => LimitOf::Batch,
+        "build" => LimitOf::Build,
+        other => {
+            return Err(format!("`{other}` is none of task, silence, batch, build"));
+        }
+    };
+    let time: Span = time.parse().map_err(|error| format!("{error}"))?;
+    Ok((what, time.duration()))
+}
+
+/// What is said in common with the other backends.
+#[derive(Debug)]
+pub(super) struct Common<'a> {
+    pub(super) shapes: &'a [Shape],
+    pub(super) output: &'a Utf8Path,
+    pub(super) table: Option<&'a Utf8Path>,
+    pub(super) budget: Option<Duration>,
+    pub(super) devices: Option<u32>,
+    pub(super) python: &'a str,
+    pub(super) dry_run: bool,
+}
+
+impl AiterArgs {
+    /// The operation that shapes without one are for.
+    pub(super) fn op(&self) -> Op {
+        self.op
+    }
+
+    /// Runs it.
+    pub(super) fn run(&self, common: &Common<'_>, printer: &Printer) -> Result<(), Failure> {
+        let Some(tree) = &self.aiter_root else {
+            return Err(Failure::new(
+                Kind::Usage,
+                "tune with aiter's tuner: no aiter tree is given",
+            )
+            .hint(
+                "give --aiter-root DIR; `gemmtune doctor` says which tree an interpreter imports",
+            ));
+        };
+        let keeper = Keeper::this_binary()
+            .map_err(|error| Failure::to(Kind::Environment, "find this program", error))?;
+        let interrupt = Interrupt::new();
+        interrupt
+            .on_signals()
+            .map_err(|error| Failure::to(Kind::Environment, "listen to signals", error))?;
+        // What gemmtune leads with, or looks at, must not be lost.
+        let env: BTreeMap<String, Option<String>> = ["PYTHONPATH", "AITER_JIT_DIR"]
+            .into_iter()
+            .filter_map(|name| Some((name.to_owned(), Some(env::variable(name)?))))
+            .collect();
+        let incumbents = self.incumbents(common)?;
+        let output = std::path::absolute(common.output)
+            .ok()
+            .and_then(|path| Utf8PathBuf::from_path_buf(path).ok())
+            .unwrap_or_else(|| common.output.to_owned());
+        let python = Utf8Path::new(common.python);
+        let shapes: Vec<Shape> = common
+            .shapes
+            .iter()
+            .filter(|shape| shape.op == self.op)
+            .cloned()
+            .collect();
+        let others = common.shapes.len() - shapes.len();
+        if others > 0 {
+            printer.say(format!(
+                "{others} shapes of other operations are left out; --op says which one is tuned"
+            ));
+        }
+        let order = AiterOrder {
+            tree,
+            python,
+            env: &env,
+            op: self.op,
+            untuned: &shapes,
+            incumbents: &incumbents,
+            folder: &output,
+            key: None,
+            budget: common.budget,
+            limits: self.limits(),
+            settings: Settings {
+                batch: self.batch,
+                devices: common.devices,
+                libtype: self.libtype.clone(),
+                split_k: self.split_k,
+                retry_failed: self.retry_failed,
+            },
+            keeper: &keeper,
+            interrupt: &interrupt,
+        };
+        if common.dry_run {
+            return preview(&order, printer);
+        }
+        let mut progress = TuneProgress::new(printer, std::io::stderr().is_terminal());
+        let outcome = aiter::tune(&order, &mut |event| progress.tell(event));
+        progress.finish();
+        let outcome = outcome.map_err(|error| failure(error, common.output))?;
+        if printer.is_json() {
+            printer.json(&outcome)?;
+        } else {
+            summary(printer, &outcome);
+        }
+        verdict(&outcome)
+    }
+
+    fn limits(&self) -> Limits {
+        let mut limits = Limits::default();
+        for (what, time) in &self.limits {
+            *match what {
+                LimitOf::Task => &mut limits.task,
+                LimitOf::Silence => &mut limits.silence,
+                LimitOf::Batch => &mut limits.batch,
+                LimitOf::Build => &mut limits.build,
+            } = *time;
+        }
+        limits
+    }
+
+    /// Times of what serves the shapes today: rows of the table in use that are for the very shape, then what was
+    /// measured.
+    fn incumbents(&self, common: &Common<'_>) -> Result<BTreeMap<Shape, Incumbent>, Failure> {
+        let mut known = BTreeMap::new();
+        if let Some(path) = common.table {
+            let bytes = fs_err::read(path)
+                .map_err(|error| Failure::to(Kind::Usage, "read the table of today", error))?;
+            let table = Table::read(path.as_str(), &bytes, Some(self.op))
+                .map_err(|error| Failure::to(Kind::Usage, "read the table of today", error))?;
+            for shape in common.shapes {
+                let best = table
+                    .rows
+                    .iter()
+                    .filter(|row| (row.m, row.n, row.k) == (shape.m, shape.n, shape.k))
+                    .filter(|row| row.is_valid(crate::tune::rules::MAX_ERR_RATIO))
+                    .filter_map(|row| row.us)
+                    .reduce(f64::min);
+                if let Some(us) = best {
+                    let what = "the shipped row".to_owned();
+                    known.insert(shape.clone(), Incumbent { us, what });
+                }
+            }
+        }
+        if let Some(path) = &self.incumbents {
+            let failed = |error: csv::Error| {
+                Failure::to(Kind::Usage, &format!("read `{path}`"), error)
+                    .hint("columns M,N,K,us are needed; a column `what` names it")
+            };
+            let mut reader = csv::Reader::from_path(path).map_err(failed)?;
+            for measured in reader.deserialize::<Measured>() {
+                let measured = measured.map_err(failed)?;
+                let size = (measured.m, measured.n, measured.k);
+                for shape in common.shapes {
+                    let stands = known.get(shape).is_some_and(|is| is.us <= measured.us);
+                    if (shape.m, shape.n, shape.k) == size && !stands {
+                        let what = measured.what.clone();
+                        let us = measured.us;
+                        known.insert(shape.clone(), Incumbent { us, what });
+                    }
+                }
+            }
+        }
+        Ok(known)
+    }
+}
+
+/// A line of `--incumbents`.
+#[derive(Debug, Deserialize)]
+struct Measured {
+    #[serde(rename = "M")]
+    m: u32,
+    #[serde(rename = "N")]
+    n: u32,
+    #[serde(rename = "K")]
+    k: u32,
+    us: f64,
+    #[serde(default = "unnamed")]
+    what: String,
+}
+
+fn unnamed() -> String {
+    "what serves today".to_owned()
+}
+
+fn preview(order: &AiterOrder<'_>, printer: &Printer) -> Result<(), Failure> {
+    // A dry run writes nothing into the output folder.
+    let scratch = tempfile::tempdir()
+        .map_err(|error| Failure::to(Kind::Environment, "make a scratch folder", error))?;
+    let folder = Utf8Path::from_path(scratch.path())
+        .ok_or_else(|| Failure::new(Kind::Environment, "the scratch folder is not UTF-8"))?;
+    let preview = aiter::preview(order, folder).map_err(|error| failure(error, order.folder))?;
+    if printer.is_json() {
+        return printer.json(&preview);
+    }
+    printer.data(command_line(&preview).as_bytes())?;
+    let device = preview.device.as_ref().map_or_else(
+        || "devices not counted".to_owned(),
+        |device| {
+            format!(
+                "{} x {} ({}, {} compute units)",
+                device.count, device.name, device.gfx, device.cu_num
+            )
+        },
+    );
+    printer.say(format!(
+        "{device}: {} shapes in batches of {}, {}; the table would go to `{}`",
+        preview.shapes,
+        preview.batch,
+        match preview.budget_s {
+            Some(seconds) => format!("at most {seconds:.0} s"),
+            None => "no budget: until all are tuned".to_owned(),
+        },
+        preview.output
+    ));
+    if !preview.to_compile.is_empty() {
+        printer.say(format!(
+            "to be compiled first: {}",
+            preview.to_compile.join(", ")
+        ));
+    }
+    for remark in &preview.remarks {
+        printer.say(remark);
+    }
+    Ok(())
+}
+
+/// The command as a person can paste it.
+fn command_line(preview: &Preview) -> String {
+    let quoted = |text: &str| {
+        shlex::try_quote(text).map_or_else(|_| text.to_owned(), std::borrow::Cow::into_owned)
+    };
+    let set = preview
+        .env
+        .iter()
+        .filter_map(|(name, value)| Some(format!("{name}={}", quoted(value.as_deref()?))));
+    let words: Vec<String> = set
+        .chain(preview.command.iter().map(|word| quoted(word)))
+        .collect();
+    words.join(" ") + "\n"
+}
+
+fn summary(printer: &Printer, outcome: &AiterOutcome) {
+    let routes = outcome.routes().count();
+    printer.say(format!(
+        "{} rows for the table, {routes} shapes stay with what serves them, {} rows refused, {} shapes failed; {:.0} s",
+        outcome.wins().count(),
+        outcome.refused.len(),
+        outcome.failed.len(),
+        outcome.seconds
+    ));
+    for route in outcome.routes() {
+        if let (Some(us), Some(incumbent)) = (route.row.us, &route.incumbent) {
+            printer.say(format!(
+                "{}: leave it to {}, {:.1} us against {us:.1} us",
+                route.shape, incumbent.what, incumbent.us
+            ));
+        }
+    }
+    if !outcome.not_reached.is_empty() && !outcome.interrupted {
+        printer.warn(format!(
+            "{} shapes were not reached and keep what serves them; run the same command again to go on",
+            outcome.not_reached.len()
+        ));
+    }
+}
+
+fn failure(error: AiterTuneError, folder: &Utf8Path) -> Failure {
+    let (kind, hint) = match &error {
+        AiterTuneError::NoShapes => (Kind::NoShapes, None),
+        AiterTuneError::OtherOperation { .. } => (
+            Kind::Usage,
+            Some("say which one is meant with --op".to_owned()),
+        ),
+        AiterTuneError::NoTree { .. } | AiterTuneError::OtherTree { .. } => (
+            Kind::Environment,
+            Some("`gemmtune doctor` says which tree an interpreter imports".to_owned()),
+        ),
+        AiterTuneError::NoScript { .. } | AiterTuneError::Flag(_) | AiterTuneError::Source(_) => (
+            Kind::SourceNotRecognised,
+            Some("look with --dry-run; `gemmtune doctor` says what the tree can do".to_owned()),
+        ),
+        AiterTuneError::Results(ResultsError::OtherIdentity { .. }) => (
+            Kind::NotResumable,
+            Some(format!(
+                "give another folder than `{folder}` with -o, or remove it"
+            )),
+        ),
+        AiterTuneError::Results(ResultsError::Lock(_)) => (Kind::NotResumable, None),
+        AiterTuneError::Interrupted => (Kind::Interrupted, None),
+        AiterTuneError::Broken { .. } => (
+            Kind::TunerFailed,
+            Some(format!("all it printed is below `{folder}/attempts`")),
+        ),
+        _ => (Kind::Environment, None),
+    };
+    let failure = Failure::to(kind, "tune", error);
+    match hint {
+        Some(hint) => failure.hint(hint),
+        None => failure,
+    }
+}
+
+/// The exit code of a run that took place.
+fn verdict(outcome: &AiterOutcome) -> Result<(), Failure> {
+    if outcome.interrupted {
+        return Err(Failure::new(
+            Kind::Interrupted,
+            format!("interrupted; {} rows are kept", outcome.rows.len()),
+        )
+        .hint("run the same command again to go on"));
+    }
+    if !outcome.failed.is_empty() {
+        return Err(Failure::new(
+            Kind::TunerFailed,
+            format!("{} shapes have no row", outcome.failed.len()),
+        )
+        .hint("their reasons are above, and in `--json` under `failed`; --retry-failed tries them again"));
+    }
+    Ok(())
+}

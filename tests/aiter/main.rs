@@ -1,0 +1,7 @@
+//! aiter's tuner as gemmtune drives it, against a stand-in of our own that has its command line, its output, its
+//! batches and its faults. The real one is run by `tests/aiter/run CHECKOUT`.
+
+mod faults;
+mod stops;
+mod support;
+mod taking;

@@ -1,0 +1,1 @@
+"""The package that gemmtune looks for."""

@@ -1,0 +1,11 @@
+"""The dispatcher, as far as its text says something: splits of K are not handed on."""
+
+
+def gemm_a8w8_blockscale(XQ, WQ, x_scale, w_scale):
+    config = get_CKGEMM_config(XQ, WQ)
+    return gemm_a8w8_blockscale_ck(XQ, WQ, x_scale, w_scale, config["libtype"])
+
+
+def gemm_a8w8_bpreshuffle(XQ, WQ, x_scale, w_scale):
+    config = get_GEMM_config_with_quant_type(XQ, WQ)
+    return gemm_a8w8_bpreshuffle_ck(XQ, WQ, x_scale, w_scale, config["splitK"])

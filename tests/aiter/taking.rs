@@ -1,0 +1,132 @@
+//! Which rows are taken, of which operation, and what is said before.
+
+use crate::support::{Like, Site, TEN, write};
+
+#[test]
+fn a_time_no_device_can_reach_is_refused_and_the_runner_up_taken() {
+    let healthy = Site::new(Like::New, &TEN[..1]).run(&[]);
+    let honest = healthy.row(16)["row"]["us"].as_f64().unwrap();
+    let site = Site::new(Like::New, &TEN[..1]).faults("us=0.0001@2:16x256x512");
+    let ran = site.run(&[]);
+    assert_eq!(ran.code, Some(0), "{}", ran.stderr);
+    let refused = &ran.list("refused")[0];
+    assert!(
+        refused["reason"].as_str().unwrap().contains("at most"),
+        "{refused}"
+    );
+    assert!(ran.row(16)["row"]["us"].as_f64().unwrap() >= honest);
+    assert_ne!(ran.row(16)["row"]["kernelId"], 2);
+}
+
+#[test]
+fn sums_without_a_fixed_order_are_refused_and_shallower_splits_taken() {
+    let site = Site::new(Like::New, &TEN[..1]).args(&["--split-k", "yes"]);
+    let ran = site.run(&[]);
+    assert_eq!(ran.code, Some(0), "{}", ran.stderr);
+    let refused = &ran.list("refused")[0];
+    assert_eq!(refused["row"]["splitK"], 2);
+    assert!(
+        refused["reason"].as_str().unwrap().contains("4581"),
+        "{refused}"
+    );
+    assert_eq!(ran.row(16)["row"]["splitK"], 1);
+}
+
+#[test]
+fn a_shape_its_incumbent_serves_better_is_a_route_and_no_row_of_the_table() {
+    let site = Site::new(Like::New, &TEN[..2]).args(&["--incumbents", "i.csv"]);
+    write(
+        &site.folder.join("i.csv"),
+        "M,N,K,us,what\n16,256,512,1.5,Triton\n32,256,512,9000,Triton\n",
+    );
+    let ran = site.run(&[]);
+    assert_eq!(ran.code, Some(0), "{}", ran.stderr);
+    assert_eq!(ran.row(16)["incumbent_stays"], true);
+    assert_eq!(ran.row(32)["incumbent_stays"], false);
+    let table = site.table();
+    assert_eq!(table.lines().count(), 2);
+    assert!(table.contains(",32,256,512,"), "{table}");
+}
+
+#[test]
+fn every_operation_has_its_script_keys_and_columns() {
+    for (op, header, cell) in [
+        (
+            "gemm_a8w8_blockscale_bpreshuffle",
+            "cu_num,M,N,K,libtype,",
+            "304",
+        ),
+        (
+            "gemm_a8w8_bpreshuffle",
+            "cu_num,M,N,K,q_dtype_w,libtype,",
+            "torch.float8_e4m3fnuz",
+        ),
+        (
+            "gemm_a8w8",
+            "cu_num,M,N,K,q_dtype_w,kernelId,",
+            "torch.float8_e4m3fnuz",
+        ),
+        ("gemm_a4w4", "cu_num,M,N,K,kernelId,", "a4w4_blockscale_"),
+    ] {
+        // gfx942 has no FP4, so a time of such an operation is bounded by nothing there.
+        let site = Site::new(Like::Old, &TEN[..2]).args(&["--op", op, "--split-k", "no"]);
+        let ran = site.run(&[]);
+        assert_eq!(ran.code, Some(0), "{op}: {}", ran.stderr);
+        let table = site.table();
+        assert!(table.starts_with(header), "{op}: {table}");
+        assert!(table.contains(cell), "{op}: {table}");
+    }
+}
+
+#[test]
+fn a_dry_run_shows_the_command_and_writes_nothing() {
+    let site = Site::new(Like::Old, &TEN);
+    let ran = site.run(&["--dry-run"]);
+    assert_eq!(ran.code, Some(0), "{}", ran.stderr);
+    let command: Vec<&str> = ran
+        .list("command")
+        .iter()
+        .map(|word| word.as_str().unwrap())
+        .collect();
+    let after = |flag: &str| command[command.iter().position(|word| *word == flag).unwrap() + 1];
+    assert_eq!(
+        (after("--mp"), after("--batch"), after("--libtype")),
+        ("2", "4", "both")
+    );
+    assert!(after("-i").starts_with('/') && after("-o").starts_with('/'));
+    assert!(!command.contains(&"-k"), "this tree ignores splits of K");
+    assert_eq!(ran.json["flags_from"], "help");
+    assert_eq!(ran.json["env"]["PYTHONUNBUFFERED"], "1");
+    assert!(!site.folder.join("out").exists());
+}
+
+#[test]
+fn flags_come_from_source_where_the_script_cannot_be_asked() {
+    let site = Site::new(Like::New, &TEN[..1]).env("STANDIN_PYTHONLESS", "1");
+    let ran = site.run(&["--dry-run"]);
+    assert_eq!(ran.json["flags_from"], "source");
+    assert!(
+        ran.list("remarks")[0]
+            .as_str()
+            .unwrap()
+            .contains("from source")
+    );
+    let help = Site::new(Like::New, &TEN[..1]).run(&["--dry-run"]);
+    let plain = |ran: &crate::support::Ran, site: &str| {
+        serde_json::to_string(ran.list("command"))
+            .unwrap()
+            .replace(site, "")
+    };
+    let (one, other) = (plain(&ran, site.folder.as_str()), plain(&help, ""));
+    assert_eq!(one.matches("--").count(), other.matches("--").count());
+}
+
+#[test]
+fn without_an_interpreter_a_dry_run_still_says_what_it_can() {
+    let site = Site::new(Like::New, &TEN[..1]).args(&["--python", "/nowhere/python"]);
+    let ran = site.run(&["--dry-run"]);
+    assert_eq!(ran.code, Some(0), "{}", ran.stderr);
+    assert_eq!(ran.json["device"], serde_json::Value::Null);
+    let ran = site.run(&[]);
+    assert_eq!(ran.code, Some(10), "{}", ran.stderr);
+}
