@@ -86,6 +86,38 @@ impl Failure {
         self
     }
 
+    /// Every failure names what to do next: one that came without a hint gets that of its kind.
+    #[must_use]
+    pub fn or_next_step(self, command: &str) -> Self {
+        if !self.hints.is_empty() {
+            return self;
+        }
+        let hint = match self.kind {
+            Kind::Bug => "this is a bug: report it with the command line".to_owned(),
+            Kind::Usage => format!("mend that; `gemmtune help {command}` says what it takes"),
+            Kind::Environment | Kind::TunerFailed => {
+                format!("mend that, then `gemmtune {command}` again")
+            }
+            Kind::SourceNotRecognised => {
+                "name another tree; `gemmtune trace ROOT` quotes the lines it stumbles over"
+                    .to_owned()
+            }
+            Kind::WorkloadFailed | Kind::ServerNotReady => {
+                format!("read the server's log, then `gemmtune {command}` again")
+            }
+            Kind::NoShapes => {
+                "`gemmtune instrument apply ROOT` makes the server log its shapes".to_owned()
+            }
+            Kind::NotBetter => "`gemmtune undo` takes a deployed table back".to_owned(),
+            Kind::NotResumable => {
+                "`gemmtune status` says who has it; `gemmtune run --new` begins another run"
+                    .to_owned()
+            }
+            Kind::Interrupted => format!("`gemmtune {command}` goes on"),
+        };
+        self.hint(hint)
+    }
+
     /// The kind of this failure.
     pub fn kind(&self) -> Kind {
         self.kind
@@ -143,6 +175,16 @@ impl Error for Failure {}
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn a_failure_without_a_hint_gets_the_next_step_of_its_kind() {
+        let bare = Failure::new(Kind::Usage, "no such file").or_next_step("lint");
+        assert!(bare.to_string().contains("`gemmtune help lint`"), "{bare}");
+        let hinted = Failure::new(Kind::Usage, "no such file")
+            .hint("look")
+            .or_next_step("lint");
+        assert_eq!(hinted.to_string(), "no such file\n\nhint: look");
+    }
 
     #[test]
     fn a_failure_reads_as_cause_chain_then_hints() {

@@ -36,7 +36,7 @@ mod tune_aiter;
 pub mod tune_progress;
 pub mod undo;
 
-use clap::{Parser, Subcommand};
+use clap::{CommandFactory as _, FromArgMatches as _, Parser, Subcommand};
 
 use failure::{Failure, Kind};
 use printer::Printer;
@@ -107,11 +107,15 @@ enum Command {
 
 /// Parses the command line, runs the command and says how it ended.
 pub fn main() -> std::process::ExitCode {
-    let cli = Cli::try_parse().unwrap_or_else(|error| refused(&error));
+    let matches = Cli::command()
+        .try_get_matches()
+        .unwrap_or_else(|error| refused(&error));
+    let cli = Cli::from_arg_matches(&matches).unwrap_or_else(|error| refused(&error));
     let printer = Printer::new(cli.json);
     match perform(cli.command, &printer) {
         Ok(code) => code,
         Err(failure) => {
+            let failure = failure.or_next_step(matches.subcommand_name().unwrap_or_default());
             printer.failure(&failure);
             failure.exit_code()
         }

@@ -1,5 +1,6 @@
 // Opens a report page in headless Chromium at two widths and in both colour schemes, runs axe-core on it,
-// and fails on a violation, on a page wider than its window, and on any request but the page itself.
+// walks it with the Tab key, and fails on a violation, on a page wider than its window, on focus that does not show,
+// and on any request but the page itself.
 //
 //   npm install --prefix /tmp/a11y playwright-core axe-core      # anywhere outside the repository
 //   gemmtune report RUN_DIR
@@ -38,6 +39,22 @@ for (const width of [1200, 380]) {
     if (wide > width) console.log(`${width} ${colorScheme}: the page is ${wide} wide`);
     if (requests.length !== 1) console.log(`${width} ${colorScheme}: requests: ${requests.join(' ')}`);
     faults += violations.length + (wide > width) + (requests.length !== 1);
+    // With the keyboard alone: Tab reaches every stop in order, each shows where it is, and the end is reached.
+    const stops = await page.evaluate(() => document.querySelectorAll('a[href], summary, [tabindex="0"]').length);
+    let reached = 0;
+    for (; reached <= stops; reached += 1) {
+      await page.keyboard.press('Tab');
+      const at = await page.evaluate(() => {
+        const { activeElement } = document;
+        const { outlineStyle, outlineWidth } = getComputedStyle(activeElement);
+        return { name: activeElement.tagName, shown: outlineStyle !== 'none' && parseFloat(outlineWidth) >= 2 };
+      });
+      if (at.name === 'BODY') break;
+      if (!at.shown) console.log(`${width} ${colorScheme}: focus is not shown on stop ${reached} (${at.name})`);
+      faults += !at.shown;
+    }
+    if (reached !== stops) console.log(`${width} ${colorScheme}: Tab reached ${reached} of ${stops} stops`);
+    faults += reached !== stops;
     await context.close();
   }
 }
