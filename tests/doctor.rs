@@ -416,3 +416,56 @@ fn a_folder_that_is_no_checkout_has_nothing_to_realign() {
         said(&refused)
     );
 }
+
+#[test]
+fn someone_who_has_only_the_reference_engine_is_told_so_and_that_all_is_well() {
+    let world = World::new();
+    // An interpreter of whatever system, with nothing but its standard library.
+    write(
+        &world.root.join("bin/python3"),
+        "#!/bin/sh\nexec \"$REAL_PYTHON\" -S \"$@\"\n",
+    );
+    for program in ["python3", "amd-smi", "nvidia-smi"] {
+        let path = world.root.join("bin").join(program);
+        if !path.exists() {
+            write(&path, "#!/bin/sh\nexit 1\n");
+        }
+        let mode = std::os::unix::fs::PermissionsExt::from_mode(0o755);
+        fs_err::set_permissions(&path, mode).unwrap();
+    }
+    let real = String::from_utf8(
+        Command::new("python3")
+            .args(["-c", "import sys; print(sys.executable)"])
+            .output()
+            .unwrap()
+            .stdout,
+    )
+    .unwrap();
+    let path = std::env::var_os("PATH").unwrap().into_string().unwrap();
+    let doctor = |arguments: &[&str]| {
+        world
+            .command(env!("CARGO_BIN_EXE_gemmtune"))
+            .arg("doctor")
+            .args(arguments)
+            .env("PATH", format!("{}:{path}", world.root.join("bin")))
+            .env("REAL_PYTHON", real.trim())
+            .env_remove("PYTHONPATH")
+            .current_dir(&world.root)
+            .output()
+            .unwrap()
+    };
+    let output = doctor(&["--json"]);
+    assert!(output.status.success(), "{}", said(&output));
+    let document: Value = serde_json::from_slice(&output.stdout).unwrap();
+    let verdict_of = |name: &str| {
+        let checks = document["checks"].as_array().unwrap();
+        let check = checks.iter().find(|check| check["name"] == name).unwrap();
+        check["verdict"].as_str().unwrap().to_owned()
+    };
+    assert_eq!(verdict_of("torch"), "note");
+    assert_eq!(verdict_of("SGLang"), "note");
+    assert_eq!(verdict_of("reference engine"), "good");
+    // Whoever names an interpreter means a server, and hears what it lacks.
+    let output = doctor(&["--python", "python3"]);
+    assert_eq!(output.status.code(), Some(10), "{}", said(&output));
+}

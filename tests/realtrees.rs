@@ -277,7 +277,7 @@ fn kernel(case: &Value) -> &str {
     }
 }
 
-/// Kernels the trace allows on the device, and whether it names just one.
+/// Kernels the trace says run on the device with no variable of SGLang's set.
 fn traced(trace: &Value, device: Device) -> BTreeSet<String> {
     let (arch, _, rocm) = device;
     let wanted = if rocm == "7.2" { ">=7.2" } else { "<7.2" };
@@ -287,7 +287,7 @@ fn traced(trace: &Value, device: Device) -> BTreeSet<String> {
         .iter()
         .find(|path| path["arch"] == arch && (path["rocm"] == "any" || path["rocm"] == wanted));
     let path = path.unwrap_or_else(|| panic!("no path for {device:?} in {trace}"));
-    match path["kernel"].as_str().unwrap() {
+    match path["by_default"].as_str().or(path["kernel"].as_str()).unwrap() {
         "depends" => path["choices"]
             .as_array()
             .unwrap()

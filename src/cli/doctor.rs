@@ -4,10 +4,11 @@ use camino::{Utf8Path, Utf8PathBuf};
 use serde_json::json;
 
 use crate::proc::{Interrupt, Keeper};
+use crate::tree::doctor::devices::Gpu;
 use crate::tree::doctor::{self, Aiter, Check, Verdict, fix};
 use crate::tree::git::Checkout;
 use crate::tree::locate::{self, Answer, Entry, Question};
-use crate::workload::config::{Config, FILE_NAME};
+use crate::workload::config::{BackendKind, Config, FILE_NAME};
 use crate::workload::env;
 
 use super::failure::{Failure, Kind};
@@ -47,7 +48,10 @@ pub fn run(args: &DoctorArgs, printer: &Printer) -> Result<(), Failure> {
     interrupt
         .on_signals()
         .map_err(|error| Failure::to(Kind::Environment, "watch for signals", error))?;
-    let answer = ask(args, &keeper, &interrupt);
+    let config = fs_err::read_to_string(FILE_NAME)
+        .ok()
+        .and_then(|text| Config::parse(&text).ok());
+    let answer = ask(args, config.as_ref(), &keeper, &interrupt);
     let package = aiter_package(args, answer.as_ref().ok());
     if args.undo_fix {
         return undo(package.as_deref(), &keeper, &interrupt, printer);
@@ -109,6 +113,9 @@ pub fn run(args: &DoctorArgs, printer: &Printer) -> Result<(), Failure> {
         hip.as_deref(),
         env::variable,
     ));
+    if only_reference(args, config.as_ref(), answer.as_ref().ok(), &gpus) {
+        doctor::for_reference_alone(&mut checks);
+    }
     if !printer.is_json() || args.fix {
         print_table(&checks, printer);
     }
@@ -155,17 +162,19 @@ fn failed(name: &'static str, error: &locate::LocateError, fix: &str) -> Check {
 }
 
 /// The interpreter's answer, in the surroundings that gemmtune.toml describes where there is one.
-fn ask(args: &DoctorArgs, keeper: &Keeper, interrupt: &Interrupt) -> Result<Answer, Failure> {
-    let config = fs_err::read_to_string(FILE_NAME)
-        .ok()
-        .and_then(|text| Config::parse(&text).ok());
+fn ask(
+    args: &DoctorArgs,
+    config: Option<&Config>,
+    keeper: &Keeper,
+    interrupt: &Interrupt,
+) -> Result<Answer, Failure> {
     let mut question = Question {
         python: args.python.clone().unwrap_or_else(|| "python3".into()),
         entry: Entry::Module,
         folder: None,
         env: Vec::new(),
     };
-    if let Some(config) = &config {
+    if let Some(config) = config {
         question.folder.clone_from(&config.server.cwd);
         question.env = config
             .server
@@ -182,6 +191,31 @@ fn ask(args: &DoctorArgs, keeper: &Keeper, interrupt: &Interrupt) -> Result<Answ
     }
     locate::ask(keeper, &question, interrupt)
         .map_err(|error| Failure::to(Kind::Environment, "ask the interpreter", error))
+}
+
+/// Whether the built-in reference engine is all that can be meant: the configuration says so, or there is none and
+/// nothing was named, no GPU is seen, and the interpreter has neither torch nor a tree.
+fn only_reference(
+    args: &DoctorArgs,
+    config: Option<&Config>,
+    answer: Option<&Answer>,
+    gpus: &[Gpu],
+) -> bool {
+    let named = args.python.is_some() || args.sglang.is_some() || args.aiter.is_some();
+    if named || args.fix {
+        return false;
+    }
+    match config {
+        Some(config) => config.backend.kind == BackendKind::Reference,
+        None => {
+            gpus.is_empty()
+                && answer.is_none_or(|answer| {
+                    answer.torch.version.is_none()
+                        && answer.folder("sglang").is_err()
+                        && answer.folder("aiter").is_err()
+                })
+        }
+    }
 }
 
 /// The aiter package: named, else the one that is imported.

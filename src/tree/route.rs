@@ -5,6 +5,7 @@
 
 use serde::Serialize;
 
+use super::environ;
 use super::era::{self, Dispatch, Era};
 use super::flow::{Arch, Cause, Flow, Kernel, Rocm, Test, Way};
 use super::force::{self, Means};
@@ -61,6 +62,9 @@ pub struct Path {
     pub because: String,
     /// The kernel per condition, where it depends.
     pub choices: Vec<Choice>,
+    /// The kernel where every variable that decides is unset, if those alone decide.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub by_default: Option<Kernel>,
 }
 
 /// One of the kernels of a path that depends.
@@ -103,8 +107,8 @@ pub fn trace(package: &Package) -> Result<Trace, TreeError> {
     let mut paths = Vec::new();
     let mut calls: Vec<Span> = Vec::new();
     for arch in [Arch::Gfx942, Arch::Gfx950] {
-        let below = followed(&source, &dispatch, arch, Rocm::Below72)?;
-        let from = followed(&source, &dispatch, arch, Rocm::From72)?;
+        let below = followed(package, &source, &dispatch, arch, Rocm::Below72)?;
+        let from = followed(package, &source, &dispatch, arch, Rocm::From72)?;
         for found in [&below, &from] {
             calls.extend(&found.calls);
             for exit in &found.exits {
@@ -165,6 +169,7 @@ struct Followed {
 
 /// Follows the leaf on one machine.
 fn followed(
+    package: &Package,
     source: &Source,
     dispatch: &Dispatch<'_>,
     arch: Arch,
@@ -205,7 +210,7 @@ fn followed(
     exits.sort();
     exits.dedup();
     Ok(Followed {
-        path: path(arch, &main, &kernels),
+        path: path(package, arch, &main, &kernels),
         exits,
         calls,
     })
@@ -233,7 +238,7 @@ fn unknown_call(source: &Source, dispatch: &Dispatch<'_>) -> Option<Span> {
         .map(|mention| mention.span)
 }
 
-fn path(arch: Arch, ways: &[Way], kernels: &[Kernel]) -> Path {
+fn path(package: &Package, arch: Arch, ways: &[Way], kernels: &[Kernel]) -> Path {
     let mut distinct: Vec<Kernel> = kernels.to_vec();
     distinct.sort_unstable();
     distinct.dedup();
@@ -244,9 +249,15 @@ fn path(arch: Arch, ways: &[Way], kernels: &[Kernel]) -> Path {
             kernel: kernel.as_str(),
             because: format!("every way through `{}` calls {}", era::LEAF, named(kernel)),
             choices: Vec::new(),
+            by_default: None,
         };
     }
-    let tests = deciding(ways, kernels);
+    let mut tests = deciding(ways, kernels);
+    for cause in tests.iter_mut().flat_map(|test| &mut test.causes) {
+        if let Cause::Env(name, unset @ None) = cause {
+            *unset = environ::unset(package, name);
+        }
+    }
     let mut choices: Vec<Choice> = Vec::new();
     for (way, kernel) in ways.iter().zip(kernels) {
         let when = tests
@@ -283,8 +294,31 @@ fn path(arch: Arch, ways: &[Way], kernels: &[Kernel]) -> Path {
         rocm: "any",
         kernel: "depends",
         because,
+        by_default: by_default(ways, kernels, &tests),
         choices,
     }
+}
+
+/// The one kernel left where every variable in `tests` is unset.
+fn by_default(ways: &[Way], kernels: &[Kernel], tests: &[Test]) -> Option<Kernel> {
+    let unset = |text: &str| {
+        let test = tests.iter().find(|test| test.text == text)?;
+        match test.causes[..] {
+            [Cause::Env(_, unset)] => unset,
+            _ => None,
+        }
+    };
+    let mut left = ways
+        .iter()
+        .zip(kernels)
+        .filter(|(way, _)| {
+            way.tests
+                .iter()
+                .all(|(test, answer)| unset(&test.text).is_none_or(|unset| unset == *answer))
+        })
+        .map(|(_, kernel)| *kernel);
+    let first = left.next()?;
+    left.all(|kernel| kernel == first).then_some(first)
 }
 
 /// The tests whose answer changes which kernels can be reached.
@@ -322,7 +356,14 @@ fn causes(tests: &[Test]) -> String {
         .flat_map(|test| &test.causes)
         .map(|cause| match cause {
             Cause::Predicate(name) => format!("the shape (`{name}`)"),
-            Cause::Env(name) => format!("the environment (`{name}`, off by default)"),
+            Cause::Env(name, unset) => {
+                let unset = match unset {
+                    Some(true) => ", on by default",
+                    Some(false) => ", off by default",
+                    None => "",
+                };
+                format!("the environment (`{name}`{unset})")
+            }
             Cause::Rows => "the number of rows M".to_owned(),
         })
         .collect();

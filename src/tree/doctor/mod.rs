@@ -136,6 +136,27 @@ pub fn look_at_aiter(
     })
 }
 
+/// Adds that the reference engine runs here, and makes notes of what only the other engines need: for someone who
+/// tunes nothing else, a missing torch or SGLang is no fault.
+pub fn for_reference_alone(checks: &mut Vec<Check>) {
+    for check in checks
+        .iter_mut()
+        .filter(|check| check.verdict >= Verdict::Warning)
+    {
+        check.verdict = Verdict::Note;
+        check
+            .found
+            .push_str("; only SGLang and aiter need it, the reference engine does not");
+        check.fix = None;
+    }
+    checks.push(Check::new(
+        "reference engine",
+        Verdict::Good,
+        "built in: `gemmtune demo` runs the whole loop on this CPU. To tune a real server, name its \
+         interpreter with `--python`",
+    ));
+}
+
 /// Checks of an interpreter and the SGLang it imports.
 pub fn interpreter(answer: &Answer) -> Vec<Check> {
     let mut checks = Vec::new();

@@ -314,16 +314,34 @@ impl<'a> Flow<'a> {
     /// Calls whose answer the machine fixes, or that read the environment.
     fn platform(&self, expr: &Expr, function: &Expr, args: &[Expr]) -> Option<Value<'a>> {
         let dotted = function.dotted()?;
-        let first = match args.first().map(|argument| &argument.kind) {
+        let text_of = |at: usize| match args.get(at).map(|argument| &argument.kind) {
             Some(ExprKind::Str(text)) => Some(text.clone()),
             _ => None,
         };
-        let variable = match dotted.as_str() {
-            "get_bool_env_var" | "os.environ.get" | "os.getenv" | "getenv" => first,
-            _ => dotted
-                .strip_prefix("envs.")
-                .and_then(|rest| rest.strip_suffix(".get"))
-                .map(str::to_owned),
+        let (variable, unset) = match dotted.as_str() {
+            // Whatever is neither "true" nor "1" counts as false (`sglang.srt.utils`, every release).
+            "get_bool_env_var" => (
+                text_of(0),
+                match args.get(1) {
+                    None => Some(false),
+                    Some(_) => text_of(1)
+                        .map(|text| matches!(text.to_ascii_lowercase().as_str(), "true" | "1")),
+                },
+            ),
+            "os.environ.get" | "os.getenv" | "getenv" => (
+                text_of(0),
+                match args.get(1) {
+                    None => Some(false),
+                    Some(_) => text_of(1).map(|text| !text.is_empty()),
+                },
+            ),
+            _ => (
+                dotted
+                    .strip_prefix("envs.")
+                    .and_then(|rest| rest.strip_suffix(".get"))
+                    .map(str::to_owned),
+                None,
+            ),
         };
         if let Some(variable) = variable {
             if variable == "SGLANG_USE_AITER" {
@@ -331,7 +349,7 @@ impl<'a> Flow<'a> {
             }
             return Some(Value::Test(Test {
                 text: self.text(expr.span),
-                causes: vec![Cause::Env(variable)],
+                causes: vec![Cause::Env(variable, unset)],
                 negated: false,
             }));
         }

@@ -10,8 +10,8 @@ use crate::pyedit::syntax::{Alias, Expr, ExprKind, Function, Span, StmtKind};
 pub(in crate::tree) enum Cause {
     /// A function of the file that looks at (N, K).
     Predicate(String),
-    /// An environment variable.
-    Env(String),
+    /// An environment variable, and its truth when it is not set, where the reading call says it.
+    Env(String, Option<bool>),
     /// The number of rows, M.
     Rows,
 }
