@@ -183,12 +183,15 @@ pub enum Action {
         /// A GEMM that fits any of them goes to `to`.
         rules: Vec<Rule>,
     },
-    /// Makes the shape predicate answer `value` for every shape, for both of its readers.
+    /// Makes the shape predicate answer `value`, for both of its readers.
     Predicate {
         /// Name in `fp8_utils`, which `fp8.py` imports.
         name: String,
         /// Its answer: true means Triton.
         value: bool,
+        /// Shapes (N, K) that get the other answer.
+        #[serde(default, skip_serializing_if = "Vec::is_empty")]
+        except: Vec<(u64, u64)>,
     },
     /// Calls `fp8_utils.set_force_ck_w8a8(True)` (0.5.14 and later).
     SetForceCk,
@@ -232,9 +235,10 @@ fn action(step: &Step) -> Action {
                 })
                 .collect(),
         },
-        Step::Predicate { value, .. } => Action::Predicate {
+        Step::Predicate { value, except } => Action::Predicate {
             name: PREDICATE.to_owned(),
             value: *value,
+            except: except.clone(),
         },
         Step::SetForceCk => Action::SetForceCk,
     }

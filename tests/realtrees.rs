@@ -32,7 +32,12 @@ enum Change {
     Patched,
     /// The hooks patched in and no variable set.
     PatchedSilent,
+    /// One weight goes to CK by a route, the other stays on Triton.
+    Routed,
 }
+
+/// The weight (N, K) that [`Change::Routed`] sends to CK: released trees leave it on Triton.
+const ROUTED: (u64, &str) = (512, "512,7168");
 
 struct Prepared {
     python: String,
@@ -137,6 +142,7 @@ impl Run<'_> {
         match self.change {
             Change::Observed | Change::Silent => instrument("overlay").map(variables),
             Change::Switched => switch(&[]),
+            Change::Routed => switch(&["--route", ROUTED.1]),
             Change::Patched | Change::PatchedSilent => {
                 let mut env = instrument("patch").map(variables)?;
                 // A tree that is right already has nothing to patch.
@@ -287,7 +293,11 @@ fn traced(trace: &Value, device: Device) -> BTreeSet<String> {
         .iter()
         .find(|path| path["arch"] == arch && (path["rocm"] == "any" || path["rocm"] == wanted));
     let path = path.unwrap_or_else(|| panic!("no path for {device:?} in {trace}"));
-    match path["by_default"].as_str().or(path["kernel"].as_str()).unwrap() {
+    match path["by_default"]
+        .as_str()
+        .or(path["kernel"].as_str())
+        .unwrap()
+    {
         "depends" => path["choices"]
             .as_array()
             .unwrap()
@@ -350,6 +360,7 @@ fn check(run: &Run<'_>) -> (String, Vec<String>) {
             }
         }
         Change::Switched | Change::Patched => check_switched(run, &said, &mut problems),
+        Change::Routed => check_routed(&said, &mut problems),
     }
     if run.change == Change::Patched {
         if !said.rows().is_subset(&said.dumped()) {
@@ -373,6 +384,16 @@ fn check_switched(run: &Run<'_>, said: &Said, problems: &mut Vec<String>) {
             run.device == GFX950_OLD && case["N"] == 4096 && case["M"].as_u64() > Some(2048);
         if kernel(case) == "triton" && !guarded {
             problems.push(format!("not forced: {case}"));
+        }
+    }
+}
+
+/// The routed weight runs CK at every M, and every other one Triton.
+fn check_routed(said: &Said, problems: &mut Vec<String>) {
+    for case in said.cases() {
+        let routed = case["N"].as_u64() == Some(ROUTED.0);
+        if routed == (kernel(case) == "triton") {
+            problems.push(format!("not as routed: {case}"));
         }
     }
 }
@@ -489,6 +510,7 @@ fn real_releases_run_as_traced_and_as_switched() {
                 .iter()
                 .flat_map(|device| all.map(|change| (*device, change)));
             pairs
+                .chain(devices.map(|device| (device, Change::Routed)))
                 .chain([(GFX942, Change::Silent), (GFX942, Change::PatchedSilent)])
                 .collect()
         } else {
@@ -498,10 +520,13 @@ fn real_releases_run_as_traced_and_as_switched() {
             let silent = [Change::Silent, Change::PatchedSilent]
                 .get(index)
                 .map(|change| (GFX942, *change));
+            // From 0.5.11 on, weights are laid out at load there: the route has to reach that reader too.
+            let routed = (index >= 2).then_some((GFX950_NEW, Change::Routed));
             all.iter()
                 .enumerate()
                 .map(|(at, change)| (device(at), *change))
                 .chain(silent)
+                .chain(routed)
                 .collect()
         };
         work.extend(wanted.into_iter().map(|(device, change)| Run {

@@ -93,6 +93,20 @@ fn what_decides_is_quoted_from_the_tree() {
         because(1)
     );
     assert!(because(2).contains("use_aiter_triton_gemm_w8a8_tuned_gfx950(n, k)"));
+    // Without SGLang's list of variables nobody knows what holds while it is unset.
+    assert_eq!(document["paths"][0]["by_default"], Value::Null);
+    for (default, kernel) in [("False", "triton"), ("True", "ck")] {
+        let tree = Tree::fixture("e7");
+        tree.write(
+            "sglang/srt/environ.py",
+            &format!(
+                "class Envs:\n    OTHER = EnvBool(True)\n    SGLANG_AITER_GFX942_BLOCKSCALE_USE_CK = EnvBool({default})\n"
+            ),
+        );
+        let document = trace(&tree);
+        assert_eq!(document["paths"][0]["by_default"], kernel);
+        assert_eq!(document["paths"][1]["by_default"], Value::Null, "M decides");
+    }
     assert_eq!(document["force_ck"][0]["means"], "env");
     assert_eq!(document["triton_shapes"][0], serde_json::json!([512, 7168]));
     assert_eq!(document["safe_m"][1], serde_json::json!([4096, 1024, 4096]));

@@ -105,8 +105,12 @@ fn parse_rocm(text: &str) -> Result<Rocm, String> {
 fn parse_route(text: &str) -> Result<Route, String> {
     let wrong = || format!("`{text}` is not N,K or N,K,M<=CAP, such as 2112,7168,M<=256");
     let number = |text: &str| {
-        let value: u64 = text.trim().parse().map_err(|_| wrong())?;
-        if value == 0 { Err(wrong()) } else { Ok(value) }
+        let value: u32 = text.trim().parse().map_err(|_| wrong())?;
+        if value == 0 {
+            Err(wrong())
+        } else {
+            Ok(u64::from(value))
+        }
     };
     let parts: Vec<&str> = text.split(',').collect();
     let (n, k, cap) = match parts[..] {

@@ -8,6 +8,7 @@ use serde::Serialize;
 use super::cursor::lossy;
 use super::dump::Dump;
 use super::engagement::{Hit, Line, LineOutcome};
+use super::hash::NumberMap;
 use super::plausible;
 use super::record::{CallKind, Hello, Record, TritonServed};
 use super::sglang::{Capture, ConfigFile, Limits};
@@ -61,8 +62,8 @@ pub struct Harvest {
     /// put in place by the overlay: it is the one to know of.
     pub triton_served: BTreeMap<(u32, u32, u32), TritonServed>,
     /// Look-ups by what was looked for.
-    served: BTreeMap<Key, Served>,
-    counts: BTreeMap<Key, u64>,
+    served: NumberMap<Key, Served>,
+    counts: NumberMap<Key, u64>,
     records: RecordFile,
     texts: Texts,
 }
@@ -157,7 +158,7 @@ const DTYPES: [&str; 9] = [
 ];
 
 /// A shape in 20 bytes. `op` is unsaid for dump records that do not name it.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
 struct Key {
     op: Option<Op>,
     n: u32,
@@ -191,7 +192,9 @@ impl Harvest {
     pub fn shapes(&self, dump_op: Option<Op>) -> Vec<Seen> {
         let dump_op = dump_op.unwrap_or_else(|| self.op_by_dispatch());
         let mut shapes: BTreeMap<Problem, Vec<(u8, u64)>> = BTreeMap::new();
-        for (key, count) in &self.counts {
+        let mut counts: Vec<_> = self.counts.iter().collect();
+        counts.sort_unstable_by_key(|(key, _)| **key);
+        for (key, count) in counts {
             let op = key.op.unwrap_or(dump_op);
             let dtypes = shapes.entry((op, key.n, key.k, key.m)).or_default();
             match dtypes.iter_mut().find(|(dtype, _)| *dtype == key.dtype) {
@@ -223,7 +226,9 @@ impl Harvest {
 
     /// Every shape that aiter looked up, and how that ended.
     pub fn served(&self) -> impl Iterator<Item = (Shape, &Served)> {
-        self.served.iter().map(|(key, served)| {
+        let mut served: Vec<_> = self.served.iter().collect();
+        served.sort_unstable_by_key(|(key, _)| **key);
+        served.into_iter().map(|(key, served)| {
             let shape = Shape {
                 op: key.op.unwrap_or(Op::Blockscale),
                 m: key.m,

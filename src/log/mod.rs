@@ -7,6 +7,7 @@ mod cursor;
 mod dump;
 pub mod engagement;
 pub mod harvest;
+mod hash;
 pub mod input;
 pub mod plausible;
 pub mod record;

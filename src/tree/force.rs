@@ -357,17 +357,13 @@ impl Planner<'_> {
                 });
             }
             let except = self.wish.routes.iter().map(|route| (route.n, route.k));
-            // The overlay's predicate has one answer for every shape.
-            Plan {
-                means: Means::Patch,
-                ..overlay(
-                    vec![Step::Predicate {
-                        value: true,
-                        except: except.collect(),
-                    }],
-                    format!("{PREDICATE} answers False for the routed shapes, True for all others"),
-                )
-            }
+            overlay(
+                vec![Step::Predicate {
+                    value: true,
+                    except: except.collect(),
+                }],
+                format!("{PREDICATE} answers False for the routed shapes, True for all others"),
+            )
         } else {
             let mut steps = Vec::new();
             if self.era == Era::E0 {

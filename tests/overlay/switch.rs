@@ -50,6 +50,7 @@ fn both_readers_of_the_predicate_change_together() {
     let wishes = scene.switch(vec![Action::Predicate {
         name: "use_aiter_triton_gemm_w8a8_tuned_gfx950".to_owned(),
         value: false,
+        except: Vec::new(),
     }]);
     let said = scene.run(
         &wishes,
@@ -66,6 +67,27 @@ print(json.dumps([linear(33), fp8.shuffles_weight(384, 1024)]))
         "the second reader is checked: {switches:?}"
     );
     assert!(switches.iter().all(|switch| switch["ok"] == true));
+}
+
+#[test]
+fn the_predicate_answers_by_shape_to_both_readers() {
+    let scene = Scene::new();
+    let wishes = scene.switch(vec![Action::Predicate {
+        name: "use_aiter_triton_gemm_w8a8_tuned_gfx950".to_owned(),
+        value: true,
+        except: vec![(384, 1024)],
+    }]);
+    let said = scene.run(
+        &wishes,
+        "
+from sglang.srt.layers.quantization import fp8
+print(json.dumps([linear(33), linear(33, n=512), fp8.shuffles_weight(384, 1024), fp8.shuffles_weight(512, 1024)]))
+",
+    );
+    assert_eq!(
+        only(&said.stdout),
+        serde_json::json!(["ck", "triton", true, false])
+    );
 }
 
 #[test]

@@ -7,12 +7,13 @@ recorded as refused.
     {"format": 1, "actions": [
         {"do": "rebind", "name": "triton_gemm_a8w8_blockscale", "to": "aiter:gemm_a8w8_blockscale"},
         {"do": "set_force_ck"},
-        {"do": "predicate", "name": "use_aiter_triton_gemm_w8a8_tuned_gfx950", "value": false},
+        {"do": "predicate", "name": "use_aiter_triton_gemm_w8a8_tuned_gfx950", "value": true, "except": [[512, 7168]]},
         {"do": "route", "name": "triton_gemm_a8w8_blockscale", "to": "self:ck_gemm_a8w8_blockscale",
          "rules": [{"N": 512, "K": 7168, "min_M": 1, "max_M": 256}]}]}
 
 `to` is `module:attribute`, `self` being `fp8_utils`. A route sends a GEMM that fits a rule to `to` and every other one to
-what the name was bound to; a bound that a rule leaves out does not restrict.
+what the name was bound to; a bound that a rule leaves out does not restrict. `except` lists the (N, K) that get the other
+answer, and may be left out.
 """
 
 import functools
@@ -84,8 +85,14 @@ def _route(module, action):
 def _predicate(module, action):
     name, value = action["name"], bool(action["value"])
     _must_have(module, name)
-    setattr(module, name, functools.wraps(getattr(module, name))(lambda *_, **__: value))
-    return f"{name} is {value}"
+    others = {(n, k) for n, k in action.get("except", [])}
+
+    @functools.wraps(getattr(module, name))
+    def answer(n, k, *_, **__):
+        return value != ((n, k) in others)
+
+    setattr(module, name, answer)
+    return f"{name} is {value}" + (f" but for {sorted(others)}" if others else "")
 
 
 def _set_force_ck(module, _action):
