@@ -197,7 +197,8 @@ fn kind(schema: &Value, property: &Value) -> String {
         name => name.as_str(),
     };
     match name.expect("every other property has a type") {
-        "array" => "list of strings".to_owned(),
+        "array" if target["items"]["type"] == "string" => "list of strings".to_owned(),
+        "array" => "list of tables".to_owned(),
         "object" => "table of strings".to_owned(),
         other => other.to_owned(),
     }
@@ -239,9 +240,12 @@ fn every_command_that_a_message_names_is_one_that_is_taken() {
         for line in unwrapped.lines() {
             for quoted in line.split('`').skip(1).step_by(2) {
                 // A command whose own name is filled in later cannot be looked at here.
-                let named = quoted.strip_prefix("gemmtune ").is_some_and(|rest| {
-                    rest.starts_with(|first: char| first.is_ascii_lowercase() || first == '-')
-                });
+                let named = quoted
+                    .strip_prefix("gemmtune ")
+                    .map(|rest| rest.strip_prefix("help ").unwrap_or(rest))
+                    .is_some_and(|rest| {
+                        rest.starts_with(|first: char| first.is_ascii_lowercase() || first == '-')
+                    });
                 if named && !quoted.contains(['|', '…']) {
                     seen += 1;
                     if let Err(why) = taken(quoted, true) {

@@ -146,7 +146,8 @@ pub struct Benchmark {
     /// gemmtune's own load generator.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub builtin: Option<Load>,
-    /// Several loads, run one after another in every trial, each with a name and judged on its own as well.
+    /// Several loads (the names of `builtin`), run one after another in every trial, each with a name and judged on its
+    /// own as well.
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
     pub loads: Vec<Load>,
     /// The file `command` appends one JSON object per run to; required with `command`. Relative to

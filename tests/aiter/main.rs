@@ -2,6 +2,8 @@
 //! batches and its faults. The real one is run by `tests/aiter/run CHECKOUT`.
 
 mod faults;
+#[path = "../schema/mod.rs"]
+mod schema;
 mod stops;
 mod support;
 mod taking;

@@ -6,6 +6,8 @@ use std::time::{Duration, Instant};
 use camino::{Utf8Path, Utf8PathBuf};
 use serde_json::Value;
 
+use crate::schema::check;
+
 /// Two batches of four and one of two, at the default size of the old dialect.
 pub(crate) const TEN: [u32; 10] = [16, 32, 48, 64, 96, 128, 160, 192, 224, 256];
 
@@ -222,6 +224,14 @@ impl Ran {
             .transpose()
             .unwrap_or_else(|error| panic!("{error}: {stderr}"))
             .unwrap_or(Value::Null);
+        // Whatever it printed is as published.
+        let is = |field: &str| json.get(field).is_some();
+        match () {
+            () if is("attempts") => check("tune-aiter", &json),
+            () if is("flags_from") => check("tune-aiter-dry-run", &json),
+            () if is("error") => check("error", &json),
+            () => {}
+        }
         Self {
             code: output.status.code(),
             json,

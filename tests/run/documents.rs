@@ -20,10 +20,20 @@ fn the_documents_of_a_run_are_as_published() {
             )
         })
     };
+    // Several loads, so that what a comparison says of each is there too.
+    let path = site.folder.join("gemmtune.toml");
+    let config = fs_err::read_to_string(&path).unwrap();
+    let load = "concurrency = 3, prompts = 6, input_len = 9, output_len = 5 }";
+    let loads = format!("loads = [{{ name = \"few\", {load}, {{ name = \"more\", {load}]");
+    let several = config.replace(&format!("builtin = {{ {load}"), &loads);
+    assert_ne!(config, several);
+    fs_err::write(&path, several).unwrap();
     check("run-dry-run", &json(&["run", "--dry-run"]));
     check("run-paused", &json(&["run", "--until", "plan"]));
     check("status", &json(&["status"]));
-    check("demo", &json(&["run"]));
+    let whole = json(&["run"]);
+    assert_eq!(whole["loads"].as_array().map(Vec::len), Some(2));
+    check("demo", &whole);
     check("status", &json(&["status"]));
     check("report", &json(&["report"]));
     check("undo", &json(&["undo", "--dry-run"]));
