@@ -1,5 +1,7 @@
 //! The command blocks of the README that are marked `<!-- runs: NAME -->`, executed as printed.
 
+mod trees;
+
 use std::process::{Command, Output};
 use std::time::Instant;
 
@@ -139,30 +141,16 @@ fn every_line_for_amd_runs_as_printed() {
         line["output_throughput"] = (110.0 + f64::from(start) / 10.0).into();
         place.write(&format!("tuned{start}.jsonl"), &format!("{line}\n"));
     }
-    let site = place.folder.join("site-packages");
-    copy(&repository().join("testdata/trees/e1"), &site);
+    let tree = trees::Tree::fixture("e1");
     let lines = block("amd");
     assert_eq!(lines.len(), 10, "ten lines were promised");
     for line in lines {
-        let trees = [("SITE", site.as_str()), ("AITER", "aiter")];
+        let trees = [("SITE", tree.root.as_str()), ("AITER", "aiter")];
         let output = bash(&line, &place.folder, &place.bin(), &trees);
         let code = output.status.code().unwrap();
         let of_the_machine = line.contains("gemmtune doctor") || line.contains("--backend aiter");
         let fits = code == 0 || (code == 10 && of_the_machine);
         assert!(fits, "{line}: {output:?}");
-    }
-}
-
-fn copy(from: &Utf8Path, to: &Utf8Path) {
-    fs_err::create_dir_all(to).unwrap();
-    for entry in from.read_dir_utf8().unwrap() {
-        let entry = entry.unwrap();
-        let target = to.join(entry.file_name());
-        if entry.file_type().unwrap().is_dir() {
-            copy(entry.path(), &target);
-        } else {
-            fs_err::copy(entry.path(), &target).unwrap();
-        }
     }
 }
 

@@ -1,6 +1,7 @@
 //! What `--json` prints is as the published schemas say. The documents of a run are in `tests/run/documents.rs`.
 
 mod schema;
+mod trees;
 
 use std::io::{BufRead as _, BufReader};
 use std::process::{Child, Command, Stdio};
@@ -46,32 +47,12 @@ impl Place {
         fs_err::write(self.folder.join(name), text).unwrap();
         name.to_owned()
     }
-
-    /// A copy of a reduced SGLang tree.
-    fn tree(&self, era: &str) -> Utf8PathBuf {
-        let copy = self.folder.join(era);
-        copy_tree(&data(&format!("trees/{era}")), &copy);
-        copy
-    }
 }
 
 fn data(path: &str) -> Utf8PathBuf {
     Utf8Path::new(env!("CARGO_MANIFEST_DIR"))
         .join("testdata")
         .join(path)
-}
-
-fn copy_tree(from: &Utf8Path, to: &Utf8Path) {
-    fs_err::create_dir_all(to).unwrap();
-    for entry in from.read_dir_utf8().unwrap() {
-        let entry = entry.unwrap();
-        let target = to.join(entry.file_name());
-        if entry.file_type().unwrap().is_dir() {
-            copy_tree(entry.path(), &target);
-        } else {
-            fs_err::copy(entry.path(), &target).unwrap();
-        }
-    }
 }
 
 const DUMP: &str = "\
@@ -122,8 +103,8 @@ fn documents_about_trees_are_as_published() {
         );
     }
     for (era, mode) in [("e5", "overlay"), ("e1", "patch")] {
-        let tree = place.tree(era);
-        let tree = tree.as_str();
+        let copy = trees::Tree::fixture(era);
+        let tree = copy.root.as_str();
         for arguments in [
             ["instrument", "apply", tree, "--mode", mode, "--dry-run"].as_slice(),
             &["instrument", "apply", tree, "--mode", mode],
