@@ -2,6 +2,7 @@
 //!
 //! Reading goes through `pyedit`; nothing here imports SGLang or runs any of its code.
 
+pub mod aiter;
 pub mod doctor;
 mod environ;
 pub mod era;

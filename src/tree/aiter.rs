@@ -1,0 +1,413 @@
+//! What an aiter tree reads for an operation: the variable, the tables behind it, and the compiled modules a table
+//! goes into.
+//!
+//! Source: `aiter/jit/core.py` (`AITER_CONFIG.get_config_file`, `get_user_jit_dir`), `aiter/jit/optCompilerConfig.json`
+//! and `aiter/ops/gemm_op_a8w8.py` at 303a583c and e4048607. Reads files, changes none.
+
+use camino::{Utf8Path, Utf8PathBuf};
+
+use super::doctor::caps::{self, Capabilities};
+use crate::shape::Op;
+use crate::table::kernels::Library;
+use crate::table::revision::Revision;
+
+/// The variable that names an operation's table, and the stem of the shipped files' names.
+const TABLES: [(Op, &str, &str); 5] = [
+    (
+        Op::Blockscale,
+        "AITER_CONFIG_GEMM_A8W8_BLOCKSCALE",
+        "a8w8_blockscale_tuned_gemm",
+    ),
+    (
+        Op::BlockscaleBpreshuffle,
+        "AITER_CONFIG_GEMM_A8W8_BLOCKSCALE_BPRESHUFFLE",
+        "a8w8_blockscale_bpreshuffle_tuned_gemm",
+    ),
+    (
+        Op::Bpreshuffle,
+        "AITER_CONFIG_GEMM_A8W8_BPRESHUFFLE",
+        "a8w8_bpreshuffle_tuned_gemm",
+    ),
+    (Op::A8w8, "AITER_CONFIG_GEMM_A8W8", "a8w8_tuned_gemm"),
+    (
+        Op::A4w4,
+        "AITER_CONFIG_GEMM_A4W4",
+        "a4w4_blockscale_tuned_gemm",
+    ),
+];
+
+/// The variable an operation's table is named by; `None` for an operation that aiter does not have.
+pub fn variable(op: Op) -> Option<&'static str> {
+    entry(op).map(|(_, variable, _)| variable)
+}
+
+/// The stem of the shipped tables' names. A look-up line is told apart from another operation's by it, so a table of
+/// ours carries it too.
+pub fn table_stem(op: Op) -> Option<&'static str> {
+    entry(op).map(|(_, _, stem)| stem)
+}
+
+fn entry(op: Op) -> Option<(Op, &'static str, &'static str)> {
+    TABLES.into_iter().find(|(of, _, _)| *of == op)
+}
+
+/// Failed to tell what an aiter tree reads.
+#[derive(Debug, thiserror::Error)]
+pub enum AiterError {
+    /// The tree does not read the operation's variable.
+    #[error("find where `{package}` reads a table of {op}: no `{variable}` in aiter/jit/core.py")]
+    NoVariable {
+        /// The tree's package folder.
+        package: Utf8PathBuf,
+        /// The operation.
+        op: Op,
+        /// The variable.
+        variable: &'static str,
+    },
+    /// aiter has no such operation.
+    #[error("find a table of {0}: it is no operation of aiter")]
+    NotAnAiterOperation(Op),
+    /// A file of the tree cannot be read.
+    #[error(transparent)]
+    Read(#[from] std::io::Error),
+    /// `optCompilerConfig.json` is no JSON object.
+    #[error("read `{path}`: {source}")]
+    Modules {
+        /// The file.
+        path: Utf8PathBuf,
+        /// The cause.
+        source: serde_json::Error,
+    },
+}
+
+/// The tables an environment uses for an operation, before anything is deployed.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct Tables {
+    /// Files that exist, in the order aiter merges them.
+    pub files: Vec<Utf8PathBuf>,
+    /// Files that the variable names and that are not there.
+    pub missing: Vec<Utf8PathBuf>,
+    /// Whether the variable names them; otherwise they are the shipped ones.
+    pub from_variable: bool,
+}
+
+/// The tables that the tree of `package` uses for `op` where `variable` answers what the environment sets.
+///
+/// An empty variable counts as unset, as in aiter. Several paths are joined by `:` there and merged.
+pub fn tables(
+    package: &Utf8Path,
+    op: Op,
+    set: impl Fn(&str) -> Option<String>,
+) -> Result<Tables, AiterError> {
+    let (_, variable, stem) = entry(op).ok_or(AiterError::NotAnAiterOperation(op))?;
+    let core = fs_err::read(package.join("jit/core.py"))?;
+    // The name may be the beginning of another operation's.
+    let quoted = format!("\"{variable}\"");
+    if memchr::memmem::find(&core, quoted.as_bytes()).is_none() {
+        return Err(AiterError::NoVariable {
+            package: package.to_owned(),
+            op,
+            variable,
+        });
+    }
+    let named = set(variable).filter(|value| !value.is_empty());
+    let candidates = match &named {
+        Some(value) => value
+            .split(':')
+            .filter(|path| !path.is_empty())
+            .map(Utf8PathBuf::from)
+            .collect(),
+        None => shipped(package, stem, &core)?,
+    };
+    let (files, missing) = candidates.into_iter().partition(|path| path.is_file());
+    Ok(Tables {
+        files,
+        missing,
+        from_variable: named.is_some(),
+    })
+}
+
+/// The default table and the models' own, as aiter globs them.
+fn shipped(package: &Utf8Path, stem: &str, core: &[u8]) -> Result<Vec<Utf8PathBuf>, AiterError> {
+    let configs = package.join("configs");
+    let mut files = vec![configs.join(format!("{stem}.csv"))];
+    let folder = configs.join("model_configs");
+    if !folder.is_dir() {
+        return Ok(files);
+    }
+    // Since some commit between 303a583c and e4048607 only the file's name is asked for "untuned"; before, the whole
+    // path, so that a checkout below a folder with that word loses every model table.
+    let by_name = memchr::memmem::find(core, b"not in p.name").is_some();
+    let mut models = Vec::new();
+    for entry in folder.read_dir_utf8()? {
+        let path = entry?.into_path();
+        let name = path.file_name().unwrap_or_default();
+        let untuned = if by_name { name } else { path.as_str() }.contains("untuned");
+        let fits = name.contains(stem) && (!by_name || path.extension() == Some("csv"));
+        if fits && !untuned && path.is_file() {
+            models.push(path);
+        }
+    }
+    models.sort();
+    files.extend(models);
+    Ok(files)
+}
+
+/// The rules a tree looks rows up by, from what it can do: releases between two revisions follow the older one in what
+/// they lack.
+pub fn revision(capabilities: &Capabilities) -> Revision {
+    if capabilities.has("runtime-gfx") {
+        Revision::H
+    } else if capabilities.has("runtime-libtype") {
+        Revision::P
+    } else {
+        Revision::B
+    }
+}
+
+/// How a table gets into the kernels that run.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Coupling {
+    /// The module is generated from the table: another table is ignored until the module is built again.
+    CompiledIn,
+    /// The row's kernel is asked for by name: a module without that name stops the server.
+    ByName,
+}
+
+/// How `op`'s table reaches the kernels in a tree with these capabilities.
+pub fn coupling(op: Op, capabilities: &Capabilities) -> Coupling {
+    match op {
+        Op::Blockscale | Op::BlockscaleBpreshuffle | Op::A4w4
+            if capabilities.has("kernel-name") =>
+        {
+            Coupling::ByName
+        }
+        // `gemm_a8w8` and `gemm_a8w8_bpreshuffle` search a table of their own, compiled in, at every revision.
+        _ => Coupling::CompiledIn,
+    }
+}
+
+/// A compiled module whose content depends on an operation's table.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Module {
+    /// Its name, such as `module_gemm_a8w8_blockscale_cktile`.
+    pub name: String,
+    /// The library whose rows it serves.
+    pub library: Library,
+}
+
+/// The modules that the tree of `package` generates from `op`'s table.
+pub fn modules(package: &Utf8Path, op: Op) -> Result<Vec<Module>, AiterError> {
+    let (_, variable, _) = entry(op).ok_or(AiterError::NotAnAiterOperation(op))?;
+    let path = package.join("jit/optCompilerConfig.json");
+    let text = fs_err::read(&path)?;
+    let config: serde_json::Map<String, serde_json::Value> = serde_json::from_slice(&text)
+        .map_err(|source| AiterError::Modules {
+            path: path.clone(),
+            source,
+        })?;
+    // `--tune_file {AITER_CONFIGS.AITER_CONFIG_GEMM_A8W8_BLOCKSCALE_FILE}`; a list of such commands in some trees.
+    let mark = format!(".{variable}_FILE}}");
+    let mut modules = Vec::new();
+    for (name, entry) in &config {
+        let command = &entry["blob_gen_cmd"];
+        let commands = command.as_array().map_or_else(
+            || command.as_str().into_iter().collect(),
+            |list| {
+                list.iter()
+                    .filter_map(|one| one.as_str())
+                    .collect::<Vec<_>>()
+            },
+        );
+        if !commands.iter().any(|command| command.contains(&mark)) {
+            continue;
+        }
+        let library = if name.ends_with("_cktile") {
+            Library::CkTile
+        } else if name.contains("opus") {
+            Library::Opus
+        } else {
+            Library::Ck
+        };
+        modules.push(Module {
+            name: name.clone(),
+            library,
+        });
+    }
+    Ok(modules)
+}
+
+/// Names that the compiled module at `path` does not hold; all of them where it cannot be read.
+///
+/// From e4048607 on a module keeps its kernels under their names, which stand in it as strings.
+pub fn absent_kernels<'n>(path: &Utf8Path, names: &[&'n str]) -> Vec<&'n str> {
+    let bytes = fs_err::read(path).unwrap_or_default();
+    names
+        .iter()
+        .copied()
+        .filter(|name| memchr::memmem::find(&bytes, name.as_bytes()).is_none())
+        .collect()
+}
+
+/// The tree's commit or version, as far as its own files tell.
+pub fn named_version(package: &Utf8Path) -> Option<String> {
+    let text = fs_err::read_to_string(caps::file(package, "aiter/_version.py")?).ok()?;
+    text.lines().find_map(|line| {
+        let value = line
+            .strip_prefix("__version__")?
+            .split('=')
+            .next_back()?
+            .trim();
+        Some(value.trim_matches(['\'', '"']).to_owned()).filter(|value| !value.is_empty())
+    })
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn tree(core: &str) -> (tempfile::TempDir, Utf8PathBuf) {
+        let keep = tempfile::tempdir().unwrap();
+        let package = Utf8PathBuf::try_from(keep.path().join("aiter")).unwrap();
+        for (path, text) in [
+            ("jit/core.py", core),
+            ("configs/a8w8_blockscale_tuned_gemm.csv", ""),
+            (
+                "configs/model_configs/a8w8_blockscale_tuned_gemm_ds_v3.csv",
+                "",
+            ),
+            (
+                "configs/model_configs/x_a8w8_blockscale_untuned_gemm.csv",
+                "",
+            ),
+            (
+                "configs/model_configs/a8w8_blockscale_tuned_gemm.csv.orig",
+                "",
+            ),
+            (
+                "configs/model_configs/a8w8_blockscale_bpreshuffle_tuned_gemm_y.csv",
+                "",
+            ),
+        ] {
+            let path = package.join(path);
+            fs_err::create_dir_all(path.parent().unwrap()).unwrap();
+            crate::store::file::write_atomic(&path, text.as_bytes()).unwrap();
+        }
+        (keep, package)
+    }
+
+    const CORE: &str = "os.getenv(\"AITER_CONFIG_GEMM_A8W8_BLOCKSCALE\", x)\n";
+
+    fn names(tables: &Tables) -> Vec<&str> {
+        tables
+            .files
+            .iter()
+            .filter_map(|path| path.file_name())
+            .collect()
+    }
+
+    #[test]
+    fn the_tables_before_are_those_aiter_would_merge() {
+        let (_keep, package) = tree(CORE);
+        let unset = |_: &str| None;
+        let found = tables(&package, Op::Blockscale, unset).unwrap();
+        assert_eq!(
+            names(&found),
+            [
+                "a8w8_blockscale_tuned_gemm.csv",
+                "a8w8_blockscale_tuned_gemm.csv.orig",
+                "a8w8_blockscale_tuned_gemm_ds_v3.csv"
+            ],
+            "303a583c takes any suffix"
+        );
+        let (_keep, package) = tree(&format!("{CORE}if \"untuned\" not in p.name\n"));
+        let empty = |_: &str| Some(String::new());
+        let found = tables(&package, Op::Blockscale, empty).unwrap();
+        assert_eq!(
+            names(&found),
+            [
+                "a8w8_blockscale_tuned_gemm.csv",
+                "a8w8_blockscale_tuned_gemm_ds_v3.csv"
+            ]
+        );
+        assert!(!found.from_variable, "an empty variable is unset");
+    }
+
+    #[test]
+    fn a_variable_replaces_the_shipped_tables_and_missing_parts_are_named() {
+        let (_keep, package) = tree(CORE);
+        let mine = package.join("configs/a8w8_blockscale_tuned_gemm.csv");
+        let set = |name: &str| {
+            (name == "AITER_CONFIG_GEMM_A8W8_BLOCKSCALE").then(|| format!("{mine}:/nowhere.csv:"))
+        };
+        let found = tables(&package, Op::Blockscale, set).unwrap();
+        assert_eq!(found.files, [mine.clone()]);
+        assert_eq!(found.missing, ["/nowhere.csv"]);
+        assert!(found.from_variable);
+    }
+
+    #[test]
+    fn an_operation_whose_variable_the_tree_does_not_read_is_refused() {
+        let (_keep, package) = tree(CORE);
+        let error = tables(&package, Op::BlockscaleBpreshuffle, |_| None)
+            .unwrap_err()
+            .to_string();
+        assert!(error.contains("AITER_CONFIG_GEMM_A8W8_BLOCKSCALE_BPRESHUFFLE"));
+        let error = tables(&package, Op::TritonBlockFp8, |_| None).unwrap_err();
+        assert!(matches!(error, AiterError::NotAnAiterOperation(_)));
+    }
+
+    #[test]
+    fn the_modules_of_an_operation_are_read_from_the_build_configuration() {
+        let (_keep, package) = tree(CORE);
+        let config = r#"{
+            "module_gemm_a8w8_blockscale": {"blob_gen_cmd": "f'x --tune_file {AITER_CONFIGS.AITER_CONFIG_GEMM_A8W8_BLOCKSCALE_FILE}'"},
+            "module_gemm_a8w8_blockscale_cktile": {"blob_gen_cmd": ["f'x {AITER_CONFIGS.AITER_CONFIG_GEMM_A8W8_BLOCKSCALE_FILE}'"]},
+            "module_gemm_a8w8_blockscale_bpreshuffle": {"blob_gen_cmd": "f'{AITER_CONFIGS.AITER_CONFIG_GEMM_A8W8_BLOCKSCALE_BPRESHUFFLE_FILE}'"},
+            "module_gemm_a8w8_blockscale_tune": {"blob_gen_cmd": "f'x --tune'"}}"#;
+        let path = package.join("jit/optCompilerConfig.json");
+        crate::store::file::write_atomic(&path, config.as_bytes()).unwrap();
+        let found = modules(&package, Op::Blockscale).unwrap();
+        let found: Vec<_> = found
+            .iter()
+            .map(|module| (module.name.as_str(), module.library))
+            .collect();
+        assert_eq!(
+            found,
+            [
+                ("module_gemm_a8w8_blockscale", Library::Ck),
+                ("module_gemm_a8w8_blockscale_cktile", Library::CkTile)
+            ]
+        );
+    }
+
+    #[test]
+    fn what_a_table_change_needs_follows_from_the_capabilities() {
+        let of = |present: &[&'static str]| Capabilities {
+            present: present.to_vec(),
+            missing: Vec::new(),
+        };
+        let pin = of(&["runtime-libtype"]);
+        assert_eq!(coupling(Op::Blockscale, &pin), Coupling::CompiledIn);
+        assert_eq!(revision(&pin), Revision::P);
+        // v0.1.13: gfx is a key already, kernels are still compiled in.
+        let between = of(&["runtime-libtype", "runtime-gfx"]);
+        assert_eq!(coupling(Op::Blockscale, &between), Coupling::CompiledIn);
+        assert_eq!(revision(&between), Revision::H);
+        let head = of(&["runtime-libtype", "runtime-gfx", "kernel-name"]);
+        assert_eq!(coupling(Op::Blockscale, &head), Coupling::ByName);
+        assert_eq!(coupling(Op::Bpreshuffle, &head), Coupling::CompiledIn);
+    }
+
+    #[test]
+    fn a_module_without_the_kernels_name_is_stale() {
+        let keep = tempfile::tempdir().unwrap();
+        let path = Utf8PathBuf::try_from(keep.path().join("m.so")).unwrap();
+        crate::store::file::write_atomic(&path, b"\0\x01a8w8_k1\0junk").unwrap();
+        assert_eq!(
+            absent_kernels(&path, &["a8w8_k1", "a8w8_k2"]),
+            ["a8w8_k2"]
+        );
+        assert_eq!(absent_kernels(Utf8Path::new("/nowhere.so"), &["x"]), ["x"]);
+    }
+}
