@@ -14,6 +14,7 @@ pub mod log;
 pub mod overlay;
 pub mod plan;
 pub mod platform;
+pub mod probe;
 pub mod proc;
 pub mod pyedit;
 pub mod report;

@@ -98,6 +98,7 @@ pub fn run(args: &DemoArgs, printer: &Printer) -> Result<ExitCode, Failure> {
             gfx: None,
             cu_num: None,
             op: None,
+            switch: crate::workload::config::Switch::default(),
         },
         compare: Compare {
             metric: "output_throughput".to_owned(),

@@ -131,6 +131,7 @@ fn parse_route(text: &str) -> Result<Route, String> {
     Ok(Route {
         n: number(n)?,
         k: number(k)?,
+        min_m: None,
         max_m,
     })
 }

@@ -44,8 +44,8 @@ pub fn run(args: &UndoArgs, printer: &Printer) -> Result<ExitCode, Failure> {
         command: format!("gemmtune undo {path}"),
     };
     let result = Engine::resume(run, with).and_then(|mut engine| {
-        let deployed = engine.state().has_finished(Stage::Deploy);
         let taken_back = engine.deployed()?;
+        let deployed = engine.state().has_finished(Stage::Deploy) || !taken_back.is_empty();
         if deployed && !args.dry_run {
             engine.undo("asked for with `gemmtune undo`")?;
         }

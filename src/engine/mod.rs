@@ -187,8 +187,9 @@ impl<'a> Engine<'a> {
                         reason: trouble.reason.clone(),
                     }
                 })?;
-                // A verify stage that says no leaves nothing deployed.
-                if stage == Stage::Verify && trouble.class == Class::NotBetter {
+                // A stage that could not put something in place, or find it right, leaves nothing deployed.
+                let placing = matches!(stage, Stage::Deploy | Stage::Verify);
+                if placing && trouble.class != Class::Interrupted {
                     self.undo(&trouble.reason)?;
                 }
                 Err(trouble)
@@ -224,6 +225,17 @@ impl<'a> Engine<'a> {
 
     fn progress(&mut self, progress: Progress) {
         (self.observer)(&Notice::Progress(progress));
+    }
+
+    /// Says what `stage` is doing, where it takes a while and has no steps to count.
+    fn stage_progress(&mut self, stage: Stage, doing: &str) {
+        self.progress(Progress {
+            stage,
+            doing: doing.to_owned(),
+            steps: None,
+            eta_seconds: None,
+            passing: false,
+        });
     }
 
     fn remark(&mut self, text: impl Into<String>) {

@@ -3,6 +3,7 @@
 //! A platform answers questions and does single steps; the order of things, the journal and the
 //! trials are the engine's.
 
+mod aiter;
 mod reference;
 mod sglang_triton;
 mod site;
@@ -53,16 +54,37 @@ pub struct Inspection {
 pub struct Deployment {
     /// Environment of the tuned arm, on top of the baseline's.
     pub env: BTreeMap<String, String>,
+    /// Variables of the baseline that the tuned arm must not have.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub unset: Vec<String>,
+    /// What a reader of the result has to know.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub notes: Vec<String>,
     /// The one table deployed.
     pub table: Utf8PathBuf,
     /// Its content digest.
     pub digest: String,
     /// Rows in it.
     pub rows: usize,
+    /// Files and folders that were not there before and appear when the deployment is used: build products, which go
+    /// with it.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub appear: Vec<Utf8PathBuf>,
     /// What undo takes back, in words.
     pub takes_back: Vec<String>,
     /// Whether the next server start may build code.
     pub may_build: bool,
+}
+
+impl Deployment {
+    /// What the tuned arm's environment differs by.
+    pub fn environment(&self) -> Environment {
+        let unset = self.unset.iter().map(|name| (name.clone(), None));
+        let set = self.env.iter();
+        unset
+            .chain(set.map(|(name, value)| (name.clone(), Some(value.clone()))))
+            .collect()
+    }
 }
 
 /// The deployed operation against a reference in higher precision, on one shape.
@@ -87,6 +109,39 @@ impl LayoutCheck {
     pub fn passes(&self) -> bool {
         self.relative_error.is_some_and(|error| error <= self.limit)
     }
+}
+
+/// How long a deployed kernel takes, against what the tuner measured.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+pub struct KernelTime {
+    /// The problem.
+    pub shape: Shape,
+    /// The tuner's time, µs.
+    pub tuned_us: f64,
+    /// The deployed operation's, µs, in a process of its own; absent where it could not be timed.
+    pub us: Option<f64>,
+    /// What `us` is a time of: `device` or `wall`.
+    pub clock: String,
+}
+
+impl KernelTime {
+    /// How far the two may be apart and count as the same kernel.
+    pub const TOLERANCE: f64 = 0.03;
+
+    /// Whether the deployed operation takes the time that was tuned.
+    pub fn agrees(&self) -> bool {
+        self.us
+            .is_some_and(|us| (us / self.tuned_us - 1.0).abs() <= Self::TOLERANCE)
+    }
+}
+
+/// What a fresh process found about the deployed operation.
+#[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize)]
+pub struct Probed {
+    /// Its numbers.
+    pub layout: Vec<LayoutCheck>,
+    /// Its times.
+    pub times: Vec<KernelTime>,
 }
 
 /// What the tune stage found, in the form later stages and the report read.
@@ -261,6 +316,18 @@ pub trait Platform: Send + Sync {
         harvest: &Harvest,
     ) -> Result<Engagement, Trouble>;
 
+    /// Tries the deployed operation in a fresh process with the tuned server's environment, before such a server is
+    /// started: its numbers on `shapes` and its time on what was tuned. A platform that needs no process of its
+    /// own finds nothing.
+    fn probe(
+        &self,
+        _deployed: &Deployed<'_>,
+        _shapes: &[Shape],
+        _tuned: &Tuned,
+    ) -> Result<Probed, Trouble> {
+        Ok(Probed::default())
+    }
+
     /// Checks the deployed operation: in the server at `base_url`, or in a fresh process with its environment.
     fn check_layout(
         &self,
@@ -326,11 +393,7 @@ pub fn of(
         BackendKind::SglangTriton => Ok(std::sync::Arc::new(sglang_triton::SglangTriton::new(
             site::Site::new(config, keeper)?,
         ))),
-        kind @ BackendKind::Aiter => Err(Trouble::new(
-            Class::Usage,
-            format!("`gemmtune run` cannot drive the backend {kind:?} in this version"),
-        )
-        .hint("use the single steps: trace, instrument, shapes, plan, tune, switch, compare")),
+        BackendKind::Aiter => Ok(std::sync::Arc::new(aiter::Aiter::new(config, keeper)?)),
     }
 }
 

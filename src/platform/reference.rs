@@ -202,6 +202,9 @@ impl Platform for Reference {
         written.map_err(|error| Trouble::file(&error))?;
         Ok(Deployment {
             env: BTreeMap::from([(TABLE_VARIABLE.to_owned(), table.to_string())]),
+            unset: Vec::new(),
+            appear: Vec::new(),
+            notes: Vec::new(),
             digest,
             rows: merged.rows.len(),
             takes_back: vec![format!(

@@ -261,6 +261,9 @@ impl Platform for SglangTriton {
                 variables.join(" and ")
             )],
             env,
+            unset: Vec::new(),
+            notes: Vec::new(),
+            appear: Vec::new(),
             table: folder,
             digest,
             rows,

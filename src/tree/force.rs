@@ -65,13 +65,15 @@ pub enum Target {
     Triton,
 }
 
-/// The GEMMs that go to CK: all M of a shape, or up to a bound.
+/// The GEMMs that go to CK: all M of a shape, or those within bounds.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize)]
 pub struct Route {
     /// Output features.
     pub n: u64,
     /// Input features.
     pub k: u64,
+    /// Smallest M, inclusive.
+    pub min_m: Option<u64>,
     /// Largest M, inclusive.
     pub max_m: Option<u64>,
 }
@@ -350,7 +352,8 @@ impl Planner<'_> {
     fn routed(&self) -> Result<Plan, ForceError> {
         let shuffles = shuffles(self.era, self.wish.arch, self.wish.rocm)?;
         let mut plan = if shuffles {
-            if let Some(route) = self.wish.routes.iter().find(|route| route.max_m.is_some()) {
+            let bounded = |route: &&Route| route.min_m.is_some() || route.max_m.is_some();
+            if let Some(route) = self.wish.routes.iter().find(bounded) {
                 return Err(ForceError::WholeShapesOnly {
                     n: route.n,
                     k: route.k,
@@ -407,7 +410,7 @@ impl Planner<'_> {
         Rule {
             n: route.n,
             k: route.k,
-            min_m: None,
+            min_m: route.min_m,
             max_m: match (route.max_m, safe) {
                 (Some(asked), Some(safe)) => Some(asked.min(safe)),
                 (asked, safe) => asked.or(safe),

@@ -416,7 +416,7 @@ fn ints(items: &[syntax::Expr]) -> Option<Vec<u64>> {
 }
 
 /// The (N, K) pairs of the predicate's list.
-fn triton_shapes(source: &Source) -> Vec<(u64, u64)> {
+pub fn triton_shapes(source: &Source) -> Vec<(u64, u64)> {
     let Some((_, predicate)) = syntax::function(source.body(), era::PREDICATE) else {
         return Vec::new();
     };

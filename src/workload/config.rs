@@ -192,6 +192,28 @@ pub struct Backend {
     /// Operation to tune; found by the capture stage when absent.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub op: Option<Op>,
+    /// Which GEMMs the tuned arm sends to aiter's tuned operation, where they run Triton today.
+    #[serde(default, skip_serializing_if = "Switch::is_default")]
+    pub switch: Switch,
+}
+
+/// Which GEMMs go to the tuned operation.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "kebab-case")]
+pub enum Switch {
+    /// Those that the deployed table has a row for; every other one stays on Triton.
+    #[default]
+    Route,
+    /// All of them.
+    All,
+    /// None: the server takes the path it takes today.
+    None,
+}
+
+impl Switch {
+    fn is_default(&self) -> bool {
+        *self == Self::default()
+    }
 }
 
 /// The engines gemmtune can tune.

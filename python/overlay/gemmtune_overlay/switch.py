@@ -71,11 +71,15 @@ def _route(module, action):
     name, target = action["name"], _kernel(module, action["to"])
     _must_have(module, name)
     rules, otherwise = action["rules"], getattr(module, name)
+    chosen = {}
 
     @functools.wraps(otherwise)
     def routed(XQ, WQ, x_scale, w_scale, *args, **kwargs):
-        m, (n, k) = XQ.shape[0], WQ.shape
-        kernel = target if any(_fits(rule, m, n, k) for rule in rules) else otherwise
+        problem = (XQ.shape[0], *WQ.shape)
+        kernel = chosen.get(problem)
+        if kernel is None:
+            kernel = target if any(_fits(rule, *problem) for rule in rules) else otherwise
+            chosen[problem] = kernel
         return kernel(XQ, WQ, x_scale, w_scale, *args, **kwargs)
 
     setattr(module, name, routed)

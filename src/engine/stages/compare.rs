@@ -19,15 +19,12 @@ pub(super) fn compare(engine: &mut Engine<'_>) -> Result<Done, Trouble> {
     let tuned_env = if engine.config.compare.only_noise {
         [].into()
     } else {
-        read_json::<Deployment>(&engine.run.stage(Stage::Deploy.name()))?.env
+        read_json::<Deployment>(&engine.run.stage(Stage::Deploy.name()))?.environment()
     };
     while let Some((pair, arm)) = next_half(engine.state.trials(), pairs, &engine.host) {
         let env = match arm {
             Arm::Baseline => [].into(),
-            Arm::Tuned => tuned_env
-                .iter()
-                .map(|(name, value)| (name.clone(), Some(value.clone())))
-                .collect(),
+            Arm::Tuned => tuned_env.clone(),
         };
         let order = TrialOrder {
             stage: Stage::Compare,

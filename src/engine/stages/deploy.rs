@@ -6,6 +6,8 @@ use crate::engine::{Engine, read_json, write_json};
 use crate::platform::{Deployment, Inspection, Tuned};
 use crate::shape::Shape;
 use crate::stage::Stage;
+use crate::store::ledger::{Ledger, LedgerError, Operation};
+use crate::store::run_dir::RunDir;
 
 pub(super) fn deploy(engine: &mut Engine<'_>) -> Result<Done, Trouble> {
     let inspection: Inspection = read_json(&engine.run.stage(Stage::Inspect.name()))?;
@@ -14,6 +16,9 @@ pub(super) fn deploy(engine: &mut Engine<'_>) -> Result<Done, Trouble> {
     let deployment = engine.platform.deploy(&engine.run, &inspection, &tuned)?;
     // The record of what was put in place comes before anybody relies on it.
     write_json(&engine.run.stage(Stage::Deploy.name()), &deployment)?;
+    for note in &deployment.notes {
+        engine.remark(note.clone());
+    }
     let planned: Vec<Shape> = tuned.rows.iter().map(|row| row.shape.clone()).collect();
     let missing = engine.platform.misses(&inspection, &deployment, &planned)?;
     if !missing.is_empty() {
@@ -39,18 +44,46 @@ pub(super) fn deploy(engine: &mut Engine<'_>) -> Result<Done, Trouble> {
 /// What the run has deployed, in words; nothing when it has not.
 pub(crate) fn deployed(engine: &Engine<'_>) -> Result<Vec<String>, Trouble> {
     let path = engine.run.stage(Stage::Deploy.name());
-    if !path.is_file() {
-        return Ok(Vec::new());
+    let undone = !engine.state.has_finished(Stage::Deploy) && !engine.state.undone().is_empty();
+    if path.is_file() && !undone {
+        return Ok(read_json::<Deployment>(&path)?.takes_back);
     }
-    Ok(read_json::<Deployment>(&path)?.takes_back)
+    let operations = Ledger::read(&engine.run.ledger())
+        .map_err(|error| Trouble::caused(Class::Environment, &error))?;
+    let live = operations.iter().filter(|operation| operation.is_live());
+    Ok(live
+        .flat_map(|operation| &operation.changes)
+        .map(|change| format!("what was done to {}", change.path()))
+        .collect())
 }
 
 /// Takes back what `deploy` did. Doing it twice is doing it once.
 pub(crate) fn undo(engine: &mut Engine<'_>) -> Result<(), Trouble> {
     let path = engine.run.stage(Stage::Deploy.name());
-    if !path.is_file() {
+    if path.is_file() {
+        let deployment: Deployment = read_json(&path)?;
+        engine.platform.undo(&engine.run, &deployment)?;
+    }
+    // A deploy stage that was killed has left the ledger and no document.
+    take_back(&engine.run)
+}
+
+/// Undoes everything in the run's ledger, newest first.
+fn take_back(run: &RunDir) -> Result<(), Trouble> {
+    let failed = |error: LedgerError| {
+        Trouble::caused(Class::Environment, &error).hint(format!(
+            "put what was changed since away, then run `gemmtune undo {}` again",
+            run.path()
+        ))
+    };
+    let live = |operations: &[Operation]| operations.iter().any(Operation::is_live);
+    if !live(&Ledger::read(&run.ledger()).map_err(failed)?) {
         return Ok(());
     }
-    let deployment: Deployment = read_json(&path)?;
-    engine.platform.undo(&engine.run, &deployment)
+    let mut ledger = Ledger::open(&run.ledger(), "gemmtune undo").map_err(failed)?;
+    let ids: Vec<u32> = ledger.operations().iter().rev().map(|operation| operation.id).collect();
+    for id in ids {
+        ledger.undo(id).map_err(failed)?;
+    }
+    Ok(())
 }

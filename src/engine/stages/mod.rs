@@ -105,6 +105,9 @@ pub(crate) struct Verified {
     pub(crate) hit_rate: Option<f64>,
     /// Which planned shapes were served by the deployed table.
     pub(crate) engagement: crate::platform::Engagement,
+    /// How long deployed kernels take, where the platform times them.
+    #[serde(default)]
+    pub(crate) times: Vec<crate::platform::KernelTime>,
 }
 
 #[cfg(test)]

@@ -5,13 +5,12 @@ use std::collections::BTreeSet;
 use super::baseline::{ANSWERS, record_answers};
 use super::{Done, Verified, records};
 use crate::bench::parity::{self, Recording};
-use crate::engine::server::Environment;
 use crate::engine::trial::{SERVER_LOG, TrialOrder};
 use crate::engine::trouble::{Class, Trouble};
 use crate::engine::{Engine, read_json, write_json};
 use crate::event::Role;
 use crate::log::harvest::Harvest;
-use crate::platform::{Deployed, Deployment, Inspection, LayoutCheck, Tuned};
+use crate::platform::{Deployed, Deployment, Inspection, LayoutCheck, Probed, Tuned};
 use crate::shape::Shape;
 use crate::stage::Stage;
 
@@ -23,11 +22,7 @@ pub(super) fn verify(engine: &mut Engine<'_>) -> Result<Done, Trouble> {
     let baseline = baseline_answers(engine)?;
     let folder = engine.run.engagement();
     records::clear(&folder)?;
-    let mut env: Environment = deployment
-        .env
-        .iter()
-        .map(|(name, value)| (name.clone(), Some(value.clone())))
-        .collect();
+    let mut env = deployment.environment();
     env.extend(
         engine
             .platform
@@ -43,22 +38,24 @@ pub(super) fn verify(engine: &mut Engine<'_>) -> Result<Done, Trouble> {
     let probes = layout_shapes(&planned);
     let platform = std::sync::Arc::clone(&engine.platform);
     let run = engine.run.clone();
-    let mut layout = Vec::new();
+    let deployed = Deployed {
+        run: &run,
+        inspection: &inspection,
+        deployment: &deployment,
+        interrupt: &interrupt,
+    };
+    engine.stage_progress(Stage::Verify, "trying the deployed operation in a process of its own");
+    let Probed { mut layout, times } = platform.probe(&deployed, &probes, &tuned)?;
+    refuse_wrong_numbers(&layout)?;
     let mut answers = None;
     let mut workload_log = 0;
     let done = engine.trial(&order, &mut |server, folder| {
         // Up to here the server has served the workload and nothing else.
         workload_log = fs_err::metadata(server.log()).map_or(0, |data| data.len());
         let url = server.base_url().to_owned();
-        layout = server.ask(&interrupt, |_| {
-            let deployed = Deployed {
-                run: &run,
-                inspection: &inspection,
-                deployment: &deployment,
-                interrupt: &interrupt,
-            };
+        layout.extend(server.ask(&interrupt, |_| {
             platform.check_layout(&deployed, &url, &probes)
-        })??;
+        })??);
         let recorded = record_answers(server, limit, &interrupt)?;
         write_json(&folder.join(ANSWERS), &recorded)?;
         answers = Some(recorded);
@@ -85,10 +82,20 @@ pub(super) fn verify(engine: &mut Engine<'_>) -> Result<Done, Trouble> {
             .map_err(|error| Trouble::caused(Class::Internal, &error))?,
         engagement,
         layout,
+        times,
     };
     write_json(&engine.run.stage(Stage::Verify.name()), &verified)?;
     for shape in &verified.engagement.other_kernel {
         engine.remark(format!("the log contradicts the table: {shape}"));
+    }
+    for time in verified.times.iter().filter(|time| !time.agrees()) {
+        engine.remark(match time.us {
+            Some(us) => format!(
+                "{}: the deployed operation takes {us:.1} us of {} time, tuned at {:.1} us",
+                time.shape, time.clock, time.tuned_us
+            ),
+            None => format!("{}: the deployed operation could not be timed", time.shape),
+        });
     }
     judge(&verified)
 }
@@ -121,12 +128,8 @@ fn layout_shapes(planned: &BTreeSet<Shape>) -> Vec<Shape> {
     probes.into_iter().collect()
 }
 
-fn judge(verified: &Verified) -> Result<Done, Trouble> {
-    let wrong: Vec<&LayoutCheck> = verified
-        .layout
-        .iter()
-        .filter(|check| !check.passes())
-        .collect();
+fn refuse_wrong_numbers(layout: &[LayoutCheck]) -> Result<(), Trouble> {
+    let wrong: Vec<&LayoutCheck> = layout.iter().filter(|check| !check.passes()).collect();
     if let Some(worst) = wrong.first() {
         let error = worst.relative_error.map_or_else(
             || "not finite".to_owned(),
@@ -137,7 +140,7 @@ fn judge(verified: &Verified) -> Result<Done, Trouble> {
             format!(
                 "layout check: {} of {} shapes are wrong, first M={} N={} K={} with {} ({error}); the deployment was taken back",
                 wrong.len(),
-                verified.layout.len(),
+                layout.len(),
                 worst.m,
                 worst.n,
                 worst.k,
@@ -145,6 +148,11 @@ fn judge(verified: &Verified) -> Result<Done, Trouble> {
             ),
         ));
     }
+    Ok(())
+}
+
+fn judge(verified: &Verified) -> Result<Done, Trouble> {
+    refuse_wrong_numbers(&verified.layout)?;
     if !verified.parity.holds() {
         return Err(Trouble::new(
             Class::NotBetter,
@@ -168,8 +176,17 @@ fn judge(verified: &Verified) -> Result<Done, Trouble> {
             format!("engagement: {why}; the deployment was taken back"),
         ));
     }
+    let timed = if verified.times.is_empty() {
+        String::new()
+    } else {
+        let same = verified.times.iter().filter(|time| time.agrees()).count();
+        format!(
+            ", {same} of {} kernels take the time they were tuned at",
+            verified.times.len()
+        )
+    };
     Ok(Done::new(format!(
-        "{} layout checks pass, {}, {} tuned shapes engaged, {} missed",
+        "{} layout checks pass, {}, {} tuned shapes engaged, {} missed{timed}",
         verified.layout.len(),
         verified.parity.because,
         engagement.hit,

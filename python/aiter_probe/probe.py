@@ -1,0 +1,278 @@
+"""Tries aiter's block-scaled FP8 GEMM as a server would call it: are its numbers right, and how long does it take.
+
+Run as `python -c TEXT ORDER.json`, in the environment of the server. The order is
+{"op": "gemm_a8w8_blockscale", "check": [[M, N, K], ...], "time": [[M, N, K], ...]}. Answers are lines on standard output, a
+tag and a JSON object each, written as they come, so that a kernel that ends the process leaves what came before it:
+
+    {"about": {...}}                            what was imported, once
+    {"doing": "check", "M": 1, "N": 512, "K": 7168}
+    {"check": {"M", "N", "K", "error": 0.0017 or null, "said": null or text}}
+    {"time": {"M", "N", "K", "us": 6.2 or null, "clock": "device" or "wall", "said"}}
+
+A check goes through SGLang's own linear function where SGLang can be imported, so that quantiser, layouts and a switch
+are the server's; its error is relative to the product of the same quantised operands in float64. A time is that of
+aiter's operation alone, which is what aiter's tuner measures. Needs torch and aiter; nothing else.
+"""
+
+import json
+import os
+import sys
+import time
+
+TAG = "gemmtune-aiter-probe: "
+BLOCK = 128
+#: Rows whose error is measured; the kernel computes all of them.
+ROWS = 64
+#: Columns of the reference made at once: 4096 x 18432 in float64 is 0.6 GB.
+COLUMNS = 4096
+WARM_UP = 5
+#: As aiter's tuner times (`aiter/test_common.py`, `run_perftest`).
+ITERATIONS = 101
+#: Operands are rotated so that weights come from memory, as between the layers of a model: twice MI300X's 256 MB of
+#: Infinity Cache.
+ROTATED_BYTES = 512 * 1024 * 1024
+
+
+def tell(record):
+    """One answer line, in one write: whatever else prints must not tear it."""
+    os.write(1, (TAG + json.dumps(record) + "\n").encode())
+
+
+def failure(error):
+    """An exception as one line."""
+    return " ".join(f"{type(error).__name__}: {error}".split())[:500]
+
+
+class Bench:
+    """The operation, its operands and the way a server reaches it."""
+
+    def __init__(self, op):
+        import torch
+
+        self.torch = torch
+        import aiter
+
+        self.aiter = aiter
+        self.op = op
+        self.device = self._device()
+        self.kernel = getattr(aiter, op)
+        self.preshuffled = op.endswith("_bpreshuffle")
+        self.utils = self._sglang()
+        self.leaf = self._leaf()
+        self.quantise = getattr(self.utils, "aiter_per1x128_quant", None) or aiter.get_hip_quant(
+            aiter.QuantType.per_1x128
+        )
+
+    def about(self):
+        """What was imported, for the record."""
+        leaf = getattr(self.leaf, "func", self.leaf)
+        return {
+            "torch": str(self.torch.__version__),
+            "aiter": getattr(self.aiter, "__file__", None),
+            "through": getattr(leaf, "__qualname__", None) if leaf is not None else None,
+            "device": str(self.device),
+        }
+
+    def _device(self):
+        torch = self.torch
+        if torch.cuda.is_available():
+            try:
+                torch.empty(1, device="cuda")
+                return torch.device("cuda")
+            except Exception as error:
+                print(f"no device: {failure(error)}", file=sys.stderr)
+        return torch.device("cpu")
+
+    def _sglang(self):
+        try:
+            # This one first: 0.5.6 imports in a circle otherwise.
+            from sglang.srt.layers.quantization import fp8  # noqa: F401
+        except ImportError as error:
+            print(f"fp8.py: {failure(error)}", file=sys.stderr)
+        try:
+            from sglang.srt.layers.quantization import fp8_utils
+
+            return fp8_utils
+        except ImportError as error:
+            print(f"without SGLang: {failure(error)}", file=sys.stderr)
+            return None
+
+    def _leaf(self):
+        if self.utils is None:
+            return None
+        try:
+            return self.utils.dispatch_w8a8_block_fp8_linear()
+        except Exception as error:
+            print(f"dispatch: {failure(error)}", file=sys.stderr)
+            return self.utils.aiter_w8a8_block_fp8_linear
+
+    def activation(self, m, k, seed):
+        """A bf16 activation whose groups have maxima of very different sizes, row by row and group by group.
+
+        With equal ones a scale read in a transposed layout would go unseen.
+        """
+        torch = self.torch
+        torch.manual_seed(seed)
+        x = torch.randn(m, k, device=self.device)
+        groups = k // BLOCK
+        spread = torch.tensor(
+            [[2.0 ** ((5 * row + 3 * group) % 7 - 3) for group in range(groups)] for row in range(m)],
+            device=self.device,
+        )
+        return (x.view(m, groups, BLOCK) * spread.view(m, groups, 1)).view(m, k).to(torch.bfloat16)
+
+    def weight(self, n, k, seed):
+        """An FP8 weight with one scale per 128 x 128 block, as in a checkpoint."""
+        torch, dtype = self.torch, self.aiter.dtypes.fp8
+        torch.manual_seed(seed)
+        rows, groups = -(-n // BLOCK), k // BLOCK
+        w = torch.randn(rows * BLOCK, k, device=self.device).view(rows, BLOCK, groups, BLOCK)
+        scale = w.abs().amax(dim=(1, 3)) / torch.finfo(dtype).max
+        q = (w / scale.view(rows, 1, groups, 1)).view(rows * BLOCK, k)[:n].contiguous().to(dtype)
+        return q, scale
+
+    def laid_out(self, w):
+        """The weight as the kernel reads it: what `process_weights_after_loading` does (0.5.11 to 0.5.23)."""
+        n, k = (int(size) for size in w.shape)
+        shuffles = getattr(self.utils, "_use_aiter_bpreshuffle_gfx95", False)
+        if self.leaf is None:
+            shuffles = self.preshuffled
+        elif shuffles:
+            shuffles = not self.utils.use_aiter_triton_gemm_w8a8_tuned_gfx950(n, k)
+        if not shuffles:
+            return w
+        from aiter.ops.shuffle import shuffle_weight
+
+        return shuffle_weight(w, (16, 16))
+
+    def served(self, x, w, w_scale):
+        """What the server would compute."""
+        if self.leaf is None:
+            return self._operation(x, w, w_scale)()
+        return self.leaf(input=x, weight=w, block_size=[BLOCK, BLOCK], weight_scale=w_scale, input_scale=None, bias=None)
+
+    def _operation(self, x, w, w_scale):
+        """A call of aiter's operation alone, its operands ready; `w` is laid out for it."""
+        dtype = self.aiter.dtypes.fp8
+        if self.preshuffled:
+            q, scale = self.quantise(x, quant_dtype=dtype, transpose_scale=True)
+        else:
+            q, scale = self.quantise(x, quant_dtype=dtype)
+        return lambda: self.kernel(q, w, scale, w_scale, dtype=self.torch.bfloat16)
+
+    def error(self, m, n, k):
+        """The relative Frobenius error on some rows; None where an output is not finite."""
+        torch = self.torch
+        x, (w, w_scale) = self.activation(m, k, seed=m), self.weight(n, k, seed=n + k)
+        out = self.served(x, self.laid_out(w), w_scale)
+        rows = list(range(m)) if m <= ROWS else sorted({i * (m - 1) // (ROWS - 1) for i in range(ROWS)})
+        out = out[rows].to(torch.float64)
+        if not bool(torch.isfinite(out).all()):
+            return None
+        q, scale = self.quantise(x, quant_dtype=self.aiter.dtypes.fp8)
+        groups = k // BLOCK
+        wide = q[rows].to(torch.float64).view(len(rows), groups, BLOCK) * scale[rows].to(torch.float64).view(
+            len(rows), groups, 1
+        )
+        wide = wide.view(len(rows), k)
+        wrong = right = 0.0
+        for start in range(0, n, COLUMNS):
+            end = min(n, start + COLUMNS)
+            blocks = w_scale[start // BLOCK : -(-end // BLOCK)].to(torch.float64)
+            per_row = blocks.repeat_interleave(BLOCK, 0)[: end - start]
+            part = w[start:end].to(torch.float64).view(end - start, groups, BLOCK) * per_row.view(end - start, groups, 1)
+            expected = wide @ part.view(end - start, k).t()
+            difference = out[:, start:end] - expected
+            wrong += float((difference * difference).sum())
+            right += float((expected * expected).sum())
+        return (wrong / right) ** 0.5
+
+    def microseconds(self, m, n, k):
+        """Time of one call, and which clock it is from."""
+        x = self.activation(m, k, seed=m)
+        w, w_scale = self.weight(n, k, seed=n + k)
+        if self.preshuffled:
+            from aiter.ops.shuffle import shuffle_weight
+
+            w = shuffle_weight(w, (16, 16))
+        on_device = self.device.type == "cuda"
+        copies = 1
+        if on_device:
+            free = self.torch.cuda.mem_get_info()[0] // 2
+            copies = max(1, min(ITERATIONS, ROTATED_BYTES // (n * k) + 1, free // (n * k)))
+        calls = [self._operation(x, w.clone() if copy else w, w_scale) for copy in range(copies)]
+        for i in range(WARM_UP):
+            calls[i % copies]()
+        if on_device:
+            return self._device_time(calls), "device"
+        # A CPU has nothing to wait for; few calls do.
+        times = []
+        for _ in range(5):
+            started = time.perf_counter()
+            calls[0]()
+            times.append(time.perf_counter() - started)
+        return sorted(times)[len(times) // 2] * 1e6, "wall"
+
+    def _device_time(self, calls):
+        torch = self.torch
+        from torch.profiler import ProfilerActivity, profile
+
+        torch.cuda.synchronize()
+        with profile(activities=[ProfilerActivity.CUDA]) as profiler:
+            for i in range(ITERATIONS):
+                calls[i % len(calls)]()
+            torch.cuda.synchronize()
+        spans = [
+            (event.time_range.start, event.time_range.elapsed_us())
+            for event in profiler.events()
+            if str(event.device_type).endswith("CUDA") and event.time_range.elapsed_us() > 0
+        ]
+        spans.sort()
+        durations = [duration for _, duration in spans]
+        if not durations:
+            raise RuntimeError("the profiler saw nothing on the device")
+        each, rest = divmod(len(durations), ITERATIONS)
+        if rest:  # calls of different numbers of kernels
+            return sum(durations) / ITERATIONS
+        return without_outliers([sum(durations[i * each : (i + 1) * each]) for i in range(ITERATIONS)])
+
+
+def without_outliers(times):
+    """The mean of what lies within one and a half interquartile ranges of the quartiles."""
+    times = sorted(times)
+    low, high = times[len(times) // 4], times[3 * len(times) // 4]
+    reach = 1.5 * (high - low)
+    kept = [one for one in times if low - reach <= one <= high + reach]
+    return sum(kept) / len(kept)
+
+
+def main(path):
+    with open(path, encoding="utf-8") as file:
+        order = json.load(file)
+    bench = Bench(order["op"])
+    tell({"about": bench.about()})
+    for m, n, k in order["check"]:
+        tell({"doing": "check", "M": m, "N": n, "K": k})
+        error = said = None
+        try:
+            error = bench.error(m, n, k)
+            said = None if error is not None else "an output is not finite"
+        except Exception as raised:
+            said = failure(raised)
+        tell({"check": {"M": m, "N": n, "K": k, "error": error, "said": said}})
+    for m, n, k in order["time"]:
+        tell({"doing": "time", "M": m, "N": n, "K": k})
+        us, clock, said = None, "device", None
+        try:
+            us, clock = bench.microseconds(m, n, k)
+        except Exception as raised:
+            said = failure(raised)
+        tell({"time": {"M": m, "N": n, "K": k, "us": us, "clock": clock, "said": said}})
+
+
+if __name__ == "__main__":
+    try:
+        main(sys.argv[1])
+    except Exception as error:
+        tell({"failed": failure(error)})
+        raise

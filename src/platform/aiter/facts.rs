@@ -1,0 +1,372 @@
+//! What serves on an AMD site: the trees, what they can do, the device, and the kernel path taken today.
+
+use std::collections::BTreeMap;
+
+use camino::{Utf8Path, Utf8PathBuf};
+
+use super::Aiter;
+use crate::engine::digest;
+use crate::engine::trouble::{Class, Trouble};
+use crate::platform::Inspection;
+use crate::proc::Interrupt;
+use crate::shape::Op;
+use crate::tree::aiter::{self, AiterError};
+use crate::tree::doctor::{self, devices, machine};
+use crate::tree::era::{self, Era};
+use crate::tree::locate::Answer;
+use crate::tree::package::{FP8_UTILS, Package};
+use crate::tree::{Arch, Rocm, route};
+
+/// The variable of SGLang 0.5.22 and later that makes gfx942 take CK.
+const USE_CK: &str = "SGLANG_AITER_GFX942_BLOCKSCALE_USE_CK";
+
+/// What can be told of the trees without a GPU.
+#[derive(Debug)]
+pub(super) struct Trees {
+    pub(super) answer: Answer,
+    pub(super) sglang: Package,
+    pub(super) aiter: doctor::Aiter,
+    /// The folder of the package `aiter`.
+    pub(super) package: Utf8PathBuf,
+}
+
+/// How the operation is reached on this machine.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub(super) struct Way {
+    pub(super) era: Era,
+    pub(super) op: Op,
+    /// Whether every GEMM takes Triton today, so that no table serves.
+    pub(super) only_triton: bool,
+    /// Whether weights are laid out for one kernel when they are loaded.
+    pub(super) shuffles: bool,
+    /// In words.
+    pub(super) because: String,
+}
+
+impl Aiter {
+    /// The trees that the configured server imports, both fit to be tuned.
+    pub(super) fn trees(&self) -> Result<Trees, Trouble> {
+        let environment =
+            |error: &dyn std::error::Error| Trouble::caused(Class::Environment, error);
+        let answer = self.site.look()?;
+        let sglang = self.site.sglang(&answer)?;
+        let package = answer
+            .folder("aiter")
+            .map_err(|error| {
+                environment(&error).hint("`gemmtune doctor` says what the interpreter imports")
+            })?
+            .to_owned();
+        if let Some(root) = &self.aiter_root {
+            answer
+                .imports_from("aiter", root)
+                .map_err(|error| environment(&error))?;
+        }
+        let aiter = doctor::look_at_aiter(
+            &package,
+            |name| self.site.variable(name),
+            &self.site.keeper,
+            &Interrupt::new(),
+        )
+        .map_err(|error| environment(&error))?;
+        Ok(Trees {
+            answer,
+            sglang,
+            aiter,
+            package,
+        })
+    }
+
+    pub(super) fn inspect_site(&self) -> Result<Inspection, Trouble> {
+        self.refuse_without_aiter()?;
+        let trees = self.trees()?;
+        refuse_old(&trees)?;
+        let (gfx, cu_num) = self.device()?;
+        let rocm = rocm_of(trees.answer.torch.hip.as_deref());
+        let way = self.way(&trees, &gfx, rocm)?;
+        let op = self.op.unwrap_or(way.op);
+        let tables = aiter::tables(&trees.package, op, |name| self.site.variable(name))
+            .map_err(|error| aiter_trouble(&error))?;
+        let mut remarks = Vec::new();
+        for missing in &tables.missing {
+            remarks.push(format!(
+                "{} names {missing}, which is not there",
+                aiter::variable(op).unwrap_or_default()
+            ));
+        }
+        if tables.from_variable && tables.files.len() > 1 {
+            remarks.push(format!(
+                "{} joins {} tables: on equal keys aiter rewrites them and stops; the deployed table is one file",
+                aiter::variable(op).unwrap_or_default(),
+                tables.files.len()
+            ));
+        }
+        for lock in &trees.aiter.products.stale_locks {
+            remarks.push(format!(
+                "{lock} is left by a dead builder, and the next one waits for it; it is put aside when a table is deployed"
+            ));
+        }
+        if trees.answer.torch.hip.is_none() {
+            remarks.push(
+                "torch is no ROCm build: what SGLang does on a GPU cannot be seen here".to_owned(),
+            );
+        }
+        if self.op.is_some_and(|asked| asked != way.op) {
+            remarks.push(format!(
+                "the configuration asks for {op}, and this machine runs {}",
+                way.op
+            ));
+        }
+        Ok(Inspection {
+            identity: identity(&trees, &gfx, cu_num, &tables.files)?,
+            op,
+            gfx,
+            cu_num,
+            path: way.because,
+            table: match tables.files.as_slice() {
+                [only] => Some(only.clone()),
+                _ => None,
+            },
+            remarks,
+        })
+    }
+
+    /// `fp8_utils.py` takes `1` and `true` and nothing else; `fp8.py` takes more, so another spelling turns half of the
+    /// path on (SGLang 0.5.8.post1 to 0.5.23).
+    fn refuse_without_aiter(&self) -> Result<(), Trouble> {
+        let value = self.site.variable("SGLANG_USE_AITER");
+        match value.as_deref().map(str::to_ascii_lowercase).as_deref() {
+            Some("1" | "true") => Ok(()),
+            found => Err(Trouble::new(
+                Class::Environment,
+                match found {
+                    None => "the server does not use aiter: SGLANG_USE_AITER is not set".to_owned(),
+                    Some(value) => format!(
+                        "SGLANG_USE_AITER={value} turns aiter on in one half of SGLang and not in the other"
+                    ),
+                },
+            )
+            .hint("set `env = { SGLANG_USE_AITER = \"1\" }` under `[server]`")),
+        }
+    }
+
+    fn device(&self) -> Result<(String, u32), Trouble> {
+        if let (Some(gfx), Some(cu_num)) = (&self.gfx, self.cu_num) {
+            return Ok((gfx.clone(), cu_num));
+        }
+        let gpus = machine::gpus(&self.site.keeper, &Interrupt::new());
+        if let Some(mixed) = devices::mixed(&gpus) {
+            return Err(Trouble::new(
+                Class::Environment,
+                format!("{mixed}: aiter stops on unequal devices"),
+            )
+            .hint("make only equal devices visible (ROCR_VISIBLE_DEVICES)"));
+        }
+        let seen = gpus.first();
+        let gfx = self.gfx.clone().or(seen.map(|gpu| gpu.arch.clone()));
+        let cu_num = self.cu_num.or(seen.and_then(|gpu| gpu.compute_units));
+        gfx.zip(cu_num).ok_or_else(|| {
+            Trouble::new(
+                Class::Environment,
+                "no AMD GPU is seen by rocminfo or amd-smi, so its architecture and compute units are not known",
+            )
+            .hint("set `backend.gfx` and `backend.cu_num` in gemmtune.toml, such as \"gfx942\" and 304")
+        })
+    }
+
+    /// The way that block-FP8 GEMMs take on this machine.
+    pub(super) fn way(
+        &self,
+        trees: &Trees,
+        gfx: &str,
+        rocm: Option<Rocm>,
+    ) -> Result<Way, Trouble> {
+        let arch = arch_of(gfx)?;
+        let recognised =
+            |error: &dyn std::error::Error| Trouble::caused(Class::SourceNotRecognised, error);
+        let traced = route::trace(&trees.sglang).map_err(|error| {
+            recognised(&error).hint("run `gemmtune trace` on the tree for the place")
+        })?;
+        let source = trees
+            .sglang
+            .read(FP8_UTILS)
+            .map_err(|error| recognised(&error))?;
+        let era = era::dispatch(&source).map_err(|error| recognised(&error))?.era;
+        let path = traced
+            .paths
+            .iter()
+            .find(|path| {
+                path.arch == arch
+                    && match path.rocm {
+                        "<7.2" => rocm != Some(Rocm::From72),
+                        ">=7.2" => rocm == Some(Rocm::From72),
+                        _ => true,
+                    }
+            })
+            .ok_or_else(|| {
+                Trouble::new(
+                    Class::SourceNotRecognised,
+                    format!("no path was traced for {gfx}"),
+                )
+            })?;
+        let kernels: Vec<&str> = match path.kernel {
+            "depends" => path
+                .choices
+                .iter()
+                .map(|choice| choice.kernel.as_str())
+                .collect(),
+            kernel => vec![kernel],
+        };
+        let switched_on = self
+            .site
+            .variable(USE_CK)
+            .is_some_and(|value| matches!(value.to_ascii_lowercase().as_str(), "1" | "true" | "yes" | "y"));
+        let by_variable = arch == Arch::Gfx942 && era >= Era::E7;
+        let only_triton = if by_variable {
+            !switched_on
+        } else {
+            kernels.iter().all(|kernel| *kernel == "triton")
+        };
+        let shuffles = arch == Arch::Gfx950 && rocm == Some(Rocm::From72) && era >= Era::E3;
+        Ok(Way {
+            era,
+            op: if shuffles {
+                Op::BlockscaleBpreshuffle
+            } else {
+                Op::Blockscale
+            },
+            only_triton,
+            shuffles,
+            because: format!("era {}: {}", era.as_str(), path.because),
+        })
+    }
+}
+
+/// The architecture that dispatch tells apart.
+pub(super) fn arch_of(gfx: &str) -> Result<Arch, Trouble> {
+    match gfx {
+        "gfx942" => Ok(Arch::Gfx942),
+        _ if gfx.starts_with("gfx95") => Ok(Arch::Gfx950),
+        _ => Err(Trouble::new(
+            Class::Environment,
+            format!("SGLang's block-FP8 dispatch is known for gfx942 and gfx950, not for {gfx}"),
+        )),
+    }
+}
+
+/// torch's HIP version as dispatch compares it: `7.2.26015-…`.
+pub(super) fn rocm_of(hip: Option<&str>) -> Option<Rocm> {
+    let mut parts = hip?.split(['.', '-']).map(str::parse::<u64>);
+    match (parts.next(), parts.next()) {
+        (Some(Ok(major)), Some(Ok(minor))) => Some(if (major, minor) >= (7, 2) {
+            Rocm::From72
+        } else {
+            Rocm::Below72
+        }),
+        _ => None,
+    }
+}
+
+/// Refuses an aiter that cannot be tuned safely, and modules of another revision.
+fn refuse_old(trees: &Trees) -> Result<(), Trouble> {
+    let missing = &trees.aiter.capabilities.missing;
+    if !missing.is_empty() {
+        let named: Vec<String> = missing
+            .iter()
+            .map(|(name, meaning)| format!("{name} ({meaning})"))
+            .collect();
+        return Err(Trouble::new(
+            Class::Environment,
+            format!(
+                "the aiter in {} is too old to be tuned; it lacks {}",
+                trees.package,
+                named.join("; ")
+            ),
+        )
+        .hint("`gemmtune doctor --fix` realigns the checkout (see `--dry-run` first)"));
+    }
+    let stale = &trees.aiter.products.other_revision;
+    if let Some(first) = stale.first() {
+        return Err(Trouble::new(
+            Class::Environment,
+            format!(
+                "{} compiled modules are of another aiter commit, first {first}",
+                stale.len()
+            ),
+        )
+        .hint("`gemmtune doctor --fix` puts them aside; they are compiled again when first used"));
+    }
+    Ok(())
+}
+
+fn identity(
+    trees: &Trees,
+    gfx: &str,
+    cu_num: u32,
+    tables: &[Utf8PathBuf],
+) -> Result<BTreeMap<String, String>, Trouble> {
+    let version = |known: Option<&str>| known.unwrap_or("unknown").to_owned();
+    let sglang = trees.sglang.version.as_deref().or(trees
+        .answer
+        .distribution("sglang")
+        .map(|distribution| distribution.version.as_str()));
+    let aiter = match &trees.aiter.checkout {
+        Some(facts) => facts.head.clone(),
+        None => version(
+            aiter::named_version(&trees.package)
+                .as_deref()
+                .or(trees
+                    .answer
+                    .distribution("aiter")
+                    .map(|distribution| distribution.version.as_str())),
+        ),
+    };
+    let torch = &trees.answer.torch;
+    let mut facts = BTreeMap::from([
+        ("arch".to_owned(), gfx.to_owned()),
+        ("cu_num".to_owned(), cu_num.to_string()),
+        ("sglang".to_owned(), version(sglang)),
+        ("sglang tree".to_owned(), trees.sglang.folder.to_string()),
+        ("aiter".to_owned(), aiter),
+        ("aiter tree".to_owned(), trees.package.to_string()),
+        ("torch".to_owned(), version(torch.version.as_deref())),
+        ("python".to_owned(), trees.answer.executable.to_string()),
+    ]);
+    if let Some(hip) = &torch.hip {
+        facts.insert("HIP".to_owned(), hip.clone());
+    }
+    let mut bytes = Vec::new();
+    for table in tables {
+        bytes.extend(read(table)?);
+    }
+    if !tables.is_empty() {
+        facts.insert("tables before".to_owned(), digest(&bytes));
+    }
+    Ok(facts)
+}
+
+pub(super) fn read(path: &Utf8Path) -> Result<Vec<u8>, Trouble> {
+    fs_err::read(path).map_err(|error| Trouble::caused(Class::Environment, &error))
+}
+
+pub(super) fn aiter_trouble(error: &AiterError) -> Trouble {
+    Trouble::caused(Class::Environment, error)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn rocm_is_told_from_torchs_hip_version() {
+        assert_eq!(rocm_of(Some("7.2.26015-abc")), Some(Rocm::From72));
+        assert_eq!(rocm_of(Some("7.0.51831")), Some(Rocm::Below72));
+        assert_eq!(rocm_of(Some("7.10")), Some(Rocm::From72));
+        assert_eq!(rocm_of(None), None);
+    }
+
+    #[test]
+    fn an_unknown_architecture_is_refused() {
+        assert_eq!(arch_of("gfx950").unwrap(), Arch::Gfx950);
+        assert!(arch_of("gfx1250").unwrap_err().reason.contains("gfx1250"));
+    }
+}

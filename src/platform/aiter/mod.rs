@@ -1,0 +1,327 @@
+//! SGLang on ROCm with aiter: its own tuner, one merged table, and the switch from Triton to the tuned kernels.
+//!
+//! What of this was run, and on what, is said in `docs/rocm.md`.
+
+mod cover;
+mod deploy;
+mod facts;
+
+use std::collections::BTreeMap;
+use std::time::Duration;
+
+use camino::{Utf8Path, Utf8PathBuf};
+
+use super::site::Site;
+use super::{
+    Deployed, Deployment, Engagement, Inspection, KernelTime, LayoutCheck, PlanTerms, Platform,
+    Probed, TuneOrder, Tuned,
+};
+use crate::engine::server::Environment;
+use crate::engine::trouble::{Class, Trouble};
+use crate::log::harvest::Harvest;
+use crate::overlay::Wishes;
+use crate::plan::cost::Cost;
+use crate::plan::fold::Fold;
+use crate::probe::{self, LOOKUPS_TOLD, ProbeError};
+use crate::proc::{Keeper, RunError};
+use crate::shape::{Op, Shape};
+use crate::store::run_dir::RunDir;
+use crate::table::lookup::{Resolver, Rules};
+use crate::table::roofline::Device;
+use crate::tree::aiter::revision;
+use crate::tree::package::Package;
+use crate::tune::TuneEvent;
+use crate::workload::config::{Config, Switch};
+
+/// Rows that are timed again when deployed: the probe starts the profiler for each, about half a second.
+const TIMED: usize = 64;
+
+/// SGLang with aiter.
+#[derive(Debug)]
+pub(super) struct Aiter {
+    site: Site,
+    folder: Option<Utf8PathBuf>,
+    aiter_root: Option<Utf8PathBuf>,
+    gfx: Option<String>,
+    cu_num: Option<u32>,
+    op: Option<Op>,
+    switch: Switch,
+    /// A first call may compile a module, as a first server start may.
+    ready_limit: Duration,
+}
+
+impl Aiter {
+    pub(super) fn new(config: &Config, keeper: &Keeper) -> Result<Self, Trouble> {
+        Ok(Self {
+            site: Site::new(config, keeper)?,
+            folder: config.server.cwd.clone(),
+            aiter_root: config.backend.aiter_root.clone(),
+            gfx: config.backend.gfx.clone(),
+            cu_num: config.backend.cu_num,
+            op: config.backend.op,
+            switch: config.backend.switch,
+            ready_limit: Duration::from_secs(config.server.ready_timeout_s),
+        })
+    }
+
+    /// The look-up rules of the tree in use.
+    fn rules(&self, inspection: &Inspection) -> Result<Rules, Trouble> {
+        let trees = self.trees()?;
+        Ok(Rules::new(
+            inspection.op,
+            revision(&trees.aiter.capabilities),
+        ))
+    }
+
+    /// Does `work` with the deployed table as the runtime looks rows up in it.
+    fn with_table<T>(
+        &self,
+        inspection: &Inspection,
+        deployment: &Deployment,
+        work: impl FnOnce(&Resolver<'_>) -> T,
+    ) -> Result<T, Trouble> {
+        let table = deploy::read_table(&deployment.table, inspection.op)?;
+        let rules = self.rules(inspection)?;
+        let resolver = Resolver::new(&table, rules, &inspection.gfx, inspection.cu_num)
+            .map_err(|error| Trouble::caused(Class::Internal, &error))?;
+        Ok(work(&resolver))
+    }
+}
+
+impl Platform for Aiter {
+    fn common_env(&self) -> Environment {
+        Environment::new()
+    }
+
+    fn inspect(&self) -> Result<Inspection, Trouble> {
+        self.inspect_site()
+    }
+
+    fn capture_env(&self, run: &RunDir, records: &Utf8Path) -> Result<Environment, Trouble> {
+        self.site.overlay(run, &Wishes::capture(records.to_owned()))
+    }
+
+    fn check_capture(&self, _inspection: &Inspection, harvest: &Harvest) -> Result<(), Trouble> {
+        let answer = self.site.look()?;
+        let Package { folder, .. } = self.site.sglang(&answer)?;
+        self.site.check_records(harvest, &folder)?;
+        let through_aiter = |identity: &String| identity.contains("aiter_w8a8_block_fp8_linear");
+        if harvest.dispatch.keys().any(through_aiter) {
+            return Ok(());
+        }
+        let found: Vec<&str> = harvest.dispatch.keys().map(String::as_str).collect();
+        Err(Trouble::new(
+            Class::NoShapes,
+            match found.as_slice() {
+                [] => "the instrumented server never said which implementation serves its block-FP8 layers".to_owned(),
+                found => format!("the server's block-FP8 layers are not served through aiter but by {}", found.join(", ")),
+            },
+        )
+        .hint("the model has to be a block-FP8 checkpoint, and SGLANG_USE_AITER has to reach every process"))
+    }
+
+    fn engagement_env(
+        &self,
+        _run: &RunDir,
+        _deployment: &Deployment,
+        _records: &Utf8Path,
+    ) -> Result<Environment, Trouble> {
+        Ok(LOOKUPS_TOLD
+            .into_iter()
+            .map(|(name, value)| (name.to_owned(), Some(value.to_owned())))
+            .collect())
+    }
+
+    fn plan_terms(&self, inspection: &Inspection) -> Result<PlanTerms, Trouble> {
+        let trees = self.trees()?;
+        let rocm = facts::rocm_of(trees.answer.torch.hip.as_deref());
+        let way = self.way(&trees, &inspection.gfx, rocm)?;
+        let before = crate::tree::aiter::tables(&trees.package, inspection.op, |name| {
+            self.site.variable(name)
+        })
+        .map_err(|error| facts::aiter_trouble(&error))?;
+        // A row that Triton is called past serves nothing: its shape is tuned like any other.
+        let tables = if way.only_triton {
+            Vec::new()
+        } else {
+            before
+                .files
+                .iter()
+                .map(|path| deploy::read_table(path, inspection.op))
+                .collect::<Result<_, _>>()?
+        };
+        let device = Device::of_key(&inspection.gfx, inspection.cu_num).ok_or_else(|| {
+            Trouble::new(
+                Class::Environment,
+                format!(
+                    "no rates are known of {} with {} compute units",
+                    inspection.gfx, inspection.cu_num
+                ),
+            )
+        })?;
+        Ok(PlanTerms {
+            tables,
+            configs: Vec::new(),
+            revision: revision(&trees.aiter.capabilities),
+            device,
+            fold: Fold::Fine,
+            cost: Cost::aiter_tuner(inspection.op, &inspection.gfx),
+        })
+    }
+
+    fn tune(
+        &self,
+        _order: &TuneOrder<'_>,
+        _observer: &mut dyn FnMut(&TuneEvent),
+    ) -> Result<Tuned, Trouble> {
+        Err(Trouble::new(Class::TunerFailed, "pending"))
+    }
+
+    fn deploy(
+        &self,
+        run: &RunDir,
+        inspection: &Inspection,
+        tuned: &Tuned,
+    ) -> Result<Deployment, Trouble> {
+        self.put_in_place(run, inspection, tuned)
+    }
+
+    fn undo(&self, run: &RunDir, deployment: &Deployment) -> Result<(), Trouble> {
+        self.take_away(run, deployment)
+    }
+
+    fn misses(
+        &self,
+        inspection: &Inspection,
+        deployment: &Deployment,
+        shapes: &[Shape],
+    ) -> Result<Vec<Shape>, Trouble> {
+        self.with_table(inspection, deployment, |resolver| {
+            let missed = |shape: &&Shape| resolver.find(shape).row().is_none();
+            shapes.iter().filter(missed).cloned().collect()
+        })
+    }
+
+    fn engagement(
+        &self,
+        inspection: &Inspection,
+        deployment: &Deployment,
+        harvest: &Harvest,
+    ) -> Result<Engagement, Trouble> {
+        let trees = self.trees()?;
+        let stale = self.stale_modules(&trees, inspection.op, deployment)?;
+        if let Some(first) = stale.first() {
+            return Err(Trouble::new(
+                Class::NotBetter,
+                format!(
+                    "{} compiled modules are older than the table that is compiled into them, first {first}: another table's kernels ran; the deployment was taken back",
+                    stale.len()
+                ),
+            ));
+        }
+        // Rows that served before are in the table too, most of them for other models: only ours were planned.
+        let planned = deploy::tuned_table(deployment, inspection.op)?;
+        self.with_table(inspection, deployment, |resolver| {
+            super::engagement_of(resolver, &planned, harvest)
+        })
+    }
+
+    fn probe(
+        &self,
+        deployed: &Deployed<'_>,
+        shapes: &[Shape],
+        tuned: &Tuned,
+    ) -> Result<Probed, Trouble> {
+        let Deployed {
+            inspection,
+            deployment,
+            ..
+        } = deployed;
+        let mut env: BTreeMap<String, Option<String>> = self.site.environment().clone();
+        env.extend(deployment.environment());
+        let won: Vec<_> = tuned.rows.iter().filter(|row| !row.incumbent_kept).collect();
+        let times: Vec<Shape> = won.iter().take(TIMED).map(|row| row.shape.clone()).collect();
+        let found = probe::probe(&probe::Order {
+            python: self.site.python.as_str(),
+            folder: self.folder.clone(),
+            env,
+            op: inspection.op,
+            checks: shapes,
+            times: &times,
+            limit: self.ready_limit,
+            keeper: &self.site.keeper,
+            interrupt: deployed.interrupt,
+        })
+        .map_err(|error| probe_trouble(&error))?;
+        let layout = found
+            .checks
+            .into_iter()
+            .map(|check| LayoutCheck {
+                m: check.shape.m,
+                n: check.shape.n,
+                k: check.shape.k,
+                kernel: match check.said {
+                    Some(said) => format!("{}: {said}", check.kernel),
+                    None => check.kernel,
+                },
+                relative_error: check.error,
+                limit: probe::LIMIT,
+            })
+            .collect();
+        let times = won
+            .iter()
+            .zip(found.times)
+            .map(|(row, time)| KernelTime {
+                shape: row.shape.clone(),
+                tuned_us: row.us,
+                us: time.us,
+                clock: time.clock,
+            })
+            .collect();
+        Ok(Probed { layout, times })
+    }
+
+    fn check_layout(
+        &self,
+        _deployed: &Deployed<'_>,
+        _base_url: &str,
+        _shapes: &[Shape],
+    ) -> Result<Vec<LayoutCheck>, Trouble> {
+        // The probe did, in a process of its own, while no server held the GPU.
+        Ok(Vec::new())
+    }
+
+    fn kernel_name(&self, candidate: &serde_json::Value) -> String {
+        let name = candidate["kernelName"].as_str().unwrap_or("unnamed");
+        let library = candidate["libtype"].as_str();
+        let split = candidate["splitK"].as_i64().filter(|split| *split > 0);
+        match (library, split) {
+            // The assembly kernels count splits, the others have the exponent (`aiter/ops/gemm_op_a8w8.py`).
+            (Some("asm"), Some(split)) if split > 1 => format!("{name}, split-K {split}"),
+            (Some("ck" | "cktile") | None, Some(split)) => {
+                format!("{name}, split-K {}", 1_i64 << split.min(30))
+            }
+            _ => name.to_owned(),
+        }
+    }
+
+    fn expected_differences(&self) -> &'static [&'static str] {
+        &[]
+    }
+}
+
+fn probe_trouble(error: &ProbeError) -> Trouble {
+    match error {
+        ProbeError::Run(RunError::Interrupted(_)) => crate::engine::server::interrupted(),
+        ProbeError::Run(RunError::DeadlinePassed { limit, .. }) => Trouble::new(
+            Class::NotBetter,
+            format!(
+                "the deployed operation did not answer within {:.0} s; the deployment was taken back",
+                limit.as_secs_f64()
+            ),
+        )
+        .hint("a module that compiles longer than that needs a larger `server.ready_timeout_s`"),
+        ProbeError::Nothing { .. } => Trouble::caused(Class::Environment, error),
+        _ => Trouble::caused(Class::Internal, error),
+    }
+}
