@@ -79,7 +79,7 @@ impl Tree {
     }
 }
 
-fn snapshot(folder: &Utf8Path, files: &mut Vec<(String, u64, u32)>) {
+pub fn snapshot(folder: &Utf8Path, files: &mut Vec<(String, u64, u32)>) {
     use std::hash::{Hash as _, Hasher as _};
     use std::os::unix::fs::PermissionsExt as _;
     for entry in fs_err::read_dir(folder).unwrap() {
@@ -99,7 +99,7 @@ fn snapshot(folder: &Utf8Path, files: &mut Vec<(String, u64, u32)>) {
     }
 }
 
-fn copy_folder(from: &Utf8Path, to: &Utf8Path) {
+pub fn copy_folder(from: &Utf8Path, to: &Utf8Path) {
     fs_err::create_dir_all(to).unwrap();
     for entry in fs_err::read_dir(from).unwrap() {
         let path = Utf8PathBuf::try_from(entry.unwrap().path()).unwrap();

@@ -1,0 +1,175 @@
+//! `gemmtune run` on an AMD site that is played: a reduced SGLang tree, an aiter with look-ups and modules of its own, a
+//! torch in Python floats, aiter's tuner as a stand-in. No GPU, no package; `docs/rocm.md` says what that shows.
+
+#[path = "../trees/mod.rs"]
+mod trees;
+
+mod site;
+
+use serde_json::Value;
+use site::{Change, Site, count, document, stderr};
+
+const STAGES: [&str; 9] = [
+    "inspect", "baseline", "capture", "plan", "tune", "deploy", "verify", "compare", "report",
+];
+
+#[test]
+fn a_run_tunes_deploys_verifies_and_compares_and_undo_leaves_no_trace() {
+    let site = Site::new(&Change::default());
+    let before = site.trees();
+    let output = site.run(&["run", "--json"]);
+    // Two pairs support no verdict, so the exit code says "not better"; everything before it passed.
+    assert_eq!(output.status.code(), Some(16), "{}", stderr(&output));
+    let journal = site.journal();
+    for stage in STAGES {
+        assert_eq!(count(&journal, "stage_finished", stage), 1, "{stage}");
+    }
+    let printed: Value = serde_json::from_slice(&output.stdout).unwrap();
+    assert_eq!(printed["pairs"], 2);
+    assert_eq!(printed["parity"], true);
+    assert_eq!(printed["hit_rate"], 1.0, "{printed}");
+
+    let run = site.latest();
+    let inspected = document(&run.join("inspect.json"));
+    assert_eq!(inspected["op"], "gemm_a8w8_blockscale");
+    assert!(inspected["path"].as_str().unwrap().contains("triton"), "{inspected}");
+    let verified = document(&run.join("verify.json"));
+    let layout = verified["layout"].as_array().unwrap();
+    assert!(layout.len() >= 8, "{layout:?}");
+    for check in layout {
+        let error = check["relative_error"].as_f64().unwrap();
+        assert!((0.001..0.003).contains(&error), "{check}");
+    }
+    let tuned = |check: &&Value| check["kernel"].as_str().unwrap().contains("standin");
+    assert!(layout.iter().filter(tuned).count() > 0, "{layout:?}");
+    assert!(verified["engagement"]["missed"].as_array().unwrap().is_empty(), "{verified}");
+    assert!(verified["engagement"]["unplanned"].as_array().unwrap().is_empty(), "{verified}");
+    assert!(!verified["times"].as_array().unwrap().is_empty());
+
+    // One variable, one file that holds what served before and what was tuned, each key once.
+    let deployed = document(&run.join("deploy.json"));
+    let table = deployed["env"]["AITER_CONFIG_GEMM_A8W8_BLOCKSCALE"].as_str().unwrap();
+    assert!(table.starts_with('/') && !table.contains(':'), "{table}");
+    assert!(table.contains("a8w8_blockscale_tuned_gemm-"), "{table}");
+    let rows = fs_err::read_to_string(table).unwrap();
+    let keys: std::collections::BTreeSet<String> = rows
+        .lines()
+        .skip(1)
+        .map(|row| row.split(',').take(4).collect::<Vec<_>>().join(","))
+        .collect();
+    assert_eq!(keys.len(), rows.lines().count() - 1, "{rows}");
+    for shipped in ["256,16,256,128", "256,32,256,128", "304,4096,512,7168"] {
+        assert!(keys.contains(shipped), "{rows}");
+    }
+
+    let output = site.run(&["undo"]);
+    assert_eq!(output.status.code(), Some(0), "{}", stderr(&output));
+    assert_eq!(site.trees(), before);
+    assert!(!std::path::Path::new(table).exists());
+    assert!(stderr(&site.run(&["undo"])).contains("nothing is deployed"));
+    site.assert_nothing_left();
+}
+
+#[test]
+fn a_table_whose_kernel_computes_wrong_numbers_is_taken_back() {
+    let site = Site::new(&Change {
+        env: &[("STANDIN_WRONG", "standin")],
+        ..Change::default()
+    });
+    let before = site.trees();
+    let output = site.run(&["run"]);
+    assert_eq!(output.status.code(), Some(16), "{}", stderr(&output));
+    let said = stderr(&output);
+    assert!(said.contains("layout check") && said.contains("50.0 % off"), "{said}");
+    assert!(said.contains("taken back"), "{said}");
+    assert_eq!(site.trees(), before);
+    let journal = site.journal();
+    assert_eq!(count(&journal, "stage_failed", "verify"), 1);
+    assert!(journal.iter().any(|event| event["kind"] == "undone"));
+    assert_eq!(count(&journal, "stage_started", "compare"), 0);
+    assert!(stderr(&site.run(&["undo"])).contains("nothing is deployed"));
+}
+
+#[test]
+fn compiled_modules_and_a_dead_builders_lock_go_aside_and_come_back() {
+    let site = Site::new(&Change::default());
+    let lock = site.aiter("jit/build/lock_module_gemm_a8w8_blockscale");
+    site.write(&lock, "");
+    site.age(&lock, 7200);
+    let before = site.trees();
+    let output = site.run(&["run", "--until", "deploy"]);
+    assert_eq!(output.status.code(), Some(0), "{}", stderr(&output));
+    let built = site.aiter("jit/module_gemm_a8w8_blockscale.so");
+    assert!(!built.exists(), "it holds another table's kernels");
+    assert!(!lock.exists(), "the next builder would wait for ever");
+    assert_ne!(site.trees(), before);
+    // A verify stage builds, and what it built goes too.
+    let output = site.run(&["run", "--until", "verify"]);
+    assert_eq!(output.status.code(), Some(0), "{}", stderr(&output));
+    assert!(fs_err::read_to_string(&built).unwrap().contains("standin"));
+    site.run(&["undo"]);
+    assert_eq!(site.trees(), before);
+}
+
+#[test]
+fn a_module_that_keeps_its_kernels_by_name_is_rebuilt_only_when_it_lacks_one() {
+    let site = Site::new(&Change::default());
+    site.play_newer_aiter();
+    let output = site.run(&["run", "--until", "verify"]);
+    assert_eq!(output.status.code(), Some(0), "{}", stderr(&output));
+    assert!(
+        stderr(&output).contains("module_gemm_a8w8_blockscale lacks"),
+        "{}",
+        stderr(&output)
+    );
+    let built = fs_err::read(site.aiter("jit/module_gemm_a8w8_blockscale.so")).unwrap();
+    let tiles = fs_err::read(site.aiter("jit/module_gemm_a8w8_blockscale_cktile.so"));
+    site.run(&["undo"]);
+    // With modules that hold every kernel of the table there is nothing to rebuild.
+    site.write_bytes(&site.aiter("jit/module_gemm_a8w8_blockscale.so"), &built);
+    if let Ok(tiles) = tiles {
+        site.write_bytes(&site.aiter("jit/module_gemm_a8w8_blockscale_cktile.so"), &tiles);
+    }
+    let before = site.trees();
+    let output = site.run(&["run", "--new", "--until", "deploy"]);
+    assert_eq!(output.status.code(), Some(0), "{}", stderr(&output));
+    assert_eq!(site.trees(), before);
+}
+
+#[test]
+fn tables_that_the_user_joins_are_merged_and_never_written() {
+    let site = Site::new(&Change::default());
+    // The same key twice: aiter itself would rewrite both files and stop.
+    let header = "cu_num,M,N,K,libtype,kernelId,splitK,us,kernelName,tflops,bw,errRatio\n";
+    let (one, two) = (site.folder.join("one.csv"), site.folder.join("two.csv"));
+    site.write(&one, &format!("{header}304,512,256,128,ck,3,0,9.5,a8w8_blockscale_slow,3.5,32.0,0.0\n"));
+    site.write(&two, &format!("{header}304,512,256,128,ck,4,0,7.5,a8w8_blockscale_fast,4.5,40.0,0.0\n"));
+    let bytes = |path: &camino::Utf8Path| fs_err::read(path).unwrap();
+    let before = (bytes(&one), bytes(&two));
+    site.set("AITER_CONFIG_GEMM_A8W8_BLOCKSCALE", &format!("{one}:{two}"));
+    let output = site.run(&["run", "--until", "deploy"]);
+    assert_eq!(output.status.code(), Some(0), "{}", stderr(&output));
+    assert_eq!((bytes(&one), bytes(&two)), before);
+    let table = fs_err::read_to_string(site.latest().join("table.csv")).unwrap();
+    assert!(table.contains("a8w8_blockscale_fast") && !table.contains("a8w8_blockscale_slow"));
+    assert!(!table.contains("4096,512,7168"), "the variable replaces the shipped tables");
+}
+
+#[test]
+fn a_site_that_cannot_be_tuned_is_refused_before_anything_is_started() {
+    let site = Site::new(&Change::default());
+    site.set("SGLANG_USE_AITER", "yes");
+    let output = site.run(&["run"]);
+    assert_eq!(output.status.code(), Some(10), "{}", stderr(&output));
+    assert!(stderr(&output).contains("one half of SGLang"), "{}", stderr(&output));
+
+    let site = Site::new(&Change::default());
+    let tuner = site.aiter("utility/mp_tuner.py");
+    let text = fs_err::read_to_string(&tuner).unwrap();
+    site.write(&tuner, &text.replace("pool_restart_needed", ""));
+    let output = site.run(&["run"]);
+    assert_eq!(output.status.code(), Some(10), "{}", stderr(&output));
+    assert!(stderr(&output).contains("pool-restart"), "{}", stderr(&output));
+    assert!(stderr(&output).contains("doctor --fix"), "{}", stderr(&output));
+    assert_eq!(count(&site.journal(), "stage_started", "baseline"), 0);
+}

@@ -1,0 +1,229 @@
+//! An AMD site that is played, in a folder of its own, driven through the real binary.
+
+use std::net::TcpListener;
+use std::process::{Command, Output};
+use std::time::{Duration, Instant, SystemTime};
+
+use camino::{Utf8Path, Utf8PathBuf};
+use serde_json::Value;
+
+use crate::trees::{copy_folder, snapshot};
+
+/// A folder with trees, a server and a `gemmtune.toml`.
+pub(crate) struct Site {
+    _keep: tempfile::TempDir,
+    pub(crate) folder: Utf8PathBuf,
+}
+
+/// What a test changes about the usual site.
+#[derive(Default)]
+pub(crate) struct Change<'a> {
+    /// Variables of the server.
+    pub(crate) env: &'a [(&'a str, &'a str)],
+}
+
+/// Weights of the server's model: K of each is N of the one before.
+const WEIGHTS: &str = "256,128;128,256";
+
+impl Site {
+    pub(crate) fn new(change: &Change<'_>) -> Self {
+        let keep = tempfile::tempdir().unwrap();
+        let folder = Utf8PathBuf::try_from(keep.path().to_owned())
+            .unwrap()
+            .canonicalize_utf8()
+            .unwrap();
+        let tests = Utf8Path::new(env!("CARGO_MANIFEST_DIR")).join("tests");
+        // The tuner and what belongs to it, then everything that runs in the server.
+        copy_folder(&tests.join("aiter/standin"), &folder.join("aiter"));
+        fs_err::remove_file(folder.join("aiter/torch.py")).unwrap();
+        let played = tests.join("rocm/site");
+        for part in ["aiter", "torch", "sglang"] {
+            copy_folder(&played.join(part), &folder.join(part));
+        }
+        let reduced = Utf8Path::new(env!("CARGO_MANIFEST_DIR")).join("testdata/trees/e1");
+        copy_folder(&reduced, &folder.join("sglang"));
+        fs_err::copy(played.join("server.py"), folder.join("server.py")).unwrap();
+        let site = Self {
+            _keep: keep,
+            folder,
+        };
+        // What gemmtune recognises 303a583c by, where the stand-ins have no use for it.
+        site.append("utility/base_tuner.py", "# run_config\n");
+        site.append("utility/mp_tuner.py", "# pool_restart_needed AcceleratorError\n");
+        // A module from before, built from a table without a row for this machine.
+        site.write(&site.aiter("jit/module_gemm_a8w8_blockscale.so"), "ELF, as it were\n");
+        site.write(
+            &site.aiter("jit/build/module_gemm_a8w8_blockscale/gemm.cu"),
+            "of another table\n",
+        );
+        site.write_config(change);
+        site
+    }
+
+    fn write_config(&self, change: &Change<'_>) {
+        let folder = &self.folder;
+        let port = TcpListener::bind("127.0.0.1:0")
+            .unwrap()
+            .local_addr()
+            .unwrap()
+            .port();
+        let path = ["torch", "aiter", "sglang"].map(|part| folder.join(part).into_string());
+        let mut env = vec![
+            ("PYTHONPATH", path.join(":")),
+            ("PYTHONDONTWRITEBYTECODE", "1".to_owned()),
+            ("SGLANG_USE_AITER", "1".to_owned()),
+            ("HOME", folder.to_string()),
+        ];
+        env.extend(change.env.iter().map(|(name, value)| (*name, (*value).to_owned())));
+        let env: Vec<String> = env
+            .iter()
+            .map(|(name, value)| format!("{name} = {value:?}"))
+            .collect();
+        let config = format!(
+            "[workload]\nname = \"played\"\n\
+             [server]\ncommand = [\"python3\", \"server.py\", \"--port\", \"{port}\", \"--weights\", \"{WEIGHTS}\"]\n\
+             port = {port}\nready_log = \"The server is fired up and ready to roll!\"\nready_timeout_s = 120\n\
+             env = {{ {} }}\n\
+             [benchmark]\nbuiltin = {{ concurrency = 2, prompts = 4, input_len = 9, output_len = 3 }}\ntimeout_s = 120\n\
+             [backend]\nkind = \"aiter\"\npython = \"python3\"\ngfx = \"gfx942\"\ncu_num = 304\n\
+             [compare]\npairs = 2\n[budget]\ntune = \"60s\"\n",
+            env.join(", ")
+        );
+        fs_err::write(folder.join("gemmtune.toml"), config).unwrap();
+    }
+
+    /// Sets a variable of the server.
+    pub(crate) fn set(&self, name: &str, value: &str) {
+        let path = self.folder.join("gemmtune.toml");
+        let text = fs_err::read_to_string(&path).unwrap();
+        let text = text.replace("SGLANG_USE_AITER = \"1\", ", &{
+            if name == "SGLANG_USE_AITER" {
+                format!("SGLANG_USE_AITER = {value:?}, ")
+            } else {
+                format!("SGLANG_USE_AITER = \"1\", {name} = {value:?}, ")
+            }
+        });
+        fs_err::write(path, text).unwrap();
+    }
+
+    /// A file of the aiter package.
+    pub(crate) fn aiter(&self, relative: &str) -> Utf8PathBuf {
+        self.folder.join("aiter/aiter").join(relative)
+    }
+
+    fn append(&self, relative: &str, text: &str) {
+        let path = self.aiter(relative);
+        let before = fs_err::read_to_string(&path).unwrap();
+        fs_err::write(&path, before + text).unwrap();
+    }
+
+    /// Makes the tree behave, and be recognised, as e4048607: kernels are asked for by name.
+    pub(crate) fn play_newer_aiter(&self) {
+        self.write(&self.aiter("REVISION"), "H\n");
+        self.append("utility/base_tuner.py", "# \"gfx\" effective_topk\neffective_topk = 1\n");
+        self.append("ops/gemm_op_a8w8.py", "# _CKGEMM_HAS_GFX kernelName=kernelName\n");
+        let fill = |relative: &str| {
+            let path = self.aiter(relative);
+            let text = fs_err::read_to_string(&path).unwrap();
+            let rows: Vec<String> = text
+                .lines()
+                .map(|row| match row.split(',').next() {
+                    Some("cu_num") => format!("gfx,{row}"),
+                    Some("304") => format!("gfx942,{row}"),
+                    _ => format!("gfx950,{row}"),
+                })
+                .collect();
+            fs_err::write(path, rows.join("\n") + "\n").unwrap();
+        };
+        fill("configs/a8w8_blockscale_tuned_gemm.csv");
+        fill("configs/model_configs/a8w8_blockscale_tuned_gemm_other_model.csv");
+    }
+
+    pub(crate) fn write(&self, path: &Utf8Path, text: &str) {
+        self.write_bytes(path, text.as_bytes());
+    }
+
+    pub(crate) fn write_bytes(&self, path: &Utf8Path, bytes: &[u8]) {
+        fs_err::create_dir_all(path.parent().unwrap()).unwrap();
+        fs_err::write(path, bytes).unwrap();
+    }
+
+    /// Makes a file `seconds` old.
+    pub(crate) fn age(&self, path: &Utf8Path, seconds: u64) {
+        let file = fs_err::File::options().write(true).open(path).unwrap();
+        file.set_modified(SystemTime::now() - Duration::from_secs(seconds))
+            .unwrap();
+    }
+
+    /// Every file of the trees with a hash of its bytes and its mode.
+    pub(crate) fn trees(&self) -> Vec<(String, u64, u32)> {
+        let mut files = Vec::new();
+        for part in ["aiter", "sglang", "torch"] {
+            snapshot(&self.folder.join(part), &mut files);
+        }
+        files.sort();
+        files
+    }
+
+    /// Runs gemmtune to its end.
+    pub(crate) fn run(&self, arguments: &[&str]) -> Output {
+        Command::new(env!("CARGO_BIN_EXE_gemmtune"))
+            .args(arguments)
+            .current_dir(&self.folder)
+            .env("HOME", &self.folder)
+            .output()
+            .unwrap()
+    }
+
+    /// The folder of the latest run.
+    pub(crate) fn latest(&self) -> Utf8PathBuf {
+        self.folder.join("runs/latest").canonicalize_utf8().unwrap()
+    }
+
+    /// The records of the latest run's journal.
+    pub(crate) fn journal(&self) -> Vec<Value> {
+        let text = fs_err::read_to_string(self.latest().join("journal.jsonl")).unwrap();
+        text.lines()
+            .map(|line| serde_json::from_str::<Value>(line).unwrap()["event"].clone())
+            .collect()
+    }
+
+    /// Waits until nothing that was started for this site lives.
+    pub(crate) fn assert_nothing_left(&self) {
+        let mark = format!("GEMMTUNE_RUN={}", self.folder);
+        let alive = || {
+            fs_err::read_dir("/proc")
+                .unwrap()
+                .flatten()
+                .filter_map(|entry| fs_err::read(entry.path().join("environ")).ok())
+                .any(|environ| {
+                    environ
+                        .split(|&byte| byte == 0)
+                        .any(|variable| variable.starts_with(mark.as_bytes()))
+                })
+        };
+        let until = Instant::now() + Duration::from_secs(20);
+        while alive() {
+            assert!(Instant::now() < until, "something is still alive");
+            std::thread::sleep(Duration::from_millis(20));
+        }
+    }
+}
+
+/// Standard error as text.
+pub(crate) fn stderr(output: &Output) -> String {
+    String::from_utf8_lossy(&output.stderr).into_owned()
+}
+
+/// How often `kind` was recorded for `stage`.
+pub(crate) fn count(journal: &[Value], kind: &str, stage: &str) -> usize {
+    journal
+        .iter()
+        .filter(|event| event["kind"] == kind && event["stage"] == stage)
+        .count()
+}
+
+/// Reads a JSON document of a run.
+pub(crate) fn document(path: &Utf8Path) -> Value {
+    serde_json::from_str(&fs_err::read_to_string(path).unwrap()).unwrap()
+}

@@ -1,0 +1,49 @@
+"""A stand-in for aiter on the stand-in torch: block-scaled FP8 GEMMs in Python floats, for tests only.
+
+It shows the loop around the kernels: which table is read, which module is built, which kernel runs. Layouts are shown by
+the other stand-in (`tests/realtrees/standin`), which needs torch.
+"""
+
+import torch
+
+from . import _lookup
+
+
+class dtypes:
+    """aiter.dtypes, as far as this path asks."""
+
+    fp8 = torch.float8_e4m3fnuz
+    bf16 = torch.bfloat16
+
+
+class QuantType:
+    """aiter.QuantType, as far as this path asks."""
+
+    per_1x128 = "per_1x128"
+
+
+def get_hip_quant(_kind):
+    return per_group_quant
+
+
+def per_group_quant(x, quant_dtype=None, transpose_scale=False):
+    """(M, K) to FP8 with one scale per 1 x 128 group."""
+    m, k = x.shape
+    groups = x.float().view(m, k // 128, 128)
+    scale = groups.abs().amax(dim=(2,)) / torch.finfo(dtypes.fp8).max
+    return (groups / scale.view(m, k // 128, 1)).view(m, k).to(quant_dtype or dtypes.fp8), scale
+
+
+def _block_gemm(XQ, WQ, x_scale, w_scale, dtype=torch.bfloat16):
+    (m, k), n = XQ.shape, WQ.shape[0]
+    x = (XQ.float().view(m, k // 128, 128) * x_scale.view(m, k // 128, 1)).view(m, k)
+    rows = w_scale.repeat_interleave(128, 0)[:n]
+    w = (WQ.float().view(n, k // 128, 128) * rows.view(n, k // 128, 1)).view(n, k)
+    return (x @ w.t()).to(dtype)
+
+
+gemm_a8w8_blockscale = _lookup.tuned("gemm_a8w8_blockscale", _block_gemm)
+
+
+def gemm_a8w8_bpreshuffle(*_, **__):
+    raise NotImplementedError("the stand-in has no gemm_a8w8_bpreshuffle")

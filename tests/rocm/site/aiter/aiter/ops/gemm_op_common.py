@@ -1,0 +1,1 @@
+"""A text by which gemmtune recognises what an aiter tree can do: ctypes."""

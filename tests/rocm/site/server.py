@@ -1,0 +1,198 @@
+"""A small server around SGLang's block-FP8 linear, for tests: an OpenAI-style completion endpoint, greedy, batched.
+
+Its model is a few linears in a row; the next token is where the last one's output is largest. The linears are those of
+the tree on the path: a reduced one on the stand-in torch, or a released one on a real torch. Requests in flight are decoded
+together, so M follows the load.
+
+Arguments: --port P --weights N,K;N,K (each K is the N before it, the first K is the last N).
+"""
+
+import argparse
+import json
+import logging
+import os
+import queue
+import sys
+import threading
+import time
+import types
+from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+
+logging.basicConfig(
+    level=logging.INFO, format="[%(asctime)s] %(message)s", datefmt="%Y-%m-%d %H:%M:%S", stream=sys.stderr
+)
+LOGGER = logging.getLogger("server")
+VOCABULARY = 200
+
+
+class Model:
+    """Linears in a row, and an embedding."""
+
+    def __init__(self, weights):
+        import torch
+
+        self.torch = torch
+        from sglang.srt.distributed import parallel_state
+
+        one_rank(parallel_state)
+        from sglang.srt.layers.quantization import fp8, fp8_utils
+
+        del fp8
+        import aiter
+
+        self.linear = fp8_utils.dispatch_w8a8_block_fp8_linear()
+        print_identity(self.linear)
+        self.width = weights[0][1]
+        self.layers = [self._weight(aiter.dtypes.fp8, n, k, seed) for seed, (n, k) in enumerate(weights)]
+        torch.manual_seed(99)
+        self.embedding = torch.randn(VOCABULARY, self.width)
+
+    def _weight(self, kind, n, k, seed):
+        torch = self.torch
+        torch.manual_seed(seed)
+        rows, groups = -(-n // 128), k // 128
+        w = torch.randn(rows * 128, k).view(rows, 128, groups, 128)
+        scale = w.abs().amax(dim=(1, 3)) / torch.finfo(kind).max
+        return (w / scale.view(rows, 1, groups, 1)).view(rows * 128, k)[:n].contiguous().to(kind), scale
+
+    def forward(self, tokens):
+        """The next token after each of `tokens`."""
+        torch = self.torch
+        x = self.embedding[[token % VOCABULARY for token in tokens]].to(torch.bfloat16)
+        for w, scale in self.layers:
+            x = self.linear(input=x, weight=w, block_size=[128, 128], weight_scale=scale, input_scale=None, bias=None)
+            x = (x * (1.0 / 64)).to(torch.bfloat16)
+        return [most_at(x[[row]].view(-1)) % VOCABULARY for row in range(len(tokens))]
+
+
+def most_at(values):
+    if hasattr(values, "tolist"):
+        values = values.tolist()
+    else:
+        values = values.values
+    return max(range(len(values)), key=values.__getitem__)
+
+
+def one_rank(parallel_state):
+    """Tensor parallelism of one rank, without a process group."""
+    if not hasattr(parallel_state, "_TP"):
+        return
+    group = types.SimpleNamespace(world_size=1, rank_in_group=0, rank=0)
+    parallel_state._TP = group
+    try:
+        parallel_state.get_tp_group()
+    except RuntimeError:  # 0.5.22 and later keep the group in a context of their own
+        OPEN.append(parallel_state.get_parallel().override(tp_group=group))
+        OPEN[-1].__enter__()
+
+
+#: Contexts that last as long as the process.
+OPEN = []
+
+
+def print_identity(function):
+    """What a patched `Fp8LinearMethod` says; the overlay says the same of its own."""
+    function = getattr(function, "func", function)
+    LOGGER.info("linears are served by %s (%s)", function.__qualname__, function.__module__)
+
+
+class Request:
+    """One completion under way."""
+
+    def __init__(self, prompt, wanted):
+        self.prompt, self.wanted = prompt, wanted
+        self.token = None
+        self.pieces = queue.Queue()
+
+
+class Scheduler(threading.Thread):
+    """Prefills what arrives, then decodes everything in flight together."""
+
+    def __init__(self, model):
+        super().__init__(daemon=True)
+        self.model, self.waiting = model, queue.Queue()
+
+    def run(self):
+        running = []
+        while True:
+            while not running or not self.waiting.empty():
+                request = self.waiting.get()
+                request.token = self.model.forward(request.prompt)[-1]
+                self.tell(request)
+                LOGGER.info("Prefill batch, #new-seq: 1, #new-token: %d", len(request.prompt))
+                running.append(request)
+            running = [request for request in running if request.wanted > 0]
+            if running:
+                for request, token in zip(running, self.model.forward([request.token for request in running])):
+                    request.token = token
+                    self.tell(request)
+                LOGGER.info("Decode batch, #running-req: %d, #token: 1", len(running))
+
+    def tell(self, request):
+        request.wanted -= 1
+        request.pieces.put((f" t{request.token}", request.wanted == 0))
+
+
+class Handler(BaseHTTPRequestHandler):
+    """The endpoints that a benchmark asks."""
+
+    protocol_version = "HTTP/1.1"
+
+    def log_message(self, *_):
+        pass
+
+    def do_GET(self):
+        if self.path == "/health":
+            return self.answer({})
+        if self.path == "/v1/models":
+            return self.answer({"data": [{"id": "stand-in"}]})
+        if self.path in ("/server_info", "/get_server_info"):
+            return self.answer({"model_path": "stand-in", "tp_size": 1, "port": self.server.server_port})
+        self.send_error(404)
+
+    def do_POST(self):
+        body = json.loads(self.rfile.read(int(self.headers["content-length"])) or b"{}")
+        if self.path != "/v1/completions":
+            return self.answer({})
+        request = Request(body["prompt"], body["max_tokens"])
+        SCHEDULER.waiting.put(request)
+        self.send_response(200)
+        self.send_header("content-type", "text/event-stream")
+        self.send_header("connection", "close")
+        self.end_headers()
+        last = False
+        while not last:
+            text, last = request.pieces.get()
+            self.event({"choices": [{"index": 0, "text": text, "finish_reason": "length" if last else None}]})
+        usage = {"prompt_tokens": len(request.prompt), "completion_tokens": body["max_tokens"]}
+        self.event({"choices": [], "usage": usage})
+        self.wfile.write(b"data: [DONE]\n\n")
+        self.close_connection = True
+
+    def event(self, document):
+        self.wfile.write(f"data: {json.dumps(document)}\n\n".encode())
+        self.wfile.flush()
+
+    def answer(self, document):
+        text = json.dumps(document).encode()
+        self.send_response(200)
+        self.send_header("content-length", str(len(text)))
+        self.end_headers()
+        self.wfile.write(text)
+
+
+if __name__ == "__main__":
+    parser = argparse.ArgumentParser()
+    parser.add_argument("--port", type=int, required=True)
+    parser.add_argument("--weights", required=True)
+    arguments = parser.parse_args()
+    if os.environ.get("REALTREES_ARCH"):
+        import rocm_look  # noqa: F401  a real torch is made to answer as on ROCm
+    started = time.perf_counter()
+    weights = [tuple(map(int, pair.split(","))) for pair in arguments.weights.split(";")]
+    SCHEDULER = Scheduler(Model(weights))
+    SCHEDULER.start()
+    server = ThreadingHTTPServer(("127.0.0.1", arguments.port), Handler)
+    LOGGER.info("ready after %.1f s", time.perf_counter() - started)
+    LOGGER.info("The server is fired up and ready to roll!")
+    server.serve_forever()

@@ -1,0 +1,194 @@
+"""As much of torch as the probe, the overlay and the stand-ins of this folder use, in Python floats.
+
+With it the whole loop runs wherever Python does. A tensor is a list in row-major order; there are no strides, so layouts
+cannot be shown with it. Rounding to FP8 and bf16 is done on every conversion.
+"""
+
+import builtins
+import math
+import operator
+import random
+import types
+from itertools import chain, repeat
+
+from .version import __version__  # noqa: F401
+from . import version  # noqa: F401
+
+
+class dtype:
+    """A number format: significand bits, smallest normal exponent, largest value."""
+
+    def __init__(self, name, bits, lowest, largest):
+        self.name, self.bits, self.lowest, self.largest = name, bits, lowest, largest
+
+    def __repr__(self):
+        return f"torch.{self.name}"
+
+    def round(self, value):
+        if self.bits is None or value == 0 or not math.isfinite(value):
+            return value
+        exponent = builtins.max(math.frexp(value)[1] - 1, self.lowest)
+        step = 2.0 ** (exponent - self.bits)
+        return builtins.min(builtins.max(round(value / step) * step, -self.largest), self.largest)
+
+
+float64 = dtype("float64", None, 0, 0)
+float32 = dtype("float32", None, 0, 0)
+bfloat16 = dtype("bfloat16", 7, -126, 3.4e38)
+float16 = dtype("float16", 10, -14, 65504.0)
+float8_e4m3fn = dtype("float8_e4m3fn", 3, -6, 448.0)
+float8_e4m3fnuz = dtype("float8_e4m3fnuz", 3, -7, 240.0)
+
+
+def finfo(kind):
+    return types.SimpleNamespace(max=kind.largest)
+
+
+class device:
+    """A device by its name."""
+
+    def __init__(self, name):
+        self.type = name
+
+    def __str__(self):
+        return self.type
+
+
+class Tensor:
+    """Numbers in row-major order."""
+
+    def __init__(self, values, shape, kind=float32):
+        self.values, self.shape, self.dtype = values, tuple(shape), kind
+        assert len(values) == math.prod(self.shape)
+
+    def view(self, *shape):
+        shape = shape[0] if len(shape) == 1 and isinstance(shape[0], (tuple, list)) else shape
+        if -1 in shape:
+            rest = math.prod(size for size in shape if size != -1)
+            shape = [len(self.values) // rest if size == -1 else size for size in shape]
+        return Tensor(self.values, shape, self.dtype)
+
+    def to(self, dtype):
+        if dtype is self.dtype:
+            return self
+        return Tensor(list(map(dtype.round, self.values)), self.shape, dtype)
+
+    def float(self):
+        return Tensor(self.values, self.shape, float32)
+
+    def contiguous(self):
+        return self
+
+    def clone(self):
+        return Tensor(list(self.values), self.shape, self.dtype)
+
+    def abs(self):
+        return Tensor(list(map(builtins.abs, self.values)), self.shape, self.dtype)
+
+    def amax(self, dim):
+        kept = [axis for axis in range(len(self.shape)) if axis not in dim]
+        largest = {}
+        for index, value in zip(_indices(self.shape), self.values):
+            key = tuple(index[axis] for axis in kept)
+            if value > largest.get(key, -math.inf):
+                largest[key] = value
+        shape = [self.shape[axis] for axis in kept]
+        return Tensor([largest[index] for index in _indices(shape)], shape, self.dtype)
+
+    def repeat_interleave(self, times, dim):
+        assert dim == 0
+        row = len(self.values) // self.shape[0]
+        rows = (self.values[i * row : (i + 1) * row] for i in range(self.shape[0]))
+        values = list(chain.from_iterable(chain.from_iterable(repeat(one, times) for one in rows)))
+        return Tensor(values, (self.shape[0] * times, *self.shape[1:]), self.dtype)
+
+    def t(self):
+        m, n = self.shape
+        return Tensor([self.values[i * n + j] for j in range(n) for i in range(m)], (n, m), self.dtype)
+
+    def sum(self):
+        return Tensor([math.fsum(self.values)], (), self.dtype)
+
+    def all(self):
+        return builtins.all(self.values)
+
+    def __float__(self):
+        return self.values[0]
+
+    def __getitem__(self, index):
+        if isinstance(index, tuple):
+            rows, columns = index
+            assert rows == slice(None)
+            m, n = self.shape
+            kept = range(n)[columns]
+            return Tensor([self.values[i * n + j] for i in range(m) for j in kept], (m, len(kept)), self.dtype)
+        rows = list(range(self.shape[0])[index]) if isinstance(index, slice) else list(index)
+        row = len(self.values) // self.shape[0]
+        values = list(chain.from_iterable(self.values[i * row : (i + 1) * row] for i in rows))
+        return Tensor(values, (len(rows), *self.shape[1:]), self.dtype)
+
+    def __matmul__(self, other):
+        (m, k), n = self.shape, other.shape[1]
+        columns = [other.values[j::n] for j in range(n)]
+        rows = [self.values[i * k : (i + 1) * k] for i in range(m)]
+        return Tensor([sum(map(operator.mul, row, column)) for row in rows for column in columns], (m, n))
+
+    def __mul__(self, other):
+        return self._with(other, operator.mul)
+
+    def __truediv__(self, other):
+        return self._with(other, operator.truediv)
+
+    def __sub__(self, other):
+        return self._with(other, operator.sub)
+
+    def _with(self, other, combine):
+        if not isinstance(other, Tensor):
+            return Tensor([combine(value, other) for value in self.values], self.shape, self.dtype)
+        if other.shape == self.shape:
+            return Tensor(list(map(combine, self.values, other.values)), self.shape)
+        assert len(other.shape) == len(self.shape)
+        strides, step = [], 1
+        for size in reversed(other.shape):
+            strides.insert(0, 0 if size == 1 else step)
+            step *= size
+        places = (sum(map(operator.mul, index, strides)) for index in _indices(self.shape))
+        return Tensor([combine(value, other.values[at]) for value, at in zip(self.values, places)], self.shape)
+
+
+def _indices(shape):
+    index = [0] * len(shape)
+    for _ in range(math.prod(shape)):
+        yield tuple(index)
+        for axis in range(len(shape) - 1, -1, -1):
+            index[axis] += 1
+            if index[axis] < shape[axis]:
+                break
+            index[axis] = 0
+
+
+def manual_seed(seed):
+    random.seed(seed)
+
+
+def randn(*shape, device=None):
+    return Tensor([random.gauss(0.0, 1.0) for _ in range(math.prod(shape))], shape)
+
+
+def tensor(nested, device=None):
+    return Tensor(list(chain.from_iterable(nested)), (len(nested), len(nested[0])))
+
+
+def isfinite(one):
+    return Tensor(list(map(math.isfinite, one.values)), one.shape)
+
+
+compiler = types.SimpleNamespace(is_compiling=lambda: False)
+cuda = types.SimpleNamespace(
+    is_available=lambda: False,  # nothing can be put on a device
+    device_count=lambda: 1,
+    current_device=lambda: 0,
+    get_device_properties=lambda _: types.SimpleNamespace(
+        gcnArchName="gfx942:sramecc+:xnack-", name="stand-in for MI300X", multi_processor_count=304
+    ),
+)
