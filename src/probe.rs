@@ -4,7 +4,7 @@
 //! table is read once and a module loaded once per process, and because a kernel may end the process: what it had
 //! answered by then counts, and the shape it was at is named.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 use std::time::Duration;
 
 use camino::Utf8PathBuf;
@@ -24,6 +24,22 @@ const TAG: &str = "gemmtune-aiter-probe: ";
 /// Largest accepted relative error against the float64 product of the same quantised operands: rounding to bf16 costs 0.0016
 /// to 0.0018, a scale read in the wrong layout about 0.2, a weight in the wrong layout about 1.4.
 pub const LIMIT: f64 = 0.005;
+
+/// Rows that are timed at most: the profiler is started for each, which takes about half a second.
+pub const TIMED: usize = 64;
+
+/// Every weight of `shapes` at M of 1, 2, 33, 128 and the largest among them. M = 1 alone shows nothing: a transposed
+/// scale of one row is the scale itself.
+pub fn sizes(shapes: &BTreeSet<Shape>) -> Vec<Shape> {
+    let largest = shapes.iter().map(|shape| shape.m).max().unwrap_or(1);
+    let mut sized = BTreeSet::new();
+    for shape in shapes {
+        for m in [1, 2, 33, 128, largest] {
+            sized.insert(Shape { m, ..shape.clone() });
+        }
+    }
+    sized.into_iter().collect()
+}
 
 /// What is to be tried.
 #[derive(Debug)]

@@ -19,6 +19,7 @@ pub mod merge;
 mod outcome;
 pub mod plan;
 pub mod printer;
+pub mod probe;
 pub mod progress;
 #[cfg(test)]
 mod reference;
@@ -87,6 +88,8 @@ enum Command {
     Tune(tune::TuneArgs),
     /// Force CK or Triton in an SGLang tree, by the mildest means that is right
     Switch(switch::SwitchArgs),
+    /// Try the deployed operation in a fresh process: are its numbers right, does it take its time
+    Probe(probe::ProbeArgs),
     /// Measure a running OpenAI-style server under a closed-loop load
     Bench(bench::BenchArgs),
     /// Compare two arms of benchmark results: better, worse, same or inconclusive
@@ -150,6 +153,7 @@ fn perform(command: Command, printer: &Printer) -> Result<std::process::ExitCode
         Command::Merge(args) => merge::run(&args, printer).map(success),
         Command::Tune(args) => tune::run(&args, printer).map(success),
         Command::Switch(args) => switch::run(&args, printer).map(success),
+        Command::Probe(args) => probe::run(&args, printer),
         Command::Bench(args) => bench::run(&args, printer).map(success),
         Command::Compare(args) => compare::run(&args, printer).map(success),
         Command::ReferenceServer(args) => reference_server::run(args, printer).map(success),

@@ -1,6 +1,9 @@
 //! `gemmtune run` on an AMD site that is played: a reduced SGLang tree, an aiter with look-ups and modules of its own, a
 //! torch in Python floats, aiter's tuner as a stand-in. No GPU, no package; `docs/rocm.md` says what that shows.
 
+#[path = "../schema/mod.rs"]
+#[allow(dead_code, reason = "each test file includes it and uses its part")]
+mod schema;
 #[path = "../trees/mod.rs"]
 mod trees;
 
@@ -107,6 +110,23 @@ fn compiled_modules_and_a_dead_builders_lock_go_aside_and_come_back() {
     let output = site.run(&["run", "--until", "verify"]);
     assert_eq!(output.status.code(), Some(0), "{}", stderr(&output));
     assert!(fs_err::read_to_string(&built).unwrap().contains("standin"));
+    // The same as a single step, for the run and for a table.
+    let probed = site.run(&["probe", "--json"]);
+    assert_eq!(probed.status.code(), Some(0), "{}", stderr(&probed));
+    let probed: Value = serde_json::from_slice(&probed.stdout).unwrap();
+    schema::check("probe", &probed);
+    assert_eq!(probed["about"]["through"], "aiter_w8a8_block_fp8_linear");
+    assert!(probed["checks"].as_array().unwrap().iter().all(|check| check["passes"] == true));
+    let table = site.latest().join("table.csv");
+    let path = site.python_path();
+    let mut arguments = vec!["probe", "--json", "--table", table.as_str(), "--python", "python3", "--cu-num", "304"];
+    arguments.extend(["--env", &path, "--env", "SGLANG_USE_AITER=1", "--no-times"]);
+    let probed = site.run(&[arguments.as_slice(), &["--shapes", "shapes.csv"]].concat());
+    assert_eq!(probed.status.code(), Some(0), "{}", stderr(&probed));
+    // Triton serves without a switch: the tuned kernel is not what runs, and that is said.
+    let probed: Value = serde_json::from_slice(&probed.stdout).unwrap();
+    let kernel = probed["checks"][0]["kernel"].as_str().unwrap();
+    assert!(kernel.contains("Triton"), "{kernel}");
     site.run(&["undo"]);
     assert_eq!(site.trees(), before);
 }

@@ -56,6 +56,10 @@ impl Site {
             &site.aiter("jit/build/module_gemm_a8w8_blockscale/gemm.cu"),
             "of another table\n",
         );
+        site.write(
+            &site.folder.join("shapes.csv"),
+            "op,M,N,K,dtype,records\ngemm_a8w8_blockscale,16,256,128,torch.float8_e4m3fnuz,3\n",
+        );
         site.write_config(change);
         site
     }
@@ -67,9 +71,8 @@ impl Site {
             .local_addr()
             .unwrap()
             .port();
-        let path = ["torch", "aiter", "sglang"].map(|part| folder.join(part).into_string());
         let mut env = vec![
-            ("PYTHONPATH", path.join(":")),
+            ("PYTHONPATH", self.path()),
             ("PYTHONDONTWRITEBYTECODE", "1".to_owned()),
             ("SGLANG_USE_AITER", "1".to_owned()),
             ("HOME", folder.to_string()),
@@ -90,6 +93,17 @@ impl Site {
             env.join(", ")
         );
         fs_err::write(folder.join("gemmtune.toml"), config).unwrap();
+    }
+
+    fn path(&self) -> String {
+        ["torch", "aiter", "sglang"]
+            .map(|part| self.folder.join(part).into_string())
+            .join(":")
+    }
+
+    /// `PYTHONPATH=…`, for a process of its own.
+    pub(crate) fn python_path(&self) -> String {
+        format!("PYTHONPATH={}", self.path())
     }
 
     /// Sets a variable of the server.

@@ -11,6 +11,7 @@ use crate::engine::{Engine, read_json, write_json};
 use crate::event::Role;
 use crate::log::harvest::Harvest;
 use crate::platform::{Deployed, Deployment, Inspection, LayoutCheck, Probed, Tuned};
+use crate::probe;
 use crate::shape::Shape;
 use crate::stage::Stage;
 
@@ -35,7 +36,7 @@ pub(super) fn verify(engine: &mut Engine<'_>) -> Result<Done, Trouble> {
         may_build: deployment.may_build,
     };
     let (limit, interrupt) = (engine.benchmark_limit(), engine.interrupt.clone());
-    let probes = layout_shapes(&planned);
+    let probes = probe::sizes(&planned);
     let platform = std::sync::Arc::clone(&engine.platform);
     let run = engine.run.clone();
     let deployed = Deployed {
@@ -113,19 +114,6 @@ fn baseline_answers(engine: &Engine<'_>) -> Result<Recording, Trouble> {
             .trial(trial.number, Role::Baseline.name())
             .join(ANSWERS),
     )
-}
-
-/// Every (N, K) of the plan at M of 1, 2, 33, 128 and the largest planned. M = 1 alone shows nothing: a
-/// transposed scale of one row is the scale itself.
-fn layout_shapes(planned: &BTreeSet<Shape>) -> Vec<Shape> {
-    let largest = planned.iter().map(|shape| shape.m).max().unwrap_or(1);
-    let mut probes = BTreeSet::new();
-    for shape in planned {
-        for m in [1, 2, 33, 128, largest] {
-            probes.insert(Shape { m, ..shape.clone() });
-        }
-    }
-    probes.into_iter().collect()
 }
 
 fn refuse_wrong_numbers(layout: &[LayoutCheck]) -> Result<(), Trouble> {

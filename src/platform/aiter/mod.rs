@@ -35,9 +35,6 @@ use crate::tune::aiter::{self as tuner, AiterOrder, AiterTuneError, Limits, Sett
 use crate::tune::{TuneEvent, TuneOutcome};
 use crate::workload::config::{Config, Switch};
 
-/// Rows that are timed again when deployed: the probe starts the profiler for each, about half a second.
-const TIMED: usize = 64;
-
 /// SGLang with aiter.
 #[derive(Debug)]
 pub(super) struct Aiter {
@@ -267,7 +264,7 @@ impl Platform for Aiter {
         let mut env: BTreeMap<String, Option<String>> = self.site.environment().clone();
         env.extend(deployment.environment());
         let won: Vec<_> = tuned.rows.iter().filter(|row| !row.incumbent_kept).collect();
-        let times: Vec<Shape> = won.iter().take(TIMED).map(|row| row.shape.clone()).collect();
+        let times: Vec<Shape> = won.iter().take(probe::TIMED).map(|row| row.shape.clone()).collect();
         let found = probe::probe(&probe::Order {
             python: self.site.python.as_str(),
             folder: self.folder.clone(),

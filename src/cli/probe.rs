@@ -1,0 +1,345 @@
+//! `gemmtune probe`: the deployed operation in a fresh process, its numbers and its time.
+
+use std::collections::{BTreeMap, BTreeSet};
+use std::process::ExitCode;
+use std::time::Duration;
+
+use camino::{Utf8Path, Utf8PathBuf};
+use serde::Serialize;
+
+use super::failure::{Failure, Kind};
+use super::printer::Printer;
+use crate::platform::{Deployment, Inspection, KernelTime};
+use crate::probe::{self, Found, LIMIT, Order, ProbeError};
+use crate::proc::{Interrupt, RunError};
+use crate::shape::{Op, Shape};
+use crate::stage::Stage;
+use crate::table::aiter::Table;
+use crate::table::shapes;
+use crate::tree::aiter;
+use crate::workload::config::Config;
+
+/// Arguments of `gemmtune probe`.
+#[derive(Debug, clap::Args)]
+pub struct ProbeArgs {
+    /// The run whose deployment is tried; the latest of this folder's runs without --table
+    #[arg(conflicts_with = "table")]
+    run: Option<Utf8PathBuf>,
+
+    /// A tuned table of aiter's to try instead
+    #[arg(long, requires = "python")]
+    table: Option<Utf8PathBuf>,
+
+    /// The interpreter that imports torch, aiter and SGLang
+    #[arg(long)]
+    python: Option<Utf8PathBuf>,
+
+    /// Variables of that process
+    #[arg(long, value_name = "NAME=VALUE", value_parser = parse_variable)]
+    env: Vec<(String, String)>,
+
+    /// Only rows of this architecture
+    #[arg(long)]
+    gfx: Option<String>,
+
+    /// Only rows for this many compute units
+    #[arg(long)]
+    cu_num: Option<u32>,
+
+    /// Shapes whose numbers are checked; without it each weight of the table at five sizes
+    #[arg(long, value_name = "CSV")]
+    shapes: Option<Utf8PathBuf>,
+
+    /// Check numbers and time nothing
+    #[arg(long)]
+    no_times: bool,
+
+    /// Longest that it may take, in seconds: the first call may compile a module
+    #[arg(long, default_value_t = 1800)]
+    limit: u64,
+}
+
+fn parse_variable(text: &str) -> Result<(String, String), String> {
+    text.split_once('=')
+        .filter(|(name, _)| !name.is_empty())
+        .map(|(name, value)| (name.to_owned(), value.to_owned()))
+        .ok_or_else(|| format!("`{text}` is not NAME=VALUE"))
+}
+
+/// What is tried.
+struct Target {
+    python: String,
+    folder: Option<Utf8PathBuf>,
+    env: BTreeMap<String, Option<String>>,
+    table: Table,
+}
+
+#[derive(Debug, Serialize)]
+struct Document {
+    op: Op,
+    table: String,
+    about: BTreeMap<String, Option<String>>,
+    checks: Vec<Check>,
+    times: Vec<Time>,
+    broke_off: Option<String>,
+}
+
+#[derive(Debug, Serialize)]
+struct Check {
+    #[serde(rename = "M")]
+    m: u32,
+    #[serde(rename = "N")]
+    n: u32,
+    #[serde(rename = "K")]
+    k: u32,
+    kernel: String,
+    error: Option<f64>,
+    limit: f64,
+    passes: bool,
+    said: Option<String>,
+}
+
+#[derive(Debug, Serialize)]
+struct Time {
+    #[serde(rename = "M")]
+    m: u32,
+    #[serde(rename = "N")]
+    n: u32,
+    #[serde(rename = "K")]
+    k: u32,
+    tuned_us: f64,
+    us: Option<f64>,
+    clock: String,
+    agrees: bool,
+    said: Option<String>,
+}
+
+/// Tries the operation and says what was found.
+pub fn run(args: &ProbeArgs, printer: &Printer) -> Result<ExitCode, Failure> {
+    let target = match &args.table {
+        Some(table) => of_table(args, table)?,
+        None => of_run(&super::status::chosen(args.run.as_ref()))?,
+    };
+    let op = target.table.op;
+    let rows: Vec<_> = target
+        .table
+        .rows
+        .iter()
+        .filter(|row| args.cu_num.is_none_or(|count| row.cu_num == Some(count)))
+        .filter(|row| args.gfx.is_none() || row.gfx.is_none() || row.gfx.as_deref() == args.gfx.as_deref())
+        .filter_map(|row| Some((row.shape(op), row.us.filter(|us| us.is_finite() && *us > 0.0)?)))
+        .collect();
+    let checks = match &args.shapes {
+        Some(path) => read_shapes(path, op)?,
+        None => probe::sizes(&rows.iter().map(|(shape, _)| shape.clone()).collect::<BTreeSet<_>>()),
+    };
+    let timed: Vec<_> = rows
+        .iter()
+        .filter(|_| !args.no_times)
+        .take(probe::TIMED)
+        .collect();
+    let times: Vec<Shape> = timed.iter().map(|(shape, _)| shape.clone()).collect();
+    if checks.is_empty() && times.is_empty() {
+        return Err(Failure::new(Kind::NoShapes, "the table has no row to try")
+            .hint("look at --gfx and --cu-num, or name shapes with --shapes"));
+    }
+    let interrupt = Interrupt::new();
+    interrupt
+        .on_signals()
+        .map_err(|error| Failure::to(Kind::Environment, "watch for Ctrl-C", error))?;
+    let found = probe::probe(&Order {
+        python: &target.python,
+        folder: target.folder,
+        env: target.env,
+        op,
+        checks: &checks,
+        times: &times,
+        limit: Duration::from_secs(args.limit),
+        keeper: &super::run::keeper()?,
+        interrupt: &interrupt,
+    })
+    .map_err(failure)?;
+    let tuned: Vec<f64> = timed.iter().map(|(_, us)| *us).collect();
+    tell(document(op, &target.table.name, &tuned, found), printer)
+}
+
+fn tell(document: Document, printer: &Printer) -> Result<ExitCode, Failure> {
+    let wrong = document.checks.iter().filter(|check| !check.passes).count();
+    let apart = document.times.iter().filter(|time| !time.agrees).count();
+    for check in &document.checks {
+        let error = check
+            .error
+            .map_or_else(|| "no number".to_owned(), |error| format!("error {error:.5}"));
+        let said = check.said.as_deref().map_or_else(String::new, |said| format!(": {said}"));
+        printer.say(format!(
+            "{} M={} N={} K={}  {error}  {}{said}",
+            if check.passes { "ok   " } else { "WRONG" },
+            check.m, check.n, check.k, check.kernel
+        ));
+    }
+    for time in &document.times {
+        let us = time.us.map_or_else(|| "no time".to_owned(), |us| format!("{us:.2} us"));
+        printer.say(format!(
+            "{} M={} N={} K={}  {us} ({} time), tuned at {:.2} us",
+            if time.agrees { "ok   " } else { "APART" },
+            time.m, time.n, time.k, time.clock, time.tuned_us
+        ));
+    }
+    if let Some(ended) = &document.broke_off {
+        printer.warn(format!("not everything was tried: {ended}"));
+    }
+    printer.say(format!(
+        "{} of {} checks are right, {} of {} kernels take the time they were tuned at",
+        document.checks.len() - wrong,
+        document.checks.len(),
+        document.times.len() - apart,
+        document.times.len()
+    ));
+    let broken = wrong > 0 || document.broke_off.is_some();
+    if printer.is_json() {
+        printer.json(&document)?;
+    }
+    Ok(if broken {
+        ExitCode::from(Kind::NotBetter as u8)
+    } else {
+        ExitCode::SUCCESS
+    })
+}
+
+fn document(op: Op, table: &str, tuned: &[f64], found: Found) -> Document {
+    let Found {
+        about,
+        checks,
+        times,
+        broke_off,
+    } = found;
+    Document {
+        op,
+        table: table.to_owned(),
+        about,
+        checks: checks
+            .into_iter()
+            .map(|check| Check {
+                m: check.shape.m,
+                n: check.shape.n,
+                k: check.shape.k,
+                passes: check.passes(),
+                kernel: check.kernel,
+                error: check.error,
+                limit: LIMIT,
+                said: check.said,
+            })
+            .collect(),
+        times: times
+            .into_iter()
+            .zip(tuned)
+            .map(|(time, tuned_us)| {
+                let said = time.said;
+                let time = KernelTime {
+                    shape: time.shape,
+                    tuned_us: *tuned_us,
+                    us: time.us,
+                    clock: time.clock,
+                };
+                Time {
+                    m: time.shape.m,
+                    n: time.shape.n,
+                    k: time.shape.k,
+                    agrees: time.agrees(),
+                    tuned_us: time.tuned_us,
+                    us: time.us,
+                    clock: time.clock,
+                    said,
+                }
+            })
+            .collect(),
+        broke_off,
+    }
+}
+
+fn of_table(args: &ProbeArgs, path: &Utf8Path) -> Result<Target, Failure> {
+    let absolute = path
+        .canonicalize_utf8()
+        .map_err(|error| Failure::to(Kind::Usage, "find the table", error))?;
+    let table = read_table(&absolute, None)?;
+    let mut env: BTreeMap<String, Option<String>> = args
+        .env
+        .iter()
+        .map(|(name, value)| (name.clone(), Some(value.clone())))
+        .collect();
+    let variable = aiter::variable(table.op).ok_or_else(|| failure(ProbeError::Operation(table.op)))?;
+    env.insert(variable.to_owned(), Some(absolute.to_string()));
+    Ok(Target {
+        python: args.python.clone().unwrap_or_default().into_string(),
+        folder: None,
+        env,
+        table,
+    })
+}
+
+fn of_run(path: &Utf8Path) -> Result<Target, Failure> {
+    let run = super::run::open(path)?;
+    let read = |path: Utf8PathBuf| {
+        fs_err::read_to_string(path).map_err(|error| {
+            Failure::to(Kind::Usage, "read what the run deployed", error)
+                .hint("go on with the run until `deploy`, or name a table with --table")
+        })
+    };
+    let config = Config::parse(&read(run.config())?)
+        .map_err(|error| Failure::to(Kind::NotResumable, &error.to_string(), error))?;
+    let parse = |error: serde_json::Error| Failure::to(Kind::NotResumable, "read the run's documents", error);
+    let inspection: Inspection =
+        serde_json::from_str(&read(run.stage(Stage::Inspect.name()))?).map_err(parse)?;
+    let deployment: Deployment =
+        serde_json::from_str(&read(run.stage(Stage::Deploy.name()))?).map_err(parse)?;
+    let Some(python) = config.backend.python else {
+        return Err(Failure::new(
+            Kind::Usage,
+            "the run is not one of SGLang with aiter, whose operation can be tried",
+        ));
+    };
+    let mut env: BTreeMap<String, Option<String>> =
+        config.server.unset.into_iter().map(|name| (name, None)).collect();
+    env.extend(config.server.env.into_iter().map(|(name, value)| (name, Some(value))));
+    env.extend(deployment.environment());
+    // The rows that were tuned stand beside the deployed table.
+    let ours = deployment.table.with_file_name("tuned.csv");
+    Ok(Target {
+        python: python.into_string(),
+        folder: config.server.cwd,
+        env,
+        table: read_table(&ours, Some(inspection.op))?,
+    })
+}
+
+fn read_table(path: &Utf8Path, op: Option<Op>) -> Result<Table, Failure> {
+    let bytes = fs_err::read(path).map_err(|error| {
+        Failure::to(Kind::Usage, "read the table", error)
+            .hint("a deployment that was taken back has none; name one with --table")
+    })?;
+    Table::read(path.as_str(), &bytes, op)
+        .map_err(|error| Failure::to(Kind::Usage, "read the table", error))
+}
+
+fn read_shapes(path: &Utf8Path, op: Op) -> Result<Vec<Shape>, Failure> {
+    let bytes = super::files::read(path)
+        .map_err(|error| Failure::to(Kind::Usage, "read the shapes", error))?;
+    let counted = shapes::read(&bytes, Some(op))
+        .map_err(|error| Failure::to(Kind::Usage, "read the shapes", error))?;
+    Ok(counted
+        .into_iter()
+        .map(|counted| counted.shape)
+        .filter(|shape| shape.op == op)
+        .collect())
+}
+
+fn failure(error: ProbeError) -> Failure {
+    let kind = match &error {
+        ProbeError::Operation(_) => Kind::Usage,
+        ProbeError::Run(RunError::Interrupted(_)) => Kind::Interrupted,
+        ProbeError::Run(RunError::DeadlinePassed { .. }) => Kind::WorkloadFailed,
+        ProbeError::Run(_) | ProbeError::Nothing { .. } => Kind::Environment,
+        ProbeError::Write(_) => Kind::Bug,
+    };
+    Failure::to(kind, "try the deployed operation", error)
+}
