@@ -387,7 +387,10 @@ mod tests {
         assert_eq!(found.checks.len(), 2, "those after it were not tried");
         assert_eq!(found.checks[1].shape.m, 2);
         let said = found.checks[1].said.clone().unwrap();
-        assert!(said.contains("signal 11") && said.contains("Segmentation fault"), "{said}");
+        assert!(
+            said.contains("signal 11") && said.contains("Segmentation fault"),
+            "{said}"
+        );
     }
 
     #[test]

@@ -126,12 +126,24 @@ pub fn run(args: &ProbeArgs, printer: &Printer) -> Result<ExitCode, Failure> {
         .rows
         .iter()
         .filter(|row| args.cu_num.is_none_or(|count| row.cu_num == Some(count)))
-        .filter(|row| args.gfx.is_none() || row.gfx.is_none() || row.gfx.as_deref() == args.gfx.as_deref())
-        .filter_map(|row| Some((row.shape(op), row.us.filter(|us| us.is_finite() && *us > 0.0)?)))
+        .filter(|row| {
+            args.gfx.is_none() || row.gfx.is_none() || row.gfx.as_deref() == args.gfx.as_deref()
+        })
+        .filter_map(|row| {
+            Some((
+                row.shape(op),
+                row.us.filter(|us| us.is_finite() && *us > 0.0)?,
+            ))
+        })
         .collect();
     let checks = match &args.shapes {
         Some(path) => read_shapes(path, op)?,
-        None => probe::sizes(&rows.iter().map(|(shape, _)| shape.clone()).collect::<BTreeSet<_>>()),
+        None => probe::sizes(
+            &rows
+                .iter()
+                .map(|(shape, _)| shape.clone())
+                .collect::<BTreeSet<_>>(),
+        ),
     };
     let timed: Vec<_> = rows
         .iter()
@@ -167,22 +179,35 @@ fn tell(document: Document, printer: &Printer) -> Result<ExitCode, Failure> {
     let wrong = document.checks.iter().filter(|check| !check.passes).count();
     let apart = document.times.iter().filter(|time| !time.agrees).count();
     for check in &document.checks {
-        let error = check
-            .error
-            .map_or_else(|| "no number".to_owned(), |error| format!("error {error:.5}"));
-        let said = check.said.as_deref().map_or_else(String::new, |said| format!(": {said}"));
+        let error = check.error.map_or_else(
+            || "no number".to_owned(),
+            |error| format!("error {error:.5}"),
+        );
+        let said = check
+            .said
+            .as_deref()
+            .map_or_else(String::new, |said| format!(": {said}"));
         printer.say(format!(
             "{} M={} N={} K={}  {error}  {}{said}",
             if check.passes { "ok   " } else { "WRONG" },
-            check.m, check.n, check.k, check.kernel
+            check.m,
+            check.n,
+            check.k,
+            check.kernel
         ));
     }
     for time in &document.times {
-        let us = time.us.map_or_else(|| "no time".to_owned(), |us| format!("{us:.2} us"));
+        let us = time
+            .us
+            .map_or_else(|| "no time".to_owned(), |us| format!("{us:.2} us"));
         printer.say(format!(
             "{} M={} N={} K={}  {us} ({} time), tuned at {:.2} us",
             if time.agrees { "ok   " } else { "APART" },
-            time.m, time.n, time.k, time.clock, time.tuned_us
+            time.m,
+            time.n,
+            time.k,
+            time.clock,
+            time.tuned_us
         ));
     }
     if let Some(ended) = &document.broke_off {
@@ -267,7 +292,8 @@ fn of_table(args: &ProbeArgs, path: &Utf8Path) -> Result<Target, Failure> {
         .iter()
         .map(|(name, value)| (name.clone(), Some(value.clone())))
         .collect();
-    let variable = aiter::variable(table.op).ok_or_else(|| failure(ProbeError::Operation(table.op)))?;
+    let variable =
+        aiter::variable(table.op).ok_or_else(|| failure(ProbeError::Operation(table.op)))?;
     env.insert(variable.to_owned(), Some(absolute.to_string()));
     Ok(Target {
         python: args.python.clone().unwrap_or_default().into_string(),
@@ -287,7 +313,9 @@ fn of_run(path: &Utf8Path) -> Result<Target, Failure> {
     };
     let config = Config::parse(&read(run.config())?)
         .map_err(|error| Failure::to(Kind::NotResumable, &error.to_string(), error))?;
-    let parse = |error: serde_json::Error| Failure::to(Kind::NotResumable, "read the run's documents", error);
+    let parse = |error: serde_json::Error| {
+        Failure::to(Kind::NotResumable, "read the run's documents", error)
+    };
     let inspection: Inspection =
         serde_json::from_str(&read(run.stage(Stage::Inspect.name()))?).map_err(parse)?;
     let deployment: Deployment =
@@ -298,9 +326,19 @@ fn of_run(path: &Utf8Path) -> Result<Target, Failure> {
             "the run is not one of SGLang with aiter, whose operation can be tried",
         ));
     };
-    let mut env: BTreeMap<String, Option<String>> =
-        config.server.unset.into_iter().map(|name| (name, None)).collect();
-    env.extend(config.server.env.into_iter().map(|(name, value)| (name, Some(value))));
+    let mut env: BTreeMap<String, Option<String>> = config
+        .server
+        .unset
+        .into_iter()
+        .map(|name| (name, None))
+        .collect();
+    env.extend(
+        config
+            .server
+            .env
+            .into_iter()
+            .map(|(name, value)| (name, Some(value))),
+    );
     env.extend(deployment.environment());
     // The rows that were tuned stand beside the deployed table.
     let ours = deployment.table.with_file_name("tuned.csv");

@@ -404,10 +404,7 @@ mod tests {
         let keep = tempfile::tempdir().unwrap();
         let path = Utf8PathBuf::try_from(keep.path().join("m.so")).unwrap();
         crate::store::file::write_atomic(&path, b"\0\x01a8w8_k1\0junk").unwrap();
-        assert_eq!(
-            absent_kernels(&path, &["a8w8_k1", "a8w8_k2"]),
-            ["a8w8_k2"]
-        );
+        assert_eq!(absent_kernels(&path, &["a8w8_k1", "a8w8_k2"]), ["a8w8_k2"]);
         assert_eq!(absent_kernels(Utf8Path::new("/nowhere.so"), &["x"]), ["x"]);
     }
 }

@@ -35,7 +35,10 @@ fn a_run_tunes_deploys_verifies_and_compares_and_undo_leaves_no_trace() {
     let run = site.latest();
     let inspected = document(&run.join("inspect.json"));
     assert_eq!(inspected["op"], "gemm_a8w8_blockscale");
-    assert!(inspected["path"].as_str().unwrap().contains("triton"), "{inspected}");
+    assert!(
+        inspected["path"].as_str().unwrap().contains("triton"),
+        "{inspected}"
+    );
     let verified = document(&run.join("verify.json"));
     let layout = verified["layout"].as_array().unwrap();
     assert!(layout.len() >= 8, "{layout:?}");
@@ -45,13 +48,27 @@ fn a_run_tunes_deploys_verifies_and_compares_and_undo_leaves_no_trace() {
     }
     let tuned = |check: &&Value| check["kernel"].as_str().unwrap().contains("standin");
     assert!(layout.iter().filter(tuned).count() > 0, "{layout:?}");
-    assert!(verified["engagement"]["missed"].as_array().unwrap().is_empty(), "{verified}");
-    assert!(verified["engagement"]["unplanned"].as_array().unwrap().is_empty(), "{verified}");
+    assert!(
+        verified["engagement"]["missed"]
+            .as_array()
+            .unwrap()
+            .is_empty(),
+        "{verified}"
+    );
+    assert!(
+        verified["engagement"]["unplanned"]
+            .as_array()
+            .unwrap()
+            .is_empty(),
+        "{verified}"
+    );
     assert!(!verified["times"].as_array().unwrap().is_empty());
 
     // One variable, one file that holds what served before and what was tuned, each key once.
     let deployed = document(&run.join("deploy.json"));
-    let table = deployed["env"]["AITER_CONFIG_GEMM_A8W8_BLOCKSCALE"].as_str().unwrap();
+    let table = deployed["env"]["AITER_CONFIG_GEMM_A8W8_BLOCKSCALE"]
+        .as_str()
+        .unwrap();
     assert!(table.starts_with('/') && !table.contains(':'), "{table}");
     assert!(table.contains("a8w8_blockscale_tuned_gemm-"), "{table}");
     let rows = fs_err::read_to_string(table).unwrap();
@@ -83,7 +100,10 @@ fn a_table_whose_kernel_computes_wrong_numbers_is_taken_back() {
     let output = site.run(&["run"]);
     assert_eq!(output.status.code(), Some(16), "{}", stderr(&output));
     let said = stderr(&output);
-    assert!(said.contains("layout check") && said.contains("49.9 % off"), "{said}");
+    assert!(
+        said.contains("layout check") && said.contains("49.9 % off"),
+        "{said}"
+    );
     assert!(said.contains("taken back"), "{said}");
     assert_eq!(site.trees(), before);
     let journal = site.journal();
@@ -116,10 +136,25 @@ fn compiled_modules_and_a_dead_builders_lock_go_aside_and_come_back() {
     let probed: Value = serde_json::from_slice(&probed.stdout).unwrap();
     schema::check("probe", &probed);
     assert_eq!(probed["about"]["through"], "aiter_w8a8_block_fp8_linear");
-    assert!(probed["checks"].as_array().unwrap().iter().all(|check| check["passes"] == true));
+    assert!(
+        probed["checks"]
+            .as_array()
+            .unwrap()
+            .iter()
+            .all(|check| check["passes"] == true)
+    );
     let table = site.latest().join("table.csv");
     let path = site.python_path();
-    let mut arguments = vec!["probe", "--json", "--table", table.as_str(), "--python", "python3", "--cu-num", "304"];
+    let mut arguments = vec![
+        "probe",
+        "--json",
+        "--table",
+        table.as_str(),
+        "--python",
+        "python3",
+        "--cu-num",
+        "304",
+    ];
     arguments.extend(["--env", &path, "--env", "SGLANG_USE_AITER=1", "--no-times"]);
     let probed = site.run(&[arguments.as_slice(), &["--shapes", "shapes.csv"]].concat());
     assert_eq!(probed.status.code(), Some(0), "{}", stderr(&probed));
@@ -148,7 +183,10 @@ fn a_module_that_keeps_its_kernels_by_name_is_rebuilt_only_when_it_lacks_one() {
     // With modules that hold every kernel of the table there is nothing to rebuild.
     site.write_bytes(&site.aiter("jit/module_gemm_a8w8_blockscale.so"), &built);
     if let Ok(tiles) = tiles {
-        site.write_bytes(&site.aiter("jit/module_gemm_a8w8_blockscale_cktile.so"), &tiles);
+        site.write_bytes(
+            &site.aiter("jit/module_gemm_a8w8_blockscale_cktile.so"),
+            &tiles,
+        );
     }
     let before = site.trees();
     let output = site.run(&["run", "--new", "--until", "deploy"]);
@@ -162,8 +200,14 @@ fn tables_that_the_user_joins_are_merged_and_never_written() {
     // The same key twice: aiter itself would rewrite both files and stop.
     let header = "cu_num,M,N,K,libtype,kernelId,splitK,us,kernelName,tflops,bw,errRatio\n";
     let (one, two) = (site.folder.join("one.csv"), site.folder.join("two.csv"));
-    site.write(&one, &format!("{header}304,512,256,128,ck,3,0,9.5,a8w8_blockscale_slow,3.5,32.0,0.0\n"));
-    site.write(&two, &format!("{header}304,512,256,128,ck,4,0,7.5,a8w8_blockscale_fast,4.5,40.0,0.0\n"));
+    site.write(
+        &one,
+        &format!("{header}304,512,256,128,ck,3,0,9.5,a8w8_blockscale_slow,3.5,32.0,0.0\n"),
+    );
+    site.write(
+        &two,
+        &format!("{header}304,512,256,128,ck,4,0,7.5,a8w8_blockscale_fast,4.5,40.0,0.0\n"),
+    );
     let bytes = |path: &camino::Utf8Path| fs_err::read(path).unwrap();
     let before = (bytes(&one), bytes(&two));
     site.set("AITER_CONFIG_GEMM_A8W8_BLOCKSCALE", &format!("{one}:{two}"));
@@ -172,7 +216,10 @@ fn tables_that_the_user_joins_are_merged_and_never_written() {
     assert_eq!((bytes(&one), bytes(&two)), before);
     let table = fs_err::read_to_string(site.latest().join("table.csv")).unwrap();
     assert!(table.contains("a8w8_blockscale_fast") && !table.contains("a8w8_blockscale_slow"));
-    assert!(!table.contains("4096,512,7168"), "the variable replaces the shipped tables");
+    assert!(
+        !table.contains("4096,512,7168"),
+        "the variable replaces the shipped tables"
+    );
 }
 
 #[test]
@@ -181,7 +228,11 @@ fn a_site_that_cannot_be_tuned_is_refused_before_anything_is_started() {
     site.set("SGLANG_USE_AITER", "yes");
     let output = site.run(&["run"]);
     assert_eq!(output.status.code(), Some(10), "{}", stderr(&output));
-    assert!(stderr(&output).contains("one half of SGLang"), "{}", stderr(&output));
+    assert!(
+        stderr(&output).contains("one half of SGLang"),
+        "{}",
+        stderr(&output)
+    );
 
     let site = Site::new(&Change::default());
     let tuner = site.aiter("utility/mp_tuner.py");
@@ -189,7 +240,15 @@ fn a_site_that_cannot_be_tuned_is_refused_before_anything_is_started() {
     site.write(&tuner, &text.replace("pool_restart_needed", ""));
     let output = site.run(&["run"]);
     assert_eq!(output.status.code(), Some(10), "{}", stderr(&output));
-    assert!(stderr(&output).contains("pool-restart"), "{}", stderr(&output));
-    assert!(stderr(&output).contains("doctor --fix"), "{}", stderr(&output));
+    assert!(
+        stderr(&output).contains("pool-restart"),
+        "{}",
+        stderr(&output)
+    );
+    assert!(
+        stderr(&output).contains("doctor --fix"),
+        "{}",
+        stderr(&output)
+    );
     assert_eq!(count(&site.journal(), "stage_started", "baseline"), 0);
 }

@@ -49,9 +49,15 @@ impl Site {
         };
         // What gemmtune recognises 303a583c by, where the stand-ins have no use for it.
         site.append("utility/base_tuner.py", "# run_config\n");
-        site.append("utility/mp_tuner.py", "# pool_restart_needed AcceleratorError\n");
+        site.append(
+            "utility/mp_tuner.py",
+            "# pool_restart_needed AcceleratorError\n",
+        );
         // A module from before, built from a table without a row for this machine.
-        site.write(&site.aiter("jit/module_gemm_a8w8_blockscale.so"), "ELF, as it were\n");
+        site.write(
+            &site.aiter("jit/module_gemm_a8w8_blockscale.so"),
+            "ELF, as it were\n",
+        );
         site.write(
             &site.aiter("jit/build/module_gemm_a8w8_blockscale/gemm.cu"),
             "of another table\n",
@@ -77,7 +83,12 @@ impl Site {
             ("SGLANG_USE_AITER", "1".to_owned()),
             ("HOME", folder.to_string()),
         ];
-        env.extend(change.env.iter().map(|(name, value)| (*name, (*value).to_owned())));
+        env.extend(
+            change
+                .env
+                .iter()
+                .map(|(name, value)| (*name, (*value).to_owned())),
+        );
         let env: Vec<String> = env
             .iter()
             .map(|(name, value)| format!("{name} = {value:?}"))
@@ -134,8 +145,14 @@ impl Site {
     /// Makes the tree behave, and be recognised, as e4048607: kernels are asked for by name.
     pub(crate) fn play_newer_aiter(&self) {
         self.write(&self.aiter("REVISION"), "H\n");
-        self.append("utility/base_tuner.py", "# \"gfx\" effective_topk\neffective_topk = 1\n");
-        self.append("ops/gemm_op_a8w8.py", "# _CKGEMM_HAS_GFX kernelName=kernelName\n");
+        self.append(
+            "utility/base_tuner.py",
+            "# \"gfx\" effective_topk\neffective_topk = 1\n",
+        );
+        self.append(
+            "ops/gemm_op_a8w8.py",
+            "# _CKGEMM_HAS_GFX kernelName=kernelName\n",
+        );
         let fill = |relative: &str| {
             let path = self.aiter(relative);
             let text = fs_err::read_to_string(&path).unwrap();

@@ -81,7 +81,12 @@ fn take_back(run: &RunDir) -> Result<(), Trouble> {
         return Ok(());
     }
     let mut ledger = Ledger::open(&run.ledger(), "gemmtune undo").map_err(failed)?;
-    let ids: Vec<u32> = ledger.operations().iter().rev().map(|operation| operation.id).collect();
+    let ids: Vec<u32> = ledger
+        .operations()
+        .iter()
+        .rev()
+        .map(|operation| operation.id)
+        .collect();
     for id in ids {
         ledger.undo(id).map_err(failed)?;
     }

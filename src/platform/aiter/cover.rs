@@ -85,14 +85,23 @@ mod tests {
         table
     }
 
-    fn ranges(rows: &[(u32, u32, u32)], left: &[(u32, u32, u32)], nk: (u32, u32)) -> Vec<(Option<u64>, Option<u64>)> {
+    fn ranges(
+        rows: &[(u32, u32, u32)],
+        left: &[(u32, u32, u32)],
+        nk: (u32, u32),
+    ) -> Vec<(Option<u64>, Option<u64>)> {
         let table = table(rows);
         let rules = Rules::new(Op::Blockscale, Revision::P);
         let resolver = Resolver::new(&table, rules, "gfx942", 304).unwrap();
-        routes(&resolver, Op::Blockscale, &[nk].into(), &left.iter().copied().collect())
-            .iter()
-            .map(|route| (route.min_m, route.max_m))
-            .collect()
+        routes(
+            &resolver,
+            Op::Blockscale,
+            &[nk].into(),
+            &left.iter().copied().collect(),
+        )
+        .iter()
+        .map(|route| (route.min_m, route.max_m))
+        .collect()
     }
 
     #[test]

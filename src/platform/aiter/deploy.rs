@@ -169,7 +169,8 @@ impl Aiter {
             }
             _ => Vec::new(),
         };
-        let refused = |error: &ForceError| Trouble::new(Class::SourceNotRecognised, error.to_string());
+        let refused =
+            |error: &ForceError| Trouble::new(Class::SourceNotRecognised, error.to_string());
         let plan = plan(&routes).map_err(|error| refused(&error))?;
         if plan.means == Means::None {
             return Ok(Vec::new());
@@ -235,8 +236,8 @@ impl Aiter {
     ) -> Result<(), Trouble> {
         let jit = &trees.aiter.products.folder;
         let coupling = aiter::coupling(inspection.op, &trees.aiter.capabilities);
-        let modules = aiter::modules(&trees.package, inspection.op)
-            .map_err(|error| aiter_trouble(&error))?;
+        let modules =
+            aiter::modules(&trees.package, inspection.op).map_err(|error| aiter_trouble(&error))?;
         let mut rebuilt = Vec::new();
         for module in &modules {
             let built = jit.join(format!("{}.so", module.name));
@@ -270,7 +271,9 @@ impl Aiter {
         for name in &rebuilt {
             for path in [jit.join(format!("{name}.so")), jit.join("build").join(name)] {
                 if path.symlink_metadata().is_ok() {
-                    deployment.takes_back.push(format!("{path}, which is back as it was"));
+                    deployment
+                        .takes_back
+                        .push(format!("{path}, which is back as it was"));
                     changes.push(Change::MoveAside {
                         path,
                         regenerated: true,
@@ -340,8 +343,7 @@ impl Aiter {
             .env
             .get("AITER_JIT_DIR")
             .map_or_else(|| trees.aiter.products.folder.clone(), Utf8PathBuf::from);
-        let modules =
-            aiter::modules(&trees.package, op).map_err(|error| aiter_trouble(&error))?;
+        let modules = aiter::modules(&trees.package, op).map_err(|error| aiter_trouble(&error))?;
         Ok(modules
             .iter()
             .map(|module| jit.join(format!("{}.so", module.name)))
@@ -485,7 +487,8 @@ fn merged(
 
 /// aiter hands the path to a shell unquoted, and `:` separates paths.
 fn plain(path: Utf8PathBuf) -> Result<Utf8PathBuf, Trouble> {
-    let fits = |character: char| character.is_ascii_alphanumeric() || "/._-+=@,".contains(character);
+    let fits =
+        |character: char| character.is_ascii_alphanumeric() || "/._-+=@,".contains(character);
     if path.is_absolute() && path.as_str().chars().all(fits) {
         return Ok(path);
     }
@@ -539,7 +542,8 @@ fn private_modules(
             let path = entry?.into_path();
             let name = path.file_stem().unwrap_or_default();
             let link = own.join(path.file_name().unwrap_or_default());
-            let wanted = path.extension() == Some("so") && !rebuilt.iter().any(|module| module == name);
+            let wanted =
+                path.extension() == Some("so") && !rebuilt.iter().any(|module| module == name);
             if wanted && link.symlink_metadata().is_err() {
                 fs_err::os::unix::fs::symlink(&path, &link)?;
             }
@@ -554,9 +558,9 @@ fn private_modules(
         "the baseline runs {} too, and the table is compiled into it: the tuned arm builds its own in {own}",
         rebuilt.join(" and ")
     ));
-    deployment
-        .takes_back
-        .push(format!("the variable AITER_JIT_DIR and the modules in {own}"));
+    deployment.takes_back.push(format!(
+        "the variable AITER_JIT_DIR and the modules in {own}"
+    ));
     Ok(())
 }
 
@@ -571,5 +575,6 @@ fn write_environment(run: &RunDir, deployment: &Deployment) -> Result<(), Troubl
         let quoted = shlex::try_quote(value).map_or_else(|_| value.clone(), Into::into);
         let _ = writeln!(text, "export {name}={quoted}");
     }
-    write_atomic(&folder(run).join("env.sh"), text.as_bytes()).map_err(|error| Trouble::file(&error))
+    write_atomic(&folder(run).join("env.sh"), text.as_bytes())
+        .map_err(|error| Trouble::file(&error))
 }

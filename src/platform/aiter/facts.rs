@@ -174,12 +174,7 @@ impl Aiter {
     }
 
     /// The way that block-FP8 GEMMs take on this machine.
-    pub(super) fn way(
-        &self,
-        trees: &Trees,
-        gfx: &str,
-        rocm: Option<Rocm>,
-    ) -> Result<Way, Trouble> {
+    pub(super) fn way(&self, trees: &Trees, gfx: &str, rocm: Option<Rocm>) -> Result<Way, Trouble> {
         let arch = arch_of(gfx)?;
         let recognised =
             |error: &dyn std::error::Error| Trouble::caused(Class::SourceNotRecognised, error);
@@ -190,7 +185,9 @@ impl Aiter {
             .sglang
             .read(FP8_UTILS)
             .map_err(|error| recognised(&error))?;
-        let era = era::dispatch(&source).map_err(|error| recognised(&error))?.era;
+        let era = era::dispatch(&source)
+            .map_err(|error| recognised(&error))?
+            .era;
         let path = traced
             .paths
             .iter()
@@ -216,10 +213,12 @@ impl Aiter {
                 .collect(),
             kernel => vec![kernel],
         };
-        let switched_on = self
-            .site
-            .variable(USE_CK)
-            .is_some_and(|value| matches!(value.to_ascii_lowercase().as_str(), "1" | "true" | "yes" | "y"));
+        let switched_on = self.site.variable(USE_CK).is_some_and(|value| {
+            matches!(
+                value.to_ascii_lowercase().as_str(),
+                "1" | "true" | "yes" | "y"
+            )
+        });
         let by_variable = arch == Arch::Gfx942 && era >= Era::E7;
         let only_triton = if by_variable {
             !switched_on
@@ -312,12 +311,10 @@ fn identity(
     let aiter = match &trees.aiter.checkout {
         Some(facts) => facts.head.clone(),
         None => version(
-            aiter::named_version(&trees.package)
-                .as_deref()
-                .or(trees
-                    .answer
-                    .distribution("aiter")
-                    .map(|distribution| distribution.version.as_str())),
+            aiter::named_version(&trees.package).as_deref().or(trees
+                .answer
+                .distribution("aiter")
+                .map(|distribution| distribution.version.as_str())),
         ),
     };
     let torch = &trees.answer.torch;

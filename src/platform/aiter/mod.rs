@@ -263,8 +263,16 @@ impl Platform for Aiter {
         } = deployed;
         let mut env: BTreeMap<String, Option<String>> = self.site.environment().clone();
         env.extend(deployment.environment());
-        let won: Vec<_> = tuned.rows.iter().filter(|row| !row.incumbent_kept).collect();
-        let times: Vec<Shape> = won.iter().take(probe::TIMED).map(|row| row.shape.clone()).collect();
+        let won: Vec<_> = tuned
+            .rows
+            .iter()
+            .filter(|row| !row.incumbent_kept)
+            .collect();
+        let times: Vec<Shape> = won
+            .iter()
+            .take(probe::TIMED)
+            .map(|row| row.shape.clone())
+            .collect();
         let found = probe::probe(&probe::Order {
             python: self.site.python.as_str(),
             folder: self.folder.clone(),
@@ -279,7 +287,10 @@ impl Platform for Aiter {
         .map_err(|error| probe_trouble(&error))?;
         // Without SGLang's own function nothing was shown of its layouts.
         let through = found.about.get("through").cloned().flatten();
-        if !through.as_deref().is_some_and(|name| name.contains(era::LEAF)) {
+        if !through
+            .as_deref()
+            .is_some_and(|name| name.contains(era::LEAF))
+        {
             return Err(Trouble::new(
                 Class::Environment,
                 format!(
