@@ -266,13 +266,13 @@ fn read(order: &Order<'_>, stdout: &[u8], stderr: &[u8], ended: Option<String>) 
     if !cut {
         return found;
     }
-    let why = failed
+    let ended = failed
         .or(ended)
-        .map(|ended| match last_words(stderr) {
-            Some(words) => format!("{ended}; its last words: {words}"),
-            None => ended,
-        })
         .unwrap_or_else(|| "the process ended without an answer".to_owned());
+    let why = match last_words(stderr) {
+        Some(words) => format!("{ended}; its last words: {words}"),
+        None => ended,
+    };
     if found.about.is_empty() {
         found.broke_off = Some(why);
         return found;

@@ -172,10 +172,10 @@ pub fn run(args: &ProbeArgs, printer: &Printer) -> Result<ExitCode, Failure> {
     })
     .map_err(failure)?;
     let tuned: Vec<f64> = timed.iter().map(|(_, us)| *us).collect();
-    tell(document(op, &target.table.name, &tuned, found), printer)
+    tell(&document(op, &target.table.name, &tuned, found), printer)
 }
 
-fn tell(document: Document, printer: &Printer) -> Result<ExitCode, Failure> {
+fn tell(document: &Document, printer: &Printer) -> Result<ExitCode, Failure> {
     let wrong = document.checks.iter().filter(|check| !check.passes).count();
     let apart = document.times.iter().filter(|time| !time.agrees).count();
     for check in &document.checks {
@@ -222,7 +222,7 @@ fn tell(document: Document, printer: &Printer) -> Result<ExitCode, Failure> {
     ));
     let broken = wrong > 0 || document.broke_off.is_some();
     if printer.is_json() {
-        printer.json(&document)?;
+        printer.json(document)?;
     }
     Ok(if broken {
         ExitCode::from(Kind::NotBetter as u8)

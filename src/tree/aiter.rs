@@ -341,7 +341,7 @@ mod tests {
             (name == "AITER_CONFIG_GEMM_A8W8_BLOCKSCALE").then(|| format!("{mine}:/nowhere.csv:"))
         };
         let found = tables(&package, Op::Blockscale, set).unwrap();
-        assert_eq!(found.files, [mine.clone()]);
+        assert_eq!(found.files, std::slice::from_ref(&mine));
         assert_eq!(found.missing, ["/nowhere.csv"]);
         assert!(found.from_variable);
     }

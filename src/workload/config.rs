@@ -193,7 +193,7 @@ pub struct Backend {
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub op: Option<Op>,
     /// Which GEMMs the tuned arm sends to aiter's tuned operation, where they run Triton today.
-    #[serde(default, skip_serializing_if = "Switch::is_default")]
+    #[serde(default)]
     pub switch: Switch,
 }
 
@@ -209,12 +209,6 @@ pub enum Switch {
     All,
     /// None: the server takes the path it takes today.
     None,
-}
-
-impl Switch {
-    fn is_default(&self) -> bool {
-        *self == Self::default()
-    }
 }
 
 /// The engines gemmtune can tune.

@@ -94,7 +94,6 @@ fn a_run_tunes_deploys_verifies_and_compares_and_undo_leaves_no_trace() {
 fn a_table_whose_kernel_computes_wrong_numbers_is_taken_back() {
     let site = Site::new(&Change {
         env: &[("STANDIN_WRONG", "standin")],
-        ..Change::default()
     });
     let before = site.trees();
     let output = site.run(&["run"]);
@@ -117,8 +116,8 @@ fn a_table_whose_kernel_computes_wrong_numbers_is_taken_back() {
 fn compiled_modules_and_a_dead_builders_lock_go_aside_and_come_back() {
     let site = Site::new(&Change::default());
     let lock = site.aiter("jit/build/lock_module_gemm_a8w8_blockscale");
-    site.write(&lock, "");
-    site.age(&lock, 7200);
+    Site::write(&lock, "");
+    Site::age(&lock, 7200);
     let before = site.trees();
     let output = site.run(&["run", "--until", "deploy"]);
     assert_eq!(output.status.code(), Some(0), "{}", stderr(&output));
@@ -181,9 +180,9 @@ fn a_module_that_keeps_its_kernels_by_name_is_rebuilt_only_when_it_lacks_one() {
     let tiles = fs_err::read(site.aiter("jit/module_gemm_a8w8_blockscale_cktile.so"));
     site.run(&["undo"]);
     // With modules that hold every kernel of the table there is nothing to rebuild.
-    site.write_bytes(&site.aiter("jit/module_gemm_a8w8_blockscale.so"), &built);
+    Site::write_bytes(&site.aiter("jit/module_gemm_a8w8_blockscale.so"), &built);
     if let Ok(tiles) = tiles {
-        site.write_bytes(
+        Site::write_bytes(
             &site.aiter("jit/module_gemm_a8w8_blockscale_cktile.so"),
             &tiles,
         );
@@ -200,11 +199,11 @@ fn tables_that_the_user_joins_are_merged_and_never_written() {
     // The same key twice: aiter itself would rewrite both files and stop.
     let header = "cu_num,M,N,K,libtype,kernelId,splitK,us,kernelName,tflops,bw,errRatio\n";
     let (one, two) = (site.folder.join("one.csv"), site.folder.join("two.csv"));
-    site.write(
+    Site::write(
         &one,
         &format!("{header}304,512,256,128,ck,3,0,9.5,a8w8_blockscale_slow,3.5,32.0,0.0\n"),
     );
-    site.write(
+    Site::write(
         &two,
         &format!("{header}304,512,256,128,ck,4,0,7.5,a8w8_blockscale_fast,4.5,40.0,0.0\n"),
     );
@@ -237,7 +236,7 @@ fn a_site_that_cannot_be_tuned_is_refused_before_anything_is_started() {
     let site = Site::new(&Change::default());
     let tuner = site.aiter("utility/mp_tuner.py");
     let text = fs_err::read_to_string(&tuner).unwrap();
-    site.write(&tuner, &text.replace("pool_restart_needed", ""));
+    Site::write(&tuner, &text.replace("pool_restart_needed", ""));
     let output = site.run(&["run"]);
     assert_eq!(output.status.code(), Some(10), "{}", stderr(&output));
     assert!(

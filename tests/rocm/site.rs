@@ -54,15 +54,15 @@ impl Site {
             "# pool_restart_needed AcceleratorError\n",
         );
         // A module from before, built from a table without a row for this machine.
-        site.write(
+        Self::write(
             &site.aiter("jit/module_gemm_a8w8_blockscale.so"),
             "ELF, as it were\n",
         );
-        site.write(
+        Self::write(
             &site.aiter("jit/build/module_gemm_a8w8_blockscale/gemm.cu"),
             "of another table\n",
         );
-        site.write(
+        Self::write(
             &site.folder.join("shapes.csv"),
             "op,M,N,K,dtype,records\ngemm_a8w8_blockscale,16,256,128,torch.float8_e4m3fnuz,3\n",
         );
@@ -144,7 +144,7 @@ impl Site {
 
     /// Makes the tree behave, and be recognised, as e4048607: kernels are asked for by name.
     pub(crate) fn play_newer_aiter(&self) {
-        self.write(&self.aiter("REVISION"), "H\n");
+        Self::write(&self.aiter("REVISION"), "H\n");
         self.append(
             "utility/base_tuner.py",
             "# \"gfx\" effective_topk\neffective_topk = 1\n",
@@ -170,17 +170,17 @@ impl Site {
         fill("configs/model_configs/a8w8_blockscale_tuned_gemm_other_model.csv");
     }
 
-    pub(crate) fn write(&self, path: &Utf8Path, text: &str) {
-        self.write_bytes(path, text.as_bytes());
+    pub(crate) fn write(path: &Utf8Path, text: &str) {
+        Self::write_bytes(path, text.as_bytes());
     }
 
-    pub(crate) fn write_bytes(&self, path: &Utf8Path, bytes: &[u8]) {
+    pub(crate) fn write_bytes(path: &Utf8Path, bytes: &[u8]) {
         fs_err::create_dir_all(path.parent().unwrap()).unwrap();
         fs_err::write(path, bytes).unwrap();
     }
 
     /// Makes a file `seconds` old.
-    pub(crate) fn age(&self, path: &Utf8Path, seconds: u64) {
+    pub(crate) fn age(path: &Utf8Path, seconds: u64) {
         let file = fs_err::File::options().write(true).open(path).unwrap();
         file.set_modified(SystemTime::now() - Duration::from_secs(seconds))
             .unwrap();

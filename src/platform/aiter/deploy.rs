@@ -119,12 +119,12 @@ impl Aiter {
         let switched = self.switch(&trees, inspection, &way, &covered, &mut deployment)?;
         self.without_tables_of_the_tree(&trees, &mut deployment);
         // The overlay is in front of whatever PYTHONPATH the server has.
-        for (name, value) in self.overlay_for(run, switched)? {
+        for (name, value) in self.overlay_for(run, &switched)? {
             if let Some(value) = value {
                 deployment.env.insert(name, value);
             }
         }
-        self.make_room(run, &trees, inspection, &way, &merged, &mut deployment)?;
+        make_room(run, &trees, inspection, &way, &merged, &mut deployment)?;
         write_environment(run, &deployment)?;
         Ok(deployment)
     }
@@ -208,12 +208,12 @@ impl Aiter {
         }
     }
 
-    fn overlay_for(&self, run: &RunDir, steps: Vec<force::Step>) -> Result<Environment, Trouble> {
+    fn overlay_for(&self, run: &RunDir, steps: &[force::Step]) -> Result<Environment, Trouble> {
         if steps.is_empty() {
             return Ok(Environment::new());
         }
         let decision = folder(run).join("switch.json");
-        let text = Decision::of(&steps).to_json();
+        let text = Decision::of(steps).to_json();
         write_atomic(&decision, text.as_bytes()).map_err(|error| Trouble::file(&error))?;
         self.site.overlay(
             run,
@@ -223,134 +223,129 @@ impl Aiter {
             },
         )
     }
+}
 
-    /// Moves compiled modules out of the way that do not hold the table's kernels, and locks that nobody holds.
-    fn make_room(
-        &self,
-        run: &RunDir,
-        trees: &Trees,
-        inspection: &Inspection,
-        way: &Way,
-        table: &Table,
-        deployment: &mut Deployment,
-    ) -> Result<(), Trouble> {
-        let jit = &trees.aiter.products.folder;
-        let coupling = aiter::coupling(inspection.op, &trees.aiter.capabilities);
-        let modules =
-            aiter::modules(&trees.package, inspection.op).map_err(|error| aiter_trouble(&error))?;
-        let mut rebuilt = Vec::new();
-        for module in &modules {
-            let built = jit.join(format!("{}.so", module.name));
-            let needs = match coupling {
-                Coupling::CompiledIn => true,
-                Coupling::ByName => {
-                    let names = kernel_names(table, inspection, module.library);
-                    let absent = aiter::absent_kernels(&built, &names);
-                    if built.is_file()
-                        && let Some(first) = absent.first()
-                    {
-                        deployment.notes.push(format!(
-                            "{} lacks {} of the table's kernels, first {first}: it is built again",
-                            module.name,
-                            absent.len()
-                        ));
-                    }
-                    !absent.is_empty()
+/// Moves compiled modules out of the way that do not hold the table's kernels, and locks that nobody holds.
+fn make_room(
+    run: &RunDir,
+    trees: &Trees,
+    inspection: &Inspection,
+    way: &Way,
+    table: &Table,
+    deployment: &mut Deployment,
+) -> Result<(), Trouble> {
+    let jit = &trees.aiter.products.folder;
+    let coupling = aiter::coupling(inspection.op, &trees.aiter.capabilities);
+    let modules =
+        aiter::modules(&trees.package, inspection.op).map_err(|error| aiter_trouble(&error))?;
+    let mut rebuilt = Vec::new();
+    for module in &modules {
+        let built = jit.join(format!("{}.so", module.name));
+        let needs = match coupling {
+            Coupling::CompiledIn => true,
+            Coupling::ByName => {
+                let names = kernel_names(table, inspection, module.library);
+                let absent = aiter::absent_kernels(&built, &names);
+                if built.is_file()
+                    && let Some(first) = absent.first()
+                {
+                    deployment.notes.push(format!(
+                        "{} lacks {} of the table's kernels, first {first}: it is built again",
+                        module.name,
+                        absent.len()
+                    ));
                 }
-            };
-            if needs {
-                rebuilt.push(module.name.clone());
+                !absent.is_empty()
             }
+        };
+        if needs {
+            rebuilt.push(module.name.clone());
         }
-        deployment.may_build = !rebuilt.is_empty();
-        // The baseline runs the same modules, and these hold the table: it would run tuned kernels too.
-        if coupling == Coupling::CompiledIn && !way.only_triton && !rebuilt.is_empty() {
-            return private_modules(run, jit, &rebuilt, deployment);
-        }
-        let mut changes = Vec::new();
-        for name in &rebuilt {
-            for path in [jit.join(format!("{name}.so")), jit.join("build").join(name)] {
-                if path.symlink_metadata().is_ok() {
-                    deployment
-                        .takes_back
-                        .push(format!("{path}, which is back as it was"));
-                    changes.push(Change::MoveAside {
-                        path,
-                        regenerated: true,
-                    });
-                } else {
-                    deployment.appear.push(path);
-                }
-            }
-        }
-        for lock in &trees.aiter.products.stale_locks {
-            // One inside a build folder that moves goes with it.
-            let inside = rebuilt
-                .iter()
-                .any(|name| lock.starts_with(jit.join("build").join(name)));
-            if !inside {
+    }
+    deployment.may_build = !rebuilt.is_empty();
+    // The baseline runs the same modules, and these hold the table: it would run tuned kernels too.
+    if coupling == Coupling::CompiledIn && !way.only_triton && !rebuilt.is_empty() {
+        return private_modules(run, jit, &rebuilt, deployment);
+    }
+    let mut changes = Vec::new();
+    for name in &rebuilt {
+        for path in [jit.join(format!("{name}.so")), jit.join("build").join(name)] {
+            if path.symlink_metadata().is_ok() {
+                deployment
+                    .takes_back
+                    .push(format!("{path}, which is back as it was"));
                 changes.push(Change::MoveAside {
-                    path: lock.clone(),
+                    path,
                     regenerated: true,
                 });
-            }
-        }
-        if changes.is_empty() {
-            return Ok(());
-        }
-        let detail = serde_json::json!({ "table": deployment.table });
-        Ledger::open(&run.ledger(), "gemmtune run")
-            .and_then(|mut ledger| ledger.apply(OPERATION, detail, &changes))
-            .map(drop)
-            .map_err(|error| Trouble::caused(Class::Environment, &error))
-    }
-
-    /// Takes away what deploying wrote. What it moved is the ledger's.
-    pub(super) fn take_away(&self, run: &RunDir, deployment: &Deployment) -> Result<(), Trouble> {
-        let gone = |result: std::io::Result<()>| match result {
-            Err(error) if error.kind() != std::io::ErrorKind::NotFound => {
-                Err(Trouble::file(&error))
-            }
-            _ => Ok(()),
-        };
-        for path in &deployment.appear {
-            gone(if path.is_dir() {
-                fs_err::remove_dir_all(path)
             } else {
-                fs_err::remove_file(path)
-            })?;
+                deployment.appear.push(path);
+            }
         }
-        gone(fs_err::remove_dir_all(folder(run)))
     }
-
-    /// Modules that were built before the deployed table was written, although they are made from it.
-    pub(super) fn stale_modules(
-        &self,
-        trees: &Trees,
-        op: Op,
-        deployment: &Deployment,
-    ) -> Result<Vec<String>, Trouble> {
-        if aiter::coupling(op, &trees.aiter.capabilities) == Coupling::ByName {
-            return Ok(Vec::new()); // a name that the module lacks stops the process by itself
-        }
-        let written = |path: &Utf8Path| -> Option<SystemTime> {
-            fs_err::metadata(path).ok()?.modified().ok()
-        };
-        let Some(table) = written(&deployment.table) else {
-            return Ok(Vec::new());
-        };
-        let jit = deployment
-            .env
-            .get("AITER_JIT_DIR")
-            .map_or_else(|| trees.aiter.products.folder.clone(), Utf8PathBuf::from);
-        let modules = aiter::modules(&trees.package, op).map_err(|error| aiter_trouble(&error))?;
-        Ok(modules
+    for lock in &trees.aiter.products.stale_locks {
+        // One inside a build folder that moves goes with it.
+        let inside = rebuilt
             .iter()
-            .map(|module| jit.join(format!("{}.so", module.name)))
-            .filter(|path| written(path).is_some_and(|built| built < table))
-            .map(Utf8PathBuf::into_string)
-            .collect())
+            .any(|name| lock.starts_with(jit.join("build").join(name)));
+        if !inside {
+            changes.push(Change::MoveAside {
+                path: lock.clone(),
+                regenerated: true,
+            });
+        }
     }
+    if changes.is_empty() {
+        return Ok(());
+    }
+    let detail = serde_json::json!({ "table": deployment.table });
+    Ledger::open(&run.ledger(), "gemmtune run")
+        .and_then(|mut ledger| ledger.apply(OPERATION, detail, &changes))
+        .map(drop)
+        .map_err(|error| Trouble::caused(Class::Environment, &error))
+}
+
+/// Takes away what deploying wrote. What it moved is the ledger's.
+pub(super) fn take_away(run: &RunDir, deployment: &Deployment) -> Result<(), Trouble> {
+    let gone = |result: std::io::Result<()>| match result {
+        Err(error) if error.kind() != std::io::ErrorKind::NotFound => Err(Trouble::file(&error)),
+        _ => Ok(()),
+    };
+    for path in &deployment.appear {
+        gone(if path.is_dir() {
+            fs_err::remove_dir_all(path)
+        } else {
+            fs_err::remove_file(path)
+        })?;
+    }
+    gone(fs_err::remove_dir_all(folder(run)))
+}
+
+/// Modules that were built before the deployed table was written, although they are made from it.
+pub(super) fn stale_modules(
+    trees: &Trees,
+    op: Op,
+    deployment: &Deployment,
+) -> Result<Vec<String>, Trouble> {
+    if aiter::coupling(op, &trees.aiter.capabilities) == Coupling::ByName {
+        return Ok(Vec::new()); // a name that the module lacks stops the process by itself
+    }
+    let written =
+        |path: &Utf8Path| -> Option<SystemTime> { fs_err::metadata(path).ok()?.modified().ok() };
+    let Some(table) = written(&deployment.table) else {
+        return Ok(Vec::new());
+    };
+    let jit = deployment
+        .env
+        .get("AITER_JIT_DIR")
+        .map_or_else(|| trees.aiter.products.folder.clone(), Utf8PathBuf::from);
+    let modules = aiter::modules(&trees.package, op).map_err(|error| aiter_trouble(&error))?;
+    Ok(modules
+        .iter()
+        .map(|module| jit.join(format!("{}.so", module.name)))
+        .filter(|path| written(path).is_some_and(|built| built < table))
+        .map(Utf8PathBuf::into_string)
+        .collect())
 }
 
 /// Undoes an attempt that was killed after it moved files and before its document was written.
@@ -459,14 +454,13 @@ fn merged(
     let mut dropped = 0_usize;
     for entry in provenance {
         let key = key(&entry.row);
+        let ran = entry.row.us.is_some_and(|us| us.is_finite() && us > 0.0);
         if entry.table == name {
             rows.insert(key, entry.row);
-        } else if rows.contains_key(&key) {
-            // The merge chose.
-        } else if entry.row.us.is_some_and(|us| us.is_finite() && us > 0.0) {
-            // No row of this key is believable; what served it goes on.
-            rows.insert(key, entry.row);
-        } else {
+        } else if ran {
+            // The merge chose, unless no row of this key is believable: then what served it goes on.
+            rows.entry(key).or_insert(entry.row);
+        } else if !rows.contains_key(&key) {
             dropped += 1;
         }
     }

@@ -56,7 +56,7 @@ impl Aiter {
                 environment(&error).hint("`gemmtune doctor` says what the interpreter imports")
             })?
             .to_owned();
-        if let Some(root) = &self.aiter_root {
+        if let Some(root) = &self.meant {
             answer
                 .imports_from("aiter", root)
                 .map_err(|error| environment(&error))?;

@@ -40,7 +40,8 @@ use crate::workload::config::{Config, Switch};
 pub(super) struct Aiter {
     site: Site,
     folder: Option<Utf8PathBuf>,
-    aiter_root: Option<Utf8PathBuf>,
+    /// The tree that the configuration means.
+    meant: Option<Utf8PathBuf>,
     gfx: Option<String>,
     cu_num: Option<u32>,
     op: Option<Op>,
@@ -54,7 +55,7 @@ impl Aiter {
         Ok(Self {
             site: Site::new(config, keeper)?,
             folder: config.server.cwd.clone(),
-            aiter_root: config.backend.aiter_root.clone(),
+            meant: config.backend.aiter_root.clone(),
             gfx: config.backend.gfx.clone(),
             cu_num: config.backend.cu_num,
             op: config.backend.op,
@@ -211,7 +212,7 @@ impl Platform for Aiter {
     }
 
     fn undo(&self, run: &RunDir, deployment: &Deployment) -> Result<(), Trouble> {
-        self.take_away(run, deployment)
+        deploy::take_away(run, deployment)
     }
 
     fn misses(
@@ -233,7 +234,7 @@ impl Platform for Aiter {
         harvest: &Harvest,
     ) -> Result<Engagement, Trouble> {
         let trees = self.trees()?;
-        let stale = self.stale_modules(&trees, inspection.op, deployment)?;
+        let stale = deploy::stale_modules(&trees, inspection.op, deployment)?;
         if let Some(first) = stale.first() {
             return Err(Trouble::new(
                 Class::NotBetter,
