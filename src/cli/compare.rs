@@ -193,14 +193,7 @@ pub(super) fn text(comparison: &Comparison, all: bool) -> String {
     );
     let mut rows = vec![
         [
-            "metric",
-            "baseline",
-            "tuned",
-            "ratio",
-            "interval",
-            "confidence",
-            "pairs",
-            "reading",
+            "metric", "baseline", "tuned", "ratio", "interval", "reading",
         ]
         .map(str::to_owned),
     ];
@@ -209,10 +202,10 @@ pub(super) fn text(comparison: &Comparison, all: bool) -> String {
             .metrics
             .iter()
             .filter(|metric| all || metric.decides || metric.headline)
-            .map(row),
+            .map(|metric| row(metric, comparison.pairs)),
     );
     text.push_str(&table(&rows));
-    text.push_str("\nA ratio above 1 means that the tuned arm is better; * decides.\n");
+    let _ = writeln!(text, "\n{}", legend(comparison));
     text.push_str(&loads(comparison));
     let problems = comparison
         .metrics
@@ -253,13 +246,32 @@ fn loads(comparison: &Comparison) -> String {
     format!("\nEach load on its own:\n{}", table(&rows))
 }
 
-fn row(metric: &MetricResult) -> [String; 8] {
+/// What the columns mean, with what would be the same in every row: so the table fits the usual screen.
+fn legend(comparison: &Comparison) -> String {
+    let pairs = match comparison.pairs {
+        1 => "1 pair".to_owned(),
+        pairs => format!("{pairs} pairs"),
+    };
+    let confidence = comparison.ratio.confidence.map_or_else(String::new, |at| {
+        format!("; each interval holds the median with {:.1} %", at * 100.0)
+    });
+    format!("{pairs}{confidence}.\nA ratio above 1 means that the tuned arm is better; * decides.")
+}
+
+/// A metric's row; `pairs` is how many the deciding metric has.
+fn row(metric: &MetricResult, pairs: usize) -> [String; 6] {
     let number = |value: Option<f64>| value.map_or_else(|| "-".to_owned(), significant);
     let ratio =
         |value: Option<f64>| value.map_or_else(|| "-".to_owned(), |ratio| format!("{ratio:.4}"));
     let mark = if metric.decides { "*" } else { "" };
+    // Names of times end with their unit.
+    let unit = if metric.metric.ends_with(&format!("_{}", metric.unit)) {
+        String::new()
+    } else {
+        format!(" {}", metric.unit)
+    };
     [
-        format!("{}{mark} {}", metric.metric, metric.unit),
+        format!("{}{mark}{unit}", metric.metric),
         number(metric.baseline),
         number(metric.tuned),
         ratio(metric.ratio.median),
@@ -268,12 +280,11 @@ fn row(metric: &MetricResult) -> [String; 8] {
             ratio(metric.ratio.low),
             ratio(metric.ratio.high)
         ),
-        metric.ratio.confidence.map_or_else(
-            || "-".to_owned(),
-            |confidence| format!("{:.1} %", confidence * 100.0),
-        ),
-        metric.pairs.to_string(),
-        metric.reading.to_string(),
+        if metric.pairs == pairs {
+            metric.reading.to_string()
+        } else {
+            format!("{} ({} pairs)", metric.reading, metric.pairs)
+        },
     ]
 }
 
