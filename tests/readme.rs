@@ -109,17 +109,31 @@ fn row(m: u32, us: f64) -> String {
     )
 }
 
+const LAUNCH: &str = "export SGLANG_USE_AITER=1\npython3 -m sglang.launch_server --model-path /models/Q --tp 2 &\n\
+         python3 -m sglang.bench_serving --output-file bench.jsonl\n";
+
+/// Up to `run` itself, which `tests/run` and `tests/rocm` drive against servers that are there.
+#[test]
+fn a_launch_script_becomes_a_configuration_that_run_takes() {
+    let place = Place::new();
+    place.write("launch.sh", LAUNCH);
+    let lines = block("your-server");
+    assert!(lines[3].starts_with("gemmtune run "), "{lines:?}");
+    for line in &lines[..3] {
+        let output = bash(line, &place.folder, &place.bin(), &[]);
+        let code = output.status.code().unwrap();
+        let fits = code == 0 || (code == 10 && line.contains("gemmtune doctor"));
+        assert!(fits, "{line}: {output:?}");
+    }
+}
+
 /// Everything but the GPU: a launch script, a reduced tree, a log, tables and results stand where the commands
 /// expect them. `doctor` may find the machine wanting, and the tuner may find no device: then its table is the one that
 /// was put there.
 #[test]
 fn every_line_for_amd_runs_as_printed() {
     let place = Place::new();
-    place.write(
-        "launch.sh",
-        "export SGLANG_USE_AITER=1\npython3 -m sglang.launch_server --model-path /models/Q --tp 2 &\n\
-         python3 -m sglang.bench_serving --output-file bench.jsonl\n",
-    );
+    place.write("launch.sh", LAUNCH);
     place.write(
         "server.log",
         "[Fp8LinearMethod] block_quant w8a8_block_fp8_linear=aiter_w8a8_block_fp8_linear (sglang.srt.layers.quantization.fp8_utils)\n\
