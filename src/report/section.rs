@@ -119,6 +119,12 @@ fn figure(picture: Option<Markup>, caption: &str, table: &Markup) -> Markup {
     }
 }
 
+/// `05-tuned/bench.jsonl:1`: where a trial was read, without the folders above its own.
+fn within_the_run(source: &str) -> &str {
+    let mut slashes = source.rmatch_indices('/').map(|(at, _)| at + 1);
+    slashes.nth(1).map_or(source, |at| &source[at..])
+}
+
 fn pairs(report: &Report) -> Option<Markup> {
     let comparison = report.comparison.as_ref()?;
     let metric = comparison.metrics.first()?;
@@ -139,7 +145,11 @@ fn pairs(report: &Report) -> Option<Markup> {
                 significant(Some(pair.baseline), 5),
                 significant(Some(pair.tuned), 5),
                 ratio(Some(pair.ratio)),
-                format!("{}, {}", pair.baseline_source, pair.tuned_source),
+                format!(
+                    "{}, {}",
+                    within_the_run(&pair.baseline_source),
+                    within_the_run(&pair.tuned_source)
+                ),
             ]
         })
         .collect();
@@ -581,4 +591,17 @@ fn run(report: &Report) -> Option<Markup> {
         @if !rows.is_empty() { (table("Stages", &columns, &rows)) }
         @if !report.machine.is_empty() { (facts("Machine and versions", &report.machine)) }
     })
+}
+
+#[cfg(test)]
+mod tests {
+    use super::within_the_run;
+
+    #[test]
+    fn a_trial_is_named_by_its_own_folder() {
+        let named = within_the_run("/a/runs/1-x/trials/05-tuned/bench.jsonl:1-2");
+        assert_eq!(named, "05-tuned/bench.jsonl:1-2");
+        assert_eq!(within_the_run("base.jsonl:1"), "base.jsonl:1");
+        assert_eq!(within_the_run("a/base.jsonl:1"), "a/base.jsonl:1");
+    }
 }
