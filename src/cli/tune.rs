@@ -328,14 +328,19 @@ fn failure(error: TuneError, folder: &Utf8Path) -> Failure {
     }
 }
 
+/// A run that the user stopped.
+pub(super) fn interrupted(rows: usize) -> Failure {
+    Failure::new(
+        Kind::Interrupted,
+        format!("interrupted; {rows} rows are kept"),
+    )
+    .hint("run the same command again to go on")
+}
+
 /// The exit code of a run that took place.
 fn verdict(outcome: &TuneOutcome) -> Result<(), Failure> {
     if outcome.interrupted {
-        return Err(Failure::new(
-            Kind::Interrupted,
-            format!("interrupted; {} rows are kept", outcome.rows.len()),
-        )
-        .hint("run the same command again to go on"));
+        return Err(interrupted(outcome.rows.len()));
     }
     if !outcome.failed.is_empty() {
         return Err(Failure::new(

@@ -12,7 +12,7 @@ use super::printer::Printer;
 use super::tune_progress::TuneProgress;
 use crate::proc::{Interrupt, Keeper};
 use crate::shape::{Op, Shape};
-use crate::table::aiter::Table;
+use crate::table::aiter::{Row, Table};
 use crate::tune::aiter::{
     self, AiterOrder, AiterOutcome, AiterTuneError, Incumbent, Limits, Preview, Settings,
 };
@@ -130,7 +130,6 @@ impl AiterArgs {
             .into_iter()
             .filter_map(|name| Some((name.to_owned(), Some(env::variable(name)?))))
             .collect();
-        let incumbents = self.incumbents(common)?;
         let output = std::path::absolute(common.output)
             .ok()
             .and_then(|path| Utf8PathBuf::from_path_buf(path).ok())
@@ -142,6 +141,7 @@ impl AiterArgs {
             .filter(|shape| shape.op == self.op)
             .cloned()
             .collect();
+        let incumbents = self.incumbents(&shapes)?;
         let others = common.shapes.len() - shapes.len();
         if others > 0 {
             printer.say(format!(
@@ -160,6 +160,7 @@ impl AiterArgs {
             budget: common.budget,
             limits: self.limits(),
             settings: Settings {
+                shipped: self.shipped(common)?,
                 batch: self.batch,
                 devices: common.devices,
                 libtype: self.libtype.clone(),
@@ -197,45 +198,40 @@ impl AiterArgs {
         limits
     }
 
-    /// Times of what serves the shapes today: rows of the table in use that are for the very shape, then what was
-    /// measured.
-    fn incumbents(&self, common: &Common<'_>) -> Result<BTreeMap<Shape, Incumbent>, Failure> {
-        let mut known = BTreeMap::new();
-        if let Some(path) = common.table {
-            let bytes = fs_err::read(path)
-                .map_err(|error| Failure::to(Kind::Usage, "read the table of today", error))?;
-            let table = Table::read(path.as_str(), &bytes, Some(self.op))
-                .map_err(|error| Failure::to(Kind::Usage, "read the table of today", error))?;
-            for shape in common.shapes {
-                let best = table
-                    .rows
-                    .iter()
-                    .filter(|row| (row.m, row.n, row.k) == (shape.m, shape.n, shape.k))
-                    .filter(|row| row.is_valid(crate::tune::rules::MAX_ERR_RATIO))
-                    .filter_map(|row| row.us)
-                    .reduce(f64::min);
-                if let Some(us) = best {
-                    let what = "the shipped row".to_owned();
+    /// Rows of the table in use.
+    fn shipped(&self, common: &Common<'_>) -> Result<Vec<Row>, Failure> {
+        let Some(path) = common.table else {
+            return Ok(Vec::new());
+        };
+        let bytes = fs_err::read(path)
+            .map_err(|error| Failure::to(Kind::Usage, "read the table of today", error))?;
+        let table = Table::read(path.as_str(), &bytes, Some(self.op)).map_err(|error| {
+            Failure::to(Kind::Usage, "read the table of today", error)
+                .hint("`gemmtune lint` says what is wrong with it")
+        })?;
+        Ok(table.rows)
+    }
+
+    /// Times of what serves the shapes today, as they were measured.
+    fn incumbents(&self, shapes: &[Shape]) -> Result<BTreeMap<Shape, Incumbent>, Failure> {
+        let mut known: BTreeMap<Shape, Incumbent> = BTreeMap::new();
+        let Some(path) = &self.incumbents else {
+            return Ok(known);
+        };
+        let failed = |error: csv::Error| {
+            Failure::to(Kind::Usage, &format!("read `{path}`"), error)
+                .hint("columns M,N,K,us are needed; a column `what` names it")
+        };
+        let mut reader = csv::Reader::from_path(path).map_err(failed)?;
+        for measured in reader.deserialize::<Measured>() {
+            let measured = measured.map_err(failed)?;
+            let size = (measured.m, measured.n, measured.k);
+            for shape in shapes {
+                let stands = known.get(shape).is_some_and(|is| is.us <= measured.us);
+                if (shape.m, shape.n, shape.k) == size && !stands {
+                    let what = measured.what.clone();
+                    let us = measured.us;
                     known.insert(shape.clone(), Incumbent { us, what });
-                }
-            }
-        }
-        if let Some(path) = &self.incumbents {
-            let failed = |error: csv::Error| {
-                Failure::to(Kind::Usage, &format!("read `{path}`"), error)
-                    .hint("columns M,N,K,us are needed; a column `what` names it")
-            };
-            let mut reader = csv::Reader::from_path(path).map_err(failed)?;
-            for measured in reader.deserialize::<Measured>() {
-                let measured = measured.map_err(failed)?;
-                let size = (measured.m, measured.n, measured.k);
-                for shape in common.shapes {
-                    let stands = known.get(shape).is_some_and(|is| is.us <= measured.us);
-                    if (shape.m, shape.n, shape.k) == size && !stands {
-                        let what = measured.what.clone();
-                        let us = measured.us;
-                        known.insert(shape.clone(), Incumbent { us, what });
-                    }
                 }
             }
         }
@@ -382,11 +378,7 @@ fn failure(error: AiterTuneError, folder: &Utf8Path) -> Failure {
 /// The exit code of a run that took place.
 fn verdict(outcome: &AiterOutcome) -> Result<(), Failure> {
     if outcome.interrupted {
-        return Err(Failure::new(
-            Kind::Interrupted,
-            format!("interrupted; {} rows are kept", outcome.rows.len()),
-        )
-        .hint("run the same command again to go on"));
+        return Err(super::tune::interrupted(outcome.rows.len()));
     }
     if !outcome.failed.is_empty() {
         return Err(Failure::new(

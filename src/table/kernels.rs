@@ -26,6 +26,16 @@ pub enum Library {
 }
 
 impl Library {
+    /// Every library.
+    pub const ALL: [Self; 6] = [
+        Self::Ck,
+        Self::CkTile,
+        Self::Asm,
+        Self::FlyDsl,
+        Self::Triton,
+        Self::Opus,
+    ];
+
     /// The text of the `libtype` column.
     pub const fn name(self) -> &'static str {
         match self {
@@ -40,16 +50,9 @@ impl Library {
 
     /// The library `libtype` names.
     pub fn of_libtype(libtype: &str) -> Option<Self> {
-        [
-            Self::Ck,
-            Self::CkTile,
-            Self::Asm,
-            Self::FlyDsl,
-            Self::Triton,
-            Self::Opus,
-        ]
-        .into_iter()
-        .find(|library| library.name() == libtype)
+        Self::ALL
+            .into_iter()
+            .find(|library| library.name() == libtype)
     }
 
     /// The library a kernel of this name comes from, where aiter's naming says it.

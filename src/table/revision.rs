@@ -71,6 +71,17 @@ impl FromStr for Revision {
     }
 }
 
+/// The last columns of every tuned table: which kernel, and what was measured of it.
+pub const RESULT_COLUMNS: [&str; 7] = [
+    "kernelId",
+    "splitK",
+    "us",
+    "kernelName",
+    "tflops",
+    "bw",
+    "errRatio",
+];
+
 /// The columns of a tuned table, in the order that revision's tuner writes them.
 ///
 /// [`Op::TritonBlockFp8`] has no CSV at any revision; it gets the columns of [`Op::Blockscale`], so
@@ -87,15 +98,7 @@ pub fn tuned_columns(op: Op, revision: Revision) -> Vec<&'static str> {
     if has_libtype(op, revision) {
         columns.push("libtype");
     }
-    columns.extend([
-        "kernelId",
-        "splitK",
-        "us",
-        "kernelName",
-        "tflops",
-        "bw",
-        "errRatio",
-    ]);
+    columns.extend(RESULT_COLUMNS);
     columns
 }
 

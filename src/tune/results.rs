@@ -8,7 +8,7 @@
 use std::collections::BTreeMap;
 
 use camino::{Utf8Path, Utf8PathBuf};
-use serde::{Deserialize, Serialize};
+use serde::{Deserialize, Serialize, de::DeserializeOwned};
 
 use super::protocol::{Candidate, Device};
 use super::rules::Effort;
@@ -175,6 +175,46 @@ pub fn lock(folder: &Utf8Path) -> Result<Lock, ResultsError> {
     Ok(Lock::take(&folder.join(LOCK), &holder)?)
 }
 
+/// Opens or begins the results file in `folder`, whose first entry says what its results are of: the writer, and the
+/// entries behind the first.
+pub(super) fn open<E: Serialize + DeserializeOwned>(
+    folder: &Utf8Path,
+    identity: &Identity,
+    header: impl Fn(Identity) -> E,
+    identity_of: impl Fn(&E) -> Option<Identity>,
+) -> Result<(Journal, Vec<E>), ResultsError> {
+    let path = folder.join(RESULTS);
+    let (mut journal, records) = if path.exists() {
+        Journal::open::<E>(&path)?
+    } else {
+        (Journal::create(&path)?, Vec::new())
+    };
+    let mut entries = records.into_iter().map(|record| record.event);
+    match entries.next().as_ref().map(&identity_of) {
+        None => {
+            let at = jiff::Timestamp::now();
+            let event = header(identity.clone());
+            journal.append(&Record { at, event })?;
+        }
+        Some(Some(theirs)) => {
+            if let Some((field, ours, theirs)) = identity.difference(&theirs) {
+                return Err(ResultsError::OtherIdentity {
+                    path,
+                    field,
+                    theirs,
+                    ours,
+                });
+            }
+        }
+        Some(None) => return Err(ResultsError::NoHeader { path }),
+    }
+    let entries: Vec<E> = entries.collect();
+    if entries.iter().any(|entry| identity_of(entry).is_some()) {
+        return Err(ResultsError::NoHeader { path });
+    }
+    Ok((journal, entries))
+}
+
 /// The open results file.
 #[derive(Debug)]
 pub struct Results {
@@ -188,37 +228,20 @@ pub struct Results {
 impl Results {
     /// Opens or begins the results in `folder` for `identity`. The caller holds the folder's lock.
     pub fn open(folder: &Utf8Path, identity: &Identity) -> Result<Self, ResultsError> {
-        let path = folder.join(RESULTS);
-        let (journal, records) = if path.exists() {
-            Journal::open::<Entry>(&path)?
-        } else {
-            (Journal::create(&path)?, Vec::new())
+        let header = |identity| Entry::Header { identity };
+        let identity_of = |entry: &Entry| match entry {
+            Entry::Header { identity } => Some(identity.clone()),
+            _ => None,
         };
+        let (journal, entries) = open(folder, identity, header, identity_of)?;
         let mut results = Self {
             journal,
             rows: Vec::new(),
             quarantined: Vec::new(),
         };
-        let mut entries = records.into_iter().map(|record| record.event);
-        match entries.next() {
-            None => results.append(Entry::Header {
-                identity: identity.clone(),
-            })?,
-            Some(Entry::Header { identity: theirs }) => {
-                if let Some((field, ours, theirs)) = identity.difference(&theirs) {
-                    return Err(ResultsError::OtherIdentity {
-                        path,
-                        field,
-                        theirs,
-                        ours,
-                    });
-                }
-            }
-            Some(_) => return Err(ResultsError::NoHeader { path }),
-        }
         for entry in entries {
             match entry {
-                Entry::Header { .. } => return Err(ResultsError::NoHeader { path }),
+                Entry::Header { .. } => {}
                 Entry::Row { row } => results.remember(row),
                 Entry::Quarantined { quarantined } => results.quarantined.push(quarantined),
             }

@@ -92,15 +92,7 @@ fn the_tuner_killed_from_outside_is_started_anew() {
     let site = slow();
     let child = site.start();
     site.wait_for_rows(2);
-    let mark = site.folder.join("out/attempts/01");
-    // The tuner itself is the first of its marked processes below the keeper; its workers would be replaced.
-    for pid in gemmtune::proc::tree::marked("GEMMTUNE_TUNER", mark.as_str()) {
-        let line = fs_err::read(format!("/proc/{pid}/cmdline")).unwrap_or_default();
-        let words: Vec<&[u8]> = line.split(|byte| *byte == 0).collect();
-        if words.len() > 1 && words[1].ends_with(b"_tune.py") {
-            let _ = kill(Pid::from_raw(pid.cast_signed()), Signal::SIGKILL);
-        }
-    }
+    site.kill_the_tuner();
     let ran = Ran::of(child.wait_with_output().unwrap());
     assert_eq!(ran.code, Some(0), "{}", ran.stderr);
     assert_eq!(ran.list("rows").len(), 6);

@@ -34,7 +34,12 @@ fn sums_without_a_fixed_order_are_refused_and_shallower_splits_taken() {
 
 #[test]
 fn a_shape_its_incumbent_serves_better_is_a_route_and_no_row_of_the_table() {
-    let site = Site::new(Like::New, &TEN[..2]).args(&["--incumbents", "i.csv"]);
+    let site = Site::new(Like::New, &TEN[..3]).args(&["--incumbents", "i.csv", "--table", "t.csv"]);
+    // The row in use for 48 is this device's and fast, that for 32 another device's.
+    write(
+        &site.folder.join("t.csv"),
+        "gfx,cu_num,M,N,K,us,errRatio\ngfx942,304,48,256,512,2.5,0.0\ngfx942,80,32,256,512,2.5,0.0\n",
+    );
     write(
         &site.folder.join("i.csv"),
         "M,N,K,us,what\n16,256,512,1.5,Triton\n32,256,512,9000,Triton\n",
@@ -43,6 +48,8 @@ fn a_shape_its_incumbent_serves_better_is_a_route_and_no_row_of_the_table() {
     assert_eq!(ran.code, Some(0), "{}", ran.stderr);
     assert_eq!(ran.row(16)["incumbent_stays"], true);
     assert_eq!(ran.row(32)["incumbent_stays"], false);
+    assert_eq!(ran.row(48)["incumbent"]["what"], "the row in use");
+    assert_eq!(ran.row(48)["incumbent_stays"], true);
     let table = site.table();
     assert_eq!(table.lines().count(), 2);
     assert!(table.contains(",32,256,512,"), "{table}");

@@ -14,15 +14,17 @@ use crate::table::roofline;
 /// (ROCm/aiter#4581).
 const NONDETERMINISTIC_EXPONENT: i64 = 2;
 
-/// The key a row must have to be found by the device it was tuned on.
+/// Where a row is to serve: the key it must have to be found, and the libraries that can be called.
 #[derive(Clone, Debug)]
-pub(super) struct Key {
+pub(super) struct Place {
     pub(super) gfx: String,
     pub(super) cu_num: u32,
+    /// What this tree's dispatcher tells apart, where it looks.
+    pub(super) libraries: Option<Vec<Library>>,
 }
 
 /// Why `row` cannot be deployed for `op`, if it cannot.
-pub(super) fn refusal(op: Op, row: &Row, key: &Key, err_ratio: f64) -> Option<String> {
+pub(super) fn refusal(op: Op, row: &Row, place: &Place, err_ratio: f64) -> Option<String> {
     match row.us {
         Some(us) if us.is_finite() && us > 0.0 => {}
         Some(us) => return Some(format!("its time is {us} us, which is no time")),
@@ -39,8 +41,8 @@ pub(super) fn refusal(op: Op, row: &Row, key: &Key, err_ratio: f64) -> Option<St
         }
         None => return Some("nothing says that its numbers are right".to_owned()),
     }
-    if row.cu_num.is_some_and(|cu_num| cu_num != key.cu_num)
-        || row.gfx.as_deref().is_some_and(|gfx| gfx != key.gfx)
+    if row.cu_num.is_some_and(|cu_num| cu_num != place.cu_num)
+        || row.gfx.as_deref().is_some_and(|gfx| gfx != place.gfx)
     {
         return Some(format!(
             "it was written for {} with {} compute units",
@@ -49,8 +51,8 @@ pub(super) fn refusal(op: Op, row: &Row, key: &Key, err_ratio: f64) -> Option<St
         ));
     }
     let measured_on = Row {
-        gfx: Some(key.gfx.as_str().into()),
-        cu_num: Some(key.cu_num),
+        gfx: Some(place.gfx.as_str().into()),
+        cu_num: Some(place.cu_num),
         ..row.clone()
     };
     if let Some(reason) = roofline::impossible(op, &measured_on) {
@@ -62,10 +64,14 @@ pub(super) fn refusal(op: Op, row: &Row, key: &Key, err_ratio: f64) -> Option<St
         .and_then(Library::of_libtype)
         .or_else(|| row.kernel_name.as_deref().and_then(Library::of_kernel));
     if let Some(library) = library
-        && !library.serves(op)
+        && (!library.serves(op)
+            || place
+                .libraries
+                .as_ref()
+                .is_some_and(|known| !known.contains(&library)))
     {
         return Some(format!(
-            "the dispatcher of {op} does not call kernels of {}",
+            "this tree's dispatcher of {op} does not call kernels of {}",
             library.name()
         ));
     }
@@ -89,6 +95,24 @@ pub(super) fn incumbent_stays(row: &Row, incumbent: Option<&Incumbent>) -> bool 
         (Some(us), Some(incumbent)) => incumbent.us.is_finite() && us >= incumbent.us,
         _ => false,
     }
+}
+
+/// The row of `shipped` that serves `shape` on the device of `place` today, as an incumbent.
+///
+/// Only a row for the very shape was measured on it; one that serves it by rounding M was measured on another.
+pub(super) fn shipped(shipped: &[Row], shape: &Shape, place: &Place) -> Option<Incumbent> {
+    let us = shipped
+        .iter()
+        .filter(|row| is_for(row, shape))
+        .filter(|row| row.cu_num.is_none_or(|cu_num| cu_num == place.cu_num))
+        .filter(|row| row.gfx.as_deref().is_none_or(|gfx| gfx == place.gfx))
+        .filter(|row| row.is_valid(crate::tune::rules::MAX_ERR_RATIO))
+        .filter_map(|row| row.us)
+        .reduce(f64::min)?;
+    Some(Incumbent {
+        us,
+        what: "the row in use".to_owned(),
+    })
 }
 
 /// Whether `row` is for `shape`: the tuner's input has no more columns than these.
@@ -120,11 +144,16 @@ mod tests {
     }
 
     fn why(op: Op, row: &Row) -> Option<String> {
-        let key = Key {
+        why_at(op, row, None)
+    }
+
+    fn why_at(op: Op, row: &Row, libraries: Option<Vec<Library>>) -> Option<String> {
+        let place = Place {
             gfx: "gfx942".to_owned(),
             cu_num: 304,
+            libraries,
         };
-        refusal(op, row, &key, 0.05)
+        refusal(op, row, &place, 0.05)
     }
 
     #[test]
@@ -154,11 +183,34 @@ mod tests {
         asm.libtype = Some("asm".into());
         asm.split_k = Some(4);
         assert_eq!(why(Op::BlockscaleBpreshuffle, &asm), None);
+        let tree = Some(vec![Library::Ck, Library::CkTile]);
+        let reason = why_at(Op::Bpreshuffle, &asm, tree).unwrap();
+        assert!(reason.contains("this tree"), "{reason}");
         let mut rowwise = row();
         rowwise.split_k = Some(3);
         rowwise.kernel_name = Some("a8w8_rowwise_256x128".into());
         rowwise.libtype = None;
         assert_eq!(why(Op::A8w8, &rowwise), None);
+    }
+
+    #[test]
+    fn only_rows_of_the_shape_and_the_device_are_incumbents() {
+        let place = Place {
+            gfx: "gfx942".to_owned(),
+            cu_num: 304,
+            libraries: None,
+        };
+        let shape = row().shape(Op::Blockscale);
+        let with = |change: &dyn Fn(&mut Row)| {
+            let mut row = row();
+            change(&mut row);
+            shipped(&[row], &shape, &place).map(|incumbent| incumbent.us)
+        };
+        assert_eq!(with(&|_| ()), Some(30.0));
+        assert_eq!(with(&|row| row.m = 160), None);
+        assert_eq!(with(&|row| row.cu_num = Some(80)), None);
+        assert_eq!(with(&|row| row.gfx = Some("gfx950".into())), None);
+        assert_eq!(with(&|row| row.us = Some(-1.0)), None);
     }
 
     #[test]

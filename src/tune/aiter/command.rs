@@ -201,3 +201,102 @@ pub(super) fn line(wanted: &Wanted<'_>) -> Result<Line, FlagError> {
     }
     Ok(line)
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::tune::aiter::flags::FlagsFrom;
+
+    fn flag(name: &str, takes: Takes, choices: &[&str]) -> Flag {
+        Flag {
+            names: vec![name.to_owned()],
+            takes,
+            choices: choices.iter().map(|&choice| choice.to_owned()).collect(),
+            default: None,
+        }
+    }
+
+    fn script(op: Op, mode: Option<&'static str>) -> Script {
+        Script {
+            op,
+            root: "/aiter".into(),
+            path: "/aiter/csrc/x_tune.py".into(),
+            mode,
+            modules: Vec::new(),
+            keys: Vec::new(),
+            untuned_columns: Vec::new(),
+            flags: flags(Vec::new()),
+            capabilities: crate::tree::doctor::caps::Capabilities {
+                present: Vec::new(),
+                missing: Vec::new(),
+            },
+            obeys_split_k: true,
+            libraries: None,
+            digest: String::new(),
+        }
+    }
+
+    fn flags(flags: Vec<Flag>) -> Flags {
+        Flags {
+            from: FlagsFrom::Source,
+            flags,
+        }
+    }
+
+    fn fitted(script: &Script, flags: &Flags, libtype: Option<&str>) -> Result<Line, FlagError> {
+        line(&Wanted {
+            python: "python3".into(),
+            script,
+            flags,
+            untuned: "/f/untuned.csv".into(),
+            tuned: "/f/tuned.csv".into(),
+            profile: "/f/profile.csv".into(),
+            devices: Some(8),
+            batch: 4,
+            libtype,
+            split_k: false,
+            err_ratio: 0.05,
+            task: Duration::from_secs(90),
+        })
+    }
+
+    #[test]
+    fn what_is_missing_is_done_without_or_refused_by_name() {
+        let files = || vec![flag("-i", Takes::One, &[]), flag("-o", Takes::One, &[])];
+        let plain = script(Op::Blockscale, None);
+        let line = fitted(&plain, &flags(files()), None).unwrap();
+        assert_eq!(
+            line.argv.join(" "),
+            "python3 /aiter/csrc/x_tune.py -i /f/untuned.csv -o /f/tuned.csv"
+        );
+        assert!(line.remarks.iter().any(|text| text.contains("`--timeout`")));
+        let error = fitted(&plain, &flags(files()[..1].to_vec()), None).unwrap_err();
+        assert!(matches!(error, FlagError::Missing { flag: "-o", .. }));
+        let mut changed = files();
+        changed.push(flag("--mp", Takes::Nothing, &[]));
+        let error = fitted(&plain, &flags(changed), None).unwrap_err();
+        assert!(error.to_string().contains("`--mp`") && error.to_string().contains("no value"));
+        let shuffled = script(Op::BlockscaleBpreshuffle, Some("--preshuffle"));
+        let error = fitted(&shuffled, &flags(files()), None).unwrap_err();
+        assert!(error.to_string().contains("--preshuffle"));
+    }
+
+    #[test]
+    fn the_widest_library_is_the_one_its_dispatcher_can_run() {
+        let with = |op, choices: &[&str], libtype| {
+            let all = flags(vec![
+                flag("-i", Takes::One, &[]),
+                flag("-o", Takes::One, &[]),
+                flag("--libtype", Takes::One, choices),
+            ]);
+            fitted(&script(op, None), &all, libtype).map(|line| line.argv.last().unwrap().clone())
+        };
+        let five = ["ck", "cktile", "asm", "all", "both"];
+        assert_eq!(with(Op::Blockscale, &five, None).unwrap(), "both");
+        assert_eq!(with(Op::BlockscaleBpreshuffle, &five, None).unwrap(), "all");
+        assert_eq!(with(Op::Bpreshuffle, &[], None).unwrap(), "all");
+        assert_eq!(with(Op::Blockscale, &five, Some("ck")).unwrap(), "ck");
+        let error = with(Op::Blockscale, &["opus"], None).unwrap_err();
+        assert!(error.to_string().contains("takes opus"), "{error}");
+    }
+}

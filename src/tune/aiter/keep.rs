@@ -9,8 +9,9 @@ use serde::{Deserialize, Serialize};
 use crate::shape::{Op, Shape};
 use crate::store::journal::{Journal, Record};
 use crate::table::aiter::{Row, Table};
+use crate::table::revision::RESULT_COLUMNS;
 use crate::tune::event::Unserved;
-use crate::tune::results::{Identity, RESULTS, ResultsError};
+use crate::tune::results::{self, Identity, ResultsError};
 
 /// A row and how it came about.
 #[derive(Clone, Debug, PartialEq)]
@@ -59,38 +60,21 @@ pub(super) struct Keep {
 impl Keep {
     /// Opens or begins the results in `folder`, whose lock the caller holds.
     pub(super) fn open(folder: &Utf8Path, identity: &Identity) -> Result<Self, ResultsError> {
-        let path = folder.join(RESULTS);
-        let (journal, records) = if path.exists() {
-            Journal::open::<Entry>(&path)?
-        } else {
-            (Journal::create(&path)?, Vec::new())
+        let header = |identity| Entry::Header { identity };
+        let identity_of = |entry: &Entry| match entry {
+            Entry::Header { identity } => Some(identity.clone()),
+            _ => None,
         };
+        let (journal, entries) = results::open(folder, identity, header, identity_of)?;
         let mut keep = Self {
             journal,
             rows: Vec::new(),
             refused: Vec::new(),
             failed: Vec::new(),
         };
-        let mut entries = records.into_iter().map(|record| record.event);
-        match entries.next() {
-            None => keep.append(Entry::Header {
-                identity: identity.clone(),
-            })?,
-            Some(Entry::Header { identity: theirs }) => {
-                if let Some((field, ours, theirs)) = identity.difference(&theirs) {
-                    return Err(ResultsError::OtherIdentity {
-                        path,
-                        field,
-                        theirs,
-                        ours,
-                    });
-                }
-            }
-            Some(_) => return Err(ResultsError::NoHeader { path }),
-        }
         for entry in entries {
             match entry {
-                Entry::Header { .. } => return Err(ResultsError::NoHeader { path }),
+                Entry::Header { .. } => {}
                 Entry::Row {
                     shape,
                     csv,
@@ -210,15 +194,7 @@ fn to_csv(row: &Row, op: Op) -> String {
     columns.extend(["cu_num", "M", "N", "K"]);
     columns.extend(row.q_dtype_w.is_some().then_some("q_dtype_w"));
     columns.extend(row.libtype.is_some().then_some("libtype"));
-    columns.extend([
-        "kernelId",
-        "splitK",
-        "us",
-        "kernelName",
-        "tflops",
-        "bw",
-        "errRatio",
-    ]);
+    columns.extend(RESULT_COLUMNS);
     let extra: Vec<&str> = row
         .extra
         .iter()

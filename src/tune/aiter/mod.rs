@@ -43,7 +43,7 @@ pub use site::Seen;
 pub const BACKEND: &str = "aiter";
 
 /// What serves a shape today.
-#[derive(Clone, Debug, PartialEq)]
+#[derive(Clone, Debug, PartialEq, serde::Serialize)]
 pub struct Incumbent {
     /// Its time, µs.
     pub us: f64,
@@ -82,9 +82,11 @@ impl Default for Limits {
     }
 }
 
-/// What a person may want otherwise.
-#[derive(Clone, Debug, Default, PartialEq, Eq)]
+/// What may be known or wanted besides.
+#[derive(Clone, Debug, Default, PartialEq)]
 pub struct Settings {
+    /// Rows in use today, of any device: those for the very shape and the device at hand are incumbents too.
+    pub shipped: Vec<crate::table::aiter::Row>,
     /// Shapes in a batch: what a kill costs, at most.
     pub batch: Option<usize>,
     /// Devices.

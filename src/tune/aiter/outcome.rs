@@ -20,7 +20,6 @@ pub struct Accepted {
     #[serde(serialize_with = "cells")]
     pub row: Row,
     /// What served the shape, where that was measured.
-    #[serde(skip)]
     pub incumbent: Option<Incumbent>,
     /// Whether the incumbent is at least as fast: then this row is no win, and a route is to leave the shape with it.
     pub incumbent_stays: bool,

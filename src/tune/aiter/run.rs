@@ -8,7 +8,7 @@ use std::time::Instant;
 
 use camino::{Utf8Path, Utf8PathBuf};
 
-use super::accept::Key;
+use super::accept::Place;
 use super::attempt::{Attempt, Files, Left, Moved};
 use super::keep::Keep;
 use super::outcome::AiterOutcome;
@@ -55,7 +55,7 @@ struct Session<'a> {
     folder: &'a Utf8Path,
     site: Site,
     device: Device,
-    key: Key,
+    place: Place,
     keep: Keep,
     queue: Queue,
     /// Shapes with a row from an earlier run.
@@ -109,9 +109,10 @@ impl<'a> Session<'a> {
         Ok(Self {
             order,
             folder,
-            key: Key {
+            place: Place {
                 gfx: seen.gfx,
                 cu_num: seen.cu_num,
+                libraries: site.script.libraries.clone(),
             },
             device,
             keep,
@@ -202,7 +203,7 @@ impl<'a> Session<'a> {
     /// Why the tuner would make no task of `shape`.
     fn cannot_ask(&self, shape: &Shape) -> Option<String> {
         let script = &self.site.script;
-        let own = fp8_dtype(&self.key.gfx);
+        let own = fp8_dtype(&self.place.gfx);
         (script
             .untuned_columns
             .iter()
@@ -213,7 +214,7 @@ impl<'a> Session<'a> {
             .then(|| {
                 format!(
                     "on {} this tuner takes weights of {own} or torch.int8, not {}",
-                    self.key.gfx, shape.dtype
+                    self.place.gfx, shape.dtype
                 )
             })
     }
@@ -317,6 +318,8 @@ impl<'a> Session<'a> {
         let (keeper, interrupt) = (self.order.keeper, self.order.interrupt);
         let mut taken = Taken::default();
         let mut since = Instant::now();
+        // What a start costs is part of what shapes take.
+        self.first_batch.get_or_insert(since);
         let left = attempt.run(keeper, interrupt, &mut |moved| {
             match moved {
                 Moved::Said(said, heard) => self.hear(said, heard, round, observer),
@@ -357,7 +360,6 @@ impl<'a> Session<'a> {
         self.learn_pace(said);
         match said {
             Said::Waiting { .. } | Said::TaskDone { .. } => {
-                self.first_batch.get_or_insert_with(Instant::now);
                 if let Some((done, of)) = heard.tasks {
                     observer(&TuneEvent::Batch {
                         done,
@@ -496,7 +498,7 @@ impl<'a> Session<'a> {
                     "M" => shape.m.to_string(),
                     "N" => shape.n.to_string(),
                     "K" => shape.k.to_string(),
-                    "q_dtype_w" if shape.dtype.is_empty() => fp8_dtype(&self.key.gfx).to_owned(),
+                    "q_dtype_w" if shape.dtype.is_empty() => fp8_dtype(&self.place.gfx).to_owned(),
                     "q_dtype_w" => shape.dtype.clone(),
                     _ => String::new(),
                 })

@@ -9,6 +9,7 @@ use super::flags::Flags;
 use super::{AiterTuneError, argparse};
 use crate::pyedit::source::Source;
 use crate::shape::Op;
+use crate::table::kernels::Library;
 use crate::tree::doctor::caps::{self, Capabilities};
 
 /// The class every tuner derives from (aiter v0.1.7 to e4048607a5).
@@ -104,6 +105,8 @@ pub struct Script {
     pub capabilities: Capabilities,
     /// Whether the runtime obeys a row's split of K for this operation.
     pub obeys_split_k: bool,
+    /// Libraries whose rows the runtime tells apart for this operation; `None` where it does not look.
+    pub libraries: Option<Vec<Library>>,
     /// Digest of the script and the files it drives candidates with.
     pub digest: String,
 }
@@ -148,6 +151,7 @@ impl Script {
                 keys,
                 untuned_columns,
                 obeys_split_k: obeys_split_k(&package, op),
+                libraries: libraries(&package, op),
                 digest: digest(&package, &path)?,
                 flags,
                 capabilities,
@@ -224,6 +228,13 @@ fn default_keys(capabilities: &Capabilities) -> Vec<String> {
         .collect()
 }
 
+/// The text of the function that serves `op`, where it is one of the a8w8 operations.
+fn dispatcher(package: &Utf8Path, op: Op) -> Option<String> {
+    let text = fs_err::read_to_string(caps::file(package, OPS)?).ok()?;
+    let (_, after) = text.split_once(&format!("\ndef {}(", op.name()))?;
+    Some(after.split("\ndef ").next().unwrap_or(after).to_owned())
+}
+
 /// Whether the dispatcher hands the row's `splitK` to the kernels that the tuner multiplies by it.
 ///
 /// `gemm_a8w8_blockscale` dropped it until v0.1.13, so that every candidate was timed up to five times under names
@@ -231,18 +242,25 @@ fn default_keys(capabilities: &Capabilities) -> Vec<String> {
 /// withdrew for many shapes (ROCm/aiter#4326), so it is not searched unless asked for.
 fn obeys_split_k(package: &Utf8Path, op: Op) -> bool {
     match op {
-        Op::Blockscale => caps::file(package, OPS)
-            .and_then(|path| fs_err::read_to_string(path).ok())
-            .is_some_and(|text| {
-                let Some((_, after)) = text.split_once("\ndef gemm_a8w8_blockscale(") else {
-                    return false;
-                };
-                let body = after.split("\ndef ").next().unwrap_or(after);
-                body.contains("\"splitK\"")
-            }),
+        Op::Blockscale => dispatcher(package, op).is_some_and(|body| body.contains("\"splitK\"")),
         Op::Bpreshuffle | Op::A8w8 | Op::A4w4 => true,
         Op::BlockscaleBpreshuffle | Op::TritonBlockFp8 => false,
     }
+}
+
+/// The libraries that the dispatcher tells apart; `None` where it does not look at a row's library.
+///
+/// A row of another one makes it assert, run the default kernel, or return nothing at all, as
+/// `gemm_a8w8_bpreshuffle` does for assembly up to 303a583c89.
+fn libraries(package: &Utf8Path, op: Op) -> Option<Vec<Library>> {
+    let body = dispatcher(package, op).filter(|body| body.contains("libtype"))?;
+    let named = |library: &Library| {
+        ['"', '\''].iter().any(|quote| {
+            let quoted = format!("{quote}{}{quote}", library.name());
+            body.contains(&quoted)
+        })
+    };
+    Some(Library::ALL.into_iter().filter(named).collect())
 }
 
 fn digest(package: &Utf8Path, script: &Utf8Path) -> Result<String, AiterTuneError> {

@@ -4,6 +4,7 @@ use std::collections::BTreeSet;
 
 use super::Session;
 use crate::shape::Shape;
+use crate::table::revision::RESULT_COLUMNS;
 use crate::tune::aiter::outcome::{Accepted, AiterOutcome, Refused};
 use crate::tune::aiter::queue::Why;
 use crate::tune::aiter::{AiterTuneError, Script};
@@ -89,17 +90,6 @@ fn columns(script: &Script, outcome: &AiterOutcome) -> Vec<String> {
     if outcome.wins().any(|win| win.row.libtype.is_some()) {
         columns.push("libtype".to_owned());
     }
-    columns.extend(
-        [
-            "kernelId",
-            "splitK",
-            "us",
-            "kernelName",
-            "tflops",
-            "bw",
-            "errRatio",
-        ]
-        .map(str::to_owned),
-    );
+    columns.extend(RESULT_COLUMNS.map(str::to_owned));
     columns
 }

@@ -8,7 +8,7 @@ use crate::table::aiter::Row;
 use crate::tune::aiter::attempt::Files;
 use crate::tune::aiter::keep::Kept;
 use crate::tune::aiter::outcome::Accepted;
-use crate::tune::aiter::{AiterTuneError, accept, rows};
+use crate::tune::aiter::{AiterTuneError, Incumbent, accept, rows};
 use crate::tune::event::TuneEvent;
 use crate::tune::protocol;
 use crate::tune::results::Quarantined;
@@ -115,7 +115,7 @@ impl Session<'_> {
     }
 
     fn refusal(&self, row: &Row) -> Option<String> {
-        accept::refusal(self.order.op, row, &self.key, self.order.limits.err_ratio)
+        accept::refusal(self.order.op, row, &self.place, self.order.limits.err_ratio)
     }
 
     /// The fastest of a shape's candidates that can be deployed.
@@ -136,14 +136,24 @@ impl Session<'_> {
             })
     }
 
+    /// The faster of what was measured and the row in use.
+    fn incumbent(&self, shape: &Shape) -> Option<Incumbent> {
+        let measured = self.order.incumbents.get(shape).cloned();
+        let shipped = accept::shipped(&self.order.settings.shipped, shape, &self.place);
+        measured
+            .into_iter()
+            .chain(shipped)
+            .min_by(|one, other| one.us.total_cmp(&other.us))
+    }
+
     pub(super) fn accepted(&self, shape: &Shape) -> Option<Accepted> {
         let kept = self.keep.rows.iter().find(|kept| kept.shape == *shape)?;
-        let incumbent = self.order.incumbents.get(shape);
+        let incumbent = self.incumbent(shape);
         Some(Accepted {
             shape: shape.clone(),
             row: kept.row.clone(),
-            incumbent: incumbent.cloned(),
-            incumbent_stays: accept::incumbent_stays(&kept.row, incumbent),
+            incumbent_stays: accept::incumbent_stays(&kept.row, incumbent.as_ref()),
+            incumbent,
             timed: kept.timed,
             unmeasured: kept.unmeasured,
             busy_s: kept.busy_s,
