@@ -2,6 +2,8 @@
 //! batches and its faults. The real one is run by `tests/aiter/run CHECKOUT`.
 
 mod faults;
+mod real;
+mod real_flags;
 #[path = "../schema/mod.rs"]
 mod schema;
 mod stops;

@@ -23,6 +23,7 @@ pub(crate) enum Like {
 pub(crate) struct Site {
     _keep: tempfile::TempDir,
     pub(crate) folder: Utf8PathBuf,
+    tree: Utf8PathBuf,
     env: Vec<(String, String)>,
     args: Vec<String>,
 }
@@ -89,6 +90,42 @@ impl Site {
         for module in MODULES {
             write(&tree.join(format!("aiter/jit/{module}.so")), "");
         }
+        let env = vec![("PYTHONDONTWRITEBYTECODE".to_owned(), "1".to_owned())];
+        Self::on(keep, tree, sizes, env)
+    }
+
+    /// A site on a real tree, whose compiled modules are those of `tests/aiter/cpu`.
+    pub(crate) fn real(tree: &Utf8Path, python: &str, sizes: &[u32]) -> Self {
+        let keep = tempfile::tempdir().unwrap();
+        let folder = Utf8PathBuf::try_from(keep.path().canonicalize().unwrap()).unwrap();
+        let cpu = Utf8Path::new(env!("CARGO_MANIFEST_DIR")).join("tests/aiter/cpu");
+        // aiter makes folders of its own beside the modules.
+        copy(&cpu.join("jit"), &folder.join("jit"));
+        let path = format!(
+            "{}:{}",
+            cpu.join("bin"),
+            gemmtune::workload::env::variable("PATH").unwrap()
+        );
+        let env = [
+            ("AITER_JIT_DIR", folder.join("jit").as_str()),
+            ("PATH", &path),
+            ("ROCM_HOME", cpu.as_str()),
+            ("GPU_ARCHS", "gfx942"),
+            ("CU_NUM", "304"),
+            ("PYTHONDONTWRITEBYTECODE", "1"),
+        ]
+        .map(|(name, value)| (name.to_owned(), value.to_owned()))
+        .to_vec();
+        Self::on(keep, tree.to_owned(), sizes, env).args(&["--python", python])
+    }
+
+    fn on(
+        keep: tempfile::TempDir,
+        tree: Utf8PathBuf,
+        sizes: &[u32],
+        env: Vec<(String, String)>,
+    ) -> Self {
+        let folder = Utf8PathBuf::try_from(keep.path().canonicalize().unwrap()).unwrap();
         let lines: Vec<String> = sizes
             .iter()
             .map(|size| format!("{size},256,512\n"))
@@ -98,7 +135,8 @@ impl Site {
         Self {
             _keep: keep,
             folder,
-            env: vec![("PYTHONDONTWRITEBYTECODE".to_owned(), "1".to_owned())],
+            tree,
+            env,
             args: Vec::new(),
         }
     }
@@ -121,7 +159,8 @@ impl Site {
     }
 
     pub(crate) fn without_fault(&mut self) {
-        self.env.retain(|(name, _)| name != "STANDIN_FAULTS");
+        self.env
+            .retain(|(name, _)| !["STANDIN_FAULTS", "CPU_FAULTS"].contains(&name.as_str()));
     }
 
     pub(crate) fn command(&self, more: &[&str]) -> Command {
@@ -134,19 +173,42 @@ impl Site {
                 "--backend",
                 "aiter",
                 "--aiter-root",
-                "tree",
+                self.tree.as_str(),
             ])
             .args(["--shapes", "s.csv", "-o", "out"])
             .args(&self.args)
             .args(more)
             .envs(self.env.iter().map(|(name, value)| (name, value)))
-            .env_remove("PYTHONPATH")
             .stdin(Stdio::null());
         command
     }
 
     pub(crate) fn run(&self, more: &[&str]) -> Ran {
         Ran::of(self.command(more).output().unwrap())
+    }
+
+    /// Processes of this site's tuners: the keepers, the tuners, their workers.
+    pub(crate) fn alive(&self) -> Vec<u32> {
+        (1..20_u32)
+            .flat_map(|attempt| {
+                let mark = self.folder.join(format!("out/attempts/{attempt:02}"));
+                gemmtune::proc::tree::marked("GEMMTUNE_TUNER", mark.as_str())
+            })
+            .collect()
+    }
+
+    /// Kills the script itself; its keeper and its workers are other processes.
+    pub(crate) fn kill_the_tuner(&self) {
+        for pid in self.alive() {
+            let line = fs_err::read(format!("/proc/{pid}/cmdline")).unwrap_or_default();
+            let words: Vec<&[u8]> = line.split(|byte| *byte == 0).collect();
+            if words.len() > 1 && words[1].ends_with(b"_tune.py") {
+                let pid = nix::unistd::Pid::from_raw(pid.cast_signed());
+                let _ = nix::sys::signal::kill(pid, nix::sys::signal::Signal::SIGKILL);
+                // The stand-in's workers are forks with the same command line.
+                return;
+            }
+        }
     }
 
     pub(crate) fn start(&self) -> Child {
@@ -159,7 +221,7 @@ impl Site {
 
     /// Waits until so many rows are durable.
     pub(crate) fn wait_for_rows(&self, count: usize) {
-        let until = Instant::now() + Duration::from_secs(30);
+        let until = Instant::now() + Duration::from_secs(180);
         while self.durable() < count {
             assert!(Instant::now() < until, "no {count} rows came");
             std::thread::sleep(Duration::from_millis(20));
@@ -194,16 +256,8 @@ impl Site {
     /// Fails if a process of this site's tuners is alive, after the moments that an orphan has to be reaped.
     pub(crate) fn nothing_is_left(&self) {
         let until = Instant::now() + Duration::from_secs(20);
-        let alive = || {
-            (1..20_u32)
-                .flat_map(|attempt| {
-                    let mark = self.folder.join(format!("out/attempts/{attempt:02}"));
-                    gemmtune::proc::tree::marked("GEMMTUNE_TUNER", mark.as_str())
-                })
-                .collect::<Vec<u32>>()
-        };
-        while !alive().is_empty() {
-            assert!(Instant::now() < until, "{:?} are alive", alive());
+        while !self.alive().is_empty() {
+            assert!(Instant::now() < until, "{:?} are alive", self.alive());
             std::thread::sleep(Duration::from_millis(50));
         }
     }
