@@ -115,6 +115,43 @@ fn what_decides_is_quoted_from_the_tree() {
 }
 
 #[test]
+fn a_kernel_that_is_returned_early_counts() {
+    let tree = Tree::fixture("e1");
+    tree.replace(
+        FP8_UTILS,
+        "    output = gemm_a8w8_blockscale(",
+        "    if input_2d.shape[0] <= 256:\n        from aiter import gemm_a8w8_blockscale as ck\n        return ck(q_input, weight, x_scale, weight_scale)\n    output = gemm_a8w8_blockscale(",
+    );
+    let path = &trace(&tree)["paths"][0];
+    assert_eq!(path["kernel"], "depends");
+    let because = path["because"].as_str().unwrap();
+    assert!(because.contains("the number of rows M"), "{because}");
+}
+
+#[test]
+fn a_name_that_an_import_may_or_may_not_bind_is_refused_at_that_import() {
+    let tree = Tree::fixture("e1");
+    let import = "from aiter.ops.triton.gemm_a8w8_blockscale import gemm_a8w8_blockscale\n";
+    tree.replace(
+        FP8_UTILS,
+        &format!("    {import}"),
+        &format!("    try:\n        {import}    except ImportError:\n        from aiter import gemm_a8w8_blockscale\n"),
+    );
+    let (code, _, said) = gemmtune(&["trace", tree.root.as_str()]);
+    assert_eq!(code, 11, "{said}");
+    assert!(said.contains("if _use_aiter:"), "{said}");
+    let tree = Tree::fixture("e1");
+    tree.replace(
+        FP8_UTILS,
+        "def aiter_w8a8_block_fp8_linear(",
+        "@functools.cache\ndef aiter_w8a8_block_fp8_linear(",
+    );
+    let (code, _, said) = gemmtune(&["trace", tree.root.as_str()]);
+    assert_eq!(code, 11, "{said}");
+    assert!(said.contains("decorator"), "{said}");
+}
+
+#[test]
 fn evidence_quotes_lines_that_are_there() {
     let tree = Tree::fixture("e4");
     for line in trace(&tree)["evidence"].as_array().unwrap() {

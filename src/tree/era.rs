@@ -125,6 +125,15 @@ pub fn dispatch(source: &Source) -> Result<Dispatch<'_>, Refusal> {
             "a top-level `def` of that name, as SGLang 0.5.5 to 0.5.23 have it",
         ));
     };
+    if leaf.1.decorated {
+        return Err(Refusal::new(
+            source,
+            leaf.1.name_span,
+            format!("a decorator is on `{LEAF}`"),
+            "what is called under this name is what the decorator makes of it",
+            "a plain `def`, as SGLang 0.5.5 to 0.5.23 have it",
+        ));
+    }
     let bindings = bindings(source, leaf.1);
     let has = |kernel| {
         bindings

@@ -37,7 +37,8 @@ pub(super) struct Way {
     pub(super) tests: Vec<(Test, bool)>,
     /// The `return` statement that ended it.
     pub(super) end: Span,
-    /// Whether that `return` stands directly in the function's body: the main exit.
+    /// Whether it is one of the ways that GEMMs of the block-FP8 layers take: it ends in a `return` directly in the
+    /// function's body, or it leaves early with the result of one of their kernels.
     pub(super) main: bool,
 }
 
@@ -45,6 +46,12 @@ struct Exit<'a> {
     state: State<'a>,
     value: Value<'a>,
     end: Span,
+}
+
+/// Whether a way that leaves early computed the layer's GEMM on it. Releases leave early with bpreshuffle only for
+/// weights of another kind (0.5.23, `_mxscale_w_scale`), and never with plain CK or Triton: somebody routes there.
+fn leaves_with_gemm(state: &State<'_>) -> bool {
+    matches!(state.calls.last(), Some((Kernel::Ck | Kernel::Triton, _)))
 }
 
 /// The facts of one machine, and the module's globals under them.
@@ -88,7 +95,7 @@ impl<'a> Flow<'a> {
         let mut ways: Vec<Way> = exits
             .into_iter()
             .map(|exit| Way {
-                main: direct(exit.end),
+                main: direct(exit.end) || leaves_with_gemm(&exit.state),
                 calls: exit.state.calls,
                 tests: exit.state.tests,
                 end: exit.end,

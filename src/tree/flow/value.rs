@@ -175,6 +175,8 @@ fn same(left: &Value<'_>, right: &Value<'_>) -> bool {
         (Value::Bool(left), Value::Bool(right)) => left == right,
         (Value::None, Value::None)
         | (Value::HipVersion, Value::HipVersion)
+        // It stays with the statement that made it so.
+        | (Value::Ambiguous(_), Value::Ambiguous(_))
         | (Value::Unknown, Value::Unknown) => true,
         (Value::Int(left), Value::Int(right)) => left == right,
         (Value::Str(left), Value::Str(right)) | (Value::Module(left), Value::Module(right)) => {

@@ -81,6 +81,58 @@ pub(super) fn stripped(mut argv: &[Word]) -> &[Word] {
     argv
 }
 
+/// What `env` in front of a command does to its environment.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub(super) struct Environment<'a> {
+    /// `-i`: nothing is inherited.
+    pub(super) cleared: bool,
+    /// `-u NAME`.
+    pub(super) unset: Vec<String>,
+    /// `NAME=VALUE`.
+    pub(super) set: Vec<(String, Word)>,
+    /// The command it starts.
+    pub(super) rest: &'a [Word],
+}
+
+/// `env` and its arguments taken apart; `None` where `argv` is no `env`, or one with other options.
+pub(super) fn environment(argv: &[Word]) -> Option<Environment<'_>> {
+    let (first, mut rest) = argv.split_first()?;
+    if name_of(first.known()?) != "env" {
+        return None;
+    }
+    let mut found = Environment::default();
+    while let Some((word, after)) = rest.split_first() {
+        rest = after;
+        match word.text() {
+            "-i" | "-" | "--ignore-environment" => found.cleared = true,
+            "-u" | "--unset" => {
+                let (name, after) = rest.split_first()?;
+                found.unset.push(name.known()?.to_owned());
+                rest = after;
+            }
+            text => {
+                if let Some(name) = text.strip_prefix("--unset=") {
+                    found.unset.push(name.to_owned());
+                } else if text.starts_with('-') {
+                    return None;
+                } else if let Some((name, value)) =
+                    text.split_once('=').filter(|(name, _)| is_name(name))
+                {
+                    let value = match word {
+                        Word::Known(_) => Word::Known(value.to_owned()),
+                        Word::Unknown { why, .. } => Word::unknown(value, why.clone()),
+                    };
+                    found.set.push((name.to_owned(), value));
+                } else {
+                    found.rest = &argv[argv.len() - rest.len() - 1..];
+                    return Some(found);
+                }
+            }
+        }
+    }
+    Some(found)
+}
+
 /// `argv` from the program on that [`KEPT`] wrappers start.
 fn looked_through(argv: &[Word]) -> &[Word] {
     let Some(first) = argv.first().and_then(Word::known) else {
@@ -263,6 +315,22 @@ mod tests {
             stripped(&words("exec nohup -x python3 a")),
             words("python3 a")
         );
+    }
+
+    #[test]
+    fn env_is_taken_apart_unless_it_does_more() {
+        let argv = words("/usr/bin/env -i -u B A=1 PATH= python3 -i X=2");
+        let found = environment(&argv).unwrap();
+        assert!(found.cleared);
+        assert_eq!(found.unset, ["B"]);
+        assert_eq!(
+            found.set[1],
+            ("PATH".to_owned(), Word::Known(String::new()))
+        );
+        assert_eq!(found.rest, words("python3 -i X=2"));
+        assert_eq!(environment(&words("env -C /tmp python3")), None);
+        assert_eq!(environment(&words("env A=1")).unwrap().rest, []);
+        assert_eq!(environment(&words("python3 env")), None);
     }
 
     #[test]

@@ -48,6 +48,9 @@ impl Shell<'_> {
         let Some(first) = argv.first().and_then(Word::known) else {
             return Ok(());
         };
+        if let Some(environment) = command::environment(argv) {
+            return self.in_environment(prefix, &environment, line);
+        }
         if let Some((body, lines_before)) = self.functions.get(first).cloned() {
             let file = self.script().to_owned();
             return self.inside(
@@ -110,6 +113,34 @@ impl Shell<'_> {
             depends_on: self.conditions.last().cloned(),
         });
         Ok(())
+    }
+
+    /// The command behind `env`: gemmtune sets the environment itself, and would not get its own variables through
+    /// an `env -i`.
+    fn in_environment(
+        &mut self,
+        mut prefix: BTreeMap<String, Word>,
+        environment: &command::Environment<'_>,
+        line: usize,
+    ) -> Result<(), ScriptError> {
+        let (before, found) = (self.state.clone(), self.facts.found.len());
+        if environment.cleared {
+            prefix.clear();
+            for variable in self.state.variables.values_mut() {
+                variable.exported = false;
+            }
+        }
+        self.state.unset.extend(environment.unset.iter().cloned());
+        prefix.extend(environment.set.iter().cloned());
+        let ran = self.started(prefix, environment.rest, line);
+        self.state = before;
+        if environment.cleared && self.facts.found.len() > found {
+            self.note(format!(
+                "line {line} starts with an empty environment (`env -i`); gemmtune passes its own on: name under \
+                 `server.unset` what must not be there"
+            ));
+        }
+        ran
     }
 
     fn source(&mut self, words: &[Word], line: usize) -> Result<(), ScriptError> {

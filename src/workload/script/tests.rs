@@ -258,3 +258,25 @@ fn what_is_no_bash_is_refused_with_the_line_and_endless_recursion_ends() {
     assert_eq!(facts.of(Role::Server).count(), 1);
     assert!(facts.notes[0].contains("nest too deeply"));
 }
+
+#[test]
+fn env_in_front_of_the_server_is_part_of_its_environment() {
+    let facts = read_plain(
+        "export A=1 B=2\nC=3 env -u B SGLANG_USE_AITER=1 D=\"x y\" python3 -m sglang.launch_server",
+    );
+    let server = only(&facts, Role::Server);
+    assert_eq!(line(server), "python3 -m sglang.launch_server");
+    let of = |name| env(server, name);
+    assert_eq!(
+        (of("A"), of("C"), of("D")),
+        (Some("1"), Some("3"), Some("x y"))
+    );
+    assert_eq!(of("SGLANG_USE_AITER"), Some("1"));
+    assert!(server.unset.contains(&"B".to_owned()));
+    assert!(facts.notes.is_empty());
+
+    let facts = read_plain("export A=1\nexec env -i PATH=/bin E=2 python3 -m sglang.launch_server");
+    let server = only(&facts, Role::Server);
+    assert_eq!((env(server, "A"), env(server, "E")), (None, Some("2")));
+    assert!(facts.notes[0].contains("empty environment"), "{facts:?}");
+}
