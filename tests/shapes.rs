@@ -172,7 +172,11 @@ fn weights_without_m_are_reported_and_never_become_shapes() {
         summary["decode_batches"],
         serde_json::json!({"1": 1, "32": 19})
     );
-    assert!(stderr(&output).contains("no shapes"));
+    let said = stderr(&output);
+    assert!(said.contains("no shapes"), "{said}");
+    let plan = "gemmtune plan --model config.json --tp N --capture 1,2,4,8,12,16,24,32 --chunked-prefill 8192 \
+                --device NVIDIA_H100_80GB_HBM3 -o untuned.csv";
+    assert!(said.contains(plan), "{said}");
 
     // The CSV is the header alone: a file of an earlier log must not pass for this one's.
     let folder = Folder::new();

@@ -13,7 +13,7 @@ use super::files::refuse_overwriting;
 use super::printer::Printer;
 use crate::log::harvest::{Malformed, NkOnly, Seen};
 use crate::log::scan::{Lines, number_lines, scan};
-use crate::log::{Capture, Harvest, Limits, input};
+use crate::log::{Capture, CaptureUnit, Harvest, Limits, input};
 use crate::shape::Op;
 use crate::store::file::write_atomic;
 use crate::table::shapes::{self, CountedShape};
@@ -272,14 +272,45 @@ fn tell(harvest: &Harvest, summary: &Summary<'_>, args: &ShapesArgs, printer: &P
                 weight.n, weight.k, weight.only.device
             );
         }
-        text.push_str(
-            "\nhint: run the server instrumented (`gemmtune instrument apply`), or add the model's \
-             shapes with `gemmtune plan --model config.json --tp N`",
+        let _ = write!(
+            text,
+            "\nhint: run the server instrumented (`gemmtune instrument apply`), or plan from the model and what \
+             this log says: `{}`",
+            plan_command(summary)
         );
         printer.warn(text);
     } else if let Some(path) = &args.output {
         printer.say(format!("written to `{path}`"));
     }
+}
+
+/// The plan that needs no M from the log: the model's weights, with the graphs, the chunk and the device the log names.
+fn plan_command(summary: &Summary<'_>) -> String {
+    let mut command = "gemmtune plan --model config.json --tp N".to_owned();
+    let decode = summary
+        .captures
+        .iter()
+        .find(|capture| capture.role.ends_with("decode") && capture.unit == CaptureUnit::Bs);
+    if let Some(capture) = decode {
+        let tokens = capture.tokens_per_request.unwrap_or(1);
+        let sizes: Vec<String> = capture
+            .sizes
+            .iter()
+            .map(|size| size.saturating_mul(tokens).to_string())
+            .collect();
+        let _ = write!(command, " --capture {}", sizes.join(","));
+    }
+    let chunk = summary
+        .limits
+        .iter()
+        .find_map(|limits| limits.chunked_prefill_size);
+    if let Some(chunk) = chunk {
+        let _ = write!(command, " --chunked-prefill {chunk}");
+    }
+    if let Some(weight) = summary.weights_nk.first() {
+        let _ = write!(command, " --device {}", weight.only.device);
+    }
+    command + " -o untuned.csv"
 }
 
 fn malformed(harvest: &Harvest) -> String {
