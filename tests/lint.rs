@@ -125,6 +125,34 @@ fn a_path_that_is_not_there_is_a_usage_error() {
 }
 
 #[test]
+fn standard_input_is_a_csv_table() {
+    let from = |input: &str| {
+        let mut child = Command::new(env!("CARGO_BIN_EXE_gemmtune"))
+            .args(["lint", "-", "--json"])
+            .stdin(std::process::Stdio::piped())
+            .stdout(std::process::Stdio::piped())
+            .stderr(std::process::Stdio::null())
+            .spawn()
+            .unwrap();
+        let mut pipe = child.stdin.take().unwrap();
+        std::io::Write::write_all(&mut pipe, input.as_bytes()).unwrap();
+        drop(pipe);
+        let output = child.wait_with_output().unwrap();
+        let document: Value = serde_json::from_slice(&output.stdout).unwrap();
+        (document, output.status.code().unwrap())
+    };
+    let table = fs_err::read_to_string(concat!(
+        env!("CARGO_MANIFEST_DIR"),
+        "/testdata/aiter-tables/a8w8_blockscale_bpreshuffle_tuned_gemm_dsv3.csv"
+    ));
+    let (document, code) = from(&table.unwrap());
+    assert_eq!((code, &document["rows"]), (15, &12.into()));
+    assert_eq!(document["findings"][0]["file"], "-");
+    let (document, code) = from("{\"1\": {}}");
+    assert_eq!(code, 2, "{document}");
+}
+
+#[test]
 fn with_json_the_rules_are_one_document() {
     let (document, code) = document(&["--rules"]);
     assert_eq!(code, 0);

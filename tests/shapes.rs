@@ -333,6 +333,55 @@ fn lookup_takes_the_nearest_key_of_a_json_configuration() {
 }
 
 #[test]
+fn lookup_in_a_folder_without_tables_fails() {
+    let folder = Folder::new();
+    let shapes = folder.file("shapes.csv", "op,M,N,K\nw8a8_block_fp8_matmul,1,512,7168\n");
+    let output = gemmtune(
+        &[
+            "lookup",
+            "--table",
+            folder.path.as_str(),
+            "--shapes",
+            &shapes,
+        ],
+        b"",
+    );
+    assert_eq!(output.status.code(), Some(2));
+    assert_eq!(stdout(&output), "");
+    assert!(
+        stderr(&output).contains("holds no block-FP8 configuration"),
+        "{}",
+        stderr(&output)
+    );
+}
+
+#[test]
+fn lookup_lines_torn_at_either_end_are_counted() {
+    let whole = "[aiter] shape is M:128, N:2112, K:7168, not found tuned config in /x/a8w8_blockscale_tuned_gemm.csv, will use default config!";
+    let lines = [
+        "[aiter] shape is M:128, N:21",
+        whole,
+        "12, K:7168, not found tuned config in /x/a8w8_blockscale_tuned_gemm.csv, will use default config!",
+        // Another operation's, which is none of ours.
+        "[aiter] shape B:4, M:128, N:21, K:7168, not found tuned config in /x/batched.csv",
+        "[aiter] shape is M:7, N:2[aiter] shape is M:128, N:2112, K:7168, not found tuned config in /x/a8w8_blockscale_tuned_gemm.csv, will use default config!",
+        "[aiter] shape is M:128,",
+    ];
+    let summary = json(&gemmtune(
+        &["shapes", "-", "--json"],
+        lines.join("\n").as_bytes(),
+    ));
+    assert_eq!(
+        (&summary["records"], &summary["distinct"]),
+        (&2.into(), &1.into())
+    );
+    let shown = summary["malformed_records"].as_array().unwrap();
+    let at: Vec<_> = shown.iter().map(|record| &record["line"]).collect();
+    assert_eq!(at, [1, 3, 5, 6], "{shown:?}");
+    assert_eq!(shown[3]["reason"], "cut off by the end of the input");
+}
+
+#[test]
 fn with_json_a_completion_script_is_inside_the_document() {
     let plain = stdout(&gemmtune(&["completions", "bash"], b""));
     let document = json(&gemmtune(&["completions", "bash", "--json"], b""));

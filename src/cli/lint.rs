@@ -15,7 +15,7 @@ const SHOWN: usize = 3;
 /// Arguments of `gemmtune lint`.
 #[derive(Debug, clap::Args)]
 pub struct LintArgs {
-    /// Tables, or folders of them: aiter's CSV files, SGLang's JSON configurations
+    /// Tables, or folders of them: aiter's CSV files, SGLang's JSON configurations; `-` is a CSV on standard input
     #[arg(required_unless_present = "rules", value_name = "PATH")]
     paths: Vec<Utf8PathBuf>,
 
@@ -45,7 +45,8 @@ pub fn run(args: &LintArgs, printer: &Printer) -> Result<(), Failure> {
     if args.rules {
         return printer.data(rules::reference().as_bytes());
     }
-    let report = lint::lint_paths(&args.paths).map_err(|error| refused(&error))?;
+    let report =
+        lint::lint_paths(&args.paths, std::io::stdin().lock()).map_err(|error| refused(&error))?;
     if printer.is_json() {
         printer.json(&report)?;
     } else {
@@ -76,6 +77,9 @@ fn refused(error: &LintError) -> Failure {
     let hint = match error {
         LintError::Read { .. } => "give existing files or folders",
         LintError::TooLarge { .. } => "a table is at most 1 GiB",
+        LintError::UnknownKind { path } if path == "-" => {
+            "a JSON configuration says in its name what it is for: give the file"
+        }
         LintError::UnknownKind { .. } => "rename the file to end in .csv or .json",
     };
     let text = match std::error::Error::source(error) {

@@ -399,6 +399,23 @@ fn config_files(args: &LookupArgs, warnings: &mut Vec<String>) -> Result<Vec<Con
             .map_err(|error| Failure::to(Kind::Usage, "use the file", error))?;
         files.push(ConfigFile { name, config });
     }
+    if files.is_empty() && args.table.is_dir() {
+        let of = args
+            .device
+            .as_ref()
+            .map_or_else(String::new, |device| format!(" for `{device}`"));
+        return Err(Failure::new(
+            Kind::Usage,
+            format!(
+                "`{}` holds no block-FP8 configuration of SGLang's{of}",
+                args.table
+            ),
+        )
+        .hint("aiter's tables are files: give one with `--table FILE.csv`")
+        .hint(
+            "SGLang's are named `N=…,K=…,device_name=…,dtype=fp8_w8a8,block_shape=[128, 128].json`",
+        ));
+    }
     let mut devices: Vec<&str> = files
         .iter()
         .map(|file| file.name.device_name.as_str())

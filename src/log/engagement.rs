@@ -95,6 +95,21 @@ pub(super) fn head_start(bytes: &[u8], at: usize) -> Option<usize> {
     })
 }
 
+/// Whether a look-up line whose beginning is lost goes on at `at`: `K:7168, ` stands before it, and in its line no word
+/// `shape` that would make it another operation's.
+pub(super) fn lost_head(bytes: &[u8], at: usize) -> bool {
+    let before = &bytes[at.saturating_sub(HEAD_MAX)..at];
+    let line = memchr::memrchr2(b'\n', b'\r', before).map_or(0, |end| end + 1);
+    let before = &before[line..];
+    let Some((head, _)) = before
+        .strip_suffix(b", ")
+        .and_then(super::cursor::trailing_number)
+    else {
+        return false;
+    };
+    head.ends_with(b"K:") && super::cursor::find(before, b"shape").is_none()
+}
+
 /// A [`Lookup`] whose texts are still in the log.
 #[derive(Clone, Copy, Debug)]
 pub(super) struct Line<'log> {

@@ -22,14 +22,16 @@
 //! **Shape records** count Python-level calls of a GEMM:
 //!
 //! ```json
-//! {"op":"gemm_a8w8_blockscale","M":32,"N":2112,"K":7168,"dtype":"torch.float8_e4m3fnuz","kind":"capture","bs":32,"count":61}
+//! {"op":"gemm_a8w8_blockscale","M":32,"N":2112,"K":7168,"dtype":"torch.float8_e4m3fnuz","kind":"capture","bs":7,"count":61}
 //! ```
 //!
 //! - `op`: a name of [`crate::shape::Op`]. `M`, `N`, `K`: positive integers. `dtype`: `str(weight.dtype)`.
 //! - `kind`: `"eager"` when the call ran at once; `"capture"` when the current stream was capturing a graph
 //!   (`torch.cuda.is_current_stream_capturing()`), so that the call runs at each replay and never by itself; `"warmup"`
 //!   for the Python passes a runner makes before it captures, which serve no request.
-//! - `bs`: the captured batch size for `capture` and `warmup`, else `null`. It is the key of the replay records.
+//! - `bs`: for `capture` the number of the graph, counted from 1 in the order of captures in this process, else `null`. It
+//!   is the key of the replay and capture records. It is no batch size: several graphs have the same one (segments of
+//!   a prefill graph, a draft model beside its target).
 //! - `count`: calls **since the last record of the same key** (`op`, `M`, `N`, `K`, `dtype`, `kind`, `bs`). Readers add
 //!   counts up. A writer aggregates, writes a key the first time it is seen at once with count 1, and flushes the
 //!   rest every second or so and at exit: the file stays small, and a kill loses a second of counts, never a shape.
@@ -37,17 +39,16 @@
 //! **Replay records** count graph replays, again as increments:
 //!
 //! ```json
-//! {"replay":32,"tokens":32,"count":1834}
+//! {"replay":7,"tokens":32,"count":1834}
 //! ```
 //!
-//! `replay` is the captured batch size that ran (after padding), `tokens` the M it stands for (`bs` times tokens per
-//! request; equal to `bs` without speculation).
+//! `replay` is the number of the graph that ran, `tokens` the M that most of its GEMMs have.
 //!
-//! **Capture records** say how often a batch size was captured, because a runner that captures twice (a second stream, a
-//! restart of the graph runner) counts its shapes twice. Without one, one capture is assumed:
+//! **Capture records** say how often a graph was captured, because one that is captured anew under its number counts its
+//! shapes again. Without one, one capture is assumed:
 //!
 //! ```json
-//! {"capture":32,"tokens":32,"count":1}
+//! {"capture":7,"tokens":32,"count":1}
 //! ```
 //!
 //! **Dispatch records** name the implementation that serves the block-FP8 linear layers, once per identity:

@@ -197,6 +197,9 @@ fn scan_records(
     result
 }
 
+/// The reason given for a look-up line that is not whole.
+const TORN_LOOKUP: &str = "torn: no complete look-up line of aiter";
+
 /// The reason given for a record that the end of its input cuts off.
 const CUT_OFF: &str = "cut off by the end of the input";
 
@@ -333,6 +336,7 @@ impl<'harvest> Scanner<'harvest> {
         let text = &segment.bytes[found.end..segment.end];
         match found.tag {
             Tag::Dump => {}
+            Tag::LookupHead => self.lookup_head(segment, found),
             Tag::FoundPadded | Tag::WeightDtype | Tag::NotFound => {
                 return self.lookup(segment, found);
             }
@@ -466,7 +470,10 @@ impl<'harvest> Scanner<'harvest> {
         let start = engagement::head_start(segment.bytes, found.start)
             .filter(|start| !has_line_end(&segment.bytes[*start..found.start]));
         let Some(start) = start else {
-            // Somebody else's words.
+            // Somebody else's words, or a line whose beginning is lost.
+            if engagement::lost_head(segment.bytes, found.start) {
+                self.malformed(segment, found.start, TORN_LOOKUP);
+            }
             return found.end;
         };
         if let Some((line, length)) = engagement::parse(&segment.bytes[start..segment.end]) {
@@ -476,13 +483,36 @@ impl<'harvest> Scanner<'harvest> {
             let reason = if segment.cut_off {
                 CUT_OFF
             } else {
-                "torn: no complete look-up line of aiter"
+                TORN_LOOKUP
             };
             self.malformed(segment, start, reason);
             // Its further tags belong to the same line.
             let next = find(&segment.bytes[found.end..segment.end], b"shape ");
             next.map_or(segment.end, |next| found.end + next)
         }
+    }
+
+    /// The head of a look-up line: torn if nothing in the rest of its line says how the look-up ended. A whole line is
+    /// read when that is met.
+    fn lookup_head(&mut self, segment: &Segment<'_>, found: Found) {
+        let text = &segment.bytes[found.end..segment.end];
+        let text = &text[..find(text, b"[aiter] shape is M:").unwrap_or(text.len())];
+        let mut at = 0;
+        while let Next::Found(next) = self.searcher.next(text, at, 0, true) {
+            if matches!(
+                next.tag,
+                Tag::FoundPadded | Tag::WeightDtype | Tag::NotFound
+            ) {
+                return;
+            }
+            at = next.end;
+        }
+        let reason = if segment.cut_off {
+            CUT_OFF
+        } else {
+            TORN_LOOKUP
+        };
+        self.malformed(segment, found.start, reason);
     }
 
     #[cold]

@@ -1,6 +1,6 @@
 //! Finding the tables below a path.
 
-use std::io;
+use std::io::{self, Read as _};
 
 use camino::{Utf8Path, Utf8PathBuf};
 
@@ -42,7 +42,9 @@ pub enum LintError {
 ///
 /// A file that is named is always checked. In folders only what looks like a table is: CSV files with
 /// M, N and K in the header or `tuned` in the name, and JSON files named or filled like SGLang's.
-pub fn lint_paths(paths: &[Utf8PathBuf]) -> Result<Report, LintError> {
+///
+/// The path `-` is `input`, an aiter table: SGLang's configurations say in their names what they are for.
+pub fn lint_paths(paths: &[Utf8PathBuf], mut input: impl io::Read) -> Result<Report, LintError> {
     let mut report = Report::default();
     let mut tables: Vec<Table> = Vec::new();
     for path in paths {
@@ -50,7 +52,24 @@ pub fn lint_paths(paths: &[Utf8PathBuf]) -> Result<Report, LintError> {
             path: path.clone(),
             source,
         };
-        if fs_err::metadata(path).map_err(read)?.is_dir() {
+        if path == "-" {
+            let mut bytes = Vec::new();
+            input
+                .by_ref()
+                .take(LARGEST + 1)
+                .read_to_end(&mut bytes)
+                .map_err(read)?;
+            if bytes.len() as u64 > LARGEST {
+                return Err(LintError::TooLarge {
+                    path: path.clone(),
+                    bytes: bytes.len() as u64,
+                });
+            }
+            if bytes.trim_ascii_start().starts_with(b"{") {
+                return Err(LintError::UnknownKind { path: path.clone() });
+            }
+            tables.extend(report.check_csv(path.as_str(), &bytes));
+        } else if fs_err::metadata(path).map_err(read)?.is_dir() {
             let mut files = Vec::new();
             collect(path, &mut files)?;
             files.sort();
