@@ -68,6 +68,18 @@ fn a_hanging_kernel_costs_its_candidate_only() {
 }
 
 #[test]
+fn waiting_in_the_queue_costs_no_candidate() {
+    // 32 tasks of 0.1 s on two devices wait longer than the limit of one; the old pool counts that.
+    let site = Site::new(Like::Old, &TEN[..4])
+        .faults("sleep=0.1@*:*")
+        .args(&["--limit", "task=1s"]);
+    let ran = site.run(&[]);
+    assert_eq!(ran.code, Some(0), "{}", ran.stderr);
+    assert_eq!(ran.json["attempts"], 1);
+    assert!(ran.list("rows").iter().all(|row| row["unmeasured"] == 0));
+}
+
+#[test]
 fn a_shape_that_hangs_alone_too_fails_and_the_others_do_not() {
     // Without a limit of its own the tuner cannot save anything.
     let site = Site::new(Like::Old, &TEN[..3])

@@ -178,6 +178,51 @@ mod tests {
         assert_eq!(Flags::from_help("Traceback (most recent call last):"), None);
     }
 
+    /// What the scripts of four revisions really print; `testdata/aiter-help/ORIGIN.md`.
+    #[test]
+    fn recorded_help_of_four_revisions_is_read() {
+        let read = |revision: &str, op: &str| {
+            let path = format!(
+                "{}/testdata/aiter-help/{revision}-{op}.txt",
+                env!("CARGO_MANIFEST_DIR")
+            );
+            Flags::from_help(&fs_err::read_to_string(path).unwrap()).unwrap()
+        };
+        let count = |revision, op| read(revision, op).flags.len();
+        let (plain, rowwise) = ("gemm_a8w8_blockscale", "gemm_a8w8_bpreshuffle");
+        assert_eq!((count("v0.1.9", plain), count("v0.1.9", rowwise)), (10, 11));
+        for (revision, libraries) in [
+            ("303a583c", "ck,cktile,asm,all,both"),
+            ("v0.1.13", "ck,cktile,asm,all,both"),
+            ("e4048607a5", "ck,cktile,asm,opus,all,both"),
+        ] {
+            assert_eq!((count(revision, plain), count(revision, rowwise)), (21, 20));
+            let flags = read(revision, plain);
+            let takes = |name| flags.get(name).map(|flag| flag.takes);
+            assert_eq!(flags.get("--libtype").unwrap().choices.join(","), libraries);
+            assert_eq!(takes("--preshuffle"), Some(Takes::Nothing));
+            assert_eq!(takes("--blockPerCu"), Some(Takes::Several));
+            assert_eq!(takes("--timeout"), Some(Takes::One));
+            assert_eq!(takes("--sort"), Some(Takes::One));
+            assert_eq!(takes("--run_config"), Some(Takes::Optional));
+            assert_eq!(takes("-o2"), Some(Takes::One));
+            assert!(
+                read(revision, rowwise)
+                    .get("--libtype")
+                    .unwrap()
+                    .choices
+                    .is_empty()
+            );
+        }
+        let old = read("v0.1.9", plain);
+        assert_eq!(
+            old.get("--sort").map(|flag| flag.takes),
+            Some(Takes::Nothing)
+        );
+        assert_eq!(old.get("--libtype"), None);
+        assert_eq!(old.get("--timeout"), None);
+    }
+
     #[test]
     fn colours_are_no_part_of_a_line() {
         assert_eq!(

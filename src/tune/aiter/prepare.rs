@@ -157,6 +157,11 @@ impl Site {
         let devices = order
             .settings
             .devices
+            // The script takes more than there are as all there are.
+            .map(|wanted| {
+                seen.as_ref()
+                    .map_or(wanted, |seen| wanted.clamp(1, seen.count))
+            })
             .or_else(|| seen.as_ref().map(|seen| seen.count));
         let default = if script.poisons_batches() {
             BATCH_WHERE_POISONED

@@ -42,7 +42,9 @@ pub fn tune(
         .canonicalize_utf8()
         .map_err(AiterTuneError::Write)?;
     let _lock = results::lock(&folder)?;
-    let site = Site::look(order, &folder, true)?;
+    let scratch = tempfile::tempdir().map_err(AiterTuneError::Write)?;
+    let scratch_folder = Utf8Path::from_path(scratch.path()).unwrap_or(&folder);
+    let site = Site::look(order, scratch_folder, true)?;
     let mut session = Session::open(order, &folder, site, began)?;
     session.begin(observer)?;
     session.work(observer)?;
@@ -141,7 +143,9 @@ impl<'a> Session<'a> {
             let files = Files::new(folder);
             let landed = rows::read(&files.tuned, self.order.op);
             self.take(&files, &landed, &shapes, 0.0, &mut |_| ())?;
-            self.attempts += 1;
+            // A folder that somebody took away leaves a gap, never a name given twice.
+            let number = files.folder.file_name().and_then(|name| name.parse().ok());
+            self.attempts = self.attempts.max(number.unwrap_or(0));
         }
         let mut open = Vec::new();
         for shape in &shapes {
@@ -224,7 +228,10 @@ impl<'a> Session<'a> {
         fs_err::create_dir_all(&folder).map_err(AiterTuneError::Write)?;
         let mut found = Vec::new();
         for entry in folder.read_dir_utf8().map_err(AiterTuneError::Write)? {
-            found.push(entry.map_err(AiterTuneError::Write)?.path().to_owned());
+            let path = entry.map_err(AiterTuneError::Write)?.path().to_owned();
+            if path.is_dir() {
+                found.push(path);
+            }
         }
         found.sort();
         Ok(found)
