@@ -38,6 +38,9 @@ const fn candidates(op: Op) -> u32 {
     }
 }
 
+/// Splits of K that a candidate is tried with, at most (exponents 0 to 4 in the shapes counted).
+const SPLITS: u32 = 5;
+
 /// What would be run.
 #[derive(Clone, Debug, Serialize)]
 pub struct Preview {
@@ -214,7 +217,9 @@ impl Site {
             .flags
             .get("--timeout")
             .is_some_and(|flag| flag.takes == Takes::One);
-        let candidates = self.candidates.unwrap_or_else(|| candidates(order.op));
+        let candidates = self
+            .candidates
+            .unwrap_or_else(|| candidates(order.op) * if self.split_k { SPLITS } else { 1 });
         // Four times what was seen leaves room for the slow ones.
         let one = self
             .pace

@@ -358,11 +358,12 @@ impl<'a> Session<'a> {
         observer: &mut dyn FnMut(&TuneEvent),
     ) {
         if let Said::Waiting { tasks } = said
-            && heard.begun == 1
             && !self.site.is_grouped()
         {
+            // The last batch may be smaller, and shapes differ in their splits: the most that was seen counts.
             let shapes = round.batch.min(round.shapes.len()).max(1);
-            self.site.candidates = u32::try_from(tasks.div_ceil(shapes)).ok();
+            let seen = u32::try_from(tasks.div_ceil(shapes)).ok();
+            self.site.candidates = self.site.candidates.max(seen);
         }
         self.learn_pace(said);
         match said {
