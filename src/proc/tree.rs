@@ -23,14 +23,15 @@ pub fn descendants(root: u32) -> Vec<u32> {
             continue;
         };
         if let Some((parent, is_zombie)) = parent_and_state(&stat) {
-            children.entry(parent).or_default().push((pid, is_zombie));
+            let is_dead = is_zombie && !has_threads(pid);
+            children.entry(parent).or_default().push((pid, is_dead));
         }
     }
     let mut found = Vec::new();
     let mut queue = vec![root];
     while let Some(parent) = queue.pop() {
-        for &(pid, is_zombie) in children.get(&parent).map_or(&[][..], Vec::as_slice) {
-            if is_zombie {
+        for &(pid, is_dead) in children.get(&parent).map_or(&[][..], Vec::as_slice) {
+            if is_dead {
                 // Only our own dead children can be reaped here; others answer an error.
                 let _ = waitpid(Pid::from_raw(pid.cast_signed()), Some(WaitPidFlag::WNOHANG));
             } else {
@@ -40,6 +41,12 @@ pub fn descendants(root: u32) -> Vec<u32> {
         }
     }
     found
+}
+
+/// Whether threads of a process are left whose first one has ended: until they end too, its memory, its devices and its
+/// ports are taken.
+fn has_threads(pid: u32) -> bool {
+    fs_err::read_dir(format!("/proc/{pid}/task")).is_ok_and(|threads| threads.count() > 1)
 }
 
 /// Parent and zombie state from the text of `/proc/PID/stat`. The command name stands in
@@ -133,6 +140,31 @@ mod tests {
         );
         assert_eq!(parent_and_state("12 (x) Z 9 12"), Some((9, true)));
         assert_eq!(parent_and_state("torn"), None);
+    }
+
+    #[test]
+    fn a_process_lives_as_long_as_one_of_its_threads() {
+        let leave = "import ctypes, threading, time\n\
+            threading.Thread(target=time.sleep, args=(30,)).start()\n\
+            ctypes.CDLL(None).pthread_exit(None)\n";
+        let mut child = std::process::Command::new("python3")
+            .args(["-c", leave])
+            .spawn()
+            .unwrap();
+        let pid = child.id();
+        let is_zombie = || {
+            let stat = fs_err::read_to_string(format!("/proc/{pid}/stat")).unwrap_or_default();
+            parent_and_state(&stat).is_some_and(|(_, zombie)| zombie)
+        };
+        let until = Instant::now() + Duration::from_secs(20);
+        while !is_zombie() && Instant::now() < until {
+            thread::sleep(POLL);
+        }
+        assert!(is_zombie(), "its first thread has not ended");
+        assert!(descendants(std::process::id()).contains(&pid));
+        child.kill().unwrap();
+        child.wait().unwrap();
+        assert!(!descendants(std::process::id()).contains(&pid));
     }
 
     #[test]

@@ -7,6 +7,7 @@ mod schema;
 #[path = "../trees/mod.rs"]
 mod trees;
 
+mod real;
 mod site;
 
 use serde_json::Value;
@@ -94,6 +95,7 @@ fn a_run_tunes_deploys_verifies_and_compares_and_undo_leaves_no_trace() {
 fn a_table_whose_kernel_computes_wrong_numbers_is_taken_back() {
     let site = Site::new(&Change {
         env: &[("STANDIN_WRONG", "standin")],
+        ..Change::default()
     });
     let before = site.trees();
     let output = site.run(&["run"]);
@@ -219,6 +221,126 @@ fn tables_that_the_user_joins_are_merged_and_never_written() {
         !table.contains("4096,512,7168"),
         "the variable replaces the shipped tables"
     );
+}
+
+#[test]
+fn a_baseline_that_runs_the_same_module_is_left_with_its_own() {
+    // 0.5.5 calls CK today, and at 303a583c the table is compiled into the module: rebuilding it would tune the baseline.
+    let site = Site::new(&Change {
+        era: Some("e0"),
+        ..Change::default()
+    });
+    let output = site.run(&["run", "--until", "baseline"]);
+    assert_eq!(output.status.code(), Some(0), "{}", stderr(&output));
+    let before = site.trees();
+    let output = site.run(&["run"]);
+    assert_eq!(output.status.code(), Some(16), "{}", stderr(&output));
+    assert_eq!(site.trees(), before, "nothing of the trees moved");
+    let run = site.latest();
+    let deployed = document(&run.join("deploy.json"));
+    let own = deployed["env"]["AITER_JIT_DIR"].as_str().unwrap();
+    let built = fs_err::read_to_string(format!("{own}/module_gemm_a8w8_blockscale.so")).unwrap();
+    assert!(built.contains("standin"), "{built}");
+    let verified = document(&run.join("verify.json"));
+    assert!(
+        verified["engagement"]["hit"].as_u64().unwrap() > 0,
+        "{verified}"
+    );
+    assert_eq!(site.run(&["undo"]).status.code(), Some(0));
+    assert_eq!(site.trees(), before);
+}
+
+#[test]
+#[ignore = "GEMMTUNE_AITER names checkouts of aiter, joined by colons"]
+fn deploying_on_the_tables_of_real_aiter_trees_loses_no_row_and_is_undone_to_the_byte() {
+    let checkouts = std::env::var("GEMMTUNE_AITER").expect("GEMMTUNE_AITER names checkouts");
+    for checkout in checkouts.split(':') {
+        let site = Site::new(&Change {
+            aiter: Some(checkout.into()),
+            ..Change::default()
+        });
+        let before = site.trees();
+        let output = site.run(&["run", "--until", "deploy"]);
+        assert_eq!(
+            output.status.code(),
+            Some(0),
+            "{checkout}: {}",
+            stderr(&output)
+        );
+        let table = fs_err::read_to_string(site.latest().join("table.csv")).unwrap();
+        let columns: Vec<&str> = table.lines().next().unwrap().split(',').collect();
+        let key = |columns: &[&str], row: &str| {
+            let cells: Vec<&str> = row.split(',').collect();
+            let cell = |name: &str| {
+                let at = columns.iter().position(|column| *column == name);
+                at.map_or(String::new(), |at| cells[at].trim().to_owned())
+            };
+            ["gfx", "cu_num", "M", "N", "K"].map(cell)
+        };
+        let mut deployed = std::collections::BTreeSet::new();
+        for row in table.lines().skip(1) {
+            assert!(
+                deployed.insert(key(&columns, row)),
+                "{checkout}: twice: {row}"
+            );
+        }
+        let configs = site.aiter("configs");
+        let mut shipped = 0;
+        for entry in walk(&configs) {
+            let name = entry.file_name().unwrap();
+            if !name.contains("a8w8_blockscale_tuned_gemm") || !name.ends_with(".csv") {
+                continue;
+            }
+            let text = fs_err::read_to_string(&entry).unwrap();
+            let columns: Vec<&str> = text.lines().next().unwrap().trim().split(',').collect();
+            for row in text.lines().skip(1).filter(|row| !row.trim().is_empty()) {
+                assert!(
+                    deployed.contains(&key(&columns, row)),
+                    "{checkout}: {entry}: {row}"
+                );
+                shipped += 1;
+            }
+        }
+        assert!(shipped > 1000, "{checkout}: {shipped} shipped rows");
+        assert!(deployed.len() > shipped, "{checkout}: nothing of ours");
+        eprintln!(
+            "{checkout}: {shipped} shipped rows, {} deployed",
+            deployed.len()
+        );
+        assert_eq!(site.run(&["undo"]).status.code(), Some(0));
+        assert_eq!(site.trees(), before, "{checkout}");
+    }
+}
+
+/// Every file below a folder.
+fn walk(folder: &camino::Utf8Path) -> Vec<camino::Utf8PathBuf> {
+    let mut files = Vec::new();
+    for entry in folder.read_dir_utf8().unwrap() {
+        let path = entry.unwrap().into_path();
+        if path.is_dir() {
+            files.extend(walk(&path));
+        } else {
+            files.push(path);
+        }
+    }
+    files
+}
+
+#[test]
+fn the_examples_are_configurations_that_are_accepted() {
+    for name in ["sglang-mi300x", "sglang-mi355x"] {
+        let path = format!(
+            "{}/examples/{name}/gemmtune.toml",
+            env!("CARGO_MANIFEST_DIR")
+        );
+        let output = std::process::Command::new(env!("CARGO_BIN_EXE_gemmtune"))
+            .args(["run", "--dry-run", "--json", &path])
+            .output()
+            .unwrap();
+        assert_eq!(output.status.code(), Some(0), "{name}: {}", stderr(&output));
+        let plan: Value = serde_json::from_slice(&output.stdout).unwrap();
+        assert!(plan["server_starts"].as_u64().unwrap() >= 12, "{plan}");
+    }
 }
 
 #[test]

@@ -2,6 +2,7 @@
 
 use std::net::TcpListener;
 use std::process::{Command, Output};
+use std::sync::atomic::{AtomicU16, Ordering};
 use std::time::{Duration, Instant, SystemTime};
 
 use camino::{Utf8Path, Utf8PathBuf};
@@ -20,10 +21,29 @@ pub(crate) struct Site {
 pub(crate) struct Change<'a> {
     /// Variables of the server.
     pub(crate) env: &'a [(&'a str, &'a str)],
+    /// A released SGLang on a real torch, in place of the reduced tree on the played one.
+    pub(crate) real: Option<Real>,
+    /// The reduced tree, `e1` unless told otherwise.
+    pub(crate) era: Option<&'a str>,
+    /// A checkout of aiter whose tables, build configuration and texts take the place of the played ones.
+    pub(crate) aiter: Option<Utf8PathBuf>,
+}
+
+/// A released SGLang.
+#[derive(Clone)]
+pub(crate) struct Real {
+    pub(crate) release: String,
+    /// The folder it is unpacked in.
+    pub(crate) tree: Utf8PathBuf,
+    /// An interpreter with torch and what SGLang imports.
+    pub(crate) python: Utf8PathBuf,
 }
 
 /// Weights of the server's model: K of each is N of the one before.
 const WEIGHTS: &str = "256,128;128,256";
+
+/// The same for a real torch.
+const REAL_WEIGHTS: &str = "512,1024;1024,512";
 
 impl Site {
     pub(crate) fn new(change: &Change<'_>) -> Self {
@@ -37,16 +57,30 @@ impl Site {
         copy_folder(&tests.join("aiter/standin"), &folder.join("aiter"));
         fs_err::remove_file(folder.join("aiter/torch.py")).unwrap();
         let played = tests.join("rocm/site");
-        for part in ["aiter", "torch", "sglang"] {
-            copy_folder(&played.join(part), &folder.join(part));
+        copy_folder(&played.join("aiter"), &folder.join("aiter"));
+        if change.real.is_some() {
+            let package = folder.join("aiter/aiter");
+            copy_folder(&tests.join("realtrees/standin/aiter"), &package);
+            let around = fs_err::read_to_string(tests.join("rocm/real/with_tables.py")).unwrap();
+            let standin = fs_err::read_to_string(package.join("__init__.py")).unwrap();
+            fs_err::write(package.join("__init__.py"), standin + &around).unwrap();
+        } else {
+            for part in ["torch", "sglang"] {
+                copy_folder(&played.join(part), &folder.join(part));
+            }
+            let reduced = Utf8Path::new(env!("CARGO_MANIFEST_DIR"))
+                .join("testdata/trees")
+                .join(change.era.unwrap_or("e1"));
+            copy_folder(&reduced, &folder.join("sglang"));
         }
-        let reduced = Utf8Path::new(env!("CARGO_MANIFEST_DIR")).join("testdata/trees/e1");
-        copy_folder(&reduced, &folder.join("sglang"));
         fs_err::copy(played.join("server.py"), folder.join("server.py")).unwrap();
         let site = Self {
             _keep: keep,
             folder,
         };
+        if let Some(checkout) = &change.aiter {
+            site.take_from(checkout);
+        }
         // What gemmtune recognises 303a583c by, where the stand-ins have no use for it.
         site.append("utility/base_tuner.py", "# run_config\n");
         site.append(
@@ -72,17 +106,23 @@ impl Site {
 
     fn write_config(&self, change: &Change<'_>) {
         let folder = &self.folder;
-        let port = TcpListener::bind("127.0.0.1:0")
-            .unwrap()
-            .local_addr()
-            .unwrap()
-            .port();
+        let port = free_port();
         let mut env = vec![
-            ("PYTHONPATH", self.path()),
+            ("PYTHONPATH", self.path(change.real.as_ref())),
             ("PYTHONDONTWRITEBYTECODE", "1".to_owned()),
             ("SGLANG_USE_AITER", "1".to_owned()),
             ("HOME", folder.to_string()),
         ];
+        if change.real.is_some() {
+            let look = [
+                ("REALTREES_ARCH", "gfx942"),
+                ("REALTREES_HIP", "7.0.51831"),
+                // Otherwise the import compiles an extension.
+                ("TVM_FFI_DISABLE_TORCH_C_DLPACK", "1"),
+                ("OMP_NUM_THREADS", "1"),
+            ];
+            env.extend(look.map(|(name, value)| (name, value.to_owned())));
+        }
         env.extend(
             change
                 .env
@@ -93,28 +133,41 @@ impl Site {
             .iter()
             .map(|(name, value)| format!("{name} = {value:?}"))
             .collect();
+        let (python, weights) = match &change.real {
+            Some(real) => (real.python.as_str(), REAL_WEIGHTS),
+            None => ("python3", WEIGHTS),
+        };
         let config = format!(
             "[workload]\nname = \"played\"\n\
-             [server]\ncommand = [\"python3\", \"server.py\", \"--port\", \"{port}\", \"--weights\", \"{WEIGHTS}\"]\n\
-             port = {port}\nready_log = \"The server is fired up and ready to roll!\"\nready_timeout_s = 120\n\
+             [server]\ncommand = [{python:?}, \"server.py\", \"--port\", \"{port}\", \"--weights\", \"{weights}\"]\n\
+             port = {port}\nready_log = \"The server is fired up and ready to roll!\"\nready_timeout_s = 600\n\
              env = {{ {} }}\n\
-             [benchmark]\nbuiltin = {{ concurrency = 2, prompts = 4, input_len = 40, output_len = 3 }}\ntimeout_s = 120\n\
-             [backend]\nkind = \"aiter\"\npython = \"python3\"\ngfx = \"gfx942\"\ncu_num = 304\n\
+             [benchmark]\nbuiltin = {{ concurrency = 2, prompts = 4, input_len = 40, output_len = 3 }}\ntimeout_s = 300\n\
+             [backend]\nkind = \"aiter\"\npython = {python:?}\ngfx = \"gfx942\"\ncu_num = 304\n\
              [compare]\npairs = 2\n[budget]\ntune = \"60s\"\n",
             env.join(", ")
         );
         fs_err::write(folder.join("gemmtune.toml"), config).unwrap();
     }
 
-    fn path(&self) -> String {
-        ["torch", "aiter", "sglang"]
-            .map(|part| self.folder.join(part).into_string())
-            .join(":")
+    fn path(&self, real: Option<&Real>) -> String {
+        let here = |part: &str| self.folder.join(part).into_string();
+        let Some(real) = real else {
+            return ["torch", "aiter", "sglang"].map(here).join(":");
+        };
+        let tests = concat!(env!("CARGO_MANIFEST_DIR"), "/tests");
+        [
+            format!("{tests}/rocm/real"),
+            format!("{tests}/realtrees"),
+            here("aiter"),
+            real.tree.to_string(),
+        ]
+        .join(":")
     }
 
     /// `PYTHONPATH=…`, for a process of its own.
     pub(crate) fn python_path(&self) -> String {
-        format!("PYTHONPATH={}", self.path())
+        format!("PYTHONPATH={}", self.path(None))
     }
 
     /// Sets a variable of the server.
@@ -134,6 +187,34 @@ impl Site {
     /// A file of the aiter package.
     pub(crate) fn aiter(&self, relative: &str) -> Utf8PathBuf {
         self.folder.join("aiter/aiter").join(relative)
+    }
+
+    /// Takes over what a deployment reads of a real tree: texts are appended as comments, since the played code beside them runs.
+    fn take_from(&self, checkout: &Utf8Path) {
+        let real = |relative: &str| fs_err::read_to_string(checkout.join(relative)).unwrap();
+        for relative in ["jit/core.py", "jit/optCompilerConfig.json"] {
+            Self::write(&self.aiter(relative), &real(&format!("aiter/{relative}")));
+        }
+        for relative in [
+            "utility/base_tuner.py",
+            "utility/mp_tuner.py",
+            "ops/gemm_op_a8w8.py",
+            "ops/gemm_op_common.py",
+        ] {
+            let comment: String = real(&format!("aiter/{relative}"))
+                .lines()
+                .map(|line| format!("# {line}\n"))
+                .collect();
+            self.append(relative, &comment);
+        }
+        fs_err::remove_dir_all(self.aiter("configs")).unwrap();
+        copy_folder(&checkout.join("aiter/configs"), &self.aiter("configs"));
+        let newer = real("aiter/ops/gemm_op_a8w8.py").contains("kernelName=kernelName");
+        Self::write(&self.aiter("REVISION"), if newer { "H\n" } else { "P\n" });
+        if newer {
+            // The stand-in tuner writes what this tree's tuner writes.
+            self.append("utility/base_tuner.py", "\neffective_topk = 1\n");
+        }
     }
 
     fn append(&self, relative: &str, text: &str) {
@@ -190,7 +271,10 @@ impl Site {
     pub(crate) fn trees(&self) -> Vec<(String, u64, u32)> {
         let mut files = Vec::new();
         for part in ["aiter", "sglang", "torch"] {
-            snapshot(&self.folder.join(part), &mut files);
+            let folder = self.folder.join(part);
+            if folder.is_dir() {
+                snapshot(&folder, &mut files);
+            }
         }
         files.sort();
         files
@@ -237,6 +321,18 @@ impl Site {
         while alive() {
             assert!(Instant::now() < until, "something is still alive");
             std::thread::sleep(Duration::from_millis(20));
+        }
+    }
+}
+
+/// A port that nobody is given by chance: below those that Linux hands out, so that it is still free at the next start.
+fn free_port() -> u16 {
+    static NEXT: AtomicU16 = AtomicU16::new(0);
+    let first = 20_000 + u16::try_from(std::process::id() % 1_200).unwrap() * 10;
+    loop {
+        let port = first + NEXT.fetch_add(1, Ordering::Relaxed) % 10;
+        if TcpListener::bind(("127.0.0.1", port)).is_ok() {
+            return port;
         }
     }
 }

@@ -1,0 +1,113 @@
+//! The same loop around released SGLang on a real torch: `tests/realtrees/run` prepares both and starts these.
+
+use serde_json::Value;
+
+use crate::site::{Change, Real, Site, count, document, stderr};
+
+/// The releases that `tests/realtrees/run` was asked for, and where they are.
+fn releases() -> Vec<Real> {
+    let variable = |name: &str| {
+        std::env::var(name).unwrap_or_else(|_| panic!("{name} is set by tests/realtrees/run"))
+    };
+    let (cache, python) = (
+        variable("GEMMTUNE_TESTS_CACHE"),
+        variable("GEMMTUNE_REALTREES_PYTHON"),
+    );
+    variable("GEMMTUNE_REALTREES")
+        .split_whitespace()
+        .map(|release| Real {
+            release: release.to_owned(),
+            tree: format!("{cache}/sglang-{release}").into(),
+            python: python.clone().into(),
+        })
+        .collect()
+}
+
+#[test]
+#[ignore = "started by tests/realtrees/run"]
+fn a_released_sglang_is_tuned_verified_and_compared() {
+    let all = releases();
+    let real = all.first().expect("a release");
+    let site = Site::new(&Change {
+        real: Some(real.clone()),
+        ..Change::default()
+    });
+    let before = site.trees();
+    let output = site.run(&["run", "--json"]);
+    assert_eq!(output.status.code(), Some(16), "{}", stderr(&output));
+    let printed: Value = serde_json::from_slice(&output.stdout).unwrap();
+    assert_eq!(printed["pairs"], 2, "{printed}");
+    assert_eq!(printed["parity"], true, "{printed}");
+    assert_eq!(printed["hit_rate"], 1.0, "{printed}");
+    verified_as_it_should(&site, real);
+    assert_eq!(site.run(&["undo"]).status.code(), Some(0));
+    assert_eq!(site.trees(), before, "{}", real.release);
+    site.assert_nothing_left();
+}
+
+#[test]
+#[ignore = "started by tests/realtrees/run"]
+fn other_releases_are_verified_and_a_wrong_kernel_is_taken_back() {
+    let all = releases();
+    let full = std::env::var("GEMMTUNE_REALTREES_DEPTH").is_ok_and(|depth| depth == "full");
+    let from = if full {
+        1
+    } else {
+        all.len().saturating_sub(1).max(1)
+    };
+    for real in all.iter().skip(from) {
+        let site = Site::new(&Change {
+            real: Some(real.clone()),
+            ..Change::default()
+        });
+        let output = site.run(&["run", "--until", "verify"]);
+        assert_eq!(
+            output.status.code(),
+            Some(0),
+            "{}: {}",
+            real.release,
+            stderr(&output)
+        );
+        verified_as_it_should(&site, real);
+        eprintln!("{}: verified", real.release);
+    }
+    let Some(real) = all.last().cloned() else {
+        return;
+    };
+    let site = Site::new(&Change {
+        env: &[("STANDIN_WRONG", "standin")],
+        real: Some(real.clone()),
+        ..Change::default()
+    });
+    let before = site.trees();
+    let output = site.run(&["run"]);
+    assert_eq!(output.status.code(), Some(16), "{}", stderr(&output));
+    assert!(
+        stderr(&output).contains("layout check"),
+        "{}",
+        stderr(&output)
+    );
+    assert_eq!(site.trees(), before, "{}", real.release);
+    assert_eq!(count(&site.journal(), "stage_started", "compare"), 0);
+}
+
+/// Layout, kernels and engagement of the verify stage.
+fn verified_as_it_should(site: &Site, real: &Real) {
+    let verified = document(&site.latest().join("verify.json"));
+    let layout = verified["layout"].as_array().unwrap();
+    let tuned = layout
+        .iter()
+        .filter(|check| check["kernel"].as_str().unwrap().contains("standin"))
+        .count();
+    assert!(tuned > 0, "{}: {layout:?}", real.release);
+    for check in layout {
+        let error = check["relative_error"].as_f64().unwrap();
+        assert!((0.001..0.003).contains(&error), "{}: {check}", real.release);
+    }
+    let engagement = &verified["engagement"];
+    assert!(engagement["hit"].as_u64().unwrap() > 0, "{engagement}");
+    for list in ["missed", "other_kernel", "unplanned"] {
+        let named = engagement[list].as_array().unwrap();
+        assert!(named.is_empty(), "{}: {engagement}", real.release);
+    }
+}
