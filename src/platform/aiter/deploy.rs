@@ -26,7 +26,7 @@ use crate::table::lookup::{Resolver, Rules};
 use crate::table::merge::{self, Policy};
 use crate::table::shapes;
 use crate::tree::aiter::{self, Coupling};
-use crate::tree::era::{self, Era};
+use crate::tree::era;
 use crate::tree::force::{self, ForceError, Means, Route, Target, Wish};
 use crate::tree::package::FP8_UTILS;
 use crate::tree::route;
@@ -138,7 +138,7 @@ impl Aiter {
         covered: &Covered<'_>,
         deployment: &mut Deployment,
     ) -> Result<Vec<force::Step>, Trouble> {
-        if self.switch == Switch::None {
+        if self.switch == Switch::None || way.no_triton {
             return Ok(Vec::new());
         }
         let source = trees
@@ -163,11 +163,8 @@ impl Aiter {
             )
         };
         let routes = match self.switch {
-            // 0.5.5 calls CK for everything today; leaving a GEMM on Triton would be another change than the table.
-            Switch::Route if way.era != Era::E0 => {
-                covered.routes(way, inspection.op, &route::triton_shapes(&source))
-            }
-            _ => Vec::new(),
+            Switch::Route => covered.routes(way, inspection.op, &route::triton_shapes(&source)),
+            Switch::All | Switch::None => Vec::new(),
         };
         let refused =
             |error: &ForceError| Trouble::new(Class::SourceNotRecognised, error.to_string());

@@ -37,6 +37,8 @@ pub(super) struct Way {
     pub(super) op: Op,
     /// Whether every GEMM takes Triton today, so that no table serves.
     pub(super) only_triton: bool,
+    /// Whether no GEMM takes Triton today, so that there is nothing to switch.
+    pub(super) no_triton: bool,
     /// Whether weights are laid out for one kernel when they are loaded.
     pub(super) shuffles: bool,
     /// In words.
@@ -225,6 +227,11 @@ impl Aiter {
         } else {
             kernels.iter().all(|kernel| *kernel == "triton")
         };
+        let no_triton = if by_variable {
+            switched_on
+        } else {
+            kernels.iter().all(|kernel| *kernel != "triton")
+        };
         let shuffles = arch == Arch::Gfx950 && rocm == Some(Rocm::From72) && era >= Era::E3;
         Ok(Way {
             era,
@@ -234,6 +241,7 @@ impl Aiter {
                 Op::Blockscale
             },
             only_triton,
+            no_triton,
             shuffles,
             because: format!("era {}: {}", era.as_str(), path.because),
         })

@@ -57,5 +57,9 @@ def _wide(WQ, w_scale):
 gemm_a8w8_blockscale = _lookup.tuned("gemm_a8w8_blockscale", _block_gemm)
 
 
+def gemm_a8w8_blockscale_bpreshuffle(*_, **__):
+    raise NotImplementedError("the stand-in has no gemm_a8w8_blockscale_bpreshuffle")
+
+
 def gemm_a8w8_bpreshuffle(*_, **__):
     raise NotImplementedError("the stand-in has no gemm_a8w8_bpreshuffle")
