@@ -259,7 +259,7 @@ fn a_baseline_that_runs_the_same_module_is_left_with_its_own() {
 #[test]
 #[ignore = "GEMMTUNE_AITER names checkouts of aiter, joined by colons"]
 fn deploying_on_the_tables_of_real_aiter_trees_loses_no_row_and_is_undone_to_the_byte() {
-    let checkouts = std::env::var("GEMMTUNE_AITER").expect("GEMMTUNE_AITER names checkouts");
+    let checkouts = site::asked("GEMMTUNE_AITER").expect("GEMMTUNE_AITER names checkouts");
     for checkout in checkouts.split(':') {
         let site = Site::new(&Change {
             aiter: Some(checkout.into()),
@@ -294,7 +294,7 @@ fn deploying_on_the_tables_of_real_aiter_trees_loses_no_row_and_is_undone_to_the
         let mut shipped = 0;
         for entry in walk(&configs) {
             let name = entry.file_name().unwrap();
-            if !name.contains("a8w8_blockscale_tuned_gemm") || !name.ends_with(".csv") {
+            if !name.contains("a8w8_blockscale_tuned_gemm") || entry.extension() != Some("csv") {
                 continue;
             }
             let text = fs_err::read_to_string(&entry).unwrap();
@@ -309,10 +309,6 @@ fn deploying_on_the_tables_of_real_aiter_trees_loses_no_row_and_is_undone_to_the
         }
         assert!(shipped > 1000, "{checkout}: {shipped} shipped rows");
         assert!(deployed.len() > shipped, "{checkout}: nothing of ours");
-        eprintln!(
-            "{checkout}: {shipped} shipped rows, {} deployed",
-            deployed.len()
-        );
         assert_eq!(site.run(&["undo"]).status.code(), Some(0));
         assert_eq!(site.trees(), before, "{checkout}");
     }

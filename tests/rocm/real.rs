@@ -2,13 +2,12 @@
 
 use serde_json::Value;
 
-use crate::site::{Change, Real, Site, count, document, stderr};
+use crate::site::{Change, Real, Site, asked, count, document, stderr};
 
 /// The releases that `tests/realtrees/run` was asked for, and where they are.
 fn releases() -> Vec<Real> {
-    let variable = |name: &str| {
-        std::env::var(name).unwrap_or_else(|_| panic!("{name} is set by tests/realtrees/run"))
-    };
+    let variable =
+        |name: &str| asked(name).unwrap_or_else(|| panic!("{name} is set by tests/realtrees/run"));
     let (cache, python) = (
         variable("GEMMTUNE_TESTS_CACHE"),
         variable("GEMMTUNE_REALTREES_PYTHON"),
@@ -49,7 +48,7 @@ fn a_released_sglang_is_tuned_verified_and_compared() {
 #[ignore = "started by tests/realtrees/run"]
 fn other_releases_are_verified_and_a_wrong_kernel_is_taken_back() {
     let all = releases();
-    let full = std::env::var("GEMMTUNE_REALTREES_DEPTH").is_ok_and(|depth| depth == "full");
+    let full = asked("GEMMTUNE_REALTREES_DEPTH").is_some_and(|depth| depth == "full");
     let from = if full {
         1
     } else {
@@ -69,7 +68,6 @@ fn other_releases_are_verified_and_a_wrong_kernel_is_taken_back() {
             stderr(&output)
         );
         verified_as_it_should(&site, real);
-        eprintln!("{}: verified", real.release);
     }
     let Some(real) = all.last().cloned() else {
         return;

@@ -203,7 +203,7 @@ impl Site {
         ] {
             let comment: String = real(&format!("aiter/{relative}"))
                 .lines()
-                .map(|line| format!("# {line}\n"))
+                .flat_map(|line| ["# ", line, "\n"])
                 .collect();
             self.append(relative, &comment);
         }
@@ -335,6 +335,11 @@ fn free_port() -> u16 {
             return port;
         }
     }
+}
+
+/// What the caller of the tests set.
+pub(crate) fn asked(name: &str) -> Option<String> {
+    std::env::var_os(name)?.into_string().ok()
 }
 
 /// Standard error as text.

@@ -19,7 +19,9 @@ pub(super) fn deploy(engine: &mut Engine<'_>) -> Result<Done, Trouble> {
     for note in &deployment.notes {
         engine.remark(note.clone());
     }
-    let planned: Vec<Shape> = tuned.rows.iter().map(|row| row.shape.clone()).collect();
+    // Shapes that are left with what serves them need no row.
+    let won = tuned.rows.iter().filter(|row| !row.incumbent_kept);
+    let planned: Vec<Shape> = won.map(|row| row.shape.clone()).collect();
     let missing = engine.platform.misses(&inspection, &deployment, &planned)?;
     if !missing.is_empty() {
         let named: Vec<String> = missing.iter().take(5).map(ToString::to_string).collect();

@@ -168,6 +168,12 @@ impl Aiter {
         };
         let refused =
             |error: &ForceError| Trouble::new(Class::SourceNotRecognised, error.to_string());
+        if routes.is_empty() && self.switch == Switch::Route {
+            return Err(Trouble::new(
+                Class::NotBetter,
+                "the tuned rows serve none of the weights that the workload uses",
+            ));
+        }
         let plan = plan(&routes).map_err(|error| refused(&error))?;
         if plan.means == Means::None {
             return Ok(Vec::new());
@@ -477,7 +483,7 @@ fn merged(
 }
 
 /// aiter hands the path to a shell unquoted, and `:` separates paths.
-fn plain(path: Utf8PathBuf) -> Result<Utf8PathBuf, Trouble> {
+pub(super) fn plain(path: Utf8PathBuf) -> Result<Utf8PathBuf, Trouble> {
     let fits =
         |character: char| character.is_ascii_alphanumeric() || "/._-+=@,".contains(character);
     if path.is_absolute() && path.as_str().chars().all(fits) {

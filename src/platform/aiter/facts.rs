@@ -112,6 +112,16 @@ impl Aiter {
                 "torch is no ROCm build: what SGLang does on a GPU cannot be seen here".to_owned(),
             );
         }
+        if self
+            .site
+            .variable("AITER_REBUILD")
+            .is_some_and(|value| value != "0")
+        {
+            remarks.push(
+                "AITER_REBUILD makes every process compile every module it touches: unset it, or each server start takes that long"
+                    .to_owned(),
+            );
+        }
         if self.op.is_some_and(|asked| asked != way.op) {
             remarks.push(format!(
                 "the configuration asks for {op}, and this machine runs {}",
