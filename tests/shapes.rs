@@ -388,3 +388,23 @@ fn with_json_a_completion_script_is_inside_the_document() {
     assert_eq!(document["shell"], "bash");
     assert_eq!(document["script"], plain);
 }
+
+#[test]
+fn one_payload_of_two_operations_is_two_shapes() {
+    let row = "csv_row: 128,512,7168,torch.float8_e4m3fn";
+    let aiter = format!("[GEMM_shape_dump] aiter FP8 block GEMM path | {row}\n");
+    let triton = format!("[GEMM_shape_dump] w8a8_block_fp8_matmul | {row}\n");
+    let output = gemmtune(
+        &["shapes", "-"],
+        [&aiter, &triton, &aiter]
+            .map(String::as_str)
+            .concat()
+            .as_bytes(),
+    );
+    assert_eq!(
+        stdout(&output),
+        "op,M,N,K,dtype,records\n\
+         gemm_a8w8_blockscale,128,512,7168,torch.float8_e4m3fn,2\n\
+         w8a8_block_fp8_matmul,128,512,7168,torch.float8_e4m3fn,1\n"
+    );
+}

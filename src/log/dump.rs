@@ -109,7 +109,7 @@ pub(super) struct Tally {
 struct Slot {
     /// The payload's bytes: the first 16, then overlapping words up to its end.
     words: [u64; 6],
-    length: u32,
+    kind: u32,
     count: u64,
 }
 
@@ -117,13 +117,16 @@ struct Slot {
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(super) struct Payload {
     words: [u64; 6],
-    length: u32,
+    /// Its length, and a hash of how the record's text begins.
+    kind: u32,
 }
 
 impl Payload {
     /// The payload's words; `None` when it is too short or too long for a dump record.
+    ///
+    /// `text` is what stands before it, tag excluded: the same payload behind other words may be another operation's.
     #[inline]
-    pub(super) fn new(bytes: &[u8]) -> Option<Self> {
+    pub(super) fn new(bytes: &[u8], text: &[u8]) -> Option<Self> {
         let length = bytes.len();
         if !(KEY_MIN..=KEY_MAX).contains(&length) {
             return None;
@@ -134,9 +137,11 @@ impl Payload {
             let at = at.min(last);
             u64::from_le_bytes(bytes[at..at + 8].try_into().expect("a slice of eight"))
         };
+        let beginning = text.first_chunk().copied().map_or(0, u64::from_le_bytes);
+        let beginning = beginning.wrapping_mul(0x9E37_79B9_7F4A_7C15);
         Some(Self {
             words: [word(0), word(8), word(16), word(24), word(32), word(40)],
-            length: length as u32,
+            kind: (beginning >> 40 << 6) as u32 | length as u32,
         })
     }
 
@@ -145,7 +150,7 @@ impl Payload {
         // The sizes are in the first sixteen bytes; the dtype hardly varies.
         let mixed = (self.words[0] ^ self.words[1].rotate_left(29))
             .wrapping_mul(0x9E37_79B9_7F4A_7C15)
-            ^ u64::from(self.length).wrapping_mul(0xD134_2543_DE82_EF95);
+            ^ u64::from(self.kind).wrapping_mul(0xD134_2543_DE82_EF95);
         (mixed >> (64 - SLOTS.trailing_zeros())) as usize
     }
 }
@@ -167,7 +172,7 @@ impl Tally {
             if slot.count == 0 {
                 return false;
             }
-            if slot.words == payload.words && slot.length == payload.length {
+            if slot.words == payload.words && slot.kind == payload.kind {
                 slot.count += 1;
                 return true;
             }
@@ -187,7 +192,7 @@ impl Tally {
         }
         self.slots[at] = Slot {
             words: payload.words,
-            length: payload.length,
+            kind: payload.kind,
             count: 1,
         };
         self.known.push((at as u16, dump));
@@ -260,7 +265,7 @@ mod tests {
         let mut full = 0;
         for m in 1..36_000u32 {
             let text = format!("{m},2112,7168,torch.float8_e4m3fn");
-            let payload = Payload::new(text.as_bytes()).unwrap();
+            let payload = Payload::new(text.as_bytes(), b" aiter FP8").unwrap();
             let (dump, _) = parse(&text).unwrap();
             assert!(!tally.count(&payload));
             if !tally.learn(&payload, dump) {
@@ -274,7 +279,10 @@ mod tests {
         assert_eq!(full, 1, "two fillings");
         assert_eq!(expected.len(), 35_999);
         assert!(expected.iter().all(|(_, count)| *count == 2));
-        assert_eq!(Payload::new(b"1,8,8,torch.float8_e5m"), None);
-        assert_eq!(Payload::new(&[b'1'; 49]), None);
+        let aiter = Payload::new(b"1,8,8,torch.float8_e5m2", b" aiter FP8");
+        let triton = Payload::new(b"1,8,8,torch.float8_e5m2", b" w8a8_block_fp8_matmul");
+        assert_ne!(aiter, triton);
+        assert_eq!(Payload::new(b"1,8,8,torch.float8_e5m", b""), None);
+        assert_eq!(Payload::new(&[b'1'; 49], b""), None);
     }
 }

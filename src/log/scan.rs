@@ -402,7 +402,7 @@ impl<'harvest> Scanner<'harvest> {
         }
         let text = &segment.bytes[found.end..segment.end];
         let blank = memchr::memrchr(b' ', text)?;
-        let payload = Payload::new(&text[blank + 1..])?;
+        let payload = Payload::new(&text[blank + 1..], text)?;
         let middle = text[..blank].strip_suffix(b"csv_row:")?;
         // An operation of its own, or a second record in the line: read with care.
         if middle.starts_with(b" op=") || self.searcher.next(middle, 0, 0, true) != Next::Nothing {
