@@ -257,6 +257,52 @@ fn a_baseline_that_runs_the_same_module_is_left_with_its_own() {
 }
 
 #[test]
+fn shuffled_weights_have_an_operation_and_a_table_of_their_own() {
+    // gfx950 with ROCm 7.2: weights are laid out when they are loaded, and the baseline runs the tuned operation already.
+    let site = Site::new(&Change {
+        era: Some("e6"),
+        gfx950: true,
+        ..Change::default()
+    });
+    let output = site.run(&["run", "--until", "baseline"]);
+    assert_eq!(output.status.code(), Some(0), "{}", stderr(&output));
+    let before = site.trees();
+    let output = site.run(&["run", "--until", "verify"]);
+    assert_eq!(output.status.code(), Some(0), "{}", stderr(&output));
+    let run = site.latest();
+    let deployed = document(&run.join("deploy.json"));
+    let table = deployed["env"]["AITER_CONFIG_GEMM_A8W8_BLOCKSCALE_BPRESHUFFLE"].as_str();
+    assert!(
+        table
+            .unwrap()
+            .contains("a8w8_blockscale_bpreshuffle_tuned_gemm-"),
+        "{deployed}"
+    );
+    assert!(deployed["env"]["AITER_CONFIG_GEMM_A8W8_BLOCKSCALE"].is_null());
+    let verified = document(&run.join("verify.json"));
+    let kernels: Vec<&str> = verified["layout"]
+        .as_array()
+        .unwrap()
+        .iter()
+        .map(|check| check["kernel"].as_str().unwrap())
+        .collect();
+    assert!(
+        kernels.iter().any(|kernel| kernel.contains("standin")),
+        "{kernels:?}"
+    );
+    assert!(
+        !kernels.iter().any(|kernel| kernel.contains("Triton")),
+        "{kernels:?}"
+    );
+    assert!(
+        verified["engagement"]["hit"].as_u64().unwrap() > 0,
+        "{verified}"
+    );
+    assert_eq!(site.run(&["undo"]).status.code(), Some(0));
+    assert_eq!(site.trees(), before);
+}
+
+#[test]
 #[ignore = "GEMMTUNE_AITER names checkouts of aiter, joined by colons"]
 fn deploying_on_the_tables_of_real_aiter_trees_loses_no_row_and_is_undone_to_the_byte() {
     let checkouts = site::asked("GEMMTUNE_AITER").expect("GEMMTUNE_AITER names checkouts");

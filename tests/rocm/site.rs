@@ -25,6 +25,8 @@ pub(crate) struct Change<'a> {
     pub(crate) real: Option<Real>,
     /// The reduced tree, `e1` unless told otherwise.
     pub(crate) era: Option<&'a str>,
+    /// Plays gfx950 with ROCm 7.2 instead of gfx942 with 7.0.
+    pub(crate) gfx950: bool,
     /// A checkout of aiter whose tables, build configuration and texts take the place of the played ones.
     pub(crate) aiter: Option<Utf8PathBuf>,
 }
@@ -87,6 +89,12 @@ impl Site {
             "utility/mp_tuner.py",
             "# pool_restart_needed AcceleratorError\n",
         );
+        if change.gfx950 {
+            Self::write(
+                &site.folder.join("torch/torch/version.py"),
+                "__version__ = \"2.9.0+rocm7.2\"\nhip = \"7.2.26015\"\ncuda = None\n",
+            );
+        }
         // A module from before, built from a table without a row for this machine.
         Self::write(
             &site.aiter("jit/module_gemm_a8w8_blockscale.so"),
@@ -113,6 +121,9 @@ impl Site {
             ("SGLANG_USE_AITER", "1".to_owned()),
             ("HOME", folder.to_string()),
         ];
+        if change.gfx950 {
+            env.push(("PLAYED_ARCH", "gfx950".to_owned()));
+        }
         if change.real.is_some() {
             let look = [
                 ("REALTREES_ARCH", "gfx942"),
@@ -133,6 +144,11 @@ impl Site {
             .iter()
             .map(|(name, value)| format!("{name} = {value:?}"))
             .collect();
+        let (gfx, cu_num) = if change.gfx950 {
+            ("gfx950", 256)
+        } else {
+            ("gfx942", 304)
+        };
         let (python, weights) = match &change.real {
             Some(real) => (real.python.as_str(), REAL_WEIGHTS),
             None => ("python3", WEIGHTS),
@@ -143,7 +159,7 @@ impl Site {
              port = {port}\nready_log = \"The server is fired up and ready to roll!\"\nready_timeout_s = 600\n\
              env = {{ {} }}\n\
              [benchmark]\nbuiltin = {{ concurrency = 2, prompts = 4, input_len = 40, output_len = 3 }}\ntimeout_s = 300\n\
-             [backend]\nkind = \"aiter\"\npython = {python:?}\ngfx = \"gfx942\"\ncu_num = 304\n\
+             [backend]\nkind = \"aiter\"\npython = {python:?}\ngfx = \"{gfx}\"\ncu_num = {cu_num}\n\
              [compare]\npairs = 2\n[budget]\ntune = \"60s\"\n",
             env.join(", ")
         );

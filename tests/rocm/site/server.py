@@ -40,6 +40,7 @@ class Model:
         del fp8
         import aiter
 
+        self.utils = fp8_utils
         self.linear = fp8_utils.dispatch_w8a8_block_fp8_linear()
         print_identity(self.linear)
         self.width = weights[0][1]
@@ -53,7 +54,14 @@ class Model:
         rows, groups = -(-n // 128), k // 128
         w = torch.randn(rows * 128, k).view(rows, 128, groups, 128)
         scale = w.abs().amax(dim=(1, 3)) / torch.finfo(kind).max
-        return (w / scale.view(rows, 1, groups, 1)).view(rows * 128, k)[:n].contiguous().to(kind), scale
+        w = (w / scale.view(rows, 1, groups, 1)).view(rows * 128, k)[:n].contiguous().to(kind)
+        # What `process_weights_after_loading` does (0.5.11 to 0.5.23).
+        if getattr(self.utils, "_use_aiter_bpreshuffle_gfx95", False):
+            if not self.utils.use_aiter_triton_gemm_w8a8_tuned_gfx950(n, k):
+                from aiter.ops.shuffle import shuffle_weight
+
+                w = shuffle_weight(w, (16, 16))
+        return w, scale
 
     def forward(self, tokens):
         """The next token after each of `tokens`."""

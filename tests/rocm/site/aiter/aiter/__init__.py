@@ -12,7 +12,7 @@ from . import _lookup
 class dtypes:
     """aiter.dtypes, as far as this path asks."""
 
-    fp8 = torch.float8_e4m3fnuz
+    fp8 = torch.float8_e4m3fnuz if torch.ARCH == "gfx942" else torch.float8_e4m3fn
     bf16 = torch.bfloat16
 
 
@@ -31,10 +31,23 @@ def per_group_quant(x, quant_dtype=None, transpose_scale=False):
     m, k = x.shape
     groups = x.float().view(m, k // 128, 128)
     scale = groups.abs().amax(dim=(2,)) / torch.finfo(dtypes.fp8).max
-    return (groups / scale.view(m, k // 128, 1)).view(m, k).to(quant_dtype or dtypes.fp8), scale
+    values = (groups / scale.view(m, k // 128, 1)).view(m, k).to(quant_dtype or dtypes.fp8)
+    # Transposed: the shape of (M, K/128), its numbers in (K/128, M) order.
+    return values, scale.t().view(m, k // 128) if transpose_scale else scale
 
 
 def _block_gemm(XQ, WQ, x_scale, w_scale, dtype=torch.bfloat16):
+    assert not hasattr(WQ, "is_shuffled"), "a shuffled weight is read as a plain one"
+    return _product(XQ, WQ, x_scale, w_scale, dtype)
+
+
+def _shuffled_gemm(XQ, WQ, x_scale, w_scale, dtype=torch.bfloat16):
+    assert hasattr(WQ, "is_shuffled"), "a plain weight is read as a shuffled one"
+    m, groups = x_scale.shape
+    return _product(XQ, WQ, x_scale.view(groups, m).t(), w_scale, dtype)
+
+
+def _product(XQ, WQ, x_scale, w_scale, dtype):
     m, k = XQ.shape
     x = (XQ.float().view(m, k // 128, 128) * x_scale.view(m, k // 128, 1)).view(m, k)
     return (x @ _wide(WQ, w_scale)).to(dtype)
@@ -57,8 +70,7 @@ def _wide(WQ, w_scale):
 gemm_a8w8_blockscale = _lookup.tuned("gemm_a8w8_blockscale", _block_gemm)
 
 
-def gemm_a8w8_blockscale_bpreshuffle(*_, **__):
-    raise NotImplementedError("the stand-in has no gemm_a8w8_blockscale_bpreshuffle")
+gemm_a8w8_blockscale_bpreshuffle = _lookup.tuned("gemm_a8w8_blockscale_bpreshuffle", _shuffled_gemm)
 
 
 def gemm_a8w8_bpreshuffle(*_, **__):

@@ -22,7 +22,8 @@ OPS = {
         "AITER_CONFIG_GEMM_A8W8_BLOCKSCALE_BPRESHUFFLE", "a8w8_blockscale_bpreshuffle_tuned_gemm", "default_64x64x128",
     ),
 }  # fmt: skip
-GFX, CU_NUM = "gfx942", 304
+GFX = os.environ.get("PLAYED_ARCH", "gfx942")
+CU_NUM = {"gfx942": 304, "gfx950": 256}[GFX]
 
 
 def log(text):

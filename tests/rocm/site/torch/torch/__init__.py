@@ -7,12 +7,18 @@ cannot be shown with it. Rounding to FP8 and bf16 is done on every conversion.
 import builtins
 import math
 import operator
+import os
 import random
 import types
 from itertools import chain, repeat
 
 from .version import __version__  # noqa: F401
 from . import version  # noqa: F401
+
+
+#: The GPU that is played.
+ARCH = os.environ.get("PLAYED_ARCH", "gfx942")
+CU_NUM = {"gfx942": 304, "gfx950": 256}[ARCH]
 
 
 class dtype:
@@ -192,6 +198,6 @@ cuda = types.SimpleNamespace(
     device_count=lambda: 1,
     current_device=lambda: 0,
     get_device_properties=lambda _: types.SimpleNamespace(
-        gcnArchName="gfx942:sramecc+:xnack-", name="stand-in for MI300X", multi_processor_count=304
+        gcnArchName=f"{ARCH}:sramecc+:xnack-", name=f"stand-in of {ARCH}", multi_processor_count=CU_NUM
     ),
 )

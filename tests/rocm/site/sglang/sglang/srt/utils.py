@@ -1,4 +1,4 @@
-"""The helpers that the reduced tree asks for, answering as on gfx942 with ROCm 7.0."""
+"""The helpers that the reduced tree asks for, answering as on gfx942 with ROCm 7.0, or gfx950 with 7.2."""
 
 import os
 
@@ -15,16 +15,20 @@ def is_cuda():
     return False
 
 
+def _is_gfx950():
+    return os.environ.get("PLAYED_ARCH") == "gfx950"
+
+
 def is_gfx942_supported():
-    return True
+    return not _is_gfx950()
 
 
 def is_gfx95_supported():
-    return False
+    return _is_gfx950()
 
 
 def get_hip_version():
-    return (7, 0, 51831)
+    return (7, 2, 26015) if _is_gfx950() else (7, 0, 51831)
 
 
 def print_warning_once(text):
