@@ -264,8 +264,18 @@ impl Said {
             .collect()
     }
 
-    fn check_numbers(&self, problems: &mut Vec<String>) {
+    /// `released`: the tree's own dispatch ran. Below ROCm 7.2 it may take CK above the M that is safe, and gets the
+    /// NaN that a server would: most releases have no guard, 0.5.15.post1 not for every shape.
+    fn check_numbers(&self, released: bool, problems: &mut Vec<String>) {
         for case in self.cases() {
+            let unguarded = released
+                && case["N"] == 4096
+                && case["M"].as_u64() > Some(2048)
+                && kernel(case) == "ck"
+                && case["error"].is_null();
+            if unguarded {
+                continue;
+            }
             match case["error"].as_f64() {
                 Some(error) if error < LIMIT => {}
                 _ => problems.push(format!("wrong numbers: {case}")),
@@ -326,7 +336,8 @@ fn check(run: &Run<'_>) -> (String, Vec<String>) {
         run.name(),
         said.cases().len()
     );
-    said.check_numbers(&mut problems);
+    let released = matches!(run.change, Change::Observed | Change::Silent);
+    said.check_numbers(released && run.device == GFX950_OLD, &mut problems);
     if said.reply["dispatch"] != "aiter_w8a8_block_fp8_linear" {
         problems.push(format!("dispatch chose {}", said.reply["dispatch"]));
     }
@@ -410,7 +421,8 @@ fn check_records(said: &Said, problems: &mut Vec<String>) {
         *recorded.entry(row).or_insert(0) += record["count"].as_u64().unwrap();
     }
     let mut expected = std::collections::BTreeMap::new();
-    for case in said.cases() {
+    // Calls that 0.5.5 refuses were calls too.
+    for case in said.reply["cases"].as_array().unwrap() {
         *expected
             .entry(format!("{},{},{}", case["M"], case["N"], case["K"]))
             .or_insert(0) += 1;

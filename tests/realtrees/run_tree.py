@@ -149,6 +149,16 @@ def one_rank(parallel_state):
         parallel_state.get_tp_group()
     except RuntimeError:  # 0.5.22 and later keep the group in a context of their own
         _OVERRIDES.enter_context(parallel_state.get_parallel().override(tp_group=group))
+    try:
+        from sglang.srt.runtime_context import get_parallel
+    except ImportError:
+        return
+    try:
+        get_parallel().tp_size  # noqa: B018
+    except ValueError:  # 0.5.19 to 0.5.21 keep sizes there, which a server fills in from its arguments
+        _OVERRIDES.enter_context(get_parallel().override(tp_size=1, tp_rank=0))
+    except Exception:  # 0.5.14 to 0.5.18 answer from the groups, and nothing asks
+        pass
 
 
 def main():
