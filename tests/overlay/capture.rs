@@ -288,6 +288,37 @@ fn a_hidden_sitecustomize_still_runs() {
 }
 
 #[test]
+fn a_finder_that_asks_all_others_as_ours_does_is_no_endless_loop() {
+    let scene = Scene::new();
+    let theirs = scene.root.join("theirs");
+    fs_err::create_dir(&theirs).unwrap();
+    let finder = "
+import sys
+class Finder:
+    asking = False
+    def find_spec(self, name, path=None, target=None):
+        if self.asking:
+            return None
+        self.asking = True
+        try:
+            found = (other.find_spec(name, path, target) for other in sys.meta_path if other is not self)
+            return next(filter(None, found), None)
+        finally:
+            self.asking = False
+sys.meta_path.insert(0, Finder())
+";
+    write_atomic(&theirs.join("sitecustomize.py"), finder.as_bytes()).unwrap();
+    let path = format!("{theirs}:{}", Scene::tree());
+    let said = scene.run_on_path(
+        &Wishes::capture(scene.records()),
+        &path,
+        "print(json.dumps(linear(33)))",
+    );
+    assert_eq!(only(&said.stdout), serde_json::json!("triton"));
+    assert_eq!(scene.calls().len(), 1);
+}
+
+#[test]
 fn the_plugin_registry_is_a_second_door_where_another_sitecustomize_came_first() {
     let scene = Scene::new();
     // Ours is hidden: the finder never stood, and the modules are imported before the plugins load.

@@ -10,6 +10,7 @@ applies its hooks only after those imports. The registry is the second door (`pl
 
 import os
 import sys
+import threading
 
 from . import settings as settings_module
 from .record import Recorder
@@ -117,11 +118,19 @@ class Finder:
 
     def __init__(self, hooks):
         self._hooks = hooks
+        self._asking = threading.local()
 
     def find_spec(self, name, path=None, target=None):
         """The spec another finder gives for a hooked module, its loader made to patch after execution."""
-        if name not in self._hooks.wanted:
+        if name not in self._hooks.wanted or getattr(self._asking, "now", False):
             return None
+        self._asking.now = True  # another finder of this kind asks all the others too, this one included
+        try:
+            return self._found(name, path, target)
+        finally:
+            self._asking.now = False
+
+    def _found(self, name, path, target):
         for finder in sys.meta_path:
             if finder is self or not hasattr(finder, "find_spec"):
                 continue
