@@ -81,6 +81,7 @@ pub fn run(args: &DemoArgs, printer: &Printer) -> Result<ExitCode, Failure> {
             ready_url: None,
             ready_log: Some(SGLANG_READY_LINE.to_owned()),
             ready_timeout_s: 60,
+            stop_timeout_s: 10,
         },
         benchmark: Benchmark {
             command: None,

@@ -34,6 +34,8 @@ pub struct ServerOrder {
     pub ready_log: Option<String>,
     /// How long it may take to become ready.
     pub ready_limit: Duration,
+    /// How long its processes have to end by themselves.
+    pub grace: Duration,
 }
 
 /// A server that is up. Dropping it ends its whole process tree.
@@ -66,6 +68,7 @@ impl Server {
         let mut spawn = Spawn::new(order.argv.clone(), log);
         spawn.folder = Some(order.folder.clone());
         spawn.env = order.env.clone();
+        spawn.grace = order.grace;
         let started = Instant::now();
         let kept = spawn
             .start(keeper)

@@ -190,6 +190,7 @@ impl Engine<'_> {
             ready_url: self.config.ready_url(),
             ready_log: server.ready_log.clone(),
             ready_limit: deadline::learned(seen, configured),
+            grace: Duration::from_secs(server.stop_timeout_s),
         }
     }
 

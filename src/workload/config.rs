@@ -133,6 +133,10 @@ pub struct Server {
     /// spend many minutes in JIT builds, hence the large default.
     #[serde(default = "default_ready_timeout")]
     pub ready_timeout_s: u64,
+    /// Seconds the server's processes have to end by themselves before they are killed. SGLang spends five of
+    /// them waiting for diagnostics of a crash that is none.
+    #[serde(default = "default_stop_timeout")]
+    pub stop_timeout_s: u64,
 }
 
 /// `[benchmark]`: how a ready server is measured.
@@ -529,6 +533,10 @@ fn default_port() -> u16 {
 
 fn default_ready_timeout() -> u64 {
     1800
+}
+
+fn default_stop_timeout() -> u64 {
+    10
 }
 
 fn default_benchmark_timeout() -> u64 {
