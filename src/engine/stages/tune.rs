@@ -8,12 +8,14 @@ use crate::engine::trouble::{Class, Trouble};
 use crate::engine::{Engine, read_json, write_json};
 use crate::event::{Notice, Progress};
 use crate::platform::{Inspection, TuneOrder};
+use crate::shape::Shape;
 use crate::stage::Stage;
+use crate::table::shapes;
 use crate::tune::TuneEvent;
 
 pub(super) fn tune(engine: &mut Engine<'_>) -> Result<Done, Trouble> {
     let inspection: Inspection = read_json(&engine.run.stage(Stage::Inspect.name()))?;
-    let shapes = read_json::<Planned>(&engine.run.plan())?.shapes();
+    let shapes = with_dtypes(engine, read_json::<Planned>(&engine.run.plan())?.shapes())?;
     let order = TuneOrder {
         run: &engine.run,
         inspection: &inspection,
@@ -48,6 +50,25 @@ pub(super) fn tune(engine: &mut Engine<'_>) -> Result<Done, Trouble> {
         tuned.rows.len() - kept,
         tuned.failed.len()
     )))
+}
+
+/// Gives planned shapes the dtype their weight was seen with: a table that is read by N, K and M alone has none, and
+/// neither has its plan.
+fn with_dtypes(engine: &Engine<'_>, mut planned: Vec<Shape>) -> Result<Vec<Shape>, Trouble> {
+    let bytes = fs_err::read(engine.run.shapes()).map_err(|error| Trouble::file(&error))?;
+    let seen =
+        shapes::read(&bytes, None).map_err(|error| Trouble::caused(Class::Internal, &error))?;
+    for shape in planned.iter_mut().filter(|shape| shape.dtype.is_empty()) {
+        let weight = (shape.op, shape.n, shape.k);
+        let of_weight = seen
+            .iter()
+            .map(|counted| &counted.shape)
+            .find(|seen| (seen.op, seen.n, seen.k) == weight);
+        if let Some(seen) = of_weight {
+            shape.dtype.clone_from(&seen.dtype);
+        }
+    }
+    Ok(planned)
 }
 
 fn progress_of(event: &TuneEvent) -> Option<Progress> {

@@ -17,6 +17,8 @@ def device():
 
 def answer(ask):
     kind = ask["kind"]
+    if kind in ("prepare", "time", "check") and ask["shape"]["dtype"] != "torch.float8_e4m3fn":
+        return {"kind": "failed", "error": f"the kernel takes FP8, not `{ask['shape']['dtype']}`"}
     if kind == "hello":
         return {"kind": "hello", "device": device()}
     if kind == "prepare":
