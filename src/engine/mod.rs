@@ -5,6 +5,7 @@
 //! The engine never prints: an observer is told.
 
 pub mod deadline;
+pub(crate) mod in_place;
 pub mod server;
 mod stages;
 mod trial;

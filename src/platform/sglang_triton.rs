@@ -239,7 +239,7 @@ impl Platform for SglangTriton {
             files.insert(name.to_owned(), bytes);
         }
         let digest = digest(&whole);
-        let folder = run.path().join("deploy").join(&digest);
+        let folder = run.deploy().join(&digest);
         fs_err::create_dir_all(&folder).map_err(|error| Trouble::file(&error))?;
         for (name, bytes) in &files {
             write_atomic(&folder.join(name), bytes).map_err(|error| Trouble::file(&error))?;

@@ -122,7 +122,7 @@ impl Site {
 
     /// Writes the overlay into the run folder, and says what starts a server with it.
     pub(super) fn overlay(&self, run: &RunDir, wishes: &Wishes) -> Result<Environment, Trouble> {
-        let folder = run.path().join("overlay");
+        let folder = run.overlay();
         overlay::write(&folder).map_err(|error| Trouble::file(&error))?;
         let variables = overlay::environment(&folder, wishes, |name| self.variable(name));
         Ok(variables

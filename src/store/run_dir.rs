@@ -144,6 +144,16 @@ impl RunDir {
         self.path.join("capture")
     }
 
+    /// Files of the deployment.
+    pub fn deploy(&self) -> Utf8PathBuf {
+        self.path.join("deploy")
+    }
+
+    /// The overlay of this run's servers.
+    pub fn overlay(&self) -> Utf8PathBuf {
+        self.path.join("overlay")
+    }
+
     /// Record files of the verify trial.
     pub fn engagement(&self) -> Utf8PathBuf {
         self.path.join("engagement")

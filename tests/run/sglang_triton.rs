@@ -151,6 +151,20 @@ fn a_wrong_kernel_is_stopped_at_verify_and_taken_back() {
 }
 
 #[test]
+fn a_run_that_lost_its_overlay_on_the_way_does_not_compare_the_baseline_with_itself() {
+    let scene = Scene::new(6, &[]);
+    let output = scene.run(&["run", "--until", "verify"], &[]);
+    assert!(output.status.success(), "{}", stderr(&output));
+    // As a folder that was packed without it and carried to another machine.
+    fs_err::remove_dir_all(scene.latest().join("overlay")).unwrap();
+    let output = scene.run(&["run"], &[]);
+    assert_eq!(output.status.code(), Some(17), "{}", stderr(&output));
+    assert!(stderr(&output).contains("is gone"), "{}", stderr(&output));
+    let journal = fs_err::read_to_string(scene.latest().join("journal.jsonl")).unwrap();
+    assert!(!journal.contains(r#""arm":"tuned""#), "{journal}");
+}
+
+#[test]
 fn a_server_on_another_kernel_is_refused_by_its_name() {
     let scene = Scene::new(6, &["--backend", "deepgemm"]);
     let output = scene.run(&["run"], &[]);

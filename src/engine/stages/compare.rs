@@ -9,7 +9,7 @@ use crate::compare::{
 };
 use crate::engine::trial::{RESULTS, TrialOrder};
 use crate::engine::trouble::{Class, Trouble};
-use crate::engine::{Engine, read_json, write_json};
+use crate::engine::{Engine, in_place, read_json, write_json};
 use crate::event::{Arm, Role};
 use crate::platform::Deployment;
 use crate::stage::{Stage, next_half, pair_trials};
@@ -24,7 +24,10 @@ pub(super) fn compare(engine: &mut Engine<'_>) -> Result<Done, Trouble> {
     while let Some((pair, arm)) = next_half(engine.state.trials(), pairs, &engine.host) {
         let env = match arm {
             Arm::Baseline => [].into(),
-            Arm::Tuned => tuned_env.clone(),
+            Arm::Tuned => {
+                in_place::check(&engine.run)?;
+                tuned_env.clone()
+            }
         };
         let order = TrialOrder {
             stage: Stage::Compare,

@@ -2,7 +2,7 @@
 
 use super::{Done, foresee};
 use crate::engine::trouble::{Class, Trouble};
-use crate::engine::{Engine, read_json, write_json};
+use crate::engine::{Engine, in_place, read_json, write_json};
 use crate::platform::{Deployment, Inspection, Tuned};
 use crate::shape::Shape;
 use crate::stage::Stage;
@@ -16,6 +16,7 @@ pub(super) fn deploy(engine: &mut Engine<'_>) -> Result<Done, Trouble> {
     let deployment = engine.platform.deploy(&engine.run, &inspection, &tuned)?;
     // The record of what was put in place comes before anybody relies on it.
     write_json(&engine.run.stage(Stage::Deploy.name()), &deployment)?;
+    in_place::record(&engine.run)?;
     for note in &deployment.notes {
         engine.remark(note.clone());
     }

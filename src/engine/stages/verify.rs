@@ -7,7 +7,7 @@ use super::{Done, Verified, records};
 use crate::bench::parity::{self, Recording};
 use crate::engine::trial::{SERVER_LOG, TrialOrder};
 use crate::engine::trouble::{Class, Trouble};
-use crate::engine::{Engine, read_json, write_json};
+use crate::engine::{Engine, in_place, read_json, write_json};
 use crate::event::Role;
 use crate::log::harvest::Harvest;
 use crate::platform::{Deployed, Deployment, Inspection, LayoutCheck, Probed, Tuned};
@@ -21,6 +21,7 @@ pub(super) fn verify(engine: &mut Engine<'_>) -> Result<Done, Trouble> {
     let tuned: Tuned = read_json(&engine.run.stage(Stage::Tune.name()))?;
     let planned: BTreeSet<Shape> = tuned.rows.iter().map(|row| row.shape.clone()).collect();
     let baseline = baseline_answers(engine)?;
+    in_place::check(&engine.run)?;
     let folder = engine.run.engagement();
     records::clear(&folder)?;
     let mut env = deployment.environment();

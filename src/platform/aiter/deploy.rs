@@ -40,7 +40,7 @@ const OPERATION: &str = "deploy";
 
 /// Where the deployed table and what belongs to it lie in a run folder.
 pub(super) fn folder(run: &RunDir) -> Utf8PathBuf {
-    run.path().join("deploy")
+    run.deploy()
 }
 
 impl Aiter {

@@ -1,0 +1,104 @@
+//! Whether what was deployed still stands.
+//!
+//! A tuned arm whose files are gone serves exactly as the baseline does, so a comparison would call a lost
+//! deployment "same". Each tuned start is therefore preceded by a look at every file that `deploy` left in the run
+//! folder.
+
+use std::collections::BTreeMap;
+use std::io;
+
+use camino::{Utf8Path, Utf8PathBuf};
+
+use super::trouble::{Class, Trouble};
+use super::{digest, read_json, write_json};
+use crate::store::run_dir::RunDir;
+
+/// Digests of the deployed files, by path inside the run folder.
+type Files = BTreeMap<Utf8PathBuf, String>;
+
+/// Name of the document in the run folder.
+const DOCUMENT: &str = "in-place";
+
+/// Keeps what stands now, right after it was deployed.
+pub(crate) fn record(run: &RunDir) -> Result<(), Trouble> {
+    let mut files = Files::new();
+    for folder in [run.deploy(), run.overlay()] {
+        if folder.is_dir() {
+            add(run.path(), &folder, &mut files).map_err(|error| Trouble::file(&error))?;
+        }
+    }
+    write_json(&run.stage(DOCUMENT), &files)
+}
+
+/// Refuses a start with a deployment that is not whole any more.
+pub(crate) fn check(run: &RunDir) -> Result<(), Trouble> {
+    let document = run.stage(DOCUMENT);
+    if !document.is_file() {
+        return Ok(());
+    }
+    for (path, deployed) in read_json::<Files>(&document)? {
+        let path = run.path().join(path);
+        let found = match fs_err::read(&path) {
+            Ok(bytes) if digest(&bytes) == deployed => continue,
+            Ok(_) => "was changed since it was deployed",
+            Err(error) if error.kind() == io::ErrorKind::NotFound => "is gone",
+            Err(error) => return Err(Trouble::file(&error)),
+        };
+        return Err(Trouble::new(
+            Class::NotResumable,
+            format!("the deployed file {path} {found}: the tuned arm would not be what was tuned"),
+        )
+        .hint(format!(
+            "a run folder is copied whole, `deploy` and `overlay` included; else start again: `gemmtune undo {0}`, then \
+             `gemmtune run {0}`",
+            run.path()
+        )));
+    }
+    Ok(())
+}
+
+/// Adds the files below `folder`; what Python compiles beside its sources comes and goes.
+fn add(root: &Utf8Path, folder: &Utf8Path, files: &mut Files) -> io::Result<()> {
+    for entry in folder.read_dir_utf8()? {
+        let entry = entry?;
+        if entry.file_name() == "__pycache__" {
+            continue;
+        }
+        if entry.file_type()?.is_dir() {
+            add(root, entry.path(), files)?;
+        } else if let Ok(path) = entry.path().strip_prefix(root) {
+            files.insert(path.to_owned(), digest(&fs_err::read(entry.path())?));
+        }
+    }
+    Ok(())
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_deployed_file_that_is_gone_or_changed_is_named() {
+        let keep = tempfile::tempdir().unwrap();
+        let path = Utf8PathBuf::try_from(keep.path().join("run")).unwrap();
+        let run = RunDir::create_at(&path).unwrap();
+        check(&run).unwrap();
+        let hook = run.overlay().join("inner/hooks.py");
+        for (file, text) in [(run.deploy().join("t.csv"), "1"), (hook.clone(), "2")] {
+            fs_err::create_dir_all(file.parent().unwrap()).unwrap();
+            fs_err::write(file, text).unwrap();
+        }
+        fs_err::create_dir_all(run.overlay().join("__pycache__")).unwrap();
+        fs_err::write(run.overlay().join("__pycache__/x.pyc"), "3").unwrap();
+        record(&run).unwrap();
+        fs_err::remove_dir_all(run.overlay().join("__pycache__")).unwrap();
+        check(&run).unwrap();
+
+        fs_err::write(&hook, "4").unwrap();
+        let reason = check(&run).unwrap_err().reason;
+        assert!(reason.contains("hooks.py was changed since"), "{reason}");
+        fs_err::remove_dir_all(run.overlay()).unwrap();
+        let reason = check(&run).unwrap_err().reason;
+        assert!(reason.contains("hooks.py is gone"), "{reason}");
+    }
+}
