@@ -192,9 +192,7 @@ impl Platform for Reference {
         }
         let text = merged.to_csv();
         let digest = digest(text.as_bytes());
-        let table = run
-            .deploy()
-            .join(format!("{}-{digest}.csv", inspection.op));
+        let table = run.deploy().join(format!("{}-{digest}.csv", inspection.op));
         let written = fs_err::create_dir_all(run.deploy())
             .and_then(|()| write_atomic(&table, text.as_bytes()))
             .and_then(|()| write_atomic(&run.table(), text.as_bytes()));
