@@ -178,6 +178,8 @@ impl Platform for Aiter {
     ) -> Result<Tuned, Trouble> {
         let trees = self.trees()?;
         let inspection = order.inspection;
+        let in_use = self.plan_terms(inspection)?.tables;
+        let shipped = in_use.into_iter().flat_map(|table| table.rows).collect();
         let outcome = tuner::tune(
             &AiterOrder {
                 tree: &trees.package,
@@ -191,7 +193,10 @@ impl Platform for Aiter {
                 key: Some((inspection.gfx.clone(), inspection.cu_num)),
                 budget: Some(order.budget),
                 limits: Limits::default(),
-                settings: Settings::default(),
+                settings: Settings {
+                    shipped,
+                    ..Settings::default()
+                },
                 keeper: &self.site.keeper,
                 interrupt: order.interrupt,
             },
