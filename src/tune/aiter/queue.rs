@@ -132,7 +132,8 @@ impl Queue {
     pub(super) fn settle(&mut self, round: Round, ended: &Ended) -> Vec<Unserved> {
         let mut failed = Vec::new();
         let stopped = matches!(ended.why, Why::Interrupted | Why::Budget);
-        let mut back = Vec::new();
+        let (mut back, mut last) = (Vec::new(), Vec::new());
+        let batches = round.shapes.len().div_ceil(round.batch.max(1));
         for (index, shape) in round.shapes.into_iter().enumerate() {
             let batch = index / round.batch.max(1);
             let repeated = self.have.contains(&shape);
@@ -164,12 +165,18 @@ impl Queue {
                 self.alone.push_back(shape);
                 continue;
             }
+            let died = matches!(ended.why, Why::Died(_));
+            if died && over && !is_known && ended.passed < batches {
+                // Its row was lost with another shape's death, which can tear the table with rows of earlier batches.
+                // That other shape lands, fails or counts a strike, so this comes to an end.
+                back.push(shape);
+                continue;
+            }
             let strikes = self.strikes.entry(shape.clone()).or_default();
             *strikes += 1;
-            // A death, or a row that nobody explains away: a kill can tear the table with rows of earlier batches.
-            let unexplained = !is_known && (over || matches!(ended.why, Why::Died(_)));
-            if unexplained && *strikes < STRIKES {
-                back.push(shape);
+            if !is_known && (died || over) && *strikes < STRIKES {
+                // Last, so that what it tears next time is not what was tuned before it.
+                last.push(shape);
                 continue;
             }
             failed.push(Unserved { shape, reason });
@@ -181,6 +188,7 @@ impl Queue {
         for shape in back.into_iter().rev() {
             queue.push_front(shape);
         }
+        queue.extend(last);
         failed
     }
 
@@ -292,6 +300,43 @@ mod tests {
             }
         }
         assert_eq!(queue.next(), None);
+    }
+
+    #[test]
+    fn rows_torn_by_another_shapes_death_count_no_strike_and_that_shape_goes_last() {
+        let mut queue = queue(1);
+        let together = queue.next().unwrap();
+        queue.settle(together, &ended(Why::Died(137), &[], 0));
+        let mut failed = Vec::new();
+        let mut asked = Vec::new();
+        while let Some(round) = queue.next() {
+            asked.push(sizes(&round));
+            assert!(asked.len() < 12, "no end: {asked:?}");
+            let end = match asked.last().unwrap().iter().position(|m| *m == 2) {
+                Some(at) => ended(Why::Died(137), &[], at),
+                None => ended(Why::Finished, asked.last().unwrap(), usize::MAX),
+            };
+            failed.extend(queue.settle(round, &end));
+        }
+        assert_eq!(
+            failed
+                .iter()
+                .map(|unserved| unserved.shape.m)
+                .collect::<Vec<_>>(),
+            [2],
+            "{asked:?}"
+        );
+    }
+
+    #[test]
+    fn a_tuner_that_dies_when_all_is_over_and_leaves_nothing_comes_to_an_end() {
+        let mut queue = queue(2);
+        let mut rounds = 0;
+        while let Some(round) = queue.next() {
+            rounds += 1;
+            assert!(rounds < 12, "no end");
+            queue.settle(round, &ended(Why::Died(1), &[], usize::MAX));
+        }
     }
 
     #[test]
