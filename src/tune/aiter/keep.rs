@@ -108,8 +108,18 @@ impl Keep {
         if let Some(known) = self.rows.iter().find(|known| known.shape == kept.shape) {
             let slower =
                 kept.row.us.unwrap_or(f64::INFINITY) >= known.row.us.unwrap_or(f64::INFINITY);
-            // The same row seen again says nothing; a slower one only that all candidates were timed this time.
-            if known.row.is_copy_of(&kept.row) || (slower && known.unmeasured <= kept.unmeasured) {
+            if known.row.is_copy_of(&kept.row) {
+                // Its candidates were counted in a file that the tuner was rewriting; more of them is the whole of it.
+                if kept.timed + kept.unmeasured > known.timed + known.unmeasured {
+                    self.append_row(Kept {
+                        busy_s: known.busy_s,
+                        ..kept
+                    })?;
+                }
+                return Ok(false);
+            }
+            // A slower one says only that all candidates were timed this time.
+            if slower && known.unmeasured <= kept.unmeasured {
                 return Ok(false);
             }
             if slower {
@@ -271,8 +281,18 @@ mod tests {
         let keep = tempfile::tempdir().unwrap();
         let folder = Utf8Path::from_path(keep.path()).unwrap();
         let mut results = Keep::open(folder, &identity("gfx942")).unwrap();
-        assert!(results.row(kept(4.0, 2)).unwrap());
+        let torn = Kept {
+            timed: 9,
+            ..kept(4.0, 0)
+        };
+        assert!(results.row(torn.clone()).unwrap());
+        assert!(!results.row(kept(4.0, 2)).unwrap(), "the same row");
         assert!(!results.row(kept(4.0, 2)).unwrap(), "the same row again");
+        assert!(
+            !results.row(torn).unwrap(),
+            "counted while it was rewritten"
+        );
+        assert_eq!((results.rows[0].timed, results.rows[0].unmeasured), (27, 2));
         assert!(results.row(kept(5.0, 0)).unwrap(), "now all were timed");
         assert_eq!(
             (results.rows[0].row.us, results.rows[0].unmeasured),

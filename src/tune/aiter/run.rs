@@ -36,15 +36,17 @@ pub fn tune(
     observer: &mut dyn FnMut(&TuneEvent),
 ) -> Result<AiterOutcome, AiterTuneError> {
     let began = Instant::now();
+    // What is refused here leaves no folder behind.
+    let scratch = tempfile::tempdir().map_err(AiterTuneError::Write)?;
+    let scratch_folder = Utf8PathBuf::try_from(scratch.path().to_owned())
+        .map_err(|error| AiterTuneError::Write(std::io::Error::other(error)))?;
+    let site = Site::look(order, &scratch_folder, true)?;
     fs_err::create_dir_all(order.folder).map_err(AiterTuneError::Write)?;
     let folder = order
         .folder
         .canonicalize_utf8()
         .map_err(AiterTuneError::Write)?;
     let _lock = results::lock(&folder)?;
-    let scratch = tempfile::tempdir().map_err(AiterTuneError::Write)?;
-    let scratch_folder = Utf8Path::from_path(scratch.path()).unwrap_or(&folder);
-    let site = Site::look(order, scratch_folder, true)?;
     let mut session = Session::open(order, &folder, site, began)?;
     session.begin(observer)?;
     session.work(observer)?;
@@ -341,6 +343,10 @@ impl<'a> Session<'a> {
             Ok(())
         })?;
         self.busy_s += left.seconds * f64::from(self.device.visible);
+        // Candidates of rows that landed while the tuner rewrote its file of them are counted now.
+        let rows = rows::read(&files.tuned, self.order.op);
+        let now = self.take(&files, &rows, &round.shapes, 0.0, observer)?;
+        taken.merge(now);
         if left.heard.ended {
             let passed = left.heard.passed * round.batch;
             let measured = &round.shapes[..passed.min(round.shapes.len())];
