@@ -5,6 +5,7 @@ use serde::Serialize;
 
 use super::failure::{Failure, Kind};
 use super::printer::Printer;
+use super::tree_changes::RootArgs;
 use super::{trace, tree_changes};
 use crate::overlay;
 use crate::tree::instrument::{self, DUMP, Instrumented, LOG_DISPATCH};
@@ -27,12 +28,6 @@ enum Verb {
     Status(RootArgs),
     /// Take the hooks away again, to the byte
     Undo(RootArgs),
-}
-
-#[derive(Debug, clap::Args)]
-struct RootArgs {
-    /// A folder that holds the `sglang` package, the package itself, or a source checkout
-    root: Utf8PathBuf,
 }
 
 #[derive(Debug, clap::Args)]

@@ -6,6 +6,7 @@ use serde::Serialize;
 use super::failure::{Failure, Kind};
 use super::instrument::{self, DECISION};
 use super::printer::Printer;
+use super::tree_changes::RootArgs;
 use super::{trace, tree_changes};
 use crate::overlay;
 use crate::tree::era::{self, Era};
@@ -30,12 +31,6 @@ enum Verb {
     Status(RootArgs),
     /// Take it back, to the byte
     Undo(RootArgs),
-}
-
-#[derive(Debug, clap::Args)]
-struct RootArgs {
-    /// A folder that holds the `sglang` package, the package itself, or a source checkout
-    root: Utf8PathBuf,
 }
 
 #[derive(Debug, clap::Args)]
@@ -91,15 +86,8 @@ fn parse_arch(text: &str) -> Result<Arch, String> {
 }
 
 fn parse_rocm(text: &str) -> Result<Rocm, String> {
-    let mut parts = text.split(['.', '-']).map(str::parse::<u64>);
-    match (parts.next(), parts.next()) {
-        (Some(Ok(major)), Some(Ok(minor))) => Ok(if (major, minor) >= (7, 2) {
-            Rocm::From72
-        } else {
-            Rocm::Below72
-        }),
-        _ => Err("a version has at least two numbers, such as 7.1".to_owned()),
-    }
+    Rocm::of_version(text)
+        .ok_or_else(|| "a version has at least two numbers, such as 7.1".to_owned())
 }
 
 fn parse_route(text: &str) -> Result<Route, String> {

@@ -1,10 +1,18 @@
 //! What `instrument` and `switch` share: edits of a tree through its ledger, and how that fails.
 
+use camino::Utf8PathBuf;
 use serde::Serialize;
 
 use super::failure::{Failure, Kind};
 use crate::store::ledger::{Change, Ledger, LedgerError, Operation, PathState, Progress};
 use crate::tree::package::{FileEdit, Package};
+
+/// The tree, for what needs to know no more.
+#[derive(Debug, clap::Args)]
+pub(super) struct RootArgs {
+    /// A folder that holds the `sglang` package, the package itself, or a source checkout
+    pub(super) root: Utf8PathBuf,
+}
 
 /// One file of an operation.
 #[derive(Debug, Serialize)]

@@ -381,6 +381,14 @@ fn engagement_of(resolver: &Resolver<'_>, table: &Table, harvest: &Harvest) -> E
     engagement
 }
 
+/// Taking away what is gone already is no trouble: an undo can be repeated.
+fn gone(removed: std::io::Result<()>) -> Result<(), Trouble> {
+    match removed {
+        Err(error) if error.kind() != std::io::ErrorKind::NotFound => Err(Trouble::file(&error)),
+        _ => Ok(()),
+    }
+}
+
 /// The platform of a configuration.
 pub fn of(
     config: &config::Config,

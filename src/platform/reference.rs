@@ -9,7 +9,7 @@ use serde_json::json;
 
 use super::{
     Deployed, Deployment, Engagement, Inspection, LayoutCheck, PlanTerms, Platform, TuneOrder,
-    Tuned, tune_trouble,
+    Tuned, gone, tune_trouble,
 };
 use crate::engine::digest;
 use crate::engine::server::{Environment, agent};
@@ -213,12 +213,7 @@ impl Platform for Reference {
     }
 
     fn undo(&self, _run: &RunDir, deployment: &Deployment) -> Result<(), Trouble> {
-        match fs_err::remove_file(&deployment.table) {
-            Err(error) if error.kind() != std::io::ErrorKind::NotFound => {
-                Err(Trouble::file(&error))
-            }
-            _ => Ok(()),
-        }
+        gone(fs_err::remove_file(&deployment.table))
     }
 
     fn misses(

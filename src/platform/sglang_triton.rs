@@ -11,7 +11,7 @@ use serde_json::json;
 use super::site::Site;
 use super::{
     Deployed, Deployment, Engagement, Inspection, LayoutCheck, PlanTerms, Platform, TuneOrder,
-    Tuned, tune_trouble,
+    Tuned, gone, tune_trouble,
 };
 use crate::engine::digest;
 use crate::engine::server::Environment;
@@ -273,12 +273,7 @@ impl Platform for SglangTriton {
     }
 
     fn undo(&self, _run: &RunDir, deployment: &Deployment) -> Result<(), Trouble> {
-        match fs_err::remove_dir_all(&deployment.table) {
-            Err(error) if error.kind() != std::io::ErrorKind::NotFound => {
-                Err(Trouble::file(&error))
-            }
-            _ => Ok(()),
-        }
+        gone(fs_err::remove_dir_all(&deployment.table))
     }
 
     fn misses(

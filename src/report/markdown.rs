@@ -4,7 +4,7 @@ use std::fmt::Write as _;
 
 use super::loads;
 use super::model::{Report, plain_name};
-use super::number::{duration, percent, ratio, significant, whole};
+use super::number::{duration, measured, percent, whole};
 
 /// The text of `report.md`.
 pub(super) fn text(report: &Report) -> String {
@@ -20,16 +20,13 @@ pub(super) fn text(report: &Report) -> String {
             .filter(|metric| metric.decides || metric.headline)
             .map(|metric| {
                 let mark = if metric.decides { " (decides)" } else { "" };
+                let [baseline, tuned, ratio, interval] = measured(metric);
                 [
                     format!("{}, {}{mark}", plain_name(metric), metric.unit),
-                    significant(metric.baseline, 4),
-                    significant(metric.tuned, 4),
-                    ratio(metric.ratio.median),
-                    format!(
-                        "{} to {}",
-                        ratio(metric.ratio.low),
-                        ratio(metric.ratio.high)
-                    ),
+                    baseline,
+                    tuned,
+                    ratio,
+                    interval,
                     metric.pairs.to_string(),
                 ]
             })

@@ -1,5 +1,7 @@
 //! Numbers as people read them.
 
+use crate::compare::MetricResult;
+
 /// `value` with `digits` significant digits, thousands separated by a thin space; `–` for none.
 pub(super) fn significant(value: Option<f64>, digits: i32) -> String {
     let Some(value) = value.filter(|value| value.is_finite()) else {
@@ -36,6 +38,17 @@ pub(super) fn ratio(ratio: Option<f64>) -> String {
     ratio
         .filter(|ratio| ratio.is_finite())
         .map_or_else(|| "–".to_owned(), |ratio| format!("{ratio:.3}"))
+}
+
+/// Baseline, tuned, ratio and interval of a metric.
+pub(super) fn measured(metric: &MetricResult) -> [String; 4] {
+    let bound = &metric.ratio;
+    [
+        significant(metric.baseline, 4),
+        significant(metric.tuned, 4),
+        ratio(bound.median),
+        format!("{} to {}", ratio(bound.low), ratio(bound.high)),
+    ]
 }
 
 /// A duration: `4.2 ms`, `0.42 s`, `12 s`, `3 min 05 s`, `2 h 03 min`.

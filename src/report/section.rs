@@ -7,7 +7,7 @@ use maud::{Markup, html};
 
 use super::chart;
 use super::model::{Fact, LayoutCheck, Report, ShapeRow, Timing, plain_name};
-use super::number::{duration, percent, ratio, significant, whole};
+use super::number::{duration, measured, percent, ratio, significant, whole};
 use crate::bench::parity::Agreement;
 use crate::compare::{Better, Comparison};
 
@@ -184,16 +184,13 @@ fn metrics(report: &Report) -> Option<Markup> {
                 Better::Lower => "lower is better",
             };
             let decides = if metric.decides { ", decides" } else { "" };
+            let [baseline, tuned, ratio, interval] = measured(metric);
             vec![
                 format!("{} ({}, {arrow}{decides})", plain_name(metric), metric.unit),
-                significant(metric.baseline, 4),
-                significant(metric.tuned, 4),
-                ratio(metric.ratio.median),
-                format!(
-                    "{} to {}",
-                    ratio(metric.ratio.low),
-                    ratio(metric.ratio.high)
-                ),
+                baseline,
+                tuned,
+                ratio,
+                interval,
                 metric.reading.to_string(),
             ]
         })

@@ -9,13 +9,13 @@ use std::time::SystemTime;
 
 use camino::{Utf8Path, Utf8PathBuf};
 
-use super::facts::{Trees, Way, aiter_trouble, arch_of, read, rocm_of};
+use super::facts::{Trees, Way, aiter_trouble, arch_of, read};
 use super::{Aiter, cover};
 use crate::engine::digest;
 use crate::engine::server::Environment;
 use crate::engine::trouble::{Class, Trouble};
 use crate::overlay::{Decision, Wishes};
-use crate::platform::{Deployment, Inspection, Tuned};
+use crate::platform::{Deployment, Inspection, Tuned, gone};
 use crate::shape::Op;
 use crate::store::file::write_atomic;
 use crate::store::ledger::{Change, Ledger, LedgerError};
@@ -101,7 +101,7 @@ impl Aiter {
             deployment.table
         ));
 
-        let rocm = rocm_of(trees.answer.torch.hip.as_deref());
+        let rocm = trees.rocm();
         let way = self.way(&trees, &inspection.gfx, rocm)?;
         let rules = Rules::new(op, revision);
         let resolver = Resolver::new(&merged, rules, &inspection.gfx, inspection.cu_num)
@@ -148,7 +148,7 @@ impl Aiter {
         let dispatch = era::dispatch(&source)
             .map_err(|error| Trouble::caused(Class::SourceNotRecognised, &error))?;
         let arch = arch_of(&inspection.gfx)?;
-        let rocm = rocm_of(trees.answer.torch.hip.as_deref());
+        let rocm = trees.rocm();
         let plan = |routes: &[Route]| {
             force::plan(
                 &dispatch,
@@ -310,10 +310,6 @@ fn make_room(
 
 /// Takes away what deploying wrote. What it moved is the ledger's.
 pub(super) fn take_away(run: &RunDir, deployment: &Deployment) -> Result<(), Trouble> {
-    let gone = |result: std::io::Result<()>| match result {
-        Err(error) if error.kind() != std::io::ErrorKind::NotFound => Err(Trouble::file(&error)),
-        _ => Ok(()),
-    };
     for path in &deployment.appear {
         gone(if path.is_dir() {
             fs_err::remove_dir_all(path)

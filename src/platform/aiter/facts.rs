@@ -30,6 +30,13 @@ pub(super) struct Trees {
     pub(super) package: Utf8PathBuf,
 }
 
+impl Trees {
+    /// The ROCm version that torch was built for, as dispatch compares it.
+    pub(super) fn rocm(&self) -> Option<Rocm> {
+        self.answer.torch.hip.as_deref().and_then(Rocm::of_version)
+    }
+}
+
 /// How the operation is reached on this machine.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub(super) struct Way {
@@ -83,7 +90,7 @@ impl Aiter {
         let trees = self.trees()?;
         refuse_old(&trees)?;
         let (gfx, cu_num) = self.device()?;
-        let rocm = rocm_of(trees.answer.torch.hip.as_deref());
+        let rocm = trees.rocm();
         let way = self.way(&trees, &gfx, rocm)?;
         let op = self.op.unwrap_or(way.op);
         let tables = aiter::tables(&trees.package, op, |name| self.site.variable(name))
@@ -270,19 +277,6 @@ pub(super) fn arch_of(gfx: &str) -> Result<Arch, Trouble> {
     }
 }
 
-/// torch's HIP version as dispatch compares it: `7.2.26015-…`.
-pub(super) fn rocm_of(hip: Option<&str>) -> Option<Rocm> {
-    let mut parts = hip?.split(['.', '-']).map(str::parse::<u64>);
-    match (parts.next(), parts.next()) {
-        (Some(Ok(major)), Some(Ok(minor))) => Some(if (major, minor) >= (7, 2) {
-            Rocm::From72
-        } else {
-            Rocm::Below72
-        }),
-        _ => None,
-    }
-}
-
 /// Refuses an aiter that cannot be tuned safely, and modules of another revision.
 fn refuse_old(trees: &Trees) -> Result<(), Trouble> {
     let missing = &trees.aiter.capabilities.missing;
@@ -373,10 +367,9 @@ mod tests {
 
     #[test]
     fn rocm_is_told_from_torchs_hip_version() {
-        assert_eq!(rocm_of(Some("7.2.26015-abc")), Some(Rocm::From72));
-        assert_eq!(rocm_of(Some("7.0.51831")), Some(Rocm::Below72));
-        assert_eq!(rocm_of(Some("7.10")), Some(Rocm::From72));
-        assert_eq!(rocm_of(None), None);
+        assert_eq!(Rocm::of_version("7.2.26015-abc"), Some(Rocm::From72));
+        assert_eq!(Rocm::of_version("7.0.51831"), Some(Rocm::Below72));
+        assert_eq!(Rocm::of_version("7.10"), Some(Rocm::From72));
     }
 
     #[test]

@@ -136,7 +136,7 @@ impl Platform for Aiter {
 
     fn plan_terms(&self, inspection: &Inspection) -> Result<PlanTerms, Trouble> {
         let trees = self.trees()?;
-        let rocm = facts::rocm_of(trees.answer.torch.hip.as_deref());
+        let rocm = trees.rocm();
         let way = self.way(&trees, &inspection.gfx, rocm)?;
         let before = crate::tree::aiter::tables(&trees.package, inspection.op, |name| {
             self.site.variable(name)

@@ -63,3 +63,16 @@ pub enum Rocm {
     /// 7.2 or later.
     From72,
 }
+
+impl Rocm {
+    /// That of a version, such as `7.1` or torch's `7.2.26015-…`; `None` where it has not two numbers in front.
+    pub fn of_version(text: &str) -> Option<Self> {
+        let mut parts = text.split(['.', '-']).map(str::parse::<u64>);
+        let version = (parts.next()?.ok()?, parts.next()?.ok()?);
+        Some(if version >= (7, 2) {
+            Self::From72
+        } else {
+            Self::Below72
+        })
+    }
+}
