@@ -1,0 +1,81 @@
+//! Why files could not be changed or changed back.
+
+use std::io;
+
+use camino::Utf8PathBuf;
+
+use super::super::journal::JournalError;
+use super::super::lock::LockError;
+
+/// Failed to change files or to change them back. Nothing is left half done.
+#[derive(Debug, thiserror::Error)]
+pub enum LedgerError {
+    /// A file or folder could not be read, written or renamed.
+    #[error("change `{path}`")]
+    Io {
+        /// The file or folder.
+        path: Utf8PathBuf,
+        /// The cause.
+        source: io::Error,
+    },
+    /// The journal of the ledger.
+    #[error(transparent)]
+    Journal(#[from] JournalError),
+    /// Another process uses the ledger.
+    #[error(transparent)]
+    Lock(#[from] LockError),
+    /// No write permission for anyone: somebody wants the file as it is.
+    #[error("change `{path}`: it is read-only")]
+    ReadOnly {
+        /// The file.
+        path: Utf8PathBuf,
+    },
+    /// The file is not what the caller read.
+    #[error("change `{path}`: it changed while it was being read")]
+    Moving {
+        /// The file.
+        path: Utf8PathBuf,
+    },
+    /// A path to be created or moved to is taken.
+    #[error("create `{path}`: it exists")]
+    Exists {
+        /// The path.
+        path: Utf8PathBuf,
+    },
+    /// The file was edited after gemmtune changed it.
+    #[error("undo `{name}`: `{path}` was edited since\n{diff}")]
+    Edited {
+        /// The operation.
+        name: String,
+        /// The file.
+        path: Utf8PathBuf,
+        /// Unified diff from what gemmtune wrote to what is there.
+        diff: String,
+    },
+    /// A file that gemmtune changed is gone.
+    #[error("undo `{name}`: `{path}` is gone")]
+    Missing {
+        /// The operation.
+        name: String,
+        /// The file.
+        path: Utf8PathBuf,
+    },
+    /// A later operation changed the same file and must be undone first.
+    #[error("undo `{name}`: `{later}` changed `{path}` after it")]
+    Stacked {
+        /// The operation.
+        name: String,
+        /// The later one.
+        later: String,
+        /// The file.
+        path: Utf8PathBuf,
+    },
+    /// The saved bytes are damaged.
+    #[error("undo `{name}`: the saved copy of `{path}` is damaged")]
+    Damaged {
+        /// The operation.
+        name: String,
+        /// The file.
+        path: Utf8PathBuf,
+    },
+}
