@@ -285,7 +285,7 @@ fn document(op: Op, table: &str, tuned: &[f64], found: Found) -> Document {
 fn of_table(args: &ProbeArgs, path: &Utf8Path) -> Result<Target, Failure> {
     let absolute = path
         .canonicalize_utf8()
-        .map_err(|error| Failure::to(Kind::Usage, "find the table", error))?;
+        .map_err(|error| Failure::to(Kind::Usage, &format!("find the table `{path}`"), error))?;
     let table = read_table(&absolute, None)?;
     let mut env: BTreeMap<String, Option<String>> = args
         .env

@@ -53,7 +53,7 @@ pub fn is_plain_file(path: &Utf8Path) -> bool {
 /// The files that `path` stands for: itself, or every file in the folder and its folders, sorted. Links to folders
 /// are not followed.
 pub fn files(path: &Utf8Path) -> io::Result<Vec<Utf8PathBuf>> {
-    if !fs_err::metadata(path)?.is_dir() {
+    if !path.metadata()?.is_dir() {
         return Ok(vec![path.to_owned()]);
     }
     let mut found = Vec::new();

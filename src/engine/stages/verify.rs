@@ -46,10 +46,7 @@ pub(super) fn verify(engine: &mut Engine<'_>) -> Result<Done, Trouble> {
         deployment: &deployment,
         interrupt: &interrupt,
     };
-    engine.stage_progress(
-        Stage::Verify,
-        "trying the deployed operation in a process of its own",
-    );
+    engine.stage_progress(Stage::Verify, "checking what was deployed");
     let Probed { mut layout, times } = platform.probe(&deployed, &probes, &tuned)?;
     refuse_wrong_numbers(&layout)?;
     let mut answers = None;

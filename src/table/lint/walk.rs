@@ -69,7 +69,7 @@ pub fn lint_paths(paths: &[Utf8PathBuf], mut input: impl io::Read) -> Result<Rep
                 return Err(LintError::UnknownKind { path: path.clone() });
             }
             tables.extend(report.check_csv(path.as_str(), &bytes));
-        } else if fs_err::metadata(path).map_err(read)?.is_dir() {
+        } else if path.metadata().map_err(read)?.is_dir() {
             let mut files = Vec::new();
             collect(path, &mut files)?;
             files.sort();
