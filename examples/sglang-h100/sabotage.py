@@ -1,9 +1,12 @@
-"""Makes a copy of a finished run in which the deployed table is slow on purpose, with its comparison still to be made.
+"""Makes a copy of a run in which something is wrong on purpose, for gemmtune to find.
 
-    python3 sabotage.py runs/RUN runs/COPY [--load decode-8] && gemmtune run runs/COPY
+    python3 sabotage.py slow|wrong|unfair runs/RUN runs/COPY [--load decode-8] && gemmtune run runs/COPY
 
-Every row for M up to 64 becomes a configuration that is far too large for so few rows. Only one load is
-kept, so that a trial is short. With `--before verify` the table is left as it is and the copy stops after deploy.
+slow    every row for M up to 64 of the deployed table becomes a configuration far too large for so few rows: `worse`
+wrong   the copy ends after deploy; run it with sabotage/ in front of PYTHONPATH: stopped at verify, taken back
+unfair  the tuned arm gets another chunk size: no verdict, stopped after the first pair
+
+The run has to be past verify (`wrong`: deploy). `slow` and `unfair` keep one load, so that a trial is short.
 """
 
 import hashlib
@@ -14,48 +17,65 @@ import shutil
 import sys
 
 SLOW = {"BLOCK_SIZE_M": 128, "BLOCK_SIZE_N": 128, "BLOCK_SIZE_K": 128, "GROUP_SIZE_M": 1, "num_warps": 4, "num_stages": 2}
+UNFAIR = """#!/usr/bin/env bash
+exec bash {script} ${{GEMMTUNE_TRITON_TABLES:+--chunked-prefill-size 2048}} "$@"
+"""
 
 
 def main(arguments):
-    before_verify = "--before" in arguments
-    source, copy = (pathlib.Path(path).absolute() for path in arguments[:2])
+    how = arguments[0]
+    source, copy = (pathlib.Path(path).absolute() for path in arguments[1:3])
+    source = source.resolve()  # `runs/latest` is a link, and the files name the folder behind it
+    load = arguments[arguments.index("--load") + 1] if "--load" in arguments else "decode-8"
     shutil.copytree(source, copy, ignore=shutil.ignore_patterns("tune", "lock", "report.*", "compare.json"))
-    last = "deploy" if before_verify else "verify"
-    lines = []
-    for line in (source / "journal.jsonl").read_text().splitlines():
-        lines.append(line)
-        event = json.loads(line)["event"]
-        if event["kind"] == "stage_finished" and event["stage"] == last:
-            break
-    kept = "".join(lines).count('"trial_started"')
+    journal = journal_until(source, "deploy" if how == "wrong" else "verify")
+    kept = "".join(journal).count('"trial_started"')
     for trial in copy.glob("trials/*"):
         if int(trial.name.split("-")[0]) > kept:
             shutil.rmtree(trial)
     for path in copy.glob("*.json"):
         path.write_text(path.read_text().replace(str(source), str(copy)))
-    if not before_verify:
-        for table in (copy / "deploy").glob("*/*.json"):
-            rows = json.loads(table.read_text())
-            rows = {m: SLOW if int(m) <= 64 else row for m, row in rows.items()}
-            table.write_text(json.dumps(rows, indent=2))
-        record = copy / "in-place.json"  # or the loop refuses tables that are not those it deployed
-        files = {path: digest((copy / path).read_bytes()) for path in json.loads(record.read_text())}
-        record.write_text(json.dumps(files))
-        load = arguments[arguments.index("--load") + 1] if "--load" in arguments else "decode-8"
-        lines[0] = with_one_load(copy / "run.toml", lines[0], load)
-    (copy / "journal.jsonl").write_text("".join(line + "\n" for line in lines).replace(str(source), str(copy)))
+    if how == "slow":
+        slow_down(copy)
+    config = (copy / "run.toml").read_bytes()
+    changed = config if how == "wrong" else with_one_load(config, load)
+    if how == "unfair":
+        changed = with_another_chunk(changed, copy / "unfair.sh")
+    (copy / "run.toml").write_bytes(changed)
+    # The journal's header records the digest of the configuration.
+    journal[0] = journal[0].replace(digest(config), digest(changed))
+    (copy / "journal.jsonl").write_text("".join(line + "\n" for line in journal).replace(str(source), str(copy)))
 
 
-def with_one_load(config, header, name):
-    """Keeps one load; the journal's header records the digest of the configuration."""
-    before = config.read_bytes()
-    head, *loads = re.split(rb"(?m)^(?=\[\[benchmark\.loads\]\])", before)
-    kept = [load for load in loads if f'name = "{name}"'.encode() in load]
+def journal_until(run, stage):
+    lines = []
+    for line in (run / "journal.jsonl").read_text().splitlines():
+        lines.append(line)
+        event = json.loads(line)["event"]
+        if event["kind"] == "stage_finished" and event["stage"] == stage:
+            return lines
+    sys.exit(f"{run} has not finished {stage} yet")
+
+
+def slow_down(run):
+    for table in (run / "deploy").glob("*/*.json"):
+        rows = json.loads(table.read_text())
+        table.write_text(json.dumps({m: SLOW if int(m) <= 64 else row for m, row in rows.items()}, indent=2))
+    record = run / "in-place.json"  # or the loop refuses tables that are not those it deployed
+    record.write_text(json.dumps({path: digest((run / path).read_bytes()) for path in json.loads(record.read_text())}))
+
+
+def with_one_load(config, name):
+    head, *loads = re.split(rb"(?m)^(?=\[\[benchmark\.loads\]\])", config)
     rest = re.split(rb"(?m)^(?=\[(?!\[))", loads[-1], maxsplit=1)[1:]
-    one = re.split(rb"(?m)^(?=\[(?!\[))", kept[0], maxsplit=1)[0]
-    after = head + one + b"".join(rest)
-    config.write_bytes(after)
-    return header.replace(digest(before), digest(after))
+    kept = next(load for load in loads if f'name = "{name}"'.encode() in load)
+    return head + re.split(rb"(?m)^(?=\[(?!\[))", kept, maxsplit=1)[0] + b"".join(rest)
+
+
+def with_another_chunk(config, script):
+    right = re.search(rb'(?m)^script = "(.*)"$', config).group(1).decode()
+    script.write_text(UNFAIR.format(script=right))
+    return config.replace(f'"{right}"'.encode(), f'"{script}"'.encode())
 
 
 def digest(data):

@@ -165,6 +165,29 @@ fn a_run_that_lost_its_overlay_on_the_way_does_not_compare_the_baseline_with_its
 }
 
 #[test]
+fn arms_that_cannot_be_compared_are_not_measured_to_the_end() {
+    let scene = Scene::new(6, &[]);
+    let script = "exec \"$@\" ${GEMMTUNE_TRITON_TABLES:+--chunked-prefill-size 128}\n";
+    fs_err::write(scene.folder.join("tuned-otherwise"), script).unwrap();
+    let config = scene.folder.join("gemmtune.toml");
+    let text = fs_err::read_to_string(&config).unwrap().replace(
+        "command = [",
+        &format!(
+            "command = [\"bash\", \"{}/tuned-otherwise\", ",
+            scene.folder
+        ),
+    );
+    fs_err::write(&config, text).unwrap();
+    let output = scene.run(&["run"], &[]);
+    assert_eq!(output.status.code(), Some(16), "{}", stderr(&output));
+    let compare = document(&scene.latest().join("compare.json"));
+    assert_eq!(compare["pairs"], 1, "{compare}");
+    assert_eq!(compare["verdict"], "inconclusive");
+    let unfair = compare["unfair"].to_string();
+    assert!(unfair.contains("chunked_prefill_size"), "{unfair}");
+}
+
+#[test]
 fn a_server_on_another_kernel_is_refused_by_its_name() {
     let scene = Scene::new(6, &["--backend", "deepgemm"]);
     let output = scene.run(&["run"], &[]);

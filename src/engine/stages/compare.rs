@@ -36,6 +36,11 @@ pub(super) fn compare(engine: &mut Engine<'_>) -> Result<Done, Trouble> {
             may_build: false,
         };
         engine.trial(&order, &mut |_, _| Ok(()))?;
+        // More pairs cannot make arms comparable that are not, and each of them costs two server starts.
+        if pair_trials(engine.state.trials(), pair).is_some() && !judged(engine)?.unfair.is_empty()
+        {
+            break;
+        }
     }
     let comparison = judged(engine)?;
     write_json(&engine.run.stage(Stage::Compare.name()), &comparison)?;
