@@ -83,7 +83,7 @@ fn ck_is_forced_everywhere_and_guarded_where_it_is_not_safe() {
             let (document, found) =
                 there_and_back(&tree, arch, rocm, &["--to", "ck"], bound).unwrap();
             let shuffled = arch == "gfx950" && rocm == "7.2" && era >= "e3";
-            let guarded = arch == "gfx950" && rocm == "7.1" && era != "e0";
+            let guarded = arch == "gfx950" && rocm == "7.1";
             let expected: &[&str] = match (shuffled, guarded) {
                 (true, _) => &["bpreshuffle"],
                 (_, true) => &["ck", "triton"],
@@ -95,6 +95,50 @@ fn ck_is_forced_everywhere_and_guarded_where_it_is_not_safe() {
                 era == "e7b" && shuffled
             );
         }
+    }
+}
+
+#[test]
+fn a_tree_that_calls_ck_already_gets_the_guard_it_lacks_and_nothing_else() {
+    let released = Tree::fixture("e0");
+    let swapped = Tree::fixture("e1");
+    swapped.replace(
+        FP8_UTILS,
+        "from aiter.ops.triton.gemm_a8w8_blockscale import gemm_a8w8_blockscale",
+        "from aiter import gemm_a8w8_blockscale",
+    );
+    for tree in [released, swapped] {
+        let before = tree.snapshot();
+        for (arch, rocm, bound) in machines() {
+            let ck = ["--to", "ck"];
+            let (document, found) = there_and_back(&tree, arch, rocm, &ck, bound).unwrap();
+            let guarded = (arch, rocm) == ("gfx950", "7.1");
+            assert_eq!(document["means"] != "none", guarded, "{document}");
+            let expected: &[&str] = if guarded { &["ck", "triton"] } else { &["ck"] };
+            assert_eq!(found, expected, "{arch} {rocm}");
+        }
+        let old = ["--to", "ck", "--arch", "gfx950", "--rocm", "7.1"];
+        let (code, _, stderr) = run("apply", &tree, &[&old[..], &["--mode", "env"]].concat());
+        assert_eq!(code, 10);
+        assert!(stderr.contains("use `--mode overlay`"), "{stderr}");
+        let document = ok("apply", &tree, &old);
+        assert_eq!(document["means"], "overlay");
+        assert_eq!(document["steps"].as_array().unwrap().len(), 1);
+        let step = &document["steps"][0];
+        assert_eq!(
+            (&step["do"], &step["name"]),
+            (&"route".into(), &"gemm_a8w8_blockscale".into())
+        );
+        assert_eq!(step["rules"][3]["min_m"], 513);
+        ok("undo", &tree, &[]);
+        // Without a version the guard is there: it does no harm where it is not needed.
+        let unknown = ok(
+            "apply",
+            &tree,
+            &["--to", "ck", "--arch", "gfx950", "--dry-run"],
+        );
+        assert_eq!(unknown["means"], "overlay");
+        assert_eq!(tree.snapshot(), before);
     }
 }
 

@@ -115,6 +115,32 @@ fn what_decides_is_quoted_from_the_tree() {
 }
 
 #[test]
+fn shapes_that_get_nan_from_ck_are_named_where_no_guard_is() {
+    let nan = |name: &str| {
+        let notes = trace(&Tree::fixture(name))["notes"].clone();
+        let notes: Vec<String> = serde_json::from_value(notes).unwrap();
+        notes.into_iter().find(|note| note.contains("NaN"))
+    };
+    for bare in ["e0", "e2", "e4", "e5"] {
+        let note = nan(bare).unwrap();
+        assert!(note.contains("M > 512 with N=4608, K=4096"), "{note}");
+        assert!(note.contains("`gemmtune switch apply --to ck`"), "{note}");
+    }
+    // 0.5.15.post1 guards two shapes of the four; E1 and E3 call no CK there.
+    let fewer = nan("e6").unwrap();
+    assert!(
+        fewer.contains("NaN for M > 2048 with N=4096, K=2048, M > 512"),
+        "{fewer}"
+    );
+    assert_eq!((nan("e1"), nan("e3")), (None, None));
+    let all = Tree::fixture("e6");
+    let row = "    (4096, 1024): 4096,\n";
+    let rows = format!("{row}    (4096, 2048): 2048,\n    (4608, 4096): 512,\n");
+    all.replace(FP8_UTILS, row, &rows);
+    assert!(!trace(&all)["notes"].to_string().contains("NaN"));
+}
+
+#[test]
 fn a_kernel_that_is_returned_early_counts() {
     let tree = Tree::fixture("e1");
     tree.replace(

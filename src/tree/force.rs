@@ -285,6 +285,8 @@ const USE_CK: &str = "SGLANG_AITER_GFX942_BLOCKSCALE_USE_CK";
 /// The variable of 0.5.23 that lets a kernel of the tree take five shapes at M <= 32; default on.
 const SMALL_M: &str = "SGLANG_ROCM_SMALLM_FP8_BS";
 
+const CK_ALREADY: &str = "CK is what this tree calls";
+
 impl Planner<'_> {
     fn guarded(&self, name: &str) -> Option<Step> {
         (!self.guard.is_empty()).then(|| Step::Route {
@@ -298,7 +300,16 @@ impl Planner<'_> {
         let shuffles = shuffles(self.era, self.wish.arch, self.wish.rocm)?;
         let gfx942 = self.wish.arch == Arch::Gfx942;
         if self.era == Era::E0 {
-            return Ok(nothing("CK is what this tree calls"));
+            // Nothing to force; what no such tree has is the guard.
+            return Ok(self.guarded(&self.main).map_or_else(
+                || nothing(CK_ALREADY),
+                |guard| {
+                    overlay(
+                        vec![guard],
+                        format!("{CK_ALREADY}; Triton above the M that is safe below ROCm 7.2"),
+                    )
+                },
+            ));
         }
         if gfx942 && self.era >= Era::E7 && self.wish.env {
             return Ok(Plan {
@@ -481,6 +492,14 @@ pub fn summary(dispatch: &Dispatch<'_>, tree_safe_m: &[(u64, u64, u64)], arch: A
         )
     };
     let (means, detail) = match (on(Rocm::Below72), on(Rocm::From72)) {
+        // A guard around what the tree calls anyway forces nothing.
+        (Ok(below), Ok(from)) if dispatch.era == Era::E0 && below != from => (
+            from.means,
+            format!(
+                "{}; below ROCm 7.2 `switch` adds Triton above the M that is safe",
+                from.detail
+            ),
+        ),
         (Ok(below), Ok(from)) if below.detail == from.detail => (below.means, below.detail),
         (Ok(below), Ok(from)) => (
             below.means.max(from.means),

@@ -154,8 +154,8 @@ pub fn trace(package: &Package) -> Result<Trace, TreeError> {
             .collect(),
         evidence: evidence(&source, spans),
         triton_shapes: triton_shapes(&source),
+        notes: notes(&dispatch, &paths, &safe_m),
         safe_m,
-        notes: notes(&dispatch, &paths),
         sides: side::sides(package, &source, &exits),
         paths,
     })
@@ -477,7 +477,7 @@ pub fn safe_m(source: &Source) -> Vec<(u64, u64, u64)> {
         .unwrap_or_default()
 }
 
-fn notes(dispatch: &Dispatch<'_>, paths: &[Path]) -> Vec<String> {
+fn notes(dispatch: &Dispatch<'_>, paths: &[Path], safe_m: &[(u64, u64, u64)]) -> Vec<String> {
     let mut notes = vec![
         "paths hold with SGLANG_USE_AITER=1 and the aiter backend (the default then); without it \
          ROCm runs SGLang's own Triton kernel"
@@ -494,18 +494,28 @@ fn notes(dispatch: &Dispatch<'_>, paths: &[Path]) -> Vec<String> {
                 .to_owned(),
         );
     }
-    if matches!(dispatch.era, Era::E2 | Era::E4 | Era::E5)
-        && paths.iter().any(|path| {
-            path.choices
+    let unguarded: Vec<String> = force::SAFE_M
+        .iter()
+        .filter(|row| !safe_m.contains(row))
+        .map(|(n, k, m)| format!("M > {m} with N={n}, K={k}"))
+        .collect();
+    let runs_ck = |path: &Path| {
+        path.kernel == Kernel::Ck.as_str()
+            || path
+                .choices
                 .iter()
                 .any(|choice| choice.kernel == Kernel::Ck)
-        })
+    };
+    if !unguarded.is_empty()
+        && paths
+            .iter()
+            .any(|path| path.arch == Arch::Gfx950 && path.rocm != ">=7.2" && runs_ck(path))
     {
-        notes.push(
-            "on gfx95x below ROCm 7.2 CK returns NaN above some M for some shapes, and this tree \
-             has no guard for it"
-                .to_owned(),
-        );
+        notes.push(format!(
+            "on gfx95x below ROCm 7.2 CK returns NaN for {}, and the release has no guard there: \
+             `gemmtune switch apply --to ck` adds it",
+            unguarded.join(", ")
+        ));
     }
     if dispatch.era >= Era::E5 {
         notes.push("no release reads SGLANG_FORCE_CK_W8A8; setting it changes nothing".to_owned());
