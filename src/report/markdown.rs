@@ -76,14 +76,22 @@ pub(super) fn text(report: &Report) -> String {
         let deployed = plan
             .deployed
             .map_or_else(String::new, |rows| format!(", {} deployed", whole(rows)));
-        let _ = write!(
+        let _ = writeln!(
             text,
-            "\n## Plan\n\n{} shapes captured, {} rows to tune, {} folded, {} served before{deployed}.\n",
+            "\n## Plan\n\n{} shapes captured, {} rows to tune, {} folded, {} served before{deployed}.",
             whole(plan.captured),
             whole(plan.to_tune),
             whole(plan.folded),
             whole(plan.served),
         );
+        if let (Some(candidates), Some(used)) = (plan.candidates, plan.used_s) {
+            let _ = writeln!(
+                text,
+                "{} candidates were timed; that held the devices for {}.",
+                whole(candidates),
+                duration(used)
+            );
+        }
     }
     let skipped: Vec<String> = report
         .skipped

@@ -117,12 +117,14 @@ fn with_findings(engine: &Engine<'_>, mut report: Report) -> Result<Report, Trou
         report
             .digests
             .push(Fact::new("deployed table", &deployment.digest));
-        for (name, value) in &deployment.env {
-            report.commands.push(Command {
-                what: "keep the tuned table".to_owned(),
-                command: format!("export {name}={}", quoted(value)),
-            });
-        }
+        let exports = deployment
+            .env
+            .iter()
+            .map(|(name, value)| format!("export {name}={}", quoted(value)));
+        report.commands.push(Command {
+            what: "keep the tuned table".to_owned(),
+            command: exports.collect::<Vec<_>>().join("\n"),
+        });
     }
     if let Some(verified) = verified {
         report.layout = verified
