@@ -217,6 +217,15 @@ fn a_hand_swapped_import_is_reported_as_ck() {
     assert_eq!(document["era"], "E0");
     assert_eq!(document["patched_from"], "E1");
     assert_eq!(paths(&document), "gfx942 any ck, gfx950 any ck");
+    // Two releases before 0.5.6 came with this structure: nobody edited those.
+    tree.write("sglang/version.py", "__version__ = \"0.5.5.post2\"\n");
+    let document = trace(&tree);
+    assert_eq!(document["patched_from"], serde_json::Value::Null);
+    assert!(
+        document["notes"]
+            .to_string()
+            .contains("0.5.5.post2 is older than 0.5.6")
+    );
 }
 
 #[test]

@@ -11,6 +11,7 @@ use super::flow::{Arch, Cause, Flow, Kernel, Rocm, Test, Way};
 use super::force::{self, Means};
 use super::package::{FP8_UTILS, Package, TreeError};
 use super::side::{self, Sides};
+use super::version::{self, Unserved};
 use crate::pyedit::refusal::Refusal;
 use crate::pyedit::source::Source;
 use crate::pyedit::syntax::{self, ExprKind, Span, StmtKind};
@@ -140,10 +141,12 @@ pub fn trace(package: &Package) -> Result<Trace, TreeError> {
     let predicate = syntax::function(source.body(), era::PREDICATE);
     spans.extend(predicate.map(|(_, function)| function.name_span));
     spans.extend(calls);
+    let too_old = version::served(package.version.as_deref()).err();
     Ok(Trace {
         sglang_version: package.version.clone(),
         era: dispatch.era,
-        patched_from: dispatch.patched_from,
+        // 0.5.5.post2 and .post3 were released with the structure that an edited 0.5.6 has.
+        patched_from: dispatch.patched_from.filter(|_| too_old.is_none()),
         package: package.folder.to_string(),
         file: FP8_UTILS,
         dispatch: dispatch.chain_text(),
@@ -154,7 +157,7 @@ pub fn trace(package: &Package) -> Result<Trace, TreeError> {
             .collect(),
         evidence: evidence(&source, spans),
         triton_shapes: triton_shapes(&source),
-        notes: notes(&dispatch, &paths, &safe_m),
+        notes: notes(&dispatch, &paths, &safe_m, too_old),
         safe_m,
         sides: side::sides(package, &source, &exits),
         paths,
@@ -477,18 +480,22 @@ pub fn safe_m(source: &Source) -> Vec<(u64, u64, u64)> {
         .unwrap_or_default()
 }
 
-fn notes(dispatch: &Dispatch<'_>, paths: &[Path], safe_m: &[(u64, u64, u64)]) -> Vec<String> {
+fn notes(
+    dispatch: &Dispatch<'_>,
+    paths: &[Path],
+    safe_m: &[(u64, u64, u64)],
+    too_old: Option<Unserved>,
+) -> Vec<String> {
     let mut notes = vec![
         "paths hold with SGLANG_USE_AITER=1 and the aiter backend (the default then); without it \
          ROCm runs SGLang's own Triton kernel"
             .to_owned(),
     ];
-    if dispatch.era == Era::E0 && dispatch.patched_from.is_none() {
-        notes.push(
-            "this release (0.5.5) is older than 0.5.6: it takes no quantised input".to_owned(),
-        );
-    }
-    if dispatch.patched_from.is_some() {
+    if let Some(too_old) = too_old {
+        notes.push(too_old.to_string());
+    } else if dispatch.era == Era::E0 && dispatch.patched_from.is_none() {
+        notes.push("it takes no quantised input, as releases before 0.5.6".to_owned());
+    } else if dispatch.patched_from.is_some() {
         notes.push(
             "the structure is that of 0.5.6 to 0.5.9 with its Triton import swapped for CK"
                 .to_owned(),

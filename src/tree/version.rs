@@ -141,8 +141,8 @@ impl fmt::Display for Release {
 pub enum Unserved {
     /// Too old.
     #[error(
-        "SGLang {0} is older than {OLDEST_SGLANG}: its block-FP8 linear takes no pre-quantised input and calls CK \
-         without a table as its default, so there is no safe baseline to compare with"
+        "SGLang {0} is older than {OLDEST_SGLANG}: its block-FP8 linear calls CK as its default, with no Triton \
+         path beside it, so there is no safe baseline to compare with"
     )]
     TooOld(Release),
 }
