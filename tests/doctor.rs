@@ -149,6 +149,19 @@ impl World {
             .unwrap()
     }
 
+    /// A program that stands before those of the machine in [`World::path`].
+    fn program(&self, name: &str, body: &str) {
+        let path = self.root.join("bin").join(name);
+        write(&path, &format!("#!/bin/sh\n{body}\n"));
+        let mode = std::os::unix::fs::PermissionsExt::from_mode(0o755);
+        fs_err::set_permissions(&path, mode).unwrap();
+    }
+
+    fn path(&self) -> String {
+        let path = std::env::var_os("PATH").unwrap().into_string().unwrap();
+        format!("{}:{path}", self.root.join("bin"))
+    }
+
     fn check(&self, clone: &Utf8Path, name: &str) -> (String, String) {
         let output = self.doctor(clone, &["--json"]);
         let document: Value = serde_json::from_slice(&output.stdout).unwrap();
@@ -421,17 +434,9 @@ fn a_folder_that_is_no_checkout_has_nothing_to_realign() {
 fn someone_who_has_only_the_reference_engine_is_told_so_and_that_all_is_well() {
     let world = World::new();
     // An interpreter of whatever system, with nothing but its standard library.
-    write(
-        &world.root.join("bin/python3"),
-        "#!/bin/sh\nexec \"$REAL_PYTHON\" -S \"$@\"\n",
-    );
-    for program in ["python3", "amd-smi", "nvidia-smi"] {
-        let path = world.root.join("bin").join(program);
-        if !path.exists() {
-            write(&path, "#!/bin/sh\nexit 1\n");
-        }
-        let mode = std::os::unix::fs::PermissionsExt::from_mode(0o755);
-        fs_err::set_permissions(&path, mode).unwrap();
+    world.program("python3", "exec \"$REAL_PYTHON\" -S \"$@\"");
+    for program in ["rocminfo", "amd-smi", "rocm-smi", "nvidia-smi"] {
+        world.program(program, "exit 1");
     }
     let real = String::from_utf8(
         Command::new("python3")
@@ -441,13 +446,12 @@ fn someone_who_has_only_the_reference_engine_is_told_so_and_that_all_is_well() {
             .stdout,
     )
     .unwrap();
-    let path = std::env::var_os("PATH").unwrap().into_string().unwrap();
     let doctor = |arguments: &[&str]| {
         world
             .command(env!("CARGO_BIN_EXE_gemmtune"))
             .arg("doctor")
             .args(arguments)
-            .env("PATH", format!("{}:{path}", world.root.join("bin")))
+            .env("PATH", world.path())
             .env("REAL_PYTHON", real.trim())
             .env_remove("PYTHONPATH")
             .current_dir(&world.root)
@@ -468,4 +472,62 @@ fn someone_who_has_only_the_reference_engine_is_told_so_and_that_all_is_well() {
     // Whoever names an interpreter means a server, and hears what it lacks.
     let output = doctor(&["--python", "python3"]);
     assert_eq!(output.status.code(), Some(10), "{}", said(&output));
+}
+
+#[test]
+fn where_one_program_is_refused_the_next_one_is_asked() {
+    let world = World::new();
+    let gpus = || {
+        let output = world
+            .command(env!("CARGO_BIN_EXE_gemmtune"))
+            .args(["doctor", "--json", "--aiter", "."])
+            .env("PATH", world.path())
+            .current_dir(&world.root)
+            .output()
+            .unwrap();
+        let document: Value = serde_json::from_slice(&output.stdout).unwrap();
+        let checks = document["checks"].as_array().unwrap();
+        let check = checks.iter().find(|check| check["name"] == "GPUs").unwrap();
+        (document["gpus"].clone(), check.clone())
+    };
+    world.program(
+        "rocminfo",
+        "printf '\\033[37mROCk module is loaded\\033[0m\\n\\033[31mUnable to open /dev/kfd read-write: Permission denied\\033[0m\\n'; exit 255",
+    );
+    world.program(
+        "amd-smi",
+        "echo 'RuntimeError: WARNING: User is missing the following required groups: render, video.' >&2; exit 1",
+    );
+    for program in ["rocm-smi", "nvidia-smi"] {
+        world.program(program, "exit 6");
+    }
+    let (found, check) = gpus();
+    assert_eq!(found, serde_json::json!([]));
+    let said = check["found"].as_str().unwrap();
+    assert!(
+        said.contains("(rocminfo: Unable to open /dev/kfd read-write: Permission denied; amd-smi: RuntimeError"),
+        "{said}"
+    );
+    assert!(
+        check["fix"]
+            .as_str()
+            .unwrap()
+            .contains("--group-add=render")
+    );
+
+    let smi = concat!(
+        env!("CARGO_MANIFEST_DIR"),
+        "/testdata/devices/rocm-smi-mi300a.json"
+    );
+    world.program("rocm-smi", &format!("cat {smi}"));
+    let (found, check) = gpus();
+    assert_eq!(found.as_array().unwrap().len(), 2);
+    assert_eq!(check["found"], "2 x AMD Instinct MI300A gfx942");
+
+    let info = concat!(
+        env!("CARGO_MANIFEST_DIR"),
+        "/testdata/devices/rocminfo-mi300a.txt"
+    );
+    world.program("rocminfo", &format!("cat {info}"));
+    assert_eq!(gpus().1["found"], "1 x gfx942, 228 CUs, 93 GiB");
 }

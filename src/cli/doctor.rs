@@ -106,14 +106,14 @@ pub fn run(args: &DoctorArgs, printer: &Printer) -> Result<(), Failure> {
         .as_ref()
         .ok()
         .and_then(|answer| answer.torch.hip.clone());
-    let gpus = doctor::machine::gpus(&keeper, &interrupt);
+    let seen = doctor::machine::gpus(&keeper, &interrupt);
     checks.extend(doctor::machine::checks(
-        &gpus,
+        &seen,
         doctor::machine::rocm(env::variable).as_deref(),
         hip.as_deref(),
         env::variable,
     ));
-    if only_reference(args, config.as_ref(), answer.as_ref().ok(), &gpus) {
+    if only_reference(args, config.as_ref(), answer.as_ref().ok(), &seen.gpus) {
         doctor::for_reference_alone(&mut checks);
     }
     if !printer.is_json() || args.fix {
@@ -137,7 +137,7 @@ pub fn run(args: &DoctorArgs, printer: &Printer) -> Result<(), Failure> {
     }
     let worst = checks.iter().map(|check| check.verdict).max();
     if printer.is_json() {
-        printer.json(&json!({ "checks": checks, "python": answer.as_ref().ok(), "aiter": aiter, "gpus": gpus, "pin": doctor::PIN }))?;
+        printer.json(&json!({ "checks": checks, "python": answer.as_ref().ok(), "aiter": aiter, "gpus": seen.gpus, "pin": doctor::PIN }))?;
     }
     if worst == Some(Verdict::Failure) {
         let count = checks

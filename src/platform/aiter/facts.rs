@@ -172,21 +172,31 @@ impl Aiter {
         if let (Some(gfx), Some(cu_num)) = (&self.gfx, self.cu_num) {
             return Ok((gfx.clone(), cu_num));
         }
-        let gpus = machine::gpus(&self.site.keeper, &Interrupt::new());
-        if let Some(mixed) = devices::mixed(&gpus) {
+        let machine = machine::gpus(&self.site.keeper, &Interrupt::new());
+        if devices::mixed(&machine.gpus) {
             return Err(Trouble::new(
                 Class::Environment,
-                format!("{mixed}: aiter stops on unequal devices"),
+                format!(
+                    "{}: aiter stops on unequal devices",
+                    devices::listed(&machine.gpus)
+                ),
             )
             .hint("make only equal devices visible (ROCR_VISIBLE_DEVICES)"));
         }
-        let seen = gpus.first();
+        let seen = machine.gpus.first();
         let gfx = self.gfx.clone().or(seen.map(|gpu| gpu.arch.clone()));
         let cu_num = self.cu_num.or(seen.and_then(|gpu| gpu.compute_units));
         gfx.zip(cu_num).ok_or_else(|| {
             Trouble::new(
                 Class::Environment,
-                "no AMD GPU is seen by rocminfo or amd-smi, so its architecture and compute units are not known",
+                format!(
+                    "architecture and compute units of the GPU are not known: {}",
+                    if machine.gpus.is_empty() {
+                        machine.nothing()
+                    } else {
+                        devices::listed(&machine.gpus)
+                    }
+                ),
             )
             .hint("set `backend.gfx` and `backend.cu_num` in gemmtune.toml, such as \"gfx942\" and 304")
         })

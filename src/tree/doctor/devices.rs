@@ -1,9 +1,10 @@
-//! Which GPUs there are: readers for what `rocminfo`, `amd-smi` and `nvidia-smi` print.
+//! Which GPUs there are: readers for what `rocminfo`, `amd-smi`, `rocm-smi` and `nvidia-smi` print.
 //!
-//! Pure: the caller runs the programs. `rocminfo` is what aiter itself asks, so it decides for AMD; `amd-smi` adds memory
-//! and names where it is there.
+//! Pure: the caller runs the programs. `rocminfo` is what aiter itself asks, so it decides for AMD; the others are asked
+//! where it sees nothing.
 
 use serde::Serialize;
+use serde_json::Value;
 
 /// One GPU.
 #[derive(Clone, Debug, Default, PartialEq, Eq, Serialize)]
@@ -20,6 +21,10 @@ pub struct Gpu {
 
 /// Arguments of `amd-smi` whose answer [`amd_smi`] reads.
 pub const AMD_SMI: [&str; 4] = ["static", "--asic", "--vram", "--json"];
+
+/// Arguments of `rocm-smi` whose answer [`rocm_smi`] reads. Not its memory: with partitions it gives each the memory
+/// of the whole device (ROCm issue 4750).
+pub const ROCM_SMI: [&str; 2] = ["--showproductname", "--json"];
 
 /// Arguments of `nvidia-smi` whose answer [`nvidia_smi`] reads.
 pub const NVIDIA_SMI: [&str; 2] = [
@@ -65,7 +70,7 @@ pub fn rocminfo(text: &str) -> Vec<Gpu> {
         if value("Device Type") != Some("GPU") {
             continue;
         }
-        let Some(arch) = value("Name").filter(|name| name.starts_with("gfx")) else {
+        let Some(arch) = value("Name").and_then(arch) else {
             continue;
         };
         // The first pool of an agent is its memory: `Size: 201310208(0xbffc000) KB`.
@@ -79,7 +84,7 @@ pub fn rocminfo(text: &str) -> Vec<Gpu> {
                 .filter(|_| size.ends_with("KB") && size.contains('('))
         });
         gpus.push(Gpu {
-            arch: arch.to_owned(),
+            arch,
             name: value("Marketing Name").unwrap_or_default().to_owned(),
             compute_units: value("Compute Unit").and_then(|count| count.parse().ok()),
             memory_mib: kib.filter(|kib| *kib > 1 << 20).map(|kib| kib / 1024),
@@ -104,45 +109,85 @@ fn agents(text: &str) -> Vec<Vec<&str>> {
     agents
 }
 
-/// The devices of `amd-smi static --asic --vram --json`; versions differ in how they nest and name things.
+/// The JSON document in `text`; notices may stand before it (ROCm 7.1: which device nodes cannot be opened).
+fn json(text: &str) -> Option<Value> {
+    let starts = std::iter::once(0).chain(text.match_indices('\n').map(|(at, _)| at + 1));
+    starts
+        .filter(|at| text[*at..].starts_with(['[', '{']))
+        .find_map(|at| {
+            let mut documents = serde_json::Deserializer::from_str(&text[at..]).into_iter();
+            documents.next()?.ok()
+        })
+}
+
+/// A string that says something: these tools write `N/A` for what they do not know.
+fn known<'a>(object: &'a Value, names: &[&str]) -> Option<&'a str> {
+    names
+        .iter()
+        .find_map(|name| object.get(name)?.as_str())
+        .map(str::trim)
+        .filter(|text| !text.is_empty() && *text != "N/A")
+}
+
+/// An architecture without its features: `gfx942:sramecc+:xnack-` is `gfx942`.
+fn arch(text: &str) -> Option<String> {
+    let (arch, _) = text.split_once(':').unwrap_or((text, ""));
+    arch.starts_with("gfx").then(|| arch.to_owned())
+}
+
+/// MiB of `{"value": 196592, "unit": "MB"}`, or of `"196592 MB"` (ROCm 6.0).
+fn mebibytes(size: &Value) -> Option<u64> {
+    let (value, unit) = match size {
+        Value::String(text) => {
+            let (value, unit) = text.trim().split_once(' ').unwrap_or((text, "MB"));
+            (value.parse().ok()?, unit)
+        }
+        _ => (size.get("value")?.as_u64()?, size.get("unit")?.as_str()?),
+    };
+    match unit.trim() {
+        "MB" | "MiB" => Some(value),
+        "GB" | "GiB" => value.checked_mul(1024),
+        _ => None,
+    }
+}
+
+/// The devices of `amd-smi static --asic --vram --json`: a list, from ROCm 7 on in `gpu_data`. Before ROCm 6.3 it names
+/// no architecture, so nothing is read.
 pub fn amd_smi(text: &str) -> Vec<Gpu> {
-    let Ok(document) = serde_json::from_str::<serde_json::Value>(text) else {
-        return Vec::new();
+    let document = json(text).unwrap_or_default();
+    let list = document.get("gpu_data").unwrap_or(&document).as_array();
+    let read = |device: &Value| {
+        let asic = device.get("asic")?;
+        let size = device.get("vram").and_then(|vram| {
+            ["size", "vram_size_mb"]
+                .iter()
+                .find_map(|name| vram.get(name))
+        });
+        Some(Gpu {
+            arch: arch(known(asic, &["target_graphics_version"])?)?,
+            name: known(asic, &["market_name"]).unwrap_or_default().to_owned(),
+            compute_units: asic
+                .get("num_compute_units")
+                .and_then(Value::as_u64)
+                .and_then(|count| u32::try_from(count).ok()),
+            memory_mib: size.and_then(mebibytes),
+        })
     };
-    let list = document
-        .get("gpu_data")
-        .unwrap_or(&document)
-        .as_array()
-        .cloned()
-        .unwrap_or_default();
-    let first = |object: &serde_json::Value, names: &[&str]| {
-        names.iter().find_map(|name| object.get(name).cloned())
-    };
-    list.iter()
-        .filter_map(|device| {
-            let asic = device.get("asic")?;
-            let text = |names: &[&str]| {
-                first(asic, names).and_then(|value| value.as_str().map(str::to_owned))
-            };
-            let count = first(asic, &["num_compute_units", "num_of_compute_units"]);
-            let size = device
-                .get("vram")
-                .and_then(|vram| first(vram, &["size", "vram_size"]));
-            // `{"value": 196592, "unit": "MB"}`, or `"196592 MB"` in older versions.
-            let megabytes = size.and_then(|size| match size.get("value") {
-                Some(value) => value.as_u64(),
-                None => size.as_str()?.split_whitespace().next()?.parse().ok(),
-            });
+    list.into_iter().flatten().filter_map(read).collect()
+}
+
+/// The devices of `rocm-smi` with [`ROCM_SMI`]: `card0`, `card1`, … beside other sections.
+pub fn rocm_smi(text: &str) -> Vec<Gpu> {
+    let document = json(text).unwrap_or_default();
+    let cards = document.as_object().into_iter().flatten();
+    cards
+        .filter(|(name, _)| name.starts_with("card"))
+        .filter_map(|(_, card)| {
+            let name = known(card, &["Card Series", "Card series", "Device Name"]);
             Some(Gpu {
-                arch: text(&["target_graphics_version", "target_gfx_version"])?,
-                name: text(&["market_name", "marketing_name"]).unwrap_or_default(),
-                compute_units: count.and_then(|count| match count {
-                    serde_json::Value::String(text) => text.parse().ok(),
-                    number => number
-                        .as_u64()
-                        .and_then(|number| u32::try_from(number).ok()),
-                }),
-                memory_mib: megabytes,
+                arch: arch(known(card, &["GFX Version"])?)?,
+                name: name.unwrap_or_default().to_owned(),
+                ..Gpu::default()
             })
         })
         .collect()
@@ -168,102 +213,297 @@ pub fn nvidia_smi(text: &str) -> Vec<Gpu> {
         .collect()
 }
 
-/// What makes a set of GPUs unusable as one: aiter stops when their compute units differ.
-pub fn mixed(gpus: &[Gpu]) -> Option<String> {
-    let first = gpus.first()?;
-    let other = gpus
-        .iter()
-        .find(|gpu| gpu.arch != first.arch || gpu.compute_units != first.compute_units)?;
-    let units = |gpu: &Gpu| {
-        gpu.compute_units
-            .map_or_else(|| "?".to_owned(), |count| count.to_string())
-    };
-    Some(format!(
-        "{} with {} CUs beside {} with {} CUs",
-        first.arch,
-        units(first),
-        other.arch,
-        units(other)
-    ))
+impl std::fmt::Display for Gpu {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        if !self.name.is_empty() {
+            write!(f, "{} ", self.name)?;
+        }
+        f.write_str(&self.arch)?;
+        if let Some(count) = self.compute_units {
+            write!(f, ", {count} CUs")?;
+        }
+        if let Some(mib) = self.memory_mib {
+            write!(f, ", {} GiB", mib / 1024)?;
+        }
+        Ok(())
+    }
 }
 
-/// Compute units of a whole device, by architecture; a device that reports fewer is partitioned and misses every
-/// shipped row, whose key holds the count. From AMD's data sheets: MI300X/MI325X, MI300A and MI308X; MI350X/MI355X, MI350P.
-pub fn whole(arch: &str) -> &'static [u32] {
-    match arch {
-        "gfx942" => &[304, 228, 80],
-        "gfx950" => &[256, 128],
-        _ => &[],
+/// The devices in words, equal ones counted.
+pub fn listed(gpus: &[Gpu]) -> String {
+    let mut kinds: Vec<(&Gpu, usize)> = Vec::new();
+    for gpu in gpus {
+        match kinds.iter_mut().find(|(kind, _)| *kind == gpu) {
+            Some((_, count)) => *count += 1,
+            None => kinds.push((gpu, 1)),
+        }
     }
+    let words: Vec<String> = kinds
+        .iter()
+        .map(|(gpu, count)| format!("{count} x {gpu}"))
+        .collect();
+    words.join(" beside ")
+}
+
+/// Whether a set of AMD GPUs is unusable as one: aiter stops when their compute units differ.
+pub fn mixed(gpus: &[Gpu]) -> bool {
+    gpus.first().is_some_and(|first| {
+        first.arch.starts_with("gfx")
+            && gpus
+                .iter()
+                .any(|gpu| gpu.arch != first.arch || gpu.compute_units != first.compute_units)
+    })
+}
+
+/// Compute units of whole devices by a part of their name. From AMD's data sheets.
+const WHOLE: [(&str, u32); 7] = [
+    ("MI300X", 304),
+    ("MI325X", 304),
+    ("MI300A", 228),
+    ("MI308X", 80),
+    ("MI350X", 256),
+    ("MI355X", 256),
+    ("MI350P", 128),
+];
+
+/// Whether `gpu` is a part of a device: it then misses every shipped row, whose key holds the count. Containers often
+/// know no names; then any count of a whole device of the architecture passes.
+pub fn partitioned(gpu: &Gpu) -> bool {
+    let Some(count) = gpu.compute_units else {
+        return false;
+    };
+    let name = gpu.name.to_ascii_uppercase();
+    let named = WHOLE.iter().find(|(part, _)| name.contains(part));
+    match (named, gpu.arch.as_str()) {
+        (Some((_, whole)), _) => count < *whole,
+        (None, "gfx942") => ![304, 228, 80].contains(&count),
+        (None, "gfx950") => ![256, 128].contains(&count),
+        (None, _) => false,
+    }
+}
+
+/// Why a program that ran told of no GPU, in its own words: the last line of its errors, else the first of its output
+/// that is no greeting.
+pub fn complaint(stdout: &str, stderr: &str) -> Option<String> {
+    let plain = |line: &str| {
+        let mut text = String::new();
+        for (at, part) in line.split('\u{1b}').enumerate() {
+            // `ESC [ 31m` and the like: `rocminfo` colours its lines also when nobody looks.
+            text.push_str(match part.strip_prefix('[').filter(|_| at > 0) {
+                Some(coloured) => coloured.split_once('m').map_or("", |(_, rest)| rest),
+                None => part,
+            });
+        }
+        text.trim().to_owned()
+    };
+    let said = |line: &String| !line.is_empty();
+    let greeting = |line: &String| line.starts_with("ROCk module") && line.ends_with("is loaded");
+    let error = stderr.lines().map(plain).rfind(said);
+    error.or_else(|| {
+        stdout
+            .lines()
+            .map(plain)
+            .find(|line| said(line) && !greeting(line))
+    })
 }
 
 #[cfg(test)]
 mod tests {
     use super::*;
 
-    const ROCMINFO: &str = include_str!("../../../testdata/devices/rocminfo-mi300x.txt");
+    const MI300X_VF: &str = include_str!("../../../testdata/devices/rocminfo-mi300x-vf.txt");
+    const MI300X_CPX: &str = include_str!("../../../testdata/devices/rocminfo-mi300x-cpx.txt");
+    const MI300A: &str = include_str!("../../../testdata/devices/rocminfo-mi300a.txt");
+    const MI350X_VF: &str = include_str!("../../../testdata/devices/rocminfo-mi350x-vf.txt");
+    const MI355X_CPX: &str = include_str!("../../../testdata/devices/rocminfo-mi355x-cpx.txt");
 
-    #[test]
-    fn rocminfo_gives_the_gpus_and_not_the_processors() {
-        let gpus = rocminfo(ROCMINFO);
-        let expected = Gpu {
-            arch: "gfx942".to_owned(),
-            name: "AMD Instinct MI300X".to_owned(),
-            compute_units: Some(304),
-            memory_mib: Some(196_592),
-        };
-        assert_eq!(gpus, [expected.clone(), expected]);
-        assert_eq!(mixed(&gpus), None);
-        assert!(rocminfo("").is_empty());
-        assert!(rocminfo("ROCk module is NOT loaded, possibly no GPU devices\n").is_empty());
+    fn gpu(arch: &str, name: &str, compute_units: Option<u32>, memory_mib: Option<u64>) -> Gpu {
+        Gpu {
+            arch: arch.to_owned(),
+            name: name.to_owned(),
+            compute_units,
+            memory_mib,
+        }
     }
 
     #[test]
-    fn amd_smi_is_read_in_both_shapes() {
-        let new = r#"{"gpu_data": [{"gpu": 0, "asic": {"market_name": "AMD Instinct MI355X", "num_compute_units": 256,
-            "target_graphics_version": "gfx950"}, "vram": {"type": "HBM3E", "size": {"value": 294896, "unit": "MB"}}}]}"#;
-        let old = r#"[{"gpu": 0, "asic": {"market_name": "AMD Instinct MI355X", "num_of_compute_units": "256",
-            "target_graphics_version": "gfx950"}, "vram": {"vram_size": "294896 MB"}}]"#;
-        for text in [new, old] {
-            let gpus = amd_smi(text);
-            assert_eq!(gpus.len(), 1, "{text}");
+    fn published_rocminfo_outputs_give_the_gpus_and_not_the_processors() {
+        let mi300x = gpu("gfx942", "AMD Instinct MI300X VF", Some(304), Some(196_288));
+        let part = gpu("gfx942", "AMD Instinct MI300X", Some(38), Some(24_574));
+        // Its processors have the accelerator's name, and its GPUs none.
+        let mi300a = gpu("gfx942", "", Some(228), Some(96_002));
+        let mi350x = gpu("gfx950", "AMD Instinct MI350X VF", Some(256), Some(294_592));
+        for (text, expected, is_part) in [
+            (MI300X_VF, mi300x, false),
+            (MI300X_CPX, part, true),
+            (MI300A, mi300a, false),
+            (MI350X_VF, mi350x, false),
+        ] {
+            assert_eq!(rocminfo(text), std::slice::from_ref(&expected));
+            assert_eq!(partitioned(&expected), is_part, "{expected}");
+            // Carriage returns, as copied through a terminal, change nothing.
+            assert_eq!(rocminfo(&text.replace('\n', "\r\n")), [expected]);
+        }
+        assert_eq!(rocminfo(MI300A)[0].to_string(), "gfx942, 228 CUs, 93 GiB");
+        for nothing in ["", "ROCk module is NOT loaded, possibly no GPU devices\n"] {
+            assert!(rocminfo(nothing).is_empty());
+        }
+    }
+
+    #[test]
+    fn a_partitioned_device_beside_whole_ones_is_a_mixed_host() {
+        let gpus = rocminfo(MI355X_CPX);
+        assert!(mixed(&gpus));
+        assert_eq!(
+            listed(&gpus),
+            "1 x gfx950, 256 CUs beside 2 x gfx950, 32 CUs"
+        );
+        assert!(!mixed(&gpus[1..]));
+        // aiter's rule is none of NVIDIA's.
+        let nvidia = nvidia_smi("NVIDIA A, 9.0, 81559\nNVIDIA B, 8.9, 24564\n");
+        assert!(!mixed(&nvidia));
+        assert_eq!(
+            listed(&nvidia),
+            "1 x NVIDIA A 9.0, 79 GiB beside 1 x NVIDIA B 8.9, 23 GiB"
+        );
+    }
+
+    #[test]
+    fn partitions_are_told_by_the_product_where_it_is_known() {
+        for (arch, name, count, expected) in [
+            ("gfx950", "AMD Instinct MI350X", 128, true),
+            ("gfx950", "AMD Instinct MI350P", 128, false),
+            ("gfx950", "", 128, false),
+            ("gfx950", "", 32, true),
+            ("gfx942", "AMD Instinct Mi325X VF", 304, false),
+            ("gfx942", "MI308X", 80, false),
+            ("gfx942", "MI308X", 20, true),
+            ("gfx90a", "AMD Instinct MI210", 104, false),
+        ] {
             assert_eq!(
-                (
-                    gpus[0].arch.as_str(),
-                    gpus[0].compute_units,
-                    gpus[0].memory_mib
-                ),
-                ("gfx950", Some(256), Some(294_896))
+                partitioned(&gpu(arch, name, Some(count), None)),
+                expected,
+                "{name} {count}"
             );
         }
-        assert!(amd_smi("ERROR: no devices").is_empty());
-        assert!(amd_smi("{}").is_empty());
+    }
+
+    #[test]
+    fn amd_smi_is_read_as_every_version_prints_it() {
+        let strix = amd_smi(include_str!("../../../testdata/devices/amd-smi-6.4.json"));
+        assert_eq!(
+            strix,
+            [gpu(
+                "gfx1151",
+                "Strix Halo [Radeon Graphics / Radeon 8050S Graphics / Radeon 8060S Graphics]",
+                Some(40),
+                Some(32_768)
+            )]
+        );
+        // ROCm 7, with what 7.1 says before it where device nodes are closed.
+        let enveloped = "Permission needed to access required GPU device node(s):\n  \
+            - /dev/dri/card0: Permission denied; owner=root(0):video(39);\n\n\
+            {\"gpu_data\": [{\"gpu\": 0, \"asic\": {\"market_name\": \"AMD Instinct MI355X\", \"num_compute_units\": 256, \
+            \"target_graphics_version\": \"gfx950\"}, \"vram\": {\"type\": \"HBM3E\", \"size\": {\"value\": 294896, \"unit\": \"MB\"}}}, \
+            {\"gpu\": 1, \"asic\": {\"market_name\": \"N/A\", \"num_compute_units\": \"N/A\", \"target_graphics_version\": \"gfx950\"}, \
+            \"vram\": {\"size\": \"N/A\"}}, \
+            {\"gpu\": 2, \"asic\": {\"target_graphics_version\": \"N/A\"}}]}\n";
+        assert_eq!(
+            amd_smi(enveloped),
+            [
+                gpu("gfx950", "AMD Instinct MI355X", Some(256), Some(294_896)),
+                gpu("gfx950", "", None, None)
+            ]
+        );
+        // ROCm 6.0 to 6.2 name no architecture.
+        let old = r#"[{"gpu": 0, "asic": {"market_name": "MI300X-O", "rev_id": "0x0"}, "vram": {"vram_type": "HBM",
+            "vram_size_mb": "196592 MB"}}]"#;
+        for nothing in [
+            old,
+            "ERROR: no devices",
+            "{}",
+            "[",
+            "[1, null]",
+            "{\"gpu_data\": 3}",
+        ] {
+            assert!(amd_smi(nothing).is_empty(), "{nothing}");
+        }
+        let sizes = [
+            (r#""196592 MB""#, Some(196_592)),
+            (r#"{"value": 192, "unit": "GB"}"#, Some(196_608)),
+            (r#"{"value": "N/A", "unit": "MB"}"#, None),
+            (r#""N/A""#, None),
+        ];
+        for (size, expected) in sizes {
+            assert_eq!(
+                mebibytes(&serde_json::from_str(size).unwrap()),
+                expected,
+                "{size}"
+            );
+        }
+    }
+
+    #[test]
+    fn rocm_smi_gives_architecture_and_name() {
+        let two = rocm_smi(include_str!(
+            "../../../testdata/devices/rocm-smi-mi300a.json"
+        ));
+        let mi300a = gpu("gfx942", "AMD Instinct MI300A", None, None);
+        assert_eq!(two, [mi300a.clone(), mi300a]);
+        assert!(!partitioned(&two[0]));
+        let noisy = "WARNING: AMD GPU device(s) is/are in a low-power state. Check power control/runtime_status\n\
+            {\"card0\": {\"Card series\": \"N/A\", \"GFX Version\": \"gfx942\"}, \"system\": {\"Driver version\": \"6.10.5\"}}";
+        assert_eq!(rocm_smi(noisy), [gpu("gfx942", "", None, None)]);
+        // ROCm 5 names no architecture.
+        for nothing in [
+            r#"{"card0": {"Card series": "Arcturus GL-XL [AMD Instinct MI100]", "Card SKU": "D34316"}}"#,
+            "WARNING: No JSON data to report\n",
+        ] {
+            assert!(rocm_smi(nothing).is_empty(), "{nothing}");
+        }
     }
 
     #[test]
     fn nvidia_smi_is_read_and_its_errors_are_not() {
-        let gpus =
-            nvidia_smi("NVIDIA H100 80GB HBM3, 9.0, 81559\nNVIDIA H100 80GB HBM3, 9.0, 81559\n");
-        assert_eq!(gpus.len(), 2);
+        let h100 = gpu("9.0", "NVIDIA H100 80GB HBM3", None, Some(81_559));
         assert_eq!(
-            (gpus[0].arch.as_str(), gpus[0].memory_mib),
-            ("9.0", Some(81_559))
+            nvidia_smi("NVIDIA H100 80GB HBM3, 9.0, 81559\nNVIDIA H100 80GB HBM3, 9.0, 81559\n"),
+            [h100.clone(), h100]
         );
-        assert!(
-            nvidia_smi(
-                "NVIDIA-SMI has failed, because it couldn't communicate with the NVIDIA driver."
-            )
-            .is_empty()
+        // A GB10 shares the host's memory and tells no size.
+        assert_eq!(
+            nvidia_smi("NVIDIA GB10, 12.1, [N/A]\n"),
+            [gpu("12.1", "NVIDIA GB10", None, None)]
         );
+        for nothing in [
+            "NVIDIA-SMI has failed, because it couldn't communicate with the NVIDIA driver.",
+            "Field \"compute_cap\" is not a valid field to query.\n\n",
+            "No devices were found\n",
+        ] {
+            assert!(nvidia_smi(nothing).is_empty(), "{nothing}");
+        }
     }
 
     #[test]
-    fn a_mixed_host_is_named() {
-        let mut gpus = rocminfo(ROCMINFO);
-        gpus[1].compute_units = Some(38);
+    fn what_a_program_complains_of_is_found_among_what_it_says() {
+        let kfd = "\u{1b}[37mROCk module version 6.7.0 is loaded\u{1b}[0m\n\
+            \u{1b}[31mUnable to open /dev/kfd read-write: Permission denied\u{1b}[0m\n\
+            \u{1b}[31mFailed to get user name to check for video group membership\u{1b}[0m\n";
         assert_eq!(
-            mixed(&gpus).unwrap(),
-            "gfx942 with 304 CUs beside gfx942 with 38 CUs"
+            complaint(kfd, "").unwrap(),
+            "Unable to open /dev/kfd read-write: Permission denied"
         );
+        let groups = "Traceback (most recent call last):\n  File \"amd-smi\", line 1\nRuntimeError: WARNING: User is missing the \
+            following required groups: render, video. Please add user to these groups.\n";
+        assert!(
+            complaint("", groups)
+                .unwrap()
+                .starts_with("RuntimeError: WARNING: User is missing")
+        );
+        assert_eq!(
+            complaint("Field \"compute_cap\" is not a valid field to query.\n", "").unwrap(),
+            "Field \"compute_cap\" is not a valid field to query."
+        );
+        assert_eq!(complaint("ROCk module is loaded\n\n", "\n"), None);
     }
 }

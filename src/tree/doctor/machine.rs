@@ -6,58 +6,73 @@ use camino::Utf8Path;
 
 use super::devices::{self, Gpu};
 use super::{Check, Verdict};
-use crate::proc::{Interrupt, Keeper, run};
+use crate::proc::keeper::CANNOT_START;
+use crate::proc::{Interrupt, Keeper, Ran, RunError, run};
+
+/// What was seen of GPUs.
+#[derive(Clone, Debug, Default)]
+pub struct Seen {
+    /// The devices.
+    pub gpus: Vec<Gpu>,
+    /// Where there are none: what the programs that ran said instead, `program: line`.
+    pub said: Vec<String>,
+}
+
+impl Seen {
+    /// What was found where nothing was, in words.
+    pub fn nothing(&self) -> String {
+        let asked = "none seen by rocminfo, amd-smi, rocm-smi or nvidia-smi";
+        if self.said.is_empty() {
+            format!("{asked}, none of which is installed here")
+        } else {
+            format!("{asked} ({})", self.said.join("; "))
+        }
+    }
+
+    /// What mends that.
+    pub fn remedy(&self) -> &'static str {
+        let denied = |line: &String| {
+            ["Permission", "permitted", "required groups", "not member"]
+                .iter()
+                .any(|word| line.contains(word))
+        };
+        if self.said.iter().any(denied) {
+            "be in the groups that own /dev/kfd and /dev/dri (`render` and `video`; in a container \
+             `--device=/dev/kfd --device=/dev/dri --group-add=video --group-add=render`)"
+        } else {
+            "run this where the server runs, with the devices passed into the container"
+        }
+    }
+}
 
 /// Checks of the GPUs and the variables around them.
 pub fn checks(
-    gpus: &[Gpu],
+    seen: &Seen,
     rocm: Option<&str>,
     hip: Option<&str>,
     variable: impl Fn(&str) -> Option<String>,
 ) -> Vec<Check> {
     let mut checks = Vec::new();
-    match (gpus.first(), devices::mixed(gpus)) {
-        (None, _) => checks.push(
-            Check::new(
-                "GPUs",
-                Verdict::Warning,
-                "none seen by rocminfo, amd-smi or nvidia-smi",
-            )
-            .fix("run this where the server runs, with the devices passed into the container"),
-        ),
-        (_, Some(mixed)) => checks.push(
+    let found = devices::listed(&seen.gpus);
+    if seen.gpus.is_empty() {
+        checks.push(Check::new("GPUs", Verdict::Warning, seen.nothing()).fix(seen.remedy()));
+    } else if devices::mixed(&seen.gpus) {
+        checks.push(
             Check::new(
                 "GPUs",
                 Verdict::Failure,
-                format!("{mixed}: aiter stops on unequal devices"),
+                format!("{found}: aiter stops on unequal devices"),
             )
             .fix("make only equal devices visible (ROCR_VISIBLE_DEVICES)"),
-        ),
-        (Some(gpu), None) => {
-            let units = gpu
-                .compute_units
-                .map(|count| format!(", {count} CUs"))
-                .unwrap_or_default();
-            let memory = gpu
-                .memory_mib
-                .map(|mib| format!(", {} GiB", mib / 1024))
-                .unwrap_or_default();
-            checks.push(Check::new(
-                "GPUs",
-                Verdict::Good,
-                format!("{} x {} {}{units}{memory}", gpus.len(), gpu.name, gpu.arch),
-            ));
-            let whole = devices::whole(&gpu.arch);
-            if gpu
-                .compute_units
-                .is_some_and(|count| !whole.is_empty() && !whole.contains(&count))
-            {
-                checks.push(
-                    Check::new("partitions", Verdict::Warning, "the devices are partitioned: no shipped table row has their count of compute units")
-                        .fix("tune on the partitions that will serve"),
-                );
-            }
-        }
+        );
+    } else {
+        checks.push(Check::new("GPUs", Verdict::Good, found));
+    }
+    if seen.gpus.iter().any(devices::partitioned) {
+        checks.push(
+            Check::new("partitions", Verdict::Warning, "the devices are partitioned: no shipped table row has their count of compute units")
+                .fix("tune on the partitions that will serve"),
+        );
     }
     if let Some(rocm) = rocm {
         let family = |version: &str| {
@@ -98,32 +113,55 @@ pub fn checks(
     checks
 }
 
+/// A program to ask, its arguments, and who reads its answer.
+type Source = (&'static str, &'static [&'static str], fn(&str) -> Vec<Gpu>);
+
+/// In the order in which they are asked, until one tells of a GPU.
+const SOURCES: [Source; 4] = [
+    ("rocminfo", &[], devices::rocminfo),
+    ("amd-smi", &devices::AMD_SMI, devices::amd_smi),
+    ("rocm-smi", &devices::ROCM_SMI, devices::rocm_smi),
+    ("nvidia-smi", &devices::NVIDIA_SMI, devices::nvidia_smi),
+];
+
 /// The GPUs of this machine: asked of `rocminfo` as aiter does, then of the vendors' tools.
-pub fn gpus(keeper: &Keeper, interrupt: &Interrupt) -> Vec<Gpu> {
-    let ask = |argv: &[&str]| {
-        let argv: Vec<_> = argv.iter().map(ToString::to_string).collect();
-        let ran = run(keeper, &argv, None, [], Duration::from_secs(30), interrupt).ok()?;
-        (ran.code == 0).then(|| String::from_utf8_lossy(&ran.stdout).into_owned())
-    };
-    let tool =
-        |program: &'static str, arguments: &[&'static str]| ask(&[&[program], arguments].concat());
-    let mut gpus = tool("rocminfo", &[])
-        .map(|text| devices::rocminfo(&text))
-        .unwrap_or_default();
-    if gpus.is_empty() || gpus.iter().any(|gpu| gpu.memory_mib.is_none()) {
-        let more = tool("amd-smi", &devices::AMD_SMI)
-            .map(|text| devices::amd_smi(&text))
-            .unwrap_or_default();
-        if gpus.is_empty() {
-            gpus = more;
+pub fn gpus(keeper: &Keeper, interrupt: &Interrupt) -> Seen {
+    let mut seen = Seen::default();
+    for (program, arguments, read) in SOURCES {
+        let argv: Vec<_> = [&[program], arguments]
+            .concat()
+            .iter()
+            .map(ToString::to_string)
+            .collect();
+        let limit = Duration::from_secs(30);
+        let said = match run(keeper, &argv, None, [], limit, interrupt) {
+            // It is not installed.
+            Ok(Ran {
+                code: CANNOT_START, ..
+            })
+            | Err(RunError::Spawn(_)) => None,
+            Ok(ran) => {
+                let stdout = String::from_utf8_lossy(&ran.stdout);
+                // The exit code says little: with a warning about one device the others are still listed.
+                seen.gpus = read(&stdout);
+                let stderr = String::from_utf8_lossy(&ran.stderr);
+                let complaint = (ran.code != 0).then(|| devices::complaint(&stdout, &stderr));
+                Some(
+                    complaint
+                        .flatten()
+                        .unwrap_or_else(|| "lists no GPU".to_owned()),
+                )
+            }
+            Err(error) => Some(error.to_string()),
+        };
+        if !seen.gpus.is_empty() {
+            seen.said.clear();
+            return seen;
         }
+        seen.said
+            .extend(said.map(|said| format!("{program}: {said}")));
     }
-    if gpus.is_empty() {
-        gpus = tool("nvidia-smi", &devices::NVIDIA_SMI)
-            .map(|text| devices::nvidia_smi(&text))
-            .unwrap_or_default();
-    }
-    gpus
+    seen
 }
 
 /// The installed ROCm version: `$ROCM_PATH` or `/opt/rocm`, file `.info/version`.
@@ -144,14 +182,17 @@ mod tests {
             "CU_NUM" => Some("80".to_owned()),
             _ => None,
         };
-        let gpu = Gpu {
-            arch: "gfx942".to_owned(),
-            name: "x".to_owned(),
-            compute_units: Some(38),
-            memory_mib: None,
+        let seen = Seen {
+            gpus: vec![Gpu {
+                arch: "gfx942".to_owned(),
+                compute_units: Some(38),
+                ..Gpu::default()
+            }],
+            said: Vec::new(),
         };
-        let all = checks(&[gpu], Some("7.2.0"), Some("7.0.51831"), variable);
+        let all = checks(&seen, Some("7.2.0"), Some("7.0.51831"), variable);
         let found = |name: &str| all.iter().find(|check| check.name == name).unwrap();
+        assert_eq!(found("GPUs").found, "1 x gfx942, 38 CUs");
         assert_eq!(found("partitions").verdict, Verdict::Warning);
         assert!(
             found("ROCm")
@@ -164,9 +205,23 @@ mod tests {
                 .starts_with("HIP_VISIBLE_DEVICES=0")
         );
         assert!(found("pretended hardware").found.starts_with("CU_NUM=80"));
-        assert_eq!(
-            checks(&[], None, None, |_| None)[0].verdict,
-            Verdict::Warning
-        );
+    }
+
+    #[test]
+    fn closed_devices_are_told_from_missing_ones() {
+        let check = |said: &[&str]| {
+            let seen = Seen {
+                gpus: Vec::new(),
+                said: said.iter().map(ToString::to_string).collect(),
+            };
+            checks(&seen, None, None, |_| None).remove(0)
+        };
+        let denied = check(&["rocminfo: Unable to open /dev/kfd read-write: Permission denied"]);
+        assert_eq!(denied.verdict, Verdict::Warning);
+        assert!(denied.found.contains("(rocminfo: Unable to open"));
+        assert!(denied.fix.unwrap().contains("--group-add=render"));
+        let missing = check(&["rocminfo: ROCk module is NOT loaded, possibly no GPU devices"]);
+        assert!(missing.fix.unwrap().contains("where the server runs"));
+        assert!(check(&[]).found.contains("none of which is installed"));
     }
 }
