@@ -3,7 +3,7 @@
 mod trees;
 
 use serde_json::Value;
-use trees::{FP8_UTILS, Tree, gemmtune};
+use trees::{FP8, FP8_UTILS, Tree, gemmtune};
 
 const ERAS: [&str; 9] = ["e0", "e1", "e2", "e3", "e4", "e5", "e6", "e7", "e7b"];
 
@@ -311,6 +311,65 @@ fn released_wheels_are_switched_and_restored() {
             ] {
                 let done = there_and_back(&tree, arch, rocm, wish, bound);
                 assert!(done.is_some(), "{} {arch} {rocm} {wish:?}", tree.version);
+            }
+        }
+    }
+}
+
+type Edit<'a> = &'a dyn Fn(&Tree);
+
+#[test]
+fn a_tree_whose_weights_are_laid_out_by_another_answer_is_refused() {
+    let predicate = "use_aiter_triton_gemm_w8a8_tuned_gfx950";
+    let asked = format!("if not {predicate}(");
+    for era in ["e3", "e4", "e5", "e6", "e7b"] {
+        let edits: [(&str, Edit<'_>); 4] = [
+            ("constant", &|tree| {
+                tree.replace(FP8, &asked, "if not some_constant(");
+            }),
+            ("bound again", &|tree| {
+                let text = tree.text(FP8);
+                tree.write(
+                    FP8,
+                    &format!("{text}\ndef {predicate}(n, k):\n    return True\n"),
+                );
+            }),
+            ("another import", &|tree| {
+                let text = tree.text(FP8).replace(predicate, "elsewhere");
+                tree.write(FP8, &text);
+            }),
+            ("new branch", &|tree| {
+                tree.replace(
+                    FP8_UTILS,
+                    "    if _use_aiter:\n        return aiter_w8a8_block_fp8_linear\n",
+                    "    if _use_aiter and mine():\n        return mine_too\n    if _use_aiter:\n        return aiter_w8a8_block_fp8_linear\n",
+                );
+            }),
+        ];
+        for (what, edit) in edits {
+            let tree = Tree::fixture(era);
+            edit(&tree);
+            let before = tree.snapshot();
+            for wish in [
+                &["--to", "ck"][..],
+                &["--to", "triton"],
+                &["--to", "ck", "--route", "384,1024"],
+            ] {
+                for mode in ["overlay", "patch"] {
+                    let machine = ["--arch", "gfx950", "--rocm", "7.2", "--mode", mode];
+                    let (code, _, stderr) = run("apply", &tree, &[wish, &machine].concat());
+                    assert_eq!(code, 11, "{era} {what} {wish:?} {mode}: {stderr}");
+                    assert!(stderr.contains('^'), "{stderr}");
+                    assert_eq!(tree.snapshot(), before);
+                }
+            }
+            // Below ROCm 7.2 no weight is laid out.
+            if what == "constant" && era > "e3" {
+                ok(
+                    "apply",
+                    &tree,
+                    &["--to", "triton", "--arch", "gfx950", "--rocm", "7.1"],
+                );
             }
         }
     }

@@ -312,6 +312,96 @@ fn an_edited_branch_is_reported_as_it_is_and_not_as_its_era() {
     assert!(paths(&trace(&tree)).starts_with("gfx942 any ck"));
 }
 
+const CALL: &str = "    output = gemm_a8w8_blockscale_op(";
+
+/// The line under the caret of a refusal.
+fn pointed_at(said: &str) -> &str {
+    let lines: Vec<&str> = said.lines().collect();
+    let caret = lines.iter().position(|line| line.contains('^')).unwrap();
+    lines[caret - 1]
+}
+
+#[test]
+fn a_dispatch_that_may_lead_elsewhere_is_refused_at_that_line() {
+    let auto = "    if _use_aiter:\n        return aiter_w8a8_block_fp8_linear\n";
+    let before = |more: &str| format!("    if {more}:\n        return my_linear\n{auto}");
+    for (name, from, to, line) in [
+        (
+            "e1",
+            auto,
+            before("_use_aiter and is_gfx95_supported()"),
+            "return my_linear",
+        ),
+        (
+            "e4",
+            auto,
+            before("_use_aiter and os.environ.get(\"MINE\")"),
+            "return my_linear",
+        ),
+        ("e7b", auto, before("is_hip()"), "return my_linear"),
+        (
+            "e4",
+            "def dispatch_w8a8_block_fp8_linear(",
+            "@cache\ndef dispatch_w8a8_block_fp8_linear(".to_owned(),
+            "def dispatch_w8a8_block_fp8_linear(",
+        ),
+    ] {
+        let tree = Tree::fixture(name);
+        tree.replace(FP8_UTILS, from, &to);
+        let said = refusal(&tree);
+        assert!(pointed_at(&said).contains(line), "{name}: {said}");
+    }
+    for more in [
+        "aiter_w8a8_block_fp8_linear = logged(aiter_w8a8_block_fp8_linear)",
+        "from mylib import aiter_w8a8_block_fp8_linear",
+        "from mylib import *",
+        "if _use_aiter:\n    def aiter_w8a8_block_fp8_linear(*args, **kwargs):\n        return None",
+        "dispatch_w8a8_block_fp8_linear = partial(other)",
+        "use_aiter_triton_gemm_w8a8_tuned_gfx950 = lambda n, k: False",
+    ] {
+        let tree = Tree::fixture("e4");
+        tree.write(FP8_UTILS, &format!("{}\n{more}\n", tree.text(FP8_UTILS)));
+        let said = refusal(&tree);
+        assert!(said.contains("is bound again here"), "{said}");
+        assert!(
+            more.contains(pointed_at(&said).split_once("| ").unwrap().1.trim()),
+            "{said}"
+        );
+    }
+}
+
+#[test]
+fn what_is_no_branch_of_ours_is_let_be() {
+    let auto = "    if _use_aiter:\n        return aiter_w8a8_block_fp8_linear\n";
+    for branch in [
+        "is_blackwell_supported() and new_thing()",
+        "deep_gemm_wrapper.READY",
+    ] {
+        let tree = Tree::fixture("e4");
+        let before = paths(&trace(&tree));
+        tree.replace(
+            FP8_UTILS,
+            auto,
+            &format!("    if {branch}:\n        return cute_linear\n{auto}"),
+        );
+        assert_eq!(paths(&trace(&tree)), before, "{branch}");
+    }
+    // A result may be worked on before it is returned.
+    for after in [
+        "    output = post(output)\n",
+        "    output = output + 1\n",
+        "    output = output[:2]\n",
+    ] {
+        let tree = Tree::fixture("e1");
+        tree.replace(
+            FP8_UTILS,
+            "    if bias is not None:\n",
+            &format!("{after}    if bias is not None:\n"),
+        );
+        assert_eq!(paths(&trace(&tree)), TRITON, "{after}");
+    }
+}
+
 #[test]
 fn structure_that_is_not_understood_is_refused_with_a_caret() {
     let triton = "    from aiter.ops.triton.gemm_a8w8_blockscale import (\n        gemm_a8w8_blockscale as triton_gemm_a8w8_blockscale,\n    )\n";
@@ -359,6 +449,38 @@ fn structure_that_is_not_understood_is_refused_with_a_caret() {
             "a statement that is not understood",
         ),
         ("e0", "def dispatch", "def def dispatch", "not valid Python"),
+        // What binds a name that decides, however it does.
+        (
+            "e4",
+            CALL,
+            "    for gemm_a8w8_blockscale_op in kernels():\n        pass\n    output = gemm_a8w8_blockscale_op(",
+            "which kernel runs here is not known",
+        ),
+        (
+            "e4",
+            CALL,
+            "    with picked() as gemm_a8w8_blockscale_op:\n        pass\n    output = gemm_a8w8_blockscale_op(",
+            "which kernel runs here is not known",
+        ),
+        (
+            "e4",
+            CALL,
+            "    assert True\n    if (gemm_a8w8_blockscale_op := pick(n, k)) is None:\n        pass\n    output = gemm_a8w8_blockscale_op(",
+            "which kernel runs here is not known",
+        ),
+        // A kernel that is called, and something else that is returned.
+        (
+            "e4",
+            CALL,
+            "    output = torch.ops.mylib.fast(input)\n    unused = gemm_a8w8_blockscale_op(",
+            "which kernel runs here is not known",
+        ),
+        (
+            "e4",
+            CALL,
+            "    if mylib.takes(n, k):\n        return mylib.fast(input, weight)\n    output = gemm_a8w8_blockscale_op(",
+            "what leaves the aiter path here is not known",
+        ),
     ] {
         let tree = Tree::fixture(name);
         tree.replace(FP8_UTILS, from, to);

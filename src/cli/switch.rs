@@ -12,7 +12,7 @@ use crate::overlay;
 use crate::tree::era::{self, Era};
 use crate::tree::force::{self, ForceError, Means, Plan, Route, Step, Target, Wish};
 use crate::tree::package::{FP8_UTILS, FileEdit, Package};
-use crate::tree::{Arch, Rocm, route, switch};
+use crate::tree::{Arch, Rocm, reach, route, switch};
 
 const NAME: &str = "switch";
 
@@ -167,6 +167,8 @@ fn apply(args: &ApplyArgs, printer: &Printer) -> Result<(), Failure> {
     if let Some(done) = tree_changes::recorded(&package, NAME)? {
         return already(args, &package, &done, &detail, printer);
     }
+    // What cannot be traced is not switched either.
+    route::trace(&package).map_err(trace::failure)?;
     let source = package.read(FP8_UTILS).map_err(trace::failure)?;
     let dispatch = era::dispatch(&source).map_err(|refusal| trace::failure(refusal.into()))?;
     if switch::is_switched(&source) {
@@ -188,6 +190,8 @@ fn apply(args: &ApplyArgs, printer: &Printer) -> Result<(), Failure> {
     };
     let plan =
         force::plan(&dispatch, &route::safe_m(&source), &wish).map_err(|error| refused(&error))?;
+    reach::both_readers(&package, dispatch.era, &plan, (wish.arch, wish.rocm))
+        .map_err(trace::failure)?;
     let means = chosen(args.mode, &plan)?;
     let edit = switch::edit(&source, &dispatch, &plan, &wish).map_err(trace::failure)?;
     let mut env: serde_json::Map<String, serde_json::Value> = plan

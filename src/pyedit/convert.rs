@@ -128,11 +128,24 @@ fn statement(stmt: &ast::Stmt) -> Stmt {
                 .iter()
                 .map(|item| expression(&item.context_expr))
                 .collect(),
-            body: block(&with.body),
+            body: [
+                with.items
+                    .iter()
+                    .filter_map(|item| item.optional_vars.as_deref())
+                    .map(bound_by_block)
+                    .collect(),
+                block(&with.body),
+            ]
+            .concat(),
         },
         ast::Stmt::For(repeat) => StmtKind::Loop {
             head: expression(&repeat.iter),
-            body: [block(&repeat.body), block(&repeat.orelse)].concat(),
+            body: [
+                vec![bound_by_block(&repeat.target)],
+                block(&repeat.body),
+                block(&repeat.orelse),
+            ]
+            .concat(),
         },
         ast::Stmt::While(repeat) => StmtKind::Loop {
             head: expression(&repeat.test),
@@ -154,6 +167,21 @@ fn statement(stmt: &ast::Stmt) -> Stmt {
     Stmt {
         span: span(stmt.range()),
         kind,
+    }
+}
+
+/// `for target in …` and `with … as target`: an assignment of something that is not known, in front of the block.
+fn bound_by_block(target: &ast::Expr) -> Stmt {
+    let span = span(target.range());
+    Stmt {
+        span,
+        kind: StmtKind::Assign {
+            targets: vec![expression(target)],
+            value: Some(Expr {
+                span: Span::at(span.start),
+                kind: ExprKind::Other,
+            }),
+        },
     }
 }
 
@@ -248,6 +276,7 @@ fn nested(expr: &ast::Expr, depth: usize) -> Expr {
                 })
                 .collect(),
         },
+        ast::Expr::Named(named) => ExprKind::Named(boxed(&named.target), boxed(&named.value)),
         ast::Expr::BooleanLiteral(literal) => ExprKind::Bool(literal.value),
         ast::Expr::NoneLiteral(_) => ExprKind::None,
         ast::Expr::NumberLiteral(literal) => match &literal.value {

@@ -89,14 +89,14 @@ pub enum StmtKind {
     With {
         /// The context expressions.
         items: Vec<Expr>,
-        /// The statements.
+        /// The statements, behind an assignment for each `as`.
         body: Vec<Stmt>,
     },
     /// `for` or `while`.
     Loop {
         /// The iterable or the test.
         head: Expr,
-        /// The statements, `else` included.
+        /// The statements, `else` included, behind an assignment for the target of a `for`.
         body: Vec<Stmt>,
     },
     /// An expression on its own, such as a docstring or a call.
@@ -230,6 +230,8 @@ pub enum ExprKind {
         /// The value when it does not.
         otherwise: Box<Expr>,
     },
+    /// `(name := value)`
+    Named(Box<Expr>, Box<Expr>),
     /// Anything else.
     Other,
 }

@@ -12,8 +12,9 @@ pub mod git;
 pub mod instrument;
 pub mod locate;
 pub mod package;
+pub mod reach;
 pub mod route;
-pub mod side;
+mod side;
 pub mod switch;
 pub mod version;
 

@@ -10,6 +10,7 @@ use super::era::{self, Dispatch, Era};
 use super::flow::{Arch, Cause, Flow, Kernel, Rocm, Test, Way};
 use super::force::{self, Means};
 use super::package::{FP8_UTILS, Package, TreeError};
+use super::reach;
 use super::side::{self, Sides};
 use super::version::{self, Unserved};
 use crate::pyedit::refusal::Refusal;
@@ -180,11 +181,12 @@ fn followed(
 ) -> Result<Followed, Refusal> {
     let leaf = dispatch.leaf.1;
     let flow = Flow::new(source, arch, rocm)?;
+    reach::check(source, dispatch, &flow)?;
     let (main, side): (Vec<Way>, Vec<Way>) = flow.ways(leaf)?.into_iter().partition(|way| way.main);
     let mut kernels = Vec::new();
     let mut calls = Vec::new();
     for way in &main {
-        let Some((kernel, call)) = way.calls.last() else {
+        let Some((kernel, call)) = way.kernel else {
             return Err(Refusal::new(
                 source,
                 unknown_call(source, dispatch).unwrap_or(way.end),
@@ -195,8 +197,8 @@ fn followed(
                  `aiter_w8a8_block_fp8_linear`",
             ));
         };
-        kernels.push(*kernel);
-        calls.push(*call);
+        kernels.push(kernel);
+        calls.push(call);
     }
     if main.is_empty() {
         return Err(Refusal::new(
@@ -209,6 +211,15 @@ fn followed(
     }
     calls.sort();
     calls.dedup();
+    if let Some(unknown) = side.iter().find(|way| !way.known) {
+        return Err(Refusal::new(
+            source,
+            unknown.end,
+            "what leaves the aiter path here is not known",
+            "neither the result of a known GEMM nor of an operation that a release has beside it",
+            "the early exits of SGLang 0.5.21 to 0.5.23",
+        ));
+    }
     let mut exits: Vec<Span> = side.iter().map(|way| way.end).collect();
     exits.sort();
     exits.dedup();
@@ -236,7 +247,7 @@ fn unknown_call(source: &Source, dispatch: &Dispatch<'_>) -> Option<Span> {
         .or_else(|| {
             leaf.mentions
                 .iter()
-                .find(|mention| mention.name.contains("gemm_a8w8"))
+                .find(|mention| mention.called && mention.name.contains("gemm_a8w8"))
         })
         .map(|mention| mention.span)
 }

@@ -279,7 +279,7 @@ fn check(edit: &FileEdit, plan: &Plan, wish: &Wish<'_>) -> Result<(), TreeError>
             .ways(dispatch.leaf.1)?
             .iter()
             .filter(|way| way.main)
-            .filter_map(|way| way.calls.last().map(|(kernel, _)| *kernel))
+            .filter_map(|way| way.kernel.map(|(kernel, _)| kernel))
             .collect();
         kernels.sort_unstable();
         kernels.dedup();

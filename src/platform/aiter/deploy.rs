@@ -29,7 +29,7 @@ use crate::tree::aiter::{self, Coupling};
 use crate::tree::era;
 use crate::tree::force::{self, ForceError, Means, Route, Target, Wish};
 use crate::tree::package::FP8_UTILS;
-use crate::tree::route;
+use crate::tree::{reach, route};
 use crate::workload::config::Switch;
 
 /// The rows that were tuned, without those that served before: what engagement is asked about.
@@ -178,6 +178,8 @@ impl Aiter {
         if plan.means == Means::None {
             return Ok(Vec::new());
         }
+        reach::both_readers(&trees.sglang, dispatch.era, &plan, (arch, rocm))
+            .map_err(|error| Trouble::caused(Class::SourceNotRecognised, &error))?;
         deployment.notes.push(if routes.is_empty() {
             format!("every block-FP8 GEMM goes to the tuned operation: {}", plan.detail)
         } else {

@@ -2,12 +2,31 @@
 
 use super::Flow;
 use super::machine::{Arch, Kernel, Rocm};
-use super::value::{Cause, State, Test, Value, is_predicate, split, truth};
+use super::value::{Cause, State, Test, Value, assign, is_predicate, split, truth};
 use crate::pyedit::refusal::Refusal;
 use crate::pyedit::syntax::{Comparison, Expr, ExprKind, Function, Span};
+use crate::tree::era::LEAF;
+
+/// Operations beside the block-FP8 GEMM whose results releases return: the per-token GEMM (0.5.21), the kernel for few
+/// rows (0.5.23), and an empty tensor for no rows (0.5.22).
+const BESIDE: [&str; 3] = [
+    "apply_fp8_ptpc_linear",
+    "try_smallm_fp8_bs_linear",
+    "new_empty",
+];
 
 /// Functions of the file are followed into each other this deep.
 const MAX_DEPTH: usize = 6;
+
+fn is_beside(call: &Expr) -> bool {
+    let ExprKind::Call { function, .. } = &call.kind else {
+        return false;
+    };
+    match &function.kind {
+        ExprKind::Name(name) | ExprKind::Attribute(_, name) => BESIDE.contains(&name.as_str()),
+        _ => false,
+    }
+}
 
 impl<'a> Flow<'a> {
     /// The value of `expr` on every way through it.
@@ -31,6 +50,7 @@ impl<'a> Flow<'a> {
                             || Value::Module(format!("{module}.{attr}")),
                             Value::Kernel,
                         ),
+                        Value::Result(kernel) => Value::Result(*kernel),
                         _ => Value::Unknown,
                     };
                 }
@@ -115,7 +135,33 @@ impl<'a> Flow<'a> {
                 args,
                 keywords,
             } => self.call(expr, function, args, keywords, state, depth),
-            ExprKind::Dict(_) | ExprKind::Other => one(state, Value::Unknown),
+            ExprKind::Named(target, value) => {
+                let mut values = self.eval(value, state, depth)?;
+                for (state, value) in &mut values {
+                    assign(target, value, state);
+                }
+                Ok(values)
+            }
+            ExprKind::Dict(_) | ExprKind::Other => {
+                let value = self.derived(expr.span, &state);
+                one(state, value)
+            }
+        }
+    }
+
+    /// What an expression that is not read may give: the result whose name stands in it (`output + bias`).
+    fn derived(&self, span: Span, state: &State<'a>) -> Value<'a> {
+        let words = self
+            .source
+            .slice(span)
+            .split(|letter: char| !letter.is_alphanumeric() && letter != '_');
+        let mut results = words.filter_map(|word| match state.locals.get(word) {
+            Some(Value::Result(kernel)) => Some(*kernel),
+            _ => None,
+        });
+        match results.next() {
+            Some(first) if results.all(|other| other == first) => Value::Result(first),
+            _ => Value::Unknown,
         }
     }
 
@@ -232,10 +278,7 @@ impl<'a> Flow<'a> {
         depth: usize,
     ) -> Result<Vec<(State<'a>, Value<'a>)>, Refusal> {
         match callee {
-            Value::Kernel(kernel) => {
-                state.calls.push((*kernel, expr.span));
-                Ok(vec![(state, Value::Unknown)])
-            }
+            Value::Kernel(kernel) => Ok(vec![(state, Value::Result(Some((*kernel, expr.span))))]),
             Value::Ambiguous(span) => Err(Refusal::new(
                 self.source,
                 *span,
@@ -247,7 +290,11 @@ impl<'a> Flow<'a> {
                 let value = self.truth_of(function, self.text(expr.span), depth)?;
                 Ok(vec![(state, value)])
             }
-            Value::Function(function) if depth < MAX_DEPTH && self.calls_kernel(function) => {
+            _ if is_beside(expr) => Ok(vec![(state, Value::Result(None))]),
+            Value::Function(function)
+                if depth < MAX_DEPTH
+                    && (self.calls_kernel(function) || function.mentions(LEAF)) =>
+            {
                 let outer = std::mem::take(&mut state.locals);
                 for (param, value) in function.params.iter().zip(args) {
                     state.locals.insert(param.clone(), value.clone());
@@ -261,18 +308,32 @@ impl<'a> Flow<'a> {
                     state.locals.entry(param.clone()).or_insert(Value::Unknown);
                 }
                 let (ended, exits) = self.block(&function.body, vec![state], depth + 1)?;
-                let back = |mut state: State<'a>, value| {
+                let back = |mut state: State<'a>, value: Value<'a>, end: Option<Span>| {
                     state.locals.clone_from(&outer);
+                    let leaf = matches!(value, Value::Function(found) if found.name == LEAF);
+                    state.left = end.filter(|_| !leaf);
                     (state, value)
                 };
                 let mut result: Vec<_> = exits
                     .into_iter()
-                    .map(|exit| back(exit.state, exit.value))
+                    .map(|exit| back(exit.state, exit.value, Some(exit.end)))
                     .collect();
-                result.extend(ended.into_iter().map(|state| back(state, Value::None)));
+                result.extend(
+                    ended
+                        .into_iter()
+                        .map(|state| back(state, Value::None, None)),
+                );
                 Ok(result)
             }
-            _ => Ok(vec![(state, Value::Unknown)]),
+            _ => {
+                // A method of a result, or a function that is given one: what is made of it.
+                let handed = args.iter().chain(keywords.iter().map(|(_, value)| value));
+                let result = std::iter::once(callee)
+                    .chain(handed)
+                    .find(|value| matches!(value, Value::Result(_)));
+                let value = result.cloned().unwrap_or(Value::Unknown);
+                Ok(vec![(state, value)])
+            }
         }
     }
 

@@ -31,8 +31,10 @@ const MAX_STEPS: usize = 200_000;
 /// One way through the followed function, from its first line to a `return`.
 #[derive(Clone, Debug)]
 pub(super) struct Way {
-    /// The kernels called, in order, with the place of the call.
-    pub(super) calls: Vec<(Kernel, Span)>,
+    /// The kernel whose result is returned, with the place of its call.
+    pub(super) kernel: Option<(Kernel, Span)>,
+    /// Whether it is known where what is returned comes from: a kernel, or an operation beside them.
+    pub(super) known: bool,
     /// The conditions met and how they fell.
     pub(super) tests: Vec<(Test, bool)>,
     /// The `return` statement that ended it.
@@ -50,8 +52,18 @@ struct Exit<'a> {
 
 /// Whether a way that leaves early computed the layer's GEMM on it. Releases leave early with bpreshuffle only for
 /// weights of another kind (0.5.23, `_mxscale_w_scale`), and never with plain CK or Triton: somebody routes there.
-fn leaves_with_gemm(state: &State<'_>) -> bool {
-    matches!(state.calls.last(), Some((Kernel::Ck | Kernel::Triton, _)))
+fn leaves_with_gemm(value: &Value<'_>) -> bool {
+    matches!(value, Value::Result(Some((Kernel::Ck | Kernel::Triton, _))))
+}
+
+/// What a dispatcher hands out on one way.
+pub(super) struct HandedOut<'a> {
+    /// The function, where it is one of the file.
+    pub(super) function: Option<&'a Function>,
+    /// The conditions met and how they fell.
+    pub(super) tests: Vec<(Test, bool)>,
+    /// The `return` statement, that of a followed function where it gave something else than the aiter path.
+    pub(super) end: Span,
 }
 
 /// The facts of one machine, and the module's globals under them.
@@ -95,20 +107,43 @@ impl<'a> Flow<'a> {
         let mut ways: Vec<Way> = exits
             .into_iter()
             .map(|exit| Way {
-                main: direct(exit.end) || leaves_with_gemm(&exit.state),
-                calls: exit.state.calls,
+                main: direct(exit.end) || leaves_with_gemm(&exit.value),
+                kernel: match exit.value {
+                    Value::Result(kernel) => kernel,
+                    _ => None,
+                },
+                known: matches!(exit.value, Value::Result(_)),
                 tests: exit.state.tests,
                 end: exit.end,
             })
             .collect();
         // Falling off the end returns None: a way whose kernel, if any, is still worth a look.
         ways.extend(ended.into_iter().map(|state| Way {
-            calls: state.calls,
+            kernel: None,
+            known: false,
             tests: state.tests,
             end: function.name_span,
             main: true,
         }));
         Ok(ways)
+    }
+
+    /// What every way through `function` returns, arguments unknown.
+    pub(super) fn handed_out(&self, function: &'a Function) -> Result<Vec<HandedOut<'a>>, Refusal> {
+        let mut state = State::default();
+        for param in &function.params {
+            state.locals.insert(param.clone(), Value::Unknown);
+        }
+        let (_, exits) = self.block(&function.body, vec![state], 0)?;
+        let handed = |exit: Exit<'a>| HandedOut {
+            function: match exit.value {
+                Value::Function(function) => Some(function),
+                _ => None,
+            },
+            end: exit.state.left.unwrap_or(exit.end),
+            tests: exit.state.tests,
+        };
+        Ok(exits.into_iter().map(handed).collect())
     }
 
     fn block(
@@ -222,10 +257,26 @@ impl<'a> Flow<'a> {
                 exits.extend(ended);
                 Ok((states, exits))
             }
-            StmtKind::With { body, .. } => self.block(body, vec![state], depth),
-            StmtKind::Loop { body, .. } => {
-                let (mut states, exits) = self.block(body, vec![state.clone()], depth)?;
-                states.push(state);
+            StmtKind::With { body, items } => {
+                let mut states = vec![state];
+                for item in items {
+                    let mut next = Vec::new();
+                    for state in states {
+                        next.extend(
+                            self.eval(item, state, depth)?
+                                .into_iter()
+                                .map(|(state, _)| state),
+                        );
+                    }
+                    states = next;
+                }
+                self.block(body, states, depth)
+            }
+            StmtKind::Loop { body, head } => {
+                let before: Vec<_> = self.eval(head, state, depth)?;
+                let before: Vec<_> = before.into_iter().map(|(state, _)| state).collect();
+                let (mut states, exits) = self.block(body, before.clone(), depth)?;
+                states.extend(before);
                 Ok((states, exits))
             }
             StmtKind::Raise => Ok((vec![], vec![])),

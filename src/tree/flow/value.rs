@@ -37,6 +37,9 @@ pub(super) enum Value<'a> {
     Kernel(Kernel),
     Module(String),
     Function(&'a Function),
+    /// What a GEMM of aiter gave, with the place of its call, or `None` for a known operation beside them; and what was
+    /// made of it.
+    Result(Option<(Kernel, Span)>),
     Test(Test),
     /// Bound to different kernels by code whose condition is not known.
     Ambiguous(Span),
@@ -48,7 +51,8 @@ pub(super) enum Value<'a> {
 pub(super) struct State<'a> {
     pub(super) locals: HashMap<String, Value<'a>>,
     pub(super) tests: Vec<(Test, bool)>,
-    pub(super) calls: Vec<(Kernel, Span)>,
+    /// The `return` of the followed function that ended last, if it gave something else than the aiter path.
+    pub(super) left: Option<Span>,
 }
 
 /// The two continuations of `state` after `test`, or the one that earlier answers leave.
@@ -115,7 +119,11 @@ pub(super) fn truth(value: &Value<'_>) -> Option<bool> {
         Value::Str(value) => Some(!value.is_empty()),
         Value::Tuple(values) => Some(!values.is_empty()),
         Value::Kernel(_) | Value::Module(_) | Value::Function(_) => Some(true),
-        Value::HipVersion | Value::Test(_) | Value::Ambiguous(_) | Value::Unknown => None,
+        Value::HipVersion
+        | Value::Result(_)
+        | Value::Test(_)
+        | Value::Ambiguous(_)
+        | Value::Unknown => None,
     }
 }
 
@@ -185,6 +193,7 @@ fn same(left: &Value<'_>, right: &Value<'_>) -> bool {
         (Value::Kernel(left), Value::Kernel(right)) => left == right,
         (Value::Function(left), Value::Function(right)) => std::ptr::eq(*left, *right),
         (Value::Test(left), Value::Test(right)) => left == right,
+        (Value::Result(left), Value::Result(right)) => left == right,
         (Value::Tuple(left), Value::Tuple(right)) => {
             left.len() == right.len()
                 && left
