@@ -310,11 +310,11 @@ fn a_read_only_file_is_refused_and_keeps_its_bytes() {
 #[test]
 fn no_space_left_leaves_the_tree_as_it_was() {
     for trap in ["trap '' XFSZ; ", ""] {
-        for blocks in 0..12 {
+        for (mode, blocks) in (0..12).flat_map(|blocks| [("patch", blocks), ("overlay", blocks)]) {
             let tree = Tree::fixture("e4");
             let before = tree.snapshot();
             let script = format!(
-                "{trap}ulimit -f {blocks}; exec {} instrument apply {} --mode patch",
+                "{trap}ulimit -f {blocks}; exec {} instrument apply {} --mode {mode}",
                 env!("CARGO_BIN_EXE_gemmtune"),
                 tree.root
             );
@@ -327,11 +327,11 @@ fn no_space_left_leaves_the_tree_as_it_was() {
                 ok("undo", &tree, &[]);
             } else if trap.is_empty() {
                 // Killed by the signal in the middle: the next command puts things right.
-                let (code, _, stderr) = run("apply", &tree, &["--mode", "patch"]);
+                let (code, _, stderr) = run("apply", &tree, &["--mode", mode]);
                 assert_eq!(code, 0, "{stderr}");
                 ok("undo", &tree, &[]);
             }
-            assert_eq!(tree.snapshot(), before, "{blocks} blocks, {trap:?}");
+            assert_eq!(tree.snapshot(), before, "{mode}, {blocks} blocks, {trap:?}");
         }
     }
 }

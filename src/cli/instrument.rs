@@ -1,6 +1,6 @@
 //! `gemmtune instrument`: GEMM shapes and the dispatch into the server's log.
 
-use camino::Utf8PathBuf;
+use camino::{Utf8Path, Utf8PathBuf};
 use serde::Serialize;
 
 use super::failure::{Failure, Kind};
@@ -8,6 +8,7 @@ use super::printer::Printer;
 use super::tree_changes::RootArgs;
 use super::{trace, tree_changes};
 use crate::overlay;
+use crate::store::file::write_atomic;
 use crate::tree::instrument::{self, DUMP, Instrumented, LOG_DISPATCH};
 use crate::tree::package::Package;
 
@@ -158,18 +159,16 @@ fn apply_patch(args: &ApplyArgs, package: &Package) -> Result<Applied, Failure> 
 fn apply_overlay(args: &ApplyArgs, package: &Package) -> Result<Applied, Failure> {
     let folder = package.overlay_folder();
     let there = folder.join(CAPTURING).exists();
+    // A tree that is patched as well would log every GEMM twice.
+    let hooks = instrument::presence(package).map_err(trace::failure)?;
     if !args.dry_run {
-        write_overlay(&folder)?;
-        crate::store::file::write_atomic(&folder.join(CAPTURING), b"{}\n")
-            .map_err(|error| Failure::to(Kind::Environment, "write the overlay", error))?;
+        write_overlay(&folder, &folder.join(CAPTURING), b"{}\n")?;
     }
     let records = std::path::absolute(&args.records)
         .ok()
         .and_then(|path| Utf8PathBuf::from_path_buf(path).ok())
         .unwrap_or_else(|| args.records.clone());
     let env = overlay_env(&folder, &overlay::Wishes::capture(records));
-    // A tree that is patched as well would log every GEMM twice.
-    let hooks = instrument::presence(package).map_err(trace::failure)?;
     let mut notes = Vec::new();
     if hooks.shapes != instrument::Presence::Absent {
         notes.push(
@@ -201,10 +200,25 @@ pub(super) const CAPTURING: &str = "capture.json";
 /// A file that every overlay folder has; only a folder with it is ever removed.
 const OVERLAY_MARK: &str = "gemmtune_overlay/__init__.py";
 
-pub(super) fn write_overlay(folder: &camino::Utf8Path) -> Result<(), Failure> {
-    overlay::write(folder)
-        .and_then(|()| crate::store::file::write_atomic(&folder.join(".gitignore"), b"*\n"))
-        .map_err(|error| Failure::to(Kind::Environment, "write the overlay", error))
+/// Writes the overlay, and `wish` into its folder as `path`; where that fails, a folder that was not there before is gone
+/// again.
+pub(super) fn write_overlay(
+    folder: &Utf8Path,
+    path: &Utf8Path,
+    wish: &[u8],
+) -> Result<(), Failure> {
+    let was_there = folder.exists();
+    let written = overlay::write(folder)
+        .and_then(|()| write_atomic(&folder.join(".gitignore"), b"*\n"))
+        .and_then(|()| write_atomic(path, wish));
+    written.map_err(|error| {
+        if !was_there {
+            // Half an overlay would do harm on PYTHONPATH; if it cannot be removed, the first error says enough.
+            let _ = fs_err::remove_dir_all(folder);
+        }
+        Failure::to(Kind::Environment, "write the overlay", error)
+            .hint("the tree is as it was: make room beside it, then run the command again")
+    })
 }
 
 /// Removes the overlay folder of `package`; says whether there was one.

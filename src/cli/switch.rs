@@ -206,10 +206,8 @@ fn apply(args: &ApplyArgs, printer: &Printer) -> Result<(), Failure> {
             let folder = package.overlay_folder();
             let decision = folder.join(DECISION);
             if !args.dry_run {
-                instrument::write_overlay(&folder)?;
                 let text = overlay::Decision::of(&plan.steps).to_json();
-                crate::store::file::write_atomic(&decision, text.as_bytes())
-                    .map_err(|error| Failure::to(Kind::Environment, "write the overlay", error))?;
+                instrument::write_overlay(&folder, &decision, text.as_bytes())?;
             }
             changed.push(decision.to_string());
             let wishes = overlay::Wishes {

@@ -5,6 +5,7 @@ use serde::Serialize;
 
 use super::failure::{Failure, Kind};
 use crate::store::ledger::{Change, Ledger, LedgerError, Operation, PathState, Progress};
+use crate::store::lock::LockError;
 use crate::tree::package::{FileEdit, Package};
 
 /// The tree, for what needs to know no more.
@@ -148,9 +149,11 @@ fn failure(error: LedgerError, package: &Package) -> Failure {
             "the package was removed or replaced: reinstall it, or delete `{}` to forget the change",
             package.ledger_folder()
         ),
-        LedgerError::Lock(_) => "wait for the other process, or end it".to_owned(),
+        LedgerError::Lock(LockError::Held { .. }) => "wait for the other process, or end it".to_owned(),
         LedgerError::Damaged { .. } => "reinstall this SGLang release".to_owned(),
-        LedgerError::Io { .. } | LedgerError::Journal(_) => {
+        LedgerError::Lock(LockError::Io { .. })
+        | LedgerError::Io { .. }
+        | LedgerError::Journal(_) => {
             "every file is as it was before this command, or the next gemmtune command puts it back; \
              `--mode overlay` leaves the tree alone"
                 .to_owned()
