@@ -6,7 +6,8 @@
 `races`: two races of the same shapes into separate folders, the first with an empty compile cache.
 `aa`: once more with a table that a race wrote as today's (`--today`, or race 2's): every win is one over an equal.
 `deepseek`: shapes of DeepSeek-V3 for which SGLang ships tuned tables for this card; the shipped row is the incumbent.
-`faults`: one shape with three faults injected: a candidate that faults, one that hangs, one that returns NaN.
+`faults`: one shape raced twice, the second time with three faults injected: the winner of the first returns NaN at full
+speed, the third fastest hangs, the fourth makes an illegal access.
 
 Every winner is then timed once more, interleaved in one request with the sweep's best, the row in force and the default.
 Rows are looked up as SGLang does, by the nearest M in the written file, so that a row chosen for another M counts.
@@ -32,15 +33,8 @@ sys.path.insert(0, os.path.join(HERE, "..", "..", "python"))
 
 import space
 
-_FAULTY = {"BLOCK_SIZE_M": 16, "BLOCK_SIZE_K": 128, "num_warps": 4, "num_stages": 5, "SPLIT_K": 4, "SWAP_AB": True}
-FAULTS = [
-    {"match": {**_FAULTY, "BLOCK_SIZE_N": 64}, "fault": "nan"},
-    {"match": {**_FAULTY, "BLOCK_SIZE_N": 128}, "fault": "hang"},
-    {"match": {"BLOCK_SIZE_M": 64, "BLOCK_SIZE_N": 32, "num_stages": 5, "SPLIT_K": None}, "fault": "illegal_address"},
-]
-"""Settings that a race of 4096 x 4096 at M = 16 tries; the one that returns NaN is the fastest of all."""
-
 FAULTY_SHAPE = (16, 4096, 4096)
+"""Raced twice for `faults`: as it is, and with faults in the candidates that were then the fastest."""
 
 DEEPSEEK = [(m, n, k) for n, k in ((1536, 7168), (4608, 7168), (7168, 2048), (7168, 16384)) for m in (1, 16, 64, 256, 1024, 4096)]
 """Shapes of DeepSeek-V3 with a shipped file for the H100."""
@@ -69,7 +63,8 @@ class Utilisation:
             import pynvml
 
             pynvml.nvmlInit()
-            device = pynvml.nvmlDeviceGetHandleByIndex(0)
+            first = os.environ.get("CUDA_VISIBLE_DEVICES", "0").split(",")[0]
+            device = pynvml.nvmlDeviceGetHandleByIndex(int(first))
         except Exception as error:
             print(f"utilisation is not watched: {error}", file=sys.stderr)
             return
@@ -147,6 +142,17 @@ def sweep_best(folder):
     return best
 
 
+def ranked(folder):
+    """The candidates that a race timed, fastest first."""
+    fastest = {}
+    with open(os.path.join(folder, "timings.jsonl")) as file:
+        for line in file:
+            row = json.loads(line)
+            key = json.dumps(row["candidate"], sort_keys=True)
+            fastest[key] = min(fastest.get(key, float("inf")), statistics.median(row["us"]))
+    return [json.loads(key) for key in sorted(fastest, key=fastest.get)]
+
+
 def evaluate(arguments, name, shapes, contenders_of, cache):
     """Times the contenders of every shape in one interleaved request each; writes and returns the rows."""
     os.environ["XDG_CACHE_HOME"] = cache
@@ -219,7 +225,7 @@ def main():
     parser = argparse.ArgumentParser()
     parser.add_argument("out")
     parser.add_argument("--gemmtune", required=True)
-    parser.add_argument("--sweep", required=True)
+    parser.add_argument("--sweep", help="folder of sweep.py; `races` needs it")
     parser.add_argument("--sglang-root", default=None)
     parser.add_argument("--parts", default="races,aa,deepseek,faults")
     parser.add_argument("--today", default=None)
@@ -279,14 +285,18 @@ def main():
         over_shipped = over(rows, "race", lambda row: median(row, "shipped"))
         note("deepseek", {"over_shipped": over_shipped, "over_default": over(rows, "race", lambda row: median(row, "default"))})
     if "faults" in parts:
-        environment = {"GEMMTUNE_WORKER_FAULTS": json.dumps(FAULTS)}
-        document, folder = race("faults", [FAULTY_SHAPE], (), environment)
+        _, folder = race("faultless", [FAULTY_SHAPE])
         m, n, k = FAULTY_SHAPE
-        best = sweep_best(arguments.sweep)[FAULTY_SHAPE]["extended"]
-        chosen = serving(tables(folder).get((n, k), {}), m)
-        rows = evaluate(arguments, "faults", [FAULTY_SHAPE], lambda *_: {"sweep extended": best, "race": chosen}, cache)
-        quarantined = [one["candidate"] for one in document["outcome"].get("quarantined", [])]
-        note("faults", {"of_the_best": over(rows, "race", lambda row: median(row, "sweep extended")), "chosen": chosen, "quarantined": quarantined})
+        winner = serving(tables(folder)[(n, k)], m)
+        others = [one for one in ranked(folder) if one not in (winner, space.DEFAULT)]
+        faults = [(winner, "nan"), (others[1], "hang"), (others[2], "illegal_address")]
+        injected = [{"match": candidate, "fault": fault} for candidate, fault in faults]
+        document, folder = race("faults", [FAULTY_SHAPE], (), {"GEMMTUNE_WORKER_FAULTS": json.dumps(injected)}, limit_s=240)
+        contenders = {"without faults": winner, "second then": others[0], "race": serving(tables(folder).get((n, k), {}), m)}
+        rows = evaluate(arguments, "faults", [FAULTY_SHAPE], lambda *_: contenders, cache)
+        quarantined = document["outcome"].get("quarantined", [])
+        over_second = over(rows, "race", lambda row: median(row, "second then"))
+        note("faults", {"injected": faults, "over_the_second": over_second, "chosen": contenders["race"], "quarantined": quarantined})
     shutil.rmtree(cache, ignore_errors=True)
     return 0
 

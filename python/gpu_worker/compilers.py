@@ -1,5 +1,6 @@
 """The pool of compile children: every specialisation is compiled once, whoever asks, while the device times others."""
 
+import hashlib
 import json
 import os
 import queue
@@ -48,15 +49,54 @@ class Compiled:
         return self.answer
 
 
+class Record:
+    """What was compiled into a disk cache before, so that a later worker need not ask a child for it again: a child's
+    first answer takes seconds (importing Triton), also when all is in the cache.
+
+    The file lies inside the cache folder, so that whoever empties the cache empties it too. It is only ever appended
+    to, a line at a time, by any number of workers; a torn line counts for nothing.
+    """
+
+    def __init__(self, folder, setup):
+        digest = hashlib.sha256(json.dumps(setup, sort_keys=True).encode()).hexdigest()[:16]
+        self._path = os.path.join(folder, f"gemmtune-compiled-{digest}.jsonl")
+        self.answers = {}
+        try:
+            with open(self._path, encoding="utf-8", errors="replace") as file:
+                for line in file:
+                    try:
+                        entry = json.loads(line)
+                        entry["answer"]["seconds"]
+                        self.answers[entry["key"]] = entry["answer"]
+                    except (ValueError, KeyError, TypeError):
+                        continue
+        except FileNotFoundError:
+            os.makedirs(folder, exist_ok=True)
+
+    def add(self, key, answer):
+        """Keeps an answer that another worker would get too: not that a child was late or died."""
+        if answer.get("refused") in (None, "out_of_resources"):
+            line = json.dumps({"key": key, "answer": answer}) + "\n"
+            try:
+                with open(self._path, "ab", buffering=0) as file:
+                    file.write(line.encode())
+            except OSError as error:
+                print(f"not recorded as compiled: {error}", file=sys.stderr)
+
+
 class Compilers:
     """`slots` children, each fed by a thread of its own; a child that is late or dies is replaced."""
 
-    def __init__(self, setup, slots, deadline_s, start=None):
+    def __init__(self, setup, slots, deadline_s, start=None, record=None):
         self._setup = json.dumps(setup) + "\n"
+        self._record = record
         self._deadline_s = deadline_s
         self._start = start or _start_child
         self._jobs = queue.PriorityQueue()
         self._known = {}
+        for key, answer in (record.answers if record else {}).items():
+            self._known[key] = Compiled()
+            self._known[key].finish(answer)
         self._lock = threading.Lock()
         self._count = 0
         self._closed = False
@@ -118,6 +158,8 @@ class Compilers:
             seconds = time.perf_counter() - begun
             if line:
                 answer = json.loads(line)
+                if self._record is not None:
+                    self._record.add(key, answer)
             else:
                 if line is None:
                     answer = {"refused": "compile_timed_out", "detail": f"stopped after {seconds:.0f} s"}

@@ -24,6 +24,10 @@ class Operands:
         self.partial = partial
         """Makes the float32 planes of split-K; called with the number of planes."""
 
+    def with_nan_scales(self):
+        """The same with NaN for every scale of the activations: all outputs are NaN, at full speed."""
+        return Operands(self.a, self.a_scale * float("nan"), self.weights, self.out, self.partial)
+
 
 class Store:
     """Makes operands and keeps the latest weights."""

@@ -3,12 +3,13 @@
 import os
 import subprocess
 import sys
+import tempfile
 import threading
 import time
 import unittest
 
 from gpu_worker.compile_child import buffered_bytes
-from gpu_worker.compilers import Compilers
+from gpu_worker.compilers import Compilers, Record
 
 CHILD = """
 import json, os, sys, time
@@ -62,6 +63,27 @@ class Pool(unittest.TestCase):
         pool.compile("c", "c", urgent=True)
         self.assertTrue(everything.wait(20))
         self.assertEqual(order, [0.5, "c", "a", "b"])
+
+    def test_what_was_compiled_once_needs_no_child_in_the_next_worker(self):
+        with tempfile.TemporaryDirectory() as parent:
+            folder = os.path.join(parent, "cache")
+            first = Compilers({}, 1, 30.0, start, Record(folder, {"target": "x"}))
+            self.addCleanup(first.close)
+            self.assertEqual(first.compile("a", "x")[0].wait()["job"], "x")
+            first.compile("b", "die")[0].wait()
+            with open(os.path.join(folder, os.listdir(folder)[0]), "a") as file:
+                file.write('{"key": "torn')
+
+            def nobody():
+                raise AssertionError("a child was started")
+
+            second = Compilers({}, 1, 30.0, nobody, Record(folder, {"target": "x"}))
+            self.addCleanup(second.close)
+            found, known = second.compile("a", "y")
+            self.assertEqual((found.wait()["job"], known), ("x", True))
+            # A child that died says nothing about the next try, nor does a worker of another set-up.
+            self.assertEqual(list(Record(folder, {"target": "x"}).answers), ["a"])
+            self.assertEqual(Record(folder, {"target": "y"}).answers, {})
 
     def test_a_child_that_dies_costs_its_job_only(self):
         pool = self.pool(slots=1)
