@@ -3,7 +3,7 @@
     python3 sabotage.py slow|wrong|unfair runs/RUN runs/COPY [--load decode-8] && gemmtune run runs/COPY
 
 slow    every row for M up to 64 of the deployed table becomes a configuration far too large for so few rows: `worse`
-wrong   the copy ends after deploy; run it with sabotage/ in front of PYTHONPATH: stopped at verify, taken back
+wrong   sabotage/, which has to be put in front of PYTHONPATH, breaks the deployed kernel: stopped at verify, taken back
 unfair  the tuned arm gets another chunk size: no verdict, stopped after the first pair
 
 The run has to be past verify (`wrong`: deploy). `slow` and `unfair` keep one load, so that a trial is short.
@@ -45,6 +45,8 @@ def main(arguments):
     # The journal's header records the digest of the configuration.
     journal[0] = journal[0].replace(digest(config), digest(changed))
     (copy / "journal.jsonl").write_text("".join(line + "\n" for line in journal).replace(str(source), str(copy)))
+    if how == "wrong":
+        look_through_sabotage(copy)
 
 
 def journal_until(run, stage):
@@ -63,6 +65,17 @@ def slow_down(run):
         table.write_text(json.dumps({m: SLOW if int(m) <= 64 else row for m, row in rows.items()}, indent=2))
     record = run / "in-place.json"  # or the loop refuses tables that are not those it deployed
     record.write_text(json.dumps({path: digest((run / path).read_bytes()) for path in json.loads(record.read_text())}))
+
+
+def look_through_sabotage(run):
+    """A run keeps to the PYTHONPATH it began with, so the copy has to have begun with ours in front."""
+    ours = str(pathlib.Path(__file__).absolute().parent / "sabotage")
+    journal = (run / "journal.jsonl").read_text()
+    (run / "journal.jsonl").write_text(re.sub(r'"PYTHONPATH":"(?=[^"])', f'"PYTHONPATH":"{ours}:', journal))
+    deployed = json.loads((run / "deploy.json").read_text())
+    overlay, path = deployed["env"]["PYTHONPATH"].split(":", 1)
+    deployed["env"]["PYTHONPATH"] = f"{overlay}:{ours}:{path}"
+    (run / "deploy.json").write_text(json.dumps(deployed))
 
 
 def with_one_load(config, name):

@@ -145,7 +145,10 @@ impl<'a> Engine<'a> {
             match next(&self.state, course, until) {
                 Action::Finish => return Ok(Finish::Complete),
                 Action::Pause => return Ok(Finish::Paused),
-                Action::Start { stage, attempt } => self.perform(stage, attempt)?,
+                Action::Start { stage, attempt } => {
+                    self.identify(self.platform.surroundings())?;
+                    self.perform(stage, attempt)?;
+                }
             }
         }
     }

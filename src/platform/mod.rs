@@ -261,6 +261,12 @@ pub trait Platform: Send + Sync {
     /// Environment that both arms get.
     fn common_env(&self) -> Environment;
 
+    /// What decides from outside the run folder which code is served, by name. A run is not gone on with under
+    /// another value: its arms would no longer be the same but for the tuning.
+    fn surroundings(&self) -> BTreeMap<String, String> {
+        BTreeMap::new()
+    }
+
     /// Finds what serves.
     fn inspect(&self) -> Result<Inspection, Trouble>;
 

@@ -111,6 +111,10 @@ impl Platform for SglangTriton {
         Environment::new()
     }
 
+    fn surroundings(&self) -> BTreeMap<String, String> {
+        self.site.surroundings()
+    }
+
     fn inspect(&self) -> Result<Inspection, Trouble> {
         let answer = self.site.look()?;
         let package = self.site.sglang(&answer)?;

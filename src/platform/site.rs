@@ -1,7 +1,7 @@
 //! What both SGLang platforms share: the interpreter and what it imports, the overlay, and whether every rank
 //! was instrumented.
 
-use std::collections::BTreeSet;
+use std::collections::{BTreeMap, BTreeSet};
 
 use camino::{Utf8Path, Utf8PathBuf};
 
@@ -113,6 +113,12 @@ impl Site {
             Some(value) => value.clone(),
             None => env::variable(name),
         }
+    }
+
+    /// Where the server's interpreter looks before its own packages; the variable may be left unset.
+    pub(super) fn surroundings(&self) -> BTreeMap<String, String> {
+        let path = self.variable("PYTHONPATH").unwrap_or_default();
+        BTreeMap::from([("PYTHONPATH".to_owned(), path)])
     }
 
     /// The server's environment on top of our own.

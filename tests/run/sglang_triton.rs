@@ -129,6 +129,29 @@ fn the_loop_tunes_an_sglang_server_and_judges_each_load() {
 }
 
 #[test]
+fn a_run_is_not_gone_on_with_under_another_pythonpath() {
+    let scene = Scene::new(6, &[]);
+    let config = scene.folder.join("gemmtune.toml");
+    let text = fs_err::read_to_string(&config).unwrap();
+    let (before, rest) = text.split_once("PYTHONPATH = \"").unwrap();
+    let (path, after) = rest.split_once("\", ").unwrap();
+    fs_err::write(&config, format!("{before}{after}")).unwrap();
+    let first = scene.run(&["run", "--until", "capture"], &[("PYTHONPATH", path)]);
+    assert!(first.status.success(), "{}", stderr(&first));
+
+    // Both arms have to import what was inspected.
+    let other = scene.run(&["run"], &[("PYTHONPATH", &format!("/elsewhere:{path}"))]);
+    assert_eq!(other.status.code(), Some(17), "{}", stderr(&other));
+    assert!(
+        stderr(&other).contains("PYTHONPATH was"),
+        "{}",
+        stderr(&other)
+    );
+    let same = scene.run(&["run", "--until", "deploy"], &[("PYTHONPATH", path)]);
+    assert!(same.status.success(), "{}", stderr(&same));
+}
+
+#[test]
 fn a_wrong_kernel_is_stopped_at_verify_and_taken_back() {
     let scene = Scene::new(6, &[]);
     let output = scene.run(&["run"], &[("STANDIN_WRONG", "1")]);

@@ -93,6 +93,10 @@ impl Platform for Aiter {
         Environment::new()
     }
 
+    fn surroundings(&self) -> BTreeMap<String, String> {
+        self.site.surroundings()
+    }
+
     fn inspect(&self) -> Result<Inspection, Trouble> {
         self.inspect_site()
     }
