@@ -127,7 +127,7 @@ impl Platform for SglangTriton {
         ]);
         identity.extend(device.versions.clone());
         let shipped = shipped(&device)?;
-        let mut remarks = Vec::new();
+        let mut remarks = Vec::from_iter(self.site.slow_starts());
         if device.visible > 1 {
             remarks.push(format!("{} devices are visible", device.visible));
         }

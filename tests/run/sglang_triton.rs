@@ -138,6 +138,12 @@ fn a_run_is_not_gone_on_with_under_another_pythonpath() {
     fs_err::write(&config, format!("{before}{after}")).unwrap();
     let first = scene.run(&["run", "--until", "capture"], &[("PYTHONPATH", path)]);
     assert!(first.status.success(), "{}", stderr(&first));
+    // The scene's servers write no byte code, which is said.
+    assert!(
+        stderr(&first).contains("PYTHONDONTWRITEBYTECODE is set"),
+        "{}",
+        stderr(&first)
+    );
 
     // Both arms have to import what was inspected.
     let other = scene.run(&["run"], &[("PYTHONPATH", &format!("/elsewhere:{path}"))]);

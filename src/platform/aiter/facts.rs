@@ -95,7 +95,7 @@ impl Aiter {
         let op = self.op.unwrap_or(way.op);
         let tables = aiter::tables(&trees.package, op, |name| self.site.variable(name))
             .map_err(|error| aiter_trouble(&error))?;
-        let mut remarks = Vec::new();
+        let mut remarks = Vec::from_iter(self.site.slow_starts());
         for missing in &tables.missing {
             remarks.push(format!(
                 "{} names {missing}, which is not there",
