@@ -132,8 +132,9 @@ pub(super) fn prefill(before: &[u8]) -> Option<u32> {
     before.ends_with(b"#new-token: ").then_some(())?;
     plausible::m(tokens).ok()?;
     let near = &before[before.len().saturating_sub(96)..];
-    rfind(near, b"Prefill batch")?;
-    Some(tokens)
+    let start = rfind(near, b"Prefill batch")?;
+    let in_one_line = memchr::memchr2(b'\n', b'\r', &near[start..]).is_none();
+    in_one_line.then_some(tokens)
 }
 
 /// `[1, 2, 4]`, from behind the bracket.
