@@ -83,40 +83,52 @@ pub(super) fn op_of_text(text: &[u8]) -> Option<Op> {
     }
 }
 
-/// Longest payload the tally takes: `16777216,1048576,1048576,torch.float8_e4m3fnuz` is 47 bytes.
-const KEY_MAX: usize = 48;
+/// Longest payload the tally takes: `16384,106496,53248,torch.float8_e4m3fnuz`. Longer ones are parsed each time.
+const KEY_MAX: usize = 8 * (STARTS + ENDS);
 
 /// Shortest: `1,8,8,torch.float8_e5m2`.
 const KEY_MIN: usize = 23;
 
-/// Slots of 64 bytes. A server writes hundreds to thousands of distinct rows, which stay in the second-level cache; a
-/// full tally is emptied into the harvest and started again.
+/// Words at the start of a payload that hold its sizes.
+const STARTS: usize = 3;
+
+/// Words at its end, which hold nothing but dtype.
+const ENDS: usize = 2;
+
+/// Slots of the index. A server writes hundreds to thousands of distinct rows; a full tally is emptied into the harvest
+/// and started again.
 const SLOTS: usize = 1 << 15;
 
-/// Taken slots at which the tally counts as full: three quarters, so that probe chains stay short.
+/// Rows at which the tally counts as full: three quarters, so that probe chains stay short.
 const FULL: usize = SLOTS * 3 / 4;
 
 /// Counts records by the bytes of their payload, so that a repeated record costs one comparison.
+///
+/// Rows lie close together, half a cache line each: what is met at random should stay in the second-level cache.
 #[derive(Debug)]
 pub(super) struct Tally {
-    slots: Box<[Slot]>,
-    /// Taken slots and the records they stand for.
-    known: Vec<(u16, Dump)>,
+    /// Per slot the number of its row, from 1 on; 0 for an empty slot.
+    index: Box<[u16; SLOTS]>,
+    rows: Vec<Row>,
+    counts: Vec<u64>,
+    dumps: Vec<Dump>,
+    /// The ends of payloads known: one for each dtype.
+    ends: Vec<[u64; ENDS]>,
 }
 
-#[derive(Clone, Copy, Debug, Default)]
-#[repr(align(64))]
-struct Slot {
-    /// The payload's bytes: the first 16, then overlapping words up to its end.
-    words: [u64; 6],
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[repr(align(32))]
+struct Row {
+    start: [u64; STARTS],
+    /// [`Payload::kind`], and the number of its end.
     kind: u32,
-    count: u64,
 }
 
 /// A payload as the tally compares it.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(super) struct Payload {
-    words: [u64; 6],
+    start: [u64; STARTS],
+    end: [u64; ENDS],
     /// Its length, and a hash of how the record's text begins.
     kind: u32,
 }
@@ -140,40 +152,60 @@ impl Payload {
         let beginning = text.first_chunk().copied().map_or(0, u64::from_le_bytes);
         let beginning = beginning.wrapping_mul(0x9E37_79B9_7F4A_7C15);
         Some(Self {
-            words: [word(0), word(8), word(16), word(24), word(32), word(40)],
-            kind: (beginning >> 40 << 6) as u32 | length as u32,
+            start: [word(0), word(8), word(16)],
+            end: [word(last - 8), word(last)],
+            kind: (beginning >> 40 << 9) as u32 | length as u32,
         })
     }
 
     #[inline]
     fn slot(&self) -> usize {
         // The sizes are in the first sixteen bytes; the dtype hardly varies.
-        let mixed = (self.words[0] ^ self.words[1].rotate_left(29))
+        let mixed = (self.start[0] ^ self.start[1].rotate_left(29))
             .wrapping_mul(0x9E37_79B9_7F4A_7C15)
             ^ u64::from(self.kind).wrapping_mul(0xD134_2543_DE82_EF95);
         (mixed >> (64 - SLOTS.trailing_zeros())) as usize
     }
+
+    #[inline]
+    fn row(&self, end: usize) -> Row {
+        Row {
+            start: self.start,
+            kind: self.kind | (end as u32) << 6,
+        }
+    }
+}
+
+fn empty_index() -> Box<[u16; SLOTS]> {
+    let slots = vec![0; SLOTS].into_boxed_slice();
+    slots.try_into().expect("as many slots as were asked for")
 }
 
 impl Tally {
     pub(super) fn new() -> Self {
         Self {
-            slots: vec![Slot::default(); SLOTS].into_boxed_slice(),
-            known: Vec::new(),
+            index: empty_index(),
+            rows: Vec::new(),
+            counts: Vec::new(),
+            dumps: Vec::new(),
+            ends: Vec::new(),
         }
     }
 
     /// Counts `payload` if it is known.
     #[inline]
     pub(super) fn count(&mut self, payload: &Payload) -> bool {
+        let Some(end) = self.ends.iter().position(|end| *end == payload.end) else {
+            return false;
+        };
+        let wanted = payload.row(end);
         let mut at = payload.slot();
         loop {
-            let slot = &mut self.slots[at % SLOTS];
-            if slot.count == 0 {
+            let Some(row) = usize::from(self.index[at % SLOTS]).checked_sub(1) else {
                 return false;
-            }
-            if slot.words == payload.words && slot.kind == payload.kind {
-                slot.count += 1;
+            };
+            if self.rows[row] == wanted {
+                self.counts[row] += 1;
                 return true;
             }
             at += 1;
@@ -183,31 +215,30 @@ impl Tally {
     /// Takes `payload`, which is not known yet, with a count of one. Gives `false` when the tally is full: then
     /// it has to be drained first.
     pub(super) fn learn(&mut self, payload: &Payload, dump: Dump) -> bool {
-        if self.known.len() >= FULL {
+        if self.rows.len() >= FULL {
             return false;
         }
+        let known = self.ends.iter().position(|end| *end == payload.end);
+        let end = known.unwrap_or(self.ends.len());
+        if known.is_none() {
+            self.ends.push(payload.end);
+        }
         let mut at = payload.slot() % SLOTS;
-        while self.slots[at].count != 0 {
+        while self.index[at] != 0 {
             at = (at + 1) % SLOTS;
         }
-        self.slots[at] = Slot {
-            words: payload.words,
-            kind: payload.kind,
-            count: 1,
-        };
-        self.known.push((at as u16, dump));
+        self.rows.push(payload.row(end));
+        self.counts.push(1);
+        self.dumps.push(dump);
+        self.index[at] = self.rows.len() as u16;
         true
     }
 
     /// Empties the tally: every record with its count, in the order first seen.
     pub(super) fn drain(&mut self) -> impl Iterator<Item = (Dump, u64)> {
-        let slots = &mut self.slots;
-        std::mem::take(&mut self.known)
-            .into_iter()
-            .map(|(at, dump)| {
-                let slot = std::mem::take(&mut slots[usize::from(at)]);
-                (dump, slot.count)
-            })
+        self.index.fill(0);
+        self.rows.clear();
+        self.dumps.drain(..).zip(self.counts.drain(..))
     }
 }
 
@@ -282,7 +313,25 @@ mod tests {
         let aiter = Payload::new(b"1,8,8,torch.float8_e5m2", b" aiter FP8");
         let triton = Payload::new(b"1,8,8,torch.float8_e5m2", b" w8a8_block_fp8_matmul");
         assert_ne!(aiter, triton);
+        // Payloads that differ in their dtype alone, or in one digit of the longest sizes.
+        let mut tally = Tally::new();
+        let texts = [
+            "1,8,8,torch.float8_e4m3fn",
+            "1,8,8,torch.float8_e5m2",
+            "16384,106496,53248,torch.float8_e4m3fnuz",
+            "16384,106496,53248,torch.float8_e5m2fnuz",
+            "16384,106496,53240,torch.float8_e4m3fnuz",
+        ];
+        for text in texts {
+            let payload = Payload::new(text.as_bytes(), b" aiter FP8").unwrap();
+            assert!(!tally.count(&payload), "{text}");
+            assert!(tally.learn(&payload, parse(text).unwrap().0));
+            assert!(tally.count(&payload), "{text}");
+        }
+        assert!(tally.drain().all(|(_, count)| count == 2));
         assert_eq!(Payload::new(b"1,8,8,torch.float8_e5m", b""), None);
-        assert_eq!(Payload::new(&[b'1'; 49], b""), None);
+        let longest = b"16384,106496,53248,torch.float8_e4m3fnuz";
+        assert!(Payload::new(longest, b"").is_some());
+        assert_eq!(Payload::new(&[b'1'; KEY_MAX + 1], b""), None);
     }
 }
