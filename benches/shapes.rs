@@ -1,4 +1,5 @@
-//! Harvesting a log against counting its lines: same file, same buffer, same core, alternating.
+//! Harvesting a log against counting its lines: same file, same buffer, alternating; on one core, and as `gemmtune
+//! shapes` does it, in sections side by side.
 //!
 //! `cargo bench --bench shapes -- FILE [ROUNDS]`; `benches/shapes.sh` makes the file and adds mawk and Python. The best of
 //! the rounds counts, because other work on the machine only ever adds time.
@@ -7,7 +8,8 @@ use std::io::Read as _;
 use std::time::{Duration, Instant};
 
 use gemmtune::log::Harvest;
-use gemmtune::log::scan::{BUFFER, Lines, scan};
+use gemmtune::log::sections::{SECTION_MIN, scan_file, sections_here};
+use gemmtune::log::window::BUFFER;
 
 fn count_lines(path: &str) -> std::io::Result<u64> {
     let mut file = fs_err::File::open(path)?;
@@ -22,9 +24,9 @@ fn count_lines(path: &str) -> std::io::Result<u64> {
     }
 }
 
-fn harvest(path: &str) -> std::io::Result<Harvest> {
+fn harvest(path: &str, sections: usize) -> std::io::Result<Harvest> {
     let mut harvest = Harvest::default();
-    scan(fs_err::File::open(path)?, path, Lines::Later, &mut harvest)?;
+    scan_file(path.into(), sections, SECTION_MIN, &mut harvest, &|_| {})?;
     Ok(harvest)
 }
 
@@ -51,29 +53,31 @@ fn main() -> std::io::Result<()> {
         .next()
         .and_then(|rounds| rounds.parse().ok())
         .unwrap_or(7);
-    let (mut harvesting, mut counting) = (Duration::MAX, Duration::MAX);
+    let sections = sections_here();
+    let mut counting = Duration::MAX;
+    let (mut on_one, mut on_all) = (Duration::MAX, Duration::MAX);
     let mut found = Harvest::default();
     let mut lines = 0;
     for _ in 0..rounds {
         lines = timed(&mut counting, || count_lines(&path))?;
-        found = timed(&mut harvesting, || harvest(&path))?;
+        found = timed(&mut on_one, || harvest(&path, 1))?;
+        timed(&mut on_all, || harvest(&path, sections))?;
     }
     let bytes = found.bytes as f64;
     let report = |name: &str, time: Duration, what: String| {
         let seconds = time.as_secs_f64();
         println!(
-            "{name:<22} {seconds:>7.3} s {:>6.2} GB/s  {what}",
-            bytes / seconds / 1e9
+            "{name:<28} {seconds:>7.3} s {:>6.2} GB/s {:>5.2}  {what}",
+            bytes / seconds / 1e9,
+            seconds / counting.as_secs_f64(),
         );
     };
-    let what = format!(
-        "{} records, {} distinct",
-        found.records(),
-        found.shapes(None).len()
-    );
-    report("gemmtune shapes", harvesting, what);
+    let distinct = found.shapes(None).len();
+    println!("{:<28} {:>9} {:>11} {:>5}", "", "best", "", "ratio");
     report("counting newlines", counting, format!("{lines} lines"));
-    let ratio = harvesting.as_secs_f64() / counting.as_secs_f64();
-    println!("{:<22} {ratio:>7.2}", "ratio");
+    let what = format!("{} records, {distinct} distinct", found.records());
+    report("gemmtune shapes, one core", on_one, what);
+    let name = format!("gemmtune shapes, {sections} sections");
+    report(&name, on_all, String::new());
     Ok(())
 }

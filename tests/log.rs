@@ -2,9 +2,12 @@
 
 use std::fmt::Write as _;
 use std::io::Read;
+use std::sync::atomic::{AtomicU64, Ordering};
 
+use camino::Utf8Path;
 use gemmtune::log::harvest::{Harvest, Seen};
 use gemmtune::log::scan::{Lines, number_lines, scan};
+use gemmtune::log::sections::scan_file;
 use gemmtune::log::{CaptureUnit, engagement};
 use gemmtune::shape::Op;
 use proptest::prelude::*;
@@ -396,6 +399,30 @@ fn a_million_mutated_logs_read_the_same_however_they_arrive() {
     fuzz(1_000_000..2_000_000);
 }
 
+#[test]
+fn sections_with_more_shapes_than_they_hold_give_the_same_harvest() {
+    let mut log = String::new();
+    for m in 1..=120_000 {
+        let _ = writeln!(
+            log,
+            "{}",
+            dump(&format!("{m},512,7168,torch.float8_e4m3fn"))
+        );
+    }
+    log += &dump("7,512,7168,torch.float8_e4m3fn");
+    let file = tempfile::NamedTempFile::new().unwrap();
+    fs_err::write(file.path(), &log).unwrap();
+    let path = Utf8Path::from_path(file.path()).unwrap();
+    let mut side_by_side = Harvest::default();
+    let read = scan_file(path, 2, 1, &mut side_by_side, &|_| {}).unwrap();
+    assert_eq!(
+        (read, side_by_side.bytes),
+        (log.len() as u64, log.len() as u64)
+    );
+    assert_eq!(side_by_side.records(), 120_001);
+    assert_eq!(rows(&side_by_side), rows(&harvest(&log)));
+}
+
 proptest! {
     #![proptest_config(ProptestConfig::with_cases(64))]
 
@@ -421,5 +448,34 @@ proptest! {
         let input = Pieces { bytes: &log, lengths: &lengths, next: 0 };
         scan(input, "test", Lines::Count, &mut pieces).unwrap();
         prop_assert_eq!(summary(&whole), summary(&pieces));
+    }
+
+    #[test]
+    fn sections_read_side_by_side_give_the_same_harvest(
+        seed in any::<u64>(),
+        logs in 1usize..12,
+        sections in 2usize..7,
+        section_min in 1u64..3000,
+    ) {
+        let vocabulary = vocabulary();
+        let mut random = Random(seed);
+        let log: Vec<u8> = (0..logs)
+            .flat_map(|_| mutated_log(&mut random, &vocabulary))
+            .collect();
+        let file = tempfile::NamedTempFile::new().unwrap();
+        fs_err::write(file.path(), &log).unwrap();
+        let path = Utf8Path::from_path(file.path()).unwrap();
+        let mut side_by_side = Harvest::default();
+        let told = AtomicU64::new(0);
+        let count = |bytes| {
+            told.fetch_add(bytes, Ordering::Relaxed);
+        };
+        let read = scan_file(path, sections, section_min, &mut side_by_side, &count).unwrap();
+        number_lines(&*log, path.as_str(), &mut side_by_side).unwrap();
+        prop_assert_eq!(read, log.len() as u64);
+        prop_assert_eq!(told.into_inner(), read, "finding the cuts is not reading");
+        let mut whole = Harvest::default();
+        scan(&*log, path.as_str(), Lines::Count, &mut whole).unwrap();
+        prop_assert_eq!(summary(&whole), summary(&side_by_side));
     }
 }

@@ -3,6 +3,7 @@
 use std::collections::BTreeMap;
 use std::fmt::Write as _;
 use std::io::{self, IsTerminal as _, Read};
+use std::sync::{Mutex, MutexGuard, PoisonError};
 use std::time::{Duration, Instant};
 
 use camino::Utf8PathBuf;
@@ -13,6 +14,7 @@ use super::files::refuse_overwriting;
 use super::printer::Printer;
 use crate::log::harvest::{Malformed, NkOnly, Seen};
 use crate::log::scan::{Lines, number_lines, scan};
+use crate::log::sections::{SECTION_MIN, scan_file, sections_here};
 use crate::log::{Capture, CaptureUnit, Harvest, Limits, input};
 use crate::shape::Op;
 use crate::store::file::write_atomic;
@@ -103,9 +105,9 @@ pub fn run(args: &ShapesArgs, printer: &Printer) -> Result<(), Failure> {
         refuse_overwriting(output, files.iter().map(Utf8PathBuf::as_path))?;
     }
     let mut harvest = Harvest::default();
-    let mut progress = Progress::new();
+    let progress = Progress::new();
     for file in &files {
-        read(file, &mut harvest, &mut progress, printer)?;
+        read(file, &mut harvest, &progress, printer)?;
     }
     progress.finish();
     let shapes: Vec<CountedShape> = harvest
@@ -159,32 +161,35 @@ fn files(logs: &[Utf8PathBuf]) -> Result<Vec<Utf8PathBuf>, Failure> {
 fn read(
     file: &Utf8PathBuf,
     harvest: &mut Harvest,
-    progress: &mut Progress,
+    progress: &Progress,
     printer: &Printer,
 ) -> Result<(), Failure> {
-    let opened = if file == "-" {
-        input::decompressed(io::stdin())
+    let opening = |error| Failure::to(Kind::Usage, &format!("read the log `{file}`"), error);
+    let read = if file != "-" && input::is_plain_file(file) {
+        let count = |bytes| progress.add(bytes);
+        let read = scan_file(file, sections_here(), SECTION_MIN, harvest, &count);
+        // The numbers are a service to people: a log that vanished meanwhile has none.
+        let _ = input::open(file).and_then(|input| number_lines(input, file.as_str(), harvest));
+        read
     } else {
-        input::open(file)
+        let input = if file == "-" {
+            input::decompressed(io::stdin())
+        } else {
+            input::open(file)
+        };
+        let input = input.map_err(opening)?;
+        scan(
+            Counted { input, progress },
+            file.as_str(),
+            Lines::Count,
+            harvest,
+        )
     };
-    let opened = opened
-        .map_err(|error| Failure::to(Kind::Usage, &format!("read the log `{file}`"), error))?;
-    // Plain files are cheap to read again where a line number is wanted; counting all along costs a sixth.
-    let again = file != "-" && input::is_plain_file(file);
-    let lines = if again { Lines::Later } else { Lines::Count };
-    let counted = Counted {
-        input: opened,
-        progress,
-    };
-    if let Err(error) = scan(counted, file.as_str(), lines, harvest) {
+    if let Err(error) = read {
         progress.finish();
         printer.warn(format!(
             "`{file}` was read only up to an error, what came before it counts: {error}"
         ));
-    }
-    if again {
-        // The numbers are a service to people: a log that vanished meanwhile has none.
-        let _ = input::open(file).and_then(|input| number_lines(input, file.as_str(), harvest));
     }
     Ok(())
 }
@@ -376,53 +381,62 @@ fn nothing_found(harvest: &Harvest, files: usize) -> Failure {
     }
 }
 
-/// Draws how far the reading is, on a terminal and after a second only.
+/// Draws how far the reading is, on a terminal and after a second only. Several threads may read.
 struct Progress {
-    bar: Option<indicatif::ProgressBar>,
+    drawn: Mutex<Drawn>,
     start: Instant,
-    bytes: u64,
     wanted: bool,
+}
+
+#[derive(Default)]
+struct Drawn {
+    bar: Option<indicatif::ProgressBar>,
+    bytes: u64,
 }
 
 impl Progress {
     fn new() -> Self {
         Self {
-            bar: None,
+            drawn: Mutex::default(),
             start: Instant::now(),
-            bytes: 0,
             wanted: io::stderr().is_terminal(),
         }
     }
 
-    fn add(&mut self, bytes: u64) {
-        self.bytes += bytes;
+    fn add(&self, bytes: u64) {
         if !self.wanted {
             return;
         }
-        if self.bar.is_none() && self.start.elapsed() > Duration::from_secs(1) {
+        let mut drawn = self.drawn();
+        drawn.bytes += bytes;
+        if drawn.bar.is_none() && self.start.elapsed() > Duration::from_secs(1) {
             let style = indicatif::ProgressStyle::with_template("read {bytes} ({bytes_per_sec})");
             let bar = indicatif::ProgressBar::new_spinner();
-            self.bar = Some(match style {
+            drawn.bar = Some(match style {
                 Ok(style) => bar.with_style(style),
                 Err(_) => bar,
             });
         }
-        if let Some(bar) = &self.bar {
-            bar.set_position(self.bytes);
+        if let Some(bar) = &drawn.bar {
+            bar.set_position(drawn.bytes);
         }
     }
 
-    fn finish(&mut self) {
-        if let Some(bar) = self.bar.take() {
+    fn finish(&self) {
+        if let Some(bar) = self.drawn().bar.take() {
             bar.finish_and_clear();
         }
+    }
+
+    fn drawn(&self) -> MutexGuard<'_, Drawn> {
+        self.drawn.lock().unwrap_or_else(PoisonError::into_inner)
     }
 }
 
 /// A reader that reports what it hands out.
 struct Counted<'progress> {
     input: Box<dyn Read>,
-    progress: &'progress mut Progress,
+    progress: &'progress Progress,
 }
 
 impl Read for Counted<'_> {

@@ -1,5 +1,7 @@
 //! What was found in logs and record files, in bounded memory.
 
+mod append;
+
 use std::collections::{BTreeMap, BTreeSet};
 use std::sync::Arc;
 
@@ -250,6 +252,11 @@ impl Harvest {
     /// Whether nothing at all was found that says which GEMMs ran.
     pub fn is_empty(&self) -> bool {
         self.counts.is_empty() && self.nk_only.is_empty()
+    }
+
+    /// Distinct shapes kept, before dtypes and operations that are unsaid are settled.
+    pub(super) fn shapes_kept(&self) -> usize {
+        self.counts.len()
     }
 
     fn op_by_dispatch(&self) -> Op {

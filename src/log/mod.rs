@@ -1,6 +1,6 @@
 //! Server logs and overlay records: which GEMMs ran, how often, and which table rows served them.
 //!
-//! [`scan::scan`] reads one input into a [`Harvest`]; any number of inputs add up. This room reads bytes and returns
+//! [`scan::scan`] reads one input into a [`Harvest`], [`sections::scan_file`] a plain file on several cores; any number of inputs add up. This room reads bytes and returns
 //! facts; only [`input`] opens files, and nothing here starts a process or prints.
 
 mod cursor;
@@ -11,9 +11,12 @@ mod hash;
 pub mod input;
 pub mod plausible;
 pub mod record;
+mod record_file;
 pub mod scan;
+pub mod sections;
 mod sglang;
 mod tags;
+pub mod window;
 
 pub use harvest::Harvest;
 pub use sglang::{Capture, CaptureUnit, Limits};

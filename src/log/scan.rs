@@ -12,11 +12,10 @@ use super::dump::{self, Payload, Tally};
 use super::engagement;
 use super::harvest::{Harvest, Place, Sizes, add_one};
 use super::record;
+use super::record_file;
 use super::sglang;
 use super::tags::{Found, Next, Searcher, Tag, WINDOW};
-
-/// Bytes read at a time. Larger reads gain nothing once the copy out of the page cache dominates.
-pub const BUFFER: usize = 1 << 20;
+use super::window::{BUFFER, Window, read_some};
 
 /// Longest record: a capture list of 4096 sizes is 24 KiB.
 const RECORD_MAX: usize = 32 << 10;
@@ -43,21 +42,89 @@ pub fn scan(
     lines: Lines,
     harvest: &mut Harvest,
 ) -> io::Result<u64> {
-    let mut window = Window::new();
+    let mut window = Window::new(0);
     let mut end = false;
     while !end && window.unread().len() < record::SNIFF {
         end = window.fill(&mut input)? == 0;
     }
     let read = if record::is_record_file(window.unread()) {
-        scan_records(&mut window, &mut input, name, harvest)
+        record_file::scan(&mut window, &mut input, name, harvest)
     } else {
-        let mut scanner = Scanner::new(name, lines, harvest);
+        let mut scanner = Scanner::new(name, lines, usize::MAX, harvest);
         let read = scanner.run(&mut window, &mut input);
-        scanner.finish();
-        read
+        let tail = scanner.finish();
+        add_tail(tail, name, harvest);
+        read.map(|_| ())
     };
-    harvest.bytes += window.total();
-    read.map(|()| window.total())
+    harvest.bytes += window.end();
+    read.map(|()| window.end())
+}
+
+/// One part of a log, read on its own and not yet added to what stands before it.
+pub(super) struct Part {
+    harvest: Harvest,
+    tail: Option<Tail>,
+    /// Whether it was read to its end; not where it holds too many shapes.
+    read: io::Result<bool>,
+}
+
+impl Part {
+    /// Reads `input`, whose first byte starts a line and stands at `offset` of the log `name`. It is given up soon
+    /// after more than `shapes_max` shapes were met.
+    pub(super) fn read(mut input: impl Read, offset: u64, name: &str, shapes_max: usize) -> Self {
+        let mut harvest = Harvest::default();
+        let mut window = Window::new(offset);
+        let mut scanner = Scanner::new(name, Lines::Later, shapes_max, &mut harvest);
+        let read = scanner.run(&mut window, &mut input);
+        let tail = scanner.finish();
+        harvest.bytes = window.end() - offset;
+        Self {
+            harvest,
+            tail,
+            read,
+        }
+    }
+
+    /// Adds what was found to what the parts before it hold. `false` says that the part was given up and nothing of it
+    /// was added, an error that it was read only up to it.
+    pub(super) fn add_to(self, name: &str, harvest: &mut Harvest) -> io::Result<bool> {
+        if let Ok(false) = self.read {
+            return self.read;
+        }
+        harvest.append(self.harvest);
+        add_tail(self.tail, name, harvest);
+        self.read
+    }
+}
+
+/// Reads the rest of the log `name` from `offset` on, where a line starts, as [`scan`] would.
+pub(super) fn scan_rest(
+    mut input: impl Read,
+    offset: u64,
+    name: &str,
+    harvest: &mut Harvest,
+) -> io::Result<()> {
+    let mut window = Window::new(offset);
+    let mut scanner = Scanner::new(name, Lines::Later, usize::MAX, harvest);
+    let read = scanner.run(&mut window, &mut input);
+    let tail = scanner.finish();
+    add_tail(tail, name, harvest);
+    harvest.bytes += window.end() - offset;
+    read.map(|_| ())
+}
+
+/// A valid dump record that ends with its input, and may be torn in its dtype.
+type Tail = (dump::Dump, Place);
+
+/// Adds the record at the end of an input, unless longer names elsewhere say that its dtype is cut off.
+fn add_tail(tail: Option<Tail>, name: &str, harvest: &mut Harvest) {
+    if let Some((dump, place)) = tail {
+        if harvest.expects_longer_than(dump.dtype) {
+            harvest.add_malformed(name, place, CUT_OFF, dump.dtype.as_bytes());
+        } else {
+            harvest.add_dump(dump, 1);
+        }
+    }
 }
 
 /// Fills in the line numbers of malformed records of `name`, from the same bytes once more.
@@ -94,130 +161,11 @@ fn newlines(bytes: &[u8]) -> u64 {
     memchr::memchr_iter(b'\n', bytes).count() as u64
 }
 
-fn read_some(input: &mut impl Read, buffer: &mut [u8]) -> io::Result<usize> {
-    loop {
-        match input.read(buffer) {
-            Err(error) if error.kind() == io::ErrorKind::Interrupted => {}
-            result => return result,
-        }
-    }
-}
-
-/// The part of the input in memory.
-struct Window {
-    buffer: Box<[u8]>,
-    length: usize,
-    /// Position of `buffer[0]` in the input.
-    offset: u64,
-}
-
-impl Window {
-    fn new() -> Self {
-        Self {
-            buffer: vec![0; BUFFER].into_boxed_slice(),
-            length: 0,
-            offset: 0,
-        }
-    }
-
-    fn unread(&self) -> &[u8] {
-        &self.buffer[..self.length]
-    }
-
-    fn total(&self) -> u64 {
-        self.offset + self.length as u64
-    }
-
-    /// Reads once; 0 is the end. There is always room: what is kept is far shorter than the buffer.
-    fn fill(&mut self, input: &mut impl Read) -> io::Result<usize> {
-        let read = read_some(input, &mut self.buffer[self.length..])?;
-        self.length += read;
-        Ok(read)
-    }
-
-    /// Forgets the first `count` bytes.
-    fn drop_front(&mut self, count: usize) {
-        self.buffer.copy_within(count..self.length, 0);
-        self.length -= count;
-        self.offset += count as u64;
-    }
-}
-
-/// Reads the lines of a record file.
-fn scan_records(
-    window: &mut Window,
-    input: &mut impl Read,
-    name: &str,
-    harvest: &mut Harvest,
-) -> io::Result<()> {
-    let mut line = 0;
-    let mut skipping = false; // inside a line longer than the buffer
-    let result = loop {
-        let mut start = 0;
-        while let Some(length) = memchr::memchr(b'\n', &window.buffer[start..window.length]) {
-            line += 1;
-            let text = &window.buffer[start..start + length];
-            if !std::mem::take(&mut skipping) {
-                let offset = window.offset + start as u64;
-                add_record_line(harvest, name, line, offset, text);
-            }
-            start += length + 1;
-        }
-        window.drop_front(start);
-        if window.length == BUFFER {
-            let place = Place {
-                line: Some(line + 1),
-                offset: window.offset,
-            };
-            harvest.add_malformed(name, place, "a line of more than 1 MiB", window.unread());
-            skipping = true;
-            window.drop_front(BUFFER);
-        }
-        match window.fill(input) {
-            Ok(0) => {
-                let tail = window.unread();
-                if !tail.is_empty() && !skipping {
-                    // A writer killed in mid-line, or one that is about to go on: complete or not at all.
-                    let place = Place {
-                        line: Some(line + 1),
-                        offset: window.offset,
-                    };
-                    match record::parse(tail).ok() {
-                        Some(record) => harvest.add_record(record),
-                        None => harvest.add_malformed(name, place, CUT_OFF, tail),
-                    }
-                }
-                break Ok(());
-            }
-            Ok(_) => {}
-            Err(error) => break Err(error),
-        }
-    };
-    harvest.end_record_file();
-    result
-}
-
 /// The reason given for a look-up line that is not whole.
 const TORN_LOOKUP: &str = "torn: no complete look-up line of aiter";
 
 /// The reason given for a record that the end of its input cuts off.
-const CUT_OFF: &str = "cut off by the end of the input";
-
-fn add_record_line(harvest: &mut Harvest, name: &str, line: u64, offset: u64, text: &[u8]) {
-    if text.trim_ascii().is_empty() {
-        return;
-    }
-    match record::parse(text) {
-        Ok(record) => harvest.add_record(record),
-        Err(error) => {
-            let place = Place {
-                line: Some(line),
-                offset,
-            };
-            harvest.add_malformed(name, place, &error.to_string(), text);
-        }
-    }
-}
+pub(super) const CUT_OFF: &str = "cut off by the end of the input";
 
 struct Scanner<'harvest> {
     name: &'harvest str,
@@ -226,10 +174,11 @@ struct Scanner<'harvest> {
     tally: Tally,
     find_row: memchr::memmem::Finder<'static>,
     lines: Lines,
+    /// The reading is given up soon after more shapes than this were met.
+    shapes_max: usize,
     /// With [`Lines::Count`]: input position up to which newlines are counted, and how many there are.
     counted: (u64, u64),
-    /// A valid dump record that ends with the input, and may be torn in its dtype.
-    tail: Option<(dump::Dump, Place)>,
+    tail: Option<Tail>,
     /// Input position where the last record handled ends: no tag starts before it.
     floor: u64,
     decode: Sizes,
@@ -253,7 +202,12 @@ impl Done {
 }
 
 impl<'harvest> Scanner<'harvest> {
-    fn new(name: &'harvest str, lines: Lines, harvest: &'harvest mut Harvest) -> Self {
+    fn new(
+        name: &'harvest str,
+        lines: Lines,
+        shapes_max: usize,
+        harvest: &'harvest mut Harvest,
+    ) -> Self {
         Self {
             name,
             harvest,
@@ -261,6 +215,7 @@ impl<'harvest> Scanner<'harvest> {
             tally: Tally::new(),
             find_row: memchr::memmem::Finder::new(b"csv_row:"),
             lines,
+            shapes_max,
             counted: (0, 1),
             tail: None,
             floor: 0,
@@ -270,13 +225,14 @@ impl<'harvest> Scanner<'harvest> {
         }
     }
 
-    fn run(&mut self, window: &mut Window, input: &mut impl Read) -> io::Result<()> {
+    /// Reads to the end of the input; `false` where that was given up.
+    fn run(&mut self, window: &mut Window, input: &mut impl Read) -> io::Result<bool> {
         let mut resume = 0;
         let mut last = false;
         loop {
             let done = self.block(window.unread(), window.offset, resume, last);
-            if last {
-                return Ok(());
+            if last || self.harvest.shapes_kept() > self.shapes_max {
+                return Ok(last);
             }
             if self.lines == Lines::Count {
                 self.line_at(window.unread(), window.offset, done.keep);
@@ -295,11 +251,15 @@ impl<'harvest> Scanner<'harvest> {
     }
 
     /// Handles every record that is complete in `bytes`, from `resume` on.
+    ///
+    /// The tag behind a record is found before the record is handled: then no byte is searched twice, and the record is
+    /// known to be alone in its line.
     fn block(&mut self, bytes: &[u8], offset: u64, resume: usize, last: bool) -> Done {
         let mut at = resume;
+        let floor = self.floor.saturating_sub(offset) as usize;
+        let mut next = self.searcher.next(bytes, at, floor, last);
         loop {
-            let floor = self.floor.saturating_sub(offset) as usize;
-            let found = match self.searcher.next(bytes, at, floor, last) {
+            let found = match next {
                 Next::Found(found) => found,
                 Next::CutOff(start) => return Done::at(start),
                 Next::Nothing => return Done::at(at.max(bytes.len().saturating_sub(WINDOW - 1))),
@@ -312,15 +272,26 @@ impl<'harvest> Scanner<'harvest> {
                 None if last || whole => limit,
                 None => return Done::at(found.start),
             };
-            let cut_off = line_end.is_none() && !whole;
+            let following = self.searcher.next(bytes, found.end, found.end, last);
+            let searched = match following {
+                Next::Found(following) => following.start,
+                Next::CutOff(start) => start,
+                Next::Nothing => bytes.len(),
+            };
             let segment = Segment {
                 bytes,
                 offset,
                 end,
-                cut_off,
+                cut_off: line_end.is_none() && !whole,
+                alone: searched >= end,
             };
             at = self.record(&segment, found);
             self.floor = offset + at as u64;
+            next = if at <= searched {
+                following
+            } else {
+                self.searcher.next(bytes, at, at, last)
+            };
         }
     }
 
@@ -397,15 +368,15 @@ impl<'harvest> Scanner<'harvest> {
     /// A dump record that ends its line and whose payload has been met before: nothing is parsed.
     #[inline]
     fn known_dump(&mut self, segment: &Segment<'_>, found: Found) -> Option<usize> {
-        if segment.cut_off {
+        // A second record in the line: read with care.
+        if segment.cut_off || !segment.alone {
             return None;
         }
         let text = &segment.bytes[found.end..segment.end];
         let blank = memchr::memrchr(b' ', text)?;
         let payload = Payload::new(&text[blank + 1..], text)?;
         let middle = text[..blank].strip_suffix(b"csv_row:")?;
-        // An operation of its own, or a second record in the line: read with care.
-        if middle.starts_with(b" op=") || self.searcher.next(middle, 0, 0, true) != Next::Nothing {
+        if middle.starts_with(b" op=") {
             return None;
         }
         if !self.tally.count(&payload) {
@@ -522,20 +493,13 @@ impl<'harvest> Scanner<'harvest> {
         }
     }
 
-    /// Adds what was held back until the end of the input.
-    fn finish(&mut self) {
+    /// Adds what was held back until the end of the input, except for the record there, which it gives.
+    fn finish(mut self) -> Option<Tail> {
         self.empty_tally();
         self.decode.pour(&mut self.harvest.decode_batches);
         self.decode_eager.pour(&mut self.harvest.decode_eager);
         self.prefill.pour(&mut self.harvest.prefill_batches);
-        if let Some((dump, place)) = self.tail.take() {
-            if self.harvest.expects_longer_than(dump.dtype) {
-                let text = dump.dtype.as_bytes();
-                self.harvest.add_malformed(self.name, place, CUT_OFF, text);
-            } else {
-                self.harvest.add_dump(dump, 1);
-            }
-        }
+        self.tail
     }
 
     #[cold]
@@ -573,6 +537,8 @@ struct Segment<'bytes> {
     end: usize,
     /// Whether the record ends with the input, without a line end.
     cut_off: bool,
+    /// Whether no further tag starts before `end`.
+    alone: bool,
 }
 
 fn has_line_end(bytes: &[u8]) -> bool {

@@ -1,0 +1,63 @@
+//! What a later part of a log holds, added to what stands before it.
+
+use super::{ENTRIES_MAX, Harvest, MALFORMED_SHOWN, SHAPES_MAX, add_one};
+
+impl Harvest {
+    /// Adds what a later part of the same log holds, with the result of reading both in one go. What only record
+    /// files say is not part of a log.
+    pub(in crate::log) fn append(&mut self, later: Self) {
+        self.bytes += later.bytes;
+        self.malformed += later.malformed;
+        self.left_out = self.left_out.saturating_add(later.left_out);
+        let room = MALFORMED_SHOWN.saturating_sub(self.malformed_shown.len());
+        self.malformed_shown
+            .extend(later.malformed_shown.into_iter().take(room));
+        append_counts(&mut self.dispatch, later.dispatch);
+        append_counts(&mut self.captures, later.captures);
+        append_counts(&mut self.decode_batches, later.decode_batches);
+        append_counts(&mut self.decode_eager, later.decode_eager);
+        append_counts(&mut self.prefill_batches, later.prefill_batches);
+        append_counts(&mut self.limits, later.limits);
+        append_counts(&mut self.legacy_tables, later.legacy_tables);
+        for (weight, said) in later.nk_only {
+            if self.nk_only.len() >= ENTRIES_MAX && !self.nk_only.contains_key(&weight) {
+                continue;
+            }
+            let known = self.nk_only.entry(weight).or_default();
+            known.default_config += said.default_config;
+            known.tuned_config += said.tuned_config;
+            known.device = said.device;
+            known.file = said.file;
+        }
+        // In order, so that the same shapes are kept each time when there are more than are kept.
+        let mut counts: Vec<_> = later.counts.into_iter().collect();
+        counts.sort_unstable();
+        for (key, count) in counts {
+            self.add(key, count);
+        }
+        let mut served: Vec<_> = later.served.into_iter().collect();
+        served.sort_unstable_by_key(|(key, _)| *key);
+        for (key, said) in served {
+            if self.served.len() >= SHAPES_MAX && !self.served.contains_key(&key) {
+                continue;
+            }
+            let known = self.served.entry(key).or_default();
+            known.hits += said.hits;
+            known.misses += said.misses;
+            known.hit = said.hit.or(known.hit.take());
+            // The last miss counts, also where it names no table.
+            if said.misses > 0 {
+                known.missed_in = said.missed_in;
+            }
+        }
+    }
+}
+
+fn append_counts<K: Ord>(
+    counts: &mut std::collections::BTreeMap<K, u64>,
+    later: std::collections::BTreeMap<K, u64>,
+) {
+    for (key, count) in later {
+        add_one(counts, key, count);
+    }
+}
