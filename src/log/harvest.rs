@@ -29,6 +29,9 @@ const TEXT_MAX: usize = 1024;
 /// Malformed records shown; all are counted.
 pub const MALFORMED_SHOWN: usize = 20;
 
+/// The reason given for a record that the end of its input cuts off.
+pub(super) const CUT_OFF: &str = "cut off by the end of the input";
+
 /// Everything the logs say about GEMMs.
 #[derive(Debug, Default)]
 pub struct Harvest {

@@ -2,9 +2,8 @@
 
 use std::io::{self, Read};
 
-use super::harvest::{Harvest, Place};
+use super::harvest::{CUT_OFF, Harvest, Place};
 use super::record;
-use super::scan::CUT_OFF;
 use super::window::{BUFFER, Window};
 
 /// Adds every line to `harvest`, and what the file's captures amount to.

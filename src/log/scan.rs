@@ -10,7 +10,7 @@ use std::io::{self, Read};
 use super::cursor::{Cursor, find, rfind};
 use super::dump::{self, Payload, Tally};
 use super::engagement;
-use super::harvest::{Harvest, Place, Sizes, add_one};
+use super::harvest::{CUT_OFF, Harvest, Place, Sizes, add_one};
 use super::record;
 use super::record_file;
 use super::sglang;
@@ -163,9 +163,6 @@ fn newlines(bytes: &[u8]) -> u64 {
 
 /// The reason given for a look-up line that is not whole.
 const TORN_LOOKUP: &str = "torn: no complete look-up line of aiter";
-
-/// The reason given for a record that the end of its input cuts off.
-pub(super) const CUT_OFF: &str = "cut off by the end of the input";
 
 struct Scanner<'harvest> {
     name: &'harvest str,
