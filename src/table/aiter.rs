@@ -9,7 +9,7 @@ use std::sync::Arc;
 
 use super::revision::{self, Revision};
 use crate::shape::{Op, Shape};
-use cells::{Header, Interner, Role, first_line};
+use cells::{Header, Interner, Role, ends_in_quote, first_line, record_start};
 
 mod cells;
 
@@ -77,13 +77,17 @@ impl Row {
         }
     }
 
-    /// Whether the rows are equal in every column.
+    /// Whether the rows are equal in every column, as pandas sees it: two spellings of "no value" are equal.
     pub fn is_copy_of(&self, other: &Self) -> bool {
-        let other = Self {
-            line: self.line,
-            ..other.clone()
+        let plain = |row: &Self| {
+            let mut row = Self {
+                line: 0,
+                ..row.clone()
+            };
+            row.extra.retain(|(_, text)| !is_missing(text));
+            row
         };
-        *self == other
+        plain(self) == plain(other)
     }
 
     /// Whether a merge or a plan may rely on this row: its time is a positive number and its error
@@ -151,6 +155,12 @@ pub enum Fault {
         /// 1-based line.
         line: u64,
     },
+    /// A quote that nothing closes: all that follows is one cell. The row is dropped.
+    #[error("line {line} opens a quote that the file never closes")]
+    OpenQuote {
+        /// 1-based line the row begins on.
+        line: u64,
+    },
 }
 
 impl Fault {
@@ -160,7 +170,8 @@ impl Fault {
             Self::TooManyCells { line, .. }
             | Self::BadKey { line, .. }
             | Self::BadNumber { line, .. }
-            | Self::NotUtf8 { line } => *line,
+            | Self::NotUtf8 { line }
+            | Self::OpenQuote { line } => *line,
         }
     }
 
@@ -286,14 +297,22 @@ impl Table {
         let mut texts = Interner::default();
         let mut rows = Vec::new();
         let mut faults = Vec::new();
+        let mut last = (0, 0);
         while next(&mut record) {
             let line = first_line(bytes, &record);
+            last = (record_start(&record), line);
             if record.iter().all(|cell| cell.trim_ascii().is_empty()) {
                 continue; // pandas skips blank lines; a line of commas has no key either way
             }
             if let Some(row) = header.row(line, &record, &mut texts, &mut faults) {
                 rows.push(row);
             }
+        }
+        let (start, line) = last;
+        if ends_in_quote(&bytes[start.min(bytes.len())..]) {
+            rows.retain(|row| row.line != line);
+            faults.retain(|fault: &Fault| fault.line() != line);
+            faults.push(Fault::OpenQuote { line });
         }
         let op = op
             .or_else(|| revision::op_of_file_name(name))
@@ -353,9 +372,13 @@ pub fn float_cell(value: f64) -> String {
     format!("{value:?}")
 }
 
-/// Whether pandas reads `cell` as "no value" (`pandas/_libs/parsers.pyx`, `_NA_VALUES`), or a tuner's
-/// profile wrote it for one (`Null`).
+/// Whether pandas reads `cell` as "no value", or a tuner's profile wrote it for one (`Null`).
 pub fn is_unset(cell: &str) -> bool {
+    cell == "Null" || is_missing(cell)
+}
+
+/// Whether pandas reads `cell` as "no value" (`pandas/_libs/parsers.pyx`, `_NA_VALUES`).
+fn is_missing(cell: &str) -> bool {
     matches!(
         cell,
         "" | "#N/A"
@@ -376,7 +399,6 @@ pub fn is_unset(cell: &str) -> bool {
             | "n/a"
             | "nan"
             | "null"
-            | "Null"
     )
 }
 

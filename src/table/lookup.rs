@@ -350,11 +350,18 @@ fn refuse_faults(table: &Table) -> Result<(), LookupError> {
     for fault in &table.faults {
         let consequence = match fault {
             Fault::TooManyCells { .. } => {
-                "pandas raises `ParserError` (more cells than columns) at the first GEMM"
+                "more cells than columns: pandas raises `ParserError` at the first GEMM, or takes the first column for an index and every look-up misses"
             }
             Fault::NotUtf8 { .. } => "pandas raises `UnicodeDecodeError` at the first GEMM",
-            // An empty key cell only makes its own row unreachable.
-            Fault::BadKey { text, .. } if super::aiter::is_unset(text.trim()) => continue,
+            Fault::OpenQuote { .. } => {
+                "pandas raises `ParserError` (EOF inside string) at the first GEMM"
+            }
+            // An empty key cell, or a number that no M, N, K or cu_num is, only makes its own row unreachable.
+            Fault::BadKey { text, .. }
+                if super::aiter::is_unset(text.trim()) || text.trim().parse::<f64>().is_ok() =>
+            {
+                continue;
+            }
             Fault::BadKey { .. } => {
                 "one cell that is no number makes pandas read the whole key column as text, so every look-up misses"
             }
@@ -513,6 +520,33 @@ mod tests {
     }
 
     #[test]
+    fn a_number_that_is_no_key_costs_only_its_own_row() {
+        // pandas 3.1.1 with the real `get_CKGEMM_config`: 16.5, -16 and 99999999999 leave the column numbers.
+        for odd in ["16.5", "-16", "99999999999", "1e400", ""] {
+            let text = format!("cu_num,M,N,K,us\n304,{odd},512,7168,1.0\n304,32,512,7168,2.0\n");
+            let table = table(&text, Op::Blockscale);
+            let rules = Rules::new(Op::Blockscale, Revision::P);
+            let resolver = Resolver::new(&table, rules, "gfx942", 304).unwrap();
+            let row = resolver.find(&shape(Op::Blockscale, 20, "")).row();
+            assert_eq!(row.unwrap().us, Some(2.0), "{odd}");
+        }
+    }
+
+    #[test]
+    fn rows_that_differ_in_how_no_value_is_spelled_are_copies() {
+        let read = |first: &str, second: &str| {
+            let text = format!(
+                "cu_num,M,N,K,us,kernelName\n304,16,512,7168,{first},a\n304,16,512,7168,{second},a\n"
+            );
+            let table = table(&text, Op::Blockscale);
+            let rules = Rules::new(Op::Blockscale, Revision::P);
+            Resolver::new(&table, rules, "gfx942", 304).is_ok()
+        };
+        assert!(read("nan", "") && read("NA", "None"));
+        assert!(!read("Null", ""), "a tuner's word, not one of pandas'");
+    }
+
+    #[test]
     fn a_table_the_runtime_cannot_use_is_refused_with_the_reason() {
         let refuse = |text: &str, op: Op| {
             let table = table(text, op);
@@ -524,5 +558,7 @@ mod tests {
         assert!(refuse("cu_num, M,N,K\n304,1,2,3\n", Op::Blockscale).contains("`M`"));
         assert!(refuse("cu_num,M,N,K\n304,1,2,3,4\n", Op::Blockscale).contains("ParserError"));
         assert!(refuse("cu_num,M,N,K\n304,x,2,3\n", Op::Blockscale).contains("every look-up"));
+        let open = "cu_num,M,N,K,kernelName\n304,1,2,3,\"a\n304,2,2,3,b\n";
+        assert!(refuse(open, Op::Blockscale).contains("EOF inside string"));
     }
 }

@@ -128,7 +128,7 @@ impl Header {
             Some("batched GEMM")
         } else if has("solidx") || (has("bias") && has("outdtype")) {
             Some("bf16 or int8 GEMM")
-        } else if has("BT") || has("BV") {
+        } else if has("BT") || has("BV") || has("Hg") {
             Some("linear-attention")
         } else {
             None
@@ -273,13 +273,40 @@ pub(super) fn first_line(bytes: &[u8], record: &csv::ByteRecord) -> u64 {
     let Some(position) = record.position() else {
         return 0;
     };
-    let start = usize::try_from(position.byte()).unwrap_or(usize::MAX);
+    let start = record_start(record);
     let blank = bytes
         .get(start..)
         .unwrap_or_default()
         .iter()
         .take_while(|byte| matches!(byte, b'\n' | b'\r'));
     position.line() + blank.filter(|byte| **byte == b'\n').count() as u64
+}
+
+/// Where a record begins in the file.
+pub(super) fn record_start(record: &csv::ByteRecord) -> usize {
+    let byte = record.position().map_or(0, csv::Position::byte);
+    usize::try_from(byte).unwrap_or(usize::MAX)
+}
+
+/// Whether the last record of a file, `tail`, ends inside a quote. The CSV reader takes the end of the file for the
+/// closing one; pandas raises.
+pub(super) fn ends_in_quote(tail: &[u8]) -> bool {
+    // Outside a quote the mark is a line of its own.
+    const MARK: &[u8] = b"\nmark";
+    if memchr::memchr(b'"', tail).is_none() {
+        return false;
+    }
+    let marked = [tail, MARK].concat();
+    let mut reader = csv::ReaderBuilder::new()
+        .has_headers(false)
+        .flexible(true)
+        .from_reader(marked.as_slice());
+    let mut record = csv::ByteRecord::new();
+    let read = reader.read_byte_record(&mut record).unwrap_or(false);
+    read && record
+        .iter()
+        .last()
+        .is_some_and(|cell| cell.ends_with(MARK))
 }
 
 /// A whole number, also as pandas writes one in a column that has gaps (`3.0`).

@@ -98,6 +98,21 @@ fn glued_rows_and_bad_keys_are_faults_with_their_line() {
 }
 
 #[test]
+fn a_quote_that_is_never_closed_is_a_fault_and_not_a_long_name() {
+    let open = "cu_num,M,N,K,kernelName\n80,1,2,3,a\n80,2,2,3,\"b\n80,3,2,3,c\n";
+    let table = read(open);
+    assert_eq!(table.rows.len(), 1);
+    assert_eq!(table.faults, [Fault::OpenQuote { line: 3 }]);
+    // Quotes that are closed, or stand inside a cell, are none.
+    for name in ["\"b\"", "\"b,\n\"", "b\"c", "\"\"", "\"b\"\"\""] {
+        for end in ["", "\n"] {
+            let text = format!("cu_num,M,N,K,kernelName\n80,1,2,3,{name}{end}");
+            assert_eq!(read(&text).faults, [], "{text}");
+        }
+    }
+}
+
+#[test]
 fn a_row_with_a_failed_measurement_is_not_valid() {
     for (us, ratio, valid) in [
         ("-1", "0.0", false),
