@@ -277,7 +277,7 @@ fn in_csv(args: &LookupArgs, shapes: &[CountedShape]) -> Result<Answers, Failure
             continue;
         }
         let resolution = resolver.find(shape);
-        let then = runs(table.op, args.revision, gfx, resolution);
+        let then = runs(&table, args.revision, gfx, resolution);
         let mut answer = csv_answer(shape, *records, resolution, then);
         if table.op == Op::A8w8 {
             answer.module_kernel = resolver.find_in_a8w8_module(shape).map(|row| ModuleKernel {
