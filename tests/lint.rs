@@ -160,3 +160,24 @@ fn with_json_the_rules_are_one_document() {
     let unset = rules.iter().find(|rule| rule["rule"] == "libtype-unset");
     assert_eq!(unset.unwrap()["severity"], "error");
 }
+
+#[test]
+fn in_a_folder_the_configurations_of_other_kernels_are_left_alone() {
+    let folder = tempfile::tempdir().unwrap();
+    let write = |name: &str, text: &str| fs_err::write(folder.path().join(name), text).unwrap();
+    // Names that ship in SGLang 0.5.23 beside the block-FP8 ones.
+    for name in [
+        "world=16,H=7168,device_name=NVIDIA_GB200.json",
+        "provider=cutedsl_fp8_masked,E=256,N1=1024,N2=2048,K=2048,device_name=NVIDIA_H200.json",
+        "E=128,N=192,device_name=NVIDIA_H200,dtype=fp8_w8a8,block_shape=[128, 128].json",
+    ] {
+        write(name, "{\"source\": {\"date\": 1}, \"tiles\": []}");
+    }
+    let path = folder.path().to_str().unwrap();
+    let (other, code) = document(&[path]);
+    assert_eq!((code, &other["files"]), (0, &0.into()), "{other}");
+    // A block-FP8 file with parts in another order or case is still one.
+    write("k=1536,n=3072,device_name=NVIDIA_H200.json", "{}");
+    let (own, code) = document(&[path]);
+    assert_eq!((code, &own["files"]), (15, &1.into()), "{own}");
+}

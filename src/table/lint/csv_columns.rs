@@ -1,7 +1,8 @@
 //! Rules about a table's header and its bytes.
 
-use super::super::aiter::Table;
+use super::super::aiter::{Row, Table};
 use super::super::revision::{self, Revision};
+use super::super::roofline;
 use super::{Sink, rules};
 use crate::shape::Op;
 
@@ -77,6 +78,38 @@ fn evidence(table: &Table, sink: &mut Sink<'_>) {
             );
         }
     }
+    let tflops = |row: &Row, us| roofline::tflops(row.m, row.n, row.k, us);
+    let bw = |row: &Row, us| roofline::bandwidth(table.op, row.m, row.n, row.k, us);
+    not_recorded(table, "tflops", |row| row.tflops, tflops, sink);
+    not_recorded(table, "bw", |row| row.bw, bw, sink);
+}
+
+/// Tables that were converted or made by hand have 0 where nothing was recorded; one finding for all of them.
+fn not_recorded(
+    table: &Table,
+    column: &str,
+    cell: fn(&Row) -> Option<f64>,
+    value: impl Fn(&Row, f64) -> f64,
+    sink: &mut Sink<'_>,
+) {
+    // Two digits are written, so a true value below this is 0.00 as well.
+    const LEAST: f64 = 0.011;
+    let zero = |row: &&Row| {
+        let us = row.us.filter(|us| us.is_finite() && *us > 0.0);
+        cell(row) == Some(0.0) && us.is_some_and(|us| value(row, us) > LEAST)
+    };
+    let mut rows = table.rows.iter().filter(zero);
+    let Some(first) = rows.next() else { return };
+    let more = match rows.count() {
+        0 => String::new(),
+        1 => " here and in 1 more row".to_owned(),
+        more => format!(" here and in {more} more rows"),
+    };
+    sink.add(
+        &rules::COLUMN_EVIDENCE,
+        Some(first.line),
+        format!("{column} is 0{more}: not recorded"),
+    );
 }
 
 fn unknown(table: &Table, sink: &mut Sink<'_>) {

@@ -43,8 +43,8 @@ fn shadows(series: &Series<'_>, sink: &mut Sink<'_>) {
             .into_iter()
             .map(|probe| probe.m(*m, row.n, row.k))
             .filter(|padded| padded > m)
-            .filter_map(|padded| series.get(&padded))
-            .find(|other| {
+            .find_map(|padded| series.get(&padded))
+            .filter(|other| {
                 other.us.is_some_and(|other| us > other * SHADOW_SLACK) && !same_kernel(row, other)
             });
         if let Some(other) = behind {

@@ -4,7 +4,9 @@ use std::collections::HashMap;
 
 use serde_json::Value;
 
-use super::super::sglang_json::{Config, Entry, FileName, OPTIONAL_KEYS, Params, REQUIRED_KEYS};
+use super::super::sglang_json::{
+    Config, ConfigError, Entry, FileName, OPTIONAL_KEYS, Params, REQUIRED_KEYS,
+};
 use super::{Sink, json_name, rules};
 
 /// The M values SGLang's own tuner sweeps (`benchmark/kernels/quantization/
@@ -24,10 +26,9 @@ pub(super) fn check(name: &str, bytes: &[u8], sink: &mut Sink<'_>) -> usize {
     let config = match Config::read(name, bytes) {
         Ok(config) => config,
         Err(error) => {
-            let source = std::error::Error::source(&error)
-                .map(ToString::to_string)
-                .unwrap_or_default();
-            sink.add(&rules::FILE_UNREADABLE, None, format!("{error}: {source}"));
+            let ConfigError::Json { source, .. } = &error;
+            let line = u64::try_from(source.line()).ok().filter(|line| *line > 0);
+            sink.add(&rules::FILE_UNREADABLE, line, format!("{error}: {source}"));
             return 0;
         }
     };
@@ -146,6 +147,29 @@ fn coverage(mut keys: Vec<i64>, sink: &mut Sink<'_>) {
     }
 }
 
+/// A parameter that stands twice: Python's reader keeps the last.
+fn repeated(entry: &Entry, pairs: &[(String, Value)], sink: &mut Sink<'_>) {
+    let mut seen: HashMap<&str, &Value> = HashMap::new();
+    for (param, value) in pairs {
+        let Some(first) = seen.insert(param, value) else {
+            continue;
+        };
+        let rule = if first == value {
+            &rules::DUPLICATE_EQUAL
+        } else {
+            &rules::DUPLICATE_CONFLICTING
+        };
+        sink.add(
+            rule,
+            Some(entry.line),
+            format!(
+                "key `{}` has `{param}` twice, {first} and {value}: the last one counts",
+                entry.key
+            ),
+        );
+    }
+}
+
 fn params(entry: &Entry, name: Option<&FileName>, sink: &mut Sink<'_>) {
     let line = Some(entry.line);
     let channelwise = name.is_some_and(|name| name.block_shape.is_none());
@@ -165,6 +189,7 @@ fn params(entry: &Entry, name: Option<&FileName>, sink: &mut Sink<'_>) {
             return;
         }
     };
+    repeated(entry, pairs, sink);
     for required in REQUIRED_KEYS {
         let optional = channelwise && required == "GROUP_SIZE_M";
         if entry.params.get(required).is_none() && !optional {

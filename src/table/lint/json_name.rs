@@ -102,9 +102,16 @@ fn device(name: &FileName, sink: &mut Sink<'_>) {
             .map(|letter| letter.to_ascii_lowercase())
             .collect::<String>()
     };
+    // `AMD_MI300X` for `AMD_Instinct_MI300X`: the vendor and the model, without the brand between them.
+    let model = |text: &str| {
+        let (vendor, model) = text.split_once('_').unwrap_or(("", text));
+        (vendor.to_ascii_lowercase(), folded(model))
+    };
     let near = DEVICES.iter().find(|known| {
-        let (known, device) = (folded(known), folded(device));
-        known == device || known.starts_with(&device) || known.ends_with(&device)
+        let (whole, given) = (folded(known), folded(device));
+        let ((vendor, known), (of, model)) = (model(known), model(device));
+        let brandless = vendor == of && !model.is_empty() && known.ends_with(&model);
+        whole == given || whole.starts_with(&given) || whole.ends_with(&given) || brandless
     });
     let vendor = ["NVIDIA_", "AMD_", "Intel"]
         .iter()

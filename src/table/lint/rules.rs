@@ -118,7 +118,7 @@ fn severity_word(severity: Severity) -> &'static str {
 }
 
 /// Every rule, in the order of the reference page.
-pub const ALL: [&Rule; 44] = [
+pub const ALL: [&Rule; 45] = [
     &FILE_UNREADABLE,
     &LINE_UNREADABLE,
     &CELL_NOT_A_NUMBER,
@@ -149,6 +149,7 @@ pub const ALL: [&Rule; 44] = [
     &BW_CONTRADICTS_US,
     &ROW_UNREACHABLE,
     &CU_NUM_UNKNOWN,
+    &SIZE_UNLIKELY,
     &SHADOWS_FASTER,
     &TIME_NOT_MONOTONE,
     &UNTUNED_EXTRA_COLUMN,

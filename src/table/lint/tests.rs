@@ -112,3 +112,134 @@ fn a_key_that_no_gpu_has_is_told_from_one_that_is_only_unknown() {
     assert_eq!(rule("gfx908", "120"), Some("row-unreachable"));
     assert_eq!(rule("gfx1201", "32"), None);
 }
+
+const HEAD: &str = "gfx,cu_num,M,N,K,libtype,kernelId,splitK,us,kernelName,tflops,bw,errRatio\n";
+const NAME: &str = "a8w8_blockscale_1x128x128_256x16x64x256_16x16_16x16_1x1_16x16x1_16x16x1_1x16x1x16_4_1x1_intrawave_v1";
+
+/// A table of M, us, tflops and bw with one kernel a row.
+fn rows(rows: &[(u32, &str, &str, &str, u32)]) -> Report {
+    let mut text = HEAD.to_owned();
+    for (m, us, tflops, bw, split) in rows {
+        text += &format!("gfx942,304,{m},3072,1536,ck,8,{split},{us},{NAME},{tflops},{bw},0.0\n");
+    }
+    check("a8w8_blockscale_tuned_gemm.csv", &text)
+}
+
+#[test]
+fn a_zero_that_stands_for_not_recorded_is_told_once_and_is_no_contradiction() {
+    let report = rows(&[(1, "6.6154", "0", "0.0", 0), (2, "6.62", "0", "715.1", 0)]);
+    let found: Vec<_> = report
+        .findings
+        .iter()
+        .map(|finding| (finding.rule, finding.line, finding.severity))
+        .collect();
+    let once = ("column-evidence", Some(2), Severity::Warning);
+    assert_eq!(found, [once, once], "{:#?}", report.findings);
+    assert!(
+        report.findings[0]
+            .message
+            .contains("here and in 1 more row")
+    );
+    let wrong = rows(&[(1, "6.6154", "2.86", "714.43", 0)]);
+    assert_eq!(ids(&wrong), ["tflops-contradicts-us"]);
+}
+
+#[test]
+fn a_row_is_compared_with_the_row_the_look_up_would_take_without_it() {
+    // Without M=40 the row of M=48 serves it, which is no faster; the one of M=64 would not be asked.
+    let report = rows(&[
+        (40, "7.0", "", "", 0),
+        (48, "7.0", "", "", 1),
+        (64, "6.7", "", "", 2),
+    ]);
+    let lines: Vec<_> = report
+        .findings
+        .iter()
+        .filter(|finding| finding.rule == "shadows-faster")
+        .map(|finding| finding.line)
+        .collect();
+    assert_eq!(lines, [Some(3)], "{:#?}", report.findings);
+}
+
+#[test]
+fn a_missing_column_is_said_of_the_header_and_not_of_every_row() {
+    let text = format!(
+        "gfx,cu_num,M,N,K,libtype,kernelId,splitK,kernelName,tflops,bw,errRatio\n\
+         gfx942,304,1,3072,1536,ck,8,0,{NAME},1.43,714.43,0.0\n"
+    );
+    let report = check("a8w8_blockscale_tuned_gemm.csv", &text);
+    assert_eq!(ids(&report), ["column-missing"]);
+}
+
+#[test]
+fn a_quote_that_is_never_closed_is_found_on_its_line() {
+    let row = |m: u32, name: &str| format!("gfx942,304,{m},3072,1536,ck,8,0,6.6154,{name},,,0.0\n");
+    let text = [
+        HEAD,
+        &row(1, NAME),
+        &row(2, &format!("\"{NAME}")),
+        &row(4, NAME),
+    ]
+    .concat();
+    let report = check("a8w8_blockscale_tuned_gemm.csv", &text);
+    assert_eq!(ids(&report), ["line-unreadable"]);
+    assert_eq!(report.findings[0].line, Some(3));
+}
+
+#[test]
+fn linear_attention_shapes_are_no_gemm_table() {
+    let header = "gfx,cu_num,H,Hg,V,is_varlen,use_h0,store_fs,total_chunks,max_seq_chunks\n";
+    let report = check("chunk_gdn_h_opt_untuned.csv", header);
+    assert_eq!((report.skipped.len(), report.findings.len()), (1, 0));
+}
+
+const CONFIG: &str =
+    "N=1536,K=7168,device_name=NVIDIA_H200,dtype=fp8_w8a8,block_shape=[128, 128].json";
+
+#[test]
+fn a_parameter_that_stands_twice_is_told_by_its_line() {
+    let entry = |extra: &str| {
+        format!(
+            "{{\"1\": {{\"BLOCK_SIZE_M\": 64,{extra} \"BLOCK_SIZE_N\": 64, \"BLOCK_SIZE_K\": 128, \"GROUP_SIZE_M\": 32, \
+             \"num_warps\": 4, \"num_stages\": 3}},\n \"4096\": {{\"BLOCK_SIZE_M\": 64, \"BLOCK_SIZE_N\": 64, \
+             \"BLOCK_SIZE_K\": 128, \"GROUP_SIZE_M\": 32, \"num_warps\": 4, \"num_stages\": 3}}}}\n"
+        )
+    };
+    let found = |extra: &str| {
+        let report = check(CONFIG, &entry(extra));
+        let of_keys = report.findings.into_iter();
+        of_keys
+            .filter(|finding| finding.rule != "m-set-gap")
+            .map(|finding| (finding.rule, finding.line))
+            .collect::<Vec<_>>()
+    };
+    assert_eq!(found(""), []);
+    assert_eq!(
+        found(" \"BLOCK_SIZE_M\": 16,"),
+        [("duplicate-conflicting", Some(1))]
+    );
+    assert_eq!(
+        found(" \"BLOCK_SIZE_M\": 64,"),
+        [("duplicate-equal", Some(1))]
+    );
+}
+
+#[test]
+fn json_that_cannot_be_read_is_told_with_its_line() {
+    let report = check(CONFIG, "{\n \"1\": {\n  \"BLOCK_SIZE_M\": 64,\n }\n}\n");
+    assert_eq!(ids(&report), ["file-unreadable"]);
+    assert_eq!(report.findings[0].line, Some(4));
+}
+
+#[test]
+fn a_device_name_without_its_brand_is_none() {
+    let rules_of = |device: &str| {
+        let name = CONFIG.replace("NVIDIA_H200", device);
+        let report = check(&name, "{}");
+        ids(&report)
+    };
+    assert!(rules_of("AMD_MI300X").contains(&"file-name-unread"));
+    assert!(rules_of("NVIDIA_RTX_5090").contains(&"file-name-unread"));
+    assert!(rules_of("NVIDIA_X9000").contains(&"device-name-unknown"));
+    assert!(!rules_of("AMD_Instinct_MI300X").contains(&"file-name-unread"));
+}

@@ -97,11 +97,16 @@ fn collect(folder: &Utf8Path, files: &mut Vec<Utf8PathBuf>) -> Result<(), LintEr
         // Links to folders are not followed, so that a loop of them ends.
         if kind.is_dir() && !hidden {
             collect(entry.path(), files)?;
-        } else if !kind.is_dir() && matches!(entry.path().extension(), Some("csv" | "json")) {
+        } else if !kind.is_dir() && matches!(extension(entry.path()).as_str(), "csv" | "json") {
             files.push(entry.into_path());
         }
     }
     Ok(())
+}
+
+/// The extension in lower case: `.JSON` is a name the runtime never reads, which has to be said.
+fn extension(path: &Utf8Path) -> String {
+    path.extension().unwrap_or("").to_ascii_lowercase()
 }
 
 fn check(
@@ -126,15 +131,15 @@ fn check(
             bytes: metadata.len(),
         });
     }
-    match path.extension() {
-        Some("csv") => {
+    match extension(path).as_str() {
+        "csv" => {
             let bytes = fs_err::read(path).map_err(read)?;
             if named || looks_like_csv_table(path, &bytes) {
                 tables.extend(report.check_csv(path.as_str(), &bytes));
             }
             Ok(())
         }
-        Some("json") => {
+        "json" => {
             let bytes = fs_err::read(path).map_err(read)?;
             if named || looks_like_config(path, &bytes) {
                 report.check_json(path.as_str(), &bytes);
@@ -160,8 +165,13 @@ fn looks_like_csv_table(path: &Utf8Path, bytes: &[u8]) -> bool {
 
 fn looks_like_config(path: &Utf8Path, bytes: &[u8]) -> bool {
     let name = path.file_name().unwrap_or("");
-    if name.starts_with("E=") {
-        return false; // fused MoE: other keys, another look-up
+    let first = name.split(['=', ',', '.']).next().unwrap_or("");
+    if name.contains('=') {
+        // Other kernels' files name other things first: `E=` fused MoE, `world=`, `provider=`, `lora_shrink,`.
+        let ours = ["n", "k", "m", "device_name", "dtype", "block_shape"];
+        if !ours.contains(&first.trim().to_ascii_lowercase().as_str()) {
+            return false;
+        }
     }
     if name.contains("device_name=") || name.contains("block_shape") {
         return true;

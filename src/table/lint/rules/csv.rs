@@ -78,7 +78,7 @@ pub const COLUMN_OLDER_FORM: Rule = Rule {
 pub const COLUMN_EVIDENCE: Rule = Rule {
     id: "column-evidence",
     severity: Warning,
-    title: "A measured column is missing",
+    title: "A measured column is missing, or 0",
     why: "The runtime does not read it, but without it nobody can tell whether the row was right or fast.",
     fix: "Tune again if the rows matter.",
     example: Example {
@@ -154,7 +154,7 @@ pub const DUPLICATE_EQUAL: Rule = Rule {
     example: Example {
         file: "a8w8_blockscale_tuned_gemm.csv",
         text: include_str!("examples/duplicate-equal.csv"),
-        found: "",
+        found: "23 rows of `a8w8_blockscale_tuned_gemm_ds_v3.csv` of aiter v0.1.9.",
     },
 };
 
@@ -168,7 +168,7 @@ pub const DUPLICATE_CONFLICTING: Rule = Rule {
     example: Example {
         file: "a8w8_blockscale_tuned_gemm.csv",
         text: include_str!("examples/duplicate-conflicting.csv"),
-        found: "46 keys of `a8w8_blockscale_tuned_gemm_ds_v3.csv` of aiter v0.1.9.",
+        found: "",
     },
 };
 
@@ -420,6 +420,20 @@ pub const CU_NUM_UNKNOWN: Rule = Rule {
     example: Example {
         file: "a8w8_blockscale_tuned_gemm.csv",
         text: include_str!("examples/cu-num-unknown.csv"),
+        found: "",
+    },
+};
+
+/// A size that no known weight has.
+pub const SIZE_UNLIKELY: Rule = Rule {
+    id: "size-unlikely",
+    severity: Warning,
+    title: "A size that no known weight has",
+    why: "No look-up will ask for it, so all its rows are dead; swapped columns look like this.",
+    fix: "Compare N and K with the weights of the model.",
+    example: Example {
+        file: "a8w8_blockscale_tuned_gemm.csv",
+        text: include_str!("examples/size-unlikely.csv"),
         found: "",
     },
 };
