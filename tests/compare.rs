@@ -208,3 +208,23 @@ fn a_recorded_sweep_gives_one_number_over_its_loads() {
     let ratio = found["ratio"]["median"].as_f64().unwrap();
     assert!((ratio - 1.371).abs() < 0.001, "{ratio}");
 }
+
+#[test]
+fn a_file_given_twice_for_one_arm_is_refused() {
+    let folder = tempfile::tempdir().unwrap();
+    write(folder.path(), "b.jsonl", &NOISE[..1]);
+    write(folder.path(), "t.jsonl", &[1.2]);
+    let same = [
+        "b.jsonl",
+        "./b.jsonl",
+        "b.jsonl",
+        "b.jsonl",
+        "b.jsonl",
+        "b.jsonl",
+    ];
+    let arguments = [&["--tuned", "t.jsonl", "--baseline"][..], &same].concat();
+    let output = compare(folder.path(), &arguments);
+    assert_eq!(output.status.code(), Some(2), "{output:?}");
+    let said = String::from_utf8(output.stderr).unwrap();
+    assert!(said.contains("`./b.jsonl` is given twice"), "{said}");
+}

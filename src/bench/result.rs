@@ -141,14 +141,20 @@ pub fn parse(file: &str, text: &str) -> Result<Vec<Run>, ReadError> {
             }
             Some(Ok(_)) => return Err(ReadError::NotAnObject(source)),
             Some(Err(error)) => {
-                let reason = if error.is_eof() {
-                    "the last object is cut off; was the benchmark killed while writing?".to_owned()
+                let (line, reason) = if error.is_eof() {
+                    let reason =
+                        "the last object is cut off; was the benchmark killed while writing?";
+                    (line, reason.to_owned())
+                } else if ends_in_string(&text[start..]) {
+                    let reason =
+                        "the object is cut off; was the benchmark killed while writing it?";
+                    (line, reason.to_owned())
                 } else {
-                    error.to_string()
+                    (error.line(), error.to_string())
                 };
                 return Err(ReadError::Syntax {
                     file: file.to_owned(),
-                    line: if error.is_eof() { line } else { error.line() },
+                    line,
                     reason,
                 });
             }
@@ -158,6 +164,13 @@ pub fn parse(file: &str, text: &str) -> Result<Vec<Run>, ReadError> {
         return Err(ReadError::Empty(file.to_owned()));
     }
     Ok(runs)
+}
+
+/// Whether the first line of `text` ends inside a string, which no JSON line does unless it was torn.
+fn ends_in_string(text: &str) -> bool {
+    let line = text.lines().next().unwrap_or("");
+    serde_json::from_str::<Value>(line)
+        .is_err_and(|error| error.is_eof() && error.to_string().contains("parsing a string"))
 }
 
 /// What `json.dumps` may write, as JSON: bare `Infinity`, `-Infinity` and `NaN` outside strings
@@ -272,6 +285,15 @@ mod tests {
             error
                 .to_string()
                 .starts_with("read `b.jsonl:2`: the last object is cut off"),
+            "{error}"
+        );
+        // Torn, and another program went on behind it.
+        let torn = "{\"a\": 1}\n{\"a\": 2, \"b\": \"x\n{\"a\": 3}\n";
+        let error = parse("b.jsonl", torn).unwrap_err();
+        assert!(
+            error
+                .to_string()
+                .starts_with("read `b.jsonl:2`: the object is cut off"),
             "{error}"
         );
         let error = parse("b.jsonl", "{\"a\": 1}\n{\"a\": oops}\n").unwrap_err();

@@ -1,5 +1,6 @@
 //! `gemmtune compare`: two sets of benchmark results, one verdict.
 
+use std::collections::BTreeSet;
 use std::fmt::Write as _;
 
 use camino::Utf8PathBuf;
@@ -138,6 +139,17 @@ pub fn run(args: &CompareArgs, printer: &Printer) -> Result<(), Failure> {
 }
 
 fn read_arm(files: &[Utf8PathBuf], unit: Unit) -> Result<Vec<Trial>, Failure> {
+    let mut given = BTreeSet::new();
+    for file in files {
+        let place = file.canonicalize_utf8().unwrap_or_else(|_| file.clone());
+        if !given.insert(place) {
+            return Err(Failure::new(
+                Kind::Usage,
+                format!("`{file}` is given twice for one arm: a trial cannot count as two"),
+            )
+            .hint("give each server start's file once"));
+        }
+    }
     let files = files
         .iter()
         .map(|file| result::read(file))
