@@ -305,7 +305,7 @@ pub(super) fn ends_in_quote(tail: &[u8]) -> bool {
     let read = reader.read_byte_record(&mut record).unwrap_or(false);
     read && record
         .iter()
-        .last()
+        .next_back()
         .is_some_and(|cell| cell.ends_with(MARK))
 }
 

@@ -322,7 +322,7 @@ fn likely(table: &Table, row: &Row, sink: &mut Sink<'_>) {
             format!("N is {}: are the columns M and N swapped?", row.n),
         );
     }
-    if blocks && row.k % SCALE_BLOCK != 0 {
+    if blocks && !row.k.is_multiple_of(SCALE_BLOCK) {
         sink.add(
             &rules::SIZE_UNLIKELY,
             Some(row.line),

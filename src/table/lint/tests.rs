@@ -120,7 +120,8 @@ const NAME: &str = "a8w8_blockscale_1x128x128_256x16x64x256_16x16_16x16_1x1_16x1
 fn rows(rows: &[(u32, &str, &str, &str, u32)]) -> Report {
     let mut text = HEAD.to_owned();
     for (m, us, tflops, bw, split) in rows {
-        text += &format!("gfx942,304,{m},3072,1536,ck,8,{split},{us},{NAME},{tflops},{bw},0.0\n");
+        let row = format!("gfx942,304,{m},3072,1536,ck,8,{split},{us},{NAME},{tflops},{bw},0.0\n");
+        text.push_str(&row);
     }
     check("a8w8_blockscale_tuned_gemm.csv", &text)
 }
