@@ -5,6 +5,7 @@ use std::io::{self, Read as _};
 use camino::Utf8Path;
 
 use super::failure::{Failure, Kind};
+use crate::store::file::replaceable;
 
 /// The bytes of the file at `path`; of standard input for `-`.
 pub(super) fn read(path: &Utf8Path) -> io::Result<Vec<u8>> {
@@ -16,11 +17,15 @@ pub(super) fn read(path: &Utf8Path) -> io::Result<Vec<u8>> {
     Ok(bytes)
 }
 
-/// Refuses an output that is one of the inputs, under whatever name: a second path to it, or a link.
+/// Refuses an output that is no regular file, or one of the inputs under whatever name: a second path to it, or a link.
 pub(super) fn refuse_overwriting<'input>(
     output: &Utf8Path,
     inputs: impl IntoIterator<Item = &'input Utf8Path>,
 ) -> Result<(), Failure> {
+    replaceable(output).map_err(|error| {
+        Failure::to(Kind::Usage, "use the output", error)
+            .hint("name a new file with -o, or an old table that may be replaced")
+    })?;
     let written = identity(output);
     let same = inputs
         .into_iter()

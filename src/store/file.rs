@@ -8,8 +8,9 @@ use camino::Utf8Path;
 ///
 /// The bytes go to a temporary sibling, are synced, renamed over `path`, and the folder is synced,
 /// so that after a crash a reader sees the old file or the new one. The mode bits of a file that
-/// was there are kept.
+/// was there are kept. What is no regular file (a device, a pipe) is refused and never replaced.
 pub fn write_atomic(path: &Utf8Path, bytes: &[u8]) -> io::Result<()> {
+    replaceable(path)?;
     let folder = match path.parent() {
         Some(parent) if !parent.as_str().is_empty() => parent,
         _ => Utf8Path::new("."),
@@ -26,6 +27,25 @@ pub fn write_atomic(path: &Utf8Path, bytes: &[u8]) -> io::Result<()> {
         .persist(path)
         .map_err(|error| named(error.error))?;
     sync_folder(folder)
+}
+
+/// Whether a rename over `path` would replace at most a regular file.
+///
+/// For root a rename over `/dev/null` takes the device away from the whole machine; `/dev/stdout` is a link to whatever
+/// standard output is.
+pub fn replaceable(path: &Utf8Path) -> io::Result<()> {
+    let special = fs_err::metadata(path).is_ok_and(|data| !data.is_file());
+    let is_link = path.is_symlink();
+    let of_the_system = || {
+        let folder = path.parent().and_then(|folder| folder.canonicalize().ok());
+        folder.is_some_and(|folder| folder.starts_with("/dev") || folder.starts_with("/proc"))
+    };
+    if special || (is_link && of_the_system()) {
+        let message =
+            format!("write `{path}`: it is no regular file, and would be replaced by one");
+        return Err(io::Error::new(io::ErrorKind::InvalidInput, message));
+    }
+    Ok(())
 }
 
 /// Makes a rename or a new name in `folder` durable.
@@ -70,6 +90,27 @@ mod tests {
             1,
             "no temporary file is left"
         );
+    }
+
+    #[test]
+    fn what_is_no_regular_file_is_never_replaced() {
+        use std::os::unix::fs::FileTypeExt as _;
+        let (_keep, folder) = folder();
+        let socket = folder.join("socket");
+        let _listener = std::os::unix::net::UnixListener::bind(&socket).unwrap();
+        let link = folder.join("link");
+        std::os::unix::fs::symlink(&socket, &link).unwrap();
+        for path in [&socket, &link, &folder] {
+            let error = write_atomic(path, b"x").unwrap_err();
+            assert!(error.to_string().contains("no regular file"), "{error}");
+        }
+        let kind = fs_err::symlink_metadata(&socket).unwrap().file_type();
+        assert!(kind.is_socket() && link.is_symlink());
+        // Asked only, so that a failing test takes nothing from the machine.
+        for path in ["/dev/null", "/dev/stdout", "/proc/self/exe"] {
+            assert!(replaceable(Utf8Path::new(path)).is_err(), "{path}");
+        }
+        assert!(replaceable(&folder.join("new.csv")).is_ok());
     }
 
     #[test]
