@@ -89,12 +89,6 @@ fn provenance_path(output: &Utf8Path) -> Utf8PathBuf {
 /// Neither file that is written may be one that is read, under whatever name.
 fn refuse_overwriting(args: &MergeArgs, provenance: &Utf8Path) -> Result<(), Failure> {
     for written in [args.output.as_path(), provenance] {
-        if written.is_dir() {
-            return Err(
-                Failure::new(Kind::Usage, format!("`{written}` is a folder"))
-                    .hint("name a file with -o"),
-            );
-        }
         files::refuse_overwriting(written, args.tables.iter().map(Utf8PathBuf::as_path))?;
     }
     let folder = args.output.parent().and_then(Utf8Path::file_name);

@@ -287,7 +287,10 @@ fn check(first: &Table, tables: &[Table]) -> Result<(), MergeError> {
             });
         }
         let mut needed = vec!["cu_num", "us", "kernelName"];
-        if first.op == Op::Bpreshuffle {
+        // Nothing in an older row of gemm_a8w8 says its dtype, and an empty one is found by no look-up.
+        let keyed =
+            first.op == Op::A8w8 && tables.iter().any(|other| other.has_column("q_dtype_w"));
+        if first.op == Op::Bpreshuffle || keyed {
             needed.push("q_dtype_w");
         }
         if let Some(column) = needed.into_iter().find(|column| !table.has_column(column)) {

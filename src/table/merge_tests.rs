@@ -214,3 +214,20 @@ fn merging_shipped_tables_twice_changes_nothing() {
     assert_eq!(twice.table.to_csv(), once.table.to_csv());
     assert_eq!(twice.count(Outcome::Copy), 128);
 }
+
+#[test]
+fn a_row_whose_dtype_nothing_says_is_not_given_an_empty_one() {
+    let older = "cu_num,M,N,K,kernelId,splitK,us,kernelName,errRatio\n80,16,4096,4096,1,0,9.0,a8w8_rowwise_k,0.0\n";
+    let newer = "cu_num,M,N,K,q_dtype_w,kernelId,splitK,us,kernelName,errRatio\n\
+        80,16,4096,4096,torch.int8,1,0,9.5,a8w8_rowwise_k,0.0\n";
+    let read = |name: &str, text: &str| Table::read(name, text.as_bytes(), Some(Op::A8w8)).unwrap();
+    let (older, newer) = (read("old.csv", older), read("new.csv", newer));
+    assert_eq!(
+        merge(&[newer, older.clone()], &Policy::default()).unwrap_err(),
+        MergeError::MissingColumn {
+            table: "old.csv".to_owned(),
+            column: "q_dtype_w"
+        }
+    );
+    assert!(merge(&[older], &Policy::default()).is_ok());
+}
