@@ -91,8 +91,28 @@ pub(super) fn head_start(bytes: &[u8], at: usize) -> Option<usize> {
             .into_iter()
             .find(|text| head.ends_with(text));
         let text = text.filter(|_| is_colon)?;
-        Some(from + m - text.len())
+        let start = m - text.len();
+        let other = is_of_bf16(&before[start..]) || names_bf16_table(&bytes[at..]);
+        (!other).then_some(from + start)
     })
+}
+
+/// Whether the head of a look-up line is one of `aiter/tuned_gemm.py`, which goes on ` dtype=torch.bfloat16 otype=…`.
+fn is_of_bf16(head: &[u8]) -> bool {
+    find(head, b" dtype=").is_some()
+}
+
+/// Whether a miss, from `not found` on, names the table of `aiter/tuned_gemm.py`: at v0.1.7 nothing else tells it from a miss
+/// of `gemm_a8w8_blockscale`.
+fn names_bf16_table(miss: &[u8]) -> bool {
+    let file = miss.strip_prefix(b"not found tuned config in ");
+    let file = file.and_then(|rest| Cursor::new(rest).until(b", will use default config!"));
+    file.is_some_and(is_bf16_table)
+}
+
+fn is_bf16_table(file: &[u8]) -> bool {
+    find(base_name(file), b"bf16_tuned_gemm").is_some()
+        || file.ends_with(b"/configs/tuned_gemm.csv")
 }
 
 /// Whether a look-up line whose beginning is lost goes on at `at`: `K:7168, ` stands before it, and in its line no word
@@ -228,6 +248,9 @@ pub(super) fn parse(text: &[u8]) -> Option<(Line<'_>, usize)> {
 /// `<file>, will use default config!`
 fn miss<'log>(cursor: &mut Cursor<'log>, has_dtype: bool) -> Option<(Op, LineOutcome<'log>)> {
     let file = cursor.until(b", will use default config!")?;
+    if is_bf16_table(file) {
+        return None;
+    }
     if file == b"CKGEMM or asmGEMM" {
         return Some((Op::A4w4, LineOutcome::Miss { file: None }));
     }
@@ -346,6 +369,39 @@ mod tests {
         assert_eq!(hit(&lookup).cu_num, Some(304));
         assert_eq!(hit(&lookup).file, "/tmp/a b/a8w8_blockscale_tuned_gemm.csv");
         assert_eq!(hit(&lookup).kernel_name.as_deref(), Some("a8w8_x_v1"));
+    }
+
+    #[test]
+    fn lines_of_the_bf16_gemm_are_no_look_ups_of_ours() {
+        // `aiter/tuned_gemm.py` at v0.1.7, v0.1.9, 303a583c and e4048607.
+        let flags = "dtype=torch.bfloat16 otype=torch.bfloat16 bias=False, scaleAB=False";
+        let table = "/tmp/aiter_configs/bf16_tuned_gemm.csv";
+        let end = "will use default config!";
+        for line in [
+            format!(
+                "M:64, N:512, K:7168, not found tuned config in /tmp/bf16_tuned_gemm.csv, {end}"
+            ),
+            format!(
+                "M:64, N:512, K:7168, not found tuned config in /x/aiter/configs/tuned_gemm.csv, {end}"
+            ),
+            format!(
+                "M:64, N:512, K:7168 {flags}, found padded_M: 64, N:512, K:7168 is tuned on cu_num = 304 in {table}, \
+                     libtype is hipblaslt, kernel name is k"
+            ),
+            format!(
+                "M:64, N:512, K:7168 {flags}, bpreshuffle=False , not found tuned config in {table}, {end}"
+            ),
+            format!(
+                "M:64, N:512, K:7168 {flags}, bpreshuffle=False, not found tuned config in {table}, {end} using torch \
+                     solution:0"
+            ),
+        ] {
+            let line = format!("[aiter] shape is {line}\n");
+            assert_eq!(classify(line.as_bytes()), None, "{line}");
+            let tag = [", found padded_M: ", "not found tuned config in "];
+            let at = tag.iter().find_map(|tag| line.find(tag)).unwrap();
+            assert_eq!(head_start(line.as_bytes(), at), None, "{line}");
+        }
     }
 
     #[test]
