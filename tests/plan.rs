@@ -156,3 +156,38 @@ fn a_per_channel_model_is_planned_for_the_operation_it_needs() {
             .contains("gemm_a8w8_bpreshuffle")
     );
 }
+
+#[test]
+fn a_table_thinned_to_the_rows_that_matter_serves_every_m_alike() {
+    let keep = tempfile::tempdir().unwrap();
+    let path = |name: &str| keep.path().join(name).to_str().unwrap().to_owned();
+    let row = |m: u32, kernel: u32| {
+        format!("gfx942,304,{m},512,7168,ck,{kernel},0,{m}.5,k{kernel},0.0\n")
+    };
+    let head = "gfx,cu_num,M,N,K,libtype,kernelId,splitK,us,kernelName,errRatio\n";
+    // 16 and 64 have the kernel of 32 and 128, which serve their M as well; 96 has another one.
+    let rows = [(16, 1), (32, 1), (64, 2), (96, 3), (128, 2)];
+    let rows: String = rows.iter().map(|(m, kernel)| row(*m, *kernel)).collect();
+    let table = path("a8w8_blockscale_tuned_gemm.csv");
+    fs_err::write(&table, format!("{head}{rows}")).unwrap();
+    let thin = path("thin.csv");
+    let device = ["--gfx", "gfx942", "--cu", "304", "--table", &table];
+    let found = document(&[["--thin", "200", "-o", &thin].as_slice(), &device].concat());
+    assert_eq!(
+        (&found["rows"], &found["lookups_compared"]),
+        (&5.into(), &200.into())
+    );
+    let written = fs_err::read_to_string(&thin).unwrap();
+    assert_eq!(found["needed"], written.lines().count() as u64 - 1);
+    // M = 1 to 15 finds 16 by the fine grid, and without it coarse rows up to 16 only: that row stays.
+    assert!(
+        written.contains(&row(96, 3)) && written.contains(&row(16, 1)),
+        "{written}"
+    );
+    let nobody = plan(&[
+        "--thin", "200", "--table", &table, "--gfx", "gfx950", "--cu", "256",
+    ]);
+    assert_eq!(nobody.status.code(), Some(2));
+    let over = plan(&[["--thin", "200", "-o", &table].as_slice(), &device].concat());
+    assert_eq!(over.status.code(), Some(2), "the table is an input");
+}

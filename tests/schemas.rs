@@ -161,6 +161,11 @@ fn documents_about_shapes_and_tables_are_as_published() {
     ] {
         check("plan", &place.json(&[arguments, &device].concat()));
     }
+    let thin = [
+        "plan", "--thin", "4096", "--table", table, "--gfx", "gfx950",
+    ];
+    let thin = [thin.as_slice(), &["--cu", "256", "-o", "thin.csv"]].concat();
+    check("plan-thin", &place.json(&thin));
     place.file("none.csv", "op,M,N,K,dtype,records\n");
     let nothing = place.json(&[["plan", "--shapes", "none.csv"].as_slice(), &device].concat());
     assert_eq!(nothing["verdict"], "nothing");

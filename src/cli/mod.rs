@@ -18,6 +18,7 @@ pub mod man;
 pub mod merge;
 mod outcome;
 pub mod plan;
+mod plan_thin;
 pub mod printer;
 pub mod probe;
 pub mod progress;

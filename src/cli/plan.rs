@@ -7,6 +7,7 @@ use serde_json::json;
 
 use super::failure::{Failure, Kind};
 use super::files;
+use super::plan_thin;
 use super::printer::Printer;
 use crate::plan::cost::Cost;
 use crate::plan::document::Verdict;
@@ -17,6 +18,7 @@ use crate::plan::{self, Plan, PlanError, PlanInput};
 use crate::shape::{Op, Shape};
 use crate::store::file::write_atomic;
 use crate::table::aiter::Table;
+use crate::table::lookup::Rules;
 use crate::table::revision::Revision;
 use crate::table::roofline::{Device, key_of_name};
 use crate::table::sglang_json::{Config, FileName};
@@ -29,7 +31,7 @@ const SHOWN: usize = 15;
 #[derive(Debug, clap::Args)]
 pub struct PlanArgs {
     /// Shapes that were seen: `op,M,N,K,dtype,records`, or a tuner's `M,N,K`; `-` is standard input
-    #[arg(long, value_name = "S.csv", required_unless_present = "model")]
+    #[arg(long, value_name = "S.csv", required_unless_present_any = ["model", "thin"])]
     shapes: Option<Utf8PathBuf>,
 
     /// A tuned table the server has today (aiter CSV, SGLang JSON or a folder of those); repeatable
@@ -112,6 +114,17 @@ pub struct PlanArgs {
     #[arg(long, value_name = "SECONDS")]
     budget: Option<f64>,
 
+    /// Plan nothing: say how many rows of the table serve every M from 1 to this with the same kernels; -o writes them
+    #[arg(
+        long,
+        value_name = "M",
+        value_parser = clap::value_parser!(u32).range(1..=1_048_576),
+        requires = "tables",
+        requires = "gfx",
+        conflicts_with_all = ["shapes", "model"]
+    )]
+    thin: Option<u32>,
+
     /// Write the rows to tune as the tuner reads them
     #[arg(short, long, value_name = "UNTUNED.csv")]
     output: Option<Utf8PathBuf>,
@@ -137,6 +150,9 @@ pub fn run(args: &PlanArgs, printer: &Printer) -> Result<(), Failure> {
     if let Some(output) = &args.output {
         let inputs = args.model.iter().chain(&args.shapes).chain(&args.tables);
         files::refuse_overwriting(output, inputs.map(Utf8PathBuf::as_path))?;
+    }
+    if let Some(max_m) = args.thin {
+        return thin(args, &tables, max_m, printer);
     }
     let op_hint = args.op.or_else(|| op_of_model(prediction.as_ref(), args));
     let seen = read_shapes(args, op_hint)?;
@@ -190,6 +206,23 @@ pub fn run(args: &PlanArgs, printer: &Printer) -> Result<(), Failure> {
     }
     show(&plan, args, printer);
     Ok(())
+}
+
+fn thin(args: &PlanArgs, tables: &[Table], max_m: u32, printer: &Printer) -> Result<(), Failure> {
+    let ([table], Some(gfx), Some(cu_num)) = (tables, &args.gfx, args.cu) else {
+        return Err(Failure::new(
+            Kind::Usage,
+            "--thin takes one table of aiter's and its device",
+        )
+        .hint("`gemmtune merge` makes one table of several"));
+    };
+    let question = plan_thin::Question {
+        rules: Rules::new(table.op, args.revision),
+        gfx,
+        cu_num,
+        max_m,
+    };
+    plan_thin::run(table, &question, args.output.as_deref(), printer)
 }
 
 fn predict(path: &Utf8Path, args: &PlanArgs) -> Result<Prediction, Failure> {

@@ -1,0 +1,141 @@
+//! `gemmtune plan --thin`: how many rows of a table do anything at all.
+
+use std::collections::BTreeSet;
+
+use camino::Utf8Path;
+use serde_json::json;
+
+use super::failure::{Failure, Kind};
+use super::printer::Printer;
+use crate::plan::thin::thin;
+use crate::shape::Shape;
+use crate::store::file::write_atomic;
+use crate::table::aiter::{Row, Table};
+use crate::table::lookup::{LookupError, Resolver, Rules};
+
+/// For which GPU, rules and M.
+pub(super) struct Question<'a> {
+    pub(super) rules: Rules,
+    pub(super) gfx: &'a str,
+    pub(super) cu_num: u32,
+    pub(super) max_m: u32,
+}
+
+/// Finds the fewest rows of `table` that serve every M with the same kernel, proves it by asking the look-up for each M of
+/// each weight, and writes them to `output`.
+pub(super) fn run(
+    table: &Table,
+    question: &Question<'_>,
+    output: Option<&Utf8Path>,
+    printer: &Printer,
+) -> Result<(), Failure> {
+    let unusable = |error: LookupError| {
+        Failure::to(Kind::Usage, "use the table as the runtime does", error)
+            .hint("`gemmtune lint` on the table says what is wrong with it")
+    };
+    let thinned = thin(
+        table,
+        question.rules,
+        question.gfx,
+        question.cu_num,
+        question.max_m,
+    );
+    if thinned.rows == 0 {
+        return Err(Failure::new(
+            Kind::Usage,
+            format!(
+                "`{}` has no row for {} with {} compute units",
+                table.name, question.gfx, question.cu_num
+            ),
+        )
+        .hint("say the device of the rows with --gfx and --cu"));
+    }
+    let kept = Table {
+        rows: thinned
+            .needed
+            .iter()
+            .map(|index| table.rows[*index].clone())
+            .collect(),
+        faults: Vec::new(),
+        ..table.clone()
+    };
+    let whole = Resolver::new(table, question.rules, question.gfx, question.cu_num);
+    let few = Resolver::new(&kept, question.rules, question.gfx, question.cu_num);
+    let (asked, differ) = compare(
+        table,
+        &whole.map_err(unusable)?,
+        &few.map_err(unusable)?,
+        question,
+    );
+    if differ > 0 {
+        return Err(Failure::new(
+            Kind::Bug,
+            format!("{differ} of {asked} look-ups find another kernel in the thinned table"),
+        ));
+    }
+    if let Some(output) = output {
+        write_atomic(output, kept.to_csv().as_bytes())
+            .map_err(|error| Failure::to(Kind::Environment, "write the thinned table", error))?;
+    }
+    if printer.is_json() {
+        return printer.json(&json!({
+            "table": table.name,
+            "op": table.op,
+            "gfx": question.gfx,
+            "cu_num": question.cu_num,
+            "max_m": question.max_m,
+            "rows": thinned.rows,
+            "needed": thinned.needed.len(),
+            "lookups_compared": asked,
+            "output": output,
+        }));
+    }
+    printer.say(format!(
+        "{} of {} rows serve every M from 1 to {} with the same kernels ({asked} look-ups agree)",
+        thinned.needed.len(),
+        thinned.rows,
+        question.max_m
+    ));
+    Ok(())
+}
+
+/// Asks both tables for every M of every weight that has a row: look-ups made, and those whose kernels differ.
+fn compare(
+    table: &Table,
+    whole: &Resolver<'_>,
+    few: &Resolver<'_>,
+    question: &Question<'_>,
+) -> (usize, usize) {
+    type Kernel<'a> = (Option<&'a str>, Option<&'a str>, Option<i64>);
+    fn kernel(row: Option<&Row>) -> Option<Kernel<'_>> {
+        row.map(|row| {
+            (
+                row.libtype.as_deref(),
+                row.kernel_name.as_deref(),
+                row.split_k,
+            )
+        })
+    }
+    let weights: BTreeSet<Shape> = table
+        .rows
+        .iter()
+        .filter(|row| {
+            let gfx = row.gfx.as_deref();
+            row.cu_num == Some(question.cu_num) && gfx.is_none_or(|gfx| gfx == question.gfx)
+        })
+        .map(|row| Shape {
+            m: 0,
+            ..row.shape(table.op)
+        })
+        .collect();
+    let (mut asked, mut differ) = (0, 0);
+    for mut shape in weights {
+        for m in 1..=question.max_m {
+            shape.m = m;
+            asked += 1;
+            let same = kernel(whole.find(&shape).row()) == kernel(few.find(&shape).row());
+            differ += usize::from(!same);
+        }
+    }
+    (asked, differ)
+}
