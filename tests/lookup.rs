@@ -96,6 +96,57 @@ fn every_recorded_look_up_resolves_to_the_same_row() {
 }
 
 #[test]
+fn every_other_operation_resolves_as_its_own_function_does() {
+    let mut hits = 0;
+    let cases = cases("aiter-ops-cases.csv");
+    for case in &cases {
+        let op: Op = case["op"].parse().unwrap();
+        let name = format!("aiter-ops-{op}-{}.csv", case["fixture"]);
+        let path = format!("{}/testdata/lookup/{name}", env!("CARGO_MANIFEST_DIR"));
+        let table = Table::read(&name, &fs_err::read(path).unwrap(), Some(op)).unwrap();
+        let rules = Rules::new(op, case["revision"].parse().unwrap());
+        let resolver = Resolver::new(&table, rules, &case["gfx"], number(case, "cu_num")).unwrap();
+        let found = resolver.find(&Shape {
+            op,
+            m: number(case, "M"),
+            n: number(case, "N"),
+            k: number(case, "K"),
+            dtype: case["dtype"].clone(),
+        });
+        let cells = match found {
+            Resolution::Miss => [
+                "miss".to_owned(),
+                String::new(),
+                String::new(),
+                String::new(),
+            ],
+            Resolution::Hit { row, padded_m, .. } => {
+                hits += 1;
+                let kernel = row.kernel_name.as_deref().unwrap_or("");
+                let library = row.libtype.as_deref().unwrap_or("");
+                [
+                    "hit".to_owned(),
+                    padded_m.to_string(),
+                    library.to_owned(),
+                    kernel.to_owned(),
+                ]
+            }
+        };
+        let columns = ["result", "padded_M", "libtype", "kernelName"];
+        assert_eq!(
+            cells,
+            columns.map(|column| case[column].clone()),
+            "{case:?}"
+        );
+    }
+    assert!(
+        hits > 300 && hits < cases.len(),
+        "{hits} of {}",
+        cases.len()
+    );
+}
+
+#[test]
 fn a_gfx_table_at_a_revision_that_ignores_gfx_raises_as_pandas_does() {
     let table = table("aiter-lookup-e2e-fixture-gfx.csv");
     let rules = Rules::new(Op::Blockscale, Revision::P);
