@@ -154,3 +154,30 @@ fn a_gfx_table_at_a_revision_that_ignores_gfx_raises_as_pandas_does() {
     let error = Resolver::new(&table, rules, "gfx942", 304).unwrap_err();
     assert!(error.to_string().contains("DataFrame index must be unique"));
 }
+
+#[test]
+fn a_file_for_other_scale_blocks_is_said_to_miss_for_the_common_ones() {
+    let folder = tempfile::tempdir().unwrap();
+    let warnings = |n: u32, k: u32| {
+        let shapes = folder.path().join("s.csv");
+        fs_err::write(&shapes, format!("M,N,K\n8,{n},{k}\n")).unwrap();
+        let output = std::process::Command::new(env!("CARGO_BIN_EXE_gemmtune"))
+            .current_dir(concat!(env!("CARGO_MANIFEST_DIR"), "/testdata"))
+            .args([
+                "--json",
+                "lookup",
+                "--table",
+                "sglang-configs",
+                "--device",
+                "NVIDIA_H200",
+            ])
+            .arg("--shapes")
+            .arg(&shapes)
+            .output()
+            .unwrap();
+        let document: serde_json::Value = serde_json::from_slice(&output.stdout).unwrap();
+        document["warnings"].to_string()
+    };
+    assert!(warnings(1152, 5120).contains("block_shape=[32, 32].json` is for other scale blocks"));
+    assert_eq!(warnings(1536, 7168), "[]");
+}

@@ -1,5 +1,7 @@
 //! `gemmtune lookup`: which row of a table the runtime takes for each shape.
 
+use std::collections::BTreeSet;
+
 use camino::{Utf8Path, Utf8PathBuf};
 use serde::Serialize;
 use serde_json::{Map, Value};
@@ -342,6 +344,9 @@ struct ConfigFile {
 fn in_json(args: &LookupArgs, shapes: &[CountedShape]) -> Result<Answers, Failure> {
     let mut answers = Answers::default();
     let files = config_files(args, &mut answers.warnings)?;
+    let common = Some((128, 128));
+    let of = |shape: &Shape, file: &ConfigFile| (file.name.n, file.name.k) == (shape.n, shape.k);
+    let mut other_blocks: BTreeSet<String> = BTreeSet::new();
     for CountedShape { shape, records } in shapes {
         if shape.op != Op::TritonBlockFp8 && args.op != Some(shape.op) {
             answers.other_operations += 1;
@@ -350,6 +355,16 @@ fn in_json(args: &LookupArgs, shapes: &[CountedShape]) -> Result<Answers, Failur
         answers
             .rows
             .push(json_answer(args, &files, shape, *records)?);
+        let mut matching = files.iter().filter(|file| of(shape, file)).peekable();
+        let first = matching.peek().map(|file| file.name.to_string());
+        if matching.all(|file| file.name.block_shape != common) {
+            other_blocks.extend(first);
+        }
+    }
+    for name in other_blocks {
+        answers.warnings.push(format!(
+            "`{name}` is for other scale blocks than 128 by 128, for which there is no file: a model with those misses"
+        ));
     }
     if answers.other_operations > 0 {
         answers.warnings.push(format!(
