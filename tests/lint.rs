@@ -181,3 +181,24 @@ fn in_a_folder_the_configurations_of_other_kernels_are_left_alone() {
     let (own, code) = document(&[path]);
     assert_eq!((code, &own["files"]), (15, &1.into()), "{own}");
 }
+
+#[test]
+fn a_pipe_or_an_enormous_file_in_a_folder_does_not_stop_the_rest() {
+    let folder = tempfile::tempdir().unwrap();
+    let path = |name: &str| folder.path().join(name);
+    let made = Command::new("mkfifo")
+        .arg(path("tuned.csv"))
+        .status()
+        .unwrap();
+    assert!(made.success());
+    let large = fs_err::File::create(path("large_tuned.csv")).unwrap();
+    large.set_len((1 << 30) + 1).unwrap();
+    fs_err::write(path("a8w8_blockscale_tuned_gemm.csv"), "cu_num,M,N,K\n").unwrap();
+    let (found, _) = document(&[folder.path().to_str().unwrap()]);
+    assert_eq!(
+        (&found["files"], &found["skipped"][0]["reason"]),
+        (&1.into(), &"1073741825 bytes are no table".into())
+    );
+    let (named, code) = document(&[path("large_tuned.csv").to_str().unwrap()]);
+    assert_eq!(code, 2, "{named}");
+}

@@ -5,7 +5,7 @@ use std::io::{self, Read as _};
 use camino::{Utf8Path, Utf8PathBuf};
 
 use super::super::aiter::Table;
-use super::Report;
+use super::{Report, Skipped};
 
 /// Larger files are refused: no table comes near it, and a file is held in memory whole.
 const LARGEST: u64 = 1 << 30;
@@ -121,10 +121,18 @@ fn check(
     };
     let metadata = match fs_err::metadata(path) {
         Ok(metadata) if metadata.is_dir() => return Ok(()), // a link to a folder
+        Ok(metadata) if !named && !metadata.is_file() => return Ok(()), // a pipe: reading it may never end
         Ok(metadata) => metadata,
         Err(error) if !named && error.kind() == io::ErrorKind::NotFound => return Ok(()), // a dead link
         Err(error) => return Err(read(error)),
     };
+    if metadata.len() > LARGEST && !named {
+        report.skipped.push(Skipped {
+            file: path.to_string(),
+            reason: format!("{} bytes are no table", metadata.len()),
+        });
+        return Ok(());
+    }
     if metadata.len() > LARGEST {
         return Err(LintError::TooLarge {
             path: path.to_owned(),
