@@ -51,11 +51,16 @@ pub fn is_plain_file(path: &Utf8Path) -> bool {
 }
 
 /// The files that `path` stands for: itself, or every file in the folder and its folders, sorted. Links to folders
-/// are not followed.
+/// are not followed, nor links to files that are found by themselves (`latest.log`).
 pub fn files(path: &Utf8Path) -> io::Result<Vec<Utf8PathBuf>> {
     if !path.metadata()?.is_dir() {
         return Ok(vec![path.to_owned()]);
     }
+    let root = path.canonicalize()?;
+    let leads_out = |link: &Utf8Path| {
+        let target = link.canonicalize();
+        target.is_ok_and(|target| target.is_file() && !target.starts_with(&root))
+    };
     let mut found = Vec::new();
     let mut folders = vec![path.to_owned()];
     while let Some(folder) = folders.pop() {
@@ -65,7 +70,7 @@ pub fn files(path: &Utf8Path) -> io::Result<Vec<Utf8PathBuf>> {
             let path = entry.into_path();
             if kind.is_dir() {
                 folders.push(path);
-            } else if kind.is_file() || fs_err::metadata(&path).is_ok_and(|data| data.is_file()) {
+            } else if kind.is_file() || (kind.is_symlink() && leads_out(&path)) {
                 found.push(path);
             }
         }
@@ -251,9 +256,20 @@ mod tests {
         fs_err::create_dir(folder.join("sub")).unwrap();
         write(&folder.join("b.log"), b"");
         write(&folder.join("sub/a.log"), b"");
-        std::os::unix::fs::symlink(&folder, folder.join("sub/loop")).unwrap();
-        let found = files(&folder).unwrap();
-        assert_eq!(found, [folder.join("b.log"), folder.join("sub/a.log")]);
+        let link = |target: &Utf8Path, name: &str| {
+            std::os::unix::fs::symlink(target, folder.join(name)).unwrap();
+        };
+        link(&folder, "sub/loop");
+        let both = [folder.join("b.log"), folder.join("sub/a.log")];
+        assert_eq!(files(&folder).unwrap(), both);
+        // A second name of the same log is no second log; one that leads out of the folder is a log of its own.
+        link(Utf8Path::new("sub/a.log"), "latest.log");
+        link(Utf8Path::new("gone.log"), "dead.log");
+        assert_eq!(files(&folder).unwrap(), both);
+        let (_other, elsewhere) = self::folder();
+        write(&elsewhere.join("c.log"), b"");
+        link(&elsewhere.join("c.log"), "c.log");
+        assert_eq!(files(&folder).unwrap().len(), 3);
         assert!(files(&folder.join("none")).is_err());
     }
 }
