@@ -201,7 +201,7 @@ fn params(entry: &Entry, name: Option<&FileName>, sink: &mut Sink<'_>) {
         }
     }
     for (param, value) in pairs {
-        if !REQUIRED_KEYS.contains(&param.as_str()) && !OPTIONAL_KEYS.contains(&param.as_str()) {
+        if !REQUIRED_KEYS.contains(&param.as_str()) && !taken(param, name) {
             sink.add(
                 &rules::CONFIG_KEY_UNKNOWN,
                 line,
@@ -222,6 +222,18 @@ fn params(entry: &Entry, name: Option<&FileName>, sink: &mut Sink<'_>) {
         }
     }
     clamped(entry, name, sink);
+}
+
+/// Whether a launch takes `param` besides the required ones: those of the kernels, and the options of Triton's backend for the
+/// device (`HIPOptions`, `CUDAOptions`), of which `runtime/jit.py` refuses the other's with a KeyError.
+fn taken(param: &str, name: Option<&FileName>) -> bool {
+    let device = name.map_or("", |name| &name.device_name);
+    match param {
+        "waves_per_eu" | "matrix_instr_nonkdim" | "kpack" => !device.starts_with("NVIDIA"),
+        "maxnreg" => !device.starts_with("AMD"),
+        "num_ctas" => true,
+        _ => OPTIONAL_KEYS.contains(&param),
+    }
 }
 
 /// What `param` has to be, if `value` is not that.

@@ -244,3 +244,21 @@ fn a_device_name_without_its_brand_is_none() {
     assert!(rules_of("NVIDIA_X9000").contains(&"device-name-unknown"));
     assert!(!rules_of("AMD_Instinct_MI300X").contains(&"file-name-unread"));
 }
+
+#[test]
+fn options_of_one_vendors_compiler_are_no_parameters_on_the_others_device() {
+    let found = |device: &str, param: &str| {
+        let text = format!(
+            "{{\"1\": {{\"BLOCK_SIZE_M\": 64, \"BLOCK_SIZE_N\": 64, \"BLOCK_SIZE_K\": 128, \"GROUP_SIZE_M\": 32, \
+             \"num_warps\": 4, \"num_stages\": 2, \"{param}\": 2}}}}"
+        );
+        let report = check(&CONFIG.replace("NVIDIA_H200", device), &text);
+        ids(&report).contains(&"config-key-unknown")
+    };
+    for param in ["waves_per_eu", "matrix_instr_nonkdim", "kpack"] {
+        assert!(!found("AMD_Instinct_MI300X", param) && found("NVIDIA_H200", param));
+    }
+    assert!(found("AMD_Instinct_MI300X", "maxnreg") && !found("NVIDIA_H200", "maxnreg"));
+    assert!(!found("AMD_Instinct_MI300X", "num_ctas") && !found("NVIDIA_H200", "num_ctas"));
+    assert!(found("NVIDIA_H200", "NUM_WARPS"));
+}
