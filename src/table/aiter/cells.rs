@@ -291,22 +291,20 @@ pub(super) fn record_start(record: &csv::ByteRecord) -> usize {
 /// Whether the last record of a file, `tail`, ends inside a quote. The CSV reader takes the end of the file for the
 /// closing one; pandas raises.
 pub(super) fn ends_in_quote(tail: &[u8]) -> bool {
-    // Outside a quote the mark is a line of its own.
-    const MARK: &[u8] = b"\nmark";
     if memchr::memchr(b'"', tail).is_none() {
         return false;
     }
-    let marked = [tail, MARK].concat();
-    let mut reader = csv::ReaderBuilder::new()
-        .has_headers(false)
-        .flexible(true)
-        .from_reader(marked.as_slice());
-    let mut record = csv::ByteRecord::new();
-    let read = reader.read_byte_record(&mut record).unwrap_or(false);
-    read && record
-        .iter()
-        .next_back()
-        .is_some_and(|cell| cell.ends_with(MARK))
+    let last_cell = |text: &[u8]| {
+        let mut reader = csv::ReaderBuilder::new()
+            .has_headers(false)
+            .flexible(true)
+            .from_reader(text);
+        let mut record = csv::ByteRecord::new();
+        let read = reader.read_byte_record(&mut record).unwrap_or(false);
+        read.then(|| record.iter().next_back().map(<[u8]>::to_vec))
+    };
+    // Outside a quote a further line is a record of its own.
+    last_cell(tail) != last_cell(&[tail, b"\nx"].concat())
 }
 
 /// A whole number, also as pandas writes one in a column that has gaps (`3.0`).
