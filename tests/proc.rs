@@ -95,6 +95,22 @@ fn a_keeper_whose_parent_is_killed_ends_the_tree() {
 }
 
 #[test]
+fn the_tree_of_a_killed_keeper_is_ended_before_its_end_is_told() {
+    let (_keep, folder) = scratch();
+    let pids = folder.join("pids");
+    let spawn = Spawn::new(shell(STUBBORN), &folder.join("log")).env("PIDS", pids.as_str());
+    let mut kept = spawn.start(&keeper()).unwrap();
+    let started = numbers(&pids, 3);
+    let keeper = nix::unistd::Pid::from_raw(kept.pid().cast_signed());
+    nix::sys::signal::kill(keeper, nix::sys::signal::Signal::SIGKILL).unwrap();
+    assert_eq!(
+        kept.wait(Duration::from_secs(20), &Interrupt::new()),
+        Ended::Exited(127)
+    );
+    assert!(gone(&started), "left alive of {started:?}");
+}
+
+#[test]
 fn exit_codes_and_signals_come_through() {
     let (_keep, folder) = scratch();
     let code = |script: &str| {

@@ -5,6 +5,7 @@ use std::io::{PipeReader, PipeWriter, Write as _};
 use std::os::fd::{AsRawFd as _, OwnedFd};
 use std::os::unix::process::CommandExt as _;
 use std::process::{Child, Command, Stdio};
+use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::mpsc::{Receiver, RecvTimeoutError, channel};
 use std::thread;
 use std::time::{Duration, Instant};
@@ -14,6 +15,7 @@ use nix::fcntl::{FcntlArg, FdFlag, fcntl};
 
 use super::interrupt::{Interrupt, Urgency};
 use super::keeper::{CANNOT_START, KILL_NOW, STOP};
+use super::tree;
 
 /// The binary whose hidden subcommand `keeper` keeps children: gemmtune itself.
 #[derive(Clone, Debug)]
@@ -129,6 +131,7 @@ impl Spawn {
             })
             .stderr(append(&self.stderr)?)
             .process_group(0);
+        let mark = fresh_mark();
         if let Some(folder) = &self.folder {
             command.current_dir(folder);
         }
@@ -138,11 +141,12 @@ impl Spawn {
                 None => command.env_remove(name),
             };
         }
+        command.env(MARK, &mark);
         if let Some(pipe) = &pipes.inherited {
             fcntl(pipe, FcntlArg::F_SETFD(FdFlag::empty()))?;
         }
         let child = command.spawn()?;
-        Ok(Kept::new(child, lifeline, self.grace))
+        Ok(Kept::new(child, mark, lifeline, self.grace))
     }
 }
 
@@ -158,6 +162,17 @@ pub struct Pipes {
     /// A child that another thread starts in the same moment inherits it too and holds it open, so
     /// its reader must not take the end of file as the only sign that the child is gone.
     pub inherited: Option<PipeWriter>,
+}
+
+/// Set in every keeper, and so in its tree, to a value of its own: by it the tree of a keeper that was killed is found.
+const MARK: &str = "GEMMTUNE_KEEPER";
+
+fn fresh_mark() -> String {
+    static STARTED: AtomicU64 = AtomicU64::new(0);
+    let serial = STARTED.fetch_add(1, Ordering::Relaxed);
+    // Process ids come again, and not within the same nanosecond.
+    let at = jiff::Timestamp::now().as_nanosecond();
+    format!("{}-{serial}-{at}", std::process::id())
 }
 
 fn append(path: &Utf8Path) -> std::io::Result<Stdio> {
@@ -190,12 +205,15 @@ pub struct Kept {
 }
 
 impl Kept {
-    fn new(mut child: Child, lifeline: PipeWriter, grace: Duration) -> Self {
+    fn new(mut child: Child, mark: String, lifeline: PipeWriter, grace: Duration) -> Self {
         let (sender, exit) = channel();
         let pid = child.id();
         thread::spawn(move || {
             let code = child.wait().ok().and_then(|status| status.code());
-            // A keeper that was itself killed has no code.
+            if code.is_none() {
+                // A keeper that was itself killed has no code, and has left its tree alive.
+                tree::kill_all(|| tree::marked(MARK, &mark));
+            }
             let _ = sender.send(code.map_or(CANNOT_START, |code| code as u8));
         });
         Self {
