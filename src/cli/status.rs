@@ -9,7 +9,7 @@ use super::failure::Failure;
 use super::printer::Printer;
 use super::progress::duration;
 use crate::stage::{Stage, Standing, State, TrialEnd};
-use crate::store::lock::{Holder, Lock, LockError};
+use crate::store::lock::Lock;
 use crate::store::run_dir::{LATEST, RUNS};
 
 /// Arguments of `gemmtune status`.
@@ -30,11 +30,8 @@ pub fn run(args: &StatusArgs, printer: &Printer) -> Result<ExitCode, Failure> {
     let run = super::run::open(&chosen(args.run.as_ref()))?;
     let records = crate::engine::read_events(&run).map_err(super::run::failure)?;
     let state = State::fold(records.iter().map(|record| &record.event));
-    // Whoever works on a run holds its lock; a lock that can be taken shows that nobody does.
-    let at_work = match Lock::take(&run.lock(), &Holder::this_process("gemmtune status")) {
-        Err(LockError::Held { holder, .. }) => Some(holder),
-        _ => None,
-    };
+    // Whoever works on a run holds its lock.
+    let at_work = Lock::holder(&run.lock());
     let last = records.last().map(|record| record.at);
     if printer.is_json() {
         printer.json(&document(run.path(), &state, at_work.as_deref(), last))?;

@@ -48,6 +48,8 @@ pub enum JournalError {
 pub struct Journal {
     path: Utf8PathBuf,
     file: File,
+    /// Bytes of whole records.
+    whole: u64,
 }
 
 impl Journal {
@@ -68,6 +70,7 @@ impl Journal {
         Ok(Self {
             path: path.to_owned(),
             file,
+            whole: 0,
         })
     }
 
@@ -95,12 +98,14 @@ impl Journal {
             Self {
                 path: path.to_owned(),
                 file,
+                whole,
             },
             records,
         ))
     }
 
-    /// Appends one record; it is on the disk when this returns.
+    /// Appends one record; it is on the disk when this returns. A record that could not be written whole is taken out
+    /// again: the next one, written when there is space, must not stand behind half a line.
     pub fn append<T: Serialize>(&mut self, record: &Record<T>) -> Result<(), JournalError> {
         let failed = |source| JournalError::Io {
             path: self.path.clone(),
@@ -108,8 +113,17 @@ impl Journal {
         };
         let mut line = serde_json::to_vec(record).map_err(|error| failed(error.into()))?;
         line.push(b'\n');
-        self.file.write_all(&line).map_err(failed)?;
-        self.file.sync_data().map_err(failed)
+        let written = self
+            .file
+            .write_all(&line)
+            .and_then(|()| self.file.sync_data());
+        if let Err(error) = written {
+            // Should this fail as well, opening the journal cuts a torn last line off.
+            let _ = self.file.set_len(self.whole);
+            return Err(failed(error));
+        }
+        self.whole += line.len() as u64;
+        Ok(())
     }
 }
 
@@ -178,6 +192,34 @@ mod tests {
             assert_eq!(again.len(), records.len() + 1, "cut at {cut}");
             assert_eq!(again.last().unwrap().event, "next");
         }
+    }
+
+    #[test]
+    fn a_record_that_found_no_space_leaves_nothing_in_front_of_the_next() {
+        // The test below, with a limit on the size of files in place of a full disk.
+        let limited = "trap '' XFSZ; ulimit -f 1; exec \"$0\" --ignored --exact \
+                       store::journal::tests::write_until_there_is_no_space";
+        let output = std::process::Command::new("bash")
+            .args(["-c", limited])
+            .arg(std::env::current_exe().unwrap())
+            .output()
+            .unwrap();
+        let said = String::from_utf8_lossy(&output.stdout);
+        assert!(output.status.success(), "{said}");
+        assert!(said.contains("1 passed"), "{said}");
+    }
+
+    #[test]
+    #[ignore = "started by the test above, with a limit of 1 KiB"]
+    fn write_until_there_is_no_space() {
+        let (_keep, path) = written(&[&"x".repeat(600)]);
+        let (mut journal, _) = Journal::open::<String>(&path).unwrap();
+        let error = journal.append(&record(&"y".repeat(600))).unwrap_err();
+        assert!(matches!(error, JournalError::Io { .. }), "{error}");
+        journal.append(&record("z")).unwrap();
+        let again = Journal::read::<String>(&path).unwrap();
+        assert_eq!(again.len(), 2);
+        assert_eq!(again[1].event, "z");
     }
 
     #[test]

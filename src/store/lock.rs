@@ -2,9 +2,17 @@
 
 use std::fs::{File, TryLockError};
 use std::io::{self, Read as _, Seek as _, Write as _};
+use std::thread;
+use std::time::{Duration, Instant};
 
 use camino::Utf8Path;
 use serde::{Deserialize, Serialize};
+
+/// How long a held lock is asked for again.
+const PATIENCE: Duration = Duration::from_millis(200);
+
+/// How often.
+const POLL: Duration = Duration::from_millis(10);
 
 /// Who holds a lock.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
@@ -90,26 +98,20 @@ impl Lock {
             .truncate(false)
             .open(path)
             .map_err(failed)?;
-        match file.try_lock() {
-            Ok(()) => {}
-            Err(TryLockError::WouldBlock) => {
-                let mut text = String::new();
-                let _ = file.read_to_string(&mut text);
-                let holder = serde_json::from_str::<Holder>(&text).map_or_else(
-                    |_| "another process".to_owned(),
-                    |held| {
-                        format!(
-                            "process {} on {} since {:.0} (`{}`)",
-                            held.pid, held.host, held.since, held.command
-                        )
-                    },
-                );
-                return Err(LockError::Held {
-                    path: path.to_string(),
-                    holder,
-                });
+        // Whoever only looks holds it for a moment.
+        let patience = Instant::now() + PATIENCE;
+        loop {
+            match file.try_lock() {
+                Ok(()) => break,
+                Err(TryLockError::WouldBlock) if Instant::now() < patience => thread::sleep(POLL),
+                Err(TryLockError::WouldBlock) => {
+                    return Err(LockError::Held {
+                        path: path.to_string(),
+                        holder: in_words(&mut file),
+                    });
+                }
+                Err(TryLockError::Error(error)) => return Err(failed(error)),
             }
-            Err(TryLockError::Error(error)) => return Err(failed(error)),
         }
         let text = serde_json::to_string(holder).map_err(|error| failed(error.into()))?;
         file.set_len(0).map_err(failed)?;
@@ -117,6 +119,30 @@ impl Lock {
         file.write_all(text.as_bytes()).map_err(failed)?;
         Ok(Self { _file: file })
     }
+
+    /// Who holds the lock file at `path`, in words, if somebody does. Nothing is written.
+    pub fn holder(path: &Utf8Path) -> Option<String> {
+        let mut file = File::open(path).ok()?;
+        match file.try_lock_shared() {
+            Err(TryLockError::WouldBlock) => Some(in_words(&mut file)),
+            _ => None,
+        }
+    }
+}
+
+/// What the holder wrote into the lock file.
+fn in_words(file: &mut File) -> String {
+    let mut text = String::new();
+    let _ = file.read_to_string(&mut text);
+    serde_json::from_str::<Holder>(&text).map_or_else(
+        |_| "another process".to_owned(),
+        |held| {
+            format!(
+                "process {} on {} since {:.0} (`{}`)",
+                held.pid, held.host, held.since, held.command
+            )
+        },
+    )
 }
 
 #[cfg(test)]
@@ -135,7 +161,28 @@ mod tests {
             "{text}"
         );
         assert!(text.contains("`gemmtune run`"), "{text}");
+        assert_eq!(
+            Lock::holder(&path).as_deref(),
+            text.split("held by ").nth(1)
+        );
         drop(held);
+        assert_eq!(Lock::holder(&path), None);
         Lock::take(&path, &Holder::this_process("gemmtune run")).unwrap();
+    }
+
+    #[test]
+    fn whoever_only_looks_keeps_nobody_from_taking_the_lock() {
+        let keep = tempfile::tempdir().unwrap();
+        let path = camino::Utf8PathBuf::try_from(keep.path().join("lock")).unwrap();
+        drop(Lock::take(&path, &Holder::this_process("a")).unwrap());
+        let looking = File::open(&path).unwrap();
+        looking.lock_shared().unwrap();
+        let taken = thread::scope(|scope| {
+            let taker = scope.spawn(|| Lock::take(&path, &Holder::this_process("b")).is_ok());
+            thread::sleep(Duration::from_millis(30));
+            drop(looking);
+            taker.join().unwrap()
+        });
+        assert!(taken);
     }
 }
