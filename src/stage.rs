@@ -175,8 +175,12 @@ impl State {
                     summary: summary.clone(),
                 };
                 self.standings.insert(*stage, (*attempt, standing));
-                if *stage == Stage::Plan {
-                    self.nothing_to_gain.clone_from(nothing_to_gain);
+                match stage {
+                    Stage::Plan => self.nothing_to_gain.clone_from(nothing_to_gain),
+                    _ if nothing_to_gain.is_some() => {
+                        self.nothing_to_gain.clone_from(nothing_to_gain);
+                    }
+                    _ => {}
                 }
             }
             Event::StageFailed {
@@ -420,6 +424,28 @@ mod tests {
                 benchmark_seconds: 0.5,
             },
         ]
+    }
+
+    #[test]
+    fn a_plan_or_a_race_that_found_nothing_to_gain_leads_to_the_report() {
+        for stage in [Stage::Plan, Stage::Tune] {
+            let mut state = State::default();
+            for earlier in Stage::ALL.into_iter().filter(|earlier| *earlier < stage) {
+                state.apply(&finished(earlier));
+            }
+            state.apply(&Event::StageFinished {
+                stage,
+                attempt: 1,
+                seconds: 1.0,
+                summary: String::new(),
+                nothing_to_gain: Some("all is well".to_owned()),
+            });
+            let action = Action::Start {
+                stage: Stage::Report,
+                attempt: 1,
+            };
+            assert_eq!(next(&state, Course::Full, Stage::Report), action, "{stage}");
+        }
     }
 
     #[test]

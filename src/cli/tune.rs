@@ -11,6 +11,7 @@ use super::tune_aiter::{AiterArgs, Common};
 use super::tune_progress::TuneProgress;
 use crate::proc::{Interrupt, Keeper};
 use crate::shape::{Op, Shape};
+use crate::store::lock::LockError;
 use crate::table::aiter::Table;
 use crate::table::shapes;
 use crate::tune::backends::Backend;
@@ -308,9 +309,9 @@ fn failure(error: TuneError, folder: &Utf8Path) -> Failure {
     let kind = match &error {
         TuneError::NoShapes => Kind::NoShapes,
         TuneError::OtherOperation { .. } => Kind::Usage,
-        TuneError::Results(ResultsError::Lock(_) | ResultsError::OtherIdentity { .. }) => {
-            Kind::NotResumable
-        }
+        TuneError::Results(
+            ResultsError::Lock(LockError::Held { .. }) | ResultsError::OtherIdentity { .. },
+        ) => Kind::NotResumable,
         TuneError::Worker(_) | TuneError::Write { .. } | TuneError::Results(_) => Kind::Environment,
         TuneError::Interrupted => Kind::Interrupted,
     };

@@ -32,6 +32,9 @@ use trouble::{Class, Trouble};
 /// left, although its keepers should have ended that already.
 pub const RUN_VARIABLE: &str = "GEMMTUNE_RUN";
 
+/// Name of the run folder in a run's identity.
+const FOLDER: &str = "run folder";
+
 /// How an invocation of the loop ended without trouble.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Finish {
@@ -76,7 +79,10 @@ impl<'a> Engine<'a> {
         let header = Header {
             format: FORMAT,
             tool_version: env!("CARGO_PKG_VERSION").to_owned(),
-            identity: BTreeMap::from([("configuration".to_owned(), digest(text.as_bytes()))]),
+            identity: BTreeMap::from([
+                ("configuration".to_owned(), digest(text.as_bytes())),
+                (FOLDER.to_owned(), run.path().to_string()),
+            ]),
         };
         let journal = Journal::create(&run.journal()).map_err(|error| journal_trouble(&error))?;
         let mut engine = Self::new(run, config, journal, State::default(), with, lock)?;
@@ -101,6 +107,7 @@ impl<'a> Engine<'a> {
         let config =
             Config::parse(&text).map_err(|error| Trouble::caused(Class::NotResumable, &error))?;
         let state = State::fold(records.iter().map(|record| &record.event));
+        refuse_copy(&state, &run)?;
         let mut engine = Self::new(run, config, journal, state, with, lock)?;
         engine.end_leftovers()?;
         let event = Event::RunResumed {
@@ -304,7 +311,7 @@ fn take_lock(run: &RunDir, command: &str) -> Result<Lock, Trouble> {
     Lock::take(&run.lock(), &Holder::this_process(command)).map_err(|error| match &error {
         LockError::Held { .. } => Trouble::caused(Class::NotResumable, &error)
             .hint(format!("watch it with `gemmtune status {}`", run.path())),
-        LockError::Io { .. } => Trouble::caused(Class::Internal, &error),
+        LockError::Io { .. } => Trouble::caused(Class::Environment, &error),
     })
 }
 
@@ -332,9 +339,27 @@ fn check_header(header: &Header, config: &[u8], run: &RunDir) -> Result<(), Trou
     }
 }
 
+/// Documents of a run name files in its folder, so a copy would serve, and take back, what the original deployed.
+fn refuse_copy(state: &State, run: &RunDir) -> Result<(), Trouble> {
+    match state.identity().get(FOLDER) {
+        Some(begun) if begun != run.path() => Err(Trouble::new(
+            Class::NotResumable,
+            format!(
+                "{} is a copy of a run that began in {begun}, and names files there",
+                run.path()
+            ),
+        )
+        .hint(format!(
+            "go on there, or move it there; `gemmtune report {}` works on a copy",
+            run.path()
+        ))),
+        _ => Ok(()),
+    }
+}
+
 fn journal_trouble(error: &JournalError) -> Trouble {
     match error {
-        JournalError::Io { .. } => Trouble::caused(Class::Internal, error),
+        JournalError::Io { .. } => Trouble::caused(Class::Environment, error),
         JournalError::Damaged { .. } => Trouble::caused(Class::NotResumable, error)
             .hint("begin a new run, or cut the journal before that line"),
     }

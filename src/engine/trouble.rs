@@ -6,11 +6,11 @@ use std::fmt;
 /// What kind of trouble; each has an exit code of its own at the command line.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Class {
-    /// A file of the run could not be read or written, or gemmtune contradicts itself.
+    /// gemmtune contradicts itself.
     Internal,
     /// The configuration asks for something that cannot be.
     Usage,
-    /// The environment is wrong: tree, version, device, a port that is taken.
+    /// The environment is wrong: tree, version, device, a port that is taken, a disk that is full.
     Environment,
     /// Source code whose structure is not recognised.
     SourceNotRecognised,
@@ -68,7 +68,7 @@ impl Trouble {
 
     /// A file of the run that could not be read or written.
     pub fn file(error: &std::io::Error) -> Self {
-        Self::caused(Class::Internal, error)
+        Self::caused(Class::Environment, error)
     }
 
     /// Adds what to do.

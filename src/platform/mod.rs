@@ -20,13 +20,15 @@ use crate::plan::cost::Cost;
 use crate::plan::fold::Fold;
 use crate::proc::{Interrupt, Keeper};
 use crate::shape::{Op, Shape};
+use crate::store::journal::JournalError;
+use crate::store::lock::LockError;
 use crate::store::run_dir::RunDir;
 use crate::table::aiter::Table;
 use crate::table::lookup::Resolver;
 use crate::table::revision::Revision;
 use crate::table::roofline::Device;
 use crate::table::sglang_json::{Config, FileName};
-use crate::tune::results::Row;
+use crate::tune::results::{ResultsError, Row};
 use crate::tune::{TuneError, TuneEvent, TuneOutcome};
 use crate::workload::config::{self, BackendKind};
 
@@ -411,12 +413,22 @@ pub fn of(
     }
 }
 
+/// Results that cannot be gone on with, or a disk that does not take them.
+fn class_of(error: &ResultsError) -> Class {
+    match error {
+        ResultsError::Journal(JournalError::Io { .. })
+        | ResultsError::Lock(LockError::Io { .. }) => Class::Environment,
+        _ => Class::NotResumable,
+    }
+}
+
 /// A tuning run that could not take place, in the loop's words.
 fn tune_trouble(error: &TuneError) -> Trouble {
     match error {
         TuneError::Interrupted => crate::engine::server::interrupted(),
         TuneError::NoShapes => Trouble::caused(Class::NoShapes, error),
-        TuneError::Results(_) => Trouble::caused(Class::NotResumable, error),
+        TuneError::Results(results) => Trouble::caused(class_of(results), error),
+        TuneError::Write { .. } => Trouble::caused(Class::Environment, error),
         _ => Trouble::caused(Class::TunerFailed, error),
     }
 }

@@ -6,7 +6,7 @@ use std::time::{Duration, Instant};
 use nix::sys::signal::{Signal, kill};
 use nix::unistd::Pid;
 
-use super::support::{Change, Site, count, stderr};
+use super::support::{Change, Site, count, document, stderr};
 
 fn send(child: &std::process::Child, signal: Signal) {
     kill(Pid::from_raw(child.id().cast_signed()), signal).unwrap();
@@ -141,6 +141,70 @@ fn ctrl_c_twice_stops_everything_quickly_and_the_run_can_go_on() {
     let output = site.run(&["run"]);
     assert_eq!(output.status.code(), Some(16), "{}", stderr(&output));
     assert_eq!(count(&site.journal(), "stage_finished", "report"), 1);
+}
+
+#[test]
+fn a_tune_stage_that_is_interrupted_goes_on_with_the_shapes_that_are_left() {
+    let site = Site::new(&Change {
+        pairs: Some(1),
+        ..Change::default()
+    });
+    let mut child = site.start(&["run", "--until", "tune"]);
+    let results = site.folder.join("runs/latest/tune/results.jsonl");
+    let rows = || {
+        let text = fs_err::read_to_string(&results).unwrap_or_default();
+        text.lines()
+            .filter(|line| line.contains(r#""record":"row""#))
+            .count()
+    };
+    while rows() == 0 {
+        assert_eq!(child.try_wait().unwrap(), None, "it ended before a row");
+        std::thread::sleep(Duration::from_millis(2));
+    }
+    send(&child, Signal::SIGINT);
+    assert_eq!(child.wait().unwrap().code(), Some(130));
+    assert_eq!(count(&site.journal(), "stage_finished", "tune"), 0);
+    let raced = rows();
+    let output = site.run(&["run", "--until", "tune"]);
+    assert_eq!(output.status.code(), Some(0), "{}", stderr(&output));
+    assert_eq!(count(&site.journal(), "stage_finished", "tune"), 1);
+    assert!(rows() > raced, "{raced} rows and none since");
+}
+
+#[test]
+fn a_copy_of_a_run_is_not_gone_on_with_and_takes_nothing_back() {
+    let site = Site::new(&Change::default());
+    site.run(&["run", "--until", "deploy"]);
+    let table = document(&site.latest().join("deploy.json"))["table"].clone();
+    let copy = site.folder.join("runs/copy");
+    let copied = std::process::Command::new("cp")
+        .args(["-r", site.latest().as_str(), copy.as_str()])
+        .status()
+        .unwrap();
+    assert!(copied.success());
+    for command in ["run", "undo"] {
+        let output = site.run(&[command, copy.as_str()]);
+        assert_eq!(output.status.code(), Some(17), "{}", stderr(&output));
+        assert!(
+            stderr(&output).contains("is a copy of"),
+            "{}",
+            stderr(&output)
+        );
+    }
+    assert!(site.folder.join(table.as_str().unwrap()).is_file());
+    assert_eq!(site.run(&["status", copy.as_str()]).status.code(), Some(0));
+}
+
+#[test]
+fn a_run_folder_that_cannot_be_written_is_the_environments_fault() {
+    let site = Site::new(&Change::default());
+    site.run(&["run", "--until", "inspect"]);
+    // A folder in the lock's place cannot be written by anybody, root included.
+    let lock = site.latest().join("lock");
+    fs_err::remove_file(&lock).unwrap();
+    fs_err::create_dir(&lock).unwrap();
+    let output = site.run(&["run"]);
+    assert_eq!(output.status.code(), Some(10), "{}", stderr(&output));
 }
 
 #[test]

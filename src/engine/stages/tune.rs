@@ -4,6 +4,7 @@ use std::time::Instant;
 
 use super::Done;
 use super::plan::Planned;
+use crate::engine::server::interrupted;
 use crate::engine::trouble::{Class, Trouble};
 use crate::engine::{Engine, read_json, write_json};
 use crate::event::{Notice, Progress};
@@ -30,6 +31,10 @@ pub(super) fn tune(engine: &mut Engine<'_>) -> Result<Done, Trouble> {
             observer(&Notice::Progress(progress));
         }
     })?;
+    // What was raced so far is kept in the tuner's own folder. The stage is not done: a resumed run races the rest.
+    if engine.interrupt.is_raised() {
+        return Err(interrupted());
+    }
     write_json(&engine.run.stage(Stage::Tune.name()), &tuned)?;
     if tuned.rows.is_empty() {
         return Err(Trouble::new(
@@ -42,14 +47,22 @@ pub(super) fn tune(engine: &mut Engine<'_>) -> Result<Done, Trouble> {
         engine.remark(format!("not tuned: {failure}"));
     }
     let kept = tuned.rows.iter().filter(|row| row.incumbent_kept).count();
-    Ok(Done::new(format!(
+    let done = Done::new(format!(
         "{} of {} shapes tuned in {:.0} s, {} faster than before, {kept} kept as they are, {} failed",
         tuned.rows.len(),
         shapes.len(),
         started.elapsed().as_secs_f64(),
         tuned.rows.len() - kept,
         tuned.failed.len()
-    )))
+    ));
+    // A table of nothing but what serves already would be deployed, and compared with itself.
+    let nothing = (kept == tuned.rows.len()).then(|| {
+        format!("no kernel was found that is faster than what serves any of {kept} shapes today")
+    });
+    Ok(Done {
+        nothing_to_gain: nothing,
+        ..done
+    })
 }
 
 /// Gives planned shapes the dtype their weight was seen with: a table that is read by N, K and M alone has none, and

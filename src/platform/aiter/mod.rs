@@ -14,7 +14,7 @@ use camino::{Utf8Path, Utf8PathBuf};
 use super::site::Site;
 use super::{
     Deployed, Deployment, Engagement, Inspection, KernelTime, LayoutCheck, PlanTerms, Platform,
-    Probed, TuneOrder, Tuned,
+    Probed, TuneOrder, Tuned, class_of,
 };
 use crate::engine::server::Environment;
 use crate::engine::trouble::{Class, Trouble};
@@ -374,7 +374,7 @@ fn tune_trouble(error: &AiterTuneError) -> Trouble {
     let class = match error {
         AiterTuneError::Interrupted => return crate::engine::server::interrupted(),
         AiterTuneError::NoShapes => Class::NoShapes,
-        AiterTuneError::Results(_) => Class::NotResumable,
+        AiterTuneError::Results(results) => class_of(results),
         AiterTuneError::NoTree { .. }
         | AiterTuneError::NoScript { .. }
         | AiterTuneError::Flag(_)
