@@ -184,3 +184,53 @@ fn a_missing_script_a_script_that_is_none_and_a_dead_process_are_clear_errors() 
         assert!(!Utf8Path::new(&job.folder).join("gemmtune.toml").exists());
     }
 }
+
+#[test]
+fn what_may_stand_in_a_file_of_options_is_asked_for() {
+    let job =
+        Job::new("python3 -m sglang.launch_server --config server.yaml --fp8-gemm-backend triton");
+    job.init(&["launch.sh"]);
+    let written = job.written();
+    for name in ["model", "tp", "port"] {
+        let asked = format!("# ? {name} = … # it may stand in `server.yaml` (`--config`)");
+        assert!(written.contains(&asked), "{written}");
+    }
+}
+
+#[test]
+fn an_interpreter_of_an_environment_that_is_not_here_is_asked_for() {
+    for (activate, why) in [
+        (
+            "source /nowhere/venv/bin/activate",
+            "`python3` is not in `/nowhere/venv/bin`, and the script activates `/nowhere/venv`",
+        ),
+        (
+            "conda activate sgl",
+            "`python3` depends on the conda environment `sgl`, activated at line 1",
+        ),
+    ] {
+        let job = Job::new(&format!(
+            "{activate}\npython3 -m sglang.launch_server --model-path /m --fp8-gemm-backend triton"
+        ));
+        job.init(&["launch.sh"]);
+        let written = job.written();
+        assert!(
+            written.contains(&format!("# ? python = … # {why}")),
+            "{written}"
+        );
+        assert!(
+            written.contains(&format!("# ? command = … # {why}")),
+            "{written}"
+        );
+    }
+}
+
+#[test]
+fn a_server_that_listens_elsewhere_is_remarked() {
+    let job = Job::new("python3 -m sglang.launch_server --model-path /m --host 10.0.0.5");
+    let output = job.init(&["launch.sh"]);
+    assert!(
+        text(&output.stderr).contains("listens on 10.0.0.5"),
+        "{output:?}"
+    );
+}

@@ -137,7 +137,11 @@ impl Draft {
         self.tables.push(("workload", Vec::new()));
         self.value("name", plain(name), None);
         let argv = server.map_or(&[][..], |server| &server.argv);
+        let elsewhere = in_a_file(argv);
         match flag(argv, &["--model-path", "--model"]).as_deref() {
+            None if elsewhere.is_some() => {
+                self.ask("model", elsewhere.clone().unwrap_or_default(), false);
+            }
             Some(Word::Known(model)) => self.value("model", model.clone(), None),
             Some(Word::Unknown { why, .. }) => {
                 self.ask("model", format!("it depends on {why}"), false);
@@ -149,6 +153,9 @@ impl Draft {
             flag(argv, &["--tp-size", "--tensor-parallel-size", "--tp"]).as_deref(),
         ) {
             (_, Some(word)) => self.number("tp", word),
+            (Some(_), None) if elsewhere.is_some() => {
+                self.ask("tp", elsewhere.unwrap_or_default(), true);
+            }
             // The default of every release from 0.5.5 to 0.5.23.
             (Some(_), None) => {
                 self.value("tp", 1, Some("no --tp-size: SGLang's default".to_owned()));
@@ -202,11 +209,21 @@ impl Draft {
         }
         match flag(&server.argv, &["--port"]).as_deref() {
             Some(word) => self.number("port", word),
+            None if in_a_file(&server.argv).is_some() => {
+                self.ask("port", in_a_file(&server.argv).unwrap_or_default(), true);
+            }
             None => self.value(
                 "port",
                 i64::from(SGLANG_DEFAULT_PORT),
                 Some("no --port: SGLang's default".to_owned()),
             ),
+        }
+        if let Some(Word::Known(host)) = flag(&server.argv, &["--host"]).as_deref()
+            && !["0.0.0.0", "127.0.0.1", "localhost", "::"].contains(&host.as_str())
+        {
+            self.notes.push(format!(
+                "the server listens on {host} and gemmtune asks at 127.0.0.1: change `--host` in the command to 127.0.0.1 or 0.0.0.0"
+            ));
         }
         let quiet = flag(&server.argv, &["--log-level"]);
         if quiet
@@ -337,7 +354,7 @@ impl Draft {
         surroundings: &Surroundings<'_>,
         find: Find<'_>,
     ) {
-        let unknown: Vec<_> = found
+        let mut unknown: Vec<_> = found
             .argv
             .iter()
             .filter_map(|word| match word {
@@ -345,6 +362,9 @@ impl Draft {
                 Word::Unknown { text, why } => Some(format!("`{text}` depends on {why}")),
             })
             .collect();
+        if let Some(why) = other_environment(found, find) {
+            unknown.push(why);
+        }
         if unknown.is_empty() {
             let mut argv: Vec<_> = found
                 .argv
@@ -445,36 +465,59 @@ fn interpreter(
     surroundings: &Surroundings<'_>,
     find: Find<'_>,
 ) -> Result<Utf8PathBuf, String> {
-    // Wrappers such as numactl stand in front of the interpreter.
-    let is_python = |word: &Word| {
-        word.known().is_some_and(|word| {
-            Utf8Path::new(word)
-                .file_name()
-                .is_some_and(|name| name.starts_with("python"))
-        })
+    if let Some(why) = other_environment(found, find) {
+        return Err(why);
+    }
+    let at = found.argv.iter().position(is_python);
+    let inner = Found {
+        argv: found.argv[at.unwrap_or(0)..].to_vec(),
+        ..found.clone()
     };
-    let Some(Word::Unknown { why, .. }) = &found.venv else {
-        let at = found.argv.iter().position(is_python);
-        let inner = Found {
-            argv: found.argv[at.unwrap_or(0)..].to_vec(),
-            ..found.clone()
-        };
-        let program = resolve(&inner, surroundings, find);
-        return match (program, at) {
-            (Some(python), Some(_)) => Ok(python),
-            // A console script names its interpreter in its first line.
-            (Some(script), None) => (surroundings.read)(&script)
-                .and_then(|text| Some(text.lines().next()?.strip_prefix("#!")?.trim().to_owned()))
-                .filter(|line| line.contains("python") && !line.contains(' '))
-                .map(Utf8PathBuf::from)
-                .ok_or_else(|| format!("`{script}` does not name its interpreter")),
-            (None, _) => Err(format!(
-                "`{}` is not on the PATH it would run with",
-                inner.argv[0].text()
-            )),
-        };
-    };
-    Err(format!("it depends on {why}"))
+    let program = resolve(&inner, surroundings, find);
+    match (program, at) {
+        (Some(python), Some(_)) => Ok(python),
+        // A console script names its interpreter in its first line.
+        (Some(script), None) => (surroundings.read)(&script)
+            .and_then(|text| Some(text.lines().next()?.strip_prefix("#!")?.trim().to_owned()))
+            .filter(|line| line.contains("python") && !line.contains(' '))
+            .map(Utf8PathBuf::from)
+            .ok_or_else(|| format!("`{script}` does not name its interpreter")),
+        (None, _) => Err(format!(
+            "`{}` is not on the PATH it would run with",
+            inner.argv[0].text()
+        )),
+    }
+}
+
+/// Wrappers such as numactl stand in front of the interpreter.
+fn is_python(word: &Word) -> bool {
+    word.known().is_some_and(|word| {
+        Utf8Path::new(word)
+            .file_name()
+            .is_some_and(|name| name.starts_with("python"))
+    })
+}
+
+/// Why the program cannot be told although one of its name is on the path: it is that of an environment which is not
+/// known, or not here.
+fn other_environment(found: &Found, find: Find<'_>) -> Option<String> {
+    let at = found.argv.iter().position(is_python).unwrap_or(0);
+    let program = found.argv.get(at)?.known()?;
+    if program.contains('/') {
+        return None;
+    }
+    match found.venv.as_ref()? {
+        Word::Unknown { why, .. } => Some(format!("`{program}` depends on {why}")),
+        Word::Known(venv) => find(program, &format!("{venv}/bin")).is_none().then(|| {
+            format!("`{program}` is not in `{venv}/bin`, and the script activates `{venv}`")
+        }),
+    }
+}
+
+/// Where options that are not in the command may stand.
+fn in_a_file(argv: &[Word]) -> Option<String> {
+    let file = flag(argv, &["--config"])?;
+    Some(format!("it may stand in `{}` (`--config`)", file.text()))
 }
 
 /// A name for a run folder.

@@ -44,8 +44,9 @@ const KEPT: [(&str, &[&str]); 7] = [
     ("ionice", &["-c", "-n"]),
 ];
 
-/// Commands that run the rest of their line somewhere else: in a container, on another node, as a batch job.
-const ELSEWHERE: [&str; 14] = [
+/// Commands that run the rest of their line somewhere else: in a container, on another node, as a batch job, in an
+/// environment of their own making.
+const ELSEWHERE: [&str; 26] = [
     "docker",
     "podman",
     "nerdctl",
@@ -60,6 +61,31 @@ const ELSEWHERE: [&str; 14] = [
     "apptainer",
     "enroot",
     "conda",
+    "mamba",
+    "micromamba",
+    "pixi",
+    "uv",
+    "poetry",
+    "sudo",
+    "su",
+    "tmux",
+    "screen",
+    "systemd-run",
+    "xargs",
+    "parallel",
+];
+
+/// Those of [`ELSEWHERE`] that scripts use for much else: they are wrappers where SGLang is in their line.
+const OFTEN_ELSE: [&str; 9] = [
+    "uv",
+    "poetry",
+    "sudo",
+    "su",
+    "tmux",
+    "screen",
+    "systemd-run",
+    "xargs",
+    "parallel",
 ];
 
 /// `argv` without [`DROPPED`] in front.
@@ -187,15 +213,22 @@ pub(super) fn elsewhere(argv: &[Word]) -> Option<String> {
     if !ELSEWHERE.contains(&name) {
         return None;
     }
+    let names_sglang = || argv.iter().any(|word| word.text().contains("sglang"));
+    if OFTEN_ELSE.contains(&name) && !names_sglang() {
+        return None;
+    }
     let second = argv.get(1).and_then(Word::known).unwrap_or_default();
     match (name, second) {
         (
             "docker" | "podman" | "nerdctl" | "kubectl" | "singularity" | "apptainer",
             "exec" | "run",
         ) => Some(format!("{name} {second}")),
-        ("conda", "run") => Some("conda run".to_owned()),
+        ("conda" | "mamba" | "micromamba" | "pixi" | "uv" | "poetry", "run") => {
+            Some(format!("{name} run"))
+        }
         (
-            "docker" | "podman" | "nerdctl" | "kubectl" | "singularity" | "apptainer" | "conda",
+            "docker" | "podman" | "nerdctl" | "kubectl" | "singularity" | "apptainer" | "conda"
+            | "mamba" | "micromamba" | "pixi" | "uv" | "poetry",
             _,
         ) => None,
         _ => Some(name.to_owned()),
@@ -249,16 +282,24 @@ pub(super) fn role(argv: &[Word]) -> Option<Role> {
     }
 }
 
-/// The value of a flag: `--name value` or `--name=value`; the last one counts, as in argparse.
+/// The value of a flag: `--name value` or `--name=value`; the last one counts, and a beginning that is nothing else
+/// stands for the name, as in argparse.
 pub fn flag<'a>(argv: &'a [Word], names: &[&str]) -> Option<std::borrow::Cow<'a, Word>> {
     use std::borrow::Cow;
+    // What argparse cannot tell apart it refuses, so a script that works has no ambiguous ones.
+    let is_meant = |text: &str| {
+        let is_beginning = text.len() > 3 && text.starts_with("--");
+        names
+            .iter()
+            .any(|name| *name == text || is_beginning && name.starts_with(text))
+    };
     let mut found = None;
     for (at, word) in argv.iter().enumerate() {
         let text = word.text();
-        if names.contains(&text) {
+        if is_meant(text) {
             found = argv.get(at + 1).map(Cow::Borrowed);
         } else if let Some((name, value)) = text.split_once('=')
-            && names.contains(&name)
+            && is_meant(name)
         {
             found = Some(Cow::Owned(match word {
                 Word::Known(_) => Word::Known(value.to_owned()),
@@ -343,6 +384,11 @@ mod tests {
             ("conda activate x", None),
             ("conda run -n x python3", Some("conda run")),
             ("ssh node2 python3", Some("ssh")),
+            ("uv run python3 -m sglang.launch_server", Some("uv run")),
+            ("sudo -E python3 -m sglang.launch_server", Some("sudo")),
+            ("sudo nvidia-smi -pm 1", None),
+            ("uv pip install sglang", None),
+            ("tmux kill-server", None),
             ("python3 x", None),
         ] {
             assert_eq!(elsewhere(&words(line)).as_deref(), expected, "{line}");
@@ -357,5 +403,14 @@ mod tests {
         assert_eq!(value(&["--tp-size", "--tp"]).as_deref(), Some("8"));
         assert_eq!(value(&["--port"]).as_deref(), Some("30001"));
         assert_eq!(value(&["--host"]), None);
+        let argv = words("x --tensor-parallel 8 --model-pa=/m --mo x");
+        let value =
+            |names: &[&str]| flag(&argv, names).and_then(|word| word.known().map(str::to_owned));
+        assert_eq!(
+            value(&["--tp-size", "--tensor-parallel-size"]).as_deref(),
+            Some("8")
+        );
+        assert_eq!(value(&["--model-path"]).as_deref(), Some("x"));
+        assert_eq!(value(&["--port"]), None);
     }
 }

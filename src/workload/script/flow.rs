@@ -16,12 +16,10 @@ impl Shell<'_> {
         let alternative = node
             .children(&mut operators)
             .any(|child| child.kind() == "||");
+        let mut may_fail = alternative;
         for (index, child) in children.into_iter().enumerate() {
-            let conditional = index > 0
-                && (alternative
-                    || node
-                        .child(0)
-                        .is_some_and(|first| first.kind() == "test_command"));
+            let conditional = index > 0 && may_fail;
+            may_fail |= !succeeds(child, text);
             if conditional {
                 self.under(node, "condition", |shell| shell.walk(child, text))?;
             } else {
@@ -104,7 +102,17 @@ impl Shell<'_> {
             };
             self.set(&name, Value::Scalar(value), false);
         }
-        if let Some(condition) = node.child_by_field_name("condition") {
+        for part in ["initializer", "condition", "update"] {
+            if node.kind() == "c_style_for_statement"
+                && let Some(part) = node.child_by_field_name(part)
+            {
+                let why = format!("the loop at line {}", self.line_of(node));
+                self.forget_all(part, text, &why);
+            }
+        }
+        if node.kind() == "while_statement"
+            && let Some(condition) = node.child_by_field_name("condition")
+        {
             self.walk(condition, text)?;
         }
         let Some(body) = node.child_by_field_name("body") else {
@@ -201,5 +209,31 @@ impl Shell<'_> {
             }
             _ => None,
         }
+    }
+}
+
+/// Whether a command of a list is one that a script relies on to succeed: what stands behind its `&&` runs.
+fn succeeds(node: Node<'_>, text: &str) -> bool {
+    const RELIED_ON: [&str; 14] = [
+        "cd", "pushd", "popd", "source", ".", "set", "true", ":", "echo", "printf", "mkdir",
+        "sleep", "ulimit", "conda",
+    ];
+    match node.kind() {
+        "variable_assignment"
+        | "variable_assignments"
+        | "declaration_command"
+        | "unset_command" => true,
+        "list" => {
+            let mut cursor = node.walk();
+            node.named_children(&mut cursor)
+                .all(|child| succeeds(child, text))
+        }
+        "redirected_statement" => node
+            .child_by_field_name("body")
+            .is_some_and(|body| succeeds(body, text)),
+        "command" => node
+            .child_by_field_name("name")
+            .is_some_and(|name| RELIED_ON.contains(&&text[name.byte_range()])),
+        _ => false,
     }
 }

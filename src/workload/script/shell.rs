@@ -42,6 +42,20 @@ pub(super) struct Frame {
     pub(super) arguments: Option<Vec<Word>>,
     /// Lines of the file in front of the text.
     pub(super) lines_before: usize,
+    /// Of a function: what its local variables hide.
+    pub(super) hidden: Option<Vec<(String, Option<Variable>)>>,
+}
+
+impl Frame {
+    /// A text of `file`.
+    pub(super) fn of(file: Utf8PathBuf, arguments: Option<Vec<Word>>) -> Self {
+        Self {
+            file,
+            arguments,
+            lines_before: 0,
+            hidden: None,
+        }
+    }
 }
 
 /// The interpreter of the script.
@@ -69,11 +83,7 @@ impl<'a> Shell<'a> {
         };
         Self {
             surroundings,
-            frames: vec![Frame {
-                file: surroundings.folder.join(script),
-                arguments: None,
-                lines_before: 0,
-            }],
+            frames: vec![Frame::of(surroundings.folder.join(script), None)],
             functions: BTreeMap::new(),
             state,
             conditions: Vec::new(),
@@ -125,6 +135,11 @@ impl<'a> Shell<'a> {
             }
             "case_statement" => self.choose(node, text)?,
             "list" => self.list_of(node, text)?,
+            // `(( … ))` is not reckoned: what it names may be changed by it.
+            "compound_statement" if text[node.byte_range()].starts_with("((") => {
+                let why = format!("the arithmetic at line {}", self.line_of(node));
+                self.forget_all(node, text, &why);
+            }
             "subshell" | "pipeline" => {
                 let before = self.state.clone();
                 self.children(node, text)?;
@@ -164,6 +179,7 @@ impl<'a> Shell<'a> {
                 Value::List(
                     items
                         .into_iter()
+                        .filter(|item| item.kind() != "comment")
                         .flat_map(|item| self.expand(item, text))
                         .collect(),
                 )
@@ -196,8 +212,45 @@ impl<'a> Shell<'a> {
             .insert(name.to_owned(), Variable { value, exported });
     }
 
+    /// Makes a variable unknown.
+    pub(super) fn forget(&mut self, name: &str, why: &str) {
+        let word = Word::unknown(&format!("${name}"), why);
+        self.set(name, Value::Scalar(word), false);
+    }
+
+    /// Makes every variable named below `node` unknown.
+    pub(super) fn forget_all(&mut self, node: Node<'_>, text: &str, why: &str) {
+        if node.kind() == "variable_name" || node.kind() == "word" {
+            let name = &text[node.byte_range()];
+            if is_name(name) {
+                self.forget(name, why);
+            }
+        }
+        let mut cursor = node.walk();
+        let children: Vec<_> = node.named_children(&mut cursor).collect();
+        for child in children {
+            self.forget_all(child, text, why);
+        }
+    }
+
+    /// Remembers what a local variable of the innermost function hides, to be put back when it returns.
+    fn hide(&mut self, name: &str) {
+        let present = self.state.variables.get(name).cloned();
+        let function = self
+            .frames
+            .iter_mut()
+            .rev()
+            .find_map(|frame| frame.hidden.as_mut());
+        if let Some(hidden) = function
+            && !hidden.iter().any(|(other, _)| other == name)
+        {
+            hidden.push((name.to_owned(), present));
+        }
+    }
+
     fn declare(&mut self, node: Node<'_>, text: &str) {
         let words: Vec<_> = text[node.byte_range()].split_whitespace().take(2).collect();
+        let local = matches!(words.first(), Some(&("local" | "declare" | "typeset")));
         let exports = words.first() == Some(&"export")
             || words
                 .get(1)
@@ -205,8 +258,21 @@ impl<'a> Shell<'a> {
         let mut cursor = node.walk();
         let children: Vec<_> = node.named_children(&mut cursor).collect();
         for child in children {
+            let name = match child.kind() {
+                "variable_assignment" => child.child_by_field_name("name"),
+                "variable_name" => Some(child),
+                _ => None,
+            };
+            if let Some(name) = name.filter(|_| local) {
+                self.hide(&text[name.byte_range()]);
+            }
             match child.kind() {
                 "variable_assignment" => self.assign(child, text, exports),
+                "command_substitution" => self.note(format!(
+                    "line {} sets variables from the output of `{}`, which was not run",
+                    self.line_of(child),
+                    &text[child.byte_range()]
+                )),
                 "variable_name" if exports => {
                     let name = &text[child.byte_range()];
                     if let Some(variable) = self.state.variables.get_mut(name) {
@@ -358,7 +424,7 @@ fn appended(present: Option<&Value>, more: Value, name: &str) -> Value {
 }
 
 /// `a/./b/../c` as `a/c`, by text alone.
-fn clean(path: &Utf8Path) -> Utf8PathBuf {
+pub(super) fn clean(path: &Utf8Path) -> Utf8PathBuf {
     let mut clean = Utf8PathBuf::new();
     for part in path.components() {
         match part.as_str() {

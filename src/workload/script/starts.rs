@@ -34,7 +34,30 @@ impl Shell<'_> {
                 _ => argv.extend(self.expand(child, text)),
             }
         }
+        if argv.first().and_then(Word::known) == Some(":") {
+            self.fill_in(node, text);
+        }
         self.started(prefix, &argv, self.line_of(node))
+    }
+
+    /// `: "${NAME:=default}"` sets a variable that is not set.
+    fn fill_in(&mut self, node: Node<'_>, text: &str) {
+        if node.kind() == "expansion" {
+            let inner = text[node.byte_range()].trim_start_matches("${");
+            if let Some((name, _)) = inner.split_once('=') {
+                let name = name.trim_end_matches(':');
+                if command::is_name(name) {
+                    let value = Value::Scalar(self.scalar(node, text));
+                    self.set(name, value, false);
+                }
+            }
+            return;
+        }
+        let mut cursor = node.walk();
+        let children: Vec<_> = node.named_children(&mut cursor).collect();
+        for child in children {
+            self.fill_in(child, text);
+        }
     }
 
     /// A command with its prefix assignments, as it would be started.
@@ -45,8 +68,13 @@ impl Shell<'_> {
         line: usize,
     ) -> Result<(), ScriptError> {
         let argv = command::stripped(argv);
-        let Some(first) = argv.first().and_then(Word::known) else {
-            return Ok(());
+        let first = match argv.first() {
+            Some(Word::Known(first)) => first.as_str(),
+            Some(Word::Unknown { text, why }) => {
+                self.note(format!("line {line} runs `{text}`, which depends on {why}"));
+                return Ok(());
+            }
+            None => return Ok(()),
         };
         if let Some(environment) = command::environment(argv) {
             return self.in_environment(prefix, &environment, line);
@@ -55,9 +83,9 @@ impl Shell<'_> {
             let file = self.script().to_owned();
             return self.inside(
                 Frame {
-                    file,
-                    arguments: Some(argv[1..].to_vec()),
                     lines_before,
+                    hidden: Some(Vec::new()),
+                    ..Frame::of(file, Some(argv[1..].to_vec()))
                 },
                 &body,
             );
@@ -74,9 +102,27 @@ impl Shell<'_> {
                     match option {
                         "-a" | "allexport" => self.state.all_exported = true,
                         "+a" => self.state.all_exported = false,
+                        "--" => break,
                         _ => {}
                     }
                 }
+                if let Some(at) = argv.iter().position(|word| word.text() == "--") {
+                    self.set_arguments(Some(argv[at + 1..].to_vec()));
+                }
+                return Ok(());
+            }
+            "shift" => {
+                let by = argv.get(1).map_or(Some(1), |by| by.known()?.parse().ok());
+                let left = self.positional().zip(by);
+                let left = left.map(|(arguments, by): (_, usize)| {
+                    arguments.get(by..).unwrap_or_default().to_vec()
+                });
+                self.set_arguments(left);
+                return Ok(());
+            }
+            "eval" => return self.evaluated(&argv[1..], line),
+            "read" | "mapfile" | "readarray" | "getopts" | "let" | "printf" => {
+                self.filled(first, &argv[1..], line);
                 return Ok(());
             }
             "source" | "." => return self.source(&argv[1..], line),
@@ -143,6 +189,67 @@ impl Shell<'_> {
         ran
     }
 
+    /// New positional parameters; where it is not certain that they are set, they are not known.
+    fn set_arguments(&mut self, arguments: Option<Vec<Word>>) {
+        let arguments = arguments.filter(|_| self.conditions.is_empty());
+        if let Some(frame) = self.frames.last_mut() {
+            frame.arguments = arguments;
+        }
+    }
+
+    /// Commands that put into variables what the script does not hold.
+    fn filled(&mut self, command: &str, words: &[Word], line: usize) {
+        let why = format!("what `{command}` at line {line} finds");
+        let names: Vec<String> = match command {
+            "printf" => words
+                .iter()
+                .position(|word| word.text() == "-v")
+                .and_then(|at| words.get(at + 1))
+                .map(|name| name.text().to_owned())
+                .into_iter()
+                .collect(),
+            "let" => words
+                .iter()
+                .map(|word| {
+                    let name = word.text().trim_start_matches(['+', '-']);
+                    let end = name.find(|character: char| !is_part_of_name(character));
+                    name[..end.unwrap_or(name.len())].to_owned()
+                })
+                .collect(),
+            _ => words
+                .iter()
+                .filter(|word| !word.text().starts_with('-'))
+                .map(|word| word.text().to_owned())
+                .collect(),
+        };
+        for name in names.iter().filter(|name| command::is_name(name)) {
+            self.forget(name, &why);
+        }
+    }
+
+    /// `eval WORDS`: read as a text in place.
+    fn evaluated(&mut self, words: &[Word], line: usize) -> Result<(), ScriptError> {
+        let known: Option<Vec<&str>> = words.iter().map(Word::known).collect();
+        if let Some(known) = known {
+            let file = self.script().to_owned();
+            let arguments = self.positional().cloned();
+            let frame = Frame {
+                lines_before: line - 1,
+                ..Frame::of(file, arguments)
+            };
+            return self.inside(frame, &known.join(" "));
+        }
+        let written: Vec<_> = words.iter().map(Word::text).collect();
+        let written = written.join(" ");
+        // What conda's own line does is known: it makes `conda activate` work.
+        if !written.contains("conda") {
+            self.note(format!(
+                "line {line} evaluates `{written}`, which was not followed"
+            ));
+        }
+        Ok(())
+    }
+
     fn source(&mut self, words: &[Word], line: usize) -> Result<(), ScriptError> {
         let Some(path) = words.first() else {
             return Ok(());
@@ -178,14 +285,7 @@ impl Shell<'_> {
             } else {
                 self.positional().cloned()
             };
-            self.inside(
-                Frame {
-                    file,
-                    arguments,
-                    lines_before: 0,
-                },
-                &text,
-            )
+            self.inside(Frame::of(file, arguments), &text)
         } else {
             self.note(format!(
                 "line {line} sources `{file}`, which cannot be read"
@@ -208,9 +308,8 @@ impl Shell<'_> {
                     let file = self.script().to_owned();
                     self.inside(
                         Frame {
-                            file,
-                            arguments: Some(Vec::new()),
                             lines_before: line - 1,
+                            ..Frame::of(file, Some(Vec::new()))
                         },
                         &inner,
                     )?;
@@ -231,20 +330,17 @@ impl Shell<'_> {
             }) {
                 Some((file, inner)) => {
                     let arguments = Some(words[at + 1..].to_vec());
-                    self.inside(
-                        Frame {
-                            file,
-                            arguments,
-                            lines_before: 0,
-                        },
-                        &inner,
-                    )?;
+                    self.inside(Frame::of(file, arguments), &inner)?;
                 }
                 None => self.note(format!(
                     "line {line} runs `{}`, which cannot be read",
                     words[at].text()
                 )),
             }
+        } else {
+            self.note(format!(
+                "line {line} starts a shell on what it is fed with, which was not read"
+            ));
         }
         self.state = before;
         Ok(())
@@ -253,7 +349,17 @@ impl Shell<'_> {
     fn inside(&mut self, frame: Frame, text: &str) -> Result<(), ScriptError> {
         self.frames.push(frame);
         let ran = self.run(text);
-        self.frames.pop();
+        let hidden = self.frames.pop().and_then(|frame| frame.hidden);
+        for (name, variable) in hidden.into_iter().flatten() {
+            match variable {
+                Some(variable) => self.state.variables.insert(name, variable),
+                None => self.state.variables.remove(&name),
+            };
+        }
         ran
     }
+}
+
+fn is_part_of_name(character: char) -> bool {
+    character.is_ascii_alphanumeric() || character == '_'
 }

@@ -280,3 +280,134 @@ fn env_in_front_of_the_server_is_part_of_its_environment() {
     assert_eq!((env(server, "A"), env(server, "E")), (None, Some("2")));
     assert!(facts.notes[0].contains("empty environment"), "{facts:?}");
 }
+
+/// The one server of a script as it would be started, `???` for each word that is not known.
+fn server_of(text: &str) -> String {
+    line(only(&read_plain(text), Role::Server))
+}
+
+#[test]
+fn what_bash_would_make_other_words_of_is_not_taken_as_it_stands() {
+    const START: &str = "python3 -m sglang.launch_server";
+    for (arguments, read) in [
+        ("--model-path /m/*/x", "--model-path ???"),
+        ("--bs {1,2,4}", "--bs ???"),
+        ("--bs {1..4}", "--bs ???"),
+        ("--model-path ~bob/m", "--model-path ???"),
+        ("--model-path ~/m", "--model-path /home/me/m"),
+        ("--json '{\"a\": [1, 2]}'", "--json {\"a\": [1, 2]}"),
+        (
+            "--json \"{\\\"a\\\": 1, \\\"b\\\": 2}\"",
+            "--json {\"a\": 1, \"b\": 2}",
+        ),
+        ("--chat 'a*b?'", "--chat a*b?"),
+        ("--chat a\\*b", "--chat a*b"),
+    ] {
+        let text = format!("{START} {arguments}");
+        assert_eq!(server_of(&text), format!("{START} {read}"), "{arguments}");
+    }
+    assert_eq!(
+        server_of("X=/models/*\nY=a,b\nIFS=,\npython3 -m sglang.launch_server \"$X\" $Y"),
+        "python3 -m sglang.launch_server /models/* ???"
+    );
+    assert_eq!(
+        server_of("X=/models/*\npython3 -m sglang.launch_server $X"),
+        "python3 -m sglang.launch_server ???"
+    );
+}
+
+#[test]
+fn a_folder_is_reckoned_from_the_script_only_where_all_of_it_is_understood() {
+    for (folder, read) in [
+        ("$(cd \"$(dirname \"$0\")\" && pwd)", "/job"),
+        ("$(cd \"$(dirname \"${BASH_SOURCE[0]}\")/..\" && pwd)", "/"),
+        ("$(cd $(dirname $0)/sub && pwd)", "/job/sub"),
+        ("$(dirname \"$(readlink -f \"$0\")\")", "/job"),
+        ("$(realpath \"$0\")", "/job/launch.sh"),
+        ("$(realpath --relative-to=/ \"$0\")", "???"),
+        ("$(cd \"$(dirname \"$0\")/$X\" && pwd)", "???"),
+        ("$(cd \"$(dirname \"$1\")\" && pwd)", "???"),
+    ] {
+        let text = format!("HERE={folder}\npython3 -m sglang.launch_server --model-path $HERE");
+        assert_eq!(
+            server_of(&text),
+            format!("python3 -m sglang.launch_server --model-path {read}"),
+            "{folder}"
+        );
+    }
+}
+
+#[test]
+fn variables_that_commands_fill_or_functions_hide_are_not_taken_for_what_they_were() {
+    for (text, port) in [
+        ("P=1\nread -r P < port.txt", "???"),
+        ("P=1\nprintf -v P %d 31000", "???"),
+        ("P=1\n((P++))", "???"),
+        ("P=1\nlet P=P+1", "???"),
+        ("P=1\nfor ((P=0; P<3; P++)); do :; done", "???"),
+        ("P=1\nnvidia-smi -L && P=2", "???"),
+        ("P=1\ncd /x && P=2", "2"),
+        ("P=1\nf() { local P=2; }\nf", "1"),
+        ("P=1\nf() { P=2; }\nf", "2"),
+        (": \"${P:=31000}\"", "31000"),
+        ("P=1\n: ${P:=2}", "1"),
+        ("P=${1:-30000}", "???"),
+        ("f() { P=${1:-30000}; }\nf 31000", "31000"),
+        ("f() { P=${1:-30000}; }\nf", "30000"),
+        ("f() { shift; P=$1; }\nf 1 2", "2"),
+        ("f() { shift 5; P=$1; }\nf 1 2", ""),
+        ("set -- 7 8\nP=$2", "8"),
+        ("if [ -e x ]; then set -- 7; fi\nP=$1", "???"),
+        ("eval P=3", "3"),
+    ] {
+        let text = format!("{text}\npython3 -m sglang.launch_server --port \"$P\"");
+        let expected = format!("python3 -m sglang.launch_server --port {port}");
+        assert_eq!(server_of(&text), expected, "{text}");
+    }
+}
+
+#[test]
+fn comments_between_the_elements_of_an_array_are_none_of_them() {
+    let text = "A=(\n  --tp 2 # two\n  # --tp 8\n  --port 1\n)\npython3 -m sglang.launch_server \"${A[@]}\"";
+    assert_eq!(
+        server_of(text),
+        "python3 -m sglang.launch_server --tp 2 --port 1"
+    );
+}
+
+#[test]
+fn a_command_in_a_variable_is_read_and_one_that_is_not_known_is_named() {
+    let text = "CMD=\"python3 -m sglang.launch_server\"\nCMD+=\" --tp 2\"";
+    for start in ["$CMD", "eval $CMD", "eval \"$CMD\" &"] {
+        assert_eq!(
+            server_of(&format!("{text}\n{start}")),
+            "python3 -m sglang.launch_server --tp 2",
+            "{start}"
+        );
+    }
+    for (text, note) in [
+        (
+            "CMD=x\n[ -e f ] && CMD=y\n$CMD",
+            "line 3 runs `$CMD`, which depends on the condition at line 2",
+        ),
+        (
+            "bash <<'EOF'\npython3 -m sglang.launch_server\nEOF",
+            "line 1 starts a shell on what it is fed with, which was not read",
+        ),
+        (
+            "eval \"$(cat x)\"",
+            "line 1 evaluates `\"$(cat x)\"`, which was not followed",
+        ),
+        (
+            "export $(grep -v '^#' .env | xargs)",
+            "line 1 sets variables from the output of `$(grep -v '^#' .env | xargs)`, which was not run",
+        ),
+    ] {
+        assert_eq!(read_plain(text).notes, [note], "{text}");
+    }
+    assert!(
+        read_plain("eval \"$(conda shell.bash hook)\"")
+            .notes
+            .is_empty()
+    );
+}

@@ -1,16 +1,24 @@
 //! Expansion of words: quotes, variables, arrays, defaults, tildes. What needs a command to run stays unknown.
 
+use camino::Utf8Path;
 use tree_sitter::Node;
 
 use super::Word;
-use super::shell::{Shell, Value};
+use super::shell::{Shell, Value, clean};
 
 impl Shell<'_> {
     /// The words that an argument of a command expands to; an unquoted variable splits at blanks.
     pub(super) fn expand(&self, node: Node<'_>, text: &str) -> Vec<Word> {
+        if let Some(why) = multiplies(&bare(node, text)) {
+            return vec![Word::unknown(&text[node.byte_range()], why)];
+        }
         match node.kind() {
             "simple_expansion" | "expansion" => match self.list(node, text) {
                 Some(words) => words,
+                None if self.value("IFS").is_some() => {
+                    let written = &text[node.byte_range()];
+                    vec![Word::unknown(written, "`IFS`, which the script sets")]
+                }
                 None => split(self.scalar(node, text)),
             },
             // "${ARGS[@]}" and "$@" alone in quotes are as many words as there are elements.
@@ -44,7 +52,10 @@ impl Shell<'_> {
             "process_substitution" => Word::unknown(written, "a process substitution"),
             "arithmetic_expansion" => Word::unknown(written, "an arithmetic expression"),
             "brace_expression" => Word::unknown(written, "a brace expansion"),
-            _ => Word::Known(unescape(&self.tilde(written), Quoted::No)),
+            _ => match self.tilde(written) {
+                Some(text) => Word::Known(unescape(&text, Quoted::No)),
+                None => Word::unknown(written, "a home folder"),
+            },
         }
     }
 
@@ -100,7 +111,16 @@ impl Shell<'_> {
         if operator.is_empty() {
             return self.variable(name, written);
         }
-        let set = self.lookup(name);
+        let set = match name.parse::<usize>() {
+            Ok(position) => match self.positional() {
+                Some(arguments) => arguments.get(position.wrapping_sub(1)).cloned(),
+                None => {
+                    let why = format!("argument {position} of the script (`{written}`)");
+                    return Word::unknown(written, why);
+                }
+            },
+            Err(_) => self.lookup(name),
+        };
         let default = || {
             let mut cursor = node.walk();
             let fallback = node.named_children(&mut cursor).nth(1);
@@ -155,48 +175,117 @@ impl Shell<'_> {
     fn substituted(&self, node: Node<'_>, text: &str) -> Word {
         let written = &text[node.byte_range()];
         let command = written
-            .trim_start_matches("$(")
-            .trim_matches('`')
-            .trim_end_matches(')')
-            .trim();
+            .strip_prefix("$(")
+            .and_then(|inner| inner.strip_suffix(')'))
+            .unwrap_or_else(|| written.trim_matches('`'));
         let plain: String = command
             .chars()
             .filter(|character| !"\"'{}".contains(*character))
             .collect();
-        let own_folder = || {
-            Word::Known(
-                self.script()
-                    .parent()
-                    .map_or(String::from("."), ToString::to_string),
-            )
+        let own_folder = |below: &str| {
+            let folder = self.script().parent().unwrap_or(Utf8Path::new("."));
+            Word::Known(clean(&folder.join(below.trim_start_matches('/'))).to_string())
         };
         match plain.split_whitespace().collect::<Vec<_>>().as_slice() {
             ["pwd"] => self.folder().clone(),
-            ["dirname", "$0" | "$BASH_SOURCE[0]" | "$BASH_SOURCE"] => own_folder(),
-            ["cd", rest @ .., "&&", "pwd"] | ["cd", rest @ .., "&&", "pwd", "-P"]
-                if rest.join(" ").replace("-- ", "").starts_with("$(dirname") =>
-            {
-                let inner = rest.join(" ");
-                if inner.contains("$0") || inner.contains("BASH_SOURCE") {
-                    own_folder()
-                } else {
-                    unknown_output(written)
+            ["dirname", script] if is_own(script) => own_folder(""),
+            ["dirname", real @ .., script] if is_real(real) && is_own_in_brackets(script) => {
+                own_folder("")
+            }
+            ["cd", target @ .., "&&", "pwd"] | ["cd", target @ .., "&&", "pwd", "-P"] => {
+                let target = target.strip_prefix(&["--"]).unwrap_or(target);
+                let below = match target {
+                    ["$(dirname", script] => script
+                        .split_once(')')
+                        .filter(|(script, below)| {
+                            is_own(script) && (below.is_empty() || below.starts_with('/'))
+                        })
+                        .map(|(_, below)| below),
+                    _ => None,
+                };
+                match below {
+                    Some(below) if !below.contains(['$', '`', '*', '?']) => own_folder(below),
+                    _ => unknown_output(written),
                 }
             }
-            ["realpath" | "readlink", .., "$0"] => Word::Known(self.script().to_string()),
+            ["realpath" | "readlink", options @ .., script]
+                if is_own(script) && options.iter().all(|option| RESOLVES.contains(option)) =>
+            {
+                Word::Known(self.script().to_string())
+            }
             _ => unknown_output(written),
         }
     }
 
-    fn tilde(&self, written: &str) -> String {
+    /// A word with its home folder in place; `None` where that is somebody else's, or not known.
+    fn tilde(&self, written: &str) -> Option<String> {
         match written.strip_prefix('~') {
             Some(rest) if rest.is_empty() || rest.starts_with('/') => match self.lookup("HOME") {
-                Some(Word::Known(home)) => format!("{home}{rest}"),
-                _ => written.to_owned(),
+                Some(Word::Known(home)) => Some(format!("{home}{rest}")),
+                _ => None,
             },
-            _ => written.to_owned(),
+            Some(_) => None,
+            None => Some(written.to_owned()),
         }
     }
+}
+
+/// Options of `readlink` and `realpath` that leave the file the one it is.
+const RESOLVES: [&str; 4] = ["-f", "-e", "-m", "--"];
+
+/// `$0` and its like.
+fn is_own(word: &str) -> bool {
+    matches!(word, "$0" | "$BASH_SOURCE[0]" | "$BASH_SOURCE")
+}
+
+/// `$0)`: the end of `$(readlink -f $0)`.
+fn is_own_in_brackets(word: &str) -> bool {
+    word.strip_suffix(')').is_some_and(is_own)
+}
+
+/// `$(readlink -f`, taken apart.
+fn is_real(words: &[&str]) -> bool {
+    matches!(words, ["$(readlink" | "$(realpath", options @ ..]
+        if options.iter().all(|option| RESOLVES.contains(option)))
+}
+
+/// What of a word stands in no quotes, expansion or escape: where `*` and `{a,b}` have their meanings.
+fn bare(node: Node<'_>, text: &str) -> String {
+    let own = match node.kind() {
+        "word" | "brace_expression" | "extglob_pattern" => text[node.byte_range()].to_owned(),
+        "concatenation" | "command_name" => {
+            let (mut at, mut own) = (node.start_byte(), String::new());
+            let mut cursor = node.walk();
+            for child in node.named_children(&mut cursor) {
+                own.push_str(&text[at..child.start_byte().max(at)]);
+                own.push_str(&bare(child, text));
+                at = child.end_byte();
+            }
+            own.push_str(&text[at..node.end_byte()]);
+            return own;
+        }
+        _ => return String::new(),
+    };
+    let mut characters = own.chars();
+    let mut plain = String::new();
+    while let Some(character) = characters.next() {
+        if character == '\\' {
+            characters.next();
+        } else {
+            plain.push(character);
+        }
+    }
+    plain
+}
+
+/// Why an unquoted text may become other words: bash looks for files, or writes it out several times.
+fn multiplies(bare: &str) -> Option<&'static str> {
+    if bare.contains(['*', '?']) {
+        return Some("a pattern of file names");
+    }
+    let (_, inner) = bare.split_once('{')?;
+    let (inner, _) = inner.split_once('}')?;
+    (inner.contains(',') || inner.contains("..")).then_some("a brace expansion")
 }
 
 #[derive(Clone, Copy, PartialEq, Eq)]
@@ -249,7 +338,11 @@ fn split(word: Word) -> Vec<Word> {
     match word {
         Word::Known(text) => text
             .split_whitespace()
-            .map(|part| Word::Known(part.to_owned()))
+            .map(|part| match multiplies(part) {
+                // Braces in a value are only braces.
+                Some(why) if part.contains(['*', '?']) => Word::unknown(part, why),
+                _ => Word::Known(part.to_owned()),
+            })
             .collect(),
         unknown @ Word::Unknown { .. } => vec![unknown],
     }
