@@ -26,6 +26,7 @@ def main(arguments):
     how = arguments[0]
     source, copy = (pathlib.Path(path).absolute() for path in arguments[1:3])
     source = source.resolve()  # `runs/latest` is a link, and the files name the folder behind it
+    copy = copy.parent.resolve() / copy.name  # the copy is to take itself for the run that began there
     load = arguments[arguments.index("--load") + 1] if "--load" in arguments else "decode-8"
     shutil.copytree(source, copy, ignore=shutil.ignore_patterns("tune", "lock", "report.*", "compare.json"))
     journal = journal_until(source, "deploy" if how == "wrong" else "verify")

@@ -4,6 +4,7 @@ mod documents;
 mod faults;
 mod interrupts;
 mod loops;
+mod rest;
 #[path = "../schema/mod.rs"]
 mod schema;
 mod sglang_triton;

@@ -8,13 +8,13 @@ use camino::{Utf8Path, Utf8PathBuf};
 
 use super::support::{count, document, stderr};
 
-struct Scene {
+pub(crate) struct Scene {
     _keep: tempfile::TempDir,
-    folder: Utf8PathBuf,
+    pub(crate) folder: Utf8PathBuf,
 }
 
 impl Scene {
-    fn new(pairs: u32, server: &[&str]) -> Self {
+    pub(crate) fn new(pairs: u32, server: &[&str]) -> Self {
         let keep = tempfile::tempdir().unwrap();
         let folder = Utf8PathBuf::try_from(keep.path().to_owned())
             .unwrap()
@@ -65,6 +65,16 @@ impl Scene {
             .envs(env.iter().copied())
             .output()
             .unwrap()
+    }
+
+    /// Takes PYTHONPATH out of the configuration, as who exports it does, and answers with it.
+    pub(crate) fn path_from_outside(&self) -> String {
+        let config = self.folder.join("gemmtune.toml");
+        let text = fs_err::read_to_string(&config).unwrap();
+        let (before, rest) = text.split_once("PYTHONPATH = \"").unwrap();
+        let (path, after) = rest.split_once("\", ").unwrap();
+        fs_err::write(&config, format!("{before}{after}")).unwrap();
+        path.to_owned()
     }
 
     fn latest(&self) -> Utf8PathBuf {
@@ -131,11 +141,7 @@ fn the_loop_tunes_an_sglang_server_and_judges_each_load() {
 #[test]
 fn a_run_is_not_gone_on_with_under_another_pythonpath() {
     let scene = Scene::new(6, &[]);
-    let config = scene.folder.join("gemmtune.toml");
-    let text = fs_err::read_to_string(&config).unwrap();
-    let (before, rest) = text.split_once("PYTHONPATH = \"").unwrap();
-    let (path, after) = rest.split_once("\", ").unwrap();
-    fs_err::write(&config, format!("{before}{after}")).unwrap();
+    let path = &scene.path_from_outside();
     let first = scene.run(&["run", "--until", "capture"], &[("PYTHONPATH", path)]);
     assert!(first.status.success(), "{}", stderr(&first));
     // The scene's servers write no byte code, which is said.
