@@ -6,6 +6,7 @@ import platform
 import sys
 
 from gpu_worker import PROTOCOL, numerics, tree
+from gpu_worker.ahead import Ahead
 from gpu_worker.compile_child import load_module
 from gpu_worker.compilers import Compilers, Record
 from gpu_worker.device import Clocks, facts
@@ -30,7 +31,8 @@ class Bench:
     """Opens the device on creation; `options` are those of `hello`:
 
     `block` ([128, 128]), `out_dtype` ("bfloat16"), `sglang_root` (folder that holds the package; default: what this
-    interpreter would import; "" for gemmtune's own kernel), `cache_dir`, `prepare_slots`, `compile_deadline_s`.
+    interpreter would import; "" for gemmtune's own kernel), `cache_dir`, `prepare_slots`, `compile_deadline_s`,
+    `load_ahead` (false: kernels are loaded when their turn comes).
     """
 
     def __init__(self, index, options):
@@ -75,11 +77,17 @@ class Bench:
         waited = wait_until_quiet(spinner(torch), PATIENCE_S)
         if waited > 1.0:
             print(f"waited {waited:.0f} s until nobody else computed on the device", file=sys.stderr)
+        first_launch(torch)
         self._store = Store(torch, torch.device("cuda", index), block_n, block_k, self._kernels.out_dtype)
         self._clocks = Clocks(str(getattr(torch.cuda.get_device_properties(index), "uuid", "")))
         self._faults = Faults.from_environment()
         self._timed = None
         self._loaded = {}
+        self._ahead = None
+        if options.get("load_ahead", True):
+            from gpu_worker.launch import load_ahead
+
+            self._ahead = Ahead(lambda wanted: load_ahead(self._module, wanted, self._kernels.out_dtype, self._loaded))
         target = triton.runtime.driver.active.get_current_target()
         self._slots = int(options.get("prepare_slots") or max(1, len(os.sched_getaffinity(0)) - 1))
         setup = {
@@ -113,7 +121,15 @@ class Bench:
             reply(refused("unsupported", str(error)))
             return
         compiled, known = self._compile(wanted, candidate, urgent=False)
-        compiled.then(lambda answer: reply(self._prepared(answer, known)))
+
+        def heard(answer):
+            outcome = self._prepared(answer, known)
+            # Before the reply: the request that times it follows.
+            if outcome["outcome"] == "done" and self._ahead is not None:
+                self._ahead.add(wanted)
+            reply(outcome)
+
+        compiled.then(heard)
 
     def time(self, shape, candidates, timing):
         """Measures candidates, interleaved."""
@@ -123,8 +139,10 @@ class Bench:
         clock_before = self._clocks.sm_mhz()
         launches = self._launches(problem, candidates, operands)
         timed = [None if isinstance(one, dict) else Timed(one, turn) for one in launches]
+        entered = [one for one in timed if one is not None]
+        lend = None if self._ahead is None else self._ahead.lend
         try:
-            device_us = measure(self._torch, [one for one in timed if one is not None], timing, self._refusal)
+            device_us = measure(self._torch, entered, timing, self._refusal, lend)
         except DeviceLost:
             raise
         except Exception as error:
@@ -240,6 +258,19 @@ class Bench:
             raise DeviceLost(f"{words}; then {str(sticky).strip().splitlines()[0]}") from error
         reason = "out_of_resources" if type(error).__name__ == "OutOfResources" else "launch_failed"
         return reason, words
+
+
+def first_launch(torch):
+    """Pays what Triton costs a process once, before anybody waits for a timing: it hashes itself (0.4 s), and on a new
+    machine a C compiler builds what it talks to the driver with."""
+    try:
+        from gpu_worker.first_kernel import touch
+
+        touch[(1,)](torch.zeros(1, device="cuda"))
+        torch.cuda.synchronize()
+    except Exception as error:
+        # Whatever it is, a candidate's own launch meets it again and is refused with it.
+        print(f"the first launch failed: {type(error).__name__}: {error}", file=sys.stderr)
 
 
 def _kernel_source(root):

@@ -5,6 +5,7 @@ child takes the very path a launch takes and its result is found by the worker's
 No torch and no device context: a child costs memory for Triton alone and cannot disturb a timing.
 """
 
+import importlib
 import importlib.util
 import json
 import math
@@ -104,11 +105,13 @@ def run():
     _stop_early(type(make_backend(target.get_current_target())), setup["smem_bytes"])
     kernels = Kernels(**{**setup["kernels"], "plain_takes": tuple(setup["kernels"]["plain_takes"])})
     module = load_module(kernels.path)
+    build_launcher = launcher_builder(setup["target"][0])
     for line in sys.stdin:
         job = json.loads(line)
         started = time.perf_counter()
         try:
-            answer = _compile(module, plan(kernels, Problem(**job["problem"]), job["candidate"]), kernels)
+            wanted = plan(kernels, Problem(**job["problem"]), job["candidate"])
+            answer = _compile(module, wanted, kernels, build_launcher)
         except Unsupported as error:
             answer = {"refused": "unsupported", "detail": str(error)}
         except Exception as error:
@@ -122,14 +125,52 @@ def run():
     return 0
 
 
-def _compile(module, wanted, kernels):
-    """Compiles one plan and its split-K sum; answers with the shared memory a block needs."""
+def warm_up(module, wanted, out_dtype):
+    """Compiles one plan and its split-K sum, or finds them compiled: Triton's kernels in the order they are launched."""
     inputs = [_Pointer(wanted.problem.dtype), _Pointer(wanted.problem.dtype), _Pointer(wanted.out_dtype)]
     scales = [_Pointer("float32"), _Pointer("float32")]
     pointers = dict(zip(("A", "B", "C", "As", "Bs"), inputs + scales))
     function = getattr(module, wanted.function)
-    compiled = function.warmup(grid=(1,), **pointers, **dict(wanted.scalars), **dict(wanted.constants))
+    compiled = [function.warmup(grid=(1,), **pointers, **dict(wanted.scalars), **dict(wanted.constants))]
     if wanted.reduce:
         reduce = getattr(module, wanted.reduce)
-        reduce.warmup(grid=(1,), Parts=_Pointer("float32"), Out=_Pointer(kernels.out_dtype), **wanted.reduce_constants)
-    return {"shared": compiled.metadata.shared}
+        parts, out = _Pointer("float32"), _Pointer(out_dtype)
+        compiled.append(reduce.warmup(grid=(1,), Parts=parts, Out=out, **wanted.reduce_constants))
+    return compiled
+
+
+def _compile(module, wanted, kernels, build_launcher):
+    """Compiles one plan; answers with the shared memory a block needs."""
+    compiled = warm_up(module, wanted, kernels.out_dtype)
+    for one in compiled:
+        build_launcher(one)
+    return {"shared": compiled[0].metadata.shared}
+
+
+LAUNCHERS = {"cuda": ("nvidia", "CudaLauncher"), "hip": ("amd", "HIPLauncher")}
+"""Where Triton keeps what builds a launcher, by the backend of its target (3.6, triton/backends/*/driver.py)."""
+
+
+def launcher_builder(backend):
+    """A function that has Triton build the launcher of a compiled kernel, into its disk cache.
+
+    A launcher is C, compiled once per machine for each signature (0.4 s); built here, it is found by the worker's own
+    thread. Where this Triton builds it otherwise, or cannot without a device, the worker builds it when it loads.
+    """
+    folder, name = LAUNCHERS.get(backend, ("", ""))
+    try:
+        build = getattr(importlib.import_module(f"triton.backends.{folder}.driver"), name)
+    except (ImportError, AttributeError):
+        return lambda _compiled: None
+
+    def build_launcher(compiled):
+        nonlocal build
+        if build is None:
+            return
+        try:
+            build(compiled.src, compiled.metadata)
+        except Exception as error:
+            build = None
+            print(f"launchers are not built ahead: {type(error).__name__}: {error}", file=sys.stderr)
+
+    return build_launcher

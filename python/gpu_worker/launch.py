@@ -1,6 +1,26 @@
 """Launches a plan: first through Triton's own path, then straight through the compiled kernel."""
 
 
+from gpu_worker.compile_child import warm_up
+
+
+def load_ahead(module, plan, out_dtype, loaded):
+    """Loads what `plan` launches without launching it. Found in Triton's disk cache, where a compile child left it."""
+    missing = [step for step in ("main", "reduce") if (plan.key, step) not in loaded]
+    if missing == ["reduce"] and not plan.reduce or not missing:
+        return
+    for step, compiled in zip(("main", "reduce"), warm_up(module, plan, out_dtype)):
+        try:
+            # Triton loads a compiled kernel when it is asked for a launcher on some grid.
+            compiled[(1, 1, 1)]
+        except Exception:
+            # Half loaded, it would be launched as it is (3.6, CompiledKernel._init_handles); so it is loaded anew.
+            if getattr(compiled, "module", None) is None and hasattr(compiled, "_run"):
+                compiled._run = None
+            raise
+        loaded.setdefault((plan.key, step), compiled)
+
+
 class Launch:
     """One candidate on one set of operands; `run(copy)` enqueues it on the current stream.
 

@@ -56,6 +56,10 @@ class Timed:
         end.record()
         self._pending.append((start, end, self._launches))
 
+    def last_event(self):
+        """The end of the sample that was enqueued last, if one has not been read."""
+        return self._pending[-1][1] if self._pending else None
+
     def collect(self, min_sample_us):
         """Reads the samples that were enqueued; returns the device time they took, µs."""
         device_us = 0.0
@@ -86,22 +90,25 @@ class Timed:
         return graph
 
 
-def measure(torch, timed, timing, refuse):
+def measure(torch, timed, timing, refuse, lend=None):
     """Takes the samples of all candidates, A B C, C B A, …; returns the device time of the samples, µs.
 
     The host prepares a candidate's first sample while the device runs the one before it. It waits for the device
     twice: after the first sample of each, which says who goes on and how many launches a sample needs, and at the
     end. `refuse(error)` turns a failed launch into a refusal, or raises if the device is lost.
+
+    Before it waits it calls `lend(busy)`, where `busy()` says whether the device has work left: nothing will be
+    enqueued until `lend` returns, so what it does cannot delay a launch.
     """
     stop_above_us = timing.get("stop_above_us")
-    device_us = _burst(torch, timed, range(1), timing, refuse)
+    device_us = _burst(torch, timed, range(1), timing, refuse, lend)
     for one in timed:
         if one.us and stop_above_us is not None and one.us[0] > stop_above_us:
             one.stopped = True
-    return device_us + _burst(torch, timed, range(1, timing["samples"]), timing, refuse)
+    return device_us + _burst(torch, timed, range(1, timing["samples"]), timing, refuse, lend)
 
 
-def _burst(torch, timed, samples, timing, refuse):
+def _burst(torch, timed, samples, timing, refuse, lend):
     """Takes the samples numbered `samples` without waiting between them."""
     entered = [one for one in timed if not one.stopped]
     for sample in samples:
@@ -113,4 +120,9 @@ def _burst(torch, timed, samples, timing, refuse):
                 one.enqueue(torch, timing["warmups"], timing["min_sample_us"])
             except Exception as error:
                 one.refusal, one.stopped = refuse(error), True
+    last = None
+    for one in order if samples else []:
+        last = one.last_event() or last
+    if lend is not None and last is not None:
+        lend(lambda: not last.query())
     return sum(one.collect(timing["min_sample_us"]) for one in entered if one.refusal is None and samples)

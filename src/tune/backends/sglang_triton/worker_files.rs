@@ -9,7 +9,7 @@ use crate::store::file::write_atomic;
 /// Name of the folder the files stand in; the interpreter is started on it.
 const FOLDER: &str = "gpu_worker";
 
-const FILES: [(&str, &str); 20] = {
+const FILES: [(&str, &str); 22] = {
     macro_rules! embedded {
         ($($name:literal),* $(,)?) => {
             [$(($name, include_str!(concat!("../../../../python/gpu_worker/", $name)))),*]
@@ -18,6 +18,7 @@ const FILES: [(&str, &str); 20] = {
     embedded![
         "__init__.py",
         "__main__.py",
+        "ahead.py",
         "bench.py",
         "channel.py",
         "command.py",
@@ -26,6 +27,7 @@ const FILES: [(&str, &str); 20] = {
         "device.py",
         "fault_kernel.py",
         "faults.py",
+        "first_kernel.py",
         "launch.py",
         "numerics.py",
         "operands.py",
