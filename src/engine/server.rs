@@ -12,7 +12,7 @@ use camino::{Utf8Path, Utf8PathBuf};
 
 use super::trouble::{Class, Trouble};
 use crate::proc::interrupt::Urgency;
-use crate::proc::{Ended, Interrupt, Keeper, Kept, Spawn};
+use crate::proc::{Ended, Interrupt, Keeper, Kept, Spawn, tree};
 
 /// Environment on top of our own: set (`Some`) or removed (`None`).
 pub type Environment = BTreeMap<String, Option<String>>;
@@ -225,6 +225,25 @@ impl Server {
         crate::bench::client::server_info(&self.base_url)
     }
 
+    /// The first of its processes that was started with one of `variables` set as here, and which.
+    pub fn carrying<'a>(
+        &self,
+        mut variables: impl Iterator<Item = (&'a str, &'a str)>,
+    ) -> Option<(u32, &'a str)> {
+        let processes = tree::descendants(self.kept.pid());
+        variables.find_map(|(name, value)| {
+            let carries = |pid: &u32| {
+                let environ = fs_err::read(format!("/proc/{pid}/environ")).unwrap_or_default();
+                String::from_utf8_lossy(&environ)
+                    .split('\0')
+                    .filter_map(|variable| variable.strip_prefix(name)?.strip_prefix('='))
+                    .any(|carried| is_same(carried, value))
+            };
+            let pid = processes.iter().copied().find(carries)?;
+            Some((pid, name))
+        })
+    }
+
     /// Ends the server and everything it started.
     pub fn stop(mut self, interrupt: &Interrupt) {
         self.kept.stop(Urgency::Stop, interrupt);
@@ -242,6 +261,12 @@ impl Server {
                 format!("; its last words: {shown}")
             })
     }
+}
+
+/// Whether two values are equal, or lead to the same file: `runs/latest` is a link.
+fn is_same(one: &str, other: &str) -> bool {
+    let real = |value: &str| Utf8Path::new(value).canonicalize_utf8().ok();
+    one == other || real(one).is_some_and(|path| real(other) == Some(path))
 }
 
 /// What is said when the user stopped a run.

@@ -1,12 +1,13 @@
 //! `compare`: both arms in interleaved trials, and the verdict.
 
-use camino::Utf8PathBuf;
+use camino::{Utf8Path, Utf8PathBuf};
 
 use super::{Done, foresee};
 use crate::bench::result;
 use crate::compare::{
     self, Band, Comparison, LoadComparison, Metric, Question, Trial, Unit, metric,
 };
+use crate::engine::server::{Environment, Server};
 use crate::engine::trial::{RESULTS, TrialOrder};
 use crate::engine::trouble::{Class, Trouble};
 use crate::engine::{Engine, in_place, read_json, write_json};
@@ -35,7 +36,11 @@ pub(super) fn compare(engine: &mut Engine<'_>) -> Result<Done, Trouble> {
             env,
             may_build: false,
         };
-        engine.trial(&order, &mut |_, _| Ok(()))?;
+        let run = engine.run.path().to_owned();
+        engine.trial(&order, &mut |server, _| match arm {
+            Arm::Tuned => Ok(()),
+            Arm::Baseline => refuse_deployed(server, &tuned_env, &run),
+        })?;
         // More pairs cannot make arms comparable that are not, and each of them costs two server starts.
         if pair_trials(engine.state.trials(), pair).is_some() && !judged(engine)?.unfair.is_empty()
         {
@@ -63,6 +68,28 @@ pub(super) fn compare(engine: &mut Engine<'_>) -> Result<Done, Trouble> {
     let loads = comparison.loads.iter().map(one_load);
     let parts: Vec<String> = std::iter::once(whole).chain(loads).collect();
     Ok(Done::new(parts.join("; ")))
+}
+
+/// A launch script that names the deployed files itself serves them in both arms, which would then be the same.
+fn refuse_deployed(
+    server: &Server,
+    tuned_env: &Environment,
+    run: &Utf8Path,
+) -> Result<(), Trouble> {
+    let of_this_run = tuned_env
+        .iter()
+        .filter_map(|(name, value)| Some((name.as_str(), value.as_deref()?)))
+        .filter(|(_, value)| value.contains(run.as_str()));
+    match server.carrying(of_this_run) {
+        None => Ok(()),
+        Some((pid, name)) => Err(Trouble::new(
+            Class::Environment,
+            format!(
+                "the untuned server (process {pid}) was started with the `{name}` of the tuned one: both arms would be the same"
+            ),
+        )
+        .hint(format!("take `{name}` out of the launch script"))),
+    }
 }
 
 /// `decode-1: better, median_tpot_ms 1.712x [1.690, 1.731]`.

@@ -90,6 +90,12 @@ pub(super) fn verify(engine: &mut Engine<'_>) -> Result<Done, Trouble> {
     for shape in &verified.engagement.other_kernel {
         engine.remark(format!("the log contradicts the table: {shape}"));
     }
+    if let Some(first) = verified.engagement.missed.first() {
+        engine.remark(format!(
+            "{} shapes were not served by the row that is deployed for them, first {first}",
+            verified.engagement.missed.len()
+        ));
+    }
     for time in verified.times.iter().filter(|time| !time.agrees()) {
         engine.remark(match time.us {
             Some(us) => format!(
@@ -155,10 +161,15 @@ fn judge(verified: &Verified) -> Result<Done, Trouble> {
     // The kernel's name in the log comes from the table the server reads, so another table contradicts
     // nearly every look-up; single contradictions are torn lines, the head of one look-up with the
     // tail of another.
-    if engagement.hit == 0 || engagement.other_kernel.len() > engagement.hit {
-        let why = match engagement.other_kernel.first() {
-            Some(shape) => format!("another kernel than the tuned one runs: {shape}"),
-            None => "no shape of the workload was served by the deployed table".to_owned(),
+    let (hit, missed) = (engagement.hit, engagement.missed.len());
+    if hit == 0 || engagement.other_kernel.len() > hit || missed > hit {
+        let why = match (engagement.other_kernel.first(), engagement.missed.first()) {
+            (Some(shape), _) => format!("another kernel than the tuned one runs: {shape}"),
+            (None, Some(shape)) => format!(
+                "{missed} of {} shapes were not served by the row that is deployed for them, first {shape}",
+                hit + missed
+            ),
+            (None, None) => "no shape of the workload was served by the deployed table".to_owned(),
         };
         return Err(Trouble::new(
             Class::NotBetter,
