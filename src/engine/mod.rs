@@ -286,12 +286,9 @@ impl<'a> Engine<'a> {
             return Ok(());
         }
         self.remark("ending what the interrupted run left running");
-        // Their keepers are already at it, with the grace they were given.
+        // Their keepers are already at it, with the grace they were given; what has none is nobody's.
         let until = Instant::now() + Duration::from_secs(15);
-        while Instant::now() < until {
-            if alive().is_empty() {
-                return Ok(());
-            }
+        while Instant::now() < until && alive().into_iter().any(tree::is_keeper) {
             if self.interrupt.sleep(Duration::from_millis(50)) {
                 return Err(server::interrupted());
             }
@@ -385,9 +382,17 @@ pub fn read_events(run: &RunDir) -> Result<Vec<Record<Event>>, Trouble> {
 
 /// Reads a document that a stage wrote.
 fn read_json<T: serde::de::DeserializeOwned>(path: &Utf8Path) -> Result<T, Trouble> {
-    let text = fs_err::read_to_string(path).map_err(|error| Trouble::file(&error))?;
-    serde_json::from_str(&text)
-        .map_err(|error| Trouble::new(Class::Internal, format!("`{path}` does not parse: {error}")))
+    let text = fs_err::read_to_string(path).map_err(|error| match error.kind() {
+        std::io::ErrorKind::NotFound => spoilt(format!("`{path}` is gone")),
+        _ => Trouble::file(&error),
+    })?;
+    serde_json::from_str(&text).map_err(|error| spoilt(format!("`{path}` does not parse: {error}")))
+}
+
+/// A document of a finished stage is not as the stage left it. Documents are written whole, so somebody else was at it.
+fn spoilt(reason: String) -> Trouble {
+    Trouble::new(Class::NotResumable, reason)
+        .hint("put the file back, or begin a new run: `gemmtune run --new`")
 }
 
 /// Writes a document for later stages and for people.

@@ -53,7 +53,13 @@ impl Trouble {
 
     /// Trouble caused by an error: "failed to" and the error's chain of causes.
     pub fn caused(class: Class, error: &dyn Error) -> Self {
-        let mut reason = format!("failed to {error}");
+        let text = error.to_string();
+        // Errors of files begin with it already.
+        let mut reason = if text.starts_with("failed to ") {
+            text
+        } else {
+            format!("failed to {text}")
+        };
         let mut source = error.source();
         while let Some(cause) = source {
             let text = cause.to_string();

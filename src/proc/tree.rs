@@ -110,6 +110,12 @@ pub fn marked(name: &str, value: &str) -> Vec<u32> {
         .collect()
 }
 
+/// Whether a process is a keeper.
+pub fn is_keeper(pid: u32) -> bool {
+    fs_err::read(format!("/proc/{pid}/cmdline"))
+        .is_ok_and(|line| line.split(|&byte| byte == 0).nth(1) == Some(b"keeper"))
+}
+
 fn processes() -> impl Iterator<Item = u32> {
     fs_err::read_dir("/proc")
         .into_iter()

@@ -117,6 +117,46 @@ fn a_run_killed_after_each_record_ends_as_an_unkilled_one_does() {
 }
 
 #[test]
+fn a_server_whose_keeper_was_killed_with_gemmtune_is_ended_at_once_by_the_next_run() {
+    let site = Site::new(&Change {
+        pairs: Some(1),
+        server: &["--fault", "hang-at-start"],
+        ..Change::default()
+    });
+    let mut child = site.start(&["run"]);
+    assert!(reached(&site, &mut child, 5));
+    let until = Instant::now() + Duration::from_secs(20);
+    while site.left_alive().len() < 2 && Instant::now() < until {
+        std::thread::sleep(Duration::from_millis(5));
+    }
+    let keepers: Vec<u32> = site
+        .left_alive()
+        .into_iter()
+        .filter(|&pid| gemmtune::proc::tree::is_keeper(pid))
+        .collect();
+    assert_eq!(keepers.len(), 1);
+    // Stopped first, or it would see to the tree of its keeper.
+    send(&child, Signal::SIGSTOP);
+    kill(Pid::from_raw(keepers[0].cast_signed()), Signal::SIGKILL).unwrap();
+    child.kill().unwrap();
+    let _ = child.wait().unwrap();
+    while site.left_alive().contains(&keepers[0]) && Instant::now() < until {
+        std::thread::sleep(Duration::from_millis(5));
+    }
+    assert_eq!(site.left_alive().len(), 1, "the server is an orphan");
+    let orphan = site.left_alive();
+    let started = Instant::now();
+    let mut next = site.start(&["run"]);
+    while !site.left_alive().iter().all(|pid| !orphan.contains(pid)) {
+        assert!(started.elapsed() < Duration::from_secs(10), "it lives on");
+        std::thread::sleep(Duration::from_millis(10));
+    }
+    send(&next, Signal::SIGINT);
+    assert_eq!(next.wait().unwrap().code(), Some(130));
+    site.assert_nothing_left();
+}
+
+#[test]
 fn ctrl_c_twice_stops_everything_quickly_and_the_run_can_go_on() {
     let site = Site::new(&Change {
         pairs: Some(1),
@@ -205,6 +245,24 @@ fn a_run_folder_that_cannot_be_written_is_the_environments_fault() {
     fs_err::create_dir(&lock).unwrap();
     let output = site.run(&["run"]);
     assert_eq!(output.status.code(), Some(10), "{}", stderr(&output));
+}
+
+#[test]
+fn a_document_that_was_cut_or_taken_away_is_named_and_no_bug() {
+    let site = Site::new(&Change::default());
+    site.run(&["run", "--until", "plan"]);
+    let plan = site.latest().join("plan.json");
+    fs_err::write(&plan, "{\"verdict\": ").unwrap();
+    for expected in ["does not parse", "is gone"] {
+        let output = site.run(&["run"]);
+        assert_eq!(output.status.code(), Some(17), "{}", stderr(&output));
+        let said = stderr(&output);
+        assert!(
+            said.contains("plan.json") && said.contains(expected),
+            "{said}"
+        );
+        let _ = fs_err::remove_file(&plan);
+    }
 }
 
 #[test]

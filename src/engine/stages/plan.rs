@@ -93,7 +93,7 @@ pub(super) fn plan(engine: &mut Engine<'_>) -> Result<Done, Trouble> {
     let inspection: Inspection = read_json(&engine.run.stage(Stage::Inspect.name()))?;
     let bytes = fs_err::read(engine.run.shapes()).map_err(|error| Trouble::file(&error))?;
     let captured =
-        shapes::read(&bytes, None).map_err(|error| Trouble::caused(Class::Internal, &error))?;
+        shapes::read(&bytes, None).map_err(|error| Trouble::caused(Class::NotResumable, &error))?;
     let told: Captured = read_json(&engine.run.stage(Stage::Capture.name()))?;
     let terms = engine.platform.plan_terms(&inspection)?;
     let prediction = prediction(engine);

@@ -32,7 +32,7 @@ pub(super) fn report(engine: &mut Engine<'_>) -> Result<Done, Trouble> {
     };
     let document = with_arms(engine, with_findings(engine, document)?)?;
     crate::report::write(&document, engine.run.path())
-        .map_err(|error| Trouble::caused(Class::Internal, &error))?;
+        .map_err(|error| Trouble::caused(Class::Environment, &error))?;
     Ok(Done::new(engine.run.path().join("report.html")))
 }
 
@@ -176,7 +176,7 @@ fn shape_rows(
 ) -> Result<Vec<ShapeRow>, Trouble> {
     let bytes = fs_err::read(engine.run.shapes()).map_err(|error| Trouble::file(&error))?;
     let seen =
-        shapes::read(&bytes, None).map_err(|error| Trouble::caused(Class::Internal, &error))?;
+        shapes::read(&bytes, None).map_err(|error| Trouble::caused(Class::NotResumable, &error))?;
     let rows = tuned.map_or(&[][..], |tuned| &tuned.rows);
     Ok(seen
         .into_iter()

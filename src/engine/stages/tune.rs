@@ -46,6 +46,16 @@ pub(super) fn tune(engine: &mut Engine<'_>) -> Result<Done, Trouble> {
     for failure in tuned.failed.iter().take(5) {
         engine.remark(format!("not tuned: {failure}"));
     }
+    let left = match tuned.not_reached.len() {
+        0 => String::new(),
+        left => format!(
+            "the budget of {} ended before {left} more were raced (`budget.tune`)",
+            engine.config.budget.tune
+        ),
+    };
+    if !left.is_empty() {
+        engine.remark(left.clone());
+    }
     let kept = tuned.rows.iter().filter(|row| row.incumbent_kept).count();
     let done = Done::new(format!(
         "{} of {} shapes tuned in {:.0} s, {} faster than before, {kept} kept as they are, {} failed",
@@ -57,7 +67,14 @@ pub(super) fn tune(engine: &mut Engine<'_>) -> Result<Done, Trouble> {
     ));
     // A table of nothing but what serves already would be deployed, and compared with itself.
     let nothing = (kept == tuned.rows.len()).then(|| {
-        format!("no kernel was found that is faster than what serves any of {kept} shapes today")
+        let sentence = format!(
+            "no kernel was found that is faster than what serves any of {kept} shapes today"
+        );
+        [sentence, left]
+            .into_iter()
+            .filter(|part| !part.is_empty())
+            .collect::<Vec<_>>()
+            .join("; ")
     });
     Ok(Done {
         nothing_to_gain: nothing,
@@ -70,7 +87,7 @@ pub(super) fn tune(engine: &mut Engine<'_>) -> Result<Done, Trouble> {
 fn with_dtypes(engine: &Engine<'_>, mut planned: Vec<Shape>) -> Result<Vec<Shape>, Trouble> {
     let bytes = fs_err::read(engine.run.shapes()).map_err(|error| Trouble::file(&error))?;
     let seen =
-        shapes::read(&bytes, None).map_err(|error| Trouble::caused(Class::Internal, &error))?;
+        shapes::read(&bytes, None).map_err(|error| Trouble::caused(Class::NotResumable, &error))?;
     for shape in planned.iter_mut().filter(|shape| shape.dtype.is_empty()) {
         let weight = (shape.op, shape.n, shape.k);
         let of_weight = seen
