@@ -44,10 +44,7 @@ pub struct DoctorArgs {
 pub fn run(args: &DoctorArgs, printer: &Printer) -> Result<(), Failure> {
     let keeper = Keeper::this_binary()
         .map_err(|error| Failure::to(Kind::Bug, "find our own binary", error))?;
-    let interrupt = Interrupt::new();
-    interrupt
-        .on_signals()
-        .map_err(|error| Failure::to(Kind::Environment, "watch for signals", error))?;
+    let interrupt = super::interrupt()?;
     let config = fs_err::read_to_string(FILE_NAME)
         .ok()
         .and_then(|text| Config::parse(&text).ok());

@@ -169,3 +169,12 @@ fn perform(command: Command, printer: &Printer) -> Result<std::process::ExitCode
 fn success((): ()) -> std::process::ExitCode {
     std::process::ExitCode::SUCCESS
 }
+
+/// Ctrl-C as a value, for a command that starts processes or takes long.
+fn interrupt() -> Result<crate::proc::Interrupt, Failure> {
+    let interrupt = crate::proc::Interrupt::new();
+    interrupt
+        .on_signals()
+        .map_err(|error| Failure::to(Kind::Environment, "watch for Ctrl-C", error))?;
+    Ok(interrupt)
+}

@@ -11,7 +11,7 @@ use super::failure::{Failure, Kind};
 use super::printer::Printer;
 use crate::platform::{Deployment, Inspection, KernelTime};
 use crate::probe::{self, Found, LIMIT, Order, ProbeError};
-use crate::proc::{Interrupt, RunError};
+use crate::proc::RunError;
 use crate::shape::{Op, Shape};
 use crate::stage::Stage;
 use crate::table::aiter::Table;
@@ -155,10 +155,7 @@ pub fn run(args: &ProbeArgs, printer: &Printer) -> Result<ExitCode, Failure> {
         return Err(Failure::new(Kind::NoShapes, "the table has no row to try")
             .hint("look at --gfx and --cu-num, or name shapes with --shapes"));
     }
-    let interrupt = Interrupt::new();
-    interrupt
-        .on_signals()
-        .map_err(|error| Failure::to(Kind::Environment, "watch for Ctrl-C", error))?;
+    let interrupt = super::interrupt()?;
     let found = probe::probe(&Order {
         python: &target.python,
         folder: target.folder,

@@ -9,7 +9,7 @@ use super::printer::Printer;
 use super::progress::RunProgress;
 use crate::engine::trouble::{Class, Trouble};
 use crate::engine::{Engine, Finish, Surroundings, digest};
-use crate::proc::{Interrupt, Keeper};
+use crate::proc::Keeper;
 use crate::stage::Stage;
 use crate::store::run_dir::{LATEST, RUNS, RunDir};
 use crate::workload::config::{Config, FILE_NAME};
@@ -85,10 +85,7 @@ fn drive(
     open: impl FnOnce(RunDir, Surroundings<'_>) -> Result<Engine<'_>, Trouble>,
 ) -> Result<ExitCode, Failure> {
     let path = run.path().to_owned();
-    let interrupt = Interrupt::new();
-    interrupt
-        .on_signals()
-        .map_err(|error| Failure::to(Kind::Environment, "watch for Ctrl-C", error))?;
+    let interrupt = super::interrupt()?;
     let mut progress = RunProgress::new(printer);
     let mut observer = |notice: &crate::event::Notice| progress.show(notice);
     let with = Surroundings {

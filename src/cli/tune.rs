@@ -185,10 +185,7 @@ pub fn run(args: &TuneArgs, printer: &Printer) -> Result<(), Failure> {
         budget: args.budget.map(Span::duration),
         effort: args.effort.into(),
     };
-    let interrupt = Interrupt::new();
-    interrupt
-        .on_signals()
-        .map_err(|error| Failure::to(Kind::Environment, "listen to signals", error))?;
+    let interrupt = super::interrupt()?;
     if args.dry_run {
         return preview(&request, &interrupt, printer);
     }

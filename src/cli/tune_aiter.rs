@@ -10,7 +10,7 @@ use serde::Deserialize;
 use super::failure::{Failure, Kind};
 use super::printer::Printer;
 use super::tune_progress::TuneProgress;
-use crate::proc::{Interrupt, Keeper};
+use crate::proc::Keeper;
 use crate::shape::{Op, Shape};
 use crate::table::aiter::{Row, Table};
 use crate::tune::aiter::{
@@ -121,10 +121,7 @@ impl AiterArgs {
         };
         let keeper = Keeper::this_binary()
             .map_err(|error| Failure::to(Kind::Environment, "find this program", error))?;
-        let interrupt = Interrupt::new();
-        interrupt
-            .on_signals()
-            .map_err(|error| Failure::to(Kind::Environment, "listen to signals", error))?;
+        let interrupt = super::interrupt()?;
         // What gemmtune leads with, or looks at, must not be lost.
         let env: BTreeMap<String, Option<String>> = ["PYTHONPATH", "AITER_JIT_DIR"]
             .into_iter()

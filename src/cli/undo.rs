@@ -4,12 +4,11 @@ use std::process::ExitCode;
 
 use camino::Utf8PathBuf;
 
-use super::failure::{Failure, Kind};
+use super::failure::Failure;
 use super::printer::Printer;
 use super::progress::RunProgress;
 use crate::engine::{Engine, Surroundings};
 use crate::event::{Event, Notice};
-use crate::proc::Interrupt;
 use crate::stage::Stage;
 
 /// Arguments of `gemmtune undo`.
@@ -26,10 +25,7 @@ pub struct UndoArgs {
 pub fn run(args: &UndoArgs, printer: &Printer) -> Result<ExitCode, Failure> {
     let run = super::run::open(&super::status::chosen(args.run.as_ref()))?;
     let path = run.path().to_owned();
-    let interrupt = Interrupt::new();
-    interrupt
-        .on_signals()
-        .map_err(|error| Failure::to(Kind::Environment, "watch for Ctrl-C", error))?;
+    let interrupt = super::interrupt()?;
     let mut progress = RunProgress::new(printer);
     let mut observer = |notice: &Notice| {
         // The run is opened as for going on, but does not go on.

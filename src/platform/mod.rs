@@ -211,6 +211,25 @@ impl Engagement {
         let seen = self.hit + self.missed.len() + self.unplanned.len() + self.other_kernel.len();
         (seen > 0).then(|| self.hit as f64 / seen as f64)
     }
+
+    /// Why the deployed table is not what serves; `None` where it is.
+    ///
+    /// The kernel's name in the log comes from the table the server reads, so another table contradicts or misses
+    /// nearly every look-up; single contradictions are torn lines, the head of one look-up with the tail of another.
+    pub fn refusal(&self) -> Option<String> {
+        let missed = self.missed.len();
+        if self.hit > 0 && self.other_kernel.len() <= self.hit && missed <= self.hit {
+            return None;
+        }
+        Some(match (self.other_kernel.first(), self.missed.first()) {
+            (Some(shape), _) => format!("another kernel than the tuned one runs: {shape}"),
+            (None, Some(shape)) => format!(
+                "{missed} of {} shapes were not served by the row that is deployed for them, first {shape}",
+                self.hit + missed
+            ),
+            (None, None) => "no shape of the workload was served by the deployed table".to_owned(),
+        })
+    }
 }
 
 /// What a tune step needs.
@@ -430,5 +449,35 @@ fn tune_trouble(error: &TuneError) -> Trouble {
         TuneError::Results(results) => Trouble::caused(class_of(results), error),
         TuneError::Write { .. } => Trouble::caused(Class::Environment, error),
         _ => Trouble::caused(Class::TunerFailed, error),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn engagement_holds_while_most_shapes_are_served_as_deployed() {
+        let seen = |hit: usize, missed: usize, other: usize| Engagement {
+            hit,
+            missed: vec!["a".to_owned(); missed],
+            other_kernel: vec!["b: x instead of y".to_owned(); other],
+            ..Engagement::default()
+        };
+        for (engagement, says) in [
+            (seen(8, 0, 0), None),
+            (seen(8, 2, 3), None),
+            (seen(0, 0, 0), Some("no shape")),
+            (seen(1, 15, 0), Some("15 of 16 shapes were not served")),
+            (seen(3, 0, 4), Some("another kernel")),
+        ] {
+            let refusal = engagement.refusal();
+            assert_eq!(refusal.is_some(), says.is_some(), "{engagement:?}");
+            assert!(
+                refusal
+                    .unwrap_or_default()
+                    .contains(says.unwrap_or_default())
+            );
+        }
     }
 }

@@ -4,6 +4,7 @@
 //! file that fetches nothing and needs no script. This room measures and decides nothing.
 
 mod chart;
+mod checks;
 mod loads;
 mod markdown;
 pub mod model;

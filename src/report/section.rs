@@ -6,9 +6,8 @@ use std::fmt::Write as _;
 use maud::{Markup, html};
 
 use super::chart;
-use super::model::{Fact, LayoutCheck, Report, ShapeRow, Timing, plain_name};
+use super::model::{Fact, Report, ShapeRow, Timing, plain_name};
 use super::number::{duration, measured, percent, ratio, significant, whole};
-use crate::bench::parity::Agreement;
 use crate::compare::{Better, Comparison};
 
 /// A section of the page with its anchor; absent when there is nothing to say.
@@ -43,7 +42,7 @@ pub(super) fn all(report: &Report) -> Vec<Section> {
         section(
             "checks",
             "Is it still right, and does it really run",
-            checks(report),
+            super::checks::section(report),
         ),
         section("skipped", "What was skipped", skipped(report)),
         section("reproduce", "How to reproduce it", reproduce(report)),
@@ -220,7 +219,7 @@ fn control_text(control: &Comparison) -> Markup {
     }
 }
 
-fn remarks(heading: &str, items: &[String]) -> Markup {
+pub(super) fn remarks(heading: &str, items: &[String]) -> Markup {
     html! {
         @if !items.is_empty() {
             h3 { (heading) }
@@ -436,74 +435,6 @@ fn roofline(report: &Report) -> Option<Markup> {
         (figure(Some(picture), "Each mark is a shape; the nearer to the line, the less is left to gain.",
             &table(caption, &columns, &rows)))
     })
-}
-
-fn checks(report: &Report) -> Option<Markup> {
-    if report.parity.is_none() && report.layout.is_empty() && report.engagement.is_none() {
-        return None;
-    }
-    let columns = [
-        ("probe", Text),
-        ("M", Number),
-        ("wrong outputs", Number),
-        ("allowed", Number),
-        ("result", Text),
-    ];
-    let rows: Vec<Vec<String>> = report
-        .layout
-        .iter()
-        .map(|probe| {
-            vec![
-                probe.what.clone(),
-                probe.m.to_string(),
-                probe
-                    .error_ratio
-                    .map_or_else(|| "no number".to_owned(), percent),
-                percent(probe.limit),
-                if probe.passed() {
-                    "✓ pass"
-                } else {
-                    "✗ fail"
-                }
-                .to_owned(),
-            ]
-        })
-        .collect();
-    Some(html! {
-        @if let Some(parity) = &report.parity { (parity_text(parity)) }
-        @if let Some(engagement) = &report.engagement {
-            h3 { (badge(engagement.passed)) " Deployed kernels in the running server" }
-            p { (engagement.because) }
-            @if let (Some(hits), Some(misses)) = (engagement.hits, engagement.misses) {
-                p { (whole(hits)) " look-ups hit, " (whole(misses)) " missed." }
-            }
-            (remarks("Shapes that missed", &engagement.missing))
-        }
-        @if !rows.is_empty() {
-            h3 { (badge(report.layout.iter().all(LayoutCheck::passed))) " Layout probes" }
-            (table("Deployed kernels against a reference", &columns, &rows))
-        }
-    })
-}
-
-fn badge(passed: bool) -> Markup {
-    html! {
-        @if passed { span.badge.pass { "✓ pass" } } @else { span.badge.fail { "✗ fail" } }
-    }
-}
-
-fn parity_text(parity: &Agreement) -> Markup {
-    html! {
-        h3 { (badge(parity.holds())) " Greedy parity with the baseline server" }
-        p { (parity.because) "." }
-        @if let Some(parting) = &parity.first_divergence {
-            p {
-                "The first difference is at token " (parting.token + 1) " of prompt " (parting.prompt + 1)
-                " with " (parting.concurrency) " requests in flight: baseline " q { (parting.baseline) }
-                ", tuned " q { (parting.tuned) } "."
-            }
-        }
-    }
 }
 
 fn skipped(report: &Report) -> Option<Markup> {

@@ -42,12 +42,16 @@ impl Rest {
 
     fn run(&self, seconds: &str) -> Output {
         let gemmtune = Utf8Path::new(env!("CARGO_BIN_EXE_gemmtune"));
-        let path = std::env::var("PATH").unwrap();
+        let programs = gemmtune.parent().unwrap().as_str();
         Command::new("bash")
-            .args(["rest.sh", seconds])
+            .args([
+                "-c",
+                "PATH=$0:$PATH exec bash rest.sh $1",
+                programs,
+                seconds,
+            ])
             .current_dir(&self.folder)
             .env("HOME", &self.folder)
-            .env("PATH", format!("{}:{path}", gemmtune.parent().unwrap()))
             .env("PYTHONPATH", &self.path)
             .output()
             .unwrap()

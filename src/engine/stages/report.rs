@@ -139,7 +139,7 @@ fn with_findings(engine: &Engine<'_>, mut report: Report) -> Result<Report, Trou
             .collect();
         let engagement = &verified.engagement;
         report.engagement = Some(Engagement {
-            passed: engagement.hit > 0,
+            passed: engagement.refusal().is_none(),
             hits: Some(engagement.hit as u64),
             misses: Some((engagement.missed.len() + engagement.unplanned.len()) as u64),
             missing: engagement

@@ -158,19 +158,7 @@ fn judge(verified: &Verified) -> Result<Done, Trouble> {
         ));
     }
     let engagement = &verified.engagement;
-    // The kernel's name in the log comes from the table the server reads, so another table contradicts
-    // nearly every look-up; single contradictions are torn lines, the head of one look-up with the
-    // tail of another.
-    let (hit, missed) = (engagement.hit, engagement.missed.len());
-    if hit == 0 || engagement.other_kernel.len() > hit || missed > hit {
-        let why = match (engagement.other_kernel.first(), engagement.missed.first()) {
-            (Some(shape), _) => format!("another kernel than the tuned one runs: {shape}"),
-            (None, Some(shape)) => format!(
-                "{missed} of {} shapes were not served by the row that is deployed for them, first {shape}",
-                hit + missed
-            ),
-            (None, None) => "no shape of the workload was served by the deployed table".to_owned(),
-        };
+    if let Some(why) = engagement.refusal() {
         return Err(Trouble::new(
             Class::NotBetter,
             format!("engagement: {why}; the deployment was taken back"),

@@ -112,13 +112,13 @@ impl Shell<'_> {
             return self.variable(name, written);
         }
         let set = match name.parse::<usize>() {
-            Ok(position) => match self.positional() {
-                Some(arguments) => arguments.get(position.wrapping_sub(1)).cloned(),
-                None => {
+            Ok(position) => {
+                let Some(arguments) = self.positional() else {
                     let why = format!("argument {position} of the script (`{written}`)");
                     return Word::unknown(written, why);
-                }
-            },
+                };
+                arguments.get(position.wrapping_sub(1)).cloned()
+            }
             Err(_) => self.lookup(name),
         };
         let default = || {

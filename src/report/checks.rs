@@ -1,0 +1,77 @@
+//! "Is it still right, and does it really run": what the verify stage found.
+
+use maud::{Markup, html};
+
+use super::model::{LayoutCheck, Report};
+use super::number::{percent, whole};
+use super::section::{Number, Text, remarks, table};
+use crate::bench::parity::Agreement;
+
+/// The section, where anything was checked.
+pub(super) fn section(report: &Report) -> Option<Markup> {
+    if report.parity.is_none() && report.layout.is_empty() && report.engagement.is_none() {
+        return None;
+    }
+    let columns = [
+        ("probe", Text),
+        ("M", Number),
+        ("wrong outputs", Number),
+        ("allowed", Number),
+        ("result", Text),
+    ];
+    let rows: Vec<Vec<String>> = report
+        .layout
+        .iter()
+        .map(|probe| {
+            vec![
+                probe.what.clone(),
+                probe.m.to_string(),
+                probe
+                    .error_ratio
+                    .map_or_else(|| "no number".to_owned(), percent),
+                percent(probe.limit),
+                if probe.passed() {
+                    "✓ pass"
+                } else {
+                    "✗ fail"
+                }
+                .to_owned(),
+            ]
+        })
+        .collect();
+    Some(html! {
+        @if let Some(parity) = &report.parity { (parity_text(parity)) }
+        @if let Some(engagement) = &report.engagement {
+            h3 { (badge(engagement.passed)) " Deployed kernels in the running server" }
+            p { (engagement.because) }
+            @if let (Some(hits), Some(misses)) = (engagement.hits, engagement.misses) {
+                p { (whole(hits)) " look-ups hit, " (whole(misses)) " missed." }
+            }
+            (remarks("Shapes that missed", &engagement.missing))
+        }
+        @if !rows.is_empty() {
+            h3 { (badge(report.layout.iter().all(LayoutCheck::passed))) " Layout probes" }
+            (table("Deployed kernels against a reference", &columns, &rows))
+        }
+    })
+}
+
+fn badge(passed: bool) -> Markup {
+    html! {
+        @if passed { span.badge.pass { "✓ pass" } } @else { span.badge.fail { "✗ fail" } }
+    }
+}
+
+fn parity_text(parity: &Agreement) -> Markup {
+    html! {
+        h3 { (badge(parity.holds())) " Greedy parity with the baseline server" }
+        p { (parity.because) "." }
+        @if let Some(parting) = &parity.first_divergence {
+            p {
+                "The first difference is at token " (parting.token + 1) " of prompt " (parting.prompt + 1)
+                " with " (parting.concurrency) " requests in flight: baseline " q { (parting.baseline) }
+                ", tuned " q { (parting.tuned) } "."
+            }
+        }
+    }
+}
