@@ -32,7 +32,7 @@ class Bench:
 
     `block` ([128, 128]), `out_dtype` ("bfloat16"), `sglang_root` (folder that holds the package; default: what this
     interpreter would import; "" for gemmtune's own kernel), `cache_dir`, `prepare_slots`, `compile_deadline_s`,
-    `load_ahead` (false: kernels are loaded when their turn comes).
+    `load_ahead` (true: kernels are loaded ahead of their turn; off until its effect has been measured).
     """
 
     def __init__(self, index, options):
@@ -77,23 +77,29 @@ class Bench:
         waited = wait_until_quiet(spinner(torch), PATIENCE_S)
         if waited > 1.0:
             print(f"waited {waited:.0f} s until nobody else computed on the device", file=sys.stderr)
-        first_launch(torch)
+        load_ahead = bool(options.get("load_ahead"))
+        if load_ahead:
+            first_launch(torch)
         self._store = Store(torch, torch.device("cuda", index), block_n, block_k, self._kernels.out_dtype)
         self._clocks = Clocks(str(getattr(torch.cuda.get_device_properties(index), "uuid", "")))
         self._faults = Faults.from_environment()
         self._timed = None
         self._loaded = {}
         self._ahead = None
-        if options.get("load_ahead", True):
-            from gpu_worker.launch import load_ahead
+        if load_ahead:
+            from gpu_worker import launch
 
-            self._ahead = Ahead(lambda wanted: load_ahead(self._module, wanted, self._kernels.out_dtype, self._loaded))
+            def load(wanted):
+                launch.load_ahead(self._module, wanted, self._kernels.out_dtype, self._loaded)
+
+            self._ahead = Ahead(load)
         target = triton.runtime.driver.active.get_current_target()
         self._slots = int(options.get("prepare_slots") or max(1, len(os.sched_getaffinity(0)) - 1))
         setup = {
             "target": [target.backend, target.arch, target.warp_size],
             "kernels": dataclasses.asdict(self._kernels),
             "smem_bytes": self._facts["smem_bytes"],
+            "build_launchers": load_ahead,
         }
         deadline = float(options.get("compile_deadline_s") or COMPILE_DEADLINE_S)
         record = Record(os.environ["TRITON_CACHE_DIR"], {**setup, "versions": self._versions})

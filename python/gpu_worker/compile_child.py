@@ -105,7 +105,7 @@ def run():
     _stop_early(type(make_backend(target.get_current_target())), setup["smem_bytes"])
     kernels = Kernels(**{**setup["kernels"], "plain_takes": tuple(setup["kernels"]["plain_takes"])})
     module = load_module(kernels.path)
-    build_launcher = launcher_builder(setup["target"][0])
+    build_launcher = launcher_builder(setup["target"][0]) if setup["build_launchers"] else lambda _compiled: None
     for line in sys.stdin:
         job = json.loads(line)
         started = time.perf_counter()
