@@ -1,7 +1,8 @@
-//! The shapes still to race, handed to stations largest first.
+//! The shapes still to race, handed to stations largest first, or in the order they were asked for where time is short.
 //!
 //! Shared by the stations and the coordinator behind one lock. It knows no worker and no file.
 
+use std::collections::BTreeMap;
 use std::sync::{Condvar, Mutex, MutexGuard, PoisonError};
 use std::time::{Duration, Instant};
 
@@ -26,7 +27,26 @@ pub(super) struct Board {
     state: Mutex<State>,
     changed: Condvar,
     stations: usize,
-    ends: Option<Instant>,
+    limit: Option<Limit>,
+}
+
+/// A budget, and what is worth most within it: shapes are asked for most valuable first.
+#[derive(Debug)]
+pub(super) struct Limit {
+    ends: Instant,
+    asked: BTreeMap<Shape, usize>,
+}
+
+impl Limit {
+    /// No race starts after `ends`; `shapes` in the order they were asked for.
+    pub(super) fn new(ends: Instant, shapes: &[Shape]) -> Self {
+        let asked = shapes.iter().cloned().zip(0..).collect();
+        Self { ends, asked }
+    }
+
+    fn rank(&self, shape: &Shape) -> usize {
+        self.asked.get(shape).copied().unwrap_or(usize::MAX)
+    }
 }
 
 #[derive(Debug)]
@@ -38,8 +58,8 @@ struct State {
 }
 
 impl Board {
-    /// A board for `stations`; with `ends`, no race starts after that moment.
-    pub(super) fn new(mut points: Points, stations: usize, ends: Option<Instant>) -> Self {
+    /// A board for `stations`. Without a limit the largest goes first, so that several stations end together.
+    pub(super) fn new(mut points: Points, stations: usize, limit: Option<Limit>) -> Self {
         let ready = points.hand_out();
         Self {
             state: Mutex::new(State {
@@ -50,7 +70,7 @@ impl Board {
             }),
             changed: Condvar::new(),
             stations,
-            ends,
+            limit,
         }
     }
 
@@ -60,13 +80,12 @@ impl Board {
         if state.closed || self.is_over() {
             return Taken::Finished;
         }
-        let largest = state
-            .ready
-            .iter()
-            .enumerate()
-            .max_by(|a, b| cost(a.1).total_cmp(&cost(b.1)))
-            .map(|(index, _)| index);
-        match largest {
+        let ready = state.ready.iter().enumerate();
+        let first = match &self.limit {
+            Some(limit) => ready.min_by_key(|(_, shape)| limit.rank(shape)),
+            None => ready.max_by(|a, b| cost(a.1).total_cmp(&cost(b.1))),
+        };
+        match first.map(|(index, _)| index) {
             Some(index) => {
                 let shape = state.ready.swap_remove(index);
                 state.running += 1;
@@ -121,7 +140,9 @@ impl Board {
 
     /// Whether the budget is spent.
     pub(super) fn is_over(&self) -> bool {
-        self.ends.is_some_and(|ends| Instant::now() >= ends)
+        self.limit
+            .as_ref()
+            .is_some_and(|limit| Instant::now() >= limit.ends)
     }
 
     /// Races that may still come, those running included.
@@ -131,7 +152,8 @@ impl Board {
 
     /// How long until the budget is spent.
     pub(super) fn remaining(&self) -> Option<Duration> {
-        Some(self.ends?.saturating_duration_since(Instant::now()))
+        let ends = self.limit.as_ref()?.ends;
+        Some(ends.saturating_duration_since(Instant::now()))
     }
 
     /// Time one race may take if every race that may still come is to fit the budget.
@@ -198,9 +220,20 @@ mod tests {
     }
 
     #[test]
+    fn where_time_is_short_the_most_valuable_goes_first() {
+        let shapes = [shape(64, 300), shape(64, 100), shape(512, 200)];
+        let ends = Instant::now() + Duration::from_secs(60);
+        let limit = Some(Limit::new(ends, &shapes));
+        let board = Board::new(Points::new(&shapes, Refine::Every), 1, limit);
+        for shape in shapes {
+            assert_eq!(board.take(), Taken::Race(shape, vec![]));
+        }
+    }
+
+    #[test]
     fn nothing_starts_after_the_budget() {
         let points = Points::new(&[shape(1, 1)], Refine::Every);
-        let board = Board::new(points, 1, Some(Instant::now()));
+        let board = Board::new(points, 1, Some(Limit::new(Instant::now(), &[])));
         assert_eq!(board.take(), Taken::Finished);
         assert_eq!(board.unraced().0, [shape(1, 1)]);
     }

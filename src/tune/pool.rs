@@ -12,7 +12,7 @@ use std::time::{Duration, Instant};
 use camino::Utf8PathBuf;
 
 use super::backends::Backend;
-use super::board::{Board, cost};
+use super::board::{Board, Limit, cost};
 use super::event::{TuneEvent, TuneOutcome, Unserved};
 use super::pace::Pace;
 use super::points::Points;
@@ -145,7 +145,9 @@ pub fn run(
     let board = Board::new(
         points,
         stations as usize,
-        request.budget.map(|budget| started + budget),
+        request
+            .budget
+            .map(|budget| Limit::new(started + budget, &request.shapes)),
     );
     events(&TuneEvent::Started {
         device: Box::new(device.clone()),
