@@ -100,18 +100,20 @@ fn a_wrong_kernel_that_was_not_stopped_is_no_success() {
 
 #[test]
 fn the_models_without_weights_have_the_gemms_of_the_real_ones() {
+    let keep = tempfile::tempdir().unwrap();
+    let untuned = keep.path().join("untuned.csv");
     let planned = |config: &str| {
         let output = Command::new(env!("CARGO_BIN_EXE_gemmtune"))
             .args(["plan", "--json", "--tp", "1", "--capture", "1,32"])
             .args(["--chunked-prefill", "8192", "--device", "NVIDIA_H200"])
-            .args(["--model", config, "-o", "/dev/null"])
+            .args(["--model", config, "-o"])
+            .arg(&untuned)
             .output()
             .unwrap();
         assert!(output.status.success(), "{}", stderr(&output));
         let plan: serde_json::Value = serde_json::from_slice(&output.stdout).unwrap();
         plan["tune"].clone()
     };
-    let keep = tempfile::tempdir().unwrap();
     for (model, gemms) in [("qwen3-8b", 4), ("qwen3-14b", 4)] {
         let made = keep.path().join(model);
         let script = format!(
