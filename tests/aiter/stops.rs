@@ -75,11 +75,12 @@ fn rows_that_landed_when_nobody_was_left_are_taken_over() {
 
 #[test]
 fn a_spent_budget_keeps_the_best_so_far() {
-    let site = slow().args(&["--budget", "3s"]);
+    // A batch takes four seconds and more: time for one on a busy machine, and never for three.
+    let site = slow().faults("sleep=0.5@*:*").args(&["--budget", "8s"]);
     let began = Instant::now();
     let ran = site.run(&[]);
     assert_eq!(ran.code, Some(0), "{}", ran.stderr);
-    assert!(began.elapsed().as_secs() < 10);
+    assert!(began.elapsed().as_secs() < 20);
     let kept = ran.list("rows").len();
     assert!(kept > 0 && kept < 6, "{kept} rows");
     assert_eq!(ran.list("not_reached").len(), 6 - kept);
