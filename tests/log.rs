@@ -112,6 +112,19 @@ fn records_are_found_behind_bars_colours_and_prefixes_and_several_in_a_line() {
 }
 
 #[test]
+fn lines_of_the_bf16_gemm_are_neither_shapes_nor_torn() {
+    // `aiter/tuned_gemm.py` at 303a583c: a hit has no comma before `found`, so only its head is known.
+    let log = "[aiter] shape is M:64, N:512, K:7168 dtype=torch.bfloat16 otype=torch.bfloat16 bias=False, scaleAB=False, \
+        bpreshuffle=False found padded_M: 64, N:512, K:7168 is tuned on cu_num = 304 in /tmp/aiter_configs/bf16_tuned_gemm.csv, \
+        libtype is hipblaslt, kernel name is foo\n";
+    let harvest = harvest(log);
+    assert_eq!((harvest.malformed, rows(&harvest)), (0, vec![]));
+    // The same beginning without the flags, torn, is one.
+    let torn = self::harvest("[aiter] shape is M:64, N:512, K:7168\n");
+    assert_eq!(torn.malformed, 1);
+}
+
+#[test]
 fn torn_and_impossible_records_are_counted_and_shown_with_their_lines() {
     let log = [
         dump("1,512,7168,torch.float8_e4m3fnuz"),

@@ -98,7 +98,7 @@ pub(super) fn head_start(bytes: &[u8], at: usize) -> Option<usize> {
 }
 
 /// Whether the head of a look-up line is one of `aiter/tuned_gemm.py`, which goes on ` dtype=torch.bfloat16 otype=…`.
-fn is_of_bf16(head: &[u8]) -> bool {
+pub(super) fn is_of_bf16(head: &[u8]) -> bool {
     find(head, b" dtype=").is_some()
 }
 

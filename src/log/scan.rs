@@ -475,6 +475,9 @@ impl<'harvest> Scanner<'harvest> {
             }
             at = next.end;
         }
+        if engagement::is_of_bf16(text) {
+            return;
+        }
         let reason = if segment.cut_off {
             CUT_OFF
         } else {
