@@ -2,12 +2,16 @@
 //!
 //! Needs what `tests/realtrees/run` prepares; see `tests/realtrees/README.md`.
 
+#[path = "realtrees/interpreter.rs"]
+mod interpreter;
+
 use std::collections::BTreeSet;
 use std::fmt::Write as _;
 use std::process::Command;
 use std::sync::Mutex;
 
 use camino::{Utf8Path, Utf8PathBuf};
+use interpreter::Warm;
 use serde_json::{Map, Value};
 
 /// Above bf16 rounding (0.0018), far below the smallest layout mistake (0.18).
@@ -68,10 +72,6 @@ impl Prepared {
     fn variable(name: &str) -> String {
         let value = std::env::var_os(name).and_then(|value| value.into_string().ok());
         value.unwrap_or_else(|| panic!("{name} is not set: run `tests/realtrees/run`"))
-    }
-
-    fn root() -> &'static Utf8Path {
-        Utf8Path::new(env!("CARGO_MANIFEST_DIR"))
     }
 
     fn released(&self, release: &str) -> Utf8PathBuf {
@@ -161,7 +161,7 @@ impl Run<'_> {
         }
     }
 
-    fn execute(&self) -> Result<Said, String> {
+    fn execute(&self, warm: &mut Option<Warm>) -> Result<Said, String> {
         let tree = self.copy();
         let records = tree.join("records");
         let mut env = self.prepare(&tree, &records)?;
@@ -180,44 +180,32 @@ impl Run<'_> {
         } else {
             self.prepared.released(self.release)
         };
-        let said = self.start(&run_from, &env)?;
+        let said = self.start(&run_from, &env, warm)?;
         let records = record_objects(&records);
         fs_err::remove_dir_all(&tree).unwrap();
         Ok(Said { records, ..said })
     }
 
-    fn start(&self, tree: &Utf8Path, env: &Map<String, Value>) -> Result<Said, String> {
-        let (arch, hip, _) = self.device;
-        let here = Prepared::root().join("tests/realtrees");
-        let front = env
-            .get("PYTHONPATH")
-            .and_then(Value::as_str)
-            .map_or(String::new(), |path| format!("{path}:"));
-        let mut command = Command::new(&self.prepared.python);
-        command
-            .arg(here.join("run_tree.py"))
-            .env("REALTREES_ARCH", arch)
-            .env("REALTREES_HIP", hip)
-            .env("SGLANG_USE_AITER", "1")
-            .env("OMP_NUM_THREADS", "1")
-            // Otherwise apache-tvm-ffi compiles an extension at import.
-            .env("TVM_FFI_DISABLE_TORCH_C_DLPACK", "1")
-            // Compiled once for all runs; and buffers of 100 MB are kept instead of faulted in anew for each case.
-            .env_remove("PYTHONDONTWRITEBYTECODE")
-            .env("MALLOC_MMAP_THRESHOLD_", "4294967296")
-            .env("MALLOC_TRIM_THRESHOLD_", "8589934592")
-            .envs(
-                env.iter()
-                    .filter_map(|(name, value)| Some((name, value.as_str()?))),
-            )
-            .env("PYTHONPATH", format!("{front}{here}:{here}/standin:{tree}"));
-        let output = command.output().map_err(|error| error.to_string())?;
-        let log = String::from_utf8_lossy(&output.stderr).into_owned();
-        let reply = serde_json::from_slice(&output.stdout).map_err(|error| {
+    /// Once a release, observed on gfx942, the interpreter is one of its own, so that the overlay comes in by the door it
+    /// has in a server. Everything else runs in a fork of `warm`.
+    fn start(
+        &self,
+        tree: &Utf8Path,
+        env: &Map<String, Value>,
+        warm: &mut Option<Warm>,
+    ) -> Result<Said, String> {
+        let python = &self.prepared.python;
+        let (reply, log) = if self.change == Change::Observed && self.device == GFX942 {
+            interpreter::fresh(python, self.device, tree, env)?
+        } else {
+            Warm::fork(warm, python, self.device, tree, env)?
+        };
+        let log = String::from_utf8_lossy(&log).into_owned();
+        let reply = serde_json::from_slice(&reply).map_err(|error| {
             format!(
                 "{}: {error}: …{}",
                 self.name(),
-                &log[log.len().saturating_sub(1500)..]
+                &log[log.floor_char_boundary(log.len().saturating_sub(1500))..]
             )
         })?;
         Ok(Said {
@@ -352,9 +340,9 @@ fn traced(trace: &Value, device: Device) -> BTreeSet<String> {
 }
 
 /// What is wrong with a run, if anything; the first line is for people.
-fn check(run: &Run<'_>) -> (String, Vec<String>) {
+fn check(run: &Run<'_>, warm: &mut Option<Warm>) -> (String, Vec<String>) {
     let mut problems = Vec::new();
-    let said = match run.execute() {
+    let said = match run.execute(warm) {
         Ok(said) => said,
         Err(error) => return (run.name(), vec![error]),
     };
@@ -505,14 +493,14 @@ fn check_sabotage(prepared: &Prepared, release: &str) -> (String, Vec<String>) {
             0.15,
         ),
     ];
-    let mut problems = Vec::new();
+    let (mut problems, mut warm) = (Vec::new(), None);
     let mut line = format!("{release} with mistakes made on purpose:");
     for (mistake, floor) in mistakes {
         let env = Map::from_iter([
             ("REALTREES_SABOTAGE".to_owned(), Value::from(mistake)),
             ("REALTREES_M".to_owned(), Value::from("33")),
         ]);
-        match run.start(&prepared.released(release), &env) {
+        match run.start(&prepared.released(release), &env, &mut warm) {
             Ok(said) => {
                 let worst = said
                     .cases()
@@ -528,6 +516,43 @@ fn check_sabotage(prepared: &Prepared, release: &str) -> (String, Vec<String>) {
         }
     }
     (line, problems)
+}
+
+/// What is tried of a release, the `index`th. At depth `ci` one of each change, and which device gets which goes round
+/// with the release; `rest` is the remainder of `full`, which has the trace and the switch on every device.
+fn wanted(index: usize, release: &str, depth: &str) -> Vec<(Device, Change)> {
+    let devices = [GFX942, GFX950_NEW, GFX950_OLD];
+    let turn = |at: usize| devices[(index + at) % devices.len()];
+    let silent = [Change::Silent, Change::PatchedSilent][index % 2];
+    let mut few = vec![
+        (turn(0), Change::Observed),
+        (turn(1), Change::Switched),
+        (turn(2), Change::Patched),
+    ];
+    let mut rest = vec![
+        (turn(1), Change::Observed),
+        (turn(2), Change::Observed),
+        (turn(0), Change::Switched),
+        (turn(2), Change::Switched),
+        (GFX942, Change::Routed),
+    ];
+    // From 0.5.11 on, weights are laid out at load there: the route has to reach that reader too.
+    let routed = (GFX950_NEW, Change::Routed);
+    if index < 2 {
+        few.push((GFX942, silent));
+        rest.push(routed);
+    } else {
+        few.push(routed);
+        rest.push((GFX942, silent));
+    }
+    if SWAPPABLE.contains(&release) {
+        few.push((GFX950_OLD, Change::SwappedByHand));
+    }
+    match depth {
+        "ci" => few,
+        "rest" => rest,
+        _ => [few, rest].concat(),
+    }
 }
 
 #[expect(
@@ -547,48 +572,23 @@ fn real_releases_run_as_traced_and_as_switched() {
         scratch: Utf8PathBuf::try_from(scratch.path().to_owned()).unwrap(),
     };
     let releases = Prepared::variable("GEMMTUNE_REALTREES");
-    let full = Prepared::variable("GEMMTUNE_REALTREES_DEPTH") == "full";
+    let depth = Prepared::variable("GEMMTUNE_REALTREES_DEPTH");
     let mut work: Vec<Run<'_>> = Vec::new();
     for (index, release) in releases.split_whitespace().enumerate() {
-        let all = [Change::Observed, Change::Switched, Change::Patched];
-        let swappable = SWAPPABLE.contains(&release);
-        let swapped = |device| (device, Change::SwappedByHand);
-        let wanted: Vec<(Device, Change)> = if full {
-            let devices = [GFX942, GFX950_OLD, GFX950_NEW];
-            let pairs = devices
-                .iter()
-                .flat_map(|device| all.map(|change| (*device, change)));
-            pairs
-                .chain(devices.map(|device| (device, Change::Routed)))
-                .chain([(GFX942, Change::Silent), (GFX942, Change::PatchedSilent)])
-                .chain(devices.into_iter().filter(|_| swappable).map(swapped))
-                .collect()
-        } else {
-            // One of each; which device gets which goes round with the release.
-            let devices = [GFX942, GFX950_NEW, GFX950_OLD];
-            let device = |change: usize| devices[(index + change) % devices.len()];
-            let silent = [Change::Silent, Change::PatchedSilent]
-                .get(index)
-                .map(|change| (GFX942, *change));
-            // From 0.5.11 on, weights are laid out at load there: the route has to reach that reader too.
-            let routed = (index >= 2).then_some((GFX950_NEW, Change::Routed));
-            all.iter()
-                .enumerate()
-                .map(|(at, change)| (device(at), *change))
-                .chain(silent)
-                .chain(routed)
-                .chain(swappable.then_some(GFX950_OLD).map(swapped))
-                .collect()
-        };
-        work.extend(wanted.into_iter().map(|(device, change)| Run {
-            prepared: &prepared,
-            release,
-            device,
-            change,
-        }));
+        work.extend(
+            wanted(index, release, &depth)
+                .into_iter()
+                .map(|(device, change)| Run {
+                    prepared: &prepared,
+                    release,
+                    device,
+                    change,
+                }),
+        );
     }
     let total = work.len();
-    work.reverse();
+    // A worker's warm process is for one device; the queue is taken from its end.
+    work.sort_by_key(|run| std::cmp::Reverse((run.device.0, run.device.2)));
     let (queue, failures) = (Mutex::new(work), Mutex::new(Vec::new()));
     let workers = std::env::var_os("GEMMTUNE_REALTREES_JOBS")
         .and_then(|jobs| jobs.to_str()?.parse().ok())
@@ -605,10 +605,11 @@ fn real_releases_run_as_traced_and_as_switched() {
     std::thread::scope(|scope| {
         for _ in 0..workers {
             scope.spawn(|| {
+                let mut warm = None;
                 loop {
                     let next = queue.lock().unwrap().pop();
                     let Some(run) = next else { break };
-                    report(check(&run));
+                    report(check(&run, &mut warm));
                 }
             });
         }
