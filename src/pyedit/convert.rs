@@ -151,14 +151,21 @@ fn statement(stmt: &ast::Stmt) -> Stmt {
             head: expression(&repeat.test),
             body: [block(&repeat.body), block(&repeat.orelse)].concat(),
         },
+        // The target means something else afterwards: what, is not read.
+        ast::Stmt::AugAssign(assign) => StmtKind::Assign {
+            targets: vec![expression(&assign.target)],
+            value: Some(unread(span(stmt.range()))),
+        },
+        ast::Stmt::Delete(delete) => StmtKind::Assign {
+            targets: delete.targets.iter().map(expression).collect(),
+            value: Some(unread(Span::at(span(stmt.range()).start))),
+        },
         ast::Stmt::Expr(value) => StmtKind::Expr(expression(&value.value)),
         ast::Stmt::Raise(_) => StmtKind::Raise,
         ast::Stmt::Pass(_)
         | ast::Stmt::Global(_)
         | ast::Stmt::Nonlocal(_)
         | ast::Stmt::Assert(_)
-        | ast::Stmt::AugAssign(_)
-        | ast::Stmt::Delete(_)
         | ast::Stmt::TypeAlias(_)
         | ast::Stmt::Break(_)
         | ast::Stmt::Continue(_) => StmtKind::Inert,
@@ -177,11 +184,16 @@ fn bound_by_block(target: &ast::Expr) -> Stmt {
         span,
         kind: StmtKind::Assign {
             targets: vec![expression(target)],
-            value: Some(Expr {
-                span: Span::at(span.start),
-                kind: ExprKind::Other,
-            }),
+            value: Some(unread(Span::at(span.start))),
         },
+    }
+}
+
+/// A value that is not read; names in `span` may be part of it.
+fn unread(span: Span) -> Expr {
+    Expr {
+        span,
+        kind: ExprKind::Other,
     }
 }
 
@@ -213,6 +225,7 @@ fn function(definition: &ast::StmtFunctionDef) -> Function {
         decorated: !definition.decorator_list.is_empty(),
         body: block(&definition.body),
         mentions: mentions.found,
+        globals: mentions.globals,
     }
 }
 
@@ -221,9 +234,18 @@ fn function(definition: &ast::StmtFunctionDef) -> Function {
 struct Mentions {
     found: Vec<Mention>,
     called: Option<Span>,
+    globals: Vec<String>,
 }
 
 impl<'a> Visitor<'a> for Mentions {
+    fn visit_stmt(&mut self, stmt: &'a ast::Stmt) {
+        if let ast::Stmt::Global(global) = stmt {
+            self.globals
+                .extend(global.names.iter().map(ToString::to_string));
+        }
+        visitor::walk_stmt(self, stmt);
+    }
+
     fn visit_expr(&mut self, expr: &'a ast::Expr) {
         match expr {
             ast::Expr::Call(call) => self.called = Some(span(call.func.range())),

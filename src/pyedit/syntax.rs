@@ -56,7 +56,7 @@ pub enum StmtKind {
         /// What is imported; `*` is a name.
         names: Vec<Alias>,
     },
-    /// `a = b = value` and `a: T = value`; `a: T` has no value.
+    /// `a = b = value` and `a: T = value`; `a: T` has no value. `a += b` and `del a` give it one that is not read.
     Assign {
         /// The targets.
         targets: Vec<Expr>,
@@ -103,7 +103,7 @@ pub enum StmtKind {
     Expr(Expr),
     /// `raise`
     Raise,
-    /// `pass`, `global`, `assert`, `+=`, `del` and the like: they bind nothing that matters here.
+    /// `pass`, `global`, `assert` and the like: they bind nothing.
     Inert,
     /// A statement that may branch or bind in a way gemmtune does not read (`match`).
     Other,
@@ -151,6 +151,8 @@ pub struct Function {
     pub body: Vec<Stmt>,
     /// Every name and attribute used anywhere inside, in source order.
     pub mentions: Vec<Mention>,
+    /// Names of the module that it says it binds (`global`).
+    pub globals: Vec<String>,
 }
 
 /// A name or an attribute (`b` in `a.b`) somewhere in a function.
@@ -276,29 +278,64 @@ impl Expr {
 pub fn walk<'a>(body: &'a [Stmt], visit: &mut dyn FnMut(&'a Stmt)) {
     for stmt in body {
         visit(stmt);
-        match &stmt.kind {
-            StmtKind::If(branches) => {
-                for branch in branches {
-                    walk(&branch.body, visit);
-                }
-            }
-            StmtKind::Function(function) => walk(&function.body, visit),
-            StmtKind::Class { body, .. }
-            | StmtKind::With { body, .. }
-            | StmtKind::Loop { body, .. } => walk(body, visit),
-            StmtKind::Try {
-                body,
-                handlers,
-                rest,
-            } => {
-                walk(body, visit);
-                for handler in handlers {
-                    walk(handler, visit);
-                }
-                walk(rest, visit);
-            }
-            _ => {}
+        for block in blocks(stmt) {
+            walk(block, visit);
         }
+    }
+}
+
+/// The same without the arms of an `if` that its tests rule out as they stand there (`if False:`, `if TYPE_CHECKING:`).
+pub fn walk_live<'a>(body: &'a [Stmt], visit: &mut dyn FnMut(&'a Stmt)) {
+    for stmt in body {
+        visit(stmt);
+        if let StmtKind::If(branches) = &stmt.kind {
+            for branch in branches {
+                let literal = branch.test.as_ref().and_then(literal_truth);
+                if literal != Some(false) {
+                    walk_live(&branch.body, visit);
+                }
+                if literal == Some(true) {
+                    break;
+                }
+            }
+        } else {
+            for block in blocks(stmt) {
+                walk_live(block, visit);
+            }
+        }
+    }
+}
+
+/// The truth of a test that names nothing of the program.
+fn literal_truth(test: &Expr) -> Option<bool> {
+    match &test.kind {
+        ExprKind::Bool(value) => Some(*value),
+        ExprKind::Int(value) => Some(*value != 0),
+        ExprKind::None => Some(false),
+        ExprKind::Name(name) if name == "TYPE_CHECKING" => Some(false),
+        ExprKind::Not(inner) => literal_truth(inner).map(|truth| !truth),
+        _ => None,
+    }
+}
+
+/// The blocks directly inside a statement.
+pub fn blocks(stmt: &Stmt) -> Vec<&[Stmt]> {
+    match &stmt.kind {
+        StmtKind::If(branches) => branches.iter().map(|branch| &branch.body[..]).collect(),
+        StmtKind::Function(function) => vec![&function.body],
+        StmtKind::Class { body, .. }
+        | StmtKind::With { body, .. }
+        | StmtKind::Loop { body, .. } => vec![body],
+        StmtKind::Try {
+            body,
+            handlers,
+            rest,
+        } => std::iter::once(body)
+            .chain(handlers)
+            .chain([rest])
+            .map(|block| &block[..])
+            .collect(),
+        _ => Vec::new(),
     }
 }
 

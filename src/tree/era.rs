@@ -186,8 +186,14 @@ pub fn dispatch(source: &Source) -> Result<Dispatch<'_>, Refusal> {
 /// nothing, and a name that only looks alike (`gemm_a8w8_bpreshuffle`) is another operation.
 fn bindings(source: &Source, leaf: &Function) -> Vec<Binding> {
     let mut found = BTreeMap::new();
-    syntax::walk(source.body(), &mut |stmt| {
-        let StmtKind::ImportFrom { module, names, .. } = &stmt.kind else {
+    syntax::walk_live(source.body(), &mut |stmt| {
+        // A relative import is of the tree itself, whatever the module is called.
+        let StmtKind::ImportFrom {
+            module,
+            level: 0,
+            names,
+        } = &stmt.kind
+        else {
             return;
         };
         for alias in names {

@@ -13,6 +13,7 @@ pub mod instrument;
 pub mod locate;
 pub mod package;
 pub mod reach;
+mod rebound;
 pub mod route;
 mod side;
 pub mod switch;

@@ -8,10 +8,12 @@ use serde::Serialize;
 use super::environ;
 use super::era::{self, Dispatch, Era};
 use super::flow::{Arch, Cause, Flow, Kernel, Rocm, Test, Way};
-use super::force::{self, Means};
-use super::package::{FP8_UTILS, Package, TreeError};
+use super::force::{self, Means, Target, Wish};
+use super::package::{FP8, FP8_UTILS, Package, TreeError};
 use super::reach;
+use super::rebound;
 use super::side::{self, Sides};
+use super::switch;
 use super::version::{self, Unserved};
 use crate::pyedit::refusal::Refusal;
 use crate::pyedit::source::Source;
@@ -132,6 +134,7 @@ pub fn trace(package: &Package) -> Result<Trace, TreeError> {
             });
         }
     }
+    rebound::check(&source, &package.read(FP8)?, &dispatch)?;
     let mut spans: Vec<Span> = dispatch
         .bindings
         .iter()
@@ -154,7 +157,7 @@ pub fn trace(package: &Package) -> Result<Trace, TreeError> {
         imports: dispatch.import_kind(),
         force_ck: [Arch::Gfx942, Arch::Gfx950]
             .into_iter()
-            .map(|arch| force::summary(&dispatch, &safe_m, arch))
+            .map(|arch| force_ck(&source, &dispatch, &safe_m, &paths, arch))
             .collect(),
         evidence: evidence(&source, spans),
         triton_shapes: triton_shapes(&source),
@@ -163,6 +166,55 @@ pub fn trace(package: &Package) -> Result<Trace, TreeError> {
         sides: side::sides(package, &source, &exits),
         paths,
     })
+}
+
+/// How CK can be forced in this tree: as its era has it, if following the tree with that carried out bears it out.
+fn force_ck(
+    source: &Source,
+    dispatch: &Dispatch<'_>,
+    safe_m: &[(u64, u64, u64)],
+    paths: &[Path],
+    arch: Arch,
+) -> ForceCk {
+    let triton = |path: &Path| {
+        path.kernel == Kernel::Triton.as_str()
+            || path
+                .choices
+                .iter()
+                .any(|choice| choice.kernel == Kernel::Triton)
+    };
+    let found = force::summary(dispatch, safe_m, arch);
+    if found.means == Means::None || found.means == Means::Refused {
+        return found;
+    }
+    if !paths.iter().any(|path| path.arch == arch && triton(path)) {
+        let detail = "CK is what this tree calls".to_owned();
+        return ForceCk {
+            means: Means::None,
+            detail,
+            ..found
+        };
+    }
+    for rocm in [Rocm::Below72, Rocm::From72] {
+        let wish = Wish {
+            to: Target::Ck,
+            routes: &[],
+            arch,
+            rocm: Some(rocm),
+            env: true,
+        };
+        let Ok(plan) = force::plan(dispatch, safe_m, &wish) else {
+            continue;
+        };
+        if let Err(TreeError::NotAsAsked(why)) = switch::edit(source, dispatch, &plan, &wish) {
+            return ForceCk {
+                means: Means::Refused,
+                detail: why,
+                ..found
+            };
+        }
+    }
+    found
 }
 
 struct Followed {

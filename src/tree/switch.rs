@@ -8,7 +8,7 @@
 use std::fmt::Write as _;
 
 use super::era::{self, Dispatch, Era, PREDICATE};
-use super::flow::{Arch, Flow, Kernel, Rocm};
+use super::flow::{Arch, Cause, Flow, Kernel, Rocm, Way};
 use super::force::{AITER_CK, AITER_TRITON, Plan, Rule, Step, Target, Wish};
 use super::package::{FileEdit, TreeError};
 use crate::pyedit::edit::Patch;
@@ -27,7 +27,8 @@ pub fn is_switched(source: &Source) -> bool {
     source.text().contains(MARK)
 }
 
-/// The edit that carries out `plan` for `wish`; `None` where the plan has no step for a tree.
+/// The edit that carries out `plan` for `wish`; `None` where the plan has no step for a tree. Whatever the means, the tree
+/// with the plan carried out is followed, and a plan that does not lead where the wish wants is refused.
 pub fn edit(
     source: &Source,
     dispatch: &Dispatch<'_>,
@@ -59,11 +60,12 @@ pub fn edit(
         let text = answer(source, dispatch.era, &predicate.params, wish, value, except);
         patch.push(InsertionPoint::top_of(source, predicate)?.insert(&text));
     }
-    let Some(edit) = FileEdit::new(source, &patch)? else {
-        return Ok(None);
-    };
-    check(&edit, plan, wish)?;
-    Ok(Some(edit))
+    let edit = FileEdit::new(source, &patch)?;
+    match &edit {
+        None => check(source, plan, wish)?,
+        Some(edit) => check(&Source::parse(edit.path.clone(), &edit.after)?, plan, wish)?,
+    }
+    Ok(edit)
 }
 
 /// What a name is bound to: `base`, except for the GEMMs that fit a rule.
@@ -261,10 +263,25 @@ fn after_imports(source: &Source, dispatch: &Dispatch<'_>) -> Result<InsertionPo
     Ok(InsertionPoint::after(source, stmt)?)
 }
 
-/// Follows the edited file and refuses it unless it leads where the wish wants.
-fn check(edit: &FileEdit, plan: &Plan, wish: &Wish<'_>) -> Result<(), TreeError> {
-    let source = Source::parse(edit.path.clone(), &edit.after)?;
-    let dispatch = era::dispatch(&source)?;
+/// Whether a way is taken with the plan's variables: it meets no test of one that falls the other way.
+fn open(way: &Way, plan: &Plan) -> bool {
+    let set = plan.env.iter().map(|(name, value)| (name, value == "1"));
+    let values: Vec<_> = set
+        .chain(plan.unset.iter().map(|name| (name, false)))
+        .collect();
+    way.tests.iter().all(|(test, answer)| {
+        let [Cause::Env(name, _)] = &test.causes[..] else {
+            return true;
+        };
+        values
+            .iter()
+            .all(|(known, truth)| *known != name || truth == answer)
+    })
+}
+
+/// Follows the file and refuses it unless it leads where the wish wants, with the variables set as the plan has them.
+fn check(source: &Source, plan: &Plan, wish: &Wish<'_>) -> Result<(), TreeError> {
+    let dispatch = era::dispatch(source)?;
     let guarded = plan
         .steps
         .iter()
@@ -274,11 +291,11 @@ fn check(edit: &FileEdit, plan: &Plan, wish: &Wish<'_>) -> Result<(), TreeError>
         None => &[Rocm::Below72, Rocm::From72],
     };
     for rocm in rocms {
-        let flow = Flow::new(&source, wish.arch, *rocm)?;
+        let flow = Flow::new(source, wish.arch, *rocm)?;
         let mut kernels: Vec<Kernel> = flow
             .ways(dispatch.leaf.1)?
             .iter()
-            .filter(|way| way.main)
+            .filter(|way| way.main && open(way, plan))
             .filter_map(|way| way.kernel.map(|(kernel, _)| kernel))
             .collect();
         kernels.sort_unstable();
@@ -295,8 +312,9 @@ fn check(edit: &FileEdit, plan: &Plan, wish: &Wish<'_>) -> Result<(), TreeError>
         if !right {
             let found: Vec<&str> = kernels.iter().map(|kernel| kernel.as_str()).collect();
             return Err(TreeError::NotAsAsked(format!(
-                "the edited tree would call {}, which is not what was asked for",
-                found.join(" and ")
+                "this tree was edited: with \"{}\" it would call {}, which is not what was asked for",
+                plan.detail,
+                found.join(" and "),
             )));
         }
     }

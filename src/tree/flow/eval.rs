@@ -242,7 +242,12 @@ impl<'a> Flow<'a> {
         state: State<'a>,
         depth: usize,
     ) -> Result<Vec<(State<'a>, Value<'a>)>, Refusal> {
-        if let Some(value) = self.platform(expr, function, args) {
+        let own = match &function.kind {
+            ExprKind::Name(name) => matches!(self.lookup(name, &state), Value::Function(_)),
+            _ => false,
+        };
+        // A function of the file by one of those names is what the file makes it.
+        if let Some(value) = self.platform(expr, function, args).filter(|_| !own) {
             return Ok(vec![(state, value)]);
         }
         let mut result = Vec::new();
@@ -433,6 +438,8 @@ impl<'a> Flow<'a> {
     fn compared(&self, left: &Value<'a>, op: Comparison, right: &Value<'a>) -> Option<bool> {
         match (left, op, right) {
             (Value::HipVersion, op, Value::Tuple(items)) => self.hip_compared(op, items),
+            (_, Comparison::In, Value::Tuple(items)) if items.is_empty() => Some(false),
+            (_, Comparison::NotIn, Value::Tuple(items)) if items.is_empty() => Some(true),
             (Value::None, Comparison::Is, Value::None) => Some(true),
             (Value::None, Comparison::IsNot, Value::None) => Some(false),
             (Value::Int(left), Comparison::Equal, Value::Int(right)) => Some(left == right),

@@ -22,17 +22,23 @@ impl Kernel {
         }
     }
 
-    /// Which kernel `from module import name` brings.
+    /// Which kernel `name` of the module `module` is.
     pub fn imported(module: &str, name: &str) -> Option<Self> {
         // aiter's top level re-exports the CK entry points of `aiter.ops.gemm_op_a8w8`.
         let entry = matches!(module, "aiter" | "aiter.ops.gemm_op_a8w8");
         match name {
             "gemm_a8w8_blockscale" if entry => Some(Self::Ck),
             "gemm_a8w8_blockscale_bpreshuffle" if entry => Some(Self::Bpreshuffle),
-            "gemm_a8w8_blockscale" if module.starts_with("aiter.ops.triton") => Some(Self::Triton),
+            "gemm_a8w8_blockscale" if is_triton(module) => Some(Self::Triton),
             _ => None,
         }
     }
+}
+
+/// Whether a module is one of aiter's Triton kernels: they moved within the folder.
+fn is_triton(module: &str) -> bool {
+    let rest = module.strip_prefix("aiter.ops.triton");
+    rest.is_some_and(|rest| rest.is_empty() || rest.starts_with('.'))
 }
 
 /// A GPU architecture that dispatch tells apart.

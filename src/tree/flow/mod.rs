@@ -221,10 +221,17 @@ impl<'a> Flow<'a> {
                 }
                 Ok((vec![state], vec![]))
             }
-            StmtKind::ImportFrom { module, names, .. } => {
+            StmtKind::ImportFrom {
+                module,
+                level,
+                names,
+            } => {
                 for alias in names {
-                    let value =
-                        Kernel::imported(module, &alias.name).map_or(Value::Unknown, Value::Kernel);
+                    // `from .aiter import …` is a module of the tree, whatever it is called.
+                    let value = Some(())
+                        .filter(|()| *level == 0)
+                        .and_then(|()| Kernel::imported(module, &alias.name))
+                        .map_or(Value::Unknown, Value::Kernel);
                     state.locals.insert(alias.bound().to_owned(), value);
                 }
                 Ok((vec![state], vec![]))

@@ -83,7 +83,7 @@ pub(super) fn assign<'a>(target: &Expr, value: &Value<'a>, state: &mut State<'a>
     match (&target.kind, value) {
         (ExprKind::Name(name), value) => {
             // An answer about a name is void once the name means something else.
-            state.tests.retain(|(test, _)| test.text != *name);
+            state.tests.retain(|(test, _)| !names(&test.text, name));
             state.locals.insert(name.clone(), value.clone());
         }
         (ExprKind::Sequence(targets), Value::Tuple(values)) if targets.len() == values.len() => {
@@ -98,6 +98,12 @@ pub(super) fn assign<'a>(target: &Expr, value: &Value<'a>, state: &mut State<'a>
         }
         _ => {}
     }
+}
+
+/// Whether `name` stands in `text` as a word of its own.
+fn names(text: &str, name: &str) -> bool {
+    text.split(|letter: char| !letter.is_alphanumeric() && letter != '_')
+        .any(|word| word == name)
 }
 
 pub(super) fn bind_module(alias: &Alias, state: &mut State<'_>) {
