@@ -412,3 +412,42 @@ fn a_kill_at_any_moment_loses_nothing() {
     ok("undo", &tree, &[]);
     assert_eq!(tree.snapshot(), before);
 }
+
+#[test]
+fn a_ledger_that_a_killed_process_only_began_is_cleared_away() {
+    for (begun, verb) in [("saved", "instrument"), ("", "switch")] {
+        let tree = Tree::fixture("e4");
+        let before = tree.snapshot();
+        fs_err::create_dir_all(tree.path(".gemmtune-ledger").join(begun)).unwrap();
+        let (code, _, said) = gemmtune(&[verb, "undo", tree.root.as_str()]);
+        assert_eq!(code, 0, "{said}");
+        assert!(!tree.path(".gemmtune-ledger").exists(), "{verb}");
+        assert_eq!(tree.snapshot(), before);
+    }
+}
+
+#[test]
+fn what_the_playbooks_hook_uses_and_nothing_imports_is_imported() {
+    let tree = Tree::fixture("e6");
+    let hook = HAND.replace("\"csv_row\"", "\"csv_row: %d\", prod(x.shape[:-1])");
+    tree.replace(
+        FP8,
+        "class Fp8LinearMethod:\n",
+        &format!("{hook}class Fp8LinearMethod:\n"),
+    );
+    tree.replace(
+        FP8,
+        "    def apply(self, layer, x, bias=None):\n",
+        "    def apply(self, layer, x, bias=None):\n        log_aiter_fp8_gemm_shape_dump(x[0] if isinstance(x, tuple) else x, layer.weight)\n",
+    );
+    let before = tree.snapshot();
+    apply(&tree);
+    assert!(tree.text(FP8).contains("\nfrom math import prod\n"));
+    ok("undo", &tree, &[]);
+    assert_eq!(tree.snapshot(), before);
+    // `torch.prod` is none, and what is imported already is not imported again.
+    let text = tree.text(FP8);
+    tree.write(FP8, &text.replace(" prod(", " torch.prod("));
+    apply(&tree);
+    assert!(!tree.text(FP8).contains("from math"));
+}

@@ -110,11 +110,14 @@ pub(super) fn apply(
 pub(super) fn undo(package: &Package, name: &str) -> Result<bool, Failure> {
     let folder = package.ledger_folder();
     let live = |operation: &Operation| operation.name == name && operation.is_live();
-    if !Ledger::read(&folder)
-        .map_err(|error| failure(error, package))?
-        .iter()
-        .any(live)
-    {
+    let operations = Ledger::read(&folder).map_err(|error| failure(error, package))?;
+    if !operations.iter().any(live) {
+        // What a process leaves that is killed before it writes anything down, or while it clears away.
+        if folder.exists() && !operations.iter().any(Operation::is_live) {
+            Ledger::open(&folder, &format!("gemmtune {name} undo"))
+                .and_then(Ledger::close)
+                .map_err(|error| failure(error, package))?;
+        }
         return Ok(false);
     }
     let mut ledger = Ledger::open(&folder, &format!("gemmtune {name} undo"))

@@ -166,11 +166,13 @@ pub fn plan(package: &Package) -> Result<PatchPlan, TreeError> {
     if now.dispatch == Presence::Absent {
         patch = dispatch_patch(&fp8)?;
     }
-    if let Some(edit) = missing_leaf_import(&fp8)? {
-        patch.push(edit);
-        notes.push(format!(
-            "`{LEAF}` is used in fp8.py and was imported nowhere: the import is added"
-        ));
+    for (module, name) in USED_BY_HAND {
+        if let Some(edit) = missing_import(&fp8, module, name)? {
+            patch.push(edit);
+            notes.push(format!(
+                "`{name}` is used in fp8.py and was imported nowhere: the import is added"
+            ));
+        }
     }
     edits.extend(FileEdit::new(&fp8, &patch)?);
     Ok(PatchPlan { edits, now, notes })
@@ -278,26 +280,40 @@ fn assigns(stmt: &Stmt, target: &str) -> bool {
     found
 }
 
-/// A hook by hand compares with the leaf by name; up to 0.5.10 `fp8.py` does not import it, which
-/// is a NameError when the first layer is built.
-fn missing_leaf_import(source: &Source) -> Result<Option<crate::pyedit::edit::Edit>, TreeError> {
+/// What the playbook's hooks use and `fp8.py` need not import: the leaf, with which they compare (up to 0.5.10), and
+/// `prod` (no release). Either is a NameError when the first layer is built, or called.
+const USED_BY_HAND: [(&str, &str); 2] = [
+    ("sglang.srt.layers.quantization.fp8_utils", LEAF),
+    ("math", "prod"),
+];
+
+fn missing_import(
+    source: &Source,
+    module: &str,
+    name: &str,
+) -> Result<Option<crate::pyedit::edit::Edit>, TreeError> {
     let mut used = false;
     let mut bound = false;
     syntax::walk(source.body(), &mut |stmt| match &stmt.kind {
-        StmtKind::Function(function) => used |= function.mentions(LEAF),
+        StmtKind::Function(function) => {
+            let plain = |at: usize| !source.text()[..at].ends_with('.');
+            let mut mentions = function.mentions.iter();
+            used |= mentions.any(|mention| mention.name == name && plain(mention.span.start));
+        }
         StmtKind::ImportFrom { names, .. } => {
-            bound |= names.iter().any(|alias| alias.bound() == LEAF);
+            bound |= names.iter().any(|alias| alias.bound() == name);
+        }
+        StmtKind::Assign { targets, .. } => {
+            bound |= targets
+                .iter()
+                .any(|target| target.dotted().as_deref() == Some(name));
         }
         _ => {}
     });
     if !used || bound {
         return Ok(None);
     }
-    Ok(imports::ensure(
-        source,
-        "sglang.srt.layers.quantization.fp8_utils",
-        LEAF,
-    )?)
+    Ok(imports::ensure(source, module, name)?)
 }
 
 fn dispatch_hook(fp8: &Source) -> Presence {
