@@ -294,6 +294,26 @@ fn a_realignment_goes_step_by_step_and_back_to_the_byte() {
     );
 }
 
+/// A commit in a submodule that is nowhere else must not be lost by going there and back.
+#[test]
+fn a_submodule_that_stood_elsewhere_stands_there_again() {
+    let world = World::new();
+    let clone = world.clone(&["--recurse-submodules"], "old");
+    let module = clone.join("3rdparty/kernels");
+    write(&module.join("mine.h"), "2");
+    world.git(&module, &["add", "-A"]);
+    world.git(&module, &["commit", "-qm", "mine"]);
+    let (before, mine) = (picture(&world, &clone), world.head(&module));
+
+    let fixed = world.doctor(&clone, &["--fix", "--to", "new"]);
+    assert!(fixed.status.success(), "{}", said(&fixed));
+    assert_ne!(world.head(&module), mine);
+    let undone = world.doctor(&clone, &["--undo-fix"]);
+    assert!(undone.status.success(), "{}", said(&undone));
+    assert_eq!(world.head(&module), mine);
+    assert_eq!(picture(&world, &clone), before);
+}
+
 #[test]
 fn a_commit_that_is_not_there_is_fetched_into_a_shallow_clone_too() {
     let world = World::new();

@@ -45,6 +45,8 @@ pub enum Ancestry {
 pub struct Submodule {
     /// Its folder, relative to the root.
     pub path: String,
+    /// The commit that is checked out there, or recorded for it where none is.
+    pub commit: String,
     /// How it stands.
     pub state: SubmoduleState,
 }
@@ -260,11 +262,12 @@ fn submodule(line: &str) -> Option<Submodule> {
         b'U' => SubmoduleState::Conflict,
         _ => return None,
     };
-    let path = line.get(1..)?.split_once(' ')?.1;
+    let (commit, path) = line.get(1..)?.split_once(' ')?;
     // `path (describe)`, where a path may hold blanks and a missing submodule has no description.
     let path = path.rsplit_once(" (").map_or(path, |(path, _)| path);
     Some(Submodule {
         path: path.to_owned(),
+        commit: commit.to_owned(),
         state,
     })
 }
@@ -294,8 +297,9 @@ mod tests {
             ),
         ];
         for (line, state) in states {
-            let path = "3rdparty/composable_kernel".to_owned();
-            assert_eq!(submodule(line), Some(Submodule { path, state }), "{line}");
+            let found = submodule(line).unwrap();
+            assert_eq!(found.path, "3rdparty/composable_kernel");
+            assert_eq!((found.state, found.commit.len()), (state, 10), "{line}");
         }
         assert_eq!(submodule(""), None);
         assert_eq!(submodule("?x"), None);

@@ -87,6 +87,9 @@ pub struct Done {
     pub moved: Vec<(Utf8PathBuf, Utf8PathBuf)>,
     /// Submodules that were not initialised before.
     pub initialised: Vec<String>,
+    /// Submodules that stood at another commit than the recorded one, and at which: it may be nowhere else.
+    #[serde(default)]
+    pub stood: Vec<(String, String)>,
     /// Whether every step ran.
     pub complete: bool,
 }
@@ -192,14 +195,17 @@ pub fn execute(
     interrupt: &Interrupt,
     mut say: impl FnMut(&Step),
 ) -> Result<Done, FixError> {
-    let missing = checkout
-        .submodules()?
-        .into_iter()
-        .filter(|module| module.state == SubmoduleState::Missing);
+    let modules = checkout.submodules()?;
+    let in_state = |state| modules.iter().filter(move |module| module.state == state);
     let mut done = Done {
         previous: plan.previous.clone(),
         moved: Vec::new(),
-        initialised: missing.map(|module| module.path).collect(),
+        initialised: in_state(SubmoduleState::Missing)
+            .map(|module| module.path.clone())
+            .collect(),
+        stood: in_state(SubmoduleState::Other)
+            .map(|module| (module.path.clone(), module.commit.clone()))
+            .collect(),
         complete: false,
     };
     let aside = git_folder(checkout)?.join(ASIDE);
@@ -340,5 +346,8 @@ fn back(checkout: &Checkout<'_>, aside: &Utf8Path, done: &Done) -> Result<(), St
     }
     let update = ["submodule", "update", "--recursive"];
     git(&update)?;
+    for (path, commit) in &done.stood {
+        git(&["-C", path, "checkout", "--quiet", "--detach", commit])?;
+    }
     fs_err::remove_file(aside.join("done.json")).map_err(|error| error.to_string())
 }
