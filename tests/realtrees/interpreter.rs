@@ -6,7 +6,7 @@ use std::process::{Child, ChildStdin, ChildStdout, Command, Stdio};
 use camino::{Utf8Path, Utf8PathBuf};
 use serde_json::{Map, Value, json};
 
-use super::Device;
+use super::wanted::Device;
 
 /// Where the scripts of these tests are.
 fn here() -> Utf8PathBuf {

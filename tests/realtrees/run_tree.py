@@ -136,6 +136,8 @@ def pairs(fp8_name, scales, m):
         return [("tuple", view)]  # the one layout that both branches of every such release read right
     # No producer of the releases with this variable makes a view on gfx942, and their CK branch would misread one.
     official = os.environ.get("SGLANG_AITER_GFX942_BLOCKSCALE_USE_CK") == "1"
+    # Nor of 0.5.5 and its posts, which run CK as they are.
+    official = official or str(sys.modules["sglang"].__version__).startswith("0.5.5")
     if rocm_look.ARCH == "gfx942" and m <= 128 and not official:
         return [("tuple", scales), ("tuple-view", view)]
     return [("tuple", scales)]
