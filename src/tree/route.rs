@@ -184,7 +184,9 @@ fn force_ck(
                 .any(|choice| choice.kernel == Kernel::Triton)
     };
     let found = force::summary(dispatch, safe_m, arch);
-    if found.means == Means::None || found.means == Means::Refused {
+    // What gemmtune switched already is switched otherwise after an undo, which brings back the tree of that era.
+    let settled = matches!(found.means, Means::None | Means::Refused);
+    if settled || switch::is_switched(source) {
         return found;
     }
     if !paths.iter().any(|path| path.arch == arch && triton(path)) {
