@@ -19,9 +19,9 @@ pub const SECTION_MIN: u64 = 16 << 20;
 /// Most sections. Each needs a few MB, and what reading costs is memory bandwidth, which few cores use up.
 pub const SECTIONS_MAX: usize = 4;
 
-/// Most shapes of a section. A log with more is read from there on by one thread, so that memory does not grow with the
-/// number of sections.
-const SHAPES_MAX: usize = 30_000;
+/// Most shapes of a section, beside those its tally holds. A log with more is read from there on by one thread, so that
+/// memory does not grow with the number of sections.
+const SHAPES_MAX: usize = 12_000;
 
 /// How many sections this machine reads at once.
 pub fn sections_here() -> usize {
