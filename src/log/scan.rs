@@ -50,11 +50,7 @@ pub fn scan(
     let read = if record::is_record_file(window.unread()) {
         record_file::scan(&mut window, &mut input, name, harvest)
     } else {
-        let mut scanner = Scanner::new(name, lines, usize::MAX, harvest);
-        let read = scanner.run(&mut window, &mut input);
-        let tail = scanner.finish();
-        add_tail(tail, name, harvest);
-        read.map(|_| ())
+        scan_log(&mut window, &mut input, name, lines, harvest)
     };
     harvest.bytes += window.end();
     read.map(|()| window.end())
@@ -105,11 +101,22 @@ pub(super) fn scan_rest(
     harvest: &mut Harvest,
 ) -> io::Result<()> {
     let mut window = Window::new(offset);
-    let mut scanner = Scanner::new(name, Lines::Later, usize::MAX, harvest);
-    let read = scanner.run(&mut window, &mut input);
+    let read = scan_log(&mut window, &mut input, name, Lines::Later, harvest);
+    harvest.bytes += window.end() - offset;
+    read
+}
+
+fn scan_log(
+    window: &mut Window,
+    input: &mut impl Read,
+    name: &str,
+    lines: Lines,
+    harvest: &mut Harvest,
+) -> io::Result<()> {
+    let mut scanner = Scanner::new(name, lines, usize::MAX, harvest);
+    let read = scanner.run(window, input);
     let tail = scanner.finish();
     add_tail(tail, name, harvest);
-    harvest.bytes += window.end() - offset;
     read.map(|_| ())
 }
 
