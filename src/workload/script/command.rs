@@ -46,7 +46,7 @@ const KEPT: [(&str, &[&str]); 7] = [
 
 /// Commands that run the rest of their line somewhere else: in a container, on another node, as a batch job, in an
 /// environment of their own making.
-const ELSEWHERE: [&str; 26] = [
+const ELSEWHERE: [&str; 17] = [
     "docker",
     "podman",
     "nerdctl",
@@ -64,18 +64,9 @@ const ELSEWHERE: [&str; 26] = [
     "mamba",
     "micromamba",
     "pixi",
-    "uv",
-    "poetry",
-    "sudo",
-    "su",
-    "tmux",
-    "screen",
-    "systemd-run",
-    "xargs",
-    "parallel",
 ];
 
-/// Those of [`ELSEWHERE`] that scripts use for much else: they are wrappers where SGLang is in their line.
+/// The same of commands that scripts use for much else: they are wrappers where SGLang is in their line.
 const OFTEN_ELSE: [&str; 9] = [
     "uv",
     "poetry",
@@ -210,11 +201,8 @@ pub(super) fn is_name(name: &str) -> bool {
 pub(super) fn elsewhere(argv: &[Word]) -> Option<String> {
     let argv = looked_through(stripped(argv));
     let name = name_of(argv.first()?.known()?);
-    if !ELSEWHERE.contains(&name) {
-        return None;
-    }
     let names_sglang = || argv.iter().any(|word| word.text().contains("sglang"));
-    if OFTEN_ELSE.contains(&name) && !names_sglang() {
+    if !(ELSEWHERE.contains(&name) || OFTEN_ELSE.contains(&name) && names_sglang()) {
         return None;
     }
     let second = argv.get(1).and_then(Word::known).unwrap_or_default();
