@@ -6,6 +6,7 @@ returns, access lines, batch lines, aiter's miss lines); 4 % of the dump lines s
 physical line, as measured on redirected logs. Seeded: the same arguments give the same bytes.
 
     make_log.py [--bytes N] [--seed S] [--out FILE]
+    make_log.py --every-m [--out FILE]
 """
 
 import argparse
@@ -87,13 +88,32 @@ def junk(rng):
     )
 
 
+def every_m(out, rng):
+    """Nine weights with every M up to 16384, each dumped and looked up three times: what costs memory, not time."""
+    weights = [(n, k) for n, k, _ in WEIGHTS] + [(512, 7168), (1024, 7168), (24576, 4096)]
+    rows = [(m, n, k) for n, k in weights for m in range(1, 16385)]
+    for _ in range(3):
+        rng.shuffle(rows)
+        for at, (m, n, k) in enumerate(rows):
+            out.write(
+                f"{stamp(rng)}[GEMM_shape_dump] aiter FP8 | csv_row: {m},{n},{k},{DTYPE}\n"
+                f"[aiter] shape is M:{m}, N:{n}, K:{k}, not found tuned config in "
+                f"/opt/aiter/aiter/configs/table_{at % 97}.csv, will use default config!\n".encode()
+            )
+
+
 def main():
     arguments = argparse.ArgumentParser(description=__doc__.split("\n", maxsplit=1)[0])
     arguments.add_argument("--bytes", type=float, default=1e9, help="size to reach")
     arguments.add_argument("--seed", type=int, default=1)
+    arguments.add_argument("--every-m", action="store_true", help="147,456 distinct shapes instead")
     arguments.add_argument("--out", help="file to write (default: standard output)")
     given = arguments.parse_args()
     rng = random.Random(given.seed)
+    if given.every_m:
+        with open(given.out, "wb") if given.out else sys.stdout.buffer as out:
+            every_m(out, rng)
+        return
     # A pool of distinct lines, drawn from at random: making every line afresh takes minutes per GB.
     dumps = [dump(rng).encode() for _ in range(60_000)]
     junks = [junk(rng).encode() for _ in range(60_000)]
