@@ -6,7 +6,8 @@ Put this folder in front of PYTHONPATH and run: the loop has to stop at verify a
 import os
 import sys
 
-TARGET = "sglang.kernels.ops.quantization.fp8_kernel"
+TARGETS = ("sglang.kernels.ops.quantization.fp8_kernel", "sglang.srt.layers.quantization.fp8_kernel")
+"""Where the kernel's module lies, from SGLang 0.5.16 on and before."""
 GEMM = "w8a8_block_fp8_matmul_triton"
 
 
@@ -16,7 +17,7 @@ class Finder:
     asking = False
 
     def find_spec(self, name, path=None, target=None):
-        if name != TARGET or self.asking:
+        if name not in TARGETS or self.asking:
             return None
         self.asking = True  # the overlay's finder asks all others in turn, this one included
         try:
