@@ -90,7 +90,8 @@ pub struct Config {
 pub struct Workload {
     /// Short name, part of the run folder's name: letters, digits, `.`, `_` and `-`.
     pub name: String,
-    /// Model path or id as the server gets it; used by the plan where a `config.json` is readable.
+    /// Model path or id as the server gets it: a relative path begins in the server's working directory. From its
+    /// `config.json` the shapes and the gain of each load are predicted; where there is none, `run` says so.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub model: Option<String>,
     /// Tensor-parallel size of the server.
@@ -381,6 +382,15 @@ impl Config {
                 found: found(command.is_some()),
             }),
         }
+    }
+
+    /// Where the model lies if it is given as a path: a relative one is the server's, so it begins where the server does.
+    pub fn model_folder(&self) -> Option<Utf8PathBuf> {
+        let model = self.workload.model.as_deref()?;
+        Some(match &self.server.cwd {
+            Some(cwd) => cwd.join(model),
+            None => model.into(),
+        })
     }
 
     /// URL that answers 200 once the server is up.

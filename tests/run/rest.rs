@@ -31,12 +31,17 @@ impl Rest {
             fs_err::copy(example().join(script), folder.join(script)).unwrap();
         }
         fs_err::write(folder.join("sabotage/sitecustomize.py"), wrong).unwrap();
-        fs_err::write(own.join("model/config.json"), "{}").unwrap();
         fs_err::copy(
-            scene.folder.join("gemmtune.toml"),
-            own.join("gemmtune.toml"),
+            scene.folder.join("model/config.json"),
+            own.join("model/config.json"),
         )
         .unwrap();
+        // The example names its model beside the configuration, and is run from the folder above.
+        let config = fs_err::read_to_string(scene.folder.join("gemmtune.toml")).unwrap();
+        let whole = format!("model = \"{}/model\"", scene.folder);
+        assert!(config.contains(&whole), "{config}");
+        let config = config.replace(&whole, "model = \"model\"");
+        fs_err::write(own.join("gemmtune.toml"), config).unwrap();
         Self { folder, path }
     }
 
@@ -75,6 +80,22 @@ fn slices_of_time_add_up_to_a_wrong_kernel_stopped_and_a_verdict() {
     let compare = document(&runs.join("latest/compare.json"));
     assert_eq!(compare["pairs"], 1, "{compare}");
     assert!(runs.join("latest/deploy.json").is_file());
+    // The model was found although no command ran beside it.
+    let plan = document(&runs.join("latest/plan.json"));
+    assert_eq!(
+        plan["model"]["architecture"], "Qwen3ForCausalLM",
+        "{}",
+        plan["notes"]
+    );
+    assert_eq!(plan["difference"], serde_json::json!([]));
+    assert_eq!(
+        document(&runs.join("latest/foreseen.json"))[0]["load"],
+        "decode-1"
+    );
+    assert!(
+        compare["loads"][0]["predicted"].as_f64().is_some(),
+        "{compare}"
+    );
     let stopped = fs_err::read_to_string(runs.join("wrong/stopped")).unwrap();
     assert!(stopped.contains("verify    failed"), "{stopped}");
 

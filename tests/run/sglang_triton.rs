@@ -34,7 +34,7 @@ impl Scene {
         fs_err::write(
             model.join("config.json"),
             r#"{"architectures": ["Qwen3ForCausalLM"], "model_type": "qwen3", "hidden_size": 256, "intermediate_size": 512,
-               "num_hidden_layers": 2, "num_attention_heads": 2, "num_key_value_heads": 1, "head_dim": 128, "vocab_size": 1000,
+               "num_hidden_layers": 2, "num_attention_heads": 4, "num_key_value_heads": 1, "head_dim": 64, "vocab_size": 1000,
                "quantization_config": {"quant_method": "fp8", "weight_block_size": [128, 128]}}"#,
         )
         .unwrap();
@@ -136,6 +136,56 @@ fn the_loop_tunes_an_sglang_server_and_judges_each_load() {
     assert_eq!(fs_err::read_dir(tables).unwrap().count(), 4);
     assert!(scene.run(&["undo"], &[]).status.success());
     assert!(!Utf8Path::new(tables).exists());
+}
+
+#[test]
+fn what_the_models_config_cannot_say_or_says_otherwise_is_told() {
+    let scene = Scene::new(1, &[]);
+    let path = scene.folder.join("gemmtune.toml");
+    let config = fs_err::read_to_string(&path).unwrap();
+    let right = format!("model = \"{}/model\"", scene.folder);
+    assert!(config.contains(&right), "{config}");
+    let sizes = fs_err::read_to_string(scene.folder.join("model/config.json")).unwrap();
+    for (model, text) in [
+        ("broken", "{}".to_owned()),
+        ("other", sizes.replace("512", "1024")),
+    ] {
+        fs_err::create_dir(scene.folder.join(model)).unwrap();
+        fs_err::write(scene.folder.join(model).join("config.json"), text).unwrap();
+    }
+    for (model, field, said) in [
+        (
+            "other",
+            "difference",
+            "gate_up_proj (2048x256) is predicted and was not seen",
+        ),
+        (
+            "broken",
+            "notes",
+            "no shapes or gains predicted: failed to predict",
+        ),
+        (
+            "Organisation/Model-FP8",
+            "notes",
+            "Organisation/Model-FP8/config.json` is not there",
+        ),
+    ] {
+        let changed = config.replace(&right, &format!("model = {model:?}"));
+        fs_err::write(&path, changed).unwrap();
+        let output = scene.run(&["run", "--new", "--until", "plan"], &[]);
+        assert!(output.status.success(), "{}", stderr(&output));
+        assert!(stderr(&output).contains(said), "{}", stderr(&output));
+        let plan = document(&scene.latest().join("plan.json"));
+        assert!(plan[field].to_string().contains(said), "{plan}");
+    }
+    let output = scene.run(&["run"], &[]);
+    assert_eq!(output.status.code(), Some(16), "one pair gives no verdict");
+    assert!(!scene.latest().join("foreseen.json").exists());
+    let report = fs_err::read_to_string(scene.latest().join("report.md")).unwrap();
+    assert!(
+        report.contains("no shapes or gains predicted: "),
+        "{report}"
+    );
 }
 
 #[test]

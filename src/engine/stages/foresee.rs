@@ -8,6 +8,7 @@
 use serde::{Deserialize, Serialize};
 
 use super::Captured;
+use super::plan::Planned;
 use crate::bench::result;
 use crate::engine::trial::RESULTS;
 use crate::engine::trouble::{Class, Trouble};
@@ -59,10 +60,10 @@ pub(crate) struct Term {
     pub(crate) after_us: f64,
 }
 
-/// Reckons what `tuned` will bring and writes it down. Loads judged by a throughput, and models whose config is
-/// not at hand, are left out.
+/// Reckons what `tuned` will bring and writes it down. Loads judged by a throughput, and models that the plan could
+/// predict nothing of, are left out.
 pub(super) fn foresee(engine: &mut Engine<'_>, tuned: &Tuned) -> Result<(), Trouble> {
-    let Some(model) = super::plan::prediction(engine) else {
+    let Some(weights) = read_json::<Planned>(&engine.run.plan())?.weights() else {
         return Ok(());
     };
     let captured: Captured = read_json(&engine.run.stage(Stage::Capture.name()))?;
@@ -88,7 +89,7 @@ pub(super) fn foresee(engine: &mut Engine<'_>, tuned: &Tuned) -> Result<(), Trou
             .iter()
             .find(|run| named(run.fields.get("tag")))
             .and_then(|run| run.number(metric));
-        let terms = terms(&model.weights(), tuned, m);
+        let terms = terms(&weights, tuned, m);
         if let Some(before_ms) = before_ms
             && let Some(after_ms) = after(before_ms, &terms)
         {
@@ -159,8 +160,12 @@ fn terms(weights: &[(u32, u32, u32)], tuned: &Tuned, m: u32) -> Vec<Term> {
         .collect()
 }
 
-/// The latency that is left; none when the kernels are said to save all of it.
+/// The latency that is left; none when the kernels are said to save all of it, or when none of the model's weights was
+/// raced: that is no prediction of no change.
 fn after(before_ms: f64, terms: &[Term]) -> Option<f64> {
+    if terms.is_empty() {
+        return None;
+    }
     let saved_us: f64 = terms
         .iter()
         .map(|term| f64::from(term.calls) * (term.before_us - term.after_us))
@@ -195,6 +200,7 @@ mod tests {
         let after = after(9.04, &terms).unwrap();
         assert!((after - 5.368).abs() < 0.005, "{after}");
         assert_eq!(super::after(1.0, &terms), None, "more than all of it");
+        assert_eq!(super::after(1.0, &[]), None, "nothing is known");
     }
 
     #[test]

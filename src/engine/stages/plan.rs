@@ -1,12 +1,13 @@
 //! `plan`: which of the captured shapes are worth tuning, and what that will bring.
 
+use std::collections::BTreeMap;
+use std::io::ErrorKind;
+
 use serde::{Deserialize, Serialize};
 
 use super::{Captured, Done};
 use crate::engine::trouble::{Class, Trouble};
 use crate::engine::{Engine, read_json, write_json};
-use camino::Utf8Path;
-
 use crate::plan::document::Verdict;
 use crate::plan::model::{self, Parallel, Prediction};
 use crate::plan::{PlanInput, make};
@@ -14,6 +15,7 @@ use crate::platform::Inspection;
 use crate::shape::{Op, Shape};
 use crate::stage::Stage;
 use crate::table::shapes;
+use crate::workload::config::Config;
 
 /// What later stages read of the plan's document.
 #[derive(Clone, Debug, Serialize, Deserialize)]
@@ -23,6 +25,27 @@ pub(crate) struct Planned {
     served: Vec<serde_json::Value>,
     gpu_seconds: f64,
     hit_rate: HitRates,
+    model: Option<PlannedModel>,
+    #[serde(default)]
+    difference: Vec<String>,
+    #[serde(default)]
+    notes: Vec<String>,
+}
+
+/// What the model's `config.json` predicted.
+#[derive(Clone, Debug, Serialize, Deserialize)]
+struct PlannedModel {
+    layers: Vec<PlannedLayer>,
+}
+
+#[derive(Clone, Debug, Serialize, Deserialize)]
+struct PlannedLayer {
+    #[serde(rename = "N")]
+    n: u32,
+    #[serde(rename = "K")]
+    k: u32,
+    count: u32,
+    present: bool,
 }
 
 #[derive(Clone, Debug, Serialize, Deserialize)]
@@ -64,6 +87,24 @@ impl Planned {
             .collect()
     }
 
+    /// The (N, K) that the model's config predicted, each once, with the calls of a forward pass; none where nothing
+    /// was predicted.
+    pub(crate) fn weights(&self) -> Option<Vec<(u32, u32, u32)>> {
+        let layers = &self.model.as_ref()?.layers;
+        let mut weights = BTreeMap::<(u32, u32), u32>::new();
+        for layer in layers.iter().filter(|layer| layer.present) {
+            let count = weights.entry((layer.n, layer.k)).or_default();
+            *count = count.saturating_add(layer.count);
+        }
+        let each = weights.into_iter().map(|((n, k), count)| (n, k, count));
+        Some(each.collect())
+    }
+
+    /// What a reader of the report has to know of the plan.
+    pub(crate) fn remarks(&self) -> impl Iterator<Item = &String> {
+        self.difference.iter().chain(&self.notes)
+    }
+
     /// The plan in the report's words.
     pub(crate) fn summary(&self) -> crate::report::model::PlanSummary {
         crate::report::model::PlanSummary {
@@ -96,8 +137,11 @@ pub(super) fn plan(engine: &mut Engine<'_>) -> Result<Done, Trouble> {
         shapes::read(&bytes, None).map_err(|error| Trouble::caused(Class::NotResumable, &error))?;
     let told: Captured = read_json(&engine.run.stage(Stage::Capture.name()))?;
     let terms = engine.platform.plan_terms(&inspection)?;
-    let prediction = prediction(engine);
-    let plan = make(&PlanInput {
+    let (prediction, unpredicted) = match prediction(&engine.config) {
+        Ok(prediction) => (prediction, None),
+        Err(why) => (None, Some(format!("no shapes or gains predicted: {why}"))),
+    };
+    let mut plan = make(&PlanInput {
         op: inspection.op,
         shapes: &captured,
         tables: &terms.tables,
@@ -115,7 +159,11 @@ pub(super) fn plan(engine: &mut Engine<'_>) -> Result<Done, Trouble> {
         budget_s: None,
     })
     .map_err(|error| Trouble::caused(Class::NoShapes, &error))?;
+    plan.notes.extend(unpredicted);
     write_json(&engine.run.plan(), &plan)?;
+    for remark in plan.difference.iter().chain(&plan.notes) {
+        engine.remark(remark.clone());
+    }
     let summary = format!(
         "{} rows to tune for {} shapes; hit rate by calls {:.0} % now, {:.0} % then",
         plan.tune.len(),
@@ -129,26 +177,26 @@ pub(super) fn plan(engine: &mut Engine<'_>) -> Result<Done, Trouble> {
     })
 }
 
-/// What the model's `config.json` says, where the configuration names a model that lies here: the plan
-/// explains how it differs from what was seen.
-pub(super) fn prediction(engine: &mut Engine<'_>) -> Option<Prediction> {
-    let workload = &engine.config.workload;
-    let folder = Utf8Path::new(workload.model.as_deref()?);
-    let bytes = fs_err::read(folder.join("config.json")).ok()?;
-    match model::predict(&bytes, &Parallel::tp(workload.tp)) {
-        Ok(prediction) if prediction.rejected.is_empty() => Some(prediction),
-        Ok(prediction) => {
-            let why = prediction.rejected.join("; ");
-            engine.remark(format!(
-                "no shapes predicted from the model's config: {why}"
-            ));
-            None
-        }
-        Err(error) => {
-            engine.remark(format!(
-                "no shapes predicted from the model's config: {error}"
-            ));
-            None
-        }
+/// What the model's `config.json` says, so that the plan can explain how it differs from what was seen; nothing where no
+/// model is named, and the reason where nothing can be said of one that is.
+fn prediction(config: &Config) -> Result<Option<Prediction>, String> {
+    let Some(path) = config
+        .model_folder()
+        .map(|folder| folder.join("config.json"))
+    else {
+        return Ok(None);
+    };
+    let bytes = fs_err::read(&path).map_err(|error| match error.kind() {
+        ErrorKind::NotFound | ErrorKind::NotADirectory => format!(
+            "`{path}` is not there; where the server gets an id, `workload.model` can be the folder it was loaded to"
+        ),
+        _ => error.to_string(),
+    })?;
+    let prediction = model::predict(&bytes, &Parallel::tp(config.workload.tp))
+        .map_err(|error| format!("failed to {error} (`{path}`)"))?;
+    if prediction.rejected.is_empty() {
+        Ok(Some(prediction))
+    } else {
+        Err(format!("{} (`{path}`)", prediction.rejected.join("; ")))
     }
 }

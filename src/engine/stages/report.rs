@@ -80,6 +80,7 @@ fn with_findings(engine: &Engine<'_>, mut report: Report) -> Result<Report, Trou
         report.shapes = shape_rows(engine, captured, tuned.as_ref())?;
         let planned: Planned = read_json(&engine.run.plan())?;
         report.hit_rates = planned.hit_rates();
+        report.notes.extend(planned.remarks().cloned());
         report.plan = Some(PlanSummary {
             captured: captured.distinct,
             deployed: deployment.as_ref().map(|deployment| deployment.rows),
