@@ -2,11 +2,15 @@
 //!
 //! Nothing here reads, writes, starts or waits.
 
+mod spent;
+
 use std::collections::BTreeMap;
 use std::fmt;
 use std::str::FromStr;
 
 use serde::{Deserialize, Serialize};
+
+pub use spent::spent;
 
 use crate::event::{Arm, Event, Role};
 
@@ -102,8 +106,6 @@ pub enum Standing {
     },
     /// Passed.
     Finished {
-        /// Wall time of the attempt that passed.
-        seconds: f64,
         /// One line for people.
         summary: String,
     },
@@ -166,12 +168,11 @@ impl State {
             Event::StageFinished {
                 stage,
                 attempt,
-                seconds,
                 summary,
                 nothing_to_gain,
+                ..
             } => {
                 let standing = Standing::Finished {
-                    seconds: *seconds,
                     summary: summary.clone(),
                 };
                 self.standings.insert(*stage, (*attempt, standing));

@@ -8,7 +8,7 @@ use serde_json::json;
 use super::failure::Failure;
 use super::printer::Printer;
 use super::progress::duration;
-use crate::stage::{Stage, Standing, State, TrialEnd};
+use crate::stage::{Stage, Standing, State, TrialEnd, spent};
 use crate::store::lock::Lock;
 use crate::store::run_dir::{LATEST, RUNS};
 
@@ -30,11 +30,19 @@ pub fn run(args: &StatusArgs, printer: &Printer) -> Result<ExitCode, Failure> {
     let run = super::run::open(&chosen(args.run.as_ref()))?;
     let records = crate::engine::read_events(&run).map_err(super::run::failure)?;
     let state = State::fold(records.iter().map(|record| &record.event));
+    let spent = spent(records.iter().map(|record| (record.at, &record.event)));
+    let seconds = |stage: Stage| spent.get(&stage).copied().unwrap_or_default();
     // Whoever works on a run holds its lock.
     let at_work = Lock::holder(&run.lock());
     let last = records.last().map(|record| record.at);
     if printer.is_json() {
-        printer.json(&document(run.path(), &state, at_work.as_deref(), last))?;
+        printer.json(&document(
+            run.path(),
+            &state,
+            &seconds,
+            at_work.as_deref(),
+            last,
+        ))?;
         return Ok(ExitCode::SUCCESS);
     }
     printer.say(format!("run       {}", run.path()));
@@ -55,8 +63,12 @@ pub fn run(args: &StatusArgs, printer: &Printer) -> Result<ExitCode, Failure> {
             Standing::InDoubt if at_work.is_some() => format!("running (attempt {attempts})"),
             Standing::InDoubt => "interrupted; will be run again".to_owned(),
             Standing::Failed { reason } => format!("failed: {reason}"),
-            Standing::Finished { seconds, summary } => {
-                format!("{summary} ({})", duration(*seconds))
+            Standing::Finished { summary } => {
+                let took = duration(seconds(stage));
+                match attempts {
+                    0 | 1 => format!("{summary} ({took})"),
+                    attempts => format!("{summary} ({took} in {attempts} attempts)"),
+                }
             }
         };
         printer.say(format!("{stage:<9} {text}"));
@@ -79,6 +91,7 @@ pub fn run(args: &StatusArgs, printer: &Printer) -> Result<ExitCode, Failure> {
 fn document(
     path: &Utf8Path,
     state: &State,
+    spent: &dyn Fn(Stage) -> f64,
     at_work: Option<&str>,
     last: Option<jiff::Timestamp>,
 ) -> serde_json::Value {
@@ -91,9 +104,7 @@ fn document(
                 Standing::InDoubt if at_work.is_some() => ("running", None, None),
                 Standing::InDoubt => ("interrupted", None, None),
                 Standing::Failed { reason } => ("failed", Some(reason), None),
-                Standing::Finished { seconds, summary } => {
-                    ("finished", Some(summary), Some(*seconds))
-                }
+                Standing::Finished { summary } => ("finished", Some(summary), Some(spent(stage))),
             };
             json!({
                 "stage": stage.name(),

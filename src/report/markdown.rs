@@ -124,7 +124,10 @@ pub(super) fn text(report: &Report) -> String {
         .map(|stage| {
             [
                 stage.stage.clone(),
-                duration(stage.seconds),
+                match stage.attempts {
+                    0 | 1 => duration(stage.seconds),
+                    attempts => format!("{} in {attempts} attempts", duration(stage.seconds)),
+                },
                 stage.outcome.clone(),
             ]
         })

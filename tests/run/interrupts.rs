@@ -183,7 +183,26 @@ fn ctrl_c_twice_stops_everything_quickly_and_the_run_can_go_on() {
     );
     let output = site.run(&["run"]);
     assert_eq!(output.status.code(), Some(16), "{}", stderr(&output));
-    assert_eq!(count(&site.journal(), "stage_finished", "report"), 1);
+    let journal = site.journal();
+    assert_eq!(count(&journal, "stage_finished", "report"), 1);
+
+    // The stage took what both of its attempts took.
+    let last = journal
+        .iter()
+        .find(|event| event["kind"] == "stage_finished" && event["stage"] == "baseline")
+        .and_then(|event| event["seconds"].as_f64())
+        .unwrap();
+    let status = site.run(&["--json", "status"]);
+    let status: serde_json::Value = serde_json::from_slice(&status.stdout).unwrap();
+    for document in [document(&site.latest().join("report.json")), status] {
+        let baseline = &document["stages"][1];
+        assert_eq!(baseline["attempts"], 2, "{baseline}");
+        assert!(baseline["seconds"].as_f64().unwrap() > last, "{baseline}");
+    }
+    let report = fs_err::read_to_string(site.latest().join("report.md")).unwrap();
+    assert!(report.contains(" in 2 attempts |"), "{report}");
+    let status = stderr(&site.run(&["status"]));
+    assert!(status.contains(" in 2 attempts)"), "{status}");
 }
 
 #[test]

@@ -7,14 +7,14 @@ use super::{Captured, Done, Verified};
 use crate::compare::Comparison;
 use crate::engine::trial::Started;
 use crate::engine::trouble::{Class, Trouble};
-use crate::engine::{Engine, read_json};
+use crate::engine::{Engine, read_events, read_json};
 use crate::event::{Arm as Side, Role};
 use crate::platform::{Deployment, Inspection, Tuned};
 use crate::report::model::{
     Arm, Command, Engagement, Fact, HitRate, LayoutCheck, PlanSummary, Report, ShapeRow, Skipped,
     StageTime, Timing,
 };
-use crate::stage::{Stage, Standing, TrialEnd};
+use crate::stage::{Stage, Standing, TrialEnd, spent};
 use crate::table::shapes;
 
 pub(super) fn report(engine: &mut Engine<'_>) -> Result<Done, Trouble> {
@@ -26,7 +26,7 @@ pub(super) fn report(engine: &mut Engine<'_>) -> Result<Done, Trouble> {
             .nothing_to_gain()
             .map(|why| format!("Nothing to gain: {why}")),
         machine: facts(engine.state.identity()),
-        stages: stage_times(engine),
+        stages: stage_times(engine)?,
         commands: commands(engine),
         ..Report::default()
     };
@@ -217,19 +217,21 @@ fn shape_rows(
         .collect())
 }
 
-fn stage_times(engine: &Engine<'_>) -> Vec<StageTime> {
-    Stage::ALL
-        .into_iter()
-        .filter_map(|stage| match engine.state.standing(stage) {
-            (attempts, Standing::Finished { seconds, summary }) => Some(StageTime {
-                stage: stage.name().to_owned(),
-                seconds: *seconds,
-                attempts,
-                outcome: summary.clone(),
-            }),
-            _ => None,
+fn stage_times(engine: &Engine<'_>) -> Result<Vec<StageTime>, Trouble> {
+    let records = read_events(&engine.run)?;
+    let spent = spent(records.iter().map(|record| (record.at, &record.event)));
+    let times = Stage::ALL.into_iter().filter_map(|stage| {
+        let (attempts, Standing::Finished { summary }) = engine.state.standing(stage) else {
+            return None;
+        };
+        Some(StageTime {
+            stage: stage.name().to_owned(),
+            seconds: *spent.get(&stage)?,
+            attempts,
+            outcome: summary.clone(),
         })
-        .collect()
+    });
+    Ok(times.collect())
 }
 
 fn commands(engine: &Engine<'_>) -> Vec<Command> {
