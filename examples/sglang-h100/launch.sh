@@ -1,5 +1,5 @@
 #!/usr/bin/env bash
-# SGLang 0.5.16 with random weights, its block-FP8 linears on its own Triton kernel.
+# SGLang (run with 0.5.15.post1 and 0.5.16) with random weights, its block-FP8 linears on its own Triton kernel.
 # Only the sizes this workload needs are captured, and no prefix is reused: every start then does the same work.
 set -euo pipefail
 here=$(cd "$(dirname "$0")" && pwd)

@@ -1,5 +1,6 @@
 #!/usr/bin/env bash
-# What no GPU has seen yet, in one go: a wrong kernel stopped at verify, and Qwen3-14B's shapes measured over six pairs.
+# A wrong kernel that has to be stopped at verify, and Qwen3-14B's shapes measured over six pairs, in one go. What came of it on
+# an H200: docs/evidence/sglang-h200-qwen3-14b.
 #
 #     ./rest.sh [SECONDS]
 #
