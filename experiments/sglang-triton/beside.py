@@ -26,6 +26,7 @@ from gpu_worker.bench import Bench
 from gpu_worker.plan import Problem
 from gpu_worker.rotation import rotation
 from gpu_worker.timing import Timed, measure
+from gpu_worker.turns import whole
 
 MS = (1, 16, 64, 256, 1024, 4096)
 TIMING = {"warmups": 1, "samples": 11, "min_sample_us": 200.0, "stop_above_us": None}
@@ -109,7 +110,7 @@ def timed_others(torch, bench, problem, turn, operands, wanted):
             calls[name] = Timed(call, turn)
         except Exception as error:
             found[name] = {"refused": f"{type(error).__name__}: {error}".splitlines()[0][:300]}
-    measure(torch, list(calls.values()), TIMING, lambda error: ("launch_failed", str(error).splitlines()[0][:300]))
+    whole(measure(torch, list(calls.values()), TIMING, lambda error: ("launch_failed", str(error).splitlines()[0][:300])))
     for name, one in calls.items():
         found[name].update({"us": statistics.median(one.us)} if one.us and not one.refusal else {"refused": str(one.refusal)})
     return found
@@ -117,14 +118,14 @@ def timed_others(torch, bench, problem, turn, operands, wanted):
 
 def best(bench, shape, candidates):
     """The fastest candidate whose numbers hold."""
-    answer = bench.time(shape, candidates, TIMING)
+    answer = whole(bench.time(shape, candidates, TIMING))
     timed = [
         (statistics.median(outcome["result"]["us"]), candidate)
         for outcome, candidate in zip(answer["outcomes"], candidates)
         if outcome["outcome"] == "done"
     ]
     for us, candidate in sorted(timed, key=lambda one: one[0]):
-        numbers = bench.check(shape, [candidate], 7)["outcomes"][0].get("result", {})
+        numbers = whole(bench.check(shape, [candidate], 7))["outcomes"][0].get("result", {})
         if numbers.get("err_ratio") == 0 and numbers.get("not_finite") == 0:
             return {"us": us, "setting": candidate, "numbers": numbers}
     return {"refused": [outcome for outcome in answer["outcomes"] if outcome["outcome"] != "done"][:2]}

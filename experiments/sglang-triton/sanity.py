@@ -19,6 +19,7 @@ import space
 
 from gpu_worker.bench import Bench
 from gpu_worker.plan import Problem, plan
+from gpu_worker.turns import whole
 
 
 def main():
@@ -52,14 +53,14 @@ def main():
         {**base, "BLOCK_SIZE_M": 256, "BLOCK_SIZE_N": 256, "num_stages": 5},
     ]
     for m, n, k in ((1, 4096, 4096), (7, 6144, 4096), (64, 4096, 12288), (300, 4096, 4096)):
-        note(f"check {m}x{n}x{k}", bench.check(space.shape(m, n, k), some, m)["outcomes"])
+        note(f"check {m}x{n}x{k}", whole(bench.check(space.shape(m, n, k), some, m))["outcomes"])
     for number in range(2):
         note(f"loads {number}", _load_seconds(bench, some[:4], torch))
     timing = {"warmups": 1, "samples": 5, "min_sample_us": 200.0, "stop_above_us": None}
     for m in (1, 16, 128, 1024, 4096):
         for n, k in space.SHAPES[:2]:
             begun = time.perf_counter()
-            answer = bench.time(space.shape(m, n, k), some, timing)
+            answer = whole(bench.time(space.shape(m, n, k), some, timing))
             note(
                 f"time {m}x{n}x{k}",
                 {
@@ -102,7 +103,7 @@ def main():
             begun = time.perf_counter()
             device_s, all_us = 0.0, []
             for first in range(0, len(sample), 16):
-                answer = bench.time(space.shape(m, n, k), sample[first : first + 16], once)
+                answer = whole(bench.time(space.shape(m, n, k), sample[first : first + 16], once))
                 device_s += answer["device_s"]
                 all_us += [one.get("result", {}).get("us", [0])[0] for one in answer["outcomes"]]
             wall = time.perf_counter() - begun

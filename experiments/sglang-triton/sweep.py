@@ -25,6 +25,7 @@ sys.path.insert(0, os.path.join(HERE, "..", "..", "python"))
 import space
 
 from gpu_worker.bench import Bench
+from gpu_worker.turns import whole
 
 BATCH = 16
 """Candidates per request: what the host prepares ahead while the device runs."""
@@ -102,7 +103,7 @@ class Sweep:
         found = []
         for start in range(0, len(settings), BATCH):
             batch = settings[start : start + BATCH]
-            answer = self._bench.time(space.shape(m, n, k), batch, TIMINGS[name])
+            answer = whole(self._bench.time(space.shape(m, n, k), batch, TIMINGS[name]))
             self.device_s += answer["device_s"]
             self.clocks += answer["clocks_mhz"]
             self.throttled += bool((answer["throttle_reasons"] or 0) & ~1)

@@ -1,5 +1,6 @@
 """The device side of the worker: one GPU, the kernels at hand, and what `serve` asks of them."""
 
+import collections
 import dataclasses
 import os
 import platform
@@ -11,6 +12,7 @@ from gpu_worker.compile_child import load_module
 from gpu_worker.compilers import Compilers, Record
 from gpu_worker.device import Clocks, facts
 from gpu_worker.faults import Faults, FaultyLaunch
+from gpu_worker.launchers import share_launchers
 from gpu_worker.plan import Kernels, Problem, Unsupported, plan
 from gpu_worker.quiet import spinner, wait_until_quiet
 from gpu_worker.rotation import rotation
@@ -23,6 +25,9 @@ COMPILE_DEADLINE_S = 60.0
 """Longest a compile may take. The slowest of SGLang's 1,280 settings takes a few seconds with Triton 3.6."""
 
 
+KEPT_BYTES = 1 << 30
+"""Activations and outputs of shapes that are kept for their next request, together."""
+
 PATIENCE_S = 120.0
 """How long a worker waits for a device that somebody else uses before it gives up."""
 
@@ -32,7 +37,7 @@ class Bench:
 
     `block` ([128, 128]), `out_dtype` ("bfloat16"), `sglang_root` (folder that holds the package; default: what this
     interpreter would import; "" for gemmtune's own kernel), `cache_dir`, `prepare_slots`, `compile_deadline_s`,
-    `load_ahead` (true: kernels are loaded ahead of their turn; off until its effect has been measured).
+    `load_ahead` (false: kernels are loaded when they are needed, to measure what the other is worth).
     """
 
     def __init__(self, index, options):
@@ -77,23 +82,26 @@ class Bench:
         waited = wait_until_quiet(spinner(torch), PATIENCE_S)
         if waited > 1.0:
             print(f"waited {waited:.0f} s until nobody else computed on the device", file=sys.stderr)
-        load_ahead = bool(options.get("load_ahead"))
-        if load_ahead:
-            first_launch(torch)
+        load_ahead = bool(options.get("load_ahead", True))
         self._store = Store(torch, torch.device("cuda", index), block_n, block_k, self._kernels.out_dtype)
+        if load_ahead:
+            from gpu_worker.rehearsal import rehearse
+
+            rehearse(torch, self._store, block_n, block_k)
         self._clocks = Clocks(str(getattr(torch.cuda.get_device_properties(index), "uuid", "")))
         self._faults = Faults.from_environment()
-        self._timed = None
+        self._kept = collections.OrderedDict()
         self._loaded = {}
         self._ahead = None
         if load_ahead:
             from gpu_worker import launch
 
-            def load(wanted):
-                launch.load_ahead(self._module, wanted, self._kernels.out_dtype, self._loaded)
-
-            self._ahead = Ahead(load)
+            self._ahead = Ahead(
+                lambda wanted: launch.find_compiled(self._module, wanted, self._kernels.out_dtype, self._loaded),
+                lambda wanted, compiled: launch.load(wanted, compiled, self._loaded),
+            )
         target = triton.runtime.driver.active.get_current_target()
+        share_launchers(target.backend)
         self._slots = int(options.get("prepare_slots") or max(1, len(os.sched_getaffinity(0)) - 1))
         setup = {
             "target": [target.backend, target.arch, target.warp_size],
@@ -138,7 +146,7 @@ class Bench:
         compiled.then(heard)
 
     def time(self, shape, candidates, timing):
-        """Measures candidates, interleaved."""
+        """Measures candidates, interleaved. In turns."""
         problem = Problem.read(shape)
         turn = self._rotation(problem, timing["min_sample_us"])
         operands = self._operands(problem, turn.copies)
@@ -148,7 +156,7 @@ class Bench:
         entered = [one for one in timed if one is not None]
         lend = None if self._ahead is None else self._ahead.lend
         try:
-            device_us = measure(self._torch, entered, timing, self._refusal, lend)
+            device_us = yield from measure(self._torch, entered, timing, self._refusal, lend)
         except DeviceLost:
             raise
         except Exception as error:
@@ -172,20 +180,25 @@ class Bench:
         }
 
     def check(self, shape, candidates, seed):
-        """Compares candidates with float32 on inputs drawn anew for `seed`."""
+        """Compares candidates with float32 on inputs drawn anew for `seed`. In turns."""
         torch = self._torch
         problem = Problem.read(shape)
         operands = self._store.operands(problem, 1, seed=seed + 1)
         wanted = numerics.reference(torch, operands, self._kernels.block_n, self._kernels.block_k)
-        outcomes = []
+        compared = []
         for one in self._launches(problem, candidates, operands):
-            if isinstance(one, dict):
-                outcomes.append(one)
-                continue
+            if not isinstance(one, dict):
+                try:
+                    one.load()
+                    one = numerics.compare(torch, wanted, operands.out, lambda one=one: one.run(0), one.poison)
+                except Exception as error:
+                    one = refused(*self._refusal(error))
+            compared.append(one)
+        yield
+        outcomes = []
+        for one in compared:
             try:
-                one.load()
-                result = numerics.compare(torch, wanted, operands.out, lambda: one.run(0), one.poison)
-                outcomes.append(done(result))
+                outcomes.append(one if isinstance(one, dict) else done(numerics.found(one)))
             except Exception as error:
                 outcomes.append(refused(*self._refusal(error)))
         return {"kind": "checked", "outcomes": outcomes}
@@ -242,17 +255,21 @@ class Bench:
         return rotation(weights, others, flops, self._facts["l2_bytes"], min_sample_us)
 
     def _operands(self, problem, copies):
-        """The timing operands of a shape; those of the latest shape are kept between requests."""
-        if self._timed is None or self._timed[0] != (problem, copies):
-            self._timed = None
+        """The timing operands of a shape; those of the latest shapes are kept between requests."""
+        key = (problem, copies)
+        operands = self._kept.pop(key, None)
+        if operands is None:
             try:
                 operands = self._store.operands(problem, copies)
             except self._torch.cuda.OutOfMemoryError:
+                self._kept.clear()
                 self._store.forget()
                 self._torch.cuda.empty_cache()
                 operands = self._store.operands(problem, copies)
-            self._timed = ((problem, copies), operands)
-        return self._timed[1]
+        self._kept[key] = operands
+        while len(self._kept) > 1 and sum(one.own_bytes for one in self._kept.values()) > KEPT_BYTES:
+            self._kept.popitem(last=False)
+        return operands
 
     def _refusal(self, error):
         """`(reason, detail)` for a launch that failed on a device that still works; else raises DeviceLost."""
@@ -264,19 +281,6 @@ class Bench:
             raise DeviceLost(f"{words}; then {str(sticky).strip().splitlines()[0]}") from error
         reason = "out_of_resources" if type(error).__name__ == "OutOfResources" else "launch_failed"
         return reason, words
-
-
-def first_launch(torch):
-    """Pays what Triton costs a process once, before anybody waits for a timing: it hashes itself (0.4 s), and on a new
-    machine a C compiler builds what it talks to the driver with."""
-    try:
-        from gpu_worker.first_kernel import touch
-
-        touch[(1,)](torch.zeros(1, device="cuda"))
-        torch.cuda.synchronize()
-    except Exception as error:
-        # Whatever it is, a candidate's own launch meets it again and is refused with it.
-        print(f"the first launch failed: {type(error).__name__}: {error}", file=sys.stderr)
 
 
 def _kernel_source(root):

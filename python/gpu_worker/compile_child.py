@@ -5,7 +5,6 @@ child takes the very path a launch takes and its result is found by the worker's
 No torch and no device context: a child costs memory for Triton alone and cannot disturb a timing.
 """
 
-import importlib
 import importlib.util
 import json
 import math
@@ -14,6 +13,7 @@ import re
 import sys
 import time
 
+from gpu_worker.launchers import launcher_builder
 from gpu_worker.plan import Kernels, Problem, Unsupported, plan
 
 
@@ -145,32 +145,3 @@ def _compile(module, wanted, kernels, build_launcher):
     for one in compiled:
         build_launcher(one)
     return {"shared": compiled[0].metadata.shared}
-
-
-LAUNCHERS = {"cuda": ("nvidia", "CudaLauncher"), "hip": ("amd", "HIPLauncher")}
-"""Where Triton keeps what builds a launcher, by the backend of its target (3.6, triton/backends/*/driver.py)."""
-
-
-def launcher_builder(backend):
-    """A function that has Triton build the launcher of a compiled kernel, into its disk cache.
-
-    A launcher is C, compiled once per machine for each signature (0.4 s); built here, it is found by the worker's own
-    thread. Where this Triton builds it otherwise, or cannot without a device, the worker builds it when it loads.
-    """
-    folder, name = LAUNCHERS.get(backend, ("", ""))
-    try:
-        build = getattr(importlib.import_module(f"triton.backends.{folder}.driver"), name)
-    except (ImportError, AttributeError):
-        return lambda _compiled: None
-
-    def build_launcher(compiled):
-        nonlocal build
-        if build is None:
-            return
-        try:
-            build(compiled.src, compiled.metadata)
-        except Exception as error:
-            build = None
-            print(f"launchers are not built ahead: {type(error).__name__}: {error}", file=sys.stderr)
-
-    return build_launcher

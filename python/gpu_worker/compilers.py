@@ -101,7 +101,8 @@ class Compilers:
         self._count = 0
         self._closed = False
         self._children = set()
-        self._threads = [threading.Thread(target=self._feed, daemon=True) for _ in range(slots)]
+        # One child is started at once: most often all is compiled but a few, and a child's start takes seconds.
+        self._threads = [threading.Thread(target=self._feed, args=(slot == 0,), daemon=True) for slot in range(slots)]
         for thread in self._threads:
             thread.start()
 
@@ -130,9 +131,14 @@ class Compilers:
         for child in children:
             child.kill()
 
-    def _feed(self):
+    def _feed(self, at_once):
         """Takes jobs in order and has this thread's child do them."""
-        child, started = None, set()
+        child = None
+        if at_once:
+            try:
+                child = self._begin()
+            except OSError as error:
+                print(f"a compile child could not be started: {error}", file=sys.stderr)
         while True:
             _, _, key, job = self._jobs.get()
             if key is None or self._closed:
@@ -145,10 +151,7 @@ class Compilers:
             begun = time.perf_counter()
             try:
                 if child is None:
-                    child = self._start()
-                    with self._lock:
-                        self._children.add(child)
-                    child.stdin.write(self._setup.encode())
+                    child = self._begin()
                 child.stdin.write((json.dumps(job) + "\n").encode())
                 child.stdin.flush()
                 line = _line_within(child.stdout, self._deadline_s)
@@ -176,6 +179,15 @@ class Compilers:
         if child is not None:
             child.kill()
             child.wait()
+
+
+    def _begin(self):
+        """A child that has been told its set-up."""
+        child = self._start()
+        with self._lock:
+            self._children.add(child)
+        child.stdin.write(self._setup.encode())
+        return child
 
 
 def _start_child():

@@ -4,12 +4,17 @@
 from gpu_worker.compile_child import warm_up
 
 
-def load_ahead(module, plan, out_dtype, loaded):
-    """Loads what `plan` launches without launching it. Found in Triton's disk cache, where a compile child left it."""
-    missing = [step for step in ("main", "reduce") if (plan.key, step) not in loaded]
-    if missing == ["reduce"] and not plan.reduce or not missing:
-        return
-    for step, compiled in zip(("main", "reduce"), warm_up(module, plan, out_dtype)):
+def find_compiled(module, plan, out_dtype, loaded):
+    """What `plan` launches and is not loaded yet, read from Triton's disk cache, where a compile child left it."""
+    steps = ("main", "reduce") if plan.reduce else ("main",)
+    if all((plan.key, step) in loaded for step in steps):
+        return []
+    return warm_up(module, plan, out_dtype)
+
+
+def load(plan, found, loaded):
+    """Loads what `find_compiled` found without launching it."""
+    for step, compiled in zip(("main", "reduce"), found):
         try:
             # Triton loads a compiled kernel when it is asked for a launcher on some grid.
             compiled[(1, 1, 1)]
@@ -32,12 +37,13 @@ class Launch:
         self._target = operands.partial(plan.split_k) if plan.split_k > 1 else operands.out
         meant = {**dict(plan.scalars), **dict(plan.constants)}
         activations = {"A": operands.a, "C": self._target, "As": operands.a_scale}
-        main = [{**activations, "B": b, "Bs": b_scale, **meant} for b, b_scale in operands.weights]
-        self._steps = [_Step(getattr(module, plan.function), plan.grid, main, (plan.key, "main"), loaded)]
+        weights = [{"B": b, "Bs": b_scale} for b, b_scale in operands.weights]
+        function = getattr(module, plan.function)
+        self._steps = [_Step(function, plan.grid, {**activations, **meant}, weights, (plan.key, "main"), loaded)]
         if plan.reduce:
             reduce = {"Parts": self._target, "Out": operands.out, **plan.reduce_constants}
             function = getattr(module, plan.reduce)
-            self._steps.append(_Step(function, plan.reduce_grid, [reduce], (plan.key, "reduce"), loaded))
+            self._steps.append(_Step(function, plan.reduce_grid, reduce, [{}], (plan.key, "reduce"), loaded))
 
     def poison(self):
         """Fills everything a launch writes with NaN."""
@@ -56,19 +62,21 @@ class Launch:
 
 
 class _Step:
-    """One kernel with its arguments, one set for each copy of the weights."""
+    """One kernel with its arguments: those that never change, and those of each copy of the weights."""
 
     DEFAULTS = {"SWAP_AB": False, "SPLIT_K": 1}
     """Parameters that SGLang's launcher leaves to the kernel's own defaults."""
 
-    def __init__(self, function, grid, named, key, kept):
+    def __init__(self, function, grid, fixed, copies, key, kept):
         self._function = function
         self._grid = grid
-        self._named = named
+        self._fixed = fixed
+        self._copies = copies
         self._key = key
         self._kept = kept
         self._direct = None
-        self._arguments = None
+        self._order = ()
+        self._arguments = [None] * len(copies)
         if key in kept:
             self._take(kept[key])
 
@@ -81,13 +89,13 @@ class _Step:
         """Enqueues the kernel."""
         if self._direct is not None:
             try:
-                self._direct(*self._arguments[copy % len(self._arguments)])
+                self._direct(*self._arguments_of(copy % len(self._copies)))
                 return
             except TypeError:
                 # This Triton's launcher takes other arguments; nothing was launched.
                 self._direct = None
                 self._kept[self._key] = None
-        compiled = self._function[self._grid](**self._named[copy % len(self._named)])
+        compiled = self._function[self._grid](**self._fixed, **self._copies[copy % len(self._copies)])
         if self._key not in self._kept:
             self._kept[self._key] = compiled
             self._take(compiled)
@@ -99,7 +107,15 @@ class _Step:
         order = getattr(self._function, "arg_names", None)
         if compiled is None or not order or not hasattr(compiled, "__getitem__"):
             return
-        if any(name not in self._named[0] and name not in self.DEFAULTS for name in order):
+        if any(name not in self._fixed and name not in self._copies[0] and name not in self.DEFAULTS for name in order):
             return
-        self._arguments = [[values.get(name, self.DEFAULTS.get(name)) for name in order] for values in self._named]
+        self._order = order
         self._direct = compiled[tuple(self._grid) + (1,) * (3 - len(self._grid))]
+
+    def _arguments_of(self, copy):
+        """The arguments in the launcher's order, put together when a copy is used for the first time."""
+        arguments = self._arguments[copy]
+        if arguments is None:
+            named = {**self.DEFAULTS, **self._fixed, **self._copies[copy]}
+            arguments = self._arguments[copy] = [named[name] for name in self._order]
+        return arguments

@@ -24,6 +24,11 @@ class Operands:
         self.partial = partial
         """Makes the float32 planes of split-K; called with the number of planes."""
 
+    @property
+    def own_bytes(self):
+        """Bytes of what no other shape shares."""
+        return sum(one.numel() * one.element_size() for one in (self.a, self.a_scale, self.out))
+
     def with_nan_scales(self):
         """The same with NaN for every scale of the activations: all outputs are NaN, at full speed."""
         return Operands(self.a, self.a_scale * float("nan"), self.weights, self.out, self.partial)

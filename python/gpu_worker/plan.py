@@ -1,5 +1,6 @@
 """What one candidate means on one shape: which kernel, which grid, which arguments. Pure; no torch, no Triton."""
 
+import functools
 import json
 from dataclasses import dataclass
 
@@ -71,7 +72,7 @@ class Plan:
     reduce: str
     out_dtype: str
 
-    @property
+    @functools.cached_property
     def key(self):
         """Equal for two plans that run the same compiled code: Triton compiles anew for an integer that is 1 and
         for one that 16 divides, and for each value of a constant; nothing else about the shape matters."""

@@ -1,5 +1,6 @@
 """The request loop: reads lines, hands `prepare` to the compilers and everything else to the device, in order."""
 
+import collections
 import json
 import queue
 import sys
@@ -30,30 +31,40 @@ def failed(error):
     return {"kind": "failed", "error": error}
 
 
+UNDER_WAY = 2
+"""Requests under way at once: one runs on the device while the host prepares the other."""
+
+
 def serve(stream, channel, open_bench):
     """Serves requests from `stream` until `quit` or end of file; returns the exit status.
 
     A thread reads, so that `prepare` reaches the compilers while the device is busy; this thread owns
-    the device. `open_bench(options)` is called once, by `hello`.
+    the device. `open_bench(options)` is called once, by `hello`. What its `time` and `check` return is taken in
+    turns (`turns`), so that answers may come in another order than their requests.
     """
     requests = queue.Queue()
     worker = _Worker(channel, open_bench)
     reader = threading.Thread(target=_read, args=(stream, channel, requests, worker), daemon=True)
     reader.start()
+    under_way, last = collections.deque(), None
+    is_open = True
     try:
-        while True:
-            request = requests.get()
-            if request is None:
-                return 0
-            if request["ask"]["kind"] == "quit":
-                worker.close()
-                channel.reply(request, {"kind": "bye"})
-                return 0
-            try:
-                channel.reply(request, worker.answer(request))
-            except DeviceLost as lost:
-                channel.reply(request, failed(f"the device is lost: {lost}"))
-                return DEVICE_LOST
+        while is_open or under_way:
+            if is_open and len(under_way) < UNDER_WAY and (not under_way or not requests.empty()):
+                request = requests.get()
+                is_open = request is not None and request["ask"]["kind"] != "quit"
+                begun = worker.begin(request) if is_open else None
+                last = request
+            else:
+                begun = under_way.popleft()
+            if begun is not None and not worker.turn(begun):
+                under_way.append(begun)
+        worker.close()
+        if last is not None:
+            channel.reply(last, {"kind": "bye"})
+        return 0
+    except DeviceLost:
+        return DEVICE_LOST
     finally:
         worker.close()
 
@@ -86,6 +97,7 @@ class _Worker:
         self._bench = None
         self._ready = threading.Event()
         self._held_s = 0.0
+        self._since_answer_s = 0.0
         self._sampled_s = 0.0
         self._first = None
 
@@ -112,37 +124,60 @@ class _Worker:
         else:
             threading.Thread(target=run, daemon=True).start()
 
-    def answer(self, request):
-        """The answer to a request that holds the device."""
-        ask = request["ask"]
+    def begin(self, request):
+        """A request that holds the device, with what has been done of it: nothing yet."""
+        return request, self._turns(request["ask"], request["id"])
+
+    def turn(self, begun):
+        """Does the next turn of a request and says whether it was the last, in which case it is answered."""
+        request, turns = begun
+        started = time.perf_counter()
         try:
-            if ask["kind"] == "hello":
-                if self._bench is None:
-                    self._bench = self._open_bench(ask.get("options") or {})
-                    self._ready.set()
-                return {"kind": "hello", "device": self._bench.device()}
-            if self._bench is None:
-                return failed(f"{ask['kind']} before a hello that succeeded")
-            started = time.perf_counter()
-            self._first = self._first or started
-            if ask["kind"] == "time":
-                answer = self._bench.time(ask["shape"], ask["candidates"], ask["timing"])
-            elif ask["kind"] == "check":
-                answer = self._bench.check(ask["shape"], ask["candidates"], request["id"])
-            else:
-                return failed(f"unknown kind of request `{ask['kind']}`")
-            answer["busy_s"] = time.perf_counter() - started
-            self._held_s += answer["busy_s"]
-            self._sampled_s += answer.get("device_s", 0.0)
-            return answer
-        except DeviceLost:
+            next(turns)
+            return False
+        except StopIteration as end:
+            answer = end.value
+        except DeviceLost as lost:
+            self._channel.reply(request, failed(f"the device is lost: {lost}"))
             raise
         except Exception as error:
             traceback.print_exc()
-            return failed(_words(error))
+            answer = failed(_words(error))
         finally:
-            if ask["kind"] == "hello":
+            self._held(request["ask"]["kind"], started)
+        if answer["kind"] in ("timed", "checked"):
+            # Seconds the device was held since the last answer: those of two requests add up to no more than passed.
+            answer["busy_s"], self._since_answer_s = self._since_answer_s, 0.0
+        self._channel.reply(request, answer)
+        return True
+
+    def _turns(self, ask, number):
+        """The turns of a request; a generator that returns its answer."""
+        if ask["kind"] == "hello":
+            try:
+                if self._bench is None:
+                    self._bench = self._open_bench(ask.get("options") or {})
+            finally:
                 self._ready.set()
+            return {"kind": "hello", "device": self._bench.device()}
+        if self._bench is None:
+            return failed(f"{ask['kind']} before a hello that succeeded")
+        if ask["kind"] == "time":
+            answer = yield from self._bench.time(ask["shape"], ask["candidates"], ask["timing"])
+            self._sampled_s += answer.get("device_s", 0.0)
+            return answer
+        if ask["kind"] == "check":
+            return (yield from self._bench.check(ask["shape"], ask["candidates"], number))
+        return failed(f"unknown kind of request `{ask['kind']}`")
+
+    def _held(self, kind, started):
+        """Books a turn of a request that holds the device."""
+        if self._bench is None or kind not in ("time", "check"):
+            return
+        seconds = time.perf_counter() - started
+        self._first = self._first or started
+        self._held_s += seconds
+        self._since_answer_s += seconds
 
     def close(self):
         """Ends the compile children and says in the log how busy the device was."""

@@ -31,8 +31,8 @@ class Timed:
         """Enqueues one launch that is not counted: the first after an idle device reads up to a tenth too high."""
         self._launch.run(self._turn())
 
-    def enqueue(self, torch, warmups, min_sample_us):
-        """Enqueues one sample (with the warm-up before the first)."""
+    def enqueue(self, torch, stream, warmups, min_sample_us):
+        """Enqueues one sample (with the warm-up before the first) on `stream`, which is the current one."""
         spacer = SPACER_CYCLES
         if not self.us and not self._pending:
             self._launch.load()
@@ -46,14 +46,14 @@ class Timed:
         start = torch.cuda.Event(enable_timing=True)
         end = torch.cuda.Event(enable_timing=True)
         torch.cuda._sleep(spacer)
-        start.record()
+        start.record(stream)
         if self._graph is not None:
             for _ in range(self._launches // self._rotation.per_graph):
                 self._graph.replay()
         else:
             for _ in range(self._launches):
                 self._launch.run(self._turn())
-        end.record()
+        end.record(stream)
         self._pending.append((start, end, self._launches))
 
     def last_event(self):
@@ -97,32 +97,37 @@ def measure(torch, timed, timing, refuse, lend=None):
     twice: after the first sample of each, which says who goes on and how many launches a sample needs, and at the
     end. `refuse(error)` turns a failed launch into a refusal, or raises if the device is lost.
 
-    Before it waits it calls `lend(busy)`, where `busy()` says whether the device has work left: nothing will be
-    enqueued until `lend` returns, so what it does cannot delay a launch.
+    A generator (`turns`): it yields where it would wait, and whoever runs it may enqueue other work meanwhile. That
+    runs after all samples enqueued so far and delays none. Going on, it first calls `lend(busy)`, where `busy()` says
+    whether the device has these samples left to run: nothing will be enqueued until `lend` returns, so what it does
+    cannot delay a launch.
     """
     stop_above_us = timing.get("stop_above_us")
-    device_us = _burst(torch, timed, range(1), timing, refuse, lend)
+    device_us = yield from _burst(torch, timed, range(1), timing, refuse, lend)
     for one in timed:
         if one.us and stop_above_us is not None and one.us[0] > stop_above_us:
             one.stopped = True
-    return device_us + _burst(torch, timed, range(1, timing["samples"]), timing, refuse, lend)
+    return device_us + (yield from _burst(torch, timed, range(1, timing["samples"]), timing, refuse, lend))
 
 
 def _burst(torch, timed, samples, timing, refuse, lend):
     """Takes the samples numbered `samples` without waiting between them."""
     entered = [one for one in timed if not one.stopped]
+    stream = torch.cuda.current_stream()
     for sample in samples:
         order = [timed[index] for index in sample_order(len(timed), sample) if not timed[index].stopped]
         for one in order:
             try:
                 if sample == samples[0] and sample > 0 and one is order[0]:
                     one.lead()
-                one.enqueue(torch, timing["warmups"], timing["min_sample_us"])
+                one.enqueue(torch, stream, timing["warmups"], timing["min_sample_us"])
             except Exception as error:
                 one.refusal, one.stopped = refuse(error), True
     last = None
     for one in order if samples else []:
         last = one.last_event() or last
+    if last is not None:
+        yield
     if lend is not None and last is not None:
         lend(lambda: not last.query())
     return sum(one.collect(timing["min_sample_us"]) for one in entered if one.refusal is None and samples)

@@ -34,10 +34,12 @@ class FakeBench:
         if any(one.get("bug") for one in candidates):
             raise KeyError("bug")
         self.held.set()
+        yield
         samples = [float(one.get("us", 1.0)) for one in candidates]
         return {"kind": "timed", "outcomes": [done({"us": [us] * timing["samples"]}) for us in samples], "clocks_mhz": []}
 
     def check(self, shape, candidates, seed):
+        yield
         return {"kind": "checked", "outcomes": [done({"err_ratio": 0.0, "not_finite": 0, "repeatable": True})]}
 
     def close(self):

@@ -23,14 +23,14 @@ def lines(*asks):
     return "".join(json.dumps({"id": number, "attempt": 1, "ask": ask}) + "\n" for number, ask in enumerate(asks, 1))
 
 
-def talk(text, stream=None):
+def talk(text, stream=None, bench=FakeBench):
     """Serves `text`; the exit status and the replies in the order they came."""
     reading, writing = os.pipe()
     answers = []
     collector = threading.Thread(target=lambda: answers.extend(json.loads(line) for line in os.fdopen(reading)))
     collector.start()
     try:
-        status = serve(stream or io.BytesIO(text.encode()), channel.Channel(writing), FakeBench)
+        status = serve(stream or io.BytesIO(text.encode()), channel.Channel(writing), bench)
     finally:
         os.close(writing)
         collector.join()
@@ -47,6 +47,36 @@ class Serve(unittest.TestCase):
         self.assertEqual([one["id"] for one in answers], [1, 2, 3, 4])
         self.assertEqual(answers[1]["answer"]["outcomes"][1], {"outcome": "done", "result": {"us": [4.0, 4.0]}})
         self.assertGreaterEqual(answers[1]["answer"]["busy_s"], 0.0)
+
+    def test_a_second_request_is_begun_before_the_first_is_waited_for_and_a_third_is_not(self):
+        time = {"kind": "time", "shape": SHAPE, "candidates": [{}], "timing": TIMING}
+        happened = []
+
+        class Bench(FakeBench):
+            count = 0
+
+            def time(self, shape, candidates, timing):
+                Bench.count += 1
+                number = Bench.count
+                for turn in ("enqueue", "again"):
+                    happened.append(f"{turn} {number}")
+                    yield
+                happened.append(f"done {number}")
+                return {"kind": "timed", "outcomes": [], "clocks_mhz": []}
+
+        requests = lines(HELLO, time, time, time, {"kind": "quit"})
+        # All is there before anything is served, so that the order is nobody's luck.
+        waiting = threading.Event()
+        opened = lambda options: waiting.wait(10) and Bench(options)
+
+        def stream():
+            yield from requests.encode().splitlines(keepends=True)
+            waiting.set()
+
+        _, answers = talk("", stream(), opened)
+        self.assertEqual(happened[:5], ["enqueue 1", "enqueue 2", "again 1", "again 2", "done 1"])
+        self.assertLess(happened.index("done 1"), happened.index("enqueue 3"))
+        self.assertEqual([one["id"] for one in answers], [1, 2, 3, 4, 5])
 
     def test_timing_goes_on_while_a_candidate_compiles(self):
         prepare = {"kind": "prepare", "shape": SHAPE, "candidate": {"slow": True}}

@@ -9,7 +9,7 @@ use crate::store::file::write_atomic;
 /// Name of the folder the files stand in; the interpreter is started on it.
 const FOLDER: &str = "gpu_worker";
 
-const FILES: [(&str, &str); 22] = {
+const FILES: [(&str, &str); 24] = {
     macro_rules! embedded {
         ($($name:literal),* $(,)?) => {
             [$(($name, include_str!(concat!("../../../../python/gpu_worker/", $name)))),*]
@@ -27,17 +27,19 @@ const FILES: [(&str, &str); 22] = {
         "device.py",
         "fault_kernel.py",
         "faults.py",
-        "first_kernel.py",
         "launch.py",
+        "launchers.py",
         "numerics.py",
         "operands.py",
         "own_kernel.py",
         "plan.py",
         "quiet.py",
+        "rehearsal.py",
         "rotation.py",
         "serve.py",
         "timing.py",
         "tree.py",
+        "turns.py",
     ]
 };
 
