@@ -176,15 +176,9 @@ pub fn run(
     thread::scope(|scope| {
         let mut first = Some(worker);
         for index in 0..stations {
-            let station = Station::new(
-                index,
-                &shared,
-                &board,
-                sender.clone(),
-                device.clone(),
-                first.take(),
-            );
-            scope.spawn(move || station.run());
+            let (worker, sender, device) = (first.take(), sender.clone(), device.clone());
+            let (shared, board) = (&shared, &board);
+            scope.spawn(move || Station::new(index, shared, board, sender, device, worker).run());
         }
         drop(sender);
         coordinator.listen(&messages);

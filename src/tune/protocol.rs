@@ -12,8 +12,9 @@
 //! launcher and goes to the worker's log. Either way a library that prints cannot break a reply.
 //!
 //! **Order.** Requests carry an `id` and an `attempt`; the reply repeats both. Replies may come in
-//! any order. `time` and `check` hold the device and are served one after another in the order they
-//! came. `prepare` does not touch the device: it is queued, served by up to `prepare_slots` parallel
+//! any order. `time` and `check` hold the device; several may be sent at once, each for another shape, and
+//! a worker may begin the next before it has answered the last, as long as nothing of one runs on the
+//! device between the samples of another. `prepare` does not touch the device: it is queued, served by up to `prepare_slots` parallel
 //! processes in the order it came, answered when done, and `time` requests go on meanwhile. Timing
 //! a candidate that was never prepared is allowed and compiles it on the spot.
 //!
@@ -21,8 +22,9 @@
 //! compile that takes too long: [`Outcome::Refused`], and the worker goes on. [`Answer::Failed`] says
 //! that the request as such could not be served. A worker whose device is poisoned (illegal address)
 //! answers if it can and exits with a status other than 0; the pool starts a fresh one. Everything
-//! else, death, silence past the deadline, a line that is not a reply, is a fault too. After a fault
-//! each candidate of the request is tried once more alone on a fresh worker, then quarantined.
+//! else, death, silence past the deadline, a line that is not a reply, is a fault too. After a fault with
+//! several requests under way each is sent again by itself; each candidate of one that faults by itself is
+//! tried once more alone on a fresh worker, then quarantined.
 //!
 //! **Numbers** are finite: in Python `json.dumps(reply, allow_nan=False)`. NaN in a kernel's output
 //! is counted in [`Numerics::not_finite`]. Times are microseconds (`us`) or seconds (`s`).

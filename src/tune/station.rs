@@ -1,11 +1,15 @@
 //! A station owns one device's worker and races shapes on it.
 //!
 //! Several shapes are open side by side: candidates of all are compiled ahead, whoever is ready is
-//! timed. A fault ends the worker; each candidate of the request that died is tried once more alone on a
-//! fresh worker and quarantined if that dies too. A station whose worker cannot be started again gives
-//! its shapes back.
+//! timed. Where the backend says so a worker is given the next request before it has answered the last,
+//! of another race, so that its device need not wait. A fault ends the worker; requests that were under
+//! way together are asked again one at a time; each candidate of a request that died by itself is tried
+//! once more alone on a fresh worker and quarantined if that dies too. A station whose worker cannot be
+//! started again gives its shapes back.
 
+mod alone;
 mod talk;
+mod under_way;
 
 use std::collections::BTreeMap;
 use std::sync::Mutex;
@@ -14,18 +18,16 @@ use std::time::{Duration, Instant};
 
 use camino::Utf8PathBuf;
 
+use self::under_way::{UnderWay, Work};
 use super::backends::Backend;
 use super::board::{Board, Taken};
-use super::protocol::{Candidate, Device, Numerics, Outcome, Samples, Timing};
+use super::protocol::{Candidate, Device, Outcome, Samples};
 use super::race::{Decision, Entrant, Race, Step};
 use super::results::{Quarantined, Row};
 use super::rules::Effort;
-use super::worker::{Fault, Worker, WorkerCommand};
+use super::worker::{Worker, WorkerCommand};
 use crate::proc::{Interrupt, Keeper};
 use crate::shape::Shape;
-
-/// Run-offs of one race that may die without a culprit.
-const RUN_OFF_FAULTS: u32 = 2;
 
 /// What every station shares.
 pub(super) struct Shared<'a> {
@@ -114,6 +116,13 @@ pub(super) struct Station<'a> {
     careful: usize,
     /// When a prepare was last answered, or the first one asked.
     heard: Instant,
+    /// Requests that hold the device, in the order they were sent; each of another race.
+    under_way: Vec<UnderWay<'a>>,
+    /// When one of them was last answered.
+    answered: Instant,
+    /// After a death that could have been anybody's: have so many answered with nothing beside them, no compiling
+    /// either, to see whose it was.
+    single_file: usize,
     busy_s: f64,
 }
 
@@ -139,6 +148,9 @@ impl<'a> Station<'a> {
             asked: BTreeMap::new(),
             careful: 0,
             heard: Instant::now(),
+            under_way: Vec::new(),
+            answered: Instant::now(),
+            single_file: 0,
             busy_s: 0.0,
         }
     }
@@ -243,21 +255,19 @@ impl<'a> Station<'a> {
         self.hurry_late_races();
         self.ask_to_prepare()?;
         while self.hear(Duration::ZERO)? {}
-        for index in 0..self.open.len() {
-            if self.advance(index)? {
-                return Ok(());
+        if self.has_room() {
+            for index in 0..self.open.len() {
+                if !self.is_under_way(index) && self.advance(index)? {
+                    return Ok(());
+                }
             }
         }
-        if self.asked.is_empty() {
+        if self.asked.is_empty() && self.under_way.is_empty() {
             self.board.wait(Duration::from_millis(20));
             return Ok(());
         }
-        let limit = self.shared.backend.pace().deadlines.prepare;
-        if !self.hear(Duration::from_millis(500))? && self.heard.elapsed() > limit {
-            let log = String::new();
-            return self.died_preparing(&Fault::Late { limit, log });
-        }
-        Ok(())
+        self.hear(Duration::from_millis(500))?;
+        self.watch_deadlines()
     }
 
     /// A race past its share of the budget goes on to its run-off with what it has.
@@ -265,7 +275,11 @@ impl<'a> Station<'a> {
         let over = self.board.is_over();
         let allowance = self.board.allowance();
         let side_by_side = self.open.len() as u32;
-        for open in &mut self.open {
+        for index in 0..self.open.len() {
+            if self.is_under_way(index) {
+                continue; // what it asked for comes first
+            }
+            let open = &mut self.open[index];
             let late = allowance.is_some_and(|allowance| {
                 // Part of the share is left for the run-off and the check.
                 open.opened.elapsed() > (allowance * side_by_side).mul_f64(0.6)
@@ -276,7 +290,7 @@ impl<'a> Station<'a> {
         }
     }
 
-    /// Does one step of race `index` if the candidates for it are ready; says whether it did.
+    /// Does or begins one step of race `index` if the candidates for it are ready; says whether it did.
     fn advance(&mut self, index: usize) -> Result<bool, Stop> {
         let open = &mut self.open[index];
         match open.race.step() {
@@ -289,20 +303,20 @@ impl<'a> Station<'a> {
                 if ready.is_empty() {
                     return Ok(false);
                 }
-                self.time(index, &ready, timing)?;
+                self.begin(index, Work::Time(ready, timing))?;
             }
             Step::Expand { around } => self.expand(index, &around),
             Step::RunOff { entrants, timing } => {
                 if !self.all_ready(index, &entrants) {
                     return Ok(false);
                 }
-                self.run_off(index, &entrants, timing)?;
+                self.begin(index, Work::RunOff(entrants, timing))?;
             }
             Step::Check { entrant } => {
                 if !self.all_ready(index, &[entrant]) {
                     return Ok(false);
                 }
-                self.check(index, entrant)?;
+                self.begin(index, Work::Check(entrant))?;
             }
             Step::Done(decision) => self.finish(index, &decision),
         }
@@ -338,145 +352,6 @@ impl<'a> Station<'a> {
         open.readiness
             .extend(added.iter().map(|_| Readiness::Unasked));
         open.candidates.extend(added);
-    }
-
-    fn time(&mut self, index: usize, entrants: &[Entrant], timing: Timing) -> Result<(), Stop> {
-        match self.ask_times(index, entrants, timing, 1) {
-            Ok(outcomes) => {
-                for (entrant, outcome) in entrants.iter().zip(outcomes) {
-                    self.record(index, *entrant, outcome);
-                }
-                Ok(())
-            }
-            Err(fault) => {
-                for (entrant, outcome) in self.each_alone(index, entrants, timing, &fault)? {
-                    self.record(index, entrant, outcome);
-                }
-                Ok(())
-            }
-        }
-    }
-
-    fn run_off(&mut self, index: usize, entrants: &[Entrant], timing: Timing) -> Result<(), Stop> {
-        let outcomes = match self.ask_times(index, entrants, timing, 1) {
-            Ok(outcomes) => outcomes,
-            Err(fault) => {
-                // Whoever dies alone too is out and the run-off starts over without it.
-                let lived = self.each_alone(index, entrants, timing, &fault)?;
-                let open = &mut self.open[index];
-                open.run_off_faults += u32::from(lived.len() == entrants.len());
-                if open.run_off_faults > RUN_OFF_FAULTS {
-                    self.blame_pairs(index, entrants, timing)?;
-                }
-                return Ok(());
-            }
-        };
-        let mut samples = Vec::new();
-        for (entrant, outcome) in entrants.iter().zip(outcomes) {
-            match outcome {
-                Outcome::Done { result } if result.us.len() == timing.samples as usize => {
-                    samples.push(result.us);
-                }
-                Outcome::Done { result } => self.refuse(
-                    index,
-                    *entrant,
-                    format!("{} of {} samples", result.us.len(), timing.samples),
-                ),
-                Outcome::Refused { reason, detail } => {
-                    self.refuse(index, *entrant, format!("{reason:?}: {detail}"));
-                }
-            }
-        }
-        if samples.len() == entrants.len() {
-            for (entrant, us) in entrants.iter().zip(&samples) {
-                self.tell_timed(index, *entrant, us.clone());
-            }
-            self.open[index].race.ran_off(&samples);
-        }
-        Ok(())
-    }
-
-    /// The run-off dies again and again though everyone lives alone: whoever dies beside the first is
-    /// out; if nobody does, everyone but the first is.
-    fn blame_pairs(
-        &mut self,
-        index: usize,
-        entrants: &[Entrant],
-        timing: Timing,
-    ) -> Result<(), Stop> {
-        let mut blamed = false;
-        for other in &entrants[1..] {
-            match self.ask_times(index, &[entrants[0], *other], timing, 2) {
-                Ok(_) => {}
-                Err(Fault::Interrupted) => return Err(Stop::Interrupted),
-                Err(fault) => {
-                    self.restart(&fault.to_string())?;
-                    self.open[index].race.out(*other);
-                    self.quarantine(index, *other, &format!("beside another: {fault}"));
-                    blamed = true;
-                }
-            }
-        }
-        if !blamed {
-            for other in &entrants[1..] {
-                self.refuse(index, *other, "the run-off died again and again".to_owned());
-            }
-        }
-        Ok(())
-    }
-
-    fn check(&mut self, index: usize, entrant: Entrant) -> Result<(), Stop> {
-        let mut faults = Vec::new();
-        for attempt in 1..=2 {
-            match self.ask_numerics(index, entrant, attempt) {
-                Ok(Outcome::Done { result }) => {
-                    if !self.open[index].race.checked(entrant, result) {
-                        self.quarantine(index, entrant, &wrong_numbers(&result));
-                    }
-                    return Ok(());
-                }
-                Ok(Outcome::Refused { reason, detail }) => {
-                    self.refuse(index, entrant, format!("{reason:?}: {detail}"));
-                    return Ok(());
-                }
-                Err(Fault::Interrupted) => return Err(Stop::Interrupted),
-                Err(fault) => {
-                    self.restart(&fault.to_string())?;
-                    faults.push(fault.to_string());
-                }
-            }
-        }
-        self.open[index].race.out(entrant);
-        self.quarantine(index, entrant, &faults.join("; alone: "));
-        Ok(())
-    }
-
-    /// Tries each entrant of a request that died once more, alone, on a fresh worker. Returns the
-    /// outcomes of those that lived; the others are out and quarantined.
-    fn each_alone(
-        &mut self,
-        index: usize,
-        entrants: &[Entrant],
-        timing: Timing,
-        fault: &Fault,
-    ) -> Result<Vec<(Entrant, Outcome<Samples>)>, Stop> {
-        if *fault == Fault::Interrupted {
-            return Err(Stop::Interrupted);
-        }
-        self.restart(&fault.to_string())?;
-        let mut lived = Vec::new();
-        for entrant in entrants {
-            match self.ask_times(index, &[*entrant], timing, 2) {
-                Ok(mut outcomes) => lived.extend(outcomes.pop().map(|outcome| (*entrant, outcome))),
-                Err(Fault::Interrupted) => return Err(Stop::Interrupted),
-                Err(again) => {
-                    self.restart(&again.to_string())?;
-                    self.open[index].race.out(*entrant);
-                    self.quarantine(index, *entrant, &format!("{fault}; alone: {again}"));
-                }
-            }
-        }
-        Ok(lived)
     }
 
     fn record(&mut self, index: usize, entrant: Entrant, outcome: Outcome<Samples>) {
@@ -559,11 +434,4 @@ impl<'a> Station<'a> {
         };
         self.tell(message);
     }
-}
-
-fn wrong_numbers(numerics: &Numerics) -> String {
-    format!(
-        "wrong numbers: {} elements not finite, {:.4} of the elements off, repeatable: {}",
-        numerics.not_finite, numerics.err_ratio, numerics.repeatable
-    )
 }

@@ -190,14 +190,15 @@ impl Worker {
             match self.next_line(until, interrupt)? {
                 Some(reply) if reply.id == id => return Ok(reply),
                 Some(reply) => self.early.push_back(reply),
-                None => {
-                    return Err(Fault::Late {
-                        limit,
-                        log: self.log_tail(),
-                    });
-                }
+                None => return Err(self.late(limit)),
             }
         }
+    }
+
+    /// The fault of a worker that said nothing for `limit`.
+    pub fn late(&self, limit: Duration) -> Fault {
+        let log = self.log_tail();
+        Fault::Late { limit, log }
     }
 
     /// Any reply, waited for at most `limit`; `None` when none came.

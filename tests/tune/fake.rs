@@ -3,7 +3,7 @@
 //! A candidate is `{"us": 12.0, "does": "…"}`; see [`behave`]. The worker is this test program, started
 //! again on [`fake_worker`] by a line of shell that turns the arguments of a worker into a variable.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, VecDeque};
 use std::io::{BufRead as _, Write as _};
 use std::time::Duration;
 
@@ -34,6 +34,7 @@ impl Fake {
             pace: Pace {
                 batch: 3,
                 side_by_side: 2,
+                under_way: 2,
                 one_at_a_time: false,
                 deadlines: Deadlines {
                     hello: Duration::from_secs(20),
@@ -138,14 +139,16 @@ fn fake_worker() {
         "a library prints this to standard output"
     )
     .unwrap();
-    for line in std::io::stdin().lock().lines() {
-        let request: Request = serde_json::from_str(&line.unwrap()).unwrap();
-        let answer = answer(&request, device.parse().unwrap(), &mut replies);
-        let bye = answer == Answer::Bye;
+    let mut lines = std::io::stdin().lock().lines();
+    let mut read = || -> Option<Request> {
+        let line = lines.next()?.unwrap();
+        Some(serde_json::from_str(&line).unwrap())
+    };
+    let mut reply = |request: Request| {
         let reply = Reply {
             id: request.id,
             attempt: request.attempt,
-            answer,
+            answer: answer(&request, device.parse().unwrap(), &mut replies),
         };
         writeln!(
             replies,
@@ -153,10 +156,36 @@ fn fake_worker() {
             serde_json::to_string(&reply).unwrap()
         )
         .unwrap();
-        if bye {
+    };
+    let mut later = VecDeque::new();
+    while let Some(request) = later.pop_front().or_else(&mut read) {
+        if waits_for_another(&request.ask) {
+            // Compiling goes on meanwhile.
+            while later.is_empty() {
+                match read().unwrap() {
+                    prepare if matches!(prepare.ask, Ask::Prepare { .. }) => reply(prepare),
+                    other => later.push_back(other),
+                }
+            }
+        }
+        let last = request.ask == Ask::Quit;
+        reply(request);
+        if last {
             return;
         }
     }
+}
+
+/// Whether this request is only answered once the next one is there; at most once for a candidate's mark.
+fn waits_for_another(ask: &Ask) -> bool {
+    let Ask::Time { candidates, .. } = ask else {
+        return false;
+    };
+    let waits = |candidate: &Candidate| candidate["does"] == "wait for another request";
+    candidates
+        .iter()
+        .find(|candidate| waits(candidate))
+        .is_some_and(|candidate| leave_mark(candidate["mark"].as_str().unwrap()))
 }
 
 fn answer(request: &Request, index: u32, replies: &mut impl std::io::Write) -> Answer {

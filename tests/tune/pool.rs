@@ -60,11 +60,19 @@ fn table(folder: &Folder) -> String {
 
 #[test]
 fn candidates_that_fault_hang_or_compute_nan_are_named_and_the_table_is_right() {
+    name_the_faulty(&[8], "8 10.0\n");
+}
+
+#[test]
+fn whoever_was_under_way_beside_a_fault_is_not_blamed() {
+    name_the_faulty(&[8, 16], "8 10.0\n16 10.0\n");
+}
+
+fn name_the_faulty(ms: &[u32], expected_table: &str) {
     let folder = folder();
-    let mark = folder.path.with_extension("mark");
     let backend = Fake::new(&[
         json!({"us": 20.0}),
-        json!({"us": 10.0, "does": "fault once", "mark": mark.as_str()}),
+        json!({"us": 10.0}),
         json!({"us": 1.0, "does": "fault"}),
         json!({"us": 2.0, "does": "hang"}),
         json!({"us": 3.0, "does": "nan"}),
@@ -74,11 +82,11 @@ fn candidates_that_fault_hang_or_compute_nan_are_named_and_the_table_is_right() 
         json!({"us": 7.0, "does": "fault in company"}),
         json!({"us": 15.0}),
     ]);
-    let mut request = request(&backend, &[8], &folder);
+    let mut request = request(&backend, ms, &folder);
     request.workers = Some(1);
     let (outcome, events) = run(&request);
     let outcome = outcome.unwrap();
-    assert_eq!(table(&folder), "8 10.0\n");
+    assert_eq!(table(&folder), expected_table);
     assert!(!outcome.rows[0].incumbent_kept);
     let mut named: Vec<(f64, &str)> = outcome
         .quarantined
@@ -94,6 +102,10 @@ fn candidates_that_fault_hang_or_compute_nan_are_named_and_the_table_is_right() 
         (5.0, "while compiling alone"),
         (7.0, "beside another"),
     ];
+    let expected: Vec<_> = expected
+        .iter()
+        .flat_map(|one| std::iter::repeat_n(*one, ms.len()))
+        .collect();
     assert_eq!(named.len(), expected.len(), "{named:?}");
     for ((us, evidence), (expected_us, words)) in named.iter().zip(expected) {
         assert!(
@@ -107,6 +119,37 @@ fn candidates_that_fault_hang_or_compute_nan_are_named_and_the_table_is_right() 
             .iter()
             .any(|event| matches!(event, TuneEvent::Quarantined(_)))
     );
+}
+
+#[test]
+fn a_fault_that_does_not_come_again_alone_is_forgiven() {
+    let folder = folder();
+    let mark = folder.path.with_extension("mark");
+    let backend = Fake::new(&[
+        json!({"us": 20.0}),
+        json!({"us": 10.0, "does": "fault once", "mark": mark.as_str()}),
+        json!({"us": 15.0}),
+    ]);
+    let (outcome, _) = run(&request(&backend, &[8], &folder));
+    let outcome = outcome.unwrap();
+    assert_eq!(table(&folder), "8 10.0\n");
+    assert_eq!((outcome.quarantined.len(), outcome.restarts), (0, 1));
+}
+
+#[test]
+fn a_worker_is_given_a_second_request_before_it_has_answered_the_first() {
+    let folder = folder();
+    let mark = folder.path.with_extension("mark");
+    let backend = Fake::new(&[
+        json!({"us": 20.0}),
+        json!({"us": 10.0, "does": "wait for another request", "mark": mark.as_str()}),
+    ]);
+    let mut request = request(&backend, &[8, 16], &folder);
+    request.workers = Some(1);
+    let (outcome, _) = run(&request);
+    let outcome = outcome.unwrap();
+    assert!(mark.exists());
+    assert_eq!((outcome.rows.len(), outcome.restarts), (2, 0));
 }
 
 #[test]

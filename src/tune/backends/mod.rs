@@ -56,6 +56,9 @@ pub struct Pace {
     pub batch: usize,
     /// Shapes raced side by side on one device, so that one is timed while others are compiled.
     pub side_by_side: usize,
+    /// Requests that hold the device, each for another shape, sent to a worker at once: with two it can prepare
+    /// one while its device runs the other, with three it has the next at hand when it has answered one.
+    pub under_way: usize,
     /// Whether workers on one host share what they measure, so that only one may measure at a time.
     pub one_at_a_time: bool,
     /// Deadlines.

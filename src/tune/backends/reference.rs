@@ -79,6 +79,7 @@ impl Backend for Reference {
         Pace {
             batch: 4,
             side_by_side: 1,
+            under_way: 1,
             one_at_a_time: true,
             deadlines: Deadlines {
                 hello: Duration::from_secs(30),

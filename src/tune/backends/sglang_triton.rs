@@ -108,6 +108,7 @@ impl Backend for SglangTriton {
         Pace {
             batch: 16,
             side_by_side: 8,
+            under_way: 3,
             one_at_a_time: false,
             deadlines: Deadlines {
                 // Importing torch and SGLang from a network file system takes minutes.

@@ -1,11 +1,11 @@
-//! A station's talk with its worker: requests that hold the device, compiling ahead, fresh workers.
+//! A station's talk with its worker: fresh workers, compiling ahead, what is heard, how long things may take.
 
 use std::time::{Duration, Instant};
 
-use super::{Entrant, Message, Readiness, Shared, Station, Stop};
+use super::{Message, OpenRace, Readiness, Shared, Station, Stop};
 use crate::shape::Shape;
 use crate::tune::backends::Deadlines;
-use crate::tune::protocol::{Answer, Ask, Device, Numerics, Outcome, Samples, Timing, VERSION};
+use crate::tune::protocol::{Answer, Ask, Device, Outcome, Timing, VERSION};
 use crate::tune::race::Step;
 use crate::tune::results::Identity;
 use crate::tune::worker::{Fault, Worker};
@@ -49,7 +49,8 @@ pub(in crate::tune) fn start_worker(
     }
 }
 
-fn garbled(answer: &Answer) -> Fault {
+/// An answer to something else than was asked.
+pub(super) fn garbled(answer: &Answer) -> Fault {
     Fault::Garbled {
         line: format!("{answer:?}").chars().take(200).collect(),
         log: String::new(),
@@ -57,88 +58,6 @@ fn garbled(answer: &Answer) -> Fault {
 }
 
 impl Station<'_> {
-    pub(super) fn ask_times(
-        &mut self,
-        index: usize,
-        entrants: &[Entrant],
-        timing: Timing,
-        attempt: u32,
-    ) -> Result<Vec<Outcome<Samples>>, Fault> {
-        let open = &self.open[index];
-        let ask = Ask::Time {
-            shape: open.shape.clone(),
-            candidates: entrants
-                .iter()
-                .map(|entrant| open.candidates[*entrant].clone())
-                .collect(),
-            timing,
-        };
-        let deadlines = self.shared.backend.pace().deadlines;
-        let limit = time_limit(
-            &deadlines,
-            &open.shape,
-            entrants.len(),
-            timing,
-            open.race.best(),
-        );
-        match self.ask_device(ask, attempt, limit)? {
-            Answer::Timed {
-                outcomes, busy_s, ..
-            } if outcomes.len() == entrants.len() => {
-                self.busy_s += busy_s;
-                self.open[index].busy_s += busy_s;
-                Ok(outcomes)
-            }
-            other => Err(garbled(&other)),
-        }
-    }
-
-    pub(super) fn ask_numerics(
-        &mut self,
-        index: usize,
-        entrant: Entrant,
-        attempt: u32,
-    ) -> Result<Outcome<Numerics>, Fault> {
-        let open = &self.open[index];
-        let ask = Ask::Check {
-            shape: open.shape.clone(),
-            candidates: vec![open.candidates[entrant].clone()],
-        };
-        let deadlines = self.shared.backend.pace().deadlines;
-        let limit = deadlines.floor * 2
-            + Duration::from_secs_f64(open.shape.flops() / deadlines.check_flops);
-        match self.ask_device(ask, attempt, limit)? {
-            Answer::Checked { outcomes, busy_s } if outcomes.len() == 1 => {
-                self.busy_s += busy_s;
-                self.open[index].busy_s += busy_s;
-                outcomes
-                    .into_iter()
-                    .next()
-                    .ok_or_else(|| Fault::Failed("the worker checked nothing".to_owned()))
-            }
-            other => Err(garbled(&other)),
-        }
-    }
-
-    /// Sends a request that holds the device and waits for its answer.
-    fn ask_device(&mut self, ask: Ask, attempt: u32, limit: Duration) -> Result<Answer, Fault> {
-        let _alone = self.shared.gate.as_ref().map(|gate| {
-            gate.lock()
-                .unwrap_or_else(std::sync::PoisonError::into_inner)
-        });
-        let Some(worker) = self.worker.as_mut() else {
-            return Err(Fault::Start("there is none".to_owned()));
-        };
-        let answer = worker
-            .send(ask, attempt)
-            .and_then(|id| worker.reply_to(id, limit, self.shared.interrupt))
-            .map(|reply| reply.answer);
-        match answer {
-            Ok(Answer::Failed { error }) => Err(Fault::Failed(error)),
-            other => other,
-        }
-    }
-
     /// Replaces the worker by a fresh one; what was prepared must be prepared again.
     pub(super) fn restart(&mut self, reason: &str) -> Result<(), Stop> {
         let had_one = self.worker.take().is_some();
@@ -181,6 +100,9 @@ impl Station<'_> {
 
     /// Keeps the compilers busy: twice as many requests on their way as can be served.
     pub(super) fn ask_to_prepare(&mut self) -> Result<(), Stop> {
+        if self.single_file > 0 && !self.under_way.is_empty() {
+            return Ok(());
+        }
         let slots = self.device.prepare_slots as usize;
         let window = if self.careful > 0 { 1 } else { 2 * slots };
         for index in 0..self.open.len() {
@@ -217,27 +139,28 @@ impl Station<'_> {
                         self.asked.insert(id, (key, entrant));
                         self.open[index].readiness[entrant] = Readiness::Asked;
                     }
-                    Err(fault) => return self.died_preparing(&fault),
+                    Err(fault) => return self.died(&fault),
                 }
             }
         }
         Ok(())
     }
 
-    /// Waits at most `limit` for an answer to a prepare; says whether one came.
+    /// Waits at most `limit` for an answer and takes note of it; says whether one came.
     pub(super) fn hear(&mut self, limit: Duration) -> Result<bool, Stop> {
         let Some(worker) = self.worker.as_mut() else {
             return Ok(false);
         };
-        if self.asked.is_empty() {
+        if self.asked.is_empty() && self.under_way.is_empty() {
             return Ok(false);
         }
-        let heard = worker.other(limit, self.shared.interrupt);
-        let reply = match heard {
+        let reply = match worker.other(limit, self.shared.interrupt) {
             Ok(Some(reply)) => reply,
             Ok(None) => return Ok(false),
-            Err(Fault::Interrupted) => return Err(Stop::Interrupted),
-            Err(fault) => return self.died_preparing(&fault).map(|()| false),
+            Err(fault) => return self.died(&fault).map(|()| false),
+        };
+        let Some(answer) = self.answer(reply.id, reply.answer)? else {
+            return Ok(true);
         };
         self.heard = Instant::now();
         let Some((key, entrant)) = self.asked.remove(&reply.id) else {
@@ -247,7 +170,7 @@ impl Station<'_> {
         let Some(index) = self.open.iter().position(|open| open.key == key) else {
             return Ok(true); // its race ended meanwhile
         };
-        match reply.answer {
+        match answer {
             Answer::Prepared {
                 outcome: Outcome::Done { .. },
             } => self.open[index].readiness[entrant] = Readiness::Ready,
@@ -255,16 +178,13 @@ impl Station<'_> {
                 outcome: Outcome::Refused { reason, detail },
             } => self.refuse(index, entrant, format!("{reason:?}: {detail}")),
             Answer::Failed { error } => self.refuse(index, entrant, error),
-            other => return self.died_preparing(&garbled(&other)).map(|()| false),
+            other => return self.died(&garbled(&other)).map(|()| false),
         }
         Ok(true)
     }
 
     /// The worker died while compiling: whoever was compiled alone is to blame.
     pub(super) fn died_preparing(&mut self, fault: &Fault) -> Result<(), Stop> {
-        if *fault == Fault::Interrupted {
-            return Err(Stop::Interrupted);
-        }
         let mut asked = self.asked.values();
         if let (true, Some((key, entrant)), None) = (self.careful > 0, asked.next(), asked.next()) {
             let (key, entrant) = (*key, *entrant);
@@ -283,18 +203,17 @@ impl Station<'_> {
     }
 }
 
-/// The deadline of a `time` request: what its launches should take at the speed of the best so far, a
-/// generous multiple for the first launches of a slow candidate, and a floor.
-fn time_limit(
+/// How long a `time` request may take: what its launches should take at the speed of the best so far, and a
+/// generous multiple for the first launches of a slow candidate.
+pub(super) fn launch_time(
     deadlines: &Deadlines,
-    shape: &Shape,
+    open: &OpenRace,
     candidates: usize,
     timing: Timing,
-    best_us: Option<f64>,
 ) -> Duration {
-    let slowest_us = shape.flops() / deadlines.slowest_flops * 1e6;
+    let slowest_us = open.shape.flops() / deadlines.slowest_flops * 1e6;
     let launches = f64::from(timing.warmups + timing.samples);
-    let each_us = match best_us {
+    let each_us = match open.race.best() {
         Some(best) => {
             let sample = best.max(timing.min_sample_us);
             let first = f64::from(timing.warmups + 1) * (best * SLOWEST_RATIO).max(sample);
@@ -302,5 +221,10 @@ fn time_limit(
         }
         None => launches * slowest_us.max(timing.min_sample_us),
     };
-    deadlines.floor + Duration::from_secs_f64(candidates as f64 * each_us / 1e6)
+    Duration::from_secs_f64(candidates as f64 * each_us / 1e6)
+}
+
+/// How long a `check` may take: a floor of its own, for the reference is new, and its arithmetic.
+pub(super) fn check_time(deadlines: &Deadlines, shape: &Shape) -> Duration {
+    deadlines.floor + Duration::from_secs_f64(shape.flops() / deadlines.check_flops)
 }

@@ -1,0 +1,286 @@
+//! Requests that hold a station's device: sent, answered, overdue, or died.
+
+use std::sync::{MutexGuard, PoisonError};
+use std::time::{Duration, Instant};
+
+use super::talk::{check_time, garbled, launch_time};
+use super::{Entrant, Station, Stop};
+use crate::tune::protocol::{Answer, Ask, Numerics, Outcome, Samples, Timing};
+use crate::tune::worker::Fault;
+
+/// Run-offs of one race that may die without a culprit.
+const RUN_OFF_FAULTS: u32 = 2;
+
+/// What a request asks for one race.
+#[derive(Clone, Debug)]
+pub(super) enum Work {
+    /// [`super::Step::Time`], of candidates that are compiled.
+    Time(Vec<Entrant>, Timing),
+    /// [`super::Step::RunOff`].
+    RunOff(Vec<Entrant>, Timing),
+    /// [`super::Step::Check`].
+    Check(Entrant),
+}
+
+impl Work {
+    fn entrants(&self) -> &[Entrant] {
+        match self {
+            Self::Time(entrants, _) | Self::RunOff(entrants, _) => entrants,
+            Self::Check(entrant) => std::slice::from_ref(entrant),
+        }
+    }
+}
+
+/// A request that was sent and is not answered.
+#[derive(Debug)]
+pub(super) struct UnderWay<'a> {
+    id: u64,
+    /// The race it is of.
+    key: u64,
+    work: Work,
+    sent: Instant,
+    /// How long the device may take over it.
+    takes: Duration,
+    /// Keeps the other stations from measuring, where only one may at a time.
+    _alone: Option<MutexGuard<'a, ()>>,
+}
+
+impl Station<'_> {
+    /// Whether the worker may be given another request.
+    pub(super) fn has_room(&self) -> bool {
+        if self.single_file > 0 {
+            return self.under_way.is_empty() && self.asked.is_empty();
+        }
+        self.under_way.len() < self.shared.backend.pace().under_way
+    }
+
+    /// Whether race `index` waits for an answer.
+    pub(super) fn is_under_way(&self, index: usize) -> bool {
+        let key = self.open[index].key;
+        self.under_way.iter().any(|request| request.key == key)
+    }
+
+    /// Sends a request of race `index`.
+    pub(super) fn begin(&mut self, index: usize, work: Work) -> Result<(), Stop> {
+        let shared = self.shared;
+        let gate = shared.gate.as_ref();
+        let alone = gate.map(|gate| gate.lock().unwrap_or_else(PoisonError::into_inner));
+        let open = &self.open[index];
+        let shape = open.shape.clone();
+        let candidates = work
+            .entrants()
+            .iter()
+            .map(|entrant| open.candidates[*entrant].clone())
+            .collect();
+        let deadlines = shared.backend.pace().deadlines;
+        let (ask, takes) = match work {
+            Work::Time(ref entrants, timing) | Work::RunOff(ref entrants, timing) => (
+                Ask::Time {
+                    shape,
+                    candidates,
+                    timing,
+                },
+                launch_time(&deadlines, open, entrants.len(), timing),
+            ),
+            Work::Check(_) => (
+                Ask::Check { shape, candidates },
+                check_time(&deadlines, &open.shape),
+            ),
+        };
+        let sent = match self.worker.as_mut() {
+            Some(worker) => worker.send(ask, 1),
+            None => Err(Fault::Start("there is none".to_owned())),
+        };
+        self.under_way.push(UnderWay {
+            // A request that could not be sent is never answered, whatever its number.
+            id: sent.as_ref().copied().unwrap_or_default(),
+            key: open.key,
+            work,
+            sent: Instant::now(),
+            takes,
+            _alone: alone,
+        });
+        match sent {
+            Ok(_) => Ok(()),
+            Err(fault) => self.died(&fault),
+        }
+    }
+
+    /// Takes note of an answer to one of the requests under way; gives any other back.
+    pub(super) fn answer(&mut self, id: u64, answer: Answer) -> Result<Option<Answer>, Stop> {
+        let Some(place) = self.under_way.iter().position(|request| request.id == id) else {
+            return Ok(Some(answer));
+        };
+        let request = &self.under_way[place];
+        let count = request.work.entrants().len();
+        let (key, work) = (request.key, request.work.clone());
+        let fault = match (&work, answer) {
+            (
+                Work::Time(entrants, _),
+                Answer::Timed {
+                    outcomes, busy_s, ..
+                },
+            ) if outcomes.len() == count => {
+                let index = self.answered(place, key, busy_s);
+                for (entrant, outcome) in entrants.iter().zip(outcomes) {
+                    self.record(index, *entrant, outcome);
+                }
+                return Ok(None);
+            }
+            (
+                Work::RunOff(entrants, timing),
+                Answer::Timed {
+                    outcomes, busy_s, ..
+                },
+            ) if outcomes.len() == count => {
+                let index = self.answered(place, key, busy_s);
+                self.ran_off(index, entrants, *timing, outcomes);
+                return Ok(None);
+            }
+            (
+                Work::Check(entrant),
+                Answer::Checked {
+                    mut outcomes,
+                    busy_s,
+                },
+            ) if outcomes.len() == count => {
+                let index = self.answered(place, key, busy_s);
+                self.checked(index, *entrant, outcomes.remove(0));
+                return Ok(None);
+            }
+            (_, Answer::Failed { error }) => Fault::Failed(error),
+            (_, other) => garbled(&other),
+        };
+        self.died(&fault).map(|()| None)
+    }
+
+    /// Crosses request number `place` off; the index of its race.
+    fn answered(&mut self, place: usize, key: u64, busy_s: f64) -> usize {
+        self.under_way.remove(place);
+        self.answered = Instant::now();
+        self.single_file = self.single_file.saturating_sub(1);
+        let index = self.race(key);
+        self.busy_s += busy_s;
+        self.open[index].busy_s += busy_s;
+        index
+    }
+
+    /// The index of the race that waits for an answer: it stays open until it has it.
+    fn race(&self, key: u64) -> usize {
+        let of_key = |open: &super::OpenRace| open.key == key;
+        self.open.iter().position(of_key).unwrap_or_default()
+    }
+
+    fn ran_off(
+        &mut self,
+        index: usize,
+        entrants: &[Entrant],
+        timing: Timing,
+        outcomes: Vec<Outcome<Samples>>,
+    ) {
+        let mut samples = Vec::new();
+        for (entrant, outcome) in entrants.iter().zip(outcomes) {
+            match outcome {
+                Outcome::Done { result } if result.us.len() == timing.samples as usize => {
+                    samples.push(result.us);
+                }
+                Outcome::Done { result } => self.refuse(
+                    index,
+                    *entrant,
+                    format!("{} of {} samples", result.us.len(), timing.samples),
+                ),
+                Outcome::Refused { reason, detail } => {
+                    self.refuse(index, *entrant, format!("{reason:?}: {detail}"));
+                }
+            }
+        }
+        if samples.len() == entrants.len() {
+            for (entrant, us) in entrants.iter().zip(&samples) {
+                self.tell_timed(index, *entrant, us.clone());
+            }
+            self.open[index].race.ran_off(&samples);
+        }
+    }
+
+    pub(super) fn checked(&mut self, index: usize, entrant: Entrant, outcome: Outcome<Numerics>) {
+        match outcome {
+            Outcome::Done { result } => {
+                if !self.open[index].race.checked(entrant, result) {
+                    let evidence = format!(
+                        "wrong numbers: {} elements not finite, {:.4} of the elements off, repeatable: {}",
+                        result.not_finite, result.err_ratio, result.repeatable
+                    );
+                    self.quarantine(index, entrant, &evidence);
+                }
+            }
+            Outcome::Refused { reason, detail } => {
+                self.refuse(index, entrant, format!("{reason:?}: {detail}"));
+            }
+        }
+    }
+
+    /// Gives a worker up that is late with a request, or with compiling.
+    pub(super) fn watch_deadlines(&mut self) -> Result<(), Stop> {
+        let deadlines = self.shared.backend.pace().deadlines;
+        let (limit, since) = match self.under_way.first() {
+            // Requests that are under way together take turns: the first may have to wait for all of another.
+            Some(first) => (
+                deadlines.floor + self.under_way.iter().map(|request| request.takes).sum(),
+                first.sent.max(self.answered),
+            ),
+            None if self.asked.is_empty() => return Ok(()),
+            None => (deadlines.prepare, self.heard),
+        };
+        match self.worker.as_ref() {
+            Some(worker) if since.elapsed() > limit => {
+                let late = worker.late(limit);
+                self.died(&late)
+            }
+            _ => Ok(()),
+        }
+    }
+
+    /// The worker is lost: looks for whose fault it was.
+    pub(super) fn died(&mut self, fault: &Fault) -> Result<(), Stop> {
+        if *fault == Fault::Interrupted {
+            return Err(Stop::Interrupted);
+        }
+        let mut lost = std::mem::take(&mut self.under_way);
+        // A candidate tried alone tells; a run-off cannot be, and may have died of what was being compiled.
+        let run_off = matches!(
+            lost[..],
+            [UnderWay {
+                work: Work::RunOff(..),
+                ..
+            }]
+        );
+        if lost.len() > 1 || run_off && !self.asked.is_empty() {
+            // Their races ask for them again.
+            self.single_file = lost.len();
+            return self.restart(&fault.to_string());
+        }
+        let Some(UnderWay { key, work, .. }) = lost.pop() else {
+            return self.died_preparing(fault);
+        };
+        self.single_file = self.single_file.saturating_sub(1);
+        let index = self.race(key);
+        match work {
+            Work::Time(entrants, timing) => {
+                for (entrant, outcome) in self.each_alone(index, &entrants, timing, fault)? {
+                    self.record(index, entrant, outcome);
+                }
+            }
+            Work::RunOff(entrants, timing) => {
+                // Whoever dies alone too is out and the run-off starts over without it.
+                let lived = self.each_alone(index, &entrants, timing, fault)?;
+                let open = &mut self.open[index];
+                open.run_off_faults += u32::from(lived.len() == entrants.len());
+                if open.run_off_faults > RUN_OFF_FAULTS {
+                    self.blame_pairs(index, &entrants, timing)?;
+                }
+            }
+            Work::Check(entrant) => self.check_alone(index, entrant, fault)?,
+        }
+        Ok(())
+    }
+}
