@@ -10,7 +10,7 @@ use super::failure::{Failure, Kind};
 use super::files;
 use super::printer::Printer;
 use crate::shape::{Op, Shape};
-use crate::store::file::write_atomic;
+use crate::store::file::{entries, write_atomic};
 use crate::table::aiter::{Row, Table};
 use crate::table::lookup::{Probe, Resolution, Resolver, Rules};
 use crate::table::nearest::{Clamp, Site, default_config, nearest};
@@ -380,12 +380,8 @@ fn in_json(args: &LookupArgs, shapes: &[CountedShape]) -> Result<Answers, Failur
 fn config_files(args: &LookupArgs, warnings: &mut Vec<String>) -> Result<Vec<ConfigFile>, Failure> {
     let mut paths = vec![args.table.clone()];
     if args.table.is_dir() {
-        let entries = args
-            .table
-            .read_dir_utf8()
-            .and_then(Iterator::collect::<std::io::Result<Vec<_>>>)
-            .map_err(|error| Failure::to(Kind::Usage, "read the folder", error))?;
-        paths = entries
+        paths = entries(&args.table)
+            .map_err(|error| Failure::to(Kind::Usage, "look tables up", error))?
             .into_iter()
             .map(camino::Utf8DirEntry::into_path)
             .filter(|path| path.extension() == Some("json"))

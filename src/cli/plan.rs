@@ -16,7 +16,7 @@ use crate::plan::model::{self, Parallel, Prediction, Scheme};
 use crate::plan::sizes::{self, Capture};
 use crate::plan::{self, Plan, PlanError, PlanInput};
 use crate::shape::{Op, Shape};
-use crate::store::file::write_atomic;
+use crate::store::file::{entries, write_atomic};
 use crate::table::aiter::Table;
 use crate::table::lookup::Rules;
 use crate::table::revision::Revision;
@@ -327,10 +327,9 @@ fn read_tables(paths: &[Utf8PathBuf]) -> Result<Tables, Failure> {
 
 /// SGLang's block-FP8 files and the CSV files of a folder, by name.
 fn files_of(folder: &Utf8Path) -> Result<Vec<Utf8PathBuf>, Failure> {
-    let failed = |error| Failure::to(Kind::Usage, "read the folder of tables", error);
+    let failed = |error| Failure::to(Kind::Usage, "look through the tables", error);
     let mut files = Vec::new();
-    for entry in folder.read_dir_utf8().map_err(failed)? {
-        let entry = entry.map_err(failed)?;
+    for entry in entries(folder).map_err(failed)? {
         let block_fp8 = |name: FileName| name.dtype == "fp8_w8a8";
         let wanted = match entry.path().extension() {
             Some("csv") => {

@@ -11,6 +11,7 @@ use camino::{Utf8Path, Utf8PathBuf};
 
 use super::trouble::{Class, Trouble};
 use super::{digest, read_json, write_json};
+use crate::store::file::entries;
 use crate::store::run_dir::RunDir;
 
 /// Digests of the deployed files, by path inside the run folder.
@@ -59,8 +60,7 @@ pub(crate) fn check(run: &RunDir) -> Result<(), Trouble> {
 
 /// Adds the files below `folder`; what Python compiles beside its sources comes and goes.
 fn add(root: &Utf8Path, folder: &Utf8Path, files: &mut Files) -> io::Result<()> {
-    for entry in folder.read_dir_utf8()? {
-        let entry = entry?;
+    for entry in entries(folder)? {
         if entry.file_name() == "__pycache__" {
             continue;
         }

@@ -4,6 +4,8 @@ use std::io::{self, BufRead, BufReader, Read};
 
 use camino::{Utf8Path, Utf8PathBuf};
 
+use crate::store::file::entries;
+
 /// What the first bytes of a compressed file are (RFC 1952; RFC 8878).
 const GZIP: [u8; 2] = [0x1f, 0x8b];
 const ZSTD: [u8; 4] = [0x28, 0xb5, 0x2f, 0xfd];
@@ -64,8 +66,7 @@ pub fn files(path: &Utf8Path) -> io::Result<Vec<Utf8PathBuf>> {
     let mut found = Vec::new();
     let mut folders = vec![path.to_owned()];
     while let Some(folder) = folders.pop() {
-        for entry in folder.read_dir_utf8()? {
-            let entry = entry?;
+        for entry in entries(&folder)? {
             let kind = entry.file_type()?;
             let path = entry.into_path();
             if kind.is_dir() {

@@ -23,7 +23,7 @@ use crate::plan::fold::Fold;
 use crate::proc::Interrupt;
 use crate::proc::run as command;
 use crate::shape::{Op, Shape};
-use crate::store::file::write_atomic;
+use crate::store::file::{entries, write_atomic};
 use crate::store::run_dir::RunDir;
 use crate::table::revision::Revision;
 use crate::table::roofline::Device as Rates;
@@ -400,11 +400,7 @@ fn tables_in(
     device: &str,
 ) -> Result<Vec<(FileName, sglang_json::Config)>, Trouble> {
     let mut tables = Vec::new();
-    for entry in folder
-        .read_dir_utf8()
-        .map_err(|error| Trouble::file(&error))?
-    {
-        let entry = entry.map_err(|error| Trouble::file(&error))?;
+    for entry in entries(folder).map_err(|error| Trouble::file(&error))? {
         let Ok(name) = entry.file_name().parse::<FileName>() else {
             continue;
         };

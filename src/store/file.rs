@@ -2,7 +2,7 @@
 
 use std::io::{self, Write as _};
 
-use camino::Utf8Path;
+use camino::{Utf8DirEntry, Utf8Path};
 
 /// Replaces the file at `path` with `bytes`, or leaves what was there.
 ///
@@ -27,6 +27,16 @@ pub fn write_atomic(path: &Utf8Path, bytes: &[u8]) -> io::Result<()> {
         .persist(path)
         .map_err(|error| named(error.error))?;
     sync_folder(folder)
+}
+
+/// The entries of a folder, in no order. An error names the folder.
+pub fn entries(folder: &Utf8Path) -> io::Result<Vec<Utf8DirEntry>> {
+    let named = |error: io::Error| {
+        let words = format!("read the folder `{folder}`: {error}");
+        io::Error::new(error.kind(), words)
+    };
+    let found = folder.read_dir_utf8().map_err(named)?;
+    found.map(|entry| entry.map_err(named)).collect()
 }
 
 /// Whether a rename over `path` would replace at most a regular file.
@@ -70,6 +80,17 @@ mod tests {
         let folder = tempfile::tempdir().unwrap();
         let path = camino::Utf8PathBuf::try_from(folder.path().to_owned()).unwrap();
         (folder, path)
+    }
+
+    #[test]
+    fn a_folder_that_cannot_be_read_is_named() {
+        let (_keep, folder) = folder();
+        fs_err::write(folder.join("a"), "").unwrap();
+        assert_eq!(entries(&folder).unwrap().len(), 1);
+        let error = entries(&folder.join("gone")).unwrap_err();
+        assert_eq!(error.kind(), io::ErrorKind::NotFound);
+        let words = format!("read the folder `{folder}/gone`: No such file");
+        assert!(error.to_string().starts_with(&words), "{error}");
     }
 
     #[test]

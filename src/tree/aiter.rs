@@ -8,6 +8,7 @@ use camino::{Utf8Path, Utf8PathBuf};
 
 use super::doctor::caps::{self, Capabilities};
 use crate::shape::Op;
+use crate::store::file::entries;
 use crate::table::kernels::Library;
 use crate::table::revision::Revision;
 
@@ -139,8 +140,8 @@ fn shipped(package: &Utf8Path, stem: &str, core: &[u8]) -> Result<Vec<Utf8PathBu
     // path, so that a checkout below a folder with that word loses every model table.
     let by_name = memchr::memmem::find(core, b"not in p.name").is_some();
     let mut models = Vec::new();
-    for entry in folder.read_dir_utf8()? {
-        let path = entry?.into_path();
+    for entry in entries(&folder)? {
+        let path = entry.into_path();
         let name = path.file_name().unwrap_or_default();
         let untuned = if by_name { name } else { path.as_str() }.contains("untuned");
         let fits = name.contains(stem) && (!by_name || path.extension() == Some("csv"));

@@ -1,10 +1,11 @@
 //! Record files of instrumented processes, and the logs beside them.
 
-use camino::{Utf8Path, Utf8PathBuf};
+use camino::{Utf8DirEntry, Utf8Path, Utf8PathBuf};
 
 use crate::engine::trouble::Trouble;
 use crate::log::harvest::Harvest;
 use crate::log::scan::{Lines, scan};
+use crate::store::file::entries;
 
 /// Makes `folder` an empty folder: records of an earlier, killed attempt would be counted twice.
 pub(super) fn clear(folder: &Utf8Path) -> Result<(), Trouble> {
@@ -16,10 +17,8 @@ pub(super) fn clear(folder: &Utf8Path) -> Result<(), Trouble> {
 
 /// The files in `folder`.
 pub(super) fn files(folder: &Utf8Path) -> Result<Vec<Utf8PathBuf>, Trouble> {
-    folder
-        .read_dir_utf8()
-        .and_then(|entries| entries.map(|entry| Ok(entry?.into_path())).collect())
-        .map_err(|error| Trouble::file(&error))
+    let found = entries(folder).map_err(|error| Trouble::file(&error))?;
+    Ok(found.into_iter().map(Utf8DirEntry::into_path).collect())
 }
 
 /// Adds what `file` says, up to `most` bytes of it.

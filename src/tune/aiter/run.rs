@@ -18,6 +18,7 @@ use super::said::{Heard, Said};
 use super::site;
 use super::{AiterOrder, AiterTuneError, BACKEND, memory, rows};
 use crate::shape::Shape;
+use crate::store::file::entries;
 use crate::tune::event::{TuneEvent, Unserved};
 use crate::tune::protocol::{self, Device};
 use crate::tune::results::{self, Identity};
@@ -229,8 +230,8 @@ impl<'a> Session<'a> {
         let folder = self.folder.join(ATTEMPTS);
         fs_err::create_dir_all(&folder).map_err(AiterTuneError::Write)?;
         let mut found = Vec::new();
-        for entry in folder.read_dir_utf8().map_err(AiterTuneError::Write)? {
-            let path = entry.map_err(AiterTuneError::Write)?.path().to_owned();
+        for entry in entries(&folder).map_err(AiterTuneError::Write)? {
+            let path = entry.into_path();
             if path.is_dir() {
                 found.push(path);
             }
