@@ -25,8 +25,9 @@ COMPILE_DEADLINE_S = 60.0
 """Longest a compile may take. The slowest of SGLang's 1,280 settings takes a few seconds with Triton 3.6."""
 
 
-KEPT_BYTES = 1 << 30
-"""Activations and outputs of shapes that are kept for their next request, together."""
+KEPT_SHAPES, KEPT_BYTES = 8, 1 << 30
+"""Shapes whose operands are kept for their next request, and bytes of their activations and outputs together. Each may
+hold on to a set of weights that no other has, so their number is limited too: as many as are raced side by side."""
 
 PATIENCE_S = 120.0
 """How long a worker waits for a device that somebody else uses before it gives up."""
@@ -267,7 +268,7 @@ class Bench:
                 self._torch.cuda.empty_cache()
                 operands = self._store.operands(problem, copies)
         self._kept[key] = operands
-        while len(self._kept) > 1 and sum(one.own_bytes for one in self._kept.values()) > KEPT_BYTES:
+        while len(self._kept) > KEPT_SHAPES or sum(one.own_bytes for one in self._kept.values()) > KEPT_BYTES:
             self._kept.popitem(last=False)
         return operands
 
