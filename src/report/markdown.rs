@@ -118,7 +118,7 @@ pub(super) fn text(report: &Report) -> String {
             );
         }
     }
-    let rows: Vec<[String; 3]> = report
+    let mut rows: Vec<[String; 3]> = report
         .stages
         .iter()
         .map(|stage| {
@@ -132,6 +132,9 @@ pub(super) fn text(report: &Report) -> String {
             ]
         })
         .collect();
+    if let Some(seconds) = report.seconds() {
+        rows.push(["all".to_owned(), duration(seconds), String::new()]);
+    }
     table(&mut text, "Stages", ["stage", "time", "outcome"], &rows);
     let rows: Vec<[String; 2]> = report
         .machine
@@ -223,7 +226,7 @@ fn escaped(text: &str) -> String {
 
 #[cfg(test)]
 mod tests {
-    use super::super::model::Command;
+    use super::super::model::{Command, StageTime};
     use super::*;
 
     #[test]
@@ -240,6 +243,28 @@ mod tests {
             "# demo\n\n**Nothing to gain: every shape has a good row.**\n\n\
              Made 2026-01-01T00:00:00Z by gemmtune 0.1.0.\n"
         );
+    }
+
+    #[test]
+    fn stages_are_added_up_where_there_are_several() {
+        let stage = |name: &str, seconds, attempts| StageTime {
+            stage: name.to_owned(),
+            seconds,
+            attempts,
+            outcome: "done".to_owned(),
+        };
+        let mut report = Report {
+            stages: vec![stage("verify", 71.0, 1)],
+            ..Report::default()
+        };
+        assert!(!text(&report).contains("| all |"));
+        report.stages.push(stage("compare", 710.0, 2));
+        let text = text(&report);
+        assert!(
+            text.contains("| compare | 11 min 50 s in 2 attempts | done |"),
+            "{text}"
+        );
+        assert!(text.contains("| all | 13 min 01 s |  |"), "{text}");
     }
 
     #[test]

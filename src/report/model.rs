@@ -60,6 +60,13 @@ pub struct Report {
     pub notes: Vec<String>,
 }
 
+impl Report {
+    /// Time of all stages together, s; nothing where there are not several.
+    pub(super) fn seconds(&self) -> Option<f64> {
+        (self.stages.len() > 1).then(|| self.stages.iter().map(|stage| stage.seconds).sum())
+    }
+}
+
 impl Default for Report {
     fn default() -> Self {
         Self {

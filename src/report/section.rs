@@ -485,7 +485,7 @@ fn run(report: &Report) -> Option<Markup> {
     if report.machine.is_empty() && report.stages.is_empty() && report.plan.is_none() {
         return None;
     }
-    let rows: Vec<Vec<String>> = report
+    let mut rows: Vec<Vec<String>> = report
         .stages
         .iter()
         .map(|stage| {
@@ -497,6 +497,10 @@ fn run(report: &Report) -> Option<Markup> {
             ]
         })
         .collect();
+    if let Some(seconds) = report.seconds() {
+        let all = ["all".to_owned(), duration(seconds)];
+        rows.push([all, [String::new(), String::new()]].concat());
+    }
     let columns = [
         ("stage", Text),
         ("time", Number),
