@@ -39,7 +39,7 @@ impl Fake {
                 deadlines: Deadlines {
                     hello: Duration::from_secs(20),
                     prepare: Duration::from_secs(20),
-                    floor: Duration::from_secs(1),
+                    floor: Duration::from_secs(2),
                     slowest_flops: 1e12,
                     check_flops: 1e12,
                 },
