@@ -226,6 +226,18 @@ fn an_interpreter_of_an_environment_that_is_not_here_is_asked_for() {
 }
 
 #[test]
+fn a_server_that_asks_for_a_key_is_remarked() {
+    for (key, remarked) in [("--api-key s3", true), ("--api-key=s3", true), ("", false)] {
+        let job = Job::new(&format!(
+            "python3 -m sglang.launch_server --model-path /m {key}"
+        ));
+        let said = text(&job.init(&["launch.sh"]).stderr);
+        let about_it = said.contains("asks for a key");
+        assert_eq!(about_it, remarked, "{key}: {said}");
+    }
+}
+
+#[test]
 fn a_server_that_listens_elsewhere_is_remarked() {
     let job = Job::new("python3 -m sglang.launch_server --model-path /m --host 10.0.0.5");
     let output = job.init(&["launch.sh"]);

@@ -225,6 +225,13 @@ impl Draft {
                 "the server listens on {host} and gemmtune asks at 127.0.0.1: change `--host` in the command to 127.0.0.1 or 0.0.0.0"
             ));
         }
+        if flag(&server.argv, &["--api-key"]).is_some() {
+            self.notes.push(
+                "the server asks for a key (`--api-key`), which gemmtune does not send: take it out of the command, where it was copied with \
+                 its value; a server that only gemmtune asks needs none"
+                    .to_owned(),
+            );
+        }
         let quiet = flag(&server.argv, &["--log-level"]);
         if quiet
             .as_deref()
