@@ -326,6 +326,16 @@ fn a_commit_that_is_not_there_is_fetched_into_a_shallow_clone_too() {
 }
 
 #[test]
+fn a_commit_is_fetched_from_the_only_remote_whatever_its_name() {
+    let world = World::new();
+    let clone = world.clone(&["--depth", "1", "--no-tags", "--origin", "rocm"], "main");
+    let old = world.commit("old");
+    let fixed = world.doctor(&clone, &["--fix", "--to", &old]);
+    assert!(fixed.status.success(), "{}", said(&fixed));
+    assert_eq!(world.head(&clone), old);
+}
+
+#[test]
 fn a_tree_with_changes_is_refused_and_the_files_are_named() {
     let world = World::new();
     let clone = world.clone(&["--recurse-submodules"], "old");

@@ -182,6 +182,17 @@ impl<'a> Checkout<'a> {
             .collect())
     }
 
+    /// The remote to fetch from: `origin`, or the only one there is where none has that name.
+    pub fn remote(&self) -> Result<String, GitError> {
+        let listed = self.local(&["remote"])?;
+        let remotes: Vec<&str> = listed.lines().collect();
+        Ok(match remotes[..] {
+            [only] => only,
+            _ => "origin",
+        }
+        .to_owned())
+    }
+
     /// Whether history is cut off.
     pub fn is_shallow(&self) -> Result<bool, GitError> {
         Ok(self.local(&["rev-parse", "--is-shallow-repository"])? == "true")

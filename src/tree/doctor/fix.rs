@@ -159,11 +159,12 @@ pub fn plan(
     let mut steps = Vec::new();
     let present = checkout.commit(target)?;
     if present.is_none() {
+        let remote = checkout.remote()?;
         // A shallow clone must be deepened, or the commit does not come with it.
         steps.push(if checkout.is_shallow()? {
-            git(&["fetch", "--unshallow", "--tags", "origin"])
+            git(&["fetch", "--unshallow", "--tags", &remote])
         } else {
-            git(&["fetch", "--tags", "origin"])
+            git(&["fetch", "--tags", &remote])
         });
     }
     if present.as_deref() != Some(previous.commit.as_str()) {
