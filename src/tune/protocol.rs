@@ -14,7 +14,7 @@
 //! **Order.** Requests carry an `id` and an `attempt`; the reply repeats both. Replies may come in
 //! any order. `time` and `check` hold the device; several may be sent at once, each for another shape, and
 //! a worker may begin the next before it has answered the last, as long as nothing of one runs on the
-//! device between the samples of another. `prepare` does not touch the device: it is queued, served by up to `prepare_slots` parallel
+//! device during a sample of another. `prepare` does not touch the device: it is queued, served by up to `prepare_slots` parallel
 //! processes in the order it came, answered when done, and `time` requests go on meanwhile. Timing
 //! a candidate that was never prepared is allowed and compiles it on the spot.
 //!

@@ -112,8 +112,12 @@ impl Station<'_> {
             return Ok(Some(answer));
         };
         let request = &self.under_way[place];
-        let count = request.work.entrants().len();
-        let (key, work) = (request.key, request.work.clone());
+        let Some(index) = self.race(request.key) else {
+            self.under_way.remove(place);
+            return Ok(None);
+        };
+        let work = request.work.clone();
+        let count = work.entrants().len();
         let fault = match (&work, answer) {
             (
                 Work::Time(entrants, _),
@@ -121,7 +125,7 @@ impl Station<'_> {
                     outcomes, busy_s, ..
                 },
             ) if outcomes.len() == count => {
-                let index = self.answered(place, key, busy_s);
+                self.answered(place, index, busy_s);
                 for (entrant, outcome) in entrants.iter().zip(outcomes) {
                     self.record(index, *entrant, outcome);
                 }
@@ -133,7 +137,7 @@ impl Station<'_> {
                     outcomes, busy_s, ..
                 },
             ) if outcomes.len() == count => {
-                let index = self.answered(place, key, busy_s);
+                self.answered(place, index, busy_s);
                 self.ran_off(index, entrants, *timing, outcomes);
                 return Ok(None);
             }
@@ -144,7 +148,7 @@ impl Station<'_> {
                     busy_s,
                 },
             ) if outcomes.len() == count => {
-                let index = self.answered(place, key, busy_s);
+                self.answered(place, index, busy_s);
                 self.checked(index, *entrant, outcomes.remove(0));
                 return Ok(None);
             }
@@ -154,21 +158,18 @@ impl Station<'_> {
         self.died(&fault).map(|()| None)
     }
 
-    /// Crosses request number `place` off; the index of its race.
-    fn answered(&mut self, place: usize, key: u64, busy_s: f64) -> usize {
+    /// Crosses request number `place` off, which was of race `index`.
+    fn answered(&mut self, place: usize, index: usize, busy_s: f64) {
         self.under_way.remove(place);
         self.answered = Instant::now();
         self.single_file = self.single_file.saturating_sub(1);
-        let index = self.race(key);
         self.busy_s += busy_s;
         self.open[index].busy_s += busy_s;
-        index
     }
 
-    /// The index of the race that waits for an answer: it stays open until it has it.
-    fn race(&self, key: u64) -> usize {
-        let of_key = |open: &super::OpenRace| open.key == key;
-        self.open.iter().position(of_key).unwrap_or_default()
+    /// The index of the race `key`; one that waits for an answer stays open until it has it.
+    fn race(&self, key: u64) -> Option<usize> {
+        self.open.iter().position(|open| open.key == key)
     }
 
     fn ran_off(
@@ -263,7 +264,9 @@ impl Station<'_> {
             return self.died_preparing(fault);
         };
         self.single_file = self.single_file.saturating_sub(1);
-        let index = self.race(key);
+        let Some(index) = self.race(key) else {
+            return self.restart(&fault.to_string());
+        };
         match work {
             Work::Time(entrants, timing) => {
                 for (entrant, outcome) in self.each_alone(index, &entrants, timing, fault)? {
