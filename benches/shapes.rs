@@ -7,7 +7,7 @@
 use std::io::Read as _;
 use std::time::{Duration, Instant};
 
-use gemmtune::log::Harvest;
+use gemmtune::log::LogSummary;
 use gemmtune::log::sections::{SECTION_MIN, scan_file, sections_here};
 use gemmtune::log::window::BUFFER;
 
@@ -24,10 +24,16 @@ fn count_lines(path: &str) -> std::io::Result<u64> {
     }
 }
 
-fn harvest(path: &str, sections: usize) -> std::io::Result<Harvest> {
-    let mut harvest = Harvest::default();
-    scan_file(path.into(), sections, SECTION_MIN, &mut harvest, &|_| {})?;
-    Ok(harvest)
+fn log_summary(path: &str, sections: usize) -> std::io::Result<LogSummary> {
+    let mut log_summary = LogSummary::default();
+    scan_file(
+        path.into(),
+        sections,
+        SECTION_MIN,
+        &mut log_summary,
+        &|_| {},
+    )?;
+    Ok(log_summary)
 }
 
 fn timed<T>(best: &mut Duration, work: impl FnOnce() -> std::io::Result<T>) -> std::io::Result<T> {
@@ -56,12 +62,12 @@ fn main() -> std::io::Result<()> {
     let sections = sections_here();
     let mut counting = Duration::MAX;
     let (mut on_one, mut on_all) = (Duration::MAX, Duration::MAX);
-    let mut found = Harvest::default();
+    let mut found = LogSummary::default();
     let mut lines = 0;
     for _ in 0..rounds {
         lines = timed(&mut counting, || count_lines(&path))?;
-        found = timed(&mut on_one, || harvest(&path, 1))?;
-        timed(&mut on_all, || harvest(&path, sections))?;
+        found = timed(&mut on_one, || log_summary(&path, 1))?;
+        timed(&mut on_all, || log_summary(&path, sections))?;
     }
     let bytes = found.bytes as f64;
     let report = |name: &str, time: Duration, what: String| {

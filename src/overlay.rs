@@ -48,7 +48,7 @@ const FILES: [(&str, &str); 12] = {
 
 /// What the overlay is asked to do in a server.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
-pub struct Wishes {
+pub struct OverlayOptions {
     /// Shapes into the server log and the record files.
     pub shapes: bool,
     /// The identity of the block-FP8 linear into the server log and the record files.
@@ -61,7 +61,7 @@ pub struct Wishes {
     pub switch: Option<Utf8PathBuf>,
 }
 
-impl Wishes {
+impl OverlayOptions {
     /// Everything that a capture run records.
     pub fn capture(records: Utf8PathBuf) -> Self {
         Self {
@@ -94,7 +94,7 @@ pub fn write(folder: &Utf8Path) -> io::Result<()> {
 /// extended in front, and an allow-list in `SGLANG_PLUGINS` gets our name appended.
 pub fn environment(
     folder: &Utf8Path,
-    wishes: &Wishes,
+    options: &OverlayOptions,
     present: impl Fn(&str) -> Option<String>,
 ) -> Vec<(String, String)> {
     let mut variables = vec![(
@@ -113,8 +113,8 @@ pub fn environment(
         ));
     }
     let toggles = [
-        ("SGLANG_DUMP_AITER_FP8_GEMM_SHAPES", wishes.shapes),
-        ("SGLANG_LOG_FP8_BLOCK_GEMM_DISPATCH", wishes.dispatch),
+        ("SGLANG_DUMP_AITER_FP8_GEMM_SHAPES", options.shapes),
+        ("SGLANG_LOG_FP8_BLOCK_GEMM_DISPATCH", options.dispatch),
     ];
     for (name, wanted) in toggles {
         if wanted {
@@ -122,9 +122,9 @@ pub fn environment(
         }
     }
     let folders = [
-        ("GEMMTUNE_RECORD_DIR", &wishes.records),
-        ("GEMMTUNE_TRITON_TABLES", &wishes.triton_tables),
-        ("GEMMTUNE_SWITCH", &wishes.switch),
+        ("GEMMTUNE_RECORD_DIR", &options.records),
+        ("GEMMTUNE_TRITON_TABLES", &options.triton_tables),
+        ("GEMMTUNE_SWITCH", &options.switch),
     ];
     for (name, path) in folders {
         if let Some(path) = path {
@@ -293,8 +293,8 @@ mod tests {
             "SGLANG_PLUGINS" => Some("mine".to_owned()),
             _ => None,
         };
-        let wishes = Wishes::capture("/run/capture".into());
-        let variables = environment(Utf8Path::new("/run/overlay"), &wishes, present);
+        let options = OverlayOptions::capture("/run/capture".into());
+        let variables = environment(Utf8Path::new("/run/overlay"), &options, present);
         let expected = [
             ("PYTHONPATH", "/run/overlay:/opt/sglang/python:"),
             ("SGLANG_PLUGINS", "mine,gemmtune"),
@@ -311,7 +311,7 @@ mod tests {
 
     #[test]
     fn without_wishes_only_the_path_is_set() {
-        let variables = environment(Utf8Path::new("/o"), &Wishes::default(), nothing);
+        let variables = environment(Utf8Path::new("/o"), &OverlayOptions::default(), nothing);
         assert_eq!(variables, [("PYTHONPATH".to_owned(), "/o".to_owned())]);
     }
 

@@ -10,8 +10,8 @@ use std::time::Duration;
 use camino::Utf8PathBuf;
 use serde::{Deserialize, Serialize};
 
-use crate::log::harvest::Harvest;
 use crate::log::scan::{Lines, scan};
+use crate::log::summary::LogSummary;
 use crate::proc::{Interrupt, Keeper, RunError, run};
 use crate::shape::{Op, Shape};
 
@@ -227,9 +227,9 @@ struct Answer {
 
 /// What the two streams of the process say.
 fn read(order: &Order<'_>, stdout: &[u8], stderr: &[u8], ended: Option<String>) -> Found {
-    let mut harvest = Harvest::default();
+    let mut log_summary = LogSummary::default();
     // Reading from memory does not fail.
-    let _ = scan(stderr, "the probe", Lines::Count, &mut harvest);
+    let _ = scan(stderr, "the probe", Lines::Count, &mut log_summary);
     let mut found = Found::default();
     let mut failed = None;
     let shape = |problem: &Problem| Shape {
@@ -245,7 +245,7 @@ fn read(order: &Order<'_>, stdout: &[u8], stderr: &[u8], ended: Option<String>) 
         } else if let Some(problem) = answer.check {
             let shape = shape(&problem);
             found.checks.push(Check {
-                kernel: kernel(&harvest, &shape),
+                kernel: kernel(&log_summary, &shape),
                 shape,
                 error: problem.error,
                 said: problem.said,
@@ -279,7 +279,7 @@ fn read(order: &Order<'_>, stdout: &[u8], stderr: &[u8], ended: Option<String>) 
     }
     if let Some(at) = order.checks.get(found.checks.len()) {
         found.checks.push(Check {
-            kernel: kernel(&harvest, at),
+            kernel: kernel(&log_summary, at),
             shape: at.clone(),
             error: None,
             said: Some(why.clone()),
@@ -300,9 +300,9 @@ fn answers(stdout: &[u8]) -> impl Iterator<Item = Answer> {
         .into_iter()
 }
 
-fn kernel(harvest: &Harvest, shape: &Shape) -> String {
+fn kernel(log_summary: &LogSummary, shape: &Shape) -> String {
     let at = (shape.op, shape.m, shape.n, shape.k);
-    let served = harvest
+    let served = log_summary
         .served()
         .find(|(seen, _)| (seen.op, seen.m, seen.n, seen.k) == at);
     match served {

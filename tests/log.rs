@@ -5,9 +5,9 @@ use std::io::Read;
 use std::sync::atomic::{AtomicU64, Ordering};
 
 use camino::Utf8Path;
-use gemmtune::log::harvest::{Harvest, Seen};
 use gemmtune::log::scan::{Lines, number_lines, scan};
 use gemmtune::log::sections::scan_file;
+use gemmtune::log::summary::{LogSummary, Seen};
 use gemmtune::log::{CaptureUnit, engagement};
 use gemmtune::shape::Op;
 use proptest::prelude::*;
@@ -19,14 +19,14 @@ fn dump(row: &str) -> String {
     format!("{TAGGED}{row}")
 }
 
-fn harvest(log: impl AsRef<[u8]>) -> Harvest {
-    let mut harvest = Harvest::default();
-    scan(log.as_ref(), "test", Lines::Count, &mut harvest).unwrap();
-    harvest
+fn log_summary(log: impl AsRef<[u8]>) -> LogSummary {
+    let mut log_summary = LogSummary::default();
+    scan(log.as_ref(), "test", Lines::Count, &mut log_summary).unwrap();
+    log_summary
 }
 
-fn rows(harvest: &Harvest) -> Vec<(u32, u32, u32, u64)> {
-    harvest
+fn rows(log_summary: &LogSummary) -> Vec<(u32, u32, u32, u64)> {
+    log_summary
         .shapes(None)
         .into_iter()
         .map(|Seen { shape, records }| (shape.m, shape.n, shape.k, records))
@@ -57,16 +57,16 @@ fn a_recorded_server_log_gives_its_weights_its_captured_sizes_and_its_batches() 
         env!("CARGO_MANIFEST_DIR"),
         "/testdata/logs/sglang-0.5.16-h100-qwen3-8b.log"
     );
-    let harvest = harvest(fs_err::read(path).unwrap());
-    let weights: Vec<(u32, u32)> = harvest.nk_only.keys().copied().collect();
+    let log_summary = log_summary(fs_err::read(path).unwrap());
+    let weights: Vec<(u32, u32)> = log_summary.nk_only.keys().copied().collect();
     assert_eq!(
         weights,
         [(4096, 4096), (4096, 12288), (6144, 4096), (24576, 4096)]
     );
-    let first = harvest.nk_only.values().next().unwrap();
+    let first = log_summary.nk_only.values().next().unwrap();
     assert_eq!(first.device, "NVIDIA_H100_80GB_HBM3");
     assert_eq!((first.default_config, first.tuned_config), (1, 0));
-    let decode = harvest
+    let decode = log_summary
         .captures
         .keys()
         .find(|capture| capture.unit == CaptureUnit::Bs)
@@ -74,7 +74,7 @@ fn a_recorded_server_log_gives_its_weights_its_captured_sizes_and_its_batches() 
     assert_eq!(decode.role, "target decode");
     assert_eq!(decode.sizes, [1, 2, 4, 8, 12, 16, 24, 32]);
     assert_eq!(decode.tokens_per_request, Some(1));
-    let prefill = harvest
+    let prefill = log_summary
         .captures
         .keys()
         .find(|capture| capture.unit == CaptureUnit::NumTokens)
@@ -83,13 +83,13 @@ fn a_recorded_server_log_gives_its_weights_its_captured_sizes_and_its_batches() 
         (prefill.sizes.len(), prefill.sizes.last()),
         (58, Some(&8192))
     );
-    assert_eq!(harvest.decode_batches.values().sum::<u64>(), 20);
-    assert_eq!(harvest.prefill_batches.values().sum::<u64>(), 36);
-    let limits = harvest.limits.keys().next().unwrap();
+    assert_eq!(log_summary.decode_batches.values().sum::<u64>(), 20);
+    assert_eq!(log_summary.prefill_batches.values().sum::<u64>(), 36);
+    let limits = log_summary.limits.keys().next().unwrap();
     assert_eq!(limits.max_running_requests, Some(4096));
     assert_eq!(limits.chunked_prefill_size, Some(8192));
-    assert_eq!(harvest.shapes(None), [], "no M is made up");
-    assert_eq!(harvest.malformed, 0);
+    assert_eq!(log_summary.shapes(None), [], "no M is made up");
+    assert_eq!(log_summary.malformed, 0);
 }
 
 #[test]
@@ -105,10 +105,10 @@ fn records_are_found_behind_bars_colours_and_prefixes_and_several_in_a_line() {
          {TAGGED}\x1b[1m8\x1b[0m,512,\x1b[4m7168\x1b[0m,torch.float8_e4m3fn \n\
          \u{fffd}\0{row}"
     );
-    let harvest = harvest(&log);
-    assert_eq!(rows(&harvest), [(8, 512, 7168, 8)]);
-    assert_eq!(harvest.malformed, 1);
-    assert_eq!(harvest.malformed_shown[0].line, Some(4));
+    let log_summary = log_summary(&log);
+    assert_eq!(rows(&log_summary), [(8, 512, 7168, 8)]);
+    assert_eq!(log_summary.malformed, 1);
+    assert_eq!(log_summary.malformed_shown[0].line, Some(4));
 }
 
 #[test]
@@ -117,10 +117,10 @@ fn lines_of_the_bf16_gemm_are_neither_shapes_nor_torn() {
     let log = "[aiter] shape is M:64, N:512, K:7168 dtype=torch.bfloat16 otype=torch.bfloat16 bias=False, scaleAB=False, \
         bpreshuffle=False found padded_M: 64, N:512, K:7168 is tuned on cu_num = 304 in /tmp/aiter_configs/bf16_tuned_gemm.csv, \
         libtype is hipblaslt, kernel name is foo\n";
-    let harvest = harvest(log);
-    assert_eq!((harvest.malformed, rows(&harvest)), (0, vec![]));
+    let log_summary = log_summary(log);
+    assert_eq!((log_summary.malformed, rows(&log_summary)), (0, vec![]));
     // The same beginning without the flags, torn, is one.
-    let torn = self::harvest("[aiter] shape is M:64, N:512, K:7168\n");
+    let torn = self::log_summary("[aiter] shape is M:64, N:512, K:7168\n");
     assert_eq!(torn.malformed, 1);
 }
 
@@ -138,7 +138,7 @@ fn torn_and_impossible_records_are_counted_and_shown_with_their_lines() {
         dump("2,512,7168,torch.float8_e4m3fn"),
     ]
     .join("\n");
-    let mut later = Harvest::default();
+    let mut later = LogSummary::default();
     scan(log.as_bytes(), "test", Lines::Later, &mut later).unwrap();
     assert!(
         later
@@ -147,16 +147,16 @@ fn torn_and_impossible_records_are_counted_and_shown_with_their_lines() {
             .all(|shown| shown.line.is_none())
     );
     number_lines(log.as_bytes(), "test", &mut later).unwrap();
-    for harvest in [harvest(&log), later] {
-        assert_eq!(rows(&harvest), [(1, 512, 7168, 1), (2, 512, 7168, 1)]);
-        let lines: Vec<Option<u64>> = harvest
+    for log_summary in [log_summary(&log), later] {
+        assert_eq!(rows(&log_summary), [(1, 512, 7168, 1), (2, 512, 7168, 1)]);
+        let lines: Vec<Option<u64>> = log_summary
             .malformed_shown
             .iter()
             .map(|shown| shown.line)
             .collect();
         // The last one ends the file in what may be the front half of `…fnuz`.
         assert_eq!(lines, [2, 3, 5, 6, 7, 9].map(Some));
-        assert_eq!(harvest.malformed, 6);
+        assert_eq!(log_summary.malformed, 6);
     }
 }
 
@@ -167,18 +167,18 @@ fn aiter_lines_are_shapes_and_say_how_they_were_served() {
         3%|#  |[aiter] shape is M:9, N:512, K:7168, found padded_M: 16, N:512, K:7168 is tuned on cu_num = 304 in /x/a8w8_blockscale_tuned_gemm.csv , kernel name is k7!\n\
         [aiter] shape M:3, N:512, K:1024 q_dtype_w:torch.float8_e4m3fnuz, found padded_M: 16, N:512, K:1024 is tuned, in /x/a8w8_bpreshuffle_tuned_gemm.csv! libtype is ck! kernelName is x (kernelId 3)!\n\
         [aiter] /x/t.csv has no 'gfx' column -- falling back to cu_num-only key. Re-run the tuner or migrate the CSV to add a gfx column.\n";
-    let harvest = harvest(log);
-    let shapes = harvest.shapes(None);
+    let log_summary = log_summary(log);
+    let shapes = log_summary.shapes(None);
     assert_eq!(shapes.len(), 2);
     assert_eq!((shapes[0].shape.op, shapes[0].records), (Op::Blockscale, 2));
     assert_eq!(shapes[1].shape.op, Op::Bpreshuffle);
     assert_eq!(shapes[1].shape.dtype, "torch.float8_e4m3fnuz");
-    let served: Vec<_> = harvest.served().collect();
+    let served: Vec<_> = log_summary.served().collect();
     assert_eq!((served[0].1.hits, served[0].1.misses), (1, 1));
     let hit = served[0].1.hit.as_deref().unwrap();
     assert_eq!((hit.padded_m, hit.kernel_name.as_deref()), (16, Some("k7")));
-    assert_eq!(harvest.legacy_tables.keys().next().unwrap(), "/x/t.csv");
-    assert_eq!(harvest.malformed, 0);
+    assert_eq!(log_summary.legacy_tables.keys().next().unwrap(), "/x/t.csv");
+    assert_eq!(log_summary.malformed, 0);
 }
 
 #[test]
@@ -223,9 +223,9 @@ fn every_log_line_aiter_wrote_for_the_recorded_look_ups_is_classified_as_what_ha
         }
         let _ = writeln!(all, "[aiter] {}", lines.replace(" || ", "\n[aiter] "));
     }
-    let harvest = harvest(&all);
-    assert_eq!(harvest.hits_and_misses(), (hits, misses));
-    assert_eq!(harvest.malformed, 0);
+    let log_summary = log_summary(&all);
+    assert_eq!(log_summary.hits_and_misses(), (hits, misses));
+    assert_eq!(log_summary.malformed, 0);
     assert!(hits > 400 && misses > 400);
 }
 
@@ -235,15 +235,18 @@ fn dispatch_identities_and_old_capture_lists_are_collected() {
         [t] Capture cuda graph bs [1, 2, 4, 8]\n\
         [t] Decode batch [40], #running-req: 3, #token: 9, token usage: 0.00, cuda graph: False, x\n\
         [t] Using configuration from /c/N=512,K=7168,device_name=AMD_Instinct_MI300X,dtype=fp8_w8a8,block_shape=[128, 128].json for W8A8 Block FP8 kernel.\n";
-    let harvest = harvest(log);
-    let identities: Vec<&String> = harvest.dispatch.keys().collect();
+    let log_summary = log_summary(log);
+    let identities: Vec<&String> = log_summary.dispatch.keys().collect();
     assert_eq!(
         identities,
         ["aiter_w8a8_block_fp8_linear (sglang.srt.layers.quantization.fp8_utils)"]
     );
-    assert_eq!(harvest.captures.keys().next().unwrap().sizes, [1, 2, 4, 8]);
-    assert_eq!(harvest.decode_eager.get(&3), Some(&1));
-    assert_eq!(harvest.nk_only[&(512, 7168)].tuned_config, 1);
+    assert_eq!(
+        log_summary.captures.keys().next().unwrap().sizes,
+        [1, 2, 4, 8]
+    );
+    assert_eq!(log_summary.decode_eager.get(&3), Some(&1));
+    assert_eq!(log_summary.nk_only[&(512, 7168)].tuned_config, 1);
 }
 
 #[test]
@@ -253,15 +256,15 @@ fn record_files_count_calls_and_survive_a_half_line() {
 {"replay":8,"tokens":8,"count":50}
 not json
 {"replay":8,"tok"#;
-    let harvest = harvest(log);
-    assert_eq!(rows(&harvest), [(8, 512, 7168, 100)]);
-    let lines: Vec<_> = harvest
+    let log_summary = log_summary(log);
+    assert_eq!(rows(&log_summary), [(8, 512, 7168, 100)]);
+    let lines: Vec<_> = log_summary
         .malformed_shown
         .iter()
         .map(|shown| shown.line)
         .collect();
     assert_eq!(lines, [Some(4), Some(5)]);
-    assert_eq!(harvest.hellos.len(), 1);
+    assert_eq!(log_summary.hellos.len(), 1);
 }
 
 #[test]
@@ -273,10 +276,10 @@ fn a_line_without_end_costs_no_memory_and_loses_no_record() {
     log[100..117].copy_from_slice(b"[GEMM_shape_dump]");
     // The character behind the dtype must not be a part of it.
     log[(2 << 20) + row.len()] = b' ';
-    let harvest = harvest(&log);
-    assert_eq!(rows(&harvest), [(8, 512, 7168, 1)]);
-    assert_eq!(harvest.malformed, 1);
-    assert_eq!(harvest.bytes, 3 << 20);
+    let log_summary = log_summary(&log);
+    assert_eq!(rows(&log_summary), [(8, 512, 7168, 1)]);
+    assert_eq!(log_summary.malformed, 1);
+    assert_eq!(log_summary.bytes, 3 << 20);
 }
 
 /// A small deterministic generator (SplitMix64, Steele et al. 2014), so that a failing case is its number.
@@ -360,21 +363,21 @@ fn mutated_log(random: &mut Random, vocabulary: &[String]) -> Vec<u8> {
     log
 }
 
-/// Everything a harvest says, to compare two of them.
-fn summary(harvest: &Harvest) -> String {
+/// Everything a log summary says, to compare two of them.
+fn summary(log_summary: &LogSummary) -> String {
     format!(
         "{:?}\n{:?}\n{:?}\n{:?}\n{:?}\n{:?}\n{:?}\n{:?}\n{:?}\n{:?}\n{}",
-        harvest.shapes(None),
-        harvest.served().collect::<Vec<_>>(),
-        harvest.nk_only,
-        harvest.dispatch,
-        harvest.captures,
-        (&harvest.decode_batches, &harvest.decode_eager),
-        harvest.prefill_batches,
-        harvest.limits,
-        harvest.legacy_tables,
-        harvest.malformed_shown,
-        harvest.malformed,
+        log_summary.shapes(None),
+        log_summary.served().collect::<Vec<_>>(),
+        log_summary.nk_only,
+        log_summary.dispatch,
+        log_summary.captures,
+        (&log_summary.decode_batches, &log_summary.decode_eager),
+        log_summary.prefill_batches,
+        log_summary.limits,
+        log_summary.legacy_tables,
+        log_summary.malformed_shown,
+        log_summary.malformed,
     )
 }
 
@@ -383,9 +386,9 @@ fn fuzz(cases: std::ops::Range<u64>) {
     for case in cases {
         let mut random = Random(case);
         let log = mutated_log(&mut random, &vocabulary);
-        let whole = harvest(&log);
+        let whole = log_summary(&log);
         let lengths: Vec<usize> = (0..5).map(|_| 1 + random.below(97)).collect();
-        let mut pieces = Harvest::default();
+        let mut pieces = LogSummary::default();
         let input = Pieces {
             bytes: &log,
             lengths: &lengths,
@@ -426,14 +429,14 @@ fn sections_with_more_shapes_than_they_hold_give_the_same_harvest() {
     let file = tempfile::NamedTempFile::new().unwrap();
     fs_err::write(file.path(), &log).unwrap();
     let path = Utf8Path::from_path(file.path()).unwrap();
-    let mut side_by_side = Harvest::default();
+    let mut side_by_side = LogSummary::default();
     let read = scan_file(path, 2, 1, &mut side_by_side, &|_| {}).unwrap();
     assert_eq!(
         (read, side_by_side.bytes),
         (log.len() as u64, log.len() as u64)
     );
     assert_eq!(side_by_side.records(), 120_001);
-    assert_eq!(rows(&side_by_side), rows(&harvest(&log)));
+    assert_eq!(rows(&side_by_side), rows(&log_summary(&log)));
 }
 
 proptest! {
@@ -456,8 +459,8 @@ proptest! {
                 log.extend(more);
             }
         }
-        let whole = harvest(&log);
-        let mut pieces = Harvest::default();
+        let whole = log_summary(&log);
+        let mut pieces = LogSummary::default();
         let input = Pieces { bytes: &log, lengths: &lengths, next: 0 };
         scan(input, "test", Lines::Count, &mut pieces).unwrap();
         prop_assert_eq!(summary(&whole), summary(&pieces));
@@ -478,7 +481,7 @@ proptest! {
         let file = tempfile::NamedTempFile::new().unwrap();
         fs_err::write(file.path(), &log).unwrap();
         let path = Utf8Path::from_path(file.path()).unwrap();
-        let mut side_by_side = Harvest::default();
+        let mut side_by_side = LogSummary::default();
         let told = AtomicU64::new(0);
         let count = |bytes| {
             told.fetch_add(bytes, Ordering::Relaxed);
@@ -487,7 +490,7 @@ proptest! {
         number_lines(&*log, path.as_str(), &mut side_by_side).unwrap();
         prop_assert_eq!(read, log.len() as u64);
         prop_assert_eq!(told.into_inner(), read, "finding the cuts is not reading");
-        let mut whole = Harvest::default();
+        let mut whole = LogSummary::default();
         scan(&*log, path.as_str(), Lines::Count, &mut whole).unwrap();
         prop_assert_eq!(summary(&whole), summary(&side_by_side));
     }

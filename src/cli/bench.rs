@@ -5,11 +5,11 @@ use std::time::Duration;
 
 use camino::Utf8PathBuf;
 
-use super::failure::{Failure, Kind};
 use super::printer::Printer;
 use crate::bench::line::{self, Extra};
 use crate::bench::load::{self, Load, Progress};
 use crate::bench::{client, prompt};
+use crate::run::error::{Error, ErrorKind};
 
 /// Arguments of `gemmtune bench`.
 #[derive(Debug, clap::Args)]
@@ -99,12 +99,12 @@ fn seconds(text: &str) -> Result<f64, String> {
 }
 
 /// Runs the load and writes the line.
-pub fn run(args: &BenchArgs, printer: &Printer) -> Result<(), Failure> {
+pub fn run(args: &BenchArgs, printer: &Printer) -> Result<(), Error> {
     let model = match &args.model {
         Some(model) => model.clone(),
         None => client::first_model(&args.url).ok_or_else(|| {
-            Failure::new(
-                Kind::ServerNotReady,
+            Error::new(
+                ErrorKind::ServerNotReady,
                 format!("`{}` lists no model under /v1/models", args.url),
             )
             .hint("check that the server runs and is ready, or name the model with --model")
@@ -131,7 +131,7 @@ pub fn run(args: &BenchArgs, printer: &Printer) -> Result<(), Failure> {
     };
     let started = jiff::Timestamp::now().to_string();
     let outcome = load::run(&load, &AtomicBool::new(false), &|step| tell(printer, step))
-        .map_err(|error| Failure::to(Kind::Usage, "measure", error))?;
+        .map_err(|error| Error::to(ErrorKind::Usage, "measure", error))?;
     let line = line::document(
         &load,
         &outcome,
@@ -145,7 +145,7 @@ pub fn run(args: &BenchArgs, printer: &Printer) -> Result<(), Failure> {
     );
     if let Some(path) = &args.output {
         line::append(path, &line).map_err(|error| {
-            Failure::to(Kind::Usage, "append the result", error)
+            Error::to(ErrorKind::Usage, "append the result", error)
                 .hint("choose a writable file with --output")
         })?;
     }
@@ -163,8 +163,8 @@ pub fn run(args: &BenchArgs, printer: &Printer) -> Result<(), Failure> {
         .iter()
         .find_map(|request| request.outcome.as_ref().err())
         .map_or_else(String::new, ToString::to_string);
-    Err(Failure::new(
-        Kind::WorkloadFailed,
+    Err(Error::new(
+        ErrorKind::WorkloadFailed,
         format!("{failed} of {} requests failed; the first: {first}", load.requests),
     )
     .hint("read the server's log; --deadline gives a slow server more time, --details keeps every error"))

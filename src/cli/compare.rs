@@ -5,13 +5,13 @@ use std::fmt::Write as _;
 
 use camino::Utf8PathBuf;
 
-use super::failure::{Failure, Kind};
 use super::printer::Printer;
 use crate::bench::result::{self, ReadError};
 use crate::compare::{
     self, Band, Comparison, LoadComparison, METRICS, MetricResult, Question, Trial, Unit, Verdict,
     metric,
 };
+use crate::run::error::{Error, ErrorKind};
 
 /// Arguments of `gemmtune compare`.
 #[derive(Debug, clap::Args)]
@@ -89,11 +89,11 @@ fn percent(text: &str) -> Result<f64, String> {
 }
 
 /// Compares and prints.
-pub fn run(args: &CompareArgs, printer: &Printer) -> Result<(), Failure> {
+pub fn run(args: &CompareArgs, printer: &Printer) -> Result<(), Error> {
     let Some(metric) = metric::named(&args.metric) else {
         let known: Vec<&str> = METRICS.iter().map(|metric| metric.key).collect();
-        return Err(Failure::new(
-            Kind::Usage,
+        return Err(Error::new(
+            ErrorKind::Usage,
             format!("`{}` is no metric with a known direction", args.metric),
         )
         .hint(format!("use one of: {}", known.join(", "))));
@@ -107,8 +107,8 @@ pub fn run(args: &CompareArgs, printer: &Printer) -> Result<(), Failure> {
         Band::default()
     } else {
         Band::from_aa(&read_arm(&args.aa, unit)?, metric).ok_or_else(|| {
-            Failure::new(
-                Kind::Usage,
+            Error::new(
+                ErrorKind::Usage,
                 format!(
                     "the A/A files hold no pair of trials with a usable {}",
                     metric.key
@@ -127,7 +127,7 @@ pub fn run(args: &CompareArgs, printer: &Printer) -> Result<(), Failure> {
         allow_unfair: args.allow_unfair,
     })
     .map_err(|error| {
-        Failure::to(Kind::Usage, "answer", error)
+        Error::to(ErrorKind::Usage, "answer", error)
             .hint("choose the deciding metric with --metric; --help lists the forms of input")
     })?;
     if printer.is_json() {
@@ -138,13 +138,13 @@ pub fn run(args: &CompareArgs, printer: &Printer) -> Result<(), Failure> {
     outcome(&comparison, args.allow_unfair)
 }
 
-fn read_arm(files: &[Utf8PathBuf], unit: Unit) -> Result<Vec<Trial>, Failure> {
+fn read_arm(files: &[Utf8PathBuf], unit: Unit) -> Result<Vec<Trial>, Error> {
     let mut given = BTreeSet::new();
     for file in files {
         let place = file.canonicalize_utf8().unwrap_or_else(|_| file.clone());
         if !given.insert(place) {
-            return Err(Failure::new(
-                Kind::Usage,
+            return Err(Error::new(
+                ErrorKind::Usage,
                 format!("`{file}` is given twice for one arm: a trial cannot count as two"),
             )
             .hint("give each server start's file once"));
@@ -155,19 +155,19 @@ fn read_arm(files: &[Utf8PathBuf], unit: Unit) -> Result<Vec<Trial>, Failure> {
         .map(|file| result::read(file))
         .collect::<Result<Vec<_>, ReadError>>()
         .map_err(|error| {
-            Failure::to(Kind::Usage, "compare", error)
+            Error::to(ErrorKind::Usage, "compare", error)
                 .hint("each line must be one run as `bench_serving --output-file` or `gemmtune bench -o` writes it")
         })?;
     Ok(compare::trials(files, unit))
 }
 
 /// Exit 0 for better and same, a failure of kind 16 for the rest.
-fn outcome(comparison: &Comparison, allow_unfair: bool) -> Result<(), Failure> {
+fn outcome(comparison: &Comparison, allow_unfair: bool) -> Result<(), Error> {
     if matches!(comparison.verdict, Verdict::Better | Verdict::Same) {
         return Ok(());
     }
-    let failure = Failure::new(
-        Kind::NotBetter,
+    let failure = Error::new(
+        ErrorKind::NotBetter,
         format!("{}: {}", comparison.verdict, comparison.because),
     );
     Err(if !comparison.unfair.is_empty() && !allow_unfair {

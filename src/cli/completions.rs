@@ -4,8 +4,8 @@ use clap::CommandFactory as _;
 use clap_complete::Shell;
 use serde_json::json;
 
-use super::failure::Failure;
 use super::printer::Printer;
+use crate::run::error::Error;
 
 /// Arguments of `gemmtune completions`.
 #[derive(Debug, clap::Args)]
@@ -15,7 +15,7 @@ pub struct CompletionsArgs {
 }
 
 /// Prints the completion script.
-pub fn run(args: &CompletionsArgs, printer: &Printer) -> Result<(), Failure> {
+pub fn run(args: &CompletionsArgs, printer: &Printer) -> Result<(), Error> {
     let mut script = Vec::new();
     clap_complete::generate(
         args.shell,

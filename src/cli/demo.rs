@@ -5,9 +5,9 @@ use std::process::ExitCode;
 
 use camino::Utf8PathBuf;
 
-use super::failure::{Failure, Kind};
 use super::printer::Printer;
-use crate::stage::Stage;
+use crate::run::error::{Error, ErrorKind};
+use crate::run::stage::Stage;
 use crate::store::file::write_atomic;
 use crate::store::run_dir::RUNS;
 use crate::workload::config::{
@@ -37,8 +37,9 @@ pub struct DemoArgs {
 }
 
 /// Runs the demo.
-pub fn run(args: &DemoArgs, printer: &Printer) -> Result<ExitCode, Failure> {
-    let environment = |what: &'static str| move |error| Failure::to(Kind::Environment, what, error);
+pub fn run(args: &DemoArgs, printer: &Printer) -> Result<ExitCode, Error> {
+    let environment =
+        |what: &'static str| move |error| Error::to(ErrorKind::Environment, what, error);
     fs_err::create_dir_all(&args.runs).map_err(environment("create the folder of runs"))?;
     let runs = args
         .runs

@@ -11,8 +11,8 @@ use crate::tree::locate::{self, Answer, Entry, Question};
 use crate::workload::config::{BackendKind, Config, FILE_NAME};
 use crate::workload::env;
 
-use super::failure::{Failure, Kind};
 use super::printer::Printer;
+use crate::run::error::{Error, ErrorKind};
 
 /// Arguments of `gemmtune doctor`.
 #[derive(Debug, clap::Args)]
@@ -41,9 +41,9 @@ pub struct DoctorArgs {
 }
 
 /// Says what is wrong, and mends it when asked.
-pub fn run(args: &DoctorArgs, printer: &Printer) -> Result<(), Failure> {
+pub fn run(args: &DoctorArgs, printer: &Printer) -> Result<(), Error> {
     let keeper = Keeper::this_binary()
-        .map_err(|error| Failure::to(Kind::Bug, "find our own binary", error))?;
+        .map_err(|error| Error::to(ErrorKind::Bug, "find our own binary", error))?;
     let interrupt = super::interrupt()?;
     let config = fs_err::read_to_string(FILE_NAME)
         .ok()
@@ -80,7 +80,7 @@ pub fn run(args: &DoctorArgs, printer: &Printer) -> Result<(), Failure> {
         .map(|package| doctor::look_at_aiter(package, env::variable, &keeper, &interrupt))
         .transpose();
     let aiter = aiter
-        .map_err(|error| Failure::to(Kind::Environment, "look at the aiter checkout", error))?;
+        .map_err(|error| Error::to(ErrorKind::Environment, "look at the aiter checkout", error))?;
     match (&aiter, &answer) {
         (Some(aiter), _) => checks.extend(doctor::aiter(aiter)),
         (None, Ok(answer)) if answer.torch.hip.is_some() => {
@@ -119,7 +119,7 @@ pub fn run(args: &DoctorArgs, printer: &Printer) -> Result<(), Failure> {
     if args.fix {
         let Some(aiter) = &aiter else {
             return Err(
-                Failure::new(Kind::Environment, "there is no aiter tree to realign")
+                Error::new(ErrorKind::Environment, "there is no aiter tree to realign")
                     .hint("name it with `--aiter ROOT`"),
             );
         };
@@ -142,7 +142,7 @@ pub fn run(args: &DoctorArgs, printer: &Printer) -> Result<(), Failure> {
             .filter(|check| check.verdict == Verdict::Failure)
             .count();
         return Err(
-            Failure::new(Kind::Environment, format!("{count} checks failed"))
+            Error::new(ErrorKind::Environment, format!("{count} checks failed"))
                 .hint("each failed line above says what to do; then `gemmtune doctor` again"),
         );
     }
@@ -164,7 +164,7 @@ fn ask(
     config: Option<&Config>,
     keeper: &Keeper,
     interrupt: &Interrupt,
-) -> Result<Answer, Failure> {
+) -> Result<Answer, Error> {
     let mut question = Question {
         python: args.python.clone().unwrap_or_else(|| "python3".into()),
         entry: Entry::Module,
@@ -187,7 +187,7 @@ fn ask(
         }
     }
     locate::ask(keeper, &question, interrupt)
-        .map_err(|error| Failure::to(Kind::Environment, "ask the interpreter", error))
+        .map_err(|error| Error::to(ErrorKind::Environment, "ask the interpreter", error))
 }
 
 /// Whether the built-in reference engine is all that can be meant: the configuration says so, or there is none and
@@ -258,10 +258,10 @@ fn checkout_of<'a>(
     package: &Utf8Path,
     keeper: &'a Keeper,
     interrupt: &'a Interrupt,
-) -> Result<Checkout<'a>, Failure> {
+) -> Result<Checkout<'a>, Error> {
     Checkout::of(package, keeper, interrupt).ok_or_else(|| {
-        Failure::new(
-            Kind::Environment,
+        Error::new(
+            ErrorKind::Environment,
             format!("`{package}` is no git checkout, so there is nothing to realign"),
         )
         .hint("install another release of aiter instead")
@@ -275,7 +275,7 @@ fn mend(
     keeper: &Keeper,
     interrupt: &Interrupt,
     printer: &Printer,
-) -> Result<(), Failure> {
+) -> Result<(), Error> {
     let checkout = checkout_of(&aiter.package, keeper, interrupt)?;
     let python = answer.map_or_else(
         || Utf8PathBuf::from("python3"),
@@ -336,9 +336,9 @@ fn undo(
     keeper: &Keeper,
     interrupt: &Interrupt,
     printer: &Printer,
-) -> Result<(), Failure> {
+) -> Result<(), Error> {
     let Some(package) = package else {
-        return Err(Failure::new(Kind::Environment, "there is no aiter tree")
+        return Err(Error::new(ErrorKind::Environment, "there is no aiter tree")
             .hint("name it with `--aiter ROOT`"));
     };
     let done = fix::undo(&checkout_of(package, keeper, interrupt)?).map_err(fix_failed)?;
@@ -355,11 +355,11 @@ fn undo(
     Ok(())
 }
 
-fn refused(error: crate::tree::git::GitError) -> Failure {
-    Failure::to(Kind::Environment, "read the checkout", error)
+fn refused(error: crate::tree::git::GitError) -> Error {
+    Error::to(ErrorKind::Environment, "read the checkout", error)
 }
 
-fn fix_failed(error: fix::FixError) -> Failure {
+fn fix_failed(error: fix::FixError) -> Error {
     let hint = match &error {
         fix::FixError::Dirty { .. } => Some("commit them, or put them away with `git stash`"),
         fix::FixError::StepFailed { step, .. } if step.starts_with("git fetch") => Some(
@@ -367,7 +367,7 @@ fn fix_failed(error: fix::FixError) -> Failure {
         ),
         _ => None,
     };
-    let failure = Failure::to(Kind::Environment, "realign the checkout", error);
+    let failure = Error::to(ErrorKind::Environment, "realign the checkout", error);
     match hint {
         Some(hint) => failure.hint(hint),
         None => failure,

@@ -4,7 +4,7 @@ use std::io::{self, Read as _};
 
 use camino::Utf8Path;
 
-use super::failure::{Failure, Kind};
+use crate::run::error::{Error, ErrorKind};
 use crate::store::file::replaceable;
 
 /// The bytes of the file at `path`; of standard input for `-`.
@@ -21,9 +21,9 @@ pub(super) fn read(path: &Utf8Path) -> io::Result<Vec<u8>> {
 pub(super) fn refuse_overwriting<'input>(
     output: &Utf8Path,
     inputs: impl IntoIterator<Item = &'input Utf8Path>,
-) -> Result<(), Failure> {
+) -> Result<(), Error> {
     replaceable(output).map_err(|error| {
-        Failure::to(Kind::Usage, "use the output", error)
+        Error::to(ErrorKind::Usage, "use the output", error)
             .hint("name a new file with -o, or an old table that may be replaced")
     })?;
     let written = identity(output);
@@ -31,8 +31,8 @@ pub(super) fn refuse_overwriting<'input>(
         .into_iter()
         .find(|input| output == *input || (written.is_some() && written == identity(input)));
     match same {
-        Some(input) => Err(Failure::new(
-            Kind::Usage,
+        Some(input) => Err(Error::new(
+            ErrorKind::Usage,
             format!("`{output}` is the input `{input}`, which is never written"),
         )
         .hint("name another file with -o")),
@@ -65,7 +65,7 @@ mod tests {
         fs_err::hard_link(&input, &hard).unwrap();
         for output in [&input, &folder.join("./a.csv"), &link, &hard] {
             let failure = refuse_overwriting(output, [input.as_path()]).unwrap_err();
-            assert_eq!(failure.kind(), Kind::Usage, "{output}");
+            assert_eq!(failure.kind(), ErrorKind::Usage, "{output}");
         }
         let missing = folder.join("new.csv");
         assert!(refuse_overwriting(&missing, [input.as_path(), &folder.join("none")]).is_ok());

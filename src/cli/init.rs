@@ -9,8 +9,8 @@ use crate::workload::draft::Draft;
 use crate::workload::script::{self, Surroundings};
 use crate::workload::{env, observe};
 
-use super::failure::{Failure, Kind};
 use super::printer::Printer;
+use crate::run::error::{Error, ErrorKind};
 
 /// Arguments of `gemmtune init`.
 #[derive(Debug, clap::Args)]
@@ -30,17 +30,18 @@ pub struct InitArgs {
 }
 
 /// Writes the configuration, and asks by name for what it could not tell.
-pub fn run(args: &InitArgs, printer: &Printer) -> Result<(), Failure> {
+pub fn run(args: &InitArgs, printer: &Printer) -> Result<(), Error> {
     if !args.force && args.output.exists() {
-        return Err(
-            Failure::new(Kind::Usage, format!("`{}` is there already", args.output))
-                .hint("use `--force` to replace it, or `-o OTHER.toml`"),
-        );
+        return Err(Error::new(
+            ErrorKind::Usage,
+            format!("`{}` is there already", args.output),
+        )
+        .hint("use `--force` to replace it, or `-o OTHER.toml`"));
     }
     let (draft, origin) = draft(args)?;
     let text = draft.to_toml(&origin);
     write_atomic(&args.output, text.as_bytes())
-        .map_err(|error| Failure::to(Kind::Environment, "write the configuration", error))?;
+        .map_err(|error| Error::to(ErrorKind::Environment, "write the configuration", error))?;
     for note in &draft.notes {
         printer.warn(note);
     }
@@ -83,9 +84,9 @@ pub fn run(args: &InitArgs, printer: &Printer) -> Result<(), Failure> {
     Ok(())
 }
 
-fn draft(args: &InitArgs) -> Result<(Draft, String), Failure> {
+fn draft(args: &InitArgs) -> Result<(Draft, String), Error> {
     let folder = env::folder()
-        .map_err(|error| Failure::to(Kind::Environment, "find the working directory", error))?;
+        .map_err(|error| Error::to(ErrorKind::Environment, "find the working directory", error))?;
     let read = |path: &Utf8Path| fs_err::read_to_string(path).ok();
     let surroundings = Surroundings {
         read: &read,
@@ -95,9 +96,9 @@ fn draft(args: &InitArgs) -> Result<(Draft, String), Failure> {
     match (&args.script, args.pid) {
         (Some(path), _) => {
             let text = fs_err::read_to_string(path)
-                .map_err(|error| Failure::to(Kind::Usage, "read the script", error))?;
+                .map_err(|error| Error::to(ErrorKind::Usage, "read the script", error))?;
             let facts = script::read(&text, path, &surroundings).map_err(|error| {
-                Failure::to(Kind::Usage, "understand the script", error)
+                Error::to(ErrorKind::Usage, "understand the script", error)
                     .hint("start the server, then `gemmtune init --pid PID` reads what really runs")
             })?;
             let name = path.file_stem().unwrap_or("workload");
@@ -108,14 +109,14 @@ fn draft(args: &InitArgs) -> Result<(Draft, String), Failure> {
         }
         (None, Some(pid)) => {
             let process = observe::observe(Utf8Path::new("/proc"), pid)
-                .map_err(|error| Failure::to(Kind::Environment, "observe the server", error))?;
+                .map_err(|error| Error::to(ErrorKind::Environment, "observe the server", error))?;
             Ok((
                 Draft::from_process(&process, &surroundings, &find),
                 format!("process {pid}"),
             ))
         }
-        (None, None) => Err(Failure::new(
-            Kind::Usage,
+        (None, None) => Err(Error::new(
+            ErrorKind::Usage,
             "neither a script nor a process was given",
         )),
     }

@@ -3,11 +3,11 @@
 use camino::{Utf8Path, Utf8PathBuf};
 use serde::Serialize;
 
-use super::failure::{Failure, Kind};
 use super::printer::Printer;
 use super::tree_changes::RootArgs;
 use super::{trace, tree_changes};
 use crate::overlay;
+use crate::run::error::{Error, ErrorKind};
 use crate::store::file::write_atomic;
 use crate::tree::instrument::{self, DUMP, Instrumented, LOG_DISPATCH};
 use crate::tree::package::Package;
@@ -79,7 +79,7 @@ struct Status {
 }
 
 /// Runs `apply`, `status` or `undo`.
-pub fn run(args: &InstrumentArgs, printer: &Printer) -> Result<(), Failure> {
+pub fn run(args: &InstrumentArgs, printer: &Printer) -> Result<(), Error> {
     match &args.verb {
         Verb::Apply(args) => apply(args, printer),
         Verb::Status(args) => status(args, printer),
@@ -87,7 +87,7 @@ pub fn run(args: &InstrumentArgs, printer: &Printer) -> Result<(), Failure> {
     }
 }
 
-fn apply(args: &ApplyArgs, printer: &Printer) -> Result<(), Failure> {
+fn apply(args: &ApplyArgs, printer: &Printer) -> Result<(), Error> {
     let package = Package::find(&args.root).map_err(trace::failure)?;
     let applied = match args.mode {
         Mode::Overlay => apply_overlay(args, &package)?,
@@ -122,7 +122,7 @@ fn apply(args: &ApplyArgs, printer: &Printer) -> Result<(), Failure> {
     Ok(())
 }
 
-fn apply_patch(args: &ApplyArgs, package: &Package) -> Result<Applied, Failure> {
+fn apply_patch(args: &ApplyArgs, package: &Package) -> Result<Applied, Error> {
     if !args.dry_run {
         tree_changes::recover(package, "gemmtune instrument apply")?;
     }
@@ -156,7 +156,7 @@ fn apply_patch(args: &ApplyArgs, package: &Package) -> Result<Applied, Failure> 
     })
 }
 
-fn apply_overlay(args: &ApplyArgs, package: &Package) -> Result<Applied, Failure> {
+fn apply_overlay(args: &ApplyArgs, package: &Package) -> Result<Applied, Error> {
     let folder = package.overlay_folder();
     let there = folder.join(CAPTURING).exists();
     // A tree that is patched as well would log every GEMM twice.
@@ -168,7 +168,7 @@ fn apply_overlay(args: &ApplyArgs, package: &Package) -> Result<Applied, Failure
         .ok()
         .and_then(|path| Utf8PathBuf::from_path_buf(path).ok())
         .unwrap_or_else(|| args.records.clone());
-    let env = overlay_env(&folder, &overlay::Wishes::capture(records));
+    let env = overlay_env(&folder, &overlay::OverlayOptions::capture(records));
     let mut notes = Vec::new();
     if hooks.shapes != instrument::Presence::Absent {
         notes.push(
@@ -202,11 +202,7 @@ const OVERLAY_MARK: &str = "gemmtune_overlay/__init__.py";
 
 /// Writes the overlay, and `wish` into its folder as `path`; where that fails, a folder that was not there before is gone
 /// again.
-pub(super) fn write_overlay(
-    folder: &Utf8Path,
-    path: &Utf8Path,
-    wish: &[u8],
-) -> Result<(), Failure> {
+pub(super) fn write_overlay(folder: &Utf8Path, path: &Utf8Path, wish: &[u8]) -> Result<(), Error> {
     let was_there = folder.exists();
     let written = overlay::write(folder)
         .and_then(|()| write_atomic(&folder.join(".gitignore"), b"*\n"))
@@ -216,27 +212,27 @@ pub(super) fn write_overlay(
             // Half an overlay would do harm on PYTHONPATH; if it cannot be removed, the first error says enough.
             let _ = fs_err::remove_dir_all(folder);
         }
-        Failure::to(Kind::Environment, "write the overlay", error)
+        Error::to(ErrorKind::Environment, "write the overlay", error)
             .hint("the tree is as it was: make room beside it, then run the command again")
     })
 }
 
 /// Removes the overlay folder of `package`; says whether there was one.
-pub(super) fn remove_overlay(package: &Package) -> Result<bool, Failure> {
+pub(super) fn remove_overlay(package: &Package) -> Result<bool, Error> {
     let folder = package.overlay_folder();
     if !folder.join(OVERLAY_MARK).exists() {
         return Ok(false);
     }
     fs_err::remove_dir_all(&folder)
-        .map_err(|error| Failure::to(Kind::Environment, "remove the overlay", error))?;
+        .map_err(|error| Error::to(ErrorKind::Environment, "remove the overlay", error))?;
     Ok(true)
 }
 
 pub(super) fn overlay_env(
     folder: &camino::Utf8Path,
-    wishes: &overlay::Wishes,
+    options: &overlay::OverlayOptions,
 ) -> serde_json::Map<String, serde_json::Value> {
-    overlay::environment(folder, wishes, |_| None)
+    overlay::environment(folder, options, |_| None)
         .into_iter()
         .map(|(name, value)| (name, value.into()))
         .collect()
@@ -258,7 +254,7 @@ pub(super) fn exports(env: &serde_json::Map<String, serde_json::Value>) -> Strin
         .join("\n")
 }
 
-fn status(args: &RootArgs, printer: &Printer) -> Result<(), Failure> {
+fn status(args: &RootArgs, printer: &Printer) -> Result<(), Error> {
     let package = Package::find(&args.root).map_err(trace::failure)?;
     let hooks = instrument::presence(&package).map_err(trace::failure)?;
     let folder = package.overlay_folder();
@@ -295,14 +291,14 @@ fn words(presence: instrument::Presence) -> &'static str {
     }
 }
 
-fn undo(args: &RootArgs, printer: &Printer) -> Result<(), Failure> {
+fn undo(args: &RootArgs, printer: &Printer) -> Result<(), Error> {
     let package = Package::find(&args.root).map_err(trace::failure)?;
     let patch = tree_changes::undo(&package, NAME)?;
     let capturing = package.overlay_folder().join(CAPTURING);
     let overlay = capturing.exists();
     if overlay {
         fs_err::remove_file(&capturing)
-            .map_err(|error| Failure::to(Kind::Environment, "remove the overlay", error))?;
+            .map_err(|error| Error::to(ErrorKind::Environment, "remove the overlay", error))?;
         // `switch` may stand on the same folder.
         if !package.overlay_folder().join(DECISION).exists() {
             remove_overlay(&package)?;

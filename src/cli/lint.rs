@@ -5,8 +5,8 @@ use std::fmt::Write as _;
 use camino::Utf8PathBuf;
 use serde_json::json;
 
-use super::failure::{Failure, Kind};
 use super::printer::Printer;
+use crate::run::error::{Error, ErrorKind};
 use crate::table::lint::{self, Finding, LintError, Report, Severity, rules};
 
 /// Findings of one rule in one file that are shown to people; `--json` and `--all` show every one.
@@ -29,7 +29,7 @@ pub struct LintArgs {
 }
 
 /// Checks the tables and fails if a finding is an error.
-pub fn run(args: &LintArgs, printer: &Printer) -> Result<(), Failure> {
+pub fn run(args: &LintArgs, printer: &Printer) -> Result<(), Error> {
     if args.rules && printer.is_json() {
         let rules = rules::ALL.map(|rule| {
             json!({
@@ -61,8 +61,8 @@ pub fn run(args: &LintArgs, printer: &Printer) -> Result<(), Failure> {
     }
     if report.has_errors() {
         let rule = first_error(&report).map_or("", |finding| finding.rule);
-        return Err(Failure::new(
-            Kind::TunerFailed,
+        return Err(Error::new(
+            ErrorKind::TunerFailed,
             "the tables have findings of severity error",
         )
         .hint(format!(
@@ -73,7 +73,7 @@ pub fn run(args: &LintArgs, printer: &Printer) -> Result<(), Failure> {
     Ok(())
 }
 
-fn refused(error: &LintError) -> Failure {
+fn refused(error: &LintError) -> Error {
     let hint = match error {
         LintError::Read { .. } => "give existing files or folders",
         LintError::TooLarge { .. } => "a table is at most 1 GiB",
@@ -86,7 +86,7 @@ fn refused(error: &LintError) -> Failure {
         Some(source) => format!("failed to {error}: {source}"),
         None => format!("failed to {error}"),
     };
-    Failure::new(Kind::Usage, text).hint(hint)
+    Error::new(ErrorKind::Usage, text).hint(hint)
 }
 
 fn first_error(report: &Report) -> Option<&Finding> {

@@ -6,9 +6,9 @@ use camino::{Utf8Path, Utf8PathBuf};
 use serde::Serialize;
 use serde_json::{Map, Value};
 
-use super::failure::{Failure, Kind};
 use super::files;
 use super::printer::Printer;
+use crate::run::error::{Error, ErrorKind};
 use crate::shape::{Op, Shape};
 use crate::store::file::{entries, write_atomic};
 use crate::table::aiter::{Row, Table};
@@ -139,7 +139,7 @@ struct Answers {
 }
 
 /// Looks the shapes up and writes what was found.
-pub fn run(args: &LookupArgs, printer: &Printer) -> Result<(), Failure> {
+pub fn run(args: &LookupArgs, printer: &Printer) -> Result<(), Error> {
     let is_json = args.table.is_dir() || args.table.extension() == Some("json");
     if let Some(output) = &args.output {
         files::refuse_overwriting(output, [args.table.as_path(), &args.shapes])?;
@@ -151,7 +151,7 @@ pub fn run(args: &LookupArgs, printer: &Printer) -> Result<(), Failure> {
         op_of_file_name(args.table.as_str()).unwrap_or(Op::Blockscale)
     });
     let shapes = shapes::read(&bytes, Some(default_op)).map_err(|error| {
-        Failure::to(Kind::Usage, &format!("use `{}`", args.shapes), error)
+        Error::to(ErrorKind::Usage, &format!("use `{}`", args.shapes), error)
             .hint("the columns are op,M,N,K,dtype,records; only M,N,K are needed")
     })?;
     let answers = if is_json {
@@ -162,7 +162,7 @@ pub fn run(args: &LookupArgs, printer: &Printer) -> Result<(), Failure> {
     let csv = csv(&answers.rows)?;
     match &args.output {
         Some(path) => write_atomic(path, &csv)
-            .map_err(|error| Failure::to(Kind::Environment, "write the answers", error))?,
+            .map_err(|error| Error::to(ErrorKind::Environment, "write the answers", error))?,
         None if printer.is_json() => {}
         None => printer.data(&csv)?,
     }
@@ -174,7 +174,7 @@ fn finish(
     answers: Answers,
     is_json: bool,
     printer: &Printer,
-) -> Result<(), Failure> {
+) -> Result<(), Error> {
     let hits = answers
         .rows
         .iter()
@@ -224,8 +224,8 @@ fn finish(
     Ok(())
 }
 
-fn read(path: &Utf8Path, what: &str) -> Result<Vec<u8>, Failure> {
-    files::read(path).map_err(|error| Failure::to(Kind::Usage, &format!("read {what}"), error))
+fn read(path: &Utf8Path, what: &str) -> Result<Vec<u8>, Error> {
+    files::read(path).map_err(|error| Error::to(ErrorKind::Usage, &format!("read {what}"), error))
 }
 
 /// The operation a table is looked up for: what the user says, else the file's name, else the shapes' own where they
@@ -242,21 +242,21 @@ fn table_op(args: &LookupArgs, shapes: &[CountedShape]) -> Option<Op> {
         })
 }
 
-fn in_csv(args: &LookupArgs, shapes: &[CountedShape]) -> Result<Answers, Failure> {
+fn in_csv(args: &LookupArgs, shapes: &[CountedShape]) -> Result<Answers, Error> {
     let (Some(gfx), Some(cu_num)) = (&args.gfx, args.cu_num) else {
-        return Err(Failure::new(
-            Kind::Usage,
+        return Err(Error::new(
+            ErrorKind::Usage,
             "a CSV table is looked up for one GPU: --gfx and --cu are needed",
         )
         .hint("MI300X and MI325X: --gfx gfx942 --cu 304; MI308X: --gfx gfx942 --cu 80; MI350X and MI355X: --gfx gfx950 --cu 256"));
     };
     let bytes = read(&args.table, "the table")?;
     let table = Table::read(args.table.as_str(), &bytes, table_op(args, shapes))
-        .map_err(|error| Failure::to(Kind::Usage, "use the table", error))?;
+        .map_err(|error| Error::to(ErrorKind::Usage, "use the table", error))?;
     let mut rules = Rules::new(table.op, args.revision);
     rules.keys_gfx = args.keys_gfx.unwrap_or(rules.keys_gfx);
     let resolver = Resolver::new(&table, rules, gfx, cu_num).map_err(|error| {
-        Failure::to(Kind::Usage, "use the table as the runtime does", error)
+        Error::to(ErrorKind::Usage, "use the table as the runtime does", error)
             .hint(format!(
                 "`gemmtune lint {}` lists every such line",
                 args.table
@@ -341,7 +341,7 @@ struct ConfigFile {
     config: Config,
 }
 
-fn in_json(args: &LookupArgs, shapes: &[CountedShape]) -> Result<Answers, Failure> {
+fn in_json(args: &LookupArgs, shapes: &[CountedShape]) -> Result<Answers, Error> {
     let mut answers = Answers::default();
     let files = config_files(args, &mut answers.warnings)?;
     let common = Some((128, 128));
@@ -377,11 +377,11 @@ fn in_json(args: &LookupArgs, shapes: &[CountedShape]) -> Result<Answers, Failur
     Ok(answers)
 }
 
-fn config_files(args: &LookupArgs, warnings: &mut Vec<String>) -> Result<Vec<ConfigFile>, Failure> {
+fn config_files(args: &LookupArgs, warnings: &mut Vec<String>) -> Result<Vec<ConfigFile>, Error> {
     let mut paths = vec![args.table.clone()];
     if args.table.is_dir() {
         paths = entries(&args.table)
-            .map_err(|error| Failure::to(Kind::Usage, "look tables up", error))?
+            .map_err(|error| Error::to(ErrorKind::Usage, "look tables up", error))?
             .into_iter()
             .map(camino::Utf8DirEntry::into_path)
             .filter(|path| path.extension() == Some("json"))
@@ -395,7 +395,7 @@ fn config_files(args: &LookupArgs, warnings: &mut Vec<String>) -> Result<Vec<Con
             Ok(name) => name,
             // Folders hold files of other kernels too.
             Err(_) if args.table.is_dir() => continue,
-            Err(error) => return Err(Failure::to(Kind::Usage, "use the file", error)),
+            Err(error) => return Err(Error::to(ErrorKind::Usage, "use the file", error)),
         };
         let device = args.device.as_ref().map(|device| device.replace(' ', "_"));
         if name.dtype != "fp8_w8a8" || device.is_some_and(|device| device != name.device_name) {
@@ -407,7 +407,7 @@ fn config_files(args: &LookupArgs, warnings: &mut Vec<String>) -> Result<Vec<Con
             ));
         }
         let config = Config::read(path.as_str(), &read(&path, "the configuration")?)
-            .map_err(|error| Failure::to(Kind::Usage, "use the file", error))?;
+            .map_err(|error| Error::to(ErrorKind::Usage, "use the file", error))?;
         files.push(ConfigFile { name, config });
     }
     if files.is_empty() && args.table.is_dir() {
@@ -415,8 +415,8 @@ fn config_files(args: &LookupArgs, warnings: &mut Vec<String>) -> Result<Vec<Con
             .device
             .as_ref()
             .map_or_else(String::new, |device| format!(" for `{device}`"));
-        return Err(Failure::new(
-            Kind::Usage,
+        return Err(Error::new(
+            ErrorKind::Usage,
             format!(
                 "`{}` holds no block-FP8 configuration of SGLang's{of}",
                 args.table
@@ -435,8 +435,8 @@ fn config_files(args: &LookupArgs, warnings: &mut Vec<String>) -> Result<Vec<Con
     devices.sort_unstable();
     devices.dedup();
     if devices.len() > 1 {
-        return Err(Failure::new(
-            Kind::Usage,
+        return Err(Error::new(
+            ErrorKind::Usage,
             format!(
                 "the folder has files for {} devices: --device is needed",
                 devices.len()
@@ -452,7 +452,7 @@ fn json_answer(
     files: &[ConfigFile],
     shape: &Shape,
     records: u64,
-) -> Result<Answer, Failure> {
+) -> Result<Answer, Error> {
     let mut found = None;
     let mut block_shape = (128, 128);
     // Of files for several scale blocks the common one counts.
@@ -469,8 +469,8 @@ fn json_answer(
             clamp: Clamp::of_release(&args.sglang),
         };
         found = nearest(&file.config, shape.m, site).map_err(|error| {
-            Failure::to(
-                Kind::Usage,
+            Error::to(
+                ErrorKind::Usage,
                 &format!("use `{}` as the runtime does", file.name),
                 error,
             )
@@ -519,9 +519,9 @@ fn json_answer(
     })
 }
 
-fn csv(rows: &[Answer]) -> Result<Vec<u8>, Failure> {
+fn csv(rows: &[Answer]) -> Result<Vec<u8>, Error> {
     let mut writer = csv::Writer::from_writer(Vec::new());
-    let failed = |error: csv::Error| Failure::to(Kind::Bug, "write the answers", error);
+    let failed = |error: csv::Error| Error::to(ErrorKind::Bug, "write the answers", error);
     let header = "op,M,N,K,result,padded_M,libtype,kernelId,splitK,kernelName";
     writer.write_record(header.split(',')).map_err(failed)?;
     let number = |number: Option<i64>| number.map(|number| number.to_string()).unwrap_or_default();
@@ -543,5 +543,5 @@ fn csv(rows: &[Answer]) -> Result<Vec<u8>, Failure> {
     }
     writer
         .into_inner()
-        .map_err(|error| Failure::to(Kind::Bug, "write the answers", error.into_error()))
+        .map_err(|error| Error::to(ErrorKind::Bug, "write the answers", error.into_error()))
 }

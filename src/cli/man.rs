@@ -4,8 +4,8 @@ use camino::Utf8PathBuf;
 use clap::CommandFactory as _;
 use serde_json::json;
 
-use super::failure::{Failure, Kind};
 use super::printer::Printer;
+use crate::run::error::{Error, ErrorKind};
 
 /// Arguments of `gemmtune man`.
 #[derive(Debug, clap::Args)]
@@ -15,11 +15,11 @@ pub struct ManArgs {
 }
 
 /// Writes one page for the program and one for each subcommand.
-pub fn run(args: &ManArgs, printer: &Printer) -> Result<(), Failure> {
+pub fn run(args: &ManArgs, printer: &Printer) -> Result<(), Error> {
     fs_err::create_dir_all(&args.dir)
-        .map_err(|error| Failure::to(Kind::Environment, "create the folder", error))?;
+        .map_err(|error| Error::to(ErrorKind::Environment, "create the folder", error))?;
     clap_mangen::generate_to(super::Cli::command(), &args.dir)
-        .map_err(|error| Failure::to(Kind::Environment, "write the manual pages", error))?;
+        .map_err(|error| Error::to(ErrorKind::Environment, "write the manual pages", error))?;
     let page = args.dir.join("gemmtune.1");
     if printer.is_json() {
         return printer.json(&json!({ "page": page }));

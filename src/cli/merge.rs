@@ -5,9 +5,9 @@ use std::collections::BTreeSet;
 use camino::{Utf8Path, Utf8PathBuf};
 use serde_json::{Value, json};
 
-use super::failure::{Failure, Kind};
 use super::files;
 use super::printer::Printer;
+use crate::run::error::{Error, ErrorKind};
 use crate::store::file::write_atomic;
 use crate::table::aiter::Table;
 use crate::table::merge::{self, MergeError, Merged, Outcome, Policy};
@@ -36,7 +36,7 @@ pub struct MergeArgs {
 }
 
 /// Reads the tables, merges them and writes the result and its provenance.
-pub fn run(args: &MergeArgs, printer: &Printer) -> Result<(), Failure> {
+pub fn run(args: &MergeArgs, printer: &Printer) -> Result<(), Error> {
     let provenance = provenance_path(&args.output);
     refuse_overwriting(args, &provenance)?;
     let tables: Vec<Table> = args
@@ -53,15 +53,15 @@ pub fn run(args: &MergeArgs, printer: &Printer) -> Result<(), Failure> {
         if printer.is_json() {
             printer.json(&document(args, None, &merged))?;
         }
-        return Err(Failure::new(
-            Kind::TunerFailed,
+        return Err(Error::new(
+            ErrorKind::TunerFailed,
             "no row of these tables is valid; nothing was written",
         )
         .hint("`gemmtune lint` on the inputs says what is wrong with each row"));
     }
     let write = |path: &Utf8Path, text: &str| {
         write_atomic(path, text.as_bytes())
-            .map_err(|error| Failure::to(Kind::Environment, "write the merged table", error))
+            .map_err(|error| Error::to(ErrorKind::Environment, "write the merged table", error))
     };
     // The record first: a table without its record would be the worse half to be left with.
     write(&provenance, &merged.provenance_csv())?;
@@ -69,11 +69,11 @@ pub fn run(args: &MergeArgs, printer: &Printer) -> Result<(), Failure> {
     report(args, &provenance, &merged, printer)
 }
 
-fn read(path: &Utf8Path) -> Result<Table, Failure> {
+fn read(path: &Utf8Path) -> Result<Table, Error> {
     let bytes =
-        fs_err::read(path).map_err(|error| Failure::to(Kind::Usage, "read a table", error))?;
+        fs_err::read(path).map_err(|error| Error::to(ErrorKind::Usage, "read a table", error))?;
     Table::read(path.as_str(), &bytes, None).map_err(|error| {
-        Failure::to(Kind::Usage, "use a table", error)
+        Error::to(ErrorKind::Usage, "use a table", error)
             .hint(format!("`gemmtune lint {path}` says more about the file"))
     })
 }
@@ -87,14 +87,14 @@ fn provenance_path(output: &Utf8Path) -> Utf8PathBuf {
 }
 
 /// Neither file that is written may be one that is read, under whatever name.
-fn refuse_overwriting(args: &MergeArgs, provenance: &Utf8Path) -> Result<(), Failure> {
+fn refuse_overwriting(args: &MergeArgs, provenance: &Utf8Path) -> Result<(), Error> {
     for written in [args.output.as_path(), provenance] {
         files::refuse_overwriting(written, args.tables.iter().map(Utf8PathBuf::as_path))?;
     }
     let folder = args.output.parent().and_then(Utf8Path::file_name);
     if folder == Some("model_configs") {
-        return Err(Failure::new(
-            Kind::Usage,
+        return Err(Error::new(
+            ErrorKind::Usage,
             "aiter reads every table in `model_configs`, so the result and its provenance would be merged with the inputs again",
         )
         .hint("write elsewhere and name the file in the AITER_CONFIG_ variable of the operation"));
@@ -102,7 +102,7 @@ fn refuse_overwriting(args: &MergeArgs, provenance: &Utf8Path) -> Result<(), Fai
     Ok(())
 }
 
-fn refused(error: MergeError) -> Failure {
+fn refused(error: MergeError) -> Error {
     let hint = match &error {
         MergeError::DifferentOps { .. } => "merge the tables of each operation by themselves",
         MergeError::UnknownArch { .. } => "say the architecture with --gfx",
@@ -111,7 +111,7 @@ fn refused(error: MergeError) -> Failure {
             "`gemmtune lint` on the inputs says what is wrong with them"
         }
     };
-    Failure::to(Kind::Usage, "make one table", error).hint(hint)
+    Error::to(ErrorKind::Usage, "make one table", error).hint(hint)
 }
 
 fn report(
@@ -119,7 +119,7 @@ fn report(
     provenance: &Utf8Path,
     merged: &Merged,
     printer: &Printer,
-) -> Result<(), Failure> {
+) -> Result<(), Error> {
     if printer.is_json() {
         return printer.json(&document(args, Some(provenance), merged));
     }

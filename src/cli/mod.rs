@@ -7,7 +7,6 @@ pub mod compare;
 pub mod completions;
 pub mod demo;
 pub mod doctor;
-pub mod failure;
 mod files;
 pub mod init;
 pub mod instrument;
@@ -16,6 +15,7 @@ pub mod lint;
 pub mod lookup;
 pub mod man;
 pub mod merge;
+mod next_step;
 mod outcome;
 pub mod plan;
 mod plan_thin;
@@ -40,12 +40,12 @@ pub mod undo;
 
 use clap::{CommandFactory as _, FromArgMatches as _, Parser, Subcommand};
 
-use failure::{Failure, Kind};
+use crate::run::error::{Error, ErrorKind};
 use printer::Printer;
 
 /// Make the FP8 GEMMs of an LLM server measurably faster, and prove it
 #[derive(Debug, Parser)]
-#[command(name = "gemmtune", version, max_term_width = 100, after_long_help = failure::EXIT_CODES)]
+#[command(name = "gemmtune", version, max_term_width = 100, after_long_help = crate::run::error::EXIT_CODES)]
 struct Cli {
     /// Print exactly one JSON document on standard output
     #[arg(long, global = true)]
@@ -118,10 +118,11 @@ pub fn main() -> std::process::ExitCode {
     let printer = Printer::new(cli.json);
     match perform(cli.command, &printer) {
         Ok(code) => code,
-        Err(failure) => {
-            let failure = failure.or_next_step(matches.subcommand_name().unwrap_or_default());
-            printer.failure(&failure);
-            failure.exit_code()
+        Err(error) => {
+            let error =
+                next_step::with_next_step(error, matches.subcommand_name().unwrap_or_default());
+            printer.error(&error);
+            error.exit_code()
         }
     }
 }
@@ -129,14 +130,14 @@ pub fn main() -> std::process::ExitCode {
 /// Ends with clap's words about a command line it refused, or with the help that was asked for.
 fn refused(error: &clap::Error) -> ! {
     if error.use_stderr() && std::env::args_os().any(|argument| argument == "--json") {
-        let failure = Failure::new(Kind::Usage, error.render().to_string().trim_end());
-        // Clap's own words go to standard error below, and its exit code is that of `Kind::Usage`.
+        let failure = Error::new(ErrorKind::Usage, error.render().to_string().trim_end());
+        // Clap's own words go to standard error below, and its exit code is that of `ErrorKind::Usage`.
         let _ = Printer::new(true).json(&serde_json::json!({ "error": failure }));
     }
     error.exit()
 }
 
-fn perform(command: Command, printer: &Printer) -> Result<std::process::ExitCode, Failure> {
+fn perform(command: Command, printer: &Printer) -> Result<std::process::ExitCode, Error> {
     match command {
         Command::Demo(args) => demo::run(&args, printer),
         Command::Init(args) => init::run(&args, printer).map(success),
@@ -171,10 +172,10 @@ fn success((): ()) -> std::process::ExitCode {
 }
 
 /// Ctrl-C as a value, for a command that starts processes or takes long.
-fn interrupt() -> Result<crate::proc::Interrupt, Failure> {
+fn interrupt() -> Result<crate::proc::Interrupt, Error> {
     let interrupt = crate::proc::Interrupt::new();
     interrupt
         .on_signals()
-        .map_err(|error| Failure::to(Kind::Environment, "watch for Ctrl-C", error))?;
+        .map_err(|error| Error::to(ErrorKind::Environment, "watch for Ctrl-C", error))?;
     Ok(interrupt)
 }

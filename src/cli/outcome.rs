@@ -5,18 +5,18 @@ use std::process::ExitCode;
 use camino::Utf8Path;
 use serde_json::{Value, json};
 
-use super::failure::{Failure, Kind};
 use super::printer::Printer;
 use crate::compare::{Comparison, Verdict};
+use crate::run::error::{Error, ErrorKind};
 
 /// Shows the outcome of the finished run in `run`; the exit code says whether tuning was worth it.
-pub(super) fn show(run: &Utf8Path, printer: &Printer) -> Result<ExitCode, Failure> {
+pub(super) fn show(run: &Utf8Path, printer: &Printer) -> Result<ExitCode, Error> {
     let document = document(&run.join("compare.json"))?;
     let comparison = document
         .clone()
         .map(serde_json::from_value::<Comparison>)
         .transpose()
-        .map_err(|error| Failure::to(Kind::Bug, "read the run's comparison", error))?;
+        .map_err(|error| Error::to(ErrorKind::Bug, "read the run's comparison", error))?;
     let report = run.join("report.html");
     if printer.is_json() {
         printer.json(&summary(run, document)?)?;
@@ -32,8 +32,8 @@ pub(super) fn show(run: &Utf8Path, printer: &Printer) -> Result<ExitCode, Failur
         Some(comparison)
             if deployed && !matches!(comparison.verdict, Verdict::Better | Verdict::Same) =>
         {
-            Err(Failure::new(
-                Kind::NotBetter,
+            Err(Error::new(
+                ErrorKind::NotBetter,
                 format!(
                     "the verdict is {}: {}",
                     comparison.verdict, comparison.because
@@ -55,19 +55,19 @@ pub(super) fn show(run: &Utf8Path, printer: &Printer) -> Result<ExitCode, Failur
 }
 
 /// A document of the run, or nothing where its stage was skipped.
-fn document(path: &Utf8Path) -> Result<Option<Value>, Failure> {
+fn document(path: &Utf8Path) -> Result<Option<Value>, Error> {
     if !path.is_file() {
         return Ok(None);
     }
     let text = fs_err::read_to_string(path)
-        .map_err(|error| Failure::to(Kind::Bug, "read a document of the run", error))?;
+        .map_err(|error| Error::to(ErrorKind::Bug, "read a document of the run", error))?;
     serde_json::from_str(&text)
         .map(Some)
-        .map_err(|error| Failure::to(Kind::Bug, &format!("read `{path}`"), error))
+        .map_err(|error| Error::to(ErrorKind::Bug, &format!("read `{path}`"), error))
 }
 
 /// The comparison's document and what `demo --json` adds to it.
-fn summary(run: &Utf8Path, comparison: Option<Value>) -> Result<Value, Failure> {
+fn summary(run: &Utf8Path, comparison: Option<Value>) -> Result<Value, Error> {
     let stage = |name: &str| document(&run.join(format!("{name}.json")));
     let (capture, deploy, verify) = (stage("capture")?, stage("deploy")?, stage("verify")?);
     let field = |document: &Option<Value>, pointer: &str| {

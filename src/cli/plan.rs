@@ -5,7 +5,6 @@ use std::collections::BTreeSet;
 use camino::{Utf8Path, Utf8PathBuf};
 use serde_json::json;
 
-use super::failure::{Failure, Kind};
 use super::files;
 use super::plan_thin;
 use super::printer::Printer;
@@ -15,6 +14,7 @@ use crate::plan::fold::{Fold, untuned_csv};
 use crate::plan::model::{self, Parallel, Prediction, Scheme};
 use crate::plan::sizes::{self, Capture};
 use crate::plan::{self, Plan, PlanError, PlanInput};
+use crate::run::error::{Error, ErrorKind};
 use crate::shape::{Op, Shape};
 use crate::store::file::{entries, write_atomic};
 use crate::table::aiter::Table;
@@ -140,7 +140,7 @@ fn parse_fold(text: &str) -> Result<Fold, String> {
 }
 
 /// Makes the plan, writes the untuned table and says what is in it.
-pub fn run(args: &PlanArgs, printer: &Printer) -> Result<(), Failure> {
+pub fn run(args: &PlanArgs, printer: &Printer) -> Result<(), Error> {
     let prediction = args
         .model
         .as_deref()
@@ -195,7 +195,7 @@ pub fn run(args: &PlanArgs, printer: &Printer) -> Result<(), Failure> {
         if printer.is_json() {
             printer.json(&json!({ "verdict": Verdict::Nothing, "reason": REASON, "tune": [] }))?;
         }
-        return Err(Failure::new(Kind::NoShapes, REASON)
+        return Err(Error::new(ErrorKind::NoShapes, REASON)
             .hint("`gemmtune shapes LOG -o S.csv` collects them from a server's log"));
     };
     if let Some(output) = &args.output {
@@ -208,10 +208,10 @@ pub fn run(args: &PlanArgs, printer: &Printer) -> Result<(), Failure> {
     Ok(())
 }
 
-fn thin(args: &PlanArgs, tables: &[Table], max_m: u32, printer: &Printer) -> Result<(), Failure> {
+fn thin(args: &PlanArgs, tables: &[Table], max_m: u32, printer: &Printer) -> Result<(), Error> {
     let ([table], Some(gfx), Some(cu_num)) = (tables, &args.gfx, args.cu) else {
-        return Err(Failure::new(
-            Kind::Usage,
+        return Err(Error::new(
+            ErrorKind::Usage,
             "--thin takes one table of aiter's and its device",
         )
         .hint("`gemmtune merge` makes one table of several"));
@@ -225,9 +225,9 @@ fn thin(args: &PlanArgs, tables: &[Table], max_m: u32, printer: &Printer) -> Res
     plan_thin::run(table, &question, args.output.as_deref(), printer)
 }
 
-fn predict(path: &Utf8Path, args: &PlanArgs) -> Result<Prediction, Failure> {
+fn predict(path: &Utf8Path, args: &PlanArgs) -> Result<Prediction, Error> {
     let bytes = fs_err::read(path)
-        .map_err(|error| Failure::to(Kind::Usage, "read the model's config", error))?;
+        .map_err(|error| Error::to(ErrorKind::Usage, "read the model's config", error))?;
     let parallel = Parallel {
         tp: args.tp,
         dp_attention: args.dp_attention,
@@ -235,12 +235,12 @@ fn predict(path: &Utf8Path, args: &PlanArgs) -> Result<Prediction, Failure> {
         shared_experts_fusion: args.no_shared_experts_fusion.then_some(false),
     };
     let prediction = model::predict(&bytes, &parallel).map_err(|error| {
-        Failure::to(Kind::Usage, "plan from the model's config", error)
+        Error::to(ErrorKind::Usage, "plan from the model's config", error)
             .hint("collect shapes from a server instead: `gemmtune shapes LOG -o S.csv`")
     })?;
     if !prediction.rejected.is_empty() {
-        return Err(Failure::new(
-            Kind::Usage,
+        return Err(Error::new(
+            ErrorKind::Usage,
             format!(
                 "no server loads this model with --tp {}: {}",
                 args.tp,
@@ -265,14 +265,14 @@ fn op_of_model(prediction: Option<&Prediction>, args: &PlanArgs) -> Option<Op> {
     }
 }
 
-fn read_shapes(args: &PlanArgs, op: Option<Op>) -> Result<Vec<CountedShape>, Failure> {
+fn read_shapes(args: &PlanArgs, op: Option<Op>) -> Result<Vec<CountedShape>, Error> {
     let Some(path) = &args.shapes else {
         return Ok(Vec::new());
     };
     let bytes =
-        files::read(path).map_err(|error| Failure::to(Kind::Usage, "read the shapes", error))?;
+        files::read(path).map_err(|error| Error::to(ErrorKind::Usage, "read the shapes", error))?;
     shapes::read(&bytes, op.or(Some(Op::Blockscale))).map_err(|error| {
-        Failure::to(Kind::Usage, "use the shapes", error)
+        Error::to(ErrorKind::Usage, "use the shapes", error)
             .hint("`gemmtune shapes LOG -o S.csv` writes such a file")
     })
 }
@@ -291,7 +291,7 @@ fn ops(args: &PlanArgs, seen: &[CountedShape], prediction: Option<&Prediction>) 
 /// The tables of all operations, and SGLang's files.
 type Tables = (Vec<Table>, Vec<(FileName, Config)>);
 
-fn read_tables(paths: &[Utf8PathBuf]) -> Result<Tables, Failure> {
+fn read_tables(paths: &[Utf8PathBuf]) -> Result<Tables, Error> {
     let (mut tables, mut configs) = (Vec::new(), Vec::new());
     for path in paths {
         let files = if path.is_dir() {
@@ -301,9 +301,9 @@ fn read_tables(paths: &[Utf8PathBuf]) -> Result<Tables, Failure> {
         };
         for file in files {
             let bytes = fs_err::read(&file)
-                .map_err(|error| Failure::to(Kind::Usage, "read a table", error))?;
+                .map_err(|error| Error::to(ErrorKind::Usage, "read a table", error))?;
             let wrong = |error: Box<dyn std::error::Error + Send + Sync>| {
-                Failure::to(Kind::Usage, "use a table", error)
+                Error::to(ErrorKind::Usage, "use a table", error)
                     .hint(format!("`gemmtune lint '{file}'` says more about the file"))
             };
             if file.extension() == Some("json") {
@@ -326,8 +326,8 @@ fn read_tables(paths: &[Utf8PathBuf]) -> Result<Tables, Failure> {
 }
 
 /// SGLang's block-FP8 files and the CSV files of a folder, by name.
-fn files_of(folder: &Utf8Path) -> Result<Vec<Utf8PathBuf>, Failure> {
-    let failed = |error| Failure::to(Kind::Usage, "look through the tables", error);
+fn files_of(folder: &Utf8Path) -> Result<Vec<Utf8PathBuf>, Error> {
+    let failed = |error| Error::to(ErrorKind::Usage, "look through the tables", error);
     let mut files = Vec::new();
     for entry in entries(folder).map_err(failed)? {
         let block_fp8 = |name: FileName| name.dtype == "fp8_w8a8";
@@ -355,7 +355,7 @@ struct Place {
 }
 
 impl Place {
-    fn of(args: &PlanArgs, tables: &[Table], ops: &[Op]) -> Result<Self, Failure> {
+    fn of(args: &PlanArgs, tables: &[Table], ops: &[Op]) -> Result<Self, Error> {
         if let Some(name) = &args.device {
             let device = Self::rates(args, Device::of_name(name), name, tables)?;
             let (gfx, cu_num) = key_of_name(name).unwrap_or(("", 0));
@@ -387,7 +387,7 @@ impl Place {
                 .map(|(gfx, cu)| format!("--gfx {gfx} --cu {cu}"))
                 .collect();
             return Err(
-                Failure::new(Kind::Usage, "the tables hold rows of several devices")
+                Error::new(ErrorKind::Usage, "the tables hold rows of several devices")
                     .hint(format!("say for which to plan: {}", keys.join(" or "))),
             );
         }
@@ -423,14 +423,14 @@ impl Place {
         known: Option<Device>,
         name: &str,
         tables: &[Table],
-    ) -> Result<Device, Failure> {
+    ) -> Result<Device, Error> {
         if let [flops, bytes] = args.rates[..] {
             let valid = |rate: f64| rate.is_finite() && rate > 0.0;
             return if valid(flops) && valid(bytes) {
                 Ok(Device::measured(name, flops, bytes))
             } else {
-                Err(Failure::new(
-                    Kind::Usage,
+                Err(Error::new(
+                    ErrorKind::Usage,
                     "--rates takes two positive numbers",
                 ))
             };
@@ -449,8 +449,11 @@ impl Place {
                     .then(|| Device::measured(name, flops * 1e12, bytes * 1e9))
             })
             .ok_or_else(|| {
-                Failure::new(Kind::Usage, format!("the rates of `{name}` are not known"))
-                    .hint("give them with --rates FLOPS,BYTES, or a table tuned on it with --table")
+                Error::new(
+                    ErrorKind::Usage,
+                    format!("the rates of `{name}` are not known"),
+                )
+                .hint("give them with --rates FLOPS,BYTES, or a table tuned on it with --table")
             })
     }
 }
@@ -486,24 +489,24 @@ fn sizes_of(
     (capture, chunk)
 }
 
-fn refused(error: PlanError) -> Failure {
+fn refused(error: PlanError) -> Error {
     let (kind, hint) = match &error {
         PlanError::NoShapes(_) => (
-            Kind::NoShapes,
+            ErrorKind::NoShapes,
             "`gemmtune shapes LOG -o S.csv` collects shapes; --op says for which operation to plan",
         ),
         PlanError::Tables(_) | PlanError::Lookup(_) | PlanError::Config(_) => (
-            Kind::Usage,
+            ErrorKind::Usage,
             "`gemmtune lint` on the tables says what is wrong with them",
         ),
     };
-    Failure::to(kind, "make a plan", error).hint(hint)
+    Error::to(kind, "make a plan", error).hint(hint)
 }
 
-fn write_untuned(output: &Utf8Path, plan: &Plan, args: &PlanArgs) -> Result<(), Failure> {
+fn write_untuned(output: &Utf8Path, plan: &Plan, args: &PlanArgs) -> Result<(), Error> {
     let [op] = plan.ops[..] else {
-        return Err(Failure::new(
-            Kind::Usage,
+        return Err(Error::new(
+            ErrorKind::Usage,
             "a tuner's file holds one operation, and the shapes have several",
         )
         .hint("say which with --op"));
@@ -511,7 +514,7 @@ fn write_untuned(output: &Utf8Path, plan: &Plan, args: &PlanArgs) -> Result<(), 
     let rows: Vec<Shape> = plan.tune.iter().map(|row| row.shape.shape()).collect();
     let text = untuned_csv(op, args.revision, &plan.gfx, &rows);
     write_atomic(output, text.as_bytes())
-        .map_err(|error| Failure::to(Kind::Environment, "write the untuned table", error))
+        .map_err(|error| Error::to(ErrorKind::Environment, "write the untuned table", error))
 }
 
 fn show(plan: &Plan, args: &PlanArgs, printer: &Printer) {

@@ -5,9 +5,9 @@ use std::collections::BTreeSet;
 use camino::Utf8Path;
 use serde_json::json;
 
-use super::failure::{Failure, Kind};
 use super::printer::Printer;
 use crate::plan::thin::thin;
+use crate::run::error::{Error, ErrorKind};
 use crate::shape::Shape;
 use crate::store::file::write_atomic;
 use crate::table::aiter::{Row, Table};
@@ -28,9 +28,9 @@ pub(super) fn run(
     question: &Question<'_>,
     output: Option<&Utf8Path>,
     printer: &Printer,
-) -> Result<(), Failure> {
+) -> Result<(), Error> {
     let unusable = |error: LookupError| {
-        Failure::to(Kind::Usage, "use the table as the runtime does", error)
+        Error::to(ErrorKind::Usage, "use the table as the runtime does", error)
             .hint("`gemmtune lint` on the table says what is wrong with it")
     };
     let thinned = thin(
@@ -41,8 +41,8 @@ pub(super) fn run(
         question.max_m,
     );
     if thinned.rows == 0 {
-        return Err(Failure::new(
-            Kind::Usage,
+        return Err(Error::new(
+            ErrorKind::Usage,
             format!(
                 "`{}` has no row for {} with {} compute units",
                 table.name, question.gfx, question.cu_num
@@ -68,14 +68,14 @@ pub(super) fn run(
         question,
     );
     if differ > 0 {
-        return Err(Failure::new(
-            Kind::Bug,
+        return Err(Error::new(
+            ErrorKind::Bug,
             format!("{differ} of {asked} look-ups find another kernel in the thinned table"),
         ));
     }
     if let Some(output) = output {
         write_atomic(output, kept.to_csv().as_bytes())
-            .map_err(|error| Failure::to(Kind::Environment, "write the thinned table", error))?;
+            .map_err(|error| Error::to(ErrorKind::Environment, "write the thinned table", error))?;
     }
     if printer.is_json() {
         return printer.json(&json!({

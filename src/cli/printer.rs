@@ -5,7 +5,7 @@ use std::sync::atomic::{AtomicBool, Ordering};
 use serde::Serialize;
 use serde_json::json;
 
-use super::failure::{Failure, Kind};
+use crate::run::error::{Error, ErrorKind};
 
 /// Where a command's words go: data to standard output, everything for people to standard error.
 #[derive(Debug)]
@@ -30,12 +30,12 @@ impl Printer {
     }
 
     /// Writes raw data to standard output. A reader that hung up (`| head`) is no failure.
-    pub fn data(&self, bytes: &[u8]) -> Result<(), Failure> {
+    pub fn data(&self, bytes: &[u8]) -> Result<(), Error> {
         self.written.store(true, Ordering::Relaxed);
         let mut output = std::io::stdout().lock();
         match output.write_all(bytes).and_then(|()| output.flush()) {
-            Err(error) if error.kind() != std::io::ErrorKind::BrokenPipe => Err(Failure::to(
-                Kind::Environment,
+            Err(error) if error.kind() != std::io::ErrorKind::BrokenPipe => Err(Error::to(
+                ErrorKind::Environment,
                 "write to standard output",
                 error,
             )),
@@ -44,9 +44,9 @@ impl Printer {
     }
 
     /// Writes `document` as the command's one JSON document.
-    pub fn json(&self, document: &impl Serialize) -> Result<(), Failure> {
+    pub fn json(&self, document: &impl Serialize) -> Result<(), Error> {
         let mut text = serde_json::to_string_pretty(document)
-            .map_err(|error| Failure::to(Kind::Bug, "serialise the result", error))?;
+            .map_err(|error| Error::to(ErrorKind::Bug, "serialise the result", error))?;
         text.push('\n');
         self.data(text.as_bytes())
     }
@@ -64,16 +64,19 @@ impl Printer {
         anstream::eprintln!("{style}warning{style:#}: {}", text.as_ref());
     }
 
-    /// Says how the command failed. With `json` the failure is the one document, unless the command printed its own
-    /// (as `lint` does when a table has errors).
-    pub fn failure(&self, failure: &Failure) {
+    /// Says how the command failed, and what to do next. With `json` the error is the
+    /// one document, unless the command printed its own (as `lint` does when a table has errors).
+    pub fn error(&self, error: &Error) {
         if self.json && !self.written.load(Ordering::Relaxed) {
             // Standard output that cannot be written leaves standard error and the exit code.
-            let _ = self.json(&json!({ "error": failure }));
+            let _ = self.json(&json!({ "error": error }));
         }
         let style = anstyle::Style::new()
             .fg_color(Some(anstyle::AnsiColor::Red.into()))
             .bold();
-        anstream::eprintln!("{style}error{style:#}: {failure}");
+        anstream::eprintln!("{style}error{style:#}: {error}");
+        for hint in error.hints() {
+            anstream::eprintln!("\nhint: {hint}");
+        }
     }
 }

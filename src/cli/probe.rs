@@ -7,13 +7,13 @@ use std::time::Duration;
 use camino::{Utf8Path, Utf8PathBuf};
 use serde::Serialize;
 
-use super::failure::{Failure, Kind};
 use super::printer::Printer;
 use crate::platform::{Deployment, Inspection, KernelTime};
 use crate::probe::{self, Found, LIMIT, Order, ProbeError};
 use crate::proc::RunError;
+use crate::run::error::{Error, ErrorKind};
+use crate::run::stage::Stage;
 use crate::shape::{Op, Shape};
-use crate::stage::Stage;
 use crate::table::aiter::Table;
 use crate::table::shapes;
 use crate::tree::aiter;
@@ -115,7 +115,7 @@ struct Time {
 }
 
 /// Tries the operation and says what was found.
-pub fn run(args: &ProbeArgs, printer: &Printer) -> Result<ExitCode, Failure> {
+pub fn run(args: &ProbeArgs, printer: &Printer) -> Result<ExitCode, Error> {
     let target = match &args.table {
         Some(table) => of_table(args, table)?,
         None => of_run(&super::status::chosen(args.run.as_ref()))?,
@@ -152,8 +152,10 @@ pub fn run(args: &ProbeArgs, printer: &Printer) -> Result<ExitCode, Failure> {
         .collect();
     let times: Vec<Shape> = timed.iter().map(|(shape, _)| shape.clone()).collect();
     if checks.is_empty() && times.is_empty() {
-        return Err(Failure::new(Kind::NoShapes, "the table has no row to try")
-            .hint("look at --gfx and --cu-num, or name shapes with --shapes"));
+        return Err(
+            Error::new(ErrorKind::NoShapes, "the table has no row to try")
+                .hint("look at --gfx and --cu-num, or name shapes with --shapes"),
+        );
     }
     let interrupt = super::interrupt()?;
     let found = probe::probe(&Order {
@@ -172,7 +174,7 @@ pub fn run(args: &ProbeArgs, printer: &Printer) -> Result<ExitCode, Failure> {
     tell(&document(op, &target.table.name, &tuned, found), printer)
 }
 
-fn tell(document: &Document, printer: &Printer) -> Result<ExitCode, Failure> {
+fn tell(document: &Document, printer: &Printer) -> Result<ExitCode, Error> {
     let wrong = document.checks.iter().filter(|check| !check.passes).count();
     let apart = document.times.iter().filter(|time| !time.agrees).count();
     for check in &document.checks {
@@ -222,7 +224,7 @@ fn tell(document: &Document, printer: &Printer) -> Result<ExitCode, Failure> {
         printer.json(document)?;
     }
     Ok(if broken {
-        ExitCode::from(Kind::NotBetter as u8)
+        ExitCode::from(ErrorKind::NotBetter as u8)
     } else {
         ExitCode::SUCCESS
     })
@@ -279,10 +281,10 @@ fn document(op: Op, table: &str, tuned: &[f64], found: Found) -> Document {
     }
 }
 
-fn of_table(args: &ProbeArgs, path: &Utf8Path) -> Result<Target, Failure> {
+fn of_table(args: &ProbeArgs, path: &Utf8Path) -> Result<Target, Error> {
     let absolute = path
         .canonicalize_utf8()
-        .map_err(|error| Failure::to(Kind::Usage, &format!("find the table `{path}`"), error))?;
+        .map_err(|error| Error::to(ErrorKind::Usage, &format!("find the table `{path}`"), error))?;
     let table = read_table(&absolute, None)?;
     let mut env: BTreeMap<String, Option<String>> = args
         .env
@@ -300,26 +302,26 @@ fn of_table(args: &ProbeArgs, path: &Utf8Path) -> Result<Target, Failure> {
     })
 }
 
-fn of_run(path: &Utf8Path) -> Result<Target, Failure> {
+fn of_run(path: &Utf8Path) -> Result<Target, Error> {
     let run = super::run::open(path)?;
     let read = |path: Utf8PathBuf| {
         fs_err::read_to_string(path).map_err(|error| {
-            Failure::to(Kind::Usage, "read what the run deployed", error)
+            Error::to(ErrorKind::Usage, "read what the run deployed", error)
                 .hint("go on with the run until `deploy`, or name a table with --table")
         })
     };
     let config = Config::parse(&read(run.config())?)
-        .map_err(|error| Failure::to(Kind::NotResumable, &error.to_string(), error))?;
+        .map_err(|error| Error::to(ErrorKind::NotResumable, &error.to_string(), error))?;
     let parse = |error: serde_json::Error| {
-        Failure::to(Kind::NotResumable, "read the run's documents", error)
+        Error::to(ErrorKind::NotResumable, "read the run's documents", error)
     };
     let inspection: Inspection =
         serde_json::from_str(&read(run.stage(Stage::Inspect.name()))?).map_err(parse)?;
     let deployment: Deployment =
         serde_json::from_str(&read(run.stage(Stage::Deploy.name()))?).map_err(parse)?;
     let Some(python) = config.backend.python else {
-        return Err(Failure::new(
-            Kind::Usage,
+        return Err(Error::new(
+            ErrorKind::Usage,
             "the run is not one of SGLang with aiter, whose operation can be tried",
         ));
     };
@@ -347,20 +349,20 @@ fn of_run(path: &Utf8Path) -> Result<Target, Failure> {
     })
 }
 
-fn read_table(path: &Utf8Path, op: Option<Op>) -> Result<Table, Failure> {
+fn read_table(path: &Utf8Path, op: Option<Op>) -> Result<Table, Error> {
     let bytes = fs_err::read(path).map_err(|error| {
-        Failure::to(Kind::Usage, "read the table", error)
+        Error::to(ErrorKind::Usage, "read the table", error)
             .hint("a deployment that was taken back has none; name one with --table")
     })?;
     Table::read(path.as_str(), &bytes, op)
-        .map_err(|error| Failure::to(Kind::Usage, "read the table", error))
+        .map_err(|error| Error::to(ErrorKind::Usage, "read the table", error))
 }
 
-fn read_shapes(path: &Utf8Path, op: Op) -> Result<Vec<Shape>, Failure> {
+fn read_shapes(path: &Utf8Path, op: Op) -> Result<Vec<Shape>, Error> {
     let bytes = super::files::read(path)
-        .map_err(|error| Failure::to(Kind::Usage, "read the shapes", error))?;
+        .map_err(|error| Error::to(ErrorKind::Usage, "read the shapes", error))?;
     let counted = shapes::read(&bytes, Some(op))
-        .map_err(|error| Failure::to(Kind::Usage, "read the shapes", error))?;
+        .map_err(|error| Error::to(ErrorKind::Usage, "read the shapes", error))?;
     Ok(counted
         .into_iter()
         .map(|counted| counted.shape)
@@ -368,13 +370,13 @@ fn read_shapes(path: &Utf8Path, op: Op) -> Result<Vec<Shape>, Failure> {
         .collect())
 }
 
-fn failure(error: ProbeError) -> Failure {
+fn failure(error: ProbeError) -> Error {
     let kind = match &error {
-        ProbeError::Operation(_) => Kind::Usage,
-        ProbeError::Run(RunError::Interrupted(_)) => Kind::Interrupted,
-        ProbeError::Run(RunError::DeadlinePassed { .. }) => Kind::WorkloadFailed,
-        ProbeError::Run(_) | ProbeError::Nothing { .. } => Kind::Environment,
-        ProbeError::Write(_) => Kind::Bug,
+        ProbeError::Operation(_) => ErrorKind::Usage,
+        ProbeError::Run(RunError::Interrupted(_)) => ErrorKind::Interrupted,
+        ProbeError::Run(RunError::DeadlinePassed { .. }) => ErrorKind::WorkloadFailed,
+        ProbeError::Run(_) | ProbeError::Nothing { .. } => ErrorKind::Environment,
+        ProbeError::Write(_) => ErrorKind::Bug,
     };
-    Failure::to(kind, "try the deployed operation", error)
+    Error::to(kind, "try the deployed operation", error)
 }

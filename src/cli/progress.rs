@@ -6,7 +6,7 @@ use std::time::Duration;
 use indicatif::{ProgressBar, ProgressStyle};
 
 use super::printer::Printer;
-use crate::event::{Event, Notice, Progress};
+use crate::run::event::{Event, Notice, Progress};
 
 /// Draws a run: one line per thing that happened, and on a terminal a live line below them.
 #[derive(Debug)]
@@ -119,7 +119,7 @@ pub fn duration(seconds: f64) -> String {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::stage::Stage;
+    use crate::run::stage::Stage;
 
     #[test]
     fn durations_read_as_people_say_them() {

@@ -11,8 +11,8 @@ use gemmtune_refengine::log::Log;
 use gemmtune_refengine::scheduler::Limits;
 use gemmtune_refengine::server::{Options, Server, ServerError};
 
-use super::failure::{Failure, Kind};
 use super::printer::Printer;
+use crate::run::error::{Error, ErrorKind};
 
 /// Serve a model with the reference engine, on the CPU
 ///
@@ -88,7 +88,7 @@ fn switch(text: &str) -> Result<bool, std::convert::Infallible> {
 }
 
 /// Serves until SIGTERM or SIGINT.
-pub fn run(args: ReferenceServerArgs, printer: &Printer) -> Result<(), Failure> {
+pub fn run(args: ReferenceServerArgs, printer: &Printer) -> Result<(), Error> {
     let faults = args.faults;
     let log = Arc::new(Log::new(
         Box::new(std::io::stderr()),
@@ -125,16 +125,16 @@ pub fn run(args: ReferenceServerArgs, printer: &Printer) -> Result<(), Failure> 
     ended.map_err(failure)
 }
 
-fn failure(error: ServerError) -> Failure {
+fn failure(error: ServerError) -> Error {
     let kind = match &error {
-        ServerError::Config(_) | ServerError::Limit(_) => Kind::Usage,
-        ServerError::Listen { .. } | ServerError::Start(_) => Kind::Environment,
-        ServerError::Load(_) | ServerError::WarmUp(_) => Kind::ServerNotReady,
-        ServerError::Http(_) => Kind::WorkloadFailed,
-        ServerError::Panicked => Kind::Bug,
+        ServerError::Config(_) | ServerError::Limit(_) => ErrorKind::Usage,
+        ServerError::Listen { .. } | ServerError::Start(_) => ErrorKind::Environment,
+        ServerError::Load(_) | ServerError::WarmUp(_) => ErrorKind::ServerNotReady,
+        ServerError::Http(_) => ErrorKind::WorkloadFailed,
+        ServerError::Panicked => ErrorKind::Bug,
     };
     let listening = matches!(error, ServerError::Listen { .. });
-    let failure = Failure::to(kind, "serve", error);
+    let failure = Error::to(kind, "serve", error);
     if listening {
         failure.hint("choose another port with `--port`, or `--port 0` for a free one")
     } else {

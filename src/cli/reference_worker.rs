@@ -14,7 +14,7 @@ use gemmtune_refengine::kernels::{self, Kernel, MAX_SPLIT_K};
 use gemmtune_refengine::measure::{COLD_BYTES, Dims, Operands, check_with};
 use sha2::{Digest as _, Sha256};
 
-use super::failure::{Failure, Kind};
+use crate::run::error::{Error, ErrorKind};
 use crate::shape::Shape;
 use crate::tune::protocol::{
     Answer, Ask, Candidate, Device, Numerics, Outcome, Preparation, Refusal, Reply, Request,
@@ -33,9 +33,9 @@ pub struct ReferenceWorkerArgs {
 }
 
 /// Serves requests from standard input until `quit` or its end.
-pub fn run(args: &ReferenceWorkerArgs) -> Result<(), Failure> {
+pub fn run(args: &ReferenceWorkerArgs) -> Result<(), Error> {
     let failed = |what: &'static str| {
-        move |error: std::io::Error| Failure::to(Kind::Environment, what, error)
+        move |error: std::io::Error| Error::to(ErrorKind::Environment, what, error)
     };
     // Nothing here prints, so standard output needs no redirecting, only the marker.
     let (path, marker) = match args.reply_fd.as_str() {
@@ -54,7 +54,7 @@ pub fn run(args: &ReferenceWorkerArgs) -> Result<(), Failure> {
     for line in std::io::stdin().lock().lines() {
         let line = line.map_err(failed("read requests"))?;
         let request: Request = serde_json::from_str(&line)
-            .map_err(|error| Failure::to(Kind::Bug, "understand a request", error))?;
+            .map_err(|error| Error::to(ErrorKind::Bug, "understand a request", error))?;
         let answer = worker.answer(&request.ask);
         let bye = answer == Answer::Bye;
         let reply = Reply {
@@ -63,7 +63,7 @@ pub fn run(args: &ReferenceWorkerArgs) -> Result<(), Failure> {
             answer,
         };
         let text = serde_json::to_string(&reply)
-            .map_err(|error| Failure::to(Kind::Bug, "write a reply", error))?;
+            .map_err(|error| Error::to(ErrorKind::Bug, "write a reply", error))?;
         writeln!(replies, "{marker}{text}").map_err(failed("reply"))?;
         if bye {
             break;

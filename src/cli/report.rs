@@ -2,9 +2,9 @@
 
 use camino::Utf8PathBuf;
 
-use super::failure::{Failure, Kind};
 use super::printer::Printer;
 use crate::report::{self, ReportError};
+use crate::run::error::{Error, ErrorKind};
 
 /// Arguments of `gemmtune report`.
 #[derive(Debug, clap::Args)]
@@ -15,7 +15,7 @@ pub struct ReportArgs {
 }
 
 /// Reads, writes, and prints the path of the page, or the document with `--json`.
-pub fn run(args: &ReportArgs, printer: &Printer) -> Result<(), Failure> {
+pub fn run(args: &ReportArgs, printer: &Printer) -> Result<(), Error> {
     let report = report::read(&args.folder).map_err(|error| {
         let hint = match error {
             ReportError::Newer { .. } => "use the gemmtune that wrote it, or a newer one",
@@ -24,10 +24,10 @@ pub fn run(args: &ReportArgs, printer: &Printer) -> Result<(), Failure> {
                  far one has got, `gemmtune run` goes on"
             }
         };
-        Failure::to(Kind::Usage, "make the report", error).hint(hint)
+        Error::to(ErrorKind::Usage, "make the report", error).hint(hint)
     })?;
     let page = report::write(&report, &args.folder)
-        .map_err(|error| Failure::to(Kind::Environment, "make the report", error))?;
+        .map_err(|error| Error::to(ErrorKind::Environment, "make the report", error))?;
     if printer.is_json() {
         printer.json(&report)
     } else {

@@ -4,13 +4,12 @@ use std::process::ExitCode;
 
 use camino::{Utf8Path, Utf8PathBuf};
 
-use super::failure::{Failure, Kind};
 use super::printer::Printer;
 use super::progress::RunProgress;
-use crate::engine::trouble::{Class, Trouble};
 use crate::engine::{Engine, Finish, Surroundings, digest};
 use crate::proc::Keeper;
-use crate::stage::Stage;
+use crate::run::error::{Error, ErrorKind};
+use crate::run::stage::Stage;
 use crate::store::run_dir::{LATEST, RUNS, RunDir};
 use crate::workload::config::{Config, FILE_NAME};
 
@@ -35,7 +34,7 @@ pub struct RunArgs {
 }
 
 /// Begins or resumes a run.
-pub fn run(args: &RunArgs, printer: &Printer) -> Result<ExitCode, Failure> {
+pub fn run(args: &RunArgs, printer: &Printer) -> Result<ExitCode, Error> {
     if args.path.is_dir() {
         let run = open(&args.path)?;
         return if args.dry_run {
@@ -65,16 +64,16 @@ pub(super) fn begin(
     config: Config,
     until: Stage,
     printer: &Printer,
-) -> Result<ExitCode, Failure> {
+) -> Result<ExitCode, Error> {
     let run = RunDir::create(runs, &config.workload.name, jiff::Timestamp::now())
-        .map_err(|error| Failure::to(Kind::Environment, "create the run folder", error))?;
+        .map_err(|error| Error::to(ErrorKind::Environment, "create the run folder", error))?;
     printer.say(format!("run folder {}", run.path()));
     drive(printer, run, until, |run, with| {
         Engine::begin(run, config, with)
     })
 }
 
-fn go_on(run: RunDir, until: Stage, printer: &Printer) -> Result<ExitCode, Failure> {
+fn go_on(run: RunDir, until: Stage, printer: &Printer) -> Result<ExitCode, Error> {
     drive(printer, run, until, |run, with| Engine::resume(run, with))
 }
 
@@ -82,12 +81,12 @@ fn drive(
     printer: &Printer,
     run: RunDir,
     until: Stage,
-    open: impl FnOnce(RunDir, Surroundings<'_>) -> Result<Engine<'_>, Trouble>,
-) -> Result<ExitCode, Failure> {
+    open: impl FnOnce(RunDir, Surroundings<'_>) -> Result<Engine<'_>, Error>,
+) -> Result<ExitCode, Error> {
     let path = run.path().to_owned();
     let interrupt = super::interrupt()?;
     let mut progress = RunProgress::new(printer);
-    let mut observer = |notice: &crate::event::Notice| progress.show(notice);
+    let mut observer = |notice: &crate::run::event::Notice| progress.show(notice);
     let with = Surroundings {
         keeper: keeper()?,
         interrupt,
@@ -107,42 +106,20 @@ fn drive(
             }
             Ok(ExitCode::SUCCESS)
         }
-        Err(trouble) => Err(failure(trouble).hint(format!("go on with `gemmtune run {path}`"))),
+        Err(error) => Err(error.hint(format!("go on with `gemmtune run {path}`"))),
     }
 }
 
 /// This binary as the keeper of children.
-pub(super) fn keeper() -> Result<Keeper, Failure> {
+pub(super) fn keeper() -> Result<Keeper, Error> {
     Keeper::this_binary()
-        .map_err(|error| Failure::to(Kind::Environment, "find gemmtune's own binary", error))
-}
-
-/// The failure, with its exit code, that a trouble of the engine is at the command line.
-pub(super) fn failure(trouble: Trouble) -> Failure {
-    let kind = match trouble.class {
-        Class::Internal => Kind::Bug,
-        Class::Usage => Kind::Usage,
-        Class::Environment => Kind::Environment,
-        Class::SourceNotRecognised => Kind::SourceNotRecognised,
-        Class::WorkloadFailed => Kind::WorkloadFailed,
-        Class::ServerNotReady => Kind::ServerNotReady,
-        Class::NoShapes => Kind::NoShapes,
-        Class::TunerFailed => Kind::TunerFailed,
-        Class::NotBetter => Kind::NotBetter,
-        Class::NotResumable => Kind::NotResumable,
-        Class::Interrupted => Kind::Interrupted,
-    };
-    let failure = Failure::new(kind, trouble.reason);
-    match trouble.hint {
-        Some(hint) => failure.hint(hint),
-        None => failure,
-    }
+        .map_err(|error| Error::to(ErrorKind::Environment, "find gemmtune's own binary", error))
 }
 
 /// Opens the run folder at `path`.
-pub(super) fn open(path: &Utf8Path) -> Result<RunDir, Failure> {
+pub(super) fn open(path: &Utf8Path) -> Result<RunDir, Error> {
     RunDir::open(path).map_err(|error| {
-        Failure::to(Kind::Usage, "open the run", error)
+        Error::to(ErrorKind::Usage, "open the run", error)
             .hint("begin one with `gemmtune run gemmtune.toml` or `gemmtune demo`")
     })
 }
@@ -150,19 +127,19 @@ pub(super) fn open(path: &Utf8Path) -> Result<RunDir, Failure> {
 fn read_config(
     path: &Utf8Path,
     budget: Option<crate::workload::duration::Span>,
-) -> Result<Config, Failure> {
+) -> Result<Config, Error> {
     let text = fs_err::read_to_string(path).map_err(|error| {
-        Failure::to(Kind::Usage, "read the configuration", error)
+        Error::to(ErrorKind::Usage, "read the configuration", error)
             .hint("write one with `gemmtune init SCRIPT`, or try `gemmtune demo`")
     })?;
     let mut config = Config::parse(&text)
-        .map_err(|error| Failure::to(Kind::Usage, &error.to_string(), error))?;
+        .map_err(|error| Error::to(ErrorKind::Usage, &error.to_string(), error))?;
     if let Some(budget) = budget {
         config.budget.tune = budget;
     }
     let folder = folder_of(path)
         .canonicalize_utf8()
-        .map_err(|error| Failure::to(Kind::Usage, "find the configuration's folder", error))?;
+        .map_err(|error| Error::to(ErrorKind::Usage, "find the configuration's folder", error))?;
     config.resolve(&folder);
     Ok(config)
 }
@@ -175,20 +152,25 @@ fn folder_of(path: &Utf8Path) -> &Utf8Path {
 }
 
 /// The latest run below `runs`, when it has begun and not written its report.
-fn unfinished(runs: &Utf8Path) -> Result<Option<RunDir>, Failure> {
+fn unfinished(runs: &Utf8Path) -> Result<Option<RunDir>, Error> {
     let latest = runs.join(LATEST);
     // A process killed while it laid the folder out has left nothing to go on with.
     let Ok(run) = RunDir::open(&latest) else {
         return Ok(None);
     };
-    let events = crate::engine::read_events(&run).map_err(failure)?;
-    let state = crate::stage::State::fold(events.iter().map(|record| &record.event));
+    let events = crate::engine::read_events(&run)?;
+    let state = crate::run::stage::State::fold(events.iter().map(|record| &record.event));
     Ok((!events.is_empty() && !state.has_finished(Stage::Report)).then_some(run))
 }
 
-fn refuse_other_configuration(run: &RunDir, config: &Config) -> Result<(), Failure> {
-    let recorded = fs_err::read(run.config())
-        .map_err(|error| Failure::to(Kind::NotResumable, "read the run's configuration", error))?;
+fn refuse_other_configuration(run: &RunDir, config: &Config) -> Result<(), Error> {
+    let recorded = fs_err::read(run.config()).map_err(|error| {
+        Error::to(
+            ErrorKind::NotResumable,
+            "read the run's configuration",
+            error,
+        )
+    })?;
     let wanted = config.to_toml();
     if digest(&recorded) == digest(wanted.as_bytes()) {
         return Ok(());
@@ -197,8 +179,8 @@ fn refuse_other_configuration(run: &RunDir, config: &Config) -> Result<(), Failu
         .unified_diff()
         .context_radius(0)
         .to_string();
-    Err(Failure::new(
-        Kind::NotResumable,
+    Err(Error::new(
+        ErrorKind::NotResumable,
         format!(
             "the unfinished run {} was begun with another configuration:\n{diff}",
             run.path()
@@ -210,15 +192,20 @@ fn refuse_other_configuration(run: &RunDir, config: &Config) -> Result<(), Failu
     )))
 }
 
-fn dry_run_of(run: &RunDir, printer: &Printer) -> Result<ExitCode, Failure> {
-    let text = fs_err::read_to_string(run.config())
-        .map_err(|error| Failure::to(Kind::NotResumable, "read the run's configuration", error))?;
+fn dry_run_of(run: &RunDir, printer: &Printer) -> Result<ExitCode, Error> {
+    let text = fs_err::read_to_string(run.config()).map_err(|error| {
+        Error::to(
+            ErrorKind::NotResumable,
+            "read the run's configuration",
+            error,
+        )
+    })?;
     let config = Config::parse(&text)
-        .map_err(|error| Failure::to(Kind::NotResumable, &error.to_string(), error))?;
+        .map_err(|error| Error::to(ErrorKind::NotResumable, &error.to_string(), error))?;
     dry_run(&config, printer)
 }
 
-fn dry_run(config: &Config, printer: &Printer) -> Result<ExitCode, Failure> {
+fn dry_run(config: &Config, printer: &Printer) -> Result<ExitCode, Error> {
     use crate::workload::config::{Launch, Measure};
     let quoted = |argv: &[String]| {
         shlex::try_join(argv.iter().map(String::as_str)).unwrap_or_else(|_| argv.join(" "))
@@ -226,14 +213,14 @@ fn dry_run(config: &Config, printer: &Printer) -> Result<ExitCode, Failure> {
     let server = match config.launch() {
         Ok(Launch::Command(command)) => quoted(command),
         Ok(Launch::Script(script)) => format!("bash {script}"),
-        Err(error) => return Err(Failure::to(Kind::Usage, &error.to_string(), error)),
+        Err(error) => return Err(Error::to(ErrorKind::Usage, &error.to_string(), error)),
     };
     let benchmark = match config.measure() {
         Ok(Measure::Command { command, results }) => {
             format!("{} (results: {results})", quoted(command))
         }
         Ok(Measure::Builtin(loads)) => loads.iter().map(in_words).collect::<Vec<_>>().join("; "),
-        Err(error) => return Err(Failure::to(Kind::Usage, &error.to_string(), error)),
+        Err(error) => return Err(Error::to(ErrorKind::Usage, &error.to_string(), error)),
     };
     let starts = 3 + config.compare.pairs * 2;
     if printer.is_json() {

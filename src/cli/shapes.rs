@@ -9,13 +9,13 @@ use std::time::{Duration, Instant};
 use camino::Utf8PathBuf;
 use serde::Serialize;
 
-use super::failure::{Failure, Kind};
 use super::files::refuse_overwriting;
 use super::printer::Printer;
-use crate::log::harvest::{Malformed, NkOnly, Seen};
 use crate::log::scan::{Lines, number_lines, scan};
 use crate::log::sections::{SECTION_MIN, scan_file, sections_here};
-use crate::log::{Capture, CaptureUnit, Harvest, Limits, input};
+use crate::log::summary::{Malformed, NkOnly, Seen};
+use crate::log::{Capture, CaptureUnit, Limits, LogSummary, input};
+use crate::run::error::{Error, ErrorKind};
 use crate::shape::Op;
 use crate::store::file::write_atomic;
 use crate::table::shapes::{self, CountedShape};
@@ -48,30 +48,30 @@ pub struct ShapesArgs {
 }
 
 #[derive(Serialize)]
-struct Summary<'harvest> {
+struct Summary<'log_summary> {
     bytes: u64,
     records: u64,
     malformed: u64,
     distinct: usize,
-    dispatch: Vec<&'harvest str>,
+    dispatch: Vec<&'log_summary str>,
     seconds: f64,
     files: usize,
     /// Records of shapes beyond the number this program keeps.
     left_out: u64,
-    shapes: Vec<ListedShape<'harvest>>,
+    shapes: Vec<ListedShape<'log_summary>>,
     /// Shapes that are in the CSV only.
     shapes_not_listed: usize,
-    weights_nk: Vec<Weight<'harvest>>,
-    captures: Vec<&'harvest Capture>,
-    decode_batches: &'harvest BTreeMap<u32, u64>,
-    decode_eager: &'harvest BTreeMap<u32, u64>,
-    prefill_batches: &'harvest BTreeMap<u32, u64>,
-    limits: Vec<&'harvest Limits>,
+    weights_nk: Vec<Weight<'log_summary>>,
+    captures: Vec<&'log_summary Capture>,
+    decode_batches: &'log_summary BTreeMap<u32, u64>,
+    decode_eager: &'log_summary BTreeMap<u32, u64>,
+    prefill_batches: &'log_summary BTreeMap<u32, u64>,
+    limits: Vec<&'log_summary Limits>,
     hits: u64,
     misses: u64,
-    tables_without_gfx: Vec<&'harvest str>,
+    tables_without_gfx: Vec<&'log_summary str>,
     processes: usize,
-    malformed_records: &'harvest [Malformed],
+    malformed_records: &'log_summary [Malformed],
 }
 
 #[derive(Serialize)]
@@ -88,42 +88,42 @@ struct ListedShape<'seen> {
 }
 
 #[derive(Serialize)]
-struct Weight<'harvest> {
+struct Weight<'log_summary> {
     #[serde(rename = "N")]
     n: u32,
     #[serde(rename = "K")]
     k: u32,
     #[serde(flatten)]
-    only: &'harvest NkOnly,
+    only: &'log_summary NkOnly,
 }
 
 /// Reads the logs and writes the shapes.
-pub fn run(args: &ShapesArgs, printer: &Printer) -> Result<(), Failure> {
+pub fn run(args: &ShapesArgs, printer: &Printer) -> Result<(), Error> {
     let start = Instant::now();
     let files = files(&args.logs)?;
     if let Some(output) = &args.output {
         refuse_overwriting(output, files.iter().map(Utf8PathBuf::as_path))?;
     }
-    let mut harvest = Harvest::default();
+    let mut log_summary = LogSummary::default();
     let progress = Progress::new();
     for file in &files {
-        read(file, &mut harvest, &progress, printer)?;
+        read(file, &mut log_summary, &progress, printer)?;
     }
     progress.finish();
-    let shapes: Vec<CountedShape> = harvest
+    let shapes: Vec<CountedShape> = log_summary
         .shapes(args.op)
         .into_iter()
         .map(|Seen { shape, records }| CountedShape { shape, records })
         .collect();
-    let summary = summary(&harvest, &shapes, files.len(), start.elapsed());
+    let summary = summary(&log_summary, &shapes, files.len(), start.elapsed());
 
     // Logs without anything leave no file behind. Those that name weights only give the header alone, so that an
     // older file of that name is not taken for their shapes.
-    if !harvest.is_empty() {
+    if !log_summary.is_empty() {
         let csv = shapes::write(&shapes);
         match &args.output {
             Some(path) => write_atomic(path, csv.as_bytes())
-                .map_err(|error| Failure::to(Kind::Environment, "write the shapes", error))?,
+                .map_err(|error| Error::to(ErrorKind::Environment, "write the shapes", error))?,
             None if printer.is_json() => {}
             None => printer.data(csv.as_bytes())?,
         }
@@ -131,28 +131,29 @@ pub fn run(args: &ShapesArgs, printer: &Printer) -> Result<(), Failure> {
     if printer.is_json() {
         printer.json(&summary)?;
     }
-    if harvest.is_empty() {
-        return Err(nothing_found(&harvest, files.len()));
+    if log_summary.is_empty() {
+        return Err(nothing_found(&log_summary, files.len()));
     }
-    tell(&harvest, &summary, args, printer);
+    tell(&log_summary, &summary, args, printer);
     Ok(())
 }
 
-fn files(logs: &[Utf8PathBuf]) -> Result<Vec<Utf8PathBuf>, Failure> {
+fn files(logs: &[Utf8PathBuf]) -> Result<Vec<Utf8PathBuf>, Error> {
     let mut files: Vec<Utf8PathBuf> = Vec::new();
     for log in logs {
         if log == "-" {
             if files.contains(log) {
-                return Err(Failure::new(
-                    Kind::Usage,
+                return Err(Error::new(
+                    ErrorKind::Usage,
                     "standard input (`-`) can be read once only",
                 ));
             }
             files.push(log.clone());
             continue;
         }
-        let found = input::files(log)
-            .map_err(|error| Failure::to(Kind::Usage, &format!("find the log `{log}`"), error))?;
+        let found = input::files(log).map_err(|error| {
+            Error::to(ErrorKind::Usage, &format!("find the log `{log}`"), error)
+        })?;
         files.extend(found);
     }
     Ok(files)
@@ -160,16 +161,16 @@ fn files(logs: &[Utf8PathBuf]) -> Result<Vec<Utf8PathBuf>, Failure> {
 
 fn read(
     file: &Utf8PathBuf,
-    harvest: &mut Harvest,
+    log_summary: &mut LogSummary,
     progress: &Progress,
     printer: &Printer,
-) -> Result<(), Failure> {
-    let opening = |error| Failure::to(Kind::Usage, &format!("read the log `{file}`"), error);
+) -> Result<(), Error> {
+    let opening = |error| Error::to(ErrorKind::Usage, &format!("read the log `{file}`"), error);
     let read = if file != "-" && input::is_plain_file(file) {
         let count = |bytes| progress.add(bytes);
-        let read = scan_file(file, sections_here(), SECTION_MIN, harvest, &count);
+        let read = scan_file(file, sections_here(), SECTION_MIN, log_summary, &count);
         // The numbers are a service to people: a log that vanished meanwhile has none.
-        let _ = input::open(file).and_then(|input| number_lines(input, file.as_str(), harvest));
+        let _ = input::open(file).and_then(|input| number_lines(input, file.as_str(), log_summary));
         read
     } else {
         let input = if file == "-" {
@@ -182,7 +183,7 @@ fn read(
             Counted { input, progress },
             file.as_str(),
             Lines::Count,
-            harvest,
+            log_summary,
         )
     };
     if let Err(error) = read {
@@ -194,12 +195,12 @@ fn read(
     Ok(())
 }
 
-fn summary<'harvest>(
-    harvest: &'harvest Harvest,
-    shapes: &'harvest [CountedShape],
+fn summary<'log_summary>(
+    log_summary: &'log_summary LogSummary,
+    shapes: &'log_summary [CountedShape],
     files: usize,
     elapsed: Duration,
-) -> Summary<'harvest> {
+) -> Summary<'log_summary> {
     let listed = shapes
         .iter()
         .take(LISTED)
@@ -211,38 +212,42 @@ fn summary<'harvest>(
             dtype: &shape.dtype,
             records: *records,
         });
-    let (hits, misses) = harvest.hits_and_misses();
+    let (hits, misses) = log_summary.hits_and_misses();
     Summary {
-        bytes: harvest.bytes,
-        records: harvest.records(),
-        malformed: harvest.malformed,
+        bytes: log_summary.bytes,
+        records: log_summary.records(),
+        malformed: log_summary.malformed,
         distinct: shapes.len(),
-        dispatch: harvest.dispatch.keys().map(String::as_str).collect(),
+        dispatch: log_summary.dispatch.keys().map(String::as_str).collect(),
         seconds: elapsed.as_secs_f64(),
         files,
-        left_out: harvest.left_out,
+        left_out: log_summary.left_out,
         shapes: listed.collect(),
         shapes_not_listed: shapes.len().saturating_sub(LISTED),
-        weights_nk: harvest
+        weights_nk: log_summary
             .nk_only
             .iter()
             .map(|(&(n, k), only)| Weight { n, k, only })
             .collect(),
-        captures: harvest.captures.keys().collect(),
-        decode_batches: &harvest.decode_batches,
-        decode_eager: &harvest.decode_eager,
-        prefill_batches: &harvest.prefill_batches,
-        limits: harvest.limits.keys().collect(),
+        captures: log_summary.captures.keys().collect(),
+        decode_batches: &log_summary.decode_batches,
+        decode_eager: &log_summary.decode_eager,
+        prefill_batches: &log_summary.prefill_batches,
+        limits: log_summary.limits.keys().collect(),
         hits,
         misses,
-        tables_without_gfx: harvest.legacy_tables.keys().map(String::as_str).collect(),
-        processes: harvest.hellos.len(),
-        malformed_records: &harvest.malformed_shown,
+        tables_without_gfx: log_summary
+            .legacy_tables
+            .keys()
+            .map(String::as_str)
+            .collect(),
+        processes: log_summary.hellos.len(),
+        malformed_records: &log_summary.malformed_shown,
     }
 }
 
 /// Says to people what was found and what is odd about it.
-fn tell(harvest: &Harvest, summary: &Summary<'_>, args: &ShapesArgs, printer: &Printer) {
+fn tell(log_summary: &LogSummary, summary: &Summary<'_>, args: &ShapesArgs, printer: &Printer) {
     let megabytes = summary.bytes as f64 / 1e6;
     printer.say(format!(
         "{} shapes in {} records of {} files ({megabytes:.1} MB, {:.2} s)",
@@ -258,7 +263,7 @@ fn tell(harvest: &Harvest, summary: &Summary<'_>, args: &ShapesArgs, printer: &P
         ));
     }
     if summary.malformed > 0 {
-        printer.warn(malformed(harvest));
+        printer.warn(malformed(log_summary));
     }
     if summary.left_out > 0 {
         printer.warn(format!(
@@ -318,9 +323,9 @@ fn plan_command(summary: &Summary<'_>) -> String {
     command + " -o untuned.csv"
 }
 
-fn malformed(harvest: &Harvest) -> String {
-    let mut text = format!("{} records are torn or impossible:", harvest.malformed);
-    for shown in harvest.malformed_shown.iter().take(SHOWN) {
+fn malformed(log_summary: &LogSummary) -> String {
+    let mut text = format!("{} records are torn or impossible:", log_summary.malformed);
+    for shown in log_summary.malformed_shown.iter().take(SHOWN) {
         let line = match shown.line {
             Some(line) => line.to_string(),
             None => format!("byte {}", shown.offset),
@@ -337,7 +342,7 @@ fn malformed(harvest: &Harvest) -> String {
             shown.source, shown.reason
         );
     }
-    let more = harvest.malformed.saturating_sub(SHOWN as u64);
+    let more = log_summary.malformed.saturating_sub(SHOWN as u64);
     if more > 0 {
         let _ = write!(text, "\n  and {more} more");
     }
@@ -345,31 +350,35 @@ fn malformed(harvest: &Harvest) -> String {
 }
 
 /// Which variable or stage an empty result points to.
-fn nothing_found(harvest: &Harvest, files: usize) -> Failure {
-    let failure =
-        |text: &str| Failure::new(Kind::NoShapes, format!("no GEMM shapes were found: {text}"));
+fn nothing_found(log_summary: &LogSummary, files: usize) -> Error {
+    let failure = |text: &str| {
+        Error::new(
+            ErrorKind::NoShapes,
+            format!("no GEMM shapes were found: {text}"),
+        )
+    };
     if files == 0 {
         return failure("the folder holds no files")
             .hint("give the server's log, or the folder of the capture stage");
     }
-    if harvest.bytes == 0 {
+    if log_summary.bytes == 0 {
         return failure("the logs are empty")
             .hint("look at the capture stage: the server wrote nothing, or wrote elsewhere (SGLang logs to standard error)");
     }
-    if harvest.malformed > 0 {
-        return failure(&malformed(harvest)).hint(
+    if log_summary.malformed > 0 {
+        return failure(&malformed(log_summary)).hint(
             "write the log to a file instead of through a pipe, or use the overlay's record files",
         );
     }
-    if !harvest.hellos.is_empty() {
+    if !log_summary.hellos.is_empty() {
         return failure(&format!(
             "the overlay was loaded in {} processes, and none ran a block-FP8 GEMM",
-            harvest.hellos.len()
+            log_summary.hellos.len()
         ))
         .hint("send requests before the server stops, and check that the checkpoint is block FP8 (`weight_block_size` in its config.json)");
     }
     let triton = |identity: &String| identity.starts_with("triton_w8a8_block_fp8_linear");
-    match harvest.dispatch.keys().next() {
+    match log_summary.dispatch.keys().next() {
         Some(identity) if triton(identity) => failure(&format!("the server serves with `{identity}`, which the dump does not hook"))
             .hint("set SGLANG_USE_AITER=1 before the server starts, on ROCm")
             .hint("or capture with the overlay: `gemmtune instrument apply --mode overlay`"),

@@ -5,10 +5,10 @@ use std::process::ExitCode;
 use camino::{Utf8Path, Utf8PathBuf};
 use serde_json::json;
 
-use super::failure::Failure;
 use super::printer::Printer;
 use super::progress::duration;
-use crate::stage::{Stage, Standing, State, TrialEnd, spent};
+use crate::run::error::Error;
+use crate::run::stage::{Stage, StageStatus, State, TrialEnd, spent};
 use crate::store::lock::Lock;
 use crate::store::run_dir::{LATEST, RUNS};
 
@@ -26,9 +26,9 @@ pub(super) fn chosen(run: Option<&Utf8PathBuf>) -> Utf8PathBuf {
 }
 
 /// Prints where the run stands.
-pub fn run(args: &StatusArgs, printer: &Printer) -> Result<ExitCode, Failure> {
+pub fn run(args: &StatusArgs, printer: &Printer) -> Result<ExitCode, Error> {
     let run = super::run::open(&chosen(args.run.as_ref()))?;
-    let records = crate::engine::read_events(&run).map_err(super::run::failure)?;
+    let records = crate::engine::read_events(&run)?;
     let state = State::fold(records.iter().map(|record| &record.event));
     let spent = spent(records.iter().map(|record| (record.at, &record.event)));
     let seconds = |stage: Stage| spent.get(&stage).copied().unwrap_or_default();
@@ -57,13 +57,13 @@ pub fn run(args: &StatusArgs, printer: &Printer) -> Result<ExitCode, Failure> {
         None => format!("at work   nobody; go on with `gemmtune run {}`", run.path()),
     });
     for stage in Stage::ALL {
-        let (attempts, standing) = state.standing(stage);
-        let text = match standing {
-            Standing::Pending => "-".to_owned(),
-            Standing::InDoubt if at_work.is_some() => format!("running (attempt {attempts})"),
-            Standing::InDoubt => "interrupted; will be run again".to_owned(),
-            Standing::Failed { reason } => format!("failed: {reason}"),
-            Standing::Finished { summary } => {
+        let (attempts, status) = state.status(stage);
+        let text = match status {
+            StageStatus::Pending => "-".to_owned(),
+            StageStatus::InDoubt if at_work.is_some() => format!("running (attempt {attempts})"),
+            StageStatus::InDoubt => "interrupted; will be run again".to_owned(),
+            StageStatus::Failed { reason } => format!("failed: {reason}"),
+            StageStatus::Finished { summary } => {
                 let took = duration(seconds(stage));
                 match attempts {
                     0 | 1 => format!("{summary} ({took})"),
@@ -98,13 +98,15 @@ fn document(
     let stages: Vec<_> = Stage::ALL
         .into_iter()
         .map(|stage| {
-            let (attempts, standing) = state.standing(stage);
-            let (word, text, seconds) = match standing {
-                Standing::Pending => ("pending", None, None),
-                Standing::InDoubt if at_work.is_some() => ("running", None, None),
-                Standing::InDoubt => ("interrupted", None, None),
-                Standing::Failed { reason } => ("failed", Some(reason), None),
-                Standing::Finished { summary } => ("finished", Some(summary), Some(spent(stage))),
+            let (attempts, status) = state.status(stage);
+            let (word, text, seconds) = match status {
+                StageStatus::Pending => ("pending", None, None),
+                StageStatus::InDoubt if at_work.is_some() => ("running", None, None),
+                StageStatus::InDoubt => ("interrupted", None, None),
+                StageStatus::Failed { reason } => ("failed", Some(reason), None),
+                StageStatus::Finished { summary } => {
+                    ("finished", Some(summary), Some(spent(stage)))
+                }
             };
             json!({
                 "stage": stage.name(),

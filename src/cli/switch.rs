@@ -3,14 +3,14 @@
 use camino::Utf8PathBuf;
 use serde::Serialize;
 
-use super::failure::{Failure, Kind};
 use super::instrument::{self, DECISION};
 use super::printer::Printer;
 use super::tree_changes::RootArgs;
 use super::{trace, tree_changes};
 use crate::overlay;
+use crate::run::error::{Error, ErrorKind};
 use crate::tree::era::{self, Era};
-use crate::tree::force::{self, ForceError, Means, Plan, Route, Step, Target, Wish};
+use crate::tree::force::{self, ForceError, Means, Plan, Route, Step, SwitchRequest, Target};
 use crate::tree::package::{FP8_UTILS, FileEdit, Package};
 use crate::tree::{Arch, Rocm, reach, route, switch};
 
@@ -150,7 +150,7 @@ struct Status {
 }
 
 /// Runs `apply`, `status` or `undo`.
-pub fn run(args: &SwitchArgs, printer: &Printer) -> Result<(), Failure> {
+pub fn run(args: &SwitchArgs, printer: &Printer) -> Result<(), Error> {
     match &args.verb {
         Verb::Apply(args) => apply(args, printer),
         Verb::Status(args) => status(args, printer),
@@ -158,7 +158,7 @@ pub fn run(args: &SwitchArgs, printer: &Printer) -> Result<(), Failure> {
     }
 }
 
-fn apply(args: &ApplyArgs, printer: &Printer) -> Result<(), Failure> {
+fn apply(args: &ApplyArgs, printer: &Printer) -> Result<(), Error> {
     let package = Package::find(&args.root).map_err(trace::failure)?;
     if !args.dry_run {
         tree_changes::recover(&package, "gemmtune switch apply")?;
@@ -172,13 +172,13 @@ fn apply(args: &ApplyArgs, printer: &Printer) -> Result<(), Failure> {
     let source = package.read(FP8_UTILS).map_err(trace::failure)?;
     let dispatch = era::dispatch(&source).map_err(|refusal| trace::failure(refusal.into()))?;
     if switch::is_switched(&source) {
-        return Err(Failure::new(
-            Kind::Environment,
+        return Err(Error::new(
+            ErrorKind::Environment,
             "the tree is switched already, by a gemmtune whose ledger is gone",
         )
         .hint("reinstall this SGLang release, then switch again"));
     }
-    let wish = Wish {
+    let wish = SwitchRequest {
         to: match args.to {
             To::Ck => Target::Ck,
             To::Triton => Target::Triton,
@@ -210,11 +210,11 @@ fn apply(args: &ApplyArgs, printer: &Printer) -> Result<(), Failure> {
                 instrument::write_overlay(&folder, &decision, text.as_bytes())?;
             }
             changed.push(decision.to_string());
-            let wishes = overlay::Wishes {
+            let options = overlay::OverlayOptions {
                 switch: Some(decision),
-                ..overlay::Wishes::default()
+                ..overlay::OverlayOptions::default()
             };
-            env.extend(instrument::overlay_env(&folder, &wishes));
+            env.extend(instrument::overlay_env(&folder, &options));
         }
         Means::Patch => {
             let edits: Vec<FileEdit> = edit.into_iter().collect();
@@ -245,7 +245,7 @@ fn apply(args: &ApplyArgs, printer: &Printer) -> Result<(), Failure> {
     tell(args, &applied, printer)
 }
 
-fn tell(args: &ApplyArgs, applied: &Applied, printer: &Printer) -> Result<(), Failure> {
+fn tell(args: &ApplyArgs, applied: &Applied, printer: &Printer) -> Result<(), Error> {
     if let Some(diff) = &applied.diff {
         printer.data(diff.as_bytes())?;
     }
@@ -299,10 +299,10 @@ fn already(
     done: &tree_changes::Recorded,
     wanted: &serde_json::Value,
     printer: &Printer,
-) -> Result<(), Failure> {
+) -> Result<(), Error> {
     if done.detail != *wanted {
-        return Err(Failure::new(
-            Kind::Environment,
+        return Err(Error::new(
+            ErrorKind::Environment,
             format!("the tree is switched otherwise already: {}", done.detail),
         )
         .hint(format!("run `gemmtune switch undo {}` first", args.root)));
@@ -321,22 +321,23 @@ fn already(
     Ok(())
 }
 
-fn refused(error: &ForceError) -> Failure {
+fn refused(error: &ForceError) -> Error {
     match error {
-        ForceError::NeedsRocm(_) => {
-            Failure::new(Kind::Usage, error.to_string()).hint("add `--rocm`, such as `--rocm 7.1`")
-        }
-        ForceError::RoutesToTriton => Failure::new(Kind::Usage, error.to_string())
+        ForceError::NeedsRocm(_) => Error::new(ErrorKind::Usage, error.to_string())
+            .hint("add `--rocm`, such as `--rocm 7.1`"),
+        ForceError::RoutesToTriton => Error::new(ErrorKind::Usage, error.to_string())
             .hint("use `--to ck` with `--route`; every other GEMM then runs Triton"),
-        ForceError::WholeShapesOnly { n, k } => Failure::new(Kind::Environment, error.to_string())
-            .hint(format!("route the whole shape: `--route {n},{k}`")),
-        ForceError::NoName(_) => Failure::new(Kind::SourceNotRecognised, error.to_string())
+        ForceError::WholeShapesOnly { n, k } => {
+            Error::new(ErrorKind::Environment, error.to_string())
+                .hint(format!("route the whole shape: `--route {n},{k}`"))
+        }
+        ForceError::NoName(_) => Error::new(ErrorKind::SourceNotRecognised, error.to_string())
             .hint("run `gemmtune trace` on the tree"),
     }
 }
 
 /// The means to use: what was asked for where it can do it, else the mildest.
-fn chosen(mode: Option<Mode>, plan: &Plan) -> Result<Means, Failure> {
+fn chosen(mode: Option<Mode>, plan: &Plan) -> Result<Means, Error> {
     let wanted = match mode {
         None => return Ok(plan.means),
         Some(Mode::Env) => Means::Env,
@@ -350,8 +351,8 @@ fn chosen(mode: Option<Mode>, plan: &Plan) -> Result<Means, Failure> {
             wanted
         });
     }
-    Err(Failure::new(
-        Kind::Environment,
+    Err(Error::new(
+        ErrorKind::Environment,
         format!(
             "{} cannot do this on this tree: {}",
             wanted.as_str(),
@@ -361,7 +362,7 @@ fn chosen(mode: Option<Mode>, plan: &Plan) -> Result<Means, Failure> {
     .hint(format!("use `--mode {}`", plan.means.as_str())))
 }
 
-fn status(args: &RootArgs, printer: &Printer) -> Result<(), Failure> {
+fn status(args: &RootArgs, printer: &Printer) -> Result<(), Error> {
     let package = Package::find(&args.root).map_err(trace::failure)?;
     let source = package.read(FP8_UTILS).map_err(trace::failure)?;
     let decision = package.overlay_folder().join(DECISION);
@@ -391,14 +392,14 @@ fn status(args: &RootArgs, printer: &Printer) -> Result<(), Failure> {
     printer.data(text.as_bytes())
 }
 
-fn undo(args: &RootArgs, printer: &Printer) -> Result<(), Failure> {
+fn undo(args: &RootArgs, printer: &Printer) -> Result<(), Error> {
     let package = Package::find(&args.root).map_err(trace::failure)?;
     let patch = tree_changes::undo(&package, NAME)?;
     let decision = package.overlay_folder().join(DECISION);
     let overlay = decision.exists();
     if overlay {
         fs_err::remove_file(&decision)
-            .map_err(|error| Failure::to(Kind::Environment, "remove the switch", error))?;
+            .map_err(|error| Error::to(ErrorKind::Environment, "remove the switch", error))?;
         if !package
             .overlay_folder()
             .join(instrument::CAPTURING)

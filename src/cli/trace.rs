@@ -2,8 +2,8 @@
 
 use camino::Utf8PathBuf;
 
-use super::failure::{Failure, Kind};
 use super::printer::Printer;
+use crate::run::error::{Error, ErrorKind};
 use crate::tree::package::{Package, TreeError};
 use crate::tree::route::{self, Trace};
 
@@ -15,7 +15,7 @@ pub struct TraceArgs {
 }
 
 /// Traces the tree and prints what was found.
-pub fn run(args: &TraceArgs, printer: &Printer) -> Result<(), Failure> {
+pub fn run(args: &TraceArgs, printer: &Printer) -> Result<(), Error> {
     let package = Package::find(&args.root).map_err(failure)?;
     let trace = route::trace(&package).map_err(failure)?;
     if printer.is_json() {
@@ -25,23 +25,23 @@ pub fn run(args: &TraceArgs, printer: &Printer) -> Result<(), Failure> {
 }
 
 /// How a tree that cannot be read or is not recognised ends a command.
-pub(super) fn failure(error: TreeError) -> Failure {
+pub(super) fn failure(error: TreeError) -> Error {
     match error {
-        TreeError::NoPackage { .. } => Failure::new(Kind::Environment, error.to_string()).hint(
+        TreeError::NoPackage { .. } => Error::new(ErrorKind::Environment, error.to_string()).hint(
             "give the folder that `python -c \"import sglang; print(sglang.__path__)\"` prints",
         ),
-        TreeError::Read(error) => Failure::to(Kind::Environment, "read the tree", error),
+        TreeError::Read(error) => Error::to(ErrorKind::Environment, "read the tree", error),
         TreeError::Source(error) => not_recognised(error),
         TreeError::Refused(error) => not_recognised(error),
         TreeError::Edit(_) | TreeError::NotAsAsked(_) => {
-            Failure::new(Kind::SourceNotRecognised, error.to_string())
+            Error::new(ErrorKind::SourceNotRecognised, error.to_string())
                 .hint("nothing was changed; `--mode overlay` leaves the tree alone")
         }
     }
 }
 
-fn not_recognised(error: impl std::fmt::Display) -> Failure {
-    Failure::new(Kind::SourceNotRecognised, error.to_string())
+fn not_recognised(error: impl std::fmt::Display) -> Error {
+    Error::new(ErrorKind::SourceNotRecognised, error.to_string())
         .hint("known are SGLang 0.5.5 to 0.5.23; nothing was changed, and nothing is guessed")
 }
 

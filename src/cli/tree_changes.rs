@@ -3,7 +3,7 @@
 use camino::Utf8PathBuf;
 use serde::Serialize;
 
-use super::failure::{Failure, Kind};
+use crate::run::error::{Error, ErrorKind};
 use crate::store::ledger::{Change, Ledger, LedgerError, Operation, PathState, Progress};
 use crate::store::lock::LockError;
 use crate::tree::package::{FileEdit, Package};
@@ -35,7 +35,7 @@ pub(super) struct Recorded {
 }
 
 /// The operation `name` that is in place on `package`.
-pub(super) fn recorded(package: &Package, name: &str) -> Result<Option<Recorded>, Failure> {
+pub(super) fn recorded(package: &Package, name: &str) -> Result<Option<Recorded>, Error> {
     let operations =
         Ledger::read(&package.ledger_folder()).map_err(|error| failure(error, package))?;
     let Some(operation) = operations
@@ -54,7 +54,7 @@ pub(super) fn recorded(package: &Package, name: &str) -> Result<Option<Recorded>
                 state: change.state().map_err(|error| failure(error, package))?,
             })
         })
-        .collect::<Result<_, Failure>>()?;
+        .collect::<Result<_, Error>>()?;
     Ok(Some(Recorded {
         at: operation.at,
         progress: operation.progress,
@@ -64,7 +64,7 @@ pub(super) fn recorded(package: &Package, name: &str) -> Result<Option<Recorded>
 }
 
 /// Rolls back what a killed process left on `package`, before anything is read from the tree.
-pub(super) fn recover(package: &Package, command: &str) -> Result<(), Failure> {
+pub(super) fn recover(package: &Package, command: &str) -> Result<(), Error> {
     let folder = package.ledger_folder();
     let unfinished = Ledger::read(&folder)
         .map_err(|error| failure(error, package))?
@@ -89,7 +89,7 @@ pub(super) fn apply(
     name: &str,
     detail: serde_json::Value,
     edits: &[FileEdit],
-) -> Result<(), Failure> {
+) -> Result<(), Error> {
     let changes: Vec<Change> = edits
         .iter()
         .map(|edit| Change::Edit {
@@ -107,7 +107,7 @@ pub(super) fn apply(
 }
 
 /// Undoes the operation `name`; says whether there was one.
-pub(super) fn undo(package: &Package, name: &str) -> Result<bool, Failure> {
+pub(super) fn undo(package: &Package, name: &str) -> Result<bool, Error> {
     let folder = package.ledger_folder();
     let live = |operation: &Operation| operation.name == name && operation.is_live();
     let operations = Ledger::read(&folder).map_err(|error| failure(error, package))?;
@@ -136,7 +136,7 @@ pub(super) fn undo(package: &Package, name: &str) -> Result<bool, Failure> {
     Ok(true)
 }
 
-fn failure(error: LedgerError, package: &Package) -> Failure {
+fn failure(error: LedgerError, package: &Package) -> Error {
     let root = &package.folder;
     let hint = match &error {
         LedgerError::Edited { .. } => {
@@ -163,5 +163,5 @@ fn failure(error: LedgerError, package: &Package) -> Failure {
         }
         LedgerError::Moving { .. } | LedgerError::Exists { .. } => "run the command again".to_owned(),
     };
-    Failure::to(Kind::Environment, "change the tree", error).hint(hint)
+    Error::to(ErrorKind::Environment, "change the tree", error).hint(hint)
 }

@@ -5,11 +5,11 @@ use std::io::IsTerminal as _;
 use camino::{Utf8Path, Utf8PathBuf};
 use serde::Serialize;
 
-use super::failure::{Failure, Kind};
 use super::printer::Printer;
 use super::tune_aiter::{AiterArgs, Common};
 use super::tune_progress::TuneProgress;
 use crate::proc::{Interrupt, Keeper};
+use crate::run::error::{Error, ErrorKind};
 use crate::shape::{Op, Shape};
 use crate::store::lock::LockError;
 use crate::table::aiter::Table;
@@ -138,16 +138,16 @@ struct Preview {
 }
 
 /// Runs the command.
-pub fn run(args: &TuneArgs, printer: &Printer) -> Result<(), Failure> {
+pub fn run(args: &TuneArgs, printer: &Printer) -> Result<(), Error> {
     let bytes = fs_err::read(&args.shapes)
-        .map_err(|error| Failure::to(Kind::Usage, "read the shapes", error))?;
+        .map_err(|error| Error::to(ErrorKind::Usage, "read the shapes", error))?;
     let backend = match args.backend {
         BackendArg::Reference => reference(args)?,
         BackendArg::SglangTriton => sglang_triton(args),
         BackendArg::Aiter => {
             if args.launcher.is_some() {
-                return Err(Failure::new(
-                    Kind::Usage,
+                return Err(Error::new(
+                    ErrorKind::Usage,
                     "tune with a launcher: aiter's tuner starts its workers itself",
                 ));
             }
@@ -166,10 +166,10 @@ pub fn run(args: &TuneArgs, printer: &Printer) -> Result<(), Failure> {
     };
     let shapes = shapes_of(args, &bytes, backend.op())?;
     let keeper = Keeper::this_binary()
-        .map_err(|error| Failure::to(Kind::Environment, "find this program", error))?;
+        .map_err(|error| Error::to(ErrorKind::Environment, "find this program", error))?;
     // A dry run writes nothing into the output folder, so its worker stands elsewhere.
     let scratch = tempfile::tempdir()
-        .map_err(|error| Failure::to(Kind::Environment, "make a scratch folder", error))?;
+        .map_err(|error| Error::to(ErrorKind::Environment, "make a scratch folder", error))?;
     let scratch_folder = Utf8Path::from_path(scratch.path());
     let worker_folder = match scratch_folder.filter(|_| args.dry_run) {
         Some(folder) => folder,
@@ -202,18 +202,18 @@ pub fn run(args: &TuneArgs, printer: &Printer) -> Result<(), Failure> {
 }
 
 /// The shapes asked for, those without an operation as shapes of `op`.
-fn shapes_of(args: &TuneArgs, bytes: &[u8], op: Op) -> Result<Vec<Shape>, Failure> {
+fn shapes_of(args: &TuneArgs, bytes: &[u8], op: Op) -> Result<Vec<Shape>, Error> {
     let counted = shapes::read(bytes, Some(op)).map_err(|error| {
-        Failure::to(Kind::Usage, &format!("read `{}`", args.shapes), error)
+        Error::to(ErrorKind::Usage, &format!("read `{}`", args.shapes), error)
             .hint("make it with `gemmtune shapes LOG -o S.csv`, or give columns M,N,K")
     })?;
     Ok(counted.into_iter().map(|counted| counted.shape).collect())
 }
 
-fn reference(args: &TuneArgs) -> Result<Box<dyn Backend>, Failure> {
+fn reference(args: &TuneArgs) -> Result<Box<dyn Backend>, Error> {
     let table = args.table.as_deref().map(read_table).transpose()?;
     let backend = Reference::new(table).map_err(|error| {
-        Failure::to(Kind::Usage, "take the table of today", error)
+        Error::to(ErrorKind::Usage, "take the table of today", error)
             .hint("`gemmtune lint` says what is wrong with it")
     })?;
     Ok(Box::new(backend))
@@ -227,9 +227,9 @@ fn sglang_triton(args: &TuneArgs) -> Box<dyn Backend> {
     })
 }
 
-fn read_table(path: &Utf8Path) -> Result<Table, Failure> {
+fn read_table(path: &Utf8Path) -> Result<Table, Error> {
     let failed = |error: Box<dyn std::error::Error + Send + Sync>| {
-        Failure::to(Kind::Usage, "read the table of today", error)
+        Error::to(ErrorKind::Usage, "read the table of today", error)
     };
     let bytes = fs_err::read(path).map_err(|error| failed(error.into()))?;
     Table::read(path.as_str(), &bytes, None).map_err(|error| failed(error.into()))
@@ -240,14 +240,15 @@ fn worker_command(
     args: &TuneArgs,
     keeper: &Keeper,
     folder: &Utf8Path,
-) -> Result<WorkerCommand, Failure> {
+) -> Result<WorkerCommand, Error> {
     let argv = match args.backend {
         BackendArg::Reference => {
             vec![keeper.program().to_string(), "reference-worker".to_owned()]
         }
         BackendArg::SglangTriton | BackendArg::Aiter => {
-            let worker = worker_files::write(folder)
-                .map_err(|error| Failure::to(Kind::Environment, "write the GPU worker", error))?;
+            let worker = worker_files::write(folder).map_err(|error| {
+                Error::to(ErrorKind::Environment, "write the GPU worker", error)
+            })?;
             vec![args.python.clone(), worker.to_string()]
         }
     };
@@ -266,7 +267,7 @@ fn preview(
     request: &TuneRequest<'_>,
     interrupt: &Interrupt,
     printer: &Printer,
-) -> Result<(), Failure> {
+) -> Result<(), Error> {
     let device =
         look_at_device(request, interrupt).map_err(|error| failure(error, &request.folder))?;
     let first: Option<&Shape> = request.shapes.first();
@@ -302,21 +303,23 @@ fn preview(
     Ok(())
 }
 
-fn failure(error: TuneError, folder: &Utf8Path) -> Failure {
+fn failure(error: TuneError, folder: &Utf8Path) -> Error {
     let kind = match &error {
-        TuneError::NoShapes => Kind::NoShapes,
-        TuneError::OtherOperation { .. } => Kind::Usage,
+        TuneError::NoShapes => ErrorKind::NoShapes,
+        TuneError::OtherOperation { .. } => ErrorKind::Usage,
         TuneError::Results(
             ResultsError::Lock(LockError::Held { .. }) | ResultsError::OtherIdentity { .. },
-        ) => Kind::NotResumable,
-        TuneError::Worker(_) | TuneError::Write { .. } | TuneError::Results(_) => Kind::Environment,
-        TuneError::Interrupted => Kind::Interrupted,
+        ) => ErrorKind::NotResumable,
+        TuneError::Worker(_) | TuneError::Write { .. } | TuneError::Results(_) => {
+            ErrorKind::Environment
+        }
+        TuneError::Interrupted => ErrorKind::Interrupted,
     };
     let other = matches!(
         error,
         TuneError::Results(ResultsError::OtherIdentity { .. })
     );
-    let failure = Failure::to(kind, "tune", error);
+    let failure = Error::to(kind, "tune", error);
     if other {
         failure.hint(format!(
             "give another folder than `{folder}` with -o, or remove it"
@@ -327,29 +330,29 @@ fn failure(error: TuneError, folder: &Utf8Path) -> Failure {
 }
 
 /// A run that the user stopped.
-pub(super) fn interrupted(rows: usize) -> Failure {
-    Failure::new(
-        Kind::Interrupted,
+pub(super) fn interrupted(rows: usize) -> Error {
+    Error::new(
+        ErrorKind::Interrupted,
         format!("interrupted; {rows} rows are kept"),
     )
     .hint("run the same command again to go on")
 }
 
 /// The exit code of a run that took place.
-fn verdict(outcome: &TuneOutcome) -> Result<(), Failure> {
+fn verdict(outcome: &TuneOutcome) -> Result<(), Error> {
     if outcome.interrupted {
         return Err(interrupted(outcome.rows.len()));
     }
     if !outcome.failed.is_empty() {
-        return Err(Failure::new(
-            Kind::TunerFailed,
+        return Err(Error::new(
+            ErrorKind::TunerFailed,
             format!("{} shapes have no winner", outcome.failed.len()),
         )
         .hint("their reasons are above, and in `--json` under `failed`"));
     }
     if !outcome.lost.is_empty() && !outcome.not_reached.is_empty() {
-        return Err(Failure::new(
-            Kind::TunerFailed,
+        return Err(Error::new(
+            ErrorKind::TunerFailed,
             format!(
                 "every worker was lost, {} shapes are left",
                 outcome.not_reached.len()

@@ -7,10 +7,10 @@ use std::time::Duration;
 use camino::{Utf8Path, Utf8PathBuf};
 use serde::Deserialize;
 
-use super::failure::{Failure, Kind};
 use super::printer::Printer;
 use super::tune_progress::TuneProgress;
 use crate::proc::Keeper;
+use crate::run::error::{Error, ErrorKind};
 use crate::shape::{Op, Shape};
 use crate::table::aiter::{Row, Table};
 use crate::tune::aiter::{
@@ -109,10 +109,10 @@ impl AiterArgs {
     }
 
     /// Runs it.
-    pub(super) fn run(&self, common: &Common<'_>, printer: &Printer) -> Result<(), Failure> {
+    pub(super) fn run(&self, common: &Common<'_>, printer: &Printer) -> Result<(), Error> {
         let Some(tree) = &self.aiter_root else {
-            return Err(Failure::new(
-                Kind::Usage,
+            return Err(Error::new(
+                ErrorKind::Usage,
                 "tune with aiter's tuner: no aiter tree is given",
             )
             .hint(
@@ -120,7 +120,7 @@ impl AiterArgs {
             ));
         };
         let keeper = Keeper::this_binary()
-            .map_err(|error| Failure::to(Kind::Environment, "find this program", error))?;
+            .map_err(|error| Error::to(ErrorKind::Environment, "find this program", error))?;
         let interrupt = super::interrupt()?;
         // What gemmtune leads with, or looks at, must not be lost.
         let env: BTreeMap<String, Option<String>> = ["PYTHONPATH", "AITER_JIT_DIR"]
@@ -196,27 +196,27 @@ impl AiterArgs {
     }
 
     /// Rows of the table in use.
-    fn shipped(&self, common: &Common<'_>) -> Result<Vec<Row>, Failure> {
+    fn shipped(&self, common: &Common<'_>) -> Result<Vec<Row>, Error> {
         let Some(path) = common.table else {
             return Ok(Vec::new());
         };
         let bytes = fs_err::read(path)
-            .map_err(|error| Failure::to(Kind::Usage, "read the table of today", error))?;
+            .map_err(|error| Error::to(ErrorKind::Usage, "read the table of today", error))?;
         let table = Table::read(path.as_str(), &bytes, Some(self.op)).map_err(|error| {
-            Failure::to(Kind::Usage, "read the table of today", error)
+            Error::to(ErrorKind::Usage, "read the table of today", error)
                 .hint("`gemmtune lint` says what is wrong with it")
         })?;
         Ok(table.rows)
     }
 
     /// Times of what serves the shapes today, as they were measured.
-    fn incumbents(&self, shapes: &[Shape]) -> Result<BTreeMap<Shape, Incumbent>, Failure> {
+    fn incumbents(&self, shapes: &[Shape]) -> Result<BTreeMap<Shape, Incumbent>, Error> {
         let mut known: BTreeMap<Shape, Incumbent> = BTreeMap::new();
         let Some(path) = &self.incumbents else {
             return Ok(known);
         };
         let failed = |error: csv::Error| {
-            Failure::to(Kind::Usage, &format!("read `{path}`"), error)
+            Error::to(ErrorKind::Usage, &format!("read `{path}`"), error)
                 .hint("columns M,N,K,us are needed; a column `what` names it")
         };
         let mut reader = csv::Reader::from_path(path).map_err(failed)?;
@@ -254,12 +254,12 @@ fn unnamed() -> String {
     "what serves today".to_owned()
 }
 
-fn preview(order: &AiterOrder<'_>, printer: &Printer) -> Result<(), Failure> {
+fn preview(order: &AiterOrder<'_>, printer: &Printer) -> Result<(), Error> {
     // A dry run writes nothing into the output folder.
     let scratch = tempfile::tempdir()
-        .map_err(|error| Failure::to(Kind::Environment, "make a scratch folder", error))?;
+        .map_err(|error| Error::to(ErrorKind::Environment, "make a scratch folder", error))?;
     let folder = Utf8Path::from_path(scratch.path())
-        .ok_or_else(|| Failure::new(Kind::Environment, "the scratch folder is not UTF-8"))?;
+        .ok_or_else(|| Error::new(ErrorKind::Environment, "the scratch folder is not UTF-8"))?;
     let preview = aiter::preview(order, folder).map_err(|error| failure(error, order.folder))?;
     if printer.is_json() {
         return printer.json(&preview);
@@ -336,36 +336,36 @@ fn summary(printer: &Printer, outcome: &AiterOutcome) {
     }
 }
 
-fn failure(error: AiterTuneError, folder: &Utf8Path) -> Failure {
+fn failure(error: AiterTuneError, folder: &Utf8Path) -> Error {
     let (kind, hint) = match &error {
-        AiterTuneError::NoShapes => (Kind::NoShapes, None),
+        AiterTuneError::NoShapes => (ErrorKind::NoShapes, None),
         AiterTuneError::OtherOperation { .. } => (
-            Kind::Usage,
+            ErrorKind::Usage,
             Some("say which one is meant with --op".to_owned()),
         ),
         AiterTuneError::NoTree { .. } | AiterTuneError::OtherTree { .. } => (
-            Kind::Environment,
+            ErrorKind::Environment,
             Some("`gemmtune doctor` says which tree an interpreter imports".to_owned()),
         ),
         AiterTuneError::NoScript { .. } | AiterTuneError::Flag(_) | AiterTuneError::Source(_) => (
-            Kind::SourceNotRecognised,
+            ErrorKind::SourceNotRecognised,
             Some("look with --dry-run; `gemmtune doctor` says what the tree can do".to_owned()),
         ),
         AiterTuneError::Results(ResultsError::OtherIdentity { .. }) => (
-            Kind::NotResumable,
+            ErrorKind::NotResumable,
             Some(format!(
                 "give another folder than `{folder}` with -o, or remove it"
             )),
         ),
-        AiterTuneError::Results(ResultsError::Lock(_)) => (Kind::NotResumable, None),
-        AiterTuneError::Interrupted => (Kind::Interrupted, None),
+        AiterTuneError::Results(ResultsError::Lock(_)) => (ErrorKind::NotResumable, None),
+        AiterTuneError::Interrupted => (ErrorKind::Interrupted, None),
         AiterTuneError::Broken { .. } => (
-            Kind::TunerFailed,
+            ErrorKind::TunerFailed,
             Some(format!("all it printed is below `{folder}/attempts`")),
         ),
-        _ => (Kind::Environment, None),
+        _ => (ErrorKind::Environment, None),
     };
-    let failure = Failure::to(kind, "tune", error);
+    let failure = Error::to(kind, "tune", error);
     match hint {
         Some(hint) => failure.hint(hint),
         None => failure,
@@ -373,13 +373,13 @@ fn failure(error: AiterTuneError, folder: &Utf8Path) -> Failure {
 }
 
 /// The exit code of a run that took place.
-fn verdict(outcome: &AiterOutcome) -> Result<(), Failure> {
+fn verdict(outcome: &AiterOutcome) -> Result<(), Error> {
     if outcome.interrupted {
         return Err(super::tune::interrupted(outcome.rows.len()));
     }
     if !outcome.failed.is_empty() {
-        return Err(Failure::new(
-            Kind::TunerFailed,
+        return Err(Error::new(
+            ErrorKind::TunerFailed,
             format!("{} shapes have no row", outcome.failed.len()),
         )
         .hint("their reasons are above, and in `--json` under `failed`; --retry-failed tries them again"));

@@ -4,12 +4,12 @@ use std::process::ExitCode;
 
 use camino::Utf8PathBuf;
 
-use super::failure::Failure;
 use super::printer::Printer;
 use super::progress::RunProgress;
 use crate::engine::{Engine, Surroundings};
-use crate::event::{Event, Notice};
-use crate::stage::Stage;
+use crate::run::error::Error;
+use crate::run::event::{Event, Notice};
+use crate::run::stage::Stage;
 
 /// Arguments of `gemmtune undo`.
 #[derive(Debug, clap::Args)]
@@ -22,7 +22,7 @@ pub struct UndoArgs {
 }
 
 /// Takes back what the run deployed, to the byte.
-pub fn run(args: &UndoArgs, printer: &Printer) -> Result<ExitCode, Failure> {
+pub fn run(args: &UndoArgs, printer: &Printer) -> Result<ExitCode, Error> {
     let run = super::run::open(&super::status::chosen(args.run.as_ref()))?;
     let path = run.path().to_owned();
     let interrupt = super::interrupt()?;
@@ -48,7 +48,7 @@ pub fn run(args: &UndoArgs, printer: &Printer) -> Result<ExitCode, Failure> {
         Ok((deployed, taken_back))
     });
     drop(progress);
-    let (deployed, taken_back) = result.map_err(super::run::failure)?;
+    let (deployed, taken_back) = result?;
     if printer.is_json() {
         printer.json(&serde_json::json!({
             "run_dir": path,

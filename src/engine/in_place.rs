@@ -9,8 +9,8 @@ use std::io;
 
 use camino::{Utf8Path, Utf8PathBuf};
 
-use super::trouble::{Class, Trouble};
 use super::{digest, read_json, write_json};
+use crate::run::error::{Error, ErrorKind};
 use crate::store::file::entries;
 use crate::store::run_dir::RunDir;
 
@@ -21,18 +21,18 @@ type Files = BTreeMap<Utf8PathBuf, String>;
 const DOCUMENT: &str = "in-place";
 
 /// Keeps what stands now, right after it was deployed.
-pub(crate) fn record(run: &RunDir) -> Result<(), Trouble> {
+pub(crate) fn record(run: &RunDir) -> Result<(), Error> {
     let mut files = Files::new();
     for folder in [run.deploy(), run.overlay()] {
         if folder.is_dir() {
-            add(run.path(), &folder, &mut files).map_err(|error| Trouble::file(&error))?;
+            add(run.path(), &folder, &mut files).map_err(|error| Error::file(&error))?;
         }
     }
     write_json(&run.stage(DOCUMENT), &files)
 }
 
 /// Refuses a start with a deployment that is not whole any more.
-pub(crate) fn check(run: &RunDir) -> Result<(), Trouble> {
+pub(crate) fn check(run: &RunDir) -> Result<(), Error> {
     let document = run.stage(DOCUMENT);
     if !document.is_file() {
         return Ok(());
@@ -43,10 +43,10 @@ pub(crate) fn check(run: &RunDir) -> Result<(), Trouble> {
             Ok(bytes) if digest(&bytes) == deployed => continue,
             Ok(_) => "was changed since it was deployed",
             Err(error) if error.kind() == io::ErrorKind::NotFound => "is gone",
-            Err(error) => return Err(Trouble::file(&error)),
+            Err(error) => return Err(Error::file(&error)),
         };
-        return Err(Trouble::new(
-            Class::NotResumable,
+        return Err(Error::new(
+            ErrorKind::NotResumable,
             format!("the deployed file {path} {found}: the tuned arm would not be what was tuned"),
         )
         .hint(format!(
@@ -95,10 +95,10 @@ mod tests {
         check(&run).unwrap();
 
         fs_err::write(&hook, "4").unwrap();
-        let reason = check(&run).unwrap_err().reason;
+        let reason = check(&run).unwrap_err().to_string();
         assert!(reason.contains("hooks.py was changed since"), "{reason}");
         fs_err::remove_dir_all(run.overlay()).unwrap();
-        let reason = check(&run).unwrap_err().reason;
+        let reason = check(&run).unwrap_err().to_string();
         assert!(reason.contains("hooks.py is gone"), "{reason}");
     }
 }

@@ -9,24 +9,23 @@ pub(crate) mod in_place;
 pub mod server;
 mod stages;
 mod trial;
-pub mod trouble;
 
 use std::collections::BTreeMap;
 use std::time::{Duration, Instant};
 
 use camino::Utf8Path;
 
-use crate::event::{Event, FORMAT, Header, Notice, Progress};
 use crate::platform::Platform;
 use crate::proc::{Interrupt, Keeper, tree};
-use crate::stage::{Action, Course, Stage, State, next};
+use crate::run::event::{Event, FORMAT, Header, Notice, Progress};
+use crate::run::stage::{Action, RunMode, Stage, State, next};
 use crate::store::file::write_atomic;
 use crate::store::journal::{Journal, JournalError, Record};
 use crate::store::lock::{Holder, Lock, LockError, host_and_boot};
 use crate::store::run_dir::RunDir;
 use crate::workload::config::Config;
 
-use trouble::{Class, Trouble};
+use crate::run::error::{Error, ErrorKind};
 
 /// Set in every process a run starts, to the run folder: by it a resumed run finds what a killed one
 /// left, although its keepers should have ended that already.
@@ -72,10 +71,10 @@ pub struct Surroundings<'a> {
 
 impl<'a> Engine<'a> {
     /// Begins a run of `config` in the new folder `run`. Paths in `config` must be absolute.
-    pub fn begin(run: RunDir, config: Config, with: Surroundings<'a>) -> Result<Self, Trouble> {
+    pub fn begin(run: RunDir, config: Config, with: Surroundings<'a>) -> Result<Self, Error> {
         let lock = take_lock(&run, &with.command)?;
         let text = config.to_toml();
-        write_atomic(&run.config(), text.as_bytes()).map_err(|error| Trouble::file(&error))?;
+        write_atomic(&run.config(), text.as_bytes()).map_err(|error| Error::file(&error))?;
         let header = Header {
             format: FORMAT,
             tool_version: env!("CARGO_PKG_VERSION").to_owned(),
@@ -84,28 +83,28 @@ impl<'a> Engine<'a> {
                 (FOLDER.to_owned(), run.path().to_string()),
             ]),
         };
-        let journal = Journal::create(&run.journal()).map_err(|error| journal_trouble(&error))?;
+        let journal = Journal::create(&run.journal()).map_err(|error| journal_error(&error))?;
         let mut engine = Self::new(run, config, journal, State::default(), with, lock)?;
         engine.record(Event::RunStarted { header })?;
         Ok(engine)
     }
 
     /// Goes on with the run in `run`.
-    pub fn resume(run: RunDir, with: Surroundings<'a>) -> Result<Self, Trouble> {
+    pub fn resume(run: RunDir, with: Surroundings<'a>) -> Result<Self, Error> {
         let lock = take_lock(&run, &with.command)?;
         let (journal, records) =
-            Journal::open::<Event>(&run.journal()).map_err(|error| journal_trouble(&error))?;
-        let text = fs_err::read_to_string(run.config()).map_err(|error| Trouble::file(&error))?;
+            Journal::open::<Event>(&run.journal()).map_err(|error| journal_error(&error))?;
+        let text = fs_err::read_to_string(run.config()).map_err(|error| Error::file(&error))?;
         let Some(Event::RunStarted { header }) = records.first().map(|record| &record.event) else {
-            return Err(Trouble::new(
-                Class::NotResumable,
+            return Err(Error::new(
+                ErrorKind::NotResumable,
                 format!("`{}` does not begin with a header", run.journal()),
             )
             .hint("begin a new run"));
         };
         check_header(header, text.as_bytes(), &run)?;
         let config =
-            Config::parse(&text).map_err(|error| Trouble::caused(Class::NotResumable, &error))?;
+            Config::parse(&text).map_err(|error| Error::caused(ErrorKind::NotResumable, &error))?;
         let state = State::fold(records.iter().map(|record| &record.event));
         refuse_copy(&state, &run)?;
         let mut engine = Self::new(run, config, journal, state, with, lock)?;
@@ -125,7 +124,7 @@ impl<'a> Engine<'a> {
         state: State,
         with: Surroundings<'a>,
         lock: Lock,
-    ) -> Result<Self, Trouble> {
+    ) -> Result<Self, Error> {
         let platform = crate::platform::of(&config, &with.keeper)?;
         Ok(Self {
             run,
@@ -142,14 +141,14 @@ impl<'a> Engine<'a> {
     }
 
     /// Runs stages up to and including `until`.
-    pub fn run(&mut self, until: Stage) -> Result<Finish, Trouble> {
-        let course = if self.config.compare.only_noise {
-            Course::OnlyNoise
+    pub fn run(&mut self, until: Stage) -> Result<Finish, Error> {
+        let mode = if self.config.compare.only_noise {
+            RunMode::OnlyNoise
         } else {
-            Course::Full
+            RunMode::Full
         };
         loop {
-            match next(&self.state, course, until) {
+            match next(&self.state, mode, until) {
                 Action::Finish => return Ok(Finish::Complete),
                 Action::Pause => return Ok(Finish::Paused),
                 Action::Start { stage, attempt } => {
@@ -170,7 +169,7 @@ impl<'a> Engine<'a> {
         &self.state
     }
 
-    fn perform(&mut self, stage: Stage, attempt: u32) -> Result<(), Trouble> {
+    fn perform(&mut self, stage: Stage, attempt: u32) -> Result<(), Error> {
         if self.interrupt.is_raised() {
             self.record(Event::Interrupted { stage })?;
             return Err(server::interrupted());
@@ -187,48 +186,48 @@ impl<'a> Engine<'a> {
                 summary: done.summary,
                 nothing_to_gain: done.nothing_to_gain,
             }),
-            Err(trouble) => {
-                self.record(if trouble.class == Class::Interrupted {
+            Err(error) => {
+                self.record(if error.kind() == ErrorKind::Interrupted {
                     Event::Interrupted { stage }
                 } else {
                     Event::StageFailed {
                         stage,
                         attempt,
                         seconds,
-                        reason: trouble.reason.clone(),
+                        reason: error.to_string(),
                     }
                 })?;
                 // A stage that could not put something in place, or find it right, leaves nothing deployed.
                 let placing = matches!(stage, Stage::Deploy | Stage::Verify);
-                if placing && trouble.class != Class::Interrupted {
-                    self.undo(&trouble.reason)?;
+                if placing && error.kind() != ErrorKind::Interrupted {
+                    self.undo(&error.to_string())?;
                 }
-                Err(trouble)
+                Err(error)
             }
         }
     }
 
     /// What the run has deployed, in words.
-    pub fn deployed(&self) -> Result<Vec<String>, Trouble> {
+    pub fn deployed(&self) -> Result<Vec<String>, Error> {
         stages::deployed(self)
     }
 
     /// Takes back what the deploy stage did.
-    pub fn undo(&mut self, reason: &str) -> Result<(), Trouble> {
+    pub fn undo(&mut self, reason: &str) -> Result<(), Error> {
         stages::undo(self)?;
         self.record(Event::Undone {
             reason: reason.to_owned(),
         })
     }
 
-    fn record(&mut self, event: Event) -> Result<(), Trouble> {
+    fn record(&mut self, event: Event) -> Result<(), Error> {
         let record = Record {
             at: jiff::Timestamp::now(),
             event,
         };
         self.journal
             .append(&record)
-            .map_err(|error| journal_trouble(&error))?;
+            .map_err(|error| journal_error(&error))?;
         self.state.apply(&record.event);
         (self.observer)(&Notice::Recorded(record.event));
         Ok(())
@@ -254,7 +253,7 @@ impl<'a> Engine<'a> {
     }
 
     /// Records facts of the site, or refuses when a recorded one has changed.
-    fn identify(&mut self, facts: BTreeMap<String, String>) -> Result<(), Trouble> {
+    fn identify(&mut self, facts: BTreeMap<String, String>) -> Result<(), Error> {
         let mut fresh = BTreeMap::new();
         for (name, found) in facts {
             match self.state.identity().get(&name) {
@@ -263,8 +262,8 @@ impl<'a> Engine<'a> {
                 }
                 Some(recorded) if *recorded == found => {}
                 Some(recorded) => {
-                    return Err(Trouble::new(
-                        Class::NotResumable,
+                    return Err(Error::new(
+                        ErrorKind::NotResumable,
                         format!("{name} was `{recorded}` when this run began and is `{found}` now"),
                     )
                     .hint("begin a new run: `gemmtune run --new`"));
@@ -279,7 +278,7 @@ impl<'a> Engine<'a> {
     }
 
     /// Waits for, then ends, processes of this run that a killed gemmtune left.
-    fn end_leftovers(&mut self) -> Result<(), Trouble> {
+    fn end_leftovers(&mut self) -> Result<(), Error> {
         let value = self.run.path().as_str().to_owned();
         let alive = || tree::marked(RUN_VARIABLE, &value);
         if alive().is_empty() {
@@ -297,25 +296,25 @@ impl<'a> Engine<'a> {
         if left.is_empty() {
             return Ok(());
         }
-        Err(Trouble::new(
-            Class::Environment,
+        Err(Error::new(
+            ErrorKind::Environment,
             format!("processes {left:?} of the interrupted run cannot be killed"),
         ))
     }
 }
 
-fn take_lock(run: &RunDir, command: &str) -> Result<Lock, Trouble> {
+fn take_lock(run: &RunDir, command: &str) -> Result<Lock, Error> {
     Lock::take(&run.lock(), &Holder::this_process(command)).map_err(|error| match &error {
-        LockError::Held { .. } => Trouble::caused(Class::NotResumable, &error)
+        LockError::Held { .. } => Error::caused(ErrorKind::NotResumable, &error)
             .hint(format!("watch it with `gemmtune status {}`", run.path())),
-        LockError::Io { .. } => Trouble::caused(Class::Environment, &error),
+        LockError::Io { .. } => Error::caused(ErrorKind::Environment, &error),
     })
 }
 
-fn check_header(header: &Header, config: &[u8], run: &RunDir) -> Result<(), Trouble> {
+fn check_header(header: &Header, config: &[u8], run: &RunDir) -> Result<(), Error> {
     if header.format > FORMAT {
-        return Err(Trouble::new(
-            Class::NotResumable,
+        return Err(Error::new(
+            ErrorKind::NotResumable,
             format!(
                 "`{}` was written by gemmtune {} in format {}, and this version writes format {FORMAT}",
                 run.path(),
@@ -327,8 +326,8 @@ fn check_header(header: &Header, config: &[u8], run: &RunDir) -> Result<(), Trou
     }
     let found = digest(config);
     match header.identity.get("configuration") {
-        Some(recorded) if *recorded != found => Err(Trouble::new(
-            Class::NotResumable,
+        Some(recorded) if *recorded != found => Err(Error::new(
+            ErrorKind::NotResumable,
             format!("configuration was `{recorded}` when this run began and is `{found}` now"),
         )
         .hint(format!("restore {} or begin a new run", run.config()))),
@@ -337,10 +336,10 @@ fn check_header(header: &Header, config: &[u8], run: &RunDir) -> Result<(), Trou
 }
 
 /// Documents of a run name files in its folder, so a copy would serve, and take back, what the original deployed.
-fn refuse_copy(state: &State, run: &RunDir) -> Result<(), Trouble> {
+fn refuse_copy(state: &State, run: &RunDir) -> Result<(), Error> {
     match state.identity().get(FOLDER) {
-        Some(begun) if begun != run.path() => Err(Trouble::new(
-            Class::NotResumable,
+        Some(begun) if begun != run.path() => Err(Error::new(
+            ErrorKind::NotResumable,
             format!(
                 "{} is a copy of a run that began in {begun}, and names files there",
                 run.path()
@@ -354,10 +353,10 @@ fn refuse_copy(state: &State, run: &RunDir) -> Result<(), Trouble> {
     }
 }
 
-fn journal_trouble(error: &JournalError) -> Trouble {
+fn journal_error(error: &JournalError) -> Error {
     match error {
-        JournalError::Io { .. } => Trouble::caused(Class::Environment, error),
-        JournalError::Damaged { .. } => Trouble::caused(Class::NotResumable, error)
+        JournalError::Io { .. } => Error::caused(ErrorKind::Environment, error),
+        JournalError::Damaged { .. } => Error::caused(ErrorKind::NotResumable, error)
             .hint("begin a new run, or cut the journal before that line"),
     }
 }
@@ -376,29 +375,29 @@ pub fn digest(bytes: &[u8]) -> String {
 }
 
 /// Reads the events of a run without locking or changing it.
-pub fn read_events(run: &RunDir) -> Result<Vec<Record<Event>>, Trouble> {
-    Journal::read(&run.journal()).map_err(|error| journal_trouble(&error))
+pub fn read_events(run: &RunDir) -> Result<Vec<Record<Event>>, Error> {
+    Journal::read(&run.journal()).map_err(|error| journal_error(&error))
 }
 
 /// Reads a document that a stage wrote.
-fn read_json<T: serde::de::DeserializeOwned>(path: &Utf8Path) -> Result<T, Trouble> {
+fn read_json<T: serde::de::DeserializeOwned>(path: &Utf8Path) -> Result<T, Error> {
     let text = fs_err::read_to_string(path).map_err(|error| match error.kind() {
         std::io::ErrorKind::NotFound => spoilt(format!("`{path}` is gone")),
-        _ => Trouble::file(&error),
+        _ => Error::file(&error),
     })?;
     serde_json::from_str(&text).map_err(|error| spoilt(format!("`{path}` does not parse: {error}")))
 }
 
 /// A document of a finished stage is not as the stage left it. Documents are written whole, so somebody else was at it.
-fn spoilt(reason: String) -> Trouble {
-    Trouble::new(Class::NotResumable, reason)
+fn spoilt(reason: String) -> Error {
+    Error::new(ErrorKind::NotResumable, reason)
         .hint("put the file back, or begin a new run: `gemmtune run --new`")
 }
 
 /// Writes a document for later stages and for people.
-fn write_json(path: &Utf8Path, document: &impl serde::Serialize) -> Result<(), Trouble> {
+fn write_json(path: &Utf8Path, document: &impl serde::Serialize) -> Result<(), Error> {
     let mut text = serde_json::to_vec_pretty(document)
-        .map_err(|error| Trouble::new(Class::Internal, format!("`{path}`: {error}")))?;
+        .map_err(|error| Error::new(ErrorKind::Bug, format!("`{path}`: {error}")))?;
     text.push(b'\n');
-    write_atomic(path, &text).map_err(|error| Trouble::file(&error))
+    write_atomic(path, &text).map_err(|error| Error::file(&error))
 }

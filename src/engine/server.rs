@@ -10,9 +10,9 @@ use std::time::{Duration, Instant};
 
 use camino::{Utf8Path, Utf8PathBuf};
 
-use super::trouble::{Class, Trouble};
 use crate::proc::interrupt::Urgency;
 use crate::proc::{Ended, Interrupt, Keeper, Kept, Spawn, tree};
+use crate::run::error::{Error, ErrorKind};
 
 /// Environment on top of our own: set (`Some`) or removed (`None`).
 pub type Environment = BTreeMap<String, Option<String>>;
@@ -63,7 +63,7 @@ impl Server {
         log: &Utf8Path,
         keeper: &Keeper,
         interrupt: &Interrupt,
-    ) -> Result<Self, Trouble> {
+    ) -> Result<Self, Error> {
         refuse_taken_port(order.port)?;
         let mut spawn = Spawn::new(order.argv.clone(), log);
         spawn.folder = Some(order.folder.clone());
@@ -72,7 +72,7 @@ impl Server {
         let started = Instant::now();
         let kept = spawn
             .start(keeper)
-            .map_err(|error| Trouble::caused(Class::Environment, &error))?;
+            .map_err(|error| Error::caused(ErrorKind::Environment, &error))?;
         let mut server = Self {
             kept,
             log: log.to_owned(),
@@ -89,7 +89,7 @@ impl Server {
         order: &ServerOrder,
         started: Instant,
         interrupt: &Interrupt,
-    ) -> Result<(), Trouble> {
+    ) -> Result<(), Error> {
         let agent = agent(ASK);
         let mut tail = order
             .ready_log
@@ -98,8 +98,8 @@ impl Server {
         loop {
             match self.kept.wait(POLL, interrupt) {
                 Ended::Exited(code) => {
-                    return Err(Trouble::new(
-                        Class::ServerNotReady,
+                    return Err(Error::new(
+                        ErrorKind::ServerNotReady,
                         format!(
                             "the server exited with code {code} before it was ready{}",
                             self.last_words()
@@ -127,8 +127,8 @@ impl Server {
                         order.ready_log.as_deref().unwrap_or_default()
                     )
                 };
-                return Err(Trouble::new(
-                    Class::ServerNotReady,
+                return Err(Error::new(
+                    ErrorKind::ServerNotReady,
                     format!(
                         "the server was not ready after {:.0} s: {missing}",
                         order.ready_limit.as_secs_f64()
@@ -158,11 +158,11 @@ impl Server {
     }
 
     /// An error if the server has ended although nobody asked it to.
-    pub fn check_alive(&mut self) -> Result<(), Trouble> {
+    pub fn check_alive(&mut self) -> Result<(), Error> {
         match self.kept.exited() {
             None => Ok(()),
-            Some(code) => Err(Trouble::new(
-                Class::WorkloadFailed,
+            Some(code) => Err(Error::new(
+                ErrorKind::WorkloadFailed,
                 format!(
                     "the server exited with code {code} while it was serving{}",
                     self.last_words()
@@ -179,7 +179,7 @@ impl Server {
         &mut self,
         interrupt: &Interrupt,
         work: impl FnOnce(&AtomicBool) -> T + Send,
-    ) -> Result<T, Trouble> {
+    ) -> Result<T, Error> {
         let stop = AtomicBool::new(false);
         thread::scope(|scope| {
             let (sender, done) = channel();
@@ -194,8 +194,8 @@ impl Server {
                     Ok(answer) if asked_to_stop.is_none() => return Ok(answer),
                     Ok(_) => return Err(interrupted()),
                     Err(RecvTimeoutError::Disconnected) => {
-                        return Err(Trouble::new(
-                            Class::Internal,
+                        return Err(Error::new(
+                            ErrorKind::Bug,
                             "a thread that asked the server ended without an answer",
                         ));
                     }
@@ -270,8 +270,11 @@ fn is_same(one: &str, other: &str) -> bool {
 }
 
 /// What is said when the user stopped a run.
-pub fn interrupted() -> Trouble {
-    Trouble::new(Class::Interrupted, "interrupted; what was finished is kept")
+pub fn interrupted() -> Error {
+    Error::new(
+        ErrorKind::Interrupted,
+        "interrupted; what was finished is kept",
+    )
 }
 
 /// A blocking HTTP client whose every call ends within `limit`, whatever its status.
@@ -291,11 +294,11 @@ fn answers(agent: &ureq::Agent, url: &str) -> bool {
 }
 
 /// Another server on the port would answer in ours's place, and be measured.
-fn refuse_taken_port(port: u16) -> Result<(), Trouble> {
+fn refuse_taken_port(port: u16) -> Result<(), Error> {
     match TcpListener::bind(("127.0.0.1", port)) {
         Ok(_) => Ok(()),
-        Err(error) => Err(Trouble::new(
-            Class::Environment,
+        Err(error) => Err(Error::new(
+            ErrorKind::Environment,
             format!(
                 "port {port} of this host is not free ({error}): something else would be measured"
             ),
@@ -365,7 +368,7 @@ mod tests {
     fn a_taken_port_is_refused_with_its_number() {
         let holder = TcpListener::bind("127.0.0.1:0").unwrap();
         let port = holder.local_addr().unwrap().port();
-        let trouble = refuse_taken_port(port).unwrap_err();
-        assert!(trouble.reason.contains(&port.to_string()), "{trouble}");
+        let error = refuse_taken_port(port).unwrap_err();
+        assert!(error.to_string().contains(&port.to_string()), "{error}");
     }
 }

@@ -6,13 +6,13 @@ use camino::{Utf8Path, Utf8PathBuf};
 use serde::{Deserialize, Serialize};
 
 use super::server::{Environment, Server, ServerOrder, interrupted};
-use super::trouble::{Class, Trouble};
 use super::{Engine, RUN_VARIABLE, deadline, write_json};
 use crate::bench::{client, line, load, prompt};
-use crate::event::{Event, Progress, Role};
 use crate::proc::interrupt::Urgency;
 use crate::proc::{Ended, Spawn};
-use crate::stage::{Stage, TrialEnd};
+use crate::run::error::{Error, ErrorKind};
+use crate::run::event::{Event, Progress, Role};
+use crate::run::stage::{Stage, TrialEnd};
 use crate::workload::config::{Launch, Measure};
 
 /// The result lines of a trial, one JSON object per benchmark run, in its folder.
@@ -68,8 +68,8 @@ impl Engine<'_> {
     pub(crate) fn trial(
         &mut self,
         order: &TrialOrder,
-        while_up: &mut dyn FnMut(&mut Server, &Utf8Path) -> Result<(), Trouble>,
-    ) -> Result<TrialDone, Trouble> {
+        while_up: &mut dyn FnMut(&mut Server, &Utf8Path) -> Result<(), Error>,
+    ) -> Result<TrialDone, Error> {
         let number = self.state.next_trial_number();
         let folder = self.run.trial(number, order.role.name());
         let host = self.host.clone();
@@ -78,7 +78,7 @@ impl Engine<'_> {
             role: order.role,
             host,
         })?;
-        fs_err::create_dir_all(&folder).map_err(|error| Trouble::file(&error))?;
+        fs_err::create_dir_all(&folder).map_err(|error| Error::file(&error))?;
         let started = Instant::now();
         match self.serve(order, number, &folder, while_up) {
             Ok((ready_seconds, benchmark_seconds)) => {
@@ -90,13 +90,13 @@ impl Engine<'_> {
                 })?;
                 Ok(TrialDone { number, folder })
             }
-            Err(trouble) => {
-                let reason = trouble.reason.clone();
+            Err(error) => {
+                let reason = error.to_string();
                 self.record(Event::TrialFailed {
                     trial: number,
                     reason,
                 })?;
-                Err(trouble)
+                Err(error)
             }
         }
     }
@@ -106,8 +106,8 @@ impl Engine<'_> {
         order: &TrialOrder,
         number: u32,
         folder: &Utf8Path,
-        while_up: &mut dyn FnMut(&mut Server, &Utf8Path) -> Result<(), Trouble>,
-    ) -> Result<(f64, f64), Trouble> {
+        while_up: &mut dyn FnMut(&mut Server, &Utf8Path) -> Result<(), Error>,
+    ) -> Result<(f64, f64), Error> {
         let server_order = self.server_order(order);
         write_json(
             &folder.join("command.json"),
@@ -214,7 +214,7 @@ impl Engine<'_> {
         server: &mut Server,
         number: u32,
         folder: &Utf8Path,
-    ) -> Result<(), Trouble> {
+    ) -> Result<(), Error> {
         let limit = self.benchmark_limit();
         match self.config.measure() {
             Ok(Measure::Builtin(loads)) => {
@@ -228,7 +228,7 @@ impl Engine<'_> {
                 let results = folder.join(results);
                 self.measure_by_command(command, &results, folder, limit)
             }
-            Err(error) => Err(Trouble::caused(Class::Usage, &error)),
+            Err(error) => Err(Error::caused(ErrorKind::Usage, &error)),
         }
     }
 
@@ -239,9 +239,9 @@ impl Engine<'_> {
         number: u32,
         folder: &Utf8Path,
         limit: Duration,
-    ) -> Result<(), Trouble> {
+    ) -> Result<(), Error> {
         let failed = |reason: String| {
-            Trouble::new(Class::WorkloadFailed, reason).hint(format!(
+            Error::new(ErrorKind::WorkloadFailed, reason).hint(format!(
                 "read the server's log: {}",
                 folder.join(SERVER_LOG)
             ))
@@ -264,7 +264,7 @@ impl Engine<'_> {
             let outcome = load::run(&load, stop, &|_| {});
             (load, outcome)
         })?;
-        let outcome = outcome.map_err(|error| Trouble::caused(Class::Usage, &error))?;
+        let outcome = outcome.map_err(|error| Error::caused(ErrorKind::Usage, &error))?;
         if let Some(error) = outcome
             .requests
             .iter()
@@ -292,7 +292,7 @@ impl Engine<'_> {
             &folder.join(RESULTS),
             &line::document(&load, &outcome, &extra),
         )
-        .map_err(|error| Trouble::file(&error))
+        .map_err(|error| Error::file(&error))
     }
 
     fn measure_by_command(
@@ -301,7 +301,7 @@ impl Engine<'_> {
         results: &Utf8Path,
         folder: &Utf8Path,
         limit: Duration,
-    ) -> Result<(), Trouble> {
+    ) -> Result<(), Error> {
         let log = folder.join("bench.log");
         let mut spawn = Spawn::new(command, &log);
         spawn.folder = Some(folder.to_owned());
@@ -318,9 +318,9 @@ impl Engine<'_> {
         );
         let mut kept = spawn
             .start(&self.keeper)
-            .map_err(|error| Trouble::caused(Class::Usage, &error))?;
+            .map_err(|error| Error::caused(ErrorKind::Usage, &error))?;
         let failed = |reason: String| {
-            Trouble::new(Class::WorkloadFailed, reason).hint(format!("read its output: {log}"))
+            Error::new(ErrorKind::WorkloadFailed, reason).hint(format!("read its output: {log}"))
         };
         match kept.wait(limit, &self.interrupt) {
             Ended::Exited(0) => {}
@@ -345,7 +345,7 @@ impl Engine<'_> {
                 .map_err(|error| failed(format!("the benchmark left no result: {error}")))?;
         }
         let runs = crate::bench::result::read(&own).map_err(|error| {
-            Trouble::caused(Class::WorkloadFailed, &error).hint(format!("read its output: {log}"))
+            Error::caused(ErrorKind::WorkloadFailed, &error).hint(format!("read its output: {log}"))
         })?;
         match runs
             .iter()

@@ -95,7 +95,7 @@ const STARTS: usize = 3;
 /// Words at its end, which hold nothing but dtype.
 const ENDS: usize = 2;
 
-/// Slots of the index. A server writes hundreds to thousands of distinct rows; a full tally is emptied into the harvest
+/// Slots of the index. A server writes hundreds to thousands of distinct rows; a full tally is emptied into the log summary
 /// and started again.
 const SLOTS: usize = 1 << 15;
 

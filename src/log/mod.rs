@@ -1,12 +1,11 @@
 //! Server logs and overlay records: which GEMMs ran, how often, and which table rows served them.
 //!
-//! [`scan::scan`] reads one input into a [`Harvest`], [`sections::scan_file`] a plain file on several cores; any number of inputs add up. This room reads bytes and returns
+//! [`scan::scan`] reads one input into a [`LogSummary`], [`sections::scan_file`] a plain file on several cores; any number of inputs add up. This room reads bytes and returns
 //! facts; only [`input`] opens files, and nothing here starts a process or prints.
 
 mod cursor;
 mod dump;
 pub mod engagement;
-pub mod harvest;
 mod hash;
 pub mod input;
 pub mod plausible;
@@ -15,8 +14,9 @@ mod record_file;
 pub mod scan;
 pub mod sections;
 mod sglang;
+pub mod summary;
 mod tags;
 pub mod window;
 
-pub use harvest::Harvest;
 pub use sglang::{Capture, CaptureUnit, Limits};
+pub use summary::LogSummary;

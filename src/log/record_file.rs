@@ -2,16 +2,16 @@
 
 use std::io::{self, Read};
 
-use super::harvest::{CUT_OFF, Harvest, Place};
 use super::record;
+use super::summary::{CUT_OFF, LogSummary, Place};
 use super::window::{BUFFER, Window};
 
-/// Adds every line to `harvest`, and what the file's captures amount to.
+/// Adds every line to `log summary`, and what the file's captures amount to.
 pub(super) fn scan(
     window: &mut Window,
     input: &mut impl Read,
     name: &str,
-    harvest: &mut Harvest,
+    log_summary: &mut LogSummary,
 ) -> io::Result<()> {
     let mut line = 0;
     let mut skipping = false; // inside a line longer than the buffer
@@ -22,7 +22,7 @@ pub(super) fn scan(
             let text = &window.unread()[start..start + length];
             if !std::mem::take(&mut skipping) {
                 let offset = window.offset + start as u64;
-                add_record_line(harvest, name, line, offset, text);
+                add_record_line(log_summary, name, line, offset, text);
             }
             start += length + 1;
         }
@@ -32,7 +32,7 @@ pub(super) fn scan(
                 line: Some(line + 1),
                 offset: window.offset,
             };
-            harvest.add_malformed(name, place, "a line of more than 256 KiB", window.unread());
+            log_summary.add_malformed(name, place, "a line of more than 256 KiB", window.unread());
             skipping = true;
             window.drop_front(BUFFER);
         }
@@ -46,8 +46,8 @@ pub(super) fn scan(
                         offset: window.offset,
                     };
                     match record::parse(tail).ok() {
-                        Some(record) => harvest.add_record(record),
-                        None => harvest.add_malformed(name, place, CUT_OFF, tail),
+                        Some(record) => log_summary.add_record(record),
+                        None => log_summary.add_malformed(name, place, CUT_OFF, tail),
                     }
                 }
                 break Ok(());
@@ -56,22 +56,22 @@ pub(super) fn scan(
             Err(error) => break Err(error),
         }
     };
-    harvest.end_record_file();
+    log_summary.end_record_file();
     result
 }
 
-fn add_record_line(harvest: &mut Harvest, name: &str, line: u64, offset: u64, text: &[u8]) {
+fn add_record_line(log_summary: &mut LogSummary, name: &str, line: u64, offset: u64, text: &[u8]) {
     if text.trim_ascii().is_empty() {
         return;
     }
     match record::parse(text) {
-        Ok(record) => harvest.add_record(record),
+        Ok(record) => log_summary.add_record(record),
         Err(error) => {
             let place = Place {
                 line: Some(line),
                 offset,
             };
-            harvest.add_malformed(name, place, &error.to_string(), text);
+            log_summary.add_malformed(name, place, &error.to_string(), text);
         }
     }
 }

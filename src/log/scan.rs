@@ -1,4 +1,4 @@
-//! Reads a log or a record file once, through a rolling buffer, into a [`Harvest`].
+//! Reads a log or a record file once, through a rolling buffer, into a [`LogSummary`].
 //!
 //! A log is any bytes. Records are looked for anywhere: behind progress bars, rank prefixes and colours, several in
 //! a line. A record starts at its tag and ends at the next line end (`\n` or `\r`), at the latest after
@@ -10,10 +10,10 @@ use std::io::{self, Read};
 use super::cursor::{Cursor, find, rfind};
 use super::dump::{self, Payload, Tally};
 use super::engagement;
-use super::harvest::{CUT_OFF, Harvest, Place, Sizes, add_one};
 use super::record;
 use super::record_file;
 use super::sglang;
+use super::summary::{CUT_OFF, LogSummary, Place, Sizes, add_one};
 use super::tags::{Found, Next, Searcher, Tag, WINDOW};
 use super::window::{BUFFER, Window, read_some};
 
@@ -32,15 +32,15 @@ pub enum Lines {
     Later,
 }
 
-/// Reads `input` to its current end and adds what it says to `harvest`; `name` is what malformed records are listed
+/// Reads `input` to its current end and adds what it says to `log summary`; `name` is what malformed records are listed
 /// under. Gives the number of bytes read.
 ///
-/// An error of the reader ends the reading; what was found until then stays in the harvest.
+/// An error of the reader ends the reading; what was found until then stays in the log summary.
 pub fn scan(
     mut input: impl Read,
     name: &str,
     lines: Lines,
-    harvest: &mut Harvest,
+    log_summary: &mut LogSummary,
 ) -> io::Result<u64> {
     let mut window = Window::new(0);
     let mut end = false;
@@ -48,17 +48,17 @@ pub fn scan(
         end = window.fill(&mut input)? == 0;
     }
     let read = if record::is_record_file(window.unread()) {
-        record_file::scan(&mut window, &mut input, name, harvest)
+        record_file::scan(&mut window, &mut input, name, log_summary)
     } else {
-        scan_log(&mut window, &mut input, name, lines, harvest)
+        scan_log(&mut window, &mut input, name, lines, log_summary)
     };
-    harvest.bytes += window.end();
+    log_summary.bytes += window.end();
     read.map(|()| window.end())
 }
 
 /// One part of a log, read on its own and not yet added to what stands before it.
 pub(super) struct Part {
-    harvest: Harvest,
+    log_summary: LogSummary,
     tail: Option<Tail>,
     /// Whether it was read to its end; not where it holds too many shapes.
     read: io::Result<bool>,
@@ -68,14 +68,14 @@ impl Part {
     /// Reads `input`, whose first byte starts a line and stands at `offset` of the log `name`. It is given up soon
     /// after more than `shapes_max` shapes were met.
     pub(super) fn read(mut input: impl Read, offset: u64, name: &str, shapes_max: usize) -> Self {
-        let mut harvest = Harvest::default();
+        let mut log_summary = LogSummary::default();
         let mut window = Window::new(offset);
-        let mut scanner = Scanner::new(name, Lines::Later, shapes_max, &mut harvest);
+        let mut scanner = Scanner::new(name, Lines::Later, shapes_max, &mut log_summary);
         let read = scanner.run(&mut window, &mut input);
         let tail = scanner.finish();
-        harvest.bytes = window.end() - offset;
+        log_summary.bytes = window.end() - offset;
         Self {
-            harvest,
+            log_summary,
             tail,
             read,
         }
@@ -83,12 +83,12 @@ impl Part {
 
     /// Adds what was found to what the parts before it hold. `false` says that the part was given up and nothing of it
     /// was added, an error that it was read only up to it.
-    pub(super) fn add_to(self, name: &str, harvest: &mut Harvest) -> io::Result<bool> {
+    pub(super) fn add_to(self, name: &str, log_summary: &mut LogSummary) -> io::Result<bool> {
         if let Ok(false) = self.read {
             return self.read;
         }
-        harvest.append(self.harvest);
-        add_tail(self.tail, name, harvest);
+        log_summary.append(self.log_summary);
+        add_tail(self.tail, name, log_summary);
         self.read
     }
 }
@@ -98,11 +98,11 @@ pub(super) fn scan_rest(
     mut input: impl Read,
     offset: u64,
     name: &str,
-    harvest: &mut Harvest,
+    log_summary: &mut LogSummary,
 ) -> io::Result<()> {
     let mut window = Window::new(offset);
-    let read = scan_log(&mut window, &mut input, name, Lines::Later, harvest);
-    harvest.bytes += window.end() - offset;
+    let read = scan_log(&mut window, &mut input, name, Lines::Later, log_summary);
+    log_summary.bytes += window.end() - offset;
     read
 }
 
@@ -111,12 +111,12 @@ fn scan_log(
     input: &mut impl Read,
     name: &str,
     lines: Lines,
-    harvest: &mut Harvest,
+    log_summary: &mut LogSummary,
 ) -> io::Result<()> {
-    let mut scanner = Scanner::new(name, lines, usize::MAX, harvest);
+    let mut scanner = Scanner::new(name, lines, usize::MAX, log_summary);
     let read = scanner.run(window, input);
     let tail = scanner.finish();
-    add_tail(tail, name, harvest);
+    add_tail(tail, name, log_summary);
     read.map(|_| ())
 }
 
@@ -124,19 +124,23 @@ fn scan_log(
 type Tail = (dump::Dump, Place);
 
 /// Adds the record at the end of an input, unless longer names elsewhere say that its dtype is cut off.
-fn add_tail(tail: Option<Tail>, name: &str, harvest: &mut Harvest) {
+fn add_tail(tail: Option<Tail>, name: &str, log_summary: &mut LogSummary) {
     if let Some((dump, place)) = tail {
-        if harvest.expects_longer_than(dump.dtype) {
-            harvest.add_malformed(name, place, CUT_OFF, dump.dtype.as_bytes());
+        if log_summary.expects_longer_than(dump.dtype) {
+            log_summary.add_malformed(name, place, CUT_OFF, dump.dtype.as_bytes());
         } else {
-            harvest.add_dump(dump, 1);
+            log_summary.add_dump(dump, 1);
         }
     }
 }
 
 /// Fills in the line numbers of malformed records of `name`, from the same bytes once more.
-pub fn number_lines(mut input: impl Read, name: &str, harvest: &mut Harvest) -> io::Result<()> {
-    let mut open: Vec<&mut super::harvest::Malformed> = harvest
+pub fn number_lines(
+    mut input: impl Read,
+    name: &str,
+    log_summary: &mut LogSummary,
+) -> io::Result<()> {
+    let mut open: Vec<&mut super::summary::Malformed> = log_summary
         .malformed_shown
         .iter_mut()
         .filter(|malformed| malformed.source == name && malformed.line.is_none())
@@ -171,9 +175,9 @@ fn newlines(bytes: &[u8]) -> u64 {
 /// The reason given for a look-up line that is not whole.
 const TORN_LOOKUP: &str = "torn: no complete look-up line of aiter";
 
-struct Scanner<'harvest> {
-    name: &'harvest str,
-    harvest: &'harvest mut Harvest,
+struct Scanner<'log_summary> {
+    name: &'log_summary str,
+    log_summary: &'log_summary mut LogSummary,
     searcher: Searcher,
     tally: Tally,
     find_row: memchr::memmem::Finder<'static>,
@@ -205,16 +209,16 @@ impl Done {
     }
 }
 
-impl<'harvest> Scanner<'harvest> {
+impl<'log_summary> Scanner<'log_summary> {
     fn new(
-        name: &'harvest str,
+        name: &'log_summary str,
         lines: Lines,
         shapes_max: usize,
-        harvest: &'harvest mut Harvest,
+        log_summary: &'log_summary mut LogSummary,
     ) -> Self {
         Self {
             name,
-            harvest,
+            log_summary,
             searcher: Searcher::new(),
             tally: Tally::new(),
             find_row: memchr::memmem::Finder::new(b"csv_row:"),
@@ -235,7 +239,7 @@ impl<'harvest> Scanner<'harvest> {
         let mut last = false;
         loop {
             let done = self.block(window.unread(), window.offset, resume, last);
-            if last || self.harvest.shapes_kept() > self.shapes_max {
+            if last || self.log_summary.shapes_kept() > self.shapes_max {
                 return Ok(last);
             }
             if self.lines == Lines::Count {
@@ -321,12 +325,12 @@ impl<'harvest> Scanner<'harvest> {
                 // The prefix of aiter's logger, or of a launcher before it.
                 let path = rfind(&before[from..], b"] ").map_or(from, |at| from + at + 2);
                 let path = super::cursor::lossy(&before[path..], LOOK_BACK);
-                add_one(&mut self.harvest.legacy_tables, path, 1);
+                add_one(&mut self.log_summary.legacy_tables, path, 1);
             }
             Tag::DefaultConfig | Tag::UsingConfig => {
                 let hit = found.tag == Tag::UsingConfig;
                 match sglang::config_file(text, hit) {
-                    Some(Ok(file)) => self.harvest.add_config(file, hit),
+                    Some(Ok(file)) => self.log_summary.add_config(file, hit),
                     Some(Err(reason)) => self.malformed(segment, found.start, reason),
                     None => {}
                 }
@@ -347,7 +351,7 @@ impl<'harvest> Scanner<'harvest> {
             }
             Tag::Limits => {
                 if let Some(limits) = sglang::limits(text) {
-                    add_one(&mut self.harvest.limits, limits, 1);
+                    add_one(&mut self.log_summary.limits, limits, 1);
                 }
             }
             Tag::CaptureList | Tag::CaptureBegin | Tag::CaptureEnd => {
@@ -357,12 +361,12 @@ impl<'harvest> Scanner<'harvest> {
                     sglang::capture(before, text)
                 };
                 if let Some(capture) = capture {
-                    add_one(&mut self.harvest.captures, capture, 1);
+                    add_one(&mut self.log_summary.captures, capture, 1);
                 }
             }
             Tag::Dispatch => {
                 if let Some(identity) = sglang::dispatch(text) {
-                    add_one(&mut self.harvest.dispatch, identity, 1);
+                    add_one(&mut self.log_summary.dispatch, identity, 1);
                 }
             }
         }
@@ -422,13 +426,13 @@ impl<'harvest> Scanner<'harvest> {
                 start + length
             }
             Ok((dump, length)) => {
-                self.harvest.add_dump(dump, 1);
+                self.log_summary.add_dump(dump, 1);
                 start + length
             }
             Err(reason) => {
                 // Colours inside the fields.
                 if let Some(dump) = uncoloured(payload, op) {
-                    self.harvest.add_dump(dump, 1);
+                    self.log_summary.add_dump(dump, 1);
                 } else {
                     let at_end =
                         segment.cut_off && next == text.len() && reason.starts_with("torn");
@@ -452,7 +456,7 @@ impl<'harvest> Scanner<'harvest> {
             return found.end;
         };
         if let Some((line, length)) = engagement::parse(&segment.bytes[start..segment.end]) {
-            self.harvest.add_lookup(line);
+            self.log_summary.add_lookup(line);
             (start + length).max(found.end)
         } else {
             let reason = if segment.cut_off {
@@ -496,16 +500,16 @@ impl<'harvest> Scanner<'harvest> {
     #[cold]
     fn empty_tally(&mut self) {
         for (dump, count) in self.tally.drain() {
-            self.harvest.add_dump(dump, count);
+            self.log_summary.add_dump(dump, count);
         }
     }
 
     /// Adds what was held back until the end of the input, except for the record there, which it gives.
     fn finish(mut self) -> Option<Tail> {
         self.empty_tally();
-        self.decode.pour(&mut self.harvest.decode_batches);
-        self.decode_eager.pour(&mut self.harvest.decode_eager);
-        self.prefill.pour(&mut self.harvest.prefill_batches);
+        self.decode.pour(&mut self.log_summary.decode_batches);
+        self.decode_eager.pour(&mut self.log_summary.decode_eager);
+        self.prefill.pour(&mut self.log_summary.prefill_batches);
         self.tail
     }
 
@@ -513,7 +517,8 @@ impl<'harvest> Scanner<'harvest> {
     fn malformed(&mut self, segment: &Segment<'_>, start: usize, reason: &str) {
         let place = self.place(segment, start);
         let text = &segment.bytes[start..segment.end.max(start)];
-        self.harvest.add_malformed(self.name, place, reason, text);
+        self.log_summary
+            .add_malformed(self.name, place, reason, text);
     }
 
     fn place(&mut self, segment: &Segment<'_>, start: usize) -> Place {

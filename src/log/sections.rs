@@ -1,4 +1,4 @@
-//! A plain log read in sections side by side: the same harvest as [`scan`] gives, in a fraction of the time.
+//! A plain log read in sections side by side: the same log summary as [`scan`] gives, in a fraction of the time.
 //!
 //! No record goes past the end of its line, so a log can be cut behind any line end, and what the sections hold adds
 //! up. They are added in the order they stand in, because some facts are those said last or first.
@@ -9,9 +9,9 @@ use std::thread;
 use camino::Utf8Path;
 use fs_err::os::unix::fs::FileExt as _;
 
-use super::harvest::Harvest;
 use super::record;
 use super::scan::{Lines, Part, scan, scan_rest};
+use super::summary::LogSummary;
 
 /// Shortest section: below it a thread costs more than it brings.
 pub const SECTION_MIN: u64 = 16 << 20;
@@ -29,15 +29,15 @@ pub fn sections_here() -> usize {
 }
 
 /// Reads the plain file `path` to its current end, in at most `sections` sections of at least `section_min` bytes, and
-/// adds what it says to `harvest`. Gives the number of bytes read.
+/// adds what it says to `log summary`. Gives the number of bytes read.
 ///
 /// `on_read` is told how many bytes were read, from the threads that read them. An error of a reader ends the reading
-/// there: what stands before it stays in the harvest.
+/// there: what stands before it stays in the log summary.
 pub fn scan_file(
     path: &Utf8Path,
     sections: usize,
     section_min: u64,
-    harvest: &mut Harvest,
+    log_summary: &mut LogSummary,
     on_read: &(dyn Fn(u64) + Sync),
 ) -> io::Result<u64> {
     let file = fs_err::File::open(path)?;
@@ -49,7 +49,7 @@ pub fn scan_file(
         on_read,
     };
     if starts.len() == 1 {
-        return scan(section(0), path.as_str(), Lines::Later, harvest);
+        return scan(section(0), path.as_str(), Lines::Later, log_summary);
     }
     let parts: Vec<Part> = thread::scope(|scope| {
         let threads: Vec<_> = (0..starts.len())
@@ -63,10 +63,10 @@ pub fn scan_file(
             .map(|part| part.unwrap_or_else(|panic| std::panic::resume_unwind(panic)))
             .collect()
     });
-    let before = harvest.bytes;
+    let before = log_summary.bytes;
     let mut given_up = None;
     for (start, part) in starts.iter().zip(parts) {
-        if !part.add_to(path.as_str(), harvest)? {
+        if !part.add_to(path.as_str(), log_summary)? {
             given_up = Some(*start);
             break;
         }
@@ -78,9 +78,9 @@ pub fn scan_file(
             end: None,
             on_read: &|_| {},
         };
-        scan_rest(rest, start, path.as_str(), harvest)?;
+        scan_rest(rest, start, path.as_str(), log_summary)?;
     }
-    Ok(harvest.bytes - before)
+    Ok(log_summary.bytes - before)
 }
 
 /// Where the sections start: at the beginning, and behind a line end near each equal share. One section for a file

@@ -14,11 +14,11 @@ use camino::{Utf8Path, Utf8PathBuf};
 use serde::{Deserialize, Serialize};
 
 use crate::engine::server::Environment;
-use crate::engine::trouble::{Class, Trouble};
-use crate::log::harvest::Harvest;
+use crate::log::summary::LogSummary;
 use crate::plan::cost::Cost;
 use crate::plan::fold::Fold;
 use crate::proc::{Interrupt, Keeper};
+use crate::run::error::{Error, ErrorKind};
 use crate::shape::{Op, Shape};
 use crate::store::journal::JournalError;
 use crate::store::lock::LockError;
@@ -289,13 +289,14 @@ pub trait Platform: Send + Sync {
     }
 
     /// Finds what serves.
-    fn inspect(&self) -> Result<Inspection, Trouble>;
+    fn inspect(&self) -> Result<Inspection, Error>;
 
     /// Environment that makes a server tell its shapes, record files going to `records`.
-    fn capture_env(&self, run: &RunDir, records: &Utf8Path) -> Result<Environment, Trouble>;
+    fn capture_env(&self, run: &RunDir, records: &Utf8Path) -> Result<Environment, Error>;
 
     /// Refuses a capture that cannot be complete.
-    fn check_capture(&self, inspection: &Inspection, harvest: &Harvest) -> Result<(), Trouble>;
+    fn check_capture(&self, inspection: &Inspection, log_summary: &LogSummary)
+    -> Result<(), Error>;
 
     /// Environment that makes a server with `deployment` tell which rows it uses, record files going to
     /// `records`. It goes on top of the deployment's own.
@@ -304,17 +305,17 @@ pub trait Platform: Send + Sync {
         run: &RunDir,
         deployment: &Deployment,
         records: &Utf8Path,
-    ) -> Result<Environment, Trouble>;
+    ) -> Result<Environment, Error>;
 
     /// What a plan is made with.
-    fn plan_terms(&self, inspection: &Inspection) -> Result<PlanTerms, Trouble>;
+    fn plan_terms(&self, inspection: &Inspection) -> Result<PlanTerms, Error>;
 
     /// Tunes.
     fn tune(
         &self,
         order: &TuneOrder<'_>,
         observer: &mut dyn FnMut(&TuneEvent),
-    ) -> Result<Tuned, Trouble>;
+    ) -> Result<Tuned, Error>;
 
     /// Puts what was tuned in place, in files and variables of its own.
     fn deploy(
@@ -322,10 +323,10 @@ pub trait Platform: Send + Sync {
         run: &RunDir,
         inspection: &Inspection,
         tuned: &Tuned,
-    ) -> Result<Deployment, Trouble>;
+    ) -> Result<Deployment, Error>;
 
     /// Takes a deployment back. Doing it twice is doing it once.
-    fn undo(&self, run: &RunDir, deployment: &Deployment) -> Result<(), Trouble>;
+    fn undo(&self, run: &RunDir, deployment: &Deployment) -> Result<(), Error>;
 
     /// Shapes that the deployed table would not serve, by the runtime's own rules.
     fn misses(
@@ -333,15 +334,15 @@ pub trait Platform: Send + Sync {
         inspection: &Inspection,
         deployment: &Deployment,
         shapes: &[Shape],
-    ) -> Result<Vec<Shape>, Trouble>;
+    ) -> Result<Vec<Shape>, Error>;
 
-    /// Which of the tuned shapes the server whose log is `harvest` was served by the deployed table.
+    /// Which of the tuned shapes the server whose log is `log summary` was served by the deployed table.
     fn engagement(
         &self,
         inspection: &Inspection,
         deployment: &Deployment,
-        harvest: &Harvest,
-    ) -> Result<Engagement, Trouble>;
+        log_summary: &LogSummary,
+    ) -> Result<Engagement, Error>;
 
     /// Tries the deployed operation in a fresh process with the tuned server's environment, before such a server is
     /// started: its numbers on `shapes` and its time on what was tuned. A platform that needs no process of its
@@ -351,7 +352,7 @@ pub trait Platform: Send + Sync {
         _deployed: &Deployed<'_>,
         _shapes: &[Shape],
         _tuned: &Tuned,
-    ) -> Result<Probed, Trouble> {
+    ) -> Result<Probed, Error> {
         Ok(Probed::default())
     }
 
@@ -361,7 +362,7 @@ pub trait Platform: Send + Sync {
         deployed: &Deployed<'_>,
         base_url: &str,
         shapes: &[Shape],
-    ) -> Result<Vec<LayoutCheck>, Trouble>;
+    ) -> Result<Vec<LayoutCheck>, Error>;
 
     /// The name of a candidate, for people.
     fn kernel_name(&self, candidate: &serde_json::Value) -> String;
@@ -370,14 +371,14 @@ pub trait Platform: Send + Sync {
     fn expected_differences(&self) -> &'static [&'static str];
 }
 
-/// What `harvest`, the log of a server that was told to name its look-ups, says about a deployed table.
+/// What `log summary`, the log of a server that was told to name its look-ups, says about a deployed table.
 ///
 /// The unit is the shape the server looked up; whether it should have hit is asked of the runtime's own
 /// rules, so a shape that no row serves by design is "unplanned", not "missed".
-fn engagement_of(resolver: &Resolver<'_>, table: &Table, harvest: &Harvest) -> Engagement {
+fn engagement_of(resolver: &Resolver<'_>, table: &Table, log_summary: &LogSummary) -> Engagement {
     let mut engagement = Engagement::default();
     let mut used = BTreeSet::new();
-    for (shape, served) in harvest.served() {
+    for (shape, served) in log_summary.served() {
         let Some(row) = resolver.find(&shape).row() else {
             engagement.unplanned.push(shape.to_string());
             continue;
@@ -409,18 +410,15 @@ fn engagement_of(resolver: &Resolver<'_>, table: &Table, harvest: &Harvest) -> E
 }
 
 /// Taking away what is gone already is no trouble: an undo can be repeated.
-fn gone(removed: std::io::Result<()>) -> Result<(), Trouble> {
+fn gone(removed: std::io::Result<()>) -> Result<(), Error> {
     match removed {
-        Err(error) if error.kind() != std::io::ErrorKind::NotFound => Err(Trouble::file(&error)),
+        Err(error) if error.kind() != std::io::ErrorKind::NotFound => Err(Error::file(&error)),
         _ => Ok(()),
     }
 }
 
 /// The platform of a configuration.
-pub fn of(
-    config: &config::Config,
-    keeper: &Keeper,
-) -> Result<std::sync::Arc<dyn Platform>, Trouble> {
+pub fn of(config: &config::Config, keeper: &Keeper) -> Result<std::sync::Arc<dyn Platform>, Error> {
     match config.backend.kind {
         BackendKind::Reference => Ok(std::sync::Arc::new(reference::Reference::new(
             config, keeper,
@@ -433,22 +431,22 @@ pub fn of(
 }
 
 /// Results that cannot be gone on with, or a disk that does not take them.
-fn class_of(error: &ResultsError) -> Class {
+fn class_of(error: &ResultsError) -> ErrorKind {
     match error {
         ResultsError::Journal(JournalError::Io { .. })
-        | ResultsError::Lock(LockError::Io { .. }) => Class::Environment,
-        _ => Class::NotResumable,
+        | ResultsError::Lock(LockError::Io { .. }) => ErrorKind::Environment,
+        _ => ErrorKind::NotResumable,
     }
 }
 
 /// A tuning run that could not take place, in the loop's words.
-fn tune_trouble(error: &TuneError) -> Trouble {
+fn tune_error(error: &TuneError) -> Error {
     match error {
         TuneError::Interrupted => crate::engine::server::interrupted(),
-        TuneError::NoShapes => Trouble::caused(Class::NoShapes, error),
-        TuneError::Results(results) => Trouble::caused(class_of(results), error),
-        TuneError::Write { .. } => Trouble::caused(Class::Environment, error),
-        _ => Trouble::caused(Class::TunerFailed, error),
+        TuneError::NoShapes => Error::caused(ErrorKind::NoShapes, error),
+        TuneError::Results(results) => Error::caused(class_of(results), error),
+        TuneError::Write { .. } => Error::caused(ErrorKind::Environment, error),
+        _ => Error::caused(ErrorKind::TunerFailed, error),
     }
 }
 

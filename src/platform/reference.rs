@@ -9,15 +9,15 @@ use serde_json::json;
 
 use super::{
     Deployed, Deployment, Engagement, Inspection, LayoutCheck, PlanTerms, Platform, TuneOrder,
-    Tuned, gone, tune_trouble,
+    Tuned, gone, tune_error,
 };
 use crate::engine::digest;
 use crate::engine::server::{Environment, agent};
-use crate::engine::trouble::{Class, Trouble};
-use crate::log::harvest::Harvest;
+use crate::log::summary::LogSummary;
 use crate::plan::cost::Cost;
 use crate::plan::fold::Fold;
 use crate::proc::Keeper;
+use crate::run::error::{Error, ErrorKind};
 use crate::shape::{Op, Shape};
 use crate::store::file::write_atomic;
 use crate::store::run_dir::RunDir;
@@ -75,7 +75,7 @@ impl Platform for Reference {
         Environment::new()
     }
 
-    fn inspect(&self) -> Result<Inspection, Trouble> {
+    fn inspect(&self) -> Result<Inspection, Error> {
         let device = self.device()?;
         let table = self.server_env.get(TABLE_VARIABLE).map(Utf8PathBuf::from);
         let mut identity = BTreeMap::from([
@@ -85,8 +85,8 @@ impl Platform for Reference {
             ("kernels".to_owned(), device.kernel_hash.clone()),
         ]);
         if let Some(table) = &table {
-            let bytes =
-                fs_err::read(table).map_err(|error| Trouble::caused(Class::Environment, &error))?;
+            let bytes = fs_err::read(table)
+                .map_err(|error| Error::caused(ErrorKind::Environment, &error))?;
             identity.insert("table before".to_owned(), digest(&bytes));
         }
         let path = match &table {
@@ -104,17 +104,21 @@ impl Platform for Reference {
         })
     }
 
-    fn capture_env(&self, _run: &RunDir, _records: &Utf8Path) -> Result<Environment, Trouble> {
+    fn capture_env(&self, _run: &RunDir, _records: &Utf8Path) -> Result<Environment, Error> {
         Ok(set(&[
             ("SGLANG_DUMP_AITER_FP8_GEMM_SHAPES", "1"),
             ("SGLANG_LOG_FP8_BLOCK_GEMM_DISPATCH", "1"),
         ]))
     }
 
-    fn check_capture(&self, _inspection: &Inspection, harvest: &Harvest) -> Result<(), Trouble> {
-        if harvest.dispatch.is_empty() {
-            return Err(Trouble::new(
-                Class::NoShapes,
+    fn check_capture(
+        &self,
+        _inspection: &Inspection,
+        log_summary: &LogSummary,
+    ) -> Result<(), Error> {
+        if log_summary.dispatch.is_empty() {
+            return Err(Error::new(
+                ErrorKind::NoShapes,
                 "the instrumented server never said which implementation serves its block-FP8 layers",
             ));
         }
@@ -126,11 +130,11 @@ impl Platform for Reference {
         _run: &RunDir,
         _deployment: &Deployment,
         _records: &Utf8Path,
-    ) -> Result<Environment, Trouble> {
+    ) -> Result<Environment, Error> {
         Ok(set(&[("AITER_LOG_TUNED_CONFIG", "1")]))
     }
 
-    fn plan_terms(&self, inspection: &Inspection) -> Result<PlanTerms, Trouble> {
+    fn plan_terms(&self, inspection: &Inspection) -> Result<PlanTerms, Error> {
         let units = f64::from(inspection.cu_num);
         let mut device = Device::measured("CPU", FLOPS_PER_CORE * units, BYTES_PER_CORE * units);
         device.source =
@@ -156,10 +160,10 @@ impl Platform for Reference {
         &self,
         order: &TuneOrder<'_>,
         observer: &mut dyn FnMut(&TuneEvent),
-    ) -> Result<Tuned, Trouble> {
+    ) -> Result<Tuned, Error> {
         let incumbent = order.inspection.table.as_deref();
         let backend = Kernels::new(incumbent.map(read_table).transpose()?)
-            .map_err(|error| Trouble::caused(Class::Environment, &error))?;
+            .map_err(|error| Error::caused(ErrorKind::Environment, &error))?;
         let request = self.request(
             &backend,
             order.shapes.to_vec(),
@@ -168,7 +172,7 @@ impl Platform for Reference {
         );
         crate::tune::run(&request, observer, order.interrupt)
             .map(Tuned::from)
-            .map_err(|error| tune_trouble(&error))
+            .map_err(|error| tune_error(&error))
     }
 
     fn deploy(
@@ -176,7 +180,7 @@ impl Platform for Reference {
         run: &RunDir,
         inspection: &Inspection,
         tuned: &Tuned,
-    ) -> Result<Deployment, Trouble> {
+    ) -> Result<Deployment, Error> {
         let mut merged = Table::new("deployed", inspection.op, Revision::H);
         for file in &tuned.files {
             merged.rows.extend(read_table(file)?.rows);
@@ -196,7 +200,7 @@ impl Platform for Reference {
         let written = fs_err::create_dir_all(run.deploy())
             .and_then(|()| write_atomic(&table, text.as_bytes()))
             .and_then(|()| write_atomic(&run.table(), text.as_bytes()));
-        written.map_err(|error| Trouble::file(&error))?;
+        written.map_err(|error| Error::file(&error))?;
         Ok(Deployment {
             env: BTreeMap::from([(TABLE_VARIABLE.to_owned(), table.to_string())]),
             unset: Vec::new(),
@@ -212,7 +216,7 @@ impl Platform for Reference {
         })
     }
 
-    fn undo(&self, _run: &RunDir, deployment: &Deployment) -> Result<(), Trouble> {
+    fn undo(&self, _run: &RunDir, deployment: &Deployment) -> Result<(), Error> {
         gone(fs_err::remove_file(&deployment.table))
     }
 
@@ -221,7 +225,7 @@ impl Platform for Reference {
         inspection: &Inspection,
         deployment: &Deployment,
         shapes: &[Shape],
-    ) -> Result<Vec<Shape>, Trouble> {
+    ) -> Result<Vec<Shape>, Error> {
         let table = read_table(&deployment.table)?;
         let resolver = resolver(&table, inspection)?;
         Ok(shapes
@@ -235,11 +239,11 @@ impl Platform for Reference {
         &self,
         inspection: &Inspection,
         deployment: &Deployment,
-        harvest: &Harvest,
-    ) -> Result<Engagement, Trouble> {
+        log_summary: &LogSummary,
+    ) -> Result<Engagement, Error> {
         let table = read_table(&deployment.table)?;
         let resolver = resolver(&table, inspection)?;
-        Ok(super::engagement_of(&resolver, &table, harvest))
+        Ok(super::engagement_of(&resolver, &table, log_summary))
     }
 
     fn check_layout(
@@ -247,15 +251,15 @@ impl Platform for Reference {
         _deployed: &Deployed<'_>,
         base_url: &str,
         shapes: &[Shape],
-    ) -> Result<Vec<LayoutCheck>, Trouble> {
+    ) -> Result<Vec<LayoutCheck>, Error> {
         let agent = agent(PROBE);
         let url = format!("{base_url}/gemm_check");
         let mut checks = Vec::new();
         for (index, shape) in shapes.iter().enumerate() {
             let question = json!({ "M": shape.m, "N": shape.n, "K": shape.k, "seed": index });
             let failed = |why: String| {
-                Trouble::new(
-                    Class::WorkloadFailed,
+                Error::new(
+                    ErrorKind::WorkloadFailed,
                     format!("the numerics probe of {shape} failed: {why}"),
                 )
             };
@@ -306,12 +310,12 @@ struct Answer {
 }
 
 impl Reference {
-    fn device(&self) -> Result<crate::tune::protocol::Device, Trouble> {
+    fn device(&self) -> Result<crate::tune::protocol::Device, Error> {
         let backend = Kernels::default();
         let nowhere = Utf8PathBuf::new();
         let request = self.request(&backend, Vec::new(), nowhere, None);
         crate::tune::pool::look_at_device(&request, &crate::proc::Interrupt::new())
-            .map_err(|error| tune_trouble(&error))
+            .map_err(|error| tune_error(&error))
     }
 
     fn request<'a>(
@@ -341,21 +345,22 @@ impl Reference {
     }
 }
 
-fn read_table(path: &Utf8Path) -> Result<Table, Trouble> {
-    let bytes = fs_err::read(path).map_err(|error| Trouble::caused(Class::Environment, &error))?;
+fn read_table(path: &Utf8Path) -> Result<Table, Error> {
+    let bytes =
+        fs_err::read(path).map_err(|error| Error::caused(ErrorKind::Environment, &error))?;
     Table::read(path.as_str(), &bytes, Some(Op::Blockscale))
-        .map_err(|error| Trouble::caused(Class::Environment, &error))
+        .map_err(|error| Error::caused(ErrorKind::Environment, &error))
 }
 
 fn resolver<'table>(
     table: &'table Table,
     inspection: &Inspection,
-) -> Result<Resolver<'table>, Trouble> {
+) -> Result<Resolver<'table>, Error> {
     Resolver::new(
         table,
         Reference::rules(inspection),
         &inspection.gfx,
         inspection.cu_num,
     )
-    .map_err(|error| Trouble::caused(Class::Environment, &error))
+    .map_err(|error| Error::caused(ErrorKind::Environment, &error))
 }

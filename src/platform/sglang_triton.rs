@@ -11,17 +11,17 @@ use serde_json::json;
 use super::site::Site;
 use super::{
     Deployed, Deployment, Engagement, Inspection, LayoutCheck, PlanTerms, Platform, TuneOrder,
-    Tuned, gone, tune_trouble,
+    Tuned, gone, tune_error,
 };
 use crate::engine::digest;
 use crate::engine::server::Environment;
-use crate::engine::trouble::{Class, Trouble};
-use crate::log::harvest::Harvest;
-use crate::overlay::Wishes;
+use crate::log::summary::LogSummary;
+use crate::overlay::OverlayOptions;
 use crate::plan::cost::Cost;
 use crate::plan::fold::Fold;
 use crate::proc::Interrupt;
 use crate::proc::run as command;
+use crate::run::error::{Error, ErrorKind};
 use crate::shape::{Op, Shape};
 use crate::store::file::{entries, write_atomic};
 use crate::store::run_dir::RunDir;
@@ -65,8 +65,8 @@ impl SglangTriton {
         Self { site }
     }
 
-    fn worker(&self, folder: &Utf8Path) -> Result<WorkerCommand, Trouble> {
-        let worker = worker_files::write(folder).map_err(|error| Trouble::file(&error))?;
+    fn worker(&self, folder: &Utf8Path) -> Result<WorkerCommand, Error> {
+        let worker = worker_files::write(folder).map_err(|error| Error::file(&error))?;
         Ok(WorkerCommand {
             argv: vec![self.site.python.to_string(), worker.to_string()],
             launcher: Vec::new(),
@@ -80,8 +80,8 @@ impl SglangTriton {
         shapes: Vec<Shape>,
         folder: Utf8PathBuf,
         budget: Option<Duration>,
-    ) -> Result<TuneRequest<'a>, Trouble> {
-        fs_err::create_dir_all(&folder).map_err(|error| Trouble::file(&error))?;
+    ) -> Result<TuneRequest<'a>, Error> {
+        fs_err::create_dir_all(&folder).map_err(|error| Error::file(&error))?;
         Ok(TuneRequest {
             backend,
             shapes,
@@ -95,14 +95,14 @@ impl SglangTriton {
     }
 
     /// The first device, as the worker that will time kernels on it sees it.
-    fn device(&self) -> Result<Device, Trouble> {
-        let scratch = tempfile::tempdir().map_err(|error| Trouble::file(&error))?;
+    fn device(&self) -> Result<Device, Error> {
+        let scratch = tempfile::tempdir().map_err(|error| Error::file(&error))?;
         let folder = Utf8PathBuf::try_from(scratch.path().to_owned())
-            .map_err(|error| Trouble::caused(Class::Environment, &error))?;
+            .map_err(|error| Error::caused(ErrorKind::Environment, &error))?;
         let backend = Kernels::default();
         let request = self.request(&backend, Vec::new(), folder, None)?;
         crate::tune::pool::look_at_device(&request, &Interrupt::new())
-            .map_err(|error| tune_trouble(&error))
+            .map_err(|error| tune_error(&error))
     }
 }
 
@@ -115,7 +115,7 @@ impl Platform for SglangTriton {
         self.site.surroundings()
     }
 
-    fn inspect(&self) -> Result<Inspection, Trouble> {
+    fn inspect(&self) -> Result<Inspection, Error> {
         let answer = self.site.look()?;
         let package = self.site.sglang(&answer)?;
         let device = self.device()?;
@@ -147,30 +147,35 @@ impl Platform for SglangTriton {
         })
     }
 
-    fn capture_env(&self, run: &RunDir, records: &Utf8Path) -> Result<Environment, Trouble> {
-        self.site.overlay(run, &Wishes::capture(records.to_owned()))
+    fn capture_env(&self, run: &RunDir, records: &Utf8Path) -> Result<Environment, Error> {
+        self.site
+            .overlay(run, &OverlayOptions::capture(records.to_owned()))
     }
 
-    fn check_capture(&self, _inspection: &Inspection, harvest: &Harvest) -> Result<(), Trouble> {
+    fn check_capture(
+        &self,
+        _inspection: &Inspection,
+        log_summary: &LogSummary,
+    ) -> Result<(), Error> {
         let package = self.site.sglang(&self.site.look()?)?;
-        self.site.check_records(harvest, &package.folder)?;
-        let other: Vec<&String> = harvest
+        self.site.check_records(log_summary, &package.folder)?;
+        let other: Vec<&String> = log_summary
             .dispatch
             .keys()
             .filter(|identity| !identity.starts_with(DISPATCH))
             .collect();
-        let served = harvest.dispatch.len() - other.len();
+        let served = log_summary.dispatch.len() - other.len();
         if served > 0 {
             return Ok(());
         }
         Err(match other.first() {
-            Some(identity) => Trouble::new(
-                Class::Environment,
+            Some(identity) => Error::new(
+                ErrorKind::Environment,
                 format!("the block-FP8 layers are served by {identity}, not by SGLang's Triton kernel"),
             )
             .hint("add `--fp8-gemm-backend triton` to the server command"),
-            None => Trouble::new(
-                Class::NoShapes,
+            None => Error::new(
+                ErrorKind::NoShapes,
                 "the instrumented server never said which implementation serves its block-FP8 layers",
             )
             .hint("is the model quantised to FP8 in blocks?"),
@@ -182,16 +187,16 @@ impl Platform for SglangTriton {
         run: &RunDir,
         deployment: &Deployment,
         records: &Utf8Path,
-    ) -> Result<Environment, Trouble> {
-        let wishes = Wishes {
+    ) -> Result<Environment, Error> {
+        let options = OverlayOptions {
             records: Some(records.to_owned()),
             triton_tables: Some(deployment.table.clone()),
-            ..Wishes::default()
+            ..OverlayOptions::default()
         };
-        self.site.overlay(run, &wishes)
+        self.site.overlay(run, &options)
     }
 
-    fn plan_terms(&self, inspection: &Inspection) -> Result<PlanTerms, Trouble> {
+    fn plan_terms(&self, inspection: &Inspection) -> Result<PlanTerms, Error> {
         let name = inspection.identity.get("device");
         let name = name.map_or("", String::as_str);
         Ok(PlanTerms {
@@ -212,13 +217,13 @@ impl Platform for SglangTriton {
         &self,
         order: &TuneOrder<'_>,
         observer: &mut dyn FnMut(&TuneEvent),
-    ) -> Result<Tuned, Trouble> {
+    ) -> Result<Tuned, Error> {
         let backend = Kernels::default();
         let shapes = order.shapes.to_vec();
         let request = self.request(&backend, shapes, order.run.tune(), Some(order.budget))?;
         crate::tune::run(&request, observer, order.interrupt)
             .map(Tuned::from)
-            .map_err(|error| tune_trouble(&error))
+            .map_err(|error| tune_error(&error))
     }
 
     fn deploy(
@@ -226,7 +231,7 @@ impl Platform for SglangTriton {
         run: &RunDir,
         _inspection: &Inspection,
         tuned: &Tuned,
-    ) -> Result<Deployment, Trouble> {
+    ) -> Result<Deployment, Error> {
         let mut files = BTreeMap::new();
         let mut whole = Vec::new();
         let mut rows = 0;
@@ -234,9 +239,9 @@ impl Platform for SglangTriton {
             let Some(name) = file.file_name() else {
                 continue;
             };
-            let bytes = fs_err::read(file).map_err(|error| Trouble::file(&error))?;
+            let bytes = fs_err::read(file).map_err(|error| Error::file(&error))?;
             let table = sglang_json::Config::read(file.as_str(), &bytes)
-                .map_err(|error| Trouble::caused(Class::Internal, &error))?;
+                .map_err(|error| Error::caused(ErrorKind::Bug, &error))?;
             rows += table.by_m().map_or(0, |rows| rows.len());
             whole.extend_from_slice(name.as_bytes());
             whole.extend_from_slice(&bytes);
@@ -244,17 +249,17 @@ impl Platform for SglangTriton {
         }
         let digest = digest(&whole);
         let folder = run.deploy().join(&digest);
-        fs_err::create_dir_all(&folder).map_err(|error| Trouble::file(&error))?;
+        fs_err::create_dir_all(&folder).map_err(|error| Error::file(&error))?;
         for (name, bytes) in &files {
-            write_atomic(&folder.join(name), bytes).map_err(|error| Trouble::file(&error))?;
+            write_atomic(&folder.join(name), bytes).map_err(|error| Error::file(&error))?;
         }
-        let wishes = Wishes {
+        let options = OverlayOptions {
             triton_tables: Some(folder.clone()),
-            ..Wishes::default()
+            ..OverlayOptions::default()
         };
         let env: BTreeMap<String, String> = self
             .site
-            .overlay(run, &wishes)?
+            .overlay(run, &options)?
             .into_iter()
             .filter_map(|(name, value)| Some((name, value?)))
             .collect();
@@ -276,7 +281,7 @@ impl Platform for SglangTriton {
         })
     }
 
-    fn undo(&self, _run: &RunDir, deployment: &Deployment) -> Result<(), Trouble> {
+    fn undo(&self, _run: &RunDir, deployment: &Deployment) -> Result<(), Error> {
         gone(fs_err::remove_dir_all(&deployment.table))
     }
 
@@ -285,7 +290,7 @@ impl Platform for SglangTriton {
         inspection: &Inspection,
         deployment: &Deployment,
         shapes: &[Shape],
-    ) -> Result<Vec<Shape>, Trouble> {
+    ) -> Result<Vec<Shape>, Error> {
         let tables = Tables::of(inspection, deployment);
         Ok(shapes
             .iter()
@@ -298,9 +303,12 @@ impl Platform for SglangTriton {
         &self,
         inspection: &Inspection,
         deployment: &Deployment,
-        harvest: &Harvest,
-    ) -> Result<Engagement, Trouble> {
-        Ok(engagement_of(&Tables::of(inspection, deployment), harvest))
+        log_summary: &LogSummary,
+    ) -> Result<Engagement, Error> {
+        Ok(engagement_of(
+            &Tables::of(inspection, deployment),
+            log_summary,
+        ))
     }
 
     fn check_layout(
@@ -308,7 +316,7 @@ impl Platform for SglangTriton {
         deployed: &Deployed<'_>,
         _base_url: &str,
         shapes: &[Shape],
-    ) -> Result<Vec<LayoutCheck>, Trouble> {
+    ) -> Result<Vec<LayoutCheck>, Error> {
         let mut env = self.site.environment().clone();
         let ours = deployed.deployment.env.iter();
         env.extend(ours.map(|(name, value)| (name.clone(), Some(value.clone()))));
@@ -325,7 +333,7 @@ impl Platform for SglangTriton {
             CHECK_LIMIT,
             deployed.interrupt,
         )
-        .map_err(|error| Trouble::caused(Class::WorkloadFailed, &error))?;
+        .map_err(|error| Error::caused(ErrorKind::WorkloadFailed, &error))?;
         let said = String::from_utf8_lossy(&ran.stdout);
         let answers: Vec<Checked> = said
             .lines()
@@ -335,8 +343,8 @@ impl Platform for SglangTriton {
         if answers.len() == shapes.len() {
             let tables = Tables::of(deployed.inspection, deployed.deployment);
             if let Some(other) = answers.iter().find_map(|answer| answer.not_of(&tables)) {
-                return Err(Trouble::new(
-                    Class::NotBetter,
+                return Err(Error::new(
+                    ErrorKind::NotBetter,
                     format!("layout check: {other}; the deployment was taken back"),
                 ));
             }
@@ -347,8 +355,8 @@ impl Platform for SglangTriton {
         }
         let words = String::from_utf8_lossy(&ran.stderr);
         let last = words.lines().rev().find(|line| !line.trim().is_empty());
-        Err(Trouble::new(
-            Class::WorkloadFailed,
+        Err(Error::new(
+            ErrorKind::WorkloadFailed,
             format!(
                 "the numerics probe answered for {} of {} shapes and exited with code {}: {}",
                 answers.len(),
@@ -386,7 +394,7 @@ impl Platform for SglangTriton {
 }
 
 /// The tables SGLang ships for `device`.
-fn shipped(device: &Device) -> Result<Vec<(FileName, sglang_json::Config)>, Trouble> {
+fn shipped(device: &Device) -> Result<Vec<(FileName, sglang_json::Config)>, Error> {
     if device.shipped.is_empty() {
         return Ok(Vec::new());
     }
@@ -398,16 +406,16 @@ fn shipped(device: &Device) -> Result<Vec<(FileName, sglang_json::Config)>, Trou
 fn tables_in(
     folder: &Utf8Path,
     device: &str,
-) -> Result<Vec<(FileName, sglang_json::Config)>, Trouble> {
+) -> Result<Vec<(FileName, sglang_json::Config)>, Error> {
     let mut tables = Vec::new();
-    for entry in entries(folder).map_err(|error| Trouble::file(&error))? {
+    for entry in entries(folder).map_err(|error| Error::file(&error))? {
         let Ok(name) = entry.file_name().parse::<FileName>() else {
             continue;
         };
         if entry.file_name() != ours(device, name.n, name.k) {
             continue;
         }
-        let bytes = fs_err::read(entry.path()).map_err(|error| Trouble::file(&error))?;
+        let bytes = fs_err::read(entry.path()).map_err(|error| Error::file(&error))?;
         if let Ok(table) = sglang_json::Config::read(entry.file_name(), &bytes) {
             tables.push((name, table));
         }
@@ -461,16 +469,18 @@ impl Tables {
 }
 
 /// What the overlay's record of each GEMM a server ran says about the deployed tables.
-fn engagement_of(tables: &Tables, harvest: &Harvest) -> Engagement {
+fn engagement_of(tables: &Tables, log_summary: &LogSummary) -> Engagement {
     let mut engagement = Engagement::default();
-    let weights: BTreeSet<(u32, u32)> = harvest
+    let weights: BTreeSet<(u32, u32)> = log_summary
         .triton_served
         .keys()
         .map(|&(n, k, _)| (n, k))
         .collect();
     for (n, k) in weights {
         let rows = tables.rows(n, k);
-        let of_weight = harvest.triton_served.range((n, k, 0)..=(n, k, u32::MAX));
+        let of_weight = log_summary
+            .triton_served
+            .range((n, k, 0)..=(n, k, u32::MAX));
         for (&(_, _, m), served) in of_weight {
             let shape = format!("M={m} N={n} K={k}");
             match rows.as_ref().and_then(|rows| nearest(rows, m)) {

@@ -6,10 +6,10 @@ use std::collections::{BTreeMap, BTreeSet};
 use camino::{Utf8Path, Utf8PathBuf};
 
 use crate::engine::server::Environment;
-use crate::engine::trouble::{Class, Trouble};
-use crate::log::harvest::Harvest;
-use crate::overlay::{self, Wishes};
+use crate::log::summary::LogSummary;
+use crate::overlay::{self, OverlayOptions};
 use crate::proc::{Interrupt, Keeper};
+use crate::run::error::{Error, ErrorKind};
 use crate::store::run_dir::RunDir;
 use crate::tree::locate::{self, Answer, Entry, Question};
 use crate::tree::package::Package;
@@ -36,10 +36,10 @@ pub(super) struct Site {
 
 impl Site {
     /// The site of a configuration.
-    pub(super) fn new(config: &Config, keeper: &Keeper) -> Result<Self, Trouble> {
+    pub(super) fn new(config: &Config, keeper: &Keeper) -> Result<Self, Error> {
         let python = config.backend.python.clone().ok_or_else(|| {
-            Trouble::new(
-                Class::Usage,
+            Error::new(
+                ErrorKind::Usage,
                 "the configuration does not say which interpreter runs the server",
             )
             .hint("set `backend.python` in gemmtune.toml")
@@ -64,7 +64,7 @@ impl Site {
     }
 
     /// Asks the interpreter, in the server's environment, where it imports from.
-    pub(super) fn look(&self) -> Result<Answer, Trouble> {
+    pub(super) fn look(&self) -> Result<Answer, Error> {
         let question = Question {
             python: self.python.clone(),
             entry: self.entry,
@@ -72,10 +72,10 @@ impl Site {
             env: self.env.clone().into_iter().collect(),
         };
         let answer = locate::ask(&self.keeper, &question, &Interrupt::new())
-            .map_err(|error| Trouble::caused(Class::Environment, &error))?;
+            .map_err(|error| Error::caused(ErrorKind::Environment, &error))?;
         if answer.ignores_environment {
-            return Err(Trouble::new(
-                Class::Environment,
+            return Err(Error::new(
+                ErrorKind::Environment,
                 format!(
                     "`{}` ignores PYTHONPATH (-E or -I), so an overlay cannot work",
                     self.python
@@ -87,9 +87,9 @@ impl Site {
     }
 
     /// The SGLang tree that the interpreter imports: the one meant, and a release that can be tuned.
-    pub(super) fn sglang(&self, answer: &Answer) -> Result<Package, Trouble> {
+    pub(super) fn sglang(&self, answer: &Answer) -> Result<Package, Error> {
         let environment =
-            |error: &dyn std::error::Error| Trouble::caused(Class::Environment, error);
+            |error: &dyn std::error::Error| Error::caused(ErrorKind::Environment, error);
         let folder = answer
             .folder("sglang")
             .map_err(|error| environment(&error))?;
@@ -103,7 +103,7 @@ impl Site {
             .distribution("sglang")
             .map(|distribution| distribution.version.as_str());
         version::served(package.version.as_deref().or(known))
-            .map_err(|error| Trouble::new(Class::Environment, error.to_string()))?;
+            .map_err(|error| Error::new(ErrorKind::Environment, error.to_string()))?;
         Ok(package)
     }
 
@@ -138,10 +138,14 @@ impl Site {
     }
 
     /// Writes the overlay into the run folder, and says what starts a server with it.
-    pub(super) fn overlay(&self, run: &RunDir, wishes: &Wishes) -> Result<Environment, Trouble> {
+    pub(super) fn overlay(
+        &self,
+        run: &RunDir,
+        options: &OverlayOptions,
+    ) -> Result<Environment, Error> {
         let folder = run.overlay();
-        overlay::write(&folder).map_err(|error| Trouble::file(&error))?;
-        let variables = overlay::environment(&folder, wishes, |name| self.variable(name));
+        overlay::write(&folder).map_err(|error| Error::file(&error))?;
+        let variables = overlay::environment(&folder, options, |name| self.variable(name));
         Ok(variables
             .into_iter()
             .map(|(name, value)| (name, Some(value)))
@@ -151,28 +155,32 @@ impl Site {
     /// Refuses records that do not come from every rank, or come from another tree than `package`.
     pub(super) fn check_records(
         &self,
-        harvest: &Harvest,
+        log_summary: &LogSummary,
         package: &Utf8Path,
-    ) -> Result<(), Trouble> {
-        if harvest.hellos.is_empty() {
-            return Err(Trouble::new(
-                Class::NoShapes,
+    ) -> Result<(), Error> {
+        if log_summary.hellos.is_empty() {
+            return Err(Error::new(
+                ErrorKind::NoShapes,
                 "no process of the server loaded the overlay, so nothing was recorded",
             )
             .hint("the launch command must keep the PYTHONPATH it is given (extend it, do not replace it) and start Python without -E, -I or -S"));
         }
-        for (module, file) in &harvest.modules {
+        for (module, file) in &log_summary.modules {
             if module == HOOKED {
                 locate::ran_from(Utf8Path::new(file), package)
-                    .map_err(|error| Trouble::new(Class::Environment, error.to_string()))?;
+                    .map_err(|error| Error::new(ErrorKind::Environment, error.to_string()))?;
             }
         }
-        let ranks: BTreeSet<u32> = harvest
+        let ranks: BTreeSet<u32> = log_summary
             .hellos
             .iter()
             .filter_map(|hello| hello.rank)
             .collect();
-        let world = harvest.hellos.iter().filter_map(|hello| hello.world).max();
+        let world = log_summary
+            .hellos
+            .iter()
+            .filter_map(|hello| hello.world)
+            .max();
         let world = world.unwrap_or(self.tp);
         // A process that never learnt its rank can only be told from another one by a second rank.
         let silent: Vec<String> = (0..world)
@@ -182,8 +190,8 @@ impl Site {
         if silent.is_empty() || (world == 1 && ranks.is_empty()) {
             return Ok(());
         }
-        Err(Trouble::new(
-            Class::NoShapes,
+        Err(Error::new(
+            ErrorKind::NoShapes,
             format!(
                 "{} of {world} ranks recorded nothing: {}",
                 silent.len(),
@@ -226,17 +234,17 @@ python = "/opt/venv/bin/python3"
         Site::new(&config, &Keeper::new("/usr/bin/gemmtune".into())).unwrap()
     }
 
-    fn recorded(ranks: &[Option<u32>]) -> Harvest {
-        let mut harvest = Harvest::default();
+    fn recorded(ranks: &[Option<u32>]) -> LogSummary {
+        let mut log_summary = LogSummary::default();
         for (pid, rank) in (1..).zip(ranks) {
-            harvest.hellos.insert(Hello {
+            log_summary.hellos.insert(Hello {
                 pid,
                 rank: *rank,
                 world: rank.map(|_| 2),
                 version: 1,
             });
         }
-        harvest
+        log_summary
     }
 
     #[test]
@@ -245,7 +253,7 @@ python = "/opt/venv/bin/python3"
         let said = |ranks: &[Option<u32>]| {
             let tree = Utf8Path::new("/opt/sglang");
             let refused = site.check_records(&recorded(ranks), tree).err();
-            refused.map(|trouble| trouble.reason)
+            refused.map(|error| error.to_string())
         };
         assert_eq!(said(&[None, Some(0), Some(1)]), None);
         assert_eq!(
@@ -258,11 +266,13 @@ python = "/opt/venv/bin/python3"
 
     #[test]
     fn records_of_another_tree_are_refused() {
-        let mut harvest = recorded(&[Some(0), Some(1)]);
+        let mut log_summary = recorded(&[Some(0), Some(1)]);
         let file = "/elsewhere/sglang/srt/layers/quantization/fp8_utils.py";
-        harvest.modules.insert((HOOKED.to_owned(), file.to_owned()));
-        let refused = site().check_records(&harvest, Utf8Path::new("/opt/sglang"));
-        assert!(refused.unwrap_err().reason.contains(file));
+        log_summary
+            .modules
+            .insert((HOOKED.to_owned(), file.to_owned()));
+        let refused = site().check_records(&log_summary, Utf8Path::new("/opt/sglang"));
+        assert!(refused.unwrap_err().to_string().contains(file));
     }
 
     #[test]

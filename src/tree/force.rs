@@ -139,7 +139,7 @@ pub struct Plan {
 
 /// What is asked.
 #[derive(Clone, Debug)]
-pub struct Wish<'a> {
+pub struct SwitchRequest<'a> {
     /// The kernel.
     pub to: Target,
     /// Only these GEMMs go to CK, every other one to Triton. Empty: all.
@@ -152,7 +152,7 @@ pub struct Wish<'a> {
     pub env: bool,
 }
 
-/// Why a wish cannot be granted.
+/// Why a request cannot be granted.
 #[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
 pub enum ForceError {
     /// The answer depends on the ROCm version.
@@ -177,13 +177,13 @@ pub enum ForceError {
     NoName(&'static str),
 }
 
-/// The plan for `wish` on a tree with this dispatch and this table of safe M.
+/// The plan for `request` on a tree with this dispatch and this table of safe M.
 pub fn plan(
     dispatch: &Dispatch<'_>,
     tree_safe_m: &[(u64, u64, u64)],
-    wish: &Wish<'_>,
+    request: &SwitchRequest<'_>,
 ) -> Result<Plan, ForceError> {
-    if wish.to == Target::Triton && !wish.routes.is_empty() {
+    if request.to == Target::Triton && !request.routes.is_empty() {
         return Err(ForceError::RoutesToTriton);
     }
     let era = dispatch.era;
@@ -195,8 +195,8 @@ pub fn plan(
     };
     let planner = Planner {
         era,
-        wish,
-        guard: guard(wish, tree_safe_m),
+        request,
+        guard: guard(request, tree_safe_m),
         ck: if era == Era::E0 {
             AITER_CK.to_owned()
         } else {
@@ -211,16 +211,16 @@ pub fn plan(
             _ => name(Kernel::Triton, "Triton")?,
         },
     };
-    match wish.to {
+    match request.to {
         Target::Triton => planner.triton(),
-        Target::Ck if wish.routes.is_empty() => planner.all_ck(),
+        Target::Ck if request.routes.is_empty() => planner.all_ck(),
         Target::Ck => planner.routed(),
     }
 }
 
 /// Rows above which CK must not run: only gfx95x below ROCm 7.2 needs them, or a ROCm not known.
-fn guard(wish: &Wish<'_>, tree: &[(u64, u64, u64)]) -> Vec<Rule> {
-    if wish.arch == Arch::Gfx942 || wish.rocm == Some(Rocm::From72) {
+fn guard(request: &SwitchRequest<'_>, tree: &[(u64, u64, u64)]) -> Vec<Rule> {
+    if request.arch == Arch::Gfx942 || request.rocm == Some(Rocm::From72) {
         return Vec::new();
     }
     SAFE_M
@@ -237,7 +237,7 @@ fn guard(wish: &Wish<'_>, tree: &[(u64, u64, u64)]) -> Vec<Rule> {
 
 struct Planner<'a> {
     era: Era,
-    wish: &'a Wish<'a>,
+    request: &'a SwitchRequest<'a>,
     guard: Vec<Rule>,
     /// CK as a target.
     ck: String,
@@ -297,8 +297,8 @@ impl Planner<'_> {
     }
 
     fn all_ck(&self) -> Result<Plan, ForceError> {
-        let shuffles = shuffles(self.era, self.wish.arch, self.wish.rocm)?;
-        let gfx942 = self.wish.arch == Arch::Gfx942;
+        let shuffles = shuffles(self.era, self.request.arch, self.request.rocm)?;
+        let gfx942 = self.request.arch == Arch::Gfx942;
         if self.era == Era::E0 {
             // Nothing to force; what no such tree has is the guard.
             return Ok(self.guarded(&self.main).map_or_else(
@@ -311,7 +311,7 @@ impl Planner<'_> {
                 },
             ));
         }
-        if gfx942 && self.era >= Era::E7 && self.wish.env {
+        if gfx942 && self.era >= Era::E7 && self.request.env {
             return Ok(Plan {
                 means: Means::Env,
                 env: vec![(USE_CK.to_owned(), "1".to_owned())],
@@ -361,16 +361,16 @@ impl Planner<'_> {
     }
 
     fn routed(&self) -> Result<Plan, ForceError> {
-        let shuffles = shuffles(self.era, self.wish.arch, self.wish.rocm)?;
+        let shuffles = shuffles(self.era, self.request.arch, self.request.rocm)?;
         let mut plan = if shuffles {
             let bounded = |route: &&Route| route.min_m.is_some() || route.max_m.is_some();
-            if let Some(route) = self.wish.routes.iter().find(bounded) {
+            if let Some(route) = self.request.routes.iter().find(bounded) {
                 return Err(ForceError::WholeShapesOnly {
                     n: route.n,
                     k: route.k,
                 });
             }
-            let except = self.wish.routes.iter().map(|route| (route.n, route.k));
+            let except = self.request.routes.iter().map(|route| (route.n, route.k));
             overlay(
                 vec![Step::Predicate {
                     value: true,
@@ -382,7 +382,7 @@ impl Planner<'_> {
             let mut steps = Vec::new();
             if self.era == Era::E0 {
                 steps.push(rebind(&self.main, AITER_TRITON));
-            } else if self.wish.arch == Arch::Gfx950 && !matches!(self.era, Era::E1 | Era::E3) {
+            } else if self.request.arch == Arch::Gfx950 && !matches!(self.era, Era::E1 | Era::E3) {
                 steps.push(Step::Predicate {
                     value: true,
                     except: Vec::new(),
@@ -392,7 +392,7 @@ impl Planner<'_> {
                 name: self.main.clone(),
                 to: self.ck.clone(),
                 rules: self
-                    .wish
+                    .request
                     .routes
                     .iter()
                     .map(|route| self.capped(*route))
@@ -404,7 +404,7 @@ impl Planner<'_> {
             );
             overlay(steps, detail)
         };
-        if self.era >= Era::E7 && self.wish.arch == Arch::Gfx942 {
+        if self.era >= Era::E7 && self.request.arch == Arch::Gfx942 {
             plan.unset.push(USE_CK.to_owned());
         }
         self.without_small_m(&mut plan);
@@ -413,7 +413,8 @@ impl Planner<'_> {
 
     /// A route as a rule, not above the M that is safe.
     fn capped(&self, route: Route) -> Rule {
-        let unsafe_machine = self.wish.arch == Arch::Gfx950 && self.wish.rocm != Some(Rocm::From72);
+        let unsafe_machine =
+            self.request.arch == Arch::Gfx950 && self.request.rocm != Some(Rocm::From72);
         let safe = SAFE_M
             .into_iter()
             .find(|(n, k, _)| unsafe_machine && (*n, *k) == (route.n, route.k))
@@ -436,7 +437,7 @@ impl Planner<'_> {
                 format!("bind {} to aiter's Triton kernel", self.main),
             ));
         }
-        if self.wish.arch == Arch::Gfx942 {
+        if self.request.arch == Arch::Gfx942 {
             let mut plan = nothing("Triton is what this tree calls on gfx942");
             if self.era >= Era::E7 {
                 plan.detail = format!("{} unless {USE_CK} is set", plan.detail);
@@ -447,7 +448,7 @@ impl Planner<'_> {
         if self.era == Era::E1 {
             return Ok(nothing("Triton is what this tree calls"));
         }
-        if self.era == Era::E3 && !shuffles(self.era, self.wish.arch, self.wish.rocm)? {
+        if self.era == Era::E3 && !shuffles(self.era, self.request.arch, self.request.rocm)? {
             return Ok(nothing("Triton is what this tree calls below ROCm 7.2"));
         }
         let mut plan = overlay(
@@ -464,8 +465,8 @@ impl Planner<'_> {
     /// 0.5.23: a kernel of the tree itself takes five shapes at M <= 32 before the dispatch.
     fn without_small_m(&self, plan: &mut Plan) {
         if self.era == Era::E7b
-            && self.wish.arch == Arch::Gfx950
-            && self.wish.rocm != Some(Rocm::Below72)
+            && self.request.arch == Arch::Gfx950
+            && self.request.rocm != Some(Rocm::Below72)
         {
             plan.env.push((SMALL_M.to_owned(), "0".to_owned()));
             plan.detail = format!(
@@ -482,7 +483,7 @@ pub fn summary(dispatch: &Dispatch<'_>, tree_safe_m: &[(u64, u64, u64)], arch: A
         plan(
             dispatch,
             tree_safe_m,
-            &Wish {
+            &SwitchRequest {
                 to: Target::Ck,
                 routes: &[],
                 arch,

@@ -8,7 +8,7 @@ use serde::Serialize;
 use super::environ;
 use super::era::{self, Dispatch, Era};
 use super::flow::{Arch, Cause, Flow, Kernel, Rocm, Test, Way};
-use super::force::{self, Means, Target, Wish};
+use super::force::{self, Means, SwitchRequest, Target};
 use super::package::{FP8, FP8_UTILS, Package, TreeError};
 use super::reach;
 use super::rebound;
@@ -198,17 +198,17 @@ fn force_ck(
         };
     }
     for rocm in [Rocm::Below72, Rocm::From72] {
-        let wish = Wish {
+        let request = SwitchRequest {
             to: Target::Ck,
             routes: &[],
             arch,
             rocm: Some(rocm),
             env: true,
         };
-        let Ok(plan) = force::plan(dispatch, safe_m, &wish) else {
+        let Ok(plan) = force::plan(dispatch, safe_m, &request) else {
             continue;
         };
-        if let Err(TreeError::NotAsAsked(why)) = switch::edit(source, dispatch, &plan, &wish) {
+        if let Err(TreeError::NotAsAsked(why)) = switch::edit(source, dispatch, &plan, &request) {
             return ForceCk {
                 means: Means::Refused,
                 detail: why,

@@ -9,7 +9,7 @@ use std::fmt::Write as _;
 
 use super::era::{self, Dispatch, Era, PREDICATE};
 use super::flow::{Arch, Cause, Flow, Kernel, Rocm, Way};
-use super::force::{AITER_CK, AITER_TRITON, Plan, Rule, Step, Target, Wish};
+use super::force::{AITER_CK, AITER_TRITON, Plan, Rule, Step, SwitchRequest, Target};
 use super::package::{FileEdit, TreeError};
 use crate::pyedit::edit::Patch;
 use crate::pyedit::hooks::InsertionPoint;
@@ -27,18 +27,18 @@ pub fn is_switched(source: &Source) -> bool {
     source.text().contains(MARK)
 }
 
-/// The edit that carries out `plan` for `wish`; `None` where the plan has no step for a tree. Whatever the means, the tree
-/// with the plan carried out is followed, and a plan that does not lead where the wish wants is refused.
+/// The edit that carries out `plan` for `request`; `None` where the plan has no step for a tree. Whatever the means, the tree
+/// with the plan carried out is followed, and a plan that does not lead where the request wants is refused.
 pub fn edit(
     source: &Source,
     dispatch: &Dispatch<'_>,
     plan: &Plan,
-    wish: &Wish<'_>,
+    request: &SwitchRequest<'_>,
 ) -> Result<Option<FileEdit>, TreeError> {
     let mut patch = Patch::default();
     let names = bindings(&plan.steps);
     if !names.is_empty() {
-        let text = gated(source, wish.arch, &rebound(dispatch, &names));
+        let text = gated(source, request.arch, &rebound(dispatch, &names));
         patch.push(after_imports(source, dispatch)?.insert(&text));
     }
     for step in &plan.steps {
@@ -57,13 +57,24 @@ pub fn edit(
             )
             .into());
         };
-        let text = answer(source, dispatch.era, &predicate.params, wish, value, except);
+        let text = answer(
+            source,
+            dispatch.era,
+            &predicate.params,
+            request,
+            value,
+            except,
+        );
         patch.push(InsertionPoint::top_of(source, predicate)?.insert(&text));
     }
     let edit = FileEdit::new(source, &patch)?;
     match &edit {
-        None => check(source, plan, wish)?,
-        Some(edit) => check(&Source::parse(edit.path.clone(), &edit.after)?, plan, wish)?,
+        None => check(source, plan, request)?,
+        Some(edit) => check(
+            &Source::parse(edit.path.clone(), &edit.after)?,
+            plan,
+            request,
+        )?,
     }
     Ok(edit)
 }
@@ -203,7 +214,7 @@ fn answer(
     source: &Source,
     era: Era,
     params: &[String],
-    wish: &Wish<'_>,
+    request: &SwitchRequest<'_>,
     value: bool,
     except: &[(u64, u64)],
 ) -> String {
@@ -219,7 +230,7 @@ fn answer(
         (_, _) => python(value).to_owned(),
     };
     let flag = "_use_aiter_bpreshuffle_gfx95";
-    let gate = match wish.rocm {
+    let gate = match request.rocm {
         Some(rocm) if era >= Era::E3 && imports::binds(source, flag) => Some(match rocm {
             Rocm::From72 => format!("if {flag}:"),
             Rocm::Below72 => format!("if not {flag}:"),
@@ -279,19 +290,19 @@ fn open(way: &Way, plan: &Plan) -> bool {
     })
 }
 
-/// Follows the file and refuses it unless it leads where the wish wants, with the variables set as the plan has them.
-fn check(source: &Source, plan: &Plan, wish: &Wish<'_>) -> Result<(), TreeError> {
+/// Follows the file and refuses it unless it leads where the request wants, with the variables set as the plan has them.
+fn check(source: &Source, plan: &Plan, request: &SwitchRequest<'_>) -> Result<(), TreeError> {
     let dispatch = era::dispatch(source)?;
     let guarded = plan
         .steps
         .iter()
         .any(|step| matches!(step, Step::Route { to, .. } if to == AITER_TRITON));
-    let rocms: &[Rocm] = match &wish.rocm {
+    let rocms: &[Rocm] = match &request.rocm {
         Some(rocm) => std::slice::from_ref(rocm),
         None => &[Rocm::Below72, Rocm::From72],
     };
     for rocm in rocms {
-        let flow = Flow::new(source, wish.arch, *rocm)?;
+        let flow = Flow::new(source, request.arch, *rocm)?;
         let mut kernels: Vec<Kernel> = flow
             .ways(dispatch.leaf.1)?
             .iter()
@@ -303,8 +314,8 @@ fn check(source: &Source, plan: &Plan, wish: &Wish<'_>) -> Result<(), TreeError>
         let triton = kernels.contains(&Kernel::Triton);
         let ck = kernels.iter().any(|kernel| *kernel != Kernel::Triton);
         // The tree's own guard above the safe M (0.5.15 and later) keeps Triton within reach too.
-        let own_guard = dispatch.era >= Era::E6 && wish.arch == Arch::Gfx950;
-        let right = match (wish.to, wish.routes.is_empty()) {
+        let own_guard = dispatch.era >= Era::E6 && request.arch == Arch::Gfx950;
+        let right = match (request.to, request.routes.is_empty()) {
             (Target::Triton, _) => triton && !ck,
             (Target::Ck, true) => ck && (!triton || guarded || own_guard),
             (Target::Ck, false) => ck && triton,

@@ -7,7 +7,7 @@
 
 pub mod aiter;
 pub mod backends;
-mod board;
+mod device_worker;
 pub mod event;
 mod pace;
 pub mod points;
@@ -17,7 +17,7 @@ pub mod race;
 pub mod results;
 pub mod rules;
 pub mod sample;
-mod station;
+mod work_queue;
 pub mod worker;
 
 pub use event::{TuneEvent, TuneOutcome};

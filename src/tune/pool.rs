@@ -12,14 +12,14 @@ use std::time::{Duration, Instant};
 use camino::Utf8PathBuf;
 
 use super::backends::Backend;
-use super::board::{Board, Limit, cost};
+use super::device_worker::{DeviceWorker, Message, Shared, start_worker};
 use super::event::{TuneEvent, TuneOutcome, Unserved};
 use super::pace::Pace;
 use super::points::Points;
 use super::protocol::Device;
 use super::results::{self, Identity, Quarantined, Results, ResultsError, Row};
 use super::rules::Effort;
-use super::station::{Message, Shared, Station, start_worker};
+use super::work_queue::{Limit, WorkQueue, cost};
 use super::worker::{Fault, WorkerCommand};
 use crate::proc::{Interrupt, Keeper};
 use crate::shape::Shape;
@@ -142,7 +142,7 @@ pub fn run(
     if backend.pace().one_at_a_time && request.command.launcher.is_empty() && stations > 1 {
         shared.gate = Some(Mutex::new(()));
     }
-    let board = Board::new(
+    let queue = WorkQueue::new(
         points,
         stations as usize,
         request
@@ -154,7 +154,7 @@ pub fn run(
         stations,
         shapes: request.shapes.len(),
         resumed: resumed.len(),
-        races_at_most: board.may_come().len(),
+        races_at_most: queue.may_come().len(),
     });
     let timings = fs_err::OpenOptions::new()
         .create(true)
@@ -164,7 +164,7 @@ pub fn run(
 
     let (sender, messages) = channel();
     let mut coordinator = Coordinator {
-        board: &board,
+        queue: &queue,
         results: kept,
         timings: std::io::BufWriter::new(timings.into_parts().0),
         events,
@@ -177,8 +177,10 @@ pub fn run(
         let mut first = Some(worker);
         for index in 0..stations {
             let (worker, sender, device) = (first.take(), sender.clone(), device.clone());
-            let (shared, board) = (&shared, &board);
-            scope.spawn(move || Station::new(index, shared, board, sender, device, worker).run());
+            let (shared, queue) = (&shared, &queue);
+            scope.spawn(move || {
+                DeviceWorker::new(index, shared, queue, sender, device, worker).run();
+            });
         }
         drop(sender);
         coordinator.listen(&messages);
@@ -198,7 +200,7 @@ pub fn run(
     outcome.seconds = started.elapsed().as_secs_f64();
     kept.rows.sort_by(|a, b| a.shape.cmp(&b.shape));
     outcome.resumed = resumed;
-    account_for_the_rest(&mut outcome, &board);
+    account_for_the_rest(&mut outcome, &queue);
     // The table holds everything found in this folder, not only what this run was asked for.
     let mut rows = kept.rows.clone();
     rows.extend(rows_of_neighbours(
@@ -252,9 +254,9 @@ fn rows_of_neighbours(raced: &[Row], shapes: &[Shape]) -> Vec<Row> {
 }
 
 /// Sorts the shapes that have no row: left over, or served by a neighbour's row.
-fn account_for_the_rest(outcome: &mut TuneOutcome, board: &Board) {
-    let (waiting, never_asked) = board.unraced();
-    let finished = waiting.is_empty() && board.may_come().is_empty();
+fn account_for_the_rest(outcome: &mut TuneOutcome, queue: &WorkQueue) {
+    let (waiting, never_asked) = queue.unraced();
+    let finished = waiting.is_empty() && queue.may_come().is_empty();
     outcome.not_reached = waiting;
     if finished {
         outcome.served_by_neighbours = never_asked;
@@ -272,7 +274,7 @@ fn account_for_the_rest(outcome: &mut TuneOutcome, board: &Board) {
 
 /// Hears the stations, keeps what they found, tells of it.
 struct Coordinator<'a> {
-    board: &'a Board,
+    queue: &'a WorkQueue,
     results: Results,
     timings: std::io::BufWriter<std::fs::File>,
     events: &'a mut dyn FnMut(&TuneEvent),
@@ -298,7 +300,7 @@ impl Coordinator<'_> {
             }
             if let Err(error) = self.handle(message) {
                 self.broken = Some(error);
-                self.board.close();
+                self.queue.close();
             }
         }
         self.outcome.busy_s = busy;
@@ -323,7 +325,7 @@ impl Coordinator<'_> {
             } => self.keep_timing(&shape, &candidate, &us),
             Message::Finished(row) => self.keep_row(&row)?,
             Message::NoWinner { shape, reason } => {
-                self.board.finished(&shape, None);
+                self.queue.finished(&shape, None);
                 let failed = Unserved { shape, reason };
                 (self.events)(&TuneEvent::Failed(failed.clone()));
                 self.outcome.failed.push(failed);
@@ -356,8 +358,8 @@ impl Coordinator<'_> {
     fn keep_row(&mut self, row: &Row) -> Result<(), ResultsError> {
         self.results.keep(row)?;
         self.pace.add(cost(&row.shape), row.busy_s);
-        self.board.finished(&row.shape, Some(row.candidate.clone()));
-        let left = self.board.may_come();
+        self.queue.finished(&row.shape, Some(row.candidate.clone()));
+        let left = self.queue.may_come();
         let costs: Vec<f64> = left.iter().map(cost).collect();
         let busy_s = self.pace.seconds(&costs);
         let elapsed = self.started.elapsed().as_secs_f64();
@@ -367,7 +369,7 @@ impl Coordinator<'_> {
             row: Box::new(row.clone()),
             done: self.pace.races(),
             left_at_most: left.len(),
-            eta_s: match self.board.remaining() {
+            eta_s: match self.queue.remaining() {
                 Some(remaining) => eta_s.min(remaining.as_secs_f64()),
                 None => eta_s,
             },

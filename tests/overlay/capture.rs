@@ -2,14 +2,14 @@
 
 use super::{PREAMBLE, Scene, only};
 use gemmtune::log::record::{CallKind, Record, parse};
-use gemmtune::overlay::Wishes;
+use gemmtune::overlay::OverlayOptions;
 use gemmtune::store::file::write_atomic;
 
 #[test]
 fn both_toggles_give_the_playbooks_lines_and_a_record_file() {
     let scene = Scene::new();
     let said = scene.run(
-        &Wishes::capture(scene.records()),
+        &OverlayOptions::capture(scene.records()),
         "
 from sglang.srt.distributed import parallel_state
 parallel_state.start(0, 8)
@@ -78,11 +78,11 @@ fp8.aiter_w8a8_block_fp8_linear(Tensor(4, 8, 1024), Tensor(384, 1024), [128, 128
 #[test]
 fn without_the_variables_nothing_is_hooked_and_nothing_is_written() {
     let scene = Scene::new();
-    let wishes = Wishes {
+    let options = OverlayOptions {
         records: Some(scene.records()),
-        ..Wishes::default()
+        ..OverlayOptions::default()
     };
-    let said = scene.run(&wishes, "
+    let said = scene.run(&options, "
 from sglang.srt.layers.quantization import fp8, fp8_utils
 import sglang.srt.model_executor.cuda_graph_runner
 linear(33)
@@ -100,9 +100,9 @@ fn each_toggle_works_alone() {
     let code = "linear(33)";
     let shapes = scene
         .run(
-            &Wishes {
+            &OverlayOptions {
                 shapes: true,
-                ..Wishes::default()
+                ..OverlayOptions::default()
             },
             code,
         )
@@ -113,9 +113,9 @@ fn each_toggle_works_alone() {
     );
     let dispatch = scene
         .run(
-            &Wishes {
+            &OverlayOptions {
                 dispatch: true,
-                ..Wishes::default()
+                ..OverlayOptions::default()
             },
             code,
         )
@@ -130,9 +130,9 @@ fn each_toggle_works_alone() {
 fn ranks_other_than_zero_record_and_do_not_log() {
     let scene = Scene::new();
     let said = scene.run(
-        &Wishes {
+        &OverlayOptions {
             dispatch: false,
-            ..Wishes::capture(scene.records())
+            ..OverlayOptions::capture(scene.records())
         },
         "
 from sglang.srt.distributed import parallel_state
@@ -148,7 +148,7 @@ linear(33)
 fn captured_calls_weigh_as_often_as_their_graph_is_replayed() {
     let scene = Scene::new();
     scene.run(
-        &Wishes::capture(scene.records()),
+        &OverlayOptions::capture(scene.records()),
         "
 from sglang.srt.model_executor import cuda_graph_runner
 runner = cuda_graph_runner.CudaGraphRunner()
@@ -193,7 +193,7 @@ for batch in (1, 3, 4, 4): assert runner.replay(batch) == 'replayed'
 fn a_call_under_torch_compile_is_left_to_the_compiler() {
     let scene = Scene::new();
     let said = scene.run(
-        &Wishes::capture(scene.records()),
+        &OverlayOptions::capture(scene.records()),
         "
 torch.compiler.now = True
 from sglang.srt.layers.quantization import fp8_utils
@@ -227,7 +227,7 @@ if __name__ == '__main__':
     )
     .unwrap();
     scene.run(
-        &Wishes::capture(scene.records()),
+        &OverlayOptions::capture(scene.records()),
         &format!(
             "import runpy; runpy.run_path({:?}, run_name='__main__')",
             script.as_str()
@@ -255,9 +255,9 @@ for m in (1, 2, 3): linear(m)
 os.kill(os.getpid(), signal.SIGKILL)
 ";
     // Started by a shell, so that the test's own check of the exit code sees a success.
-    let wishes = Wishes::capture(scene.records());
+    let options = OverlayOptions::capture(scene.records());
     scene.run(
-        &wishes,
+        &options,
         &format!(
             "import subprocess; subprocess.run([sys.executable, '-c', {:?}])",
             format!("{PREAMBLE}{code}")
@@ -279,7 +279,7 @@ fn a_hidden_sitecustomize_still_runs() {
     .unwrap();
     let path = format!("{theirs}:{}", Scene::tree());
     let said = scene.run_on_path(
-        &Wishes::capture(scene.records()),
+        &OverlayOptions::capture(scene.records()),
         &path,
         "linear(33); print(json.dumps(theirs))",
     );
@@ -310,7 +310,7 @@ sys.meta_path.insert(0, Finder())
     write_atomic(&theirs.join("sitecustomize.py"), finder.as_bytes()).unwrap();
     let path = format!("{theirs}:{}", Scene::tree());
     let said = scene.run_on_path(
-        &Wishes::capture(scene.records()),
+        &OverlayOptions::capture(scene.records()),
         &path,
         "print(json.dumps(linear(33)))",
     );
@@ -324,7 +324,7 @@ fn the_plugin_registry_is_a_second_door_where_another_sitecustomize_came_first()
     // Ours is hidden: the finder never stood, and the modules are imported before the plugins load.
     fs_err::remove_file(scene.root.join("overlay/sitecustomize.py")).unwrap();
     let said = scene.run(
-        &Wishes::capture(scene.records()),
+        &OverlayOptions::capture(scene.records()),
         "
 from sglang.srt.layers.quantization import fp8, fp8_utils
 from sglang.srt import plugins
@@ -350,7 +350,7 @@ fn a_record_folder_that_cannot_be_made_does_not_stop_the_server() {
     let file = scene.root.join("a-file");
     write_atomic(&file, b"").unwrap();
     let said = scene.run(
-        &Wishes::capture(file.join("records")),
+        &OverlayOptions::capture(file.join("records")),
         "print(json.dumps([linear(33), linear(34)]))",
     );
     assert_eq!(only(&said.stdout), serde_json::json!(["triton", "triton"]));
@@ -376,7 +376,7 @@ fn an_unknown_release_is_named_in_the_record_and_left_alone() {
     write_atomic(&package.join("fp8_utils.py"), b"answer = 42\n").unwrap();
     let path = format!("{tree}:{}", Scene::tree());
     let said = scene.run_on_path(
-        &Wishes::capture(scene.records()),
+        &OverlayOptions::capture(scene.records()),
         &path,
         "
 from sglang.srt.layers.quantization import fp8_utils

@@ -9,7 +9,7 @@ use std::process::Command;
 
 use camino::{Utf8Path, Utf8PathBuf};
 use gemmtune::log::record::{CallKind, Record, parse};
-use gemmtune::overlay::{self, Action, Decision, Wishes};
+use gemmtune::overlay::{self, Action, Decision, OverlayOptions};
 use gemmtune::store::file::write_atomic;
 use serde_json::Value;
 
@@ -45,7 +45,7 @@ impl Scene {
     }
 
     /// Runs `code` with the overlay in front of `path`.
-    fn run_on_path(&self, wishes: &Wishes, path: &str, code: &str) -> Said {
+    fn run_on_path(&self, options: &OverlayOptions, path: &str, code: &str) -> Said {
         let present = |name: &str| (name == "PYTHONPATH").then(|| path.to_owned());
         let output = Command::new("python3")
             .args(["-c", &format!("{PREAMBLE}{code}")])
@@ -54,7 +54,7 @@ impl Scene {
             .env("PYTHONDONTWRITEBYTECODE", "1")
             .envs(overlay::environment(
                 &self.root.join("overlay"),
-                wishes,
+                options,
                 present,
             ))
             .output()
@@ -67,8 +67,8 @@ impl Scene {
         said
     }
 
-    fn run(&self, wishes: &Wishes, code: &str) -> Said {
-        self.run_on_path(wishes, Self::tree().as_str(), code)
+    fn run(&self, options: &OverlayOptions, code: &str) -> Said {
+        self.run_on_path(options, Self::tree().as_str(), code)
     }
 
     fn records(&self) -> Utf8PathBuf {
@@ -122,13 +122,13 @@ impl Scene {
             .collect()
     }
 
-    fn switch(&self, actions: Vec<Action>) -> Wishes {
+    fn switch(&self, actions: Vec<Action>) -> OverlayOptions {
         let file = self.root.join("switch.json");
         write_atomic(&file, Decision::new(actions).to_json().as_bytes()).unwrap();
-        Wishes {
+        OverlayOptions {
             switch: Some(file),
             records: Some(self.records()),
-            ..Wishes::default()
+            ..OverlayOptions::default()
         }
     }
 }

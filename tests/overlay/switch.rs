@@ -1,6 +1,6 @@
 //! Kernel switches and injected tables.
 
-use gemmtune::overlay::{Action, Rule, Wishes};
+use gemmtune::overlay::{Action, OverlayOptions, Rule};
 use gemmtune::store::file::write_atomic;
 use serde_json::Value;
 
@@ -9,12 +9,12 @@ use super::{Scene, only};
 #[test]
 fn a_rebound_name_runs_the_other_kernel_on_row_major_scales() {
     let scene = Scene::new();
-    let wishes = scene.switch(vec![Action::Rebind {
+    let options = scene.switch(vec![Action::Rebind {
         name: "triton_gemm_a8w8_blockscale".to_owned(),
         to: "aiter:gemm_a8w8_blockscale".to_owned(),
     }]);
     let said = scene.run(
-        &wishes,
+        &options,
         "linear(33); import aiter; print(json.dumps(aiter.CALLS))",
     );
     assert_eq!(only(&said.stdout), serde_json::json!([["ck", "row-major"]]));
@@ -24,7 +24,7 @@ fn a_rebound_name_runs_the_other_kernel_on_row_major_scales() {
 #[test]
 fn a_route_takes_the_gemms_that_fit_and_leaves_the_rest() {
     let scene = Scene::new();
-    let wishes = scene.switch(vec![Action::Route {
+    let options = scene.switch(vec![Action::Route {
         name: "triton_gemm_a8w8_blockscale".to_owned(),
         to: "self:ck_gemm_a8w8_blockscale".to_owned(),
         rules: vec![Rule {
@@ -35,7 +35,7 @@ fn a_route_takes_the_gemms_that_fit_and_leaves_the_rest() {
         }],
     }]);
     let said = scene.run(
-        &wishes,
+        &options,
         "print(json.dumps([linear(1), linear(2), linear(64), linear(65), linear(64, n=512)]))",
     );
     assert_eq!(
@@ -47,13 +47,13 @@ fn a_route_takes_the_gemms_that_fit_and_leaves_the_rest() {
 #[test]
 fn both_readers_of_the_predicate_change_together() {
     let scene = Scene::new();
-    let wishes = scene.switch(vec![Action::Predicate {
+    let options = scene.switch(vec![Action::Predicate {
         name: "use_aiter_triton_gemm_w8a8_tuned_gfx950".to_owned(),
         value: false,
         except: Vec::new(),
     }]);
     let said = scene.run(
-        &wishes,
+        &options,
         "
 from sglang.srt.layers.quantization import fp8
 print(json.dumps([linear(33), fp8.shuffles_weight(384, 1024)]))
@@ -72,13 +72,13 @@ print(json.dumps([linear(33), fp8.shuffles_weight(384, 1024)]))
 #[test]
 fn the_predicate_answers_by_shape_to_both_readers() {
     let scene = Scene::new();
-    let wishes = scene.switch(vec![Action::Predicate {
+    let options = scene.switch(vec![Action::Predicate {
         name: "use_aiter_triton_gemm_w8a8_tuned_gfx950".to_owned(),
         value: true,
         except: vec![(384, 1024)],
     }]);
     let said = scene.run(
-        &wishes,
+        &options,
         "
 from sglang.srt.layers.quantization import fp8
 print(json.dumps([linear(33), linear(33, n=512), fp8.shuffles_weight(384, 1024), fp8.shuffles_weight(512, 1024)]))
@@ -93,14 +93,14 @@ print(json.dumps([linear(33), linear(33, n=512), fp8.shuffles_weight(384, 1024),
 #[test]
 fn an_action_whose_names_are_not_there_is_refused_and_the_server_runs_on() {
     let scene = Scene::new();
-    let wishes = scene.switch(vec![
+    let options = scene.switch(vec![
         Action::SetForceCk,
         Action::Rebind {
             name: "triton_gemm_a8w8_blockscale".to_owned(),
             to: "aiter:no_such_kernel".to_owned(),
         },
     ]);
-    let said = scene.run(&wishes, "print(json.dumps(linear(33)))");
+    let said = scene.run(&options, "print(json.dumps(linear(33)))");
     assert_eq!(only(&said.stdout), "triton");
     assert!(
         scene
@@ -128,12 +128,12 @@ fn tuned_triton_tables_replace_the_lookup_and_what_was_served_is_recorded() {
         r#"{"8": {"num_warps": 8}, "32": {"num_warps": 4}}"#,
     );
     table(640, 1024, r#"{"8": {"num_warps": 8"#);
-    let wishes = Wishes {
+    let options = OverlayOptions {
         triton_tables: Some(tables),
         records: Some(scene.records()),
-        ..Wishes::default()
+        ..OverlayOptions::default()
     };
-    let said = scene.run(&wishes, "
+    let said = scene.run(&options, "
 from sglang.srt.layers.quantization import fp8_utils
 gemm = lambda m, n, k: fp8_utils.w8a8_block_fp8_matmul_triton(Tensor(m, k), Tensor(n, k), None, None, [128, 128])
 print(json.dumps([gemm(1, 384, 1024), gemm(20, 384, 1024), gemm(21, 384, 1024), gemm(7, 256, 512), gemm(7, 640, 1024)]))

@@ -7,16 +7,16 @@ use crate::bench::parity::{self, Parity, Recording};
 use crate::bench::{client, result};
 use crate::engine::server::Server;
 use crate::engine::trial::{PROMPTS, RESULTS, TrialOrder};
-use crate::engine::trouble::{Class, Trouble};
 use crate::engine::{Engine, write_json};
-use crate::event::Role;
 use crate::proc::Interrupt;
-use crate::stage::Stage;
+use crate::run::error::{Error, ErrorKind};
+use crate::run::event::Role;
+use crate::run::stage::Stage;
 
 /// The server's greedy answers, in its trial's folder.
 pub(super) const ANSWERS: &str = "parity.json";
 
-pub(super) fn baseline(engine: &mut Engine<'_>) -> Result<Done, Trouble> {
+pub(super) fn baseline(engine: &mut Engine<'_>) -> Result<Done, Error> {
     let order = TrialOrder {
         stage: Stage::Baseline,
         role: Role::Baseline,
@@ -29,7 +29,7 @@ pub(super) fn baseline(engine: &mut Engine<'_>) -> Result<Done, Trouble> {
         write_json(&folder.join(ANSWERS), &answers)
     })?;
     let runs = result::read(&done.folder.join(RESULTS))
-        .map_err(|error| Trouble::caused(Class::WorkloadFailed, &error))?;
+        .map_err(|error| Error::caused(ErrorKind::WorkloadFailed, &error))?;
     let numbers: Vec<String> = [
         ("output_throughput", "tok/s"),
         ("median_ttft_ms", "ms TTFT"),
@@ -50,7 +50,7 @@ pub(super) fn record_answers(
     server: &mut Server,
     limit: Duration,
     interrupt: &Interrupt,
-) -> Result<Recording, Trouble> {
+) -> Result<Recording, Error> {
     let url = server.base_url().to_owned();
     server
         .ask(interrupt, |stop| {
@@ -67,5 +67,5 @@ pub(super) fn record_answers(
             };
             parity::record(&order, stop, &|_| {})
         })?
-        .map_err(|error| Trouble::caused(Class::WorkloadFailed, &error))
+        .map_err(|error| Error::caused(ErrorKind::WorkloadFailed, &error))
 }

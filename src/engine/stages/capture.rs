@@ -2,16 +2,16 @@
 
 use super::{Captured, Done, records};
 use crate::engine::trial::{SERVER_LOG, TrialOrder};
-use crate::engine::trouble::{Class, Trouble};
 use crate::engine::{Engine, read_json, write_json};
-use crate::event::Role;
-use crate::log::harvest::Harvest;
+use crate::log::summary::LogSummary;
 use crate::platform::Inspection;
-use crate::stage::Stage;
+use crate::run::error::{Error, ErrorKind};
+use crate::run::event::Role;
+use crate::run::stage::Stage;
 use crate::store::file::write_atomic;
 use crate::table::shapes::{self, CountedShape};
 
-pub(super) fn capture(engine: &mut Engine<'_>) -> Result<Done, Trouble> {
+pub(super) fn capture(engine: &mut Engine<'_>) -> Result<Done, Error> {
     let inspection: Inspection = read_json(&engine.run.stage(Stage::Inspect.name()))?;
     let folder = engine.run.capture();
     let order = TrialOrder {
@@ -22,13 +22,13 @@ pub(super) fn capture(engine: &mut Engine<'_>) -> Result<Done, Trouble> {
     };
     records::clear(&folder)?;
     let done = engine.trial(&order, &mut |_, _| Ok(()))?;
-    let mut harvest = Harvest::default();
-    records::add(&done.folder.join(SERVER_LOG), u64::MAX, &mut harvest)?;
+    let mut log_summary = LogSummary::default();
+    records::add(&done.folder.join(SERVER_LOG), u64::MAX, &mut log_summary)?;
     for file in records::files(&folder)? {
-        records::add(&file, u64::MAX, &mut harvest)?;
+        records::add(&file, u64::MAX, &mut log_summary)?;
     }
-    engine.platform.check_capture(&inspection, &harvest)?;
-    let shapes: Vec<CountedShape> = harvest
+    engine.platform.check_capture(&inspection, &log_summary)?;
+    let shapes: Vec<CountedShape> = log_summary
         .shapes(None)
         .into_iter()
         .map(|seen| CountedShape {
@@ -37,24 +37,24 @@ pub(super) fn capture(engine: &mut Engine<'_>) -> Result<Done, Trouble> {
         })
         .collect();
     if shapes.is_empty() {
-        return Err(Trouble::new(
-            Class::NoShapes,
+        return Err(Error::new(
+            ErrorKind::NoShapes,
             "the instrumented server served the workload and told no GEMM shapes",
         )
         .hint(format!("read its log: {}", done.folder.join(SERVER_LOG))));
     }
     let csv = shapes::write(&shapes);
-    write_atomic(&engine.run.shapes(), csv.as_bytes()).map_err(|error| Trouble::file(&error))?;
+    write_atomic(&engine.run.shapes(), csv.as_bytes()).map_err(|error| Error::file(&error))?;
     let captured = Captured {
         trial: done.number,
         distinct: shapes.len(),
         calls: shapes.iter().map(|counted| counted.records).sum(),
-        dispatch: harvest.dispatch.keys().cloned().collect(),
-        malformed: harvest.malformed,
-        decode: harvest.decode_batches.keys().copied().collect(),
-        prefill: harvest.prefill_batches.keys().copied().collect(),
-        graphs: decode_graphs(&harvest),
-        chunk: harvest
+        dispatch: log_summary.dispatch.keys().cloned().collect(),
+        malformed: log_summary.malformed,
+        decode: log_summary.decode_batches.keys().copied().collect(),
+        prefill: log_summary.prefill_batches.keys().copied().collect(),
+        graphs: decode_graphs(&log_summary),
+        chunk: log_summary
             .limits
             .keys()
             .filter_map(|limits| limits.chunked_prefill_size)
@@ -76,8 +76,8 @@ pub(super) fn capture(engine: &mut Engine<'_>) -> Result<Done, Trouble> {
 }
 
 /// M of the decode graphs that the server captured.
-fn decode_graphs(harvest: &Harvest) -> Vec<u32> {
-    let mut sizes: Vec<u32> = harvest
+fn decode_graphs(log_summary: &LogSummary) -> Vec<u32> {
+    let mut sizes: Vec<u32> = log_summary
         .captures
         .keys()
         .filter(|capture| capture.role.ends_with("decode"))

@@ -9,13 +9,13 @@ use crate::compare::{
 };
 use crate::engine::server::{Environment, Server};
 use crate::engine::trial::{RESULTS, TrialOrder};
-use crate::engine::trouble::{Class, Trouble};
 use crate::engine::{Engine, in_place, read_json, write_json};
-use crate::event::{Arm, Role};
 use crate::platform::Deployment;
-use crate::stage::{Stage, next_half, pair_trials};
+use crate::run::error::{Error, ErrorKind};
+use crate::run::event::{Arm, Role};
+use crate::run::stage::{Stage, next_half, pair_trials};
 
-pub(super) fn compare(engine: &mut Engine<'_>) -> Result<Done, Trouble> {
+pub(super) fn compare(engine: &mut Engine<'_>) -> Result<Done, Error> {
     let pairs = engine.config.compare.pairs;
     let tuned_env = if engine.config.compare.only_noise {
         [].into()
@@ -71,19 +71,15 @@ pub(super) fn compare(engine: &mut Engine<'_>) -> Result<Done, Trouble> {
 }
 
 /// A launch script that names the deployed files itself serves them in both arms, which would then be the same.
-fn refuse_deployed(
-    server: &Server,
-    tuned_env: &Environment,
-    run: &Utf8Path,
-) -> Result<(), Trouble> {
+fn refuse_deployed(server: &Server, tuned_env: &Environment, run: &Utf8Path) -> Result<(), Error> {
     let of_this_run = tuned_env
         .iter()
         .filter_map(|(name, value)| Some((name.as_str(), value.as_deref()?)))
         .filter(|(_, value)| value.contains(run.as_str()));
     match server.carrying(of_this_run) {
         None => Ok(()),
-        Some((pid, name)) => Err(Trouble::new(
-            Class::Environment,
+        Some((pid, name)) => Err(Error::new(
+            ErrorKind::Environment,
             format!(
                 "the untuned server (process {pid}) was started with the `{name}` of the tuned one: both arms would be the same"
             ),
@@ -108,8 +104,8 @@ fn one_load(load: &LoadComparison) -> String {
 }
 
 /// The comparison of all finished pairs.
-fn judged(engine: &Engine<'_>) -> Result<Comparison, Trouble> {
-    let failed = |error: &dyn std::error::Error| Trouble::caused(Class::WorkloadFailed, error);
+fn judged(engine: &Engine<'_>) -> Result<Comparison, Error> {
+    let failed = |error: &dyn std::error::Error| Error::caused(ErrorKind::WorkloadFailed, error);
     let metric = deciding(&engine.config.compare.metric)?;
     let mut arms: [Vec<Utf8PathBuf>; 2] = Default::default();
     for pair in 0..engine.config.compare.pairs {
@@ -125,7 +121,7 @@ fn judged(engine: &Engine<'_>) -> Result<Comparison, Trouble> {
             );
         }
     }
-    let read = |files: &[Utf8PathBuf]| -> Result<Vec<Trial>, Trouble> {
+    let read = |files: &[Utf8PathBuf]| -> Result<Vec<Trial>, Error> {
         let runs = files
             .iter()
             .map(|file| result::read(file))
@@ -184,10 +180,10 @@ fn judged(engine: &Engine<'_>) -> Result<Comparison, Trouble> {
     Ok(whole)
 }
 
-fn deciding(name: &str) -> Result<&'static Metric, Trouble> {
+fn deciding(name: &str) -> Result<&'static Metric, Error> {
     metric::named(name).ok_or_else(|| {
-        Trouble::new(
-            Class::Usage,
+        Error::new(
+            ErrorKind::Usage,
             format!("`{name}` is no metric with a known direction"),
         )
         .hint("see `gemmtune compare --help` for the metrics")

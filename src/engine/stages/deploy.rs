@@ -1,15 +1,15 @@
 //! `deploy`: the tuned table in place, and taken back.
 
 use super::{Done, foresee};
-use crate::engine::trouble::{Class, Trouble};
 use crate::engine::{Engine, in_place, read_json, write_json};
 use crate::platform::{Deployment, Inspection, Tuned};
+use crate::run::error::{Error, ErrorKind};
+use crate::run::stage::Stage;
 use crate::shape::Shape;
-use crate::stage::Stage;
 use crate::store::ledger::{Ledger, LedgerError, Operation};
 use crate::store::run_dir::RunDir;
 
-pub(super) fn deploy(engine: &mut Engine<'_>) -> Result<Done, Trouble> {
+pub(super) fn deploy(engine: &mut Engine<'_>) -> Result<Done, Error> {
     let inspection: Inspection = read_json(&engine.run.stage(Stage::Inspect.name()))?;
     let tuned: Tuned = read_json(&engine.run.stage(Stage::Tune.name()))?;
     foresee::foresee(engine, &tuned)?;
@@ -26,8 +26,8 @@ pub(super) fn deploy(engine: &mut Engine<'_>) -> Result<Done, Trouble> {
     let missing = engine.platform.misses(&inspection, &deployment, &planned)?;
     if !missing.is_empty() {
         let named: Vec<String> = missing.iter().take(5).map(ToString::to_string).collect();
-        return Err(Trouble::new(
-            Class::Internal,
+        return Err(Error::new(
+            ErrorKind::Bug,
             format!(
                 "{} of {} tuned shapes would miss the deployed table, first {}",
                 missing.len(),
@@ -45,14 +45,14 @@ pub(super) fn deploy(engine: &mut Engine<'_>) -> Result<Done, Trouble> {
 }
 
 /// What the run has deployed, in words; nothing when it has not.
-pub(crate) fn deployed(engine: &Engine<'_>) -> Result<Vec<String>, Trouble> {
+pub(crate) fn deployed(engine: &Engine<'_>) -> Result<Vec<String>, Error> {
     let path = engine.run.stage(Stage::Deploy.name());
     let undone = !engine.state.has_finished(Stage::Deploy) && !engine.state.undone().is_empty();
     if path.is_file() && !undone {
         return Ok(read_json::<Deployment>(&path)?.takes_back);
     }
     let operations = Ledger::read(&engine.run.ledger())
-        .map_err(|error| Trouble::caused(Class::Environment, &error))?;
+        .map_err(|error| Error::caused(ErrorKind::Environment, &error))?;
     let live = operations.iter().filter(|operation| operation.is_live());
     Ok(live
         .flat_map(|operation| &operation.changes)
@@ -61,7 +61,7 @@ pub(crate) fn deployed(engine: &Engine<'_>) -> Result<Vec<String>, Trouble> {
 }
 
 /// Takes back what `deploy` did. Doing it twice is doing it once.
-pub(crate) fn undo(engine: &mut Engine<'_>) -> Result<(), Trouble> {
+pub(crate) fn undo(engine: &mut Engine<'_>) -> Result<(), Error> {
     let path = engine.run.stage(Stage::Deploy.name());
     if path.is_file() {
         let deployment: Deployment = read_json(&path)?;
@@ -72,9 +72,9 @@ pub(crate) fn undo(engine: &mut Engine<'_>) -> Result<(), Trouble> {
 }
 
 /// Undoes everything in the run's ledger, newest first.
-fn take_back(run: &RunDir) -> Result<(), Trouble> {
+fn take_back(run: &RunDir) -> Result<(), Error> {
     let failed = |error: LedgerError| {
-        Trouble::caused(Class::Environment, &error).hint(format!(
+        Error::caused(ErrorKind::Environment, &error).hint(format!(
             "put what was changed since away, then run `gemmtune undo {}` again",
             run.path()
         ))

@@ -11,11 +11,11 @@ use super::Captured;
 use super::plan::Planned;
 use crate::bench::result;
 use crate::engine::trial::RESULTS;
-use crate::engine::trouble::{Class, Trouble};
 use crate::engine::{Engine, read_json, write_json};
-use crate::event::Role;
 use crate::platform::Tuned;
-use crate::stage::Stage;
+use crate::run::error::{Error, ErrorKind};
+use crate::run::event::Role;
+use crate::run::stage::Stage;
 use crate::workload::config::Load;
 
 /// The document's name in the run folder.
@@ -62,7 +62,7 @@ pub(crate) struct Term {
 
 /// Reckons what `tuned` will bring and writes it down. Loads judged by a throughput, and models that the plan could
 /// predict nothing of, are left out.
-pub(super) fn foresee(engine: &mut Engine<'_>, tuned: &Tuned) -> Result<(), Trouble> {
+pub(super) fn foresee(engine: &mut Engine<'_>, tuned: &Tuned) -> Result<(), Error> {
     let Some(weights) = read_json::<Planned>(&engine.run.plan())?.weights() else {
         return Ok(());
     };
@@ -72,7 +72,7 @@ pub(super) fn foresee(engine: &mut Engine<'_>, tuned: &Tuned) -> Result<(), Trou
     };
     let folder = engine.run.trial(trial.number, Role::Baseline.name());
     let runs = result::read(&folder.join(RESULTS))
-        .map_err(|error| Trouble::caused(Class::WorkloadFailed, &error))?;
+        .map_err(|error| Error::caused(ErrorKind::WorkloadFailed, &error))?;
     let mut all = Vec::new();
     for load in &engine.config.benchmark.loads {
         let name = load.name.as_deref().unwrap_or_default();
@@ -111,7 +111,7 @@ pub(super) fn foresee(engine: &mut Engine<'_>, tuned: &Tuned) -> Result<(), Trou
 }
 
 /// What was reckoned; nothing where nothing could be.
-pub(super) fn read(engine: &Engine<'_>) -> Result<Vec<Foreseen>, Trouble> {
+pub(super) fn read(engine: &Engine<'_>) -> Result<Vec<Foreseen>, Error> {
     let path = engine.run.stage(NAME);
     if path.is_file() {
         read_json(&path)

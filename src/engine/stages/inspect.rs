@@ -1,11 +1,11 @@
 //! `inspect`: what serves, on what.
 
 use super::Done;
-use crate::engine::trouble::Trouble;
 use crate::engine::{Engine, write_json};
-use crate::stage::Stage;
+use crate::run::error::Error;
+use crate::run::stage::Stage;
 
-pub(super) fn inspect(engine: &mut Engine<'_>) -> Result<Done, Trouble> {
+pub(super) fn inspect(engine: &mut Engine<'_>) -> Result<Done, Error> {
     let inspection = engine.platform.inspect()?;
     engine.identify(inspection.identity.clone())?;
     for remark in &inspection.remarks {

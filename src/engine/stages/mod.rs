@@ -15,9 +15,9 @@ mod verify;
 use serde::{Deserialize, Serialize};
 
 use super::Engine;
-use super::trouble::Trouble;
 use crate::report::model::Phase;
-use crate::stage::Stage;
+use crate::run::error::Error;
+use crate::run::stage::Stage;
 
 pub(crate) use deploy::{deployed, undo};
 
@@ -39,7 +39,7 @@ impl Done {
 }
 
 /// Runs `stage`.
-pub(crate) fn perform(engine: &mut Engine<'_>, stage: Stage) -> Result<Done, Trouble> {
+pub(crate) fn perform(engine: &mut Engine<'_>, stage: Stage) -> Result<Done, Error> {
     match stage {
         Stage::Inspect => inspect::inspect(engine),
         Stage::Baseline => baseline::baseline(engine),

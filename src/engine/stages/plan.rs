@@ -1,19 +1,19 @@
 //! `plan`: which of the captured shapes are worth tuning, and what that will bring.
 
 use std::collections::BTreeMap;
-use std::io::ErrorKind;
+use std::io;
 
 use serde::{Deserialize, Serialize};
 
 use super::{Captured, Done};
-use crate::engine::trouble::{Class, Trouble};
 use crate::engine::{Engine, read_json, write_json};
 use crate::plan::document::Verdict;
 use crate::plan::model::{self, Parallel, Prediction};
 use crate::plan::{PlanInput, make};
 use crate::platform::Inspection;
+use crate::run::error::{Error, ErrorKind};
+use crate::run::stage::Stage;
 use crate::shape::{Op, Shape};
-use crate::stage::Stage;
 use crate::table::shapes;
 use crate::workload::config::Config;
 
@@ -130,11 +130,11 @@ impl Planned {
     }
 }
 
-pub(super) fn plan(engine: &mut Engine<'_>) -> Result<Done, Trouble> {
+pub(super) fn plan(engine: &mut Engine<'_>) -> Result<Done, Error> {
     let inspection: Inspection = read_json(&engine.run.stage(Stage::Inspect.name()))?;
-    let bytes = fs_err::read(engine.run.shapes()).map_err(|error| Trouble::file(&error))?;
-    let captured =
-        shapes::read(&bytes, None).map_err(|error| Trouble::caused(Class::NotResumable, &error))?;
+    let bytes = fs_err::read(engine.run.shapes()).map_err(|error| Error::file(&error))?;
+    let captured = shapes::read(&bytes, None)
+        .map_err(|error| Error::caused(ErrorKind::NotResumable, &error))?;
     let told: Captured = read_json(&engine.run.stage(Stage::Capture.name()))?;
     let terms = engine.platform.plan_terms(&inspection)?;
     let (prediction, unpredicted) = match prediction(&engine.config) {
@@ -158,7 +158,7 @@ pub(super) fn plan(engine: &mut Engine<'_>) -> Result<Done, Trouble> {
         cost: &terms.cost,
         budget_s: None,
     })
-    .map_err(|error| Trouble::caused(Class::NoShapes, &error))?;
+    .map_err(|error| Error::caused(ErrorKind::NoShapes, &error))?;
     plan.notes.extend(unpredicted);
     write_json(&engine.run.plan(), &plan)?;
     for remark in plan.difference.iter().chain(&plan.notes) {
@@ -187,7 +187,7 @@ fn prediction(config: &Config) -> Result<Option<Prediction>, String> {
         return Ok(None);
     };
     let bytes = fs_err::read(&path).map_err(|error| match error.kind() {
-        ErrorKind::NotFound | ErrorKind::NotADirectory => format!(
+        io::ErrorKind::NotFound | io::ErrorKind::NotADirectory => format!(
             "`{path}` is not there; where the server gets an id, `workload.model` can be the folder it was loaded to"
         ),
         _ => error.to_string(),

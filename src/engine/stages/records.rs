@@ -2,31 +2,31 @@
 
 use camino::{Utf8DirEntry, Utf8Path, Utf8PathBuf};
 
-use crate::engine::trouble::Trouble;
-use crate::log::harvest::Harvest;
 use crate::log::scan::{Lines, scan};
+use crate::log::summary::LogSummary;
+use crate::run::error::Error;
 use crate::store::file::entries;
 
 /// Makes `folder` an empty folder: records of an earlier, killed attempt would be counted twice.
-pub(super) fn clear(folder: &Utf8Path) -> Result<(), Trouble> {
+pub(super) fn clear(folder: &Utf8Path) -> Result<(), Error> {
     let cleared = fs_err::create_dir_all(folder).and_then(|()| {
         fs_err::read_dir(folder)?.try_for_each(|entry| fs_err::remove_file(entry?.path()))
     });
-    cleared.map_err(|error| Trouble::file(&error))
+    cleared.map_err(|error| Error::file(&error))
 }
 
 /// The files in `folder`.
-pub(super) fn files(folder: &Utf8Path) -> Result<Vec<Utf8PathBuf>, Trouble> {
-    let found = entries(folder).map_err(|error| Trouble::file(&error))?;
+pub(super) fn files(folder: &Utf8Path) -> Result<Vec<Utf8PathBuf>, Error> {
+    let found = entries(folder).map_err(|error| Error::file(&error))?;
     Ok(found.into_iter().map(Utf8DirEntry::into_path).collect())
 }
 
 /// Adds what `file` says, up to `most` bytes of it.
-pub(super) fn add(file: &Utf8Path, most: u64, harvest: &mut Harvest) -> Result<(), Trouble> {
+pub(super) fn add(file: &Utf8Path, most: u64, log_summary: &mut LogSummary) -> Result<(), Error> {
     use std::io::Read as _;
 
     fs_err::File::open(file)
-        .and_then(|open| scan(open.take(most), file.as_str(), Lines::Count, harvest))
+        .and_then(|open| scan(open.take(most), file.as_str(), Lines::Count, log_summary))
         .map(drop)
-        .map_err(|error| Trouble::file(&error))
+        .map_err(|error| Error::file(&error))
 }

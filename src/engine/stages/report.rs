@@ -6,18 +6,18 @@ use super::plan::Planned;
 use super::{Captured, Done, Verified};
 use crate::compare::Comparison;
 use crate::engine::trial::Started;
-use crate::engine::trouble::{Class, Trouble};
 use crate::engine::{Engine, read_events, read_json};
-use crate::event::{Arm as Side, Role};
 use crate::platform::{Deployment, Inspection, Tuned};
 use crate::report::model::{
     Arm, Command, Engagement, Fact, HitRate, LayoutCheck, PlanSummary, Report, ShapeRow, Skipped,
     StageTime, Timing,
 };
-use crate::stage::{Stage, Standing, TrialEnd, spent};
+use crate::run::error::{Error, ErrorKind};
+use crate::run::event::{Arm as Side, Role};
+use crate::run::stage::{Stage, StageStatus, TrialEnd, spent};
 use crate::table::shapes;
 
-pub(super) fn report(engine: &mut Engine<'_>) -> Result<Done, Trouble> {
+pub(super) fn report(engine: &mut Engine<'_>) -> Result<Done, Error> {
     let document = Report {
         name: engine.config.workload.name.clone(),
         made: jiff::Timestamp::now().to_string(),
@@ -32,7 +32,7 @@ pub(super) fn report(engine: &mut Engine<'_>) -> Result<Done, Trouble> {
     };
     let document = with_arms(engine, with_findings(engine, document)?)?;
     crate::report::write(&document, engine.run.path())
-        .map_err(|error| Trouble::caused(Class::Environment, &error))?;
+        .map_err(|error| Error::caused(ErrorKind::Environment, &error))?;
     Ok(Done::new(engine.run.path().join("report.html")))
 }
 
@@ -40,7 +40,7 @@ pub(super) fn report(engine: &mut Engine<'_>) -> Result<Done, Trouble> {
 fn found<T: serde::de::DeserializeOwned>(
     engine: &Engine<'_>,
     stage: Stage,
-) -> Result<Option<T>, Trouble> {
+) -> Result<Option<T>, Error> {
     if engine.state.has_finished(stage) {
         read_json(&engine.run.stage(stage.name())).map(Some)
     } else {
@@ -48,7 +48,7 @@ fn found<T: serde::de::DeserializeOwned>(
     }
 }
 
-fn with_findings(engine: &Engine<'_>, mut report: Report) -> Result<Report, Trouble> {
+fn with_findings(engine: &Engine<'_>, mut report: Report) -> Result<Report, Error> {
     let inspection: Option<Inspection> = found(engine, Stage::Inspect)?;
     let captured: Option<Captured> = found(engine, Stage::Capture)?;
     let tuned: Option<Tuned> = found(engine, Stage::Tune)?;
@@ -174,10 +174,10 @@ fn shape_rows(
     engine: &Engine<'_>,
     captured: &Captured,
     tuned: Option<&Tuned>,
-) -> Result<Vec<ShapeRow>, Trouble> {
-    let bytes = fs_err::read(engine.run.shapes()).map_err(|error| Trouble::file(&error))?;
-    let seen =
-        shapes::read(&bytes, None).map_err(|error| Trouble::caused(Class::NotResumable, &error))?;
+) -> Result<Vec<ShapeRow>, Error> {
+    let bytes = fs_err::read(engine.run.shapes()).map_err(|error| Error::file(&error))?;
+    let seen = shapes::read(&bytes, None)
+        .map_err(|error| Error::caused(ErrorKind::NotResumable, &error))?;
     let rows = tuned.map_or(&[][..], |tuned| &tuned.rows);
     Ok(seen
         .into_iter()
@@ -217,11 +217,11 @@ fn shape_rows(
         .collect())
 }
 
-fn stage_times(engine: &Engine<'_>) -> Result<Vec<StageTime>, Trouble> {
+fn stage_times(engine: &Engine<'_>) -> Result<Vec<StageTime>, Error> {
     let records = read_events(&engine.run)?;
     let spent = spent(records.iter().map(|record| (record.at, &record.event)));
     let times = Stage::ALL.into_iter().filter_map(|stage| {
-        let (attempts, Standing::Finished { summary }) = engine.state.standing(stage) else {
+        let (attempts, StageStatus::Finished { summary }) = engine.state.status(stage) else {
             return None;
         };
         Some(StageTime {
@@ -255,7 +255,7 @@ fn commands(engine: &Engine<'_>) -> Vec<Command> {
     .collect()
 }
 
-fn with_arms(engine: &Engine<'_>, mut report: Report) -> Result<Report, Trouble> {
+fn with_arms(engine: &Engine<'_>, mut report: Report) -> Result<Report, Error> {
     for (side, description) in [
         (Side::Baseline, "the server as it runs today"),
         (Side::Tuned, "the same server with the deployed table"),

@@ -5,16 +5,16 @@ use std::time::Instant;
 use super::Done;
 use super::plan::Planned;
 use crate::engine::server::interrupted;
-use crate::engine::trouble::{Class, Trouble};
 use crate::engine::{Engine, read_json, write_json};
-use crate::event::{Notice, Progress};
 use crate::platform::{Inspection, TuneOrder};
+use crate::run::error::{Error, ErrorKind};
+use crate::run::event::{Notice, Progress};
+use crate::run::stage::Stage;
 use crate::shape::Shape;
-use crate::stage::Stage;
 use crate::table::shapes;
 use crate::tune::TuneEvent;
 
-pub(super) fn tune(engine: &mut Engine<'_>) -> Result<Done, Trouble> {
+pub(super) fn tune(engine: &mut Engine<'_>) -> Result<Done, Error> {
     let inspection: Inspection = read_json(&engine.run.stage(Stage::Inspect.name()))?;
     let shapes = with_dtypes(engine, read_json::<Planned>(&engine.run.plan())?.shapes())?;
     let order = TuneOrder {
@@ -37,8 +37,8 @@ pub(super) fn tune(engine: &mut Engine<'_>) -> Result<Done, Trouble> {
     }
     write_json(&engine.run.stage(Stage::Tune.name()), &tuned)?;
     if tuned.rows.is_empty() {
-        return Err(Trouble::new(
-            Class::TunerFailed,
+        return Err(Error::new(
+            ErrorKind::TunerFailed,
             format!("no shape could be tuned; {} failed", tuned.failed.len()),
         )
         .hint(format!("read what the workers said: {}", engine.run.tune())));
@@ -84,10 +84,10 @@ pub(super) fn tune(engine: &mut Engine<'_>) -> Result<Done, Trouble> {
 
 /// Gives planned shapes the dtype their weight was seen with: a table that is read by N, K and M alone has none, and
 /// neither has its plan.
-fn with_dtypes(engine: &Engine<'_>, mut planned: Vec<Shape>) -> Result<Vec<Shape>, Trouble> {
-    let bytes = fs_err::read(engine.run.shapes()).map_err(|error| Trouble::file(&error))?;
-    let seen =
-        shapes::read(&bytes, None).map_err(|error| Trouble::caused(Class::NotResumable, &error))?;
+fn with_dtypes(engine: &Engine<'_>, mut planned: Vec<Shape>) -> Result<Vec<Shape>, Error> {
+    let bytes = fs_err::read(engine.run.shapes()).map_err(|error| Error::file(&error))?;
+    let seen = shapes::read(&bytes, None)
+        .map_err(|error| Error::caused(ErrorKind::NotResumable, &error))?;
     for shape in planned.iter_mut().filter(|shape| shape.dtype.is_empty()) {
         let weight = (shape.op, shape.n, shape.k);
         let of_weight = seen

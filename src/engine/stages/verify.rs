@@ -6,16 +6,16 @@ use super::baseline::{ANSWERS, record_answers};
 use super::{Done, Verified, records};
 use crate::bench::parity::{self, Recording};
 use crate::engine::trial::{SERVER_LOG, TrialOrder};
-use crate::engine::trouble::{Class, Trouble};
 use crate::engine::{Engine, in_place, read_json, write_json};
-use crate::event::Role;
-use crate::log::harvest::Harvest;
+use crate::log::summary::LogSummary;
 use crate::platform::{Deployed, Deployment, Inspection, LayoutCheck, Probed, Tuned};
 use crate::probe;
+use crate::run::error::{Error, ErrorKind};
+use crate::run::event::Role;
+use crate::run::stage::Stage;
 use crate::shape::Shape;
-use crate::stage::Stage;
 
-pub(super) fn verify(engine: &mut Engine<'_>) -> Result<Done, Trouble> {
+pub(super) fn verify(engine: &mut Engine<'_>) -> Result<Done, Error> {
     let deployment: Deployment = read_json(&engine.run.stage(Stage::Deploy.name()))?;
     let inspection: Inspection = read_json(&engine.run.stage(Stage::Inspect.name()))?;
     let tuned: Tuned = read_json(&engine.run.stage(Stage::Tune.name()))?;
@@ -64,24 +64,28 @@ pub(super) fn verify(engine: &mut Engine<'_>) -> Result<Done, Trouble> {
         Ok(())
     })?;
     let Some(answers) = answers else {
-        return Err(Trouble::new(
-            Class::Internal,
+        return Err(Error::new(
+            ErrorKind::Bug,
             "the verify trial recorded no answers",
         ));
     };
-    let mut harvest = Harvest::default();
-    records::add(&done.folder.join(SERVER_LOG), workload_log, &mut harvest)?;
+    let mut log_summary = LogSummary::default();
+    records::add(
+        &done.folder.join(SERVER_LOG),
+        workload_log,
+        &mut log_summary,
+    )?;
     for file in records::files(&folder)? {
-        records::add(&file, u64::MAX, &mut harvest)?;
+        records::add(&file, u64::MAX, &mut log_summary)?;
     }
     let engagement = engine
         .platform
-        .engagement(&inspection, &deployment, &harvest)?;
+        .engagement(&inspection, &deployment, &log_summary)?;
     let verified = Verified {
         trial: done.number,
         hit_rate: engagement.hit_rate(),
         parity: parity::compare(&baseline, &answers, parity::LEAST_AGREEMENT)
-            .map_err(|error| Trouble::caused(Class::Internal, &error))?,
+            .map_err(|error| Error::caused(ErrorKind::Bug, &error))?,
         engagement,
         layout,
         times,
@@ -108,10 +112,10 @@ pub(super) fn verify(engine: &mut Engine<'_>) -> Result<Done, Trouble> {
     judge(&verified)
 }
 
-fn baseline_answers(engine: &Engine<'_>) -> Result<Recording, Trouble> {
+fn baseline_answers(engine: &Engine<'_>) -> Result<Recording, Error> {
     let trial = engine.state.finished_trial(Role::Baseline).ok_or_else(|| {
-        Trouble::new(
-            Class::Internal,
+        Error::new(
+            ErrorKind::Bug,
             "the baseline stage finished without a finished trial",
         )
     })?;
@@ -123,15 +127,15 @@ fn baseline_answers(engine: &Engine<'_>) -> Result<Recording, Trouble> {
     )
 }
 
-fn refuse_wrong_numbers(layout: &[LayoutCheck]) -> Result<(), Trouble> {
+fn refuse_wrong_numbers(layout: &[LayoutCheck]) -> Result<(), Error> {
     let wrong: Vec<&LayoutCheck> = layout.iter().filter(|check| !check.passes()).collect();
     if let Some(worst) = wrong.first() {
         let error = worst.relative_error.map_or_else(
             || "not finite".to_owned(),
             |error| format!("{:.1} % off", error * 100.0),
         );
-        return Err(Trouble::new(
-            Class::NotBetter,
+        return Err(Error::new(
+            ErrorKind::NotBetter,
             format!(
                 "layout check: {} of {} shapes are wrong, first M={} N={} K={} with {} ({error}); the deployment was taken back",
                 wrong.len(),
@@ -146,11 +150,11 @@ fn refuse_wrong_numbers(layout: &[LayoutCheck]) -> Result<(), Trouble> {
     Ok(())
 }
 
-fn judge(verified: &Verified) -> Result<Done, Trouble> {
+fn judge(verified: &Verified) -> Result<Done, Error> {
     refuse_wrong_numbers(&verified.layout)?;
     if !verified.parity.holds() {
-        return Err(Trouble::new(
-            Class::NotBetter,
+        return Err(Error::new(
+            ErrorKind::NotBetter,
             format!(
                 "greedy parity: {}; the deployment was taken back",
                 verified.parity.because
@@ -159,8 +163,8 @@ fn judge(verified: &Verified) -> Result<Done, Trouble> {
     }
     let engagement = &verified.engagement;
     if let Some(why) = engagement.refusal() {
-        return Err(Trouble::new(
-            Class::NotBetter,
+        return Err(Error::new(
+            ErrorKind::NotBetter,
             format!("engagement: {why}; the deployment was taken back"),
         ));
     }

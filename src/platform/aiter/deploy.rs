@@ -9,13 +9,13 @@ use std::time::SystemTime;
 
 use camino::{Utf8Path, Utf8PathBuf};
 
-use super::facts::{Trees, Way, aiter_trouble, arch_of, read};
+use super::facts::{Trees, Way, aiter_error, arch_of, read};
 use super::{Aiter, cover};
 use crate::engine::digest;
 use crate::engine::server::Environment;
-use crate::engine::trouble::{Class, Trouble};
-use crate::overlay::{Decision, Wishes};
+use crate::overlay::{Decision, OverlayOptions};
 use crate::platform::{Deployment, Inspection, Tuned, gone};
+use crate::run::error::{Error, ErrorKind};
 use crate::shape::Op;
 use crate::store::file::write_atomic;
 use crate::store::ledger::{Change, Ledger, LedgerError};
@@ -27,7 +27,7 @@ use crate::table::merge::{self, Policy};
 use crate::table::shapes;
 use crate::tree::aiter::{self, Coupling};
 use crate::tree::era;
-use crate::tree::force::{self, ForceError, Means, Route, Target, Wish};
+use crate::tree::force::{self, ForceError, Means, Route, SwitchRequest, Target};
 use crate::tree::package::FP8_UTILS;
 use crate::tree::{reach, route};
 use crate::workload::config::Switch;
@@ -49,18 +49,18 @@ impl Aiter {
         run: &RunDir,
         inspection: &Inspection,
         tuned: &Tuned,
-    ) -> Result<Deployment, Trouble> {
+    ) -> Result<Deployment, Error> {
         take_back_unfinished(run)?;
         let trees = self.trees()?;
         let op = inspection.op;
         let variable = aiter::variable(op)
-            .ok_or_else(|| aiter_trouble(&aiter::AiterError::NotAnAiterOperation(op)))?;
+            .ok_or_else(|| aiter_error(&aiter::AiterError::NotAnAiterOperation(op)))?;
         let before = aiter::tables(&trees.package, op, |name| self.site.variable(name))
-            .map_err(|error| aiter_trouble(&error))?;
+            .map_err(|error| aiter_error(&error))?;
         let rows = rows_of(op, &tuned.files)?;
         if rows.is_empty() {
-            return Err(Trouble::new(
-                Class::NotBetter,
+            return Err(Error::new(
+                ErrorKind::NotBetter,
                 "no tuned row is faster than what serves its shape today, so there is nothing to deploy",
             ));
         }
@@ -92,7 +92,7 @@ impl Aiter {
             .and_then(|()| write_atomic(&folder(run).join(OURS), ours.as_bytes()))
             .and_then(|()| write_atomic(&deployment.table, text.as_bytes()))
             .and_then(|()| write_atomic(&run.table(), text.as_bytes()));
-        written.map_err(|error| Trouble::file(&error))?;
+        written.map_err(|error| Error::file(&error))?;
         deployment
             .env
             .insert(variable.to_owned(), deployment.table.to_string());
@@ -105,7 +105,7 @@ impl Aiter {
         let way = self.way(&trees, &inspection.gfx, rocm)?;
         let rules = Rules::new(op, revision);
         let resolver = Resolver::new(&merged, rules, &inspection.gfx, inspection.cu_num)
-            .map_err(|error| Trouble::caused(Class::Internal, &error))?;
+            .map_err(|error| Error::caused(ErrorKind::Bug, &error))?;
         let covered = Covered {
             resolver: &resolver,
             weights: weights(run, op)?,
@@ -137,23 +137,23 @@ impl Aiter {
         way: &Way,
         covered: &Covered<'_>,
         deployment: &mut Deployment,
-    ) -> Result<Vec<force::Step>, Trouble> {
+    ) -> Result<Vec<force::Step>, Error> {
         if self.switch == Switch::None || way.no_triton {
             return Ok(Vec::new());
         }
         let source = trees
             .sglang
             .read(FP8_UTILS)
-            .map_err(|error| Trouble::caused(Class::SourceNotRecognised, &error))?;
+            .map_err(|error| Error::caused(ErrorKind::SourceNotRecognised, &error))?;
         let dispatch = era::dispatch(&source)
-            .map_err(|error| Trouble::caused(Class::SourceNotRecognised, &error))?;
+            .map_err(|error| Error::caused(ErrorKind::SourceNotRecognised, &error))?;
         let arch = arch_of(&inspection.gfx)?;
         let rocm = trees.rocm();
         let plan = |routes: &[Route]| {
             force::plan(
                 &dispatch,
                 &route::safe_m(&source),
-                &Wish {
+                &SwitchRequest {
                     to: Target::Ck,
                     routes,
                     arch,
@@ -167,10 +167,10 @@ impl Aiter {
             Switch::All | Switch::None => Vec::new(),
         };
         let refused =
-            |error: &ForceError| Trouble::new(Class::SourceNotRecognised, error.to_string());
+            |error: &ForceError| Error::new(ErrorKind::SourceNotRecognised, error.to_string());
         if routes.is_empty() && self.switch == Switch::Route {
-            return Err(Trouble::new(
-                Class::NotBetter,
+            return Err(Error::new(
+                ErrorKind::NotBetter,
                 "the tuned rows serve none of the weights that the workload uses",
             ));
         }
@@ -179,7 +179,7 @@ impl Aiter {
             return Ok(Vec::new());
         }
         reach::both_readers(&trees.sglang, dispatch.era, &plan, (arch, rocm))
-            .map_err(|error| Trouble::caused(Class::SourceNotRecognised, &error))?;
+            .map_err(|error| Error::caused(ErrorKind::SourceNotRecognised, &error))?;
         deployment.notes.push(if routes.is_empty() {
             format!("every block-FP8 GEMM goes to the tuned operation: {}", plan.detail)
         } else {
@@ -213,18 +213,18 @@ impl Aiter {
         }
     }
 
-    fn overlay_for(&self, run: &RunDir, steps: &[force::Step]) -> Result<Environment, Trouble> {
+    fn overlay_for(&self, run: &RunDir, steps: &[force::Step]) -> Result<Environment, Error> {
         if steps.is_empty() {
             return Ok(Environment::new());
         }
         let decision = folder(run).join("switch.json");
         let text = Decision::of(steps).to_json();
-        write_atomic(&decision, text.as_bytes()).map_err(|error| Trouble::file(&error))?;
+        write_atomic(&decision, text.as_bytes()).map_err(|error| Error::file(&error))?;
         self.site.overlay(
             run,
-            &Wishes {
+            &OverlayOptions {
                 switch: Some(decision),
-                ..Wishes::default()
+                ..OverlayOptions::default()
             },
         )
     }
@@ -238,11 +238,11 @@ fn make_room(
     way: &Way,
     table: &Table,
     deployment: &mut Deployment,
-) -> Result<(), Trouble> {
+) -> Result<(), Error> {
     let jit = &trees.aiter.products.folder;
     let coupling = aiter::coupling(inspection.op, &trees.aiter.capabilities);
     let modules =
-        aiter::modules(&trees.package, inspection.op).map_err(|error| aiter_trouble(&error))?;
+        aiter::modules(&trees.package, inspection.op).map_err(|error| aiter_error(&error))?;
     let mut rebuilt = Vec::new();
     for module in &modules {
         let built = jit.join(format!("{}.so", module.name));
@@ -307,11 +307,11 @@ fn make_room(
     Ledger::open(&run.ledger(), "gemmtune run")
         .and_then(|mut ledger| ledger.apply(OPERATION, detail, &changes))
         .map(drop)
-        .map_err(|error| Trouble::caused(Class::Environment, &error))
+        .map_err(|error| Error::caused(ErrorKind::Environment, &error))
 }
 
 /// Takes away what deploying wrote. What it moved is the ledger's.
-pub(super) fn take_away(run: &RunDir, deployment: &Deployment) -> Result<(), Trouble> {
+pub(super) fn take_away(run: &RunDir, deployment: &Deployment) -> Result<(), Error> {
     for path in &deployment.appear {
         gone(if path.is_dir() {
             fs_err::remove_dir_all(path)
@@ -327,7 +327,7 @@ pub(super) fn stale_modules(
     trees: &Trees,
     op: Op,
     deployment: &Deployment,
-) -> Result<Vec<String>, Trouble> {
+) -> Result<Vec<String>, Error> {
     if aiter::coupling(op, &trees.aiter.capabilities) == Coupling::ByName {
         return Ok(Vec::new()); // a name that the module lacks stops the process by itself
     }
@@ -340,7 +340,7 @@ pub(super) fn stale_modules(
         .env
         .get("AITER_JIT_DIR")
         .map_or_else(|| trees.aiter.products.folder.clone(), Utf8PathBuf::from);
-    let modules = aiter::modules(&trees.package, op).map_err(|error| aiter_trouble(&error))?;
+    let modules = aiter::modules(&trees.package, op).map_err(|error| aiter_error(&error))?;
     Ok(modules
         .iter()
         .map(|module| jit.join(format!("{}.so", module.name)))
@@ -350,8 +350,8 @@ pub(super) fn stale_modules(
 }
 
 /// Undoes an attempt that was killed after it moved files and before its document was written.
-fn take_back_unfinished(run: &RunDir) -> Result<(), Trouble> {
-    let failed = |error: LedgerError| Trouble::caused(Class::Environment, &error);
+fn take_back_unfinished(run: &RunDir) -> Result<(), Error> {
+    let failed = |error: LedgerError| Error::caused(ErrorKind::Environment, &error);
     let unfinished: Vec<u32> = Ledger::read(&run.ledger())
         .map_err(failed)?
         .iter()
@@ -401,12 +401,12 @@ impl Covered<'_> {
 }
 
 /// The rows of a deployment that were tuned for it.
-pub(super) fn tuned_table(deployment: &Deployment, op: Op) -> Result<Table, Trouble> {
+pub(super) fn tuned_table(deployment: &Deployment, op: Op) -> Result<Table, Error> {
     read_table(&deployment.table.with_file_name(OURS), op)
 }
 
 /// The rows that the tuner's files hold.
-fn rows_of(op: Op, files: &[Utf8PathBuf]) -> Result<Vec<Row>, Trouble> {
+fn rows_of(op: Op, files: &[Utf8PathBuf]) -> Result<Vec<Row>, Error> {
     let mut rows = Vec::new();
     for file in files {
         rows.extend(read_table(file, op)?.rows);
@@ -414,9 +414,9 @@ fn rows_of(op: Op, files: &[Utf8PathBuf]) -> Result<Vec<Row>, Trouble> {
     Ok(rows)
 }
 
-pub(super) fn read_table(path: &Utf8Path, op: Op) -> Result<Table, Trouble> {
+pub(super) fn read_table(path: &Utf8Path, op: Op) -> Result<Table, Error> {
     Table::read(path.as_str(), &read(path)?, Some(op))
-        .map_err(|error| Trouble::caused(Class::Environment, &error))
+        .map_err(|error| Error::caused(ErrorKind::Environment, &error))
 }
 
 /// The tables before as one, with the rows of `mine` in place of theirs on equal keys.
@@ -425,7 +425,7 @@ fn merged(
     before: &[Utf8PathBuf],
     gfx: &str,
     notes: &mut Vec<String>,
-) -> Result<Table, Trouble> {
+) -> Result<Table, Error> {
     let (op, name) = (mine.op, mine.name.clone());
     let mut tables = before
         .iter()
@@ -439,7 +439,7 @@ fn merged(
     let merge::Merged {
         table, provenance, ..
     } = merge::merge(&tables, &policy)
-        .map_err(|error| Trouble::caused(Class::Environment, &error))?;
+        .map_err(|error| Error::caused(ErrorKind::Environment, &error))?;
     let key = |row: &Row| {
         (
             row.gfx.clone(),
@@ -481,14 +481,14 @@ fn merged(
 }
 
 /// aiter hands the path to a shell unquoted, and `:` separates paths.
-pub(super) fn plain(path: Utf8PathBuf) -> Result<Utf8PathBuf, Trouble> {
+pub(super) fn plain(path: Utf8PathBuf) -> Result<Utf8PathBuf, Error> {
     let fits =
         |character: char| character.is_ascii_alphanumeric() || "/._-+=@,".contains(character);
     if path.is_absolute() && path.as_str().chars().all(fits) {
         return Ok(path);
     }
-    Err(Trouble::new(
-        Class::Environment,
+    Err(Error::new(
+        ErrorKind::Environment,
         format!("aiter hands the path of a table to a shell unquoted and splits it at `:`, and `{path}` would not survive that"),
     )
     .hint("keep gemmtune.toml in a folder whose path has letters, digits and ./_-+=@, only"))
@@ -510,9 +510,9 @@ fn kernel_names<'t>(table: &'t Table, inspection: &Inspection, library: Library)
 }
 
 /// Weights (N, K) that the captured workload uses.
-fn weights(run: &RunDir, op: Op) -> Result<BTreeSet<(u32, u32)>, Trouble> {
+fn weights(run: &RunDir, op: Op) -> Result<BTreeSet<(u32, u32)>, Error> {
     let captured = shapes::read(&read(&run.shapes())?, Some(op))
-        .map_err(|error| Trouble::caused(Class::Internal, &error))?;
+        .map_err(|error| Error::caused(ErrorKind::Bug, &error))?;
     Ok(captured
         .iter()
         .filter(|counted| counted.shape.op == op)
@@ -526,7 +526,7 @@ fn private_modules(
     jit: &Utf8Path,
     rebuilt: &[String],
     deployment: &mut Deployment,
-) -> Result<(), Trouble> {
+) -> Result<(), Error> {
     let own = folder(run).join("modules");
     let made = || -> std::io::Result<()> {
         fs_err::create_dir_all(&own)?;
@@ -545,7 +545,7 @@ fn private_modules(
         }
         Ok(())
     };
-    made().map_err(|error| Trouble::file(&error))?;
+    made().map_err(|error| Error::file(&error))?;
     deployment
         .env
         .insert("AITER_JIT_DIR".to_owned(), own.to_string());
@@ -560,7 +560,7 @@ fn private_modules(
 }
 
 /// The deployment as lines for a shell, to be used beyond the run.
-fn write_environment(run: &RunDir, deployment: &Deployment) -> Result<(), Trouble> {
+fn write_environment(run: &RunDir, deployment: &Deployment) -> Result<(), Error> {
     use std::fmt::Write as _;
     let mut text = String::from("# The tuned arm's environment; `gemmtune undo` takes it back.\n");
     for name in &deployment.unset {
@@ -570,6 +570,5 @@ fn write_environment(run: &RunDir, deployment: &Deployment) -> Result<(), Troubl
         let quoted = shlex::try_quote(value).map_or_else(|_| value.clone(), Into::into);
         let _ = writeln!(text, "export {name}={quoted}");
     }
-    write_atomic(&folder(run).join("env.sh"), text.as_bytes())
-        .map_err(|error| Trouble::file(&error))
+    write_atomic(&folder(run).join("env.sh"), text.as_bytes()).map_err(|error| Error::file(&error))
 }

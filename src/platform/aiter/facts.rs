@@ -6,9 +6,9 @@ use camino::{Utf8Path, Utf8PathBuf};
 
 use super::Aiter;
 use crate::engine::digest;
-use crate::engine::trouble::{Class, Trouble};
 use crate::platform::Inspection;
 use crate::proc::Interrupt;
+use crate::run::error::{Error, ErrorKind};
 use crate::shape::Op;
 use crate::tree::aiter::{self, AiterError};
 use crate::tree::doctor::{self, devices, machine};
@@ -54,9 +54,9 @@ pub(super) struct Way {
 
 impl Aiter {
     /// The trees that the configured server imports, both fit to be tuned.
-    pub(super) fn trees(&self) -> Result<Trees, Trouble> {
+    pub(super) fn trees(&self) -> Result<Trees, Error> {
         let environment =
-            |error: &dyn std::error::Error| Trouble::caused(Class::Environment, error);
+            |error: &dyn std::error::Error| Error::caused(ErrorKind::Environment, error);
         let answer = self.site.look()?;
         let sglang = self.site.sglang(&answer)?;
         let package = answer
@@ -85,7 +85,7 @@ impl Aiter {
         })
     }
 
-    pub(super) fn inspect_site(&self) -> Result<Inspection, Trouble> {
+    pub(super) fn inspect_site(&self) -> Result<Inspection, Error> {
         self.refuse_without_aiter()?;
         let trees = self.trees()?;
         refuse_old(&trees)?;
@@ -94,7 +94,7 @@ impl Aiter {
         let way = self.way(&trees, &gfx, rocm)?;
         let op = self.op.unwrap_or(way.op);
         let tables = aiter::tables(&trees.package, op, |name| self.site.variable(name))
-            .map_err(|error| aiter_trouble(&error))?;
+            .map_err(|error| aiter_error(&error))?;
         let mut remarks = Vec::from_iter(self.site.slow_starts());
         for missing in &tables.missing {
             remarks.push(format!(
@@ -151,12 +151,12 @@ impl Aiter {
 
     /// `fp8_utils.py` takes `1` and `true` and nothing else; `fp8.py` takes more, so another spelling turns half of the
     /// path on (SGLang 0.5.8.post1 to 0.5.23).
-    fn refuse_without_aiter(&self) -> Result<(), Trouble> {
+    fn refuse_without_aiter(&self) -> Result<(), Error> {
         let value = self.site.variable("SGLANG_USE_AITER");
         match value.as_deref().map(str::to_ascii_lowercase).as_deref() {
             Some("1" | "true") => Ok(()),
-            found => Err(Trouble::new(
-                Class::Environment,
+            found => Err(Error::new(
+                ErrorKind::Environment,
                 match found {
                     None => "the server does not use aiter: SGLANG_USE_AITER is not set".to_owned(),
                     Some(value) => format!(
@@ -168,14 +168,14 @@ impl Aiter {
         }
     }
 
-    fn device(&self) -> Result<(String, u32), Trouble> {
+    fn device(&self) -> Result<(String, u32), Error> {
         if let (Some(gfx), Some(cu_num)) = (&self.gfx, self.cu_num) {
             return Ok((gfx.clone(), cu_num));
         }
         let machine = machine::gpus(&self.site.keeper, &Interrupt::new());
         if devices::mixed(&machine.gpus) {
-            return Err(Trouble::new(
-                Class::Environment,
+            return Err(Error::new(
+                ErrorKind::Environment,
                 format!(
                     "{}: aiter stops on unequal devices",
                     devices::listed(&machine.gpus)
@@ -187,8 +187,8 @@ impl Aiter {
         let gfx = self.gfx.clone().or(seen.map(|gpu| gpu.arch.clone()));
         let cu_num = self.cu_num.or(seen.and_then(|gpu| gpu.compute_units));
         gfx.zip(cu_num).ok_or_else(|| {
-            Trouble::new(
-                Class::Environment,
+            Error::new(
+                ErrorKind::Environment,
                 format!(
                     "architecture and compute units of the GPU are not known: {}",
                     if machine.gpus.is_empty() {
@@ -203,10 +203,10 @@ impl Aiter {
     }
 
     /// The way that block-FP8 GEMMs take on this machine.
-    pub(super) fn way(&self, trees: &Trees, gfx: &str, rocm: Option<Rocm>) -> Result<Way, Trouble> {
+    pub(super) fn way(&self, trees: &Trees, gfx: &str, rocm: Option<Rocm>) -> Result<Way, Error> {
         let arch = arch_of(gfx)?;
         let recognised =
-            |error: &dyn std::error::Error| Trouble::caused(Class::SourceNotRecognised, error);
+            |error: &dyn std::error::Error| Error::caused(ErrorKind::SourceNotRecognised, error);
         let traced = route::trace(&trees.sglang).map_err(|error| {
             recognised(&error).hint("run `gemmtune trace` on the tree for the place")
         })?;
@@ -229,8 +229,8 @@ impl Aiter {
                     }
             })
             .ok_or_else(|| {
-                Trouble::new(
-                    Class::SourceNotRecognised,
+                Error::new(
+                    ErrorKind::SourceNotRecognised,
                     format!("no path was traced for {gfx}"),
                 )
             })?;
@@ -276,27 +276,27 @@ impl Aiter {
 }
 
 /// The architecture that dispatch tells apart.
-pub(super) fn arch_of(gfx: &str) -> Result<Arch, Trouble> {
+pub(super) fn arch_of(gfx: &str) -> Result<Arch, Error> {
     match gfx {
         "gfx942" => Ok(Arch::Gfx942),
         _ if gfx.starts_with("gfx95") => Ok(Arch::Gfx950),
-        _ => Err(Trouble::new(
-            Class::Environment,
+        _ => Err(Error::new(
+            ErrorKind::Environment,
             format!("SGLang's block-FP8 dispatch is known for gfx942 and gfx950, not for {gfx}"),
         )),
     }
 }
 
 /// Refuses an aiter that cannot be tuned safely, and modules of another revision.
-fn refuse_old(trees: &Trees) -> Result<(), Trouble> {
+fn refuse_old(trees: &Trees) -> Result<(), Error> {
     let missing = &trees.aiter.capabilities.missing;
     if !missing.is_empty() {
         let named: Vec<String> = missing
             .iter()
             .map(|(name, meaning)| format!("{name} ({meaning})"))
             .collect();
-        return Err(Trouble::new(
-            Class::Environment,
+        return Err(Error::new(
+            ErrorKind::Environment,
             format!(
                 "the aiter in {} is too old to be tuned; it lacks {}",
                 trees.package,
@@ -307,8 +307,8 @@ fn refuse_old(trees: &Trees) -> Result<(), Trouble> {
     }
     let stale = &trees.aiter.products.other_revision;
     if let Some(first) = stale.first() {
-        return Err(Trouble::new(
-            Class::Environment,
+        return Err(Error::new(
+            ErrorKind::Environment,
             format!(
                 "{} compiled modules are of another aiter commit, first {first}",
                 stale.len()
@@ -324,7 +324,7 @@ fn identity(
     gfx: &str,
     cu_num: u32,
     tables: &[Utf8PathBuf],
-) -> Result<BTreeMap<String, String>, Trouble> {
+) -> Result<BTreeMap<String, String>, Error> {
     let version = |known: Option<&str>| known.unwrap_or("unknown").to_owned();
     let sglang = trees.sglang.version.as_deref().or(trees
         .answer
@@ -363,12 +363,12 @@ fn identity(
     Ok(facts)
 }
 
-pub(super) fn read(path: &Utf8Path) -> Result<Vec<u8>, Trouble> {
-    fs_err::read(path).map_err(|error| Trouble::caused(Class::Environment, &error))
+pub(super) fn read(path: &Utf8Path) -> Result<Vec<u8>, Error> {
+    fs_err::read(path).map_err(|error| Error::caused(ErrorKind::Environment, &error))
 }
 
-pub(super) fn aiter_trouble(error: &AiterError) -> Trouble {
-    Trouble::caused(Class::Environment, error)
+pub(super) fn aiter_error(error: &AiterError) -> Error {
+    Error::caused(ErrorKind::Environment, error)
 }
 
 #[cfg(test)]
@@ -385,6 +385,11 @@ mod tests {
     #[test]
     fn an_unknown_architecture_is_refused() {
         assert_eq!(arch_of("gfx950").unwrap(), Arch::Gfx950);
-        assert!(arch_of("gfx1250").unwrap_err().reason.contains("gfx1250"));
+        assert!(
+            arch_of("gfx1250")
+                .unwrap_err()
+                .to_string()
+                .contains("gfx1250")
+        );
     }
 }

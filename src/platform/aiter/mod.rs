@@ -17,13 +17,13 @@ use super::{
     Probed, TuneOrder, Tuned, class_of,
 };
 use crate::engine::server::Environment;
-use crate::engine::trouble::{Class, Trouble};
-use crate::log::harvest::Harvest;
-use crate::overlay::Wishes;
+use crate::log::summary::LogSummary;
+use crate::overlay::OverlayOptions;
 use crate::plan::cost::Cost;
 use crate::plan::fold::Fold;
 use crate::probe::{self, LOOKUPS_TOLD, ProbeError};
 use crate::proc::{Keeper, RunError};
+use crate::run::error::{Error, ErrorKind};
 use crate::shape::{Op, Shape};
 use crate::store::run_dir::RunDir;
 use crate::table::lookup::{Resolver, Rules};
@@ -51,7 +51,7 @@ pub(super) struct Aiter {
 }
 
 impl Aiter {
-    pub(super) fn new(config: &Config, keeper: &Keeper) -> Result<Self, Trouble> {
+    pub(super) fn new(config: &Config, keeper: &Keeper) -> Result<Self, Error> {
         Ok(Self {
             site: Site::new(config, keeper)?,
             folder: config.server.cwd.clone(),
@@ -65,7 +65,7 @@ impl Aiter {
     }
 
     /// The look-up rules of the tree in use.
-    fn rules(&self, inspection: &Inspection) -> Result<Rules, Trouble> {
+    fn rules(&self, inspection: &Inspection) -> Result<Rules, Error> {
         let trees = self.trees()?;
         Ok(Rules::new(
             inspection.op,
@@ -79,11 +79,11 @@ impl Aiter {
         inspection: &Inspection,
         deployment: &Deployment,
         work: impl FnOnce(&Resolver<'_>) -> T,
-    ) -> Result<T, Trouble> {
+    ) -> Result<T, Error> {
         let table = deploy::read_table(&deployment.table, inspection.op)?;
         let rules = self.rules(inspection)?;
         let resolver = Resolver::new(&table, rules, &inspection.gfx, inspection.cu_num)
-            .map_err(|error| Trouble::caused(Class::Internal, &error))?;
+            .map_err(|error| Error::caused(ErrorKind::Bug, &error))?;
         Ok(work(&resolver))
     }
 }
@@ -97,27 +97,32 @@ impl Platform for Aiter {
         self.site.surroundings()
     }
 
-    fn inspect(&self) -> Result<Inspection, Trouble> {
+    fn inspect(&self) -> Result<Inspection, Error> {
         self.inspect_site()
     }
 
-    fn capture_env(&self, run: &RunDir, records: &Utf8Path) -> Result<Environment, Trouble> {
+    fn capture_env(&self, run: &RunDir, records: &Utf8Path) -> Result<Environment, Error> {
         // Known before hours are spent on a table that could not be named.
         deploy::plain(deploy::folder(run).join("table.csv"))?;
-        self.site.overlay(run, &Wishes::capture(records.to_owned()))
+        self.site
+            .overlay(run, &OverlayOptions::capture(records.to_owned()))
     }
 
-    fn check_capture(&self, _inspection: &Inspection, harvest: &Harvest) -> Result<(), Trouble> {
+    fn check_capture(
+        &self,
+        _inspection: &Inspection,
+        log_summary: &LogSummary,
+    ) -> Result<(), Error> {
         let answer = self.site.look()?;
         let Package { folder, .. } = self.site.sglang(&answer)?;
-        self.site.check_records(harvest, &folder)?;
+        self.site.check_records(log_summary, &folder)?;
         let through_aiter = |identity: &String| identity.contains("aiter_w8a8_block_fp8_linear");
-        if harvest.dispatch.keys().any(through_aiter) {
+        if log_summary.dispatch.keys().any(through_aiter) {
             return Ok(());
         }
-        let found: Vec<&str> = harvest.dispatch.keys().map(String::as_str).collect();
-        Err(Trouble::new(
-            Class::NoShapes,
+        let found: Vec<&str> = log_summary.dispatch.keys().map(String::as_str).collect();
+        Err(Error::new(
+            ErrorKind::NoShapes,
             match found.as_slice() {
                 [] => "the instrumented server never said which implementation serves its block-FP8 layers".to_owned(),
                 found => format!("the server's block-FP8 layers are not served through aiter but by {}", found.join(", ")),
@@ -131,21 +136,21 @@ impl Platform for Aiter {
         _run: &RunDir,
         _deployment: &Deployment,
         _records: &Utf8Path,
-    ) -> Result<Environment, Trouble> {
+    ) -> Result<Environment, Error> {
         Ok(LOOKUPS_TOLD
             .into_iter()
             .map(|(name, value)| (name.to_owned(), Some(value.to_owned())))
             .collect())
     }
 
-    fn plan_terms(&self, inspection: &Inspection) -> Result<PlanTerms, Trouble> {
+    fn plan_terms(&self, inspection: &Inspection) -> Result<PlanTerms, Error> {
         let trees = self.trees()?;
         let rocm = trees.rocm();
         let way = self.way(&trees, &inspection.gfx, rocm)?;
         let before = crate::tree::aiter::tables(&trees.package, inspection.op, |name| {
             self.site.variable(name)
         })
-        .map_err(|error| facts::aiter_trouble(&error))?;
+        .map_err(|error| facts::aiter_error(&error))?;
         // A row that Triton is called past serves nothing: its shape is tuned like any other.
         let tables = if way.only_triton {
             Vec::new()
@@ -157,8 +162,8 @@ impl Platform for Aiter {
                 .collect::<Result<_, _>>()?
         };
         let device = Device::of_key(&inspection.gfx, inspection.cu_num).ok_or_else(|| {
-            Trouble::new(
-                Class::Environment,
+            Error::new(
+                ErrorKind::Environment,
                 format!(
                     "no rates are known of {} with {} compute units",
                     inspection.gfx, inspection.cu_num
@@ -179,7 +184,7 @@ impl Platform for Aiter {
         &self,
         order: &TuneOrder<'_>,
         observer: &mut dyn FnMut(&TuneEvent),
-    ) -> Result<Tuned, Trouble> {
+    ) -> Result<Tuned, Error> {
         let trees = self.trees()?;
         let inspection = order.inspection;
         let in_use = self.plan_terms(inspection)?.tables;
@@ -206,7 +211,7 @@ impl Platform for Aiter {
             },
             observer,
         )
-        .map_err(|error| tune_trouble(&error))?;
+        .map_err(|error| tune_error(&error))?;
         if outcome.interrupted {
             return Err(crate::engine::server::interrupted());
         }
@@ -218,11 +223,11 @@ impl Platform for Aiter {
         run: &RunDir,
         inspection: &Inspection,
         tuned: &Tuned,
-    ) -> Result<Deployment, Trouble> {
+    ) -> Result<Deployment, Error> {
         self.put_in_place(run, inspection, tuned)
     }
 
-    fn undo(&self, run: &RunDir, deployment: &Deployment) -> Result<(), Trouble> {
+    fn undo(&self, run: &RunDir, deployment: &Deployment) -> Result<(), Error> {
         deploy::take_away(run, deployment)
     }
 
@@ -231,7 +236,7 @@ impl Platform for Aiter {
         inspection: &Inspection,
         deployment: &Deployment,
         shapes: &[Shape],
-    ) -> Result<Vec<Shape>, Trouble> {
+    ) -> Result<Vec<Shape>, Error> {
         self.with_table(inspection, deployment, |resolver| {
             let missed = |shape: &&Shape| resolver.find(shape).row().is_none();
             shapes.iter().filter(missed).cloned().collect()
@@ -242,13 +247,13 @@ impl Platform for Aiter {
         &self,
         inspection: &Inspection,
         deployment: &Deployment,
-        harvest: &Harvest,
-    ) -> Result<Engagement, Trouble> {
+        log_summary: &LogSummary,
+    ) -> Result<Engagement, Error> {
         let trees = self.trees()?;
         let stale = deploy::stale_modules(&trees, inspection.op, deployment)?;
         if let Some(first) = stale.first() {
-            return Err(Trouble::new(
-                Class::NotBetter,
+            return Err(Error::new(
+                ErrorKind::NotBetter,
                 format!(
                     "{} compiled modules are older than the table that is compiled into them, first {first}: another table's kernels ran; the deployment was taken back",
                     stale.len()
@@ -258,7 +263,7 @@ impl Platform for Aiter {
         // Rows that served before are in the table too, most of them for other models: only ours were planned.
         let planned = deploy::tuned_table(deployment, inspection.op)?;
         self.with_table(inspection, deployment, |resolver| {
-            super::engagement_of(resolver, &planned, harvest)
+            super::engagement_of(resolver, &planned, log_summary)
         })
     }
 
@@ -267,7 +272,7 @@ impl Platform for Aiter {
         deployed: &Deployed<'_>,
         shapes: &[Shape],
         tuned: &Tuned,
-    ) -> Result<Probed, Trouble> {
+    ) -> Result<Probed, Error> {
         let Deployed {
             inspection,
             deployment,
@@ -296,15 +301,15 @@ impl Platform for Aiter {
             keeper: &self.site.keeper,
             interrupt: deployed.interrupt,
         })
-        .map_err(|error| probe_trouble(&error))?;
+        .map_err(|error| probe_error(&error))?;
         // Without SGLang's own function nothing was shown of its layouts.
         let through = found.about.get("through").cloned().flatten();
         if !through
             .as_deref()
             .is_some_and(|name| name.contains(era::LEAF))
         {
-            return Err(Trouble::new(
-                Class::Environment,
+            return Err(Error::new(
+                ErrorKind::Environment,
                 format!(
                     "the probe reached aiter through {} instead of SGLang's {}: what the server would compute was not tried",
                     through.as_deref().unwrap_or("nothing"),
@@ -346,7 +351,7 @@ impl Platform for Aiter {
         _deployed: &Deployed<'_>,
         _base_url: &str,
         _shapes: &[Shape],
-    ) -> Result<Vec<LayoutCheck>, Trouble> {
+    ) -> Result<Vec<LayoutCheck>, Error> {
         // The probe did, in a process of its own, while no server held the GPU.
         Ok(Vec::new())
     }
@@ -370,10 +375,10 @@ impl Platform for Aiter {
     }
 }
 
-fn tune_trouble(error: &AiterTuneError) -> Trouble {
+fn tune_error(error: &AiterTuneError) -> Error {
     let class = match error {
         AiterTuneError::Interrupted => return crate::engine::server::interrupted(),
-        AiterTuneError::NoShapes => Class::NoShapes,
+        AiterTuneError::NoShapes => ErrorKind::NoShapes,
         AiterTuneError::Results(results) => class_of(results),
         AiterTuneError::NoTree { .. }
         | AiterTuneError::NoScript { .. }
@@ -381,24 +386,24 @@ fn tune_trouble(error: &AiterTuneError) -> Trouble {
         | AiterTuneError::CannotImport { .. }
         | AiterTuneError::OtherTree { .. }
         | AiterTuneError::NoDevice { .. }
-        | AiterTuneError::OtherKey { .. } => Class::Environment,
-        _ => Class::TunerFailed,
+        | AiterTuneError::OtherKey { .. } => ErrorKind::Environment,
+        _ => ErrorKind::TunerFailed,
     };
-    Trouble::caused(class, error)
+    Error::caused(class, error)
 }
 
-fn probe_trouble(error: &ProbeError) -> Trouble {
+fn probe_error(error: &ProbeError) -> Error {
     match error {
         ProbeError::Run(RunError::Interrupted(_)) => crate::engine::server::interrupted(),
-        ProbeError::Run(RunError::DeadlinePassed { limit, .. }) => Trouble::new(
-            Class::NotBetter,
+        ProbeError::Run(RunError::DeadlinePassed { limit, .. }) => Error::new(
+            ErrorKind::NotBetter,
             format!(
                 "the deployed operation did not answer within {:.0} s; the deployment was taken back",
                 limit.as_secs_f64()
             ),
         )
         .hint("a module that compiles longer than that needs a larger `server.ready_timeout_s`"),
-        ProbeError::Nothing { .. } => Trouble::caused(Class::Environment, error),
-        _ => Trouble::caused(Class::Internal, error),
+        ProbeError::Nothing { .. } => Error::caused(ErrorKind::Environment, error),
+        _ => Error::caused(ErrorKind::Bug, error),
     }
 }

@@ -9,9 +9,9 @@ use std::time::{Duration, Instant};
 
 use camino::Utf8PathBuf;
 
+use super::output::{Heard, Said};
 use super::queue::Why;
 use super::rows::{self, Tail, Watched};
-use super::said::{Heard, Said};
 use super::{AiterTuneError, memory};
 use crate::proc::interrupt::Urgency;
 use crate::proc::{Interrupt, Keeper, Spawn};

@@ -13,11 +13,11 @@ pub mod flags;
 mod keep;
 mod memory;
 mod outcome;
+mod output;
 mod prepare;
 mod queue;
 mod rows;
 mod run;
-mod said;
 pub mod scripts;
 mod site;
 
@@ -122,7 +122,7 @@ pub struct AiterOrder<'a> {
     pub budget: Option<Duration>,
     /// Limits.
     pub limits: Limits,
-    /// Wishes.
+    /// OverlayOptions.
     pub settings: Settings,
     /// Keeps the tuner's processes.
     pub keeper: &'a Keeper,

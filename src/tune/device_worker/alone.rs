@@ -3,11 +3,11 @@
 use std::time::Duration;
 
 use super::talk::{check_time, garbled, launch_time};
-use super::{Entrant, Station, Stop};
+use super::{DeviceWorker, Entrant, Stop};
 use crate::tune::protocol::{Answer, Ask, Numerics, Outcome, Samples, Timing};
 use crate::tune::worker::Fault;
 
-impl Station<'_> {
+impl DeviceWorker<'_> {
     /// Tries each entrant of a request that died once more, alone, on a fresh worker. Returns the
     /// outcomes of those that lived; the others are out and quarantined.
     pub(super) fn each_alone(

@@ -23,7 +23,7 @@ pub(super) enum Taken {
 
 /// The shared state.
 #[derive(Debug)]
-pub(super) struct Board {
+pub(super) struct WorkQueue {
     state: Mutex<State>,
     changed: Condvar,
     stations: usize,
@@ -57,8 +57,8 @@ struct State {
     closed: bool,
 }
 
-impl Board {
-    /// A board for `stations`. Without a limit the largest goes first, so that several stations end together.
+impl WorkQueue {
+    /// A work queue for `stations`. Without a limit the largest goes first, so that several stations end together.
     pub(super) fn new(mut points: Points, stations: usize, limit: Option<Limit>) -> Self {
         let ready = points.hand_out();
         Self {
@@ -97,7 +97,7 @@ impl Board {
         }
     }
 
-    /// Waits until the board changes, at most `limit`.
+    /// Waits until the work queue changes, at most `limit`.
     pub(super) fn wait(&self, limit: Duration) {
         let state = self.lock();
         drop(
@@ -133,7 +133,7 @@ impl Board {
         self.changed.notify_all();
     }
 
-    /// Whether the board was closed.
+    /// Whether the work queue was closed.
     pub(super) fn is_closed(&self) -> bool {
         self.lock().closed
     }
@@ -200,23 +200,23 @@ mod tests {
     #[test]
     fn the_largest_goes_first_and_a_shape_given_back_is_taken_by_another() {
         let shapes = [shape(64, 100), shape(64, 300), shape(512, 200)];
-        let board = Board::new(Points::new(&shapes, Refine::Every), 2, None);
-        let Taken::Race(first, _) = board.take() else {
+        let queue = WorkQueue::new(Points::new(&shapes, Refine::Every), 2, None);
+        let Taken::Race(first, _) = queue.take() else {
             panic!()
         };
         assert_eq!(first, shapes[2]);
-        let Taken::Race(second, _) = board.take() else {
+        let Taken::Race(second, _) = queue.take() else {
             panic!()
         };
         assert_eq!(second, shapes[1]);
-        board.give_back(first.clone());
-        board.finished(&second, None);
-        assert_eq!(board.take(), Taken::Race(first.clone(), vec![]));
-        assert_eq!(board.take(), Taken::Race(shapes[0].clone(), vec![]));
-        assert_eq!(board.take(), Taken::Nothing);
-        board.finished(&first, None);
-        board.finished(&shapes[0], None);
-        assert_eq!(board.take(), Taken::Finished);
+        queue.give_back(first.clone());
+        queue.finished(&second, None);
+        assert_eq!(queue.take(), Taken::Race(first.clone(), vec![]));
+        assert_eq!(queue.take(), Taken::Race(shapes[0].clone(), vec![]));
+        assert_eq!(queue.take(), Taken::Nothing);
+        queue.finished(&first, None);
+        queue.finished(&shapes[0], None);
+        assert_eq!(queue.take(), Taken::Finished);
     }
 
     #[test]
@@ -224,17 +224,17 @@ mod tests {
         let shapes = [shape(64, 300), shape(64, 100), shape(512, 200)];
         let ends = Instant::now() + Duration::from_secs(60);
         let limit = Some(Limit::new(ends, &shapes));
-        let board = Board::new(Points::new(&shapes, Refine::Every), 1, limit);
+        let queue = WorkQueue::new(Points::new(&shapes, Refine::Every), 1, limit);
         for shape in shapes {
-            assert_eq!(board.take(), Taken::Race(shape, vec![]));
+            assert_eq!(queue.take(), Taken::Race(shape, vec![]));
         }
     }
 
     #[test]
     fn nothing_starts_after_the_budget() {
         let points = Points::new(&[shape(1, 1)], Refine::Every);
-        let board = Board::new(points, 1, Some(Limit::new(Instant::now(), &[])));
-        assert_eq!(board.take(), Taken::Finished);
-        assert_eq!(board.unraced().0, [shape(1, 1)]);
+        let queue = WorkQueue::new(points, 1, Some(Limit::new(Instant::now(), &[])));
+        assert_eq!(queue.take(), Taken::Finished);
+        assert_eq!(queue.unraced().0, [shape(1, 1)]);
     }
 }

@@ -2,7 +2,7 @@
 
 use std::time::{Duration, Instant};
 
-use super::{Message, OpenRace, Readiness, Shared, Station, Stop};
+use super::{DeviceWorker, Message, OpenRace, Readiness, Shared, Stop};
 use crate::shape::Shape;
 use crate::tune::backends::Deadlines;
 use crate::tune::protocol::{Answer, Ask, Device, Outcome, Timing, VERSION};
@@ -57,7 +57,7 @@ pub(super) fn garbled(answer: &Answer) -> Fault {
     }
 }
 
-impl Station<'_> {
+impl DeviceWorker<'_> {
     /// Replaces the worker by a fresh one; what was prepared must be prepared again.
     pub(super) fn restart(&mut self, reason: &str) -> Result<(), Stop> {
         let had_one = self.worker.take().is_some();

@@ -17,7 +17,7 @@ use super::sglang::{Capture, ConfigFile, Limits};
 use crate::shape::{Op, Shape};
 
 /// Most distinct shapes kept. Six weights with every M from 1 to 16384 are 98304; more come from no workload, and
-/// their records are counted in [`Harvest::left_out`].
+/// their records are counted in [`LogSummary::left_out`].
 pub const SHAPES_MAX: usize = 150_000;
 
 /// Most entries of every other list: batch sizes, identities, tables, kernel names.
@@ -34,7 +34,7 @@ pub(super) const CUT_OFF: &str = "cut off by the end of the input";
 
 /// Everything the logs say about GEMMs.
 #[derive(Debug, Default)]
-pub struct Harvest {
+pub struct LogSummary {
     /// Bytes read, after decompression.
     pub bytes: u64,
     /// Records that are torn or impossible.
@@ -188,7 +188,7 @@ struct RecordFile {
     replays: BTreeMap<u32, u64>,
 }
 
-impl Harvest {
+impl LogSummary {
     /// The shapes, in the order of [`Shape`].
     ///
     /// Dump records that do not name their operation count for `dump_op`; without one for SGLang's Triton kernel if
@@ -224,7 +224,7 @@ impl Harvest {
         seen
     }
 
-    /// Records behind [`Harvest::shapes`], those left out included.
+    /// Records behind [`LogSummary::shapes`], those left out included.
     pub fn records(&self) -> u64 {
         self.counts.values().sum::<u64>() + self.left_out
     }
@@ -487,50 +487,52 @@ mod tests {
 
     #[test]
     fn unsaid_operations_follow_the_dispatch_identity() {
-        let mut harvest = Harvest::default();
-        harvest.add_dump(dump(None, 1, "torch.float8_e4m3fn"), 3);
-        assert_eq!(harvest.shapes(None)[0].shape.op, Op::Blockscale);
-        harvest
+        let mut log_summary = LogSummary::default();
+        log_summary.add_dump(dump(None, 1, "torch.float8_e4m3fn"), 3);
+        assert_eq!(log_summary.shapes(None)[0].shape.op, Op::Blockscale);
+        log_summary
             .dispatch
             .insert("triton_w8a8_block_fp8_linear (m)".to_owned(), 1);
-        assert_eq!(harvest.shapes(None)[0].shape.op, Op::TritonBlockFp8);
-        harvest
+        assert_eq!(log_summary.shapes(None)[0].shape.op, Op::TritonBlockFp8);
+        log_summary
             .dispatch
             .insert("aiter_w8a8_block_fp8_linear (m)".to_owned(), 1);
-        assert_eq!(harvest.shapes(None)[0].shape.op, Op::Blockscale);
+        assert_eq!(log_summary.shapes(None)[0].shape.op, Op::Blockscale);
         assert_eq!(
-            harvest.shapes(Some(Op::BlockscaleBpreshuffle))[0].shape.op,
+            log_summary.shapes(Some(Op::BlockscaleBpreshuffle))[0]
+                .shape
+                .op,
             Op::BlockscaleBpreshuffle
         );
-        assert_eq!(harvest.records(), 3);
+        assert_eq!(log_summary.records(), 3);
     }
 
     #[test]
     fn a_record_without_dtype_joins_the_one_shape_with_a_dtype() {
-        let mut harvest = Harvest::default();
+        let mut log_summary = LogSummary::default();
         let miss = b"shape is M:1, N:512, K:7168, not found tuned config in a8w8_blockscale_tuned_gemm.csv, will use default config!";
-        harvest.add_lookup(crate::log::engagement::parse(miss).unwrap().0);
-        assert_eq!(harvest.shapes(None)[0].shape.dtype, "");
-        harvest.add_dump(dump(Some(Op::Blockscale), 1, "torch.float8_e4m3fn"), 3);
-        let shapes = harvest.shapes(None);
+        log_summary.add_lookup(crate::log::engagement::parse(miss).unwrap().0);
+        assert_eq!(log_summary.shapes(None)[0].shape.dtype, "");
+        log_summary.add_dump(dump(Some(Op::Blockscale), 1, "torch.float8_e4m3fn"), 3);
+        let shapes = log_summary.shapes(None);
         assert_eq!(shapes.len(), 1);
         assert_eq!(
             (shapes[0].shape.dtype.as_str(), shapes[0].records),
             ("torch.float8_e4m3fn", 4)
         );
-        harvest.add_dump(dump(Some(Op::Blockscale), 1, "torch.float8_e5m2"), 3);
+        log_summary.add_dump(dump(Some(Op::Blockscale), 1, "torch.float8_e5m2"), 3);
         assert_eq!(
-            harvest.shapes(None).len(),
+            log_summary.shapes(None).len(),
             3,
             "two candidates: nothing is guessed"
         );
-        assert_eq!(harvest.hits_and_misses(), (0, 1));
+        assert_eq!(log_summary.hits_and_misses(), (0, 1));
     }
 
     #[test]
     fn captured_calls_count_as_often_as_they_were_replayed() {
-        let mut harvest = Harvest::default();
-        let mut read = |line: &str| harvest.add_record(parse(line.as_bytes()).unwrap());
+        let mut log_summary = LogSummary::default();
+        let mut read = |line: &str| log_summary.add_record(parse(line.as_bytes()).unwrap());
         let calls = |m: u32, kind: &str, bs: &str, count: u32| {
             format!(
                 r#"{{"op":"gemm_a8w8_blockscale","M":{m},"N":512,"K":7168,"dtype":"torch.float8_e4m3fn","kind":"{kind}","bs":{bs},"count":{count}}}"#
@@ -545,26 +547,26 @@ mod tests {
         read(r#"{"replay":8,"tokens":8,"count":90}"#);
         read(&calls(4, "capture", "4", 61));
         read(&calls(900, "eager", "null", 61));
-        harvest.end_record_file();
-        let counts: Vec<(u32, u64)> = harvest
+        log_summary.end_record_file();
+        let counts: Vec<(u32, u64)> = log_summary
             .shapes(None)
             .into_iter()
             .map(|seen| (seen.shape.m, seen.records))
             .collect();
         assert_eq!(counts, [(4, 1), (8, 6100), (900, 61)]);
-        assert_eq!(harvest.hellos.len(), 1);
+        assert_eq!(log_summary.hellos.len(), 1);
     }
 
     #[test]
     fn memory_is_bounded_and_what_is_left_out_is_counted() {
-        let mut harvest = Harvest::default();
+        let mut log_summary = LogSummary::default();
         for m in 1..=SHAPES_MAX as u32 + 7 {
-            harvest.add_dump(dump(None, m, "torch.float8_e4m3fn"), 2);
+            log_summary.add_dump(dump(None, m, "torch.float8_e4m3fn"), 2);
         }
-        assert_eq!(harvest.left_out, 14);
-        assert_eq!(harvest.shapes(None).len(), SHAPES_MAX);
+        assert_eq!(log_summary.left_out, 14);
+        assert_eq!(log_summary.shapes(None).len(), SHAPES_MAX);
         for _ in 0..100 {
-            harvest.add_malformed(
+            log_summary.add_malformed(
                 "x",
                 Place {
                     line: None,
@@ -575,9 +577,9 @@ mod tests {
             );
         }
         assert_eq!(
-            (harvest.malformed, harvest.malformed_shown.len()),
+            (log_summary.malformed, log_summary.malformed_shown.len()),
             (100, MALFORMED_SHOWN)
         );
-        assert!(harvest.malformed_shown[0].text.len() <= 200);
+        assert!(log_summary.malformed_shown[0].text.len() <= 200);
     }
 }

@@ -8,7 +8,7 @@ use std::collections::BTreeMap;
 use jiff::Timestamp;
 
 use super::Stage;
-use crate::event::Event;
+use crate::run::event::Event;
 
 /// An attempt without an end so far.
 struct Attempt {
@@ -69,7 +69,7 @@ fn between(from: Timestamp, to: Timestamp) -> f64 {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::event::Role;
+    use crate::run::event::Role;
 
     fn started(stage: Stage, attempt: u32) -> Event {
         Event::StageStarted { stage, attempt }
@@ -186,7 +186,7 @@ mod tests {
 
     #[test]
     fn a_real_run_made_in_three_slices_adds_up() {
-        let journal = include_str!("../../docs/evidence/sglang-h200-qwen3-14b/journal.jsonl");
+        let journal = include_str!("../../../docs/evidence/sglang-h200-qwen3-14b/journal.jsonl");
         let records: Vec<crate::store::journal::Record<Event>> = journal
             .lines()
             .map(|line| serde_json::from_str(line).unwrap())

@@ -7,7 +7,7 @@ use std::collections::BTreeMap;
 
 use serde::{Deserialize, Serialize};
 
-use crate::stage::Stage;
+use crate::run::stage::Stage;
 
 /// Version of the journal's vocabulary. A reader accepts this and older ones; a newer journal is
 /// refused, because going on with it would drop what this version does not know.

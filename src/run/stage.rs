@@ -12,7 +12,7 @@ use serde::{Deserialize, Serialize};
 
 pub use spent::spent;
 
-use crate::event::{Arm, Event, Role};
+use crate::run::event::{Arm, Event, Role};
 
 /// A step of the loop, in the order they run.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize)]
@@ -94,7 +94,7 @@ impl FromStr for Stage {
 
 /// Where one stage stands.
 #[derive(Clone, Debug, PartialEq)]
-pub enum Standing {
+pub enum StageStatus {
     /// Never tried, or taken back.
     Pending,
     /// Started, with no end recorded: the process was killed, or is still at work.
@@ -148,7 +148,7 @@ pub enum TrialEnd {
 /// The state of a run: the fold of its journal.
 #[derive(Clone, Debug, Default, PartialEq)]
 pub struct State {
-    standings: BTreeMap<Stage, (u32, Standing)>,
+    statuses: BTreeMap<Stage, (u32, StageStatus)>,
     trials: Vec<Trial>,
     identity: BTreeMap<String, String>,
     nothing_to_gain: Option<String>,
@@ -163,7 +163,8 @@ impl State {
             Event::Identified { identity } => self.identity.extend(identity.clone()),
             Event::RunResumed { .. } | Event::Interrupted { .. } => {}
             Event::StageStarted { stage, attempt } => {
-                self.standings.insert(*stage, (*attempt, Standing::InDoubt));
+                self.statuses
+                    .insert(*stage, (*attempt, StageStatus::InDoubt));
             }
             Event::StageFinished {
                 stage,
@@ -172,10 +173,10 @@ impl State {
                 nothing_to_gain,
                 ..
             } => {
-                let standing = Standing::Finished {
+                let status = StageStatus::Finished {
                     summary: summary.clone(),
                 };
-                self.standings.insert(*stage, (*attempt, standing));
+                self.statuses.insert(*stage, (*attempt, status));
                 match stage {
                     Stage::Plan => self.nothing_to_gain.clone_from(nothing_to_gain),
                     _ if nothing_to_gain.is_some() => {
@@ -190,10 +191,10 @@ impl State {
                 reason,
                 ..
             } => {
-                let standing = Standing::Failed {
+                let status = StageStatus::Failed {
                     reason: reason.clone(),
                 };
-                self.standings.insert(*stage, (*attempt, standing));
+                self.statuses.insert(*stage, (*attempt, status));
             }
             Event::TrialStarted { trial, role, host } => self.trials.push(Trial {
                 number: *trial,
@@ -227,10 +228,10 @@ impl State {
             Event::Undone { reason } => {
                 self.undone.push(reason.clone());
                 for stage in [Stage::Deploy, Stage::Verify, Stage::Compare, Stage::Report] {
-                    if let Some((_, standing)) = self.standings.get_mut(&stage)
-                        && !matches!(standing, Standing::Failed { .. })
+                    if let Some((_, status)) = self.statuses.get_mut(&stage)
+                        && !matches!(status, StageStatus::Failed { .. })
                     {
-                        *standing = Standing::Pending;
+                        *status = StageStatus::Pending;
                     }
                 }
             }
@@ -253,17 +254,17 @@ impl State {
     }
 
     /// Where `stage` stands, and how often it was tried.
-    pub fn standing(&self, stage: Stage) -> (u32, &Standing) {
-        self.standings
+    pub fn status(&self, stage: Stage) -> (u32, &StageStatus) {
+        self.statuses
             .get(&stage)
-            .map_or((0, &Standing::Pending), |(attempt, standing)| {
-                (*attempt, standing)
+            .map_or((0, &StageStatus::Pending), |(attempt, status)| {
+                (*attempt, status)
             })
     }
 
     /// Whether `stage` passed.
     pub fn has_finished(&self, stage: Stage) -> bool {
-        matches!(self.standing(stage).1, Standing::Finished { .. })
+        matches!(self.status(stage).1, StageStatus::Finished { .. })
     }
 
     /// Every trial, in order.
@@ -323,7 +324,7 @@ pub enum Action {
 
 /// Which stages a run goes through.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum Course {
+pub enum RunMode {
     /// All of them.
     Full,
     /// Both arms are the baseline: nothing is captured, tuned or deployed, and what the compare stage
@@ -331,7 +332,7 @@ pub enum Course {
     OnlyNoise,
 }
 
-impl Course {
+impl RunMode {
     fn skips(self, stage: Stage, state: &State) -> bool {
         use Stage::{Baseline, Capture, Compare, Deploy, Inspect, Plan, Report, Tune, Verify};
         match stage {
@@ -344,16 +345,16 @@ impl Course {
 }
 
 /// The next thing to do for a run in `state` that is to go on up to and including `until`.
-pub fn next(state: &State, course: Course, until: Stage) -> Action {
+pub fn next(state: &State, mode: RunMode, until: Stage) -> Action {
     for stage in Stage::ALL {
-        let skipped = course.skips(stage, state);
+        let skipped = mode.skips(stage, state);
         if stage > until {
             return Action::Pause;
         }
         if !skipped && !state.has_finished(stage) {
             return Action::Start {
                 stage,
-                attempt: state.standing(stage).0 + 1,
+                attempt: state.status(stage).0 + 1,
             };
         }
     }
@@ -445,7 +446,11 @@ mod tests {
                 stage: Stage::Report,
                 attempt: 1,
             };
-            assert_eq!(next(&state, Course::Full, Stage::Report), action, "{stage}");
+            assert_eq!(
+                next(&state, RunMode::Full, Stage::Report),
+                action,
+                "{stage}"
+            );
         }
     }
 
@@ -454,20 +459,20 @@ mod tests {
         let mut state = State::default();
         for stage in Stage::ALL {
             assert_eq!(
-                next(&state, Course::Full, Stage::Report),
+                next(&state, RunMode::Full, Stage::Report),
                 Action::Start { stage, attempt: 1 }
             );
             state.apply(&Event::StageStarted { stage, attempt: 1 });
             assert_eq!(
-                next(&state, Course::Full, Stage::Report),
+                next(&state, RunMode::Full, Stage::Report),
                 Action::Start { stage, attempt: 2 }
             );
             state.apply(&finished(stage));
             if stage < Stage::Report {
-                assert_eq!(next(&state, Course::Full, stage), Action::Pause);
+                assert_eq!(next(&state, RunMode::Full, stage), Action::Pause);
             }
         }
-        assert_eq!(next(&state, Course::Full, Stage::Report), Action::Finish);
+        assert_eq!(next(&state, RunMode::Full, Stage::Report), Action::Finish);
     }
 
     #[test]
@@ -486,7 +491,7 @@ mod tests {
             nothing_to_gain: Some("every shape is served".to_owned()),
         });
         assert_eq!(
-            next(&state, Course::Full, Stage::Report),
+            next(&state, RunMode::Full, Stage::Report),
             Action::Start {
                 stage: Stage::Report,
                 attempt: 1
@@ -498,7 +503,7 @@ mod tests {
     fn a_noise_run_only_serves_and_compares() {
         let mut state = State::default();
         let mut ran = Vec::new();
-        while let Action::Start { stage, .. } = next(&state, Course::OnlyNoise, Stage::Report) {
+        while let Action::Start { stage, .. } = next(&state, RunMode::OnlyNoise, Stage::Report) {
             ran.push(stage);
             state.apply(&finished(stage));
         }
@@ -529,7 +534,7 @@ mod tests {
             reason: "wrong numbers".to_owned(),
         });
         assert_eq!(
-            next(&state, Course::Full, Stage::Report),
+            next(&state, RunMode::Full, Stage::Report),
             Action::Start {
                 stage: Stage::Deploy,
                 attempt: 2

@@ -1,8 +1,8 @@
 //! What a later part of a log holds, added to what stands before it.
 
-use super::{ENTRIES_MAX, Harvest, MALFORMED_SHOWN, SHAPES_MAX, add_one};
+use super::{ENTRIES_MAX, LogSummary, MALFORMED_SHOWN, SHAPES_MAX, add_one};
 
-impl Harvest {
+impl LogSummary {
     /// Adds what a later part of the same log holds, with the result of reading both in one go. What only record
     /// files say is not part of a log.
     pub(in crate::log) fn append(&mut self, later: Self) {

@@ -20,11 +20,11 @@ use camino::Utf8PathBuf;
 
 use self::under_way::{UnderWay, Work};
 use super::backends::Backend;
-use super::board::{Board, Taken};
 use super::protocol::{Candidate, Device, Outcome, Samples};
 use super::race::{Decision, Entrant, Race, Step};
 use super::results::{Quarantined, Row};
 use super::rules::Effort;
+use super::work_queue::{Taken, WorkQueue};
 use super::worker::{Worker, WorkerCommand};
 use crate::proc::{Interrupt, Keeper};
 use crate::shape::Shape;
@@ -101,10 +101,10 @@ struct OpenRace {
 pub(super) use talk::start_worker;
 
 /// One device's worker and the races open on it.
-pub(super) struct Station<'a> {
+pub(super) struct DeviceWorker<'a> {
     index: u32,
     shared: &'a Shared<'a>,
-    board: &'a Board,
+    queue: &'a WorkQueue,
     messages: Sender<Message>,
     device: Device,
     worker: Option<Worker>,
@@ -126,12 +126,12 @@ pub(super) struct Station<'a> {
     busy_s: f64,
 }
 
-impl<'a> Station<'a> {
+impl<'a> DeviceWorker<'a> {
     /// A station of device `index`; `device` is what all stations must be like.
     pub(super) fn new(
         index: u32,
         shared: &'a Shared<'a>,
-        board: &'a Board,
+        queue: &'a WorkQueue,
         messages: Sender<Message>,
         device: Device,
         worker: Option<Worker>,
@@ -139,7 +139,7 @@ impl<'a> Station<'a> {
         Self {
             index,
             shared,
-            board,
+            queue,
             messages,
             device,
             worker,
@@ -160,13 +160,13 @@ impl<'a> Station<'a> {
         let mut active = Duration::ZERO;
         let stop = loop {
             let turn = Instant::now();
-            if self.shared.interrupt.is_raised() || self.board.is_closed() {
+            if self.shared.interrupt.is_raised() || self.queue.is_closed() {
                 break Some(Stop::Interrupted);
             }
             match self.fill() {
                 Taken::Finished if self.open.is_empty() => break None,
                 Taken::Nothing if self.open.is_empty() => {
-                    self.board.wait(Duration::from_millis(50));
+                    self.queue.wait(Duration::from_millis(50));
                     continue;
                 }
                 _ => {}
@@ -177,7 +177,7 @@ impl<'a> Station<'a> {
             active += turn.elapsed();
         };
         for open in self.open.drain(..) {
-            self.board.give_back(open.shape);
+            self.queue.give_back(open.shape);
         }
         if let Some(Stop::Lost(reason)) = stop {
             let station = self.index;
@@ -196,10 +196,10 @@ impl<'a> Station<'a> {
         let _ = self.messages.send(message);
     }
 
-    /// Opens races until enough are side by side; says what the board said last.
+    /// Opens races until enough are side by side; says what the work queue said last.
     fn fill(&mut self) -> Taken {
         while self.open.len() < self.shared.backend.pace().side_by_side {
-            match self.board.take() {
+            match self.queue.take() {
                 Taken::Race(shape, neighbours) => self.open_race(shape, &neighbours),
                 other => return other,
             }
@@ -263,7 +263,7 @@ impl<'a> Station<'a> {
             }
         }
         if self.asked.is_empty() && self.under_way.is_empty() {
-            self.board.wait(Duration::from_millis(20));
+            self.queue.wait(Duration::from_millis(20));
             return Ok(());
         }
         self.hear(Duration::from_millis(500))?;
@@ -272,8 +272,8 @@ impl<'a> Station<'a> {
 
     /// A race past its share of the budget goes on to its run-off with what it has.
     fn hurry_late_races(&mut self) {
-        let over = self.board.is_over();
-        let allowance = self.board.allowance();
+        let over = self.queue.is_over();
+        let allowance = self.queue.allowance();
         let side_by_side = self.open.len() as u32;
         for index in 0..self.open.len() {
             if self.is_under_way(index) {

@@ -4,7 +4,7 @@ use std::sync::{MutexGuard, PoisonError};
 use std::time::{Duration, Instant};
 
 use super::talk::{check_time, garbled, launch_time};
-use super::{Entrant, Station, Stop};
+use super::{DeviceWorker, Entrant, Stop};
 use crate::tune::protocol::{Answer, Ask, Numerics, Outcome, Samples, Timing};
 use crate::tune::worker::Fault;
 
@@ -45,7 +45,7 @@ pub(super) struct UnderWay<'a> {
     _alone: Option<MutexGuard<'a, ()>>,
 }
 
-impl Station<'_> {
+impl DeviceWorker<'_> {
     /// Whether the worker may be given another request.
     pub(super) fn has_room(&self) -> bool {
         if self.single_file > 0 {

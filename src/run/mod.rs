@@ -1,0 +1,7 @@
+//! The vocabulary of a run: its stages, its events, its errors, and the pure function that says what is next.
+//!
+//! Nothing in this room reads, writes, starts or waits.
+
+pub mod error;
+pub mod event;
+pub mod stage;
