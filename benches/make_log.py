@@ -61,7 +61,7 @@ def junk(rng):
         return "\r".join(bar(rng) for _ in range(rng.randrange(1, 4)))
     if kind < 0.60:
         return (
-            f'{stamp(rng, False)}INFO:     10.0.{rng.randrange(256)}.{rng.randrange(256)}:'
+            f"{stamp(rng, False)}INFO:     10.0.{rng.randrange(256)}.{rng.randrange(256)}:"
             f'{rng.randrange(1024, 65536)} - "POST /v1/chat/completions HTTP/1.1" 200 OK'
         )
     if kind < 0.75:

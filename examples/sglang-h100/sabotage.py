@@ -16,7 +16,14 @@ import re
 import shutil
 import sys
 
-SLOW = {"BLOCK_SIZE_M": 128, "BLOCK_SIZE_N": 128, "BLOCK_SIZE_K": 128, "GROUP_SIZE_M": 1, "num_warps": 4, "num_stages": 2}
+SLOW = {
+    "BLOCK_SIZE_M": 128,
+    "BLOCK_SIZE_N": 128,
+    "BLOCK_SIZE_K": 128,
+    "GROUP_SIZE_M": 1,
+    "num_warps": 4,
+    "num_stages": 2,
+}
 UNFAIR = """#!/usr/bin/env bash
 exec bash {script} ${{GEMMTUNE_TRITON_TABLES:+--chunked-prefill-size 2048}} "$@"
 """

@@ -35,7 +35,9 @@ def read_sweep(folder):
             if row["pass"] == "shape":
                 shapes.append(row)
             elif "us" in row:
-                times.setdefault((row["m"], row["n"], row["k"]), {})[tuple(row["setting"])] = statistics.median(row["us"])
+                times.setdefault((row["m"], row["n"], row["k"]), {})[tuple(row["setting"])] = statistics.median(
+                    row["us"]
+                )
     return times, shapes
 
 

@@ -19,22 +19,39 @@ sys.path.insert(0, HERE)
 sys.path.insert(0, os.path.join(HERE, "..", "..", "python"))
 
 import space
-from race import serving, tables
-
 from gpu_worker import numerics
 from gpu_worker.bench import Bench
 from gpu_worker.plan import Problem
 from gpu_worker.rotation import rotation
 from gpu_worker.timing import Timed, measure
 from gpu_worker.turns import whole
+from race import serving, tables
 
 MS = (1, 16, 64, 256, 1024, 4096)
 TIMING = {"warmups": 1, "samples": 11, "min_sample_us": 200.0, "stop_above_us": None}
 TILES = [
-    {"BLOCK_SIZE_M": bm, "BLOCK_SIZE_N": bn, "BLOCK_SIZE_K": 128, "GROUP_SIZE_M": 16, "num_warps": warps, "num_stages": stages}
-    for bm, bn, warps, stages in ((16, 64, 4, 5), (16, 128, 4, 4), (64, 64, 4, 5), (64, 128, 4, 4), (128, 128, 8, 3), (128, 128, 4, 3))
+    {
+        "BLOCK_SIZE_M": bm,
+        "BLOCK_SIZE_N": bn,
+        "BLOCK_SIZE_K": 128,
+        "GROUP_SIZE_M": 16,
+        "num_warps": warps,
+        "num_stages": stages,
+    }
+    for bm, bn, warps, stages in (
+        (16, 64, 4, 5),
+        (16, 128, 4, 4),
+        (64, 64, 4, 5),
+        (64, 128, 4, 4),
+        (128, 128, 8, 3),
+        (128, 128, 4, 3),
+    )
 ]
-OWN = TILES + [{**one, "SPLIT_K": split, "SWAP_AB": swap} for one in TILES[:4] for split, swap in ((4, False), (1, True), (4, True))]
+OWN = TILES + [
+    {**one, "SPLIT_K": split, "SWAP_AB": swap}
+    for one in TILES[:4]
+    for split, swap in ((4, False), (1, True), (4, True))
+]
 
 
 class Call:
@@ -70,7 +87,13 @@ def others(torch, operands):
 
         def product(b, b_scale):
             return scaled_mm(
-                a, b.t(), scale, ScalingType.BlockWise1x128, b_scale.t(), ScalingType.BlockWise128x128, output_dtype=bf16
+                a,
+                b.t(),
+                scale,
+                ScalingType.BlockWise1x128,
+                b_scale.t(),
+                ScalingType.BlockWise128x128,
+                output_dtype=bf16,
             )
 
         return Call(product, operands.weights)
@@ -110,9 +133,13 @@ def timed_others(torch, bench, problem, turn, operands, wanted):
             calls[name] = Timed(call, turn)
         except Exception as error:
             found[name] = {"refused": f"{type(error).__name__}: {error}".splitlines()[0][:300]}
-    whole(measure(torch, list(calls.values()), TIMING, lambda error: ("launch_failed", str(error).splitlines()[0][:300])))
+    whole(
+        measure(torch, list(calls.values()), TIMING, lambda error: ("launch_failed", str(error).splitlines()[0][:300]))
+    )
     for name, one in calls.items():
-        found[name].update({"us": statistics.median(one.us)} if one.us and not one.refusal else {"refused": str(one.refusal)})
+        found[name].update(
+            {"us": statistics.median(one.us)} if one.us and not one.refusal else {"refused": str(one.refusal)}
+        )
     return found
 
 
@@ -151,7 +178,9 @@ def main():
                 if (n, k) in tuned:
                     row["tuned"] = best(sglang, shape, [serving(tuned[(n, k)], m)])
                 row["own"] = best(own, shape, OWN)
-                turn = rotation(n * k, m * k + 2 * m * n, 2 * m * n * k, own._facts["l2_bytes"], TIMING["min_sample_us"])
+                turn = rotation(
+                    n * k, m * k + 2 * m * n, 2 * m * n * k, own._facts["l2_bytes"], TIMING["min_sample_us"]
+                )
                 operands = own._store.operands(problem, turn.copies)
                 wanted = numerics.reference(torch, operands, 128, 128)
                 row.update(timed_others(torch, own, problem, turn, operands, wanted))
@@ -161,7 +190,17 @@ def main():
                         one["tb_s"] = (width * (n * k + m * k) + 2 * m * n) / one["us"] / 1e6
                 file.write(json.dumps(row) + "\n")
                 file.flush()
-                print(json.dumps({name: one.get("us") or one.get("refused") for name, one in row.items() if isinstance(one, dict)} | {"m": m, "n": n}), flush=True)
+                print(
+                    json.dumps(
+                        {
+                            name: one.get("us") or one.get("refused")
+                            for name, one in row.items()
+                            if isinstance(one, dict)
+                        }
+                        | {"m": m, "n": n}
+                    ),
+                    flush=True,
+                )
     sglang.close()
     own.close()
 

@@ -38,7 +38,9 @@ def timed(folder):
     with open(os.path.join(folder, "timings.jsonl")) as file:
         for line in file:
             row = json.loads(line)
-            found[json.dumps([row["m"], row["n"], row["k"], row["candidate"]], sort_keys=True)] = statistics.median(row["us"])
+            found[json.dumps([row["m"], row["n"], row["k"], row["candidate"]], sort_keys=True)] = statistics.median(
+                row["us"]
+            )
     return found
 
 
@@ -63,7 +65,12 @@ def compared(mine, theirs):
     for key in sorted(set(mine["tables"]) & set(theirs["tables"])):
         here, there = mine["tables"][key], theirs["tables"][key]
         rows += [here[m] == there[m] for m in set(here) & set(there)]
-    return {"rows": len(rows), "equal": sum(rows), "candidates": len(ratios), "quarters": statistics.quantiles(ratios, n=4)}
+    return {
+        "rows": len(rows),
+        "equal": sum(rows),
+        "candidates": len(ratios),
+        "quarters": statistics.quantiles(ratios, n=4),
+    }
 
 
 def main():
@@ -87,7 +94,11 @@ def main():
         with open(spans) as file:
             seen = json.load(file)
         races.append({"arm": arm, "status": document["status"], "wall_s": document["wall_s"], **account(folder)})
-        races[-1] |= {"timed": len(kept[-1]["timed"]), "utilisation": utilisation(document["utilisation"]), "spans": seen}
+        races[-1] |= {
+            "timed": len(kept[-1]["timed"]),
+            "utilisation": utilisation(document["utilisation"]),
+            "spans": seen,
+        }
         print(json.dumps(races[-1]), flush=True)
     first = next((number for number, race in enumerate(races) if race["arm"] == "serial"), 0)
     for race, one in zip(races, kept):

@@ -65,7 +65,11 @@ def main():
 
     begun = time.perf_counter()
     bench = Bench(0, {"sglang_root": arguments.sglang_root})
-    found = {"open_s": time.perf_counter() - begun, "device": bench.device()["name"], "versions": bench.device()["versions"]}
+    found = {
+        "open_s": time.perf_counter() - begun,
+        "device": bench.device()["name"],
+        "versions": bench.device()["versions"],
+    }
     chosen = random.Random(1).sample([one for one in space.full_space() if one["num_stages"] > 2], 4 * BATCH)
     begun = time.perf_counter()
     good = prepared(bench, [(space.shape(*shape), candidate) for shape in SHAPES for candidate in chosen])

@@ -23,7 +23,10 @@ def devices(document, folder):
     for name in sorted(os.listdir(workers)) if os.path.isdir(workers) else []:
         with open(os.path.join(workers, name), errors="replace") as file:
             logs[name] = [line.strip() for line in file if line.startswith("device:")]
-    return {"logs": logs, "outcome": {key: value for key, value in document["outcome"].items() if not isinstance(value, list)}}
+    return {
+        "logs": logs,
+        "outcome": {key: value for key, value in document["outcome"].items() if not isinstance(value, list)},
+    }
 
 
 def main():

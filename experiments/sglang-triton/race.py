@@ -37,7 +37,11 @@ from gpu_worker.turns import whole
 FAULTY_SHAPE = (16, 4096, 4096)
 """Raced twice for `faults`: as it is, and with faults in the candidates that were then the fastest."""
 
-DEEPSEEK = [(m, n, k) for n, k in ((1536, 7168), (4608, 7168), (7168, 2048), (7168, 16384)) for m in (1, 16, 64, 256, 1024, 4096)]
+DEEPSEEK = [
+    (m, n, k)
+    for n, k in ((1536, 7168), (4608, 7168), (7168, 2048), (7168, 16384))
+    for m in (1, 16, 64, 256, 1024, 4096)
+]
 """Shapes of DeepSeek-V3 with a shipped file for the H100."""
 
 EVALUATION = {"warmups": 1, "samples": 21, "min_sample_us": 200.0, "stop_above_us": None}
@@ -86,7 +90,17 @@ def tune(arguments, name, shapes, cache, extra=(), environment=None, limit_s=150
     folder = os.path.join(arguments.out, f"race-{name}")
     shapes_path = os.path.join(arguments.out, f"shapes-{name}.csv")
     write_shapes(shapes_path, shapes)
-    command = [arguments.gemmtune, "tune", "--backend", "sglang-triton", "--shapes", shapes_path, "-o", folder, "--json"]
+    command = [
+        arguments.gemmtune,
+        "tune",
+        "--backend",
+        "sglang-triton",
+        "--shapes",
+        shapes_path,
+        "-o",
+        folder,
+        "--json",
+    ]
     command += [*extra, *arguments.further]
     run_environment = {**os.environ, "XDG_CACHE_HOME": cache, **(environment or {})}
     run_environment.pop("TRITON_CACHE_DIR", None)
@@ -110,7 +124,15 @@ def tune(arguments, name, shapes, cache, extra=(), environment=None, limit_s=150
     with open(os.path.join(arguments.out, f"race-{name}.json"), "w") as file:
         json.dump(document, file)
     busy = utilisation.values
-    print(name, "status", status, f"wall {wall_s:.1f} s", "utilisation", statistics.mean(busy) if busy else None, flush=True)
+    print(
+        name,
+        "status",
+        status,
+        f"wall {wall_s:.1f} s",
+        "utilisation",
+        statistics.mean(busy) if busy else None,
+        flush=True,
+    )
     print(err[-1500:], flush=True)
     return document, folder
 
@@ -214,7 +236,12 @@ def summary_of_equals(rows, outcome):
     """Wins over an incumbent that a race had already chosen, and how many of them are none when timed again."""
     changed = [row for row in rows if row["race aa"]["setting"] != row["today"]["setting"]]
     without = [row for row in changed if median(row, "race aa") > 0.995 * median(row, "today")]
-    return {"raced": len(outcome.get("rows", [])), "shapes": len(rows), "changed": len(changed), "changed_without_gain": len(without)}
+    return {
+        "raced": len(outcome.get("rows", [])),
+        "shapes": len(rows),
+        "changed": len(changed),
+        "changed_without_gain": len(without),
+    }
 
 
 def configs(folder):
@@ -247,7 +274,14 @@ def main():
     def race(name, shapes, *further, **settings):
         document, folder = tune(arguments, name, shapes, cache, *further, **settings)
         busy = document["utilisation"]
-        note(f"race {name}", {"status": document["status"], "wall_s": document["wall_s"], "utilisation": statistics.mean(busy) if busy else None})
+        note(
+            f"race {name}",
+            {
+                "status": document["status"],
+                "wall_s": document["wall_s"],
+                "utilisation": statistics.mean(busy) if busy else None,
+            },
+        )
         return document, folder
 
     if "races" in parts:
@@ -258,13 +292,20 @@ def main():
 
         def contenders(m, n, k):
             swept = {f"sweep {name}": setting for name, setting in best[(m, n, k)].items()}
-            return {"default": space.DEFAULT, **swept, **{name: serving(files.get((n, k), {}), m) for name, files in read.items()}}
+            return {
+                "default": space.DEFAULT,
+                **swept,
+                **{name: serving(files.get((n, k), {}), m) for name, files in read.items()},
+            }
 
         note("races", summary_of_races(evaluate(arguments, "races", shapes, contenders, cache), list(folders)))
     if "aa" in parts:
         document, folder = race("aa", shapes, ("--table", today))
         before, after = tables(today), tables(folder)
-        pairs = lambda m, n, k: {"today": serving(before.get((n, k), {}), m), "race aa": serving(after.get((n, k), {}), m)}
+        pairs = lambda m, n, k: {
+            "today": serving(before.get((n, k), {}), m),
+            "race aa": serving(after.get((n, k), {}), m),
+        }
         note("aa", summary_of_equals(evaluate(arguments, "aa", shapes, pairs, cache), document["outcome"]))
     if "deepseek" in parts:
         _, folder = race("deepseek", DEEPSEEK)
@@ -284,7 +325,10 @@ def main():
             cache,
         )
         over_shipped = over(rows, "race", lambda row: median(row, "shipped"))
-        note("deepseek", {"over_shipped": over_shipped, "over_default": over(rows, "race", lambda row: median(row, "default"))})
+        note(
+            "deepseek",
+            {"over_shipped": over_shipped, "over_default": over(rows, "race", lambda row: median(row, "default"))},
+        )
     if "faults" in parts:
         _, folder = race("faultless", [FAULTY_SHAPE])
         m, n, k = FAULTY_SHAPE
@@ -293,12 +337,26 @@ def main():
         others = [one for one in ranked(folder, among=24) if one not in (winner, space.DEFAULT)]
         faults = [(winner, "nan"), (others[1], "hang"), (others[2], "illegal_address")]
         injected = [{"match": candidate, "fault": fault} for candidate, fault in faults]
-        document, folder = race("faults", [FAULTY_SHAPE], (), {"GEMMTUNE_WORKER_FAULTS": json.dumps(injected)}, limit_s=240)
-        contenders = {"without faults": winner, "second then": others[0], "race": serving(tables(folder).get((n, k), {}), m)}
+        document, folder = race(
+            "faults", [FAULTY_SHAPE], (), {"GEMMTUNE_WORKER_FAULTS": json.dumps(injected)}, limit_s=240
+        )
+        contenders = {
+            "without faults": winner,
+            "second then": others[0],
+            "race": serving(tables(folder).get((n, k), {}), m),
+        }
         rows = evaluate(arguments, "faults", [FAULTY_SHAPE], lambda *_: contenders, cache)
         quarantined = document["outcome"].get("quarantined", [])
         over_second = over(rows, "race", lambda row: median(row, "second then"))
-        note("faults", {"injected": faults, "over_the_second": over_second, "chosen": contenders["race"], "quarantined": quarantined})
+        note(
+            "faults",
+            {
+                "injected": faults,
+                "over_the_second": over_second,
+                "chosen": contenders["race"],
+                "quarantined": quarantined,
+            },
+        )
     shutil.rmtree(cache, ignore_errors=True)
     return 0
 

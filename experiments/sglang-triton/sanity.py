@@ -1,6 +1,6 @@
 """A first look at a GPU: kernels right, times plausible, what a compile and a timing cost.
 
-    python3 experiments/sglang-triton/sanity.py OUT [--sglang-root FOLDER]
+python3 experiments/sglang-triton/sanity.py OUT [--sglang-root FOLDER]
 """
 
 import argparse
@@ -16,7 +16,6 @@ sys.path.insert(0, HERE)
 sys.path.insert(0, os.environ.get("GPU_WORKER_PARENT") or os.path.join(HERE, "..", "..", "python"))
 
 import space
-
 from gpu_worker.bench import Bench
 from gpu_worker.plan import Problem, plan
 from gpu_worker.turns import whole
@@ -131,7 +130,13 @@ def _load_seconds(bench, candidates, torch):
             launch.run(0)
         launched = time.perf_counter()
         torch.cuda.synchronize()
-        found.append({"load_s": loaded - begun, "launch_us": (launched - loaded) * 1e4, "direct": launch._steps[0]._direct is not None})
+        found.append(
+            {
+                "load_s": loaded - begun,
+                "launch_us": (launched - loaded) * 1e4,
+                "direct": launch._steps[0]._direct is not None,
+            }
+        )
     return found
 
 
@@ -151,7 +156,7 @@ def _ceilings(torch):
             times.append(start.elapsed_time(end))
         return sorted(times[2:])[5]
 
-    copy_ms = median_ms(lambda: target.copy_(source))
+    copy_ms = median_ms(lambda: target.copy_(source))  # noqa: F821 (both are deleted below)
     found = {"copy_tb_s": 2 * source.numel() / copy_ms / 1e9}
     del source, target
     a = torch.randn(8192, 8192, device="cuda", dtype=torch.bfloat16).to(torch.float8_e4m3fn)

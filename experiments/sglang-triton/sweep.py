@@ -23,7 +23,6 @@ sys.path.insert(0, HERE)
 sys.path.insert(0, os.path.join(HERE, "..", "..", "python"))
 
 import space
-
 from gpu_worker.bench import Bench
 from gpu_worker.turns import whole
 
@@ -71,7 +70,9 @@ class Sweep:
         """Queues compiles, the slowest first."""
         slow_first = sorted(settings, key=lambda one: -one["BLOCK_SIZE_M"] * one["BLOCK_SIZE_N"] / one["num_warps"])
         for setting in slow_first:
-            self._bench.prepare(space.shape(m, n, k), setting, lambda outcome, setting=setting: self._compiled(m, setting, outcome))
+            self._bench.prepare(
+                space.shape(m, n, k), setting, lambda outcome, setting=setting: self._compiled(m, setting, outcome)
+            )
 
     def _compiled(self, m, setting, outcome):
         with self._lock:

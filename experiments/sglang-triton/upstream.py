@@ -33,7 +33,6 @@ def main():
     os.makedirs(arguments.out, exist_ok=True)
     os.environ["TRITON_CACHE_DIR"] = tempfile.mkdtemp()
     import torch
-
     from gpu_worker import tree
     from gpu_worker.compile_child import load_module
     from gpu_worker.operands import Store

@@ -149,7 +149,9 @@ class Bench:
         """What the server would compute."""
         if self.leaf is None:
             return self._operation(x, w, w_scale)()
-        return self.leaf(input=x, weight=w, block_size=[BLOCK, BLOCK], weight_scale=w_scale, input_scale=None, bias=None)
+        return self.leaf(
+            input=x, weight=w, block_size=[BLOCK, BLOCK], weight_scale=w_scale, input_scale=None, bias=None
+        )
 
     def _operation(self, x, w, w_scale):
         """A call of aiter's operation alone, its operands ready; `w` is laid out for it."""
@@ -180,7 +182,9 @@ class Bench:
             end = min(n, start + COLUMNS)
             blocks = w_scale[start // BLOCK : -(-end // BLOCK)].to(torch.float64)
             per_row = blocks.repeat_interleave(BLOCK, 0)[: end - start]
-            part = w[start:end].to(torch.float64).view(end - start, groups, BLOCK) * per_row.view(end - start, groups, 1)
+            part = w[start:end].to(torch.float64).view(end - start, groups, BLOCK) * per_row.view(
+                end - start, groups, 1
+            )
             expected = wide @ part.view(end - start, k).t()
             difference = out[:, start:end] - expected
             wrong += float((difference * difference).sum())

@@ -19,7 +19,9 @@ def main(arguments):
         return run()
     parser = argparse.ArgumentParser(prog="gpu_worker", description="Time block-FP8 kernels on one GPU.")
     parser.add_argument("--device", type=int, default=0, help="index among the devices visible to this process")
-    parser.add_argument("--reply-fd", default="stdout", help="descriptor for replies, or `stdout` to share it with a launcher")
+    parser.add_argument(
+        "--reply-fd", default="stdout", help="descriptor for replies, or `stdout` to share it with a launcher"
+    )
     options = parser.parse_args(arguments)
     channel = Channel.open(options.reply_fd)
     # What a library prints goes to the log, never between replies.

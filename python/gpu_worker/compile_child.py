@@ -58,7 +58,9 @@ PIPELINE_BUFFER = re.compile(r"local_alloc : \(\) -> !ttg\.memdesc<((?:\d+x)+)f8
 
 def buffered_bytes(intermediate):
     """Bytes of FP8 buffers that are alive at once in the main loop: a lower bound of the shared memory needed."""
-    return sum(math.prod(int(side) for side in sides[:-1].split("x")) for sides in PIPELINE_BUFFER.findall(intermediate))
+    return sum(
+        math.prod(int(side) for side in sides[:-1].split("x")) for sides in PIPELINE_BUFFER.findall(intermediate)
+    )
 
 
 def _stop_early(backend, limit):

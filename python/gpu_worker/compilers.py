@@ -180,7 +180,6 @@ class Compilers:
             child.kill()
             child.wait()
 
-
     def _begin(self):
         """A child that has been told its set-up."""
         child = self._start()

@@ -35,7 +35,10 @@ class Clocks:
             handle = ctypes.c_void_p()
             # torch writes a UUID without the prefix that NVML wants.
             name = uuid if uuid.startswith("GPU-") else f"GPU-{uuid}"
-            if library.nvmlInit_v2() == 0 and library.nvmlDeviceGetHandleByUUID(name.encode(), ctypes.byref(handle)) == 0:
+            if (
+                library.nvmlInit_v2() == 0
+                and library.nvmlDeviceGetHandleByUUID(name.encode(), ctypes.byref(handle)) == 0
+            ):
                 self._library, self._handle = library, handle
         except (OSError, AttributeError) as error:
             print(f"clocks are not watched: {error}", file=sys.stderr)

@@ -1,6 +1,5 @@
 """Launches a plan: first through Triton's own path, then straight through the compiled kernel."""
 
-
 from gpu_worker.compile_child import warm_up
 
 

@@ -98,7 +98,9 @@ def plan(kernels, problem, candidate):
     if kernels.block_k % block_k != 0:
         raise Unsupported(f"BLOCK_SIZE_K {block_k} does not divide the scale block {kernels.block_k}")
     if kernels.clamps_block_k and block_k < kernels.block_k:
-        raise Unsupported(f"this SGLang release raises BLOCK_SIZE_K {block_k} to {kernels.block_k} when it reads its table")
+        raise Unsupported(
+            f"this SGLang release raises BLOCK_SIZE_K {block_k} to {kernels.block_k} when it reads its table"
+        )
     split_k = settings.pop("SPLIT_K")
     swap_ab = settings.pop("SWAP_AB")
     function, constants, takes = kernels.plain, settings, kernels.plain_takes

@@ -34,7 +34,9 @@ def rehearse(torch, store, block_n, block_k):
             graph.capture_end()
         graph.replay()
         wanted = numerics.reference(torch, operands, block_n, block_k)
-        numerics.found(numerics.compare(torch, wanted, operands.out, lambda: None, lambda: operands.out.fill_(float("nan"))))
+        numerics.found(
+            numerics.compare(torch, wanted, operands.out, lambda: None, lambda: operands.out.fill_(float("nan")))
+        )
         torch.cuda.synchronize()
     except Exception as error:
         # Whatever it is, a candidate's own launch meets it again and is refused with it.

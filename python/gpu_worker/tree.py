@@ -128,7 +128,9 @@ def sglang_version(package):
         path = os.path.join(package, name)
         if os.path.isfile(path):
             with open(path, encoding="utf-8") as file:
-                match = re.search(r"^(?:__version__ = )?(?:version = )*['\"](\d[^'\"]*)['\"]", file.read(), re.MULTILINE)
+                match = re.search(
+                    r"^(?:__version__ = )?(?:version = )*['\"](\d[^'\"]*)['\"]", file.read(), re.MULTILINE
+                )
             if match:
                 return match.group(1)
     return None

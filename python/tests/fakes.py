@@ -36,7 +36,11 @@ class FakeBench:
         self.held.set()
         yield
         samples = [float(one.get("us", 1.0)) for one in candidates]
-        return {"kind": "timed", "outcomes": [done({"us": [us] * timing["samples"]}) for us in samples], "clocks_mhz": []}
+        return {
+            "kind": "timed",
+            "outcomes": [done({"us": [us] * timing["samples"]}) for us in samples],
+            "clocks_mhz": [],
+        }
 
     def check(self, shape, candidates, seed):
         yield

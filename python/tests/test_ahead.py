@@ -84,7 +84,9 @@ class When(unittest.TestCase):
             ahead.add(wanted)
         whole(measure(device, timed(device, 2), TIMING, refuse, ahead.lend))
         # Two bursts, and in each of them the device is asked twice before it says that it is done.
-        self.assertEqual([one for one in device.happened if one.startswith("ahead")], [f"ahead: find {one}" for one in "abcd"])
+        self.assertEqual(
+            [one for one in device.happened if one.startswith("ahead")], [f"ahead: find {one}" for one in "abcd"]
+        )
         for at, what in enumerate(device.happened):
             if what.startswith("ahead"):
                 before = [one for one in device.happened[:at] if not one.startswith("ahead")]

@@ -19,7 +19,10 @@ class Launchers(unittest.TestCase):
 
         self.driver.compile_module_from_src = compile_module_from_src
         modules = {"triton": types.ModuleType("triton"), "triton.backends": types.ModuleType("triton.backends")}
-        modules |= {"triton.backends.nvidia": types.ModuleType("triton.backends.nvidia"), self.driver.__name__: self.driver}
+        modules |= {
+            "triton.backends.nvidia": types.ModuleType("triton.backends.nvidia"),
+            self.driver.__name__: self.driver,
+        }
         patched = mock.patch.dict(sys.modules, modules)
         patched.start()
         self.addCleanup(patched.stop)

@@ -11,6 +11,7 @@ import unittest
 
 from gpu_worker import channel
 from gpu_worker.serve import DEVICE_LOST, serve
+
 from tests.fakes import FakeBench
 
 SHAPE = {"op": "w8a8_block_fp8_matmul", "m": 1, "n": 4096, "k": 4096, "dtype": "torch.float8_e4m3fn"}

@@ -67,7 +67,9 @@ class Trees(unittest.TestCase):
         found = self.kernels({f"sglang/{location}": HEAD + PLAIN})
         self.assertEqual(found.configs, "")
         found = self.kernels({f"sglang/{os.path.dirname(location)}/configs/N=1.json": "{}"})
-        self.assertEqual(found.configs, os.path.realpath(os.path.join(self.folder, "sglang", os.path.dirname(location), "configs")))
+        self.assertEqual(
+            found.configs, os.path.realpath(os.path.join(self.folder, "sglang", os.path.dirname(location), "configs"))
+        )
 
     def test_a_tree_without_the_kernel_is_named(self):
         with self.assertRaisesRegex(tree.TreeError, "no sglang package"):
@@ -82,7 +84,9 @@ class Trees(unittest.TestCase):
     def test_clamping_of_block_k_is_read_off_the_release(self):
         never = "sanitized = {}\n"
         always = 'if cfg["BLOCK_SIZE_K"] < block_k:\n    log("Clamped BLOCK_SIZE_K up to %d")\n'
-        not_on_cuda = 'if not _is_cuda or block_k % cfg["BLOCK_SIZE_K"] != 0:\n    log("Clamped BLOCK_SIZE_K up to %d")\n'
+        not_on_cuda = (
+            'if not _is_cuda or block_k % cfg["BLOCK_SIZE_K"] != 0:\n    log("Clamped BLOCK_SIZE_K up to %d")\n'
+        )
         self.assertEqual([tree.clamps_block_k(text) for text in (never, always, not_on_cuda)], [False, True, False])
 
     def test_the_version_comes_from_metadata_else_from_the_version_file(self):

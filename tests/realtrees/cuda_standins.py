@@ -66,9 +66,23 @@ def build(target, versions, symbols):
     with tempfile.NamedTemporaryFile("w", suffix=".map") as file:
         file.write(script)
         file.flush()
-        command = ["cc", "-shared", "-fPIC", "-O1", "-w", f"-Wl,-soname,{target.name}", "-x", "c", "-", "-o", str(target)]
+        command = [
+            "cc",
+            "-shared",
+            "-fPIC",
+            "-O1",
+            "-w",
+            f"-Wl,-soname,{target.name}",
+            "-x",
+            "c",
+            "-",
+            "-o",
+            str(target),
+        ]
         source = "".join(f"int {name}(void) {{ return 100; }}\n" for name in sorted(functions))
-        subprocess.run([*command, f"-Wl,--version-script={file.name}"] if script else command, input=source, text=True, check=True)
+        subprocess.run(
+            [*command, f"-Wl,--version-script={file.name}"] if script else command, input=source, text=True, check=True
+        )
 
 
 def main(site_packages):
@@ -78,7 +92,9 @@ def main(site_packages):
         sys.exit(f"no libraries of torch in {folder}")
     symbols = outside_symbols(names)
     there = {pathlib.Path(name).name for name in names} | {DRIVER}
-    missing = {name: versions for name, versions in asked_for(names).items() if name not in there and not PRESENT.match(name)}
+    missing = {
+        name: versions for name, versions in asked_for(names).items() if name not in there and not PRESENT.match(name)
+    }
     for name, versions in sorted(missing.items()):
         build(folder / name, versions, symbols)
     print(f"{len(missing)} stand-ins beside torch: {' '.join(sorted(missing))}")

@@ -15,8 +15,8 @@ _OVERRIDES = contextlib.ExitStack()
 _REPLY = os.fdopen(os.dup(1), "w")
 os.dup2(2, 1)  # whatever SGLang prints must not mix with the reply
 
-import rocm_look  # noqa: E402
-import torch  # noqa: E402
+import rocm_look
+import torch
 
 torch.manual_seed(0)
 torch.set_num_threads(max(1, (os.cpu_count() or 2) // 2))
@@ -97,9 +97,7 @@ def linear_cases(fp8, linear_module):
     from aiter import _layout
 
     results = []
-    config = fp8.Fp8Config(
-        is_checkpoint_fp8_serialized=True, activation_scheme="dynamic", weight_block_size=[128, 128]
-    )
+    config = fp8.Fp8Config(is_checkpoint_fp8_serialized=True, activation_scheme="dynamic", weight_block_size=[128, 128])
     for n, k in WEIGHTS:
         layer = linear_module.ReplicatedLinear(
             k, n, bias=False, params_dtype=torch.bfloat16, quant_config=config, prefix=f"layers.0.linear_{n}_{k}"
@@ -121,10 +119,8 @@ def linear_cases(fp8, linear_module):
                 results.append(case("3-D", m, n, k, lambda: layer(deep)[0], expected, rows))
             q, scales = _layout.quantise_groups(x, aiter.dtypes.fp8)
             for what, handed in pairs(fp8.__name__, scales, m):
-                apply = lambda: layer.quant_method.apply(layer, (q, handed))  # noqa: B023, E731
-                results.append(
-                    case(what, m, n, k, apply, lambda: reference(q, scales, wq, w_scale, rows), rows)  # noqa: B023
-                )
+                apply = lambda: layer.quant_method.apply(layer, (q, handed))
+                results.append(case(what, m, n, k, apply, lambda: reference(q, scales, wq, w_scale, rows), rows))
     return results
 
 
@@ -169,8 +165,8 @@ def main():
     from sglang.srt.distributed import parallel_state
 
     one_rank(parallel_state)
-    from sglang.srt.layers.quantization import fp8, fp8_utils  # first: 0.5.6 imports in a circle otherwise
     from sglang.srt.layers import linear as linear_module
+    from sglang.srt.layers.quantization import fp8, fp8_utils  # first: 0.5.6 imports in a circle otherwise
 
     sabotage = os.environ.get("REALTREES_SABOTAGE")
     if sabotage:

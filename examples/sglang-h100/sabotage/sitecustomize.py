@@ -34,7 +34,11 @@ class Finder:
             def execute_and_break(module):
                 execute(module)
                 right = getattr(module, GEMM)
-                setattr(module, GEMM, lambda a, b, a_scale, *more, **named: right(a, b, a_scale.flip(-1).contiguous(), *more, **named))
+                setattr(
+                    module,
+                    GEMM,
+                    lambda a, b, a_scale, *more, **named: right(a, b, a_scale.flip(-1).contiguous(), *more, **named),
+                )
 
             spec.loader.exec_module = execute_and_break
         return spec

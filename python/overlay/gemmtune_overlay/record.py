@@ -56,9 +56,7 @@ class Recorder:
             if key in self._seen:
                 self._pending[key] = self._pending.get(key, 0) + 1
                 if self._flusher is None:
-                    self._flusher = threading.Thread(
-                        target=self._flush_for_ever, name="gemmtune-overlay", daemon=True
-                    )
+                    self._flusher = threading.Thread(target=self._flush_for_ever, name="gemmtune-overlay", daemon=True)
                     self._flusher.start()
             else:
                 self._seen.add(key)
