@@ -5,11 +5,11 @@ import csv
 import os
 import sys
 import time
-import zlib
 
 import torch
 
 from aiter.utility.mp_tuner import fault_of, mp_tuner
+from aiter.utility.times import us_of
 
 INVALID_TIME = -1
 
@@ -89,11 +89,9 @@ class TunerCommon:
         for libtype, name, count in self.KERNELS:
             if library in ("all", "both", libtype) or library == ["all"]:
                 for kernel in range(count):
-                    text = f"{libtype}/{kernel}/{shape}"
-                    us = round(20 + zlib.crc32(text.encode()) % 10000 / 500, 4)
                     for split in range(3) if args.splitK else (0,):
-                        # The deepest split wins where splits are searched.
-                        found.append((libtype, kernel, split, name.format(kernel), round(us - 3 * split, 4)))
+                        us = us_of(libtype, kernel, shape, split)
+                        found.append((libtype, kernel, split, name.format(kernel), us))
         return found
 
     def row(self, shape, candidate, us, error):

@@ -180,6 +180,14 @@ def manual_seed(seed):
     random.seed(seed)
 
 
+def empty(*shape, device=None):
+    return Tensor([0.0] * math.prod(shape), shape)
+
+
+def zeros(*shape, dtype=float32):
+    return Tensor([0.0] * math.prod(shape), shape, dtype)
+
+
 def randn(*shape, device=None):
     return Tensor([random.gauss(0.0, 1.0) for _ in range(math.prod(shape))], shape)
 
@@ -194,7 +202,10 @@ def isfinite(one):
 
 compiler = types.SimpleNamespace(is_compiling=lambda: False)
 cuda = types.SimpleNamespace(
-    is_available=lambda: False,  # nothing can be put on a device
+    is_available=lambda: True,
+    synchronize=lambda: None,
+    # Few copies of an operand fit: each is a list of Python floats.
+    mem_get_info=lambda: (1 << 18, 192 << 30),
     device_count=lambda: 1,
     current_device=lambda: 0,
     get_device_properties=lambda _: types.SimpleNamespace(
