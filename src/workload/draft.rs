@@ -7,9 +7,10 @@ use camino::{Utf8Path, Utf8PathBuf};
 use serde::Serialize;
 
 use super::config::{SGLANG_DEFAULT_PORT, SGLANG_READY_LINE};
-use super::env::{is_secret, matters};
+use super::env::matters;
 use super::observe::Process;
 use super::script::{Facts, Found, Role, Surroundings, Word, flag};
+use super::secret::is_secret;
 
 /// Something only the user knows.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize)]

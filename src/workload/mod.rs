@@ -10,3 +10,4 @@ pub mod env;
 pub mod load;
 pub mod observe;
 pub mod script;
+pub mod secret;
