@@ -38,7 +38,6 @@ fn parse_here(text: &str) -> Result<Parsed, (String, Span)> {
         match token.kind() {
             TokenKind::Comment => tokens.push((TokenClass::Comment, span(token.range()))),
             TokenKind::Indent => tokens.push((TokenClass::Indent, span(token.range()))),
-            TokenKind::Semi => tokens.push((TokenClass::Semicolon, span(token.range()))),
             _ => {}
         }
     }
@@ -59,7 +58,6 @@ pub(super) struct Parsed {
 pub(super) enum TokenClass {
     Comment,
     Indent,
-    Semicolon,
 }
 
 fn span(range: TextRange) -> Span {

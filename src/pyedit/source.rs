@@ -60,7 +60,6 @@ pub struct Source {
     indent: String,
     body: Vec<Stmt>,
     comments: Vec<Span>,
-    semicolons: Vec<Span>,
 }
 
 impl Source {
@@ -121,7 +120,6 @@ impl Source {
             newline: first_newline(&text).unwrap_or(Newline::Lf),
             indent,
             comments: of(TokenClass::Comment),
-            semicolons: of(TokenClass::Semicolon),
             body: parsed.body,
             path,
             text,
@@ -217,14 +215,6 @@ impl Source {
         self.comments
             .iter()
             .any(|span| span.range().contains(&offset))
-    }
-
-    /// Whether a `;` stands on a line of `span`.
-    pub fn has_semicolon(&self, span: Span) -> bool {
-        let lines = self.line_range(span.start).start..self.line_range(span.end).end;
-        self.semicolons
-            .iter()
-            .any(|semicolon| lines.contains(&semicolon.start))
     }
 }
 

@@ -2,10 +2,8 @@
 //! the seeded generator behind every random choice.
 //!
 //! Pure: nothing here reads files or knows what a benchmark is. The unit of replication is the trial
-//! (one server start with its benchmark), so [`paired`] is what a verdict may rest on; [`bootstrap`]
-//! is for pictures of the thousands of requests *inside* one trial.
+//! (one server start with its benchmark), so [`paired`] is what a verdict may rest on.
 
-pub mod bootstrap;
 pub mod paired;
 pub mod rng;
 pub mod sample;

@@ -277,13 +277,6 @@ impl Results {
         })
     }
 
-    /// Whether `candidate` must not be tried on `shape`.
-    pub fn is_quarantined(&self, shape: &Shape, candidate: &Candidate) -> bool {
-        self.quarantined
-            .iter()
-            .any(|entry| entry.shape == *shape && entry.candidate == *candidate)
-    }
-
     fn remember(&mut self, row: Row) {
         self.rows.retain(|old| old.shape != row.shape);
         self.rows.push(row);

@@ -31,7 +31,6 @@ document = {
     ],
     "ranks": [],
     "intervals": [],
-    "bootstraps": [],
 }
 
 for n in list(range(1, 41)) + [100, 1000]:
@@ -45,19 +44,6 @@ for n in range(6, 41):
     found = stats.quantile_test(values, q=0, p=0.5).confidence_interval(confidence_level=0.95)
     document["intervals"].append(
         {"values": values.tolist(), "low": float(found.low), "high": float(found.high)}
-    )
-
-for share, n in ((0.5, 300), (0.9, 300)):
-    values = generator.lognormal(0, 0.5, n)
-    found = stats.bootstrap(
-        (values,),
-        lambda sample, axis, share=share: numpy.quantile(sample, share, axis=axis),
-        n_resamples=20000,
-        method="percentile",
-        rng=generator,
-    ).confidence_interval
-    document["bootstraps"].append(
-        {"values": values.tolist(), "share": share, "low": float(found.low), "high": float(found.high)}
     )
 
 path = pathlib.Path(__file__).with_name("reference.json")
