@@ -103,6 +103,7 @@ impl Worker {
                     outcomes,
                     busy_s: started.elapsed().as_secs_f64(),
                     clocks_mhz: Vec::new(),
+                    throttle_reasons: None,
                 },
                 Err(error) => Answer::Failed { error },
             },

@@ -171,6 +171,9 @@ impl<'a> TuneProgress<'a> {
             },
             seconds(outcome.seconds)
         ));
+        if let Some(remark) = outcome.clocks.remark() {
+            printer.warn(remark);
+        }
         if !outcome.served_by_neighbours.is_empty() {
             printer.say(format!(
                 "{} shapes are served by the row of a neighbouring M",

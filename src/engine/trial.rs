@@ -156,7 +156,6 @@ impl Engine<'_> {
                 .iter()
                 .map(|(name, value)| (name.clone(), Some(value.clone()))),
         );
-        env.extend(self.platform.common_env());
         env.extend(order.env.clone());
         env.insert(
             RUN_VARIABLE.to_owned(),

@@ -28,6 +28,7 @@ use crate::table::lookup::Resolver;
 use crate::table::revision::Revision;
 use crate::table::roofline::Device;
 use crate::table::sglang_json::{Config, FileName};
+use crate::tune::clocks::Clocks;
 use crate::tune::results::{ResultsError, Row};
 use crate::tune::{TuneError, TuneEvent, TuneOutcome};
 use crate::workload::config::{self, BackendKind};
@@ -161,6 +162,9 @@ pub struct Tuned {
     pub quarantined: Vec<String>,
     /// Files of the table, as the tuner wrote them.
     pub files: Vec<Utf8PathBuf>,
+    /// What the devices' clocks did while candidates were timed; empty where the tuner does not tell.
+    #[serde(default)]
+    pub clocks: Clocks,
     /// Seconds devices were held by requests, all together.
     pub busy_seconds: f64,
     /// Seconds from start to end of the last attempt.
@@ -184,6 +188,7 @@ impl From<TuneOutcome> for Tuned {
                 .map(|bad| format!("{} {}: {}", bad.shape, bad.candidate, bad.evidence))
                 .collect(),
             files: outcome.files,
+            clocks: outcome.clocks,
             busy_seconds: outcome.busy_s,
             seconds: outcome.seconds,
         }
@@ -279,9 +284,6 @@ pub struct Deployed<'a> {
 
 /// One engine gemmtune can tune.
 pub trait Platform: Send + Sync {
-    /// Environment that both arms get.
-    fn common_env(&self) -> Environment;
-
     /// What decides from outside the run folder which code is served, by name. A run is not gone on with under
     /// another value: its arms would no longer be the same but for the tuning.
     fn surroundings(&self) -> BTreeMap<String, String> {

@@ -71,10 +71,6 @@ fn set(pairs: &[(&str, &str)]) -> Environment {
 }
 
 impl Platform for Reference {
-    fn common_env(&self) -> Environment {
-        Environment::new()
-    }
-
     fn inspect(&self) -> Result<Inspection, Error> {
         let device = self.device()?;
         let table = self.server_env.get(TABLE_VARIABLE).map(Utf8PathBuf::from);

@@ -107,10 +107,6 @@ impl SglangTriton {
 }
 
 impl Platform for SglangTriton {
-    fn common_env(&self) -> Environment {
-        Environment::new()
-    }
-
     fn surroundings(&self) -> BTreeMap<String, String> {
         self.site.surroundings()
     }

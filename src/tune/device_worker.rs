@@ -24,6 +24,7 @@ use super::protocol::{Candidate, Device, Outcome, Samples};
 use super::race::{Decision, Entrant, Race, Step};
 use super::results::{Quarantined, Row};
 use super::rules::Effort;
+use super::clocks::Clocks;
 use super::work_queue::{Taken, WorkQueue};
 use super::worker::{Worker, WorkerCommand};
 use crate::proc::{Interrupt, Keeper};
@@ -57,6 +58,8 @@ pub(super) enum Message {
         candidate: Candidate,
         us: Vec<f64>,
     },
+    /// A timing request was answered; what the device's clock did meanwhile.
+    Clocks(Clocks),
     /// A race is over.
     Finished(Box<Row>),
     /// A race ended without a winner.
@@ -385,6 +388,10 @@ impl<'a> DeviceWorker<'a> {
             candidate: open.candidates[entrant].clone(),
             us,
         });
+    }
+
+    fn tell_clocks(&self, mhz: &[f64], reasons: Option<u64>) {
+        self.tell(Message::Clocks(Clocks::of_request(mhz, reasons)));
     }
 
     fn refuse(&mut self, index: usize, entrant: Entrant, why: String) {

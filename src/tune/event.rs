@@ -3,6 +3,7 @@
 use camino::Utf8PathBuf;
 use serde::Serialize;
 
+use super::clocks::Clocks;
 use super::protocol::Device;
 use super::results::{Quarantined, Row};
 use crate::shape::Shape;
@@ -117,6 +118,8 @@ pub struct TuneOutcome {
     pub restarts: u32,
     /// Why stations gave up, one each.
     pub lost: Vec<String>,
+    /// What the devices' clocks did while candidates were timed.
+    pub clocks: Clocks,
     /// Seconds devices were held by requests, all together.
     pub busy_s: f64,
     /// Seconds stations had work, all together.
@@ -140,6 +143,7 @@ impl TuneOutcome {
             files: Vec::new(),
             restarts: 0,
             lost: Vec::new(),
+            clocks: Clocks::default(),
             busy_s: 0.0,
             active_s: 0.0,
             seconds: 0.0,

@@ -7,6 +7,7 @@
 
 pub mod aiter;
 pub mod backends;
+pub mod clocks;
 mod device_worker;
 pub mod event;
 mod pace;

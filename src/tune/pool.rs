@@ -323,6 +323,7 @@ impl Coordinator<'_> {
                 candidate,
                 us,
             } => self.keep_timing(&shape, &candidate, &us),
+            Message::Clocks(clocks) => self.outcome.clocks.add(&clocks),
             Message::Finished(row) => self.keep_row(&row)?,
             Message::NoWinner { shape, reason } => {
                 self.queue.finished(&shape, None);

@@ -146,6 +146,9 @@ pub enum Answer {
         busy_s: f64,
         /// Clocks seen before and after, MHz; empty where they cannot be read.
         clocks_mhz: Vec<f64>,
+        /// NVML's bit set of reasons for a lowered clock after the request; absent where it cannot be read.
+        #[serde(default)]
+        throttle_reasons: Option<u64>,
     },
     /// To `check`: one outcome per candidate, in the request's order.
     Checked {

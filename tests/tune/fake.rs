@@ -236,6 +236,7 @@ fn answer(request: &Request, index: u32, replies: &mut impl std::io::Write) -> A
                 .collect(),
             busy_s: 0.001,
             clocks_mhz: Vec::new(),
+            throttle_reasons: None,
         },
         Ask::Check { candidates, .. } => Answer::Checked {
             outcomes: candidates

@@ -92,6 +92,7 @@ fn with_findings(engine: &Engine<'_>, mut report: Report) -> Result<Report, Erro
         });
     }
     if let Some(tuned) = tuned {
+        report.notes.extend(tuned.clocks.remark());
         report.skipped.extend(tuned.failed.iter().map(|failed| {
             let (what, why) = failed
                 .split_once(": ")

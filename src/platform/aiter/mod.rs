@@ -89,10 +89,6 @@ impl Aiter {
 }
 
 impl Platform for Aiter {
-    fn common_env(&self) -> Environment {
-        Environment::new()
-    }
-
     fn surroundings(&self) -> BTreeMap<String, String> {
         self.site.surroundings()
     }

@@ -101,8 +101,12 @@ impl DeviceWorker<'_> {
         let limit = deadlines.floor + launch_time(&deadlines, open, entrants.len(), timing);
         match self.ask_device(ask, limit)? {
             Answer::Timed {
-                outcomes, busy_s, ..
+                outcomes,
+                busy_s,
+                clocks_mhz,
+                throttle_reasons,
             } if outcomes.len() == entrants.len() => {
+                self.tell_clocks(&clocks_mhz, throttle_reasons);
                 self.busy_s += busy_s;
                 self.open[index].busy_s += busy_s;
                 Ok(outcomes)

@@ -122,9 +122,13 @@ impl DeviceWorker<'_> {
             (
                 Work::Time(entrants, _),
                 Answer::Timed {
-                    outcomes, busy_s, ..
+                    outcomes,
+                    busy_s,
+                    clocks_mhz,
+                    throttle_reasons,
                 },
             ) if outcomes.len() == count => {
+                self.tell_clocks(&clocks_mhz, throttle_reasons);
                 self.answered(place, index, busy_s);
                 for (entrant, outcome) in entrants.iter().zip(outcomes) {
                     self.record(index, *entrant, outcome);
@@ -134,9 +138,13 @@ impl DeviceWorker<'_> {
             (
                 Work::RunOff(entrants, timing),
                 Answer::Timed {
-                    outcomes, busy_s, ..
+                    outcomes,
+                    busy_s,
+                    clocks_mhz,
+                    throttle_reasons,
                 },
             ) if outcomes.len() == count => {
+                self.tell_clocks(&clocks_mhz, throttle_reasons);
                 self.answered(place, index, busy_s);
                 self.ran_off(index, entrants, *timing, outcomes);
                 return Ok(None);
