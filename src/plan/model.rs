@@ -1,11 +1,17 @@
 //! Which GEMM weights a model has on each rank, from its `config.json` alone.
 //!
 //! The formulas are those of SGLang's model code (0.5.5 to 0.5.23): how projections are merged, which
-//! layers are replicated, where tensor parallelism splits. A dump of a live server is the better
+//! layers are replicated, where tensor parallelism splits. An architecture that is not known, or a key that
+//! changes weights, is refused by name: a guess would be tuned for hours and serve nothing. A dump of a live server is the better
 //! source; this one needs no server and tells what a dump should hold. No file is read here.
 
+mod attention;
 mod config;
+mod deepseek_v4;
+mod gemma4;
+mod known;
 mod layers;
+mod mlp;
 mod quant;
 
 use serde::Serialize;
@@ -14,6 +20,7 @@ pub use config::ModelError;
 pub use quant::Scheme;
 
 use config::Config;
+use known::Family;
 
 /// How the server is started.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -108,11 +115,19 @@ pub fn predict(bytes: &[u8], parallel: &Parallel) -> Result<Prediction, ModelErr
     if tp == 0 || dp == 0 || tp % dp != 0 || tp > 1024 {
         return Err(ModelError::BadParallel { tp, dp });
     }
+    known::refuse(&config)?;
     let scheme = quant::scheme(&config)?;
-    let mut builder = layers::Builder::new(&config, &scheme, parallel)?;
-    builder.attention()?;
+    let (family, remarks) = known::family(&config)?;
+    let mut builder = layers::Builder::new(&config, &scheme, parallel, family)?;
+    match family {
+        Family::Grouped | Family::GatedDelta => builder.grouped_attention()?,
+        Family::Latent => builder.latent_attention()?,
+        Family::DeepseekV4 => builder.grouped_output_attention()?,
+        Family::Gemma4 => builder.sliding_and_global_attention()?,
+    }
     builder.mlp()?;
     let (layers, rejected, mut notes) = builder.finish();
+    notes.extend(remarks);
     if let Scheme::PerChannel = scheme {
         notes.push(
             "per-channel weights never reach gemm_a8w8_blockscale: they need gemm_a8w8_bpreshuffle tuned".to_owned(),

@@ -27,6 +27,49 @@ pub enum ModelError {
         /// The value, shortened.
         value: String,
     },
+    /// A list with one entry per layer has fewer.
+    #[error("predict the model's layers: `{key}` does not name all {layers} layers")]
+    TooShort {
+        /// The key.
+        key: &'static str,
+        /// Layers of the model.
+        layers: u64,
+    },
+    /// No architecture whose layers are known.
+    #[error(
+        "predict the model's layers: `{0}` is no architecture whose layers gemmtune knows, and a guess would plan weights that the model does not have"
+    )]
+    Unknown(String),
+    /// An architecture whose layers are known to be others than can be predicted.
+    #[error("predict the layers of `{architecture}`: {why}")]
+    Refused {
+        /// The architecture.
+        architecture: String,
+        /// What is not predicted of it.
+        why: &'static str,
+    },
+    /// A key that gives the model other weights than its architecture has otherwise.
+    #[error(
+        "predict the layers of `{architecture}`: the config's `{key}` changes them ({what}), which gemmtune does not predict for this architecture"
+    )]
+    Key {
+        /// The architecture.
+        architecture: String,
+        /// The key.
+        key: String,
+        /// What the key is of.
+        what: &'static str,
+    },
+    /// A layer of a kind that no family builds.
+    #[error(
+        "predict the layers of `{architecture}`: `layer_types` has `{kind}`, which is not predicted"
+    )]
+    Layer {
+        /// The architecture.
+        architecture: String,
+        /// The kind of layer.
+        kind: String,
+    },
     /// The weights are not quantised to FP8.
     #[error("predict FP8 layers: {0}")]
     NotFp8(String),
@@ -95,6 +138,12 @@ impl Config {
         }
     }
 
+    /// A list of words, one per layer; nothing where it is no list of words only.
+    pub(super) fn words(&self, key: &str) -> Option<Vec<String>> {
+        let words = self.get(key)?.as_array()?.iter();
+        words.map(|word| word.as_str().map(str::to_owned)).collect()
+    }
+
     /// The first of `keys` that is there.
     pub(super) fn first(&self, keys: &[&'static str]) -> Result<Option<u64>, ModelError> {
         for key in keys {
@@ -105,19 +154,39 @@ impl Config {
         Ok(None)
     }
 
+    /// The object with the language model's keys: the text part of multimodal models.
+    pub(super) fn text(&self) -> &serde_json::Map<String, Value> {
+        let part = self.root.get("text_config").and_then(Value::as_object);
+        part.or_else(|| self.root.as_object())
+            .expect("only objects are read")
+    }
+
+    /// Keys around the text part, of multimodal models only.
+    pub(super) fn around(&self) -> impl Iterator<Item = (&String, &Value)> {
+        let root = self.root.as_object();
+        root.filter(|root| root.contains_key("text_config"))
+            .into_iter()
+            .flatten()
+    }
+
+    /// The class that the config names first, shortened.
+    pub(super) fn class(&self) -> Option<String> {
+        let list = self.root.get("architectures")?;
+        Some(list.get(0)?.as_str()?.chars().take(80).collect())
+    }
+
+    /// The kinds of model that the config names: of the whole, and of its text part.
+    pub(super) fn model_types(&self) -> impl Iterator<Item = &str> {
+        let text = self.root.get("text_config");
+        [Some(&self.root), text]
+            .into_iter()
+            .filter_map(|part| part?.get("model_type")?.as_str())
+    }
+
     /// Architecture, or the model type where that is missing.
     pub(super) fn architecture(&self) -> String {
-        let named = self
-            .root
-            .get("architectures")
-            .and_then(|list| list.get(0))
-            .and_then(Value::as_str);
-        let kind = || self.get("model_type").and_then(Value::as_str);
-        named
-            .or_else(kind)
-            .unwrap_or("unknown")
-            .chars()
-            .take(80)
-            .collect()
+        let kind = || self.model_types().next().unwrap_or("unknown");
+        self.class()
+            .unwrap_or_else(|| kind().chars().take(80).collect())
     }
 }

@@ -121,25 +121,37 @@ impl Ignored {
         if self.0.is_empty() {
             return false;
         }
-        let path = format!("model.layers.{index}.{module}");
+        let path = format!("layers.{index}.{module}");
         self.0.iter().any(|entry| {
             let entry = entry.trim_end_matches('.');
             if entry.contains('*') {
-                return matches(entry, &path);
+                return AROUND
+                    .iter()
+                    .any(|around| matches(entry, &format!("{around}{path}")));
             }
-            // `model.layers.3.mlp` covers `model.layers.3.mlp.down_proj`; a multimodal wrapper puts a name
-            // before `model` or `layers`.
-            path == entry
-                || path
-                    .strip_prefix(entry)
-                    .is_some_and(|rest| rest.starts_with('.'))
-                || entry
-                    .strip_suffix(&path)
-                    .is_some_and(|before| before.ends_with('.'))
-                || (!entry.contains('.') && path.rsplit('.').next() == Some(entry))
+            if !entry.contains('.') {
+                return path.rsplit('.').next() == Some(entry);
+            }
+            // `model.layers.3.mlp` covers `model.layers.3.mlp.down_proj`.
+            AROUND.iter().any(|around| {
+                let rest = entry
+                    .strip_prefix(around)
+                    .and_then(|entry| path.strip_prefix(entry));
+                rest.is_some_and(|rest| rest.is_empty() || rest.starts_with('.'))
+            })
         })
     }
 }
+
+/// What stands before `layers` in the names of a decoder's modules: nothing, or what a model and a multimodal
+/// wrapper call it. Towers for images have other names, and layers of the same number.
+const AROUND: [&str; 5] = [
+    "model.",
+    "",
+    "model.language_model.",
+    "language_model.model.",
+    "language_model.",
+];
 
 /// The part of regular expressions that such lists use, as a pattern with `*`.
 fn glob(expression: &str) -> String {
@@ -172,6 +184,27 @@ fn matches(pattern: &str, text: &str) -> bool {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn a_wrapper_around_the_decoder_changes_no_name_and_a_tower_is_not_the_decoder() {
+        let ignored = |entry: &str| Ignored(vec![entry.to_owned()]);
+        for (entry, expected) in [
+            ("model.layers.3.mlp.down_proj", true),
+            ("layers.3.mlp.down_proj", true),
+            ("model.language_model.layers.3.mlp", true),
+            ("language_model.model.layers.3.mlp.down_proj", true),
+            ("model.layers.3", true),
+            ("down_proj", true),
+            ("model.layers.30.mlp.down_proj", false),
+            ("model.layers.3.mlp.down", false),
+            ("visual.encoder.layers.3.mlp.down_proj", false),
+            ("mtp.layers.3.mlp.down_proj", false),
+            ("model.visual.layers.3.mlp.down_proj", false),
+            ("model.language_model.layers.*.mlp.down_proj", true),
+        ] {
+            assert_eq!(ignored(entry).has(3, "mlp.down_proj"), expected, "{entry}");
+        }
+    }
 
     #[test]
     fn patterns_with_stars_match_as_the_expressions_they_stand_for() {

@@ -162,6 +162,296 @@ fn qwen3_next_has_the_weights_of_the_table_aiter_ships_for_it() {
     );
 }
 
+/// (N, K) that are planned for `name` at any of these TP.
+fn weights(name: &str, sizes: &[u32]) -> BTreeSet<(u32, u32)> {
+    let mut weights = BTreeSet::new();
+    for tp in sizes {
+        let prediction = model(name, *tp);
+        assert_eq!(prediction.rejected, [] as [&str; 0], "{name} TP{tp}");
+        weights.extend(prediction.weights().into_iter().map(|(n, k, _)| (n, k)));
+    }
+    weights
+}
+
+#[test]
+fn deepseek_v4_has_the_weights_of_the_tables_aiter_ships_for_it() {
+    // dsv4_a8w8_blockscale_bpreshuffle_tuned_gemm.csv and dsv4_a8w8_blockscale_tuned_gemm.csv of aiter e4048607a5,
+    // without (7168, 7168), which is a projection of the layer that drafts.
+    let shipped = [
+        (768, 7168),
+        (1536, 4096),
+        (1536, 7168),
+        (2048, 7168),
+        (4096, 1024),
+        (4096, 2048),
+        (4096, 4096),
+        (4096, 8192),
+        (6144, 7168),
+        (7168, 384),
+        (7168, 768),
+        (7168, 3072),
+        (7168, 4096),
+        (7168, 16384),
+        (8192, 1024),
+        (8192, 1536),
+        (16384, 1536),
+        (32768, 1024),
+        (65536, 1536),
+    ];
+    let mut predicted = weights("deepseek-v4-flash", &[1, 8]);
+    predicted.extend(weights("deepseek-v4-pro", &[1, 4, 8]));
+    let missing: Vec<_> = shipped
+        .iter()
+        .filter(|nk| !predicted.contains(nk))
+        .collect();
+    assert!(missing.is_empty(), "{missing:?}");
+
+    let flash = model("deepseek-v4-flash", 1);
+    let layers: Vec<_> = flash
+        .layers
+        .iter()
+        .map(|layer| (layer.name, layer.n, layer.k, layer.count, layer.replicated))
+        .collect();
+    assert_eq!(
+        layers,
+        [
+            ("wqkv_a", 1536, 4096, 43, true),
+            ("wq_b", 32768, 1024, 43, false),
+            ("wo_b", 4096, 8192, 43, false),
+            ("indexer.wq_b", 8192, 1024, 21, true),
+            ("shared_experts.gate_up_proj", 4096, 4096, 43, false),
+            ("shared_experts.down_proj", 4096, 2048, 43, false),
+        ]
+    );
+    // CSA layers of the published config.
+    let pro = model("deepseek-v4-pro", 8);
+    let indexer = pro.layers.iter().find(|layer| layer.name == "indexer.wq_b");
+    assert_eq!(indexer.map(|layer| layer.count), Some(30));
+    assert!(flash.notes.iter().any(|note| note.contains("wo_a")));
+    // Eight groups cannot be split over sixteen ranks.
+    let rejected = model("deepseek-v4-flash", 16).rejected;
+    assert!(
+        rejected
+            .iter()
+            .any(|reason| reason.contains("o_groups = 8")),
+        "{rejected:?}"
+    );
+}
+
+#[test]
+fn glm_5_has_the_weights_of_the_tables_aiter_ships_for_it_and_5_2_fewer_indexers() {
+    // glm5_a8w8_blockscale_bpreshuffle_tuned_gemm.csv and a8w8_bpreshuffle_tuned_gemm_glm5.2.csv of aiter e4048607a5.
+    let shipped = BTreeSet::from([
+        (128, 6144),
+        (2048, 2048),
+        (2624, 6144),
+        (3072, 6144),
+        (3584, 512),
+        (4096, 2048),
+        (6144, 1536),
+        (6144, 2048),
+    ]);
+    assert_eq!(weights("glm-5", &[8]), shipped);
+    let shipped = [(2624, 6144), (4096, 2048), (6144, 4096), (7168, 512)];
+    assert!(weights("glm-5.2", &[4]).is_superset(&BTreeSet::from(shipped)));
+    // Layers 0, 1, 2 and then every fourth choose tokens; the others hold no indexer.
+    let indexers = |name| {
+        let prediction = model(name, 8);
+        let layers = prediction.layers.into_iter();
+        layers
+            .filter(|layer| layer.name.starts_with("indexer."))
+            .map(|layer| layer.count)
+            .collect::<Vec<_>>()
+    };
+    assert_eq!(indexers("glm-5"), [78, 78]);
+    assert_eq!(indexers("glm-5.2"), [21, 21]);
+}
+
+#[test]
+fn qwen3_5_has_the_weights_of_the_tables_aiter_ships_for_it() {
+    // a8w8_blockscale_tuned_gemm_qwen36_27b.csv of aiter e4048607a5: TP2, 4 and 8.
+    let shipped = BTreeSet::from([
+        (2048, 5120),
+        (3584, 5120),
+        (4096, 5120),
+        (4352, 5120),
+        (5120, 768),
+        (5120, 1536),
+        (5120, 2176),
+        (5120, 3072),
+        (5120, 4352),
+        (5120, 8704),
+        (7168, 5120),
+        (8192, 5120),
+        (8704, 5120),
+        (17408, 5120),
+    ]);
+    assert_eq!(weights("qwen3.5-27b", &[2, 4, 8]), shipped);
+    // a8w8_blockscale_tuned_gemm_qwen3_5_397b_a13b.csv and a8w8_blockscale_bpreshuffle_tuned_gemm_qwen3.5_397b.csv.
+    let shipped = [(256, 4096), (2560, 4096), (4096, 128), (4096, 1024)];
+    assert_eq!(weights("qwen3.5-397b-a17b", &[8]), BTreeSet::from(shipped));
+    let attention = [(4608, 4096), (5120, 4096), (4096, 2048)];
+    assert!(weights("qwen3.5-397b-a17b", &[4]).is_superset(&BTreeSet::from(attention)));
+    // Ten full-attention layers of forty.
+    let small = model("qwen3.5-35b-a3b", 1);
+    let counts: Vec<_> = small
+        .layers
+        .iter()
+        .map(|layer| (layer.name, layer.count))
+        .collect();
+    assert_eq!(counts[..2], [("qkv_proj", 10), ("o_proj", 10)]);
+    assert_eq!(counts[2], ("linear_attn.in_proj_qkvz", 30));
+}
+
+#[test]
+fn gemma_4_has_heads_of_two_sizes() {
+    let prediction = model("gemma-4-31b", 1);
+    let layers: Vec<_> = prediction
+        .layers
+        .iter()
+        .map(|layer| (layer.name, layer.n, layer.k, layer.count))
+        .collect();
+    assert_eq!(
+        layers,
+        [
+            ("qkv_proj (sliding)", 16384, 5376, 50),
+            ("o_proj (sliding)", 5376, 8192, 50),
+            ("qkv_proj (global)", 20480, 5376, 10),
+            ("o_proj (global)", 5376, 16384, 10),
+            ("gate_up_proj", 43008, 5376, 60),
+            ("down_proj", 5376, 21504, 60),
+        ]
+    );
+}
+
+#[test]
+fn kimi_k2_and_minimax_m2_5_are_planned_as_their_classes_are() {
+    let kimi: BTreeSet<_> = weights("kimi-k2", &[8]);
+    let of_k2 = [
+        (2112, 7168),
+        (1536, 1536),
+        (2048, 512),
+        (7168, 1024),
+        (512, 7168),
+        (7168, 256),
+    ];
+    assert!(kimi.is_superset(&BTreeSet::from(of_k2)), "{kimi:?}");
+    // a8w8_blockscale_bpreshuffle_tuned_gemm_mm2.5.csv of aiter e4048607a5 has the first.
+    let mini = BTreeSet::from([(8192, 3072), (3072, 6144)]);
+    assert_eq!(weights("minimax-m2.5", &[1]), mini);
+}
+
+#[test]
+fn models_whose_layers_are_not_known_are_refused_by_name() {
+    let error = |bytes: &[u8]| predict(bytes, &Parallel::tp(1)).unwrap_err().to_string();
+    for (name, class, why) in [
+        ("kimi-k3", "KimiK3ForConditionalGeneration", "KDA"),
+        ("mimo-v2-flash", "MiMoV2FlashForCausalLM", "other heads"),
+        ("nemotron-h-nano-30b-a3b", "NemotronHForCausalLM", "Mamba"),
+    ] {
+        let error = error(&config(name));
+        assert!(error.contains(class) && error.contains(why), "{error}");
+    }
+    let mut config: serde_json::Value = serde_json::from_slice(&config("qwen3-8b")).unwrap();
+    config["architectures"] = serde_json::json!(["BrandNewForCausalLM"]);
+    let text = error(&serde_json::to_vec(&config).unwrap());
+    assert!(
+        text.contains("`BrandNewForCausalLM` is no architecture"),
+        "{text}"
+    );
+    // How it is quantised does not matter for a refusal.
+    let unquantised = br#"{"architectures": ["NemotronHForCausalLM"]}"#;
+    assert!(error(unquantised).contains("Mamba"));
+    // A class alone does not make a text part of another kind known.
+    config["architectures"] = serde_json::json!(["Qwen3VLForConditionalGeneration"]);
+    config["text_config"] = serde_json::json!({"model_type": "kimi_linear"});
+    assert!(error(&serde_json::to_vec(&config).unwrap()).contains("KDA"));
+    // Without a class the model type decides.
+    config.as_object_mut().unwrap().remove("architectures");
+    config.as_object_mut().unwrap().remove("text_config");
+    assert!(predict(&serde_json::to_vec(&config).unwrap(), &Parallel::tp(1)).is_ok());
+    config["model_type"] = "brand_new".into();
+    assert!(error(&serde_json::to_vec(&config).unwrap()).contains("`brand_new`"));
+}
+
+#[test]
+fn a_key_that_changes_weights_is_refused_by_name_where_the_family_does_not_have_it() {
+    let with = |key: &str, value: serde_json::Value| {
+        let mut config: serde_json::Value = serde_json::from_slice(&config("qwen3-8b")).unwrap();
+        config[key] = value;
+        predict(&serde_json::to_vec(&config).unwrap(), &Parallel::tp(1))
+    };
+    for key in [
+        "o_lora_rank",
+        "o_groups",
+        "global_head_dim",
+        "kv_lora_rank",
+        "index_n_heads",
+        "linear_num_value_heads",
+        "linear_attn_config",
+        "kda_num_heads",
+        "mamba_d_state",
+        "hybrid_override_pattern",
+        "swa_num_key_value_heads",
+        "moe_latent_size",
+        "attn_output_gate",
+        "attn_type_list",
+        "shared_intermediate_size",
+    ] {
+        let error = with(key, serde_json::json!(7)).unwrap_err().to_string();
+        assert!(
+            error.contains(&format!("`{key}`")) && error.contains("Qwen3ForCausalLM"),
+            "{error}"
+        );
+        for off in [
+            serde_json::json!(null),
+            serde_json::json!(0),
+            serde_json::json!(false),
+        ] {
+            assert!(with(key, off).is_ok(), "{key}");
+        }
+    }
+    let kinds = serde_json::json!(["full_attention", "conv"]);
+    assert!(
+        with("layer_types", kinds)
+            .unwrap_err()
+            .to_string()
+            .contains("`conv`")
+    );
+    // MiniMax-M2 says of each of its layers that it is full attention.
+    assert!(with("attn_type_list", serde_json::json!([1, 1])).is_ok());
+    assert!(with("attn_type_list", serde_json::json!([1, 0])).is_err());
+    assert!(with("v_head_dim", 128.into()).is_ok(), "as head_dim");
+    assert!(with("v_head_dim", 64.into()).is_err());
+    let notes = with("adapter_rank", 16.into()).unwrap().notes;
+    assert!(
+        notes.iter().any(|note| note.contains("adapter_rank")),
+        "{notes:?}"
+    );
+    assert_eq!(
+        with("vision_head_dim", 16.into()).unwrap().notes,
+        [] as [&str; 0]
+    );
+}
+
+#[test]
+fn lists_with_fewer_entries_than_layers_are_refused() {
+    for (name, key) in [
+        ("deepseek-v4-flash", "compress_ratios"),
+        ("gemma-4-31b", "layer_types"),
+    ] {
+        let mut config: serde_json::Value = serde_json::from_slice(&config(name)).unwrap();
+        let part = if name.starts_with("gemma") {
+            &mut config["text_config"]
+        } else {
+            &mut config
+        };
+        part[key].as_array_mut().unwrap().truncate(5);
+        let error = predict(&serde_json::to_vec(&config).unwrap(), &Parallel::tp(1)).unwrap_err();
+        assert!(error.to_string().contains(key), "{error}");
+    }
+}
+
 #[test]
 fn per_channel_models_are_told_which_operation_they_need() {
     let prediction = model("glm-4.6", 8);
@@ -226,7 +516,7 @@ fn configs_that_predict_nothing_say_why() {
     assert!(error("{").starts_with("read the model's config"));
     assert!(error("[]").contains("no JSON object"));
     assert!(error("{}").contains("quantization_config"));
-    let fp8 = r#""quantization_config": {"quant_method": "fp8", "weight_block_size": [128, 128]}"#;
+    let fp8 = r#""model_type": "llama", "quantization_config": {"quant_method": "fp8", "weight_block_size": [128, 128]}"#;
     assert_eq!(
         error(&format!("{{{fp8}}}")),
         "predict the model's layers: its config has no `num_hidden_layers`"
@@ -249,11 +539,11 @@ fn configs_that_predict_nothing_say_why() {
 fn a_multimodal_config_is_read_through_its_text_part() {
     let inner: serde_json::Value = serde_json::from_slice(&config("qwen3-14b")).unwrap();
     let outer = serde_json::json!({
-        "architectures": ["SomeVLForConditionalGeneration"],
+        "architectures": ["Qwen3VLForConditionalGeneration"],
         "hidden_size": 64,
         "text_config": inner,
     });
     let prediction = predict(&serde_json::to_vec(&outer).unwrap(), &Parallel::tp(2)).unwrap();
     assert_eq!(prediction.weights(), model("qwen3-14b", 2).weights());
-    assert_eq!(prediction.architecture, "SomeVLForConditionalGeneration");
+    assert_eq!(prediction.architecture, "Qwen3VLForConditionalGeneration");
 }
