@@ -60,6 +60,111 @@ fn a_gain_in_one_file_per_arm_is_better_and_exits_0() {
     assert!(output.stderr.is_empty(), "{output:?}");
 }
 
+fn recorded() -> &'static Path {
+    Path::new(concat!(env!("CARGO_MANIFEST_DIR"), "/testdata/bench"))
+}
+
+#[test]
+fn a_file_per_load_makes_one_trial_of_all_loads() {
+    let arguments = [
+        "--json",
+        "--baseline",
+        "inferencex-b-c8.json",
+        "inferencex-b-c4.json",
+        "--tuned",
+        "inferencex-t-c4.json",
+        "inferencex-t-c8.json",
+    ];
+    let output = compare(recorded(), &arguments);
+    assert_eq!(output.status.code(), Some(16), "{output:?}");
+    let found = document(&output);
+    assert_eq!(found["unfair"], serde_json::json!([]), "{found:#}");
+    assert_eq!(
+        (&found["pairs"], &found["more_pairs_needed"]),
+        (&1.into(), &5.into())
+    );
+    let ratio = |name: &str| {
+        let metrics = found["metrics"].as_array().unwrap();
+        let metric = metrics
+            .iter()
+            .find(|metric| metric["metric"] == name)
+            .unwrap();
+        (
+            metric["ratio"]["median"].as_f64().unwrap(),
+            metric["baseline"].as_f64().unwrap(),
+        )
+    };
+    // Geometric means over the two loads.
+    let (gain, base) = ratio("output_throughput");
+    let by_hand = (181.420_158_938_904_42_f64 / 165.057_740_833_287_17
+        * (323.647_473_973_475_66 / 293.536_391_804_895_06))
+        .sqrt();
+    assert!(
+        (gain - by_hand).abs() < 1e-9 && (base - 220.115).abs() < 0.01,
+        "{gain} {base}"
+    );
+    // Seconds in the files.
+    let (same, milliseconds) = ratio("median_ttft_ms");
+    assert!(
+        (same - 1.0).abs() < 1e-9 && (milliseconds - 264.07).abs() < 0.01,
+        "{milliseconds}"
+    );
+}
+
+#[test]
+fn a_wrapped_run_is_read_and_one_without_metrics_is_named_by_its_keys() {
+    let arguments = [
+        "--json",
+        "--baseline",
+        "wrapped.json",
+        "--tuned",
+        "wrapped.json",
+    ];
+    let found = document(&compare(recorded(), &arguments));
+    assert_eq!(
+        (&found["pairs"], &found["ratio"]["median"]),
+        (&1.into(), &1.0.into())
+    );
+    let folder = tempfile::tempdir().unwrap();
+    fs_err::write(
+        folder.path().join("x.json"),
+        r#"{"name": "x", "scores": {"a": 1}}"#,
+    )
+    .unwrap();
+    let output = compare(
+        folder.path(),
+        &["--baseline", "x.json", "--tuned", "x.json"],
+    );
+    assert_eq!(output.status.code(), Some(2));
+    let text = String::from_utf8_lossy(&output.stderr).into_owned();
+    assert!(text.contains("its keys are: name, scores"), "{text}");
+}
+
+#[test]
+fn a_configuration_around_a_wrapped_run_has_to_agree() {
+    let folder = tempfile::tempdir().unwrap();
+    let wrapped = fs_err::read_to_string(recorded().join("wrapped.json")).unwrap();
+    for (file, ranks) in [("b.json", 8), ("t.json", 4)] {
+        let said = format!(r#""client_args": {{"tp": {ranks}}}"#);
+        let text = wrapped.replace(r#""client_args": {}"#, &said);
+        assert_ne!(text, wrapped);
+        fs_err::write(folder.path().join(file), text).unwrap();
+    }
+    let arguments = ["--json", "--baseline", "b.json", "--tuned", "t.json"];
+    let found = document(&compare(folder.path(), &arguments));
+    assert!(
+        found["unfair"]
+            .to_string()
+            .contains("config.client_args.tp"),
+        "{found:#}"
+    );
+    let arguments = [&arguments[..], &["--expect", "tp"]].concat();
+    assert_eq!(
+        document(&compare(folder.path(), &arguments))["unfair"],
+        serde_json::json!([])
+    );
+}
+
 #[test]
 fn a_loss_in_six_files_per_arm_is_worse_and_exits_16() {
     let folder = tempfile::tempdir().unwrap();

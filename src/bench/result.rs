@@ -2,7 +2,8 @@
 //!
 //! Python's `json.dumps` writes what JSON does not have: an unlimited request rate is the bare token
 //! `Infinity`, a mean of nothing is `NaN`, and text that was not valid Unicode keeps lone surrogate
-//! escapes. All three are read. Key names are those of SGLang's `bench_serving` (0.5.5 to 0.5.23).
+//! escapes. All three are read. Key names are those of SGLang's `bench_serving` (0.5.5 to 0.5.23). Some programs wrap a
+//! run or several in one object, `{"config": …, "results": …}`: what stands around them is kept with each.
 
 use std::borrow::Cow;
 use std::fmt;
@@ -127,16 +128,23 @@ pub fn parse(file: &str, text: &str) -> Result<Vec<Run>, ReadError> {
         };
         match stream.next() {
             None => break,
-            Some(Ok(Value::Object(fields))) => runs.push(Run { source, fields }),
+            Some(Ok(Value::Object(fields))) => {
+                let runs_here = unwrapped(fields).into_iter();
+                runs.extend(runs_here.map(|fields| Run {
+                    source: source.clone(),
+                    fields,
+                }));
+            }
             Some(Ok(Value::Array(elements))) => {
                 for element in elements {
                     let Value::Object(fields) = element else {
                         return Err(ReadError::NotAnObject(source));
                     };
-                    runs.push(Run {
+                    let runs_here = unwrapped(fields).into_iter();
+                    runs.extend(runs_here.map(|fields| Run {
                         source: source.clone(),
                         fields,
-                    });
+                    }));
                 }
             }
             Some(Ok(_)) => return Err(ReadError::NotAnObject(source)),
@@ -164,6 +172,56 @@ pub fn parse(file: &str, text: &str) -> Result<Vec<Run>, ReadError> {
         return Err(ReadError::Empty(file.to_owned()));
     }
     Ok(runs)
+}
+
+/// The runs that an object stands for: itself, or those in the one place of it that holds some. The keys around them
+/// belong to each.
+fn unwrapped(mut fields: Map<String, Value>) -> Vec<Map<String, Value>> {
+    if is_run(&fields) {
+        return vec![fields];
+    }
+    let holds = |value: &Value| match value {
+        Value::Object(inner) => is_run(inner),
+        Value::Array(list) => {
+            let mut list = list.iter().peekable();
+            list.peek().is_some() && list.all(|one| one.as_object().is_some_and(is_run))
+        }
+        _ => false,
+    };
+    let places: Vec<String> = fields
+        .iter()
+        .filter(|(_, value)| holds(value))
+        .map(|(key, _)| key.clone())
+        .collect();
+    let [place] = places.as_slice() else {
+        return vec![fields];
+    };
+    let inner = match fields.remove(place) {
+        Some(Value::Array(list)) => list,
+        Some(one) => vec![one],
+        None => Vec::new(),
+    };
+    let runs = inner.into_iter().filter_map(|run| match run {
+        Value::Object(run) => Some(run),
+        _ => None,
+    });
+    runs.map(|run| {
+        let mut all = fields.clone();
+        all.extend(run);
+        all
+    })
+    .collect()
+}
+
+/// Whether an object is a run itself: it says what was measured.
+fn is_run(fields: &Map<String, Value>) -> bool {
+    fields.keys().any(|key| {
+        matches!(
+            key.as_str(),
+            "completed" | "duration" | "total_output_tokens"
+        ) || key.ends_with("_throughput")
+            || key.contains("tput_per_gpu")
+    })
 }
 
 /// Whether the first line of `text` ends inside a string, which no JSON line does unless it was torn.
@@ -306,6 +364,35 @@ mod tests {
             parse("b.jsonl", "3\n"),
             Err(ReadError::NotAnObject(_))
         ));
+    }
+
+    #[test]
+    fn wrapped_runs_are_found_and_keep_what_stands_around_them() {
+        let one = r#"{"config": {"tp": 8}, "note": "x", "results": {"completed": 3, "note": "y"}}"#;
+        let run = &parse("b", one).unwrap()[0];
+        assert_eq!(run.number("completed"), Some(3.0));
+        assert_eq!(run.fields["config"]["tp"], 8);
+        assert_eq!(run.fields["note"], "y", "the run's own word");
+        let two =
+            r#"[{"runs": [{"duration": 1}, {"duration": 2}], "model": "m"}, {"duration": 3}]"#;
+        let runs = parse("b", two).unwrap();
+        let durations: Vec<_> = runs
+            .iter()
+            .map(|run| run.number("duration").unwrap())
+            .collect();
+        assert_eq!(durations, [1.0, 2.0, 3.0]);
+        assert_eq!(runs[1].fields["model"], "m");
+        // Two places, or none: the object is left as it stands.
+        for text in [
+            r#"{"a": {"duration": 1}, "b": {"duration": 2}}"#,
+            r#"{"a": {"x": 1}, "b": []}"#,
+        ] {
+            let runs = parse("b", text).unwrap();
+            assert!(
+                runs.len() == 1 && runs[0].fields.contains_key("a"),
+                "{runs:?}"
+            );
+        }
     }
 
     #[test]

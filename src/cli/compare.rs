@@ -20,7 +20,7 @@ use crate::run::error::{Error, ErrorKind};
     than the tuning. 2: a file cannot be read or lacks the metric."
 )]
 pub struct CompareArgs {
-    /// Result files of the untuned arm (JSON Lines of bench_serving), in the order they were run
+    /// Result files of the untuned arm (bench_serving, `vllm bench serve`, InferenceX), in the order they were run
     #[arg(long, required = true, num_args = 1.., value_name = "FILE")]
     baseline: Vec<Utf8PathBuf>,
 
@@ -40,7 +40,7 @@ pub struct CompareArgs {
     #[arg(long, default_value = metric::DEFAULT, value_name = "METRIC")]
     metric: String,
 
-    /// What one trial is: a line where an arm has one file, else a file
+    /// What one trial is: a line where an arm has one file, else a file, or the i-th file of each load
     #[arg(long, default_value = "auto", value_name = "UNIT")]
     unit: UnitArg,
 
@@ -63,7 +63,7 @@ pub struct CompareArgs {
 
 #[derive(Clone, Copy, Debug, clap::ValueEnum)]
 enum UnitArg {
-    /// A line where an arm has one file, else a file
+    /// A line where an arm has one file, else a file; where each file holds one load of several, the i-th file of each
     Auto,
     /// Each file, whatever its lines
     File,

@@ -292,9 +292,15 @@ fn shortened(value: &str) -> String {
     format!("{start}…")
 }
 
-/// The resolved server arguments agree, key by key.
+/// The resolved server arguments agree, key by key; so does what a wrapped result says of its configuration.
 fn same_server(arms: &[Vec<&Run>; 2], expected: &[String], findings: &mut Findings) {
-    let has = |run: &&Run| run.fields.get("server_info").is_some_and(Value::is_object);
+    same_settings("server_info", arms, expected, findings);
+    same_settings("config", arms, expected, findings);
+}
+
+/// The object under `name` agrees, key by key.
+fn same_settings(name: &str, arms: &[Vec<&Run>; 2], expected: &[String], findings: &mut Findings) {
+    let has = |run: &&Run| run.fields.get(name).is_some_and(Value::is_object);
     let with = arms
         .iter()
         .flatten()
@@ -302,6 +308,9 @@ fn same_server(arms: &[Vec<&Run>; 2], expected: &[String], findings: &mut Findin
         .filter(|run| has(run))
         .count();
     let all = arms.iter().flatten().count();
+    if with == 0 && name != "server_info" {
+        return;
+    }
     if with == 0 {
         findings.notes.push(
             "no run carries server_info: that both servers had the same arguments is not proven"
@@ -317,7 +326,7 @@ fn same_server(arms: &[Vec<&Run>; 2], expected: &[String], findings: &mut Findin
             .map(|run| run.source.to_string())
             .collect();
         findings.unfair.push(format!(
-            "server_info: not in {} of {all} runs ({})",
+            "{name}: not in {} of {all} runs ({})",
             all - with,
             missing.first().map_or("", String::as_str)
         ));
@@ -329,7 +338,7 @@ fn same_server(arms: &[Vec<&Run>; 2], expected: &[String], findings: &mut Findin
         for run in runs.iter().copied().filter(|run| has(run)) {
             runs_with[arm] += 1;
             let mut leaves = Vec::new();
-            flatten("server_info", &run.fields["server_info"], &mut leaves);
+            flatten(name, &run.fields[name], &mut leaves);
             for (key, value) in leaves {
                 times.entry(key.clone()).or_default()[arm] += 1;
                 seen.entry(key).or_default()[arm]
@@ -352,7 +361,7 @@ fn same_server(arms: &[Vec<&Run>; 2], expected: &[String], findings: &mut Findin
     let mut told: BTreeSet<(String, Vec<String>)> = BTreeSet::new();
     for (key, values) in &seen {
         if values.iter().any(BTreeMap::is_empty) {
-            continue; // the whole arm lacks server_info: said above
+            continue; // the whole arm lacks the object: said above
         }
         let all: BTreeSet<&String> = values.iter().flat_map(BTreeMap::keys).collect();
         if all.len() < 2 || within_tolerance(key, &all) {
@@ -363,7 +372,7 @@ fn same_server(arms: &[Vec<&Run>; 2], expected: &[String], findings: &mut Findin
             .split_once("internal_states[")
             .and_then(|(_, rest)| rest.split_once("]."))
             .map_or_else(
-                || key.trim_start_matches("server_info.").to_owned(),
+                || key.trim_start_matches(&format!("{name}.")).to_owned(),
                 |(_, plain)| plain.to_owned(),
             );
         let sides = values
@@ -371,7 +380,7 @@ fn same_server(arms: &[Vec<&Run>; 2], expected: &[String], findings: &mut Findin
             .flat_map(|side| side.keys().cloned().chain(["|".to_owned()]))
             .collect();
         if told.insert((plain.clone(), sides)) {
-            report_difference(&format!("server_info.{plain}"), values, expected, findings);
+            report_difference(&format!("{name}.{plain}"), values, expected, findings);
         }
     }
 }

@@ -70,7 +70,8 @@ const fn time(key: &'static str, alias: &'static str, headline: bool) -> Metric 
 }
 
 /// Every metric that has a direction, in the order people see them. Keys: SGLang `bench_serving`
-/// 0.5.5 to 0.5.23; aliases: vLLM `benchmark_serving.py`.
+/// 0.5.5 to 0.5.23; aliases: `vllm bench serve`; per GPU: InferenceX. The last also writes times in seconds, under the
+/// same names without `_ms`.
 pub const METRICS: &[Metric] = &[
     rate("output_throughput", "", "tok/s", true),
     rate("total_throughput", "total_token_throughput", "tok/s", false),
@@ -96,6 +97,9 @@ pub const METRICS: &[Metric] = &[
     time("p90_e2e_latency_ms", "p90_e2el_ms", false),
     time("p95_e2e_latency_ms", "p95_e2el_ms", false),
     time("p99_e2e_latency_ms", "p99_e2el_ms", false),
+    rate("output_tput_per_gpu", "", "tok/s/GPU", false),
+    rate("tput_per_gpu", "", "tok/s/GPU", false),
+    rate("input_tput_per_gpu", "", "tok/s/GPU", false),
     Metric {
         key: "duration",
         alias: "",
@@ -107,18 +111,22 @@ pub const METRICS: &[Metric] = &[
 
 /// The metric of that name.
 pub fn named(name: &str) -> Option<&'static Metric> {
-    METRICS
-        .iter()
-        .find(|metric| metric.key == name || (!name.is_empty() && metric.alias == name))
+    if name.is_empty() {
+        return None;
+    }
+    // Times in seconds have the same name without `_ms`.
+    let milliseconds = format!("{}_ms", name.strip_suffix("_s").unwrap_or(name));
+    let has = |metric: &&Metric, name: &str| metric.key == name || metric.alias == name;
+    let metrics = || METRICS.iter();
+    metrics()
+        .find(|metric| has(metric, name))
+        .or_else(|| metrics().find(|metric| has(metric, &milliseconds)))
 }
 
 impl Metric {
     /// What `run` says about this metric.
     pub fn reading(&self, run: &Run) -> Reading {
-        let Some(number) = run
-            .number(self.key)
-            .or_else(|| (!self.alias.is_empty()).then(|| run.number(self.alias))?)
-        else {
+        let Some(number) = self.number(run) else {
             return Reading::Missing;
         };
         if number.is_finite() && number > 0.0 {
@@ -126,6 +134,25 @@ impl Metric {
         } else {
             Reading::Unusable(number)
         }
+    }
+
+    /// The value in this metric's unit, under whichever of its names the run has.
+    fn number(&self, run: &Run) -> Option<f64> {
+        let names = || {
+            [self.key, self.alias]
+                .into_iter()
+                .filter(|name| !name.is_empty())
+        };
+        names().find_map(|name| run.number(name)).or_else(|| {
+            names()
+                .filter_map(|name| name.strip_suffix("_ms"))
+                .find_map(|name| {
+                    let seconds = run
+                        .number(name)
+                        .or_else(|| run.number(&format!("{name}_s")));
+                    Some(seconds? * 1e3)
+                })
+        })
     }
 
     /// Numerator and denominator of the ratio that is above 1 when the tuned arm is better.
@@ -151,8 +178,41 @@ mod tests {
             named("median_e2el_ms").unwrap().key,
             "median_e2e_latency_ms"
         );
+        assert_eq!(named("median_ttft").unwrap().key, "median_ttft_ms");
+        assert_eq!(named("median_e2el_s").unwrap().key, "median_e2e_latency_ms");
         assert_eq!(named(""), None);
         assert_eq!(named("throughput"), None);
+    }
+
+    #[test]
+    fn seconds_are_read_where_the_key_says_so() {
+        let reading = |line: &str, name: &str| {
+            let runs = crate::bench::result::parse("b", line).unwrap();
+            named(name).unwrap().reading(&runs[0])
+        };
+        for line in [
+            r#"{"median_ttft": 0.25}"#,
+            r#"{"median_ttft_s": 0.25}"#,
+            r#"{"median_ttft_ms": 250}"#,
+            r#"{"median_ttft_ms": 250, "median_ttft": 9}"#,
+        ] {
+            assert_eq!(
+                reading(line, "median_ttft_ms"),
+                Reading::Usable(250.0),
+                "{line}"
+            );
+        }
+        let line = r#"{"median_e2el": 3.5, "duration": 4}"#;
+        assert_eq!(
+            reading(line, "median_e2e_latency_ms"),
+            Reading::Usable(3500.0)
+        );
+        assert_eq!(reading(line, "duration"), Reading::Usable(4.0));
+        assert_eq!(reading(line, "median_tpot_ms"), Reading::Missing);
+        assert_eq!(
+            reading(r#"{"median_ttft": 0}"#, "median_ttft_ms"),
+            Reading::Unusable(0.0)
+        );
     }
 
     #[test]

@@ -24,6 +24,10 @@ pub const DEFAULT_BAND: f64 = 0.01;
 /// quiet the machine is.
 pub const LEAST_BAND: f64 = 0.005;
 
+/// Keys named of a run without any metric, and letters of each.
+const KEYS_SHOWN: usize = 12;
+const KEY_SHOWN: usize = 40;
+
 /// Values farther than this many scaled median absolute deviations from the median log ratio are
 /// named as outliers. They stay in.
 const OUTLIER_LIMIT: f64 = 5.0;
@@ -286,6 +290,14 @@ pub enum CompareError {
         /// Metrics that arm has.
         present: Vec<String>,
     },
+    /// No run of an arm has any metric.
+    #[error("compare: the {arm} arm has no metric of a benchmark; its keys are: {}", .keys.join(", "))]
+    NoMetric {
+        /// The arm.
+        arm: &'static str,
+        /// The first keys of its first run.
+        keys: Vec<String>,
+    },
 }
 
 /// Compares the arms.
@@ -295,14 +307,22 @@ pub fn compare(question: &Question<'_>) -> Result<Comparison, CompareError> {
             return Err(CompareError::NoTrial(arm));
         }
         if !has(trials, question.metric) {
-            return Err(CompareError::MetricAbsent {
-                metric: question.metric.key.to_owned(),
-                arm,
-                present: METRICS
-                    .iter()
-                    .filter(|metric| has(trials, metric))
-                    .map(|metric| metric.key.to_owned())
-                    .collect(),
+            let present = METRICS.iter().filter(|metric| has(trials, metric));
+            let present: Vec<String> = present.map(|metric| metric.key.to_owned()).collect();
+            return Err(if present.is_empty() {
+                let first = trials.first().and_then(|trial| trial.runs().first());
+                let keys = first.into_iter().flat_map(|run| run.fields.keys());
+                let short = |key: &String| key.chars().take(KEY_SHOWN).collect();
+                CompareError::NoMetric {
+                    arm,
+                    keys: keys.take(KEYS_SHOWN).map(short).collect(),
+                }
+            } else {
+                CompareError::MetricAbsent {
+                    metric: question.metric.key.to_owned(),
+                    arm,
+                    present,
+                }
             });
         }
     }

@@ -3,7 +3,8 @@
 //! The unit of replication is the trial. An arm given as several files has one trial a file, and the
 //! lines of a file are runs of that trial. An arm given as one file has one trial a line. Lines that
 //! differ in their workload arguments (a sweep over concurrencies) are points of one trial: the r-th
-//! line of each point belongs to trial r.
+//! line of each point belongs to trial r. So do the files of an arm whose files hold one load each, and
+//! not all the same: the r-th file of each load belongs to trial r.
 
 use std::collections::{BTreeMap, BTreeSet};
 
@@ -11,8 +12,8 @@ use super::metric::{Metric, Reading};
 use crate::bench::result::Run;
 use crate::stats::{paired, sample};
 
-/// The arguments of `bench_serving` that say which load was offered.
-pub(super) const LOAD_KEYS: [&str; 7] = [
+/// The arguments of `bench_serving` that say which load was offered; the last three are InferenceX's.
+pub(super) const LOAD_KEYS: [&str; 10] = [
     "dataset_name",
     "request_rate",
     "max_concurrency",
@@ -20,12 +21,16 @@ pub(super) const LOAD_KEYS: [&str; 7] = [
     "random_input_len",
     "random_output_len",
     "random_range_ratio",
+    "isl",
+    "osl",
+    "conc",
 ];
 
 /// What a trial is in the files of one arm.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub enum Unit {
-    /// A line where the arm has one file, a file where it has several.
+    /// A line where the arm has one file, a file where it has several; the files of a round where each holds one
+    /// load of several.
     #[default]
     Auto,
     /// Each file is one trial, however many lines it has.
@@ -68,7 +73,11 @@ impl Trial {
                     first.source.file, first.source.line, last.source.line
                 )
             }
-            [first, ..] => first.source.file.clone(),
+            [first, rest @ ..] => {
+                let others: BTreeSet<&str> =
+                    rest.iter().map(|run| run.source.file.as_str()).collect();
+                format!("{} and {} more", first.source.file, others.len())
+            }
             [] => String::new(),
         }
     }
@@ -101,29 +110,56 @@ pub(super) fn load(run: &Run) -> String {
 
 /// The trials of one arm.
 pub fn trials(files: Vec<Vec<Run>>, unit: Unit) -> Vec<Trial> {
-    let by_line = match unit {
-        Unit::Auto => files.len() == 1,
-        Unit::File => false,
-        Unit::Line => true,
-    };
-    if !by_line {
-        return files.into_iter().filter_map(Trial::new).collect();
-    }
-    let mut trials = Vec::new();
-    for file in files {
-        let mut seen: BTreeMap<String, usize> = BTreeMap::new();
-        let mut rounds: Vec<Vec<Run>> = Vec::new();
-        for run in file {
-            let round = seen.entry(load(&run)).or_default();
-            if *round == rounds.len() {
-                rounds.push(Vec::new());
+    match unit {
+        Unit::Auto if files.len() > 1 => {
+            if one_load_each(&files) {
+                rounds(files)
+            } else {
+                files.into_iter().filter_map(Trial::new).collect()
             }
-            rounds[*round].push(run);
-            *round += 1;
         }
-        trials.extend(rounds.into_iter().filter_map(Trial::new));
+        Unit::File => files.into_iter().filter_map(Trial::new).collect(),
+        Unit::Auto | Unit::Line => {
+            let lines = |file: Vec<Run>| file.into_iter().map(|run| vec![run]).collect();
+            files
+                .into_iter()
+                .flat_map(|file| rounds(lines(file)))
+                .collect()
+        }
     }
-    trials
+}
+
+/// Whether every file holds runs of one load, and not all of the same.
+fn one_load_each(files: &[Vec<Run>]) -> bool {
+    let mut loads = BTreeSet::new();
+    for file in files {
+        let Some(first) = file.first().map(load) else {
+            return false;
+        };
+        if file.iter().any(|run| load(run) != first) {
+            return false;
+        }
+        loads.insert(first);
+    }
+    loads.len() > 1
+}
+
+/// Trials out of groups of runs that have one load each: the r-th group of each load belongs to trial r.
+fn rounds(groups: Vec<Vec<Run>>) -> Vec<Trial> {
+    let mut seen: BTreeMap<String, usize> = BTreeMap::new();
+    let mut rounds: Vec<Vec<Run>> = Vec::new();
+    for group in groups {
+        let Some(first) = group.first() else {
+            continue;
+        };
+        let round = seen.entry(load(first)).or_default();
+        if *round == rounds.len() {
+            rounds.push(Vec::new());
+        }
+        rounds[*round].extend(group);
+        *round += 1;
+    }
+    rounds.into_iter().filter_map(Trial::new).collect()
 }
 
 /// Trials of both arms, matched.
@@ -326,6 +362,34 @@ mod tests {
             (value.baseline - 4.0).abs() < 1e-12,
             "geometric mean of 2 and 8"
         );
+    }
+
+    #[test]
+    fn files_of_one_load_each_are_rounds_of_a_sweep_in_any_order() {
+        let of = |name: &str, concurrency: u32| {
+            let line = format!(r#"{{"max_concurrency": {concurrency}, "duration": 1}}"#);
+            file(name, &[&line])
+        };
+        let by_round = [of("1a", 4), of("1b", 8), of("2a", 4), of("2b", 8)];
+        let by_load = [of("1a", 4), of("2a", 4), of("1b", 8), of("2b", 8)];
+        for files in [by_round, by_load] {
+            let found = trials(files.to_vec(), Unit::Auto);
+            let sources: Vec<Vec<&str>> = found
+                .iter()
+                .map(|trial| {
+                    let runs = trial.runs().iter();
+                    runs.map(|run| run.source.file.as_str()).collect()
+                })
+                .collect();
+            assert_eq!(sources, [["1a", "1b"], ["2a", "2b"]]);
+            assert_eq!(found[0].name(), "1a and 1 more");
+        }
+        // One load in every file: a file is a trial, as ever. So it is where it is asked for.
+        assert_eq!(trials(vec![of("1", 4), of("2", 4)], Unit::Auto).len(), 2);
+        assert_eq!(trials(vec![of("1", 4), of("2", 8)], Unit::File).len(), 2);
+        // A file with a whole sweep in it is a trial too.
+        let sweep = [of("1", 4), of("1", 8)].concat();
+        assert_eq!(trials(vec![sweep.clone(), sweep], Unit::Auto).len(), 2);
     }
 
     #[test]
