@@ -1,4 +1,4 @@
-//! Finds and opens logs: files, folders, compressed or not.
+//! Finds and opens logs: files, folders, compressed or not, in UTF-8 or in UTF-16 (which Windows PowerShell's `>` writes).
 
 use std::io::{self, BufRead, BufReader, Read};
 
@@ -10,31 +10,47 @@ use crate::store::file::entries;
 const GZIP: [u8; 2] = [0x1f, 0x8b];
 const ZSTD: [u8; 4] = [0x28, 0xb5, 0x2f, 0xfd];
 
-/// The bytes of `path`, decompressed if its first bytes say so; its name does not matter.
+/// The bytes of `path`, decompressed and made UTF-8 if its first bytes say so; its name does not matter.
 ///
 /// Plain files are read as they are up to their end at that moment, so a log may still be growing.
 pub fn open(path: &Utf8Path) -> io::Result<Box<dyn Read>> {
     let mut file = fs_err::File::open(path)?;
     let mut start = [0; 4];
     let length = read_up_to(&mut file, &mut start)?;
-    if length < 2 || !is_compressed(&start[..length]) {
-        return Ok(Box::new(
-            io::Cursor::new(start).take(length as u64).chain(file),
-        ));
-    }
-    decompress(io::Cursor::new(start).take(length as u64).chain(file))
+    whole(start, length, file)
 }
 
-/// The bytes of `input`, decompressed if they say so.
+/// The bytes of `input`, decompressed and made UTF-8 if they say so.
 pub fn decompressed(mut input: impl Read + 'static) -> io::Result<Box<dyn Read>> {
     let mut start = [0; 4];
     let length = read_up_to(&mut input, &mut start)?;
-    let compressed = is_compressed(&start[..length]);
-    let whole = io::Cursor::new(start).take(length as u64).chain(input);
-    if compressed {
-        decompress(whole)
-    } else {
-        Ok(Box::new(whole))
+    whole(start, length, input)
+}
+
+/// An input of which the first `length` bytes were looked at.
+fn whole(start: [u8; 4], length: usize, rest: impl Read + 'static) -> io::Result<Box<dyn Read>> {
+    let input = io::Cursor::new(start).take(length as u64).chain(rest);
+    if !is_compressed(&start[..length]) {
+        return Ok(text(start, length, input));
+    }
+    let mut inner = decompress(input)?;
+    let mut start = [0; 4];
+    let length = read_up_to(&mut inner, &mut start)?;
+    let inner = io::Cursor::new(start).take(length as u64).chain(inner);
+    Ok(text(start, length, inner))
+}
+
+/// `input` as UTF-8, where its first bytes `start` say that it is UTF-16.
+fn text(start: [u8; 4], length: usize, input: impl Read + 'static) -> Box<dyn Read> {
+    match utf16(&start[..length]) {
+        Some(order) => Box::new(Utf16 {
+            input,
+            order,
+            odd: None,
+            high: None,
+            ready: io::Cursor::default(),
+        }),
+        None => Box::new(input),
     }
 }
 
@@ -47,7 +63,8 @@ pub fn is_plain_file(path: &Utf8Path) -> bool {
         }
         let mut start = [0; 4];
         let length = read_up_to(&mut file, &mut start)?;
-        io::Result::Ok(!is_compressed(&start[..length]))
+        let start = &start[..length];
+        io::Result::Ok(!is_compressed(start) && utf16(start).is_none())
     };
     read().unwrap_or(false)
 }
@@ -78,6 +95,83 @@ pub fn files(path: &Utf8Path) -> io::Result<Vec<Utf8PathBuf>> {
     }
     found.sort();
     Ok(found)
+}
+
+/// Which byte of a UTF-16 unit comes first.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum Order {
+    Low,
+    High,
+}
+
+/// Whether the first bytes of an input are UTF-16: by its mark, else by two letters of which every other byte is zero.
+fn utf16(start: &[u8]) -> Option<Order> {
+    let letter = |byte: u8| (0x09..0x7f).contains(&byte);
+    match *start {
+        [0xff, 0xfe, ..] => Some(Order::Low),
+        [0xfe, 0xff, ..] => Some(Order::High),
+        [a, 0, b, 0] if letter(a) && letter(b) => Some(Order::Low),
+        [0, a, 0, b] if letter(a) && letter(b) => Some(Order::High),
+        _ => None,
+    }
+}
+
+/// UTF-16 made UTF-8 as it is read; what is no character becomes U+FFFD, and a mark at the beginning stays one.
+struct Utf16<R> {
+    input: R,
+    order: Order,
+    /// First byte of a unit whose second has not been read.
+    odd: Option<u8>,
+    /// First half of a pair whose second has not been read.
+    high: Option<u16>,
+    ready: io::Cursor<Vec<u8>>,
+}
+
+impl<R: Read> Utf16<R> {
+    /// Makes the next characters ready; none at the end of the input.
+    fn fill(&mut self) -> io::Result<()> {
+        let mut bytes = [0; 16 << 10];
+        let from = usize::from(self.odd.is_some());
+        bytes[0] = self.odd.take().unwrap_or(0);
+        let read = self.input.read(&mut bytes[from..]).inspect_err(|_| {
+            // Read again after an interruption.
+            self.odd = (from == 1).then_some(bytes[0]);
+        })?;
+        let end = read == 0;
+        let (units, odd) = bytes[..from + read].as_chunks::<2>();
+        self.odd = odd.first().copied().filter(|_| !end);
+        let units = units.iter().map(|unit| match self.order {
+            Order::Low => u16::from_le_bytes(*unit),
+            Order::High => u16::from_be_bytes(*unit),
+        });
+        let mut units: Vec<u16> = self.high.take().into_iter().chain(units).collect();
+        if !end
+            && units
+                .last()
+                .is_some_and(|unit| (0xd800..0xdc00).contains(unit))
+        {
+            self.high = units.pop();
+        }
+        if end && !odd.is_empty() {
+            units.push(0xfffd);
+        }
+        let text = String::from_utf16_lossy(&units);
+        let empty = text.is_empty();
+        self.ready = io::Cursor::new(text.into_bytes());
+        // A pair or a unit that is split over two reads.
+        if empty && !end { self.fill() } else { Ok(()) }
+    }
+}
+
+impl<R: Read> Read for Utf16<R> {
+    fn read(&mut self, buffer: &mut [u8]) -> io::Result<usize> {
+        let read = self.ready.read(buffer)?;
+        if read > 0 || buffer.is_empty() {
+            return Ok(read);
+        }
+        self.fill()?;
+        self.ready.read(buffer)
+    }
 }
 
 fn is_compressed(start: &[u8]) -> bool {
@@ -227,6 +321,58 @@ mod tests {
         // Cut off in the middle: what was there is read, then the error comes.
         write(&folder.join("c.gz"), &two[..two.len() - 12]);
         assert!(read(&folder.join("c.gz")).is_err());
+    }
+
+    #[test]
+    fn utf_16_is_read_as_utf_8_however_it_arrives() {
+        let (_keep, folder) = folder();
+        let log = "[aiter] shape is M:1, N:8\r\n\u{1f600} und ä\n";
+        let units: Vec<u16> = log.encode_utf16().collect();
+        let low: Vec<u8> = units.iter().flat_map(|unit| unit.to_le_bytes()).collect();
+        let high: Vec<u8> = units.iter().flat_map(|unit| unit.to_be_bytes()).collect();
+        for (mark, bytes) in [
+            (&[0xff, 0xfe][..], &low),
+            (&[0xfe, 0xff], &high),
+            (&[], &low),
+            (&[], &high),
+        ] {
+            let marked = [mark, bytes].concat();
+            write(&folder.join("a.log"), &marked);
+            let expected = [if mark.is_empty() { "" } else { "\u{feff}" }, log].concat();
+            assert_eq!(read(&folder.join("a.log")).unwrap(), expected);
+            assert!(
+                !is_plain_file(&folder.join("a.log")),
+                "it cannot be read in sections"
+            );
+            let mut gzip = flate2::write::GzEncoder::new(Vec::new(), flate2::Compression::fast());
+            gzip.write_all(&marked).unwrap();
+            write(&folder.join("a.gz"), &gzip.finish().unwrap());
+            assert_eq!(read(&folder.join("a.gz")).unwrap(), expected);
+            // A byte at a time, and cut inside a unit and inside a pair.
+            let one = Utf16 {
+                input: OneByte(io::Cursor::new(bytes.clone())),
+                order: utf16(&bytes[..4]).unwrap(),
+                odd: None,
+                high: None,
+                ready: io::Cursor::default(),
+            };
+            assert_eq!(io::read_to_string(one).unwrap(), log);
+            for cut in 0..bytes.len() {
+                write(&folder.join("b.log"), &marked[..mark.len() + cut]);
+                let text = read(&folder.join("b.log")).unwrap();
+                let whole = text.trim_end_matches(['\u{fffd}', '\0']);
+                assert!(cut < 4 || expected.starts_with(whole), "{text:?}");
+            }
+        }
+    }
+
+    struct OneByte(io::Cursor<Vec<u8>>);
+
+    impl Read for OneByte {
+        fn read(&mut self, buffer: &mut [u8]) -> io::Result<usize> {
+            let length = buffer.len().min(1);
+            self.0.read(&mut buffer[..length])
+        }
     }
 
     #[test]
