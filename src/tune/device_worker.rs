@@ -20,11 +20,11 @@ use camino::Utf8PathBuf;
 
 use self::under_way::{UnderWay, Work};
 use super::backends::Backend;
+use super::clocks::Clocks;
 use super::protocol::{Candidate, Device, Outcome, Samples};
 use super::race::{Decision, Entrant, Race, Step};
 use super::results::{Quarantined, Row};
 use super::rules::Effort;
-use super::clocks::Clocks;
 use super::work_queue::{Taken, WorkQueue};
 use super::worker::{Worker, WorkerCommand};
 use crate::proc::{Interrupt, Keeper};
