@@ -17,7 +17,7 @@ from gpu_worker.launchers import launcher_builder
 from gpu_worker.plan import Kernels, Problem, Unsupported, plan
 
 
-class _Target:
+class CompileTarget:
     """Triton's driver as far as compiling needs it."""
 
     def __init__(self, backend, arch, warp_size):
@@ -35,7 +35,7 @@ class _Target:
         return 0
 
 
-class _Pointer:
+class Pointer:
     """A tensor as far as specialisation needs it: torch's allocations are aligned well past 16 bytes."""
 
     def __init__(self, dtype):
@@ -63,7 +63,7 @@ def buffered_bytes(intermediate):
     )
 
 
-def _stop_early(backend, limit):
+def stop_early(backend, limit):
     """Makes compiling stop where the pipeline's buffers are known, before the back end.
 
     The plans that do not fit are the largest tiles, and LLVM takes 10 to 30 s over each of them. Where this Triton
@@ -102,9 +102,9 @@ def run():
     from triton.compiler.compiler import make_backend
     from triton.runtime.driver import driver
 
-    target = _Target(*setup["target"])
+    target = CompileTarget(*setup["target"])
     driver.set_active(target)
-    _stop_early(type(make_backend(target.get_current_target())), setup["smem_bytes"])
+    stop_early(type(make_backend(target.get_current_target())), setup["smem_bytes"])
     kernels = Kernels(**{**setup["kernels"], "plain_takes": tuple(setup["kernels"]["plain_takes"])})
     module = load_module(kernels.path)
     build_launcher = launcher_builder(setup["target"][0]) if setup["build_launchers"] else lambda _compiled: None
@@ -129,14 +129,14 @@ def run():
 
 def warm_up(module, wanted, out_dtype):
     """Compiles one plan and its split-K sum, or finds them compiled: Triton's kernels in the order they are launched."""
-    inputs = [_Pointer(wanted.problem.dtype), _Pointer(wanted.problem.dtype), _Pointer(wanted.out_dtype)]
-    scales = [_Pointer("float32"), _Pointer("float32")]
+    inputs = [Pointer(wanted.problem.dtype), Pointer(wanted.problem.dtype), Pointer(wanted.out_dtype)]
+    scales = [Pointer("float32"), Pointer("float32")]
     pointers = dict(zip(("A", "B", "C", "As", "Bs"), inputs + scales))
     function = getattr(module, wanted.function)
     compiled = [function.warmup(grid=(1,), **pointers, **dict(wanted.scalars), **dict(wanted.constants))]
     if wanted.reduce:
         reduce = getattr(module, wanted.reduce)
-        parts, out = _Pointer("float32"), _Pointer(out_dtype)
+        parts, out = Pointer("float32"), Pointer(out_dtype)
         compiled.append(reduce.warmup(grid=(1,), Parts=parts, Out=out, **wanted.reduce_constants))
     return compiled
 

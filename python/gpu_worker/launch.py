@@ -38,11 +38,11 @@ class Launch:
         activations = {"A": operands.a, "C": self._target, "As": operands.a_scale}
         weights = [{"B": b, "Bs": b_scale} for b, b_scale in operands.weights]
         function = getattr(module, plan.function)
-        self._steps = [_Step(function, plan.grid, {**activations, **meant}, weights, (plan.key, "main"), loaded)]
+        self._steps = [Step(function, plan.grid, {**activations, **meant}, weights, (plan.key, "main"), loaded)]
         if plan.reduce:
             reduce = {"Parts": self._target, "Out": operands.out, **plan.reduce_constants}
             function = getattr(module, plan.reduce)
-            self._steps.append(_Step(function, plan.reduce_grid, reduce, [{}], (plan.key, "reduce"), loaded))
+            self._steps.append(Step(function, plan.reduce_grid, reduce, [{}], (plan.key, "reduce"), loaded))
 
     def poison(self):
         """Fills everything a launch writes with NaN."""
@@ -60,7 +60,7 @@ class Launch:
             step.run(copy)
 
 
-class _Step:
+class Step:
     """One kernel with its arguments: those that never change, and those of each copy of the weights."""
 
     DEFAULTS = {"SWAP_AB": False, "SPLIT_K": 1}

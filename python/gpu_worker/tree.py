@@ -52,18 +52,39 @@ class KernelSource:
         """Whether the release raises a BLOCK_SIZE_K below the scale block when it reads its file."""
         self.configs = configs
         """The folder of SGLang's own configuration files, beside the kernel's module; empty if there is none."""
-        self.digest = hashlib.sha256(text.encode()).hexdigest()
+        self.digest = digest(text)
 
     def write(self, folder):
         """Writes the module (atomically, content-addressed) and returns its path. Triton needs a real file."""
-        os.makedirs(folder, exist_ok=True)
-        path = os.path.join(folder, f"block_fp8_{self.digest[:16]}.py")
-        if not os.path.exists(path):
-            part = f"{path}.{os.getpid()}.part"
-            with open(part, "w", encoding="utf-8") as file:
-                file.write(self.text)
-            os.replace(part, path)
-        return path
+        return write_module(folder, f"block_fp8_{self.digest[:16]}.py", self.text)
+
+
+def write_module(folder, name, text):
+    """Writes a module of lifted kernels (atomically; `name` follows its content) and returns its path."""
+    os.makedirs(folder, exist_ok=True)
+    path = os.path.join(folder, name)
+    if not os.path.exists(path):
+        part = f"{path}.{os.getpid()}.part"
+        with open(part, "w", encoding="utf-8") as file:
+            file.write(text)
+        os.replace(part, path)
+    return path
+
+
+def digest(text):
+    """The digest that names a lifted module."""
+    return hashlib.sha256(text.encode()).hexdigest()
+
+
+def lift(path, wanted):
+    """The text of a module that holds the functions `wanted` of the file at `path` and what they call; None where the
+    file does not define all of them."""
+    with open(path, encoding="utf-8") as file:
+        source = file.read()
+    functions = _functions(source, path)
+    if not all(name in functions for name in wanted):
+        return None
+    return _PREAMBLE + _lifted(source, functions, wanted, path)
 
 
 def package_folder(root=None):
