@@ -34,7 +34,7 @@ class Ahead:
         """Remembers a compiled plan. From any thread."""
         self._waiting.append(wanted)
 
-    def lend(self, busy):
+    def run_while_busy(self, busy):
         """Reads kernels for as long as `busy()` says that the device has work, and loads them when they are enough.
 
         That may outlast the device's work. It is no loss: whoever is timed next would have waited for it.

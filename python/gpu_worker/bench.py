@@ -12,9 +12,9 @@ from gpu_worker.compile_child import load_module
 from gpu_worker.compilers import Compilers, Record
 from gpu_worker.device import Clocks, facts
 from gpu_worker.faults import Faults, FaultyLaunch
+from gpu_worker.idle import spinner, wait_until_idle
 from gpu_worker.launchers import share_launchers
 from gpu_worker.plan import Kernels, Problem, Unsupported, plan
-from gpu_worker.quiet import spinner, wait_until_quiet
 from gpu_worker.rotation import rotation
 from gpu_worker.serve import DeviceLost, done, refused
 from gpu_worker.timing import Timed, measure
@@ -80,15 +80,15 @@ class Bench:
         # Streams other than the default one can be captured into a graph.
         self._stream = torch.cuda.Stream()
         torch.cuda.set_stream(self._stream)
-        waited = wait_until_quiet(spinner(torch), PATIENCE_S)
+        waited = wait_until_idle(spinner(torch), PATIENCE_S)
         if waited > 1.0:
             print(f"waited {waited:.0f} s until nobody else computed on the device", file=sys.stderr)
         load_ahead = bool(options.get("load_ahead", True))
         self._store = Store(torch, torch.device("cuda", index), block_n, block_k, self._kernels.out_dtype)
         if load_ahead:
-            from gpu_worker.rehearsal import rehearse
+            from gpu_worker.warm_up import warm_up
 
-            rehearse(torch, self._store, block_n, block_k)
+            warm_up(torch, self._store, block_n, block_k)
         self._clocks = Clocks(str(getattr(torch.cuda.get_device_properties(index), "uuid", "")))
         self._faults = Faults.from_environment()
         self._kept = collections.OrderedDict()
@@ -155,9 +155,9 @@ class Bench:
         launches = self._launches(problem, candidates, operands)
         timed = [None if isinstance(one, dict) else Timed(one, turn) for one in launches]
         entered = [one for one in timed if one is not None]
-        lend = None if self._ahead is None else self._ahead.lend
+        while_busy = None if self._ahead is None else self._ahead.run_while_busy
         try:
-            device_us = yield from measure(self._torch, entered, timing, self._refusal, lend)
+            device_us = yield from measure(self._torch, entered, timing, self._refusal, while_busy)
         except DeviceLost:
             raise
         except Exception as error:

@@ -90,7 +90,7 @@ class Timed:
         return graph
 
 
-def measure(torch, timed, timing, refuse, lend=None):
+def measure(torch, timed, timing, refuse, while_busy=None):
     """Takes the samples of all candidates, A B C, C B A, …; returns the device time of the samples, µs.
 
     The host prepares a candidate's first sample while the device runs the one before it. It waits for the device
@@ -98,19 +98,19 @@ def measure(torch, timed, timing, refuse, lend=None):
     end. `refuse(error)` turns a failed launch into a refusal, or raises if the device is lost.
 
     A generator (`turns`): it yields where it would wait, and whoever runs it may enqueue other work meanwhile. That
-    runs after all samples enqueued so far and delays none. Going on, it first calls `lend(busy)`, where `busy()` says
-    whether the device has these samples left to run: nothing will be enqueued until `lend` returns, so what it does
+    runs after all samples enqueued so far and delays none. Going on, it first calls `while_busy(busy)`, where `busy()` says
+    whether the device has these samples left to run: nothing will be enqueued until `while_busy` returns, so what it does
     cannot delay a launch.
     """
     stop_above_us = timing.get("stop_above_us")
-    device_us = yield from _burst(torch, timed, range(1), timing, refuse, lend)
+    device_us = yield from _burst(torch, timed, range(1), timing, refuse, while_busy)
     for one in timed:
         if one.us and stop_above_us is not None and one.us[0] > stop_above_us:
             one.stopped = True
-    return device_us + (yield from _burst(torch, timed, range(1, timing["samples"]), timing, refuse, lend))
+    return device_us + (yield from _burst(torch, timed, range(1, timing["samples"]), timing, refuse, while_busy))
 
 
-def _burst(torch, timed, samples, timing, refuse, lend):
+def _burst(torch, timed, samples, timing, refuse, while_busy):
     """Takes the samples numbered `samples` without waiting between them."""
     entered = [one for one in timed if not one.stopped]
     stream = torch.cuda.current_stream()
@@ -128,6 +128,6 @@ def _burst(torch, timed, samples, timing, refuse, lend):
         last = one.last_event() or last
     if last is not None:
         yield
-    if lend is not None and last is not None:
-        lend(lambda: not last.query())
+    if while_busy is not None and last is not None:
+        while_busy(lambda: not last.query())
     return sum(one.collect(timing["min_sample_us"]) for one in entered if one.refusal is None and samples)

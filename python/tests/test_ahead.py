@@ -82,7 +82,7 @@ class When(unittest.TestCase):
         ahead = reading(device)
         for wanted in "abcdef":
             ahead.add(wanted)
-        whole(measure(device, timed(device, 2), TIMING, refuse, ahead.lend))
+        whole(measure(device, timed(device, 2), TIMING, refuse, ahead.run_while_busy))
         # Two bursts, and in each of them the device is asked twice before it says that it is done.
         self.assertEqual(
             [one for one in device.happened if one.startswith("ahead")], [f"ahead: find {one}" for one in "abcd"]
@@ -101,17 +101,17 @@ class When(unittest.TestCase):
         for wanted in range(TOGETHER + 3):
             ahead.add(wanted)
         left = iter([True] * TOGETHER + [False] + [True] * 9)
-        ahead.lend(lambda: next(left))
+        ahead.run_while_busy(lambda: next(left))
         self.assertEqual(device.happened[TOGETHER:], [f"ahead: load {one}" for one in range(TOGETHER)])
-        ahead.lend(lambda: next(left))
+        ahead.run_while_busy(lambda: next(left))
         self.assertEqual(device.happened[-3:], [f"ahead: load {TOGETHER + one}" for one in range(3)])
 
     def test_samples_are_the_same_with_nothing_to_load_and_without_lending(self):
         runs = []
-        for lend in (None, Ahead(None, None).lend):
+        for while_busy in (None, Ahead(None, None).run_while_busy):
             device = FakeDevice()
             entered = timed(device, 3)
-            device_us = whole(measure(device, entered, TIMING, refuse, lend))
+            device_us = whole(measure(device, entered, TIMING, refuse, while_busy))
             runs.append((device.happened, [one.us for one in entered], device_us))
         self.assertEqual(runs[0], runs[1])
 
@@ -119,7 +119,7 @@ class When(unittest.TestCase):
         device = FakeDevice(asked_until_done=0)
         ahead = Ahead(lambda wanted: self.fail("it would have kept the device waiting"), None)
         ahead.add("a")
-        whole(measure(device, timed(device, 1), TIMING, refuse, ahead.lend))
+        whole(measure(device, timed(device, 1), TIMING, refuse, ahead.run_while_busy))
 
     def test_a_device_that_is_lost_meanwhile_is_lost_for_those_being_timed(self):
         device = FakeDevice()
@@ -127,7 +127,7 @@ class When(unittest.TestCase):
         ahead.add("a")
         device.broken = True
         with self.assertRaisesRegex(RuntimeError, "illegal memory access"):
-            whole(measure(device, timed(device, 1), TIMING, refuse, ahead.lend))
+            whole(measure(device, timed(device, 1), TIMING, refuse, ahead.run_while_busy))
 
 
 class Failures(unittest.TestCase):
@@ -144,7 +144,7 @@ class Failures(unittest.TestCase):
             ahead.add(wanted)
         said = io.StringIO()
         with contextlib.redirect_stderr(said):
-            ahead.lend(lambda: True)
+            ahead.run_while_busy(lambda: True)
         self.assertEqual(loaded, [("good", ["compiled good"])])
         self.assertIn("no room", said.getvalue())
 

@@ -87,7 +87,7 @@ enum Command {
     Merge(merge::MergeArgs),
     /// Find the fastest kernel for each shape and write the table
     Tune(tune::TuneArgs),
-    /// Force CK or Triton in an SGLang tree, by the mildest means that is right
+    /// Force CK or Triton in an SGLang tree, by the least invasive means that gives right results
     Switch(switch::SwitchArgs),
     /// Try the deployed operation in a fresh process: are its numbers right, does it take its time
     Probe(probe::ProbeArgs),

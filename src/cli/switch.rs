@@ -1,4 +1,4 @@
-//! `gemmtune switch`: force CK or Triton in an SGLang tree, by the mildest means that is right.
+//! `gemmtune switch`: force CK or Triton in an SGLang tree, by the least invasive means that gives right results.
 
 use camino::Utf8PathBuf;
 use serde::Serialize;

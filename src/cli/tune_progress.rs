@@ -43,7 +43,7 @@ impl<'a> TuneProgress<'a> {
         match event {
             TuneEvent::Started {
                 device,
-                stations,
+                workers,
                 shapes,
                 resumed,
                 races_at_most,
@@ -53,7 +53,7 @@ impl<'a> TuneProgress<'a> {
                     0 => String::new(),
                     count => format!(", {count} done earlier"),
                 };
-                let workers = match stations {
+                let workers = match workers {
                     1 => String::new(),
                     count => format!(" x {count}"),
                 };
@@ -103,11 +103,11 @@ impl<'a> TuneProgress<'a> {
                 named(&entry.candidate),
                 entry.evidence
             )),
-            TuneEvent::WorkerRestarted { station, reason } => {
-                self.warn(&format!("worker {station} was started anew: {reason}"));
+            TuneEvent::WorkerRestarted { worker, reason } => {
+                self.warn(&format!("worker {worker} was started anew: {reason}"));
             }
-            TuneEvent::StationLost { station, reason } => {
-                self.warn(&format!("worker {station} is lost: {reason}"));
+            TuneEvent::DeviceLost { worker, reason } => {
+                self.warn(&format!("worker {worker} is lost: {reason}"));
             }
             TuneEvent::Batch {
                 done,

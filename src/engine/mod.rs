@@ -388,7 +388,7 @@ fn read_json<T: serde::de::DeserializeOwned>(path: &Utf8Path) -> Result<T, Error
     serde_json::from_str(&text).map_err(|error| spoilt(format!("`{path}` does not parse: {error}")))
 }
 
-/// A document of a finished stage is not as the stage left it. Documents are written whole, so somebody else was at it.
+/// A document of a finished stage is not as the stage left it. Documents are written whole, so something else changed it.
 fn spoilt(reason: String) -> Error {
     Error::new(ErrorKind::NotResumable, reason)
         .hint("put the file back, or begin a new run: `gemmtune run --new`")

@@ -1,10 +1,10 @@
-//! A station owns one device's worker and races shapes on it.
+//! A device worker owns one worker process and races shapes on it.
 //!
 //! Several shapes are open side by side: candidates of all are compiled ahead, whoever is ready is
 //! timed. Where the backend says so a worker is given the next request before it has answered the last,
 //! of another race, so that its device need not wait. A fault ends the worker; requests that were under
 //! way together are asked again one at a time; each candidate of a request that died by itself is tried
-//! once more alone on a fresh worker and quarantined if that dies too. A station whose worker cannot be
+//! once more alone on a fresh worker and quarantined if that dies too. A device worker whose worker cannot be
 //! started again gives its shapes back.
 
 mod alone;
@@ -30,7 +30,7 @@ use super::worker::{Worker, WorkerCommand};
 use crate::proc::{Interrupt, Keeper};
 use crate::shape::Shape;
 
-/// What every station shares.
+/// What every device worker shares.
 pub(super) struct Shared<'a> {
     pub(super) backend: &'a dyn Backend,
     pub(super) effort: Effort,
@@ -43,7 +43,7 @@ pub(super) struct Shared<'a> {
     pub(super) quarantined: Vec<Quarantined>,
 }
 
-/// What a station tells the coordinator.
+/// What a device worker tells the coordinator.
 #[derive(Debug)]
 pub(super) enum Message {
     /// A candidate took the lead.
@@ -67,14 +67,14 @@ pub(super) enum Message {
     /// A candidate faulted twice.
     Quarantined(Quarantined),
     /// A worker died and a fresh one took its place.
-    Restarted { station: u32, reason: String },
-    /// The station gave up.
-    Lost { station: u32, reason: String },
-    /// The station is done; seconds its device was held, out of seconds it had work.
+    Restarted { worker: u32, reason: String },
+    /// The device worker gave up.
+    Lost { worker: u32, reason: String },
+    /// The device worker is done; seconds its device was held, out of seconds it had work.
     Ended { busy_s: f64, active_s: f64 },
 }
 
-/// Why a station stops before the work is done.
+/// Why a device worker stops before the work is done.
 enum Stop {
     Interrupted,
     Lost(String),
@@ -130,7 +130,7 @@ pub(super) struct DeviceWorker<'a> {
 }
 
 impl<'a> DeviceWorker<'a> {
-    /// A station of device `index`; `device` is what all stations must be like.
+    /// A device worker of device `index`; `device` is what all device workers must be like.
     pub(super) fn new(
         index: u32,
         shared: &'a Shared<'a>,
@@ -183,8 +183,8 @@ impl<'a> DeviceWorker<'a> {
             self.queue.give_back(open.shape);
         }
         if let Some(Stop::Lost(reason)) = stop {
-            let station = self.index;
-            self.tell(Message::Lost { station, reason });
+            let worker = self.index;
+            self.tell(Message::Lost { worker, reason });
         } else if let Some(worker) = self.worker.take() {
             worker.quit(self.shared.interrupt);
         }
@@ -195,7 +195,7 @@ impl<'a> DeviceWorker<'a> {
     }
 
     fn tell(&self, message: Message) {
-        // The coordinator outlives every station.
+        // The coordinator outlives every device worker.
         let _ = self.messages.send(message);
     }
 

@@ -17,7 +17,7 @@ pub enum TuneEvent {
         /// The device.
         device: Box<Device>,
         /// Workers.
-        stations: u32,
+        workers: u32,
         /// Shapes asked for.
         shapes: usize,
         /// Of them, done by an earlier run.
@@ -52,14 +52,14 @@ pub enum TuneEvent {
     /// A worker died and a fresh one took its place.
     WorkerRestarted {
         /// Its device.
-        station: u32,
+        worker: u32,
         /// What was seen.
         reason: String,
     },
     /// A worker could not be started again; others race its shapes.
-    StationLost {
+    DeviceLost {
         /// Its device.
-        station: u32,
+        worker: u32,
         /// What was seen.
         reason: String,
     },
@@ -116,13 +116,13 @@ pub struct TuneOutcome {
     pub files: Vec<Utf8PathBuf>,
     /// Workers started anew.
     pub restarts: u32,
-    /// Why stations gave up, one each.
+    /// Why device workers gave up, one each.
     pub lost: Vec<String>,
     /// What the devices' clocks did while candidates were timed.
     pub clocks: Clocks,
     /// Seconds devices were held by requests, all together.
     pub busy_s: f64,
-    /// Seconds stations had work, all together.
+    /// Seconds device workers had work, all together.
     pub active_s: f64,
     /// Seconds from start to end.
     pub seconds: f64,

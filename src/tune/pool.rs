@@ -1,4 +1,4 @@
-//! One tuning run: a station for every device, one coordinator that keeps what they find.
+//! One tuning run: a device worker for every device, one coordinator that keeps what they find.
 //!
 //! The coordinator is the only one that writes files and the only one that tells of events. It keeps a
 //! result durably before it tells of it.
@@ -137,21 +137,21 @@ pub fn run(
             resumed.push(shape.clone());
         }
     }
-    let stations = request.workers.unwrap_or(device.visible).max(1);
+    let workers = request.workers.unwrap_or(device.visible).max(1);
     // A launcher puts each worker on cores or a device of its own.
-    if backend.pace().one_at_a_time && request.command.launcher.is_empty() && stations > 1 {
+    if backend.pace().one_at_a_time && request.command.launcher.is_empty() && workers > 1 {
         shared.gate = Some(Mutex::new(()));
     }
     let queue = WorkQueue::new(
         points,
-        stations as usize,
+        workers as usize,
         request
             .budget
             .map(|budget| Limit::new(started + budget, &request.shapes)),
     );
     events(&TuneEvent::Started {
         device: Box::new(device.clone()),
-        stations,
+        workers,
         shapes: request.shapes.len(),
         resumed: resumed.len(),
         races_at_most: queue.may_come().len(),
@@ -175,7 +175,7 @@ pub fn run(
     };
     thread::scope(|scope| {
         let mut first = Some(worker);
-        for index in 0..stations {
+        for index in 0..workers {
             let (worker, sender, device) = (first.take(), sender.clone(), device.clone());
             let (shared, queue) = (&shared, &queue);
             scope.spawn(move || {
@@ -272,7 +272,7 @@ fn account_for_the_rest(outcome: &mut TuneOutcome, queue: &WorkQueue) {
     outcome.not_reached.sort();
 }
 
-/// Hears the stations, keeps what they found, tells of it.
+/// Hears the device workers, keeps what they found, tells of it.
 struct Coordinator<'a> {
     queue: &'a WorkQueue,
     results: Results,
@@ -285,7 +285,7 @@ struct Coordinator<'a> {
 }
 
 impl Coordinator<'_> {
-    /// Handles messages until every station has ended.
+    /// Handles messages until every device worker has ended.
     fn listen(&mut self, messages: &Receiver<Message>) {
         let mut busy = 0.0;
         let mut active = 0.0;
@@ -296,7 +296,7 @@ impl Coordinator<'_> {
                 continue;
             }
             if self.broken.is_some() {
-                continue; // the stations have been told to stop
+                continue; // the workers have been told to stop
             }
             if let Err(error) = self.handle(message) {
                 self.broken = Some(error);
@@ -332,13 +332,13 @@ impl Coordinator<'_> {
                 self.outcome.failed.push(failed);
             }
             Message::Quarantined(quarantined) => self.keep_quarantined(quarantined)?,
-            Message::Restarted { station, reason } => {
+            Message::Restarted { worker, reason } => {
                 self.outcome.restarts += 1;
-                (self.events)(&TuneEvent::WorkerRestarted { station, reason });
+                (self.events)(&TuneEvent::WorkerRestarted { worker, reason });
             }
-            Message::Lost { station, reason } => {
-                (self.events)(&TuneEvent::StationLost {
-                    station,
+            Message::Lost { worker, reason } => {
+                (self.events)(&TuneEvent::DeviceLost {
+                    worker,
                     reason: reason.clone(),
                 });
                 self.outcome.lost.push(reason);

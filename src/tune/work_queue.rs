@@ -1,6 +1,6 @@
-//! The shapes still to race, handed to stations largest first, or in the order they were asked for where time is short.
+//! The shapes still to race, handed to device workers largest first, or in the order they were asked for where time is short.
 //!
-//! Shared by the stations and the coordinator behind one lock. It knows no worker and no file.
+//! Shared by the device workers and the coordinator behind one lock. It knows no worker and no file.
 
 use std::collections::BTreeMap;
 use std::sync::{Condvar, Mutex, MutexGuard, PoisonError};
@@ -10,7 +10,7 @@ use super::points::Points;
 use super::protocol::Candidate;
 use crate::shape::Shape;
 
-/// What a station that asks for work gets.
+/// What a device worker that asks for work gets.
 #[derive(Clone, Debug, PartialEq)]
 pub(super) enum Taken {
     /// A shape to race, and the winners of shapes nearby.
@@ -26,7 +26,7 @@ pub(super) enum Taken {
 pub(super) struct WorkQueue {
     state: Mutex<State>,
     changed: Condvar,
-    stations: usize,
+    workers: usize,
     limit: Option<Limit>,
 }
 
@@ -58,8 +58,8 @@ struct State {
 }
 
 impl WorkQueue {
-    /// A work queue for `stations`. Without a limit the largest goes first, so that several stations end together.
-    pub(super) fn new(mut points: Points, stations: usize, limit: Option<Limit>) -> Self {
+    /// A work queue for `device workers`. Without a limit the largest goes first, so that several device workers end together.
+    pub(super) fn new(mut points: Points, workers: usize, limit: Option<Limit>) -> Self {
         let ready = points.hand_out();
         Self {
             state: Mutex::new(State {
@@ -69,7 +69,7 @@ impl WorkQueue {
                 closed: false,
             }),
             changed: Condvar::new(),
-            stations,
+            workers,
             limit,
         }
     }
@@ -118,7 +118,7 @@ impl WorkQueue {
         self.changed.notify_all();
     }
 
-    /// A taken shape was not raced to its end: another station may take it.
+    /// A taken shape was not raced to its end: another device worker may take it.
     pub(super) fn give_back(&self, shape: Shape) {
         let mut state = self.lock();
         state.running -= 1;
@@ -160,7 +160,7 @@ impl WorkQueue {
     pub(super) fn allowance(&self) -> Option<Duration> {
         let remaining = self.remaining()?;
         let left = self.may_come().len().max(1);
-        Some(remaining.mul_f64(self.stations.min(left) as f64 / left as f64))
+        Some(remaining.mul_f64(self.workers.min(left) as f64 / left as f64))
     }
 
     /// Shapes never raced: waiting, and those no race was asked for.

@@ -1,7 +1,7 @@
 //! One worker process: started, asked, waited for with a deadline, and ended with its whole tree.
 //!
 //! This file knows lines and deadlines. Which requests to send, and what a fault means for a
-//! candidate, is [`super::station`]'s to decide.
+//! candidate, is [`super::device_worker`]'s to decide.
 
 use std::collections::VecDeque;
 use std::io::{BufRead as _, BufReader, PipeReader, PipeWriter, Read, Write as _};

@@ -138,7 +138,7 @@ pub struct Server {
     #[serde(default = "default_ready_timeout")]
     pub ready_timeout_s: u64,
     /// Seconds the server's processes have to end by themselves before they are killed. SGLang spends five of
-    /// them waiting for diagnostics of a crash that is none.
+    /// them collecting diagnostics although nothing crashed.
     #[serde(default = "default_stop_timeout")]
     pub stop_timeout_s: u64,
 }

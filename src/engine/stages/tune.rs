@@ -152,7 +152,7 @@ fn progress_of(event: &TuneEvent) -> Option<Progress> {
             Some(progress(format!("{}: {}", unserved.shape, unserved.reason)))
         }
         TuneEvent::Quarantined(bad) => Some(progress(format!("{}: {}", bad.shape, bad.evidence))),
-        TuneEvent::WorkerRestarted { reason, .. } | TuneEvent::StationLost { reason, .. } => {
+        TuneEvent::WorkerRestarted { reason, .. } | TuneEvent::DeviceLost { reason, .. } => {
             Some(progress(format!("a worker ended: {reason}")))
         }
         TuneEvent::Batch {

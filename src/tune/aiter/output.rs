@@ -36,7 +36,7 @@ pub(super) enum Said {
     Restarted,
     /// A module is being compiled.
     BuildStarted(String),
-    /// It is done with, well or not.
+    /// It ended, with or without success.
     BuildEnded(String),
     /// It could not be compiled.
     BuildFailed(String),

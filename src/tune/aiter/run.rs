@@ -175,7 +175,7 @@ impl<'a> Session<'a> {
         let repeats = self.site.script.counts_queueing();
         observer(&TuneEvent::Started {
             device: Box::new(self.device.clone()),
-            stations: self.device.visible,
+            workers: self.device.visible,
             shapes: shapes.len(),
             resumed: self.resumed.len(),
             races_at_most: open.len(),
@@ -389,7 +389,7 @@ impl<'a> Session<'a> {
                 if heard.faults.iter().filter(|known| *known == text).count() > 1 => {}
             Said::TimedOut { text } | Said::Faulted { text } => {
                 observer(&TuneEvent::WorkerRestarted {
-                    station: 0,
+                    worker: 0,
                     reason: text.clone(),
                 });
             }

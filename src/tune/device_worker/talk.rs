@@ -1,4 +1,4 @@
-//! A station's talk with its worker: fresh workers, compiling ahead, what is heard, how long things may take.
+//! A device worker's talk with its worker: fresh workers, compiling ahead, what is heard, how long things may take.
 
 use std::time::{Duration, Instant};
 
@@ -85,7 +85,7 @@ impl DeviceWorker<'_> {
                     self.worker = Some(worker);
                     if had_one {
                         self.tell(Message::Restarted {
-                            station: self.index,
+                            worker: self.index,
                             reason: reason.to_owned(),
                         });
                     }

@@ -1,4 +1,4 @@
-//! Requests that hold a station's device: sent, answered, overdue, or died.
+//! Requests that hold a device worker's device: sent, answered, overdue, or died.
 
 use std::sync::{MutexGuard, PoisonError};
 use std::time::{Duration, Instant};
@@ -41,7 +41,7 @@ pub(super) struct UnderWay<'a> {
     sent: Instant,
     /// How long the device may take over it.
     takes: Duration,
-    /// Keeps the other stations from measuring, where only one may at a time.
+    /// Keeps the other device workers from measuring, where only one may at a time.
     _alone: Option<MutexGuard<'a, ()>>,
 }
 

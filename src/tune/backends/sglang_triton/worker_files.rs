@@ -27,19 +27,19 @@ const FILES: [(&str, &str); 24] = {
         "device.py",
         "fault_kernel.py",
         "faults.py",
+        "idle.py",
         "launch.py",
         "launchers.py",
         "numerics.py",
         "operands.py",
         "own_kernel.py",
         "plan.py",
-        "quiet.py",
-        "rehearsal.py",
         "rotation.py",
         "serve.py",
         "timing.py",
         "tree.py",
         "turns.py",
+        "warm_up.py",
     ]
 };
 

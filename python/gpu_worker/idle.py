@@ -20,7 +20,7 @@ class Disturbed(Exception):
     """Another process kept the device busy for as long as we were willing to wait."""
 
 
-def wait_until_quiet(spin_us, patience_s, clock=time.monotonic, sleep=time.sleep):
+def wait_until_idle(spin_us, patience_s, clock=time.monotonic, sleep=time.sleep):
     """Calls `spin_us()` (device time of one spin, µs) until IN_A_ROW are undisturbed; returns the seconds waited."""
     begun = clock()
     in_a_row = 0

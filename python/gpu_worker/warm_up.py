@@ -19,7 +19,7 @@ def touch(out):
     tl.store(out, 1.0)
 
 
-def rehearse(torch, store, block_n, block_k):
+def warm_up(torch, store, block_n, block_k):
     """One launch, one device graph, and one check of a small shape that nobody asked for."""
     try:
         problem = Problem(16, block_n, block_k, "float8_e4m3fn")
@@ -40,4 +40,4 @@ def rehearse(torch, store, block_n, block_k):
         torch.cuda.synchronize()
     except Exception as error:
         # Whatever it is, a candidate's own launch meets it again and is refused with it.
-        print(f"the rehearsal failed: {type(error).__name__}: {error}", file=sys.stderr)
+        print(f"the warm-up failed: {type(error).__name__}: {error}", file=sys.stderr)

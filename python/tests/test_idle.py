@@ -2,7 +2,7 @@
 
 import unittest
 
-from gpu_worker.quiet import Disturbed, wait_until_quiet
+from gpu_worker.idle import Disturbed, wait_until_idle
 
 
 class Quiet(unittest.TestCase):
@@ -13,7 +13,7 @@ class Quiet(unittest.TestCase):
         def sleep(seconds):
             now[0] += seconds
 
-        return wait_until_quiet(lambda: next(given), patience_s, lambda: now[0], sleep)
+        return wait_until_idle(lambda: next(given), patience_s, lambda: now[0], sleep)
 
     def test_an_idle_device_is_taken_at_once(self):
         self.assertEqual(self.wait([1000.0] * 5), 0.0)
