@@ -55,6 +55,29 @@ fn every_era_is_patched_and_restored() {
 }
 
 #[test]
+fn each_call_of_the_per_channel_gemm_gets_its_line_with_the_operands_it_has() {
+    let calls = |era: &str| {
+        let tree = Tree::fixture(era);
+        let applied = apply(&tree);
+        assert_eq!(applied["before"]["per_channel"], "absent", "{era}");
+        assert_eq!(ok("status", &tree, &[])["hooks"]["per_channel"], "gemmtune");
+        let text = tree.text(FP8_UTILS);
+        text.lines()
+            .filter_map(|line| line.trim().strip_prefix("_gemmtune_dump_channel("))
+            .map(|rest| rest.split(')').next().unwrap().to_owned())
+            .collect::<Vec<_>>()
+    };
+    let plain = "\"apply_fp8_linear\", gemm_a8w8_bpreshuffle, qinput, weight";
+    let ptpc = "\"apply_fp8_ptpc_linear\", aiter.gemm_a8w8_bpreshuffle, q_input, weight";
+    assert_eq!(calls("e0"), [plain]);
+    assert_eq!(calls("e1"), [&format!("{plain}.T"), ptpc]);
+    assert_eq!(calls("e6"), [&format!("{plain}.T"), ptpc, ptpc]);
+    // 0.5.22 and later pick a kernel of their own for few rows.
+    let picked = "\"apply_fp8_linear\", gemm, qinput, weight.T";
+    assert_eq!(calls("e7b"), [picked, ptpc, ptpc]);
+}
+
+#[test]
 fn the_files_own_style_is_kept() {
     let tree = Tree::fixture("e6");
     for file in [FP8, FP8_UTILS] {
@@ -87,8 +110,8 @@ fn a_file_without_a_last_line_end_and_local_edits_near_the_anchor_are_kept() {
     let tree = Tree::fixture("e1");
     tree.replace(
         FP8_UTILS,
-        "    input_2d = input.view(-1, input.shape[-1])\n",
-        "    \"\"\"Ours: see ticket 7.\"\"\"\n    # local edit\n    print(input.shape); input_2d = input.view(-1, input.shape[-1])\n",
+        "    input_2d = input.view(-1, input.shape[-1])\n    output_shape = [*input.shape[:-1], weight.shape[0]]\n",
+        "    \"\"\"Ours: see ticket 7.\"\"\"\n    # local edit\n    print(input.shape); input_2d = input.view(-1, input.shape[-1])\n    output_shape = [*input.shape[:-1], weight.shape[0]]\n",
     );
     let text = tree.text(FP8_UTILS);
     tree.write(FP8_UTILS, text.trim_end());

@@ -238,17 +238,39 @@ impl Said {
             .collect()
     }
 
-    /// Kernels that ran, as the trace names them.
+    /// The per-channel cases that ran.
+    fn channel(&self) -> &[Value] {
+        self.reply["channel"].as_array().unwrap()
+    }
+
+    /// Block-scaled kernels that ran, as the trace names them.
     fn kernels(&self) -> BTreeSet<&str> {
         self.cases().iter().map(|case| kernel(case)).collect()
     }
 
     /// Rows `M,N,K` that ran.
     fn rows(&self) -> BTreeSet<String> {
-        self.cases()
-            .iter()
+        let cases = self.cases().into_iter().chain(self.channel());
+        cases
             .map(|case| format!("{},{},{}", case["M"], case["N"], case["K"]))
             .collect()
+    }
+
+    /// Whether the log says which linears serve per-channel weights: those that ran, once each.
+    fn told_channel(&self, problems: &mut Vec<String>) {
+        for (linear, way) in [
+            ("apply_fp8_ptpc_linear", "ptpc"),
+            ("apply_fp8_linear", "per-token"),
+        ] {
+            let line = format!(
+                "[Fp8LinearMethod] per_channel fp8_linear={linear} (sglang.srt.layers.quantization.fp8_utils)"
+            );
+            let ran = self.channel().iter().any(|case| case["case"] == way);
+            let told = self.log.matches(&line).count();
+            if told != usize::from(ran) {
+                problems.push(format!("{told} lines about {linear}, which ran: {ran}"));
+            }
+        }
     }
 
     /// Rows of the dump lines in the log.
@@ -265,6 +287,12 @@ impl Said {
     /// `released`: the tree's own dispatch ran. Below ROCm 7.2 it may take CK above the M that is safe, and gets the
     /// NaN that a server would: most releases have no guard, 0.5.15.post1 not for every shape.
     fn check_numbers(&self, released: bool, problems: &mut Vec<String>) {
+        for case in self.channel() {
+            let right = case["error"].as_f64().is_some_and(|error| error < LIMIT);
+            if !right || case["kernel"] != "gemm_a8w8_bpreshuffle" {
+                problems.push(format!("per-channel: {case}"));
+            }
+        }
         for case in self.cases() {
             let unguarded = released
                 && case["N"] == 4096
@@ -330,9 +358,10 @@ fn check(run: &Run<'_>, warm: &mut Option<Warm>) -> (String, Vec<String>) {
         .filter_map(|case| case["error"].as_f64())
         .fold(0.0, f64::max);
     let line = format!(
-        "{:<42} {} cases, kernels {kernels:?}, largest error {worst:.4}",
+        "{:<42} {} cases and {} per channel, kernels {kernels:?}, largest error {worst:.4}",
         run.name(),
-        said.cases().len()
+        said.cases().len(),
+        said.channel().len()
     );
     let released = matches!(run.change, Change::Observed | Change::Silent);
     said.check_numbers(released && run.device == GFX950_OLD, &mut problems);
@@ -361,6 +390,7 @@ fn check(run: &Run<'_>, warm: &mut Option<Warm>) -> (String, Vec<String>) {
             if lines != 1 {
                 problems.push(format!("{lines} dispatch lines"));
             }
+            said.told_channel(&mut problems);
             check_records(&said, &mut problems);
         }
         Change::Silent | Change::PatchedSilent => {
@@ -384,6 +414,7 @@ fn check(run: &Run<'_>, warm: &mut Option<Warm>) -> (String, Vec<String>) {
         if lines == 0 {
             problems.push("no dispatch line".to_owned());
         }
+        said.told_channel(&mut problems);
     }
     (line, problems)
 }
@@ -422,7 +453,8 @@ fn check_records(said: &Said, problems: &mut Vec<String>) {
     }
     let mut expected = std::collections::BTreeMap::new();
     // Calls that 0.5.5 refuses were calls too.
-    for case in said.reply["cases"].as_array().unwrap() {
+    let cases = said.reply["cases"].as_array().unwrap().iter();
+    for case in cases.chain(said.channel()) {
         *expected
             .entry(format!("{},{},{}", case["M"], case["N"], case["K"]))
             .or_insert(0) += 1;

@@ -170,7 +170,8 @@ fn apply_overlay(args: &ApplyArgs, package: &Package) -> Result<Applied, Error> 
         .unwrap_or_else(|| args.records.clone());
     let env = overlay_env(&folder, &overlay::OverlayOptions::capture(records));
     let mut notes = Vec::new();
-    if hooks.shapes != instrument::Presence::Absent {
+    let hooked = |hook| hook != instrument::Presence::Absent;
+    if hooked(hooks.shapes) || hooks.per_channel.is_some_and(hooked) {
         notes.push(
             "the tree has a shape hook of its own: with the overlay each GEMM is logged twice"
                 .to_owned(),
@@ -270,8 +271,11 @@ fn status(args: &RootArgs, printer: &Printer) -> Result<(), Error> {
         return printer.json(&status);
     }
     let text = format!(
-        "shape hook: {}\ndispatch hook: {}\noverlay: {}\nledger: {}\n",
+        "shape hook: {}\nper-channel hook: {}\ndispatch hook: {}\noverlay: {}\nledger: {}\n",
         words(hooks.shapes),
+        hooks
+            .per_channel
+            .map_or("the tree's linears never reach aiter's GEMM", words),
         words(hooks.dispatch),
         status.overlay.as_deref().unwrap_or("none"),
         if status.patch.is_some() {

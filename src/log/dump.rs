@@ -95,6 +95,9 @@ const STARTS: usize = 3;
 /// Words at its end, which hold nothing but dtype.
 const ENDS: usize = 2;
 
+/// Where the names of aiter's operations differ in a record's text: behind ` op=gemm_a8w8_bloc`.
+const OP_DIFFERS: usize = 18;
+
 /// Slots of the index. A server writes hundreds to thousands of distinct rows; a full tally is emptied into the log summary
 /// and started again.
 const SLOTS: usize = 1 << 15;
@@ -149,7 +152,8 @@ impl Payload {
             let at = at.min(last);
             u64::from_le_bytes(bytes[at..at + 8].try_into().expect("a slice of eight"))
         };
-        let beginning = text.first_chunk().copied().map_or(0, u64::from_le_bytes);
+        let said = |at: usize| Some(u64::from_le_bytes(*text.get(at..)?.first_chunk()?));
+        let beginning = said(0).unwrap_or(0) ^ said(OP_DIFFERS).unwrap_or(0).rotate_left(17);
         let beginning = beginning.wrapping_mul(0x9E37_79B9_7F4A_7C15);
         Some(Self {
             start: [word(0), word(8), word(16)],
@@ -313,6 +317,22 @@ mod tests {
         let aiter = Payload::new(b"1,8,8,torch.float8_e5m2", b" aiter FP8");
         let triton = Payload::new(b"1,8,8,torch.float8_e5m2", b" w8a8_block_fp8_matmul");
         assert_ne!(aiter, triton);
+        let named = [
+            "gemm_a8w8",
+            "gemm_a8w8_bpreshuffle",
+            "gemm_a8w8_blockscale",
+            "gemm_a8w8_blockscale_bpreshuffle",
+        ]
+        .map(|op| {
+            Payload::new(
+                b"1,8,8,torch.float8_e5m2",
+                format!(" op={op} aiter FP8 GEMM path | ").as_bytes(),
+            )
+            .unwrap()
+        });
+        for (at, one) in named.iter().enumerate() {
+            assert!(!named[at + 1..].contains(one), "{at}");
+        }
         // Payloads that differ in their dtype alone, or in one digit of the longest sizes.
         let mut tally = Tally::new();
         let texts = [

@@ -51,7 +51,7 @@
 //! {"capture":7,"tokens":32,"count":1}
 //! ```
 //!
-//! **Dispatch records** name the implementation that serves the block-FP8 linear layers, once per identity:
+//! **Dispatch records** name the implementation that serves the block-FP8 or per-channel linear layers, once per identity:
 //!
 //! ```json
 //! {"dispatch":"aiter_w8a8_block_fp8_linear (sglang.srt.layers.quantization.fp8_utils)","count":1}

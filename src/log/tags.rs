@@ -39,7 +39,7 @@ pub(super) enum Tag {
     CaptureBegin,
     /// End of a capture.
     CaptureEnd,
-    /// The implementation behind the block-FP8 linear layers.
+    /// The implementation behind the block-FP8 or the per-channel FP8 linear layers.
     Dispatch,
 }
 
@@ -48,7 +48,7 @@ pub(super) enum Tag {
 /// Sources: the shape dump and dispatch lines are the playbook's own; aiter `aiter/ops/gemm_op_a8w8.py` and
 /// `gemm_op_a4w4.py` at v0.1.7, v0.1.9, 303a583c, e4048607; SGLang 0.5.5 to 0.5.23 `fp8_kernel.py`,
 /// `scheduler_metrics_mixin.py`, `cuda_graph_runner.py`, `model_runner.py`, `eagle_worker_v2.py`.
-static TAGS: [(&[u8], usize, Tag); 16] = [
+static TAGS: [(&[u8], usize, Tag); 17] = [
     (b"[GEMM_shape_dump]", 0, Tag::Dump),
     (b"[aiter] shape is M:", 0, Tag::LookupHead),
     (b", found padded_M: ", 1, Tag::FoundPadded),
@@ -70,6 +70,7 @@ static TAGS: [(&[u8], usize, Tag); 16] = [
     (b" CUDA graph begin", 0, Tag::CaptureBegin),
     (b" CUDA graph end. ", 0, Tag::CaptureEnd),
     (b"block_quant w8a8_block_fp8_linear=", 12, Tag::Dispatch),
+    (b"per_channel fp8_linear=", 0, Tag::Dispatch),
 ];
 
 /// Bytes of a gram.

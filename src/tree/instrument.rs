@@ -1,13 +1,17 @@
-//! `instrument --mode patch`: the playbook's two hooks as edits of the tree.
+//! `instrument --mode patch`: the playbook's hooks as edits of the tree.
 //!
 //! - Shapes: one line at the top of `aiter_w8a8_block_fp8_linear`, the one function that every block
 //!   FP8 GEMM of 20 releases passes, whatever the input was (2-D, 3-D, quantised tuple). Hooking the
 //!   layer instead, as the playbook's snippet does, misses the plain tensor, which is nearly
 //!   everything on gfx942.
+//! - Per-channel shapes: one line before each call of `gemm_a8w8_bpreshuffle` in the two linears that make it; it says which
+//!   of them serves as well.
 //! - Dispatch: one line in `Fp8LinearMethod.__init__`, after the implementation is chosen.
 //!
 //! Both read their variable at each call and do nothing without it, nothing while `torch.compile`
 //! traces, and never look at tensor values, so graph capture is safe.
+
+mod channel;
 
 use serde::Serialize;
 
@@ -27,11 +31,12 @@ pub const LOG_DISPATCH: &str = "SGLANG_LOG_FP8_BLOCK_GEMM_DISPATCH";
 
 /// Our functions in the tree; their presence is how an instrumented tree is recognised.
 const DUMP_HOOK: &str = "_gemmtune_dump_shape";
+const RANK_HOOK: &str = "_gemmtune_rank";
 const DISPATCH_HOOK: &str = "_gemmtune_log_dispatch";
 
 /// The record's text is the playbook's, so that its parsers read it. A process whose rank cannot be
 /// told says so and gives its pid: it is not taken for rank 0, and not lost either.
-const DUMP_FUNCTIONS: &str = r#"
+const RANK_FUNCTION: &str = r#"
 
 # gemmtune instrument: begin (`gemmtune instrument undo` removes it)
 def _gemmtune_rank():
@@ -43,8 +48,12 @@ def _gemmtune_rank():
         return get_tensor_model_parallel_rank()
     except Exception:
         return None
+# gemmtune instrument: end
+"#;
 
+const DUMP_FUNCTION: &str = r#"
 
+# gemmtune instrument: begin
 def _gemmtune_dump_shape(x, weight, block_size=None):
     """Log M, N and K of one GEMM if SGLANG_DUMP_AITER_FP8_GEMM_SHAPES is set."""
     if torch.compiler.is_compiling():
@@ -119,11 +128,14 @@ pub enum Presence {
     ByHand,
 }
 
-/// Both hooks of a tree.
+/// The hooks of a tree.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize)]
 pub struct Instrumented {
     /// The shape lines.
     pub shapes: Presence,
+    /// The shape lines of the per-channel linears; absent where the tree's linears never reach aiter's GEMM.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub per_channel: Option<Presence>,
     /// The dispatch lines.
     pub dispatch: Presence,
 }
@@ -145,6 +157,7 @@ pub fn presence(package: &Package) -> Result<Instrumented, TreeError> {
     let fp8 = package.read(FP8)?;
     Ok(Instrumented {
         shapes: shape_hook(&utils, &fp8)?.0,
+        per_channel: channel::presence(&utils)?,
         dispatch: dispatch_hook(&fp8),
     })
 }
@@ -156,12 +169,24 @@ pub fn plan(package: &Package) -> Result<PatchPlan, TreeError> {
     let (shapes, mut notes) = shape_hook(&utils, &fp8)?;
     let now = Instrumented {
         shapes,
+        per_channel: channel::presence(&utils)?,
         dispatch: dispatch_hook(&fp8),
     };
     let mut edits = Vec::new();
-    if now.shapes == Presence::Absent {
-        edits.extend(FileEdit::new(&utils, &shape_patch(&utils)?)?);
+    let mut patch = Patch::default();
+    let shapes_added = now.shapes == Presence::Absent;
+    if shapes_added {
+        shape_patch(&utils, &mut patch)?;
     }
+    if now.per_channel == Some(Presence::Absent) {
+        channel::hook(&utils, &mut patch, shapes_added)?;
+    }
+    if !patch.is_empty()
+        && let Some(edit) = imports::ensure(&utils, "sglang.srt.utils", "get_bool_env_var")?
+    {
+        patch.push(edit);
+    }
+    edits.extend(FileEdit::new(&utils, &patch)?);
     let mut patch = Patch::default();
     if now.dispatch == Presence::Absent {
         patch = dispatch_patch(&fp8)?;
@@ -178,7 +203,7 @@ pub fn plan(package: &Package) -> Result<PatchPlan, TreeError> {
     Ok(PatchPlan { edits, now, notes })
 }
 
-fn shape_patch(source: &Source) -> Result<Patch, TreeError> {
+fn shape_patch(source: &Source, patch: &mut Patch) -> Result<(), TreeError> {
     let dispatch = era::dispatch(source)?;
     let (stmt, leaf) = dispatch.leaf;
     if !imports::binds(source, "torch") {
@@ -196,13 +221,10 @@ fn shape_patch(source: &Source) -> Result<Patch, TreeError> {
             .into());
         }
     }
-    let mut patch = Patch::default();
-    if let Some(edit) = imports::ensure(source, "sglang.srt.utils", "get_bool_env_var")? {
-        patch.push(edit);
-    }
     patch.push(InsertionPoint::top_of(source, leaf)?.insert(DUMP_CALL));
-    patch.push(InsertionPoint::after(source, stmt)?.insert(DUMP_FUNCTIONS));
-    Ok(patch)
+    let functions = format!("{RANK_FUNCTION}{DUMP_FUNCTION}");
+    patch.push(InsertionPoint::after(source, stmt)?.insert(&functions));
+    Ok(())
 }
 
 fn no_torch(source: &Source) -> Refusal {

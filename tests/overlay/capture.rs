@@ -76,6 +76,62 @@ fp8.aiter_w8a8_block_fp8_linear(Tensor(4, 8, 1024), Tensor(384, 1024), [128, 128
 }
 
 #[test]
+fn per_channel_gemms_are_recorded_where_aiters_is_called_and_nowhere_else() {
+    let scene = Scene::new();
+    let said = scene.run(
+        &OverlayOptions::capture(scene.records()),
+        "
+from sglang.srt.distributed import parallel_state
+parallel_state.start(0, 8)
+from sglang.srt.layers.quantization import fp8_utils
+fp8_utils.apply_fp8_linear(Tensor(5, 1024), Tensor(1024, 384), None)
+fp8_utils.apply_fp8_linear(Tensor(5, 1024), Tensor(1024, 384), None, use_per_token_if_dynamic=True)
+for activation in (Tensor(7, 1024), (Tensor(7, 1024), None)):
+    fp8_utils.apply_fp8_ptpc_linear(activation, Tensor(384, 1024), None)
+import aiter
+print(json.dumps(len(aiter.CALLS)))
+",
+    );
+    assert_eq!(only(&said.stdout), 3);
+    let dumps: Vec<_> = said
+        .stderr
+        .lines()
+        .filter(|line| line.contains("[GEMM_shape_dump] op=gemm_a8w8_bpreshuffle "))
+        .collect();
+    assert_eq!(dumps.len(), 2, "{}", said.stderr);
+    for (line, row) in dumps.iter().zip(["5,384,1024", "7,384,1024"]) {
+        assert!(
+            line.ends_with(&format!("csv_row: {row},torch.float8_e4m3fn")),
+            "{line}"
+        );
+    }
+    let mut recorded = std::collections::BTreeMap::new();
+    for line in scene.lines() {
+        if let Record::Calls { shape, count, .. } = parse(line.as_bytes()).unwrap() {
+            *recorded.entry(shape.to_string()).or_insert(0) += count;
+        }
+    }
+    let expected = [
+        ("gemm_a8w8_bpreshuffle M=5 N=384 K=1024".to_owned(), 1),
+        ("gemm_a8w8_bpreshuffle M=7 N=384 K=1024".to_owned(), 2),
+    ];
+    assert_eq!(recorded, expected.into());
+    let utils = "(sglang.srt.layers.quantization.fp8_utils)";
+    assert_eq!(
+        scene.values("dispatch"),
+        [
+            format!("apply_fp8_linear {utils}"),
+            format!("apply_fp8_ptpc_linear {utils}")
+        ]
+    );
+    for linear in ["apply_fp8_linear", "apply_fp8_ptpc_linear"] {
+        let line = format!("[Fp8LinearMethod] per_channel fp8_linear={linear} {utils}");
+        assert_eq!(said.stderr.matches(&line).count(), 1, "{}", said.stderr);
+    }
+    assert!(scene.values("error").is_empty(), "{:?}", scene.lines());
+}
+
+#[test]
 fn without_the_variables_nothing_is_hooked_and_nothing_is_written() {
     let scene = Scene::new();
     let options = OverlayOptions {

@@ -1,4 +1,4 @@
-"""Executes the block-FP8 linear path of a real SGLang tree and prints what ran and how right it was.
+"""Executes the FP8 linear paths of a real SGLang tree and prints what ran and how right it was.
 
 Arguments: none. Environment: REALTREES_ARCH, REALTREES_HIP; PYTHONPATH holds the overlay if one is tried, this
 folder, the stand-in's folder and the tree. Prints one JSON document on standard output; SGLang's own words go to
@@ -15,6 +15,7 @@ _OVERRIDES = contextlib.ExitStack()
 _REPLY = os.fdopen(os.dup(1), "w")
 os.dup2(2, 1)  # whatever SGLang prints must not mix with the reply
 
+import channel
 import rocm_look
 import torch
 
@@ -161,6 +162,7 @@ def one_rank(parallel_state):
 
 def main():
     os.environ.setdefault("SGLANG_USE_AITER", "1")
+    os.environ.setdefault("SGLANG_USE_AITER_FP8_PER_TOKEN", "1")  # of per-tensor checkpoints alone
     import sglang
     from sglang.srt.distributed import parallel_state
 
@@ -178,6 +180,7 @@ def main():
         "hip": rocm_look.HIP,
         "dispatch": chosen.__name__,
         "cases": linear_cases(fp8, linear_module),
+        "channel": channel.cases(case, linear_module, fp8, fp8_utils, [m for m in M_VALUES if m <= 128]),
     }
     json.dump(reply, _REPLY)
     _REPLY.write("\n")

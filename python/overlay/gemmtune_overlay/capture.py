@@ -7,6 +7,7 @@ undisturbed. Under `torch.compile` the hooks are transparent: dynamo sees a cons
 import functools
 import logging
 import sys
+import threading
 from math import prod
 
 from . import graphs
@@ -17,6 +18,10 @@ LOGGER = logging.getLogger("sglang.srt.layers.quantization.fp8")
 AITER_LEAF = "aiter_w8a8_block_fp8_linear"
 DISPATCHER = "dispatch_w8a8_block_fp8_linear"
 TRITON_GEMM = "w8a8_block_fp8_matmul_triton"
+CHANNEL_GEMM = "gemm_a8w8_bpreshuffle"
+#: SGLang's linears for one scale per token and per output channel (0.5.5 to 0.5.23). Both end in aiter's GEMM, the first one
+#: only for some inputs: where it takes torch's instead, no table of aiter's serves.
+CHANNEL_LINEARS = ("apply_fp8_linear", "apply_fp8_ptpc_linear")
 #: Names under which `fp8_utils` holds aiter's GEMMs: bare in 0.5.5 to 0.5.10.post1, aliased since.
 KERNEL_NAMES = (
     "gemm_a8w8_blockscale",
@@ -34,7 +39,7 @@ def patch_fp8_utils(module, settings, recorder):
     # Set in 0.5.11 and later: gfx95x on ROCm >= 7.2, where CK means the preshuffled operation and its table.
     preshuffled = getattr(module, "_use_aiter_bpreshuffle_gfx95", False)
     op = "gemm_a8w8_blockscale_bpreshuffle" if preshuffled else "gemm_a8w8_blockscale"
-    observer = Observer(settings, recorder, op, "aiter FP8 block GEMM path")
+    observer = Observer(settings, recorder, op, "aiter FP8 block GEMM path", named=False)
 
     def observe_leaf(input, weight, block_size=None, *_, **__):
         observer.dispatch(AITER_LEAF, module.__name__)
@@ -48,6 +53,48 @@ def patch_fp8_utils(module, settings, recorder):
             kernel = getattr(module, name, None)
             if callable(kernel):
                 setattr(module, name, _observed(kernel, _kernel_counter(name, kernel, recorder), recorder))
+    _patch_channel(module, Observer(settings, recorder, CHANNEL_GEMM, "aiter FP8 per-channel GEMM path"), recorder)
+
+
+def _patch_channel(module, observer, recorder):
+    """Hooks the per-channel linears of `fp8_utils` and the GEMM behind them.
+
+    What is counted are calls of the GEMM: its weight is (N, K) in every release, while the first linear is handed (K, N) and
+    the second one (N, K), and releases from 0.5.22 on may take a kernel of their own for few rows. The linear that is
+    under way gives the identity.
+    """
+    under_way = threading.local()
+
+    def entered(linear):
+        @functools.wraps(linear)
+        def within(*args, **kwargs):
+            before = getattr(under_way, "name", None)
+            under_way.name = linear.__name__
+            try:
+                return linear(*args, **kwargs)
+            finally:
+                under_way.name = before
+
+        return within
+
+    def observe(XQ, WQ, *_, **__):
+        name = getattr(under_way, "name", None)
+        owner = module.__name__ if name else getattr(gemm, "__module__", "?")
+        observer.dispatch(name or CHANNEL_GEMM, owner, "per_channel fp8_linear")
+        observer.shape(XQ, WQ, None)
+
+    # One linear has the name from an import, the other one asks the module for it.
+    gemm = getattr(module, CHANNEL_GEMM, None)
+    if not callable(gemm):
+        return  # the server runs without aiter
+    hooked = _observed(gemm, observe, recorder)
+    for holder in (module, getattr(module, "aiter", None)):
+        if getattr(holder, CHANNEL_GEMM, None) is gemm:
+            setattr(holder, CHANNEL_GEMM, hooked)
+    for name in CHANNEL_LINEARS:
+        linear = getattr(module, name, None)
+        if callable(linear):
+            setattr(module, name, _unless_compiling(linear, entered(linear)))
 
 
 def patch_fp8_kernel(module, settings, recorder):
@@ -66,25 +113,24 @@ def patch_fp8_kernel(module, settings, recorder):
 class Observer:
     """Turns calls of one operation into records and log lines."""
 
-    def __init__(self, settings, recorder, op, path):
+    def __init__(self, settings, recorder, op, path, named=True):
         self._settings = settings
         self._recorder = recorder
         self._op = op
-        # The playbook's text stands for aiter's operations; another one is named behind the tag.
-        aiter = path.startswith("aiter")
-        self._named = ("" if aiter else f" op={op}", path)
-        self._table = "aiter gemm_a8w8_blockscale / bpreshuffle" if aiter else op
+        # The playbook's text stands for aiter's block-scaled operations; another one is named behind the tag.
+        self._named = (f" op={op}" if named else "", path)
+        self._table = op if named else "aiter gemm_a8w8_blockscale / bpreshuffle"
         self._logged = set()
         self._rank_known = False
 
-    def dispatch(self, name, module):
-        """Says which implementation serves the block-FP8 linears; once per identity."""
+    def dispatch(self, name, module, what="block_quant w8a8_block_fp8_linear"):
+        """Says which implementation serves `what`; once per identity."""
         identity = f"{name} ({module})"
         if not self._settings.log_dispatch or identity in self._logged:
             return
         self._logged.add(identity)
         self._recorder.once({"dispatch": identity, "count": 1})
-        LOGGER.warning("[Fp8LinearMethod] block_quant w8a8_block_fp8_linear=%s", identity)
+        LOGGER.warning("[Fp8LinearMethod] %s=%s", what, identity)
 
     def failed(self, where, error):
         """Says that an observation failed; the observed function ran all the same."""
@@ -111,13 +157,14 @@ class Observer:
             )
         )  # fmt: skip
         row = f"{m},{n},{k},{weight.dtype}"
+        blocks = "" if block_size is None else f" block_size={block_size}"
         # Once per row and process; unknown is not rank 0, but a rank that cannot tell must not be lost either.
         if row not in self._logged and graphs.tensor_parallel_rank()[0] in (0, None):
             self._logged.add(row)
             LOGGER.warning(
-                "[GEMM_shape_dump]%s %s block_size=%s | x.shape=%s weight.shape=%s | "
+                "[GEMM_shape_dump]%s %s%s | x.shape=%s weight.shape=%s | "
                 "M=%d N=%d K=%d (%s tune CSV) | csv_row: %s",
-                *self._named, block_size, tuple(activation.shape), tuple(weight.shape), m, n, k, self._table, row,
+                *self._named, blocks, tuple(activation.shape), tuple(weight.shape), m, n, k, self._table, row,
             )  # fmt: skip
 
     def _tell_rank(self):
@@ -140,19 +187,26 @@ def _kernel_counter(symbol, kernel, recorder):
 
 def _observed(original, observe, recorder):
     """`original`, with `observe` called first with the same arguments. `observe` never keeps `original` from running."""
-    is_compiling = sys.modules["torch"].compiler.is_compiling
 
-    @functools.wraps(original)
     def observed(*args, **kwargs):
-        if is_compiling():
-            return original(*args, **kwargs)
         try:
             observe(*args, **kwargs)
         except Exception as error:
             recorder.error(getattr(original, "__name__", "?"), error)
         return original(*args, **kwargs)
 
-    return observed
+    return _unless_compiling(original, observed)
+
+
+def _unless_compiling(original, hooked):
+    """`hooked`, but `original` while dynamo traces."""
+    is_compiling = sys.modules["torch"].compiler.is_compiling
+
+    @functools.wraps(original)
+    def chosen(*args, **kwargs):
+        return (original if is_compiling() else hooked)(*args, **kwargs)
+
+    return chosen
 
 
 def _reporting(dispatcher, observer):

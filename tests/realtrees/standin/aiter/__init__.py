@@ -1,4 +1,4 @@
-"""A stand-in for aiter, for tests only: block-scaled FP8 GEMMs in float32 on the CPU.
+"""A stand-in for aiter, for tests only: block-scaled and per-channel FP8 GEMMs in float32 on the CPU.
 
 It exists to show that SGLang's dispatch, load-time processing and gemmtune's switches hand each kernel the operands
 that kernel needs. So the operations read memory as the compiled kernels do, ignoring strides where those ignore
@@ -17,7 +17,7 @@ install_finder(__name__)
 
 #: Every GEMM that ran, in order: op, M, N, K. The oracle for "which kernel ran".
 CALLS = []
-#: The quantised activation of the last quantiser call: (fp8 values, scales in row-major (M, K/128)).
+#: The quantised activation of the last quantiser call: (fp8 values, scales in row-major (M, K/128) or (M, 1)).
 LAST_QUANTISED = []
 
 
@@ -73,6 +73,14 @@ def per_group_quant_hip(
     return values, scales
 
 
+def per_token_quant_hip(x, scale=None, quant_dtype=None, **_):
+    """Quantises (M, K) with one scale per row, (M, 1)."""
+    assert scale is None and x.dim() == 2
+    values, scales = layout.quantise_tokens(x, quant_dtype or dtypes.fp8)
+    LAST_QUANTISED[:] = [values, scales]
+    return values, scales
+
+
 def gemm_a8w8_blockscale(XQ, WQ, x_scale, w_scale, dtype=torch.bfloat16, **_):
     """Plain CK: scales row-major in memory, weight row-major, strides ignored; NaN above its safe M."""
     m, n, k = _note("gemm_a8w8_blockscale", XQ, WQ, dtype)
@@ -94,6 +102,13 @@ def triton_gemm_a8w8_blockscale(XQ, WQ, x_scale, w_scale, dtype=torch.bfloat16, 
     """aiter's Triton GEMM: scales through the tensor's own strides, weight row-major."""
     m, n, k = _note("triton", XQ, WQ, dtype)
     return layout.block_gemm(XQ, WQ, x_scale, w_scale, dtype)
+
+
+def gemm_a8w8_bpreshuffle(XQ, WQ, x_scale, w_scale, bias=None, dtype=torch.bfloat16, **_):
+    """One scale per row of the activation and per row of the weight, which is in (16, 16) tiles; strides ignored."""
+    assert bias is None
+    m, n, k = _note("gemm_a8w8_bpreshuffle", XQ, WQ, dtype)
+    return layout.channel_gemm(XQ, layout.unshuffle(layout.raw_memory(WQ, (n, k))), x_scale, w_scale, dtype)
 
 
 def _note(op, XQ, WQ, dtype):
@@ -118,7 +133,7 @@ def _submodule(name, **attributes):
 
 
 ops = _submodule("ops")
-ops.quant = _submodule("ops.quant", per_group_quant_hip=per_group_quant_hip)
+ops.quant = _submodule("ops.quant", per_group_quant_hip=per_group_quant_hip, per_token_quant_hip=per_token_quant_hip)
 ops.shuffle = _submodule("ops.shuffle", shuffle_weight=layout.shuffle)
 ops.triton = _submodule("ops.triton")
 ops.triton.gemm_a8w8_blockscale = _submodule(

@@ -55,6 +55,18 @@ def block_gemm(xq, wq, groups, w_scale, dtype):
     return (x @ w.t()).to(dtype)
 
 
+def quantise_tokens(x, dtype):
+    """(M, K) to FP8 with one float32 scale per row; scales are (M, 1)."""
+    scales = x.float().abs().amax(dim=-1, keepdim=True).clamp(min=1e-10) / torch.finfo(dtype).max
+    return (x.float() / scales).to(dtype), scales
+
+
+def channel_gemm(xq, wq, x_scale, w_scale, dtype):
+    """(M, K) FP8 by (N, K) FP8 with one scale per row of either, accumulated in float32."""
+    rows, columns = raw_memory(x_scale, (len(xq), 1)), raw_memory(w_scale, (1, len(wq)))
+    return ((xq.float() @ wq.float().t()) * rows.float() * columns.float()).to(dtype)
+
+
 def shuffle(w, layout=(16, 16), use_int4=False):
     """aiter's (16, 16) weight layout: tiles of 16 rows by 32 bytes, each as two halves of 16 bytes, rows inner."""
     assert layout == (16, 16) and not use_int4 and w.element_size() == 1

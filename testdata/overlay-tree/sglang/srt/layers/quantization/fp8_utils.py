@@ -1,3 +1,5 @@
+import aiter
+from aiter import gemm_a8w8_bpreshuffle
 from aiter import gemm_a8w8_blockscale as ck_gemm_a8w8_blockscale
 from aiter import triton as triton_gemm_a8w8_blockscale
 from sglang.srt.distributed import parallel_state
@@ -17,3 +19,16 @@ def aiter_w8a8_block_fp8_linear(input, weight, block_size, weight_scale, input_s
 
 def dispatch_w8a8_block_fp8_linear():
     return aiter_w8a8_block_fp8_linear
+
+
+def apply_fp8_linear(input, weight, weight_scale, use_per_token_if_dynamic=False):
+    if not use_per_token_if_dynamic:
+        return "torch"
+    transposed = Tensor(*reversed(weight.shape))
+    return gemm_a8w8_bpreshuffle(XQ=input, WQ=transposed, x_scale=None, w_scale=weight_scale)
+
+
+def apply_fp8_ptpc_linear(input, weight, weight_scale):
+    if isinstance(input, tuple):
+        return aiter.gemm_a8w8_bpreshuffle(input[0], weight, input[1], weight_scale, None, "bf16")
+    return aiter.gemm_a8w8_bpreshuffle(input, weight, None, weight_scale, None, "bf16")

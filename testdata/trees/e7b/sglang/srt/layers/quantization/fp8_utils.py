@@ -1,5 +1,5 @@
 import logging
-from typing import Callable, List, Optional
+from typing import Callable, List, Optional, Tuple, Union
 
 import torch
 
@@ -152,5 +152,101 @@ def triton_w8a8_block_fp8_linear(
     raise NotImplementedError
 
 
-def apply_fp8_ptpc_linear(input, weight, weight_scale):
-    return aiter.gemm_a8w8_bpreshuffle(input, weight, None, weight_scale)
+def apply_fp8_linear(
+    input: torch.Tensor,
+    weight: torch.Tensor,
+    weight_scale: torch.Tensor,
+    input_scale: Optional[torch.Tensor] = None,
+    input_scale_ub: Optional[torch.Tensor] = None,
+    bias: Optional[torch.Tensor] = None,
+    cutlass_fp8_supported: bool = False,
+    use_per_token_if_dynamic: bool = False,
+    pad_output: Optional[bool] = None,
+    compressed_tensor_quant: bool = False,
+) -> torch.Tensor:
+    input_2d = input.view(-1, input.shape[-1])
+    output_shape = [*input.shape[:-1], weight.shape[1]]
+
+    qinput, x_scale = per_token_group_quant_fp8(
+        input_2d, group_size=input_2d.shape[1]
+    )
+
+    per_tensor_weights = weight_scale.numel() == 1
+    per_tensor_activations = (x_scale.numel() == 1) and x_scale.dim() < 2
+
+    if (
+        use_per_token_if_dynamic
+        and not per_tensor_weights
+        and not per_tensor_activations
+        and _use_aiter
+    ):
+        gemm = (
+            smallm_fp8_gemm
+            if smallm_fp8_gemm_supported(qinput, weight.T, x_scale, input.dtype)
+            else gemm_a8w8_bpreshuffle
+        )
+        output = gemm(
+            XQ=qinput,
+            WQ=weight.T,
+            x_scale=x_scale,
+            w_scale=weight_scale,
+            dtype=input.dtype,
+        )
+        if bias is not None:
+            output += bias
+        return output.view(*output_shape)
+
+    output = torch._scaled_mm(
+        qinput,
+        weight,
+        out_dtype=input.dtype,
+        scale_a=x_scale,
+        scale_b=weight_scale,
+        bias=bias,
+    )
+    return output.view(*output_shape)
+
+
+def apply_fp8_ptpc_linear(
+    input: Union[torch.Tensor, Tuple[torch.Tensor, torch.Tensor]],
+    weight: torch.Tensor,
+    weight_scale: torch.Tensor,
+    input_scale: Optional[torch.Tensor] = None,
+    input_scale_ub: Optional[torch.Tensor] = None,
+    bias: Optional[torch.Tensor] = None,
+    cutlass_fp8_supported: bool = False,
+    use_per_token_if_dynamic: bool = False,
+    pad_output: Optional[bool] = None,
+    compressed_tensor_quant: bool = False,
+) -> torch.Tensor:
+    if isinstance(input, tuple):
+        q_input, x_scale = input[0], input[1]
+        q_input = q_input.view(-1, q_input.shape[-1])
+        output_shape = [*q_input.shape[:-1], weight.shape[0]]
+        output = aiter.gemm_a8w8_bpreshuffle(
+            q_input, weight, x_scale, weight_scale, None, torch.bfloat16
+        )
+        if bias is not None:
+            output = output + bias
+        return output.view(*output_shape)
+
+    input_2d = input.view(-1, input.shape[-1])
+
+    # weight is transposed (K, N)
+    output_shape = [*input.shape[:-1], weight.shape[1]]
+
+    q_input, x_scale = aiter.per_token_quant_hip(input_2d, quant_dtype=aiter.dtypes.fp8)
+
+    per_tensor_weights = (weight_scale.numel() == 1) and weight_scale.dim() < 2
+    per_tensor_activations = (x_scale.numel() == 1) and x_scale.dim() < 2
+
+    if not (per_tensor_weights and per_tensor_activations):
+        # weight is in (N, K)
+        output_shape = [*input.shape[:-1], weight.shape[0]]
+
+    output = aiter.gemm_a8w8_bpreshuffle(
+        q_input, weight, x_scale, weight_scale, None, input.dtype
+    )
+    if bias is not None:
+        output = output + bias
+    return output.view(*output_shape)
