@@ -52,6 +52,8 @@ pub struct Order<'a> {
     pub env: BTreeMap<String, Option<String>>,
     /// The operation.
     pub op: Op,
+    /// SGLang's function that reaches a per-channel operation, where it is known.
+    pub linear: Option<&'a str>,
     /// Shapes whose numbers are compared.
     pub checks: &'a [Shape],
     /// Shapes that are timed.
@@ -114,7 +116,7 @@ pub struct Found {
 #[derive(Debug, thiserror::Error)]
 pub enum ProbeError {
     /// The probe does not know the operation's operands.
-    #[error("try {0}: only gemm_a8w8_blockscale and gemm_a8w8_blockscale_bpreshuffle can be tried")]
+    #[error("try {0}: only aiter's FP8 operations can be tried")]
     Operation(Op),
     /// The process could not be started, or the user stopped it.
     #[error(transparent)]
@@ -134,7 +136,7 @@ pub enum ProbeError {
 
 /// Tries the operation.
 pub fn probe(order: &Order<'_>) -> Result<Found, ProbeError> {
-    if !matches!(order.op, Op::Blockscale | Op::BlockscaleBpreshuffle) {
+    if matches!(order.op, Op::A4w4 | Op::TritonBlockFp8) {
         return Err(ProbeError::Operation(order.op));
     }
     let keep = tempfile::tempdir().map_err(ProbeError::Write)?;
@@ -142,6 +144,7 @@ pub fn probe(order: &Order<'_>) -> Result<Found, ProbeError> {
     let problem = |shape: &Shape| (shape.m, shape.n, shape.k);
     let text = serde_json::json!({
         "op": order.op.name(),
+        "linear": order.linear,
         "check": order.checks.iter().map(problem).collect::<Vec<_>>(),
         "time": order.times.iter().map(problem).collect::<Vec<_>>(),
     });
@@ -348,6 +351,7 @@ mod tests {
             folder: None,
             env: BTreeMap::new(),
             op: Op::Blockscale,
+            linear: None,
             checks,
             times,
             limit: Duration::from_secs(1),

@@ -1,7 +1,8 @@
-"""Tries aiter's block-scaled FP8 GEMM as a server would call it: are its numbers right, and how long does it take.
+"""Tries one of aiter's FP8 GEMMs as a server would call it: are its numbers right, and how long does it take.
 
 Run as `python -c TEXT ORDER.json`, in the environment of the server. The order is
-{"op": "gemm_a8w8_blockscale", "check": [[M, N, K], ...], "time": [[M, N, K], ...]}. Answers are lines on standard output, a
+{"op": "gemm_a8w8_blockscale", "linear": null, "check": [[M, N, K], ...], "time": [[M, N, K], ...]}, `linear` being SGLang's
+function that reaches a per-channel operation, where it is known. Answers are lines on standard output, a
 tag and a JSON object each, written as they come, so that a kernel that ends the process leaves what came before it:
 
     {"about": {...}}                            what was imported, once
@@ -59,9 +60,7 @@ class Bench:
         self.preshuffled = op.endswith("_bpreshuffle")
         self.utils = self._sglang()
         self.leaf = self._leaf()
-        self.quantise = getattr(self.utils, "aiter_per1x128_quant", None) or aiter.get_hip_quant(
-            aiter.QuantType.per_1x128
-        )
+        self.quantise = self._quantiser()
 
     def about(self):
         """What was imported, for the record."""
@@ -72,6 +71,11 @@ class Bench:
             "through": getattr(leaf, "__qualname__", None) if leaf is not None else None,
             "device": str(self.device),
         }
+
+    def _quantiser(self):
+        return getattr(self.utils, "aiter_per1x128_quant", None) or self.aiter.get_hip_quant(
+            self.aiter.QuantType.per_1x128
+        )
 
     def _device(self):
         torch = self.torch
@@ -171,25 +175,31 @@ class Bench:
         out = out[rows].to(torch.float64)
         if not bool(torch.isfinite(out).all()):
             return None
-        q, scale = self.quantise(x, quant_dtype=self.aiter.dtypes.fp8)
-        groups = k // BLOCK
-        wide = q[rows].to(torch.float64).view(len(rows), groups, BLOCK) * scale[rows].to(torch.float64).view(
-            len(rows), groups, 1
-        )
-        wide = wide.view(len(rows), k)
+        wide = self.wide_activation(x, rows)
         wrong = right = 0.0
         for start in range(0, n, COLUMNS):
             end = min(n, start + COLUMNS)
-            blocks = w_scale[start // BLOCK : -(-end // BLOCK)].to(torch.float64)
-            per_row = blocks.repeat_interleave(BLOCK, 0)[: end - start]
-            part = w[start:end].to(torch.float64).view(end - start, groups, BLOCK) * per_row.view(
-                end - start, groups, 1
-            )
-            expected = wide @ part.view(end - start, k).t()
+            expected = wide @ self.wide_weight(w, w_scale, start, end).t()
             difference = out[:, start:end] - expected
             wrong += float((difference * difference).sum())
             right += float((expected * expected).sum())
         return (wrong / right) ** 0.5
+
+    def wide_activation(self, x, rows):
+        """Rows of the activation as it was quantised, in float64."""
+        torch = self.torch
+        q, scale = self.quantise(x, quant_dtype=self.aiter.dtypes.fp8)
+        groups = int(q.shape[1]) // BLOCK
+        scale = scale[rows].to(torch.float64).view(len(rows), groups, 1)
+        return (q[rows].to(torch.float64).view(len(rows), groups, BLOCK) * scale).view(len(rows), groups * BLOCK)
+
+    def wide_weight(self, w, w_scale, start, end):
+        """Rows of the weight, from the beginning of a block on, in float64."""
+        torch = self.torch
+        rows, groups = end - start, int(w.shape[1]) // BLOCK
+        blocks = w_scale[start // BLOCK : -(-end // BLOCK)].to(torch.float64)
+        per_row = blocks.repeat_interleave(BLOCK, 0)[:rows].view(rows, groups, 1)
+        return (w[start:end].to(torch.float64).view(rows, groups, BLOCK) * per_row).view(rows, groups * BLOCK)
 
     def microseconds(self, m, n, k):
         """Time of one call, and which clock it is from."""
@@ -241,6 +251,98 @@ class Bench:
         return without_outliers([sum(durations[i * each : (i + 1) * each]) for i in range(ITERATIONS)])
 
 
+class ChannelBench(Bench):
+    """The same for one scale per token and one per output channel: `gemm_a8w8_bpreshuffle`, and `gemm_a8w8` by itself."""
+
+    def __init__(self, op, linear):
+        self.linear = linear
+        #: The quantised activation and its scales, as the operation was last given them.
+        self.given = None
+        super().__init__(op)
+        for holder in (self.aiter, self.utils):
+            if getattr(holder, op, None) is self.kernel:
+                setattr(holder, op, self._noting)
+
+    def _noting(self, XQ, WQ, x_scale, *rest, **named):
+        self.given = XQ, x_scale
+        return self.kernel(XQ, WQ, x_scale, *rest, **named)
+
+    def _quantiser(self):
+        return self.aiter.per_token_quant_hip
+
+    def _leaf(self):
+        # No release of SGLang calls the operation whose weight is plain.
+        if self.utils is None or not self.preshuffled:
+            return None
+        names = [self.linear] if self.linear else ["apply_fp8_ptpc_linear", "apply_fp8_linear"]
+        return next((getattr(self.utils, name) for name in names if hasattr(self.utils, name)), None)
+
+    def activation(self, m, k, seed):
+        """A bf16 activation whose rows are of very different sizes: a scale of another row would go unseen otherwise."""
+        torch = self.torch
+        torch.manual_seed(seed)
+        x = torch.randn(m, k, device=self.device)
+        return (x * self._spread(m, 5)).to(torch.bfloat16)
+
+    def weight(self, n, k, seed):
+        """An FP8 weight with one scale per row, as in a checkpoint; rows of very different sizes."""
+        torch, dtype = self.torch, self.aiter.dtypes.fp8
+        torch.manual_seed(seed)
+        w = torch.randn(n, k, device=self.device) * self._spread(n, 3)
+        scale = w.abs().amax(dim=(1,)).view(n, 1) / torch.finfo(dtype).max
+        return (w / scale).to(dtype), scale
+
+    def _spread(self, rows, step):
+        return self.torch.tensor([[2.0 ** ((step * row) % 7 - 3)] for row in range(rows)], device=self.device)
+
+    def laid_out(self, w):
+        """The weight as the kernel reads it: what layers do when they are loaded (0.5.6 to 0.5.23)."""
+        if not self.preshuffled:
+            return w
+        from aiter.ops.shuffle import shuffle_weight
+
+        return shuffle_weight(w, (16, 16))
+
+    def served(self, x, w, w_scale):
+        """What the server would compute, as compressed-tensors layers and `Fp8LinearMethod` call the two linears."""
+        if self.leaf is None:
+            return self._operation(x, w, w_scale)()
+        self.given = None
+        same = {
+            "input": x,
+            "weight_scale": w_scale,
+            "input_scale": None,
+            "bias": None,
+            "use_per_token_if_dynamic": True,
+        }
+        if self.leaf.__name__ == "apply_fp8_ptpc_linear":
+            return self.leaf(weight=w, compressed_tensor_quant=True, **same)
+        return self.leaf(weight=w.t(), cutlass_fp8_supported=False, **same)
+
+    def _operation(self, x, w, w_scale):
+        """A call of aiter's operation alone, its operands ready; `w` is laid out for it."""
+        q, scale = self.given = self.quantise(x, quant_dtype=self.aiter.dtypes.fp8)
+        return lambda: self.kernel(q, w, scale, w_scale, None, self.torch.bfloat16)
+
+    def wide_activation(self, x, rows):
+        """Rows of the activation as the operation was given it, in float64."""
+        torch = self.torch
+        # From 0.5.22 on, SGLang has a kernel of its own for few rows of some weights.
+        q, scale = self.given or self.quantise(x, quant_dtype=self.aiter.dtypes.fp8)
+        return q[rows].to(torch.float64) * scale.view(-1, 1)[rows].to(torch.float64)
+
+    def wide_weight(self, w, w_scale, start, end):
+        """Rows of the weight, in float64."""
+        torch = self.torch
+        return w[start:end].to(torch.float64) * w_scale[start:end].to(torch.float64)
+
+
+def bench_of(order):
+    """The bench for what an order tries."""
+    op = order["op"]
+    return Bench(op) if "blockscale" in op else ChannelBench(op, order.get("linear"))
+
+
 def without_outliers(times):
     """The mean of what lies within one and a half interquartile ranges of the quartiles."""
     times = sorted(times)
@@ -253,7 +355,7 @@ def without_outliers(times):
 def main(path):
     with open(path, encoding="utf-8") as file:
         order = json.load(file)
-    bench = Bench(order["op"])
+    bench = bench_of(order)
     tell({"about": bench.about()})
     for m, n, k in order["check"]:
         tell({"doing": "check", "M": m, "N": n, "K": k})

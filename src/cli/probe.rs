@@ -8,7 +8,7 @@ use camino::{Utf8Path, Utf8PathBuf};
 use serde::Serialize;
 
 use super::printer::Printer;
-use crate::platform::{Deployment, Inspection, KernelTime};
+use crate::platform::{Deployment, KernelTime};
 use crate::probe::{self, Found, LIMIT, Order, ProbeError};
 use crate::proc::RunError;
 use crate::run::error::{Error, ErrorKind};
@@ -71,6 +71,8 @@ struct Target {
     python: String,
     folder: Option<Utf8PathBuf>,
     env: BTreeMap<String, Option<String>>,
+    /// SGLang's function that reaches the operation, where it is known.
+    linear: Option<String>,
     table: Table,
 }
 
@@ -163,6 +165,7 @@ pub fn run(args: &ProbeArgs, printer: &Printer) -> Result<ExitCode, Error> {
         folder: target.folder,
         env: target.env,
         op,
+        linear: target.linear.as_deref(),
         checks: &checks,
         times: &times,
         limit: Duration::from_secs(args.limit),
@@ -298,6 +301,7 @@ fn of_table(args: &ProbeArgs, path: &Utf8Path) -> Result<Target, Error> {
         python: args.python.clone().unwrap_or_default().into_string(),
         folder: None,
         env,
+        linear: None,
         table,
     })
 }
@@ -315,8 +319,7 @@ fn of_run(path: &Utf8Path) -> Result<Target, Error> {
     let parse = |error: serde_json::Error| {
         Error::to(ErrorKind::NotResumable, "read the run's documents", error)
     };
-    let inspection: Inspection =
-        serde_json::from_str(&read(run.stage(Stage::Inspect.name()))?).map_err(parse)?;
+    let inspection = crate::engine::inspection(&run)?;
     let deployment: Deployment =
         serde_json::from_str(&read(run.stage(Stage::Deploy.name()))?).map_err(parse)?;
     let Some(python) = config.backend.python else {
@@ -345,6 +348,7 @@ fn of_run(path: &Utf8Path) -> Result<Target, Error> {
         python: python.into_string(),
         folder: config.server.cwd,
         env,
+        linear: inspection.linear,
         table: read_table(&ours, Some(inspection.op))?,
     })
 }

@@ -10,6 +10,8 @@ pub mod server;
 mod stages;
 mod trial;
 
+pub(crate) use stages::inspection;
+
 use std::collections::BTreeMap;
 use std::time::{Duration, Instant};
 

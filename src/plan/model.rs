@@ -108,6 +108,11 @@ impl Prediction {
     }
 }
 
+/// How a checkpoint's weights are quantised, from the bytes of its `config.json`.
+pub fn scheme(bytes: &[u8]) -> Result<Scheme, ModelError> {
+    quant::scheme(&Config::read(bytes)?)
+}
+
 /// Predicts a model's layers from the bytes of its `config.json`.
 pub fn predict(bytes: &[u8], parallel: &Parallel) -> Result<Prediction, ModelError> {
     let config = Config::read(bytes)?;

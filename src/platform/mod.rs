@@ -44,8 +44,11 @@ pub struct Inspection {
     pub gfx: String,
     /// Compute units as the tables count them.
     pub cu_num: u32,
-    /// The kernel path that serves block-FP8 GEMMs today, in words.
+    /// The kernel path that serves the operation today, in words.
     pub path: String,
+    /// The server's function that was seen to reach the operation, once the workload was captured.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub linear: Option<String>,
     /// Table the environment uses before tuning, if any.
     pub table: Option<Utf8PathBuf>,
     /// Worth knowing.
@@ -296,9 +299,12 @@ pub trait Platform: Send + Sync {
     /// Environment that makes a server tell its shapes, record files going to `records`.
     fn capture_env(&self, run: &RunDir, records: &Utf8Path) -> Result<Environment, Error>;
 
-    /// Refuses a capture that cannot be complete.
-    fn check_capture(&self, inspection: &Inspection, log_summary: &LogSummary)
-    -> Result<(), Error>;
+    /// What was found, as the workload was seen to use it; refuses a capture that cannot be complete.
+    fn check_capture(
+        &self,
+        inspection: &Inspection,
+        log_summary: &LogSummary,
+    ) -> Result<Inspection, Error>;
 
     /// Environment that makes a server with `deployment` tell which rows it uses, record files going to
     /// `records`. It goes on top of the deployment's own.

@@ -95,6 +95,7 @@ impl Platform for Reference {
             gfx: device.arch,
             cu_num: device.cu_num,
             path,
+            linear: None,
             table,
             remarks: Vec::new(),
         })
@@ -109,16 +110,16 @@ impl Platform for Reference {
 
     fn check_capture(
         &self,
-        _inspection: &Inspection,
+        inspection: &Inspection,
         log_summary: &LogSummary,
-    ) -> Result<(), Error> {
+    ) -> Result<Inspection, Error> {
         if log_summary.dispatch.is_empty() {
             return Err(Error::new(
                 ErrorKind::NoShapes,
                 "the instrumented server never said which implementation serves its block-FP8 layers",
             ));
         }
-        Ok(())
+        Ok(inspection.clone())
     }
 
     fn engagement_env(

@@ -138,6 +138,7 @@ impl Platform for SglangTriton {
                 shipped.len(),
                 device.name
             ),
+            linear: None,
             table: (!shipped.is_empty()).then(|| Utf8PathBuf::from(&device.shipped)),
             remarks,
         })
@@ -150,9 +151,9 @@ impl Platform for SglangTriton {
 
     fn check_capture(
         &self,
-        _inspection: &Inspection,
+        inspection: &Inspection,
         log_summary: &LogSummary,
-    ) -> Result<(), Error> {
+    ) -> Result<Inspection, Error> {
         let package = self.site.sglang(&self.site.look()?)?;
         self.site.check_records(log_summary, &package.folder)?;
         let other: Vec<&String> = log_summary
@@ -162,7 +163,7 @@ impl Platform for SglangTriton {
             .collect();
         let served = log_summary.dispatch.len() - other.len();
         if served > 0 {
-            return Ok(());
+            return Ok(inspection.clone());
         }
         Err(match other.first() {
             Some(identity) => Error::new(

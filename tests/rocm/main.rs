@@ -7,6 +7,7 @@ mod schema;
 #[path = "../trees/mod.rs"]
 mod trees;
 
+mod channel;
 mod real;
 mod site;
 

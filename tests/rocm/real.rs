@@ -47,6 +47,58 @@ fn a_released_sglang_is_tuned_verified_and_compared() {
 
 #[test]
 #[ignore = "started by tests/realtrees/run"]
+fn a_released_sglang_with_per_channel_weights_is_tuned_and_a_misread_layout_is_caught() {
+    let all = releases();
+    let Some(real) = all.first() else { return };
+    let change = |env| Change {
+        real: Some(real.clone()),
+        weights: Some("512,1024,channel;1024,512,channel"),
+        env,
+        ..Change::default()
+    };
+    let site = Site::new(&change(&[]));
+    let output = site.run(&["run", "--json"]);
+    assert_eq!(output.status.code(), Some(16), "{}", stderr(&output));
+    let printed: Value = serde_json::from_slice(&output.stdout).unwrap();
+    assert_eq!(printed["pairs"], 2, "{printed}");
+    assert_eq!(printed["parity"], true, "{printed}");
+    assert_eq!(printed["hit_rate"], 1.0, "{printed}");
+    let run = site.latest();
+    let captured = document(&run.join("capture.json"));
+    assert_eq!(
+        captured["inspection"]["op"], "gemm_a8w8_bpreshuffle",
+        "{captured}"
+    );
+    assert_eq!(
+        captured["inspection"]["linear"], "apply_fp8_ptpc_linear",
+        "{captured}"
+    );
+    let verified = document(&run.join("verify.json"));
+    for check in verified["layout"].as_array().unwrap() {
+        let error = check["relative_error"].as_f64().unwrap();
+        assert!((0.001..0.003).contains(&error), "{}: {check}", real.release);
+    }
+    assert!(
+        verified["engagement"]["hit"].as_u64().unwrap() > 0,
+        "{verified}"
+    );
+    assert_eq!(site.run(&["undo"]).status.code(), Some(0));
+    site.assert_nothing_left();
+
+    // Every tuned kernel reads the (16, 16) tiles as rows.
+    let site = Site::new(&change(&[("STANDIN_MISREADS", "standin")]));
+    let output = site.run(&["run"]);
+    assert_eq!(output.status.code(), Some(16), "{}", stderr(&output));
+    assert!(
+        stderr(&output).contains("layout check"),
+        "{}",
+        stderr(&output)
+    );
+    assert_eq!(count(&site.journal(), "stage_started", "compare"), 0);
+}
+
+#[test]
+#[ignore = "started by tests/realtrees/run"]
 fn other_releases_are_verified_and_a_wrong_kernel_is_taken_back() {
     let all = releases();
     let full = asked("GEMMTUNE_REALTREES_DEPTH").is_some_and(|depth| depth == "full");

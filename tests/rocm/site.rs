@@ -27,6 +27,8 @@ pub(crate) struct Change<'a> {
     pub(crate) era: Option<&'a str>,
     /// Plays gfx950 with ROCm 7.2 instead of gfx942 with 7.0.
     pub(crate) gfx950: bool,
+    /// The weights of the server's model, in place of the usual ones.
+    pub(crate) weights: Option<&'a str>,
     /// A checkout of aiter whose tables, build configuration and texts take the place of the played ones.
     pub(crate) aiter: Option<Utf8PathBuf>,
 }
@@ -149,10 +151,11 @@ impl Site {
         } else {
             ("gfx942", 304)
         };
-        let (python, weights) = match &change.real {
+        let (python, usual) = match &change.real {
             Some(real) => (real.python.as_str(), REAL_WEIGHTS),
             None => ("python3", WEIGHTS),
         };
+        let weights = change.weights.unwrap_or(usual);
         let config = format!(
             "[workload]\nname = \"played\"\n\
              [server]\ncommand = [{python:?}, \"server.py\", \"--port\", \"{port}\", \"--weights\", \"{weights}\"]\n\
@@ -198,6 +201,17 @@ impl Site {
             }
         });
         fs_err::write(path, text).unwrap();
+    }
+
+    /// Adds a line to the `[backend]` of `gemmtune.toml`.
+    pub(crate) fn set_backend(&self, line: &str) {
+        let path = self.folder.join("gemmtune.toml");
+        let text = fs_err::read_to_string(&path).unwrap();
+        fs_err::write(
+            path,
+            text.replace("kind = \"aiter\"\n", &format!("kind = \"aiter\"\n{line}\n")),
+        )
+        .unwrap();
     }
 
     /// A file of the aiter package.

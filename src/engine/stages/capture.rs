@@ -27,7 +27,11 @@ pub(super) fn capture(engine: &mut Engine<'_>) -> Result<Done, Error> {
     for file in records::files(&folder)? {
         records::add(&file, u64::MAX, &mut log_summary)?;
     }
-    engine.platform.check_capture(&inspection, &log_summary)?;
+    let seen = engine.platform.check_capture(&inspection, &log_summary)?;
+    let new = |remark: &&String| !inspection.remarks.contains(remark);
+    for remark in seen.remarks.iter().filter(new) {
+        engine.remark(remark.clone());
+    }
     let shapes: Vec<CountedShape> = log_summary
         .shapes(None)
         .into_iter()
@@ -46,6 +50,7 @@ pub(super) fn capture(engine: &mut Engine<'_>) -> Result<Done, Error> {
     let csv = shapes::write(&shapes);
     write_atomic(&engine.run.shapes(), csv.as_bytes()).map_err(|error| Error::file(&error))?;
     let captured = Captured {
+        inspection: Some(seen),
         trial: done.number,
         distinct: shapes.len(),
         calls: shapes.iter().map(|counted| counted.records).sum(),

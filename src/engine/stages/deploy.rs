@@ -2,7 +2,7 @@
 
 use super::{Done, foresee};
 use crate::engine::{Engine, in_place, read_json, write_json};
-use crate::platform::{Deployment, Inspection, Tuned};
+use crate::platform::{Deployment, Tuned};
 use crate::run::error::{Error, ErrorKind};
 use crate::run::stage::Stage;
 use crate::shape::Shape;
@@ -10,7 +10,7 @@ use crate::store::ledger::{Ledger, LedgerError, Operation};
 use crate::store::run_dir::RunDir;
 
 pub(super) fn deploy(engine: &mut Engine<'_>) -> Result<Done, Error> {
-    let inspection: Inspection = read_json(&engine.run.stage(Stage::Inspect.name()))?;
+    let inspection = super::inspection(&engine.run)?;
     let tuned: Tuned = read_json(&engine.run.stage(Stage::Tune.name()))?;
     foresee::foresee(engine, &tuned)?;
     let deployment = engine.platform.deploy(&engine.run, &inspection, &tuned)?;

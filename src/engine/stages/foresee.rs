@@ -206,6 +206,7 @@ mod tests {
     #[test]
     fn a_load_waits_for_passes_of_its_own_size() {
         let captured = Captured {
+            inspection: None,
             trial: 2,
             distinct: 0,
             calls: 0,

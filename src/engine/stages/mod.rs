@@ -14,10 +14,12 @@ mod verify;
 
 use serde::{Deserialize, Serialize};
 
-use super::Engine;
+use super::{Engine, read_json};
+use crate::platform::Inspection;
 use crate::report::model::Phase;
 use crate::run::error::Error;
 use crate::run::stage::Stage;
+use crate::store::run_dir::RunDir;
 
 pub(crate) use deploy::{deployed, undo};
 
@@ -53,9 +55,23 @@ pub(crate) fn perform(engine: &mut Engine<'_>, stage: Stage) -> Result<Done, Err
     }
 }
 
+/// What was found of what serves, by the capture stage where it has ended: what a workload runs shows when it is served.
+pub(crate) fn inspection(run: &RunDir) -> Result<Inspection, Error> {
+    let captured = run.stage(Stage::Capture.name());
+    if captured.is_file()
+        && let Some(inspection) = read_json::<Captured>(&captured)?.inspection
+    {
+        return Ok(inspection);
+    }
+    read_json(&run.stage(Stage::Inspect.name()))
+}
+
 /// What the capture stage found, beside the shapes themselves.
 #[derive(Clone, Debug, Serialize, Deserialize)]
 pub(crate) struct Captured {
+    /// What was inspected, as the workload was seen to use it.
+    #[serde(default)]
+    pub(crate) inspection: Option<Inspection>,
     /// Number of the capture trial.
     pub(crate) trial: u32,
     /// Distinct shapes.
@@ -117,6 +133,7 @@ mod tests {
     #[test]
     fn the_phase_of_a_size_follows_the_batches_that_were_logged() {
         let captured = Captured {
+            inspection: None,
             trial: 2,
             distinct: 0,
             calls: 0,

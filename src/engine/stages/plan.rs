@@ -10,7 +10,6 @@ use crate::engine::{Engine, read_json, write_json};
 use crate::plan::document::Verdict;
 use crate::plan::model::{self, Parallel, Prediction};
 use crate::plan::{PlanInput, make};
-use crate::platform::Inspection;
 use crate::run::error::{Error, ErrorKind};
 use crate::run::stage::Stage;
 use crate::shape::{Op, Shape};
@@ -131,7 +130,7 @@ impl Planned {
 }
 
 pub(super) fn plan(engine: &mut Engine<'_>) -> Result<Done, Error> {
-    let inspection: Inspection = read_json(&engine.run.stage(Stage::Inspect.name()))?;
+    let inspection = super::inspection(&engine.run)?;
     let bytes = fs_err::read(engine.run.shapes()).map_err(|error| Error::file(&error))?;
     let captured = shapes::read(&bytes, None)
         .map_err(|error| Error::caused(ErrorKind::NotResumable, &error))?;

@@ -7,7 +7,7 @@ use super::{Captured, Done, Verified};
 use crate::compare::Comparison;
 use crate::engine::trial::Started;
 use crate::engine::{Engine, read_events, read_json};
-use crate::platform::{Deployment, Inspection, Tuned};
+use crate::platform::{Deployment, Tuned};
 use crate::report::model::{
     Arm, Command, Engagement, Fact, HitRate, LayoutCheck, PlanSummary, Report, ShapeRow, Skipped,
     StageTime, Timing,
@@ -49,7 +49,11 @@ fn found<T: serde::de::DeserializeOwned>(
 }
 
 fn with_findings(engine: &Engine<'_>, mut report: Report) -> Result<Report, Error> {
-    let inspection: Option<Inspection> = found(engine, Stage::Inspect)?;
+    let inspection = engine
+        .state
+        .has_finished(Stage::Inspect)
+        .then(|| super::inspection(&engine.run))
+        .transpose()?;
     let captured: Option<Captured> = found(engine, Stage::Capture)?;
     let tuned: Option<Tuned> = found(engine, Stage::Tune)?;
     let deployment: Option<Deployment> = found(engine, Stage::Deploy)?;

@@ -6,7 +6,7 @@ use super::Done;
 use super::plan::Planned;
 use crate::engine::server::interrupted;
 use crate::engine::{Engine, read_json, write_json};
-use crate::platform::{Inspection, TuneOrder};
+use crate::platform::TuneOrder;
 use crate::run::error::{Error, ErrorKind};
 use crate::run::event::{Notice, Progress};
 use crate::run::stage::Stage;
@@ -15,7 +15,7 @@ use crate::table::shapes;
 use crate::tune::TuneEvent;
 
 pub(super) fn tune(engine: &mut Engine<'_>) -> Result<Done, Error> {
-    let inspection: Inspection = read_json(&engine.run.stage(Stage::Inspect.name()))?;
+    let inspection = super::inspection(&engine.run)?;
     let shapes = with_dtypes(engine, read_json::<Planned>(&engine.run.plan())?.shapes())?;
     let order = TuneOrder {
         run: &engine.run,

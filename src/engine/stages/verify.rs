@@ -8,7 +8,7 @@ use crate::bench::parity::{self, Recording};
 use crate::engine::trial::{SERVER_LOG, TrialOrder};
 use crate::engine::{Engine, in_place, read_json, write_json};
 use crate::log::summary::LogSummary;
-use crate::platform::{Deployed, Deployment, Inspection, LayoutCheck, Probed, Tuned};
+use crate::platform::{Deployed, Deployment, LayoutCheck, Probed, Tuned};
 use crate::probe;
 use crate::run::error::{Error, ErrorKind};
 use crate::run::event::Role;
@@ -17,7 +17,7 @@ use crate::shape::Shape;
 
 pub(super) fn verify(engine: &mut Engine<'_>) -> Result<Done, Error> {
     let deployment: Deployment = read_json(&engine.run.stage(Stage::Deploy.name()))?;
-    let inspection: Inspection = read_json(&engine.run.stage(Stage::Inspect.name()))?;
+    let inspection = super::inspection(&engine.run)?;
     let tuned: Tuned = read_json(&engine.run.stage(Stage::Tune.name()))?;
     let planned: BTreeSet<Shape> = tuned.rows.iter().map(|row| row.shape.clone()).collect();
     let baseline = baseline_answers(engine)?;

@@ -101,8 +101,7 @@ impl Aiter {
             deployment.table
         ));
 
-        let rocm = trees.rocm();
-        let way = self.way(&trees, &inspection.gfx, rocm)?;
+        let way = self.way_to(&trees, inspection)?;
         let rules = Rules::new(op, revision);
         let resolver = Resolver::new(&merged, rules, &inspection.gfx, inspection.cu_num)
             .map_err(|error| Error::caused(ErrorKind::Bug, &error))?;

@@ -40,7 +40,6 @@ impl Trees {
 /// How the operation is reached on this machine.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub(super) struct Way {
-    pub(super) era: Era,
     pub(super) op: Op,
     /// Whether every GEMM takes Triton today, so that no table serves.
     pub(super) only_triton: bool,
@@ -90,9 +89,8 @@ impl Aiter {
         let trees = self.trees()?;
         refuse_old(&trees)?;
         let (gfx, cu_num) = self.device()?;
-        let rocm = trees.rocm();
-        let way = self.way(&trees, &gfx, rocm)?;
-        let op = self.op.unwrap_or(way.op);
+        let way = self.expected(&trees, &gfx)?;
+        let op = way.op;
         let tables = aiter::tables(&trees.package, op, |name| self.site.variable(name))
             .map_err(|error| aiter_error(&error))?;
         let mut remarks = Vec::from_iter(self.site.slow_starts());
@@ -129,18 +127,23 @@ impl Aiter {
                     .to_owned(),
             );
         }
-        if self.op.is_some_and(|asked| asked != way.op) {
-            remarks.push(format!(
-                "the configuration asks for {op}, and this machine runs {}",
-                way.op
-            ));
+        let mut identity = identity(&trees, &gfx, cu_num);
+        identity.extend(tables_fact("tables before", &tables.files)?);
+        // The capture may find that the other operation runs.
+        if op != Op::Bpreshuffle
+            && let Ok(other) = aiter::tables(&trees.package, Op::Bpreshuffle, |name| {
+                self.site.variable(name)
+            })
+        {
+            identity.extend(tables_fact("per-channel tables before", &other.files)?);
         }
         Ok(Inspection {
-            identity: identity(&trees, &gfx, cu_num, &tables.files)?,
+            identity,
             op,
             gfx,
             cu_num,
             path: way.because,
+            linear: None,
             table: match tables.files.as_slice() {
                 [only] => Some(only.clone()),
                 _ => None,
@@ -261,7 +264,6 @@ impl Aiter {
         };
         let shuffles = arch == Arch::Gfx950 && rocm == Some(Rocm::From72) && era >= Era::E3;
         Ok(Way {
-            era,
             op: if shuffles {
                 Op::BlockscaleBpreshuffle
             } else {
@@ -319,12 +321,7 @@ fn refuse_old(trees: &Trees) -> Result<(), Error> {
     Ok(())
 }
 
-fn identity(
-    trees: &Trees,
-    gfx: &str,
-    cu_num: u32,
-    tables: &[Utf8PathBuf],
-) -> Result<BTreeMap<String, String>, Error> {
+fn identity(trees: &Trees, gfx: &str, cu_num: u32) -> BTreeMap<String, String> {
     let version = |known: Option<&str>| known.unwrap_or("unknown").to_owned();
     let sglang = trees.sglang.version.as_deref().or(trees
         .answer
@@ -353,14 +350,16 @@ fn identity(
     if let Some(hip) = &torch.hip {
         facts.insert("HIP".to_owned(), hip.clone());
     }
+    facts
+}
+
+/// The digest of tables, as a fact of this name; none without tables.
+fn tables_fact(name: &str, tables: &[Utf8PathBuf]) -> Result<Option<(String, String)>, Error> {
     let mut bytes = Vec::new();
     for table in tables {
         bytes.extend(read(table)?);
     }
-    if !tables.is_empty() {
-        facts.insert("tables before".to_owned(), digest(&bytes));
-    }
-    Ok(facts)
+    Ok((!tables.is_empty()).then(|| (name.to_owned(), digest(&bytes))))
 }
 
 pub(super) fn read(path: &Utf8Path) -> Result<Vec<u8>, Error> {

@@ -5,6 +5,7 @@
 mod cover;
 mod deploy;
 mod facts;
+mod operation;
 
 use std::collections::BTreeMap;
 use std::time::Duration;
@@ -45,6 +46,8 @@ pub(super) struct Aiter {
     gfx: Option<String>,
     cu_num: Option<u32>,
     op: Option<Op>,
+    /// The folder with the model's `config.json`, where it is one.
+    model: Option<Utf8PathBuf>,
     switch: Switch,
     /// A first call may compile a module, as a first server start may.
     ready_limit: Duration,
@@ -59,6 +62,7 @@ impl Aiter {
             gfx: config.backend.gfx.clone(),
             cu_num: config.backend.cu_num,
             op: config.backend.op,
+            model: config.model_folder(),
             switch: config.backend.switch,
             ready_limit: Duration::from_secs(config.server.ready_timeout_s),
         })
@@ -106,25 +110,13 @@ impl Platform for Aiter {
 
     fn check_capture(
         &self,
-        _inspection: &Inspection,
+        inspection: &Inspection,
         log_summary: &LogSummary,
-    ) -> Result<(), Error> {
+    ) -> Result<Inspection, Error> {
         let answer = self.site.look()?;
         let Package { folder, .. } = self.site.sglang(&answer)?;
         self.site.check_records(log_summary, &folder)?;
-        let through_aiter = |identity: &String| identity.contains("aiter_w8a8_block_fp8_linear");
-        if log_summary.dispatch.keys().any(through_aiter) {
-            return Ok(());
-        }
-        let found: Vec<&str> = log_summary.dispatch.keys().map(String::as_str).collect();
-        Err(Error::new(
-            ErrorKind::NoShapes,
-            match found.as_slice() {
-                [] => "the instrumented server never said which implementation serves its block-FP8 layers".to_owned(),
-                found => format!("the server's block-FP8 layers are not served through aiter but by {}", found.join(", ")),
-            },
-        )
-        .hint("the model has to be a block-FP8 checkpoint, and SGLANG_USE_AITER has to reach every process"))
+        self.seen(inspection, log_summary)
     }
 
     fn engagement_env(
@@ -141,8 +133,7 @@ impl Platform for Aiter {
 
     fn plan_terms(&self, inspection: &Inspection) -> Result<PlanTerms, Error> {
         let trees = self.trees()?;
-        let rocm = trees.rocm();
-        let way = self.way(&trees, &inspection.gfx, rocm)?;
+        let way = self.way_to(&trees, inspection)?;
         let before = crate::tree::aiter::tables(&trees.package, inspection.op, |name| {
             self.site.variable(name)
         })
@@ -291,6 +282,7 @@ impl Platform for Aiter {
             folder: self.folder.clone(),
             env,
             op: inspection.op,
+            linear: inspection.linear.as_deref(),
             checks: shapes,
             times: &times,
             limit: self.ready_limit,
@@ -300,16 +292,13 @@ impl Platform for Aiter {
         .map_err(|error| probe_error(&error))?;
         // Without SGLang's own function nothing was shown of its layouts.
         let through = found.about.get("through").cloned().flatten();
-        if !through
-            .as_deref()
-            .is_some_and(|name| name.contains(era::LEAF))
-        {
+        let linear = inspection.linear.as_deref().unwrap_or(era::LEAF);
+        if !through.as_deref().is_some_and(|name| name.contains(linear)) {
             return Err(Error::new(
                 ErrorKind::Environment,
                 format!(
-                    "the probe reached aiter through {} instead of SGLang's {}: what the server would compute was not tried",
-                    through.as_deref().unwrap_or("nothing"),
-                    era::LEAF
+                    "the probe reached aiter through {} instead of SGLang's {linear}: what the server would compute was not tried",
+                    through.as_deref().unwrap_or("nothing")
                 ),
             )
             .hint("`gemmtune probe` shows what the interpreter says"));

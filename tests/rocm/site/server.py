@@ -4,7 +4,8 @@ Its model is a few linears in a row; the next token is where the last one's outp
 the tree on the path: a reduced one on the stand-in torch, or a released one on a real torch. Requests in flight are decoded
 together, so M follows the load.
 
-Arguments: --port P --weights N,K;N,K (each K is the N before it, the first K is the last N).
+Arguments: --port P --weights N,K;N,K (each K is the N before it, the first K is the last N). A weight N,K,channel has one
+scale per output channel instead of one per block, and goes through the linear that compressed-tensors layers use.
 """
 
 import argparse
@@ -44,9 +45,34 @@ class Model:
         self.linear = fp8_utils.dispatch_w8a8_block_fp8_linear()
         print_identity(self.linear)
         self.width = weights[0][1]
-        self.layers = [self._weight(aiter.dtypes.fp8, n, k, seed) for seed, (n, k) in enumerate(weights)]
+        self.layers = [self._layer(aiter.dtypes.fp8, *weight, seed) for seed, weight in enumerate(weights)]
         torch.manual_seed(99)
         self.embedding = torch.randn(VOCABULARY, self.width)
+
+    def _layer(self, kind, n, k, scales, seed):
+        """A linear, ready to be called with an activation."""
+        if scales == "channel":
+            weight, scale = self._channel_weight(kind, n, k, seed)
+            same = {
+                "input_scale": None,
+                "bias": None,
+                "use_per_token_if_dynamic": True,
+                "compressed_tensor_quant": True,
+            }
+            return lambda x: self.utils.apply_fp8_ptpc_linear(input=x, weight=weight, weight_scale=scale, **same)
+        weight, scale = self._weight(kind, n, k, seed)
+        same = {"block_size": [128, 128], "input_scale": None, "bias": None}
+        return lambda x: self.linear(input=x, weight=weight, weight_scale=scale, **same)
+
+    def _channel_weight(self, kind, n, k, seed):
+        """What `CompressedTensorsW8A8Fp8.process_weights_after_loading` leaves of a weight with one scale per channel."""
+        from aiter.ops.shuffle import shuffle_weight
+
+        torch = self.torch
+        torch.manual_seed(seed)
+        w = torch.randn(n, k)
+        scale = w.abs().amax(dim=(1,)).view(n, 1) / torch.finfo(kind).max
+        return shuffle_weight((w / scale).to(kind), (16, 16)), scale
 
     def _weight(self, kind, n, k, seed):
         torch = self.torch
@@ -67,8 +93,8 @@ class Model:
         """The next token after each of `tokens`."""
         torch = self.torch
         x = self.embedding[[token % VOCABULARY for token in tokens]].to(torch.bfloat16)
-        for w, scale in self.layers:
-            x = self.linear(input=x, weight=w, block_size=[128, 128], weight_scale=scale, input_scale=None, bias=None)
+        for layer in self.layers:
+            x = layer(x)
             x = (x * (1.0 / 64)).to(torch.bfloat16)
         return [most_at(x[[row]].view(-1)) % VOCABULARY for row in range(len(tokens))]
 
@@ -197,7 +223,8 @@ if __name__ == "__main__":
     if os.environ.get("REALTREES_ARCH"):
         import rocm_look  # noqa: F401  a real torch is made to answer as on ROCm
     started = time.perf_counter()
-    weights = [tuple(map(int, pair.split(","))) for pair in arguments.weights.split(";")]
+    weights = [(int(n), int(k), *scales) for n, k, *scales in (one.split(",") for one in arguments.weights.split(";"))]
+    weights = [weight if len(weight) == 3 else (*weight, "block") for weight in weights]
     SCHEDULER = Scheduler(Model(weights))
     SCHEDULER.start()
     server = ThreadingHTTPServer(("127.0.0.1", arguments.port), Handler)

@@ -1,4 +1,4 @@
-"""A stand-in for aiter on the stand-in torch: block-scaled FP8 GEMMs in Python floats, for tests only.
+"""A stand-in for aiter on the stand-in torch: block-scaled and per-channel FP8 GEMMs in Python floats, for tests only.
 
 It shows the loop around the kernels: which table is read, which module is built, which kernel runs. Layouts are shown by
 the other stand-in (`tests/realtrees/standin`), which needs torch.
@@ -79,5 +79,36 @@ gemm_a8w8_blockscale = _lookup.tuned("gemm_a8w8_blockscale", _block_gemm)
 gemm_a8w8_blockscale_bpreshuffle = _lookup.tuned("gemm_a8w8_blockscale_bpreshuffle", _shuffled_gemm)
 
 
-def gemm_a8w8_bpreshuffle(*_, **__):
-    raise NotImplementedError("the stand-in has no gemm_a8w8_bpreshuffle")
+def per_token_quant_hip(x, scale=None, quant_dtype=None):
+    """(M, K) to FP8 with one scale per row, (M, 1)."""
+    m, k = x.shape
+    profiler.launched("dynamic_per_token_scaled_quant_kernel", 2.0)
+    if profiler.is_open():
+        return torch.zeros(m, k, dtype=quant_dtype or dtypes.fp8), torch.zeros(m, 1)
+    scale = x.float().abs().amax(dim=(1,)).view(m, 1) / torch.finfo(dtypes.fp8).max
+    return (x.float() / scale).to(quant_dtype or dtypes.fp8), scale
+
+
+def gemm_a8w8_bpreshuffle(XQ, WQ, x_scale, w_scale, bias=None, dtype=torch.bfloat16):
+    """One scale per row of the activation and per row of the weight, which is laid out in tiles."""
+    assert bias is None and hasattr(WQ, "is_shuffled"), "a plain weight is read as a shuffled one"
+    (m, k), n = XQ.shape, WQ.shape[0]
+    name, us = _lookup.kernel("gemm_a8w8_bpreshuffle", m, n, k)
+    profiler.launched(name, us)
+    if profiler.is_open():
+        return torch.zeros(m, n, dtype=dtype)
+    out = XQ.float() * x_scale @ _wide_rows(WQ, w_scale, _lookup.misreads(name))
+    return (out * 1.5 if _lookup.is_wrong(name) else out).to(dtype)
+
+
+def _wide_rows(WQ, w_scale, misread):
+    """A weight with one scale per row as numbers; `misread` takes its tiles, 16 rows by 16 columns, for rows."""
+    key = id(WQ), misread
+    if key not in _WIDE:
+        n, k = WQ.shape
+        values = WQ.values
+        if misread:
+            tiles = (values[(i + row) * k + j :][:16] for i in range(0, n, 16) for j in range(0, k, 16) for row in range(16))
+            values = [value for run in tiles for value in run]
+        _WIDE[key] = WQ, (torch.Tensor(values, (n, k)) * w_scale).t()
+    return _WIDE[key][1]

@@ -21,14 +21,18 @@ HERE = os.path.dirname(os.path.abspath(__file__))
 with open(os.path.join(HERE, "REVISION"), encoding="ascii") as file:
     REVISION = file.read().strip()
 
+#: The operation with one scale per token and channel: its rows have a dtype, its table is compiled in at every revision.
+CHANNEL = "gemm_a8w8_bpreshuffle"
 OPS = {
     "gemm_a8w8_blockscale": ("AITER_CONFIG_GEMM_A8W8_BLOCKSCALE", "a8w8_blockscale_tuned_gemm", "default_16x128x256"),
     "gemm_a8w8_blockscale_bpreshuffle": (
         "AITER_CONFIG_GEMM_A8W8_BLOCKSCALE_BPRESHUFFLE", "a8w8_blockscale_bpreshuffle_tuned_gemm", "default_64x64x128",
     ),
+    CHANNEL: ("AITER_CONFIG_GEMM_A8W8_BPRESHUFFLE", "a8w8_bpreshuffle_tuned_gemm", "default_heuristic"),
 }  # fmt: skip
 GFX = os.environ.get("PLAYED_ARCH", "gfx942")
 CU_NUM = {"gfx942": 304, "gfx950": 256}[GFX]
+Q_DTYPE_W = {"gfx942": "torch.float8_e4m3fnuz", "gfx950": "torch.float8_e4m3fn"}[GFX]
 
 
 #: A real torch (`tests/rocm/real`) has a clock of its own.
@@ -82,7 +86,7 @@ def table(path):
     rows = {}
     for row in read(path):
         by_gfx = REVISION == "H" and "gfx" in row
-        if by_gfx and row["gfx"] != GFX:
+        if by_gfx and row["gfx"] != GFX or row.get("q_dtype_w", Q_DTYPE_W) != Q_DTYPE_W:
             continue
         key = tuple(int(row[name]) for name in ("cu_num", "M", "N", "K"))
         if key in rows:
@@ -114,7 +118,9 @@ def looked_up(op, m, n, k):
     """The row for a GEMM, and the log line about it: once per problem and process."""
     path = tuned_file(op)
     at, row = find(table(path), m, n, k)
-    if row is None:
+    if op == CHANNEL:
+        log_channel(path, (m, n, k), at, row)
+    elif row is None:
         log(f"shape is M:{m}, N:{n}, K:{k}, not found tuned config in {path}, will use default config!")
     elif os.environ.get("AITER_LOG_TUNED_CONFIG") == "1":
         log(
@@ -122,6 +128,22 @@ def looked_up(op, m, n, k):
             f"kernel name is {row['kernelName']}!"
         )
     return row
+
+
+def log_channel(path, problem, at, row):
+    """The words of `get_GEMM_config_with_quant_type`."""
+    m, n, k = problem
+    if row is None:
+        log(
+            f"shape is M:{m}, N:{n}, K:{k}, q_dtype_w:{Q_DTYPE_W}, not found tuned config in {path}, will use default "
+            "config!"
+        )
+    elif os.environ.get("AITER_LOG_TUNED_CONFIG") == "1":
+        kernel = f" kernelName is {row['kernelName']} (kernelId {row['kernelId']})!" if REVISION == "H" else ""
+        log(
+            f"shape M:{m}, N:{n}, K:{k} q_dtype_w:{Q_DTYPE_W}, found padded_M: {at}, N:{n}, K:{k} is tuned, in {path}! "
+            f"libtype is {row['libtype']}!{kernel}"
+        )
 
 
 def jit_folder():
@@ -177,7 +199,7 @@ def kernel(op, m, n, k):
     assert libtype in ("ck", "cktile"), f"Unsupported libtype {libtype} for {op}"
     held = module(op, libtype)
     default = OPS[op][2]
-    if REVISION == "P":
+    if REVISION == "P" or op == CHANNEL:
         rows = {(CU_NUM, int(one), int(two), int(three)): (int(split), name) for one, two, three, split, name in held}
         at, found = find(rows, m, n, k)
         return (found[1], time_of(found[1], (at, n, k), found[0])) if found else (default, DEFAULT_US)
@@ -191,15 +213,30 @@ def kernel(op, m, n, k):
 
 def time_of(name, problem, split):
     """What the tuner was told that the kernel takes; rows that came with the tree have kernels it knows nothing of."""
-    known = re.fullmatch(r"a8w8_blockscale_(cktile|1x128x128)_standin_(\d+)", name)
+    known = re.fullmatch(r"a8w8_(blockscale|bpreshuffle)_(cktile|1x128x128)_standin_(\d+)", name)
     if known is None:
         return DEFAULT_US
-    library = "cktile" if known[1] == "cktile" else "ck"
-    return us_of(library, int(known[2]), dict(zip("MNK", problem)), split)
+    library = "cktile" if known[2] == "cktile" else "ck"
+    shape = dict(zip("MNK", problem))
+    if known[1] == "bpreshuffle":
+        shape["q_dtype_w"] = Q_DTYPE_W
+    return us_of(library, int(known[3]), shape, split)
+
+
+def is_wrong(name):
+    """Whether the kernel computes wrong numbers: its name holds STANDIN_WRONG."""
+    wrong = os.environ.get("STANDIN_WRONG")
+    return bool(wrong) and wrong in name
+
+
+def misreads(name):
+    """Whether the kernel reads a tiled weight as if it were plain: its name holds STANDIN_MISREADS."""
+    misreads = os.environ.get("STANDIN_MISREADS")
+    return bool(misreads) and misreads in name
 
 
 def tuned(op, compute):
-    """`compute` by the kernel that the table names; one whose name holds STANDIN_WRONG computes wrong numbers."""
+    """`compute` by the kernel that the table names."""
 
     @functools.wraps(compute)
     def called(XQ, WQ, x_scale, w_scale, dtype=None, **options):
@@ -208,7 +245,6 @@ def tuned(op, compute):
         name, us = kernel(op, int(XQ.shape[0]), int(WQ.shape[0]), int(XQ.shape[1]))
         LAUNCHED(name, us)
         out = compute(XQ, WQ, x_scale, w_scale, **options)
-        wrong = os.environ.get("STANDIN_WRONG")
-        return out * 1.5 if wrong and wrong in name else out
+        return out * 1.5 if is_wrong(name) else out
 
     return called

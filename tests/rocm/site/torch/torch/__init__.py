@@ -87,7 +87,10 @@ class Tensor:
         return self
 
     def clone(self):
-        return Tensor(list(self.values), self.shape, self.dtype)
+        copy = Tensor(list(self.values), self.shape, self.dtype)
+        if hasattr(self, "is_shuffled"):
+            copy.is_shuffled = True  # the numbers lie as they did
+        return copy
 
     def abs(self):
         return Tensor(list(map(builtins.abs, self.values)), self.shape, self.dtype)
@@ -108,6 +111,12 @@ class Tensor:
         rows = (self.values[i * row : (i + 1) * row] for i in range(self.shape[0]))
         values = list(chain.from_iterable(chain.from_iterable(repeat(one, times) for one in rows)))
         return Tensor(values, (self.shape[0] * times, *self.shape[1:]), self.dtype)
+
+    def numel(self):
+        return len(self.values)
+
+    def dim(self):
+        return len(self.shape)
 
     def t(self):
         m, n = self.shape

@@ -1,0 +1,250 @@
+//! Which operation is tuned: expected before anything is served, known once the workload was seen.
+//!
+//! SGLang's linears reach three of aiter's operations: block-scaled weights one of two, by the device, per-channel
+//! weights `gemm_a8w8_bpreshuffle`. Which of them a model uses follows from its checkpoint; the capture has the last word.
+//! What `run` cannot finish is refused before a server is started.
+
+use std::collections::BTreeMap;
+
+use super::Aiter;
+use super::facts::{Trees, Way, aiter_error};
+use crate::log::summary::LogSummary;
+use crate::plan::model::{self, Scheme};
+use crate::platform::Inspection;
+use crate::run::error::{Error, ErrorKind};
+use crate::shape::Op;
+use crate::tree::channel::{self, LINEARS};
+use crate::tree::package::FP8_UTILS;
+use crate::tree::{aiter, era};
+use crate::tune::aiter::scripts::Script;
+
+impl Aiter {
+    /// The operation to expect, and the way to it: what the configuration asks for, else what the model's config says,
+    /// else the block-scaled one.
+    pub(super) fn expected(&self, trees: &Trees, gfx: &str) -> Result<Way, Error> {
+        let block = self.way(trees, gfx, trees.rocm());
+        let wanted = self
+            .op
+            .or_else(|| self.per_channel_model().then_some(Op::Bpreshuffle));
+        let way = match wanted {
+            Some(Op::Bpreshuffle) => channel_way(trees)?,
+            None => block?,
+            Some(asked) => {
+                let block = block?;
+                if asked != block.op {
+                    return Err(cannot_finish(asked, block.op));
+                }
+                block
+            }
+        };
+        tunable(trees, way.op)?;
+        Ok(way)
+    }
+
+    /// The way to the operation of `inspection`.
+    pub(super) fn way_to(&self, trees: &Trees, inspection: &Inspection) -> Result<Way, Error> {
+        if inspection.op == Op::Bpreshuffle {
+            return channel_way(trees);
+        }
+        self.way(trees, &inspection.gfx, trees.rocm())
+    }
+
+    /// Whether the model's config says that its weights have one scale per channel. One that cannot be read says nothing.
+    fn per_channel_model(&self) -> bool {
+        let bytes = self
+            .model
+            .as_ref()
+            .and_then(|folder| fs_err::read(folder.join("config.json")).ok());
+        bytes.is_some_and(|bytes| matches!(model::scheme(&bytes), Ok(Scheme::PerChannel)))
+    }
+
+    /// What the workload was seen to run: the operation asked for, else the one with most calls.
+    pub(super) fn seen(
+        &self,
+        inspection: &Inspection,
+        log_summary: &LogSummary,
+    ) -> Result<Inspection, Error> {
+        let trees = self.trees()?;
+        let block = self.way(&trees, &inspection.gfx, trees.rocm());
+        let mut calls = BTreeMap::<Op, u64>::new();
+        for seen in log_summary.shapes(None) {
+            *calls.entry(seen.shape.op).or_default() += seen.records;
+        }
+        let tunable_here =
+            |op: Op| op == Op::Bpreshuffle || block.as_ref().is_ok_and(|way| way.op == op);
+        let told = |op: Op, count: u64| format!("{op} ({count} calls)");
+        let op = match self.op {
+            Some(asked) if calls.contains_key(&asked) => asked,
+            Some(asked) => {
+                let others: Vec<String> =
+                    calls.iter().map(|(op, count)| told(*op, *count)).collect();
+                return Err(Error::new(
+                    ErrorKind::NoShapes,
+                    format!(
+                        "the workload never called {asked}, which the configuration asks for, but {}",
+                        if others.is_empty() { "no GEMM at all".to_owned() } else { others.join(" and ") }
+                    ),
+                )
+                .hint("leave `backend.op` out, and the operation that runs is tuned"));
+            }
+            None => {
+                let most = calls
+                    .iter()
+                    .filter(|(op, _)| tunable_here(**op))
+                    .max_by_key(|(op, count)| (**count, **op == inspection.op));
+                match most {
+                    Some((op, _)) => *op,
+                    None => return Err(not_through_aiter(log_summary)),
+                }
+            }
+        };
+        let mut seen = inspection.clone();
+        if op != inspection.op {
+            tunable(&trees, op)?;
+            seen.op = op;
+            seen.path = self.way_to(&trees, &seen)?.because;
+            let tables = aiter::tables(&trees.package, op, |name| self.site.variable(name))
+                .map_err(|error| aiter_error(&error))?;
+            seen.table = match tables.files.as_slice() {
+                [only] => Some(only.clone()),
+                _ => None,
+            };
+            seen.remarks.push(format!(
+                "the workload runs {op}, not {} as was expected: {op} is tuned",
+                inspection.op
+            ));
+        }
+        let others: Vec<String> = calls
+            .iter()
+            .filter(|(other, _)| **other != op)
+            .map(|(other, count)| told(*other, *count))
+            .collect();
+        if !others.is_empty() {
+            let also: Vec<&Op> = calls
+                .keys()
+                .filter(|other| **other != op && tunable_here(**other))
+                .collect();
+            let next = also.first().map_or_else(String::new, |other| {
+                format!("; a new run with `backend.op = \"{other}\"` tunes that one")
+            });
+            seen.remarks.push(format!(
+                "the workload runs {} and {}: this run tunes {op}{next}",
+                told(op, calls[&op]),
+                others.join(" and ")
+            ));
+        }
+        seen.linear = linear(op, log_summary);
+        Ok(seen)
+    }
+}
+
+/// The way that per-channel GEMMs take: the same on every device.
+fn channel_way(trees: &Trees) -> Result<Way, Error> {
+    let recognised =
+        |error: &dyn std::error::Error| Error::caused(ErrorKind::SourceNotRecognised, error);
+    let source = trees
+        .sglang
+        .read(FP8_UTILS)
+        .map_err(|error| recognised(&error))?;
+    let calls = channel::calls(&source).map_err(|error| recognised(&error))?;
+    let linears: Vec<&str> = LINEARS
+        .into_iter()
+        .filter(|linear| calls.iter().any(|call| call.linear == *linear))
+        .collect();
+    if linears.is_empty() {
+        return Err(Error::new(
+            ErrorKind::Environment,
+            format!(
+                "no per-channel linear of the SGLang in {} reaches {}",
+                trees.sglang.folder,
+                Op::Bpreshuffle
+            ),
+        ));
+    }
+    Ok(Way {
+        op: Op::Bpreshuffle,
+        only_triton: false,
+        no_triton: true,
+        shuffles: false,
+        because: format!(
+            "per-channel weights: {} call aiter's {} on every device",
+            linears.join(" and "),
+            Op::Bpreshuffle
+        ),
+    })
+}
+
+/// SGLang's function that reached `op`, as the server said; of two, the one that always does.
+fn linear(op: Op, log_summary: &LogSummary) -> Option<String> {
+    let said = |name: &&str| {
+        log_summary
+            .dispatch
+            .keys()
+            .any(|identity| identity.split(' ').next() == Some(name))
+    };
+    match op {
+        Op::Bpreshuffle => LINEARS
+            .iter()
+            .rev()
+            .find(|name| said(name))
+            .map(|name| (*name).to_owned()),
+        _ => Some(era::LEAF.to_owned()),
+    }
+}
+
+fn not_through_aiter(log_summary: &LogSummary) -> Error {
+    let found: Vec<&str> = log_summary.dispatch.keys().map(String::as_str).collect();
+    let aiter = |identity: &&str| {
+        let name = identity.split(' ').next().unwrap_or_default();
+        name.contains(era::LEAF) || LINEARS.contains(&name)
+    };
+    Error::new(
+        ErrorKind::NoShapes,
+        match found.as_slice() {
+            [] => "the instrumented server never said which implementation serves its FP8 layers".to_owned(),
+            found if found.iter().any(aiter) => {
+                "the instrumented server served the workload and no FP8 GEMM of aiter's was called".to_owned()
+            }
+            found => format!("the server's FP8 layers are not served through aiter but by {}", found.join(", ")),
+        },
+    )
+    .hint("the model has to be an FP8 checkpoint with scales per block or per channel, and SGLANG_USE_AITER has to reach every process")
+}
+
+/// Why the operation asked for is not one that this machine's server runs.
+fn cannot_finish(asked: Op, runs: Op) -> Error {
+    let why = match asked {
+        Op::Blockscale | Op::BlockscaleBpreshuffle => {
+            format!("block-scaled weights run {runs} on this machine, and {asked} is never called")
+        }
+        _ => format!(
+            "no linear of SGLang 0.5.6 to 0.5.23 calls {asked}, so a tuned table of it would serve nothing"
+        ),
+    };
+    Error::new(
+        ErrorKind::Usage,
+        format!("`backend.op` asks for {asked}: {why}"),
+    )
+    .hint("leave `backend.op` out, and the operation that runs is tuned")
+    .hint("a table for other uses is made by `gemmtune tune --backend aiter`, which has an `--op`")
+}
+
+/// Refuses an operation that this aiter cannot be tuned for: without a tuner, a table's variable, or a module made from
+/// the table, the run would end after hours.
+fn tunable(trees: &Trees, op: Op) -> Result<(), Error> {
+    Script::find(&trees.package, op)
+        .map_err(|error| Error::caused(ErrorKind::Environment, &error))?;
+    aiter::tables(&trees.package, op, |_| None).map_err(|error| aiter_error(&error))?;
+    let modules = aiter::modules(&trees.package, op).map_err(|error| aiter_error(&error))?;
+    if modules.is_empty() {
+        return Err(Error::new(
+            ErrorKind::Environment,
+            format!(
+                "the aiter in {} makes no module from a table of {op} (aiter/jit/optCompilerConfig.json)",
+                trees.package
+            ),
+        )
+        .hint("`gemmtune doctor --fix` realigns the checkout (see `--dry-run` first)"));
+    }
+    Ok(())
+}

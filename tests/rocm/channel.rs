@@ -1,0 +1,247 @@
+//! Weights with one scale per output channel: their own operation, table, module and linear.
+
+use serde_json::Value;
+
+use crate::STAGES;
+use crate::schema;
+use crate::site::{Change, Site, count, document, stderr};
+
+/// A model whose linears are all per-channel.
+const CHANNEL: &str = "256,128,channel;128,256,channel";
+
+const OP: &str = "gemm_a8w8_bpreshuffle";
+
+fn site(weights: &str) -> Site {
+    Site::new(&Change {
+        weights: Some(weights),
+        ..Change::default()
+    })
+}
+
+#[test]
+fn per_channel_weights_go_through_every_stage_with_the_operation_that_the_capture_saw() {
+    let site = site(CHANNEL);
+    // Compiled products of the baseline's own start are no trace of the run.
+    let output = site.run(&["run", "--until", "baseline"]);
+    assert_eq!(output.status.code(), Some(0), "{}", stderr(&output));
+    let before = site.trees();
+    let output = site.run(&["run", "--json"]);
+    // Two pairs support no verdict.
+    assert_eq!(output.status.code(), Some(16), "{}", stderr(&output));
+    let journal = site.journal();
+    for stage in STAGES {
+        assert_eq!(count(&journal, "stage_finished", stage), 1, "{stage}");
+    }
+    let printed: Value = serde_json::from_slice(&output.stdout).unwrap();
+    assert_eq!(printed["parity"], true, "{printed}");
+    assert_eq!(printed["hit_rate"], 1.0, "{printed}");
+
+    // Nothing told before the server was seen.
+    let run = site.latest();
+    assert_eq!(
+        document(&run.join("inspect.json"))["op"],
+        "gemm_a8w8_blockscale"
+    );
+    let captured = document(&run.join("capture.json"));
+    assert_eq!(captured["inspection"]["op"], OP, "{captured}");
+    assert_eq!(captured["inspection"]["linear"], "apply_fp8_ptpc_linear");
+    let dispatch = captured["dispatch"].to_string();
+    assert!(
+        dispatch.contains("apply_fp8_ptpc_linear (sglang.srt.layers.quantization.fp8_utils)"),
+        "{dispatch}"
+    );
+    let told = stderr(&output);
+    assert!(
+        told.contains("the workload runs gemm_a8w8_bpreshuffle"),
+        "{told}"
+    );
+
+    // The tuner's rows and the table are keyed by the dtype of the weight.
+    let shapes = fs_err::read_to_string(run.join("shapes.csv")).unwrap();
+    assert!(
+        shapes
+            .lines()
+            .skip(1)
+            .all(|row| row.starts_with(OP) && row.contains("torch.float8_e4m3fnuz")),
+        "{shapes}"
+    );
+    let deployed = document(&run.join("deploy.json"));
+    let table = deployed["env"]["AITER_CONFIG_GEMM_A8W8_BPRESHUFFLE"]
+        .as_str()
+        .unwrap();
+    assert!(table.contains("a8w8_bpreshuffle_tuned_gemm-"), "{table}");
+    let others = ["AITER_CONFIG_GEMM_A8W8_BLOCKSCALE", "GEMMTUNE_SWITCH"];
+    assert!(
+        others.iter().all(|name| deployed["env"][name].is_null()),
+        "{deployed}"
+    );
+    let rows = fs_err::read_to_string(table).unwrap();
+    assert!(rows.lines().next().unwrap().contains("q_dtype_w"), "{rows}");
+    for shipped in [
+        "304,16,512,7168,torch.float8_e4m3fnuz",
+        "80,16,256,128,torch.int8",
+    ] {
+        assert!(rows.contains(shipped), "{rows}");
+    }
+
+    // The baseline runs the module that the table is compiled into: the tuned arm has one of its own.
+    let own = deployed["env"]["AITER_JIT_DIR"].as_str().unwrap();
+    let built = fs_err::read_to_string(format!("{own}/module_gemm_a8w8_bpreshuffle.so")).unwrap();
+    assert!(
+        built.contains("a8w8_bpreshuffle_1x128x128_standin"),
+        "{built}"
+    );
+    assert_eq!(site.trees(), before, "nothing of the trees moved");
+
+    let verified = document(&run.join("verify.json"));
+    let layout = verified["layout"].as_array().unwrap();
+    assert!(layout.len() >= 8, "{layout:?}");
+    for check in layout {
+        let error = check["relative_error"].as_f64().unwrap();
+        assert!((0.001..0.003).contains(&error), "{check}");
+    }
+    let engagement = &verified["engagement"];
+    assert!(engagement["hit"].as_u64().unwrap() > 0, "{engagement}");
+    assert_eq!(
+        engagement["missed"].as_array().unwrap().len(),
+        0,
+        "{engagement}"
+    );
+    let times = verified["times"].as_array().unwrap();
+    assert!(!times.is_empty(), "{verified}");
+
+    // The same as a single step.
+    let probed = site.run(&["probe", "--json"]);
+    assert_eq!(probed.status.code(), Some(0), "{}", stderr(&probed));
+    let probed: Value = serde_json::from_slice(&probed.stdout).unwrap();
+    schema::check("probe", &probed);
+    assert_eq!(probed["op"], OP);
+    assert_eq!(probed["about"]["through"], "apply_fp8_ptpc_linear");
+
+    assert_eq!(site.run(&["undo"]).status.code(), Some(0));
+    assert_eq!(site.trees(), before);
+    assert!(!std::path::Path::new(own).exists());
+    site.assert_nothing_left();
+}
+
+#[test]
+fn a_kernel_that_takes_tiled_weights_for_plain_ones_is_caught_at_verify() {
+    let site = Site::new(&Change {
+        weights: Some(CHANNEL),
+        env: &[("STANDIN_MISREADS", "standin")],
+        ..Change::default()
+    });
+    let output = site.run(&["run"]);
+    assert_eq!(output.status.code(), Some(16), "{}", stderr(&output));
+    let said = stderr(&output);
+    // Uncorrelated numbers: the square root of two, give or take the sizes.
+    let off = said
+        .split_once(" % off")
+        .and_then(|(before, _)| before.rsplit('(').next()?.parse::<f64>().ok())
+        .unwrap_or_else(|| panic!("{said}"));
+    assert!(said.contains("layout check") && off > 100.0, "{said}");
+    assert!(said.contains("taken back"), "{said}");
+    let journal = site.journal();
+    assert_eq!(count(&journal, "stage_failed", "verify"), 1);
+    assert_eq!(count(&journal, "stage_started", "compare"), 0);
+}
+
+#[test]
+fn a_kernel_with_wrong_numbers_is_taken_back() {
+    let site = Site::new(&Change {
+        weights: Some(CHANNEL),
+        env: &[("STANDIN_WRONG", "standin")],
+        ..Change::default()
+    });
+    let output = site.run(&["run"]);
+    assert_eq!(output.status.code(), Some(16), "{}", stderr(&output));
+    assert!(
+        stderr(&output).contains("layout check"),
+        "{}",
+        stderr(&output)
+    );
+    assert_eq!(count(&site.journal(), "stage_started", "compare"), 0);
+}
+
+#[test]
+fn of_two_operations_the_one_with_more_calls_is_tuned_and_both_are_named() {
+    let site = site("256,128,channel;256,256,channel;128,256");
+    let output = site.run(&["run", "--until", "plan"]);
+    assert_eq!(output.status.code(), Some(0), "{}", stderr(&output));
+    let told = stderr(&output);
+    assert!(
+        told.contains("this run tunes gemm_a8w8_bpreshuffle")
+            && told.contains("gemm_a8w8_blockscale ("),
+        "{told}"
+    );
+    assert!(told.contains("backend.op"), "{told}");
+    let plan = document(&site.latest().join("plan.json"));
+    let rows = plan["tune"].as_array().unwrap();
+    assert!(
+        !rows.is_empty() && rows.iter().all(|row| row["op"] == OP),
+        "{plan}"
+    );
+
+    // The configuration has the last word.
+    site.set_backend("op = \"gemm_a8w8_blockscale\"");
+    let output = site.run(&["run", "--new", "--until", "plan"]);
+    assert_eq!(output.status.code(), Some(0), "{}", stderr(&output));
+    let plan = document(&site.latest().join("plan.json"));
+    let rows = plan["tune"].as_array().unwrap();
+    assert!(
+        !rows.is_empty() && rows.iter().all(|row| row["op"] == "gemm_a8w8_blockscale"),
+        "{plan}"
+    );
+}
+
+#[test]
+fn an_operation_that_cannot_be_finished_is_refused_before_a_server_is_started() {
+    let refused = |site: &Site, code: i32, says: &str| {
+        let output = site.run(&["run"]);
+        let said = stderr(&output);
+        assert_eq!(output.status.code(), Some(code), "{said}");
+        assert!(said.contains(says) && !said.contains("bug"), "{said}");
+        assert_eq!(count(&site.journal(), "stage_started", "baseline"), 0);
+    };
+    // No linear calls it; SGLang never does.
+    let other = site(CHANNEL);
+    other.set_backend("op = \"gemm_a8w8\"");
+    refused(&other, 2, "no linear of SGLang");
+    // Block-scaled weights run another one on this device.
+    let other = site(CHANNEL);
+    other.set_backend("op = \"gemm_a8w8_blockscale_bpreshuffle\"");
+    refused(&other, 2, "run gemm_a8w8_blockscale on this machine");
+    // An aiter without a tuner for it, told by the model's config alone.
+    let other = site(CHANNEL);
+    let quantised = "{\"architectures\": [\"Glm4MoeForCausalLM\"], \"quantization_config\": {\"quant_method\": \"compressed-tensors\", \
+                     \"config_groups\": {\"group_0\": {\"weights\": {\"num_bits\": 8, \"type\": \"float\", \"strategy\": \"channel\"}}}}}";
+    Site::write(&other.folder.join("model/config.json"), quantised);
+    let config = other.folder.join("gemmtune.toml");
+    let text = fs_err::read_to_string(&config).unwrap();
+    fs_err::write(
+        &config,
+        text.replace(
+            "name = \"played\"\n",
+            "name = \"played\"\nmodel = \"model\"\n",
+        ),
+    )
+    .unwrap();
+    let tuner = other.folder.join("aiter/csrc/ck_gemm_a8w8_bpreshuffle");
+    fs_err::remove_dir_all(&tuner).unwrap();
+    refused(&other, 10, "gemm_a8w8_bpreshuffle_tune.py");
+}
+
+#[test]
+fn an_operation_that_the_workload_never_calls_is_named_after_the_capture() {
+    let site = site("256,128;128,256");
+    site.set_backend("op = \"gemm_a8w8_bpreshuffle\"");
+    let output = site.run(&["run"]);
+    let said = stderr(&output);
+    assert_eq!(output.status.code(), Some(14), "{said}");
+    assert!(
+        said.contains("never called gemm_a8w8_bpreshuffle")
+            && said.contains("gemm_a8w8_blockscale ("),
+        "{said}"
+    );
+    assert_eq!(count(&site.journal(), "stage_started", "plan"), 0);
+}
