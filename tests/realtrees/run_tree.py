@@ -167,8 +167,9 @@ def main():
     from sglang.srt.distributed import parallel_state
 
     one_rank(parallel_state)
-    from sglang.srt.layers import linear as linear_module
-    from sglang.srt.layers.quantization import fp8, fp8_utils  # first: 0.5.6 imports in a circle otherwise
+    # In this order, or 0.5.6 imports in a circle.
+    from sglang.srt.layers.quantization import fp8, fp8_utils  # isort: skip
+    from sglang.srt.layers import linear as linear_module  # isort: skip
 
     sabotage = os.environ.get("REALTREES_SABOTAGE")
     if sabotage:
