@@ -4,6 +4,8 @@
 //! table is read once and a module loaded once per process, and because a kernel may end the process: what it had
 //! answered by then counts, and the shape it was at is named.
 
+pub mod ran;
+
 use std::collections::{BTreeMap, BTreeSet};
 use std::time::Duration;
 
@@ -95,6 +97,8 @@ pub struct Time {
     pub us: Option<f64>,
     /// `device`, or `wall` where there is no GPU.
     pub clock: String,
+    /// The device's name of the kernel that ran longest; absent without a GPU.
+    pub kernel: Option<String>,
     /// Why there is no time.
     pub said: Option<String>,
 }
@@ -108,6 +112,8 @@ pub struct Found {
     pub checks: Vec<Check>,
     /// Times, in the order asked.
     pub times: Vec<Time>,
+    /// Compiled modules of aiter's GEMMs that the process loaded, and their files.
+    pub modules: BTreeMap<String, Utf8PathBuf>,
     /// How the process ended, where it did not answer everything.
     pub broke_off: Option<String>,
 }
@@ -213,6 +219,8 @@ struct Problem {
     #[serde(default)]
     clock: String,
     #[serde(default)]
+    kernel: Option<String>,
+    #[serde(default)]
     said: Option<String>,
 }
 
@@ -224,6 +232,8 @@ struct Answer {
     check: Option<Problem>,
     #[serde(default)]
     time: Option<Problem>,
+    #[serde(default)]
+    modules: Option<BTreeMap<String, Utf8PathBuf>>,
     #[serde(default)]
     failed: Option<String>,
 }
@@ -258,8 +268,11 @@ fn read(order: &Order<'_>, stdout: &[u8], stderr: &[u8], ended: Option<String>) 
                 shape: shape(&problem),
                 us: problem.us,
                 clock: problem.clock,
+                kernel: problem.kernel,
                 said: problem.said,
             });
+        } else if let Some(modules) = answer.modules {
+            found.modules = modules;
         } else if let Some(said) = answer.failed {
             failed = Some(said);
         }

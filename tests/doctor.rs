@@ -26,7 +26,10 @@ const ABLE: [(&str, &str); 7] = [
         "aiter/utility/mp_tuner.py",
         "pool_restart_needed AcceleratorError",
     ),
-    ("aiter/ops/gemm_op_a8w8.py", "libtype"),
+    (
+        "aiter/ops/gemm_op_a8w8.py",
+        "def gemm_a8w8_blockscale():\n    libtype = 1\n",
+    ),
     ("aiter/ops/gemm_op_common.py", "ctypes"),
     (
         "aiter/jit/core.py",

@@ -8,13 +8,15 @@ tag and a JSON object each, written as they come, so that a kernel that ends the
     {"about": {...}}                            what was imported, once
     {"doing": "check", "M": 1, "N": 512, "K": 7168}
     {"check": {"M", "N", "K", "error": 0.0017 or null, "said": null or text}}
-    {"time": {"M", "N", "K", "us": 6.2 or null, "clock": "device" or "wall", "said"}}
+    {"time": {"M", "N", "K", "us": 6.2 or null, "clock": "device" or "wall", "kernel": "name on the device" or null, "said"}}
+    {"modules": {"module_gemm_a8w8_blockscale": "/path/of/it.so", ...}}     what was loaded
 
 A check goes through SGLang's own linear function where SGLang can be imported, so that quantiser, layouts and a switch
 are the server's; its error is relative to the product of the same quantised operands in float64. A time is that of
 aiter's operation alone, which is what aiter's tuner measures. Needs torch and aiter; nothing else.
 """
 
+import hashlib
 import json
 import os
 import sys
@@ -202,7 +204,7 @@ class Bench:
         return (w[start:end].to(torch.float64).view(rows, groups, BLOCK) * per_row).view(rows, groups * BLOCK)
 
     def microseconds(self, m, n, k):
-        """Time of one call, and which clock it is from."""
+        """Time of one call, which clock it is from, and the kernel that took longest."""
         x = self.activation(m, k, seed=m)
         w, w_scale = self.weight(n, k, seed=n + k)
         if self.preshuffled:
@@ -218,14 +220,15 @@ class Bench:
         for i in range(WARM_UP):
             calls[i % copies]()
         if on_device:
-            return self._device_time(calls), "device"
+            us, kernel = self._device_time(calls)
+            return us, "device", kernel
         # A CPU has nothing to wait for; few calls do.
         times = []
         for _ in range(5):
             started = time.perf_counter()
             calls[0]()
             times.append(time.perf_counter() - started)
-        return sorted(times)[len(times) // 2] * 1e6, "wall"
+        return sorted(times)[len(times) // 2] * 1e6, "wall", None
 
     def _device_time(self, calls):
         torch = self.torch
@@ -237,18 +240,42 @@ class Bench:
                 calls[i % len(calls)]()
             torch.cuda.synchronize()
         spans = [
-            (event.time_range.start, event.time_range.elapsed_us())
+            (event.time_range.start, event.time_range.elapsed_us(), event.name)
             for event in profiler.events()
             if str(event.device_type).endswith("CUDA") and event.time_range.elapsed_us() > 0
         ]
         spans.sort()
-        durations = [duration for _, duration in spans]
+        durations = [duration for _, duration, _ in spans]
         if not durations:
             raise RuntimeError("the profiler saw nothing on the device")
+        kernels = {}
+        for _, duration, name in spans:
+            kernels[name] = kernels.get(name, 0.0) + duration
+        longest = shortened(max(kernels, key=kernels.get))
         each, rest = divmod(len(durations), ITERATIONS)
         if rest:  # calls of different numbers of kernels
-            return sum(durations) / ITERATIONS
-        return without_outliers([sum(durations[i * each : (i + 1) * each]) for i in range(ITERATIONS)])
+            return sum(durations) / ITERATIONS, longest
+        return without_outliers([sum(durations[i * each : (i + 1) * each]) for i in range(ITERATIONS)]), longest
+
+
+def shortened(name):
+    """A kernel's name, or its beginning and a digest: CK's are whole template instances, told apart far behind."""
+    if len(name) <= 120:
+        return name
+    return f"{name[:100]}… {hashlib.sha256(name.encode()).hexdigest()[:12]}"
+
+
+def loaded_modules():
+    """Compiled GEMM modules of this process by name: those Python imported, and those that were opened as libraries."""
+    found = {}
+    with open("/proc/self/maps", encoding="utf-8", errors="replace") as maps:
+        files = [line.split(None, 5)[5].strip() for line in maps if line.rstrip().endswith(".so")]
+    imported = [getattr(module, "__file__", None) for module in list(sys.modules.values())]
+    for path in files + [path for path in imported if path]:
+        name = os.path.basename(path).split(".")[0]
+        if name.startswith("module_gemm"):
+            found[name] = os.path.abspath(path)
+    return found
 
 
 class ChannelBench(Bench):
@@ -368,12 +395,13 @@ def main(path):
         tell({"check": {"M": m, "N": n, "K": k, "error": error, "said": said}})
     for m, n, k in order["time"]:
         tell({"doing": "time", "M": m, "N": n, "K": k})
-        us, clock, said = None, "device", None
+        us, clock, kernel, said = None, "device", None, None
         try:
-            us, clock = bench.microseconds(m, n, k)
+            us, clock, kernel = bench.microseconds(m, n, k)
         except Exception as raised:
             said = failure(raised)
-        tell({"time": {"M": m, "N": n, "K": k, "us": us, "clock": clock, "said": said}})
+        tell({"time": {"M": m, "N": n, "K": k, "us": us, "clock": clock, "kernel": kernel, "said": said}})
+    tell({"modules": loaded_modules()})
 
 
 if __name__ == "__main__":

@@ -9,14 +9,16 @@ use serde::Serialize;
 
 use super::printer::Printer;
 use crate::platform::{Deployment, KernelTime};
+use crate::probe::ran::{Ran, Seen, judge};
 use crate::probe::{self, Found, LIMIT, Order, ProbeError};
 use crate::proc::RunError;
 use crate::run::error::{Error, ErrorKind};
 use crate::run::stage::Stage;
 use crate::shape::{Op, Shape};
-use crate::table::aiter::Table;
+use crate::table::aiter::{Row, Table};
 use crate::table::shapes;
 use crate::tree::aiter;
+use crate::tree::doctor::caps::Capabilities;
 use crate::workload::config::Config;
 
 /// Arguments of `gemmtune probe`.
@@ -83,6 +85,8 @@ struct Document {
     about: BTreeMap<String, Option<String>>,
     checks: Vec<Check>,
     times: Vec<Time>,
+    ran: Ran,
+    modules: BTreeMap<String, Utf8PathBuf>,
     broke_off: Option<String>,
 }
 
@@ -112,6 +116,7 @@ struct Time {
     tuned_us: f64,
     us: Option<f64>,
     clock: String,
+    kernel: Option<String>,
     agrees: bool,
     said: Option<String>,
 }
@@ -135,6 +140,7 @@ pub fn run(args: &ProbeArgs, printer: &Printer) -> Result<ExitCode, Error> {
             Some((
                 row.shape(op),
                 row.us.filter(|us| us.is_finite() && *us > 0.0)?,
+                row,
             ))
         })
         .collect();
@@ -143,7 +149,7 @@ pub fn run(args: &ProbeArgs, printer: &Printer) -> Result<ExitCode, Error> {
         None => probe::sizes(
             &rows
                 .iter()
-                .map(|(shape, _)| shape.clone())
+                .map(|(shape, ..)| shape.clone())
                 .collect::<BTreeSet<_>>(),
         ),
     };
@@ -152,7 +158,7 @@ pub fn run(args: &ProbeArgs, printer: &Printer) -> Result<ExitCode, Error> {
         .filter(|_| !args.no_times)
         .take(probe::TIMED)
         .collect();
-    let times: Vec<Shape> = timed.iter().map(|(shape, _)| shape.clone()).collect();
+    let times: Vec<Shape> = timed.iter().map(|(shape, ..)| shape.clone()).collect();
     if checks.is_empty() && times.is_empty() {
         return Err(
             Error::new(ErrorKind::NoShapes, "the table has no row to try")
@@ -173,7 +179,7 @@ pub fn run(args: &ProbeArgs, printer: &Printer) -> Result<ExitCode, Error> {
         interrupt: &interrupt,
     })
     .map_err(failure)?;
-    let tuned: Vec<f64> = timed.iter().map(|(_, us)| *us).collect();
+    let tuned: Vec<(f64, &Row)> = timed.iter().map(|(_, us, row)| (*us, *row)).collect();
     tell(&document(op, &target.table.name, &tuned, found), printer)
 }
 
@@ -222,7 +228,17 @@ fn tell(document: &Document, printer: &Printer) -> Result<ExitCode, Error> {
         document.times.len() - apart,
         document.times.len()
     ));
-    let broken = wrong > 0 || document.broke_off.is_some();
+    match &document.ran {
+        Ran::Tuned => {}
+        Ran::Explained(because) => printer.warn(format!(
+            "the times of the tuned kernels tell nothing: {because}"
+        )),
+        Ran::Other(why) => {
+            printer.warn(format!("another kernel than the tuned one runs: {why}"));
+        }
+    }
+    let other = matches!(document.ran, Ran::Other(_));
+    let broken = wrong > 0 || other || document.broke_off.is_some();
     if printer.is_json() {
         printer.json(document)?;
     }
@@ -233,17 +249,52 @@ fn tell(document: &Document, printer: &Printer) -> Result<ExitCode, Error> {
     })
 }
 
-fn document(op: Op, table: &str, tuned: &[f64], found: Found) -> Document {
+fn document(op: Op, table: &str, tuned: &[(f64, &Row)], found: Found) -> Document {
     let Found {
         about,
         checks,
         times,
+        modules,
         broke_off,
     } = found;
+    let capabilities = about
+        .get("aiter")
+        .and_then(|path| {
+            Some(Capabilities::read(
+                Utf8Path::new(path.as_deref()?).parent()?,
+            ))
+        })
+        .unwrap_or_default();
+    let mut said = Vec::new();
+    let times: Vec<KernelTime> = times
+        .into_iter()
+        .zip(tuned)
+        .map(|(time, (tuned_us, _))| {
+            said.push(time.said);
+            KernelTime {
+                shape: time.shape,
+                tuned_us: *tuned_us,
+                us: time.us,
+                clock: time.clock,
+                kernel: time.kernel,
+            }
+        })
+        .collect();
+    let seen: Vec<Seen<'_>> = times
+        .iter()
+        .zip(tuned)
+        .map(|(time, (_, row))| Seen {
+            row: row.kernel_name.as_deref().unwrap_or_default(),
+            time,
+            by_name: capabilities.is_named(op, row.libtype.as_deref()),
+        })
+        .collect();
     Document {
         op,
         table: table.to_owned(),
         about,
+        ran: judge(&seen),
+        modules,
         checks: checks
             .into_iter()
             .map(|check| Check {
@@ -259,25 +310,17 @@ fn document(op: Op, table: &str, tuned: &[f64], found: Found) -> Document {
             .collect(),
         times: times
             .into_iter()
-            .zip(tuned)
-            .map(|(time, tuned_us)| {
-                let said = time.said;
-                let time = KernelTime {
-                    shape: time.shape,
-                    tuned_us: *tuned_us,
-                    us: time.us,
-                    clock: time.clock,
-                };
-                Time {
-                    m: time.shape.m,
-                    n: time.shape.n,
-                    k: time.shape.k,
-                    agrees: time.agrees(),
-                    tuned_us: time.tuned_us,
-                    us: time.us,
-                    clock: time.clock,
-                    said,
-                }
+            .zip(said)
+            .map(|(time, said)| Time {
+                m: time.shape.m,
+                n: time.shape.n,
+                k: time.shape.k,
+                agrees: time.agrees(),
+                tuned_us: time.tuned_us,
+                us: time.us,
+                clock: time.clock,
+                kernel: time.kernel,
+                said,
             })
             .collect(),
         broke_off,

@@ -17,6 +17,7 @@ use crate::engine::server::Environment;
 use crate::log::summary::LogSummary;
 use crate::plan::cost::Cost;
 use crate::plan::fold::Fold;
+use crate::probe::ran::Ran;
 use crate::proc::{Interrupt, Keeper};
 use crate::run::error::{Error, ErrorKind};
 use crate::shape::{Op, Shape};
@@ -128,6 +129,9 @@ pub struct KernelTime {
     pub us: Option<f64>,
     /// What `us` is a time of: `device` or `wall`.
     pub clock: String,
+    /// The device's name of the kernel that ran longest, where there is one.
+    #[serde(default)]
+    pub kernel: Option<String>,
 }
 
 impl KernelTime {
@@ -148,6 +152,23 @@ pub struct Probed {
     pub layout: Vec<LayoutCheck>,
     /// Its times.
     pub times: Vec<KernelTime>,
+    /// The modules it loaded.
+    pub modules: Vec<Module>,
+    /// What that says of the kernels that ran.
+    pub ran: Ran,
+}
+
+/// A compiled module that the process loaded.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Module {
+    /// Its name.
+    pub name: String,
+    /// The file.
+    pub path: Utf8PathBuf,
+    /// Of its bytes.
+    pub digest: String,
+    /// Whether it is asked for a kernel by name; otherwise a table is compiled into it.
+    pub by_name: bool,
 }
 
 /// What the tune stage found, in the form later stages and the report read.

@@ -231,8 +231,24 @@ fn function(definition: &ast::StmtFunctionDef) -> Function {
 #[derive(Default)]
 struct Mentions {
     found: Vec<Mention>,
-    called: Option<Span>,
+    called: Option<(Span, Vec<String>)>,
     globals: Vec<String>,
+}
+
+impl Mentions {
+    /// `name` at `at`, as the end of the expression `whole`.
+    fn mention(&mut self, name: String, at: TextRange, whole: TextRange) {
+        let keywords = self
+            .called
+            .take_if(|(function, _)| *function == span(whole))
+            .map(|(_, keywords)| keywords);
+        self.found.push(Mention {
+            name,
+            span: span(at),
+            called: keywords.is_some(),
+            keywords: keywords.unwrap_or_default(),
+        });
+    }
 }
 
 impl<'a> Visitor<'a> for Mentions {
@@ -246,17 +262,21 @@ impl<'a> Visitor<'a> for Mentions {
 
     fn visit_expr(&mut self, expr: &'a ast::Expr) {
         match expr {
-            ast::Expr::Call(call) => self.called = Some(span(call.func.range())),
-            ast::Expr::Name(name) => self.found.push(Mention {
-                name: name.id.to_string(),
-                span: span(name.range()),
-                called: self.called == Some(span(name.range())),
-            }),
-            ast::Expr::Attribute(attribute) => self.found.push(Mention {
-                name: attribute.attr.to_string(),
-                span: span(attribute.attr.range()),
-                called: self.called == Some(span(attribute.range())),
-            }),
+            ast::Expr::Call(call) => {
+                let keywords = call.arguments.keywords.iter();
+                self.called = Some((
+                    span(call.func.range()),
+                    keywords
+                        .filter_map(|keyword| keyword.arg.as_ref().map(ToString::to_string))
+                        .collect(),
+                ));
+            }
+            ast::Expr::Name(name) => self.mention(name.id.to_string(), name.range(), name.range()),
+            ast::Expr::Attribute(attribute) => self.mention(
+                attribute.attr.to_string(),
+                attribute.attr.range(),
+                attribute.range(),
+            ),
             _ => {}
         }
         visitor::walk_expr(self, expr);

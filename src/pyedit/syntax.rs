@@ -164,6 +164,8 @@ pub struct Mention {
     pub span: Span,
     /// Whether it is called here.
     pub called: bool,
+    /// Names of the keyword arguments it is called with.
+    pub keywords: Vec<String>,
 }
 
 impl Function {

@@ -166,28 +166,6 @@ pub fn revision(capabilities: &Capabilities) -> Revision {
     }
 }
 
-/// How a table gets into the kernels that run.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum Coupling {
-    /// The module is generated from the table: another table is ignored until the module is built again.
-    CompiledIn,
-    /// The row's kernel is asked for by name: a module without that name stops the server.
-    ByName,
-}
-
-/// How `op`'s table reaches the kernels in a tree with these capabilities.
-pub fn coupling(op: Op, capabilities: &Capabilities) -> Coupling {
-    match op {
-        Op::Blockscale | Op::BlockscaleBpreshuffle | Op::A4w4
-            if capabilities.has("kernel-name") =>
-        {
-            Coupling::ByName
-        }
-        // `gemm_a8w8` and `gemm_a8w8_bpreshuffle` search a table of their own, compiled in, at every revision.
-        _ => Coupling::CompiledIn,
-    }
-}
-
 /// A compiled module whose content depends on an operation's table.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Module {
@@ -383,21 +361,18 @@ mod tests {
     }
 
     #[test]
-    fn what_a_table_change_needs_follows_from_the_capabilities() {
+    fn the_rules_of_a_look_up_follow_from_the_capabilities() {
         let of = |present: &[&'static str]| Capabilities {
             present: present.to_vec(),
-            missing: Vec::new(),
+            ..Capabilities::default()
         };
-        let pin = of(&["runtime-libtype"]);
-        assert_eq!(coupling(Op::Blockscale, &pin), Coupling::CompiledIn);
-        assert_eq!(revision(&pin), Revision::P);
+        assert_eq!(revision(&of(&["runtime-libtype"])), Revision::P);
         // v0.1.13: gfx is a key already, kernels are still compiled in.
-        let between = of(&["runtime-libtype", "runtime-gfx"]);
-        assert_eq!(coupling(Op::Blockscale, &between), Coupling::CompiledIn);
-        assert_eq!(revision(&between), Revision::H);
-        let head = of(&["runtime-libtype", "runtime-gfx", "kernel-name"]);
-        assert_eq!(coupling(Op::Blockscale, &head), Coupling::ByName);
-        assert_eq!(coupling(Op::Bpreshuffle, &head), Coupling::CompiledIn);
+        assert_eq!(
+            revision(&of(&["runtime-libtype", "runtime-gfx"])),
+            Revision::H
+        );
+        assert_eq!(revision(&of(&[])), Revision::B);
     }
 
     #[test]

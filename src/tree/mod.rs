@@ -4,6 +4,7 @@
 
 pub mod aiter;
 pub mod channel;
+pub mod coupling;
 pub mod doctor;
 mod environ;
 pub mod era;

@@ -8,4 +8,5 @@ mod real_flags;
 mod schema;
 mod stops;
 mod support;
+mod tags;
 mod taking;

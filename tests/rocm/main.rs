@@ -169,6 +169,53 @@ fn compiled_modules_and_a_dead_builders_lock_go_aside_and_come_back() {
 }
 
 #[test]
+fn the_kernels_that_ran_are_the_tables_by_their_names_and_times_on_the_device() {
+    let site = Site::new(&Change::default());
+    let output = site.run(&["run", "--until", "verify"]);
+    assert_eq!(output.status.code(), Some(0), "{}", stderr(&output));
+    let verified = document(&site.latest().join("verify.json"));
+    assert_eq!(verified["ran"]["kind"], "tuned", "{verified}");
+    for time in verified["times"].as_array().unwrap() {
+        assert_eq!(time["clock"], "device", "{time}");
+        let (us, tuned) = (time["us"].as_f64().unwrap(), &time["tuned_us"]);
+        assert!((us / tuned.as_f64().unwrap() - 1.0).abs() < 0.01, "{time}");
+        assert!(
+            time["kernel"].as_str().unwrap().contains("standin"),
+            "{time}"
+        );
+    }
+    // What the process loaded, by its bytes.
+    let module = &verified["modules"][0];
+    assert_eq!(module["name"], "module_gemm_a8w8_blockscale", "{verified}");
+    assert_eq!(module["by_name"], false, "{module}");
+    let built = site.aiter("jit/module_gemm_a8w8_blockscale.so");
+    assert_eq!(module["path"], built.as_str());
+    let digest = gemmtune::engine::digest(&fs_err::read(&built).unwrap());
+    assert_eq!(module["digest"], digest.as_str());
+}
+
+#[test]
+fn a_module_that_answers_with_another_kernel_fails_verify_although_the_log_says_tuned() {
+    let site = Site::new(&Change {
+        env: &[("STANDIN_ANSWERS", "default_16x128x256")],
+        ..Change::default()
+    });
+    let before = site.trees();
+    let output = site.run(&["run"]);
+    let said = stderr(&output);
+    assert_eq!(output.status.code(), Some(16), "{said}");
+    assert!(
+        said.contains("another kernel than the tuned one runs")
+            && said.contains("default_16x128x256")
+            && said.contains("60.0 us instead of"),
+        "{said}"
+    );
+    assert!(said.contains("taken back"), "{said}");
+    assert_eq!(site.trees(), before);
+    assert_eq!(count(&site.journal(), "stage_started", "compare"), 0);
+}
+
+#[test]
 fn a_module_that_keeps_its_kernels_by_name_is_rebuilt_only_when_it_lacks_one() {
     let site = Site::new(&Change::default());
     site.play_newer_aiter();

@@ -225,10 +225,12 @@ impl Site {
         for relative in ["jit/core.py", "jit/optCompilerConfig.json"] {
             Self::write(&self.aiter(relative), &real(&format!("aiter/{relative}")));
         }
+        // Nothing imports it here, and how it calls its modules is read.
+        let ops = real("aiter/ops/gemm_op_a8w8.py");
+        Self::write(&self.aiter("ops/gemm_op_a8w8.py"), &ops);
         for relative in [
             "utility/base_tuner.py",
             "utility/mp_tuner.py",
-            "ops/gemm_op_a8w8.py",
             "ops/gemm_op_common.py",
         ] {
             let comment: String = real(&format!("aiter/{relative}"))
@@ -239,7 +241,12 @@ impl Site {
         }
         fs_err::remove_dir_all(self.aiter("configs")).unwrap();
         copy_folder(&checkout.join("aiter/configs"), &self.aiter("configs"));
-        let newer = real("aiter/ops/gemm_op_a8w8.py").contains("kernelName=kernelName");
+        // Whether the module itself takes a kernel's name: the declaration ends at its first `...`.
+        let newer = ops
+            .split("def gemm_a8w8_blockscale_ck(")
+            .nth(1)
+            .and_then(|rest| rest.split("...").next())
+            .is_some_and(|declared| declared.contains("kernelName"));
         Self::write(&self.aiter("REVISION"), if newer { "H\n" } else { "P\n" });
         if newer {
             // The stand-in tuner writes what this tree's tuner writes.
@@ -260,10 +267,25 @@ impl Site {
             "utility/base_tuner.py",
             "# \"gfx\" effective_topk\neffective_topk = 1\n",
         );
-        self.append(
-            "ops/gemm_op_a8w8.py",
-            "# _CKGEMM_HAS_GFX kernelName=kernelName\n",
-        );
+        let ops = self.aiter("ops/gemm_op_a8w8.py");
+        let text = fs_err::read_to_string(&ops).unwrap();
+        let named = text
+            .replace("Out): ...", "Out, kernelName=\"\"): ...")
+            .replace("=False): ...", "=False, kernelName=\"\"): ...")
+            .replace("=True): ...", "=True, kernelName=\"\"): ...")
+            .lines()
+            .map(|line| {
+                // The call for want of a row, in the function's own block, names none.
+                let for_a_row = line.starts_with("            return ") && line.ends_with("Y)");
+                if for_a_row {
+                    line.replace("Y)", "Y, kernelName=str(config[\"kernelName\"]))")
+                } else {
+                    line.to_owned()
+                }
+            })
+            .collect::<Vec<_>>()
+            .join("\n");
+        Self::write(&ops, &(named + "\n# _CKGEMM_HAS_GFX\n"));
         let fill = |relative: &str| {
             let path = self.aiter(relative);
             let text = fs_err::read_to_string(&path).unwrap();

@@ -124,6 +124,12 @@ pub(crate) struct Verified {
     /// How long deployed kernels take, where the platform times them.
     #[serde(default)]
     pub(crate) times: Vec<crate::platform::KernelTime>,
+    /// The modules that the process loaded, where the platform has any.
+    #[serde(default)]
+    pub(crate) modules: Vec<crate::platform::Module>,
+    /// Whether the kernels that ran are the table's.
+    #[serde(default)]
+    pub(crate) ran: crate::probe::ran::Ran,
 }
 
 #[cfg(test)]

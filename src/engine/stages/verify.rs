@@ -10,6 +10,7 @@ use crate::engine::{Engine, in_place, read_json, write_json};
 use crate::log::summary::LogSummary;
 use crate::platform::{Deployed, Deployment, LayoutCheck, Probed, Tuned};
 use crate::probe;
+use crate::probe::ran::Ran;
 use crate::run::error::{Error, ErrorKind};
 use crate::run::event::Role;
 use crate::run::stage::Stage;
@@ -47,8 +48,20 @@ pub(super) fn verify(engine: &mut Engine<'_>) -> Result<Done, Error> {
         interrupt: &interrupt,
     };
     engine.stage_progress(Stage::Verify, "checking what was deployed");
-    let Probed { mut layout, times } = platform.probe(&deployed, &probes, &tuned)?;
+    let Probed {
+        mut layout,
+        times,
+        modules,
+        ran,
+    } = platform.probe(&deployed, &probes, &tuned)?;
     refuse_wrong_numbers(&layout)?;
+    if let Ran::Other(why) = &ran {
+        return Err(Error::new(
+            ErrorKind::NotBetter,
+            format!("another kernel than the tuned one runs: {why}; the deployment was taken back"),
+        )
+        .hint("`gemmtune probe` times it again; where the device runs at another clock now, tune again"));
+    }
     let mut answers = None;
     let mut workload_log = 0;
     let done = engine.trial(&order, &mut |server, folder| {
@@ -89,6 +102,8 @@ pub(super) fn verify(engine: &mut Engine<'_>) -> Result<Done, Error> {
         engagement,
         layout,
         times,
+        modules,
+        ran,
     };
     write_json(&engine.run.stage(Stage::Verify.name()), &verified)?;
     for shape in &verified.engagement.other_kernel {
@@ -98,6 +113,11 @@ pub(super) fn verify(engine: &mut Engine<'_>) -> Result<Done, Error> {
         engine.remark(format!(
             "{} shapes were not served by the row that is deployed for them, first {first}",
             verified.engagement.missed.len()
+        ));
+    }
+    if let Ran::Explained(because) = &verified.ran {
+        engine.remark(format!(
+            "the times of the tuned kernels tell nothing: {because}"
         ));
     }
     for time in verified.times.iter().filter(|time| !time.agrees()) {

@@ -5,7 +5,6 @@
 //! with `gemmtune undo`.
 
 use std::collections::{BTreeMap, BTreeSet};
-use std::time::SystemTime;
 
 use camino::{Utf8Path, Utf8PathBuf};
 
@@ -25,7 +24,8 @@ use crate::table::kernels::Library;
 use crate::table::lookup::{Resolver, Rules};
 use crate::table::merge::{self, Policy};
 use crate::table::shapes;
-use crate::tree::aiter::{self, Coupling};
+use crate::tree::aiter;
+use crate::tree::coupling::Coupling;
 use crate::tree::era;
 use crate::tree::force::{self, ForceError, Means, Route, SwitchRequest, Target};
 use crate::tree::package::FP8_UTILS;
@@ -239,16 +239,21 @@ fn make_room(
     deployment: &mut Deployment,
 ) -> Result<(), Error> {
     let jit = &trees.aiter.products.folder;
-    let coupling = aiter::coupling(inspection.op, &trees.aiter.capabilities);
     let modules =
         aiter::modules(&trees.package, inspection.op).map_err(|error| aiter_error(&error))?;
-    let mut rebuilt = Vec::new();
+    let (mut rebuilt, mut compiled_in) = (Vec::new(), false);
     for module in &modules {
         let built = jit.join(format!("{}.so", module.name));
+        let coupling = trees
+            .aiter
+            .capabilities
+            .coupling(inspection.op, module.library);
+        let names = kernel_names(table, inspection, module.library);
         let needs = match coupling {
+            // Called by a kernel's number, and only for a row that says so.
+            Coupling::CompiledIn if module.library == Library::Opus => !names.is_empty(),
             Coupling::CompiledIn => true,
             Coupling::ByName => {
-                let names = kernel_names(table, inspection, module.library);
                 let absent = aiter::absent_kernels(&built, &names);
                 if built.is_file()
                     && let Some(first) = absent.first()
@@ -263,12 +268,13 @@ fn make_room(
             }
         };
         if needs {
+            compiled_in |= coupling == Coupling::CompiledIn;
             rebuilt.push(module.name.clone());
         }
     }
     deployment.may_build = !rebuilt.is_empty();
     // The baseline runs the same modules, and these hold the table: it would run tuned kernels too.
-    if coupling == Coupling::CompiledIn && !way.only_triton && !rebuilt.is_empty() {
+    if compiled_in && !way.only_triton {
         return private_modules(run, jit, &rebuilt, deployment);
     }
     let mut changes = Vec::new();
@@ -319,33 +325,6 @@ pub(super) fn take_away(run: &RunDir, deployment: &Deployment) -> Result<(), Err
         })?;
     }
     gone(fs_err::remove_dir_all(folder(run)))
-}
-
-/// Modules that were built before the deployed table was written, although they are made from it.
-pub(super) fn stale_modules(
-    trees: &Trees,
-    op: Op,
-    deployment: &Deployment,
-) -> Result<Vec<String>, Error> {
-    if aiter::coupling(op, &trees.aiter.capabilities) == Coupling::ByName {
-        return Ok(Vec::new()); // a name that the module lacks stops the process by itself
-    }
-    let written =
-        |path: &Utf8Path| -> Option<SystemTime> { fs_err::metadata(path).ok()?.modified().ok() };
-    let Some(table) = written(&deployment.table) else {
-        return Ok(Vec::new());
-    };
-    let jit = deployment
-        .env
-        .get("AITER_JIT_DIR")
-        .map_or_else(|| trees.aiter.products.folder.clone(), Utf8PathBuf::from);
-    let modules = aiter::modules(&trees.package, op).map_err(|error| aiter_error(&error))?;
-    Ok(modules
-        .iter()
-        .map(|module| jit.join(format!("{}.so", module.name)))
-        .filter(|path| written(path).is_some_and(|built| built < table))
-        .map(Utf8PathBuf::into_string)
-        .collect())
 }
 
 /// Undoes an attempt that was killed after it moved files and before its document was written.

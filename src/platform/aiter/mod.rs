@@ -5,6 +5,7 @@
 mod cover;
 mod deploy;
 mod facts;
+mod loaded;
 mod operation;
 
 use std::collections::BTreeMap;
@@ -22,6 +23,7 @@ use crate::log::summary::LogSummary;
 use crate::overlay::OverlayOptions;
 use crate::plan::cost::Cost;
 use crate::plan::fold::Fold;
+use crate::probe::ran::{Seen, judge};
 use crate::probe::{self, LOOKUPS_TOLD, ProbeError};
 use crate::proc::{Keeper, RunError};
 use crate::run::error::{Error, ErrorKind};
@@ -237,16 +239,9 @@ impl Platform for Aiter {
         log_summary: &LogSummary,
     ) -> Result<Engagement, Error> {
         let trees = self.trees()?;
-        let stale = deploy::stale_modules(&trees, inspection.op, deployment)?;
-        if let Some(first) = stale.first() {
-            return Err(Error::new(
-                ErrorKind::NotBetter,
-                format!(
-                    "{} compiled modules are older than the table that is compiled into them, first {first}: another table's kernels ran; the deployment was taken back",
-                    stale.len()
-                ),
-            ));
-        }
+        let paths = loaded::expected(&trees, inspection.op, deployment)?;
+        let modules = loaded::modules(&trees, inspection.op, &paths)?;
+        loaded::refuse_stale(&modules, &deployment.table)?;
         // Rows that served before are in the table too, most of them for other models: only ours were planned.
         let planned = deploy::tuned_table(deployment, inspection.op)?;
         self.with_table(inspection, deployment, |resolver| {
@@ -318,7 +313,7 @@ impl Platform for Aiter {
                 limit: probe::LIMIT,
             })
             .collect();
-        let times = won
+        let times: Vec<KernelTime> = won
             .iter()
             .zip(found.times)
             .map(|(row, time)| KernelTime {
@@ -326,9 +321,30 @@ impl Platform for Aiter {
                 tuned_us: row.us,
                 us: time.us,
                 clock: time.clock,
+                kernel: time.kernel,
             })
             .collect();
-        Ok(Probed { layout, times })
+        let trees = self.trees()?;
+        let modules = loaded::modules(&trees, inspection.op, &found.modules)?;
+        loaded::refuse_stale(&modules, &deployment.table)?;
+        let seen: Vec<Seen<'_>> = won
+            .iter()
+            .zip(&times)
+            .map(|(row, time)| Seen {
+                row: row.candidate["kernelName"].as_str().unwrap_or_default(),
+                time,
+                by_name: trees
+                    .aiter
+                    .capabilities
+                    .is_named(inspection.op, row.candidate["libtype"].as_str()),
+            })
+            .collect();
+        Ok(Probed {
+            layout,
+            ran: judge(&seen),
+            times,
+            modules,
+        })
     }
 
     fn check_layout(

@@ -2,10 +2,17 @@
 //!
 //! Neither its version number nor its ancestry tells: aiter's main branch was rewritten in March 2026, release
 //! branches carry some features of a later main and not others, and `_version.py` is frozen at installation. So each
-//! capability is the presence of a text in a file, as found in the tagged trees v0.1.7 to v0.1.20.
+//! capability is a mark in a file, as found in the tagged trees v0.1.7 to v0.1.20.post1: a text that stands nowhere else, or, where a
+//! text could be of a neighbouring function, what the function itself does.
 
 use camino::{Utf8Path, Utf8PathBuf};
 use serde::Serialize;
+
+use crate::pyedit::source::Source;
+use crate::pyedit::syntax;
+use crate::shape::Op;
+use crate::table::kernels::Library;
+use crate::tree::coupling::{self, Coupling};
 
 const TUNER: &str = "csrc/ck_gemm_a8w8_blockscale/gemm_a8w8_blockscale_tune.py";
 const BASE: &str = "aiter/utility/base_tuner.py";
@@ -16,13 +23,24 @@ const CORE: &str = "aiter/jit/core.py";
 const BATON: &str = "aiter/jit/utils/file_baton.py";
 const SETUP: &str = "setup.py";
 
-/// A capability: its name, what it means, and the text that shows it.
+/// What shows a capability.
+#[derive(Clone, Copy, Debug)]
+enum Mark {
+    /// A text of the file.
+    Text(&'static str),
+    /// A name that this function of the file uses.
+    Uses(Op, &'static str),
+    /// Both modules of this operation are asked for a kernel by name.
+    Named(Op),
+}
+
+/// A capability: its name, what it means, and what shows it.
 #[derive(Clone, Copy, Debug)]
 struct Known {
     name: &'static str,
     meaning: &'static str,
     file: &'static str,
-    text: &'static str,
+    mark: Mark,
     /// Present at the pin: without it a tree is too old to be tuned safely.
     needed: bool,
 }
@@ -34,11 +52,21 @@ const fn known(
     needed: bool,
     meaning: &'static str,
 ) -> Known {
+    of_function(name, file, Mark::Text(text), needed, meaning)
+}
+
+const fn of_function(
+    name: &'static str,
+    file: &'static str,
+    mark: Mark,
+    needed: bool,
+    meaning: &'static str,
+) -> Known {
     Known {
         name,
         meaning,
         file,
-        text,
+        mark,
         needed,
     }
 }
@@ -52,10 +80,10 @@ const CAPABILITIES: [Known; 25] = [
         true,
         "the tuner can search CK and CKTile",
     ),
-    known(
+    of_function(
         "runtime-libtype",
         OPS,
-        "libtype",
+        Mark::Uses(Op::Blockscale, "libtype"),
         true,
         "the runtime obeys the row's library",
     ),
@@ -179,10 +207,10 @@ const CAPABILITIES: [Known; 25] = [
         false,
         "tables with different columns can be merged",
     ),
-    known(
+    of_function(
         "kernel-name",
         OPS,
-        "kernelName=kernelName",
+        Mark::Named(Op::Blockscale),
         false,
         "a kernel is chosen by name at run time, not compiled in",
     ),
@@ -217,34 +245,70 @@ const CAPABILITIES: [Known; 25] = [
 ];
 
 /// What a tree can and cannot do.
-#[derive(Clone, Debug, PartialEq, Eq, Serialize)]
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize)]
 pub struct Capabilities {
     /// Names of what is there.
     pub present: Vec<&'static str>,
     /// Names of what is needed and is not there, each with what it would mean.
     pub missing: Vec<(&'static str, &'static str)>,
+    /// Compiled functions that are asked for a row's kernel by name, such as `gemm_a8w8_blockscale_ck`. The table of
+    /// every other one is compiled into its module.
+    pub by_name: Vec<String>,
 }
 
 impl Capabilities {
     /// Reads the tree of the package in `package` (the folder `aiter`).
     pub fn read(package: &Utf8Path) -> Self {
         let (mut present, mut missing) = (Vec::new(), Vec::new());
+        let by_name = coupling::by_name(package);
         for known in CAPABILITIES {
-            let text = file(package, known.file).and_then(|path| fs_err::read(path).ok());
-            let there = text
-                .is_some_and(|text| memchr::memmem::find(&text, known.text.as_bytes()).is_some());
+            let there = file(package, known.file)
+                .and_then(|path| Some((fs_err::read(&path).ok()?, path)))
+                .is_some_and(|(text, path)| match known.mark {
+                    Mark::Text(mark) => memchr::memmem::find(&text, mark.as_bytes()).is_some(),
+                    Mark::Uses(op, name) => Source::parse(path, &text).is_ok_and(|source| {
+                        syntax::function(source.body(), op.name())
+                            .is_some_and(|(_, function)| function.mentions(name))
+                    }),
+                    Mark::Named(op) => [Library::Ck, Library::CkTile]
+                        .into_iter()
+                        .all(|library| coupling::is_among(&by_name, op, library)),
+                });
             match (there, known.needed) {
                 (true, _) => present.push(known.name),
                 (false, true) => missing.push((known.name, known.meaning)),
                 (false, false) => {}
             }
         }
-        Self { present, missing }
+        Self {
+            present,
+            missing,
+            by_name,
+        }
     }
 
     /// Whether it has the capability.
     pub fn has(&self, name: &str) -> bool {
         self.present.contains(&name)
+    }
+
+    /// Whether a row of `libtype` in `op`'s table is asked for by its kernel's name, so that no other kernel answers.
+    pub fn is_named(&self, op: Op, libtype: Option<&str>) -> bool {
+        match libtype.and_then(Library::of_libtype) {
+            // Loaded from `hsa/` by its symbol, at every revision that has it.
+            Some(Library::Asm) => true,
+            Some(library) => self.coupling(op, library) == Coupling::ByName,
+            None => false,
+        }
+    }
+
+    /// How `op`'s table reaches the kernels of `library`.
+    pub fn coupling(&self, op: Op, library: Library) -> Coupling {
+        if coupling::is_among(&self.by_name, op, library) {
+            Coupling::ByName
+        } else {
+            Coupling::CompiledIn
+        }
     }
 }
 

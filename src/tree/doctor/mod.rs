@@ -13,11 +13,14 @@ use std::time::{Duration, SystemTime};
 use camino::{Utf8Path, Utf8PathBuf};
 use serde::Serialize;
 
+use super::coupling::{self, Coupling, TABLED};
 use super::git::{Ancestry, Checkout, GitError, Submodule, SubmoduleState};
 use super::locate::Answer;
 use super::package::Package;
 use super::{route, version};
 use crate::proc::{Interrupt, Keeper};
+use crate::shape::Op;
+use crate::table::kernels::Library;
 use caps::Capabilities;
 use products::Products;
 
@@ -269,15 +272,7 @@ pub fn aiter(aiter: &Aiter) -> Vec<Check> {
         .fix(FIX)
     });
     checks.extend(products(&aiter.products));
-    checks.push(if aiter.capabilities.has("kernel-name") {
-        Check::new("after a table change", Verdict::Note, "no rebuild, unless it names a kernel that the module lacks")
-    } else {
-        Check::new(
-            "after a table change",
-            Verdict::Note,
-            "the table is compiled into its module here: module and build folder must go, or the new table is ignored silently",
-        )
-    });
+    checks.push(after_a_table_change(&aiter.capabilities));
     checks.push(if aiter.tuners.is_empty() {
         Check::new("tuner scripts", Verdict::Failure, "none under csrc/ck_*")
             .fix("install aiter from a checkout, or with its aiter_meta package")
@@ -297,6 +292,34 @@ pub fn aiter(aiter: &Aiter) -> Vec<Check> {
         ));
     }
     checks
+}
+
+/// Which operations need their modules built again for a new table.
+fn after_a_table_change(capabilities: &Capabilities) -> Check {
+    let (named, compiled): (Vec<Op>, Vec<Op>) = TABLED.into_iter().partition(|op| {
+        [Library::Ck, Library::CkTile]
+            .into_iter()
+            .filter(|library| coupling::function(*op, *library).is_some())
+            .all(|library| capabilities.coupling(*op, library) == Coupling::ByName)
+    });
+    let list = |ops: &[Op]| {
+        let names: Vec<&str> = ops.iter().map(|op| op.name()).collect();
+        names.join(", ")
+    };
+    let mut found = Vec::new();
+    if !compiled.is_empty() {
+        found.push(format!(
+            "the table of {} is compiled into its modules here: modules and build folders must go, or the new table is ignored silently",
+            list(&compiled)
+        ));
+    }
+    if !named.is_empty() {
+        found.push(format!(
+            "{}: no rebuild, unless the table names a kernel that a module lacks",
+            list(&named)
+        ));
+    }
+    Check::new("after a table change", Verdict::Note, found.join("; "))
 }
 
 const FIX: &str = "`gemmtune doctor --fix` realigns the checkout (see `--dry-run` first)";
@@ -456,11 +479,11 @@ mod tests {
     fn ancestry_counts_only_where_the_capabilities_do_not_tell() {
         let able = Capabilities {
             present: vec!["libtype"],
-            missing: Vec::new(),
+            ..Capabilities::default()
         };
         let unable = Capabilities {
-            present: Vec::new(),
             missing: vec![("run-config", "x")],
+            ..Capabilities::default()
         };
         assert_eq!(
             checkout(&facts(Ancestry::Unrelated), &able)[0].verdict,

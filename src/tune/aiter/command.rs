@@ -226,10 +226,7 @@ mod tests {
             keys: Vec::new(),
             untuned_columns: Vec::new(),
             flags: flags(Vec::new()),
-            capabilities: crate::tree::doctor::caps::Capabilities {
-                present: Vec::new(),
-                missing: Vec::new(),
-            },
+            capabilities: crate::tree::doctor::caps::Capabilities::default(),
             obeys_split_k: true,
             libraries: None,
             digest: String::new(),

@@ -12,6 +12,7 @@ import os
 import re
 import sys
 import time
+import types
 
 from torch import profiler
 
@@ -158,6 +159,8 @@ def module(op, libtype):
     if not os.path.exists(built):
         build(op, libtype, name, built)
     log(f"import [{name}] under {built}")
+    sys.modules[f"aiter.jit.{name}"] = loaded = types.ModuleType(f"aiter.jit.{name}")
+    loaded.__file__ = built
     with open(built, encoding="ascii") as file:
         return [line.split() for line in file.read().splitlines()[1:]]
 
@@ -193,11 +196,16 @@ DEFAULT_US = 60.0
 
 
 def kernel(op, m, n, k):
-    """The kernel that runs: its name, and the time it is said to take."""
+    """The kernel that runs: its name, and the time it is said to take.
+
+    With STANDIN_ANSWERS modules answer with the kernel of that name, whatever is asked of them.
+    """
     row = looked_up(op, m, n, k)
     libtype = row["libtype"] if row else "ck"
     assert libtype in ("ck", "cktile"), f"Unsupported libtype {libtype} for {op}"
     held = module(op, libtype)
+    if os.environ.get("STANDIN_ANSWERS"):
+        return os.environ["STANDIN_ANSWERS"], DEFAULT_US
     default = OPS[op][2]
     if REVISION == "P" or op == CHANNEL:
         rows = {(CU_NUM, int(one), int(two), int(three)): (int(split), name) for one, two, three, split, name in held}

@@ -1,0 +1,202 @@
+//! How a table gets into the kernels that run: compiled into a module, or asked for by name.
+//!
+//! Decided for each operation and library from the Python function that calls the module: it passes the row's
+//! `kernelName` on, or it does not. One function of a file may while its neighbour does not: at 303a583c, v0.1.13 and v0.1.14 only the
+//! assembly branch of `gemm_a8w8_blockscale_bpreshuffle` does, and no CK or CKTile call. What is not recognised counts as
+//! compiled in, which costs a rebuild; the other mistake serves another table's kernels.
+//!
+//! Source: `aiter/ops/gemm_op_a8w8.py` and `gemm_op_a4w4.py`, every tag from v0.1.7 to v0.1.20.post1 and e4048607.
+
+use camino::Utf8Path;
+
+use super::doctor::caps;
+use crate::pyedit::source::Source;
+use crate::pyedit::syntax::{self, Expr, ExprKind, Function, Span, Stmt, StmtKind};
+use crate::shape::Op;
+use crate::table::kernels::Library;
+
+/// How a table gets into the kernels that run.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Coupling {
+    /// The module is generated from the table: another table is ignored until the module is built again.
+    CompiledIn,
+    /// The row's kernel is asked for by name: a module without that name stops the server.
+    ByName,
+}
+
+/// Operations whose modules are made from a table, in table order.
+pub const TABLED: [Op; 5] = [
+    Op::Blockscale,
+    Op::BlockscaleBpreshuffle,
+    Op::Bpreshuffle,
+    Op::A8w8,
+    Op::A4w4,
+];
+
+/// The parameter that carries a row's kernel.
+const NAME: &str = "kernelName";
+
+/// The Python name of the compiled function that serves `op` from `library`, where there is one.
+pub fn function(op: Op, library: Library) -> Option<String> {
+    match (op, library) {
+        (Op::A4w4, Library::Ck) => Some("gemm_a4w4_blockscale".to_owned()),
+        (
+            Op::Blockscale | Op::BlockscaleBpreshuffle | Op::Bpreshuffle | Op::A8w8,
+            Library::Ck | Library::CkTile,
+        ) => Some(format!("{op}_{}", library.name())),
+        _ => None,
+    }
+}
+
+/// Whether the function that serves `op` from `library` is one of `named`.
+pub fn is_among(named: &[String], op: Op, library: Library) -> bool {
+    function(op, library).is_some_and(|function| named.contains(&function))
+}
+
+/// The compiled functions of the tree of `package` that are asked for a row's kernel by name.
+pub fn by_name(package: &Utf8Path) -> Vec<String> {
+    let mut found = Vec::new();
+    for file in ["aiter/ops/gemm_op_a8w8.py", "aiter/ops/gemm_op_a4w4.py"] {
+        let source = caps::file(package, file)
+            .and_then(|path| Some((fs_err::read(&path).ok()?, path)))
+            .and_then(|(bytes, path)| Source::parse(path, &bytes).ok());
+        let Some(source) = source else { continue };
+        for op in TABLED {
+            for library in [Library::Ck, Library::CkTile] {
+                let Some(name) = function(op, library) else {
+                    continue;
+                };
+                if is_named(source.body(), op, library, &name) {
+                    found.push(name);
+                }
+            }
+        }
+    }
+    found
+}
+
+/// Whether `op`'s function asks `called` for the row's kernel: every call that is chosen by the row's library does, and
+/// where no call is chosen so, at least one does. A call for want of a row names none at any revision.
+fn is_named(body: &[Stmt], op: Op, library: Library, called: &str) -> bool {
+    let Some((_, caller)) = syntax::function(body, op.name()) else {
+        return false;
+    };
+    let takes = syntax::function(body, called)
+        .is_some_and(|(_, function)| function.params.iter().any(|param| param == NAME));
+    let calls: Vec<(Span, bool)> = caller
+        .mentions
+        .iter()
+        .filter(|mention| mention.called && mention.name == called)
+        .map(|mention| {
+            (
+                mention.span,
+                mention.keywords.iter().any(|word| word == NAME),
+            )
+        })
+        .collect();
+    let chosen = chosen_by(caller, library);
+    let by_row: Vec<bool> = calls
+        .iter()
+        .filter(|(span, _)| chosen.iter().any(|branch| branch.contains(*span)))
+        .map(|(_, named)| *named)
+        .collect();
+    let named = if by_row.is_empty() {
+        calls.iter().any(|(_, named)| *named)
+    } else {
+        by_row.iter().all(|named| *named)
+    };
+    takes && named
+}
+
+/// The statements that run where the row's library is `library`: `if libtype == "ck":`.
+fn chosen_by(function: &Function, library: Library) -> Vec<Span> {
+    let mut chosen = Vec::new();
+    syntax::walk_live(&function.body, &mut |stmt| {
+        let StmtKind::If(branches) = &stmt.kind else {
+            return;
+        };
+        for branch in branches {
+            if branch
+                .test
+                .as_ref()
+                .is_some_and(|test| asks_for(test, library))
+            {
+                chosen.extend(branch.body.iter().map(|stmt| stmt.span));
+            }
+        }
+    });
+    chosen
+}
+
+fn asks_for(test: &Expr, library: Library) -> bool {
+    match &test.kind {
+        ExprKind::Compare(left, syntax::Comparison::Equal, right) => [left, right]
+            .iter()
+            .any(|side| matches!(&side.kind, ExprKind::Str(text) if text == library.name())),
+        ExprKind::And(parts) => parts.iter().any(|part| asks_for(part, library)),
+        _ => false,
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn named(ops: &str) -> Vec<String> {
+        let keep = tempfile::tempdir().unwrap();
+        let package = Utf8Path::from_path(keep.path()).unwrap().join("aiter");
+        fs_err::create_dir_all(package.join("ops")).unwrap();
+        fs_err::write(package.join("ops/gemm_op_a8w8.py"), ops).unwrap();
+        by_name(&package)
+    }
+
+    /// A function as aiter has it, with `ck` and `asm` as what its calls say of the kernel.
+    fn shuffled(parameter: &str, ck: &str, default: &str) -> String {
+        format!(
+            "def gemm_a8w8_blockscale_bpreshuffle_ck(XQ, WQ, Out{parameter}): ...\n\
+             def gemm_a8w8_blockscale_bpreshuffle(XQ, WQ, Out):\n    config = row(XQ)\n    if config is not None:\n        \
+             libtype = config[\"libtype\"]\n        if libtype == \"ck\":\n            \
+             return gemm_a8w8_blockscale_bpreshuffle_ck(XQ, WQ, Out{ck})\n        elif libtype == \"asm\":\n            \
+             kernelName = config[\"kernelName\"]\n            \
+             return gemm_a8w8_blockscale_bpreshuffle_asm(XQ, WQ, Out, kernelName=kernelName)\n    \
+             return gemm_a8w8_blockscale_bpreshuffle_ck(XQ, WQ, Out{default})\n"
+        )
+    }
+
+    #[test]
+    fn an_assembly_call_by_name_says_nothing_of_ck() {
+        assert!(named(&shuffled("", "", "")).is_empty());
+    }
+
+    #[test]
+    fn the_call_for_a_row_tells_and_the_one_for_want_of_a_row_does_not() {
+        let name = ", kernelName=kernelName";
+        let parameter = ", kernelName=\"\"";
+        assert_eq!(
+            named(&shuffled(parameter, name, "")),
+            ["gemm_a8w8_blockscale_bpreshuffle_ck"]
+        );
+        assert!(named(&shuffled(parameter, "", name)).is_empty());
+        assert!(
+            named(&shuffled("", name, "")).is_empty(),
+            "a module that takes no name is not asked by one"
+        );
+    }
+
+    #[test]
+    fn a_call_inside_another_expression_is_read() {
+        let keep = tempfile::tempdir().unwrap();
+        let package = Utf8Path::from_path(keep.path()).unwrap().join("aiter");
+        fs_err::create_dir_all(package.join("ops")).unwrap();
+        let text = "def gemm_a4w4(A, out, kernelName):\n    return gemm_a4w4_blockscale(A, out, kernelName=kernelName)[:1]\n\
+            def gemm_a4w4_blockscale(A, out, splitK=0, kernelName=\"\"): ...\n";
+        fs_err::write(package.join("ops/gemm_op_a4w4.py"), text).unwrap();
+        assert_eq!(by_name(&package), ["gemm_a4w4_blockscale"]);
+    }
+
+    #[test]
+    fn a_file_that_is_no_python_counts_as_compiled_in() {
+        assert!(named("def gemm_a8w8_blockscale(:\n").is_empty());
+        assert!(named("# kernelName=kernelName\n").is_empty());
+    }
+}
