@@ -320,6 +320,9 @@ fn summary(printer: &Printer, outcome: &AiterOutcome) {
         outcome.failed.len(),
         outcome.seconds
     ));
+    for loss in outcome.losses() {
+        printer.warn(loss);
+    }
     for route in outcome.routes() {
         if let (Some(us), Some(incumbent)) = (route.row.us, &route.incumbent) {
             printer.say(format!(
@@ -359,6 +362,10 @@ fn failure(error: AiterTuneError, folder: &Utf8Path) -> Error {
         ),
         AiterTuneError::Results(ResultsError::Lock(_)) => (ErrorKind::NotResumable, None),
         AiterTuneError::Interrupted => (ErrorKind::Interrupted, None),
+        AiterTuneError::NoLibraryWhole(_) => (
+            ErrorKind::TunerFailed,
+            Some("mend what is named and tune into a new folder, or name the libraries to search with --libtype".to_owned()),
+        ),
         AiterTuneError::Broken { .. } => (
             ErrorKind::TunerFailed,
             Some(format!("all it printed is below `{folder}/attempts`")),

@@ -184,6 +184,9 @@ pub struct Tuned {
     pub not_reached: Vec<Shape>,
     /// Candidates that fault, hang or compute wrong numbers, with the evidence.
     pub quarantined: Vec<String>,
+    /// What was lost for good: why a device gave up, or a library of which no candidate was measured.
+    #[serde(default)]
+    pub lost: Vec<String>,
     /// Files of the table, as the tuner wrote them.
     pub files: Vec<Utf8PathBuf>,
     /// What the devices' clocks did while candidates were timed; empty where the tuner does not tell.
@@ -211,6 +214,7 @@ impl From<TuneOutcome> for Tuned {
                 .iter()
                 .map(|bad| format!("{} {}: {}", bad.shape, bad.candidate, bad.evidence))
                 .collect(),
+            lost: outcome.lost,
             files: outcome.files,
             clocks: outcome.clocks,
             busy_seconds: outcome.busy_s,

@@ -116,7 +116,7 @@ pub struct TuneOutcome {
     pub files: Vec<Utf8PathBuf>,
     /// Workers started anew.
     pub restarts: u32,
-    /// Why device workers gave up, one each.
+    /// What was lost for good: why a device worker gave up, or a library of which no candidate was measured.
     pub lost: Vec<String>,
     /// What the devices' clocks did while candidates were timed.
     pub clocks: Clocks,

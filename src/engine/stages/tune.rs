@@ -46,6 +46,9 @@ pub(super) fn tune(engine: &mut Engine<'_>) -> Result<Done, Error> {
     for failure in tuned.failed.iter().take(5) {
         engine.remark(format!("not tuned: {failure}"));
     }
+    for lost in &tuned.lost {
+        engine.remark(lost.clone());
+    }
     let left = match tuned.not_reached.len() {
         0 => String::new(),
         left => format!(

@@ -33,7 +33,7 @@ use crate::shape::{Op, Shape};
 use crate::store::journal::JournalError;
 
 pub use command::FlagError;
-pub use outcome::{Accepted, AiterOutcome, Refused};
+pub use outcome::{Accepted, AiterOutcome, LibraryCount, Refused};
 pub use prepare::{DeviceSeen, Preview, preview};
 pub use run::tune;
 pub use scripts::Script;
@@ -197,6 +197,11 @@ pub enum AiterTuneError {
         /// The tree of the order.
         meant: Utf8PathBuf,
     },
+    /// A library was lost whole, and no other was searched whole.
+    #[error(
+        "tell what the rows are the best of: {0}, and each of those lost candidates to time-outs or faults too"
+    )]
+    NoLibraryWhole(String),
     /// No GPU is visible.
     #[error("find a GPU: torch in `{python}` sees none")]
     NoDevice {

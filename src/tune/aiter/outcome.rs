@@ -25,7 +25,7 @@ pub struct Accepted {
     pub incumbent_stays: bool,
     /// Candidates that gave a time, where the tuner told.
     pub timed: u32,
-    /// Candidates that were lost to a time-out or a fault: one of them may be better.
+    /// Candidates that were lost to a time-out or a fault, or with their whole library: one of them may be better.
     pub unmeasured: u32,
     /// Device seconds its batch took, shared among the batch.
     pub busy_s: f64,
@@ -76,6 +76,55 @@ pub struct Refused {
     pub reason: String,
 }
 
+/// What became of the candidates of one library, over all shapes and attempts.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize)]
+pub struct LibraryCount {
+    /// As in the `libtype` column.
+    pub library: String,
+    /// Candidates in the tuner's files of all results.
+    pub candidates: u32,
+    /// Those with a time.
+    pub timed: u32,
+    /// Those lost to a time-out, a dead worker or a fault.
+    pub lost: u32,
+    /// Those that raised: a kernel that does not fit, or a library that cannot be used.
+    pub refused: u32,
+    /// What the tuner said last, where none has a time.
+    pub reason: Option<String>,
+}
+
+impl LibraryCount {
+    /// Without a candidate yet.
+    pub fn of(library: String) -> Self {
+        Self {
+            library,
+            candidates: 0,
+            timed: 0,
+            lost: 0,
+            refused: 0,
+            reason: None,
+        }
+    }
+
+    /// Whether it was tried and nothing of it was measured.
+    pub fn is_lost(&self) -> bool {
+        self.candidates > 0 && self.timed == 0
+    }
+
+    /// What is to be said of it where it is lost.
+    pub fn loss(&self) -> Option<String> {
+        self.is_lost().then(|| {
+            let reason = self.reason.as_deref();
+            format!(
+                "none of the {} candidates of {} was measured{}: rows are the best of the other libraries",
+                self.candidates,
+                self.library,
+                reason.map_or_else(String::new, |reason| format!(" ({reason})"))
+            )
+        })
+    }
+}
+
 /// What a run of aiter's tuner left.
 #[derive(Clone, Debug, Serialize)]
 pub struct AiterOutcome {
@@ -92,6 +141,8 @@ pub struct AiterOutcome {
     pub failed: Vec<Unserved>,
     /// Shapes that the budget or an interrupt left out.
     pub not_reached: Vec<Shape>,
+    /// What became of each library's candidates, where the tuner tells libraries apart.
+    pub libraries: Vec<LibraryCount>,
     /// What is worth knowing.
     pub remarks: Vec<String>,
     /// Files of the table: the accepted rows that win, in the tuner's columns. None where nothing won.
@@ -112,6 +163,16 @@ impl AiterOutcome {
     /// Rows that are faster than what serves the shape, or where nothing is known to serve it.
     pub fn wins(&self) -> impl Iterator<Item = &Accepted> {
         self.rows.iter().filter(|row| !row.incumbent_stays)
+    }
+
+    /// Libraries that were lost whole, each in a sentence; none where nothing at all has a time.
+    pub fn losses(&self) -> Vec<String> {
+        let lost = self.libraries.iter().filter_map(LibraryCount::loss);
+        if self.libraries.iter().any(|library| library.timed > 0) {
+            lost.collect()
+        } else {
+            Vec::new()
+        }
     }
 
     /// Rows of shapes that are best left with what serves them.
@@ -137,6 +198,7 @@ impl AiterOutcome {
 
 impl From<AiterOutcome> for crate::tune::TuneOutcome {
     fn from(outcome: AiterOutcome) -> Self {
+        let lost = outcome.losses();
         Self {
             rows: outcome.rows.iter().map(Accepted::result).collect(),
             resumed: outcome.resumed,
@@ -156,6 +218,7 @@ impl From<AiterOutcome> for crate::tune::TuneOutcome {
                     evidence: refused.reason.clone(),
                 })
                 .collect(),
+            lost,
             files: outcome.files,
             restarts: outcome.attempts.saturating_sub(1),
             busy_s: outcome.busy_s,

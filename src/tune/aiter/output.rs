@@ -7,6 +7,7 @@
 use std::collections::{BTreeMap, BTreeSet};
 
 use super::flags::without_escapes;
+use crate::table::kernels::Library;
 
 /// M, N and K.
 pub(super) type Size = (u32, u32, u32);
@@ -26,8 +27,13 @@ pub(super) enum Said {
     NothingToDo,
     /// No candidate served a shape.
     NoKernel(Size),
-    /// A candidate refused a shape.
-    Warned { size: Option<Size>, text: String },
+    /// A candidate refused a shape, or its library could not be used at all.
+    Warned {
+        size: Option<Size>,
+        /// The candidate's library, where its tuner tells them apart.
+        library: Option<String>,
+        text: String,
+    },
     /// A task was given up by the tuner's own limit.
     TimedOut { text: String },
     /// The GPU faulted below a task, or the task's worker is unknown or gone.
@@ -98,11 +104,14 @@ pub(super) fn read(line: &str) -> Option<Said> {
         return size(rest).map(Said::NoKernel);
     }
     if let Some(rest) = text.strip_prefix("run gpu func warning: info:(") {
-        let text = rest.split_once('\t').map_or(rest, |(_, said)| said);
-        return Some(Said::Warned {
-            size: size(rest),
-            text: text.trim().to_owned(),
-        });
+        let (info, text) = rest.split_once('\t').unwrap_or((rest, rest));
+        return Some(warned(info, text));
+    }
+    // `Unexpected Error in process:13627 info:((…), 0, 1, 'name', 'asm', True): Could not find hipcc in PATH …`
+    if let Some(at) = FAILED.iter().find(|mark| text.starts_with(**mark)) {
+        let (_, rest) = text[at.len()..].split_once(" info:(")?;
+        let (info, text) = rest.split_once("): ").unwrap_or((rest, rest));
+        return Some(warned(info, text));
     }
     if text.starts_with("[!] Task ") && text.contains(" timed out after ") {
         return Some(Said::TimedOut {
@@ -147,6 +156,27 @@ pub(super) fn read(line: &str) -> Option<Said> {
         });
     }
     None
+}
+
+/// What a worker says of a candidate that raised (`mp_tuner.py`, `worker`).
+const FAILED: [&str; 5] = [
+    "Unexpected Error in process:",
+    "Runtime Error in process:",
+    "GPU Runtime Error in process:",
+    "Timeout in process:",
+    "Error in process:",
+];
+
+/// What `text` says of the candidate that `info` describes: key, kernel, split, kernel's name, library, and more.
+fn warned(info: &str, text: &str) -> Said {
+    let library = Library::ALL
+        .into_iter()
+        .find(|library| info.contains(&format!(", '{}'", library.name())));
+    Said::Warned {
+        size: size(info),
+        library: library.map(|library| library.name().to_owned()),
+        text: text.trim().to_owned(),
+    }
 }
 
 /// M, N, K of a key as Python prints it: `(304, 16, 1536, 7168)`, `('gfx942', 304, np.int64(16), …)`.
@@ -219,7 +249,7 @@ impl Heard {
             Said::NoKernel(size) => {
                 self.no_kernel.insert(*size);
             }
-            Said::Warned { size, text } => {
+            Said::Warned { size, text, .. } => {
                 if let Some(size) = size {
                     self.warnings.insert(*size, text.clone());
                 }
@@ -310,7 +340,24 @@ mod tests {
                 "run gpu func warning: info:((304, np.int64(32), np.int64(256), np.int64(512)), 0, 0, '', 'cktile', False)\t This GEMM is not supported!",
                 Said::Warned {
                     size: Some((32, 256, 512)),
+                    library: Some("cktile".to_owned()),
                     text: "This GEMM is not supported!".to_owned(),
+                },
+            ),
+            (
+                "Unexpected Error in process:13626 info:(('gfx942', 304, np.int64(16), np.int64(256), np.int64(512)), 0, 1, '_ZN5aiter42fp8gemm_bf16_blockscale_BpreShuffle_32x128E', 'asm', True): No module named 'module_x'",
+                Said::Warned {
+                    size: Some((16, 256, 512)),
+                    library: Some("asm".to_owned()),
+                    text: "No module named 'module_x'".to_owned(),
+                },
+            ),
+            (
+                "Runtime Error in process:7 info:((304, 1, 512, 256, 'torch.int8'), 3, 0, '', 'ck'): broken",
+                Said::Warned {
+                    size: Some((1, 512, 256)),
+                    library: Some("ck".to_owned()),
+                    text: "broken".to_owned(),
                 },
             ),
             (

@@ -10,10 +10,11 @@ use super::attempt::{Files, Patience};
 use super::command::{self, Line, Wanted};
 use super::flags::{Flags, FlagsFrom, Takes};
 use super::queue::{Manner, Round};
-use super::scripts::Script;
+use super::scripts::{self, Script};
 use super::site::{self, Seen};
 use super::{AiterOrder, AiterTuneError};
 use crate::shape::Op;
+use crate::table::kernels::Library;
 
 /// Folder of the attempts, below the order's.
 pub(super) const ATTEMPTS: &str = "attempts";
@@ -191,7 +192,7 @@ impl Site {
             );
         }
         Ok(Self {
-            to_compile: to_compile(&script, &env),
+            to_compile: to_compile(&script, &env, order),
             script,
             flags,
             seen,
@@ -279,8 +280,27 @@ impl Site {
     }
 }
 
+/// Whether a search of the order would load `module`. Assembly of the per-token operation is for int8 only
+/// (`gemm_a8w8_bpreshuffle_tune.py`, `get_asm_gemm_i8_tasks`).
+fn is_used(module: &str, order: &AiterOrder<'_>) -> bool {
+    let library = scripts::library(module);
+    let searched = match (library, order.settings.libtype.as_deref()) {
+        (_, None | Some("all")) | (Library::Ck | Library::CkTile, _) => true,
+        (other, Some(wanted)) => wanted.split(',').any(|one| one == other.name()),
+    };
+    let int8 = order
+        .untuned
+        .iter()
+        .any(|shape| shape.dtype == "torch.int8");
+    searched && (library != Library::Asm || order.op != Op::Bpreshuffle || int8)
+}
+
 /// Modules that no folder holds a build of. One that is a plain Python file stands in for a build.
-fn to_compile(script: &Script, env: &BTreeMap<String, Option<String>>) -> Vec<String> {
+fn to_compile(
+    script: &Script,
+    env: &BTreeMap<String, Option<String>>,
+    order: &AiterOrder<'_>,
+) -> Vec<String> {
     let folders = match env.get("AITER_JIT_DIR").cloned().flatten() {
         Some(folder) => vec![Utf8PathBuf::from(folder)],
         None => script.module_folders(),
@@ -288,6 +308,7 @@ fn to_compile(script: &Script, env: &BTreeMap<String, Option<String>>) -> Vec<St
     script
         .modules
         .iter()
+        .filter(|module| is_used(module, order))
         .filter(|module| {
             !folders.iter().any(|folder| {
                 ["so", "py"]

@@ -1,6 +1,7 @@
 //! The whole of it: asking the site, starting the tuner as often as needed, taking rows over, ending well.
 
 mod ending;
+mod libraries;
 mod taking;
 
 use std::collections::BTreeSet;

@@ -51,6 +51,8 @@ const WAYS: [Way; 6] = [
         modules: &[
             "module_gemm_a8w8_blockscale_bpreshuffle_tune",
             "module_gemm_a8w8_blockscale_bpreshuffle_cktile_tune",
+            "module_gemm_a8w8_blockscale_bpreshuffle_asm",
+            "module_deepgemm_opus",
         ],
     },
     Way {
@@ -66,6 +68,7 @@ const WAYS: [Way; 6] = [
         modules: &[
             "module_gemm_a8w8_bpreshuffle_tune",
             "module_gemm_a8w8_bpreshuffle_cktile_tune",
+            "module_gemm_a8w8_asm",
         ],
     },
     Way {
@@ -138,9 +141,14 @@ impl Script {
             let modules = way
                 .modules
                 .iter()
-                .filter(|module| {
+                .filter(|module| match library(module) {
+                    Library::Ck => true,
                     // The CKTile modules came with the flag that chooses between libraries.
-                    !module.contains("cktile") || flags.get("--libtype").is_some()
+                    Library::CkTile => flags.get("--libtype").is_some(),
+                    other => {
+                        let says = format!("\"{}\"", other.name());
+                        script.text().contains(&says) && is_built(&package, module)
+                    }
                 })
                 .map(|module| (*module).to_owned())
                 .collect();
@@ -192,6 +200,25 @@ impl Script {
     pub fn module_folders(&self) -> Vec<Utf8PathBuf> {
         vec![self.root.join("aiter/jit")]
     }
+}
+
+/// The library whose candidates a module holds.
+pub(super) fn library(module: &str) -> Library {
+    [
+        ("cktile", Library::CkTile),
+        ("_asm", Library::Asm),
+        ("opus", Library::Opus),
+    ]
+    .into_iter()
+    .find_map(|(part, library)| module.contains(part).then_some(library))
+    .unwrap_or(Library::Ck)
+}
+
+/// Whether the tree of `package` builds `module`.
+fn is_built(package: &Utf8Path, module: &str) -> bool {
+    let quoted = format!("\"{module}\"");
+    fs_err::read(package.join("jit/optCompilerConfig.json"))
+        .is_ok_and(|text| memchr::memmem::find(&text, quoted.as_bytes()).is_some())
 }
 
 fn package(tree: &Utf8Path) -> Result<Utf8PathBuf, AiterTuneError> {

@@ -2,7 +2,7 @@
 
 use std::collections::BTreeSet;
 
-use super::Session;
+use super::{Session, libraries};
 use crate::shape::Shape;
 use crate::table::revision::RESULT_COLUMNS;
 use crate::tune::aiter::outcome::{Accepted, AiterOutcome, Refused};
@@ -20,7 +20,7 @@ impl Session<'_> {
         observer: &mut dyn FnMut(&TuneEvent),
     ) -> Result<AiterOutcome, AiterTuneError> {
         let shapes = self.distinct();
-        let rows: Vec<Accepted> = shapes
+        let mut rows: Vec<Accepted> = shapes
             .iter()
             .filter_map(|shape| self.accepted(shape))
             .collect();
@@ -50,6 +50,9 @@ impl Session<'_> {
                 observer,
             );
         }
+        let libraries = self.libraries(&shapes)?;
+        libraries::judge(&libraries)?;
+        libraries::charge(&mut rows, &libraries);
         let mut outcome = AiterOutcome {
             device: self.device,
             rows,
@@ -63,6 +66,7 @@ impl Session<'_> {
                 .collect(),
             failed,
             not_reached,
+            libraries,
             remarks: self.remarks,
             files: Vec::new(),
             logs: self.logs,

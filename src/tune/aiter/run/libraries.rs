@@ -1,0 +1,196 @@
+//! What became of each library that the tuner tried, counted from its files of all results.
+//!
+//! A library whose module cannot be built or imported loses every candidate one by one, with the same sentinel as a kernel
+//! that does not fit, and the tuner ends well on the others. So each library's candidates are counted, and one of which none
+//! was measured is named with what the tuner said of it.
+
+use std::collections::{BTreeMap, BTreeSet};
+
+use super::Session;
+use crate::shape::{Op, Shape};
+use crate::table::aiter::Row;
+use crate::tune::aiter::attempt::Files;
+use crate::tune::aiter::outcome::{Accepted, LibraryCount};
+use crate::tune::aiter::output::{Said, read};
+use crate::tune::aiter::{AiterTuneError, accept, rows};
+
+/// A candidate: shape, library, kernel and split.
+type Key = (Shape, String, Option<i64>, Option<i64>);
+
+/// What became of a candidate, the best of all attempts last.
+#[derive(Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
+enum Fate {
+    Refused,
+    Lost,
+    Timed,
+}
+
+impl Session<'_> {
+    /// Counts every library's candidates over all attempts, earlier runs' included.
+    pub(super) fn libraries(&self, shapes: &[Shape]) -> Result<Vec<LibraryCount>, AiterTuneError> {
+        let attempts = self.earlier_attempts()?.into_iter().map(Files::new);
+        Ok(count(attempts, self.order.op, shapes))
+    }
+}
+
+/// Counts the candidates of `shapes` in the files of `attempts`.
+fn count(attempts: impl Iterator<Item = Files>, op: Op, shapes: &[Shape]) -> Vec<LibraryCount> {
+    let mut fates: BTreeMap<Key, Fate> = BTreeMap::new();
+    let mut reasons: BTreeMap<String, String> = BTreeMap::new();
+    for files in attempts {
+        for row in rows::read(&files.profile, op) {
+            let Some(library) = row.libtype.as_deref().map(str::to_owned) else {
+                continue;
+            };
+            let Some(shape) = shapes.iter().find(|shape| accept::is_for(&row, shape)) else {
+                continue;
+            };
+            let key = (shape.clone(), library, row.kernel_id, row.split_k);
+            let fate = fate(&row);
+            fates
+                .entry(key)
+                .and_modify(|known| *known = fate.max(*known))
+                .or_insert(fate);
+        }
+        for path in [&files.stdout, &files.stderr] {
+            let bytes = fs_err::read(path).unwrap_or_default();
+            for line in String::from_utf8_lossy(&bytes).lines() {
+                if let Some(Said::Warned {
+                    library: Some(library),
+                    text,
+                    ..
+                }) = read(line)
+                {
+                    reasons.insert(library, text);
+                }
+            }
+        }
+    }
+    let mut counts: BTreeMap<String, LibraryCount> = BTreeMap::new();
+    for ((_, library, ..), fate) in fates {
+        let count = counts
+            .entry(library.clone())
+            .or_insert_with(|| LibraryCount::of(library));
+        count.candidates += 1;
+        match fate {
+            Fate::Timed => count.timed += 1,
+            Fate::Lost => count.lost += 1,
+            Fate::Refused => count.refused += 1,
+        }
+    }
+    counts
+        .into_values()
+        .map(|count| LibraryCount {
+            reason: (count.timed == 0)
+                .then(|| reasons.get(&count.library).cloned())
+                .flatten(),
+            ..count
+        })
+        .collect()
+}
+
+fn fate(row: &Row) -> Fate {
+    match row.us {
+        Some(us) if us.is_finite() && us > 0.0 => Fate::Timed,
+        Some(us) if us.is_infinite() => Fate::Lost,
+        _ => Fate::Refused,
+    }
+}
+
+/// Refuses a search in which a library was lost whole and no other was searched whole: nobody could tell what its rows are the
+/// best of.
+pub(super) fn judge(libraries: &[LibraryCount]) -> Result<(), AiterTuneError> {
+    let mut timed = libraries.iter().filter(|library| library.timed > 0);
+    let torn = timed.clone().next().is_some() && timed.all(|library| library.lost > 0);
+    match libraries.iter().find_map(LibraryCount::loss) {
+        Some(loss) if torn => Err(AiterTuneError::NoLibraryWhole(loss)),
+        _ => Ok(()),
+    }
+}
+
+/// Counts a lost library's candidates as candidates of a row that were not measured.
+pub(super) fn charge(rows: &mut [Accepted], libraries: &[LibraryCount]) {
+    let shapes: BTreeSet<&Shape> = rows.iter().map(|row| &row.shape).collect();
+    let shapes = u32::try_from(shapes.len()).unwrap_or(u32::MAX).max(1);
+    let each: u32 = libraries
+        .iter()
+        .filter(|library| library.is_lost())
+        // Each shape has the same candidates of a library, but for splits: the share is the least there were.
+        .map(|library| library.refused / shapes)
+        .sum();
+    for row in rows {
+        row.unmeasured += each;
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use camino::Utf8PathBuf;
+
+    use super::*;
+
+    fn of(library: &str, timed: u32, lost: u32, refused: u32) -> LibraryCount {
+        LibraryCount {
+            candidates: timed + lost + refused,
+            timed,
+            lost,
+            refused,
+            ..LibraryCount::of(library.to_owned())
+        }
+    }
+
+    #[test]
+    fn a_library_that_cannot_be_built_is_counted_from_what_the_real_tuner_wrote() {
+        let keep = tempfile::tempdir().unwrap();
+        let files = Files::new(Utf8PathBuf::try_from(keep.path().to_owned()).unwrap());
+        let case = concat!(env!("CARGO_MANIFEST_DIR"), "/testdata/lost-library");
+        fs_err::copy(format!("{case}/profile.csv"), &files.profile).unwrap();
+        fs_err::copy(format!("{case}/stdout.log"), &files.stdout).unwrap();
+        let shapes = [16, 32].map(|m| Shape {
+            op: Op::BlockscaleBpreshuffle,
+            m,
+            n: 256,
+            k: 512,
+            dtype: String::new(),
+        });
+        let found = count([files].into_iter(), Op::BlockscaleBpreshuffle, &shapes);
+        let told: Vec<(&str, u32, u32)> = found
+            .iter()
+            .map(|one| (one.library.as_str(), one.candidates, one.timed))
+            .collect();
+        assert_eq!(
+            told,
+            [
+                ("asm", 12, 0),
+                ("ck", 36, 36),
+                ("cktile", 16, 16),
+                ("opus", 2, 0)
+            ],
+            "all 66 that were announced"
+        );
+        judge(&found).unwrap();
+        let said: Vec<String> = found.iter().filter_map(LibraryCount::loss).collect();
+        assert_eq!(said.len(), 2, "{said:?}");
+        assert!(
+            said[0].contains("12 candidates of asm")
+                && said.iter().all(|said| said.contains("hipcc")),
+            "{said:?}"
+        );
+    }
+
+    #[test]
+    fn a_library_without_a_time_is_an_error_where_no_other_was_searched_whole() {
+        let asm = LibraryCount {
+            reason: Some("Could not find hipcc".to_owned()),
+            ..of("asm", 0, 0, 12)
+        };
+        judge(&[asm.clone(), of("ck", 36, 0, 2)]).unwrap();
+        let error = judge(&[asm, of("ck", 30, 6, 0)]).unwrap_err().to_string();
+        assert!(error.contains("asm"), "{error}");
+        judge(&[of("ck", 36, 2, 0)]).unwrap();
+        assert!(
+            judge(&[of("ck", 0, 4, 0)]).is_ok(),
+            "then every shape has failed, and is said to"
+        );
+    }
+}
