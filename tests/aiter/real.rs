@@ -23,35 +23,73 @@ pub(crate) fn trees() -> BTreeMap<String, Utf8PathBuf> {
         .collect()
 }
 
-/// Both revisions whose tuner is executed, oldest first.
-fn executed() -> Vec<(String, Utf8PathBuf)> {
-    let only = variable("GEMMTUNE_AITER_ONLY");
+/// A tuner that is executed: a tree, an operation, and the library whose candidates faults strike.
+struct Case {
+    revision: String,
+    tree: Utf8PathBuf,
+    op: &'static str,
+    library: &'static str,
+}
+
+/// The operations, each with its library of the fewest candidates: 8 of CKTile, 8 of CKTile, 159 of CK.
+const OPS: [(&str, &str); 3] = [
+    ("gemm_a8w8_blockscale", "cktile"),
+    ("gemm_a8w8_blockscale_bpreshuffle", "cktile"),
+    ("gemm_a8w8_bpreshuffle", "ck"),
+];
+
+/// Both revisions, oldest first, with every operation; GEMMTUNE_AITER_ONLY and GEMMTUNE_AITER_OP name one.
+fn executed() -> Vec<Case> {
+    let only = |name: &str, value: &str| variable(name).is_none_or(|only| only == value);
     trees()
         .into_iter()
-        .filter(|(revision, _)| match &only {
-            Some(only) => revision == only,
-            None => ["303a583c", "HEAD"].contains(&revision.as_str()),
+        .filter(|(revision, _)| ["303a583c", "HEAD"].contains(&revision.as_str()))
+        .filter(|(revision, _)| only("GEMMTUNE_AITER_ONLY", revision))
+        .flat_map(|(revision, tree)| {
+            OPS.map(|(op, library)| Case {
+                revision: revision.clone(),
+                tree: tree.clone(),
+                op,
+                library,
+            })
         })
+        .filter(|case| only("GEMMTUNE_AITER_OP", case.op))
         .collect()
 }
 
-fn site(tree: &camino::Utf8Path, sizes: &[u32], faults: &str) -> Site {
-    site_of(tree, sizes, faults, "cktile")
-}
+impl Case {
+    /// `faults` as `kind@kernel:size`, of this case's library.
+    fn site(&self, sizes: &[u32], faults: &str) -> Site {
+        let faults: Vec<String> = faults
+            .split(';')
+            .filter_map(|fault| fault.split_once('@'))
+            .map(|(kind, at)| format!("{kind}@{}:{at}", self.library))
+            .collect();
+        self.site_of(sizes, &faults.join(";"), self.library)
+            // Splits would multiply the candidates that a fault strikes.
+            .args(&["--split-k", "no"])
+    }
 
-fn site_of(tree: &camino::Utf8Path, sizes: &[u32], faults: &str, library: &str) -> Site {
-    let python = variable("GEMMTUNE_AITER_PYTHON").expect("tests/aiter/run sets it");
-    Site::real(tree, &python, sizes)
-        .env("CPU_FAULTS", faults)
-        // Splits would multiply the candidates that a fault strikes, and the machine may be busy.
-        .args(&["--libtype", library, "--split-k", "no"])
-        .args(&["--limit", "task=45s", "--limit", "silence=60s"])
+    fn site_of(&self, sizes: &[u32], faults: &str, library: &str) -> Site {
+        let python = variable("GEMMTUNE_AITER_PYTHON").expect("tests/aiter/run sets it");
+        Site::real(&self.tree, &python, sizes)
+            .env("CPU_FAULTS", faults)
+            .args(&["--op", self.op, "--libtype", library])
+            // The machine may be busy.
+            .args(&["--limit", "task=45s", "--limit", "silence=60s"])
+    }
+
+    fn is_new(&self) -> bool {
+        self.revision == "HEAD"
+    }
 }
 
 #[expect(clippy::print_stderr, reason = "the record of what was run")]
-fn told(revision: &str, what: &str, ran: &Ran, began: Instant) {
+fn told(case: &Case, what: &str, ran: &Ran, began: Instant) {
     eprintln!(
-        "{revision}: {what}: exit {}, {} rows, {} failed, {} left out, {} starts, {:.0} s",
+        "{} {}: {what}: exit {}, {} rows, {} failed, {} left out, {} starts, {:.0} s",
+        case.revision,
+        case.op,
         ran.code.unwrap_or(-1),
         ran.list("rows").len(),
         ran.list("failed").len(),
@@ -64,24 +102,67 @@ fn told(revision: &str, what: &str, ran: &Ran, began: Instant) {
 #[test]
 #[ignore = "needs an aiter checkout: tests/aiter/run CHECKOUT"]
 fn healthy_workers() {
-    for (revision, tree) in executed() {
+    for case in executed() {
         let began = Instant::now();
-        let site = site_of(&tree, &[16, 32, 64], "", "both");
+        // All libraries there are: those that the stand-ins lack are lost, and named.
+        let (sizes, library): (&[u32], _) = match case.op {
+            "gemm_a8w8_blockscale" => (&[16, 32, 64], "both"),
+            "gemm_a8w8_blockscale_bpreshuffle" => (&[16, 32], "all"),
+            _ => (&[16], "all"),
+        };
+        let site = case.site_of(sizes, "", library).args(&["--split-k", "no"]);
         let ran = site.run(&[]);
-        told(&revision, "healthy workers", &ran, began);
+        told(&case, "healthy workers", &ran, began);
         assert_eq!(ran.code, Some(0), "{}", ran.stderr);
-        assert_eq!(ran.list("rows").len(), 3);
-        // 19 of CK and 8 of CKTile on gfx942, at both revisions.
-        assert_eq!(ran.row(16)["timed"], 27, "{}", ran.stderr);
+        assert_eq!(ran.list("rows").len(), sizes.len());
+        let told: Vec<(String, u64, u64)> = ran
+            .list("libraries")
+            .iter()
+            .map(|one| {
+                let number = |name: &str| one[name].as_u64().unwrap() / sizes.len() as u64;
+                let name = one["library"].as_str().unwrap().to_owned();
+                (name, number("candidates"), number("timed"))
+            })
+            .collect();
+        let of = |name: &str, candidates, timed| (name.to_owned(), candidates, timed);
+        // As many as on gfx942, at both revisions.
+        let expected = match (case.op, case.is_new()) {
+            ("gemm_a8w8_blockscale", _) => vec![of("ck", 19, 19), of("cktile", 8, 8)],
+            ("gemm_a8w8_blockscale_bpreshuffle", false) => {
+                vec![of("asm", 6, 0), of("ck", 18, 18), of("cktile", 8, 8)]
+            }
+            ("gemm_a8w8_blockscale_bpreshuffle", true) => vec![
+                of("asm", 6, 0),
+                of("ck", 18, 18),
+                of("cktile", 8, 8),
+                of("opus", 1, 0),
+            ],
+            _ => vec![of("ck", 159, 159), of("cktile", 265, 265)],
+        };
+        assert_eq!(told, expected, "{}", ran.stderr);
+        let timed: u64 = expected.iter().map(|(.., timed)| timed).sum();
+        let all: u64 = expected.iter().map(|(_, all, _)| all).sum();
+        assert_eq!(ran.row(16)["timed"], timed, "{}", ran.stderr);
+        assert_eq!(ran.row(16)["unmeasured"], all - timed, "{}", ran.stderr);
+        assert_eq!(
+            ran.stderr.contains("candidates of asm was measured"),
+            all > timed
+        );
+        assert_eq!(ran.row(16)["row"]["errRatio"], 0.0, "the layout was undone");
         let columns = site.table().lines().next().unwrap().to_owned();
-        let key = if revision == "HEAD" {
+        let key = if case.is_new() {
             "gfx,cu_num"
         } else {
             "cu_num"
         };
+        let dtype = if case.op == "gemm_a8w8_bpreshuffle" {
+            ",q_dtype_w"
+        } else {
+            ""
+        };
         assert_eq!(
             columns,
-            format!("{key},M,N,K,libtype,kernelId,splitK,us,kernelName,tflops,bw,errRatio")
+            format!("{key},M,N,K{dtype},libtype,kernelId,splitK,us,kernelName,tflops,bw,errRatio")
         );
         let preview = site.run(&["--dry-run"]);
         assert_eq!(preview.json["flags_from"], "help");
@@ -91,14 +172,36 @@ fn healthy_workers() {
 
 #[test]
 #[ignore = "needs an aiter checkout: tests/aiter/run CHECKOUT"]
-fn a_shape_no_kernel_can_do() {
-    for (revision, tree) in executed() {
+fn splits_of_k() {
+    for case in executed() {
         let began = Instant::now();
-        let ran = site(&tree, &[16, 32, 64, 128], "unsupported@*:*:32x256x512").run(&[]);
-        told(&revision, "a shape no kernel can do", &ran, began);
+        let site = case
+            .site_of(&[16], "", case.library)
+            .args(&["--split-k", "yes"]);
+        let ran = site.run(&[]);
+        told(&case, "splits of K", &ran, began);
+        assert_eq!(ran.code, Some(0), "{}", ran.stderr);
+        let one = if case.library == "ck" { 159 } else { 8 };
+        let timed = ran.row(16)["timed"].as_u64().unwrap();
+        // e4048607 searches none for the shuffled kernels of CK and CKTile.
+        let none = case.is_new() && case.op == "gemm_a8w8_blockscale_bpreshuffle";
+        assert_eq!(timed > one, !none, "{timed}: {}", ran.stderr);
+        assert_eq!(ran.row(16)["unmeasured"], 0, "{}", ran.stderr);
+    }
+}
+
+#[test]
+#[ignore = "needs an aiter checkout: tests/aiter/run CHECKOUT"]
+fn a_shape_no_kernel_can_do() {
+    for case in executed() {
+        let began = Instant::now();
+        let ran = case
+            .site(&[16, 32, 64], "unsupported@*:32x256x512")
+            .run(&[]);
+        told(&case, "a shape no kernel can do", &ran, began);
         assert_eq!(ran.code, Some(15), "{}", ran.stderr);
         assert_eq!(ran.sizes("failed"), [32]);
-        assert_eq!(ran.sizes("rows"), [16, 64, 128]);
+        assert_eq!(ran.sizes("rows"), [16, 64]);
         let reason = ran.list("failed")[0]["reason"].as_str().unwrap();
         assert!(reason.contains("not supported"), "{reason}");
     }
@@ -107,11 +210,11 @@ fn a_shape_no_kernel_can_do() {
 #[test]
 #[ignore = "needs an aiter checkout: tests/aiter/run CHECKOUT"]
 fn a_worker_that_dies() {
-    for (revision, tree) in executed() {
+    for case in executed() {
         let began = Instant::now();
-        let site = site(&tree, &[16, 32], "exit@cktile:3:16x256x512");
+        let site = case.site(&[16, 32], "exit@3:16x256x512");
         let ran = site.run(&[]);
-        told(&revision, "a worker that dies", &ran, began);
+        told(&case, "a worker that dies", &ran, began);
         assert_eq!(ran.code, Some(0), "{}", ran.stderr);
         assert_eq!(ran.list("rows").len(), 2);
         assert_eq!(ran.row(16)["unmeasured"], 1, "{}", ran.stderr);
@@ -123,11 +226,11 @@ fn a_worker_that_dies() {
 #[test]
 #[ignore = "needs an aiter checkout: tests/aiter/run CHECKOUT"]
 fn a_kernel_that_hangs() {
-    for (revision, tree) in executed() {
+    for case in executed() {
         let began = Instant::now();
-        let site = site(&tree, &[16, 32], "hang@cktile:3:16x256x512");
+        let site = case.site(&[16, 32], "hang@3:16x256x512");
         let ran = site.run(&[]);
-        told(&revision, "a kernel that hangs", &ran, began);
+        told(&case, "a kernel that hangs", &ran, began);
         assert_eq!(ran.code, Some(0), "{}", ran.stderr);
         assert_eq!(ran.list("rows").len(), 2);
         assert_eq!(ran.row(16)["unmeasured"], 1, "{}", ran.stderr);
@@ -138,13 +241,12 @@ fn a_kernel_that_hangs() {
 #[test]
 #[ignore = "needs an aiter checkout: tests/aiter/run CHECKOUT"]
 fn wrong_and_impossible_results() {
-    for (revision, tree) in executed() {
+    for case in executed() {
         let began = Instant::now();
-        let faults =
-            "nan@cktile:2:16x256x512;wrong@cktile:1:16x256x512;us=0.0001@cktile:4:32x256x512";
-        let ran = site(&tree, &[16, 32], faults).run(&[]);
+        let faults = "nan@2:16x256x512;wrong@1:16x256x512;us=0.0001@4:32x256x512";
+        let ran = case.site(&[16, 32], faults).run(&[]);
         told(
-            &revision,
+            &case,
             "NaN, wrong numbers and a time no device reaches",
             &ran,
             began,
@@ -160,20 +262,20 @@ fn wrong_and_impossible_results() {
 #[test]
 #[ignore = "needs an aiter checkout: tests/aiter/run CHECKOUT"]
 fn an_interrupt() {
-    for (revision, tree) in executed() {
+    for case in executed() {
         let began = Instant::now();
-        let mut site = site(&tree, &[16, 32, 64], "").args(&["--batch", "1"]);
+        let mut site = case.site(&[16, 32, 64], "").args(&["--batch", "1"]);
         let child = site.start();
         site.wait_for_rows(1);
         kill(Pid::from_raw(child.id().cast_signed()), Signal::SIGINT).unwrap();
         let ran = Ran::of(child.wait_with_output().unwrap());
-        told(&revision, "Ctrl-C in the second batch", &ran, began);
+        told(&case, "Ctrl-C in the second batch", &ran, began);
         assert_eq!(ran.code, Some(130), "{}", ran.stderr);
         site.nothing_is_left();
         let kept = ran.list("rows").len();
         site.without_fault();
         let ran = site.run(&[]);
-        told(&revision, "the same command again", &ran, began);
+        told(&case, "the same command again", &ran, began);
         assert_eq!(
             (ran.code, ran.list("rows").len()),
             (Some(0), 3),
@@ -187,11 +289,12 @@ fn an_interrupt() {
 #[test]
 #[ignore = "needs an aiter checkout: tests/aiter/run CHECKOUT"]
 fn a_kill_of_gemmtune() {
-    for (revision, tree) in executed() {
+    for case in executed() {
         let began = Instant::now();
         // One worker hangs, as the one that outlives its tuner otherwise.
-        let mut site =
-            site(&tree, &[16, 32, 64], "hang@cktile:3:32x256x512").args(&["--batch", "1"]);
+        let mut site = case
+            .site(&[16, 32, 64], "hang@3:32x256x512")
+            .args(&["--batch", "1"]);
         let mut child = site.start();
         site.wait_for_rows(1);
         std::thread::sleep(std::time::Duration::from_secs(10));
@@ -201,7 +304,7 @@ fn a_kill_of_gemmtune() {
         site.without_fault();
         let ran = site.run(&[]);
         told(
-            &revision,
+            &case,
             "SIGKILL of gemmtune, and the command again",
             &ran,
             began,
@@ -219,14 +322,14 @@ fn a_kill_of_gemmtune() {
 #[test]
 #[ignore = "needs an aiter checkout: tests/aiter/run CHECKOUT"]
 fn a_kill_of_the_tuner() {
-    for (revision, tree) in executed() {
+    for case in executed() {
         let began = Instant::now();
-        let site = site(&tree, &[16, 32, 64], "").args(&["--batch", "1"]);
+        let site = case.site(&[16, 32, 64], "").args(&["--batch", "1"]);
         let child = site.start();
         site.wait_for_rows(1);
         site.kill_the_tuner();
         let ran = Ran::of(child.wait_with_output().unwrap());
-        told(&revision, "SIGKILL of the tuner", &ran, began);
+        told(&case, "SIGKILL of the tuner", &ran, began);
         assert_eq!(
             (ran.code, ran.list("rows").len()),
             (Some(0), 3),

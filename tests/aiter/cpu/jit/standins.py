@@ -158,7 +158,43 @@ def block_product(x, w, x_scale, w_scale):
     return _REFERENCES[key]
 
 
-def run(library, x, w, x_scale, w_scale, out, kernel, split):
+def token_product(x, w, x_scale, w_scale):
+    """x (M, K) with a scale a row, w (N, K) with a scale a row, in float32."""
+    key = (x.data_ptr(), w.data_ptr(), tuple(x.shape), tuple(w.shape))
+    if key not in _REFERENCES:
+        _REFERENCES.clear()
+        _REFERENCES[key] = ((x.float() * x_scale.float()) @ (w.float() * w_scale.float()).t()).to(torch.bfloat16)
+    return _REFERENCES[key]
+
+
+_PLAIN = {}
+
+
+def unshuffled(w):
+    """The plain weight of one in tiles of 16 rows and 2 x 16 columns (`aiter/ops/shuffle.py`, layout (16, 16))."""
+    key = (w.data_ptr(), tuple(w.shape))
+    if key not in _PLAIN:
+        _PLAIN.clear()
+        rows, depth = w.shape
+        tiles = w.view(torch.uint8).view(rows // 16, depth // 32, 2, 16, 16)
+        plain = tiles.permute(0, 3, 1, 2, 4).contiguous().view(rows, depth).view(w.dtype)
+        # The shuffled one is kept, so that no other tensor gets its place.
+        _PLAIN[key] = w, plain
+    return _PLAIN[key][1]
+
+
+def run_shuffled(library, x, w, x_scale, w_scale, out, kernel, split):
+    """A kernel for shuffled weights: scales of x come in (K/128, M) order."""
+    rows, groups = x_scale.shape
+    return run(library, x, unshuffled(w), x_scale.reshape(groups, rows).t(), w_scale, out, kernel, split)
+
+
+def run_per_token(library, x, w, x_scale, w_scale, out, kernel, split):
+    """A kernel for shuffled weights with a scale a row on both sides."""
+    return run(library, x, unshuffled(w), x_scale, w_scale, out, kernel, split, token_product)
+
+
+def run(library, x, w, x_scale, w_scale, out, kernel, split, product_of=None):
     """A kernel: the right product at a made-up time, unless a fault was asked for."""
     size = f"{x.shape[0]}x{w.shape[0]}x{x.shape[1]}"
     struck = fault(library, kernel, size)
@@ -176,7 +212,7 @@ def run(library, x, w, x_scale, w_scale, out, kernel, split):
     chance = zlib.crc32(f"{library}/{kernel}/{split}/{size}".encode()) / 2**32
     us = float(struck.get("us") or 20 + 20 * chance)
     LAUNCHES.append(Launch(f"{library}_{kernel}", us))
-    product = block_product(x, w, x_scale, w_scale)
+    product = (product_of or block_product)(x, w, x_scale, w_scale)
     if "nan" in struck:
         product = torch.full_like(product, float("nan"))
     if "wrong" in struck:
