@@ -77,10 +77,7 @@ pub fn run(args: &DoctorArgs, printer: &Printer) -> Result<(), Error> {
     }
     let aiter = package
         .as_deref()
-        .map(|package| doctor::look_at_aiter(package, env::variable, &keeper, &interrupt))
-        .transpose();
-    let aiter = aiter
-        .map_err(|error| Error::to(ErrorKind::Environment, "look at the aiter checkout", error))?;
+        .map(|package| doctor::look_at_aiter(package, env::variable, &keeper, &interrupt));
     match (&aiter, &answer) {
         (Some(aiter), _) => checks.extend(doctor::aiter(aiter)),
         (None, Ok(answer)) if answer.torch.hip.is_some() => {
@@ -313,7 +310,14 @@ fn mend(
     for step in &plan.steps {
         printer.say(format!("  {step}"));
     }
+    let there = checkout.commit(target).map_err(refused)?.is_some();
     if args.dry_run {
+        if there
+            && let Err(error) = fix::installable(&checkout, target, plan.python(keeper, interrupt))
+        {
+            let failure = fix_failed(error);
+            printer.warn(failure.to_string());
+        }
         return if printer.is_json() {
             printer.json(&plan)
         } else {
@@ -326,6 +330,9 @@ fn mend(
     .map_err(fix_failed)?;
     if printer.is_json() {
         return printer.json(&json!({ "plan": plan, "done": done }));
+    }
+    for change in &done.packages {
+        printer.say(format!("the installation changed {change}"));
     }
     printer.say("done; `gemmtune doctor` checks it, `gemmtune doctor --undo-fix` takes it back");
     Ok(())
@@ -341,7 +348,11 @@ fn undo(
         return Err(Error::new(ErrorKind::Environment, "there is no aiter tree")
             .hint("name it with `--aiter ROOT`"));
     };
-    let done = fix::undo(&checkout_of(package, keeper, interrupt)?).map_err(fix_failed)?;
+    let (done, left) = fix::undo(&checkout_of(package, keeper, interrupt)?, keeper, interrupt)
+        .map_err(fix_failed)?;
+    for one in &left {
+        printer.warn(format!("not taken back in {}: {one}", done.python));
+    }
     if printer.is_json() {
         return printer.json(&done);
     }
@@ -361,9 +372,20 @@ fn refused(error: crate::tree::git::GitError) -> Error {
 
 fn fix_failed(error: fix::FixError) -> Error {
     let hint = match &error {
-        fix::FixError::Dirty { .. } => Some("commit them, or put them away with `git stash`"),
+        fix::FixError::Dirty { .. } => {
+            Some("commit them, or put them away with `git stash`".to_owned())
+        }
         fix::FixError::StepFailed { step, .. } if step.starts_with("git fetch") => Some(
-            "is the network there? a commit that was fetched elsewhere can be fetched from a path",
+            "is the network there? a commit that was fetched elsewhere can be fetched from a path"
+                .to_owned(),
+        ),
+        fix::FixError::CannotInstall {
+            later: Some(later), ..
+        } => Some(format!(
+            "`--to {later}` is the oldest later commit whose requirements are there"
+        )),
+        fix::FixError::CannotInstall { .. } => Some(
+            "no later commit that is fetched installs: fetch, and name one with `--to`".to_owned(),
         ),
         _ => None,
     };

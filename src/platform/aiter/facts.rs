@@ -74,8 +74,14 @@ impl Aiter {
             |name| self.site.variable(name),
             &self.site.keeper,
             &Interrupt::new(),
-        )
-        .map_err(|error| environment(&error))?;
+        );
+        if let Some(said) = &aiter.unreadable {
+            return Err(Error::new(
+                ErrorKind::Environment,
+                format!("read the aiter checkout: {said}"),
+            )
+            .hint("`gemmtune doctor` says what mends it"));
+        }
         Ok(Trees {
             answer,
             sglang,

@@ -9,6 +9,8 @@ use std::time::Duration;
 use camino::{Utf8Path, Utf8PathBuf};
 use serde::{Deserialize, Serialize};
 
+use super::packages::{self, Change, Python};
+use super::urls::{self, Urls};
 use crate::proc::{Interrupt, Keeper, RunError, run};
 use crate::store::file::write_atomic;
 use crate::tree::git::{Checkout, GitError, REMOTE, SubmoduleState};
@@ -18,6 +20,9 @@ const ASIDE: &str = "gemmtune";
 
 /// Longest that installing may take: it builds nothing by default, but downloads what it depends on.
 const INSTALL: Duration = Duration::from_secs(1800);
+
+/// Lines of an installation that failed: pip's reason stands some lines above its last one, under a traceback of `setup.py`.
+const SHOWN: usize = 40;
 
 /// What is to be done to a checkout.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize)]
@@ -30,6 +35,21 @@ pub struct Plan {
     pub target: String,
     /// The steps, in order.
     pub steps: Vec<Step>,
+}
+
+impl Plan {
+    /// The interpreter that is installed into.
+    pub fn python<'a>(&'a self, keeper: &'a Keeper, interrupt: &'a Interrupt) -> Python<'a> {
+        let path = self.steps.iter().find_map(|step| match step {
+            Step::Install { argv } => argv.first(),
+            _ => None,
+        });
+        Python {
+            path: Utf8Path::new(path.map_or("python3", String::as_str)),
+            keeper,
+            interrupt,
+        }
+    }
 }
 
 /// What was checked out.
@@ -90,6 +110,15 @@ pub struct Done {
     /// Submodules that stood at another commit than the recorded one, and at which: it may be nowhere else.
     #[serde(default)]
     pub stood: Vec<(String, String)>,
+    /// URLs that `submodule sync` and `init` may rewrite.
+    #[serde(default)]
+    pub urls: Vec<Urls>,
+    /// The interpreter that was installed into.
+    #[serde(default)]
+    pub python: Utf8PathBuf,
+    /// What the installation changed there, besides the tree itself.
+    #[serde(default)]
+    pub packages: Vec<Change>,
     /// Whether every step ran.
     pub complete: bool,
 }
@@ -111,13 +140,30 @@ pub enum FixError {
     /// Something could not be written before anything was changed.
     #[error("prepare the way back")]
     Prepare(#[source] std::io::Error),
+    /// The commit's own requirements cannot be had.
+    #[error(
+        "install {target}: its setup.py needs {requirement}, which pip's registry does not have (it has {}); the tree is as it was",
+        listed(versions)
+    )]
+    CannotInstall {
+        /// The commit.
+        target: String,
+        /// What it needs.
+        requirement: String,
+        /// Versions that are there.
+        versions: Vec<String>,
+        /// The oldest later commit whose requirements are there.
+        later: Option<String>,
+    },
     /// A step failed, and the tree is as it was.
-    #[error("{step}: {said}; the tree is as it was")]
+    #[error("{step}: {said}\nthe tree is as it was{left}")]
     StepFailed {
         /// The step.
         step: String,
         /// What went wrong.
         said: String,
+        /// What of the interpreter is not, in words; empty where all is.
+        left: String,
     },
     /// A step failed, and so did the way back.
     #[error("{step}: {said}; and going back failed too: {back}")]
@@ -196,6 +242,11 @@ pub fn execute(
     interrupt: &Interrupt,
     mut say: impl FnMut(&Step),
 ) -> Result<Done, FixError> {
+    let python = plan.python(keeper, interrupt);
+    let mut unchecked = checkout.commit(&plan.target)?.is_none();
+    if !unchecked {
+        installable(checkout, &plan.target, python)?;
+    }
     let modules = checkout.submodules()?;
     let in_state = |state| modules.iter().filter(move |module| module.state == state);
     let mut done = Done {
@@ -207,6 +258,9 @@ pub fn execute(
         stood: in_state(SubmoduleState::Other)
             .map(|module| (module.path.clone(), module.commit.clone()))
             .collect(),
+        urls: urls::read(checkout, &git_folder(checkout)?),
+        python: python.path.to_owned(),
+        packages: Vec::new(),
         complete: false,
     };
     let aside = git_folder(checkout)?.join(ASIDE);
@@ -214,12 +268,23 @@ pub fn execute(
     record(&aside, &done)?;
     for step in &plan.steps {
         say(step);
-        if let Err(said) = carry_out(checkout, step, &aside, &mut done, keeper, interrupt) {
+        if let Err(said) = carry_out(checkout, step, &aside, &mut done, python) {
             let step = step.to_string();
-            return Err(match back(checkout, &aside, &done) {
-                Ok(()) => FixError::StepFailed { step, said },
+            return Err(match back(checkout, &aside, &done, python) {
+                Ok(left) => FixError::StepFailed {
+                    step,
+                    said,
+                    left: told(&left),
+                },
                 Err(back) => FixError::Stuck { step, said, back },
             });
+        }
+        if std::mem::take(&mut unchecked)
+            && let Err(error) = installable(checkout, &plan.target, python)
+        {
+            // Only fetched so far: there is nothing but the record to take back.
+            fs_err::remove_file(aside.join("done.json")).map_err(FixError::Prepare)?;
+            return Err(error);
         }
     }
     done.complete = true;
@@ -227,8 +292,95 @@ pub fn execute(
     Ok(done)
 }
 
-/// Takes the last realignment back.
-pub fn undo(checkout: &Checkout<'_>) -> Result<Done, FixError> {
+/// What of the interpreter could not be put back, as the end of a sentence.
+fn told(left: &[String]) -> String {
+    if left.is_empty() {
+        String::new()
+    } else {
+        format!(", but for what was installed: {}", left.join("; "))
+    }
+}
+
+/// Refuses a commit whose `setup.py` needs what the registry does not have, and looks for the oldest later one that does not.
+pub fn installable(
+    checkout: &Checkout<'_>,
+    target: &str,
+    python: Python<'_>,
+) -> Result<(), FixError> {
+    let setup = |commit: &str| {
+        checkout
+            .git(&["show", &format!("{commit}:setup.py")], REMOTE)
+            .map(|text| packages::pinned(text.as_bytes()))
+            .unwrap_or_default()
+    };
+    let pins = setup(target);
+    if pins.is_empty() {
+        return Ok(());
+    }
+    let installed = python.installed();
+    for requirement in pins {
+        let Some((name, version)) = requirement.split_once("==") else {
+            continue;
+        };
+        if installed.get(name).is_some_and(|there| there == version) {
+            continue;
+        }
+        let Some(versions) = python.lacking(&requirement) else {
+            continue;
+        };
+        let newer = newer(checkout, target).unwrap_or_default();
+        let later = newer.lines().find(|commit| {
+            setup(commit).iter().all(|pin| {
+                pin.split_once("==").is_none_or(|(other, version)| {
+                    other != name || versions.iter().any(|there| there == version)
+                })
+            })
+        });
+        return Err(FixError::CannotInstall {
+            target: target.to_owned(),
+            later: later.map(str::to_owned),
+            requirement,
+            versions,
+        });
+    }
+    Ok(())
+}
+
+/// Commits after `target` that changed `setup.py`, oldest first: those of the remote's main line, where it is known.
+fn newer(checkout: &Checkout<'_>, target: &str) -> Result<String, GitError> {
+    let remote = checkout.remote()?;
+    let mut line = vec!["--all".to_owned()];
+    for name in ["HEAD", "main"] {
+        let reference = format!("refs/remotes/{remote}/{name}");
+        if checkout.commit(&reference)?.is_some() {
+            line = vec!["--first-parent".to_owned(), reference];
+            break;
+        }
+    }
+    let since = format!("^{target}");
+    let mut arguments = vec!["rev-list", "--reverse", "--ancestry-path", &since];
+    arguments.extend(line.iter().map(String::as_str));
+    arguments.extend(["--", "setup.py"]);
+    checkout.git(&arguments, REMOTE)
+}
+
+/// A few versions, or the first and the last of many.
+fn listed(versions: &[String]) -> String {
+    match versions {
+        [] => "none".to_owned(),
+        [first, .., last] if versions.len() > 4 => {
+            format!("{} others, {first} to {last}", versions.len())
+        }
+        few => few.join(", "),
+    }
+}
+
+/// Takes the last realignment back; answers what was recorded, and what of the interpreter could not be put back.
+pub fn undo(
+    checkout: &Checkout<'_>,
+    keeper: &Keeper,
+    interrupt: &Interrupt,
+) -> Result<(Done, Vec<String>), FixError> {
     let aside = git_folder(checkout)?.join(ASIDE);
     let nothing = || FixError::NothingDone(checkout.root.clone());
     let text = fs_err::read(aside.join("done.json")).map_err(|_| nothing())?;
@@ -240,10 +392,17 @@ pub fn undo(checkout: &Checkout<'_>) -> Result<Done, FixError> {
             files,
         });
     }
-    match back(checkout, &aside, &done) {
-        Ok(()) => Ok(done),
-        Err(said) => Err(FixError::StepFailed {
+    let python = done.python.clone();
+    let python = Python {
+        path: &python,
+        keeper,
+        interrupt,
+    };
+    match back(checkout, &aside, &done, python) {
+        Ok(left) => Ok((done, left)),
+        Err(said) => Err(FixError::Stuck {
             step: "going back".to_owned(),
+            back: said.clone(),
             said,
         }),
     }
@@ -267,8 +426,7 @@ fn carry_out(
     step: &Step,
     aside: &Utf8Path,
     done: &mut Done,
-    keeper: &Keeper,
-    interrupt: &Interrupt,
+    python: Python<'_>,
 ) -> Result<(), String> {
     match step {
         Step::Git { arguments } => {
@@ -296,30 +454,42 @@ fn carry_out(
         Step::Install { argv } => {
             // Without it, newer setup.py files replace the installed Triton, which is the baseline to be beaten.
             let env = [("AITER_USE_SYSTEM_TRITON".to_owned(), Some("1".to_owned()))];
+            let before = python.installed();
             let ran = run(
-                keeper,
+                python.keeper,
                 argv,
                 Some(checkout.root.clone()),
                 env,
                 INSTALL,
-                interrupt,
-            )
-            .map_err(|error: RunError| error.to_string())?;
+                python.interrupt,
+            );
+            done.packages = packages::changes(&before, &python.installed());
+            record(aside, done).map_err(|error| error.to_string())?;
+            let ran = ran.map_err(|error: RunError| error.to_string())?;
+            let log = aside.join("install.log");
+            let said = [ran.stdout.as_slice(), ran.stderr.as_slice()].concat();
+            write_atomic(&log, &said).map_err(|error| error.to_string())?;
             if ran.code == 0 {
                 return Ok(());
             }
-            let text = String::from_utf8_lossy(&ran.stderr);
-            let last = text
-                .lines()
-                .rfind(|line| !line.trim().is_empty())
-                .unwrap_or("it said nothing");
-            Err(format!("exit code {}: {last}", ran.code))
+            Err(format!(
+                "exit code {}; all it said is in `{log}`, and the end of it:\n{}",
+                ran.code,
+                packages::last_lines(&ran, SHOWN)
+            ))
         }
     }
 }
 
-/// Puts everything back that was changed, in reverse order. An installation needs no undoing: it points to the folder.
-fn back(checkout: &Checkout<'_>, aside: &Utf8Path, done: &Done) -> Result<(), String> {
+/// Puts everything back that was changed, in reverse order; answers what of the interpreter could not be. The tree's own
+/// installation needs no undoing where it was there before: it points to the folder.
+fn back(
+    checkout: &Checkout<'_>,
+    aside: &Utf8Path,
+    done: &Done,
+    python: Python<'_>,
+) -> Result<Vec<String>, String> {
+    let left = python.take_back(&done.packages);
     let git = |arguments: &[&str]| {
         checkout
             .git(arguments, REMOTE)
@@ -350,5 +520,7 @@ fn back(checkout: &Checkout<'_>, aside: &Utf8Path, done: &Done) -> Result<(), St
     for (path, commit) in &done.stood {
         git(&["-C", path, "checkout", "--quiet", "--detach", commit])?;
     }
-    fs_err::remove_file(aside.join("done.json")).map_err(|error| error.to_string())
+    urls::restore(checkout, &done.urls).map_err(|error| error.to_string())?;
+    fs_err::remove_file(aside.join("done.json")).map_err(|error| error.to_string())?;
+    Ok(left)
 }

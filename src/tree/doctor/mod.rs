@@ -6,7 +6,9 @@ pub mod caps;
 pub mod devices;
 pub mod fix;
 pub mod machine;
+pub mod packages;
 pub mod products;
+pub mod urls;
 
 use std::time::{Duration, SystemTime};
 
@@ -77,8 +79,10 @@ pub struct Aiter {
     pub package: Utf8PathBuf,
     /// What it can do.
     pub capabilities: Capabilities,
-    /// Its checkout, if it is one.
+    /// Its checkout, if it is one that git reads.
     pub checkout: Option<CheckoutFacts>,
+    /// What git says instead, where it does not: "dubious ownership" in most containers.
+    pub unreadable: Option<String>,
     /// What was compiled.
     pub products: Products,
     /// Tuner scripts.
@@ -102,41 +106,63 @@ pub struct CheckoutFacts {
     pub submodules: Vec<Submodule>,
 }
 
-/// Looks at the aiter tree whose package is in `package`.
+/// Looks at the aiter tree whose package is in `package`. What git refuses to read hides nothing else.
 pub fn look_at_aiter(
     package: &Utf8Path,
     variable: impl Fn(&str) -> Option<String>,
     keeper: &Keeper,
     interrupt: &Interrupt,
-) -> Result<Aiter, GitError> {
-    let checkout = Checkout::of(package, keeper, interrupt);
-    let mut checked_out = None;
-    let facts = match &checkout {
-        None => None,
-        Some(checkout) => {
-            let moved = checkout
-                .head_moved_at()?
-                .and_then(|seconds| u64::try_from(seconds).ok());
-            checked_out =
-                moved.map(|seconds| SystemTime::UNIX_EPOCH + Duration::from_secs(seconds));
-            Some(CheckoutFacts {
-                root: checkout.root.clone(),
-                head: checkout.head()?,
-                branch: checkout.branch()?,
-                pin: checkout.ancestry(PIN)?,
-                changed: checkout.changed_files()?,
-                submodules: checkout.submodules()?,
-            })
-        }
+) -> Aiter {
+    let read = Checkout::of(package, keeper, interrupt).map(|checkout| facts_of(&checkout));
+    let (facts, unreadable) = match read {
+        None => (None, None),
+        Some(Ok(facts)) => (Some(facts), None),
+        Some(Err(error)) => (None, Some(error.to_string())),
     };
+    let checked_out = facts.as_ref().and_then(|(_, moved)| *moved);
+    let facts = facts.map(|(facts, _)| facts);
     let jit = products::folder(package, variable);
-    Ok(Aiter {
+    Aiter {
         package: package.to_owned(),
         capabilities: Capabilities::read(package),
         checkout: facts,
+        unreadable,
         products: products::inspect(&jit, package, checked_out, SystemTime::now()),
         tuners: caps::tuners(package),
-    })
+    }
+}
+
+/// What git says of a checkout, and when its head was moved to another commit.
+fn facts_of(checkout: &Checkout<'_>) -> Result<(CheckoutFacts, Option<SystemTime>), GitError> {
+    let head = checkout.head()?;
+    let moved = checkout
+        .head_moved_at()?
+        .and_then(|seconds| u64::try_from(seconds).ok())
+        .map(|seconds| SystemTime::UNIX_EPOCH + Duration::from_secs(seconds));
+    let facts = CheckoutFacts {
+        root: checkout.root.clone(),
+        head,
+        branch: checkout.branch()?,
+        pin: checkout.ancestry(PIN)?,
+        changed: checkout.changed_files()?,
+        submodules: checkout.submodules()?,
+    };
+    Ok((facts, moved))
+}
+
+/// What git said instead of reading a checkout.
+fn unreadable(said: &str) -> Check {
+    let check = Check::new("aiter", Verdict::Failure, said);
+    let root = said
+        .contains("dubious ownership")
+        .then(|| said.split('\'').nth(1))
+        .flatten();
+    match root {
+        Some(root) => check.fix(format!(
+            "git reads a folder of another user only when told to: `git config --global --add safe.directory {root}`"
+        )),
+        None => check.fix("make `git status` work in that folder"),
+    }
 }
 
 /// Adds that the reference engine runs here, and makes notes of what only the other engines need: for someone who
@@ -180,7 +206,14 @@ pub fn interpreter(answer: &Answer) -> Vec<Check> {
         (None, Some(cuda)) => format!("CUDA build, CUDA {cuda}"),
         (None, None) => "CPU build".to_owned(),
     };
+    let beside_aiter = answer.folder("aiter").is_ok() && torch.hip.is_none();
     checks.push(match &torch.version {
+        Some(version) if beside_aiter => Check::new(
+            "torch",
+            Verdict::Failure,
+            format!("{version}, {stack}, beside aiter, whose kernels need a ROCm build"),
+        )
+        .fix("install the ROCm build of torch into this interpreter, or name the one that serves with `--python`"),
         Some(version) => Check::new("torch", Verdict::Good, format!("{version}, {stack}")),
         None => Check::new("torch", Verdict::Failure, "not importable")
             .fix("install torch into this interpreter"),
@@ -241,9 +274,10 @@ pub fn sglang(folder: &Utf8Path) -> Vec<Check> {
 /// Checks of an aiter tree.
 pub fn aiter(aiter: &Aiter) -> Vec<Check> {
     let mut checks = Vec::new();
-    match &aiter.checkout {
-        Some(facts) => checks.extend(checkout(facts, &aiter.capabilities)),
-        None => checks.push(Check::new(
+    match (&aiter.checkout, &aiter.unreadable) {
+        (Some(facts), _) => checks.extend(checkout(facts, &aiter.capabilities)),
+        (None, Some(said)) => checks.push(unreadable(said)),
+        (None, None) => checks.push(Check::new(
             "aiter",
             Verdict::Good,
             format!("installed in {}, no checkout", aiter.package),
