@@ -7,6 +7,7 @@ use super::printer::Printer;
 use super::tree_changes::RootArgs;
 use super::{trace, tree_changes};
 use crate::overlay;
+use crate::proc::quoted;
 use crate::run::error::{Error, ErrorKind};
 use crate::store::file::write_atomic;
 use crate::tree::instrument::{self, DUMP, Instrumented, LOG_DISPATCH};
@@ -117,7 +118,7 @@ fn apply(args: &ApplyArgs, printer: &Printer) -> Result<(), Error> {
     printer.say(exports(&applied.env));
     printer.say(format!(
         "take it back with `gemmtune instrument undo {}`",
-        args.root
+        quoted(&args.root)
     ));
     Ok(())
 }

@@ -7,6 +7,7 @@ use serde_json::{Value, json};
 
 use super::printer::Printer;
 use crate::compare::{Comparison, Verdict};
+use crate::proc::quoted;
 use crate::run::error::{Error, ErrorKind};
 
 /// Shows the outcome of the finished run in `run`; the exit code says whether tuning was worth it.
@@ -40,13 +41,15 @@ pub(super) fn show(run: &Utf8Path, printer: &Printer) -> Result<ExitCode, Error>
                 ),
             )
             .hint(format!(
-                "read {report}; `gemmtune undo {run}` takes the deployment back"
+                "read {report}; `gemmtune undo {}` takes the deployment back",
+                quoted(run)
             )))
         }
         _ => {
             if deployed && !printer.is_json() {
                 printer.say(format!(
-                    "the report says how to keep the table; `gemmtune undo {run}` takes it back"
+                    "the report says how to keep the table; `gemmtune undo {}` takes it back",
+                    quoted(run)
                 ));
             }
             Ok(ExitCode::SUCCESS)

@@ -7,6 +7,7 @@ use serde_json::json;
 
 use super::printer::Printer;
 use super::progress::duration;
+use crate::proc::quoted;
 use crate::run::error::Error;
 use crate::run::stage::{Stage, StageStatus, State, TrialEnd, spent};
 use crate::store::lock::Lock;
@@ -54,7 +55,10 @@ pub fn run(args: &StatusArgs, printer: &Printer) -> Result<ExitCode, Error> {
                 run.path().join("report.html")
             )
         }
-        None => format!("at work   nobody; go on with `gemmtune run {}`", run.path()),
+        None => format!(
+            "at work   nobody; go on with `gemmtune run {}`",
+            quoted(run.path())
+        ),
     });
     for stage in Stage::ALL {
         let (attempts, status) = state.status(stage);

@@ -8,6 +8,7 @@ use super::printer::Printer;
 use super::tree_changes::RootArgs;
 use super::{trace, tree_changes};
 use crate::overlay;
+use crate::proc::quoted;
 use crate::run::error::{Error, ErrorKind};
 use crate::tree::era::{self, Era};
 use crate::tree::force::{self, ForceError, Means, Plan, Route, Step, SwitchRequest, Target};
@@ -273,7 +274,7 @@ fn tell(args: &ApplyArgs, applied: &Applied, printer: &Printer) -> Result<(), Er
     if !applied.changed.is_empty() {
         printer.say(format!(
             "take it back with `gemmtune switch undo {}`",
-            args.root
+            quoted(&args.root)
         ));
     }
     Ok(())
@@ -305,7 +306,10 @@ fn already(
             ErrorKind::Environment,
             format!("the tree is switched otherwise already: {}", done.detail),
         )
-        .hint(format!("run `gemmtune switch undo {}` first", args.root)));
+        .hint(format!(
+            "run `gemmtune switch undo {}` first",
+            quoted(&args.root)
+        )));
     }
     if printer.is_json() {
         return printer.json(&serde_json::json!({

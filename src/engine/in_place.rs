@@ -10,6 +10,7 @@ use std::io;
 use camino::{Utf8Path, Utf8PathBuf};
 
 use super::{digest, read_json, write_json};
+use crate::proc::quoted;
 use crate::run::error::{Error, ErrorKind};
 use crate::store::file::entries;
 use crate::store::run_dir::RunDir;
@@ -52,7 +53,7 @@ pub(crate) fn check(run: &RunDir) -> Result<(), Error> {
         .hint(format!(
             "a run folder is copied whole, `deploy` and `overlay` included; else start again: `gemmtune undo {0}`, then \
              `gemmtune run {0}`",
-            run.path()
+            quoted(run.path())
         )));
     }
     Ok(())

@@ -10,10 +10,12 @@
 
 pub mod interrupt;
 pub mod keeper;
+pub mod paste;
 pub mod run;
 pub mod spawn;
 pub mod tree;
 
 pub use interrupt::Interrupt;
+pub use paste::quoted;
 pub use run::{Ran, RunError, run};
 pub use spawn::{Ended, Keeper, Kept, Pipes, Spawn, SpawnError};

@@ -8,6 +8,7 @@ use crate::compare::Comparison;
 use crate::engine::trial::Started;
 use crate::engine::{Engine, read_events, read_json};
 use crate::platform::{Deployment, Tuned};
+use crate::proc::paste::{line, quoted};
 use crate::report::model::{
     Arm, Command, Engagement, Fact, HitRate, LayoutCheck, PlanSummary, Report, ShapeRow, Skipped,
     StageTime, Timing,
@@ -281,10 +282,7 @@ fn with_arms(engine: &Engine<'_>, mut report: Report) -> Result<Report, Error> {
             name: side.name().to_owned(),
             description: description.to_owned(),
             trials: trials.len(),
-            command: Some(
-                shlex::try_join(started.argv.iter().map(String::as_str))
-                    .unwrap_or_else(|_| started.argv.join(" ")),
-            ),
+            command: Some(line(&started.argv)),
             environment: started
                 .env
                 .iter()
@@ -302,8 +300,4 @@ fn with_arms(engine: &Engine<'_>, mut report: Report) -> Result<Report, Error> {
         ));
     }
     Ok(report)
-}
-
-fn quoted(text: &str) -> String {
-    shlex::try_quote(text).map_or_else(|_| text.to_owned(), Into::into)
 }
