@@ -103,7 +103,7 @@ pub enum ReadError {
 
 /// Reads every run of the file at `path`, in file order.
 pub fn read(path: &Utf8Path) -> Result<Vec<Run>, ReadError> {
-    let text = fs_err::read_to_string(path).map_err(|source| ReadError::Io {
+    let text = crate::store::file::read_text(path).map_err(|source| ReadError::Io {
         file: path.to_string(),
         source,
     })?;

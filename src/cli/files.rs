@@ -1,27 +1,67 @@
 //! Files a command names: what it reads, what it writes, and that these are never the same.
 
-use std::io::{self, Read as _};
+use std::io::{self, Read as _, Write as _};
 
 use camino::Utf8Path;
 
+use super::printer::Printer;
 use crate::run::error::{Error, ErrorKind};
-use crate::store::file::replaceable;
+use crate::store::file::{self, replaceable, write_atomic};
 
 /// The bytes of the file at `path`; of standard input for `-`.
 pub(super) fn read(path: &Utf8Path) -> io::Result<Vec<u8>> {
     if path != "-" {
-        return fs_err::read(path);
+        return file::read(path);
     }
     let mut bytes = Vec::new();
     io::stdin().lock().read_to_end(&mut bytes)?;
     Ok(bytes)
 }
 
-/// Refuses an output that is no regular file, or one of the inputs under whatever name: a second path to it, or a link.
+/// Writes the file that was asked for: whole or not at all. A stream that is named as a file (`/dev/stdout`,
+/// `/dev/null`, a terminal) is written to and never replaced.
+pub(super) fn write(path: &Utf8Path, bytes: &[u8], printer: &Printer) -> Result<(), Error> {
+    let failed = |error| Error::to(ErrorKind::Environment, "write the output", error);
+    match stream(path) {
+        Some(Stream::Output) => printer.data(bytes),
+        Some(Stream::Error) => io::stderr().write_all(bytes).map_err(failed),
+        Some(Stream::Device) => fs_err::OpenOptions::new()
+            .append(true)
+            .open(path)
+            .and_then(|mut device| device.write_all(bytes))
+            .map_err(failed),
+        None => write_atomic(path, bytes).map_err(failed),
+    }
+}
+
+/// A place that bytes go to and that no file stands at.
+pub(super) enum Stream {
+    Output,
+    Error,
+    Device,
+}
+
+/// The stream that `path` leads to. A disk is none: it is refused, as a pipe is that nobody may read.
+pub(super) fn stream(path: &Utf8Path) -> Option<Stream> {
+    use std::os::unix::fs::FileTypeExt as _;
+    match path.as_str() {
+        "/dev/stdout" | "/dev/fd/1" | "/proc/self/fd/1" => Some(Stream::Output),
+        "/dev/stderr" | "/dev/fd/2" | "/proc/self/fd/2" => Some(Stream::Error),
+        path => fs_err::metadata(path)
+            .is_ok_and(|data| data.file_type().is_char_device())
+            .then_some(Stream::Device),
+    }
+}
+
+/// Refuses an output that can be neither written to nor replaced, or one of the inputs under whatever name: a second
+/// path to it, or a link.
 pub(super) fn refuse_overwriting<'input>(
     output: &Utf8Path,
     inputs: impl IntoIterator<Item = &'input Utf8Path>,
 ) -> Result<(), Error> {
+    if stream(output).is_some() {
+        return Ok(());
+    }
     replaceable(output).map_err(|error| {
         Error::to(ErrorKind::Usage, "use the output", error)
             .hint("name a new file with -o, or an old table that may be replaced")
@@ -52,6 +92,22 @@ mod tests {
     use camino::Utf8PathBuf;
 
     use super::*;
+
+    #[test]
+    fn a_device_is_written_to_and_stays_one() {
+        use std::os::unix::fs::FileTypeExt as _;
+        let keep = tempfile::tempdir().unwrap();
+        let folder = Utf8PathBuf::try_from(keep.path().to_owned()).unwrap();
+        let link = folder.join("null");
+        std::os::unix::fs::symlink("/dev/null", &link).unwrap();
+        refuse_overwriting(&link, []).unwrap();
+        write(&link, b"x", &Printer::new(false)).unwrap();
+        assert!(link.is_symlink());
+        let kind = fs_err::metadata("/dev/null").unwrap().file_type();
+        assert!(kind.is_char_device());
+        let failure = write(&folder, b"x", &Printer::new(false)).unwrap_err();
+        assert_eq!(failure.kind(), ErrorKind::Environment);
+    }
 
     #[test]
     fn an_output_that_is_an_input_under_another_name_is_refused() {

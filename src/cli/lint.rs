@@ -54,10 +54,12 @@ pub fn run(args: &LintArgs, printer: &Printer) -> Result<(), Error> {
         for skipped in &report.skipped {
             printer.say(format!("skipped `{}`: {}", skipped.file, skipped.reason));
         }
-        if report.files == 0 {
-            printer.warn("no table was found there");
-        }
         printer.say(summary(&report));
+    }
+    // A gate that found nothing to check has checked nothing.
+    if report.files == 0 {
+        return Err(Error::new(ErrorKind::Usage, "no table was found there")
+            .hint("name the tables themselves, or the folder that holds them"));
     }
     if report.has_errors() {
         let rule = first_error(&report).map_or("", |finding| finding.rule);

@@ -8,9 +8,10 @@ use serde_json::{Map, Value};
 
 use super::files;
 use super::printer::Printer;
+use crate::proc::quoted;
 use crate::run::error::{Error, ErrorKind};
 use crate::shape::{Op, Shape};
-use crate::store::file::{entries, write_atomic};
+use crate::store::file::entries;
 use crate::table::aiter::{Row, Table};
 use crate::table::lookup::{Probe, Resolution, Resolver, Rules};
 use crate::table::nearest::{Clamp, Site, default_config, nearest};
@@ -154,6 +155,14 @@ pub fn run(args: &LookupArgs, printer: &Printer) -> Result<(), Error> {
         Error::to(ErrorKind::Usage, &format!("use `{}`", args.shapes), error)
             .hint("the columns are op,M,N,K,dtype,records; only M,N,K are needed")
     })?;
+    // A gate that looked nothing up has checked nothing.
+    if shapes.is_empty() {
+        return Err(Error::new(
+            ErrorKind::NoShapes,
+            format!("`{}` holds no shape", args.shapes),
+        )
+        .hint("`gemmtune shapes LOG -o S.csv` collects them from a server's log"));
+    }
     let answers = if is_json {
         in_json(args, &shapes)?
     } else {
@@ -161,8 +170,7 @@ pub fn run(args: &LookupArgs, printer: &Printer) -> Result<(), Error> {
     };
     let csv = csv(&answers.rows)?;
     match &args.output {
-        Some(path) => write_atomic(path, &csv)
-            .map_err(|error| Error::to(ErrorKind::Environment, "write the answers", error))?,
+        Some(path) => files::write(path, &csv, printer)?,
         None if printer.is_json() => {}
         None => printer.data(&csv)?,
     }
@@ -253,17 +261,23 @@ fn in_csv(args: &LookupArgs, shapes: &[CountedShape]) -> Result<Answers, Error> 
     let bytes = read(&args.table, "the table")?;
     let table = Table::read(args.table.as_str(), &bytes, table_op(args, shapes))
         .map_err(|error| Error::to(ErrorKind::Usage, "use the table", error))?;
+    if table.rows.is_empty() {
+        return Err(
+            Error::new(ErrorKind::Usage, format!("`{}` holds no row", args.table))
+                .hint(format!("`gemmtune lint {}` says why", quoted(&args.table))),
+        );
+    }
     let mut rules = Rules::new(table.op, args.revision);
     rules.keys_gfx = args.keys_gfx.unwrap_or(rules.keys_gfx);
     let resolver = Resolver::new(&table, rules, gfx, cu_num).map_err(|error| {
         Error::to(ErrorKind::Usage, "use the table as the runtime does", error)
             .hint(format!(
                 "`gemmtune lint {}` lists every such line",
-                args.table
+                quoted(&args.table)
             ))
             .hint(format!(
                 "`gemmtune merge {} -o OUT.csv` keeps the best valid row per key",
-                args.table
+                quoted(&args.table)
             ))
     })?;
     let mut answers = Answers::default();
@@ -476,7 +490,7 @@ fn json_answer(
             )
             .hint(format!(
                 "`gemmtune lint {}` lists what is wrong with it",
-                args.table
+                quoted(&args.table)
             ))
         })?;
     }

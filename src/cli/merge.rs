@@ -7,8 +7,8 @@ use serde_json::{Value, json};
 
 use super::files;
 use super::printer::Printer;
+use crate::proc::quoted;
 use crate::run::error::{Error, ErrorKind};
-use crate::store::file::write_atomic;
 use crate::table::aiter::Table;
 use crate::table::merge::{self, MergeError, Merged, Outcome, Policy};
 
@@ -38,7 +38,7 @@ pub struct MergeArgs {
 /// Reads the tables, merges them and writes the result and its provenance.
 pub fn run(args: &MergeArgs, printer: &Printer) -> Result<(), Error> {
     let provenance = provenance_path(&args.output);
-    refuse_overwriting(args, &provenance)?;
+    refuse_overwriting(args, provenance.as_deref())?;
     let tables: Vec<Table> = args
         .tables
         .iter()
@@ -51,7 +51,7 @@ pub fn run(args: &MergeArgs, printer: &Printer) -> Result<(), Error> {
     let merged = merge::merge(&tables, &policy).map_err(refused)?;
     if merged.table.rows.is_empty() {
         if printer.is_json() {
-            printer.json(&document(args, None, &merged))?;
+            printer.json(&document(args, None, false, &merged))?;
         }
         return Err(Error::new(
             ErrorKind::TunerFailed,
@@ -59,36 +59,40 @@ pub fn run(args: &MergeArgs, printer: &Printer) -> Result<(), Error> {
         )
         .hint("`gemmtune lint` on the inputs says what is wrong with each row"));
     }
-    let write = |path: &Utf8Path, text: &str| {
-        write_atomic(path, text.as_bytes())
-            .map_err(|error| Error::to(ErrorKind::Environment, "write the merged table", error))
-    };
     // The record first: a table without its record would be the worse half to be left with.
-    write(&provenance, &merged.provenance_csv())?;
-    write(&args.output, &merged.table.to_csv())?;
-    report(args, &provenance, &merged, printer)
+    if let Some(provenance) = &provenance {
+        files::write(provenance, merged.provenance_csv().as_bytes(), printer)?;
+    }
+    files::write(&args.output, merged.table.to_csv().as_bytes(), printer)?;
+    report(args, provenance.as_deref(), &merged, printer)
 }
 
 fn read(path: &Utf8Path) -> Result<Table, Error> {
-    let bytes =
-        fs_err::read(path).map_err(|error| Error::to(ErrorKind::Usage, "read a table", error))?;
+    let bytes = crate::store::file::read(path)
+        .map_err(|error| Error::to(ErrorKind::Usage, "read a table", error))?;
     Table::read(path.as_str(), &bytes, None).map_err(|error| {
-        Error::to(ErrorKind::Usage, "use a table", error)
-            .hint(format!("`gemmtune lint {path}` says more about the file"))
+        Error::to(ErrorKind::Usage, "use a table", error).hint(format!(
+            "`gemmtune lint {}` says more about the file",
+            quoted(path)
+        ))
     })
 }
 
-fn provenance_path(output: &Utf8Path) -> Utf8PathBuf {
+/// Where the record of the merge goes: beside the table, and nowhere where that goes to a stream.
+fn provenance_path(output: &Utf8Path) -> Option<Utf8PathBuf> {
+    if files::stream(output).is_some() {
+        return None;
+    }
     let stem = output
         .as_str()
         .strip_suffix(".csv")
         .unwrap_or(output.as_str());
-    Utf8PathBuf::from(format!("{stem}.provenance.csv"))
+    Some(Utf8PathBuf::from(format!("{stem}.provenance.csv")))
 }
 
 /// Neither file that is written may be one that is read, under whatever name.
-fn refuse_overwriting(args: &MergeArgs, provenance: &Utf8Path) -> Result<(), Error> {
-    for written in [args.output.as_path(), provenance] {
+fn refuse_overwriting(args: &MergeArgs, provenance: Option<&Utf8Path>) -> Result<(), Error> {
+    for written in std::iter::once(args.output.as_path()).chain(provenance) {
         files::refuse_overwriting(written, args.tables.iter().map(Utf8PathBuf::as_path))?;
     }
     let folder = args.output.parent().and_then(Utf8Path::file_name);
@@ -116,12 +120,12 @@ fn refused(error: MergeError) -> Error {
 
 fn report(
     args: &MergeArgs,
-    provenance: &Utf8Path,
+    provenance: Option<&Utf8Path>,
     merged: &Merged,
     printer: &Printer,
 ) -> Result<(), Error> {
     if printer.is_json() {
-        return printer.json(&document(args, Some(provenance), merged));
+        return printer.json(&document(args, provenance, true, merged));
     }
     for path in inputs(args) {
         printer.say(format!(
@@ -145,8 +149,11 @@ fn report(
     for key in &merged.dropped {
         printer.warn(format!("{key} is left out: none of its rows is valid"));
     }
+    let why = provenance.map_or_else(String::new, |provenance| {
+        format!("; {provenance} says why each row was kept or not")
+    });
     printer.say(format!(
-        "{} rows in {}; {provenance} says why each row was kept or not",
+        "{} rows in {}{why}",
         merged.table.rows.len(),
         args.output
     ));
@@ -165,8 +172,13 @@ fn of_input(merged: &Merged, path: &Utf8Path, outcome: Outcome) -> usize {
     merged.provenance.iter().filter(of).count()
 }
 
-/// The JSON document; without `provenance` nothing was written.
-fn document(args: &MergeArgs, provenance: Option<&Utf8Path>, merged: &Merged) -> Value {
+/// The JSON document; `written` says whether a table was.
+fn document(
+    args: &MergeArgs,
+    provenance: Option<&Utf8Path>,
+    written: bool,
+    merged: &Merged,
+) -> Value {
     let inputs: Vec<_> = inputs(args)
         .into_iter()
         .map(|path| {
@@ -183,7 +195,7 @@ fn document(args: &MergeArgs, provenance: Option<&Utf8Path>, merged: &Merged) ->
         })
         .collect();
     json!({
-        "output": provenance.map(|_| &args.output),
+        "output": written.then_some(&args.output),
         "provenance": provenance,
         "op": merged.table.op,
         "rows": merged.table.rows.len(),

@@ -14,9 +14,10 @@ use crate::plan::fold::{Fold, untuned_csv};
 use crate::plan::model::{self, Parallel, Prediction, Scheme};
 use crate::plan::sizes::{self, Capture};
 use crate::plan::{self, Plan, PlanError, PlanInput};
+use crate::proc::quoted;
 use crate::run::error::{Error, ErrorKind};
 use crate::shape::{Op, Shape};
-use crate::store::file::{entries, write_atomic};
+use crate::store::file::entries;
 use crate::table::aiter::Table;
 use crate::table::lookup::Rules;
 use crate::table::revision::Revision;
@@ -199,7 +200,7 @@ pub fn run(args: &PlanArgs, printer: &Printer) -> Result<(), Error> {
             .hint("`gemmtune shapes LOG -o S.csv` collects them from a server's log"));
     };
     if let Some(output) = &args.output {
-        write_untuned(output, &plan, args)?;
+        write_untuned(output, &plan, args, printer)?;
     }
     if printer.is_json() {
         return printer.json(&plan);
@@ -226,7 +227,7 @@ fn thin(args: &PlanArgs, tables: &[Table], max_m: u32, printer: &Printer) -> Res
 }
 
 fn predict(path: &Utf8Path, args: &PlanArgs) -> Result<Prediction, Error> {
-    let bytes = fs_err::read(path)
+    let bytes = crate::store::file::read(path)
         .map_err(|error| Error::to(ErrorKind::Usage, "read the model's config", error))?;
     let parallel = Parallel {
         tp: args.tp,
@@ -295,16 +296,26 @@ fn read_tables(paths: &[Utf8PathBuf]) -> Result<Tables, Error> {
     let (mut tables, mut configs) = (Vec::new(), Vec::new());
     for path in paths {
         let files = if path.is_dir() {
-            files_of(path)?
+            let files = files_of(path)?;
+            if files.is_empty() {
+                return Err(Error::new(
+                    ErrorKind::Usage,
+                    format!("the folder `{path}` holds no table"),
+                )
+                .hint("aiter's tables have `tuned` in their names, SGLang's begin with `N=`"));
+            }
+            files
         } else {
             vec![path.clone()]
         };
         for file in files {
-            let bytes = fs_err::read(&file)
+            let bytes = crate::store::file::read(&file)
                 .map_err(|error| Error::to(ErrorKind::Usage, "read a table", error))?;
             let wrong = |error: Box<dyn std::error::Error + Send + Sync>| {
-                Error::to(ErrorKind::Usage, "use a table", error)
-                    .hint(format!("`gemmtune lint '{file}'` says more about the file"))
+                Error::to(ErrorKind::Usage, "use a table", error).hint(format!(
+                    "`gemmtune lint {}` says more about the file",
+                    quoted(&file)
+                ))
             };
             if file.extension() == Some("json") {
                 let name: FileName = file
@@ -503,7 +514,12 @@ fn refused(error: PlanError) -> Error {
     Error::to(kind, "make a plan", error).hint(hint)
 }
 
-fn write_untuned(output: &Utf8Path, plan: &Plan, args: &PlanArgs) -> Result<(), Error> {
+fn write_untuned(
+    output: &Utf8Path,
+    plan: &Plan,
+    args: &PlanArgs,
+    printer: &Printer,
+) -> Result<(), Error> {
     let [op] = plan.ops[..] else {
         return Err(Error::new(
             ErrorKind::Usage,
@@ -513,8 +529,7 @@ fn write_untuned(output: &Utf8Path, plan: &Plan, args: &PlanArgs) -> Result<(), 
     };
     let rows: Vec<Shape> = plan.tune.iter().map(|row| row.shape.shape()).collect();
     let text = untuned_csv(op, args.revision, &plan.gfx, &rows);
-    write_atomic(output, text.as_bytes())
-        .map_err(|error| Error::to(ErrorKind::Environment, "write the untuned table", error))
+    files::write(output, text.as_bytes(), printer)
 }
 
 fn show(plan: &Plan, args: &PlanArgs, printer: &Printer) {

@@ -9,7 +9,6 @@ use super::printer::Printer;
 use crate::plan::thin::thin;
 use crate::run::error::{Error, ErrorKind};
 use crate::shape::Shape;
-use crate::store::file::write_atomic;
 use crate::table::aiter::{Row, Table};
 use crate::table::lookup::{LookupError, Resolver, Rules};
 
@@ -74,8 +73,7 @@ pub(super) fn run(
         ));
     }
     if let Some(output) = output {
-        write_atomic(output, kept.to_csv().as_bytes())
-            .map_err(|error| Error::to(ErrorKind::Environment, "write the thinned table", error))?;
+        super::files::write(output, kept.to_csv().as_bytes(), printer)?;
     }
     if printer.is_json() {
         return printer.json(&json!({

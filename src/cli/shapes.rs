@@ -9,7 +9,7 @@ use std::time::{Duration, Instant};
 use camino::Utf8PathBuf;
 use serde::Serialize;
 
-use super::files::refuse_overwriting;
+use super::files::{self, refuse_overwriting};
 use super::printer::Printer;
 use crate::log::scan::{Lines, number_lines, scan};
 use crate::log::sections::{SECTION_MIN, scan_file, sections_here};
@@ -17,7 +17,6 @@ use crate::log::summary::{Malformed, NkOnly, Seen};
 use crate::log::{Capture, CaptureUnit, Limits, LogSummary, input};
 use crate::run::error::{Error, ErrorKind};
 use crate::shape::Op;
-use crate::store::file::write_atomic;
 use crate::table::shapes::{self, CountedShape};
 
 /// Shapes a JSON document lists; the CSV always holds all.
@@ -100,7 +99,7 @@ struct Weight<'log_summary> {
 /// Reads the logs and writes the shapes.
 pub fn run(args: &ShapesArgs, printer: &Printer) -> Result<(), Error> {
     let start = Instant::now();
-    let files = files(&args.logs)?;
+    let files = logs(&args.logs)?;
     if let Some(output) = &args.output {
         refuse_overwriting(output, files.iter().map(Utf8PathBuf::as_path))?;
     }
@@ -122,8 +121,7 @@ pub fn run(args: &ShapesArgs, printer: &Printer) -> Result<(), Error> {
     if !log_summary.is_empty() {
         let csv = shapes::write(&shapes);
         match &args.output {
-            Some(path) => write_atomic(path, csv.as_bytes())
-                .map_err(|error| Error::to(ErrorKind::Environment, "write the shapes", error))?,
+            Some(path) => files::write(path, csv.as_bytes(), printer)?,
             None if printer.is_json() => {}
             None => printer.data(csv.as_bytes())?,
         }
@@ -138,7 +136,7 @@ pub fn run(args: &ShapesArgs, printer: &Printer) -> Result<(), Error> {
     Ok(())
 }
 
-fn files(logs: &[Utf8PathBuf]) -> Result<Vec<Utf8PathBuf>, Error> {
+fn logs(logs: &[Utf8PathBuf]) -> Result<Vec<Utf8PathBuf>, Error> {
     let mut files: Vec<Utf8PathBuf> = Vec::new();
     for log in logs {
         if log == "-" {

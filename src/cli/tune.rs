@@ -139,7 +139,7 @@ struct Preview {
 
 /// Runs the command.
 pub fn run(args: &TuneArgs, printer: &Printer) -> Result<(), Error> {
-    let bytes = fs_err::read(&args.shapes)
+    let bytes = crate::store::file::read(&args.shapes)
         .map_err(|error| Error::to(ErrorKind::Usage, "read the shapes", error))?;
     let backend = match args.backend {
         BackendArg::Reference => reference(args)?,
@@ -231,7 +231,7 @@ fn read_table(path: &Utf8Path) -> Result<Table, Error> {
     let failed = |error: Box<dyn std::error::Error + Send + Sync>| {
         Error::to(ErrorKind::Usage, "read the table of today", error)
     };
-    let bytes = fs_err::read(path).map_err(|error| failed(error.into()))?;
+    let bytes = crate::store::file::read(path).map_err(|error| failed(error.into()))?;
     Table::read(path.as_str(), &bytes, None).map_err(|error| failed(error.into()))
 }
 

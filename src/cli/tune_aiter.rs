@@ -200,7 +200,7 @@ impl AiterArgs {
         let Some(path) = common.table else {
             return Ok(Vec::new());
         };
-        let bytes = fs_err::read(path)
+        let bytes = crate::store::file::read(path)
             .map_err(|error| Error::to(ErrorKind::Usage, "read the table of today", error))?;
         let table = Table::read(path.as_str(), &bytes, Some(self.op)).map_err(|error| {
             Error::to(ErrorKind::Usage, "read the table of today", error)

@@ -4,7 +4,7 @@ use std::io::{self, BufRead, BufReader, Read};
 
 use camino::{Utf8Path, Utf8PathBuf};
 
-use crate::store::file::entries;
+use crate::store::file::{self, entries};
 
 /// What the first bytes of a compressed file are (RFC 1952; RFC 8878).
 const GZIP: [u8; 2] = [0x1f, 0x8b];
@@ -14,7 +14,7 @@ const ZSTD: [u8; 4] = [0x28, 0xb5, 0x2f, 0xfd];
 ///
 /// Plain files are read as they are up to their end at that moment, so a log may still be growing.
 pub fn open(path: &Utf8Path) -> io::Result<Box<dyn Read>> {
-    let mut file = fs_err::File::open(path)?;
+    let mut file = file::open(path)?;
     let mut start = [0; 4];
     let length = read_up_to(&mut file, &mut start)?;
     whole(start, length, file)
@@ -57,10 +57,7 @@ fn text(start: [u8; 4], length: usize, input: impl Read + 'static) -> Box<dyn Re
 /// Whether `path` is a regular file with plain bytes, which can be read a second time.
 pub fn is_plain_file(path: &Utf8Path) -> bool {
     let read = || {
-        let mut file = fs_err::File::open(path)?;
-        if !file.metadata()?.is_file() {
-            return Ok(false);
-        }
+        let mut file = file::open(path)?;
         let mut start = [0; 4];
         let length = read_up_to(&mut file, &mut start)?;
         let start = &start[..length];

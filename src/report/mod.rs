@@ -77,7 +77,7 @@ pub fn write(report: &Report, folder: &Utf8Path) -> Result<Utf8PathBuf, ReportEr
 /// Reads the document that [`write`] left in `folder`.
 pub fn read(folder: &Utf8Path) -> Result<Report, ReportError> {
     let path = folder.join(DOCUMENT);
-    let text = fs_err::read_to_string(&path).map_err(ReportError::Read)?;
+    let text = crate::store::file::read_text(&path).map_err(ReportError::Read)?;
     let form = |source| ReportError::Form {
         path: path.clone(),
         source,

@@ -1,8 +1,11 @@
-//! Whole-file writes that a kill cannot halve.
+//! Whole-file writes that a kill cannot halve, and reads that end.
 
-use std::io::{self, Write as _};
+use std::io::{self, Read as _, Write as _};
 
 use camino::{Utf8DirEntry, Utf8Path};
+
+/// Mode bits of a file that only its owner may read.
+const PRIVATE: u32 = 0o600;
 
 /// Replaces the file at `path` with `bytes`, or leaves what was there.
 ///
@@ -10,6 +13,20 @@ use camino::{Utf8DirEntry, Utf8Path};
 /// so that after a crash a reader sees the old file or the new one. The mode bits of a file that
 /// was there are kept. What is no regular file (a device, a pipe) is refused and never replaced.
 pub fn write_atomic(path: &Utf8Path, bytes: &[u8]) -> io::Result<()> {
+    write_with_mode(path, bytes, mode_of(path))
+}
+
+/// [`write_atomic`] for a file that may hold secrets: only its owner may read it, from its first byte on.
+pub fn write_private(path: &Utf8Path, bytes: &[u8]) -> io::Result<()> {
+    use std::os::unix::fs::PermissionsExt as _;
+    write_with_mode(path, bytes, std::fs::Permissions::from_mode(PRIVATE))
+}
+
+fn write_with_mode(
+    path: &Utf8Path,
+    bytes: &[u8],
+    permissions: std::fs::Permissions,
+) -> io::Result<()> {
     replaceable(path)?;
     let folder = match path.parent() {
         Some(parent) if !parent.as_str().is_empty() => parent,
@@ -18,7 +35,7 @@ pub fn write_atomic(path: &Utf8Path, bytes: &[u8]) -> io::Result<()> {
     let named = |error: io::Error| io::Error::new(error.kind(), format!("write `{path}`: {error}"));
     let mut temporary = tempfile::Builder::new()
         .prefix(".gemmtune-")
-        .permissions(mode_of(path))
+        .permissions(permissions)
         .tempfile_in(folder)
         .map_err(named)?;
     temporary.write_all(bytes).map_err(named)?;
@@ -27,6 +44,34 @@ pub fn write_atomic(path: &Utf8Path, bytes: &[u8]) -> io::Result<()> {
         .persist(path)
         .map_err(|error| named(error.error))?;
     sync_folder(folder)
+}
+
+/// Opens a regular file to read it. What is none is refused unopened: a pipe may never be written to, a device may
+/// never end.
+pub fn open(path: &Utf8Path) -> io::Result<fs_err::File> {
+    // Opening what is not there, or a folder, is an error of the system's that says so.
+    if fs_err::metadata(path).is_ok_and(|data| !data.is_file() && !data.is_dir()) {
+        let message = format!(
+            "read `{path}`: it is a device or a pipe, no regular file; where standard input can be read it is `-`"
+        );
+        return Err(io::Error::new(io::ErrorKind::InvalidInput, message));
+    }
+    fs_err::File::open(path)
+}
+
+/// The bytes of a regular file.
+pub fn read(path: &Utf8Path) -> io::Result<Vec<u8>> {
+    let mut bytes = Vec::new();
+    open(path)?.read_to_end(&mut bytes)?;
+    Ok(bytes)
+}
+
+/// The text of a regular file.
+pub fn read_text(path: &Utf8Path) -> io::Result<String> {
+    String::from_utf8(read(path)?).map_err(|error| {
+        let message = format!("read `{path}`: it is not UTF-8 ({})", error.utf8_error());
+        io::Error::new(io::ErrorKind::InvalidData, message)
+    })
 }
 
 /// The entries of a folder, in no order. An error names the folder.
@@ -132,6 +177,33 @@ mod tests {
             assert!(replaceable(Utf8Path::new(path)).is_err(), "{path}");
         }
         assert!(replaceable(&folder.join("new.csv")).is_ok());
+    }
+
+    #[test]
+    fn what_is_no_regular_file_is_never_opened() {
+        let (_keep, folder) = folder();
+        let pipe = folder.join("pipe");
+        let made = std::process::Command::new("mkfifo").arg(&pipe).status();
+        assert!(made.unwrap().success());
+        for path in [&pipe, Utf8Path::new("/dev/zero")] {
+            let error = read(path).unwrap_err().to_string();
+            assert!(error.contains("no regular file"), "{error}");
+        }
+        fs_err::write(folder.join("latin"), b"caf\xe9").unwrap();
+        let error = read_text(&folder.join("latin")).unwrap_err().to_string();
+        assert!(error.contains("latin`: it is not UTF-8"), "{error}");
+    }
+
+    #[test]
+    fn a_private_file_is_readable_by_its_owner_only() {
+        use std::os::unix::fs::PermissionsExt as _;
+        let (_keep, folder) = folder();
+        let path = folder.join("run.toml");
+        fs_err::write(&path, "open").unwrap();
+        write_private(&path, b"closed").unwrap();
+        let mode = fs_err::metadata(&path).unwrap().permissions().mode();
+        assert_eq!(mode & 0o777, 0o600);
+        assert_eq!(read_text(&path).unwrap(), "closed");
     }
 
     #[test]

@@ -6,6 +6,7 @@ use camino::{Utf8Path, Utf8PathBuf};
 
 use super::super::aiter::Table;
 use super::{Report, Skipped};
+use crate::store::file;
 
 /// Larger files are refused: no table comes near it, and a file is held in memory whole.
 const LARGEST: u64 = 1 << 30;
@@ -141,14 +142,14 @@ fn check(
     }
     match extension(path).as_str() {
         "csv" => {
-            let bytes = fs_err::read(path).map_err(read)?;
+            let bytes = file::read(path).map_err(read)?;
             if named || looks_like_csv_table(path, &bytes) {
                 tables.extend(report.check_csv(path.as_str(), &bytes));
             }
             Ok(())
         }
         "json" => {
-            let bytes = fs_err::read(path).map_err(read)?;
+            let bytes = file::read(path).map_err(read)?;
             if named || looks_like_config(path, &bytes) {
                 report.check_json(path.as_str(), &bytes);
             }
