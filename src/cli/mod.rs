@@ -17,6 +17,7 @@ pub mod man;
 pub mod merge;
 mod next_step;
 mod outcome;
+mod plain;
 pub mod plan;
 mod plan_thin;
 pub mod printer;

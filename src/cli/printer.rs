@@ -1,11 +1,17 @@
 //! The only writer of standard output and standard error.
-use std::io::Write as _;
+//!
+//! So this is the one place that keeps secrets, escape sequences and long quotations of input off a terminal.
+
+use std::io::{IsTerminal as _, Write as _};
+use std::sync::OnceLock;
 use std::sync::atomic::{AtomicBool, Ordering};
 
 use serde::Serialize;
 use serde_json::json;
 
+use super::plain;
 use crate::run::error::{Error, ErrorKind};
+use crate::workload::secret::Secrets;
 
 /// Where a command's words go: data to standard output, everything for people to standard error.
 #[derive(Debug)]
@@ -13,6 +19,8 @@ pub struct Printer {
     json: bool,
     /// Whether standard output has been written to.
     written: AtomicBool,
+    /// Those of the configuration at hand.
+    secrets: OnceLock<Secrets>,
 }
 
 impl Printer {
@@ -21,7 +29,30 @@ impl Printer {
         Self {
             json,
             written: AtomicBool::new(false),
+            secrets: OnceLock::new(),
         }
+    }
+
+    /// Shows none of `secrets` from now on; the first that are given count.
+    pub fn keep(&self, secrets: Secrets) {
+        let _ = self.secrets.set(secrets);
+    }
+
+    fn secrets(&self) -> &Secrets {
+        static NONE: OnceLock<Secrets> = OnceLock::new();
+        self.secrets
+            .get()
+            .unwrap_or_else(|| NONE.get_or_init(Secrets::default))
+    }
+
+    /// One line or several as they may be shown.
+    pub fn plain(&self, text: &str) -> String {
+        plain::escaped(&plain::cut(&self.secrets().mask(text), &['`']))
+    }
+
+    /// A message of something that went wrong, which quotes what it was about.
+    fn message(&self, text: &str) -> String {
+        plain::escaped(&plain::cut(&self.secrets().mask(text), &['`', '"']))
     }
 
     /// Whether the user asked for one JSON document.
@@ -33,6 +64,13 @@ impl Printer {
     pub fn data(&self, bytes: &[u8]) -> Result<(), Error> {
         self.written.store(true, Ordering::Relaxed);
         let mut output = std::io::stdout().lock();
+        let shown;
+        let bytes = if output.is_terminal() {
+            shown = plain::escaped(&String::from_utf8_lossy(bytes));
+            shown.as_bytes()
+        } else {
+            bytes
+        };
         match output.write_all(bytes).and_then(|()| output.flush()) {
             Err(error) if error.kind() != std::io::ErrorKind::BrokenPipe => Err(Error::to(
                 ErrorKind::Environment,
@@ -45,15 +83,17 @@ impl Printer {
 
     /// Writes `document` as the command's one JSON document.
     pub fn json(&self, document: &impl Serialize) -> Result<(), Error> {
-        let mut text = serde_json::to_string_pretty(document)
-            .map_err(|error| Error::to(ErrorKind::Bug, "serialise the result", error))?;
+        let failed = |error| Error::to(ErrorKind::Bug, "serialise the result", error);
+        let mut document = serde_json::to_value(document).map_err(failed)?;
+        self.secrets().mask_json(&mut document);
+        let mut text = serde_json::to_string_pretty(&document).map_err(failed)?;
         text.push('\n');
-        self.data(text.as_bytes())
+        self.data(plain::escaped_json(&text).as_bytes())
     }
 
     /// Says something to people, on standard error.
     pub fn say(&self, text: impl AsRef<str>) {
-        anstream::eprintln!("{}", text.as_ref());
+        anstream::eprintln!("{}", self.plain(text.as_ref()));
     }
 
     /// Says that something is off but the command goes on.
@@ -61,7 +101,7 @@ impl Printer {
         let style = anstyle::Style::new()
             .fg_color(Some(anstyle::AnsiColor::Yellow.into()))
             .bold();
-        anstream::eprintln!("{style}warning{style:#}: {}", text.as_ref());
+        anstream::eprintln!("{style}warning{style:#}: {}", self.message(text.as_ref()));
     }
 
     /// Says how the command failed, and what to do next. With `json` the error is the
@@ -69,14 +109,19 @@ impl Printer {
     pub fn error(&self, error: &Error) {
         if self.json && !self.written.load(Ordering::Relaxed) {
             // Standard output that cannot be written leaves standard error and the exit code.
-            let _ = self.json(&json!({ "error": error }));
+            let mut document = json!({ "error": error });
+            document["error"]["message"] = plain::cut(&error.to_string(), &['`', '"']).into();
+            let _ = self.json(&document);
         }
         let style = anstyle::Style::new()
             .fg_color(Some(anstyle::AnsiColor::Red.into()))
             .bold();
-        anstream::eprintln!("{style}error{style:#}: {error}");
+        anstream::eprintln!(
+            "{style}error{style:#}: {}",
+            self.message(&error.to_string())
+        );
         for hint in error.hints() {
-            anstream::eprintln!("\nhint: {hint}");
+            anstream::eprintln!("\nhint: {}", self.plain(hint));
         }
     }
 }

@@ -46,7 +46,7 @@ impl<'a> RunProgress<'a> {
             Notice::Progress(progress) => {
                 let line = progress_line(progress);
                 match &self.live {
-                    Some(bar) => bar.set_message(line),
+                    Some(bar) => bar.set_message(self.printer.plain(&line)),
                     // Without a terminal only changes of what is being done are worth a line.
                     None if !progress.passing && progress.doing != self.last => self.print(&line),
                     None => {}

@@ -108,6 +108,17 @@ impl Error {
         self
     }
 
+    /// The same error with its text and its hints in other words, for example without secrets.
+    #[must_use]
+    pub fn rewritten(self, rewrite: impl Fn(&str) -> String) -> Self {
+        Self {
+            kind: self.kind,
+            message: rewrite(&self.to_string()),
+            source: None,
+            hints: self.hints.iter().map(|hint| rewrite(hint)).collect(),
+        }
+    }
+
     /// What kind of error this is.
     pub fn kind(&self) -> ErrorKind {
         self.kind
