@@ -32,6 +32,10 @@ const KEY_SHOWN: usize = 40;
 /// named as outliers. They stay in.
 const OUTLIER_LIMIT: f64 = 5.0;
 
+/// Pairs that differ by this factor say more about the machine than about the table. The six pairs of a quiet demo are
+/// within 1.03 of one another (README), those of SGLang on one H200 within 1.02 (docs/evidence/sglang-h200).
+const BUSY: f64 = 1.25;
+
 /// What a comparison says.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, Serialize, Deserialize)]
 #[serde(rename_all = "lowercase")]
@@ -365,6 +369,7 @@ pub fn compare(question: &Question<'_>) -> Result<Comparison, CompareError> {
                 .to_owned(),
         );
     }
+    notes.extend(spread_note(&decisive));
     notes.extend(outlier_notes(&decisive));
     notes.extend(repeated_runs(question));
 
@@ -512,6 +517,16 @@ fn because(decisive: &MetricResult, band: &Band, needed: usize, refused: Option<
     format!(
         "the interval of the ratio, {low:.4} to {high:.4}, {place} the noise band {floor:.4} to {ceiling:.4}"
     )
+}
+
+/// Says that the pairs are far apart: then the median is known to about one digit.
+fn spread_note(result: &MetricResult) -> Option<String> {
+    let ratios = result.each.iter().map(|pair| pair.ratio);
+    let least = ratios.clone().fold(f64::INFINITY, f64::min);
+    let spread = ratios.fold(0.0, f64::max) / least;
+    (result.each.len() > 1 && spread.is_finite() && spread >= BUSY).then(|| {
+        format!("pairs differ by {spread:.1}x: this machine was busy; on a quiet one the interval is narrower")
+    })
 }
 
 fn outlier_notes(result: &MetricResult) -> Vec<String> {

@@ -297,6 +297,16 @@ fn the_band_follows_aa_pairs() {
 }
 
 #[test]
+fn pairs_that_are_far_apart_say_that_the_machine_was_busy() {
+    let baseline = arm("b", &STEADY);
+    let notes = |tuned: [f64; 6]| answer(&baseline, &arm("t", &tuned)).notes.join("\n");
+    let busy = notes([100.0, 101.0, 240.0, 100.5, 100.2, 99.8]);
+    assert!(busy.contains("pairs differ by 2.4x"), "{busy}");
+    let quiet = notes([110.0, 112.0, 109.0, 111.0, 110.5, 108.0]);
+    assert!(!quiet.contains("pairs differ"), "{quiet}");
+}
+
+#[test]
 fn outliers_and_repeated_lines_are_named_and_kept() {
     let baseline = arm("b", &[100.0, 100.2, 99.9, 100.1, 100.0, 99.8]);
     let tuned = arm("t", &[120.0, 120.3, 119.8, 120.2, 60.0, 120.1]);
