@@ -10,6 +10,7 @@ use crate::bench::line::{self, Extra};
 use crate::bench::load::{self, Load, Progress};
 use crate::bench::{client, prompt};
 use crate::run::error::{Error, ErrorKind};
+use crate::workload::secret::Secrets;
 
 /// Arguments of `gemmtune bench`.
 #[derive(Debug, clap::Args)]
@@ -137,7 +138,10 @@ pub fn run(args: &BenchArgs, printer: &Printer) -> Result<(), Error> {
         &outcome,
         &Extra {
             tag: args.tag.clone(),
-            server_info: client::server_info(&args.url),
+            server_info: client::server_info(&args.url).map(|mut info| {
+                Secrets::default().mask_json(&mut info);
+                info
+            }),
             sequence: args.sequence,
             started: Some(started),
             details: args.details,

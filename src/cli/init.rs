@@ -123,7 +123,7 @@ fn draft(args: &InitArgs) -> Result<(Draft, String), Error> {
 }
 
 /// The first executable file of that name on the path.
-fn find(program: &str, path: &str) -> Option<Utf8PathBuf> {
+pub(super) fn find(program: &str, path: &str) -> Option<Utf8PathBuf> {
     use std::os::unix::fs::PermissionsExt as _;
     let candidates = path
         .split(':')

@@ -7,6 +7,7 @@ pub mod compare;
 pub mod completions;
 pub mod demo;
 pub mod doctor;
+mod dry_run;
 mod files;
 pub mod init;
 pub mod instrument;

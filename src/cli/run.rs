@@ -4,21 +4,26 @@ use std::process::ExitCode;
 
 use camino::{Utf8Path, Utf8PathBuf};
 
+use super::dry_run;
 use super::printer::Printer;
 use super::progress::RunProgress;
 use crate::engine::{Engine, Finish, Surroundings, digest};
-use crate::proc::Keeper;
+use crate::proc::{Keeper, quoted};
 use crate::run::error::{Error, ErrorKind};
-use crate::run::stage::Stage;
+use crate::run::event::Event;
+use crate::run::stage::{Stage, State, Trial, TrialEnd};
+use crate::store::file;
+use crate::store::journal::Record;
 use crate::store::run_dir::{LATEST, RUNS, RunDir};
-use crate::workload::config::{Config, FILE_NAME};
+use crate::workload::config::{self, Config, ConfigError, FILE_NAME};
+use crate::workload::env;
+use crate::workload::secret::Secrets;
 
 /// Arguments of `gemmtune run`.
 #[derive(Debug, clap::Args)]
 pub struct RunArgs {
-    /// A configuration file, or the folder of a run to go on with
-    #[arg(default_value = FILE_NAME)]
-    path: Utf8PathBuf,
+    /// A configuration file, or the folder of a run to go on with; without it gemmtune.toml, or else the latest run
+    path: Option<Utf8PathBuf>,
     /// Stop after this stage
     #[arg(long, default_value = "report")]
     until: Stage,
@@ -35,27 +40,76 @@ pub struct RunArgs {
 
 /// Begins or resumes a run.
 pub fn run(args: &RunArgs, printer: &Printer) -> Result<ExitCode, Error> {
-    if args.path.is_dir() {
-        let run = open(&args.path)?;
+    let path = match &args.path {
+        Some(path) => path.clone(),
+        // A demo has no configuration file.
+        None if !args.new && !Utf8Path::new(FILE_NAME).exists() => {
+            latest_unfinished()?.unwrap_or_else(|| FILE_NAME.into())
+        }
+        None => FILE_NAME.into(),
+    };
+    if path.is_dir() {
+        let run = open(&path)?;
+        keep_secrets(&run, printer);
         return if args.dry_run {
-            dry_run_of(&run, printer)
+            dry_run::of_run(&run, printer)
         } else {
+            printer.say(format!("resuming {}", run.path()));
             go_on(run, args.until, printer)
         };
     }
-    let config = read_config(&args.path, args.budget)?;
+    let config = read_config(&path, args.budget)?;
+    printer.keep(Secrets::of(&config, env::all()));
+    let runs = folder_of(&path).join(RUNS);
     if args.dry_run {
-        return dry_run(&config, printer);
+        return dry_run::of_config(&config, &runs, printer);
     }
-    let runs = folder_of(&args.path).join(RUNS);
     if !args.new
         && let Some(run) = unfinished(&runs)?
     {
-        refuse_other_configuration(&run, &config)?;
-        printer.say(format!("resuming {}", run.path()));
-        return go_on(run, args.until, printer);
+        if is_as_begun(&run, &config)? {
+            printer.say(format!("resuming {}", run.path()));
+            return go_on(run, args.until, printer);
+        }
+        printer.say(format!(
+            "the configuration was changed since {} began, where nothing was measured yet: beginning anew",
+            run.path()
+        ));
     }
+    dry_run::refuse_contradictions(&config)?;
     begin(&runs, config, args.until, printer)
+}
+
+/// The latest run below the current folder, when there is something left to do. One that is complete has nothing to go
+/// on with, which is said.
+fn latest_unfinished() -> Result<Option<Utf8PathBuf>, Error> {
+    let runs = Utf8Path::new(RUNS);
+    if let Some(run) = unfinished(runs)? {
+        return Ok(Some(run.path().to_owned()));
+    }
+    match RunDir::open(&runs.join(LATEST)) {
+        Err(_) => Ok(None),
+        Ok(run) => Err(Error::new(
+            ErrorKind::Usage,
+            format!(
+                "there is no `{FILE_NAME}` here, and the latest run, {}, is complete",
+                run.path()
+            ),
+        )
+        .hint(format!("its report is {}", run.path().join("report.html")))
+        .hint(
+            "write a configuration with `gemmtune init SCRIPT`, or begin another `gemmtune demo`",
+        )),
+    }
+}
+
+/// Keeps what the configuration of `run` holds off the terminal.
+fn keep_secrets(run: &RunDir, printer: &Printer) {
+    // A configuration that cannot be read is told about by whoever needs it.
+    let text = fs_err::read_to_string(run.config()).unwrap_or_default();
+    if let Ok(config) = Config::parse(&text) {
+        printer.keep(Secrets::of(&config, env::all()));
+    }
 }
 
 /// Begins a run of `config` in a new folder below `runs`.
@@ -91,7 +145,7 @@ fn drive(
         keeper: keeper()?,
         interrupt,
         observer: &mut observer,
-        command: format!("gemmtune run {path}"),
+        command: format!("gemmtune run {}", quoted(&path)),
     };
     let finish = open(run, with).and_then(|mut engine| engine.run(until));
     drop(progress);
@@ -99,14 +153,38 @@ fn drive(
         Ok(Finish::Complete) => super::outcome::show(&path, printer),
         Ok(Finish::Paused) => {
             printer.say(format!(
-                "done up to {until}; go on with `gemmtune run {path}`"
+                "done up to {until}; go on with `gemmtune run {}`",
+                quoted(&path)
             ));
             if printer.is_json() {
                 printer.json(&serde_json::json!({ "run_dir": path, "finished": until.name() }))?;
             }
             Ok(ExitCode::SUCCESS)
         }
-        Err(error) => Err(error.hint(format!("go on with `gemmtune run {path}`"))),
+        Err(error) => Err(failed(error, &path)),
+    }
+}
+
+/// What a run failed for, and what to do next: never again what has just failed, and would.
+fn failed(error: Error, path: &Utf8Path) -> Error {
+    let again = format!("`gemmtune run {}`", quoted(path));
+    let nothing_measured = || {
+        RunDir::open(path)
+            .and_then(|run| crate::engine::read_events(&run).map_err(std::io::Error::other))
+            .is_ok_and(|events| has_only_inspected(&events))
+    };
+    match error.kind() {
+        ErrorKind::NotResumable | ErrorKind::Bug => error,
+        ErrorKind::NotBetter => error.hint(format!(
+            "the server runs as before; `gemmtune status {}` says what was found",
+            quoted(path)
+        )),
+        ErrorKind::Interrupted => error.hint(format!("go on with {again}")),
+        ErrorKind::Usage => error.hint("change the configuration, then `gemmtune run --new`"),
+        _ if nothing_measured() => error.hint(
+            "nothing was measured yet, so the configuration may be changed too: then `gemmtune run` again",
+        ),
+        _ => error.hint(format!("when that is put right, go on with {again}")),
     }
 }
 
@@ -128,12 +206,16 @@ fn read_config(
     path: &Utf8Path,
     budget: Option<crate::workload::duration::Span>,
 ) -> Result<Config, Error> {
-    let text = fs_err::read_to_string(path).map_err(|error| {
-        Error::to(ErrorKind::Usage, "read the configuration", error)
-            .hint("write one with `gemmtune init SCRIPT`, or try `gemmtune demo`")
+    let text = file::read_text(path).map_err(|error| {
+        let is_gone = error.kind() == std::io::ErrorKind::NotFound;
+        let failure = Error::to(ErrorKind::Usage, "read the configuration", error);
+        if is_gone {
+            failure.hint("write one with `gemmtune init SCRIPT`, or try `gemmtune demo`")
+        } else {
+            failure
+        }
     })?;
-    let mut config = Config::parse(&text)
-        .map_err(|error| Error::to(ErrorKind::Usage, &error.to_string(), error))?;
+    let mut config = Config::parse(&text).map_err(|error| incomplete(path, &text, error))?;
     if let Some(budget) = budget {
         config.budget.tune = budget;
     }
@@ -142,6 +224,26 @@ fn read_config(
         .map_err(|error| Error::to(ErrorKind::Usage, "find the configuration's folder", error))?;
     config.resolve(&folder);
     Ok(config)
+}
+
+/// A configuration that does not parse: what it lacks, if that is it, in place of the first thing a parser missed.
+fn incomplete(path: &Utf8Path, text: &str, error: ConfigError) -> Error {
+    let missing = config::missing(text);
+    if missing.is_empty() {
+        return Error::to(ErrorKind::Usage, &error.to_string(), error);
+    }
+    let lines: Vec<String> = missing
+        .iter()
+        .map(|missing| format!("\n  {missing}"))
+        .collect();
+    Error::new(
+        ErrorKind::Usage,
+        format!("`{path}` is not complete; it lacks{}", lines.concat()),
+    )
+    .hint(format!(
+        "fill them in (the lines that start with `# ?`), then `gemmtune run --dry-run {}`",
+        quoted(path)
+    ))
 }
 
 fn folder_of(path: &Utf8Path) -> &Utf8Path {
@@ -163,7 +265,9 @@ fn unfinished(runs: &Utf8Path) -> Result<Option<RunDir>, Error> {
     Ok((!events.is_empty() && !state.has_finished(Stage::Report)).then_some(run))
 }
 
-fn refuse_other_configuration(run: &RunDir, config: &Config) -> Result<(), Error> {
+/// Whether the unfinished `run` was begun with `config`. Another configuration is refused once something was measured:
+/// the run would compare two workloads.
+fn is_as_begun(run: &RunDir, config: &Config) -> Result<bool, Error> {
     let recorded = fs_err::read(run.config()).map_err(|error| {
         Error::to(
             ErrorKind::NotResumable,
@@ -173,7 +277,11 @@ fn refuse_other_configuration(run: &RunDir, config: &Config) -> Result<(), Error
     })?;
     let wanted = config.to_toml();
     if digest(&recorded) == digest(wanted.as_bytes()) {
-        return Ok(());
+        return Ok(true);
+    }
+    let events = crate::engine::read_events(run)?;
+    if has_only_inspected(&events) {
+        return Ok(false);
     }
     let diff = similar::TextDiff::from_lines(&*String::from_utf8_lossy(&recorded), &wanted)
         .unified_diff()
@@ -188,72 +296,16 @@ fn refuse_other_configuration(run: &RunDir, config: &Config) -> Result<(), Error
     )
     .hint(format!(
         "go on with it as it was: `gemmtune run {}`; or begin a new one: `gemmtune run --new`",
-        run.path()
+        quoted(run.path())
     )))
 }
 
-fn dry_run_of(run: &RunDir, printer: &Printer) -> Result<ExitCode, Error> {
-    let text = fs_err::read_to_string(run.config()).map_err(|error| {
-        Error::to(
-            ErrorKind::NotResumable,
-            "read the run's configuration",
-            error,
-        )
-    })?;
-    let config = Config::parse(&text)
-        .map_err(|error| Error::to(ErrorKind::NotResumable, &error.to_string(), error))?;
-    dry_run(&config, printer)
-}
-
-fn dry_run(config: &Config, printer: &Printer) -> Result<ExitCode, Error> {
-    use crate::workload::config::{Launch, Measure};
-    let quoted = |argv: &[String]| {
-        shlex::try_join(argv.iter().map(String::as_str)).unwrap_or_else(|_| argv.join(" "))
-    };
-    let server = match config.launch() {
-        Ok(Launch::Command(command)) => quoted(command),
-        Ok(Launch::Script(script)) => format!("bash {script}"),
-        Err(error) => return Err(Error::to(ErrorKind::Usage, &error.to_string(), error)),
-    };
-    let benchmark = match config.measure() {
-        Ok(Measure::Command { command, results }) => {
-            format!("{} (results: {results})", quoted(command))
-        }
-        Ok(Measure::Builtin(loads)) => loads.iter().map(in_words).collect::<Vec<_>>().join("; "),
-        Err(error) => return Err(Error::to(ErrorKind::Usage, &error.to_string(), error)),
-    };
-    let starts = 3 + config.compare.pairs * 2;
-    if printer.is_json() {
-        printer.json(&serde_json::json!({
-            "server": server,
-            "ready": config.ready_url(),
-            "benchmark": benchmark,
-            "stages": Stage::ALL.map(Stage::name),
-            "server_starts": starts,
-            "tune_budget": config.budget.tune.to_string(),
-        }))?;
-    } else {
-        printer.say(format!(
-            "would start   {server}\n\
-             until ready   {}\n\
-             and run       {benchmark}\n\
-             stages        {}\n\
-             server starts {starts}: baseline, capture, verify and {} interleaved pairs\n\
-             tune budget   {}\n\
-             nothing was run",
-            config.ready_url(),
-            Stage::ALL.map(Stage::name).join(", "),
-            config.compare.pairs,
-            config.budget.tune,
-        ));
-    }
-    Ok(ExitCode::SUCCESS)
-}
-
-fn in_words(load: &crate::workload::config::Load) -> String {
-    let name = load.name.as_deref().unwrap_or("built in");
-    format!(
-        "{name}: {} requests, {} at once, {} tokens in, {} out",
-        load.prompts, load.concurrency, load.input_len, load.output_len
-    )
+/// Whether no more than `inspect` has come to an end, so that nothing is lost by beginning anew.
+fn has_only_inspected(events: &[Record<Event>]) -> bool {
+    let state = State::fold(events.iter().map(|record| &record.event));
+    let measured = |trial: &Trial| matches!(trial.end, TrialEnd::Finished { .. });
+    !state.trials().iter().any(measured)
+        && Stage::ALL
+            .into_iter()
+            .all(|stage| stage == Stage::Inspect || !state.has_finished(stage))
 }

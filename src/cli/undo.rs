@@ -2,14 +2,16 @@
 
 use std::process::ExitCode;
 
-use camino::Utf8PathBuf;
+use camino::{Utf8Path, Utf8PathBuf};
 
 use super::printer::Printer;
 use super::progress::RunProgress;
-use crate::engine::{Engine, Surroundings};
+use crate::engine::{Engine, Surroundings, damage, undo_damaged};
+use crate::proc::quoted;
 use crate::run::error::Error;
 use crate::run::event::{Event, Notice};
 use crate::run::stage::Stage;
+use crate::store::run_dir::RunDir;
 
 /// Arguments of `gemmtune undo`.
 #[derive(Debug, clap::Args)]
@@ -25,6 +27,10 @@ pub struct UndoArgs {
 pub fn run(args: &UndoArgs, printer: &Printer) -> Result<ExitCode, Error> {
     let run = super::run::open(&super::status::chosen(args.run.as_ref()))?;
     let path = run.path().to_owned();
+    let command = format!("gemmtune undo {}", quoted(&path));
+    if let Some(damage) = damage(&run) {
+        return by_the_ledger(&run, &damage, &command, args, printer);
+    }
     let interrupt = super::interrupt()?;
     let mut progress = RunProgress::new(printer);
     let mut observer = |notice: &Notice| {
@@ -37,7 +43,7 @@ pub fn run(args: &UndoArgs, printer: &Printer) -> Result<ExitCode, Error> {
         keeper: super::run::keeper()?,
         interrupt,
         observer: &mut observer,
-        command: format!("gemmtune undo {path}"),
+        command,
     };
     let result = Engine::resume(run, with).and_then(|mut engine| {
         let taken_back = engine.deployed()?;
@@ -49,6 +55,32 @@ pub fn run(args: &UndoArgs, printer: &Printer) -> Result<ExitCode, Error> {
     });
     drop(progress);
     let (deployed, taken_back) = result?;
+    tell(args, printer, &path, deployed, taken_back)
+}
+
+/// Takes back what the ledger knows of, where the journal or the configuration of the run cannot be relied on.
+fn by_the_ledger(
+    run: &RunDir,
+    damage: &Error,
+    command: &str,
+    args: &UndoArgs,
+    printer: &Printer,
+) -> Result<ExitCode, Error> {
+    let taken_back = undo_damaged(run, command, args.dry_run)?;
+    printer.warn(format!(
+        "{damage}: what was changed outside the run folder is known from its ledger alone"
+    ));
+    let changed = !taken_back.is_empty();
+    tell(args, printer, run.path(), changed, taken_back)
+}
+
+fn tell(
+    args: &UndoArgs,
+    printer: &Printer,
+    path: &Utf8Path,
+    deployed: bool,
+    taken_back: Vec<String>,
+) -> Result<ExitCode, Error> {
     if printer.is_json() {
         printer.json(&serde_json::json!({
             "run_dir": path,

@@ -6,6 +6,8 @@
 
 pub mod deadline;
 pub(crate) mod in_place;
+pub mod loopback;
+mod neighbours;
 pub mod server;
 mod stages;
 mod trial;
@@ -18,14 +20,16 @@ use std::time::{Duration, Instant};
 use camino::Utf8Path;
 
 use crate::platform::Platform;
-use crate::proc::{Interrupt, Keeper, tree};
+use crate::proc::{Interrupt, Keeper, quoted, tree};
 use crate::run::event::{Event, FORMAT, Header, Notice, Progress};
 use crate::run::stage::{Action, RunMode, Stage, State, next};
-use crate::store::file::write_atomic;
+use crate::store::file::{write_atomic, write_private};
 use crate::store::journal::{Journal, JournalError, Record};
 use crate::store::lock::{Holder, Lock, LockError, host_and_boot};
 use crate::store::run_dir::RunDir;
 use crate::workload::config::Config;
+use crate::workload::env;
+use crate::workload::secret::Secrets;
 
 use crate::run::error::{Error, ErrorKind};
 
@@ -56,6 +60,8 @@ pub struct Engine<'a> {
     journal: Journal,
     state: State,
     observer: &'a mut dyn FnMut(&Notice),
+    secrets: Secrets,
+    command: String,
     _lock: Lock,
 }
 
@@ -76,7 +82,8 @@ impl<'a> Engine<'a> {
     pub fn begin(run: RunDir, config: Config, with: Surroundings<'a>) -> Result<Self, Error> {
         let lock = take_lock(&run, &with.command)?;
         let text = config.to_toml();
-        write_atomic(&run.config(), text.as_bytes()).map_err(|error| Error::file(&error))?;
+        // A configuration may hold keys and tokens, which the server needs.
+        write_private(&run.config(), text.as_bytes()).map_err(|error| Error::file(&error))?;
         let header = Header {
             format: FORMAT,
             tool_version: env!("CARGO_PKG_VERSION").to_owned(),
@@ -96,17 +103,7 @@ impl<'a> Engine<'a> {
         let lock = take_lock(&run, &with.command)?;
         let (journal, records) =
             Journal::open::<Event>(&run.journal()).map_err(|error| journal_error(&error))?;
-        let text = fs_err::read_to_string(run.config()).map_err(|error| Error::file(&error))?;
-        let Some(Event::RunStarted { header }) = records.first().map(|record| &record.event) else {
-            return Err(Error::new(
-                ErrorKind::NotResumable,
-                format!("`{}` does not begin with a header", run.journal()),
-            )
-            .hint("begin a new run"));
-        };
-        check_header(header, text.as_bytes(), &run)?;
-        let config =
-            Config::parse(&text).map_err(|error| Error::caused(ErrorKind::NotResumable, &error))?;
+        let config = config_of(&run, &records)?;
         let state = State::fold(records.iter().map(|record| &record.event));
         refuse_copy(&state, &run)?;
         let mut engine = Self::new(run, config, journal, state, with, lock)?;
@@ -129,6 +126,8 @@ impl<'a> Engine<'a> {
     ) -> Result<Self, Error> {
         let platform = crate::platform::of(&config, &with.keeper)?;
         Ok(Self {
+            secrets: Secrets::of(&config, env::all()),
+            command: with.command,
             run,
             config,
             platform,
@@ -144,6 +143,7 @@ impl<'a> Engine<'a> {
 
     /// Runs stages up to and including `until`.
     pub fn run(&mut self, until: Stage) -> Result<Finish, Error> {
+        let _place = self.meet_neighbours()?;
         let mode = if self.config.compare.only_noise {
             RunMode::OnlyNoise
         } else {
@@ -176,9 +176,12 @@ impl<'a> Engine<'a> {
             self.record(Event::Interrupted { stage })?;
             return Err(server::interrupted());
         }
+        if stage.serves() {
+            self.wait_for_port()?;
+        }
         self.record(Event::StageStarted { stage, attempt })?;
         let started = Instant::now();
-        let result = stages::perform(self, stage);
+        let result = stages::perform(self, stage).map_err(|error| self.masked(error));
         let seconds = started.elapsed().as_secs_f64();
         match result {
             Ok(done) => self.record(Event::StageFinished {
@@ -254,6 +257,59 @@ impl<'a> Engine<'a> {
         (self.observer)(&Notice::Remark(text.into()));
     }
 
+    /// An error without secrets: it may quote a server's log.
+    fn masked(&self, error: Error) -> Error {
+        error.rewritten(|text| self.secrets.mask(text).into_owned())
+    }
+
+    /// Waits until a server that was killed with an earlier process has let go of its port. This comes before the stage
+    /// begins, because a port that stays taken says nothing about what is deployed.
+    fn wait_for_port(&self) -> Result<(), Error> {
+        let is_first = self.state.trials().is_empty();
+        let patience = if is_first {
+            Duration::ZERO
+        } else {
+            loopback::PATIENCE
+        };
+        loopback::wait_for_port(self.config.server.port, patience, &self.interrupt)
+    }
+
+    /// Writes a document of the run without secrets.
+    fn write_masked(&self, path: &Utf8Path, document: &impl serde::Serialize) -> Result<(), Error> {
+        let mut document = serde_json::to_value(document)
+            .map_err(|error| Error::new(ErrorKind::Bug, format!("`{path}`: {error}")))?;
+        self.secrets.mask_json(&mut document);
+        write_json(path, &document)
+    }
+
+    /// Refuses to share a GPU with another run, and says so of a host: each would measure the other.
+    fn meet_neighbours(&mut self) -> Result<Option<neighbours::Place>, Error> {
+        let this = neighbours::Run::of(&self.config, &self.command);
+        // A host without a folder for temporary files has no place to say so.
+        let Some((place, others)) =
+            neighbours::folder().and_then(|folder| neighbours::join(&folder, &this).ok())
+        else {
+            return Ok(None);
+        };
+        for other in &others {
+            if let Some(device) = this.shares(other) {
+                return Err(Error::new(
+                    ErrorKind::Environment,
+                    format!(
+                        "another run is at work on the same GPUs ({device}): {}",
+                        other.holder
+                    ),
+                )
+                .hint("wait for it, or give each run GPUs of its own with HIP_VISIBLE_DEVICES or CUDA_VISIBLE_DEVICES"));
+            }
+            self.remark(format!(
+                "another run is at work on this host, and each of the two measures the load of the other: {}",
+                other.holder
+            ));
+        }
+        Ok(Some(place))
+    }
+
     /// Records facts of the site, or refuses when a recorded one has changed.
     fn identify(&mut self, facts: BTreeMap<String, String>) -> Result<(), Error> {
         let mut fresh = BTreeMap::new();
@@ -305,10 +361,44 @@ impl<'a> Engine<'a> {
     }
 }
 
+/// The configuration a run was begun with, as its journal vouches for it.
+fn config_of(run: &RunDir, records: &[Record<Event>]) -> Result<Config, Error> {
+    let text = fs_err::read_to_string(run.config()).map_err(|error| Error::file(&error))?;
+    let Some(Event::RunStarted { header }) = records.first().map(|record| &record.event) else {
+        return Err(Error::new(
+            ErrorKind::NotResumable,
+            format!("`{}` does not begin with a header", run.journal()),
+        )
+        .hint("begin a new run: `gemmtune run --new`"));
+    };
+    check_header(header, text.as_bytes(), run)?;
+    Config::parse(&text).map_err(|error| Error::caused(ErrorKind::NotResumable, &error))
+}
+
+/// Why a run's records cannot be relied on any more, if they cannot.
+pub fn damage(run: &RunDir) -> Option<Error> {
+    read_events(run)
+        .and_then(|records| config_of(run, &records))
+        .err()
+}
+
+/// Takes back what the ledger of `run` knows of, for a run with [`damage`]; gives what was taken back, in words. With
+/// `dry` nothing is touched.
+pub fn undo_damaged(run: &RunDir, command: &str, dry: bool) -> Result<Vec<String>, Error> {
+    let _lock = take_lock(run, command)?;
+    let changes = stages::in_ledger(run)?;
+    if !dry {
+        stages::take_back(run)?;
+    }
+    Ok(changes)
+}
+
 fn take_lock(run: &RunDir, command: &str) -> Result<Lock, Error> {
     Lock::take(&run.lock(), &Holder::this_process(command)).map_err(|error| match &error {
-        LockError::Held { .. } => Error::caused(ErrorKind::NotResumable, &error)
-            .hint(format!("watch it with `gemmtune status {}`", run.path())),
+        LockError::Held { .. } => Error::caused(ErrorKind::NotResumable, &error).hint(format!(
+            "watch it with `gemmtune status {}`",
+            quoted(run.path())
+        )),
         LockError::Io { .. } => Error::caused(ErrorKind::Environment, &error),
     })
 }
@@ -349,7 +439,7 @@ fn refuse_copy(state: &State, run: &RunDir) -> Result<(), Error> {
         )
         .hint(format!(
             "go on there, or move it there; `gemmtune report {}` works on a copy",
-            run.path()
+            quoted(run.path())
         ))),
         _ => Ok(()),
     }
@@ -359,7 +449,7 @@ fn journal_error(error: &JournalError) -> Error {
     match error {
         JournalError::Io { .. } => Error::caused(ErrorKind::Environment, error),
         JournalError::Damaged { .. } => Error::caused(ErrorKind::NotResumable, error)
-            .hint("begin a new run, or cut the journal before that line"),
+            .hint("`gemmtune undo` takes back what the run changed; then begin a new one: `gemmtune run --new`"),
     }
 }
 

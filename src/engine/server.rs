@@ -2,7 +2,6 @@
 
 use std::collections::BTreeMap;
 use std::io::{Read as _, Seek as _, SeekFrom};
-use std::net::TcpListener;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::mpsc::{RecvTimeoutError, channel};
 use std::thread;
@@ -10,6 +9,7 @@ use std::time::{Duration, Instant};
 
 use camino::{Utf8Path, Utf8PathBuf};
 
+use super::loopback::{PATIENCE as PORT_PATIENCE, agent, take_no_proxy, wait_for_port};
 use crate::proc::interrupt::Urgency;
 use crate::proc::{Ended, Interrupt, Keeper, Kept, Spawn, tree};
 use crate::run::error::{Error, ErrorKind};
@@ -64,10 +64,11 @@ impl Server {
         keeper: &Keeper,
         interrupt: &Interrupt,
     ) -> Result<Self, Error> {
-        refuse_taken_port(order.port)?;
+        wait_for_port(order.port, PORT_PATIENCE, interrupt)?;
         let mut spawn = Spawn::new(order.argv.clone(), log);
         spawn.folder = Some(order.folder.clone());
         spawn.env = order.env.clone();
+        take_no_proxy(&mut spawn.env);
         spawn.grace = order.grace;
         let started = Instant::now();
         let kept = spawn
@@ -277,36 +278,11 @@ pub fn interrupted() -> Error {
     )
 }
 
-/// A blocking HTTP client whose every call ends within `limit`, whatever its status.
-pub fn agent(limit: Duration) -> ureq::Agent {
-    ureq::Agent::config_builder()
-        .timeout_global(Some(limit))
-        .http_status_as_error(false)
-        .build()
-        .into()
-}
-
 fn answers(agent: &ureq::Agent, url: &str) -> bool {
     agent
         .get(url)
         .call()
         .is_ok_and(|response| response.status() == 200)
-}
-
-/// Another server on the port would answer in ours's place, and be measured.
-fn refuse_taken_port(port: u16) -> Result<(), Error> {
-    match TcpListener::bind(("127.0.0.1", port)) {
-        Ok(_) => Ok(()),
-        Err(error) => Err(Error::new(
-            ErrorKind::Environment,
-            format!(
-                "port {port} of this host is not free ({error}): something else would be measured"
-            ),
-        )
-        .hint(
-            "stop the other server, or change the port in the server command and in `server.port`",
-        )),
-    }
 }
 
 /// Looks for a text in the part of a growing file that was not looked at before.
@@ -362,13 +338,5 @@ mod tests {
         assert!(!tail.has_come());
         fs_err::write(&path, "loading\nready to roll!\n").unwrap();
         assert!(tail.has_come());
-    }
-
-    #[test]
-    fn a_taken_port_is_refused_with_its_number() {
-        let holder = TcpListener::bind("127.0.0.1:0").unwrap();
-        let port = holder.local_addr().unwrap().port();
-        let error = refuse_taken_port(port).unwrap_err();
-        assert!(error.to_string().contains(&port.to_string()), "{error}");
     }
 }

@@ -6,13 +6,14 @@ use camino::{Utf8Path, Utf8PathBuf};
 use serde::{Deserialize, Serialize};
 
 use super::server::{Environment, Server, ServerOrder, interrupted};
-use super::{Engine, RUN_VARIABLE, deadline, write_json};
+use super::{Engine, RUN_VARIABLE, deadline, loopback};
 use crate::bench::{client, line, load, prompt};
 use crate::proc::interrupt::Urgency;
 use crate::proc::{Ended, Spawn};
 use crate::run::error::{Error, ErrorKind};
 use crate::run::event::{Event, Progress, Role};
 use crate::run::stage::{Stage, TrialEnd};
+use crate::store::file::write_atomic;
 use crate::workload::config::{Launch, Measure};
 
 /// The result lines of a trial, one JSON object per benchmark run, in its folder.
@@ -91,6 +92,7 @@ impl Engine<'_> {
                 Ok(TrialDone { number, folder })
             }
             Err(error) => {
+                let error = self.masked(error);
                 let reason = error.to_string();
                 self.record(Event::TrialFailed {
                     trial: number,
@@ -109,7 +111,7 @@ impl Engine<'_> {
         while_up: &mut dyn FnMut(&mut Server, &Utf8Path) -> Result<(), Error>,
     ) -> Result<(f64, f64), Error> {
         let server_order = self.server_order(order);
-        write_json(
+        self.write_masked(
             &folder.join("command.json"),
             &Started {
                 argv: server_order.argv.clone(),
@@ -121,7 +123,7 @@ impl Engine<'_> {
         let log = folder.join(SERVER_LOG);
         let mut server = Server::start(&server_order, &log, &self.keeper, &self.interrupt)?;
         if let Some(info) = server.info() {
-            write_json(&folder.join(SERVER_INFO), &info)?;
+            self.write_masked(&folder.join(SERVER_INFO), &info)?;
         }
         let mut slowest = 0.0_f64;
         for _ in 0..self.config.benchmark.repeats {
@@ -282,7 +284,10 @@ impl Engine<'_> {
         }
         let extra = line::Extra {
             tag: asked.name.clone(),
-            server_info: server.info(),
+            server_info: server.info().map(|mut info| {
+                self.secrets.mask_json(&mut info);
+                info
+            }),
             sequence: Some(u64::from(number)),
             started: Some(started),
             details: false,
@@ -315,6 +320,7 @@ impl Engine<'_> {
             RUN_VARIABLE.to_owned(),
             Some(self.run.path().as_str().to_owned()),
         );
+        loopback::take_no_proxy(&mut spawn.env);
         let mut kept = spawn
             .start(&self.keeper)
             .map_err(|error| Error::caused(ErrorKind::Usage, &error))?;
@@ -339,9 +345,12 @@ impl Engine<'_> {
             }
         }
         let own = folder.join(RESULTS);
-        if results != own {
-            fs_err::copy(results, &own)
-                .map_err(|error| failed(format!("the benchmark left no result: {error}")))?;
+        // `bench_serving` may write the server's arguments beside its results.
+        let text = crate::store::file::read_text(results)
+            .map_err(|error| failed(format!("the benchmark left no result: {error}")))?;
+        let masked = self.secrets.mask(&text);
+        if results != own || masked != text {
+            write_atomic(&own, masked.as_bytes()).map_err(|error| Error::file(&error))?;
         }
         let runs = crate::bench::result::read(&own).map_err(|error| {
             Error::caused(ErrorKind::WorkloadFailed, &error).hint(format!("read its output: {log}"))

@@ -12,7 +12,8 @@ use super::{
     Tuned, gone, tune_error,
 };
 use crate::engine::digest;
-use crate::engine::server::{Environment, agent};
+use crate::engine::loopback::agent;
+use crate::engine::server::Environment;
 use crate::log::summary::LogSummary;
 use crate::plan::cost::Cost;
 use crate::plan::fold::Fold;

@@ -176,9 +176,13 @@ fn fresh_mark() -> String {
 }
 
 fn append(path: &Utf8Path) -> std::io::Result<Stdio> {
+    use fs_err::os::unix::fs::OpenOptionsExt as _;
+
+    // A server prints the arguments it was started with, keys included.
     let file = fs_err::OpenOptions::new()
         .create(true)
         .append(true)
+        .mode(0o600)
         .open(path)?;
     Ok(Stdio::from(file.into_parts().0))
 }

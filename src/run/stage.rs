@@ -52,6 +52,14 @@ impl Stage {
         Self::Report,
     ];
 
+    /// Whether the stage starts the server.
+    pub const fn serves(self) -> bool {
+        matches!(
+            self,
+            Self::Baseline | Self::Capture | Self::Verify | Self::Compare
+        )
+    }
+
     /// The stage's name in commands, files and messages.
     pub const fn name(self) -> &'static str {
         match self {

@@ -1,5 +1,6 @@
 //! One process works on a run folder at a time, and the next one is told which.
 
+use std::fmt;
 use std::fs::{File, TryLockError};
 use std::io::{self, Read as _, Seek as _, Write as _};
 use std::thread;
@@ -36,6 +37,16 @@ impl Holder {
             command: command.to_owned(),
             since: jiff::Timestamp::now(),
         }
+    }
+}
+
+impl fmt::Display for Holder {
+    fn fmt(&self, formatter: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(
+            formatter,
+            "process {} on {} since {:.0} (`{}`)",
+            self.pid, self.host, self.since, self.command
+        )
     }
 }
 
@@ -134,15 +145,8 @@ impl Lock {
 fn in_words(file: &mut File) -> String {
     let mut text = String::new();
     let _ = file.read_to_string(&mut text);
-    serde_json::from_str::<Holder>(&text).map_or_else(
-        |_| "another process".to_owned(),
-        |held| {
-            format!(
-                "process {} on {} since {:.0} (`{}`)",
-                held.pid, held.host, held.since, held.command
-            )
-        },
-    )
+    serde_json::from_str::<Holder>(&text)
+        .map_or_else(|_| "another process".to_owned(), |held| held.to_string())
 }
 
 #[cfg(test)]

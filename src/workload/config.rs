@@ -41,6 +41,8 @@
 //! [`Config`]. Unknown names are errors, so a misspelt one is never silently ignored.
 
 mod check;
+mod contradiction;
+mod missing;
 
 use std::collections::BTreeMap;
 
@@ -48,6 +50,8 @@ use camino::{Utf8Path, Utf8PathBuf};
 use serde::{Deserialize, Serialize};
 
 pub use check::ConfigError;
+pub use contradiction::Find;
+pub use missing::{Missing, missing};
 
 use super::duration::Span;
 pub use super::load::Load;
@@ -118,7 +122,8 @@ pub struct Server {
     #[serde(default, skip_serializing_if = "Option::is_none")]
     #[cfg_attr(test, schemars(with = "Option<String>"))]
     pub cwd: Option<Utf8PathBuf>,
-    /// Variables set on top of the inherited environment.
+    /// Variables set on top of the inherited environment. What stands under the name of a secret (`HF_TOKEN`) is masked
+    /// in everything a run shows or writes, except its own `run.toml`, which only its owner can read.
     #[serde(default, skip_serializing_if = "BTreeMap::is_empty")]
     pub env: BTreeMap<String, String>,
     /// Inherited variables taken away.

@@ -338,6 +338,8 @@ impl Site {
             .args(arguments)
             .current_dir(&self.folder)
             .env("HOME", &self.folder)
+            // Tests beside this one are no runs on the same GPUs.
+            .env("TMPDIR", &self.folder)
             .output()
             .unwrap()
     }

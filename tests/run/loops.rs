@@ -65,29 +65,6 @@ fn a_finished_run_is_not_run_again_but_a_new_one_begun() {
 }
 
 #[test]
-fn a_changed_configuration_is_refused_with_the_difference() {
-    let site = Site::new(&Change::default());
-    site.run(&["run", "--until", "inspect"]);
-    let path = site.folder.join("gemmtune.toml");
-    let text = fs_err::read_to_string(&path)
-        .unwrap()
-        .replace("prompts = 6", "prompts = 7");
-    fs_err::write(&path, text).unwrap();
-    let output = site.run(&["run", "--until", "inspect"]);
-    assert_eq!(output.status.code(), Some(17), "{}", stderr(&output));
-    assert!(
-        stderr(&output).contains("+prompts = 7"),
-        "{}",
-        stderr(&output)
-    );
-    assert!(
-        stderr(&output).contains("gemmtune run --new"),
-        "{}",
-        stderr(&output)
-    );
-}
-
-#[test]
 fn a_run_folder_edited_by_hand_is_refused() {
     let site = Site::new(&Change::default());
     site.run(&["run", "--until", "inspect"]);

@@ -2,6 +2,7 @@
 
 mod documents;
 mod faults;
+mod first_hour;
 mod interrupts;
 mod loops;
 mod rest;

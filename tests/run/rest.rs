@@ -57,6 +57,7 @@ impl Rest {
             ])
             .current_dir(&self.folder)
             .env("HOME", &self.folder)
+            .env("TMPDIR", &self.folder)
             .env("PYTHONPATH", &self.path)
             .output()
             .unwrap()

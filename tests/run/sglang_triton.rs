@@ -62,6 +62,8 @@ impl Scene {
             .args(arguments)
             .current_dir(&self.folder)
             .env("HOME", &self.folder)
+            // Tests beside this one are no runs on the same GPUs.
+            .env("TMPDIR", &self.folder)
             .envs(env.iter().copied())
             .output()
             .unwrap()

@@ -88,6 +88,22 @@ impl Site {
         self.command(arguments).output().unwrap()
     }
 
+    /// Runs gemmtune to its end with more variables.
+    pub(crate) fn run_with(&self, env: &[(&str, &str)], arguments: &[&str]) -> Output {
+        self.command(arguments)
+            .envs(env.iter().copied())
+            .output()
+            .unwrap()
+    }
+
+    /// Changes the configuration.
+    pub(crate) fn edit(&self, from: &str, to: &str) {
+        let path = self.folder.join("gemmtune.toml");
+        let text = fs_err::read_to_string(&path).unwrap();
+        assert!(text.contains(from), "{text}");
+        fs_err::write(&path, text.replace(from, to)).unwrap();
+    }
+
     /// Starts gemmtune and leaves it running.
     pub(crate) fn start(&self, arguments: &[&str]) -> Child {
         self.command(arguments)

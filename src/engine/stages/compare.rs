@@ -12,8 +12,8 @@ use crate::engine::trial::{RESULTS, TrialOrder};
 use crate::engine::{Engine, in_place, read_json, write_json};
 use crate::platform::Deployment;
 use crate::run::error::{Error, ErrorKind};
-use crate::run::event::{Arm, Role};
-use crate::run::stage::{Stage, next_half, pair_trials};
+use crate::run::event::{Arm, Event, Role};
+use crate::run::stage::{self, Stage, TrialEnd, next_half, pair_trials};
 
 pub(super) fn compare(engine: &mut Engine<'_>) -> Result<Done, Error> {
     let pairs = engine.config.compare.pairs;
@@ -22,6 +22,7 @@ pub(super) fn compare(engine: &mut Engine<'_>) -> Result<Done, Error> {
     } else {
         read_json::<Deployment>(&engine.run.stage(Stage::Deploy.name()))?.environment()
     };
+    forget_lost(engine)?;
     while let Some((pair, arm)) = next_half(engine.state.trials(), pairs, &engine.host) {
         let env = match arm {
             Arm::Baseline => [].into(),
@@ -68,6 +69,31 @@ pub(super) fn compare(engine: &mut Engine<'_>) -> Result<Done, Error> {
     let loads = comparison.loads.iter().map(one_load);
     let parts: Vec<String> = std::iter::once(whole).chain(loads).collect();
     Ok(Done::new(parts.join("; ")))
+}
+
+/// A trial whose results are gone or torn was not measured, whatever the journal says.
+fn forget_lost(engine: &mut Engine<'_>) -> Result<(), Error> {
+    let is_lost = |trial: &&stage::Trial| {
+        let file = engine
+            .run
+            .trial(trial.number, trial.role.name())
+            .join(RESULTS);
+        matches!(trial.role, Role::Pair { .. })
+            && matches!(trial.end, TrialEnd::Finished { .. })
+            && result::read(&file).is_err()
+    };
+    let trials = engine.state.trials().iter();
+    let lost: Vec<u32> = trials.filter(is_lost).map(|trial| trial.number).collect();
+    for trial in lost {
+        engine.remark(format!(
+            "the results of trial {trial} are gone or damaged: it is measured anew"
+        ));
+        engine.record(Event::TrialFailed {
+            trial,
+            reason: "its results are gone or damaged".to_owned(),
+        })?;
+    }
+    Ok(())
 }
 
 /// A launch script that names the deployed files itself serves them in both arms, which would then be the same.

@@ -3,9 +3,11 @@
 use super::{Done, foresee};
 use crate::engine::{Engine, in_place, read_json, write_json};
 use crate::platform::{Deployment, Tuned};
+use crate::proc::quoted;
 use crate::run::error::{Error, ErrorKind};
 use crate::run::stage::Stage;
 use crate::shape::Shape;
+use crate::store::journal::JournalError;
 use crate::store::ledger::{Ledger, LedgerError, Operation};
 use crate::store::run_dir::RunDir;
 
@@ -51,8 +53,12 @@ pub(crate) fn deployed(engine: &Engine<'_>) -> Result<Vec<String>, Error> {
     if path.is_file() && !undone {
         return Ok(read_json::<Deployment>(&path)?.takes_back);
     }
-    let operations = Ledger::read(&engine.run.ledger())
-        .map_err(|error| Error::caused(ErrorKind::Environment, &error))?;
+    in_ledger(&engine.run)
+}
+
+/// What the run's ledger has changed and not taken back, in words.
+pub(crate) fn in_ledger(run: &RunDir) -> Result<Vec<String>, Error> {
+    let operations = Ledger::read(&run.ledger()).map_err(|error| ledger_error(run, &error))?;
     let live = operations.iter().filter(|operation| operation.is_live());
     Ok(live
         .flat_map(|operation| &operation.changes)
@@ -72,13 +78,8 @@ pub(crate) fn undo(engine: &mut Engine<'_>) -> Result<(), Error> {
 }
 
 /// Undoes everything in the run's ledger, newest first.
-fn take_back(run: &RunDir) -> Result<(), Error> {
-    let failed = |error: LedgerError| {
-        Error::caused(ErrorKind::Environment, &error).hint(format!(
-            "put what was changed since away, then run `gemmtune undo {}` again",
-            run.path()
-        ))
-    };
+pub(crate) fn take_back(run: &RunDir) -> Result<(), Error> {
+    let failed = |error: LedgerError| ledger_error(run, &error);
     let live = |operations: &[Operation]| operations.iter().any(Operation::is_live);
     if !live(&Ledger::read(&run.ledger()).map_err(failed)?) {
         return Ok(());
@@ -94,4 +95,25 @@ fn take_back(run: &RunDir) -> Result<(), Error> {
         ledger.undo(id).map_err(failed)?;
     }
     Ok(())
+}
+
+/// Why something could not be taken back, and what is left to do by hand.
+fn ledger_error(run: &RunDir, error: &LedgerError) -> Error {
+    let undo = format!("gemmtune undo {}", quoted(run.path()));
+    let hint = match error {
+        LedgerError::Journal(JournalError::Damaged { .. }) => format!(
+            "nothing was taken back, because what is damaged says what was changed; the lines before it can be read, and \
+             the originals are in {}, each named by the SHA-256 of its bytes",
+            run.ledger().join("saved")
+        ),
+        LedgerError::Damaged { path, .. } => format!(
+            "nothing was taken back; put {path} back from its package or repository, then `{undo}` again"
+        ),
+        LedgerError::Edited { .. } | LedgerError::Exists { .. } => {
+            format!("put what was changed since away, then `{undo}` again")
+        }
+        LedgerError::Lock(_) => "wait for the process that holds it".to_owned(),
+        _ => format!("make it possible, then `{undo}` again"),
+    };
+    Error::caused(ErrorKind::Environment, error).hint(hint)
 }

@@ -21,7 +21,7 @@ use crate::run::error::Error;
 use crate::run::stage::Stage;
 use crate::store::run_dir::RunDir;
 
-pub(crate) use deploy::{deployed, undo};
+pub(crate) use deploy::{deployed, in_ledger, take_back, undo};
 
 /// A stage that passed its guard.
 pub(crate) struct Done {

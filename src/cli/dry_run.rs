@@ -1,0 +1,170 @@
+//! `gemmtune run --dry-run`: what would be run, for how long, and whether the configuration agrees with itself.
+
+use std::process::ExitCode;
+
+use camino::{Utf8Path, Utf8PathBuf};
+
+use super::printer::Printer;
+use super::progress::duration;
+use crate::proc::paste::line;
+use crate::proc::quoted;
+use crate::run::error::{Error, ErrorKind};
+use crate::run::event::Role;
+use crate::run::stage::{Stage, State, TrialEnd};
+use crate::store::file::entries;
+use crate::store::run_dir::RunDir;
+use crate::workload::config::{Config, Launch, Load, Measure};
+use crate::workload::env;
+use crate::workload::secret::masked_command;
+
+/// Earlier runs that are looked through for how long a server start takes.
+const LOOKED_AT: usize = 20;
+
+/// What an earlier server start took.
+struct Seen {
+    run: Utf8PathBuf,
+    seconds: f64,
+}
+
+/// Says what going on with `run` would do.
+pub(super) fn of_run(run: &RunDir, printer: &Printer) -> Result<ExitCode, Error> {
+    let text = fs_err::read_to_string(run.config()).map_err(|error| {
+        Error::to(
+            ErrorKind::NotResumable,
+            "read the run's configuration",
+            error,
+        )
+    })?;
+    let config = Config::parse(&text)
+        .map_err(|error| Error::to(ErrorKind::NotResumable, &error.to_string(), error))?;
+    show(&config, seen_in(run, &config).as_ref(), printer)
+}
+
+/// Says what a run of `config` would do; earlier runs stand below `runs`.
+pub(super) fn of_config(
+    config: &Config,
+    runs: &Utf8Path,
+    printer: &Printer,
+) -> Result<ExitCode, Error> {
+    show(config, seen(runs, config).as_ref(), printer)
+}
+
+/// Refuses a configuration that says two things of one.
+pub(super) fn refuse_contradictions(config: &Config) -> Result<(), Error> {
+    let found = contradictions(config);
+    match found.as_slice() {
+        [] => Ok(()),
+        found => Err(Error::new(
+            ErrorKind::Usage,
+            format!("the configuration contradicts itself: {}", found.join("; ")),
+        )
+        .hint("make the two agree in gemmtune.toml")),
+    }
+}
+
+fn contradictions(config: &Config) -> Vec<String> {
+    config.contradictions(&|program, path| {
+        let path = path.map_or_else(|| env::variable("PATH"), |path| Some(path.to_owned()))?;
+        super::init::find(program, &path)
+    })
+}
+
+fn show(config: &Config, seen: Option<&Seen>, printer: &Printer) -> Result<ExitCode, Error> {
+    let server = match config.launch() {
+        Ok(Launch::Command(command)) => line(&masked_command(command)),
+        Ok(Launch::Script(script)) => format!("bash {}", quoted(script)),
+        Err(error) => return Err(Error::to(ErrorKind::Usage, &error.to_string(), error)),
+    };
+    let benchmark = match config.measure() {
+        Ok(Measure::Command { command, results }) => {
+            format!("{} (results: {results})", line(&masked_command(command)))
+        }
+        Ok(Measure::Builtin(loads)) => loads.iter().map(in_words).collect::<Vec<_>>().join("; "),
+        Err(error) => return Err(Error::to(ErrorKind::Usage, &error.to_string(), error)),
+    };
+    // Baseline, capture and verify serve once each.
+    let starts = 3 + config.compare.pairs * 2;
+    let seconds = seen.map(|seen| seen.seconds * f64::from(starts));
+    if printer.is_json() {
+        printer.json(&serde_json::json!({
+            "server": server,
+            "ready": config.ready_url(),
+            "benchmark": benchmark,
+            "stages": Stage::ALL.map(Stage::name),
+            "server_starts": starts,
+            "tune_budget": config.budget.tune.to_string(),
+            "seconds_per_start": seen.map(|seen| seen.seconds),
+            "seconds_without_tuning": seconds,
+            "contradictions": contradictions(config),
+        }))?;
+    } else {
+        let budget = config.budget.tune;
+        let how_long = match (seen, seconds) {
+            (Some(seen), Some(seconds)) => format!(
+                "about {} for {starts} starts of {} each (as in {}), and at most {budget} for tuning",
+                duration(seconds),
+                duration(seen.seconds),
+                seen.run
+            ),
+            _ => format!(
+                "{starts} times a server start with its benchmark, and at most {budget} for tuning; \
+                 `gemmtune run --until baseline` measures one, and the run goes on from there"
+            ),
+        };
+        printer.say(format!(
+            "would start   {server}\n\
+             until ready   {}\n\
+             and run       {benchmark}\n\
+             stages        {}\n\
+             server starts {starts}: baseline, capture, verify and {} interleaved pairs\n\
+             how long      {how_long}\n\
+             nothing was run",
+            config.ready_url(),
+            Stage::ALL.map(Stage::name).join(", "),
+            config.compare.pairs,
+        ));
+    }
+    refuse_contradictions(config)?;
+    Ok(ExitCode::SUCCESS)
+}
+
+/// The newest run of this workload that has served it as it is, and how long that took.
+fn seen(runs: &Utf8Path, config: &Config) -> Option<Seen> {
+    let mut folders: Vec<Utf8PathBuf> = entries(runs)
+        .ok()?
+        .into_iter()
+        .filter(|entry| entry.file_name().contains(&config.workload.name))
+        .map(camino::Utf8DirEntry::into_path)
+        .collect();
+    // Their names begin with the time.
+    folders.sort();
+    let newest = folders.into_iter().rev().take(LOOKED_AT);
+    newest
+        .filter_map(|folder| RunDir::open(&folder).ok())
+        .find_map(|run| seen_in(&run, config))
+}
+
+fn seen_in(run: &RunDir, config: &Config) -> Option<Seen> {
+    let text = fs_err::read_to_string(run.config()).ok()?;
+    let begun = Config::parse(&text).ok()?;
+    if (&begun.server, &begun.benchmark) != (&config.server, &config.benchmark) {
+        return None;
+    }
+    let events = crate::engine::read_events(run).ok()?;
+    let state = State::fold(events.iter().map(|record| &record.event));
+    match state.finished_trial(Role::Baseline)?.end {
+        TrialEnd::Finished { seconds, .. } => Some(Seen {
+            run: run.path().to_owned(),
+            seconds,
+        }),
+        _ => None,
+    }
+}
+
+fn in_words(load: &Load) -> String {
+    let name = load.name.as_deref().unwrap_or("built in");
+    format!(
+        "{name}: {} requests, {} at once, {} tokens in, {} out",
+        load.prompts, load.concurrency, load.input_len, load.output_len
+    )
+}
