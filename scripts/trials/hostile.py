@@ -120,8 +120,9 @@ def run(arguments, folder):
     held = []
 
     def limits():
-        # What is above this cannot be an honest answer to any of these inputs.
+        # What is above these cannot be an honest answer to any of these inputs, and would take the machine down.
         resource.setrlimit(resource.RLIMIT_FSIZE, (1 << 30, 1 << 30))
+        resource.setrlimit(resource.RLIMIT_AS, (4 << 30, 4 << 30))
 
     child = subprocess.Popen(
         [GEMMTUNE, *arguments],
@@ -249,6 +250,7 @@ def main():
                 figures["exit_codes"][str(code)] = figures["exit_codes"].get(str(code), 0) + 1
                 figures["most_mb"] = max(figures["most_mb"], round(held))
                 if found:
+                    print(f"{form}, {kind}: {', '.join(found)}", file=sys.stderr, flush=True)
                     figures["wrong"].append(
                         {"form": form, "input": kind, "what": found, "said": err.decode(errors="replace")[-400:]}
                     )

@@ -45,7 +45,7 @@ pub fn run(args: &DoctorArgs, printer: &Printer) -> Result<(), Error> {
     let keeper = Keeper::this_binary()
         .map_err(|error| Error::to(ErrorKind::Bug, "find our own binary", error))?;
     let interrupt = super::interrupt()?;
-    let config = fs_err::read_to_string(FILE_NAME)
+    let config = crate::store::file::read_text(FILE_NAME.into())
         .ok()
         .and_then(|text| Config::parse(&text).ok());
     let answer = ask(args, config.as_ref(), &keeper, &interrupt);

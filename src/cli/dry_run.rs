@@ -11,7 +11,7 @@ use crate::proc::quoted;
 use crate::run::error::{Error, ErrorKind};
 use crate::run::event::Role;
 use crate::run::stage::{Stage, State, TrialEnd};
-use crate::store::file::entries;
+use crate::store::file::{self, entries};
 use crate::store::run_dir::RunDir;
 use crate::workload::config::{Config, Launch, Load, Measure};
 use crate::workload::env;
@@ -28,7 +28,7 @@ struct Seen {
 
 /// Says what going on with `run` would do.
 pub(super) fn of_run(run: &RunDir, printer: &Printer) -> Result<ExitCode, Error> {
-    let text = fs_err::read_to_string(run.config()).map_err(|error| {
+    let text = file::read_text(&run.config()).map_err(|error| {
         Error::to(
             ErrorKind::NotResumable,
             "read the run's configuration",
@@ -145,7 +145,7 @@ fn seen(runs: &Utf8Path, config: &Config) -> Option<Seen> {
 }
 
 fn seen_in(run: &RunDir, config: &Config) -> Option<Seen> {
-    let text = fs_err::read_to_string(run.config()).ok()?;
+    let text = file::read_text(&run.config()).ok()?;
     let begun = Config::parse(&text).ok()?;
     if (&begun.server, &begun.benchmark) != (&config.server, &config.benchmark) {
         return None;

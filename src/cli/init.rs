@@ -87,7 +87,7 @@ pub fn run(args: &InitArgs, printer: &Printer) -> Result<(), Error> {
 fn draft(args: &InitArgs) -> Result<(Draft, String), Error> {
     let folder = env::folder()
         .map_err(|error| Error::to(ErrorKind::Environment, "find the working directory", error))?;
-    let read = |path: &Utf8Path| fs_err::read_to_string(path).ok();
+    let read = |path: &Utf8Path| crate::store::file::read_text(path).ok();
     let surroundings = Surroundings {
         read: &read,
         variable: &env::variable,
@@ -95,7 +95,7 @@ fn draft(args: &InitArgs) -> Result<(Draft, String), Error> {
     };
     match (&args.script, args.pid) {
         (Some(path), _) => {
-            let text = fs_err::read_to_string(path)
+            let text = crate::store::file::read_text(path)
                 .map_err(|error| Error::to(ErrorKind::Usage, "read the script", error))?;
             let facts = script::read(&text, path, &surroundings).map_err(|error| {
                 Error::to(ErrorKind::Usage, "understand the script", error)

@@ -62,7 +62,7 @@ fn document(path: &Utf8Path) -> Result<Option<Value>, Error> {
     if !path.is_file() {
         return Ok(None);
     }
-    let text = fs_err::read_to_string(path)
+    let text = crate::store::file::read_text(path)
         .map_err(|error| Error::to(ErrorKind::Bug, "read a document of the run", error))?;
     serde_json::from_str(&text)
         .map(Some)

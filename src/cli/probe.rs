@@ -352,7 +352,7 @@ fn of_table(args: &ProbeArgs, path: &Utf8Path) -> Result<Target, Error> {
 fn of_run(path: &Utf8Path) -> Result<Target, Error> {
     let run = super::run::open(path)?;
     let read = |path: Utf8PathBuf| {
-        fs_err::read_to_string(path).map_err(|error| {
+        crate::store::file::read_text(&path).map_err(|error| {
             Error::to(ErrorKind::Usage, "read what the run deployed", error)
                 .hint("go on with the run until `deploy`, or name a table with --table")
         })

@@ -106,7 +106,7 @@ fn latest_unfinished() -> Result<Option<Utf8PathBuf>, Error> {
 /// Keeps what the configuration of `run` holds off the terminal.
 fn keep_secrets(run: &RunDir, printer: &Printer) {
     // A configuration that cannot be read is told about by whoever needs it.
-    let text = fs_err::read_to_string(run.config()).unwrap_or_default();
+    let text = file::read_text(&run.config()).unwrap_or_default();
     if let Ok(config) = Config::parse(&text) {
         printer.keep(Secrets::of(&config, env::all()));
     }
@@ -268,7 +268,7 @@ fn unfinished(runs: &Utf8Path) -> Result<Option<RunDir>, Error> {
 /// Whether the unfinished `run` was begun with `config`. Another configuration is refused once something was measured:
 /// the run would compare two workloads.
 fn is_as_begun(run: &RunDir, config: &Config) -> Result<bool, Error> {
-    let recorded = fs_err::read(run.config()).map_err(|error| {
+    let recorded = file::read(&run.config()).map_err(|error| {
         Error::to(
             ErrorKind::NotResumable,
             "read the run's configuration",

@@ -23,7 +23,7 @@ use crate::platform::Platform;
 use crate::proc::{Interrupt, Keeper, quoted, tree};
 use crate::run::event::{Event, FORMAT, Header, Notice, Progress};
 use crate::run::stage::{Action, RunMode, Stage, State, next};
-use crate::store::file::{write_atomic, write_private};
+use crate::store::file::{self, write_atomic, write_private};
 use crate::store::journal::{Journal, JournalError, Record};
 use crate::store::lock::{Holder, Lock, LockError, host_and_boot};
 use crate::store::run_dir::RunDir;
@@ -363,7 +363,7 @@ impl<'a> Engine<'a> {
 
 /// The configuration a run was begun with, as its journal vouches for it.
 fn config_of(run: &RunDir, records: &[Record<Event>]) -> Result<Config, Error> {
-    let text = fs_err::read_to_string(run.config()).map_err(|error| Error::file(&error))?;
+    let text = file::read_text(&run.config()).map_err(|error| Error::file(&error))?;
     let Some(Event::RunStarted { header }) = records.first().map(|record| &record.event) else {
         return Err(Error::new(
             ErrorKind::NotResumable,
@@ -473,7 +473,7 @@ pub fn read_events(run: &RunDir) -> Result<Vec<Record<Event>>, Error> {
 
 /// Reads a document that a stage wrote.
 fn read_json<T: serde::de::DeserializeOwned>(path: &Utf8Path) -> Result<T, Error> {
-    let text = fs_err::read_to_string(path).map_err(|error| match error.kind() {
+    let text = file::read_text(path).map_err(|error| match error.kind() {
         std::io::ErrorKind::NotFound => spoilt(format!("`{path}` is gone")),
         _ => Error::file(&error),
     })?;

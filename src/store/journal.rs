@@ -129,7 +129,7 @@ impl Journal {
 
 /// The records, and the length of the part of the file that holds them.
 fn read_whole<T: DeserializeOwned>(path: &Utf8Path) -> Result<(Vec<Record<T>>, u64), JournalError> {
-    let bytes = std::fs::read(path).map_err(|source| JournalError::Io {
+    let bytes = super::file::read(path).map_err(|source| JournalError::Io {
         path: path.to_owned(),
         source,
     })?;

@@ -131,7 +131,8 @@ impl Planned {
 
 pub(super) fn plan(engine: &mut Engine<'_>) -> Result<Done, Error> {
     let inspection = super::inspection(&engine.run)?;
-    let bytes = fs_err::read(engine.run.shapes()).map_err(|error| Error::file(&error))?;
+    let bytes =
+        crate::store::file::read(&engine.run.shapes()).map_err(|error| Error::file(&error))?;
     let captured = shapes::read(&bytes, None)
         .map_err(|error| Error::caused(ErrorKind::NotResumable, &error))?;
     let told: Captured = read_json(&engine.run.stage(Stage::Capture.name()))?;

@@ -181,7 +181,8 @@ fn shape_rows(
     captured: &Captured,
     tuned: Option<&Tuned>,
 ) -> Result<Vec<ShapeRow>, Error> {
-    let bytes = fs_err::read(engine.run.shapes()).map_err(|error| Error::file(&error))?;
+    let bytes =
+        crate::store::file::read(&engine.run.shapes()).map_err(|error| Error::file(&error))?;
     let seen = shapes::read(&bytes, None)
         .map_err(|error| Error::caused(ErrorKind::NotResumable, &error))?;
     let rows = tuned.map_or(&[][..], |tuned| &tuned.rows);

@@ -88,7 +88,8 @@ pub(super) fn tune(engine: &mut Engine<'_>) -> Result<Done, Error> {
 /// Gives planned shapes the dtype their weight was seen with: a table that is read by N, K and M alone has none, and
 /// neither has its plan.
 fn with_dtypes(engine: &Engine<'_>, mut planned: Vec<Shape>) -> Result<Vec<Shape>, Error> {
-    let bytes = fs_err::read(engine.run.shapes()).map_err(|error| Error::file(&error))?;
+    let bytes =
+        crate::store::file::read(&engine.run.shapes()).map_err(|error| Error::file(&error))?;
     let seen = shapes::read(&bytes, None)
         .map_err(|error| Error::caused(ErrorKind::NotResumable, &error))?;
     for shape in planned.iter_mut().filter(|shape| shape.dtype.is_empty()) {
