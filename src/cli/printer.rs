@@ -47,12 +47,12 @@ impl Printer {
 
     /// One line or several as they may be shown.
     pub fn plain(&self, text: &str) -> String {
-        plain::escaped(&plain::cut(&self.secrets().mask(text), &['`']))
+        plain::cut(&plain::escaped(&self.secrets().mask(text)), &['`'])
     }
 
     /// A message of something that went wrong, which quotes what it was about.
     fn message(&self, text: &str) -> String {
-        plain::escaped(&plain::cut(&self.secrets().mask(text), &['`', '"']))
+        plain::cut(&plain::escaped(&self.secrets().mask(text)), &['`', '"'])
     }
 
     /// Whether the user asked for one JSON document.

@@ -101,7 +101,7 @@ pub fn tables(
     set: impl Fn(&str) -> Option<String>,
 ) -> Result<Tables, AiterError> {
     let (_, variable, stem) = entry(op).ok_or(AiterError::NotAnAiterOperation(op))?;
-    let core = fs_err::read(package.join("jit/core.py"))?;
+    let core = crate::store::file::read(&package.join("jit/core.py"))?;
     // The name may be the beginning of another operation's.
     let quoted = format!("\"{variable}\"");
     if memchr::memmem::find(&core, quoted.as_bytes()).is_none() {
@@ -179,7 +179,7 @@ pub struct Module {
 pub fn modules(package: &Utf8Path, op: Op) -> Result<Vec<Module>, AiterError> {
     let (_, variable, _) = entry(op).ok_or(AiterError::NotAnAiterOperation(op))?;
     let path = package.join("jit/optCompilerConfig.json");
-    let text = fs_err::read(&path)?;
+    let text = crate::store::file::read(&path)?;
     let config: serde_json::Map<String, serde_json::Value> = serde_json::from_slice(&text)
         .map_err(|source| AiterError::Modules {
             path: path.clone(),

@@ -124,7 +124,7 @@ impl Package {
     /// Reads and parses a file of the package.
     pub fn read(&self, relative: &str) -> Result<Source, TreeError> {
         let path = self.folder.join(relative);
-        let bytes = fs_err::read(&path)?;
+        let bytes = crate::store::file::read(&path)?;
         Ok(Source::parse(path, &bytes)?)
     }
 
@@ -149,7 +149,7 @@ fn version(folder: &Utf8Path) -> Option<String> {
 }
 
 fn literal_version(path: &Utf8Path) -> Option<String> {
-    let source = Source::parse(path, &fs_err::read(path).ok()?).ok()?;
+    let source = Source::parse(path, &crate::store::file::read(path).ok()?).ok()?;
     source.body().iter().find_map(|stmt| match &stmt.kind {
         StmtKind::Assign {
             targets,
@@ -179,7 +179,7 @@ fn metadata_version(folder: &Utf8Path) -> Option<String> {
     let (name, None) = (found.next()?, found.next()) else {
         return None;
     };
-    let text = fs_err::read_to_string(beside.join(name).join("METADATA")).ok()?;
+    let text = crate::store::file::read_text(&beside.join(name).join("METADATA")).ok()?;
     text.lines()
         .take_while(|line| !line.is_empty())
         .find_map(|line| line.strip_prefix("Version:"))
