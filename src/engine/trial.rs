@@ -7,7 +7,7 @@ use serde::{Deserialize, Serialize};
 
 use super::server::{Environment, Server, ServerOrder, interrupted};
 use super::{Engine, RUN_VARIABLE, deadline, loopback};
-use crate::bench::{client, line, load, prompt};
+use crate::bench::{client, line, load, prompt, result};
 use crate::proc::interrupt::Urgency;
 use crate::proc::{Ended, Spawn};
 use crate::run::error::{Error, ErrorKind};
@@ -15,6 +15,7 @@ use crate::run::event::{Event, Progress, Role};
 use crate::run::stage::{Stage, TrialEnd};
 use crate::store::file::write_atomic;
 use crate::workload::config::{Launch, Measure};
+use crate::workload::secret::Secrets;
 
 /// The result lines of a trial, one JSON object per benchmark run, in its folder.
 pub(crate) const RESULTS: &str = "bench.jsonl";
@@ -345,14 +346,13 @@ impl Engine<'_> {
             }
         }
         let own = folder.join(RESULTS);
-        // `bench_serving` may write the server's arguments beside its results.
         let text = crate::store::file::read_text(results)
             .map_err(|error| failed(format!("the benchmark left no result: {error}")))?;
-        let masked = self.secrets.mask(&text);
+        let masked = without_secrets(&text, &self.secrets);
         if results != own || masked != text {
             write_atomic(&own, masked.as_bytes()).map_err(|error| Error::file(&error))?;
         }
-        let runs = crate::bench::result::read(&own).map_err(|error| {
+        let runs = result::read(&own).map_err(|error| {
             Error::caused(ErrorKind::WorkloadFailed, &error).hint(format!("read its output: {log}"))
         })?;
         match runs
@@ -396,5 +396,38 @@ impl Engine<'_> {
         let mean = seconds.iter().sum::<f64>() / seconds.len().max(1) as f64;
         let eta = (!seconds.is_empty()).then(|| mean * (wanted - done) as f64);
         (Some((done, wanted)), eta)
+    }
+}
+
+/// Result lines without secrets: `bench_serving` may write the server's arguments beside its results. Lines that hold
+/// none stay as they are to the byte.
+fn without_secrets(text: &str, secrets: &Secrets) -> String {
+    let masked = |line: &str| {
+        let read: serde_json::Value = serde_json::from_str(&result::strict_json(line)).ok()?;
+        let mut masked = read.clone();
+        secrets.mask_json(&mut masked);
+        (masked != read).then(|| format!("{masked}\n"))
+    };
+    text.split_inclusive('\n')
+        .map(|line| masked(line).unwrap_or_else(|| line.to_owned()))
+        .collect()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn result_lines_lose_the_servers_key_and_nothing_else() {
+        let plain = "{\"request_rate\": Infinity, \"generated\": \"taken=\\\"a\\\"\"}\n";
+        let keyed = "{\"a\": NaN, \"server_info\": {\"api_key\": \"sk-1\", \"tp\": 1}}\n";
+        let text = without_secrets(&format!("{plain}{keyed}torn"), &Secrets::default());
+        let expected = "{\"a\":\"NaN\",\"server_info\":{\"api_key\":\"***\",\"tp\":1}}\n";
+        assert_eq!(text, format!("{plain}{expected}torn"));
+        // A text that quotes one stays a text.
+        let quoted = "{\"text\": \"token=\\\"abcdef\\\"\"}\n";
+        let text = without_secrets(quoted, &Secrets::default());
+        let value: serde_json::Value = serde_json::from_str(&text).unwrap();
+        assert_eq!(value["text"], "token=\"***\"");
     }
 }
