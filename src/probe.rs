@@ -5,6 +5,7 @@
 //! answered by then counts, and the shape it was at is named.
 
 pub mod ran;
+pub mod serving;
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::time::Duration;
@@ -140,11 +141,17 @@ pub enum ProbeError {
     },
 }
 
+/// Refuses an operation whose operands the program does not know.
+fn answerable(op: Op) -> Result<(), ProbeError> {
+    if matches!(op, Op::A4w4 | Op::TritonBlockFp8) {
+        return Err(ProbeError::Operation(op));
+    }
+    Ok(())
+}
+
 /// Tries the operation.
 pub fn probe(order: &Order<'_>) -> Result<Found, ProbeError> {
-    if matches!(order.op, Op::A4w4 | Op::TritonBlockFp8) {
-        return Err(ProbeError::Operation(order.op));
-    }
+    answerable(order.op)?;
     let keep = tempfile::tempdir().map_err(ProbeError::Write)?;
     let path = keep.path().join("order.json");
     let problem = |shape: &Shape| (shape.m, shape.n, shape.k);

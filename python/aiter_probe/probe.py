@@ -11,6 +11,13 @@ tag and a JSON object each, written as they come, so that a kernel that ends the
     {"time": {"M", "N", "K", "us": 6.2 or null, "clock": "device" or "wall", "kernel": "name on the device" or null, "said"}}
     {"modules": {"module_gemm_a8w8_blockscale": "/path/of/it.so", ...}}     what was loaded
 
+With "serve" it times SGLang's own linear instead, quantiser and all, and answers into a file that outlives it:
+
+    {"serve": [[M, N, K], ...], "ways": ["today", "tuned"], "switch": "switch.json" or null, "answers": "answers.jsonl"}
+    {"served": {"M", "N", "K", "us": {"today": [6 times], ...}, "kernels": {"today": name}, "clock", "said"}}
+
+Both ways in one process are told apart by turning the switch off and on, and timed in turn.
+
 A check goes through SGLang's own linear function where SGLang can be imported, so that quantiser, layouts and a switch
 are the server's; its error is relative to the product of the same quantised operands in float64. A time is that of
 aiter's operation alone, which is what aiter's tuner measures. Needs torch and aiter; nothing else.
@@ -34,6 +41,11 @@ ITERATIONS = 101
 #: Operands are rotated so that weights come from memory, as between the layers of a model: twice MI300X's 256 MB of
 #: Infinity Cache.
 ROTATED_BYTES = 512 * 1024 * 1024
+#: Times of a GEMM on each way, in turn where there are two: six pairs are the fewest whose interval reaches 95 %
+#: (`src/stats/paired.rs`).
+ROUNDS = 6
+#: Calls of a round: as many together as aiter's tuner makes.
+CALLS = -(-ITERATIONS // ROUNDS)
 
 
 def tell(record):
@@ -57,6 +69,8 @@ class Bench:
 
         self.aiter = aiter
         self.op = op
+        #: The way that is being timed.
+        self.way = "today"
         self.device = self._device()
         self.kernel = getattr(aiter, op)
         self.preshuffled = op.endswith("_bpreshuffle")
@@ -211,16 +225,11 @@ class Bench:
             from aiter.ops.shuffle import shuffle_weight
 
             w = shuffle_weight(w, (16, 16))
-        on_device = self.device.type == "cuda"
-        copies = 1
-        if on_device:
-            free = self.torch.cuda.mem_get_info()[0] // 2
-            copies = max(1, min(ITERATIONS, ROTATED_BYTES // (n * k) + 1, free // (n * k)))
-        calls = [self._operation(x, w.clone() if copy else w, w_scale) for copy in range(copies)]
+        calls = [self._operation(x, copy, w_scale) for copy in self._copies(w)]
         for i in range(WARM_UP):
-            calls[i % copies]()
-        if on_device:
-            us, kernel = self._device_time(calls)
+            calls[i % len(calls)]()
+        if self.device.type == "cuda":
+            us, kernel = self._device_time(calls, ITERATIONS)
             return us, "device", kernel
         # A CPU has nothing to wait for; few calls do.
         times = []
@@ -230,13 +239,55 @@ class Bench:
             times.append(time.perf_counter() - started)
         return sorted(times)[len(times) // 2] * 1e6, "wall", None
 
-    def _device_time(self, calls):
+    def _copies(self, w):
+        """The weight as often as it takes that each call finds it in memory and not in a cache."""
+        copies, size = 1, int(w.shape[0]) * int(w.shape[1])
+        if self.device.type == "cuda":
+            free = self.torch.cuda.mem_get_info()[0] // 2
+            copies = max(1, min(ITERATIONS, ROTATED_BYTES // size + 1, free // size))
+        return [w] + [w.clone() for _ in range(copies - 1)]
+
+    def serving(self, m, n, k, ways):
+        """Times of SGLang's linear on each way, in turn, the kernel that took longest, and which clock they are from.
+
+        `ways` has a function for each name that makes this process take that way.
+        """
+        x = self.activation(m, k, seed=m)
+        w, w_scale = self.weight(n, k, seed=n + k)
+        copies, calls = self._copies(w), {}
+        times, kernels = {way: [] for way in ways}, {}
+        for way, turn in ways.items():
+            self.way = way
+            turn()
+            self.leaf = self._leaf()
+            laid_out = [self.laid_out(copy) for copy in copies]
+            calls[way] = [lambda w=copy: self.served(x, w, w_scale) for copy in laid_out]
+        clock = "device" if self.device.type == "cuda" else "wall"
+        for number in range(-1, ROUNDS):
+            for way in reversed(ways) if number % 2 else ways:
+                self.way = way
+                ways[way]()
+                self.leaf = self._leaf()
+                if number < 0:
+                    for i in range(WARM_UP):
+                        calls[way][i % len(copies)]()
+                elif clock == "device":
+                    us, kernels[way] = self._device_time(calls[way], CALLS)
+                    times[way].append(us)
+                else:
+                    started = time.perf_counter()
+                    calls[way][0]()
+                    times[way].append((time.perf_counter() - started) * 1e6)
+        return times, kernels, clock
+
+    def _device_time(self, calls, iterations):
+        """Device time of one call, us, and the name of the kernel that took most of it."""
         torch = self.torch
         from torch.profiler import ProfilerActivity, profile
 
         torch.cuda.synchronize()
         with profile(activities=[ProfilerActivity.CUDA]) as profiler:
-            for i in range(ITERATIONS):
+            for i in range(iterations):
                 calls[i % len(calls)]()
             torch.cuda.synchronize()
         spans = [
@@ -252,10 +303,10 @@ class Bench:
         for _, duration, name in spans:
             kernels[name] = kernels.get(name, 0.0) + duration
         longest = shortened(max(kernels, key=kernels.get))
-        each, rest = divmod(len(durations), ITERATIONS)
+        each, rest = divmod(len(durations), iterations)
         if rest:  # calls of different numbers of kernels
-            return sum(durations) / ITERATIONS, longest
-        return without_outliers([sum(durations[i * each : (i + 1) * each]) for i in range(ITERATIONS)]), longest
+            return sum(durations) / iterations, longest
+        return without_outliers([sum(durations[i * each : (i + 1) * each]) for i in range(iterations)]), longest
 
 
 def shortened(name):
@@ -276,6 +327,34 @@ def loaded_modules():
         if name.startswith("module_gemm"):
             found[name] = os.path.abspath(path)
     return found
+
+
+class Switch:
+    """What `switch` decided, to be turned on and off in this process: names of `fp8_utils` and what they are bound to."""
+
+    def __init__(self, utils, path):
+        from gemmtune_overlay import switch
+
+        self.utils, self.refused = utils, []
+        before = dict(vars(utils))
+        switch.apply(utils, path, self)
+        if self.refused:
+            raise RuntimeError(f"the switch is refused: {self.refused[0]}")
+        after = vars(utils)
+        self.bound = {name: (value, after[name]) for name, value in before.items() if after[name] is not value}
+
+    def once(self, record):
+        """The overlay's recorder: what it says of each action."""
+        if not record["switch"]["ok"]:
+            self.refused.append(record["switch"]["detail"])
+
+    def error(self, *_):
+        """It was in the record."""
+
+    def turn(self, on):
+        """Makes this process take the tuned way or the one of today."""
+        for name, both in self.bound.items():
+            setattr(self.utils, name, both[on])
 
 
 class ChannelBench(Bench):
@@ -379,9 +458,39 @@ def without_outliers(times):
     return sum(kept) / len(kept)
 
 
+def serve(order):
+    """Times what serves each GEMM; every answer is on the disk before the next one begins."""
+    file = os.open(order["answers"], os.O_WRONLY | os.O_APPEND)
+
+    def answer(record):
+        os.write(file, (json.dumps(record) + "\n").encode())
+        os.fsync(file)
+
+    bench = bench_of(order)
+    if bench.leaf is None:
+        raise RuntimeError("SGLang's linear cannot be imported")
+    answer({"about": bench.about()})
+    ways = dict.fromkeys(order["ways"], lambda: None)
+    if order["switch"]:
+        switch = Switch(bench.utils, order["switch"])
+        ways = {way: lambda on=way == "tuned": switch.turn(on) for way in ways}
+    for m, n, k in order["serve"]:
+        problem = {"M": m, "N": n, "K": k}
+        answer({"doing": problem})
+        us, kernels, clock, said = {}, {}, "device", None
+        try:
+            us, kernels, clock = bench.serving(m, n, k, ways)
+        except Exception as raised:
+            said = f"{bench.way}: {failure(raised)}"
+        answer({"served": {**problem, "us": us, "kernels": kernels, "clock": clock, "said": said}})
+
+
 def main(path):
     with open(path, encoding="utf-8") as file:
         order = json.load(file)
+    if "serve" in order:
+        serve(order)
+        return
     bench = bench_of(order)
     tell({"about": bench.about()})
     for m, n, k in order["check"]:

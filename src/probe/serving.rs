@@ -1,0 +1,358 @@
+//! How long SGLang's own linear takes for a GEMM, on the way that serves it today and on the tuned one.
+//!
+//! The same program as the probe's, in a process of its own. Its answers are lines of a file, each on the disk before
+//! the next GEMM begins: whoever is killed goes on where it was. A GEMM that ends the process, or makes it hang, is
+//! named and not tried again, and a fresh process goes on behind it.
+
+use std::collections::BTreeMap;
+use std::time::{Duration, Instant};
+
+use camino::{Utf8Path, Utf8PathBuf};
+use serde::{Deserialize, Serialize};
+
+use super::{LOOKUPS_TOLD, PROGRAM, ProbeError, answerable, last_words};
+use crate::proc::interrupt::Urgency;
+use crate::proc::{Ended, Interrupt, Keeper, RunError, Spawn};
+use crate::shape::{Op, Shape};
+
+/// Processes that may end without an answer before the GEMMs that are left count as not timed: then it is not this GEMM
+/// or that one.
+const DEATHS: usize = 3;
+
+/// The way that serves today, in the answers.
+pub const TODAY: &str = "today";
+
+/// The tuned way, in the answers.
+pub const TUNED: &str = "tuned";
+
+/// Which ways are timed.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum Ways {
+    /// The one of today.
+    Today,
+    /// The tuned one; the environment leads there.
+    Tuned,
+    /// Both, in turn: the process takes the tuned one while this switch is on.
+    InTurn {
+        /// The overlay's decision.
+        switch: Utf8PathBuf,
+    },
+}
+
+impl Ways {
+    fn names(&self) -> &'static [&'static str] {
+        match self {
+            Self::Today => &[TODAY],
+            Self::Tuned => &[TUNED],
+            Self::InTurn { .. } => &[TODAY, TUNED],
+        }
+    }
+}
+
+/// What is to be timed.
+#[derive(Debug)]
+pub struct Order<'a> {
+    /// The server's interpreter.
+    pub python: &'a str,
+    /// Its working folder.
+    pub folder: Option<Utf8PathBuf>,
+    /// The environment of the server, on top of our own.
+    pub env: BTreeMap<String, Option<String>>,
+    /// The operation.
+    pub op: Op,
+    /// SGLang's function that reaches it, where there are several.
+    pub linear: Option<&'a str>,
+    /// What is timed.
+    pub shapes: &'a [Shape],
+    /// On which ways.
+    pub ways: Ways,
+    /// Where answers go; those that are there and of the same `identity` stand.
+    pub answers: &'a Utf8Path,
+    /// What the answers are of: whatever decides which kernels run.
+    pub identity: &'a str,
+    /// Longest time without an answer; a first call may compile a module.
+    pub silence: Duration,
+    /// Starts the process.
+    pub keeper: &'a Keeper,
+    /// Ends it early; what was answered stays.
+    pub interrupt: &'a Interrupt,
+}
+
+/// The times of one GEMM through SGLang's linear: quantiser, kernel and what is around them, weights from memory.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+pub struct Served {
+    /// Tokens.
+    #[serde(rename = "M")]
+    pub m: u32,
+    /// Output features.
+    #[serde(rename = "N")]
+    pub n: u32,
+    /// Input features.
+    #[serde(rename = "K")]
+    pub k: u32,
+    /// Device time of a call by way, µs, one for each round.
+    #[serde(default)]
+    pub us: BTreeMap<String, Vec<f64>>,
+    /// The kernel that took most of it by way, as the profiler names it.
+    #[serde(default)]
+    pub kernels: BTreeMap<String, String>,
+    /// `device`, or `wall` where there is no GPU.
+    #[serde(default)]
+    pub clock: String,
+    /// Why there are no times.
+    #[serde(default)]
+    pub said: Option<String>,
+}
+
+impl Served {
+    fn problem(&self) -> Problem {
+        (self.m, self.n, self.k)
+    }
+}
+
+type Problem = (u32, u32, u32);
+
+#[derive(Debug, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
+enum Line {
+    /// The file's first line.
+    Of(String),
+    Doing {
+        #[serde(rename = "M")]
+        m: u32,
+        #[serde(rename = "N")]
+        n: u32,
+        #[serde(rename = "K")]
+        k: u32,
+    },
+    Served(Served),
+    About(BTreeMap<String, Option<String>>),
+}
+
+/// What stands in a file of answers.
+#[derive(Debug, Default)]
+struct Answers {
+    of: Option<String>,
+    served: BTreeMap<Problem, Served>,
+    /// Begun and not answered.
+    doing: Option<Problem>,
+}
+
+impl Answers {
+    /// Lines that do not parse were cut by a kill: what they would have said is asked again.
+    fn read(path: &Utf8Path) -> std::io::Result<Self> {
+        let bytes = match fs_err::read(path) {
+            Ok(bytes) => bytes,
+            Err(error) if error.kind() == std::io::ErrorKind::NotFound => Vec::new(),
+            Err(error) => return Err(error),
+        };
+        let mut answers = Self::default();
+        for line in bytes.split(|&byte| byte == b'\n') {
+            match serde_json::from_slice(line) {
+                Ok(Line::Of(identity)) => answers.of = Some(identity),
+                Ok(Line::Doing { m, n, k }) => answers.doing = Some((m, n, k)),
+                Ok(Line::Served(served)) => {
+                    if answers.doing == Some(served.problem()) {
+                        answers.doing = None;
+                    }
+                    answers.served.insert(served.problem(), served);
+                }
+                Ok(Line::About(_)) | Err(_) => {}
+            }
+        }
+        Ok(answers)
+    }
+}
+
+/// Times every shape of the order, and tells `observer` how many are done. The answers are in the order of the shapes.
+pub fn serving(
+    order: &Order<'_>,
+    observer: &mut dyn FnMut(usize),
+) -> Result<Vec<Served>, ProbeError> {
+    answerable(order.op)?;
+    begin(order)?;
+    let mut deaths = 0;
+    loop {
+        let answers = Answers::read(order.answers).map_err(ProbeError::Write)?;
+        let left: Vec<&Shape> = order
+            .shapes
+            .iter()
+            .filter(|shape| !answers.served.contains_key(&(shape.m, shape.n, shape.k)))
+            .collect();
+        observer(order.shapes.len() - left.len());
+        if left.is_empty() {
+            let each = order.shapes.iter();
+            return Ok(each
+                .filter_map(|shape| answers.served.get(&(shape.m, shape.n, shape.k)).cloned())
+                .collect());
+        }
+        let ended = process(order, &left, observer)?;
+        let answers = Answers::read(order.answers).map_err(ProbeError::Write)?;
+        let Some(at) = answers.doing else {
+            let any = left
+                .iter()
+                .any(|shape| answers.served.contains_key(&(shape.m, shape.n, shape.k)));
+            if any {
+                continue;
+            }
+            return Err(ProbeError::Nothing {
+                python: order.python.to_owned(),
+                said: ended,
+            });
+        };
+        deaths += 1;
+        let lost: Vec<Problem> = if deaths < DEATHS {
+            vec![at]
+        } else {
+            let each = left.iter().map(|shape| (shape.m, shape.n, shape.k));
+            each.filter(|problem| !answers.served.contains_key(problem))
+                .collect()
+        };
+        for (m, n, k) in lost {
+            let served = Served {
+                m,
+                n,
+                k,
+                us: BTreeMap::new(),
+                kernels: BTreeMap::new(),
+                clock: String::new(),
+                said: Some(ended.clone()),
+            };
+            append(order.answers, &Line::Served(served))?;
+        }
+    }
+}
+
+/// Makes sure that what stands in the file is of the order's identity, and that a line can be added.
+fn begin(order: &Order<'_>) -> Result<(), ProbeError> {
+    let there = Answers::read(order.answers).map_err(ProbeError::Write)?;
+    if there.of.as_deref() == Some(order.identity) {
+        // Behind a line that a kill cut short.
+        return write(order.answers, b"\n");
+    }
+    let mut text =
+        serde_json::to_vec(&Line::Of(order.identity.to_owned())).expect("a string as JSON");
+    text.push(b'\n');
+    crate::store::file::write_atomic(order.answers, &text).map_err(ProbeError::Write)
+}
+
+fn append(path: &Utf8Path, line: &Line) -> Result<(), ProbeError> {
+    let mut text = serde_json::to_vec(line).expect("plain data with string keys");
+    text.push(b'\n');
+    write(path, &text)
+}
+
+fn write(path: &Utf8Path, bytes: &[u8]) -> Result<(), ProbeError> {
+    use std::io::Write as _;
+    let file = fs_err::OpenOptions::new().append(true).open(path);
+    file.and_then(|mut file| file.write_all(bytes).and_then(|()| file.sync_all()))
+        .map_err(ProbeError::Write)
+}
+
+/// One process for what is left; says how it ended.
+fn process(
+    order: &Order<'_>,
+    left: &[&Shape],
+    observer: &mut dyn FnMut(usize),
+) -> Result<String, ProbeError> {
+    let keep = tempfile::tempdir().map_err(ProbeError::Write)?;
+    let folder = Utf8Path::from_path(keep.path())
+        .ok_or_else(|| ProbeError::Write(std::io::Error::other("the temporary folder's name")))?;
+    let asked = folder.join("order.json");
+    let text = serde_json::json!({
+        "op": order.op.name(),
+        "linear": order.linear,
+        "serve": left.iter().map(|shape| (shape.m, shape.n, shape.k)).collect::<Vec<_>>(),
+        "ways": order.ways.names(),
+        "switch": match &order.ways {
+            Ways::InTurn { switch } => Some(switch),
+            Ways::Today | Ways::Tuned => None,
+        },
+        "answers": order.answers,
+    });
+    fs_err::write(&asked, text.to_string()).map_err(ProbeError::Write)?;
+    let mut env = order.env.clone();
+    for (name, value) in LOOKUPS_TOLD {
+        env.insert(name.to_owned(), Some(value.to_owned()));
+    }
+    let argv = [order.python, "-c", PROGRAM, asked.as_str()];
+    let spawn = Spawn {
+        argv: argv.map(str::to_owned).to_vec(),
+        folder: order.folder.clone(),
+        env,
+        stdout: folder.join("stdout"),
+        stderr: folder.join("stderr"),
+        grace: Duration::from_secs(2),
+    };
+    let mut kept = spawn.start(order.keeper).map_err(RunError::Spawn)?;
+    let done_before = order.shapes.len() - left.len();
+    let size = || fs_err::metadata(order.answers).map_or(0, |data| data.len());
+    let (mut seen, mut since) = (size(), Instant::now());
+    let ended = loop {
+        match kept.wait(Duration::from_secs(1), order.interrupt) {
+            Ended::Exited(0) => break "the process ended without an answer".to_owned(),
+            Ended::Exited(code @ 129..) => {
+                break format!("signal {} ended the process", code - 128);
+            }
+            Ended::Exited(code) => break format!("the process exited with code {code}"),
+            Ended::Interrupted(urgency) => {
+                kept.stop(urgency, order.interrupt);
+                return Err(RunError::Interrupted(order.python.to_owned()).into());
+            }
+            Ended::DeadlinePassed => {}
+        }
+        if size() != seen {
+            (seen, since) = (size(), Instant::now());
+            if let Ok(answers) = Answers::read(order.answers) {
+                let answered = left
+                    .iter()
+                    .filter(|shape| answers.served.contains_key(&(shape.m, shape.n, shape.k)));
+                observer(done_before + answered.count());
+            }
+        } else if since.elapsed() >= order.silence {
+            kept.stop(Urgency::Stop, order.interrupt);
+            break format!("no answer within {:.0} s", order.silence.as_secs_f64());
+        }
+    };
+    let words = fs_err::read(folder.join("stderr")).ok();
+    Ok(match words.as_deref().and_then(last_words) {
+        Some(words) => format!("{ended}; its last words: {words}"),
+        None => ended,
+    })
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn served(m: u32, us: f64) -> String {
+        format!(
+            "{{\"served\": {{\"M\": {m}, \"N\": 512, \"K\": 7168, \"us\": {{\"today\": [{us}]}}, \"clock\": \"device\", \"said\": null}}}}\n"
+        )
+    }
+
+    fn file(text: &str) -> (tempfile::TempDir, Utf8PathBuf) {
+        let folder = tempfile::tempdir().unwrap();
+        let path = Utf8PathBuf::try_from(folder.path().join("answers.jsonl")).unwrap();
+        fs_err::write(&path, text).unwrap();
+        (folder, path)
+    }
+
+    #[test]
+    fn a_line_that_a_kill_cut_short_is_asked_again_and_the_others_stand() {
+        let doing = "{\"doing\": {\"M\": 2, \"N\": 512, \"K\": 7168}}\n";
+        let cut = served(2, 9.0);
+        let text = format!("{{\"of\": \"x\"}}\n{}{doing}{}", served(1, 8.0), &cut[..30]);
+        let (_keep, path) = file(&text);
+        let answers = Answers::read(&path).unwrap();
+        assert_eq!(answers.of.as_deref(), Some("x"));
+        assert_eq!(answers.doing, Some((2, 512, 7168)));
+        assert_eq!(answers.served.len(), 1);
+        // What is written behind it is a line of its own.
+        write(&path, b"\n").unwrap();
+        write(&path, served(2, 7.0).as_bytes()).unwrap();
+        let answers = Answers::read(&path).unwrap();
+        assert_eq!(answers.doing, None);
+        assert_eq!(answers.served[&(2, 512, 7168)].us["today"], [7.0]);
+    }
+}
