@@ -4,11 +4,14 @@
 //! trials are the engine's.
 
 mod aiter;
+mod contest;
 mod reference;
 mod sglang_triton;
 mod site;
 
 use std::collections::{BTreeMap, BTreeSet};
+
+pub use contest::{Contest, Finding, Gain};
 
 use camino::{Utf8Path, Utf8PathBuf};
 use serde::{Deserialize, Serialize};
@@ -187,6 +190,12 @@ pub struct Tuned {
     /// What was lost for good: why a device gave up, or a library of which no candidate was measured.
     #[serde(default)]
     pub lost: Vec<String>,
+    /// What serves each planned shape today against its row; none where that was not timed.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub contests: Vec<Contest>,
+    /// What a reader of the result has to know.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub remarks: Vec<String>,
     /// Files of the table, as the tuner wrote them.
     pub files: Vec<Utf8PathBuf>,
     /// What the devices' clocks did while candidates were timed; empty where the tuner does not tell.
@@ -196,6 +205,16 @@ pub struct Tuned {
     pub busy_seconds: f64,
     /// Seconds from start to end of the last attempt.
     pub seconds: f64,
+}
+
+impl Tuned {
+    /// How the row of a problem did against what serves it today.
+    pub fn contest(&self, shape: &Shape) -> Option<&Contest> {
+        self.contests.iter().find(|contest| {
+            let of = &contest.shape;
+            (of.m, of.n, of.k) == (shape.m, shape.n, shape.k)
+        })
+    }
 }
 
 impl From<TuneOutcome> for Tuned {
@@ -215,6 +234,8 @@ impl From<TuneOutcome> for Tuned {
                 .map(|bad| format!("{} {}: {}", bad.shape, bad.candidate, bad.evidence))
                 .collect(),
             lost: outcome.lost,
+            contests: Vec::new(),
+            remarks: Vec::new(),
             files: outcome.files,
             clocks: outcome.clocks,
             busy_seconds: outcome.busy_s,

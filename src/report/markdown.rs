@@ -93,6 +93,13 @@ pub(super) fn text(report: &Report) -> String {
             );
         }
     }
+    let stays: Vec<[String; 3]> = report
+        .stays
+        .iter()
+        .map(|group| [group.n.to_string(), group.k.to_string(), group.sentence()])
+        .collect();
+    let head = ["N", "K", "finding"];
+    table(&mut text, "Left with what served before", head, &stays);
     let skipped: Vec<String> = report
         .skipped
         .iter()
@@ -226,7 +233,7 @@ fn escaped(text: &str) -> String {
 
 #[cfg(test)]
 mod tests {
-    use super::super::model::{Command, StageTime};
+    use super::super::model::{Command, StageTime, Stays};
     use super::*;
 
     #[test]
@@ -243,6 +250,29 @@ mod tests {
             "# demo\n\n**Nothing to gain: every shape has a good row.**\n\n\
              Made 2026-01-01T00:00:00Z by gemmtune 0.1.0.\n"
         );
+    }
+
+    #[test]
+    fn what_stays_is_said_with_its_m_and_by_how_much_the_tuned_kernel_lost() {
+        let group = |min_m, max_m| Stays {
+            n: 512,
+            k: 7168,
+            min_m,
+            max_m,
+            on: "Triton".to_owned(),
+            why: "CK 1.18x slower".to_owned(),
+        };
+        let report = Report {
+            stays: vec![group(Some(4096), None), group(None, Some(64))],
+            ..Report::default()
+        };
+        let text = text(&report);
+        for row in [
+            "| 512 | 7168 | stays on Triton: CK 1.18x slower at M >= 4096 |",
+            "| 512 | 7168 | stays on Triton: CK 1.18x slower at M \\<= 64 |",
+        ] {
+            assert!(text.contains(row), "{text}");
+        }
     }
 
     #[test]

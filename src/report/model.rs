@@ -42,6 +42,8 @@ pub struct Report {
     pub roofline: Option<Roofline>,
     /// What was planned.
     pub plan: Option<PlanSummary>,
+    /// Shapes that are left with what served them before, and by how much the tuned kernel lost.
+    pub stays: Vec<Stays>,
     /// What was not done, and why.
     pub skipped: Vec<Skipped>,
     /// Whether both servers say the same.
@@ -83,6 +85,7 @@ impl Default for Report {
             hit_rates: Vec::new(),
             roofline: None,
             plan: None,
+            stays: Vec::new(),
             skipped: Vec::new(),
             parity: None,
             layout: Vec::new(),
@@ -234,6 +237,39 @@ pub struct PlanSummary {
     pub used_s: Option<f64>,
     /// Candidates timed.
     pub candidates: Option<u64>,
+}
+
+/// Neighbouring M of one weight that are left with what served them before.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Stays {
+    /// Output features.
+    pub n: u32,
+    /// Input features.
+    pub k: u32,
+    /// Smallest M; absent where nothing smaller was planned.
+    #[serde(default)]
+    pub min_m: Option<u32>,
+    /// Largest M; absent where nothing larger was planned.
+    #[serde(default)]
+    pub max_m: Option<u32>,
+    /// What serves them: `Triton`.
+    pub on: String,
+    /// How the tuned kernel did: `CK 1.18x slower`.
+    pub why: String,
+}
+
+impl Stays {
+    /// The group in a sentence: `stays on Triton: CK 1.18x slower at M >= 4096`.
+    pub fn sentence(&self) -> String {
+        let at = match (self.min_m, self.max_m) {
+            (None, None) => "at every planned M".to_owned(),
+            (Some(min), None) => format!("at M >= {min}"),
+            (None, Some(max)) => format!("at M <= {max}"),
+            (Some(min), Some(max)) if min == max => format!("at M = {min}"),
+            (Some(min), Some(max)) => format!("at M {min} to {max}"),
+        };
+        format!("stays on {}: {} {at}", self.on, self.why)
+    }
 }
 
 /// Something that was not done.

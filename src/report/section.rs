@@ -33,6 +33,7 @@ pub(super) fn all(report: &Report) -> Vec<Section> {
         ),
         section("time", "Where the GEMM time goes", time(report)),
         section("shapes", "Each shape before and after", shapes(report)),
+        section("stays", "Left with what served before", stays(report)),
         section("hits", "Served by the table", hits(report)),
         section(
             "roofline",
@@ -434,6 +435,22 @@ fn roofline(report: &Report) -> Option<Markup> {
         }
         (figure(Some(picture), "Each mark is a shape; the nearer to the line, the less is left to gain.",
             &table(caption, &columns, &rows)))
+    })
+}
+
+fn stays(report: &Report) -> Option<Markup> {
+    if report.stays.is_empty() {
+        return None;
+    }
+    let columns = [("N", Number), ("K", Number), ("finding", Wide)];
+    let rows: Vec<Vec<String>> = report
+        .stays
+        .iter()
+        .map(|group| vec![group.n.to_string(), group.k.to_string(), group.sentence()])
+        .collect();
+    Some(html! {
+        p { "Both were timed through the server's own linear, quantiser included. Only shapes that became faster beyond the noise are switched." }
+        (table("Shapes that stay as they are", &columns, &rows))
     })
 }
 

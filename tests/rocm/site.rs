@@ -169,6 +169,23 @@ impl Site {
         fs_err::write(folder.join("gemmtune.toml"), config).unwrap();
     }
 
+    /// Serves prompts of these lengths, each in a load of its own.
+    pub(crate) fn loads(&self, lengths: &[u32]) {
+        let path = self.folder.join("gemmtune.toml");
+        let text = fs_err::read_to_string(&path).unwrap();
+        let (before, rest) = text.split_once("builtin = {").unwrap();
+        let (_, rest) = rest.split_once("}\n").unwrap();
+        let (benchmark, rest) = rest.split_once("[backend]").unwrap();
+        let load = |length: &u32| {
+            format!(
+                "[[benchmark.loads]]\nname = \"of {length}\"\nconcurrency = 2\nprompts = 2\n\
+                 input_len = {length}\noutput_len = 3\n"
+            )
+        };
+        let loads = lengths.iter().map(load).collect::<Vec<_>>().concat();
+        fs_err::write(path, format!("{before}{benchmark}{loads}[backend]{rest}")).unwrap();
+    }
+
     fn path(&self, real: Option<&Real>) -> String {
         let here = |part: &str| self.folder.join(part).into_string();
         let Some(real) = real else {

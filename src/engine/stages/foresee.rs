@@ -16,6 +16,7 @@ use crate::platform::Tuned;
 use crate::run::error::{Error, ErrorKind};
 use crate::run::event::Role;
 use crate::run::stage::Stage;
+use crate::tune::results::Row;
 use crate::workload::config::Load;
 
 /// The document's name in the run folder.
@@ -148,16 +149,31 @@ fn terms(weights: &[(u32, u32, u32)], tuned: &Tuned, m: u32) -> Vec<Term> {
                 .iter()
                 .filter(|row| (row.shape.n, row.shape.k) == (n, k))
                 .min_by_key(|row| row.shape.m.abs_diff(m))?;
+            let (before_us, after_us) = times(tuned, row);
             Some(Term {
                 n,
                 k,
                 raced_m: row.shape.m,
                 calls,
-                before_us: row.incumbent_us.unwrap_or(row.us),
-                after_us: row.us,
+                before_us,
+                after_us,
             })
         })
         .collect()
+}
+
+/// Times of a call before and after, µs: through the server's own linear where both were timed so, and unchanged where a
+/// shape is left with what serves it.
+fn times(tuned: &Tuned, row: &Row) -> (f64, f64) {
+    let (before, after) = match tuned.contest(&row.shape) {
+        Some(contest) => (contest.today_us.or(contest.tuned_us), contest.tuned_us),
+        None => (row.incumbent_us, Some(row.us)),
+    };
+    let before = before.unwrap_or(row.us);
+    match after {
+        Some(after) if !row.incumbent_kept => (before, after),
+        _ => (before, before),
+    }
 }
 
 /// The latency that is left; none when the kernels are said to save all of it, or when none of the model's weights was
@@ -201,6 +217,36 @@ mod tests {
         assert!((after - 5.368).abs() < 0.005, "{after}");
         assert_eq!(super::after(1.0, &terms), None, "more than all of it");
         assert_eq!(super::after(1.0, &[]), None, "nothing is known");
+    }
+
+    #[test]
+    fn a_shape_that_is_left_with_what_serves_it_saves_nothing() {
+        let row = |m, kept| {
+            serde_json::json!({
+                "shape": {"op": "gemm_a8w8_blockscale", "m": m, "n": 512, "k": 7168, "dtype": ""},
+                "candidate": {}, "incumbent_kept": kept, "us": 20.0, "incumbent": null, "incumbent_us": null,
+                "noise": 0.0, "err_ratio": 0.0, "timed": 1, "busy_s": 0.0, "effort": "full"
+            })
+        };
+        let contest = |m, tuned_us, finding| {
+            serde_json::json!({
+                "shape": {"op": "gemm_a8w8_blockscale", "m": m, "n": 512, "k": 7168, "dtype": ""},
+                "today": "Triton", "tuned": "CK", "today_us": 50.0, "tuned_us": tuned_us, "gain": null,
+                "in_turn": true, "finding": finding, "takes_over": finding == "faster"
+            })
+        };
+        let tuned: Tuned = serde_json::from_value(serde_json::json!({
+            "device": "", "rows": [row(16, false), row(4096, true)],
+            "contests": [contest(16, 25.0, "faster"), contest(4096, 59.0, "slower")],
+            "failed": [], "not_reached": [], "quarantined": [], "files": [], "busy_seconds": 0.0, "seconds": 0.0
+        }))
+        .unwrap();
+        let each = |m| {
+            let terms = terms(&[(512, 7168, 1)], &tuned, m);
+            (terms[0].before_us, terms[0].after_us)
+        };
+        assert_eq!(each(16), (50.0, 25.0), "both through the server's linear");
+        assert_eq!(each(4096), (50.0, 50.0));
     }
 
     #[test]

@@ -9,6 +9,7 @@ mod inspect;
 mod plan;
 mod records;
 mod report;
+mod stays;
 mod tune;
 mod verify;
 

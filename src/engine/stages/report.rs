@@ -3,7 +3,7 @@
 use std::collections::BTreeMap;
 
 use super::plan::Planned;
-use super::{Captured, Done, Verified};
+use super::{Captured, Done, Verified, stays};
 use crate::compare::Comparison;
 use crate::engine::trial::Started;
 use crate::engine::{Engine, read_events, read_json};
@@ -98,6 +98,13 @@ fn with_findings(engine: &Engine<'_>, mut report: Report) -> Result<Report, Erro
     }
     if let Some(tuned) = tuned {
         report.notes.extend(tuned.clocks.remark());
+        report.stays = stays::stays(&tuned.contests);
+        if !report.stays.is_empty() {
+            report.notes.push(
+                "The predicted shares are the plan's: shapes that stay as they are were planned too"
+                    .to_owned(),
+            );
+        }
         report.skipped.extend(tuned.failed.iter().map(|failed| {
             let (what, why) = failed
                 .split_once(": ")
@@ -194,6 +201,7 @@ fn shape_rows(
                 .iter()
                 .find(|row| (row.shape.m, row.shape.n, row.shape.k) == (shape.m, shape.n, shape.k));
             let named = |candidate: &serde_json::Value| engine.platform.kernel_name(candidate);
+            let contest = tuned.and_then(|tuned| tuned.contest(&shape));
             ShapeRow {
                 op: shape.op,
                 m: shape.m,
@@ -203,22 +211,32 @@ fn shape_rows(
                 calls: Some(counted.records as f64),
                 before: row.and_then(|row| {
                     Some(Timing {
-                        us: row.incumbent_us?,
+                        us: match contest {
+                            Some(contest) => contest.today_us?,
+                            None => row.incumbent_us?,
+                        },
                         kernel: named(row.incumbent.as_ref()?),
                     })
                 }),
-                after: row.map(|row| Timing {
-                    us: row.us,
-                    kernel: named(&row.candidate),
+                after: row.and_then(|row| {
+                    Some(Timing {
+                        us: match contest {
+                            Some(contest) => contest.tuned_us?,
+                            None => row.us,
+                        },
+                        kernel: named(&row.candidate),
+                    })
                 }),
-                status: Some(
-                    match row {
-                        Some(row) if row.incumbent_kept => "already served by the fastest",
-                        Some(_) => "tuned",
-                        None => "served by another row",
+                status: Some(match (row, contest) {
+                    (_, Some(contest)) if !contest.takes_over => {
+                        format!("stays on {}: {}", contest.today, contest.outcome())
                     }
-                    .to_owned(),
-                ),
+                    (Some(row), _) if row.incumbent_kept => {
+                        "already served by the fastest".to_owned()
+                    }
+                    (Some(_), _) => "tuned".to_owned(),
+                    (None, _) => "served by another row".to_owned(),
+                }),
             }
         })
         .collect())

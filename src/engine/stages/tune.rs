@@ -6,7 +6,7 @@ use super::Done;
 use super::plan::Planned;
 use crate::engine::server::interrupted;
 use crate::engine::{Engine, read_json, write_json};
-use crate::platform::TuneOrder;
+use crate::platform::{TuneOrder, Tuned};
 use crate::run::error::{Error, ErrorKind};
 use crate::run::event::{Notice, Progress};
 use crate::run::stage::Stage;
@@ -59,6 +59,9 @@ pub(super) fn tune(engine: &mut Engine<'_>) -> Result<Done, Error> {
     if !left.is_empty() {
         engine.remark(left.clone());
     }
+    for remark in &tuned.remarks {
+        engine.remark(remark.clone());
+    }
     let kept = tuned.rows.iter().filter(|row| row.incumbent_kept).count();
     let done = Done::new(format!(
         "{} of {} shapes tuned in {:.0} s, {} faster than before, {kept} kept as they are, {} failed",
@@ -71,7 +74,8 @@ pub(super) fn tune(engine: &mut Engine<'_>) -> Result<Done, Error> {
     // A table of nothing but what serves already would be deployed, and compared with itself.
     let nothing = (kept == tuned.rows.len()).then(|| {
         let sentence = format!(
-            "no kernel was found that is faster than what serves any of {kept} shapes today"
+            "no kernel was found that is faster than what serves any of {kept} shapes today{}",
+            at_best(&tuned)
         );
         [sentence, left]
             .into_iter()
@@ -82,6 +86,26 @@ pub(super) fn tune(engine: &mut Engine<'_>) -> Result<Done, Error> {
     Ok(Done {
         nothing_to_gain: nothing,
         ..done
+    })
+}
+
+/// How near the tuned rows came, where they were timed against what serves today.
+fn at_best(tuned: &Tuned) -> String {
+    let timed = tuned.contests.iter().filter_map(|contest| {
+        let gain = contest.gain?;
+        Some((gain.median, contest))
+    });
+    let best = timed.max_by(|(one, _), (other, _)| one.total_cmp(other));
+    best.map_or_else(String::new, |(_, contest)| {
+        let shape = &contest.shape;
+        format!(
+            "; at best, at M={} N={} K={}, {} against {}",
+            shape.m,
+            shape.n,
+            shape.k,
+            contest.outcome(),
+            contest.today
+        )
     })
 }
 

@@ -1,10 +1,11 @@
-//! For which M the deployed table has a row: the GEMMs that a switch sends to the tuned operation.
+//! For which M the deployed table has a row that was tuned here: the GEMMs that a switch sends to the tuned operation.
 //!
-//! A GEMM without a row would run the operation's one default kernel, which is slow at most sizes and has hung servers;
-//! it stays where it is today instead.
+//! A GEMM without a row would run the operation's one default kernel, which is slow at most sizes and has hung servers,
+//! and a row that came with the tree was measured against nothing here: such a GEMM stays where it is today instead.
 
 use std::collections::BTreeSet;
 
+use super::facts::Way;
 use crate::shape::{Op, Shape};
 use crate::table::lookup::Resolver;
 use crate::tree::force::Route;
@@ -12,13 +13,16 @@ use crate::tree::force::Route;
 /// Prefill chunks end well below it; what holds here holds above it.
 const LARGEST_M: u32 = 1 << 15;
 
-/// The GEMMs with a weight in `weights` that hit a row of the table, as ranges of M. `left` has the (M, N, K) of rows that
+/// (M, N, K) of rows.
+pub(super) type Keys = BTreeSet<(u32, u32, u32)>;
+
+/// The GEMMs with a weight in `weights` that hit a row of `ours` in the table, as ranges of M. `left` has those of rows that
 /// lost against what serves their shapes today and are not in the table: a coarser row must not take their place.
-pub(super) fn routes(
+fn routes(
     resolver: &Resolver<'_>,
     op: Op,
     weights: &BTreeSet<(u32, u32)>,
-    left: &BTreeSet<(u32, u32, u32)>,
+    (ours, left): (&Keys, &Keys),
 ) -> Vec<Route> {
     let mut routes = Vec::new();
     for &(n, k) in weights {
@@ -49,7 +53,9 @@ pub(super) fn routes(
                 .iter()
                 .map(|probe| probe.m(m, n, k))
                 .find(|at| row_m == Some(*at) || left.contains(&(*at, n, k)));
-            let served = first.is_some_and(|at| !left.contains(&(at, n, k)));
+            let served = first
+                .map(|at| (at, n, k))
+                .is_some_and(|key| ours.contains(&key) && !left.contains(&key));
             match (served, start) {
                 (true, None) => start = Some(m),
                 (false, Some(_)) => {
@@ -61,6 +67,53 @@ pub(super) fn routes(
         close(start, None);
     }
     routes
+}
+
+/// What the switch is decided on.
+pub(super) struct Covered {
+    /// Weights (N, K) of the workload.
+    pub(super) weights: BTreeSet<(u32, u32)>,
+    /// Rows that were tuned here and are deployed.
+    pub(super) ours: Keys,
+    /// Rows whose shapes stay with what serves them today.
+    pub(super) left: Keys,
+    /// Weights that take Triton today where not all do.
+    pub(super) stays_triton: Vec<(u64, u64)>,
+}
+
+impl Covered {
+    /// Of what stays, that which the operation itself serves today, from a table or without.
+    pub(super) fn of_the_operation_today(&self, way: &Way) -> Keys {
+        let each = self.left.iter().copied();
+        each.filter(|&(_, n, k)| !way.on_triton(&self.stays_triton, (n, k)))
+            .collect()
+    }
+
+    pub(super) fn routes(&self, resolver: &Resolver<'_>, way: &Way, op: Op) -> Vec<Route> {
+        let whole = |&(n, k): &(u32, u32)| Route {
+            n: u64::from(n),
+            k: u64::from(k),
+            min_m: None,
+            max_m: None,
+        };
+        let (triton, operation): (BTreeSet<_>, BTreeSet<_>) = self
+            .weights
+            .iter()
+            .copied()
+            .partition(|&weight| way.on_triton(&self.stays_triton, weight));
+        let mut routes = routes(resolver, op, &triton, (&self.ours, &self.left));
+        if way.shuffles {
+            // A weight is laid out for one kernel when it is loaded: whole weights only.
+            let routed: BTreeSet<(u64, u64)> =
+                routes.iter().map(|route| (route.n, route.k)).collect();
+            let switched =
+                |weight: &&(u32, u32)| routed.contains(&(u64::from(weight.0), u64::from(weight.1)));
+            routes = triton.iter().filter(switched).map(whole).collect();
+        }
+        // What no rule names goes to Triton: weights that the operation serves today need one to stay.
+        routes.extend(operation.iter().map(whole));
+        routes
+    }
 }
 
 #[cfg(test)]
@@ -93,15 +146,24 @@ mod tests {
         let table = table(rows);
         let rules = Rules::new(Op::Blockscale, Revision::P);
         let resolver = Resolver::new(&table, rules, "gfx942", 304).unwrap();
+        let ours = rows.iter().copied().filter(|row| row.2 != SHIPPED_K);
         routes(
             &resolver,
             Op::Blockscale,
             &[nk].into(),
-            &left.iter().copied().collect(),
+            (&ours.collect(), &left.iter().copied().collect()),
         )
         .iter()
         .map(|route| (route.min_m, route.max_m))
         .collect()
+    }
+
+    /// Rows of this K came with the tree.
+    const SHIPPED_K: u32 = 1536;
+
+    #[test]
+    fn a_row_that_came_with_the_tree_takes_nothing_from_triton() {
+        assert!(ranges(&[(64, 512, SHIPPED_K)], &[], (512, SHIPPED_K)).is_empty());
     }
 
     #[test]
@@ -123,6 +185,36 @@ mod tests {
     fn a_row_for_everything_large_leaves_the_range_open() {
         let rows = [(8192, 7168, 2048)];
         assert_eq!(ranges(&rows, &[], (7168, 2048)), [(Some(4097), None)]);
+    }
+
+    #[test]
+    fn weights_that_the_operation_serves_today_stay_with_it_when_others_are_switched() {
+        let table = table(&[(16, 512, 7168)]);
+        let rules = Rules::new(Op::Blockscale, Revision::P);
+        let resolver = Resolver::new(&table, rules, "gfx942", 304).unwrap();
+        let way = Way {
+            op: Op::Blockscale,
+            only_triton: false,
+            no_triton: false,
+            shuffles: false,
+            because: String::new(),
+        };
+        let covered = Covered {
+            weights: [(512, 7168), (1536, 7168)].into(),
+            ours: [(16, 512, 7168)].into(),
+            left: [(32, 512, 7168), (32, 1536, 7168)].into(),
+            stays_triton: vec![(512, 7168)],
+        };
+        assert_eq!(
+            covered.of_the_operation_today(&way),
+            [(32, 1536, 7168)].into()
+        );
+        let seen: Vec<_> = covered
+            .routes(&resolver, &way, Op::Blockscale)
+            .iter()
+            .map(|route| (route.n, route.min_m, route.max_m))
+            .collect();
+        assert_eq!(seen, [(512, None, Some(16)), (1536, None, None)]);
     }
 
     #[test]

@@ -4,16 +4,18 @@
 //! What has to go out of the way (a compiled module, a dead builder's lock) goes into the run's ledger, and comes back
 //! with `gemmtune undo`.
 
-use std::collections::{BTreeMap, BTreeSet};
+use std::collections::BTreeSet;
 
 use camino::{Utf8Path, Utf8PathBuf};
 
+use super::cover::{Covered, Keys};
 use super::facts::{Trees, Way, aiter_error, arch_of, read};
-use super::{Aiter, cover};
+use super::tables::{merged, plain, read_table, rows_of};
+use super::{Aiter, pins};
 use crate::engine::digest;
-use crate::engine::server::Environment;
 use crate::overlay::{Decision, OverlayOptions};
 use crate::platform::{Deployment, Inspection, Tuned, gone};
+use crate::pyedit::source::Source;
 use crate::run::error::{Error, ErrorKind};
 use crate::shape::Op;
 use crate::store::file::write_atomic;
@@ -22,7 +24,6 @@ use crate::store::run_dir::RunDir;
 use crate::table::aiter::{Row, Table};
 use crate::table::kernels::Library;
 use crate::table::lookup::{Resolver, Rules};
-use crate::table::merge::{self, Policy};
 use crate::table::shapes;
 use crate::tree::aiter;
 use crate::tree::coupling::Coupling;
@@ -51,19 +52,40 @@ impl Aiter {
         tuned: &Tuned,
     ) -> Result<Deployment, Error> {
         take_back_unfinished(run)?;
+        let (deployment, _) = self.arrange(run, inspection, tuned, &Place::Deployed)?;
+        let text = read(&deployment.table)?;
+        write_atomic(&run.table(), &text).map_err(|error| Error::file(&error))?;
+        write_environment(run, &deployment)?;
+        Ok(deployment)
+    }
+
+    /// The tuned rows as they would be deployed, but in a folder of the tuning, with modules of their own: nothing of the
+    /// trees moves. With it the overlay's decision, where that alone leads from the way of today to the tuned one.
+    pub(super) fn try_out(
+        &self,
+        run: &RunDir,
+        inspection: &Inspection,
+        tuned: &Tuned,
+        folder: &Utf8Path,
+    ) -> Result<(Deployment, Option<Utf8PathBuf>), Error> {
+        self.arrange(run, inspection, tuned, &Place::Tried(folder.to_owned()))
+    }
+
+    fn arrange(
+        &self,
+        run: &RunDir,
+        inspection: &Inspection,
+        tuned: &Tuned,
+        place: &Place,
+    ) -> Result<(Deployment, Option<Utf8PathBuf>), Error> {
         let trees = self.trees()?;
         let op = inspection.op;
         let variable = aiter::variable(op)
             .ok_or_else(|| aiter_error(&aiter::AiterError::NotAnAiterOperation(op)))?;
         let before = aiter::tables(&trees.package, op, |name| self.site.variable(name))
             .map_err(|error| aiter_error(&error))?;
-        let rows = rows_of(op, &tuned.files)?;
-        if rows.is_empty() {
-            return Err(Error::new(
-                ErrorKind::NotBetter,
-                "no tuned row is faster than what serves its shape today, so there is nothing to deploy",
-            ));
-        }
+        let way = self.way_to(&trees, inspection)?;
+        let revision = aiter::revision(&trees.aiter.capabilities);
         let mut deployment = Deployment {
             env: [].into(),
             unset: Vec::new(),
@@ -75,23 +97,65 @@ impl Aiter {
             takes_back: Vec::new(),
             may_build: false,
         };
-        let revision = aiter::revision(&trees.aiter.capabilities);
-        let mut mine = Table::new("tuned here", op, revision);
-        mine.rows = rows;
-        let ours = mine.to_csv();
-        let merged = merged(mine, &before.files, &inspection.gfx, &mut deployment.notes)?;
-        let text = merged.to_csv();
-        deployment.rows = merged.rows.len();
+        let mut covered = Covered {
+            weights: weights(run, op)?,
+            ours: Keys::new(),
+            left: left(tuned),
+            stays_triton: route::triton_shapes(&fp8_utils(&trees)?),
+        };
+        let (rows, lost): (Vec<Row>, Vec<Row>) = rows_of(op, &tuned.files)?
+            .into_iter()
+            .partition(|row| !covered.left.contains(&(row.m, row.n, row.k)));
+        if rows.is_empty() {
+            return Err(Error::new(
+                ErrorKind::NotBetter,
+                "no tuned row is faster than what serves its shape today, so there is nothing to deploy",
+            ));
+        }
+        let notes = &mut deployment.notes;
+        let table = |rows: &[Row]| {
+            let mut table = Table::new("tuned here", op, revision);
+            table.rows = rows.to_vec();
+            table
+        };
+        let in_use = merged(table(&[]), &before.files, &inspection.gfx, notes)?;
+        let rules = Rules::new(op, revision);
+        let mut mine = table(&rows);
+        let mut merged_table = merged(
+            mine.clone(),
+            &before.files,
+            &inspection.gfx,
+            &mut Vec::new(),
+        )?;
+        let on_table = covered.of_the_operation_today(&way);
+        let kept = pins::pins(
+            &on_table,
+            op,
+            &resolver(&in_use, inspection, rules)?,
+            &resolver(&merged_table, inspection, rules)?,
+            &lost,
+        );
+        if !kept.is_empty() {
+            mine.rows.extend(kept);
+            merged_table = merged(
+                mine.clone(),
+                &before.files,
+                &inspection.gfx,
+                &mut Vec::new(),
+            )?;
+        }
+        let folder = place.folder(run);
+        let text = merged_table.to_csv();
+        deployment.rows = merged_table.rows.len();
         deployment.digest = digest(text.as_bytes());
-        deployment.table = plain(folder(run).join(format!(
+        deployment.table = plain(folder.join(format!(
             "{}-{}.csv",
             aiter::table_stem(op).unwrap_or("tuned_gemm"),
             deployment.digest
         )))?;
-        let written = fs_err::create_dir_all(folder(run))
-            .and_then(|()| write_atomic(&folder(run).join(OURS), ours.as_bytes()))
-            .and_then(|()| write_atomic(&deployment.table, text.as_bytes()))
-            .and_then(|()| write_atomic(&run.table(), text.as_bytes()));
+        let written = fs_err::create_dir_all(&folder)
+            .and_then(|()| write_atomic(&folder.join(OURS), mine.to_csv().as_bytes()))
+            .and_then(|()| write_atomic(&deployment.table, text.as_bytes()));
         written.map_err(|error| Error::file(&error))?;
         deployment
             .env
@@ -100,50 +164,46 @@ impl Aiter {
             "the variable {variable} and the file {} it names",
             deployment.table
         ));
-
-        let way = self.way_to(&trees, inspection)?;
-        let rules = Rules::new(op, revision);
-        let resolver = Resolver::new(&merged, rules, &inspection.gfx, inspection.cu_num)
-            .map_err(|error| Error::caused(ErrorKind::Bug, &error))?;
-        let covered = Covered {
-            resolver: &resolver,
-            weights: weights(run, op)?,
-            left: tuned
-                .rows
-                .iter()
-                .filter(|row| row.incumbent_kept)
-                .map(|row| (row.shape.m, row.shape.n, row.shape.k))
-                .collect(),
-        };
-        let switched = self.switch(&trees, inspection, &way, &covered, &mut deployment)?;
+        covered.ours = rows.iter().map(|row| (row.m, row.n, row.k)).collect();
+        let (steps, by_overlay) = self.switch(
+            &trees,
+            inspection,
+            &way,
+            &covered,
+            &resolver(&merged_table, inspection, rules)?,
+            &mut deployment,
+        )?;
         self.without_tables_of_the_tree(&trees, &mut deployment);
-        // The overlay is in front of whatever PYTHONPATH the server has.
-        for (name, value) in self.overlay_for(run, &switched)? {
-            if let Some(value) = value {
-                deployment.env.insert(name, value);
-            }
-        }
-        make_room(run, &trees, inspection, &way, &merged, &mut deployment)?;
-        write_environment(run, &deployment)?;
-        Ok(deployment)
+        let decision = self.overlay_for(run, &folder, &steps, &mut deployment)?;
+        make_room(
+            run,
+            place,
+            &trees,
+            inspection,
+            &way,
+            &merged_table,
+            &mut deployment,
+        )?;
+        Ok((
+            deployment,
+            decision.filter(|_| by_overlay && way.only_triton),
+        ))
     }
 
-    /// Decides how GEMMs get to the tuned operation; the steps are the overlay's.
+    /// Decides how GEMMs get to the tuned operation: the overlay's steps, and whether they are all of it.
     fn switch(
         &self,
         trees: &Trees,
         inspection: &Inspection,
         way: &Way,
-        covered: &Covered<'_>,
+        covered: &Covered,
+        resolver: &Resolver<'_>,
         deployment: &mut Deployment,
-    ) -> Result<Vec<force::Step>, Error> {
+    ) -> Result<(Vec<force::Step>, bool), Error> {
         if self.switch == Switch::None || way.no_triton {
-            return Ok(Vec::new());
+            return Ok((Vec::new(), false));
         }
-        let source = trees
-            .sglang
-            .read(FP8_UTILS)
-            .map_err(|error| Error::caused(ErrorKind::SourceNotRecognised, &error))?;
+        let source = fp8_utils(trees)?;
         let dispatch = era::dispatch(&source)
             .map_err(|error| Error::caused(ErrorKind::SourceNotRecognised, &error))?;
         let arch = arch_of(&inspection.gfx)?;
@@ -162,7 +222,7 @@ impl Aiter {
             )
         };
         let routes = match self.switch {
-            Switch::Route => covered.routes(way, inspection.op, &route::triton_shapes(&source)),
+            Switch::Route => covered.routes(resolver, way, inspection.op),
             Switch::All | Switch::None => Vec::new(),
         };
         let refused =
@@ -175,7 +235,7 @@ impl Aiter {
         }
         let plan = plan(&routes).map_err(|error| refused(&error))?;
         if plan.means == Means::None {
-            return Ok(Vec::new());
+            return Ok((Vec::new(), false));
         }
         reach::both_readers(&trees.sglang, dispatch.era, &plan, (arch, rocm))
             .map_err(|error| Error::caused(ErrorKind::SourceNotRecognised, &error))?;
@@ -183,18 +243,20 @@ impl Aiter {
             format!("every block-FP8 GEMM goes to the tuned operation: {}", plan.detail)
         } else {
             format!(
-                "GEMMs that the table has a row for go to the tuned operation, all others stay on Triton: {}",
+                "GEMMs that a row tuned here serves go to the tuned operation, all others stay where they are: {}",
                 plan.detail
             )
         });
         deployment.takes_back.push(plan.detail.clone());
+        let unset: Vec<String> = plan
+            .unset
+            .into_iter()
+            .filter(|name| self.site.variable(name).is_some())
+            .collect();
+        let by_overlay = plan.env.is_empty() && unset.is_empty();
         deployment.env.extend(plan.env);
-        deployment.unset.extend(
-            plan.unset
-                .into_iter()
-                .filter(|name| self.site.variable(name).is_some()),
-        );
-        Ok(plan.steps)
+        deployment.unset.extend(unset);
+        Ok((plan.steps, by_overlay))
     }
 
     /// SGLang 0.5.23 merges rows of its own into aiter's table and points the variable elsewhere in the scheduler's
@@ -212,26 +274,80 @@ impl Aiter {
         }
     }
 
-    fn overlay_for(&self, run: &RunDir, steps: &[force::Step]) -> Result<Environment, Error> {
+    /// Writes the decision, and puts the overlay in front of whatever PYTHONPATH the server has.
+    fn overlay_for(
+        &self,
+        run: &RunDir,
+        folder: &Utf8Path,
+        steps: &[force::Step],
+        deployment: &mut Deployment,
+    ) -> Result<Option<Utf8PathBuf>, Error> {
         if steps.is_empty() {
-            return Ok(Environment::new());
+            return Ok(None);
         }
-        let decision = folder(run).join("switch.json");
+        let decision = folder.join("switch.json");
         let text = Decision::of(steps).to_json();
         write_atomic(&decision, text.as_bytes()).map_err(|error| Error::file(&error))?;
-        self.site.overlay(
-            run,
-            &OverlayOptions {
-                switch: Some(decision),
-                ..OverlayOptions::default()
-            },
-        )
+        let options = OverlayOptions {
+            switch: Some(decision.clone()),
+            ..OverlayOptions::default()
+        };
+        for (name, value) in self.site.overlay(run, &options)? {
+            if let Some(value) = value {
+                deployment.env.insert(name, value);
+            }
+        }
+        Ok(Some(decision))
     }
+}
+
+/// Where what is arranged lies.
+enum Place {
+    /// In the run's folder of the deployment: what serves from now on.
+    Deployed,
+    /// In this folder, for a process that only times it.
+    Tried(Utf8PathBuf),
+}
+
+impl Place {
+    fn folder(&self, run: &RunDir) -> Utf8PathBuf {
+        match self {
+            Self::Deployed => folder(run),
+            Self::Tried(folder) => folder.clone(),
+        }
+    }
+}
+
+/// (M, N, K) that are left with what serves them today: no row of theirs is deployed.
+fn left(tuned: &Tuned) -> Keys {
+    let lost = tuned.contests.iter().filter(|contest| !contest.takes_over);
+    let kept = tuned.rows.iter().filter(|row| row.incumbent_kept);
+    lost.map(|contest| &contest.shape)
+        .chain(kept.map(|row| &row.shape))
+        .map(|shape| (shape.m, shape.n, shape.k))
+        .collect()
+}
+
+pub(super) fn fp8_utils(trees: &Trees) -> Result<Source, Error> {
+    trees
+        .sglang
+        .read(FP8_UTILS)
+        .map_err(|error| Error::caused(ErrorKind::SourceNotRecognised, &error))
+}
+
+fn resolver<'t>(
+    table: &'t Table,
+    inspection: &Inspection,
+    rules: Rules,
+) -> Result<Resolver<'t>, Error> {
+    Resolver::new(table, rules, &inspection.gfx, inspection.cu_num)
+        .map_err(|error| Error::caused(ErrorKind::Bug, &error))
 }
 
 /// Moves compiled modules out of the way that do not hold the table's kernels, and locks that nobody holds.
 fn make_room(
     run: &RunDir,
+    place: &Place,
     trees: &Trees,
     inspection: &Inspection,
     way: &Way,
@@ -274,8 +390,12 @@ fn make_room(
     }
     deployment.may_build = !rebuilt.is_empty();
     // The baseline runs the same modules, and these hold the table: it would run tuned kernels too.
-    if compiled_in && !way.only_triton {
-        return private_modules(run, jit, &rebuilt, deployment);
+    let tried = matches!(place, Place::Tried(_));
+    if tried && !rebuilt.is_empty() || compiled_in && !way.only_triton {
+        return private_modules(&place.folder(run), jit, &rebuilt, deployment);
+    }
+    if tried {
+        return Ok(());
     }
     let mut changes = Vec::new();
     for name in &rebuilt {
@@ -347,129 +467,9 @@ fn take_back_unfinished(run: &RunDir) -> Result<(), Error> {
         .map_err(failed)
 }
 
-/// What the switch is decided on.
-struct Covered<'a> {
-    resolver: &'a Resolver<'a>,
-    /// Weights (N, K) of the workload.
-    weights: BTreeSet<(u32, u32)>,
-    left: BTreeSet<(u32, u32, u32)>,
-}
-
-impl Covered<'_> {
-    fn routes(&self, way: &Way, op: Op, stays_triton: &[(u64, u64)]) -> Vec<Route> {
-        let routes = cover::routes(self.resolver, op, &self.weights, &self.left);
-        if !way.shuffles {
-            return routes;
-        }
-        // A weight is laid out for one kernel when it is loaded: whole weights only, and those that are laid out for
-        // the tuned operation already stay so.
-        let routed: BTreeSet<(u64, u64)> = routes.iter().map(|route| (route.n, route.k)).collect();
-        self.weights
-            .iter()
-            .map(|&(n, k)| (u64::from(n), u64::from(k)))
-            .filter(|weight| routed.contains(weight) || !stays_triton.contains(weight))
-            .map(|(n, k)| Route {
-                n,
-                k,
-                min_m: None,
-                max_m: None,
-            })
-            .collect()
-    }
-}
-
 /// The rows of a deployment that were tuned for it.
 pub(super) fn tuned_table(deployment: &Deployment, op: Op) -> Result<Table, Error> {
     read_table(&deployment.table.with_file_name(OURS), op)
-}
-
-/// The rows that the tuner's files hold.
-fn rows_of(op: Op, files: &[Utf8PathBuf]) -> Result<Vec<Row>, Error> {
-    let mut rows = Vec::new();
-    for file in files {
-        rows.extend(read_table(file, op)?.rows);
-    }
-    Ok(rows)
-}
-
-pub(super) fn read_table(path: &Utf8Path, op: Op) -> Result<Table, Error> {
-    Table::read(path.as_str(), &read(path)?, Some(op))
-        .map_err(|error| Error::caused(ErrorKind::Environment, &error))
-}
-
-/// The tables before as one, with the rows of `mine` in place of theirs on equal keys.
-fn merged(
-    mine: Table,
-    before: &[Utf8PathBuf],
-    gfx: &str,
-    notes: &mut Vec<String>,
-) -> Result<Table, Error> {
-    let (op, name) = (mine.op, mine.name.clone());
-    let mut tables = before
-        .iter()
-        .map(|path| read_table(path, op))
-        .collect::<Result<Vec<_>, _>>()?;
-    tables.push(mine);
-    let policy = Policy {
-        gfx: Some(gfx.to_owned()),
-        ..Policy::default()
-    };
-    let merge::Merged {
-        table, provenance, ..
-    } = merge::merge(&tables, &policy)
-        .map_err(|error| Error::caused(ErrorKind::Environment, &error))?;
-    let key = |row: &Row| {
-        (
-            row.gfx.clone(),
-            row.cu_num,
-            row.n,
-            row.k,
-            row.m,
-            row.q_dtype_w.clone(),
-        )
-    };
-    // Our row was measured here, the others wherever they were tuned: on an equal key ours stands, faster or not.
-    let mut rows: BTreeMap<_, Row> = table.rows.into_iter().map(|row| (key(&row), row)).collect();
-    let mut dropped = 0_usize;
-    for entry in provenance {
-        let key = key(&entry.row);
-        let ran = entry.row.us.is_some_and(|us| us.is_finite() && us > 0.0);
-        if entry.table == name {
-            rows.insert(key, entry.row);
-        } else if ran {
-            // The merge chose, unless no row of this key is believable: then what served it goes on.
-            rows.entry(key).or_insert(entry.row);
-        } else if !rows.contains_key(&key) {
-            dropped += 1;
-        }
-    }
-    if dropped > 0 {
-        notes.push(format!(
-            "{dropped} rows of the tables before never ran (no time) and are left out"
-        ));
-    }
-    Ok(Table {
-        name: "the deployed table".to_owned(),
-        op,
-        columns: table.columns,
-        rows: rows.into_values().collect(),
-        faults: Vec::new(),
-        quirks: crate::table::aiter::Quirks::default(),
-    })
-}
-
-/// aiter hands the path to a shell unquoted, and `:` separates paths.
-pub(super) fn plain(path: Utf8PathBuf) -> Result<Utf8PathBuf, Error> {
-    let fits =
-        |character: char| character.is_ascii_alphanumeric() || "/._-+=@,".contains(character);
-    if path.is_absolute() && path.as_str().chars().all(fits) {
-        return Ok(path);
-    }
-    Err(Error::new(
-        ErrorKind::Environment,
-        format!("aiter hands the path of a table to a shell unquoted and splits it at `:`, and `{path}` would not survive that"),
-    )
-    .hint("keep gemmtune.toml in a folder whose path has letters, digits and ./_-+=@, only"))
 }
 
 /// Names of the kernels that this machine's rows ask `library` for.
@@ -500,12 +500,12 @@ fn weights(run: &RunDir, op: Op) -> Result<BTreeSet<(u32, u32)>, Error> {
 
 /// A folder of modules for the tuned arm alone: links to all that are built, except for those to be built anew.
 fn private_modules(
-    run: &RunDir,
+    folder: &Utf8Path,
     jit: &Utf8Path,
     rebuilt: &[String],
     deployment: &mut Deployment,
 ) -> Result<(), Error> {
-    let own = folder(run).join("modules");
+    let own = folder.join("modules");
     let made = || -> std::io::Result<()> {
         fs_err::create_dir_all(&own)?;
         let Ok(entries) = jit.read_dir_utf8() else {

@@ -51,6 +51,13 @@ pub(super) struct Way {
     pub(super) because: String,
 }
 
+impl Way {
+    /// Whether GEMMs with this weight (N, K) run Triton today; `triton` has those that do where not all do.
+    pub(super) fn on_triton(&self, triton: &[(u64, u64)], (n, k): (u32, u32)) -> bool {
+        self.only_triton || !self.no_triton && triton.contains(&(u64::from(n), u64::from(k)))
+    }
+}
+
 impl Aiter {
     /// The trees that the configured server imports, both fit to be tuned.
     pub(super) fn trees(&self) -> Result<Trees, Error> {

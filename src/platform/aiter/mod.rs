@@ -7,6 +7,9 @@ mod deploy;
 mod facts;
 mod loaded;
 mod operation;
+mod pins;
+mod tables;
+mod today;
 
 use std::collections::BTreeMap;
 use std::time::Duration;
@@ -86,7 +89,7 @@ impl Aiter {
         deployment: &Deployment,
         work: impl FnOnce(&Resolver<'_>) -> T,
     ) -> Result<T, Error> {
-        let table = deploy::read_table(&deployment.table, inspection.op)?;
+        let table = tables::read_table(&deployment.table, inspection.op)?;
         let rules = self.rules(inspection)?;
         let resolver = Resolver::new(&table, rules, &inspection.gfx, inspection.cu_num)
             .map_err(|error| Error::caused(ErrorKind::Bug, &error))?;
@@ -105,7 +108,7 @@ impl Platform for Aiter {
 
     fn capture_env(&self, run: &RunDir, records: &Utf8Path) -> Result<Environment, Error> {
         // Known before hours are spent on a table that could not be named.
-        deploy::plain(deploy::folder(run).join("table.csv"))?;
+        tables::plain(deploy::folder(run).join("table.csv"))?;
         self.site
             .overlay(run, &OverlayOptions::capture(records.to_owned()))
     }
@@ -147,7 +150,7 @@ impl Platform for Aiter {
             before
                 .files
                 .iter()
-                .map(|path| deploy::read_table(path, inspection.op))
+                .map(|path| tables::read_table(path, inspection.op))
                 .collect::<Result<_, _>>()?
         };
         let device = Device::of_key(&inspection.gfx, inspection.cu_num).ok_or_else(|| {
@@ -176,8 +179,7 @@ impl Platform for Aiter {
     ) -> Result<Tuned, Error> {
         let trees = self.trees()?;
         let inspection = order.inspection;
-        let in_use = self.plan_terms(inspection)?.tables;
-        let shipped = in_use.into_iter().flat_map(|table| table.rows).collect();
+        let today = self.time_today(order, observer)?;
         let outcome = tuner::tune(
             &AiterOrder {
                 tree: &trees.package,
@@ -185,16 +187,13 @@ impl Platform for Aiter {
                 env: self.site.environment(),
                 op: inspection.op,
                 untuned: order.shapes,
-                // What Triton takes for a shape is not measured here.
+                // What serves today is timed through SGLang's linear, and is no match for a kernel alone: see `today`.
                 incumbents: &BTreeMap::new(),
                 folder: &order.run.tune(),
                 key: Some((inspection.gfx.clone(), inspection.cu_num)),
                 budget: Some(order.budget),
                 limits: Limits::default(),
-                settings: Settings {
-                    shipped,
-                    ..Settings::default()
-                },
+                settings: Settings::default(),
                 keeper: &self.site.keeper,
                 interrupt: order.interrupt,
             },
@@ -204,7 +203,9 @@ impl Platform for Aiter {
         if outcome.interrupted {
             return Err(crate::engine::server::interrupted());
         }
-        Ok(Tuned::from(TuneOutcome::from(outcome)))
+        let mut tuned = Tuned::from(TuneOutcome::from(outcome));
+        self.against_today(order, &today, &mut tuned, observer)?;
+        Ok(tuned)
     }
 
     fn deploy(

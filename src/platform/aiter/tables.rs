@@ -1,0 +1,100 @@
+//! The tables of a deployment: those that serve today and the tuned rows as one, in a file that aiter reads.
+
+use std::collections::BTreeMap;
+
+use camino::{Utf8Path, Utf8PathBuf};
+
+use super::facts::read;
+use crate::run::error::{Error, ErrorKind};
+use crate::shape::Op;
+use crate::table::aiter::{Row, Table};
+use crate::table::merge::{self, Policy};
+
+/// The rows that the tuner's files hold.
+pub(super) fn rows_of(op: Op, files: &[Utf8PathBuf]) -> Result<Vec<Row>, Error> {
+    let mut rows = Vec::new();
+    for file in files {
+        rows.extend(read_table(file, op)?.rows);
+    }
+    Ok(rows)
+}
+
+pub(super) fn read_table(path: &Utf8Path, op: Op) -> Result<Table, Error> {
+    Table::read(path.as_str(), &read(path)?, Some(op))
+        .map_err(|error| Error::caused(ErrorKind::Environment, &error))
+}
+
+/// The tables before as one, with the rows of `mine` in place of theirs on equal keys.
+pub(super) fn merged(
+    mine: Table,
+    before: &[Utf8PathBuf],
+    gfx: &str,
+    notes: &mut Vec<String>,
+) -> Result<Table, Error> {
+    let (op, name) = (mine.op, mine.name.clone());
+    let mut tables = before
+        .iter()
+        .map(|path| read_table(path, op))
+        .collect::<Result<Vec<_>, _>>()?;
+    tables.push(mine);
+    let policy = Policy {
+        gfx: Some(gfx.to_owned()),
+        ..Policy::default()
+    };
+    let merge::Merged {
+        table, provenance, ..
+    } = merge::merge(&tables, &policy)
+        .map_err(|error| Error::caused(ErrorKind::Environment, &error))?;
+    let key = |row: &Row| {
+        (
+            row.gfx.clone(),
+            row.cu_num,
+            row.n,
+            row.k,
+            row.m,
+            row.q_dtype_w.clone(),
+        )
+    };
+    // Our row was measured here, the others wherever they were tuned: on an equal key ours stands, faster or not.
+    let mut rows: BTreeMap<_, Row> = table.rows.into_iter().map(|row| (key(&row), row)).collect();
+    let mut dropped = 0_usize;
+    for entry in provenance {
+        let key = key(&entry.row);
+        let ran = entry.row.us.is_some_and(|us| us.is_finite() && us > 0.0);
+        if entry.table == name {
+            rows.insert(key, entry.row);
+        } else if ran {
+            // The merge chose, unless no row of this key is believable: then what served it goes on.
+            rows.entry(key).or_insert(entry.row);
+        } else if !rows.contains_key(&key) {
+            dropped += 1;
+        }
+    }
+    if dropped > 0 {
+        notes.push(format!(
+            "{dropped} rows of the tables before never ran (no time) and are left out"
+        ));
+    }
+    Ok(Table {
+        name: "the deployed table".to_owned(),
+        op,
+        columns: table.columns,
+        rows: rows.into_values().collect(),
+        faults: Vec::new(),
+        quirks: crate::table::aiter::Quirks::default(),
+    })
+}
+
+/// aiter hands the path to a shell unquoted, and `:` separates paths.
+pub(super) fn plain(path: Utf8PathBuf) -> Result<Utf8PathBuf, Error> {
+    let fits =
+        |character: char| character.is_ascii_alphanumeric() || "/._-+=@,".contains(character);
+    if path.is_absolute() && path.as_str().chars().all(fits) {
+        return Ok(path);
+    }
+    Err(Error::new(
+        ErrorKind::Environment,
+        format!("aiter hands the path of a table to a shell unquoted and splits it at `:`, and `{path}` would not survive that"),
+    )
+    .hint("keep gemmtune.toml in a folder whose path has letters, digits and ./_-+=@, only"))
+}
