@@ -1,16 +1,19 @@
 """The device side of the worker: one GPU, the kernels at hand, and what `serve` asks of them."""
 
 import collections
+import concurrent.futures
 import dataclasses
 import os
 import platform
 import sys
+import time
 
 from gpu_worker import PROTOCOL, numerics, tree
 from gpu_worker.ahead import Ahead
 from gpu_worker.compile_child import load_module
 from gpu_worker.compilers import Compilers, Record
 from gpu_worker.device import Clocks, facts
+from gpu_worker.families import TRITON, Families, Unavailable
 from gpu_worker.faults import Faults, FaultyLaunch
 from gpu_worker.idle import spinner, wait_until_idle
 from gpu_worker.launchers import share_launchers
@@ -19,7 +22,7 @@ from gpu_worker.rotation import rotation
 from gpu_worker.serve import DeviceLost, done, refused
 from gpu_worker.timing import Timed, measure
 
-BACKEND = "sglang-triton"
+BACKEND, FAMILIES_BACKEND = "sglang-triton", "sglang-families"
 
 COMPILE_DEADLINE_S = 60.0
 """Longest a compile may take. The slowest of SGLang's 1,280 settings takes a few seconds with Triton 3.6."""
@@ -37,7 +40,8 @@ class Bench:
     """Opens the device on creation; `options` are those of `hello`:
 
     `block` ([128, 128]), `out_dtype` ("bfloat16"), `sglang_root` (folder that holds the package; default: what this
-    interpreter would import; "" for gemmtune's own kernel), `cache_dir`, `prepare_slots`, `compile_deadline_s`,
+    interpreter would import; "" for gemmtune's own kernel), `families` (names of kernel families to race beside it; those
+    that are here are named in `hello`), `cache_dir`, `prepare_slots`, `compile_deadline_s`,
     `load_ahead` (false: kernels are loaded when they are needed, to measure what the other is worth).
     """
 
@@ -75,6 +79,14 @@ class Bench:
         self._versions["kernel"] = source.origin
         if source.version:
             self._versions["sglang"] = source.version
+        self._families = Families(torch, self._facts, os.path.join(cache, "families"))
+        self._offered, self._wants_families = [], bool(options.get("families"))
+        for name, said in self._families.document(options.get("families") or []).items():
+            if "version" in said:
+                self._offered.append(name)
+                self._versions[name] = said["version"]
+            else:
+                print(f"{name} does not race: {said['unavailable']}", file=sys.stderr)
         runtime = torch.version.hip or torch.version.cuda
         self._versions["hip" if torch.version.hip else "cuda"] = str(runtime)
         # Streams other than the default one can be captured into a graph.
@@ -103,6 +115,7 @@ class Bench:
             )
         target = triton.runtime.driver.active.get_current_target()
         share_launchers(target.backend)
+        self._pool = concurrent.futures.ThreadPoolExecutor(4, "family")
         self._slots = int(options.get("prepare_slots") or max(1, len(os.sched_getaffinity(0)) - 1))
         setup = {
             "target": [target.backend, target.arch, target.warp_size],
@@ -118,11 +131,12 @@ class Bench:
         """The document of `hello`."""
         return {
             "protocol": PROTOCOL,
-            "backend": BACKEND,
+            "backend": FAMILIES_BACKEND if self._wants_families else BACKEND,
             **self._facts,
             "versions": self._versions,
             "kernel_hash": f"sha256:{self._source.digest}",
-            "capabilities": ["split_k", "swap_ab"] if self._kernels.tuned else [],
+            "capabilities": (["split_k", "swap_ab"] if self._kernels.tuned else [])
+            + [f"family:{name}" for name in self._offered],
             "prepare_slots": self._slots,
             "candidates": [],
             "shipped": self._source.configs,
@@ -130,6 +144,10 @@ class Bench:
 
     def prepare(self, shape, candidate, reply):
         """Compiles a candidate; `reply(outcome)` is called from whichever thread finishes it."""
+        name, setting = family_of(candidate)
+        if name != TRITON:
+            self._pool.submit(lambda: reply(self._prepare_family(name, shape, setting)))
+            return
         try:
             wanted = plan(self._kernels, Problem.read(shape), candidate)
         except Unsupported as error:
@@ -149,7 +167,9 @@ class Bench:
     def time(self, shape, candidates, timing):
         """Measures candidates, interleaved. In turns."""
         problem = Problem.read(shape)
-        turn = self._rotation(problem, timing["min_sample_us"])
+        # One way for all that are compared, whichever request they are in.
+        libraries = self._wants_families or any(family_of(one)[0] != TRITON for one in candidates)
+        turn = self._rotation(problem, timing["min_sample_us"], libraries)
         operands = self._operands(problem, turn.copies)
         clock_before = self._clocks.sm_mhz()
         launches = self._launches(problem, candidates, operands)
@@ -206,6 +226,7 @@ class Bench:
 
     def close(self):
         """Ends the compile children."""
+        self._pool.shutdown(wait=False)
         self._compilers.close()
 
     def _compile(self, wanted, candidate, urgent):
@@ -227,6 +248,10 @@ class Bench:
 
         jobs = []
         for candidate in candidates:
+            name, setting = family_of(candidate)
+            if name != TRITON:
+                jobs.append((name, setting))
+                continue
             try:
                 wanted = plan(self._kernels, problem, candidate)
                 jobs.append((wanted, *self._compile(wanted, candidate, urgent=True)))
@@ -234,26 +259,61 @@ class Bench:
                 jobs.append(refused("unsupported", str(error)))
         launches = []
         for candidate, job in zip(candidates, jobs):
-            if isinstance(job, tuple):
+            if isinstance(job, tuple) and len(job) == 2:
+                launches.append(
+                    self._faulty(candidate, operands, lambda given, job=job: self._family_launch(*job, problem, given))
+                )
+            elif isinstance(job, tuple):
                 wanted, compiled, known = job
                 outcome = self._prepared(compiled.wait(), known)
                 if outcome["outcome"] == "refused":
                     launches.append(outcome)
                     continue
-                fault = self._faults.of(candidate)
-                # The one fault that must not cost time: a wrong kernel that is fast leads, and only its numbers tell.
-                given = operands.with_nan_scales() if fault == "nan" else operands
-                launch = Launch(self._module, wanted, given, self._loaded)
-                launches.append(FaultyLaunch(launch, fault, self._torch) if fault not in (None, "nan") else launch)
+                made = lambda given, wanted=wanted: Launch(self._module, wanted, given, self._loaded)
+                launches.append(self._faulty(candidate, operands, made))
             else:
                 launches.append(job)
         return launches
 
-    def _rotation(self, problem, min_sample_us):
+    def _faulty(self, candidate, operands, make):
+        """`make(operands)`, with the fault that a test asked for in this candidate."""
+        fault = self._faults.of(candidate)
+        # The one fault that must not cost time: a wrong kernel that is fast leads, and only its numbers tell.
+        launch = make(operands.with_nan_scales() if fault == "nan" else operands)
+        if fault in (None, "nan") or isinstance(launch, dict):
+            return launch
+        return FaultyLaunch(launch, fault, self._torch)
+
+    def _family_launch(self, name, setting, problem, operands):
+        """A launch of another family, or the outcome that says why there is none."""
+        from gpu_worker.families.launch import FamilyLaunch
+
+        block = (self._kernels.block_n, self._kernels.block_k)
+        try:
+            return FamilyLaunch(self._families.open(name).launch(problem, operands, setting, block), operands.out)
+        except (Unsupported, Unavailable) as why:
+            return refused("unsupported", f"{name}: {why}")
+        except Exception as error:
+            return refused(*self._refusal(error))
+
+    def _prepare_family(self, name, shape, setting):
+        """Has a family compile what it compiles itself; a library's own compiler runs at its first launch."""
+        begun = time.perf_counter()
+        try:
+            prepare = getattr(self._families.open(name), "prepare", None)
+            if prepare is not None:
+                prepare(Problem.read(shape), setting)
+        except (Unsupported, Unavailable) as why:
+            return refused("unsupported", f"{name}: {why}")
+        except Exception as error:
+            return refused("compile_failed", " ".join(f"{type(error).__name__}: {error}".split())[:2000])
+        return done({"seconds": time.perf_counter() - begun, "cached": prepare is None})
+
+    def _rotation(self, problem, min_sample_us, always_graph):
         weights = problem.n * problem.k
         others = problem.m * problem.k + 2 * problem.m * problem.n
         flops = 2 * problem.m * problem.n * problem.k
-        return rotation(weights, others, flops, self._facts["l2_bytes"], min_sample_us)
+        return rotation(weights, others, flops, self._facts["l2_bytes"], min_sample_us, always_graph)
 
     def _operands(self, problem, copies):
         """The timing operands of a shape; those of the latest shapes are kept between requests."""
@@ -282,6 +342,13 @@ class Bench:
             raise DeviceLost(f"{words}; then {str(sticky).strip().splitlines()[0]}") from error
         reason = "out_of_resources" if type(error).__name__ == "OutOfResources" else "launch_failed"
         return reason, words
+
+
+def family_of(candidate):
+    """A candidate's family and the settings that are the family's own."""
+    if not isinstance(candidate, dict) or "family" not in candidate:
+        return TRITON, candidate
+    return candidate["family"], {name: value for name, value in candidate.items() if name != "family"}
 
 
 def _kernel_source(root):

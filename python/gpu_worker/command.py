@@ -10,6 +10,9 @@ from gpu_worker.serve import serve
 COMPILE_CHILD = "--compile-child"
 """How the worker starts its own compile children."""
 
+OFFLINE = "offline"
+"""Compiles for a device that is not here, and ends."""
+
 
 def main(arguments):
     """Runs the worker (or one compile child) until `quit` or end of file."""
@@ -17,6 +20,10 @@ def main(arguments):
         from gpu_worker.compile_child import run
 
         return run()
+    if arguments[:1] == [OFFLINE]:
+        from gpu_worker.offline import main as compile_only
+
+        return compile_only(arguments[1:])
     parser = argparse.ArgumentParser(prog="gpu_worker", description="Time block-FP8 kernels on one GPU.")
     parser.add_argument("--device", type=int, default=0, help="index among the devices visible to this process")
     parser.add_argument(

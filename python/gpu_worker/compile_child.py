@@ -142,8 +142,18 @@ def warm_up(module, wanted, out_dtype):
 
 
 def _compile(module, wanted, kernels, build_launcher):
-    """Compiles one plan; answers with the shared memory a block needs."""
+    """Compiles one plan; answers with the shared memory a block needs, and on AMD with its registers."""
     compiled = warm_up(module, wanted, kernels.out_dtype)
     for one in compiled:
         build_launcher(one)
-    return {"shared": compiled[0].metadata.shared}
+    return {"shared": compiled[0].metadata.shared, **registers(compiled[0].asm.get("amdgcn", ""))}
+
+
+def registers(assembly):
+    """Vector registers of a thread, and how many of them are kept in memory, as AMD's compiler writes them; empty for
+    another. NVIDIA's says it when a kernel is loaded."""
+    found = {
+        name: re.findall(rf"^\s*\.{key}:\s+(\d+)", assembly, re.MULTILINE)
+        for name, key in (("registers", "vgpr_count"), ("spilled", "vgpr_spill_count"))
+    }
+    return {name: int(numbers[-1]) for name, numbers in found.items() if numbers}

@@ -91,7 +91,7 @@ class Compilers:
         self._setup = json.dumps(setup) + "\n"
         self._record = record
         self._deadline_s = deadline_s
-        self._start = start or _start_child
+        self._start = start or start_child
         self._jobs = queue.PriorityQueue()
         self._known = {}
         for key, answer in (record.answers if record else {}).items():
@@ -189,10 +189,12 @@ class Compilers:
         return child
 
 
-def _start_child():
-    """Starts a compile child; it sees no device, so that it can never open one."""
+def start_child(binary_only="1"):
+    """Starts a compile child; it sees no device, so that it can never open one. `binary_only`: whether Triton keeps the
+    program alone (a fifth of the bytes) or its assembly too, "1" or "0"."""
     entry = os.path.join(os.path.dirname(os.path.abspath(__file__)), "__main__.py")
-    environment = {**os.environ, "CUDA_VISIBLE_DEVICES": "", "HIP_VISIBLE_DEVICES": "", "TRITON_STORE_BINARY_ONLY": "1"}
+    unseen = {"CUDA_VISIBLE_DEVICES": "", "HIP_VISIBLE_DEVICES": ""}
+    environment = {**os.environ, **unseen, "TRITON_STORE_BINARY_ONLY": binary_only}
     return subprocess.Popen(
         [sys.executable, entry, "--compile-child"],
         stdin=subprocess.PIPE,

@@ -28,8 +28,10 @@ class Rotation:
     expected_us: float
 
 
-def rotation(weight_bytes, other_bytes, flops, cache_bytes, min_sample_us):
+def rotation(weight_bytes, other_bytes, flops, cache_bytes, min_sample_us, always_graph=False):
     """The rotation for a GEMM that reads `weight_bytes` of weights and moves `other_bytes` of the rest.
+
+    `always_graph`: the host call of a library's kernel can take longer than the kernel, however long that is.
 
     Only the weights rotate: in a server the activations were written by the kernel before and the output is read
     by the one after, while each layer's weights were last touched a whole model ago.
@@ -37,7 +39,7 @@ def rotation(weight_bytes, other_bytes, flops, cache_bytes, min_sample_us):
     copies = max(2, math.ceil(CACHES * cache_bytes / weight_bytes))
     # 500 TFLOP/s: half of what FP8 matrix kernels reach on an H100 (the matrix term only matters for large M).
     expected = max(SHORTEST_EXPECTED_US, (weight_bytes + other_bytes) / (SLOWEST_EXPECTED_TB_S * 1e6), flops / 500e6)
-    if expected > GRAPH_BELOW_US:
+    if expected > GRAPH_BELOW_US and not always_graph:
         return Rotation(copies, 0, expected)
     turns = max(1, math.ceil(min_sample_us / (expected * copies)))
     return Rotation(copies, copies * turns, expected)

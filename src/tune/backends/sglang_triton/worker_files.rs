@@ -9,7 +9,7 @@ use crate::store::file::write_atomic;
 /// Name of the folder the files stand in; the interpreter is started on it.
 const FOLDER: &str = "gpu_worker";
 
-const FILES: [(&str, &str); 24] = {
+const FILES: [(&str, &str); 36] = {
     macro_rules! embedded {
         ($($name:literal),* $(,)?) => {
             [$(($name, include_str!(concat!("../../../../python/gpu_worker/", $name)))),*]
@@ -25,12 +25,24 @@ const FILES: [(&str, &str); 24] = {
         "compile_child.py",
         "compilers.py",
         "device.py",
+        "families/__init__.py",
+        "families/cublaslt.py",
+        "families/cutlass.py",
+        "families/deepgemm.py",
+        "families/flashinfer_sm90.py",
+        "families/launch.py",
+        "families/nvrtc.py",
+        "families/stream.cu",
+        "families/stream.py",
+        "families/stream_wg.cu",
+        "families/stream_wg.py",
         "fault_kernel.py",
         "faults.py",
         "idle.py",
         "launch.py",
         "launchers.py",
         "numerics.py",
+        "offline.py",
         "operands.py",
         "own_kernel.py",
         "plan.py",
@@ -47,7 +59,7 @@ const FILES: [(&str, &str); 24] = {
 /// with a launcher, the worker starts on another host that sees the same folder.
 pub fn write(folder: &Utf8Path) -> io::Result<Utf8PathBuf> {
     let worker = folder.join(FOLDER);
-    fs_err::create_dir_all(&worker)?;
+    fs_err::create_dir_all(worker.join("families"))?;
     for (name, text) in FILES {
         let path = worker.join(name);
         // Left alone when equal: a worker of another run may be importing it.
@@ -65,10 +77,15 @@ mod tests {
     #[test]
     fn every_file_of_the_worker_is_embedded() {
         let source = concat!(env!("CARGO_MANIFEST_DIR"), "/python/gpu_worker");
-        let mut there: Vec<String> = fs_err::read_dir(source)
-            .unwrap()
-            .filter_map(|entry| entry.unwrap().file_name().into_string().ok())
-            .filter(|name| Utf8Path::new(name).extension() == Some("py"))
+        let mut there: Vec<String> = ["", "families/"]
+            .iter()
+            .flat_map(|folder| {
+                let entries = fs_err::read_dir(format!("{source}/{folder}")).unwrap();
+                entries.map(move |entry| {
+                    format!("{folder}{}", entry.unwrap().file_name().to_str().unwrap())
+                })
+            })
+            .filter(|name| matches!(Utf8Path::new(name).extension(), Some("py" | "cu")))
             .collect();
         there.sort();
         assert_eq!(there, FILES.map(|(name, _)| name.to_owned()));
