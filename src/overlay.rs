@@ -23,7 +23,7 @@ use crate::tree::force::Step;
 const PLUGIN_NAME: &str = "gemmtune";
 
 /// Every file of the overlay, by path inside its folder.
-const FILES: [(&str, &str); 12] = {
+const FILES: [(&str, &str); 13] = {
     macro_rules! embedded {
         ($($path:literal),* $(,)?) => {
             [$(($path, include_str!(concat!("../python/overlay/", $path)))),*]
@@ -37,6 +37,7 @@ const FILES: [(&str, &str); 12] = {
         "gemmtune_overlay/hooks.py",
         "gemmtune_overlay/plugin.py",
         "gemmtune_overlay/record.py",
+        "gemmtune_overlay/route.py",
         "gemmtune_overlay/settings.py",
         "gemmtune_overlay/switch.py",
         "gemmtune_overlay/tables.py",
@@ -57,6 +58,8 @@ pub struct OverlayOptions {
     pub records: Option<Utf8PathBuf>,
     /// Folder of SGLang Triton tables to serve instead of the shipped ones.
     pub triton_tables: Option<Utf8PathBuf>,
+    /// File that says which kernel family computes which GEMM; the folder then holds the GPU worker's files as well.
+    pub route: Option<Utf8PathBuf>,
     /// File of a [`Decision`].
     pub switch: Option<Utf8PathBuf>,
 }
@@ -124,6 +127,7 @@ pub fn environment(
     let folders = [
         ("GEMMTUNE_RECORD_DIR", &options.records),
         ("GEMMTUNE_TRITON_TABLES", &options.triton_tables),
+        ("GEMMTUNE_ROUTE", &options.route),
         ("GEMMTUNE_SWITCH", &options.switch),
     ];
     for (name, path) in folders {

@@ -49,7 +49,7 @@ class Hooks:
             wanted[FP8_UTILS] = self._patch_fp8_utils
         if settings.switch:
             wanted[FP8] = self._check_fp8
-        if settings.dump_shapes or settings.triton_tables:
+        if settings.dump_shapes or settings.triton_tables or settings.route:
             wanted.update((name, self._patch_fp8_kernel) for name in FP8_KERNEL)
             wanted[TORCH_GRAPHS] = self._patch_torch_graphs
         if settings.dump_shapes:
@@ -96,10 +96,12 @@ class Hooks:
         switch.check_second_reader(module, self.settings.switch, self.recorder)
 
     def _patch_fp8_kernel(self, module):
-        from . import capture, tables
+        from . import capture, route, tables
 
         if self.settings.triton_tables:
             tables.patch(module, self.settings.triton_tables, self.recorder)
+        if self.settings.route:
+            route.patch(module, self.settings.route, self.recorder)
         capture.patch_fp8_kernel(module, self.settings, self.recorder)
 
     def _patch_torch_graphs(self, module):

@@ -1,0 +1,144 @@
+"""Routes block-FP8 GEMMs to other kernel families than the one SGLang chose, by (N, K) and ranges of M.
+
+    {"format": 1, "rows": [
+        {"N": 4096, "K": 4096, "min_M": 1, "max_M": 8, "family": "stream", "setting": {"ROW_TILES": 2, …}}]}
+
+The functions below SGLang's block-FP8 linears take quantised operands, (A, B, As, Bs, block_size, output_dtype), in all
+releases from 0.5.5 to 0.5.23: one that calls DeepGEMM and one that launches the Triton kernel. Each is replaced by one that
+looks its GEMM up and has the family compute it; a GEMM that no row names, and one whose operands do not lie as the family
+takes them, goes the way it went before. The families are the GPU worker's (`gpu_worker.families`, beside this package): what
+serves is what was raced.
+
+A kernel is loaded at its first call. During the capture of a graph nothing may be loaded, so a GEMM whose first call that is
+goes the old way and is recorded; SGLang runs each batch size twice before it captures it.
+"""
+
+import functools
+import json
+import os
+import sys
+import types
+
+FORMAT = 1
+FUNCTIONS = ("w8a8_block_fp8_matmul_deepgemm", "w8a8_block_fp8_matmul_triton")
+BLOCK = (128, 128)
+
+#: Families that would copy scales of A that lie by rows, which was not in the time they were raced with.
+BY_COLUMNS = ("cublaslt",)
+
+
+def patch(module, path, recorder):
+    """Replaces those of FUNCTIONS that `module` defines."""
+    rows = _read(path)
+    torch = sys.modules["torch"]
+    router = Router(torch, rows, recorder)
+    for name in FUNCTIONS:
+        original = getattr(module, name, None)
+        if original is not None:
+            setattr(module, name, router.instead_of(name, original))
+            recorder.once({"switch": {"do": "route to families", "ok": True, "detail": f"{name}, {len(rows)} rows"}})
+
+
+def _read(path):
+    with open(path, encoding="utf-8") as file:
+        document = json.load(file)
+    if document.get("format") != FORMAT:
+        raise ValueError(f"{path} has format {document.get('format')!r}, expected {FORMAT}")
+    return document["rows"]
+
+
+class Router:
+    """Which family computes a GEMM, and the families that have been opened."""
+
+    def __init__(self, torch, rows, recorder, families=None):
+        self._torch = torch
+        self._rows = rows
+        self._recorder = recorder
+        self._families = families
+        self._chosen = {}
+        self._loaded = set()
+
+    def instead_of(self, name, original):
+        """`original`, with the GEMMs that a row names computed by its family."""
+        is_compiling = self._torch.compiler.is_compiling
+        counted = f"{original.__module__}:{original.__qualname__}"
+
+        @functools.wraps(original)
+        def routed(A, B, As, Bs, block_size, *args, **kwargs):
+            if not is_compiling():
+                try:
+                    row = self._row(A, B)
+                    if row is not None:
+                        out = self._compute(row, A, B, As, Bs, block_size, args, kwargs)
+                        if out is not None:
+                            self._count(name, f"gemmtune:{row['family']}", A, B)
+                            return out
+                        self._count(name, counted, A, B)
+                except Exception as error:
+                    self._recorder.error(name, error)
+                    self._chosen[(A.numel() // A.shape[-1], *B.shape)] = None  # not tried again
+            return original(A, B, As, Bs, block_size, *args, **kwargs)
+
+        return routed
+
+    def _row(self, A, B):
+        problem = (A.numel() // A.shape[-1], *B.shape)
+        if problem not in self._chosen:
+            m, n, k = problem
+            fits = (one for one in self._rows if (one["N"], one["K"]) == (n, k) and one["min_M"] <= m <= one["max_M"])
+            self._chosen[problem] = next(fits, None)
+        return self._chosen[problem]
+
+    def _compute(self, row, A, B, As, Bs, block_size, args, kwargs):
+        """The product by the row's family, or None where it is not for these operands or cannot be had now."""
+        torch = self._torch
+        dtype = args[0] if args else kwargs.get("output_dtype", torch.float16)
+        wrong = _misfit(torch, A, B, As, Bs, block_size, dtype)
+        if wrong is None and row["family"] in BY_COLUMNS and not As.t().is_contiguous():
+            wrong = "the scales of A do not lie by columns"
+        if wrong is not None:
+            self._recorder.once({"switch": {"do": "route to families", "ok": False, "detail": f"{wrong}: {row}"}})
+            return None
+        key = (row["family"], json.dumps(row["setting"]), -(-A.shape[0] // 8))
+        if key not in self._loaded and torch.cuda.is_current_stream_capturing():
+            return None
+        family = self._open(row["family"])
+        from gpu_worker.plan import Problem
+
+        out = A.new_empty((A.shape[0], B.shape[0]), dtype=dtype)
+        problem = Problem(A.shape[0], B.shape[0], B.shape[1], str(A.dtype).replace("torch.", ""))
+        operands = types.SimpleNamespace(a=A, a_scale=As, weights=[(B, Bs)], out=out)
+        family.launch(problem, operands, row["setting"], BLOCK)(0)
+        self._loaded.add(key)
+        return out
+
+    def _open(self, name):
+        if self._families is None:
+            from gpu_worker.device import facts
+            from gpu_worker.families import Families
+
+            torch = self._torch
+            root = os.environ.get("XDG_CACHE_HOME") or os.path.expanduser("~/.cache")
+            cache = os.path.join(root, "gemmtune", "families")
+            self._families = Families(torch, facts(torch, torch.cuda.current_device()), cache)
+        return self._families.open(name)
+
+    def _count(self, symbol, target, A, B):
+        n, k = (int(size) for size in B.shape)
+        self._recorder.count((("kernel", symbol), ("target", target), ("M", int(A.shape[0])), ("N", n), ("K", k)))
+
+
+def _misfit(torch, A, B, As, Bs, block_size, dtype):
+    """What keeps a family from taking these operands; None if nothing does. Shapes, dtypes and strides only."""
+    if tuple(block_size) != BLOCK or dtype != torch.bfloat16:
+        return "blocks of 128 x 128 and bfloat16 are routed"
+    if A.dim() != 2 or not A.is_contiguous() or not B.is_contiguous():
+        return "the operands are not plain matrices"
+    if A.dtype != torch.float8_e4m3fn or B.dtype != torch.float8_e4m3fn:
+        return f"the operands are {A.dtype} and {B.dtype}"
+    blocks_k = -(-B.shape[1] // 128)
+    if As.dtype != torch.float32 or tuple(As.shape) != (A.shape[0], blocks_k):
+        return f"the scales of A are {As.dtype}, {tuple(As.shape)}"
+    if Bs.dtype != torch.float32 or tuple(Bs.shape) != (-(-B.shape[0] // 128), blocks_k) or not Bs.is_contiguous():
+        return f"the scales of B are {Bs.dtype}, {tuple(Bs.shape)}"
+    return None
