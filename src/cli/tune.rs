@@ -8,15 +8,17 @@ use serde::Serialize;
 use super::printer::Printer;
 use super::tune_aiter::{AiterArgs, Common};
 use super::tune_progress::TuneProgress;
-use crate::proc::{Interrupt, Keeper};
+use crate::proc::{Interrupt, Keeper, RunError};
 use crate::run::error::{Error, ErrorKind};
 use crate::shape::{Op, Shape};
 use crate::store::lock::LockError;
 use crate::table::aiter::Table;
 use crate::table::shapes;
 use crate::tune::backends::Backend;
+use crate::tune::backends::families::Families;
 use crate::tune::backends::reference::Reference;
 use crate::tune::backends::sglang_triton::{SglangTriton, worker_files};
+use crate::tune::compile_only::{self as compiling, CompileError, Target};
 use crate::tune::pool::look_at_device;
 use crate::tune::results::ResultsError;
 use crate::tune::worker::WorkerCommand;
@@ -71,6 +73,19 @@ pub struct TuneArgs {
     #[arg(long, value_name = "COMMAND", value_parser = words)]
     launcher: Option<Words>,
 
+    /// Compile every candidate for a GPU that need not be here, and run none (sglang-triton)
+    #[arg(long, requires = "target", conflicts_with = "dry_run")]
+    compile_only: bool,
+
+    /// The GPU to compile for
+    #[arg(
+        long = "for",
+        value_enum,
+        value_name = "GFX",
+        requires = "compile_only"
+    )]
+    target: Option<TargetArg>,
+
     /// Say what would be raced, or which command would be run, and write nothing
     #[arg(long)]
     dry_run: bool,
@@ -85,8 +100,27 @@ enum BackendArg {
     Reference,
     /// SGLang's Triton block-FP8 kernel, on CUDA or ROCm
     SglangTriton,
+    /// Every block-FP8 kernel that SGLang's interpreter has on CUDA, and gemmtune's own, into a route between them
+    SglangFamilies,
     /// aiter's kernels, by the tuner script of an aiter tree, on ROCm
     Aiter,
+}
+
+#[derive(Clone, Copy, Debug, clap::ValueEnum)]
+enum TargetArg {
+    /// MI300X, MI325X
+    Gfx942,
+    /// MI350X, MI355X
+    Gfx950,
+}
+
+impl From<TargetArg> for Target {
+    fn from(target: TargetArg) -> Self {
+        match target {
+            TargetArg::Gfx942 => Self::Gfx942,
+            TargetArg::Gfx950 => Self::Gfx950,
+        }
+    }
 }
 
 #[derive(Clone, Copy, Debug, clap::ValueEnum)]
@@ -141,9 +175,15 @@ struct Preview {
 pub fn run(args: &TuneArgs, printer: &Printer) -> Result<(), Error> {
     let bytes = crate::store::file::read(&args.shapes)
         .map_err(|error| Error::to(ErrorKind::Usage, "read the shapes", error))?;
-    let backend = match args.backend {
+    if let Some(target) = args.target {
+        return compile_only(args, target.into(), &bytes, printer);
+    }
+    let backend: Box<dyn Backend> = match args.backend {
         BackendArg::Reference => reference(args)?,
-        BackendArg::SglangTriton => sglang_triton(args),
+        BackendArg::SglangTriton => Box::new(sglang_triton(args)),
+        BackendArg::SglangFamilies => Box::new(Families {
+            triton: sglang_triton(args),
+        }),
         BackendArg::Aiter => {
             if args.launcher.is_some() {
                 return Err(Error::new(
@@ -201,6 +241,44 @@ pub fn run(args: &TuneArgs, printer: &Printer) -> Result<(), Error> {
     verdict(&outcome)
 }
 
+/// Compiles for a GPU that is not here.
+fn compile_only(
+    args: &TuneArgs,
+    target: Target,
+    bytes: &[u8],
+    printer: &Printer,
+) -> Result<(), Error> {
+    if !matches!(args.backend, BackendArg::SglangTriton) {
+        let what = "compile for another GPU: only the candidates of sglang-triton can be";
+        return Err(Error::new(ErrorKind::Usage, what));
+    }
+    let shapes = shapes_of(args, bytes, Op::TritonBlockFp8)?;
+    let keeper = Keeper::this_binary()
+        .map_err(|error| Error::to(ErrorKind::Environment, "find this program", error))?;
+    let request = compiling::Request {
+        target,
+        shapes: &shapes,
+        block: args.block,
+        python: &args.python,
+        folder: &args.output,
+    };
+    let report = compiling::run(&request, &keeper, &super::interrupt()?).map_err(|error| {
+        let interrupted = matches!(&error, CompileError::Run(RunError::Interrupted(_)));
+        let kind = if interrupted {
+            ErrorKind::Interrupted
+        } else {
+            ErrorKind::Environment
+        };
+        Error::to(kind, "compile the candidates", error)
+            .hint("`--python` names an interpreter that imports Triton; SGLang's kernel is taken from its packages")
+    })?;
+    if printer.is_json() {
+        return printer.json(&report);
+    }
+    printer.say(report.to_text());
+    Ok(())
+}
+
 /// The shapes asked for, those without an operation as shapes of `op`.
 fn shapes_of(args: &TuneArgs, bytes: &[u8], op: Op) -> Result<Vec<Shape>, Error> {
     let counted = shapes::read(bytes, Some(op)).map_err(|error| {
@@ -219,12 +297,12 @@ fn reference(args: &TuneArgs) -> Result<Box<dyn Backend>, Error> {
     Ok(Box::new(backend))
 }
 
-fn sglang_triton(args: &TuneArgs) -> Box<dyn Backend> {
-    Box::new(SglangTriton {
+fn sglang_triton(args: &TuneArgs) -> SglangTriton {
+    SglangTriton {
         block: args.block,
         tables: args.table.clone(),
         ..SglangTriton::default()
-    })
+    }
 }
 
 fn read_table(path: &Utf8Path) -> Result<Table, Error> {
@@ -245,7 +323,7 @@ fn worker_command(
         BackendArg::Reference => {
             vec![keeper.program().to_string(), "reference-worker".to_owned()]
         }
-        BackendArg::SglangTriton | BackendArg::Aiter => {
+        BackendArg::SglangTriton | BackendArg::SglangFamilies | BackendArg::Aiter => {
             let worker = worker_files::write(folder).map_err(|error| {
                 Error::to(ErrorKind::Environment, "write the GPU worker", error)
             })?;

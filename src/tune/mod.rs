@@ -8,6 +8,7 @@
 pub mod aiter;
 pub mod backends;
 pub mod clocks;
+pub mod compile_only;
 mod device_worker;
 pub mod event;
 mod pace;

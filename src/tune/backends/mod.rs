@@ -2,6 +2,7 @@
 //!
 //! A backend starts no process and measures nothing; workers do.
 
+pub mod families;
 pub mod reference;
 pub mod sglang_triton;
 

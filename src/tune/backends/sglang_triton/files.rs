@@ -67,7 +67,11 @@ impl TableFile<'_> {
 }
 
 /// Writes what is known of every row: time, incumbent, noise, device and versions.
-pub(super) fn write_provenance(folder: &Utf8Path, device: &Device, rows: &[Row]) -> io::Result<()> {
+pub(in crate::tune::backends) fn write_provenance(
+    folder: &Utf8Path,
+    device: &Device,
+    rows: &[Row],
+) -> io::Result<()> {
     let mut text = Vec::new();
     for row in rows {
         let line = json!({

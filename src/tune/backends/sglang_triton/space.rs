@@ -294,11 +294,11 @@ fn steps(values: &'static [u32], value: u32) -> impl Iterator<Item = u32> {
 }
 
 #[cfg(test)]
-pub(super) mod tests {
+pub(in crate::tune::backends) mod tests {
     use super::*;
     use crate::shape::Op;
 
-    pub(in super::super) fn h100(capabilities: &[&str]) -> Device {
+    pub(in crate::tune::backends) fn h100(capabilities: &[&str]) -> Device {
         Device {
             protocol: 1,
             backend: "sglang-triton".to_owned(),
@@ -318,7 +318,7 @@ pub(super) mod tests {
         }
     }
 
-    pub(in super::super) fn shape(m: u32, n: u32, k: u32) -> Shape {
+    pub(in crate::tune::backends) fn shape(m: u32, n: u32, k: u32) -> Shape {
         Shape {
             op: Op::TritonBlockFp8,
             m,

@@ -1,0 +1,284 @@
+//! Every kernel family that the server's interpreter has for block FP8, raced against one another into a route.
+//!
+//! SGLang's Triton kernel competes with its own rows, the libraries with the one kernel each of them picks, gemmtune's two
+//! streaming kernels with their settings. What serves today is DeepGEMM where it is there (SGLang's default on Hopper), else
+//! the Triton row in force. What wins is written as a [`route`], with the overlay that installs it.
+
+pub mod route;
+mod space;
+
+use std::borrow::Cow;
+use std::time::Duration;
+
+use camino::{Utf8Path, Utf8PathBuf};
+use serde_json::{Value, json};
+
+use self::route::Route;
+use self::space::{Kernel, Setting};
+use super::sglang_triton::{SglangTriton, files, worker_files};
+use super::{Backend, Deadlines, Field, Pace};
+use crate::overlay::{self, OverlayOptions};
+use crate::shape::{Op, Shape};
+use crate::store::file::write_atomic;
+use crate::tune::points::Refine;
+use crate::tune::protocol::{Candidate, Device};
+use crate::tune::race::Rules;
+use crate::tune::results::Row;
+use crate::tune::rules::Effort;
+
+/// Name of the route in the output folder.
+pub const ROUTE: &str = "route.json";
+
+/// Folder of the overlay that installs it, in the output folder.
+pub const OVERLAY: &str = "overlay";
+
+/// The variables that start a server with it: shell assignments, one a line.
+pub const VARIABLES: &str = "route.env";
+
+/// What SGLang runs on Hopper if no flag says otherwise (0.5.6.post2 to 0.5.23).
+const DEFAULT: &str = "deepgemm";
+
+/// Libraries that a route may name. FlashInfer keeps a workspace that grows, which a captured graph cannot follow.
+const LIBRARIES: [&str; 1] = ["cublaslt"];
+
+/// Rows of the Triton kernel that enter beside the libraries' kernels.
+const TRITON_ROWS: usize = 8;
+
+/// The backend of all families.
+#[derive(Clone, Debug, Default)]
+pub struct Families {
+    /// The Triton kernel among them, and where its rows in force stand.
+    pub triton: SglangTriton,
+}
+
+/// Whether the worker has `family`.
+fn has(device: &Device, family: &str) -> bool {
+    let named = |capability: &String| capability.strip_prefix("family:") == Some(family);
+    device.capabilities.iter().any(named)
+}
+
+/// A candidate that is a family without settings.
+fn alone(family: &str) -> Candidate {
+    json!({"family": family})
+}
+
+/// Whether DeepGEMM takes the shape (SGLang 0.5.16, `deepgemm_w8a8_block_fp8_linear_with_fallback`).
+fn default_takes(shape: &Shape) -> bool {
+    shape.n.is_multiple_of(64) && shape.k.is_multiple_of(128)
+}
+
+impl Families {
+    /// Settings of the two streaming kernels in turn, the most promising of each first.
+    fn settings(device: &Device, shape: &Shape) -> Vec<Setting> {
+        let of_each: Vec<Vec<Setting>> = [Kernel::Stream, Kernel::StreamWg]
+            .into_iter()
+            .filter(|kernel| has(device, kernel.family()))
+            .map(|kernel| space::settings(kernel, device, shape))
+            .collect();
+        let longest = of_each.iter().map(Vec::len).max().unwrap_or(0);
+        (0..longest)
+            .flat_map(|place| {
+                of_each
+                    .iter()
+                    .filter_map(move |list| list.get(place).copied())
+            })
+            .collect()
+    }
+}
+
+impl Backend for Families {
+    fn name(&self) -> &'static str {
+        "sglang-families"
+    }
+
+    fn options(&self) -> Value {
+        let mut options = self.triton.options();
+        let mut families = vec![Kernel::Stream.family(), Kernel::StreamWg.family(), DEFAULT];
+        families.extend(LIBRARIES);
+        options["families"] = json!(families);
+        options
+    }
+
+    fn op(&self) -> Op {
+        self.triton.op()
+    }
+
+    fn refine(&self, effort: Effort) -> Refine {
+        Refine::nearest_m(effort)
+    }
+
+    fn rules(&self, effort: Effort) -> Rules {
+        self.triton.rules(effort)
+    }
+
+    fn pace(&self) -> Pace {
+        let pace = self.triton.pace();
+        Pace {
+            deadlines: Deadlines {
+                // DeepGEMM compiles a kernel with nvcc at its first launch, 3 to 7 s on an H200's host.
+                floor: Duration::from_secs(60),
+                ..pace.deadlines
+            },
+            ..pace
+        }
+    }
+
+    fn incumbent(&self, device: &Device, shape: &Shape) -> Option<Candidate> {
+        if has(device, DEFAULT) && default_takes(shape) {
+            return Some(alone(DEFAULT));
+        }
+        self.triton.incumbent(device, shape)
+    }
+
+    fn field(
+        &self,
+        device: &Device,
+        shape: &Shape,
+        neighbours: &[Candidate],
+        effort: Effort,
+    ) -> Field {
+        let triton = self.triton.field(device, shape, &[], effort).candidates;
+        let libraries = LIBRARIES
+            .into_iter()
+            .filter(|family| has(device, family))
+            .map(alone);
+        let others = neighbours
+            .iter()
+            .cloned()
+            .chain(libraries)
+            .chain(triton.into_iter().take(TRITON_ROWS))
+            .chain(
+                Self::settings(device, shape)
+                    .into_iter()
+                    .map(|one| one.candidate()),
+            );
+        let at_most = match effort {
+            Effort::Quick => 64,
+            Effort::Full => 192,
+        };
+        Field::new(self.incumbent(device, shape), others, at_most)
+    }
+
+    fn relatives(&self, device: &Device, shape: &Shape, candidate: &Candidate) -> Vec<Candidate> {
+        if candidate.get("family").is_none() {
+            return self.triton.relatives(device, shape, candidate);
+        }
+        Self::settings(device, shape)
+            .iter()
+            .filter(|setting| setting.is_one_step_from(candidate))
+            .map(Setting::candidate)
+            .collect()
+    }
+
+    fn write(
+        &self,
+        folder: &Utf8Path,
+        device: &Device,
+        rows: &[Row],
+    ) -> std::io::Result<Vec<Utf8PathBuf>> {
+        if rows.is_empty() {
+            return Ok(Vec::new());
+        }
+        let route = folder.join(ROUTE);
+        write_atomic(&route, Route::of(device, rows).to_json().as_bytes())?;
+        files::write_provenance(folder, device, rows)?;
+        let overlay_folder = folder.join(OVERLAY);
+        overlay::write(&overlay_folder)?;
+        // The kernels that were raced are those that serve.
+        worker_files::write(&overlay_folder)?;
+        let options = OverlayOptions {
+            route: Some(route.canonicalize_utf8()?),
+            ..OverlayOptions::default()
+        };
+        let overlay_folder = overlay_folder.canonicalize_utf8()?;
+        let variables = folder.join(VARIABLES);
+        let text: String = overlay::environment(&overlay_folder, &options, |_| None)
+            .iter()
+            .map(|(name, value)| assignment(name, value))
+            .collect();
+        write_atomic(&variables, text.as_bytes())?;
+        Ok(vec![route, variables])
+    }
+}
+
+/// A line for `. route.env`; what `PYTHONPATH` held stays behind ours.
+fn assignment(name: &str, value: &str) -> String {
+    let quoted = shlex::try_quote(value).map_or_else(|_| value.to_owned(), Cow::into_owned);
+    if name == "PYTHONPATH" {
+        format!("export {name}={quoted}\"${{{name}:+:${name}}}\"\n")
+    } else {
+        format!("export {name}={quoted}\n")
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::tune::backends::sglang_triton::space::tests::{h100, shape};
+
+    const ALL: [&str; 4] = [
+        "family:stream",
+        "family:stream-wg",
+        "family:deepgemm",
+        "family:cublaslt",
+    ];
+
+    #[test]
+    fn what_sglang_would_run_is_the_incumbent_and_every_family_enters() {
+        let backend = Families::default();
+        let device = h100(&ALL);
+        let field = backend.field(&device, &shape(4, 4096, 4096), &[], Effort::Quick);
+        assert_eq!(field.candidates[0], json!({"family": "deepgemm"}));
+        let families: std::collections::BTreeSet<_> = field
+            .candidates
+            .iter()
+            .map(|one| one["family"].as_str().unwrap_or("triton"))
+            .collect();
+        let expected = ["cublaslt", "deepgemm", "stream", "stream-wg", "triton"];
+        assert_eq!(families, expected.into_iter().collect());
+        assert_eq!(field.candidates.len(), 64);
+    }
+
+    #[test]
+    fn without_deepgemm_or_where_it_refuses_the_triton_row_is_the_incumbent() {
+        let backend = Families::default();
+        let row = backend
+            .incumbent(&h100(&[]), &shape(4, 4096, 4096))
+            .unwrap();
+        assert_eq!(row["BLOCK_SIZE_M"], 64);
+        let odd = backend.incumbent(&h100(&ALL), &shape(4, 4100, 4096));
+        assert_eq!(odd.unwrap()["BLOCK_SIZE_M"], 64);
+    }
+
+    #[test]
+    fn relatives_of_a_setting_differ_from_it_in_one_value() {
+        let backend = Families::default();
+        let (device, shape) = (h100(&ALL), shape(1, 4096, 4096));
+        let setting = json!({"family": "stream", "ROW_TILES": 2, "WARPS_K": 16, "WARPS_N": 1,
+            "CLUSTER": 1, "DEPTH": 1, "BLOCKS": 1, "PERSISTENT": 0});
+        let relatives = backend.relatives(&device, &shape, &setting);
+        assert!(!relatives.is_empty());
+        for one in relatives {
+            let (one, of) = (one.as_object().unwrap(), setting.as_object().unwrap());
+            assert_eq!(
+                of.iter()
+                    .filter(|(name, value)| one.get(*name) != Some(value))
+                    .count(),
+                1
+            );
+        }
+        assert!(
+            backend
+                .relatives(&device, &shape, &alone("deepgemm"))
+                .is_empty()
+        );
+    }
+
+    #[test]
+    fn the_variables_keep_what_the_path_held() {
+        assert_eq!(
+            assignment("PYTHONPATH", "/out/my overlay"),
+            "export PYTHONPATH='/out/my overlay'\"${PYTHONPATH:+:$PYTHONPATH}\"\n"
+        );
+    }
+}

@@ -1,0 +1,124 @@
+//! `tune --compile-only`, with a stand-in for the interpreter; the real compiler is asked in `python/tests` and by hand.
+
+mod schema;
+
+use std::os::unix::fs::PermissionsExt as _;
+use std::process::{Command, Output};
+
+use camino::Utf8PathBuf;
+use schema::check;
+use serde_json::Value;
+
+/// Answers each job: one tile too large, one that spills, the rest fine.
+const STAND_IN: &str = r#"#!/usr/bin/env python3
+import json, sys
+arguments = sys.argv[2:]
+assert arguments[0] == "offline", arguments
+target = arguments[arguments.index("--target") + 1]
+print(json.dumps({"target": target, "kernel": "k.py", "kernel_hash": "sha256:0", "versions": {"triton": "3.6.0"}, "shared_limit": 65536}))
+for line in open(arguments[arguments.index("--jobs") + 1]):
+    job = json.loads(line)
+    tile = job["candidate"]["BLOCK_SIZE_M"], job["candidate"]["BLOCK_SIZE_N"]
+    if tile == (256, 256):
+        answer = {"refused": "out_of_resources", "detail": "shared memory 66560 > 65536", "shared": 66560}
+    else:
+        answer = {"shared": 1536, "registers": 256, "spilled": 77 if tile == (256, 128) else 0}
+    print(json.dumps({**job, **answer, "seconds": 1.0}))
+"#;
+
+struct Place {
+    _keep: tempfile::TempDir,
+    folder: Utf8PathBuf,
+}
+
+impl Place {
+    fn new(stand_in: &str) -> Self {
+        let keep = tempfile::tempdir().unwrap();
+        let folder = Utf8PathBuf::try_from(keep.path().to_owned()).unwrap();
+        fs_err::write(
+            folder.join("s.csv"),
+            "M,N,K\n4096,4096,4096\n4096,6144,4096\n",
+        )
+        .unwrap();
+        fs_err::write(folder.join("py"), stand_in).unwrap();
+        let runs = std::fs::Permissions::from_mode(0o755);
+        fs_err::set_permissions(folder.join("py"), runs).unwrap();
+        Self {
+            _keep: keep,
+            folder,
+        }
+    }
+
+    fn tune(&self, more: &[&str]) -> Output {
+        Command::new(env!("CARGO_BIN_EXE_gemmtune"))
+            .args([
+                "--json", "tune", "--shapes", "s.csv", "-o", "out", "--python", "./py",
+            ])
+            .args(more)
+            .current_dir(&self.folder)
+            .output()
+            .unwrap()
+    }
+}
+
+#[test]
+fn what_does_not_fit_and_what_spills_is_known_without_a_gpu() {
+    let place = Place::new(STAND_IN);
+    let output = place.tune(&[
+        "--backend",
+        "sglang-triton",
+        "--compile-only",
+        "--for",
+        "gfx942",
+    ]);
+    let said = String::from_utf8_lossy(&output.stderr);
+    assert!(output.status.success(), "{said}");
+    let document: Value = serde_json::from_slice(&output.stdout).unwrap();
+    check("tune-compile-only", &document);
+    let count = |name: &str| document[name].as_u64().unwrap();
+    let refused = document["refused"]["out_of_resources"].as_u64().unwrap();
+    assert!(refused > 0 && count("spilling") > 0 && count("fit") > 0);
+    assert_eq!(
+        count("programs"),
+        count("fit") + count("spilling") + refused
+    );
+    // Both shapes run the same programs.
+    let lines = fs_err::read_to_string(place.folder.join("out/compiled-gfx942.jsonl")).unwrap();
+    assert_eq!(lines.lines().count() as u64, count("programs"));
+    let first: Value = serde_json::from_str(lines.lines().next().unwrap()).unwrap();
+    assert_eq!(first["shape"]["dtype"], "torch.float8_e4m3fnuz");
+}
+
+#[test]
+fn an_interpreter_without_triton_is_named_with_what_it_said() {
+    let place = Place::new("#!/bin/sh\necho \"No module named 'triton'\" >&2\nexit 1\n");
+    let output = place.tune(&[
+        "--backend",
+        "sglang-triton",
+        "--compile-only",
+        "--for",
+        "gfx950",
+    ]);
+    assert!(!output.status.success());
+    let document: Value = serde_json::from_slice(&output.stdout).unwrap();
+    let text = document.to_string();
+    assert!(text.contains("No module named 'triton'"), "{text}");
+    assert!(text.contains("--python"), "{text}");
+}
+
+#[test]
+fn only_candidates_of_the_triton_kernel_are_compiled() {
+    let place = Place::new(STAND_IN);
+    let output = place.tune(&[
+        "--backend",
+        "sglang-families",
+        "--compile-only",
+        "--for",
+        "gfx942",
+    ]);
+    let said = String::from_utf8_lossy(&output.stdout);
+    assert!(
+        said.contains("only the candidates of sglang-triton"),
+        "{said}"
+    );
+}
