@@ -14,6 +14,9 @@ pub struct KeeperArgs {
     /// Milliseconds between SIGTERM and SIGKILL
     #[arg(long)]
     grace_ms: u64,
+    /// What the command leaves running goes on after it
+    #[arg(long)]
+    linger: bool,
     /// The command to keep
     #[arg(last = true, required = true)]
     command: Vec<String>,
@@ -22,7 +25,8 @@ pub struct KeeperArgs {
 /// Keeps the command; the exit code is the command's.
 pub fn run(args: &KeeperArgs, printer: &Printer) -> ExitCode {
     let grace = Duration::from_millis(args.grace_ms);
-    let (code, error) = crate::proc::keeper::keep(args.lifeline_fd, grace, &args.command);
+    let (code, error) =
+        crate::proc::keeper::keep(args.lifeline_fd, grace, args.linger, &args.command);
     if let Some(error) = error {
         printer.say(format!("gemmtune keeper: failed to {error}"));
     }

@@ -283,6 +283,7 @@ fn process(
         stdout: folder.join("stdout"),
         stderr: folder.join("stderr"),
         grace: Duration::from_secs(2),
+        linger: false,
     };
     let mut kept = spawn.start(order.keeper).map_err(RunError::Spawn)?;
     let done_before = order.shapes.len() - left.len();

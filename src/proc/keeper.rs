@@ -6,7 +6,7 @@
 use std::io::Read as _;
 use std::os::unix::process::ExitStatusExt as _;
 use std::process::{Command, ExitStatus};
-use std::sync::mpsc::{Receiver, channel};
+use std::sync::mpsc::{Receiver, RecvTimeoutError, channel};
 use std::thread;
 use std::time::Duration;
 
@@ -21,17 +21,26 @@ pub(super) const KILL_NOW: u8 = b'k';
 /// The keeper's exit code when its child could not be started; the reason is on standard error.
 pub const CANNOT_START: u8 = 127;
 
+/// How often a keeper that lingers looks whether anything is left.
+const LINGER_POLL: Duration = Duration::from_millis(100);
+
 enum Woken {
     Exited(std::io::Result<ExitStatus>),
     Lifeline { kill_now: bool },
 }
 
-/// Runs `command` until it exits or the lifeline closes, then ends whatever it left running.
+/// Runs `command` until it exits or the lifeline closes, then ends whatever it left running. With `linger` what it
+/// left running may go on after it, until that ends by itself or the lifeline closes.
 ///
 /// `lifeline` is the number of an inherited descriptor: the read end of a pipe whose write end only
 /// gemmtune holds. The return value is the exit code for this process: the child's own, 128 plus the
 /// signal that ended it, or [`CANNOT_START`] with the error.
-pub fn keep(lifeline: u32, grace: Duration, command: &[String]) -> (u8, Option<std::io::Error>) {
+pub fn keep(
+    lifeline: u32,
+    grace: Duration,
+    linger: bool,
+    command: &[String],
+) -> (u8, Option<std::io::Error>) {
     let Some((program, arguments)) = command.split_first() else {
         return (CANNOT_START, Some(std::io::Error::other("keep no command")));
     };
@@ -68,7 +77,18 @@ pub fn keep(lifeline: u32, grace: Duration, command: &[String]) -> (u8, Option<s
     });
     let status = match receiver.recv() {
         Ok(Woken::Exited(status)) => {
-            end_all(grace, &receiver);
+            let mut kill_now = false;
+            while linger && !tree::descendants(std::process::id()).is_empty() {
+                match receiver.recv_timeout(LINGER_POLL) {
+                    Ok(Woken::Lifeline { kill_now: now }) => {
+                        kill_now = now;
+                        break;
+                    }
+                    Ok(Woken::Exited(_)) | Err(RecvTimeoutError::Timeout) => {}
+                    Err(RecvTimeoutError::Disconnected) => break,
+                }
+            }
+            end_all(if kill_now { Duration::ZERO } else { grace }, &receiver);
             status.ok()
         }
         Ok(Woken::Lifeline { kill_now }) => {

@@ -11,9 +11,11 @@
 pub mod interrupt;
 pub mod keeper;
 pub mod paste;
+pub mod ports;
 pub mod run;
 pub mod spawn;
 pub mod tree;
+pub mod watch;
 
 pub use interrupt::Interrupt;
 pub use paste::quoted;

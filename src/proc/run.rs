@@ -74,6 +74,7 @@ pub fn run(
         stdout: stdout.clone(),
         stderr: stderr.clone(),
         grace: Duration::from_secs(2),
+        linger: false,
     };
     let mut kept = spawn.start(keeper)?;
     match kept.wait(limit, interrupt) {

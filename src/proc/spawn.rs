@@ -73,6 +73,8 @@ pub struct Spawn {
     pub stderr: Utf8PathBuf,
     /// How long descendants have between SIGTERM and SIGKILL.
     pub grace: Duration,
+    /// What the command leaves running goes on after it, until [`Kept::stop`] or until it ends by itself.
+    pub linger: bool,
 }
 
 impl Spawn {
@@ -85,6 +87,7 @@ impl Spawn {
             stdout: log.to_owned(),
             stderr: log.to_owned(),
             grace: Duration::from_secs(10),
+            linger: false,
         }
     }
 
@@ -122,6 +125,7 @@ impl Spawn {
             .arg(read_end.as_raw_fd().to_string())
             .arg("--grace-ms")
             .arg(self.grace.as_millis().to_string())
+            .args(self.linger.then_some("--linger"))
             .arg("--")
             .args(&self.argv)
             .stdin(pipes.stdin.map_or_else(Stdio::null, Stdio::from))

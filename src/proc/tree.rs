@@ -116,7 +116,12 @@ pub fn is_keeper(pid: u32) -> bool {
         .is_ok_and(|line| line.split(|&byte| byte == 0).nth(1) == Some(b"keeper"))
 }
 
-fn processes() -> impl Iterator<Item = u32> {
+/// The parent of a process, and whether it is dead and only waits to be reaped; `None` when there is no such process.
+pub(super) fn parent(pid: u32) -> Option<(u32, bool)> {
+    parent_and_state(&fs_err::read_to_string(format!("/proc/{pid}/stat")).ok()?)
+}
+
+pub(super) fn processes() -> impl Iterator<Item = u32> {
     fs_err::read_dir("/proc")
         .into_iter()
         .flatten()

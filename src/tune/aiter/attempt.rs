@@ -106,6 +106,7 @@ impl Attempt<'_> {
             stdout: self.files.stdout.clone(),
             stderr: self.files.stderr.clone(),
             grace: GRACE,
+            linger: false,
         }
         .start(keeper)?;
         let mut watch = Watch::new(self);
