@@ -207,6 +207,15 @@ pub fn server_info(url: &str) -> Option<Value> {
     })
 }
 
+/// Whether `/health` answers 200 within `deadline`.
+pub fn is_up(url: &str, deadline: Duration) -> bool {
+    let url = format!("{}/health", url.trim_end_matches('/'));
+    agent(deadline)
+        .get(&url)
+        .call()
+        .is_ok_and(|response| response.status() == 200)
+}
+
 /// The first model that `/v1/models` lists.
 pub fn first_model(url: &str) -> Option<String> {
     let url = format!("{}/v1/models", url.trim_end_matches('/'));

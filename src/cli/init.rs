@@ -1,25 +1,37 @@
 //! `gemmtune init`: a configuration from a launch script or a running server.
 
+use std::io::{Read as _, Seek as _, Write as _};
+use std::time::{Duration, Instant};
+
 use camino::{Utf8Path, Utf8PathBuf};
 use serde_json::json;
 
-use crate::store::file::write_atomic;
+use crate::proc::{Keeper, Spawn};
 use crate::workload::config::{Config, FILE_NAME};
-use crate::workload::draft::Draft;
-use crate::workload::script::{self, Surroundings};
+use crate::workload::container;
+use crate::workload::draft::{Draft, Made};
+use crate::workload::quote::{cut, quoted};
+use crate::workload::role::{self, Role};
+use crate::workload::script::{self, LONGEST, Surroundings};
+use crate::workload::secret::masked;
+use crate::workload::watch::{self, Ending, Tell, Until, Watched};
 use crate::workload::{env, observe};
 
+use super::files;
 use super::printer::Printer;
 use crate::run::error::{Error, ErrorKind};
 
 /// Arguments of `gemmtune init`.
 #[derive(Debug, clap::Args)]
+#[command(
+    override_usage = "gemmtune init [OPTIONS] -- COMMAND…\n       gemmtune init [OPTIONS] SCRIPT [-- ARGUMENTS…]\n       gemmtune init [OPTIONS] --pid PID"
+)]
 pub struct InitArgs {
-    /// The bash script that starts the server and its benchmark
-    #[arg(required_unless_present = "pid", conflicts_with = "pid")]
+    /// A simple bash script that starts the server and its benchmark: it is read, not run
+    #[arg(required_unless_present_any = ["pid", "command"], conflicts_with = "pid")]
     script: Option<Utf8PathBuf>,
     /// Observe the running server with this process id instead
-    #[arg(long)]
+    #[arg(long, conflicts_with = "command")]
     pid: Option<u32>,
     /// Where to write the configuration
     #[arg(short, long, default_value = FILE_NAME)]
@@ -27,21 +39,42 @@ pub struct InitArgs {
     /// Replace a configuration that is there
     #[arg(long)]
     force: bool,
+    /// When to stop a command that is run and watched, besides Ctrl-C
+    #[arg(long, value_enum, default_value = "bench")]
+    until: Stop,
+    /// The command to run and watch, as you start it: `bash launch.sh ARGS`; behind SCRIPT, that script's arguments
+    #[arg(last = true)]
+    command: Vec<String>,
+}
+
+#[derive(Clone, Copy, Debug, clap::ValueEnum)]
+enum Stop {
+    /// The server is ready
+    Ready,
+    /// Its benchmarks have ended
+    Bench,
+    /// The command has ended by itself
+    Exit,
 }
 
 /// Writes the configuration, and asks by name for what it could not tell.
 pub fn run(args: &InitArgs, printer: &Printer) -> Result<(), Error> {
-    if !args.force && args.output.exists() {
+    let is_stream = files::stream(&args.output).is_some();
+    if !args.force && !is_stream && args.output.exists() {
         return Err(Error::new(
             ErrorKind::Usage,
             format!("`{}` is there already", args.output),
         )
         .hint("use `--force` to replace it, or `-o OTHER.toml`"));
     }
-    let (draft, origin) = draft(args)?;
-    let text = draft.to_toml(&origin);
-    write_atomic(&args.output, text.as_bytes())
-        .map_err(|error| Error::to(ErrorKind::Environment, "write the configuration", error))?;
+    // A script is never written over, whatever path names it, nor any file of the command.
+    let named = args.command.iter().map(Utf8Path::new);
+    let inputs = args.script.iter().map(Utf8PathBuf::as_path).chain(named);
+    files::refuse_overwriting(&args.output, inputs)?;
+    let made = made(args, printer)?;
+    let draft = made.draft;
+    let text = draft.to_toml(&made.origin);
+    files::write(&args.output, text.as_bytes(), printer)?;
     for note in &draft.notes {
         printer.warn(note);
     }
@@ -65,8 +98,10 @@ pub fn run(args: &InitArgs, printer: &Printer) -> Result<(), Error> {
             "questions": draft.questions,
             "notes": draft.notes,
             "check": check,
+            "watched": made.watched,
         }));
     }
+    let asks = draft.questions.iter().any(|question| question.needed);
     printer.say(if complete {
         format!(
             "wrote `{0}`; next: `gemmtune doctor`, then `gemmtune run {0}`",
@@ -78,48 +113,299 @@ pub fn run(args: &InitArgs, printer: &Printer) -> Result<(), Error> {
             args.output
         )
     });
+    if asks && args.script.is_some() && draft.has_server() {
+        printer.say("or let it run once: `gemmtune init --force -- bash SCRIPT ARGUMENTS` writes down what is really started");
+    }
     if let (true, Some(check)) = (draft.is_complete(), check) {
         printer.warn(check);
     }
     Ok(())
 }
 
-fn draft(args: &InitArgs) -> Result<(Draft, String), Error> {
+struct Outcome {
+    draft: Draft,
+    origin: String,
+    watched: Option<serde_json::Value>,
+}
+
+fn made(args: &InitArgs, printer: &Printer) -> Result<Outcome, Error> {
     let folder = env::folder()
         .map_err(|error| Error::to(ErrorKind::Environment, "find the working directory", error))?;
-    let read = |path: &Utf8Path| crate::store::file::read_text(path).ok();
+    let read = |path: &Utf8Path| read_text(path).ok();
+    let path_is_real = args.script.as_ref().is_some_and(|script| {
+        let path = folder.join(script);
+        path.canonicalize_utf8().is_ok_and(|real| real == path)
+    });
+    let has_arguments = !args.command.is_empty();
     let surroundings = Surroundings {
         read: &read,
         variable: &env::variable,
         folder,
+        path_is_real,
+        arguments: has_arguments.then(|| args.command.clone()),
+    };
+    let made = Made {
+        surroundings: &surroundings,
+        find: &find,
+        machine: machine(),
     };
     match (&args.script, args.pid) {
-        (Some(path), _) => {
-            let text = crate::store::file::read_text(path)
-                .map_err(|error| Error::to(ErrorKind::Usage, "read the script", error))?;
-            let facts = script::read(&text, path, &surroundings).map_err(|error| {
-                Error::to(ErrorKind::Usage, "understand the script", error)
-                    .hint("start the server, then `gemmtune init --pid PID` reads what really runs")
-            })?;
-            let name = path.file_stem().unwrap_or("workload");
-            Ok((
-                Draft::from_script(name, &facts, &surroundings, &find),
-                format!("`{path}`"),
-            ))
-        }
-        (None, Some(pid)) => {
-            let process = observe::observe(Utf8Path::new("/proc"), pid)
-                .map_err(|error| Error::to(ErrorKind::Environment, "observe the server", error))?;
-            Ok((
-                Draft::from_process(&process, &surroundings, &find),
-                format!("process {pid}"),
-            ))
-        }
-        (None, None) => Err(Error::new(
-            ErrorKind::Usage,
-            "neither a script nor a process was given",
-        )),
+        (Some(path), _) => from_script(path, &made),
+        (None, Some(pid)) => from_process(pid, &made),
+        (None, None) => from_watching(args, printer, &made),
     }
+}
+
+fn from_script(path: &Utf8Path, made: &Made<'_>) -> Result<Outcome, Error> {
+    let watch_instead = "let it run once instead: `gemmtune init -- bash SCRIPT ARGUMENTS` writes down what is really started";
+    let text = read_text(path).map_err(|error| {
+        Error::to(ErrorKind::Usage, "read the script", error).hint(watch_instead)
+    })?;
+    if let Some(kind) = container::manifest(path.as_str(), &text) {
+        let commands = container::commands_in(&text);
+        let shown = commands.iter().map(|command| format!("\n    {command}"));
+        let inside = if commands.is_empty() {
+            String::new()
+        } else {
+            format!(", which runs{}", shown.collect::<String>())
+        };
+        return Err(Error::new(
+            ErrorKind::Usage,
+            format!("`{path}` is {kind}, not a script{inside}"),
+        )
+        .hint(container::advice("kubectl")));
+    }
+    let facts = script::read(&text, path, made.surroundings).map_err(|error| {
+        Error::to(ErrorKind::Usage, "understand the script", error).hint(watch_instead)
+    })?;
+    let name = path.file_stem().unwrap_or("workload");
+    Ok(Outcome {
+        draft: Draft::from_script(name, &facts, made),
+        origin: format!("`{path}`"),
+        watched: None,
+    })
+}
+
+fn from_process(pid: u32, made: &Made<'_>) -> Result<Outcome, Error> {
+    let process = observe::observe(Utf8Path::new("/proc"), pid)
+        .map_err(|error| Error::to(ErrorKind::Environment, "observe the server", error))?;
+    let mut argv: Vec<&str> = process.argv.iter().map(String::as_str).collect();
+    if process.is_python() && !argv.is_empty() {
+        argv[0] = "python";
+    }
+    let answer = watch::ask(pid);
+    let is_server = role::role(role::looked_through(&argv)) == Some(Role::Server);
+    if !is_server && answer.is_none() {
+        let shown = quoted(&masked(&process.argv).join(" "));
+        let wrapped =
+            role::role(role::looked_through(&argv[argv.len().min(1)..])) == Some(Role::Server);
+        let hint = if wrapped {
+            "name the process that it started"
+        } else {
+            "`pgrep -f launch_server` lists servers; the one meant is the first, not its `sglang::` ranks"
+        };
+        return Err(Error::new(
+            ErrorKind::Usage,
+            format!("process {pid} is no SGLang server: it runs `{shown}`"),
+        )
+        .hint(hint));
+    }
+    Ok(Outcome {
+        draft: Draft::from_process(
+            &process,
+            answer.as_ref(),
+            &env::all().into_iter().collect(),
+            made,
+        ),
+        origin: format!("process {pid}"),
+        watched: None,
+    })
+}
+
+fn from_watching(args: &InitArgs, printer: &Printer, made: &Made<'_>) -> Result<Outcome, Error> {
+    let environment =
+        |what: &str, error: std::io::Error| Error::to(ErrorKind::Environment, what, error);
+    let interrupt = super::interrupt()?;
+    let keeper =
+        Keeper::this_binary().map_err(|error| environment("find gemmtune itself", error))?;
+    let kept_output =
+        tempfile::tempdir().map_err(|error| environment("keep the command's output", error))?;
+    let log = Utf8PathBuf::try_from(kept_output.path().join("output"))
+        .map_err(|error| environment("keep the command's output", std::io::Error::other(error)))?;
+    let mut spawn = Spawn::new(args.command.clone(), &log);
+    spawn.linger = true;
+    let ours = env::all().into_iter().collect();
+    let shown = cut(&masked(&args.command).join(" "), 300);
+    printer.say(match args.until {
+        Stop::Ready => format!("running `{shown}` until its server is ready"),
+        Stop::Bench => {
+            format!("running `{shown}` until its benchmark ends; Ctrl-C when you have seen enough")
+        }
+        Stop::Exit => format!("running `{shown}` until it ends; Ctrl-C when you have seen enough"),
+    });
+    let started = Instant::now();
+    let mut kept = spawn
+        .start(&keeper)
+        .map_err(|error| Error::to(ErrorKind::Usage, "run the command", error))?;
+    let mut output = Tail::of(&log);
+    let until = match args.until {
+        Stop::Ready => Until::Ready,
+        Stop::Bench => Until::Benchmark,
+        Stop::Exit => Until::Exit,
+    };
+    let watched = watch::watch(&mut kept, until, &interrupt, &mut |tell| {
+        output.pass_on(false);
+        let seconds = started.elapsed().as_secs_f64();
+        match tell {
+            Tell::Started(seen) => printer.say(format!(
+                "[init {seconds:.1} s] {}: `{}`",
+                match seen.role {
+                    Role::Benchmark => "a benchmark",
+                    Role::Server => "a server",
+                    _ => "a server that is not SGLang",
+                },
+                cut(&masked(&seen.process.argv).join(" "), 300)
+            )),
+            Tell::Ready(seen) => printer.say(format!(
+                "[init {seconds:.1} s] the server of process {} is ready{}",
+                seen.process.pid,
+                seen.answer
+                    .as_ref()
+                    .map_or_else(String::new, |answer| format!(
+                        " on port {}",
+                        answer.address.port()
+                    ))
+            )),
+            Tell::Elsewhere(tool) => printer.say(format!(
+                "[init {seconds:.1} s] `{tool}` starts something elsewhere, which is not watched"
+            )),
+            Tell::Tick => {}
+        }
+    });
+    printer.say("ending what was started");
+    let code = kept.stop(crate::proc::interrupt::Urgency::Stop, &interrupt);
+    output.pass_on(true);
+    let has_server = watched.of(Role::Server).next().is_some();
+    if !has_server && watched.of(Role::Benchmark).next().is_none() {
+        return Err(nothing(&watched, code, &shown));
+    }
+    let name = args
+        .command
+        .iter()
+        .map(Utf8Path::new)
+        .find(|word| word.extension() == Some("sh"))
+        .or_else(|| args.command.first().map(Utf8Path::new))
+        .and_then(Utf8Path::file_stem)
+        .unwrap_or("workload");
+    let ready = watched.of(Role::Server).any(|seen| seen.answer.is_some());
+    let summary = json!({
+        "servers": watched.of(Role::Server).count(),
+        "benchmarks": watched.of(Role::Benchmark).count(),
+        "ready": ready,
+        "ended_by": match watched.ending {
+            Ending::Reached => "reached",
+            Ending::Exited => "exited",
+            Ending::ServerEnded => "server ended",
+            Ending::Interrupted => "interrupted",
+        },
+    });
+    Ok(Outcome {
+        draft: Draft::from_watched(name, &watched, &ours, made),
+        origin: format!("what `{shown}` started"),
+        watched: Some(summary),
+    })
+}
+
+/// Why nothing came of watching, and where to go.
+fn nothing(watched: &Watched, code: u8, shown: &str) -> Error {
+    if let Some((tool, argv)) = watched.elsewhere.first() {
+        let words: Vec<&str> = argv.iter().map(String::as_str).collect();
+        let inside = container::inside(tool, &words);
+        return Error::new(
+            ErrorKind::Environment,
+            format!(
+                "`{shown}` starts its server elsewhere, with `{tool}`{}",
+                inside.map_or_else(String::new, |inside| format!(": {inside}"))
+            ),
+        )
+        .hint(container::advice(tool));
+    }
+    let how = match watched.ending {
+        Ending::Interrupted => "before it was stopped".to_owned(),
+        _ => format!("and ended with code {code}"),
+    };
+    Error::new(
+        ErrorKind::WorkloadFailed,
+        format!("`{shown}` started no SGLang server {how}"),
+    )
+    .hint("run it without gemmtune first; a server is recognised by `sglang.launch_server`, `sglang serve`, or its answers")
+}
+
+/// Passes on what a command writes, as it comes.
+struct Tail {
+    path: Utf8PathBuf,
+    file: Option<fs_err::File>,
+    passed: Option<Instant>,
+}
+
+impl Tail {
+    fn of(path: &Utf8Path) -> Self {
+        Self {
+            path: path.to_owned(),
+            file: None,
+            passed: None,
+        }
+    }
+
+    /// At most ten times a second, which is as fast as a person reads, unless it is the last time.
+    fn pass_on(&mut self, last: bool) {
+        let is_due = self
+            .passed
+            .is_none_or(|passed| passed.elapsed() > Duration::from_millis(100));
+        if !is_due && !last {
+            return;
+        }
+        self.passed = Some(Instant::now());
+        if self.file.is_none() {
+            self.file = fs_err::File::open(&self.path).ok();
+        }
+        let Some(file) = &mut self.file else {
+            return;
+        };
+        let mut bytes = Vec::new();
+        if file.take(1 << 20).read_to_end(&mut bytes).is_ok() && !bytes.is_empty() {
+            // The command's own output, as the terminal would have had it.
+            let _ = std::io::stderr().lock().write_all(&bytes);
+        }
+        let _ = file.stream_position();
+    }
+}
+
+/// The text of a script: a plain file of usual size.
+fn read_text(path: &Utf8Path) -> std::io::Result<String> {
+    let other = |why: &str| std::io::Error::other(format!("read `{path}`: {why}"));
+    let data = fs_err::metadata(path)?;
+    if !data.is_file() {
+        return Err(other("it is no regular file"));
+    }
+    if data.len() > LONGEST as u64 {
+        return Err(other(&format!(
+            "it has {} bytes, and launch scripts have less than {LONGEST}",
+            data.len()
+        )));
+    }
+    fs_err::read_to_string(path)
+}
+
+/// Which engine this machine's GPUs leave: their driver's device files say whose they are.
+fn machine() -> Option<(&'static str, &'static str)> {
+    if Utf8Path::new("/dev/kfd").exists() {
+        return Some(("aiter", "this machine has AMD GPUs (/dev/kfd)"));
+    }
+    Utf8Path::new("/dev/nvidiactl").exists().then_some((
+        "sglang-triton",
+        "this machine has NVIDIA GPUs (/dev/nvidiactl)",
+    ))
 }
 
 /// The first executable file of that name on the path.

@@ -22,7 +22,7 @@ pub fn folder() -> std::io::Result<Utf8PathBuf> {
 
 /// Starts of the names of variables that change what a server computes or how fast: SGLang, aiter, the GPU stacks,
 /// the communication libraries, and where Python and the loader find things.
-const MATTERS: [&str; 26] = [
+const MATTERS: [&str; 43] = [
     "SGLANG_",
     "SGL_",
     "AITER_",
@@ -49,7 +49,83 @@ const MATTERS: [&str; 26] = [
     "HF_",
     "TRANSFORMERS_",
     "MORI_",
+    "PATH",
+    "HIPBLAS",
+    "HIPCC",
+    "SAFETENSORS_",
+    "USE_ROCM",
+    "DEBUG_HIP",
+    "TOKENIZERS_",
+    "XDG_CACHE_HOME",
+    "MC_",
+    "UCX_",
+    "NVSHMEM_",
+    "FLASHINFER_",
+    "DG_",
+    "CUTLASS_",
+    "ROCBLAS_",
+    "AMD_",
+    "FLASH_ATTENTION",
 ];
+
+/// Names of variables that belong to a login, a terminal or a shell, not to a program.
+const SESSION: [&str; 40] = [
+    "_",
+    "SHLVL",
+    "PWD",
+    "OLDPWD",
+    "TERM",
+    "COLORTERM",
+    "TERM_PROGRAM",
+    "TERM_PROGRAM_VERSION",
+    "LS_COLORS",
+    "LSCOLORS",
+    "SSH_CLIENT",
+    "SSH_CONNECTION",
+    "SSH_TTY",
+    "SSH_AUTH_SOCK",
+    "LOGNAME",
+    "MAIL",
+    "HOSTNAME",
+    "SHELL",
+    "DISPLAY",
+    "XAUTHORITY",
+    "WINDOWID",
+    "TMUX",
+    "TMUX_PANE",
+    "STY",
+    "WINDOW",
+    "EDITOR",
+    "VISUAL",
+    "PAGER",
+    "LESS",
+    "LESSOPEN",
+    "LESSCLOSE",
+    "PS1",
+    "PS2",
+    "PROMPT_COMMAND",
+    "CONDA_PROMPT_MODIFIER",
+    "VIRTUAL_ENV_PROMPT",
+    "HISTFILE",
+    "HISTSIZE",
+    "GEMMTUNE_KEEPER",
+    "which_declare",
+];
+
+/// Starts of such names; functions that bash exports are among them.
+const OF_A_SESSION: [&str; 6] = [
+    "BASH_FUNC_",
+    "XDG_SESSION",
+    "DBUS_SESSION",
+    "VSCODE_",
+    "LC_TERMINAL",
+    "HIST",
+];
+
+/// Whether a variable belongs to a login, a terminal or a shell: no server reads it.
+pub fn is_of_a_session(name: &str) -> bool {
+    SESSION.contains(&name) || OF_A_SESSION.iter().any(|start| name.starts_with(start))
+}
 
 /// Whether a variable can change what a server computes or how fast.
 pub fn matters(name: &str) -> bool {
@@ -71,6 +147,8 @@ mod tests {
         ] {
             assert!(matters(name), "{name}");
         }
+        assert!(is_of_a_session("SSH_CONNECTION") && is_of_a_session("BASH_FUNC_module%%"));
+        assert!(!is_of_a_session("PATH") && !is_of_a_session("HOME"));
         for name in ["LS_COLORS", "SSH_CONNECTION", "PWD", "SHLVL"] {
             assert!(!matters(name), "{name}");
         }

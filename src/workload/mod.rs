@@ -4,10 +4,14 @@
 //! at the process environment.
 
 pub mod config;
+pub mod container;
 pub mod draft;
 pub mod duration;
 pub mod env;
 pub mod load;
 pub mod observe;
+pub mod quote;
+pub mod role;
 pub mod script;
 pub mod secret;
+pub mod watch;

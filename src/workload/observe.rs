@@ -6,6 +6,8 @@ use std::collections::BTreeMap;
 
 use camino::{Utf8Path, Utf8PathBuf};
 
+use super::quote::quoted;
+
 /// A live process as it was started.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Process {
@@ -21,6 +23,104 @@ pub struct Process {
     pub program: Utf8PathBuf,
 }
 
+impl Process {
+    /// The program as it was called: the link of a virtual environment rather than the interpreter behind it, which
+    /// would import from elsewhere. Its first argument may be any text (`exec -a`), so each candidate has to lead to the
+    /// file that really runs.
+    pub fn invoked(&self) -> Utf8PathBuf {
+        let named = self.argv.first().map_or("", String::as_str);
+        let mut candidates = Vec::new();
+        if named.contains('/') {
+            candidates.push(self.folder.join(named));
+        }
+        let path = self.env.get("PATH").map_or("", String::as_str);
+        let own = self.program.file_name().unwrap_or_default();
+        for name in [named, "python3", "python", own] {
+            if !name.is_empty() && !name.contains('/') {
+                let folders = path.split(':').filter(|folder| !folder.is_empty());
+                candidates.extend(folders.map(|folder| self.folder.join(folder).join(name)));
+            }
+        }
+        let is_it = |file: &&Utf8PathBuf| {
+            file.canonicalize_utf8()
+                .is_ok_and(|real| real == self.program)
+        };
+        candidates
+            .iter()
+            .find(is_it)
+            .unwrap_or(&self.program)
+            .clone()
+    }
+
+    /// Whether the program is a Python interpreter.
+    pub fn is_python(&self) -> bool {
+        let name = self.program.file_name().unwrap_or_default();
+        name.starts_with("python") || name.starts_with("pypy")
+    }
+
+    /// The command line with the program as [`Self::invoked`] in front.
+    pub fn command(&self) -> Vec<String> {
+        let mut command = self.argv.clone();
+        if let Some(first) = command.first_mut() {
+            *first = self.invoked().to_string();
+        }
+        command
+    }
+}
+
+/// CPUs and memory nodes a process may use, where they are other than ours: what `taskset` and `numactl` in front of it
+/// have set, in words of its own.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct Placement {
+    /// CPUs, as `taskset -c` takes them.
+    pub cpus: Option<String>,
+    /// Memory policy, as `numa_maps(5)` writes it: `bind:0`.
+    pub memory: Option<String>,
+    /// Limits that were raised or lowered, as `/proc/PID/limits` names them: `Max open files`.
+    pub limits: Vec<String>,
+}
+
+/// Where process `pid` is placed otherwise than this one.
+pub fn placement(pid: u32) -> Placement {
+    let read = |pid: &str, name: &str| {
+        fs_err::read_to_string(format!("/proc/{pid}/{name}")).unwrap_or_default()
+    };
+    let cpus = |pid: &str| {
+        let status = read(pid, "status");
+        let line = status
+            .lines()
+            .find_map(|line| line.strip_prefix("Cpus_allowed_list:"));
+        line.map(|cpus| cpus.trim().to_owned())
+    };
+    let pid = pid.to_string();
+    let memory = read(&pid, "numa_maps")
+        .lines()
+        .find_map(|line| Some(line.split_whitespace().nth(1)?.to_owned()));
+    let limits = |pid: &str| -> Vec<(String, String)> {
+        // The name is 26 columns wide (fs/proc/base.c).
+        let text = read(pid, "limits");
+        let rows = text
+            .lines()
+            .skip(1)
+            .filter_map(|line| line.split_at_checked(26));
+        rows.map(|(name, rest)| {
+            let soft = rest.split_whitespace().next().unwrap_or_default();
+            (name.trim().to_owned(), soft.to_owned())
+        })
+        .collect()
+    };
+    let ours = limits("self");
+    Placement {
+        cpus: cpus(&pid).filter(|theirs| cpus("self").as_ref() != Some(theirs)),
+        memory: memory.filter(|policy| policy != "default"),
+        limits: limits(&pid)
+            .into_iter()
+            .filter(|limit| !ours.is_empty() && !ours.contains(limit))
+            .map(|(name, soft)| format!("{name} {soft}"))
+            .collect(),
+    }
+}
+
 /// Why a process cannot be observed.
 #[derive(Debug, thiserror::Error)]
 pub enum ObserveError {
@@ -34,8 +134,9 @@ pub enum ObserveError {
     },
     /// It renamed itself, so how it was started is no longer there.
     #[error(
-        "look at process {pid}: it calls itself `{title}`, which is no command line; \
-         it was started by process {parent}, which may be the one meant"
+        "look at process {pid}: it calls itself `{}`, which is no command line; \
+         it was started by process {parent}, which may be the one meant",
+        quoted(title)
     )]
     Renamed {
         /// The process.
@@ -52,6 +153,19 @@ pub enum ObserveError {
 
 /// Observes process `pid` under `proc`, which is `/proc` outside tests.
 pub fn observe(proc: &Utf8Path, pid: u32) -> Result<Process, ObserveError> {
+    // A program that is being started in this moment may have its new file and still its old command line.
+    let mut seen = look(proc, pid)?;
+    for _ in 0..5 {
+        let again = look(proc, pid)?;
+        if again == seen {
+            break;
+        }
+        seen = again;
+    }
+    Ok(seen)
+}
+
+fn look(proc: &Utf8Path, pid: u32) -> Result<Process, ObserveError> {
     let folder = proc.join(pid.to_string());
     let failed = |source| ObserveError::Read { pid, source };
     let link = |name| folder.join(name).read_link_utf8().map_err(failed);

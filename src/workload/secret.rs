@@ -41,9 +41,9 @@ const KEYS: [&str; 8] = [
 ];
 
 /// A name that ends in `TOKEN` holds a secret, except behind one of these: then it is a token of a text.
-const TEXT_TOKENS: [&str; 16] = [
+const TEXT_TOKENS: [&str; 17] = [
     "PER", "EOS", "BOS", "PAD", "UNK", "SEP", "CLS", "MASK", "SPECIAL", "STOP", "START", "END",
-    "THINK", "IMAGE", "AUDIO", "VIDEO",
+    "THINK", "IMPLICIT", "IMAGE", "AUDIO", "VIDEO",
 ];
 
 /// A shorter value is masked where it stands under its name, and not looked for elsewhere: it would be found in words
@@ -198,6 +198,18 @@ pub fn masked_command(argv: &[String]) -> Vec<String> {
         .iter()
         .map(|word| secrets.mask(word).into_owned())
         .collect()
+}
+
+/// The words of a command line, of whatever kind, without the values of its secret options.
+pub fn masked(argv: &[impl AsRef<str>]) -> Vec<String> {
+    let argv: Vec<String> = argv.iter().map(|word| word.as_ref().to_owned()).collect();
+    masked_command(&argv)
+}
+
+/// Whether a command line holds nothing that would be masked.
+pub fn is_open(argv: &[impl AsRef<str>]) -> bool {
+    let words = argv.iter().map(AsRef::as_ref);
+    masked(argv).iter().map(String::as_str).eq(words)
 }
 
 /// Where the secret options of a command stand, and where their values: in the same word for `--api-key=…`.

@@ -1,21 +1,36 @@
-//! Reads a launch script: what it starts, with which interpreter and environment, without running it.
+//! Reads a simple launch script: what it starts, with which interpreter and environment, without running it.
 //!
-//! Reading is tolerant and honest: a value that depends on something the text does not hold (an argument, a
-//! command's output, a condition) is [`Word::Unknown`] with the reason, and becomes a question. Nothing is guessed,
-//! because a workload that differs from the user's in one flag makes the comparison worthless. This module starts
-//! nothing and reads files only through the [`Surroundings`] it is given.
+//! Watching a script (`init -- bash launch.sh`) is the answer for every other one, so reading never guesses: a value
+//! that depends on something the text does not hold is [`Word::Unknown`] with the reason, and becomes a question; after
+//! something whose effects are not known (`module load`, a file that cannot be read) nothing is certain any more. The
+//! text is split into commands and words by `brush-parser`, which has bash's own rules. This module starts nothing and
+//! looks at files only through the [`Surroundings`] it is given.
 
-mod command;
-mod flow;
+mod builtins;
+mod reckon;
 mod shell;
-mod starts;
 mod words;
 
 use std::collections::BTreeMap;
+use std::sync::mpsc::channel;
+use std::time::Duration;
 
+use brush_parser::ast::Program;
 use camino::{Utf8Path, Utf8PathBuf};
 
-pub use command::{Role, flag};
+use super::container;
+use super::role;
+pub use super::role::Role;
+
+/// The longest text that is read. The longest public launch scripts have some 30 KB.
+pub const LONGEST: usize = 256 * 1024;
+
+/// The parser's time doubles twice with each open bracket, and its stack grows with each open compound command.
+const DEEPEST_BRACKETS: i32 = 7;
+const DEEPEST_COMPOUNDS: i32 = 40;
+
+/// What a text within the limits may take to parse; usual scripts take milliseconds.
+const PARSE_LIMIT: Duration = Duration::from_secs(5);
 
 /// A word of the script after expansion.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -47,6 +62,11 @@ impl Word {
         }
     }
 
+    /// A known word.
+    pub fn of(text: impl Into<String>) -> Self {
+        Self::Known(text.into())
+    }
+
     fn unknown(text: &str, why: impl Into<String>) -> Self {
         Self::Unknown {
             text: text.to_owned(),
@@ -57,12 +77,16 @@ impl Word {
 
 /// What a script can look at besides its own text.
 pub struct Surroundings<'a> {
-    /// The text of a file, if it can be read.
+    /// The text of a file, if it is a plain one of usual size and can be read.
     pub read: &'a dyn Fn(&Utf8Path) -> Option<String>,
     /// A variable of the environment the script would be started in.
     pub variable: &'a dyn Fn(&str) -> Option<String>,
     /// The folder the script would be started in, absolute.
     pub folder: Utf8PathBuf,
+    /// Whether the script's path holds no symbolic link.
+    pub path_is_real: bool,
+    /// The arguments it would be started with, where they were given.
+    pub arguments: Option<Vec<String>>,
 }
 
 /// A command that matters, with everything it would run with.
@@ -72,18 +96,31 @@ pub struct Found {
     pub role: Role,
     /// Program and arguments, without `exec`, `nohup` and the like in front.
     pub argv: Vec<Word>,
-    /// Variables the script sets for it.
+    /// Variables set for it.
     pub env: BTreeMap<String, Word>,
-    /// Inherited variables the script takes away.
+    /// Inherited variables taken away.
     pub unset: Vec<String>,
     /// Working directory.
     pub folder: Word,
     /// Virtual environment that was activated before it.
     pub venv: Option<Word>,
-    /// Line in the file it stands in, from 1.
+    /// Line in the file it stands in, from 1; 0 for a process.
     pub line: usize,
     /// What decides whether, or how often, it runs: `the condition at line 12`, `the loop at line 30`.
     pub depends_on: Option<String>,
+    /// Why nothing about it is certain.
+    pub clouded: Option<String>,
+}
+
+/// A command that starts something elsewhere, or through a program that is not known.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Elsewhere {
+    /// The wrapper: `docker run`, `srun`, `loadTracer.sh`.
+    pub tool: String,
+    /// Its line.
+    pub line: usize,
+    /// What runs inside, as far as it stands there.
+    pub inside: Option<String>,
 }
 
 /// What a script says.
@@ -91,8 +128,10 @@ pub struct Found {
 pub struct Facts {
     /// Servers, benchmarks and readiness probes, in order.
     pub found: Vec<Found>,
-    /// Wrappers that start things elsewhere (`docker exec`, `srun`), with their lines: named, not entered.
-    pub wrappers: Vec<(String, usize)>,
+    /// Commands that lead elsewhere: shown, not entered.
+    pub elsewhere: Vec<Elsewhere>,
+    /// Lines that name SGLang's server and belong to no command that was followed.
+    pub missed: Vec<usize>,
     /// Things that could not be followed, as sentences.
     pub notes: Vec<String>,
 }
@@ -107,17 +146,9 @@ impl Facts {
 /// Why a script cannot be read at all.
 #[derive(Debug, thiserror::Error)]
 pub enum ScriptError {
-    /// The grammar does not fit.
-    #[error("read the script: line {line} is not bash: `{text}`")]
-    Syntax {
-        /// Line, from 1.
-        line: usize,
-        /// The line.
-        text: String,
-    },
-    /// The grammar cannot be loaded.
-    #[error("load the bash grammar")]
-    Grammar(#[from] tree_sitter::LanguageError),
+    /// Bash would not take it either, or it is more than a launch script.
+    #[error("read the script: {0}")]
+    Syntax(String),
 }
 
 /// Reads the script `text`, which stands in the file `path`.
@@ -126,9 +157,116 @@ pub fn read(
     path: &Utf8Path,
     surroundings: &Surroundings<'_>,
 ) -> Result<Facts, ScriptError> {
+    let program = parse(text)?;
     let mut shell = shell::Shell::new(surroundings, path);
-    shell.run(text)?;
-    Ok(shell.into_facts())
+    shell.run(&program);
+    let mut facts = shell.into_facts();
+    let named = text.lines().enumerate().filter(|(_, line)| {
+        let line = line.trim_start();
+        !line.starts_with('#') && container::names_sglang(line)
+    });
+    for (index, _) in named {
+        let line = index + 1;
+        // A command may be spread over many lines from its first one on.
+        let known = facts
+            .of(Role::Server)
+            .map(|found| found.line)
+            .chain(facts.elsewhere.iter().map(|elsewhere| elsewhere.line))
+            .any(|start| start <= line && line <= last_line(text, start));
+        if !known {
+            facts.missed.push(line);
+        }
+    }
+    Ok(facts)
+}
+
+/// The last line of the command that starts at `line`: as long as lines end with a backslash, or a quote is open.
+fn last_line(text: &str, line: usize) -> usize {
+    let mut last = line;
+    let mut open = false;
+    for (index, content) in text.lines().enumerate().skip(line - 1) {
+        last = index + 1;
+        open ^= content.matches(['"', '\'']).count() % 2 == 1;
+        if !open && !content.trim_end().ends_with('\\') {
+            break;
+        }
+    }
+    last
+}
+
+/// Splits a text into commands.
+fn parse(text: &str) -> Result<Program, ScriptError> {
+    let refused = |why: &str| ScriptError::Syntax(why.to_owned());
+    if text.len() > LONGEST {
+        return Err(refused("it is longer than a launch script is (256 KiB)"));
+    }
+    if nests_too_deeply(text) {
+        return Err(refused("brackets or conditions nest too deeply"));
+    }
+    let (sender, answer) = channel();
+    let owned = text.to_owned();
+    // A parser that recurses needs room, and one that is stuck must not hold us up: the process ends soon after.
+    std::thread::Builder::new()
+        .stack_size(128 << 20)
+        .spawn(move || {
+            let options = brush_parser::ParserOptions::default();
+            let parsed = brush_parser::Parser::new(owned.as_bytes(), &options).parse_program();
+            let _ = sender.send(parsed.map_err(|error| error.to_string()));
+        })
+        .map_err(|error| ScriptError::Syntax(error.to_string()))?;
+    match answer.recv_timeout(PARSE_LIMIT) {
+        Ok(parsed) => parsed.map_err(|error| {
+            ScriptError::Syntax(format!(
+                "it is not bash as far as could be told: {}",
+                super::quote::quoted(&error)
+            ))
+        }),
+        Err(_) => Err(refused("it is too involved to be read")),
+    }
+}
+
+fn nests_too_deeply(text: &str) -> bool {
+    let (mut brackets, mut deepest) = (0, 0);
+    for byte in text.bytes() {
+        match byte {
+            b'(' => brackets += 1,
+            b')' => brackets -= 1,
+            // Brackets of a `case` label only close.
+            b'\n' => brackets = brackets.max(0),
+            _ => {}
+        }
+        deepest = deepest.max(brackets);
+    }
+    let (mut compounds, mut deepest_compound) = (0, 0);
+    for word in text.split([' ', '\t', '\n', ';', '(', ')', '&', '|']) {
+        match word {
+            "if" | "case" | "while" | "until" | "for" | "select" | "{" | "!" => compounds += 1,
+            "fi" | "esac" | "done" | "}" => compounds = (compounds - 1).max(0),
+            _ => {}
+        }
+        deepest_compound = deepest_compound.max(compounds);
+    }
+    let pairs = ["${", "`", "[["].map(|open| longest_run(text, open));
+    deepest > DEEPEST_BRACKETS
+        || deepest_compound > DEEPEST_COMPOUNDS
+        || pairs.iter().any(|run| *run > DEEPEST_COMPOUNDS)
+}
+
+/// How often `part` stands in one line at most.
+fn longest_run(text: &str, part: &str) -> i32 {
+    let counts = text.lines().map(|line| line.matches(part).count());
+    i32::try_from(counts.max().unwrap_or(0)).unwrap_or(i32::MAX)
+}
+
+/// The value of a flag among words, as [`role::flag`] finds it; an unknown word may be its value.
+pub fn flag(argv: &[Word], names: &[&str]) -> Option<Word> {
+    let texts: Vec<&str> = argv.iter().map(Word::text).collect();
+    let value = role::flag(&texts, names)?;
+    let is_it = |word: &&Word| word.text().ends_with(value);
+    match argv.iter().rev().find(is_it) {
+        Some(Word::Unknown { why, .. }) => Some(Word::unknown(value, why.clone())),
+        _ => Some(Word::of(value)),
+    }
 }
 
 #[cfg(test)]

@@ -1,349 +1,493 @@
 //! Expansion of words: quotes, variables, arrays, defaults, tildes. What needs a command to run stays unknown.
 
+use brush_parser::ParserOptions;
+use brush_parser::ast::{Command, Word as Written};
+use brush_parser::word::{
+    BraceExpressionOrText, Parameter, ParameterExpr, ParameterTestType, SpecialParameter,
+    TildeExpr, WordPiece, parse, parse_brace_expansions,
+};
 use camino::Utf8Path;
-use tree_sitter::Node;
 
 use super::Word;
-use super::shell::{Shell, Value, clean};
+use super::shell::{Shell, Value, clean, reason};
+
+/// One word while it is put together.
+#[derive(Default)]
+struct Field {
+    text: String,
+    /// The first reason why it is not known.
+    why: Option<String>,
+    /// Whether it is a word although it is empty: it stood in quotes.
+    is_there: bool,
+}
+
+/// The words that one written word becomes.
+#[derive(Default)]
+struct Fields {
+    done: Vec<Field>,
+    open: Field,
+}
+
+impl Fields {
+    fn push(&mut self, text: &str) {
+        self.open.text.push_str(text);
+        self.open.is_there |= !text.is_empty();
+    }
+
+    fn unknown(&mut self, why: impl Into<String>) {
+        self.open.is_there = true;
+        self.open.why.get_or_insert(why.into());
+    }
+
+    fn cut(&mut self) {
+        let field = std::mem::take(&mut self.open);
+        if field.is_there {
+            self.done.push(field);
+        }
+    }
+
+    /// The value of an unquoted expansion: cut at blanks; a pattern in it stands for file names.
+    fn split(&mut self, word: &Word) {
+        match word {
+            Word::Known(text) => {
+                if is_pattern(text) {
+                    self.unknown("a pattern of file names");
+                }
+                if text.starts_with([' ', '\t', '\n']) {
+                    self.cut();
+                }
+                for (index, part) in text.split_ascii_whitespace().enumerate() {
+                    if index > 0 {
+                        self.cut();
+                    }
+                    self.push(part);
+                }
+                if text.len() > 1 && text.ends_with([' ', '\t', '\n']) {
+                    self.cut();
+                }
+            }
+            Word::Unknown { why, .. } => self.unknown(why.clone()),
+        }
+    }
+
+    /// The value of an expansion in quotes.
+    fn quoted(&mut self, word: &Word) {
+        self.open.is_there = true;
+        match word {
+            Word::Known(text) => self.push(text),
+            Word::Unknown { why, .. } => self.unknown(why.clone()),
+        }
+    }
+
+    /// Several words, of which the first joins what stands before and the last what follows.
+    fn several(&mut self, words: &[Word]) {
+        for (index, word) in words.iter().enumerate() {
+            if index > 0 {
+                self.cut();
+            }
+            self.quoted(word);
+        }
+    }
+
+    fn words(mut self, written: &str) -> Vec<Word> {
+        self.cut();
+        let fields = self.done.into_iter();
+        fields
+            .map(|field| match field.why {
+                None => Word::Known(field.text),
+                Some(why) => Word::unknown(written, why),
+            })
+            .collect()
+    }
+}
+
+fn options(is_assignment: bool) -> ParserOptions {
+    ParserOptions {
+        tilde_expansion_after_colon: is_assignment,
+        ..ParserOptions::default()
+    }
+}
 
 impl Shell<'_> {
-    /// The words that an argument of a command expands to; an unquoted variable splits at blanks.
-    pub(super) fn expand(&self, node: Node<'_>, text: &str) -> Vec<Word> {
-        if let Some(why) = multiplies(&bare(node, text)) {
-            return vec![Word::unknown(&text[node.byte_range()], why)];
-        }
-        match node.kind() {
-            "simple_expansion" | "expansion" => match self.list(node, text) {
-                Some(words) => words,
-                None if self.value("IFS").is_some() => {
-                    let written = &text[node.byte_range()];
-                    vec![Word::unknown(written, "`IFS`, which the script sets")]
-                }
-                None => split(self.scalar(node, text)),
-            },
-            // "${ARGS[@]}" and "$@" alone in quotes are as many words as there are elements.
-            "string" if node.named_child_count() == 1 => {
-                let only = node
-                    .named_child(0)
-                    .filter(|child| child.byte_range().len() + 2 == node.byte_range().len());
-                match only.and_then(|child| self.list(child, text)) {
-                    Some(words) => words,
-                    None => vec![self.scalar(node, text)],
-                }
-            }
-            _ => vec![self.scalar(node, text)],
-        }
+    /// The words that an argument of a command expands to.
+    pub(super) fn expand(&mut self, written: &Written) -> Vec<Word> {
+        self.expand_text(&written.value)
     }
 
-    /// The one word that `node` stands for.
-    pub(super) fn scalar(&self, node: Node<'_>, text: &str) -> Word {
-        let written = &text[node.byte_range()];
-        match node.kind() {
-            "raw_string" => Word::Known(written.trim_matches('\'').to_owned()),
-            "ansi_c_string" => Word::unknown(written, "an escaped string"),
-            "string" => self.joined(node, text, Quoted::Yes),
-            "concatenation" | "command_name" => self.joined(node, text, Quoted::No),
-            "simple_expansion" => {
-                let name = written.trim_start_matches('$');
-                self.variable(name, written)
-            }
-            "expansion" => self.braced(node, text),
-            "command_substitution" => self.substituted(node, text),
-            "process_substitution" => Word::unknown(written, "a process substitution"),
-            "arithmetic_expansion" => Word::unknown(written, "an arithmetic expression"),
-            "brace_expression" => Word::unknown(written, "a brace expansion"),
-            _ => match self.tilde(written) {
-                Some(text) => Word::Known(unescape(&text, Quoted::No)),
-                None => Word::unknown(written, "a home folder"),
-            },
+    fn expand_text(&mut self, text: &str) -> Vec<Word> {
+        let braces = parse_brace_expansions(text, &options(false));
+        let multiplies = braces.ok().flatten().is_some_and(|parts| {
+            parts
+                .iter()
+                .any(|part| matches!(part, BraceExpressionOrText::Expr(_)))
+        });
+        if multiplies {
+            return vec![Word::unknown(text, "a brace expansion")];
         }
-    }
-
-    /// Children and the bytes between them, in order: blanks between two expansions are no node.
-    fn joined(&self, node: Node<'_>, text: &str, quoted: Quoted) -> Word {
-        let (mut at, end) = match quoted {
-            Quoted::Yes => (node.start_byte() + 1, node.end_byte().saturating_sub(1)),
-            Quoted::No => (node.start_byte(), node.end_byte()),
+        let Ok(pieces) = parse(text, &options(false)) else {
+            return vec![Word::unknown(text, "a word that is not understood")];
         };
-        let mut parts = Vec::new();
-        let mut cursor = node.walk();
-        for child in node.named_children(&mut cursor) {
-            if child.start_byte() > at {
-                parts.push(Word::Known(unescape(&text[at..child.start_byte()], quoted)));
+        let mut fields = Fields::default();
+        for piece in &pieces {
+            self.piece(&piece.piece, &mut fields, false, true);
+        }
+        fields.words(text)
+    }
+
+    /// The one word that a value of an assignment, or an operand of a test, stands for: it is not split.
+    pub(super) fn scalar(&mut self, written: &Written, is_assignment: bool) -> Word {
+        self.scalar_text(&written.value, is_assignment)
+    }
+
+    pub(super) fn scalar_text(&mut self, text: &str, is_assignment: bool) -> Word {
+        let Ok(pieces) = parse(text, &options(is_assignment)) else {
+            return Word::unknown(text, "a word that is not understood");
+        };
+        let mut fields = Fields::default();
+        for piece in &pieces {
+            self.piece(&piece.piece, &mut fields, false, false);
+        }
+        joined(&fields.words(text), text)
+    }
+
+    /// Text as it would stand in double quotes: an arithmetic expression, a default in quotes.
+    pub(super) fn quoted_text(&mut self, text: &str) -> Word {
+        if text.contains('"') {
+            return Word::unknown(text, "quotes within quotes");
+        }
+        self.scalar_text(&format!("\"{text}\""), false)
+    }
+
+    fn piece(&mut self, piece: &WordPiece, fields: &mut Fields, in_quotes: bool, splits: bool) {
+        match piece {
+            WordPiece::Text(text) => {
+                if splits && !in_quotes && is_pattern(text) {
+                    fields.unknown("a pattern of file names");
+                }
+                fields.push(text);
             }
-            at = child.end_byte().max(at);
-            parts.push(match child.kind() {
-                "string_content" => Word::Known(unescape(&text[child.byte_range()], Quoted::Yes)),
-                _ => self.scalar(child, text),
-            });
+            WordPiece::SingleQuotedText(text) => fields.quoted(&Word::of(text)),
+            WordPiece::AnsiCQuotedText(text) if !text.contains('\\') => {
+                fields.quoted(&Word::of(text));
+            }
+            WordPiece::AnsiCQuotedText(_) => fields.unknown("an escaped string"),
+            WordPiece::GettextDoubleQuotedSequence(_) => fields.unknown("a translated string"),
+            WordPiece::DoubleQuotedSequence(pieces) => {
+                // "$@" of nothing is no word at all; any other quotes make one.
+                let alone =
+                    matches!(pieces.as_slice(), [only] if self.listed(&only.piece).is_some());
+                fields.open.is_there |= !alone;
+                for piece in pieces {
+                    self.piece(&piece.piece, fields, true, splits);
+                }
+            }
+            WordPiece::EscapeSequence(text) => match text.strip_prefix('\\') {
+                Some("\n") => {}
+                Some(rest) => fields.push(rest),
+                None => fields.push(text),
+            },
+            WordPiece::TildeExpansion(tilde) => match tilde {
+                TildeExpr::Home => match self.lookup("HOME") {
+                    Some(home) => fields.quoted(&home),
+                    None => fields.unknown("a home folder"),
+                },
+                TildeExpr::WorkingDir => fields.quoted(&self.state.folder.clone()),
+                _ => fields.unknown("a home folder"),
+            },
+            WordPiece::ParameterExpansion(expression) => {
+                if let Some(words) = self.listed(piece).filter(|_| splits) {
+                    if in_quotes {
+                        fields.several(&words);
+                    } else {
+                        for (index, word) in words.iter().enumerate() {
+                            if index > 0 {
+                                fields.cut();
+                            }
+                            fields.split(word);
+                        }
+                    }
+                    return;
+                }
+                let word = self.parameter(expression, in_quotes);
+                self.value_of(&word, fields, in_quotes || !splits);
+            }
+            WordPiece::CommandSubstitution(text) => {
+                let word = self.substituted(text);
+                self.value_of(&word, fields, in_quotes || !splits);
+            }
+            WordPiece::BackquotedCommandSubstitution(text) => {
+                fields.unknown(format!("the output of `{text}`"));
+            }
+            WordPiece::ArithmeticExpression(expression) => match self.arithmetic(&expression.value)
+            {
+                Some(value) => fields.push(&value.to_string()),
+                None => fields.unknown(format!("the arithmetic `{}`", expression.value)),
+            },
         }
-        if at < end {
-            parts.push(Word::Known(unescape(&text[at..end], quoted)));
-        }
-        concatenate(&text[node.byte_range()], parts)
     }
 
-    /// `"$@"`, `${ARGS[@]}` and their like as separate words.
-    fn list(&self, node: Node<'_>, text: &str) -> Option<Vec<Word>> {
-        let written = &text[node.byte_range()];
-        let name = written.trim_start_matches(['$', '{']).trim_end_matches('}');
-        if name == "@" || name == "*" {
-            return Some(self.arguments(written));
-        }
-        let name = name
-            .strip_suffix("[@]")
-            .or_else(|| name.strip_suffix("[*]"))?;
-        match self.value(name) {
-            Some(Value::List(words)) => Some(words.clone()),
-            Some(Value::Scalar(word)) => Some(vec![word.clone()]),
-            None => Some(vec![Word::unknown(written, format!("the array `{name}`"))]),
+    fn value_of(&self, word: &Word, fields: &mut Fields, whole: bool) {
+        if whole {
+            fields.quoted(word);
+        } else if self.state.variables.contains_key("IFS") {
+            fields.unknown("`IFS`, which the script sets");
+        } else {
+            fields.split(word);
         }
     }
 
-    /// `${NAME}`, `${NAME:-default}`, `${NAME:?…}`; other operators are not evaluated.
-    fn braced(&self, node: Node<'_>, text: &str) -> Word {
-        let written = &text[node.byte_range()];
-        let inner = written.trim_start_matches("${").trim_end_matches('}');
-        let name_end = inner
-            .find(|character: char| !(character.is_ascii_alphanumeric() || character == '_'))
-            .unwrap_or(inner.len());
-        let (name, operator) = inner.split_at(name_end);
-        if operator.is_empty() {
-            return self.variable(name, written);
+    /// `$@` and `${ARGS[@]}` as separate words; in quotes `$*` and `${ARGS[*]}` are one, which is not followed.
+    fn listed(&self, piece: &WordPiece) -> Option<Vec<Word>> {
+        let WordPiece::ParameterExpansion(ParameterExpr::Parameter {
+            parameter,
+            indirect: false,
+        }) = piece
+        else {
+            return None;
+        };
+        match parameter {
+            Parameter::Special(SpecialParameter::AllPositionalParameters {
+                concatenate: false,
+            }) => {
+                let unknown = || vec![Word::unknown("$@", "the arguments of the script")];
+                Some(self.state.arguments.clone().unwrap_or_else(unknown))
+            }
+            Parameter::NamedWithAllIndices {
+                name,
+                concatenate: false,
+            } => match self
+                .state
+                .variables
+                .get(name)
+                .map(|variable| &variable.value)
+            {
+                Some(Value::List(words)) => Some(words.clone()),
+                Some(Value::Scalar(word)) => Some(vec![word.clone()]),
+                None => Some(vec![Word::unknown(
+                    &format!("${{{name}[@]}}"),
+                    format!("the array `{name}`, which nothing sets"),
+                )]),
+            },
+            _ => None,
         }
-        let set = match name.parse::<usize>() {
-            Ok(position) => {
-                let Some(arguments) = self.positional() else {
-                    let why = format!("argument {position} of the script (`{written}`)");
-                    return Word::unknown(written, why);
+    }
+
+    /// A parameter's value: `Ok(None)` where it is known to be unset, an error with the reason where nothing is known.
+    fn parameter_value(&self, parameter: &Parameter) -> Result<Option<Word>, Word> {
+        let written = parameter.to_string();
+        match parameter {
+            Parameter::Positional(0) | Parameter::Special(SpecialParameter::ShellName) => {
+                Ok(Some(Word::of(self.file.as_str())))
+            }
+            Parameter::Positional(position) => match &self.state.arguments {
+                Some(arguments) => Ok(arguments.get(*position as usize - 1).cloned()),
+                None => Err(Word::unknown(
+                    &written,
+                    format!("argument {position} of the script"),
+                )),
+            },
+            Parameter::Special(SpecialParameter::PositionalParameterCount) => {
+                match &self.state.arguments {
+                    Some(arguments) => Ok(Some(Word::of(arguments.len().to_string()))),
+                    None => Err(Word::unknown("$#", "the arguments of the script")),
+                }
+            }
+            Parameter::Special(_) => Err(Word::unknown(
+                &written,
+                format!("`{written}`, which only bash knows"),
+            )),
+            Parameter::Named(name) if name == "BASH_SOURCE" => {
+                Ok(Some(Word::of(self.file.as_str())))
+            }
+            Parameter::Named(name) => Ok(self.lookup(name)),
+            Parameter::NamedWithIndex { name, index } if name == "BASH_SOURCE" && index == "0" => {
+                Ok(Some(Word::of(self.file.as_str())))
+            }
+            Parameter::NamedWithIndex { name, index } => {
+                let variable = self.state.variables.get(name);
+                let Some(Value::List(list)) = variable.map(|variable| &variable.value) else {
+                    return Err(Word::unknown(&written, format!("the array `{name}`")));
                 };
-                arguments.get(position.wrapping_sub(1)).cloned()
+                match index.parse::<usize>() {
+                    Ok(index) => Ok(list.get(index).cloned()),
+                    Err(_) => Err(Word::unknown(&written, format!("an element of `{name}`"))),
+                }
             }
-            Err(_) => self.lookup(name),
-        };
-        let default = || {
-            let mut cursor = node.walk();
-            let fallback = node.named_children(&mut cursor).nth(1);
-            fallback.map_or(Word::Known(String::new()), |fallback| {
-                self.scalar(fallback, text)
-            })
-        };
-        let filled = |word: &Word| !matches!(word, Word::Known(value) if value.is_empty());
-        match operator {
-            _ if operator.starts_with(":-") || operator.starts_with(":=") => match set {
-                Some(word) if filled(&word) => word,
-                _ => default(),
-            },
-            _ if operator.starts_with('-') || operator.starts_with('=') => {
-                set.unwrap_or_else(default)
-            }
-            _ if operator.starts_with(":+") || operator.starts_with('+') => match set {
-                Some(word) if filled(&word) => default(),
-                _ => Word::Known(String::new()),
-            },
-            _ if operator.starts_with(":?") || operator.starts_with('?') => {
-                self.variable(name, written)
-            }
-            _ => Word::unknown(written, format!("`{written}`, which is not evaluated")),
+            Parameter::NamedWithAllIndices { name, .. } => Err(Word::unknown(
+                &written,
+                format!("the array `{name}` as one word"),
+            )),
         }
     }
 
-    /// A variable by name, positional parameters included.
-    fn variable(&self, name: &str, written: &str) -> Word {
-        if name.is_empty()
-            || !name
-                .chars()
-                .all(|character| character.is_ascii_alphanumeric() || character == '_')
+    /// `${NAME}`, `${NAME:-default}` and their like; other operators are not evaluated.
+    fn parameter(&mut self, expression: &ParameterExpr, in_quotes: bool) -> Word {
+        let (parameter, test, operand) = match expression {
+            ParameterExpr::Parameter {
+                parameter,
+                indirect: false,
+            }
+            | ParameterExpr::IndicateErrorIfNullOrUnset {
+                parameter,
+                indirect: false,
+                ..
+            } => {
+                return match self.parameter_value(parameter) {
+                    Ok(Some(word)) | Err(word) => word,
+                    // Whoever starts the script may set it.
+                    Ok(None) => {
+                        let written = parameter.to_string();
+                        let name = written.trim_matches(['$', '{', '}']).to_owned();
+                        Word::unknown(
+                            &written,
+                            format!("the variable `{name}`, which nothing sets"),
+                        )
+                    }
+                };
+            }
+            ParameterExpr::UseDefaultValues {
+                parameter,
+                indirect: false,
+                test_type,
+                default_value: operand,
+            }
+            | ParameterExpr::AssignDefaultValues {
+                parameter,
+                indirect: false,
+                test_type,
+                default_value: operand,
+            }
+            | ParameterExpr::UseAlternativeValue {
+                parameter,
+                indirect: false,
+                test_type,
+                alternative_value: operand,
+            } => (parameter, test_type, operand.clone().unwrap_or_default()),
+            _ => return Word::unknown("${…}", "an expansion that is not evaluated"),
+        };
+        let value = match self.parameter_value(parameter) {
+            Ok(value) => value,
+            Err(unknown) => return unknown,
+        };
+        let is_filled = match (&value, test) {
+            (None, _) => false,
+            (Some(Word::Known(text)), ParameterTestType::UnsetOrNull) => !text.is_empty(),
+            (Some(Word::Known(_)), ParameterTestType::Unset) => true,
+            // It may be empty.
+            (Some(Word::Unknown { .. }), _) => return value.expect("it was just seen"),
+        };
+        let is_alternative = matches!(expression, ParameterExpr::UseAlternativeValue { .. });
+        if is_filled != is_alternative {
+            return value.unwrap_or_else(|| Word::of(""));
+        }
+        let default = if in_quotes {
+            self.quoted_text(&operand)
+        } else if operand.contains(['"', '\'']) && operand.contains([' ', '\t']) {
+            Word::unknown(&operand, "quotes within a default")
+        } else {
+            self.scalar_text(&operand, false)
+        };
+        if let (ParameterExpr::AssignDefaultValues { .. }, Parameter::Named(name)) =
+            (expression, parameter)
         {
-            return Word::unknown(written, format!("`{written}`"));
+            self.set(name, Value::Scalar(default.clone()), false);
         }
-        if name == "0" {
-            return Word::Known(self.script().to_string());
-        }
-        if let Ok(position) = name.parse::<usize>() {
-            return self.argument(position, written);
-        }
-        self.lookup(name).unwrap_or_else(|| {
-            Word::unknown(
-                written,
-                format!("the variable `{name}`, which nothing sets"),
-            )
+        default
+    }
+
+    /// The few substitutions that only say where something is.
+    fn substituted(&mut self, text: &str) -> Word {
+        self.location(text).unwrap_or_else(|| {
+            Word::unknown(&format!("$({text})"), format!("the output of `$({text})`"))
         })
     }
 
-    /// The few substitutions that only say where the script is.
-    fn substituted(&self, node: Node<'_>, text: &str) -> Word {
-        let written = &text[node.byte_range()];
-        let command = written
-            .strip_prefix("$(")
-            .and_then(|inner| inner.strip_suffix(')'))
-            .unwrap_or_else(|| written.trim_matches('`'));
-        let plain: String = command
-            .chars()
-            .filter(|character| !"\"'{}".contains(*character))
-            .collect();
-        let own_folder = |below: &str| {
-            let folder = self.script().parent().unwrap_or(Utf8Path::new("."));
-            Word::Known(clean(&folder.join(below.trim_start_matches('/'))).to_string())
+    fn location(&mut self, text: &str) -> Option<Word> {
+        let options = ParserOptions::default();
+        let program = brush_parser::Parser::new(text.as_bytes(), &options)
+            .parse_program()
+            .ok()?;
+        let [list] = program.complete_commands.as_slice() else {
+            return None;
         };
-        match plain.split_whitespace().collect::<Vec<_>>().as_slice() {
-            ["pwd"] => self.folder().clone(),
-            ["dirname", script] if is_own(script) => own_folder(""),
-            ["dirname", real @ .., script] if is_real(real) && is_own_in_brackets(script) => {
-                own_folder("")
-            }
-            ["cd", target @ .., "&&", "pwd"] | ["cd", target @ .., "&&", "pwd", "-P"] => {
-                let target = target.strip_prefix(&["--"]).unwrap_or(target);
-                let below = match target {
-                    ["$(dirname", script] => script
-                        .split_once(')')
-                        .filter(|(script, below)| {
-                            is_own(script) && (below.is_empty() || below.starts_with('/'))
-                        })
-                        .map(|(_, below)| below),
-                    _ => None,
+        let [item] = list.0.as_slice() else {
+            return None;
+        };
+        let first = self.words_of(item.0.first.seq.as_slice())?;
+        let texts: Vec<&str> = first.iter().map(Word::known).collect::<Option<_>>()?;
+        if let ["cd", options @ .., target] = texts.as_slice() {
+            let [brush_parser::ast::AndOr::And(then)] = item.0.additional.as_slice() else {
+                return None;
+            };
+            let then = self.words_of(then.seq.as_slice())?;
+            let then: Vec<&str> = then.iter().map(Word::known).collect::<Option<_>>()?;
+            let plain = options.iter().all(|option| *option == "--");
+            return (plain && then == ["pwd"] && *target != "-")
+                .then(|| self.below(&Word::of(*target)))
+                .filter(|word| word.known().is_some());
+        }
+        if !item.0.additional.is_empty() {
+            return None;
+        }
+        match texts.as_slice() {
+            ["pwd"] => Some(self.state.folder.clone()),
+            ["dirname", path] => {
+                let parent = Utf8Path::new(path).parent()?;
+                let here = if parent.as_str().is_empty() {
+                    "."
+                } else {
+                    parent.as_str()
                 };
-                match below {
-                    Some(below) if !below.contains(['$', '`', '*', '?']) => own_folder(below),
-                    _ => unknown_output(written),
-                }
+                Some(Word::of(here))
             }
-            ["realpath" | "readlink", options @ .., script]
-                if is_own(script) && options.iter().all(|option| RESOLVES.contains(option)) =>
+            // Links on the way would make another path of it: taken only for the script itself.
+            ["realpath", path] | ["readlink" | "realpath", "-f" | "-e", path]
+                if *path == self.file.as_str() && self.surroundings.path_is_real =>
             {
-                Word::Known(self.script().to_string())
+                Some(Word::of(clean(Utf8Path::new(path))))
             }
-            _ => unknown_output(written),
+            _ => None,
         }
     }
 
-    /// A word with its home folder in place; `None` where that is somebody else's, or not known.
-    fn tilde(&self, written: &str) -> Option<String> {
-        match written.strip_prefix('~') {
-            Some(rest) if rest.is_empty() || rest.starts_with('/') => match self.lookup("HOME") {
-                Some(Word::Known(home)) => Some(format!("{home}{rest}")),
-                _ => None,
-            },
-            Some(_) => None,
-            None => Some(written.to_owned()),
+    /// The words of one simple command without redirections or assignments.
+    fn words_of(&mut self, commands: &[Command]) -> Option<Vec<Word>> {
+        use brush_parser::ast::CommandPrefixOrSuffixItem::Word as Argument;
+        let [Command::Simple(command)] = commands else {
+            return None;
+        };
+        if command.prefix.is_some() {
+            return None;
         }
-    }
-}
-
-/// Options of `readlink` and `realpath` that leave the file the one it is.
-const RESOLVES: [&str; 4] = ["-f", "-e", "-m", "--"];
-
-/// `$0` and its like.
-fn is_own(word: &str) -> bool {
-    matches!(word, "$0" | "$BASH_SOURCE[0]" | "$BASH_SOURCE")
-}
-
-/// `$0)`: the end of `$(readlink -f $0)`.
-fn is_own_in_brackets(word: &str) -> bool {
-    word.strip_suffix(')').is_some_and(is_own)
-}
-
-/// `$(readlink -f`, taken apart.
-fn is_real(words: &[&str]) -> bool {
-    matches!(words, ["$(readlink" | "$(realpath", options @ ..]
-        if options.iter().all(|option| RESOLVES.contains(option)))
-}
-
-/// What of a word stands in no quotes, expansion or escape: where `*` and `{a,b}` have their meanings.
-fn bare(node: Node<'_>, text: &str) -> String {
-    let own = match node.kind() {
-        "word" | "brace_expression" | "extglob_pattern" => text[node.byte_range()].to_owned(),
-        "concatenation" | "command_name" => {
-            let (mut at, mut own) = (node.start_byte(), String::new());
-            let mut cursor = node.walk();
-            for child in node.named_children(&mut cursor) {
-                own.push_str(&text[at..child.start_byte().max(at)]);
-                own.push_str(&bare(child, text));
-                at = child.end_byte();
+        let mut words = self.expand(command.word_or_name.as_ref()?);
+        for item in command.suffix.iter().flat_map(|suffix| &suffix.0) {
+            match item {
+                Argument(word) => words.extend(self.expand(word)),
+                // `2> /dev/null`
+                brush_parser::ast::CommandPrefixOrSuffixItem::IoRedirect(_) => {}
+                _ => return None,
             }
-            own.push_str(&text[at..node.end_byte()]);
-            return own;
         }
-        _ => return String::new(),
-    };
-    let mut characters = own.chars();
-    let mut plain = String::new();
-    while let Some(character) = characters.next() {
-        if character == '\\' {
-            characters.next();
-        } else {
-            plain.push(character);
-        }
+        Some(words)
     }
-    plain
 }
 
-/// Why an unquoted text may become other words: bash looks for files, or writes it out several times.
-fn multiplies(bare: &str) -> Option<&'static str> {
-    if bare.contains(['*', '?']) {
-        return Some("a pattern of file names");
-    }
-    let (_, inner) = bare.split_once('{')?;
-    let (inner, _) = inner.split_once('}')?;
-    (inner.contains(',') || inner.contains("..")).then_some("a brace expansion")
+/// Whether bash looks for files of this name: a bracket that is not closed is only a bracket, as in `[ -e x ]`.
+fn is_pattern(text: &str) -> bool {
+    let brackets = text
+        .find('[')
+        .is_some_and(|open| text[open..].contains(']'));
+    brackets || text.contains(['*', '?'])
 }
 
-#[derive(Clone, Copy, PartialEq, Eq)]
-enum Quoted {
-    Yes,
-    No,
-}
-
-fn unknown_output(written: &str) -> Word {
-    Word::unknown(written, format!("the output of `{written}`"))
-}
-
-/// Backslashes away: outside quotes before anything, inside only before what would be special.
-fn unescape(text: &str, quoted: Quoted) -> String {
-    let mut plain = String::with_capacity(text.len());
-    let mut characters = text.chars().peekable();
-    while let Some(character) = characters.next() {
-        if character != '\\' {
-            plain.push(character);
-            continue;
-        }
-        match characters.peek() {
-            Some('\n') => {
-                characters.next();
-            }
-            Some(next) if quoted == Quoted::No || "$`\"\\".contains(*next) => {
-                plain.push(*next);
-                characters.next();
-            }
-            _ => plain.push('\\'),
+/// One word of several, as an assignment makes it.
+fn joined(words: &[Word], written: &str) -> Word {
+    let mut text = Vec::new();
+    for word in words {
+        match word {
+            Word::Known(part) => text.push(part.as_str()),
+            Word::Unknown { .. } => return Word::unknown(written, reason(word)),
         }
     }
-    plain
-}
-
-/// One word of several parts; unknown if any part is, with the first reason.
-fn concatenate(written: &str, parts: Vec<Word>) -> Word {
-    let mut text = String::new();
-    for part in parts {
-        match part {
-            Word::Known(part) => text.push_str(&part),
-            Word::Unknown { why, .. } => return Word::unknown(written, why),
-        }
-    }
-    Word::Known(text)
-}
-
-/// Word splitting of an unquoted expansion.
-fn split(word: Word) -> Vec<Word> {
-    match word {
-        Word::Known(text) => text
-            .split_whitespace()
-            .map(|part| match multiplies(part) {
-                // Braces in a value are only braces.
-                Some(why) if part.contains(['*', '?']) => Word::unknown(part, why),
-                _ => Word::Known(part.to_owned()),
-            })
-            .collect(),
-        unknown @ Word::Unknown { .. } => vec![unknown],
-    }
+    Word::of(text.join(" "))
 }
