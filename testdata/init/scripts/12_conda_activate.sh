@@ -1,0 +1,6 @@
+#!/bin/bash
+# watching: ready
+# reading: refused
+source "$HOME/conda/etc/profile.d/conda.sh"
+conda activate sgl
+SGLANG_USE_AITER=1 python3 -m sglang.launch_server --model-path /m --tp 8 --port 30000

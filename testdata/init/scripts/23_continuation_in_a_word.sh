@@ -1,0 +1,5 @@
+#!/bin/bash
+# watching: ready
+# reading: right
+SGLANG_USE_AITER=1 python3 -m sglang.launch_server --model  /public/models/\
+Qwen/Qwen3-8B-FP8/  --tp 1 --port 30000
