@@ -18,6 +18,30 @@ fn site(weights: &str) -> Site {
     })
 }
 
+/// Gives the workload a model whose config says that its weights have one scale per channel.
+fn with_model(site: &Site) {
+    let quantised = serde_json::json!({
+        "architectures": ["Glm4MoeForCausalLM"],
+        "quantization_config": {
+            "quant_method": "compressed-tensors",
+            "config_groups": {
+                "group_0": {"weights": {"num_bits": 8, "type": "float", "strategy": "channel"}},
+            },
+        },
+    });
+    Site::write(
+        &site.folder.join("model/config.json"),
+        &quantised.to_string(),
+    );
+    let config = site.folder.join("gemmtune.toml");
+    let text = fs_err::read_to_string(&config).unwrap();
+    let named = text.replace(
+        "name = \"played\"\n",
+        "name = \"played\"\nmodel = \"model\"\n",
+    );
+    fs_err::write(&config, named).unwrap();
+}
+
 #[test]
 fn per_channel_weights_go_through_every_stage_with_the_operation_that_the_capture_saw() {
     let site = site(CHANNEL);
@@ -153,6 +177,7 @@ fn a_kernel_with_wrong_numbers_is_taken_back() {
         env: &[("STANDIN_WRONG", "standin")],
         ..Change::default()
     });
+    with_model(&site);
     let output = site.run(&["run"]);
     assert_eq!(output.status.code(), Some(16), "{}", stderr(&output));
     assert!(
@@ -161,6 +186,11 @@ fn a_kernel_with_wrong_numbers_is_taken_back() {
         stderr(&output)
     );
     assert_eq!(count(&site.journal(), "stage_started", "compare"), 0);
+    // The model's config told the operation before anything was served.
+    let inspected = document(&site.latest().join("inspect.json"));
+    assert_eq!(inspected["op"], OP, "{inspected}");
+    let path = inspected["path"].as_str().unwrap();
+    assert!(path.contains("apply_fp8_ptpc_linear"), "{path}");
 }
 
 #[test]
@@ -213,19 +243,7 @@ fn an_operation_that_cannot_be_finished_is_refused_before_a_server_is_started() 
     refused(&other, 2, "run gemm_a8w8_blockscale on this machine");
     // An aiter without a tuner for it, told by the model's config alone.
     let other = site(CHANNEL);
-    let quantised = "{\"architectures\": [\"Glm4MoeForCausalLM\"], \"quantization_config\": {\"quant_method\": \"compressed-tensors\", \
-                     \"config_groups\": {\"group_0\": {\"weights\": {\"num_bits\": 8, \"type\": \"float\", \"strategy\": \"channel\"}}}}}";
-    Site::write(&other.folder.join("model/config.json"), quantised);
-    let config = other.folder.join("gemmtune.toml");
-    let text = fs_err::read_to_string(&config).unwrap();
-    fs_err::write(
-        &config,
-        text.replace(
-            "name = \"played\"\n",
-            "name = \"played\"\nmodel = \"model\"\n",
-        ),
-    )
-    .unwrap();
+    with_model(&other);
     let tuner = other.folder.join("aiter/csrc/ck_gemm_a8w8_bpreshuffle");
     fs_err::remove_dir_all(&tuner).unwrap();
     refused(&other, 10, "gemm_a8w8_bpreshuffle_tune.py");

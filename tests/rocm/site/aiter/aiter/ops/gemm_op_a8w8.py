@@ -47,3 +47,24 @@ def gemm_a8w8_blockscale_bpreshuffle(XQ, WQ, x_scale, w_scale, Y):
                 XQ, WQ, Y, x_scale, w_scale, splitK=splitK, kernelName=kernelName
             )
     return gemm_a8w8_blockscale_bpreshuffle_ck(XQ, WQ, x_scale, w_scale, Y)
+
+
+def gemm_a8w8_bpreshuffle_ck(XQ, WQ, x_scale, w_scale, Out, splitK=0): ...
+
+
+def gemm_a8w8_bpreshuffle_cktile(XQ, WQ, x_scale, w_scale, out, splitK=0): ...
+
+
+def gemm_a8w8_bpreshuffle(XQ, WQ, x_scale, w_scale, Y):
+    config = get_GEMM_config_with_quant_type(XQ, WQ)
+    if config is not None:
+        libtype = config["libtype"]
+        splitK = int(config["splitK"])
+        if libtype == "ck":
+            return gemm_a8w8_bpreshuffle_ck(XQ, WQ, x_scale, w_scale, Y, splitK)
+        elif libtype == "cktile":
+            return gemm_a8w8_bpreshuffle_cktile(XQ, WQ, x_scale, w_scale, Y, splitK)
+        elif libtype == "flydsl" and is_flydsl_available():
+            return gemm_a8w8_bpreshuffle_flydsl(XQ, WQ, x_scale, w_scale, Y, config)
+    else:
+        return gemm_a8w8_bpreshuffle_ck(XQ, WQ, x_scale, w_scale, Y, 0)
