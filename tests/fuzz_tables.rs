@@ -12,9 +12,12 @@ use gemmtune::plan::model::{Parallel, predict};
 use gemmtune::plan::{PlanInput, make};
 use gemmtune::shape::{Op, Shape};
 use gemmtune::table::aiter::{Row, Table};
+use gemmtune::table::family;
 use gemmtune::table::lint::Report;
 use gemmtune::table::lookup::{Resolver, Rules};
 use gemmtune::table::merge::{Policy, merge};
+use gemmtune::table::outcome::runs;
+use gemmtune::table::reason::Reasons;
 use gemmtune::table::revision::Revision;
 use gemmtune::table::roofline::Device;
 use gemmtune::table::sglang_json::{Config, FileName};
@@ -34,7 +37,12 @@ const TABLES: [&str; 3] = [
     "M,N,K\n16, 1536, 7168\n16, 1536, 7168\n",
 ];
 
-const TOKENS: [&str; 30] = [
+const TOKENS: [&str; 35] = [
+    "triton",
+    "w_scale_block",
+    "scaletype",
+    "_tuned_gemm",
+    "a8w8_blockscale_",
     ",",
     "\n",
     "\r\n",
@@ -137,11 +145,13 @@ fn check_table(bytes: &[u8]) {
         "a8w8_blockscale_tuned_gemm.csv",
         "a8w8_bpreshuffle_tuned_gemm.csv",
     ] {
-        report.check_csv(name, bytes);
+        report.check_csv(name, bytes, None);
     }
     report.sort();
     assert!(report.rows <= bytes.len() * 2);
     let _ = shapes::read(bytes, Some(Op::Blockscale));
+    let name = String::from_utf8_lossy(&bytes[..bytes.len().min(80)]);
+    let _ = (family::of_file_name(&name), shapes::said_op(&name, bytes));
     let Ok(table) = Table::read("t.csv", bytes, Some(Op::Blockscale)) else {
         return;
     };
@@ -158,7 +168,15 @@ fn check_table(bytes: &[u8]) {
     for revision in Revision::ALL {
         let rules = Rules::new(Op::Blockscale, revision);
         if let Ok(resolver) = Resolver::new(&table, rules, "gfx942", 304) {
-            resolver.find(&shape);
+            let found = resolver.find(&shape);
+            runs(&table, revision, "gfx942", shape.m, found);
+            if found.row().is_none() {
+                assert!(
+                    !Reasons::new(&table, rules, "gfx942", 304)
+                        .why(&shape)
+                        .is_empty()
+                );
+            }
         }
     }
     if let Ok(merged) = merge(&[table.clone(), again], &Policy::default()) {

@@ -79,9 +79,14 @@ fn shipped_rows_that_cannot_be_are_found_with_their_lines() {
             .count()
     };
     assert_eq!(count("above-roofline", "qwen3.5_397b"), 10);
-    assert_eq!(count("bw-contradicts-us", "dsv3"), 12);
     assert_eq!(count("err-ratio-high", "a8w8_bpreshuffle"), 14);
-    assert_eq!(errors.len(), 36, "{errors:?}");
+    assert_eq!(errors.len(), 24, "{errors:?}");
+    let units: Vec<_> = findings(&document, "warning")
+        .into_iter()
+        .filter(|(rule, ..)| rule == "column-unit")
+        .collect();
+    assert_eq!(units.len(), 1, "one of the file: {units:?}");
+    assert!(units[0].1.contains("dsv3"));
 }
 
 #[test]
@@ -102,16 +107,16 @@ fn a_clean_table_exits_with_zero_though_it_has_a_warning() {
 
 #[test]
 fn people_get_place_reason_and_fix() {
-    let output = lint(&["aiter-tables/a8w8_blockscale_bpreshuffle_tuned_gemm_dsv3.csv"]);
+    let output = lint(&["aiter-tables/a8w8_blockscale_bpreshuffle_tuned_gemm_qwen3.5_397b.csv"]);
     let text = String::from_utf8(output.stdout).unwrap();
     assert!(
-        text.contains("_dsv3.csv:2: error[bw-contradicts-us]: bw is 0.16854, but"),
+        text.contains(": error[above-roofline]: ") && text.contains("TFLOPS"),
         "{text}"
     );
-    assert!(text.contains("and 9 more of bw-contradicts-us"), "{text}");
+    assert!(text.contains("and 7 more of above-roofline"), "{text}");
     assert!(text.contains("    fix: "), "{text}");
     let errors = String::from_utf8(output.stderr).unwrap();
-    assert!(errors.contains("1 files, 12 rows: 12 errors"), "{errors}");
+    assert!(errors.contains(" rows: 10 errors"), "{errors}");
 }
 
 #[test]
@@ -143,10 +148,10 @@ fn standard_input_is_a_csv_table() {
     };
     let table = fs_err::read_to_string(concat!(
         env!("CARGO_MANIFEST_DIR"),
-        "/testdata/aiter-tables/a8w8_blockscale_bpreshuffle_tuned_gemm_dsv3.csv"
+        "/testdata/findings/crashing-rows/asm_a8w8_blockscale_tuned_gemm.csv"
     ));
     let (document, code) = from(&table.unwrap());
-    assert_eq!((code, &document["rows"]), (15, &12.into()));
+    assert_eq!((code, &document["rows"]), (15, &1.into()));
     assert_eq!(document["findings"][0]["file"], "-");
     let (document, code) = from("{\"1\": {}}");
     assert_eq!(code, 2, "{document}");
@@ -201,4 +206,160 @@ fn a_pipe_or_an_enormous_file_in_a_folder_does_not_stop_the_rest() {
     );
     let (named, code) = document(&[path("large_tuned.csv").to_str().unwrap()]);
     assert_eq!(code, 2, "{named}");
+}
+
+#[test]
+fn tables_of_other_families_are_skipped_by_name() {
+    let (document, code) = document(&["findings/families"]);
+    assert_eq!((code, &document["files"]), (0, &1.into()), "{document}");
+    let reasons: Vec<_> = document["skipped"]
+        .as_array()
+        .unwrap()
+        .iter()
+        .map(|skipped| skipped["reason"].as_str().unwrap())
+        .collect();
+    assert_eq!(reasons.len(), 2);
+    assert!(
+        reasons
+            .iter()
+            .any(|reason| reason.contains("`a8w8_blockscale_group32_tuned_gemm`"))
+    );
+    assert!(reasons.iter().any(|reason| reason.contains("mxscale")));
+}
+
+#[test]
+fn a_row_of_triton_is_right_for_one_aiter_and_wrong_for_another() {
+    let table = "findings/after-5586/a8w8_blockscale_tuned_gemm_triton.csv";
+    let rules = |arguments: &[&str]| {
+        let (document, code) = document(arguments);
+        let all = ["error", "warning"].map(|severity| {
+            let found = findings(&document, severity);
+            found.into_iter().map(|(rule, ..)| rule).collect::<Vec<_>>()
+        });
+        (code, all)
+    };
+    let (code, [errors, warnings]) = rules(&[table]);
+    assert_eq!((code, errors.len()), (0, 0));
+    assert_eq!(warnings, ["libtype-by-revision"]);
+    let (code, [errors, _]) = rules(&[table, "--revision", "H"]);
+    assert_eq!((code, errors), (15, vec!["libtype-unsupported".to_owned()]));
+    let (code, [errors, warnings]) = rules(&[table, "--revision", "N"]);
+    assert_eq!((code, errors.len() + warnings.len()), (0, 0));
+    // In a tree its code says which aiter it is.
+    let tree = tempfile::tempdir().unwrap();
+    let configs = tree.path().join("aiter/configs/model_configs");
+    fs_err::create_dir_all(&configs).unwrap();
+    fs_err::create_dir_all(tree.path().join("aiter/ops")).unwrap();
+    let text = fs_err::read(
+        Path::new(env!("CARGO_MANIFEST_DIR"))
+            .join("testdata")
+            .join(table),
+    )
+    .unwrap();
+    let inside = configs.join("x_a8w8_blockscale_tuned_gemm.csv");
+    fs_err::write(&inside, text).unwrap();
+    let inside = inside.to_str().unwrap();
+    let code_of =
+        |text: &str| fs_err::write(tree.path().join("aiter/ops/gemm_op_a8w8.py"), text).unwrap();
+    code_of("_CKGEMM_HAS_GFX = {}\n");
+    assert_eq!(rules(&[inside]).0, 15);
+    code_of("_CKGEMM_HAS_GFX = {}\n_BLOCKSCALE_TRITON_FALLBACK_MIN_M = {}\n");
+    assert_eq!(rules(&[inside]), (0, [vec![], vec![]]));
+}
+
+#[test]
+fn an_equal_key_is_an_error_where_aiter_merges_the_two_tables() {
+    let (document, code) = document(&["findings/across-files"]);
+    assert_eq!(code, 15);
+    let errors = findings(&document, "error");
+    assert_eq!(errors.len(), 2, "{errors:?}");
+    assert!(
+        errors
+            .iter()
+            .all(|(rule, ..)| rule == "duplicate-across-files")
+    );
+    // Of two trees, or under a name that aiter does not look for, it is no more than a remark.
+    let folder = tempfile::tempdir().unwrap();
+    let read = |name: &str| {
+        let path = Path::new(env!("CARGO_MANIFEST_DIR"))
+            .join("testdata/findings/across-files")
+            .join(name);
+        fs_err::read(path).unwrap()
+    };
+    let shipped = read("a8w8_blockscale_tuned_gemm.csv");
+    let mine = read("a8w8_blockscale_tuned_gemm_mymodel.csv");
+    for (one, other, code) in [
+        (
+            "a/a8w8_blockscale_tuned_gemm.csv",
+            "b/a8w8_blockscale_tuned_gemm.csv",
+            0,
+        ),
+        ("c/a8w8_blockscale_tuned_gemm.csv", "c/mine.csv", 0),
+        (
+            "d/a8w8_blockscale_tuned_gemm.csv",
+            "d/model_configs/x_a8w8_blockscale_tuned_gemm.csv",
+            15,
+        ),
+    ] {
+        for (name, text) in [(one, &shipped), (other, &mine)] {
+            let path = folder.path().join(name);
+            fs_err::create_dir_all(path.parent().unwrap()).unwrap();
+            fs_err::write(path, text).unwrap();
+        }
+        let paths = [one, other].map(|name| folder.path().join(name).to_str().unwrap().to_owned());
+        let (document, found) = document_of(&paths);
+        assert_eq!(found, code, "{one} {other} {document}");
+        assert_eq!(document["findings"].as_array().unwrap().len(), 2);
+    }
+}
+
+fn document_of(paths: &[String]) -> (Value, i32) {
+    document(&paths.iter().map(String::as_str).collect::<Vec<_>>())
+}
+
+#[test]
+fn a_column_in_another_unit_is_one_finding_and_no_error() {
+    let (document, code) = document(&["findings/bw-unit"]);
+    assert_eq!(code, 0, "{document}");
+    let warnings = findings(&document, "warning");
+    assert_eq!(warnings.len(), 1, "{warnings:?}");
+    assert_eq!(warnings[0].0, "column-unit");
+}
+
+#[test]
+fn a_name_is_judged_by_the_runtime_whose_folder_it_is_in() {
+    let folder = tempfile::tempdir().unwrap();
+    let text = include_str!(
+        "../testdata/findings/unread-json/configs/N=17408,K=5120,device_name=NVIDIA_L40S,dtype=fp8_w8a8,block_shape=[128,128].json"
+    );
+    let ours = "N=17408,K=5120,device_name=NVIDIA_L40S,dtype=fp8_w8a8,block_shape=[128, 128].json";
+    let vllms = ours.replace("128, 128", "128,128");
+    let unread = |place: &str, name: &str| {
+        let path = folder.path().join(place);
+        fs_err::create_dir_all(&path).unwrap();
+        fs_err::write(path.join(name), text).unwrap();
+        let (document, _) = document_of(&[path.join(name).to_str().unwrap().to_owned()]);
+        let all = document["findings"].as_array().unwrap();
+        all.iter()
+            .find(|finding| finding["rule"] == "file-name-unread")
+            .map(|finding| finding["message"].as_str().unwrap().to_owned())
+    };
+    assert_eq!(unread("x/sglang/srt/configs", ours), None);
+    assert_eq!(unread("x/vllm/configs", &vllms), None);
+    assert!(
+        unread("x/sglang/srt/configs", &vllms)
+            .unwrap()
+            .contains("[128, 128]")
+    );
+    assert!(
+        unread("x/vllm/configs", ours)
+            .unwrap()
+            .contains("[128,128]")
+    );
+    let either = unread("x/configs", &vllms).unwrap();
+    assert!(
+        either.contains("SGLang looks for") && either.contains("vLLM"),
+        "{either}"
+    );
+    assert_eq!(unread("x/configs", ours), None);
 }

@@ -182,6 +182,75 @@ fn aiter_lines_are_shapes_and_say_how_they_were_served() {
 }
 
 #[test]
+fn look_ups_of_other_families_are_counted_by_family_and_are_no_shapes() {
+    let found = log_summary(include_str!("../testdata/findings/families/newtables.log"));
+    assert_eq!(found.shapes(None), []);
+    assert_eq!((found.malformed, found.hits_and_misses()), (0, (0, 0)));
+    assert_eq!(found.others.len(), 9);
+    assert!(found.others.values().all(|count| *count == 1));
+    assert!(
+        found
+            .others
+            .contains_key("a8w8_bpreshuffle_mxfp8_tuned_gemm")
+    );
+    // A bf16 hit of e4048607, which has no comma before `found`, by two loggers.
+    let line = "shape is M:80, N:256, K:6144 dtype='torch.bfloat16' otype='torch.float32' bias=False, scaleAB=False, \
+        bpreshuffle=False found padded_M: 80, N:256, K:6144 is tuned on cu_num = 304 in /x/bf16_tuned_gemm.csv, libtype \
+        is hipblaslt, kernel name is \n";
+    let missed = "shape is M:81, N:256, K:6144 dtype='torch.bfloat16' otype='torch.bfloat16' bias=False, scaleAB=False, \
+        bpreshuffle=False, not found tuned config in /x/bf16_tuned_gemm.csv, will use default config! using torch \
+        solution:0\n";
+    let found = log_summary(format!("[aiter] {line}[aiter] {missed}[t TP4] {missed}"));
+    assert_eq!(found.others, [("bf16_tuned_gemm".to_owned(), 3)].into());
+    assert_eq!((found.malformed, found.shapes(None).len()), (0, 0));
+}
+
+#[test]
+fn a_row_reused_above_its_m_is_a_hit_of_every_larger_m() {
+    let log = include_str!("../testdata/findings/after-5586/newest.log");
+    let found = log_summary(log);
+    assert_eq!(found.malformed, 0);
+    let families: Vec<_> = found.others.iter().collect();
+    assert_eq!(
+        families,
+        [
+            (&"a8w8_blockscale_abpreshuffle_tuned_gemm".to_owned(), &1),
+            (&"a8w8_blockscale_group32_tuned_gemm".to_owned(), &1),
+            (
+                &"a8w8_blockscale_mxscale_bpreshuffle_tuned_gemm".to_owned(),
+                &2
+            ),
+        ]
+    );
+    let shapes = found.shapes(None);
+    assert_eq!(shapes.len(), 1);
+    assert_eq!(
+        (shapes[0].shape.op, shapes[0].shape.m),
+        (Op::Bpreshuffle, 65536)
+    );
+    assert_eq!(found.hits_and_misses(), (1, 0));
+    let (_, served) = found.served().next().unwrap();
+    let hit = served.hit.unwrap();
+    assert_eq!(
+        (hit.padded_m, hit.kernel_name.as_deref()),
+        (32768, Some("flydsl_y"))
+    );
+    assert_eq!(
+        hit.file,
+        "/tmp/aiter_configs/a8w8_bpreshuffle_tuned_gemm.csv"
+    );
+    // aiter says it once a weight; a smaller M stays a miss.
+    let miss = |m: u32| {
+        format!(
+            "[aiter] shape is M:{m}, N:6144, K:4096, q_dtype_w:torch.float8_e4m3fn, not found tuned config in \
+             /x/a8w8_bpreshuffle_tuned_gemm.csv, will use default config!\n"
+        )
+    };
+    let found = log_summary([log, &miss(70000), &miss(96)].concat());
+    assert_eq!(found.hits_and_misses(), (2, 1));
+}
+
+#[test]
 fn every_log_line_aiter_wrote_for_the_recorded_look_ups_is_classified_as_what_happened() {
     let path = concat!(
         env!("CARGO_MANIFEST_DIR"),
@@ -330,7 +399,14 @@ fn vocabulary() -> Vec<String> {
 [Fp8LinearMethod] block_quant w8a8_block_fp8_linear=aiter_w8a8_block_fp8_linear (sglang.srt.layers.quantization.fp8_utils)
 \u{1b}[33mCapturing batches (bs=136 avail_mem=9.96 GB):  44%|\u{258d}| 16/36 [00:04<00:04,  4.82it/s]\u{1b}[0m
 INFO:     10.0.0.2:55254 - \"POST /v1/chat/completions HTTP/1.1\" 200 OK";
-    lines.extend(more.lines().map(String::from));
+    let newer = [
+        include_str!("../testdata/findings/families/newtables.log"),
+        include_str!("../testdata/findings/after-5586/newest.log"),
+        "[aiter] shape is M:64, N:512, K:7168, b_intype:mxfp8, a_preshuffle:1, not found usable exact/padded-M config in \
+         /x.csv, will use default config!",
+    ];
+    let all = std::iter::once(more).chain(newer);
+    lines.extend(all.flat_map(str::lines).map(String::from));
     lines
 }
 
@@ -375,7 +451,7 @@ fn summary(log_summary: &LogSummary) -> String {
         (&log_summary.decode_batches, &log_summary.decode_eager),
         log_summary.prefill_batches,
         log_summary.limits,
-        log_summary.legacy_tables,
+        (&log_summary.legacy_tables, &log_summary.others),
         log_summary.malformed_shown,
         log_summary.malformed,
     )

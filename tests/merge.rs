@@ -9,7 +9,7 @@ const HEADER: &str = "gfx,cu_num,M,N,K,libtype,kernelId,splitK,us,kernelName,tfl
 const KERNEL: &str = "a8w8_blockscale_1x128x128_256x16x64x256_16x16_16x16_1x1_16x16x1_16x16x1_1x16x1x16_4_1x1_intrawave_v1";
 
 fn row(m: u32, us: f64) -> String {
-    format!("gfx942,304,{m},3072,1536,ck,8,0,{us:?},{KERNEL},1.0,1.0,0.0\n")
+    format!("gfx942,304,{m},3072,1536,ck,8,0,{us:?},{KERNEL},,,0.0\n")
 }
 
 struct Folder {
@@ -177,4 +177,99 @@ fn an_output_that_is_a_folder_leaves_nothing_behind() {
     let output = folder.merge(&["a.csv", "b.csv", "-o", "sub"]);
     assert_eq!(output.status.code(), Some(2));
     assert_eq!(folder.names(), before);
+}
+
+fn finding(name: &str) -> String {
+    format!("{}/testdata/findings/{name}", env!("CARGO_MANIFEST_DIR"))
+}
+
+#[test]
+fn a_table_of_another_family_is_named_and_left_alone() {
+    let folder = Folder::new(&[]);
+    let mine = finding("families/my_a8w8_blockscale_tuned_gemm.csv");
+    for (other, family) in [
+        (
+            "families/dsv41_a8w8_blockscale_group32_tuned_gemm.csv",
+            "`a8w8_blockscale_group32_tuned_gemm`",
+        ),
+        (
+            "families/dsv4_a8w8_blockscale_mxscale_bpreshuffle_tuned_gemm.csv",
+            "`a8w8_blockscale_mxscale_bpreshuffle_tuned_gemm`",
+        ),
+    ] {
+        let output = folder.merge(&[&mine, &finding(other), "-o", "o.csv"]);
+        let text = String::from_utf8_lossy(&output.stderr).into_owned();
+        assert_eq!(output.status.code(), Some(2), "{text}");
+        assert!(
+            text.contains(family) && text.contains("leave it out"),
+            "{text}"
+        );
+        assert!(folder.names().is_empty(), "nothing was written");
+    }
+    // The column gives it away under any name.
+    let text = fs_err::read_to_string(finding(
+        "families/dsv4_a8w8_blockscale_mxscale_bpreshuffle_tuned_gemm.csv",
+    ));
+    let folder = Folder::new(&[("t.csv", text.unwrap())]);
+    let output = folder.merge(&["t.csv", "-o", "o.csv"]);
+    assert_eq!(output.status.code(), Some(2));
+}
+
+#[test]
+fn the_merged_table_never_makes_a_look_up_end_in_an_exception() {
+    let folder = Folder::new(&[("shapes.csv", "M,N,K\n16,1792,5120\n".to_owned())]);
+    let input = |name: &str| {
+        finding(&format!(
+            "crashing-rows/{name}_a8w8_blockscale_tuned_gemm.csv"
+        ))
+    };
+    for bad in ["asm", "triton", "nolib"] {
+        let output = folder.merge(&[&input("good"), &input(bad), "-o", "o.csv", "--json"]);
+        let document: Value = serde_json::from_slice(&output.stdout).unwrap();
+        assert_eq!(
+            (&document["rows"], &document["invalid"]),
+            (&1.into(), &1.into()),
+            "{bad}"
+        );
+        let looked_up = Command::new(env!("CARGO_BIN_EXE_gemmtune"))
+            .current_dir(&folder.path)
+            .args([
+                "lookup", "--table", "o.csv", "--gfx", "gfx950", "--cu", "256",
+            ])
+            .args([
+                "--op",
+                "gemm_a8w8_blockscale",
+                "--shapes",
+                "shapes.csv",
+                "--explain",
+                "--json",
+            ])
+            .output()
+            .unwrap();
+        let document: Value = serde_json::from_slice(&looked_up.stdout).unwrap();
+        assert_eq!(document["hits"], 1);
+        assert_eq!(document["rows"][0]["raises"], false, "{document}");
+        assert_eq!(document["rows"][0]["us"], 12.6558);
+    }
+}
+
+#[test]
+fn rows_that_differ_in_an_unknown_column_are_refused_until_it_is_said_what_it_is() {
+    let folder = Folder::new(&[]);
+    let input = finding("scaletype/a8w8_blockscale_tuned_gemm.csv");
+    let output = folder.merge(&[&input, "-o", "o.csv"]);
+    let text = String::from_utf8_lossy(&output.stderr).into_owned();
+    assert_eq!(output.status.code(), Some(2), "{text}");
+    assert!(
+        text.contains("`scaletype`") && text.contains("--key"),
+        "{text}"
+    );
+    assert!(folder.names().is_empty());
+    let output = folder.merge(&[&input, "-o", "o.csv", "--key", "scaletype"]);
+    assert_eq!(output.status.code(), Some(0));
+    let merged = folder.read("o.csv");
+    assert!(
+        merged.contains(",fp32\n") && merged.contains(",e8m0\n"),
+        "{merged}"
+    );
 }

@@ -191,3 +191,80 @@ fn a_table_thinned_to_the_rows_that_matter_serves_every_m_alike() {
     let over = plan(&[["--thin", "200", "-o", &table].as_slice(), &device].concat());
     assert_eq!(over.status.code(), Some(2), "the table is an input");
 }
+
+#[test]
+fn a_tuners_input_is_planned_for_the_operation_it_is_for() {
+    let folder = "findings/untuned";
+    let glm = document(&[
+        "--shapes",
+        &format!("{folder}/a8w8_bpreshuffle_untuned_gemm_glm5.2.csv"),
+        "--table",
+        &format!("{folder}/a8w8_bpreshuffle_tuned_gemm_glm5.2.csv"),
+        "--gfx",
+        "gfx950",
+        "--cu",
+        "256",
+    ]);
+    assert_eq!(glm["ops"], serde_json::json!(["gemm_a8w8_bpreshuffle"]));
+    let notes = glm["notes"].to_string();
+    assert!(!notes.contains("other operations"), "{notes}");
+    let fp4 = document(&[
+        "--shapes",
+        &format!("{folder}/a4w4_blockscale_untuned_gemm.csv"),
+        "--gfx",
+        "gfx950",
+        "--cu",
+        "256",
+    ]);
+    assert_eq!(fp4["ops"], serde_json::json!(["gemm_a4w4"]));
+    let bf16 = plan(&[
+        "--shapes",
+        &format!("{folder}/bf16_untuned_gemm.csv"),
+        "--gfx",
+        "gfx950",
+        "--cu",
+        "256",
+    ]);
+    assert_eq!(bf16.status.code(), Some(2));
+    let text = String::from_utf8_lossy(&bf16.stderr);
+    assert!(
+        text.contains("bf16 GEMMs") && text.contains("--op"),
+        "{text}"
+    );
+}
+
+#[test]
+fn a_device_whose_rates_are_not_known_is_planned_for_with_a_remark() {
+    let known = |name: &str| {
+        let document = document(&[
+            "--model",
+            "models/qwen3-14b.json",
+            "--tp",
+            "2",
+            "--device",
+            name,
+        ]);
+        !document["notes"].to_string().contains("are not known")
+    };
+    for name in [
+        "NVIDIA GeForce RTX 4090 D",
+        "NVIDIA_GeForce_RTX_5090_D",
+        "NVIDIA_RTX_PRO_6000_Blackwell_Max-Q_Workstation_Edition",
+        "AMD Instinct MI300X VF",
+        "AMD_Instinct_MI325X_OAM",
+        "AMD_Instinct_MI350P",
+        "AMD_Radeon_AI_PRO_R9700",
+    ] {
+        assert!(known(name), "{name}");
+    }
+    assert!(
+        !known("NVIDIA_L20Y"),
+        "what `shapes` suggests from a log is taken all the same"
+    );
+    assert_eq!(
+        plan(&["--model", "models/qwen3-14b.json", "--device", "H2O"])
+            .status
+            .code(),
+        Some(2)
+    );
+}

@@ -408,3 +408,148 @@ fn one_payload_of_two_operations_is_two_shapes() {
          w8a8_block_fp8_matmul,128,512,7168,torch.float8_e4m3fn,1\n"
     );
 }
+
+fn finding(name: &str) -> String {
+    format!("{}/testdata/findings/{name}", env!("CARGO_MANIFEST_DIR"))
+}
+
+/// The document of a look-up on a GPU, with `more` arguments.
+fn looked_up(table: &str, shapes: &str, gpu: [&str; 2], more: &[&str]) -> serde_json::Value {
+    let mut arguments = vec!["lookup", "--table", table, "--shapes", shapes];
+    arguments.extend(["--gfx", gpu[0], "--cu", gpu[1], "--explain", "--json"]);
+    arguments.extend(more);
+    json(&gemmtune(&arguments, b""))
+}
+
+#[test]
+fn a_miss_is_explained_by_what_the_table_has() {
+    let table = finding("no-reason/a8w8_blockscale_bpreshuffle_tuned_gemm.csv");
+    let shapes = finding("no-reason/shapes.csv");
+    let reason = |gpu: [&str; 2]| {
+        let document = looked_up(&table, &shapes, gpu, &[]);
+        document["rows"][0]["reason"].as_str().unwrap().to_owned()
+    };
+    assert_eq!(
+        reason(["gfx942", "304"]),
+        "the rows of this (N, K) are for gfx942 with 80 compute units only"
+    );
+    assert_eq!(
+        reason(["gfx942", "80"]),
+        "no row of this (N, K) has M=8192: a gap between the rows of M=7680 and M=15360"
+    );
+    let output = gemmtune(
+        &[
+            "lookup",
+            "--table",
+            &table,
+            "--shapes",
+            &shapes,
+            "--gfx",
+            "gfx942",
+            "--cu",
+            "304",
+            "--explain",
+        ],
+        b"",
+    );
+    let text = stderr(&output);
+    assert!(
+        text.contains("miss (the rows of this (N, K) are for gfx942 with 80"),
+        "{text}"
+    );
+}
+
+#[test]
+fn what_depends_on_the_aiter_at_hand_is_asked_and_not_said_as_a_fact() {
+    let table = finding("after-5586/a8w8_blockscale_tuned_gemm_triton.csv");
+    let shapes = finding("after-5586/shapes.csv");
+    let at = |more: &[&str]| looked_up(&table, &shapes, ["gfx950", "256"], more);
+    let open = at(&[]);
+    assert!(open.get("revision").is_none());
+    assert_eq!(
+        open["revisions"],
+        serde_json::json!(["e4048607a5", "aiter#5586"])
+    );
+    assert!(
+        open["warnings"][0].as_str().unwrap().contains("--revision"),
+        "{open}"
+    );
+    let runs = |document: &serde_json::Value, row: usize| {
+        document["rows"][row]["runs"].as_str().unwrap().to_owned()
+    };
+    assert!(
+        runs(&open, 0).contains("at e4048607a5 an AssertionError"),
+        "{}",
+        runs(&open, 0)
+    );
+    assert!(
+        runs(&open, 1).contains("at aiter#5586 aiter's Triton kernel"),
+        "{}",
+        runs(&open, 1)
+    );
+    let newest = at(&["--revision", "N"]);
+    assert_eq!(newest["revision"], "aiter#5586");
+    assert_eq!(newest["rows"][0]["raises"], false);
+    assert!(runs(&newest, 1).starts_with("aiter's Triton kernel: without a row"));
+    assert_eq!(
+        newest["rows"][1]["reason"],
+        "no row has N=34816, with whatever K"
+    );
+    let august = at(&["--revision", "e4048607"]);
+    assert_eq!(august["rows"][0]["raises"], true);
+    assert!(runs(&august, 1).starts_with("the CK default kernel"));
+}
+
+#[test]
+fn a_file_that_the_runtime_never_opens_is_no_hit() {
+    let output = gemmtune(
+        &[
+            "lookup",
+            "--table",
+            &finding("unread-json/configs"),
+            "--device",
+            "NVIDIA_L40S",
+            "--shapes",
+            &finding("unread-json/shapes.csv"),
+            "--explain",
+            "--json",
+        ],
+        b"",
+    );
+    let document = json(&output);
+    assert_eq!(
+        (&document["hits"], &document["misses"]),
+        (&0.into(), &2.into())
+    );
+    assert!(
+        document["warnings"][0]
+            .as_str()
+            .unwrap()
+            .contains("vLLM reads this spelling"),
+        "{document}"
+    );
+    let reason = document["rows"][0]["reason"].as_str().unwrap();
+    assert!(
+        reason.contains("is not how SGLang spells the name"),
+        "{reason}"
+    );
+}
+
+#[test]
+fn logs_of_other_families_alone_are_no_shapes_and_say_what_they_were() {
+    let output = gemmtune(&["shapes", &finding("families/newtables.log")], b"");
+    assert_eq!(output.status.code(), Some(14), "{}", stderr(&output));
+    let text = stderr(&output);
+    for family in [
+        "a6w6_blockscale_tuned_gemm",
+        "a8w8_blockscale_abpreshuffle_tuned_gemm",
+    ] {
+        assert!(text.contains(&format!("1 of `{family}`")), "{text}");
+    }
+    let found = json(&gemmtune(
+        &["shapes", &finding("after-5586/newest.log"), "--json"],
+        b"",
+    ));
+    assert_eq!((&found["distinct"], &found["hits"]), (&1.into(), &1.into()));
+    assert_eq!(found["other_families"].as_object().unwrap().len(), 3);
+}

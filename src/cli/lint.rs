@@ -1,13 +1,17 @@
 //! `gemmtune lint`: checks tuned tables.
 
+use std::cell::RefCell;
+use std::collections::BTreeMap;
 use std::fmt::Write as _;
 
-use camino::Utf8PathBuf;
+use camino::{Utf8Path, Utf8PathBuf};
 use serde_json::json;
 
 use super::printer::Printer;
 use crate::run::error::{Error, ErrorKind};
 use crate::table::lint::{self, Finding, LintError, Report, Severity, rules};
+use crate::table::revision::Revision;
+use crate::tree::aiter::revision_around;
 
 /// Findings of one rule in one file that are shown to people; `--json` and `--all` show every one.
 const SHOWN: usize = 3;
@@ -15,13 +19,19 @@ const SHOWN: usize = 3;
 /// Arguments of `gemmtune lint`.
 #[derive(Debug, clap::Args)]
 pub struct LintArgs {
-    /// Tables, or folders of them: aiter's CSV files, SGLang's JSON configurations; `-` is a CSV on standard input
+    /// Tables, or folders of them: aiter's CSV files, JSON configurations of SGLang and vLLM; `-` is a CSV on standard input
     #[arg(required_unless_present = "rules", value_name = "PATH")]
     paths: Vec<Utf8PathBuf>,
 
     /// Show every finding, not only the first few of a rule in a file
     #[arg(long)]
     all: bool,
+
+    /// aiter revision that is to run the tables: A (v0.1.7), B (v0.1.9), P (303a583c), H (e4048607) or N (after aiter#5586)
+    ///
+    /// Without it: that of the aiter tree a table lies in; elsewhere a row has to do for both H and N.
+    #[arg(long, value_name = "REV")]
+    revision: Option<Revision>,
 
     /// Print the reference of all rules as Markdown; with --json, what each says
     #[arg(long, conflicts_with = "paths")]
@@ -45,8 +55,18 @@ pub fn run(args: &LintArgs, printer: &Printer) -> Result<(), Error> {
     if args.rules {
         return printer.data(rules::reference().as_bytes());
     }
-    let report =
-        lint::lint_paths(&args.paths, std::io::stdin().lock()).map_err(|error| refused(&error))?;
+    let known = RefCell::new(BTreeMap::<Utf8PathBuf, Option<Revision>>::new());
+    let revision = |path: &Utf8Path| {
+        args.revision.or_else(|| {
+            let folder = path.parent().unwrap_or(path).to_owned();
+            *known
+                .borrow_mut()
+                .entry(folder)
+                .or_insert_with(|| revision_around(path))
+        })
+    };
+    let report = lint::lint_paths(&args.paths, std::io::stdin().lock(), &revision)
+        .map_err(|error| refused(&error))?;
     if printer.is_json() {
         printer.json(&report)?;
     } else {
@@ -114,11 +134,11 @@ fn summary(report: &Report) -> String {
 
 fn shown(report: &Report, all: bool) -> String {
     // Findings are sorted by file and line; a rule is cut off within its file.
-    let mut counts = std::collections::BTreeMap::<(&str, &str), usize>::new();
+    let mut counts = BTreeMap::<(&str, &str), usize>::new();
     for finding in &report.findings {
         *counts.entry((&finding.file, finding.rule)).or_default() += 1;
     }
-    let mut seen = std::collections::BTreeMap::<(&str, &str), usize>::new();
+    let mut seen = BTreeMap::<(&str, &str), usize>::new();
     let mut text = String::new();
     for finding in &report.findings {
         let key = (finding.file.as_str(), finding.rule);

@@ -1,6 +1,6 @@
 //! `gemmtune lookup`: which row of a table the runtime takes for each shape.
 
-use std::collections::BTreeSet;
+mod json;
 
 use camino::{Utf8Path, Utf8PathBuf};
 use serde::Serialize;
@@ -11,14 +11,13 @@ use super::printer::Printer;
 use crate::proc::quoted;
 use crate::run::error::{Error, ErrorKind};
 use crate::shape::{Op, Shape};
-use crate::store::file::entries;
 use crate::table::aiter::{Row, Table};
-use crate::table::lookup::{Probe, Resolution, Resolver, Rules};
-use crate::table::nearest::{Clamp, Site, default_config, nearest};
+use crate::table::family::{self, Family};
+use crate::table::lookup::{LookupError, Probe, Resolution, Resolver, Rules};
 use crate::table::outcome::{Runs, runs};
-use crate::table::revision::{Revision, op_of_file_name};
-use crate::table::sglang_json::{Config, FileName};
-use crate::table::shapes::{self, CountedShape};
+use crate::table::reason::Reasons;
+use crate::table::revision::Revision;
+use crate::table::shapes::{self, CountedShape, ShapesError};
 
 /// Arguments of `gemmtune lookup`.
 #[derive(Debug, clap::Args)]
@@ -39,10 +38,12 @@ pub struct LookupArgs {
     #[arg(long = "cu", value_name = "N")]
     cu_num: Option<u32>,
 
-    /// aiter revision whose rules count: A (v0.1.7), B (v0.1.9), P (303a583c) or H (e4048607), or one of these tags and
-    /// commits
-    #[arg(long, default_value = "H", value_name = "REV")]
-    revision: Revision,
+    /// aiter revision whose rules count: A (v0.1.7), B (v0.1.9), P (303a583c), H (e4048607) or N (after aiter#5586), or one
+    /// of these tags and commits
+    ///
+    /// Without it: that of the aiter tree the table lies in; elsewhere both H and N, and what depends on it is said.
+    #[arg(long, value_name = "REV")]
+    revision: Option<Revision>,
 
     /// Whether a table's gfx column is part of the key, where the tree at hand differs from the revision
     #[arg(long, value_name = "BOOL")]
@@ -64,7 +65,7 @@ pub struct LookupArgs {
     #[arg(short, long, value_name = "CSV")]
     output: Option<Utf8PathBuf>,
 
-    /// Say for each shape what then runs
+    /// Say for each shape what then runs, and why no row serves it
     #[arg(long)]
     explain: bool,
 }
@@ -99,6 +100,9 @@ struct Answer {
     runs: String,
     /// Whether it raises an exception.
     raises: bool,
+    /// Why no row serves it.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    reason: Option<String>,
     /// The row whose kernel `gemm_a8w8`'s own module runs.
     #[serde(skip_serializing_if = "Option::is_none")]
     module_kernel: Option<ModuleKernel>,
@@ -125,6 +129,9 @@ struct Document<'args> {
     hit_rate_by_records: f64,
     #[serde(skip_serializing_if = "Option::is_none")]
     revision: Option<&'static str>,
+    /// Where nobody says the revision: those whose rules were tried.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    revisions: Option<Vec<&'static str>>,
     /// Shapes of operations that another table serves.
     other_operations: usize,
     warnings: Vec<String>,
@@ -135,6 +142,8 @@ struct Document<'args> {
 #[derive(Default)]
 struct Answers {
     rows: Vec<Answer>,
+    /// The revisions whose rules were followed.
+    revisions: Vec<Revision>,
     other_operations: usize,
     warnings: Vec<String>,
 }
@@ -146,15 +155,22 @@ pub fn run(args: &LookupArgs, printer: &Printer) -> Result<(), Error> {
         files::refuse_overwriting(output, [args.table.as_path(), &args.shapes])?;
     }
     let bytes = read(&args.shapes, "the shapes")?;
-    let default_op = args.op.unwrap_or(if is_json {
-        Op::TritonBlockFp8
-    } else {
-        op_of_file_name(args.table.as_str()).unwrap_or(Op::Blockscale)
-    });
-    let shapes = shapes::read(&bytes, Some(default_op)).map_err(|error| {
+    let wrong = |error: ShapesError| {
         Error::to(ErrorKind::Usage, &format!("use `{}`", args.shapes), error)
             .hint("the columns are op,M,N,K,dtype,records; only M,N,K are needed")
-    })?;
+    };
+    let default_op = match args.op {
+        Some(op) => op,
+        None if is_json => Op::TritonBlockFp8,
+        None => match (
+            shapes::said_op(args.shapes.as_str(), &bytes).map_err(wrong)?,
+            family::of_file_name(args.table.as_str()),
+        ) {
+            (Some(op), _) | (None, Some(Family::Op(op))) => op,
+            (None, _) => Op::Blockscale,
+        },
+    };
+    let shapes = shapes::read(&bytes, Some(default_op)).map_err(wrong)?;
     // A gate that looked nothing up has checked nothing.
     if shapes.is_empty() {
         return Err(Error::new(
@@ -164,7 +180,7 @@ pub fn run(args: &LookupArgs, printer: &Printer) -> Result<(), Error> {
         .hint("`gemmtune shapes LOG -o S.csv` collects them from a server's log"));
     }
     let answers = if is_json {
-        in_json(args, &shapes)?
+        json::in_json(args, &shapes)?
     } else {
         in_csv(args, &shapes)?
     };
@@ -174,15 +190,10 @@ pub fn run(args: &LookupArgs, printer: &Printer) -> Result<(), Error> {
         None if printer.is_json() => {}
         None => printer.data(&csv)?,
     }
-    finish(args, answers, is_json, printer)
+    finish(args, answers, printer)
 }
 
-fn finish(
-    args: &LookupArgs,
-    answers: Answers,
-    is_json: bool,
-    printer: &Printer,
-) -> Result<(), Error> {
+fn finish(args: &LookupArgs, answers: Answers, printer: &Printer) -> Result<(), Error> {
     let hits = answers
         .rows
         .iter()
@@ -203,7 +214,12 @@ fn finish(
         } else {
             0.0
         },
-        revision: (!is_json).then(|| args.revision.name()),
+        revision: match answers.revisions[..] {
+            [one] => Some(one.name()),
+            _ => None,
+        },
+        revisions: (answers.revisions.len() > 1)
+            .then(|| answers.revisions.iter().map(|one| one.name()).collect()),
         other_operations: answers.other_operations,
         warnings: answers.warnings,
         rows: answers.rows,
@@ -217,8 +233,12 @@ fn finish(
     if args.explain {
         for row in &document.rows {
             let what = if row.raises { "raises" } else { "runs" };
+            let reason = row
+                .reason
+                .as_ref()
+                .map_or_else(String::new, |reason| format!(" ({reason})"));
             printer.say(format!(
-                "{} M={} N={} K={}: {}, {what} {}",
+                "{} M={} N={} K={}: {}{reason}, {what} {}",
                 row.op, row.m, row.n, row.k, row.result, row.runs
             ));
         }
@@ -239,14 +259,19 @@ fn read(path: &Utf8Path, what: &str) -> Result<Vec<u8>, Error> {
 /// The operation a table is looked up for: what the user says, else the file's name, else the shapes' own where they
 /// agree, else what the table's kernels and columns say.
 fn table_op(args: &LookupArgs, shapes: &[CountedShape]) -> Option<Op> {
+    let of_shapes = || {
+        let first = shapes.first()?.shape.op;
+        shapes
+            .iter()
+            .all(|shape| shape.shape.op == first)
+            .then_some(first)
+    };
     args.op
-        .or_else(|| op_of_file_name(args.table.as_str()))
-        .or_else(|| {
-            let first = shapes.first()?.shape.op;
-            shapes
-                .iter()
-                .all(|shape| shape.shape.op == first)
-                .then_some(first)
+        .or_else(|| match family::of_file_name(args.table.as_str()) {
+            Some(Family::Op(op)) => Some(op),
+            // Reading the table says so.
+            Some(Family::Other(_)) => None,
+            None => of_shapes(),
         })
 }
 
@@ -267,42 +292,77 @@ fn in_csv(args: &LookupArgs, shapes: &[CountedShape]) -> Result<Answers, Error> 
                 .hint(format!("`gemmtune lint {}` says why", quoted(&args.table))),
         );
     }
-    let mut rules = Rules::new(table.op, args.revision);
-    rules.keys_gfx = args.keys_gfx.unwrap_or(rules.keys_gfx);
-    let resolver = Resolver::new(&table, rules, gfx, cu_num).map_err(|error| {
-        Error::to(ErrorKind::Usage, "use the table as the runtime does", error)
-            .hint(format!(
-                "`gemmtune lint {}` lists every such line",
-                quoted(&args.table)
-            ))
-            .hint(format!(
-                "`gemmtune merge {} -o OUT.csv` keeps the best valid row per key",
-                quoted(&args.table)
-            ))
-    })?;
-    let mut answers = Answers::default();
-    if resolver.falls_back_to_cu_num() {
+    let revisions = revisions(args);
+    let resolvers = revisions
+        .iter()
+        .map(|revision| {
+            let mut rules = Rules::new(table.op, *revision);
+            rules.keys_gfx = args.keys_gfx.unwrap_or(rules.keys_gfx);
+            Ok((*revision, Resolver::new(&table, rules, gfx, cu_num)?))
+        })
+        .collect::<Result<Vec<_>, LookupError>>()
+        .map_err(|error| {
+            Error::to(ErrorKind::Usage, "use the table as the runtime does", error)
+                .hint(format!(
+                    "`gemmtune lint {}` lists every such line",
+                    quoted(&args.table)
+                ))
+                .hint(format!(
+                    "`gemmtune merge {} -o OUT.csv` keeps the best valid row per key",
+                    quoted(&args.table)
+                ))
+        })?;
+    let mut answers = Answers {
+        revisions,
+        ..Answers::default()
+    };
+    // The first is the one whose row is shown.
+    let Some((_, first)) = resolvers.first() else {
+        return Ok(answers);
+    };
+    if first.falls_back_to_cu_num() {
         answers.warnings.push(format!(
             "`{}` has no `gfx` column: rows match by cu_num alone, as the runtime warns too",
             args.table
         ));
     }
+    let reasons = Reasons::new(&table, first.rules(), gfx, cu_num);
+    let mut open = 0;
     for CountedShape { shape, records } in shapes {
         if shape.op != table.op {
             answers.other_operations += 1;
             continue;
         }
-        let resolution = resolver.find(shape);
-        let then = runs(&table, args.revision, gfx, resolution);
-        let mut answer = csv_answer(shape, *records, resolution, then);
+        let outcomes: Vec<(Revision, Resolution<'_>, Runs)> = resolvers
+            .iter()
+            .map(|(revision, resolver)| {
+                let resolution = resolver.find(shape);
+                let then = runs(&table, *revision, gfx, shape.m, resolution);
+                (*revision, resolution, then)
+            })
+            .collect();
+        let resolution = outcomes
+            .first()
+            .map_or(Resolution::Miss, |(_, resolution, _)| *resolution);
+        let mut answer = csv_answer(shape, *records, resolution, &outcomes);
+        open += usize::from(!agree(&outcomes));
+        if resolution.row().is_none() {
+            answer.reason = Some(reasons.why(shape));
+        }
         if table.op == Op::A8w8 {
-            answer.module_kernel = resolver.find_in_a8w8_module(shape).map(|row| ModuleKernel {
+            answer.module_kernel = first.find_in_a8w8_module(shape).map(|row| ModuleKernel {
                 m: row.m,
                 kernel_id: row.kernel_id,
                 kernel_name: text(row.kernel_name.as_ref()),
             });
         }
         answers.rows.push(answer);
+    }
+    if open > 0 {
+        answers.warnings.push(format!(
+            "which aiter runs this? {open} of the answers depend on it: say --revision H (up to e4048607a5, August 2026) or \
+             --revision N (main after aiter#5586, September 2026)"
+        ));
     }
     if answers.other_operations > 0 {
         answers.warnings.push(format!(
@@ -313,11 +373,51 @@ fn in_csv(args: &LookupArgs, shapes: &[CountedShape]) -> Result<Answers, Error> 
     Ok(answers)
 }
 
+/// The revisions whose rules count: the one that is given, or that of the tree around the table, or all of today's.
+fn revisions(args: &LookupArgs) -> Vec<Revision> {
+    let known = args
+        .revision
+        .or_else(|| crate::tree::aiter::revision_around(&args.table));
+    known.map_or_else(|| Revision::TODAY.to_vec(), |revision| vec![revision])
+}
+
+/// Whether a shape fares the same at every revision.
+fn agree(outcomes: &[(Revision, Resolution<'_>, Runs)]) -> bool {
+    outcomes.windows(2).all(|pair| {
+        pair[0].2 == pair[1].2
+            && pair[0].1.row().map(|row| row.line) == pair[1].1.row().map(|row| row.line)
+    })
+}
+
 fn text(text: Option<&crate::table::aiter::Text>) -> Option<String> {
     text.map(ToString::to_string)
 }
 
-fn csv_answer(shape: &Shape, records: u64, resolution: Resolution<'_>, then: Runs) -> Answer {
+fn csv_answer(
+    shape: &Shape,
+    records: u64,
+    resolution: Resolution<'_>,
+    outcomes: &[(Revision, Resolution<'_>, Runs)],
+) -> Answer {
+    let then = |revision: Revision, resolution: &Resolution<'_>, runs: &Runs| {
+        let row = match resolution {
+            Resolution::Hit {
+                row,
+                probe: Probe::Largest,
+                ..
+            } => format!(" (the row of M={}, the largest)", row.m),
+            _ => String::new(),
+        };
+        format!("at {revision} {}{row}", runs.text())
+    };
+    let runs = match outcomes {
+        [(_, _, one), ..] if agree(outcomes) => one.text().to_owned(),
+        _ => outcomes
+            .iter()
+            .map(|(revision, resolution, runs)| then(*revision, resolution, runs))
+            .collect::<Vec<_>>()
+            .join("; "),
+    };
     let (padded_m, probe) = match resolution {
         Resolution::Hit {
             padded_m, probe, ..
@@ -342,195 +442,14 @@ fn csv_answer(shape: &Shape, records: u64, resolution: Resolution<'_>, then: Run
         probe,
         line: row.map(|row| row.line),
         us: row.and_then(|row| row.us),
-        runs: then.text().to_owned(),
-        raises: matches!(then, Runs::Raises(_)),
+        runs,
+        raises: outcomes
+            .iter()
+            .any(|(_, _, runs)| matches!(runs, Runs::Raises(_))),
+        reason: None,
         module_kernel: None,
         config: None,
     }
-}
-
-/// A configuration file and what its name says.
-struct ConfigFile {
-    name: FileName,
-    config: Config,
-}
-
-fn in_json(args: &LookupArgs, shapes: &[CountedShape]) -> Result<Answers, Error> {
-    let mut answers = Answers::default();
-    let files = config_files(args, &mut answers.warnings)?;
-    let common = Some((128, 128));
-    let of = |shape: &Shape, file: &ConfigFile| (file.name.n, file.name.k) == (shape.n, shape.k);
-    let mut other_blocks: BTreeSet<String> = BTreeSet::new();
-    for CountedShape { shape, records } in shapes {
-        if shape.op != Op::TritonBlockFp8 && args.op != Some(shape.op) {
-            answers.other_operations += 1;
-            continue;
-        }
-        answers
-            .rows
-            .push(json_answer(args, &files, shape, *records)?);
-        let mut matching = files.iter().filter(|file| of(shape, file)).peekable();
-        let first = matching.peek().map(|file| file.name.to_string());
-        if matching.all(|file| file.name.block_shape != common) {
-            other_blocks.extend(first);
-        }
-    }
-    for name in other_blocks {
-        answers.warnings.push(format!(
-            "`{name}` is for other scale blocks than 128 by 128, for which there is no file: a model with those misses"
-        ));
-    }
-    if answers.other_operations > 0 {
-        answers.warnings.push(format!(
-            "{} shapes are of aiter's operations, which read no JSON, and are left out; `--op {}` takes them for \
-             SGLang's kernel's",
-            answers.other_operations,
-            shapes.iter().map(|shape| shape.shape.op).find(|op| *op != Op::TritonBlockFp8).unwrap_or(Op::Blockscale)
-        ));
-    }
-    Ok(answers)
-}
-
-fn config_files(args: &LookupArgs, warnings: &mut Vec<String>) -> Result<Vec<ConfigFile>, Error> {
-    let mut paths = vec![args.table.clone()];
-    if args.table.is_dir() {
-        paths = entries(&args.table)
-            .map_err(|error| Error::to(ErrorKind::Usage, "look tables up", error))?
-            .into_iter()
-            .map(camino::Utf8DirEntry::into_path)
-            .filter(|path| path.extension() == Some("json"))
-            .collect();
-        paths.sort();
-    }
-    let mut files: Vec<ConfigFile> = Vec::new();
-    for path in paths {
-        let text = path.file_name().unwrap_or_default();
-        let name: FileName = match text.parse() {
-            Ok(name) => name,
-            // Folders hold files of other kernels too.
-            Err(_) if args.table.is_dir() => continue,
-            Err(error) => return Err(Error::to(ErrorKind::Usage, "use the file", error)),
-        };
-        let device = args.device.as_ref().map(|device| device.replace(' ', "_"));
-        if name.dtype != "fp8_w8a8" || device.is_some_and(|device| device != name.device_name) {
-            continue;
-        }
-        if name.to_string() != text {
-            warnings.push(format!(
-                "the runtime never opens `{path}`: it looks for `{name}`"
-            ));
-        }
-        let config = Config::read(path.as_str(), &read(&path, "the configuration")?)
-            .map_err(|error| Error::to(ErrorKind::Usage, "use the file", error))?;
-        files.push(ConfigFile { name, config });
-    }
-    if files.is_empty() && args.table.is_dir() {
-        let of = args
-            .device
-            .as_ref()
-            .map_or_else(String::new, |device| format!(" for `{device}`"));
-        return Err(Error::new(
-            ErrorKind::Usage,
-            format!(
-                "`{}` holds no block-FP8 configuration of SGLang's{of}",
-                args.table
-            ),
-        )
-        .hint("aiter's tables are files: give one with `--table FILE.csv`")
-        .hint(
-            "SGLang's are named `N=…,K=…,device_name=…,dtype=fp8_w8a8,block_shape=[128, 128].json`",
-        ));
-    }
-    let mut devices: Vec<&str> = files
-        .iter()
-        .map(|file| file.name.device_name.as_str())
-        .collect();
-    devices.dedup();
-    devices.sort_unstable();
-    devices.dedup();
-    if devices.len() > 1 {
-        return Err(Error::new(
-            ErrorKind::Usage,
-            format!(
-                "the folder has files for {} devices: --device is needed",
-                devices.len()
-            ),
-        )
-        .hint(format!("the devices are {}", devices.join(", "))));
-    }
-    Ok(files)
-}
-
-fn json_answer(
-    args: &LookupArgs,
-    files: &[ConfigFile],
-    shape: &Shape,
-    records: u64,
-) -> Result<Answer, Error> {
-    let mut found = None;
-    let mut block_shape = (128, 128);
-    // Of files for several scale blocks the common one counts.
-    let mut matching: Vec<&ConfigFile> = files
-        .iter()
-        .filter(|file| (file.name.n, file.name.k) == (shape.n, shape.k))
-        .collect();
-    matching.sort_by_key(|file| file.name.block_shape != Some((128, 128)));
-    if let Some(file) = matching.first() {
-        block_shape = file.name.block_shape.unwrap_or(block_shape);
-        let site = Site {
-            block_shape,
-            is_cuda: !file.name.device_name.starts_with("AMD"),
-            clamp: Clamp::of_release(&args.sglang),
-        };
-        found = nearest(&file.config, shape.m, site).map_err(|error| {
-            Error::to(
-                ErrorKind::Usage,
-                &format!("use `{}` as the runtime does", file.name),
-                error,
-            )
-            .hint(format!(
-                "`gemmtune lint {}` lists what is wrong with it",
-                quoted(&args.table)
-            ))
-        })?;
-    }
-    let hit = found.is_some();
-    let padded_m = found.as_ref().map(|found| found.key);
-    let runs = match &found {
-        Some(found) if found.clamped => {
-            "the Triton kernel with the nearest key's configuration, BLOCK_SIZE_K raised to the scale block"
-        }
-        Some(_) => "the Triton kernel with the nearest key's configuration",
-        None => "the Triton kernel with its default configuration: no file for this (N, K)",
-    };
-    let config = found.map_or_else(|| default_config(block_shape), |found| found.config);
-    let name: Vec<String> = config
-        .iter()
-        .map(|(name, value)| format!("{name}={value}"))
-        .collect();
-    Ok(Answer {
-        op: shape.op,
-        m: shape.m,
-        n: shape.n,
-        k: shape.k,
-        result: if hit { "hit" } else { "miss" },
-        padded_m,
-        libtype: hit.then(|| "triton".to_owned()),
-        kernel_id: None,
-        split_k: hit
-            .then(|| config.get("SPLIT_K").and_then(Value::as_i64))
-            .flatten(),
-        kernel_name: hit.then(|| name.join(" ")),
-        dtype: shape.dtype.clone(),
-        records,
-        probe: None,
-        line: None,
-        us: None,
-        runs: runs.to_owned(),
-        raises: false,
-        module_kernel: None,
-        config: Some(config),
-    })
 }
 
 fn csv(rows: &[Answer]) -> Result<Vec<u8>, Error> {

@@ -9,8 +9,10 @@ use super::files;
 use super::printer::Printer;
 use crate::proc::quoted;
 use crate::run::error::{Error, ErrorKind};
-use crate::table::aiter::Table;
+use crate::table::aiter::{Table, TableError};
 use crate::table::merge::{self, MergeError, Merged, Outcome, Policy};
+use crate::table::revision::Revision;
+use crate::tree::aiter::revision_around;
 
 /// Rows that lost whose reason is shown; the provenance file has every one.
 const SHOWN: usize = 5;
@@ -30,6 +32,16 @@ pub struct MergeArgs {
     #[arg(long)]
     gfx: Option<String>,
 
+    /// aiter revision that is to run the result: A (v0.1.7), B (v0.1.9), P (303a583c), H (e4048607) or N (after aiter#5586)
+    ///
+    /// Without it: that of the aiter tree the tables lie in; elsewhere a row has to do for both H and N.
+    #[arg(long, value_name = "REV")]
+    revision: Option<Revision>,
+
+    /// A further column that is part of the key: rows that differ in it are all kept; repeatable
+    #[arg(long = "key", value_name = "COLUMN")]
+    keys: Vec<String>,
+
     /// Largest error ratio a row may have
     #[arg(long, default_value_t = 0.05)]
     err_ratio: f64,
@@ -47,6 +59,12 @@ pub fn run(args: &MergeArgs, printer: &Printer) -> Result<(), Error> {
     let policy = Policy {
         err_ratio_limit: args.err_ratio,
         gfx: args.gfx.clone(),
+        revision: args.revision.or_else(|| {
+            let mut around = args.tables.iter().map(|path| revision_around(path));
+            let first = around.next()??;
+            around.all(|other| other == Some(first)).then_some(first)
+        }),
+        keys: args.keys.clone(),
     };
     let merged = merge::merge(&tables, &policy).map_err(refused)?;
     if merged.table.rows.is_empty() {
@@ -71,10 +89,13 @@ fn read(path: &Utf8Path) -> Result<Table, Error> {
     let bytes = crate::store::file::read(path)
         .map_err(|error| Error::to(ErrorKind::Usage, "read a table", error))?;
     Table::read(path.as_str(), &bytes, None).map_err(|error| {
-        Error::to(ErrorKind::Usage, "use a table", error).hint(format!(
-            "`gemmtune lint {}` says more about the file",
-            quoted(path)
-        ))
+        let hint = match error {
+            TableError::OtherFamily { .. } => {
+                "leave it out: aiter reads it for another operation, and by rules that are not known here".to_owned()
+            }
+            _ => format!("`gemmtune lint {}` says more about the file", quoted(path)),
+        };
+        Error::to(ErrorKind::Usage, "use a table", error).hint(hint)
     })
 }
 
@@ -110,6 +131,9 @@ fn refused(error: MergeError) -> Error {
     let hint = match &error {
         MergeError::DifferentOps { .. } => "merge the tables of each operation by themselves",
         MergeError::UnknownArch { .. } => "say the architecture with --gfx",
+        MergeError::UnknownColumn { .. } => {
+            "say `--key COLUMN` if it is part of the key, or remove the column"
+        }
         MergeError::UnknownLibrary { .. } => "fill in the libtype of that row, or remove it",
         MergeError::Unreadable { .. } | MergeError::MissingColumn { .. } | MergeError::NoTables => {
             "`gemmtune lint` on the inputs says what is wrong with them"
@@ -148,6 +172,13 @@ fn report(
     }
     for key in &merged.dropped {
         printer.warn(format!("{key} is left out: none of its rows is valid"));
+    }
+    for doubtful in merged.doubtful.iter().take(SHOWN) {
+        printer.warn(format!("no better row was there than that of {doubtful}"));
+    }
+    let more = merged.doubtful.len().saturating_sub(SHOWN);
+    if more > 0 {
+        printer.warn(format!("and {more} more such rows"));
     }
     let why = provenance.map_or_else(String::new, |provenance| {
         format!("; {provenance} says why each row was kept or not")
@@ -203,6 +234,7 @@ fn document(
         "copies": merged.count(Outcome::Copy),
         "invalid": merged.count(Outcome::Invalid),
         "dropped": merged.dropped,
+        "doubtful": merged.doubtful,
         "inputs": inputs,
     })
 }

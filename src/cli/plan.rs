@@ -1,5 +1,7 @@
 //! `gemmtune plan`: what is worth tuning, in which order, for how much.
 
+mod place;
+
 use std::collections::BTreeSet;
 
 use camino::{Utf8Path, Utf8PathBuf};
@@ -21,9 +23,9 @@ use crate::store::file::entries;
 use crate::table::aiter::Table;
 use crate::table::lookup::Rules;
 use crate::table::revision::Revision;
-use crate::table::roofline::{Device, key_of_name};
 use crate::table::sglang_json::{Config, FileName};
-use crate::table::shapes::{self, CountedShape};
+use crate::table::shapes::{self, CountedShape, ShapesError};
+use place::Place;
 
 /// Rows shown to people; `--json` and `-o` have all.
 const SHOWN: usize = 15;
@@ -79,7 +81,7 @@ pub struct PlanArgs {
     #[arg(long, value_name = "FLOPS,BYTES", value_delimiter = ',', num_args = 2)]
     rates: Vec<f64>,
 
-    /// Revision of aiter: A (v0.1.7), B (v0.1.9), P (303a583c) or H (e4048607)
+    /// Revision of aiter: A (v0.1.7), B (v0.1.9), P (303a583c), H (e4048607) or N (after aiter#5586)
     #[arg(long, default_value = "H")]
     revision: Revision,
 
@@ -156,7 +158,7 @@ pub fn run(args: &PlanArgs, printer: &Printer) -> Result<(), Error> {
         return thin(args, &tables, max_m, printer);
     }
     let op_hint = args.op.or_else(|| op_of_model(prediction.as_ref(), args));
-    let seen = read_shapes(args, op_hint)?;
+    let seen = read_shapes(args, op_hint, &tables)?;
     let ops = ops(args, &seen, prediction.as_ref());
     let place = Place::of(args, &tables, &ops)?;
     let (capture, chunk) = sizes_of(args, &place, prediction.as_ref());
@@ -266,16 +268,40 @@ fn op_of_model(prediction: Option<&Prediction>, args: &PlanArgs) -> Option<Op> {
     }
 }
 
-fn read_shapes(args: &PlanArgs, op: Option<Op>) -> Result<Vec<CountedShape>, Error> {
+/// The shapes seen. Those without an operation belong to the one that is said, else to the one that their file's name and
+/// columns say, else to the model's or the tables'.
+fn read_shapes(
+    args: &PlanArgs,
+    op_hint: Option<Op>,
+    tables: &[Table],
+) -> Result<Vec<CountedShape>, Error> {
     let Some(path) = &args.shapes else {
         return Ok(Vec::new());
     };
     let bytes =
         files::read(path).map_err(|error| Error::to(ErrorKind::Usage, "read the shapes", error))?;
-    shapes::read(&bytes, op.or(Some(Op::Blockscale))).map_err(|error| {
-        Error::to(ErrorKind::Usage, "use the shapes", error)
-            .hint("`gemmtune shapes LOG -o S.csv` writes such a file")
-    })
+    let wrong = |error: ShapesError| {
+        let hint = match &error {
+            ShapesError::OtherGemm { .. } => {
+                "--op takes them for shapes of that operation all the same"
+            }
+            _ => "`gemmtune shapes LOG -o S.csv` writes such a file",
+        };
+        Error::to(ErrorKind::Usage, "use the shapes", error).hint(hint)
+    };
+    let of_tables = || {
+        let ops: BTreeSet<Op> = tables.iter().map(|table| table.op).collect();
+        ops.first().copied().filter(|_| ops.len() == 1)
+    };
+    let op = match args.op {
+        Some(op) => op,
+        None => shapes::said_op(path.as_str(), &bytes)
+            .map_err(wrong)?
+            .or(op_hint)
+            .or_else(of_tables)
+            .unwrap_or(Op::Blockscale),
+    };
+    shapes::read(&bytes, Some(op)).map_err(wrong)
 }
 
 fn ops(args: &PlanArgs, seen: &[CountedShape], prediction: Option<&Prediction>) -> Vec<Op> {
@@ -355,118 +381,6 @@ fn files_of(folder: &Utf8Path) -> Result<Vec<Utf8PathBuf>, Error> {
     }
     files.sort();
     Ok(files)
-}
-
-/// Where the rows are to be looked up, and how fast that device is.
-struct Place {
-    gfx: String,
-    cu_num: u32,
-    device: Device,
-    note: Option<String>,
-}
-
-impl Place {
-    fn of(args: &PlanArgs, tables: &[Table], ops: &[Op]) -> Result<Self, Error> {
-        if let Some(name) = &args.device {
-            let device = Self::rates(args, Device::of_name(name), name, tables)?;
-            let (gfx, cu_num) = key_of_name(name).unwrap_or(("", 0));
-            return Ok(Self {
-                gfx: gfx.to_owned(),
-                cu_num,
-                device,
-                note: None,
-            });
-        }
-        if let (Some(gfx), Some(cu_num)) = (&args.gfx, args.cu) {
-            let device = Self::rates(args, Device::of_key(gfx, cu_num), gfx, tables)?;
-            return Ok(Self {
-                gfx: gfx.clone(),
-                cu_num,
-                device,
-                note: None,
-            });
-        }
-        // The tables' own device, if they have one.
-        let keys: BTreeSet<(String, u32)> = tables
-            .iter()
-            .flat_map(|table| &table.rows)
-            .filter_map(|row| Some((row.gfx.as_deref()?.to_owned(), row.cu_num?)))
-            .collect();
-        if keys.len() > 1 {
-            let keys: Vec<_> = keys
-                .iter()
-                .map(|(gfx, cu)| format!("--gfx {gfx} --cu {cu}"))
-                .collect();
-            return Err(
-                Error::new(ErrorKind::Usage, "the tables hold rows of several devices")
-                    .hint(format!("say for which to plan: {}", keys.join(" or "))),
-            );
-        }
-        if let Some((gfx, cu_num)) = keys.into_iter().next() {
-            let device = Self::rates(args, Device::of_key(&gfx, cu_num), &gfx, tables)?;
-            return Ok(Self {
-                gfx,
-                cu_num,
-                device,
-                note: None,
-            });
-        }
-        let (gfx, cu_num, name) = if ops == [Op::TritonBlockFp8] {
-            ("", 0, "NVIDIA_H100_80GB_HBM3")
-        } else {
-            ("gfx942", 304, "AMD_Instinct_MI300X")
-        };
-        let device = Self::rates(args, Device::of_name(name), name, tables)?;
-        let note = Some(format!(
-            "no device was said: planned for {name}; say another with --gfx and --cu or --device"
-        ));
-        Ok(Self {
-            gfx: gfx.to_owned(),
-            cu_num,
-            device,
-            note,
-        })
-    }
-
-    /// Rates: given, known, or the best any row of the tables reached.
-    fn rates(
-        args: &PlanArgs,
-        known: Option<Device>,
-        name: &str,
-        tables: &[Table],
-    ) -> Result<Device, Error> {
-        if let [flops, bytes] = args.rates[..] {
-            let valid = |rate: f64| rate.is_finite() && rate > 0.0;
-            return if valid(flops) && valid(bytes) {
-                Ok(Device::measured(name, flops, bytes))
-            } else {
-                Err(Error::new(
-                    ErrorKind::Usage,
-                    "--rates takes two positive numbers",
-                ))
-            };
-        }
-        let reached = |of: fn(&crate::table::aiter::Row) -> Option<f64>| {
-            tables
-                .iter()
-                .flat_map(|table| &table.rows)
-                .filter_map(of)
-                .fold(0.0, f64::max)
-        };
-        known
-            .or_else(|| {
-                let (flops, bytes) = (reached(|row| row.tflops), reached(|row| row.bw));
-                (flops > 0.0 && bytes > 0.0)
-                    .then(|| Device::measured(name, flops * 1e12, bytes * 1e9))
-            })
-            .ok_or_else(|| {
-                Error::new(
-                    ErrorKind::Usage,
-                    format!("the rates of `{name}` are not known"),
-                )
-                .hint("give them with --rates FLOPS,BYTES, or a table tuned on it with --table")
-            })
-    }
 }
 
 /// Captured sizes and the prefill chunk: as said, else as a server does by default where a model is

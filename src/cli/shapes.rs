@@ -69,6 +69,8 @@ struct Summary<'log_summary> {
     hits: u64,
     misses: u64,
     tables_without_gfx: Vec<&'log_summary str>,
+    /// Look-ups in tables of other families, by the stem of the family.
+    other_families: &'log_summary BTreeMap<String, u64>,
     processes: usize,
     malformed_records: &'log_summary [Malformed],
 }
@@ -239,6 +241,7 @@ fn summary<'log_summary>(
             .keys()
             .map(String::as_str)
             .collect(),
+        other_families: &log_summary.others,
         processes: log_summary.hellos.len(),
         malformed_records: &log_summary.malformed_shown,
     }
@@ -259,6 +262,9 @@ fn tell(log_summary: &LogSummary, summary: &Summary<'_>, args: &ShapesArgs, prin
             "aiter's look-ups: {} found a row, {} did not",
             summary.hits, summary.misses
         ));
+    }
+    if !log_summary.others.is_empty() {
+        printer.say(other_families(log_summary));
     }
     if summary.malformed > 0 {
         printer.warn(malformed(log_summary));
@@ -347,6 +353,19 @@ fn malformed(log_summary: &LogSummary) -> String {
     text
 }
 
+/// The look-ups of what this program does not tune.
+fn other_families(log_summary: &LogSummary) -> String {
+    let named: Vec<String> = log_summary
+        .others
+        .iter()
+        .map(|(family, count)| format!("{count} of `{family}`"))
+        .collect();
+    format!(
+        "look-ups in tables of other families, which are not tuned here: {}",
+        named.join(", ")
+    )
+}
+
 /// Which variable or stage an empty result points to.
 fn nothing_found(log_summary: &LogSummary, files: usize) -> Error {
     let failure = |text: &str| {
@@ -374,6 +393,10 @@ fn nothing_found(log_summary: &LogSummary, files: usize) -> Error {
             log_summary.hellos.len()
         ))
         .hint("send requests before the server stops, and check that the checkpoint is block FP8 (`weight_block_size` in its config.json)");
+    }
+    if !log_summary.others.is_empty() {
+        return failure(&other_families(log_summary))
+            .hint("serve a block-FP8 or per-channel FP8 model whose GEMMs this program tunes");
     }
     let triton = |identity: &String| identity.starts_with("triton_w8a8_block_fp8_linear");
     match log_summary.dispatch.keys().next() {

@@ -191,8 +191,10 @@ pub fn run(args: &TuneArgs, printer: &Printer) -> Result<(), Error> {
                     "tune with a launcher: aiter's tuner starts its workers itself",
                 ));
             }
-            let shapes = shapes_of(args, &bytes, args.aiter.op())?;
+            let op = args.aiter.op(&args.shapes, &bytes)?;
+            let shapes = shapes_of(args, &bytes, op)?;
             let common = Common {
+                op,
                 shapes: &shapes,
                 output: &args.output,
                 table: args.table.as_deref(),

@@ -13,6 +13,7 @@ use crate::proc::Keeper;
 use crate::run::error::{Error, ErrorKind};
 use crate::shape::{Op, Shape};
 use crate::table::aiter::{Row, Table};
+use crate::table::shapes::said_op;
 use crate::tune::aiter::{
     self, AiterOrder, AiterOutcome, AiterTuneError, Incumbent, Limits, Preview, Settings,
 };
@@ -28,9 +29,9 @@ pub(super) struct AiterArgs {
     #[arg(long, value_name = "DIR")]
     aiter_root: Option<Utf8PathBuf>,
 
-    /// The operation
-    #[arg(long, default_value = "gemm_a8w8_blockscale", value_name = "OP")]
-    op: Op,
+    /// The operation [default: the one that the name and columns of the shapes' file say, else gemm_a8w8_blockscale]
+    #[arg(long, value_name = "OP")]
+    op: Option<Op>,
 
     /// Times of what serves today: CSV with columns M,N,K,us and, if wanted, what
     #[arg(long, value_name = "I.csv")]
@@ -93,6 +94,7 @@ fn limit(text: &str) -> Result<(LimitOf, Duration), String> {
 /// What is said in common with the other backends.
 #[derive(Debug)]
 pub(super) struct Common<'a> {
+    pub(super) op: Op,
     pub(super) shapes: &'a [Shape],
     pub(super) output: &'a Utf8Path,
     pub(super) table: Option<&'a Utf8Path>,
@@ -103,9 +105,16 @@ pub(super) struct Common<'a> {
 }
 
 impl AiterArgs {
-    /// The operation that shapes without one are for.
-    pub(super) fn op(&self) -> Op {
-        self.op
+    /// The operation that is tuned, where the shapes are `bytes` of the file `path`.
+    pub(super) fn op(&self, path: &Utf8Path, bytes: &[u8]) -> Result<Op, Error> {
+        if let Some(op) = self.op {
+            return Ok(op);
+        }
+        let said = said_op(path.as_str(), bytes).map_err(|error| {
+            Error::to(ErrorKind::Usage, "use the shapes", error)
+                .hint("--op takes them for shapes of that operation all the same")
+        })?;
+        Ok(said.unwrap_or(Op::Blockscale))
     }
 
     /// Runs it.
@@ -135,7 +144,7 @@ impl AiterArgs {
         let shapes: Vec<Shape> = common
             .shapes
             .iter()
-            .filter(|shape| shape.op == self.op)
+            .filter(|shape| shape.op == common.op)
             .cloned()
             .collect();
         let incumbents = self.incumbents(&shapes)?;
@@ -149,7 +158,7 @@ impl AiterArgs {
             tree,
             python,
             env: &env,
-            op: self.op,
+            op: common.op,
             untuned: &shapes,
             incumbents: &incumbents,
             folder: &output,
@@ -157,7 +166,7 @@ impl AiterArgs {
             budget: common.budget,
             limits: self.limits(),
             settings: Settings {
-                shipped: self.shipped(common)?,
+                shipped: Self::shipped(common)?,
                 batch: self.batch,
                 devices: common.devices,
                 libtype: self.libtype.clone(),
@@ -196,13 +205,13 @@ impl AiterArgs {
     }
 
     /// Rows of the table in use.
-    fn shipped(&self, common: &Common<'_>) -> Result<Vec<Row>, Error> {
+    fn shipped(common: &Common<'_>) -> Result<Vec<Row>, Error> {
         let Some(path) = common.table else {
             return Ok(Vec::new());
         };
         let bytes = crate::store::file::read(path)
             .map_err(|error| Error::to(ErrorKind::Usage, "read the table of today", error))?;
-        let table = Table::read(path.as_str(), &bytes, Some(self.op)).map_err(|error| {
+        let table = Table::read(path.as_str(), &bytes, Some(common.op)).map_err(|error| {
             Error::to(ErrorKind::Usage, "read the table of today", error)
                 .hint("`gemmtune lint` says what is wrong with it")
         })?;

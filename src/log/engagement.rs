@@ -2,15 +2,16 @@
 //!
 //! The wordings are those of `get_CKGEMM_config`, `get_bpreshuffle_GEMM_config`,
 //! `get_GEMM_config_with_quant_type` (`aiter/ops/gemm_op_a8w8.py`) and `get_GEMM_config` (`gemm_op_a4w4.py`) at v0.1.7, v0.1.9,
-//! 303a583c and e4048607. A hit line proves that Python found a row; before e4048607 it does not prove that the
+//! 303a583c and e4048607, and of main after ROCm/aiter#5586. A hit line proves that Python found a row; before e4048607 it does not prove that the
 //! compiled module holds that row's kernel.
 
-use super::cursor::{Cursor, find, lossy, rfind};
+use super::cursor::{Cursor, lossy, rfind};
 use super::plausible;
 use crate::shape::Op;
+use crate::table::family::{self, Family};
 
-/// Longest head of a look-up line: `shape is M:…, N:…, K:…, q_dtype_w:…`.
-const HEAD_MAX: usize = 128;
+/// Longest head of a look-up line: `shape is M:…, N:…, K:… dtype='…' otype='…' bias=…, scaleAB=…, bpreshuffle=…`.
+const HEAD_MAX: usize = 192;
 
 /// Longest table path or kernel name kept.
 const NAME_MAX: usize = 1024;
@@ -68,7 +69,8 @@ pub struct Hit {
     pub split_k: Option<String>,
 }
 
-/// The first look-up a line reports; `None` for a line without one, or with a torn one.
+/// The first look-up a line reports; `None` for a line without one, with a torn one, or of a family that is no
+/// operation's.
 pub fn classify(line: &[u8]) -> Option<Lookup> {
     let mut starts: Vec<usize> = memchr::memmem::find_iter(line, b"shape is M:")
         .chain(memchr::memmem::find_iter(line, b"shape M:"))
@@ -77,7 +79,10 @@ pub fn classify(line: &[u8]) -> Option<Lookup> {
     starts
         .into_iter()
         .find_map(|start| parse(&line[start..]))
-        .map(|(lookup, _)| lookup.to_owned())
+        .and_then(|(said, _)| match said {
+            Said::Lookup(lookup) => Some(lookup.to_owned()),
+            Said::Other(_) => None,
+        })
 }
 
 /// Where the look-up line starts whose text goes on at `at`; `None` when it does not start nearby.
@@ -91,28 +96,8 @@ pub(super) fn head_start(bytes: &[u8], at: usize) -> Option<usize> {
             .into_iter()
             .find(|text| head.ends_with(text));
         let text = text.filter(|_| is_colon)?;
-        let start = m - text.len();
-        let other = is_of_bf16(&before[start..]) || names_bf16_table(&bytes[at..]);
-        (!other).then_some(from + start)
+        Some(from + m - text.len())
     })
-}
-
-/// Whether the head of a look-up line is one of `aiter/tuned_gemm.py`, which goes on ` dtype=torch.bfloat16 otype=…`.
-pub(super) fn is_of_bf16(head: &[u8]) -> bool {
-    find(head, b" dtype=").is_some()
-}
-
-/// Whether a miss, from `not found` on, names the table of `aiter/tuned_gemm.py`: at v0.1.7 nothing else tells it from a miss
-/// of `gemm_a8w8_blockscale`.
-fn names_bf16_table(miss: &[u8]) -> bool {
-    let file = miss.strip_prefix(b"not found tuned config in ");
-    let file = file.and_then(|rest| Cursor::new(rest).until(b", will use default config!"));
-    file.is_some_and(is_bf16_table)
-}
-
-fn is_bf16_table(file: &[u8]) -> bool {
-    find(base_name(file), b"bf16_tuned_gemm").is_some()
-        || file.ends_with(b"/configs/tuned_gemm.csv")
 }
 
 /// Whether a look-up line whose beginning is lost goes on at `at`: `K:7168, ` stands before it, and in its line no word
@@ -128,6 +113,15 @@ pub(super) fn lost_head(bytes: &[u8], at: usize) -> bool {
         return false;
     };
     head.ends_with(b"K:") && super::cursor::find(before, b"shape").is_none()
+}
+
+/// What a whole look-up line says.
+#[derive(Clone, Debug)]
+pub(super) enum Said<'log> {
+    /// A look-up of one of our operations.
+    Lookup(Line<'log>),
+    /// One in the tables of another family, by its stem.
+    Other(String),
 }
 
 /// A [`Lookup`] whose texts are still in the log.
@@ -194,7 +188,7 @@ impl LineHit<'_> {
 }
 
 /// The look-up that `text` starts with, and its length.
-pub(super) fn parse(text: &[u8]) -> Option<(Line<'_>, usize)> {
+pub(super) fn parse(text: &[u8]) -> Option<(Said<'_>, usize)> {
     let mut cursor = Cursor::new(text);
     cursor.eat(b"shape ")?;
     let _ = cursor.eat(b"is ");
@@ -204,6 +198,10 @@ pub(super) fn parse(text: &[u8]) -> Option<(Line<'_>, usize)> {
     let n = cursor.number()?;
     cursor.eat(b", K:")?;
     let k = cursor.number()?;
+    if let Some(family) = other_head(cursor.rest()) {
+        let length = text.len() - cursor.rest().len();
+        return Some((Said::Other(family.to_owned()), length));
+    }
     plausible::m(m).ok()?;
     if n == 0 || k == 0 || n > plausible::MAX_NK || k > plausible::MAX_NK {
         return None;
@@ -212,7 +210,10 @@ pub(super) fn parse(text: &[u8]) -> Option<(Line<'_>, usize)> {
     let dtype = (cursor.eat(b" q_dtype_w:").is_some() || cursor.eat(b", q_dtype_w:").is_some())
         .then(|| cursor.run(|byte| byte.is_ascii_alphanumeric() || matches!(byte, b'.' | b'_')));
     let (op, outcome) = if cursor.eat(b", not found tuned config in ").is_some() {
-        miss(&mut cursor, dtype.is_some())?
+        let file = cursor.until(b", will use default config!")?;
+        let op = op_of(file, Form::of_miss(file, dtype.is_some()));
+        let file = (file != b"CKGEMM or asmGEMM").then_some(file);
+        (op, LineOutcome::Miss { file })
     } else if dtype.is_some() && cursor.eat(b" is tuned, in ").is_some() {
         // v0.1.7: no padding, no padded M.
         let (op, hit) = quantised_hit(&mut cursor, m)?;
@@ -234,36 +235,125 @@ pub(super) fn parse(text: &[u8]) -> Option<(Line<'_>, usize)> {
         };
         (op, LineOutcome::Hit(hit))
     };
-    let line = Line {
-        op,
-        m,
-        n,
-        k,
-        dtype,
-        outcome,
+    let said = match op {
+        Ok(op) => Said::Lookup(Line {
+            op,
+            m,
+            n,
+            k,
+            dtype,
+            outcome,
+        }),
+        Err(family) => Said::Other(family),
     };
-    Some((line, text.len() - cursor.rest().len()))
+    Some((said, text.len() - cursor.rest().len()))
 }
 
-/// `<file>, will use default config!`
-fn miss<'log>(cursor: &mut Cursor<'log>, has_dtype: bool) -> Option<(Op, LineOutcome<'log>)> {
-    let file = cursor.until(b", will use default config!")?;
-    if is_bf16_table(file) {
-        return None;
-    }
-    if file == b"CKGEMM or asmGEMM" {
-        return Some((Op::A4w4, LineOutcome::Miss { file: None }));
-    }
-    let op = if has_dtype {
-        quantised_op(file)
+/// The family that the text behind M, N and K tells, of a line that is no look-up of ours: `aiter/tuned_gemm.py` goes on
+/// ` dtype=torch.bfloat16 otype=…`, the F4/F8 assembly GEMM of main `, b_intype:mxfp8, a_preshuffle:1, …`.
+pub(super) fn other_head(rest: &[u8]) -> Option<&'static str> {
+    if rest.starts_with(b" dtype=") {
+        Some("bf16_tuned_gemm")
+    } else if rest.starts_with(b", b_intype:") {
+        Some("asm_mxfp8fp4gemm")
     } else {
-        plain_op(file)
+        None
+    }
+}
+
+/// The largest row of a weight, which `gemm_a8w8_bpreshuffle` of main after ROCm/aiter#5586 takes for every M above it.
+/// The line comes once a weight, behind the miss of the first such M.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub(super) struct Reuse {
+    pub(super) n: u32,
+    pub(super) k: u32,
+    /// M of the row.
+    pub(super) m: u32,
+    pub(super) kernel: String,
+}
+
+impl Reuse {
+    /// What it amounts to: a hit of that row, of the table whose look-up missed.
+    pub(super) fn hit(&self, file: &str) -> Hit {
+        Hit {
+            padded_m: self.m,
+            file: file.to_owned(),
+            cu_num: None,
+            libtype: None,
+            kernel_name: Some(self.kernel.clone()),
+            kernel_id: None,
+            split_k: None,
+        }
+    }
+}
+
+/// The reuse whose line goes on as `text` behind ` is above the tuned table for N:`.
+pub(super) fn reuse(text: &[u8]) -> Option<Reuse> {
+    let mut cursor = Cursor::new(text);
+    let n = cursor.number()?;
+    cursor.eat(b", K:")?;
+    let k = cursor.number()?;
+    cursor.eat(b"; reusing the M:")?;
+    let m = cursor.number()?;
+    cursor.eat(b" row ")?;
+    let kernel = lossy(cursor.rest().trim_ascii_end(), NAME_MAX);
+    Some(Reuse { n, k, m, kernel })
+}
+
+/// The operation of a table whose name says it, or the stem of another family's.
+type OpOrFamily = Result<Op, String>;
+
+/// What the form of a line leaves open.
+#[derive(Clone, Copy)]
+enum Form {
+    /// Neither a dtype nor a tail of `gemm_a4w4`'s.
+    Plain,
+    /// With a dtype.
+    Quantised,
+    /// Of `gemm_a4w4` alone.
+    A4w4,
+}
+
+impl Form {
+    fn of_miss(file: &[u8], has_dtype: bool) -> Self {
+        match (file, has_dtype) {
+            (b"CKGEMM or asmGEMM", _) => Self::A4w4,
+            (_, true) => Self::Quantised,
+            (_, false) => Self::Plain,
+        }
+    }
+}
+
+/// Whose table `file` is. Tables may have any name; aiter's own names tell the family, and another name is taken for the
+/// operation that the line's form is mostly used for.
+fn op_of(file: &[u8], form: Form) -> OpOrFamily {
+    let named = match std::str::from_utf8(file)
+        .ok()
+        .and_then(family::of_file_name)
+    {
+        Some(Family::Other(stem)) => return Err(stem),
+        Some(Family::Op(op)) => Some(op),
+        // v0.1.7's default for bf16, without a word of what it is.
+        None if file.ends_with(b"/configs/tuned_gemm.csv") => {
+            return Err("bf16_tuned_gemm".to_owned());
+        }
+        None => None,
     };
-    Some((op, LineOutcome::Miss { file: Some(file) }))
+    Ok(match (form, named) {
+        (Form::Quantised, Some(Op::A8w8)) => Op::A8w8,
+        (Form::Quantised, _) => Op::Bpreshuffle,
+        (Form::A4w4, _) => Op::A4w4,
+        // `gemm_a8w8` at v0.1.7 and v0.1.9 only: later ones say the dtype.
+        (Form::Plain, Some(op @ (Op::BlockscaleBpreshuffle | Op::A4w4 | Op::A8w8))) => op,
+        (Form::Plain, _) => Op::Blockscale,
+    })
 }
 
 /// ` is tuned on cu_num = <n> in <file> , kernel name is <name>!`, and `gemm_a4w4`'s form of it.
-fn plain_hit<'log>(cursor: &mut Cursor<'log>, padded_m: u32) -> Option<(Op, LineHit<'log>)> {
+fn plain_hit<'log>(
+    cursor: &mut Cursor<'log>,
+    padded_m: u32,
+) -> Option<(OpOrFamily, LineHit<'log>)> {
     cursor.eat(b" is tuned on cu_num = ")?;
     let cu_num = Some(cursor.number()?);
     cursor.eat(b" in ")?;
@@ -282,15 +372,18 @@ fn plain_hit<'log>(cursor: &mut Cursor<'log>, padded_m: u32) -> Option<(Op, Line
     if file.is_none() {
         hit.kernel_name = Some(cursor.until(b", splitK is ")?);
         hit.split_k = Some(cursor.until(b"!")?);
-        return Some((Op::A4w4, hit));
+        return Some((op_of(hit.file, Form::A4w4), hit));
     }
     hit.kernel_name = Some(cursor.until(b"!")?);
-    Some((plain_op(hit.file), hit))
+    Some((op_of(hit.file, Form::Plain), hit))
 }
 
 /// `<file>!`, `<file>, libtype is <lib>!` (v0.1.9), or `<file>!` with ` libtype is <lib>!` and
 /// ` kernelName is <name> (kernelId <id>)!` behind it.
-fn quantised_hit<'log>(cursor: &mut Cursor<'log>, padded_m: u32) -> Option<(Op, LineHit<'log>)> {
+fn quantised_hit<'log>(
+    cursor: &mut Cursor<'log>,
+    padded_m: u32,
+) -> Option<(OpOrFamily, LineHit<'log>)> {
     let file = cursor.until(b"!")?;
     let split = rfind(file, b", libtype is ");
     let mut hit = LineHit {
@@ -309,40 +402,12 @@ fn quantised_hit<'log>(cursor: &mut Cursor<'log>, padded_m: u32) -> Option<(Op, 
         hit.kernel_name = Some(cursor.until(b" (kernelId ")?);
         hit.kernel_id = Some(cursor.until(b")!")?);
     }
-    let op = match quantised_op(hit.file) {
+    let op = op_of(hit.file, Form::Quantised).map(|op| match op {
         // Tables of `gemm_a8w8` have no libtype.
         Op::A8w8 if hit.libtype.is_some() => Op::Bpreshuffle,
         op => op,
-    };
+    });
     Some((op, hit))
-}
-
-/// The operation of a line without a dtype. Tables may have any name; aiter's own names tell the operation, and
-/// another name is taken for the operation the line's form is mostly used for.
-fn plain_op(file: &[u8]) -> Op {
-    let name = base_name(file);
-    if find(name, b"blockscale_bpreshuffle").is_some() {
-        Op::BlockscaleBpreshuffle
-    } else if find(name, b"a4w4").is_some() {
-        Op::A4w4
-    } else if find(name, b"a8w8_tuned_gemm").is_some() {
-        Op::A8w8 // v0.1.7 and v0.1.9 only: later ones say the dtype
-    } else {
-        Op::Blockscale
-    }
-}
-
-/// The operation of a line with a dtype.
-fn quantised_op(file: &[u8]) -> Op {
-    if find(base_name(file), b"a8w8_tuned_gemm").is_some() {
-        Op::A8w8
-    } else {
-        Op::Bpreshuffle
-    }
-}
-
-fn base_name(file: &[u8]) -> &[u8] {
-    memchr::memrchr(b'/', file).map_or(file, |slash| &file[slash + 1..])
 }
 
 #[cfg(test)]
@@ -371,8 +436,16 @@ mod tests {
         assert_eq!(hit(&lookup).kernel_name.as_deref(), Some("a8w8_x_v1"));
     }
 
+    fn other(line: &str) -> String {
+        let at = line.find("shape ").unwrap();
+        match parse(&line.as_bytes()[at..]) {
+            Some((Said::Other(family), _)) => family,
+            said => panic!("{line}: {said:?}"),
+        }
+    }
+
     #[test]
-    fn lines_of_the_bf16_gemm_are_no_look_ups_of_ours() {
+    fn lines_of_other_families_are_no_look_ups_of_ours() {
         // `aiter/tuned_gemm.py` at v0.1.7, v0.1.9, 303a583c and e4048607.
         let flags = "dtype=torch.bfloat16 otype=torch.bfloat16 bias=False, scaleAB=False";
         let table = "/tmp/aiter_configs/bf16_tuned_gemm.csv";
@@ -398,10 +471,37 @@ mod tests {
         ] {
             let line = format!("[aiter] shape is {line}\n");
             assert_eq!(classify(line.as_bytes()), None, "{line}");
-            let tag = [", found padded_M: ", "not found tuned config in "];
-            let at = tag.iter().find_map(|tag| line.find(tag)).unwrap();
-            assert_eq!(head_start(line.as_bytes(), at), None, "{line}");
+            assert_eq!(other(&line), "bf16_tuned_gemm");
         }
+        // Main of September 2026.
+        let head = "[aiter] shape is M:64, N:512, K:7168";
+        let missed = |table: &str| {
+            other(&format!(
+                "{head}, not found tuned config in /tmp/aiter_configs/{table}.csv, {end}"
+            ))
+        };
+        for stem in [
+            "a6w6_blockscale_tuned_gemm",
+            "a16w8_mxfp8_asm_tuned_gemm",
+            "a8w8_blockscale_group32_tuned_gemm",
+            "a8w8_blockscale_abpreshuffle_tuned_gemm",
+            "flydsl_a8w8_bpreshuffle_tuned_gemm",
+        ] {
+            assert_eq!(missed(stem), stem);
+        }
+        let f8 = format!(
+            "{head}, b_intype:mxfp8, a_preshuffle:1, not found usable exact/padded-M config in /x.csv, {end}"
+        );
+        assert_eq!(other(&f8), "asm_mxfp8fp4gemm");
+    }
+
+    #[test]
+    fn a_row_that_is_reused_above_its_m_is_named() {
+        let line = b"6144, K:4096; reusing the M:32768 row flydsl_y\n";
+        let found = reuse(line).unwrap();
+        assert_eq!((found.n, found.k, found.m), (6144, 4096, 32768));
+        assert_eq!(found.kernel, "flydsl_y");
+        assert_eq!(reuse(b"6144, K:4096; reusing the M:"), None);
     }
 
     #[test]

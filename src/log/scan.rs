@@ -319,6 +319,15 @@ impl<'log_summary> Scanner<'log_summary> {
             Tag::FoundPadded | Tag::WeightDtype | Tag::NotFound => {
                 return self.lookup(segment, found);
             }
+            Tag::Reused => {
+                if let Some(reuse) = engagement::reuse(text) {
+                    self.log_summary.add_reuse(reuse);
+                }
+            }
+            Tag::MxScale => {
+                let stem = "a8w8_blockscale_mxscale_bpreshuffle_tuned_gemm";
+                self.log_summary.add_other(stem.to_owned());
+            }
             Tag::NoGfxColumn => {
                 let from = memchr::memrchr3(b'\n', b'\r', 0x1b, before).map_or(0, |at| at + 1);
                 let from = from.max(before.len().saturating_sub(LOOK_BACK / 2));
@@ -455,8 +464,11 @@ impl<'log_summary> Scanner<'log_summary> {
             }
             return found.end;
         };
-        if let Some((line, length)) = engagement::parse(&segment.bytes[start..segment.end]) {
-            self.log_summary.add_lookup(line);
+        if let Some((said, length)) = engagement::parse(&segment.bytes[start..segment.end]) {
+            match said {
+                engagement::Said::Lookup(line) => self.log_summary.add_lookup(line),
+                engagement::Said::Other(family) => self.log_summary.add_other(family),
+            }
             (start + length).max(found.end)
         } else {
             let reason = if segment.cut_off {
@@ -486,7 +498,11 @@ impl<'log_summary> Scanner<'log_summary> {
             }
             at = next.end;
         }
-        if engagement::is_of_bf16(text) {
+        let start = found.end - b"shape is M:".len();
+        if let Some((engagement::Said::Other(family), _)) =
+            engagement::parse(&segment.bytes[start..segment.end])
+        {
+            self.log_summary.add_other(family);
             return;
         }
         let reason = if segment.cut_off {

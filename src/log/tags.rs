@@ -19,6 +19,10 @@ pub(super) enum Tag {
     WeightDtype,
     /// aiter found no row; M, N, K stand before.
     NotFound,
+    /// aiter takes the largest row of a weight for an M above it; the weight follows.
+    Reused,
+    /// aiter's MX-scaled GEMM says how a look-up in its own table ended.
+    MxScale,
     /// aiter says a table lacks the `gfx` column; its name stands before.
     NoGfxColumn,
     /// SGLang found no configuration file for an (N, K).
@@ -46,14 +50,17 @@ pub(super) enum Tag {
 /// Text, where its window starts, what it announces.
 ///
 /// Sources: the shape dump and dispatch lines are the playbook's own; aiter `aiter/ops/gemm_op_a8w8.py` and
-/// `gemm_op_a4w4.py` at v0.1.7, v0.1.9, 303a583c, e4048607; SGLang 0.5.5 to 0.5.23 `fp8_kernel.py`,
+/// `gemm_op_a4w4.py` at v0.1.7, v0.1.9, 303a583c, e4048607 and main of
+/// September 2026; SGLang 0.5.5 to 0.5.23 `fp8_kernel.py`,
 /// `scheduler_metrics_mixin.py`, `cuda_graph_runner.py`, `model_runner.py`, `eagle_worker_v2.py`.
-static TAGS: [(&[u8], usize, Tag); 17] = [
+static TAGS: [(&[u8], usize, Tag); 19] = [
     (b"[GEMM_shape_dump]", 0, Tag::Dump),
     (b"[aiter] shape is M:", 0, Tag::LookupHead),
     (b", found padded_M: ", 1, Tag::FoundPadded),
     (b" q_dtype_w:torch.", 0, Tag::WeightDtype),
     (b"not found tuned config in ", 1, Tag::NotFound),
+    (b" is above the tuned table for N:", 0, Tag::Reused),
+    (b"mxscale bpreshuffle (", 0, Tag::MxScale),
     (b" has no 'gfx' column", 0, Tag::NoGfxColumn),
     (
         b"Using default W8A8 Block FP8 kernel config",
@@ -114,7 +121,7 @@ pub(super) struct Searcher {
     /// Fingerprint per slot, always odd; 0 for an empty slot.
     fingerprints: Box<[u8; 1 << BITS]>,
     /// Per slot: where its tags stand in `uses`, and how many.
-    slots: Box<[(u8, u8)]>,
+    slots: Box<[(u16, u8)]>,
     /// Tag index and position of the gram within the tag.
     uses: Vec<(u8, u8)>,
 }
@@ -151,7 +158,7 @@ impl Searcher {
             }
             if fingerprints[slot] == 0 {
                 fingerprints[slot] = fingerprint;
-                slots[slot].0 = uses.len() as u8;
+                slots[slot].0 = uses.len() as u16;
             }
             slots[slot].1 += 1;
             uses.push((tag, offset));

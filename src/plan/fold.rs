@@ -209,14 +209,15 @@ fn aiter_row(resolver: &Resolver<'_>, shape: &Shape) -> Option<Served> {
         });
     }
     match resolver.find(shape) {
-        Resolution::Hit { row, probe, .. } => Some(Served {
+        Resolution::Hit { row, probe, .. } if probe != Probe::Largest => Some(Served {
             m: row.m,
             line: row.line,
             coarse: probe == Probe::Coarse
                 && row.m != shape.m
                 && row.m != Probe::Fine.m(shape.m, shape.n, shape.k),
         }),
-        Resolution::Miss => None,
+        // The largest row is better than nothing, but tuned for a smaller size: the shape is worth one of its own.
+        Resolution::Miss | Resolution::Hit { .. } => None,
     }
 }
 

@@ -231,6 +231,7 @@ impl Good {
         if !tables.is_empty() {
             let policy = Policy {
                 gfx: Some(input.gfx.to_owned()),
+                revision: Some(input.revision),
                 ..Policy::default()
             };
             let merged = merge::merge(&tables, &policy)?;

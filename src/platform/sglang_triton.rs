@@ -203,7 +203,7 @@ impl Platform for SglangTriton {
                 None => Vec::new(),
             },
             revision: Revision::H,
-            device: Rates::of_name(name).unwrap_or_else(|| unknown(name, inspection.cu_num)),
+            device: Rates::of_name(name).unwrap_or_else(|| Rates::unknown(name, inspection.cu_num)),
             // The runtime takes the row of the nearest M; the race decides which M need one.
             fold: Fold::Exact,
             cost: Cost::triton_race(),
@@ -428,13 +428,6 @@ fn ours(device: &str, n: u32, k: u32) -> String {
         ..FileName::block_fp8(n, k, device)
     };
     name.to_string()
-}
-
-/// A device of unknown make: its rates only weigh shapes against one another.
-fn unknown(name: &str, units: u32) -> Rates {
-    let mut rates = Rates::measured(name, f64::from(units) * 1.5e13, 3e12);
-    rates.source = "assumed: an H100's rates by its multiprocessors";
-    rates
 }
 
 /// The deployed tables by weight.

@@ -7,6 +7,7 @@
 use std::fmt::Write as _;
 use std::sync::Arc;
 
+use super::family::{self, Family};
 use super::revision::{self, Revision};
 use crate::shape::{Op, Shape};
 use cells::{Header, Interner, Role, ends_in_quote, first_line, record_start};
@@ -220,6 +221,14 @@ pub enum TableError {
         /// What it is.
         kind: &'static str,
     },
+    /// A table of a family that is no operation's: its keys and kernels have rules of their own.
+    #[error("read `{name}`: a table of `{family}`, a family of its own that is left alone")]
+    OtherFamily {
+        /// Name of the table.
+        name: String,
+        /// The stem of the family's names.
+        family: String,
+    },
     /// A row that cannot be read, where every row is needed.
     #[error("read `{name}`")]
     Fault {
@@ -293,6 +302,20 @@ impl Table {
             });
         }
         let header = Header::read(name, &record, &mut quirks)?;
+        let named = match op {
+            Some(op) => Some(Family::Op(op)),
+            None => family::of_file_name(name),
+        };
+        let op = match (named, header.family()) {
+            (Some(Family::Op(op)), None) => Some(op),
+            (None, None) => None,
+            (Some(Family::Other(family)), _) | (_, Some(family)) => {
+                return Err(TableError::OtherFamily {
+                    name: name.to_owned(),
+                    family,
+                });
+            }
+        };
 
         let mut texts = Interner::default();
         let mut rows = Vec::new();
@@ -315,7 +338,6 @@ impl Table {
             faults.push(Fault::OpenQuote { line });
         }
         let op = op
-            .or_else(|| revision::op_of_file_name(name))
             .or_else(|| op_of_rows(&rows))
             .unwrap_or_else(|| header.op());
         Ok(Self {

@@ -93,7 +93,8 @@ impl Library {
     /// Whether aiter's dispatcher of `op` knows this library, at any revision.
     pub fn serves(self, op: Op) -> bool {
         match op {
-            Op::Blockscale => matches!(self, Self::Ck | Self::CkTile),
+            // Triton from aiter#5586 on.
+            Op::Blockscale => matches!(self, Self::Ck | Self::CkTile | Self::Triton),
             Op::BlockscaleBpreshuffle => true,
             Op::Bpreshuffle => matches!(self, Self::Ck | Self::CkTile | Self::Asm | Self::FlyDsl),
             Op::A8w8 | Op::A4w4 => matches!(self, Self::Ck | Self::Asm),

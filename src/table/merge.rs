@@ -1,8 +1,9 @@
 //! One table out of several: the best valid row per key, and why each row was kept or not.
 //!
 //! aiter's own merge takes the lowest `us` whatever it means, fills missing columns with 0 and rewrites
-//! its inputs. This one lets no failed, wrong or impossible measurement win, fills a column only from
-//! evidence and refuses where there is none. It works on tables in memory; the command writes the files.
+//! its inputs. This one asks the rules of `lint` about every row: none that they call an error beats a good one, and none
+//! that a runtime cannot use is kept. It fills a column only from evidence and refuses where there is none. It works on
+//! tables in memory; the command writes the files.
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::fmt::Write as _;
@@ -13,6 +14,10 @@ use super::revision::{self, Revision};
 use super::roofline;
 use crate::shape::Op;
 
+mod judge;
+
+use judge::{judge, refuse_unknown, unknown};
+
 /// What counts as a valid row, and what may be filled in.
 #[derive(Clone, Debug, PartialEq)]
 pub struct Policy {
@@ -20,6 +25,10 @@ pub struct Policy {
     pub err_ratio_limit: f64,
     /// Architecture of rows that have none, where their compute units do not say it.
     pub gfx: Option<String>,
+    /// The aiter that is to run the result; without it a row has to do for every aiter of today.
+    pub revision: Option<Revision>,
+    /// Further columns that are part of the key.
+    pub keys: Vec<String>,
 }
 
 impl Default for Policy {
@@ -27,6 +36,8 @@ impl Default for Policy {
         Self {
             err_ratio_limit: 0.05,
             gfx: None,
+            revision: None,
+            keys: Vec::new(),
         }
     }
 }
@@ -67,6 +78,24 @@ pub enum MergeError {
         table: String,
         /// The column.
         column: &'static str,
+    },
+    /// Rows of one key differ in a column of which nothing is known.
+    #[error(
+        "merge line {line} of `{table}` with line {other_line} of `{other}`: they have the key {key} and differ in column `{column}`, which may be a part of it"
+    )]
+    UnknownColumn {
+        /// Name of the table.
+        table: String,
+        /// 1-based line.
+        line: u64,
+        /// Name of the other row's table.
+        other: String,
+        /// Its 1-based line.
+        other_line: u64,
+        /// The key, as `M=… N=… K=…`.
+        key: String,
+        /// The column.
+        column: String,
     },
     /// A row without architecture whose compute units do not say it.
     #[error(
@@ -142,6 +171,8 @@ pub struct Merged {
     pub provenance: Vec<Provenance>,
     /// Keys left out because none of their rows is valid, as `M=… N=… K=…`.
     pub dropped: Vec<String>,
+    /// Keys whose only row is not what it claims to be, and what it is not.
+    pub doubtful: Vec<String>,
 }
 
 impl Merged {
@@ -205,14 +236,30 @@ struct Key {
     k: u32,
     m: u32,
     dtype: Option<Text>,
+    /// Cells of [`Policy::keys`].
+    more: Vec<Text>,
+}
+
+impl std::fmt::Display for Key {
+    fn fmt(&self, formatter: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        write!(formatter, "M={} N={} K={}", self.m, self.n, self.k)
+    }
 }
 
 struct Candidate<'a> {
     table: &'a str,
     row: Row,
     notes: Vec<String>,
-    /// Why the row cannot be relied on.
+    /// Why the row cannot be used.
     invalid: Option<String>,
+    /// Why it cannot be relied on.
+    doubt: Option<String>,
+}
+
+impl Candidate<'_> {
+    fn is_good(&self) -> bool {
+        self.invalid.is_none() && self.doubt.is_none()
+    }
 }
 
 /// Merges tables of one operation. Of equally fast rows the one given first wins.
@@ -225,6 +272,7 @@ pub fn merge(tables: &[Table], policy: &Policy) -> Result<Merged, MergeError> {
     let with = |name: &str| columns.iter().any(|column| &**column == name);
     let (with_gfx, with_libtype) = (with("gfx"), with("libtype"));
 
+    let unknown = unknown(first.op, &columns, policy);
     let mut keys: BTreeMap<Key, Vec<Candidate<'_>>> = BTreeMap::new();
     for table in tables {
         for row in &table.rows {
@@ -233,17 +281,25 @@ pub fn merge(tables: &[Table], policy: &Policy) -> Result<Merged, MergeError> {
                 row: row.clone(),
                 notes: Vec::new(),
                 invalid: None,
+                doubt: None,
             };
             if with_gfx {
                 fill_gfx(&mut candidate, policy)?;
                 update_name(&mut candidate, first.op);
             }
-            candidate.invalid = why_invalid(&candidate.row, first.op, policy);
+            judge(&mut candidate, table, policy);
             // A row that cannot win needs no library.
             if with_libtype && candidate.invalid.is_none() {
                 fill_libtype(&mut candidate)?;
             }
-            keys.entry(key(&candidate.row)).or_default().push(candidate);
+            keys.entry(key(&candidate.row, policy))
+                .or_default()
+                .push(candidate);
+        }
+    }
+    if !unknown.is_empty() {
+        for (key, candidates) in &keys {
+            refuse_unknown(key, candidates, &unknown)?;
         }
     }
 
@@ -256,17 +312,21 @@ pub fn merge(tables: &[Table], policy: &Policy) -> Result<Merged, MergeError> {
         quirks: super::aiter::Quirks::default(),
     };
     let mut provenance = Vec::new();
-    let mut dropped = Vec::new();
+    let (mut dropped, mut doubtful) = (Vec::new(), Vec::new());
     for (key, candidates) in keys {
         match decide(candidates, &mut provenance) {
-            Some(row) => table.rows.push(row),
-            None => dropped.push(format!("M={} N={} K={}", key.m, key.n, key.k)),
+            Some((row, doubt)) => {
+                table.rows.push(row);
+                doubtful.extend(doubt.map(|doubt| format!("{key}: {doubt}")));
+            }
+            None => dropped.push(key.to_string()),
         }
     }
     Ok(Merged {
         table,
         provenance,
         dropped,
+        doubtful,
     })
 }
 
@@ -325,8 +385,13 @@ fn union(op: Op, tables: &[Table]) -> Vec<Text> {
     columns
 }
 
-fn key(row: &Row) -> Key {
+fn key(row: &Row, policy: &Policy) -> Key {
     Key {
+        more: policy
+            .keys
+            .iter()
+            .map(|column| Text::from(row.extra(column).unwrap_or("")))
+            .collect(),
         gfx: row.gfx.clone(),
         cu_num: row.cu_num,
         n: row.n,
@@ -399,40 +464,30 @@ fn fill_libtype(candidate: &mut Candidate<'_>) -> Result<(), MergeError> {
     Ok(())
 }
 
-/// Why `row` is no measurement that may win, if so.
-fn why_invalid(row: &Row, op: Op, policy: &Policy) -> Option<String> {
-    match row.us {
-        Some(us) if us.is_finite() && us > 0.0 => {}
-        Some(us) => return Some(format!("us is {us}")),
-        None => return Some("us is no number".to_owned()),
-    }
-    if !row.is_valid(policy.err_ratio_limit) {
-        return Some(match row.err_ratio {
-            Some(ratio) => format!("errRatio {ratio} is not within {}", policy.err_ratio_limit),
-            None => "errRatio is no number".to_owned(),
-        });
-    }
-    if row.kernel_name.is_none() {
-        return Some("no kernel is named".to_owned());
-    }
-    roofline::impossible(op, row)
-}
-
-/// Puts the candidates of one key on record and returns the winner.
-fn decide(candidates: Vec<Candidate<'_>>, provenance: &mut Vec<Provenance>) -> Option<Row> {
+/// Puts the candidates of one key on record and returns the winner, with what is doubtful about it.
+fn decide(
+    candidates: Vec<Candidate<'_>>,
+    provenance: &mut Vec<Provenance>,
+) -> Option<(Row, Option<String>)> {
     let time = |candidate: &Candidate<'_>| candidate.row.us.unwrap_or(f64::INFINITY);
     let best = candidates
         .iter()
         .enumerate()
         .filter(|(_, candidate)| candidate.invalid.is_none())
-        .min_by(|(_, a), (_, b)| time(a).total_cmp(&time(b)))
+        .min_by(|(_, a), (_, b)| {
+            let doubtful = a.doubt.is_some().cmp(&b.doubt.is_some());
+            doubtful.then(time(a).total_cmp(&time(b)))
+        })
         .map(|(index, _)| index);
-    let winner = best.map(|index| candidates[index].row.clone());
+    let winner = best.map(|index| {
+        let candidate = &candidates[index];
+        (candidate.row.clone(), candidate.doubt.clone())
+    });
     let place =
         best.map(|index| format!("{}:{}", candidates[index].table, candidates[index].row.line));
-    let valid = candidates
+    let good = candidates
         .iter()
-        .filter(|candidate| candidate.invalid.is_none())
+        .filter(|candidate| candidate.is_good())
         .count();
     let all = candidates.len();
     for (index, candidate) in candidates.into_iter().enumerate() {
@@ -440,20 +495,23 @@ fn decide(candidates: Vec<Candidate<'_>>, provenance: &mut Vec<Provenance>) -> O
         let (outcome, mut reason) = if let Some(invalid) = candidate.invalid {
             (Outcome::Invalid, invalid)
         } else if best == Some(index) {
-            (
-                Outcome::Kept,
-                match (valid, all) {
-                    (1, 1) => "the only row".to_owned(),
-                    (1, _) => "the only valid row".to_owned(),
-                    _ => format!("the fastest of {valid} valid rows"),
-                },
-            )
+            let kept = match (good, all) {
+                (1, 1) => "the only row".to_owned(),
+                (1, _) => "the only valid row".to_owned(),
+                (0, 1) => "the only row, though".to_owned(),
+                (0, _) => "no row is better, though".to_owned(),
+                _ => format!("the fastest of {good} valid rows"),
+            };
+            let doubt = candidate.doubt.as_deref().map(|doubt| format!(" {doubt}"));
+            (Outcome::Kept, kept + &doubt.unwrap_or_default())
         } else {
             let (place, winner) = (place.as_deref().unwrap_or(""), winner.as_ref());
-            if winner.is_some_and(|winner| candidate.row.is_copy_of(winner)) {
+            let best_us = winner.and_then(|(row, _)| row.us).unwrap_or(f64::NAN);
+            if winner.is_some_and(|(row, _)| candidate.row.is_copy_of(row)) {
                 (Outcome::Copy, format!("the same as {place}"))
+            } else if let Some(doubt) = candidate.doubt.filter(|_| good > 0) {
+                (Outcome::Invalid, doubt)
             } else {
-                let best_us = winner.and_then(|winner| winner.us).unwrap_or(f64::NAN);
                 (
                     Outcome::Slower,
                     format!("{us} us against {best_us} of {place}"),

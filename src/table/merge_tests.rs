@@ -8,7 +8,7 @@ fn table(name: &str, text: &str) -> Table {
 }
 
 fn row(m: u32, us: &str, ratio: &str) -> String {
-    format!("gfx942,304,{m},3072,1536,ck,8,0,{us},{CK8},1.0,1.0,{ratio}\n")
+    format!("gfx942,304,{m},3072,1536,ck,8,0,{us},{CK8},,,{ratio}\n")
 }
 
 fn merged(texts: &[String]) -> Merged {
@@ -179,7 +179,7 @@ fn columns_of_all_inputs_are_kept() {
     let a = format!(
         "{}{}",
         H.replace("errRatio", "errRatio,_tag"),
-        row(1, "6.5", "0.0").replace("0.0\n", "0.0,mine\n")
+        row(1, "6.5", "0.0").replace(",0.0\n", ",0.0,mine\n")
     );
     let b = format!("{H}{}", row(16, "7.0", "0.0"));
     let merged = merged(&[b, a]);
@@ -230,4 +230,107 @@ fn a_row_whose_dtype_nothing_says_is_not_given_an_empty_one() {
         }
     );
     assert!(merge(&[older], &Policy::default()).is_ok());
+}
+
+fn finding(name: &str) -> Table {
+    let path = format!("{}/testdata/findings/{name}", env!("CARGO_MANIFEST_DIR"));
+    let bytes = fs_err::read(path).unwrap();
+    Table::read(name, &bytes, None).unwrap()
+}
+
+#[test]
+fn a_row_that_lint_calls_an_error_never_beats_a_good_one() {
+    let good = finding("crashing-rows/good_a8w8_blockscale_tuned_gemm.csv");
+    let text = good.to_csv();
+    let changed = |from: &str, to: &str| {
+        let text = text
+            .replace("12.6558", "6.3279")
+            .replace("23.2,735.97", "46.4,1471.94");
+        assert!(text.contains(from), "{from}");
+        table(
+            "bad_a8w8_blockscale_tuned_gemm.csv",
+            &text.replace(from, to),
+        )
+    };
+    let kernel = "a8w8_blockscale_1x128x128_256x16x64x256_16x16_16x16_1x1_16x16x1_16x16x1_1x16x1x16_4_1x1_intrawave_v1";
+    let shuffled = "a8w8_blockscale_bpreshuffle_1x128x128_256x16x64x256_16x16_16x16_16x16x1_16x16x1_1x16x1x16_4_1x1_intrawave_v1";
+    for bad in [
+        finding("crashing-rows/asm_a8w8_blockscale_tuned_gemm.csv"),
+        finding("crashing-rows/triton_a8w8_blockscale_tuned_gemm.csv"),
+        finding("crashing-rows/nolib_a8w8_blockscale_tuned_gemm.csv"),
+        changed(",ck,8", ",hipblaslt,8"),
+        changed(",ck,8", ",0,8"),
+        changed(",ck,8", ",ck,7"),
+        changed(",ck,8", ",cktile,8"),
+        changed(",ck,8,0", ",ck,8,31"),
+        changed(",ck,8,0", ",ck,8,"),
+        changed(",ck,8,0", ",ck,8,none at all"),
+        changed("46.4,", "23.2,"),
+        changed(",1471.94", ",735.97"),
+        changed(kernel, shuffled),
+        changed(kernel, ""),
+    ] {
+        for order in [[&good, &bad], [&bad, &good]] {
+            let tables = order.map(Clone::clone);
+            let merged = merge(&tables, &Policy::default()).unwrap();
+            assert_eq!(merged.table.rows.len(), 1);
+            assert_eq!(merged.table.rows[0].us, Some(12.6558), "{}", bad.to_csv());
+            assert_eq!(merged.count(Outcome::Invalid), 1);
+        }
+    }
+    // The aiter at hand calls Triton.
+    let triton = finding("crashing-rows/triton_a8w8_blockscale_tuned_gemm.csv");
+    let newest = Policy {
+        revision: Some(Revision::N),
+        ..Policy::default()
+    };
+    let merged = merge(&[good, triton], &newest).unwrap();
+    assert_eq!(merged.table.rows[0].libtype.as_deref(), Some("triton"));
+}
+
+#[test]
+fn a_row_that_runs_is_kept_where_no_better_one_is_and_one_that_does_not_is_never() {
+    let alone = |name: &str| {
+        let tables = [finding(name)];
+        merge(&tables, &Policy::default()).unwrap()
+    };
+    let kept = alone("crashing-rows/nolib_a8w8_blockscale_tuned_gemm.csv");
+    assert_eq!(kept.table.rows[0].libtype.as_deref(), Some("ck"));
+    assert_eq!(kept.doubtful.len(), 1);
+    assert!(kept.provenance[0].reason.contains("libtype is ``"));
+    for name in ["asm", "triton"] {
+        let dropped = alone(&format!(
+            "crashing-rows/{name}_a8w8_blockscale_tuned_gemm.csv"
+        ));
+        assert!(dropped.table.rows.is_empty(), "{name}");
+        assert_eq!(dropped.dropped, ["M=16 N=1792 K=5120"]);
+    }
+}
+
+#[test]
+fn rows_that_differ_in_an_unknown_column_are_refused_or_all_kept() {
+    let tables = [finding("scaletype/a8w8_blockscale_tuned_gemm.csv")];
+    let refused = merge(&tables, &Policy::default()).unwrap_err();
+    assert!(
+        matches!(&refused, MergeError::UnknownColumn { line: 2, other_line: 3, column, .. } if column == "scaletype"),
+        "{refused}"
+    );
+    let keyed = Policy {
+        keys: vec!["scaletype".to_owned()],
+        ..Policy::default()
+    };
+    let both = merge(&tables, &keyed).unwrap();
+    assert_eq!(both.table.rows.len(), 2);
+    assert!(both.table.to_csv().contains(",fp32\n"));
+    // A table without the column may be of either key.
+    let without = table(
+        "a8w8_blockscale_tuned_gemm.csv",
+        &format!(
+            "{H}{}",
+            row(16, "8.0", "0.0")
+                .replace("gfx942,304", "gfx950,256")
+                .replace("3072,1536", "3072,4096")
+        ),
+    );
+    assert!(merge(&[tables[0].clone(), without], &Policy::default()).is_err());
 }

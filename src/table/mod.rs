@@ -5,12 +5,15 @@
 //! revision. It starts no process and touches no device; only `merge` and the commands write files.
 
 pub mod aiter;
+pub mod devices;
+pub mod family;
 pub mod kernels;
 pub mod lint;
 pub mod lookup;
 pub mod merge;
 pub mod nearest;
 pub mod outcome;
+pub mod reason;
 pub mod revision;
 pub mod roofline;
 pub mod sglang_json;

@@ -1,7 +1,7 @@
 //! What differs between aiter revisions: columns, keys, and how a file says which operation it is for.
 //!
 //! Source of every list: aiter, the tuner scripts under `csrc/` and `aiter/ops/gemm_op_a8w8.py`,
-//! `gemm_op_a4w4.py`, read at the four commits below.
+//! `gemm_op_a4w4.py`, read at the four commits below and at main of late September 2026.
 
 use std::fmt;
 use std::str::FromStr;
@@ -22,11 +22,17 @@ pub enum Revision {
     P,
     /// Commit e4048607a5, August 2026: gfx column, kernels passed by name.
     H,
+    /// Main after ROCm/aiter#5586, September 2026: a block-scaled GEMM without a row runs Triton above an M of its
+    /// architecture, a row may name Triton, and the largest row of a per-channel GEMM serves every larger M.
+    N,
 }
 
 impl Revision {
     /// Every revision, oldest first.
-    pub const ALL: [Self; 4] = [Self::A, Self::B, Self::P, Self::H];
+    pub const ALL: [Self; 5] = [Self::A, Self::B, Self::P, Self::H, Self::N];
+
+    /// Those that a table or a log of today may belong to, where nobody says which.
+    pub const TODAY: [Self; 2] = [Self::H, Self::N];
 
     /// Tag or commit, as a person would look it up.
     pub const fn name(self) -> &'static str {
@@ -35,6 +41,18 @@ impl Revision {
             Self::B => "v0.1.9",
             Self::P => "303a583c89",
             Self::H => "e4048607a5",
+            Self::N => "aiter#5586",
+        }
+    }
+
+    /// The letter by which arguments name it.
+    pub const fn letter(self) -> char {
+        match self {
+            Self::A => 'A',
+            Self::B => 'B',
+            Self::P => 'P',
+            Self::H => 'H',
+            Self::N => 'N',
         }
     }
 }
@@ -48,7 +66,7 @@ impl fmt::Display for Revision {
 /// The text names no known revision.
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
 #[error(
-    "name the aiter revision: `{0}` is none of A, B, P, H, v0.1.7, v0.1.9, 303a583c, e4048607, HEAD"
+    "name the aiter revision: `{0}` is none of A, B, P, H, N, v0.1.7, v0.1.9, 303a583c, e4048607, aiter#5586"
 )]
 pub struct UnknownRevision(pub String);
 
@@ -63,7 +81,8 @@ impl FromStr for Revision {
             "A" | "a" | "v0.1.7" => Ok(Self::A),
             "B" | "b" | "v0.1.9" => Ok(Self::B),
             "P" | "p" => Ok(Self::P),
-            "H" | "h" | "HEAD" => Ok(Self::H),
+            "H" | "h" => Ok(Self::H),
+            "N" | "n" | "aiter#5586" => Ok(Self::N),
             _ if abbreviates("303a583c89fe392a39cad7e45d616cc43bde3278") => Ok(Self::P),
             _ if abbreviates("e4048607a535ace3a2b51ded31b1c8c2d45c0879") => Ok(Self::H),
             _ => Err(UnknownRevision(text.to_owned())),
@@ -81,6 +100,9 @@ pub const RESULT_COLUMNS: [&str; 7] = [
     "bw",
     "errRatio",
 ];
+
+/// Columns any tuner of any revision may write besides: no look-up compares them.
+pub const NOTE_COLUMNS: [&str; 1] = ["_tag"];
 
 /// The columns of a tuned table, in the order that revision's tuner writes them.
 ///
@@ -143,32 +165,6 @@ pub fn has_libtype(op: Op, revision: Revision) -> bool {
     }
 }
 
-/// The operation a file name of aiter's own naming stands for.
-///
-/// aiter finds model tables by these fragments (`aiter/jit/core.py`, `AITER_CONFIG_*`).
-pub fn op_of_file_name(name: &str) -> Option<Op> {
-    // Longest first: `a8w8_blockscale` is a part of `a8w8_blockscale_bpreshuffle`.
-    const FRAGMENTS: [(&str, Op); 6] = [
-        ("a8w8_blockscale_bpreshuffle", Op::BlockscaleBpreshuffle),
-        ("a8w8_blockscale", Op::Blockscale),
-        ("a8w8_bpreshuffle", Op::Bpreshuffle),
-        ("a4w4", Op::A4w4),
-        ("a8w8_tuned", Op::A8w8),
-        ("a8w8_untuned", Op::A8w8),
-    ];
-    let name = name.rsplit('/').next().unwrap_or(name);
-    if ["fmoe", "fhmoe", "batched", "asm_a8w8"]
-        .iter()
-        .any(|other| name.contains(other))
-    {
-        return None;
-    }
-    FRAGMENTS
-        .into_iter()
-        .find(|(fragment, _)| name.contains(fragment))
-        .map(|(_, op)| op)
-}
-
 /// The operation a kernel name of aiter's own naming belongs to, where the name alone says it.
 ///
 /// CKTile blockscale names are shared by the plain and the pre-shuffled operation, so they say nothing.
@@ -226,26 +222,9 @@ mod tests {
             "303a".parse::<Revision>().is_err(),
             "too short to name a commit"
         );
-    }
-
-    #[test]
-    fn a_file_name_says_the_operation_where_it_can() {
-        let op = op_of_file_name;
-        assert_eq!(
-            op("configs/a8w8_blockscale_tuned_gemm.csv"),
-            Some(Op::Blockscale)
+        assert!(
+            "HEAD".parse::<Revision>().is_err(),
+            "whatever it is today, it is another tomorrow"
         );
-        assert_eq!(
-            op("glm5_a8w8_blockscale_bpreshuffle_tuned_gemm.csv"),
-            Some(Op::BlockscaleBpreshuffle)
-        );
-        assert_eq!(
-            op("dsv3_a8w8_bpreshuffle_tuned_gemm.csv"),
-            Some(Op::Bpreshuffle)
-        );
-        assert_eq!(op("a8w8_tuned_gemm.csv"), Some(Op::A8w8));
-        assert_eq!(op("a8w8_tuned_batched_gemm.csv"), None);
-        assert_eq!(op("a8w8_blockscale_tuned_fmoe_glm5.csv"), None);
-        assert_eq!(op("table.csv"), None);
     }
 }

@@ -4,6 +4,7 @@
 //! shapes against one another (plan); they are no prediction of what a kernel reaches.
 
 use super::aiter::Row;
+use super::devices;
 use crate::shape::{Op, Shape};
 
 /// A device's peak rates.
@@ -93,41 +94,30 @@ impl Device {
 
     /// The device whose `torch.cuda.get_device_name()` (blanks or underscores) this is.
     pub fn of_name(name: &str) -> Option<Self> {
-        if let Some((gfx, cu_num)) = key_of_name(name) {
+        if let Some((gfx, cu_num)) = devices::key(name) {
             return Self::of_key(gfx, cu_num);
         }
-        let name = name.replace(' ', "_");
-        // Dense FP8 TFLOPS, memory TB/s, L2 MiB.
-        let (fp8, memory, l2, source) = match name.strip_prefix("NVIDIA_")? {
-            "H100_80GB_HBM3" => (1978.9, 3.35, 50.0, "NVIDIA H100 SXM data sheet"),
-            "H100_PCIe" => (1513.0, 2.0, 50.0, "NVIDIA H100 PCIe data sheet"),
-            "H100_NVL" => (1670.5, 3.9, 50.0, "NVIDIA H100 NVL data sheet"),
-            "H800" => (
-                1978.9,
-                3.35,
-                50.0,
-                "NVIDIA H100 SXM data sheet (H800 differs in NVLink only)",
-            ),
-            "H200" | "H200_NVL" | "GH200_480GB" => {
-                (1978.9, 4.8, 50.0, "NVIDIA H200 SXM data sheet")
-            }
-            "H20" => (296.0, 4.0, 60.0, "NVIDIA H20 data sheet"),
-            "B200" | "GB200" => (4500.0, 8.0, 126.0, "NVIDIA B200 data sheet"),
-            "L40S" => (733.0, 0.864, 96.0, "NVIDIA L40S data sheet"),
-            "L40" => (362.0, 0.864, 96.0, "NVIDIA L40 data sheet"),
-            _ => return None,
-        };
+        let peak = devices::peaks(name)?;
         Some(Self {
-            name: name.clone(),
-            fp8_flops: fp8 * TERA,
+            name: name.replace(' ', "_"),
+            fp8_flops: peak.tera_ops * TERA,
             fp4_flops: None,
-            memory: memory * TERA,
-            memory_most: memory * TERA,
-            cache_bytes: l2 * MIB,
-            cache: memory * TERA * 4.0,
+            memory: peak.tera_bytes * TERA,
+            memory_most: peak.tera_bytes * TERA,
+            cache_bytes: peak.cache_mib * MIB,
+            cache: peak.tera_bytes * TERA * 4.0,
             floor_us: GPU_FLOOR_US,
-            source,
+            source: peak.source,
         })
+    }
+
+    /// A device of unknown make with `units` multiprocessors or compute units: its rates only weigh shapes against one
+    /// another.
+    pub fn unknown(name: &str, units: u32) -> Self {
+        // An H100's, by its multiprocessors.
+        let mut device = Self::measured(name, f64::from(units) * 1.5e13, 3e12);
+        device.source = "assumed: an H100's rates by its multiprocessors";
+        device
     }
 
     /// A device whose rates were measured or given: operations and bytes per second.
@@ -159,19 +149,6 @@ impl Device {
         let compute = shape.flops() / flops;
         let moving = bytes(shape.op, shape.m, shape.n, shape.k) / self.memory;
         (compute.max(moving) * 1e6).max(self.floor_us)
-    }
-}
-
-/// Architecture and compute units of an AMD part, by the name torch gives it (blanks or underscores).
-pub fn key_of_name(name: &str) -> Option<(&'static str, u32)> {
-    let name = name.replace(' ', "_");
-    match name.strip_prefix("AMD_Instinct_")? {
-        "MI300X" | "MI325X" | "MI300X_OAM" | "MI325X_OAM" => Some(("gfx942", 304)),
-        "MI300A" => Some(("gfx942", 228)),
-        "MI308X" => Some(("gfx942", 80)),
-        "MI350X" | "MI355X" => Some(("gfx950", 256)),
-        "MI455X" => Some(("gfx1250", 256)),
-        _ => None,
     }
 }
 
@@ -253,6 +230,8 @@ mod tests {
         );
         assert!(near(Device::of_name("NVIDIA_H200").unwrap().memory, 4.8e12));
         assert_eq!(Device::of_name("NVIDIA_T4"), None);
+        let h100 = Device::of_name("NVIDIA H100 80GB HBM3").unwrap();
+        assert!(near(h100.fp8_flops, 1978.9e12) && near(h100.memory, 3.35e12));
         assert_eq!(Device::of_key("gfx90a", 104), None);
     }
 

@@ -10,18 +10,23 @@ use std::str::FromStr;
 use serde::de::{Deserializer, MapAccess, Visitor};
 use serde_json::Value;
 
-/// Keys of a configuration that every release passes to the kernel.
-pub const REQUIRED_KEYS: [&str; 6] = [
+/// Keys of a configuration that are parameters of the kernel without a default.
+pub const REQUIRED_KEYS: [&str; 4] = [
     "BLOCK_SIZE_M",
     "BLOCK_SIZE_N",
     "BLOCK_SIZE_K",
     "GROUP_SIZE_M",
-    "num_warps",
-    "num_stages",
 ];
 
-/// Keys a configuration may have besides: AMD's `waves_per_eu`, and `SPLIT_K`, `SWAP_AB` from 0.5.21.
-pub const OPTIONAL_KEYS: [&str; 3] = ["waves_per_eu", "SPLIT_K", "SWAP_AB"];
+/// Keys a configuration may have besides: Triton's options of a launch, which have defaults (72 of vLLM 0.20.2's files for AMD
+/// leave `num_stages` to it), AMD's `waves_per_eu`, and `SPLIT_K`, `SWAP_AB` from 0.5.21.
+pub const OPTIONAL_KEYS: [&str; 5] = [
+    "num_warps",
+    "num_stages",
+    "waves_per_eu",
+    "SPLIT_K",
+    "SWAP_AB",
+];
 
 /// The name under which the runtime looks for a file.
 #[derive(Clone, Debug, PartialEq, Eq, Hash)]
@@ -55,6 +60,11 @@ impl FileName {
             dtype: "fp8_w8a8".to_owned(),
             block_shape: Some((128, 128)),
         }
+    }
+
+    /// The name vLLM looks for (0.20.2, `fp8_utils.py`, `get_w8a8_block_fp8_configs`): without the blank in the block shape.
+    pub fn of_vllm(&self) -> String {
+        self.to_string().replace(", ", ",")
     }
 }
 

@@ -2,6 +2,7 @@
 
 use std::collections::BTreeMap;
 
+use super::family::{self, Family};
 use crate::shape::{Op, Shape, UnknownOp};
 
 /// A shape and how often it was seen.
@@ -54,9 +55,84 @@ pub enum ShapesError {
         #[source]
         source: UnknownOp,
     },
+    /// Shapes of GEMMs that this program does not tune: their keys have further parts.
+    #[error("take `{name}` for shapes of an FP8 or FP4 GEMM: {because}")]
+    OtherGemm {
+        /// The file.
+        name: String,
+        /// What gives it away.
+        because: String,
+    },
     /// Neither the file nor the caller says which operation the shapes belong to.
     #[error("tell the operation: the shapes have no `op` column")]
     NoOp,
+}
+
+/// The operation that a shapes file without an `op` column is for: a tuner's input says it by its name and columns. `None`
+/// where nothing does.
+///
+/// An input of aiter's batched, bf16 or other tuners is refused: its M, N and K would be taken for those of another GEMM.
+pub fn said_op(name: &str, bytes: &[u8]) -> Result<Option<Op>, ShapesError> {
+    let bytes = bytes.strip_prefix(b"\xef\xbb\xbf").unwrap_or(bytes);
+    let mut reader = csv::ReaderBuilder::new()
+        .flexible(true)
+        .trim(csv::Trim::All)
+        .from_reader(bytes);
+    let header = reader.headers().map_err(|error| csv_error(&error))?.clone();
+    let column = |name: &str| header.iter().position(|column| column == name);
+    if column("op").is_some() {
+        return Ok(None); // each line says it
+    }
+    let other = |because: String| {
+        Err(ShapesError::OtherGemm {
+            name: name.to_owned(),
+            because,
+        })
+    };
+    // Key columns of the other tuners' inputs (aiter e4048607 and main of September 2026).
+    let further = [
+        ("B", "batched GEMMs"),
+        ("b", "batched GEMMs"),
+        ("bias", "bf16 GEMMs"),
+        ("outdtype", "bf16 GEMMs"),
+        ("scaleAB", "bf16 GEMMs"),
+        ("w_scale_block", "MX-scaled GEMMs"),
+        ("b_intype", "MX-scaled GEMMs"),
+        ("model_dim", "fused MoE"),
+    ];
+    if let Some((column, what)) = further.iter().find(|(name, _)| column(name).is_some()) {
+        return other(format!(
+            "column `{column}` is of {what}, which are not tuned here"
+        ));
+    }
+    let named = match family::of_file_name(name) {
+        Some(Family::Other(stem)) => {
+            return other(format!(
+                "its name is of the family `{stem}`, which is not tuned here"
+            ));
+        }
+        Some(Family::Op(op)) => Some(op),
+        None => None,
+    };
+    let weight = column("q_dtype_w");
+    let dtype = column("dtype").or(weight);
+    let first = reader
+        .records()
+        .find_map(Result::ok)
+        .and_then(|record| Some(record.get(dtype?)?.to_owned()));
+    let first = first.as_deref().unwrap_or("");
+    if let wide @ ("torch.bfloat16" | "torch.float16" | "torch.float32") = first {
+        return other(format!("its dtype is {wide}"));
+    }
+    // Only the per-channel operations are keyed by the weight's dtype; INT8 weights are `gemm_a8w8`'s alone.
+    let keyed = weight.map(|_| {
+        if first == "torch.int8" {
+            Op::A8w8
+        } else {
+            Op::Bpreshuffle
+        }
+    });
+    Ok(named.or(keyed))
 }
 
 /// Reads a shapes file. Columns are found by name; `op`, `dtype` and `records` may be absent (then
@@ -178,6 +254,46 @@ mod tests {
             read(b"M,N,K\n1,2,3\n", None),
             Err(ShapesError::NoOp)
         ));
+    }
+
+    #[test]
+    fn a_tuners_input_says_by_name_and_columns_what_it_is_for() {
+        let op = |name: &str, text: &str| said_op(name, text.as_bytes()).unwrap();
+        let fp8 = "M,N,K,q_dtype_w\n1,2,3,torch.float8_e4m3fn\n";
+        assert_eq!(op("mine.csv", fp8), Some(Op::Bpreshuffle));
+        assert_eq!(
+            op("mine.csv", &fp8.replace("float8_e4m3fn", "int8")),
+            Some(Op::A8w8)
+        );
+        assert_eq!(op("a8w8_untuned_gemm.csv", fp8), Some(Op::A8w8));
+        let plain = "M,N,K\n1,2,3\n";
+        assert_eq!(op("mine.csv", plain), None);
+        assert_eq!(
+            op("x_a4w4_blockscale_untuned_gemm.csv", plain),
+            Some(Op::A4w4)
+        );
+        assert_eq!(
+            op("a8w8_blockscale_bpreshuffle_untuned_gemm_dsv3.csv", plain),
+            Some(Op::BlockscaleBpreshuffle)
+        );
+        assert_eq!(op("x.csv", "op,M,N,K,dtype,records\n"), None);
+        for (name, text) in [
+            ("x.csv", "B,M,N,K\n1,2,3,4\n"),
+            (
+                "x.csv",
+                "M,N,K,bias,dtype,outdtype,scaleAB\n1,2,3,False,torch.bfloat16,torch.bfloat16,False\n",
+            ),
+            ("x.csv", "M,N,K,dtype\n1,2,3,torch.bfloat16\n"),
+            ("x.csv", "M,N,K,w_scale_block\n1,2,3,1x32\n"),
+            ("a6w6_blockscale_untuned_gemm.csv", plain),
+            ("a8w8_untuned_batched_gemm.csv", plain),
+        ] {
+            let refused = said_op(name, text.as_bytes());
+            assert!(
+                matches!(refused, Err(ShapesError::OtherGemm { .. })),
+                "{name} {text}"
+            );
+        }
     }
 
     #[test]

@@ -9,47 +9,29 @@ use camino::{Utf8Path, Utf8PathBuf};
 use super::doctor::caps::{self, Capabilities};
 use crate::shape::Op;
 use crate::store::file::entries;
+use crate::table::family;
 use crate::table::kernels::Library;
+use crate::table::lookup::Rules;
 use crate::table::revision::Revision;
 
-/// The variable that names an operation's table, and the stem of the shipped files' names.
-const TABLES: [(Op, &str, &str); 5] = [
-    (
-        Op::Blockscale,
-        "AITER_CONFIG_GEMM_A8W8_BLOCKSCALE",
-        "a8w8_blockscale_tuned_gemm",
-    ),
+/// The variable that names an operation's table.
+const VARIABLES: [(Op, &str); 5] = [
+    (Op::Blockscale, "AITER_CONFIG_GEMM_A8W8_BLOCKSCALE"),
     (
         Op::BlockscaleBpreshuffle,
         "AITER_CONFIG_GEMM_A8W8_BLOCKSCALE_BPRESHUFFLE",
-        "a8w8_blockscale_bpreshuffle_tuned_gemm",
     ),
-    (
-        Op::Bpreshuffle,
-        "AITER_CONFIG_GEMM_A8W8_BPRESHUFFLE",
-        "a8w8_bpreshuffle_tuned_gemm",
-    ),
-    (Op::A8w8, "AITER_CONFIG_GEMM_A8W8", "a8w8_tuned_gemm"),
-    (
-        Op::A4w4,
-        "AITER_CONFIG_GEMM_A4W4",
-        "a4w4_blockscale_tuned_gemm",
-    ),
+    (Op::Bpreshuffle, "AITER_CONFIG_GEMM_A8W8_BPRESHUFFLE"),
+    (Op::A8w8, "AITER_CONFIG_GEMM_A8W8"),
+    (Op::A4w4, "AITER_CONFIG_GEMM_A4W4"),
 ];
 
 /// The variable an operation's table is named by; `None` for an operation that aiter does not have.
 pub fn variable(op: Op) -> Option<&'static str> {
-    entry(op).map(|(_, variable, _)| variable)
-}
-
-/// The stem of the shipped tables' names. A look-up line is told apart from another operation's by it, so a table of
-/// ours carries it too.
-pub fn table_stem(op: Op) -> Option<&'static str> {
-    entry(op).map(|(_, _, stem)| stem)
-}
-
-fn entry(op: Op) -> Option<(Op, &'static str, &'static str)> {
-    TABLES.into_iter().find(|(of, _, _)| *of == op)
+    VARIABLES
+        .into_iter()
+        .find(|(of, _)| *of == op)
+        .map(|(_, variable)| variable)
 }
 
 /// Failed to tell what an aiter tree reads.
@@ -100,7 +82,9 @@ pub fn tables(
     op: Op,
     set: impl Fn(&str) -> Option<String>,
 ) -> Result<Tables, AiterError> {
-    let (_, variable, stem) = entry(op).ok_or(AiterError::NotAnAiterOperation(op))?;
+    let (Some(variable), Some(stem)) = (variable(op), family::stem(op)) else {
+        return Err(AiterError::NotAnAiterOperation(op));
+    };
     let core = crate::store::file::read(&package.join("jit/core.py"))?;
     // The name may be the beginning of another operation's.
     let quoted = format!("\"{variable}\"");
@@ -157,13 +141,40 @@ fn shipped(package: &Utf8Path, stem: &str, core: &[u8]) -> Result<Vec<Utf8PathBu
 /// The rules a tree looks rows up by, from what it can do: releases between two revisions follow the older one in what
 /// they lack.
 pub fn revision(capabilities: &Capabilities) -> Revision {
-    if capabilities.has("runtime-gfx") {
+    if capabilities.has("triton-fallback") {
+        Revision::N
+    } else if capabilities.has("runtime-gfx") {
         Revision::H
     } else if capabilities.has("runtime-libtype") {
         Revision::P
     } else {
         Revision::B
     }
+}
+
+/// The look-up of `op` in a tree with these capabilities.
+pub fn rules(op: Op, capabilities: &Capabilities) -> Rules {
+    let mut rules = Rules::new(op, revision(capabilities));
+    // It came after the revision's other changes.
+    rules.reuses_largest &= capabilities.has("reuse-largest");
+    rules
+}
+
+/// The revision of the tree that `table` lies in, by its code; `None` for a table elsewhere.
+pub fn revision_around(table: &Utf8Path) -> Option<Revision> {
+    let folder = table.parent()?;
+    let configs = if folder.file_name() == Some("model_configs") {
+        folder.parent()?
+    } else {
+        folder
+    };
+    let package = configs
+        .parent()
+        .filter(|_| configs.file_name() == Some("configs"))?;
+    package
+        .join("ops/gemm_op_a8w8.py")
+        .is_file()
+        .then(|| revision(&Capabilities::read(package)))
 }
 
 /// A compiled module whose content depends on an operation's table.
@@ -177,7 +188,7 @@ pub struct Module {
 
 /// The modules that the tree of `package` generates from `op`'s table.
 pub fn modules(package: &Utf8Path, op: Op) -> Result<Vec<Module>, AiterError> {
-    let (_, variable, _) = entry(op).ok_or(AiterError::NotAnAiterOperation(op))?;
+    let variable = variable(op).ok_or(AiterError::NotAnAiterOperation(op))?;
     let path = package.join("jit/optCompilerConfig.json");
     let text = crate::store::file::read(&path)?;
     let config: serde_json::Map<String, serde_json::Value> = serde_json::from_slice(&text)

@@ -19,6 +19,14 @@ impl LogSummary {
         append_counts(&mut self.prefill_batches, later.prefill_batches);
         append_counts(&mut self.limits, later.limits);
         append_counts(&mut self.legacy_tables, later.legacy_tables);
+        for (family, count) in later.others {
+            if self.others.len() < ENTRIES_MAX || self.others.contains_key(&family) {
+                add_one(&mut self.others, family, count);
+            }
+        }
+        for reuse in later.reused.into_values() {
+            self.add_reuse(reuse);
+        }
         for (weight, said) in later.nk_only {
             if self.nk_only.len() >= ENTRIES_MAX && !self.nk_only.contains_key(&weight) {
                 continue;

@@ -22,8 +22,10 @@ use crate::store::file::write_atomic;
 use crate::store::ledger::{Change, Ledger, LedgerError};
 use crate::store::run_dir::RunDir;
 use crate::table::aiter::{Row, Table};
+use crate::table::family;
 use crate::table::kernels::Library;
 use crate::table::lookup::{Resolver, Rules};
+use crate::table::merge::Policy;
 use crate::table::shapes;
 use crate::tree::aiter;
 use crate::tree::coupling::Coupling;
@@ -118,15 +120,15 @@ impl Aiter {
             table.rows = rows.to_vec();
             table
         };
-        let in_use = merged(table(&[]), &before.files, &inspection.gfx, notes)?;
-        let rules = Rules::new(op, revision);
+        let policy = Policy {
+            gfx: Some(inspection.gfx.clone()),
+            revision: Some(revision),
+            ..Policy::default()
+        };
+        let in_use = merged(table(&[]), &before.files, &policy, notes)?;
+        let rules = aiter::rules(op, &trees.aiter.capabilities);
         let mut mine = table(&rows);
-        let mut merged_table = merged(
-            mine.clone(),
-            &before.files,
-            &inspection.gfx,
-            &mut Vec::new(),
-        )?;
+        let mut merged_table = merged(mine.clone(), &before.files, &policy, &mut Vec::new())?;
         let on_table = covered.of_the_operation_today(&way);
         let kept = pins::pins(
             &on_table,
@@ -137,12 +139,7 @@ impl Aiter {
         );
         if !kept.is_empty() {
             mine.rows.extend(kept);
-            merged_table = merged(
-                mine.clone(),
-                &before.files,
-                &inspection.gfx,
-                &mut Vec::new(),
-            )?;
+            merged_table = merged(mine.clone(), &before.files, &policy, &mut Vec::new())?;
         }
         let folder = place.folder(run);
         let text = merged_table.to_csv();
@@ -150,7 +147,7 @@ impl Aiter {
         deployment.digest = digest(text.as_bytes());
         deployment.table = plain(folder.join(format!(
             "{}-{}.csv",
-            aiter::table_stem(op).unwrap_or("tuned_gemm"),
+            family::stem(op).unwrap_or("tuned_gemm"),
             deployment.digest
         )))?;
         let written = fs_err::create_dir_all(&folder)

@@ -76,9 +76,9 @@ impl Aiter {
     /// The look-up rules of the tree in use.
     fn rules(&self, inspection: &Inspection) -> Result<Rules, Error> {
         let trees = self.trees()?;
-        Ok(Rules::new(
+        Ok(crate::tree::aiter::rules(
             inspection.op,
-            revision(&trees.aiter.capabilities),
+            &trees.aiter.capabilities,
         ))
     }
 

@@ -28,7 +28,7 @@ pub(super) fn read_table(path: &Utf8Path, op: Op) -> Result<Table, Error> {
 pub(super) fn merged(
     mine: Table,
     before: &[Utf8PathBuf],
-    gfx: &str,
+    policy: &Policy,
     notes: &mut Vec<String>,
 ) -> Result<Table, Error> {
     let (op, name) = (mine.op, mine.name.clone());
@@ -37,13 +37,9 @@ pub(super) fn merged(
         .map(|path| read_table(path, op))
         .collect::<Result<Vec<_>, _>>()?;
     tables.push(mine);
-    let policy = Policy {
-        gfx: Some(gfx.to_owned()),
-        ..Policy::default()
-    };
     let merge::Merged {
         table, provenance, ..
-    } = merge::merge(&tables, &policy)
+    } = merge::merge(&tables, policy)
         .map_err(|error| Error::caused(ErrorKind::Environment, &error))?;
     let key = |row: &Row| {
         (

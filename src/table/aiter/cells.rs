@@ -153,6 +153,13 @@ impl Header {
         Ok(Self { columns, roles })
     }
 
+    /// The family that a further key column gives away, whatever the file is called.
+    pub(super) fn family(&self) -> Option<String> {
+        // Weights with scales of several block sizes share a table (`_MXSCALE_BPRESHUFFLE_KEYS`, main of September 2026).
+        let has = |wanted: &str| self.columns.iter().any(|column| &**column == wanted);
+        has("w_scale_block").then(|| "a8w8_blockscale_mxscale_bpreshuffle_tuned_gemm".to_owned())
+    }
+
     /// What the columns alone say, when neither file name nor kernel names do.
     pub(super) fn op(&self) -> Op {
         let has = |role: Role| self.roles.contains(&role);

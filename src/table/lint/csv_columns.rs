@@ -1,17 +1,18 @@
 //! Rules about a table's header and its bytes.
 
+use std::collections::BTreeMap;
+
 use super::super::aiter::{Row, Table};
+use super::super::family;
 use super::super::revision::{self, Revision};
 use super::super::roofline;
+use super::csv_rows::{Derived, derived_of};
 use super::{Sink, rules};
 use crate::shape::Op;
 
-/// Columns any tuner of any revision may write besides those of the operation.
-const TOLERATED: [&str; 1] = ["_tag"];
-
 pub(super) fn check(table: &Table, sink: &mut Sink<'_>) {
     for rule in [
-        missing, older_form, evidence, unknown, padded, end, empty, place,
+        missing, older_form, evidence, units, unknown, padded, end, empty, place,
     ] {
         rule(table, sink);
     }
@@ -112,11 +113,45 @@ fn not_recorded(
     );
 }
 
+/// A column in TB/s, say, is one oddity of the file and no contradiction of its rows.
+fn units(table: &Table, sink: &mut Sink<'_>) {
+    let mut all: BTreeMap<(&str, u64), (f64, &Row, usize)> = BTreeMap::new();
+    for row in &table.rows {
+        let (tflops, bw) = derived_of(table, row);
+        for (column, derived) in [("tflops", tflops), ("bw", bw)] {
+            if let Derived::InUnit(unit) = derived {
+                let (_, _, rows) = all
+                    .entry((column, unit.to_bits()))
+                    .or_insert((unit, row, 0));
+                *rows += 1;
+            }
+        }
+    }
+    for ((column, _), (unit, first, rows)) in all {
+        let (cell, name, usual) = match (column, unit > 1.0) {
+            ("bw", true) => (first.bw, "TB/s", "GB/s"),
+            ("bw", false) => (first.bw, "MB/s", "GB/s"),
+            (_, true) => (first.tflops, "PFLOPS", "TFLOPS"),
+            (_, false) => (first.tflops, "GFLOPS", "TFLOPS"),
+        };
+        let cell = cell.unwrap_or(0.0);
+        sink.add(
+            &rules::COLUMN_UNIT,
+            Some(first.line),
+            format!(
+                "{column} is in {name} in {rows} of {} rows, first {cell} for {:.2} {usual}",
+                table.rows.len(),
+                cell * unit
+            ),
+        );
+    }
+}
+
 fn unknown(table: &Table, sink: &mut Sink<'_>) {
     let known = revision::tuned_columns(table.op, Revision::H);
     for column in &table.columns {
         let column = &**column;
-        if !known.contains(&column) && !TOLERATED.contains(&column) {
+        if !known.contains(&column) && !revision::NOTE_COLUMNS.contains(&column) {
             sink.add(
                 &rules::COLUMN_UNKNOWN,
                 Some(1),
@@ -160,21 +195,15 @@ fn empty(table: &Table, sink: &mut Sink<'_>) {
 fn place(table: &Table, sink: &mut Sink<'_>) {
     let mut parts = table.name.rsplit('/');
     let (file, folder) = (parts.next().unwrap_or(""), parts.next());
-    let merge_names = [
-        "a8w8_blockscale_tuned_gemm",
-        "a8w8_blockscale_bpreshuffle_tuned_gemm",
-        "a8w8_bpreshuffle_tuned_gemm",
-        "a8w8_tuned_gemm",
-        "a4w4_blockscale_tuned_gemm",
-    ];
-    if folder == Some("model_configs") && !merge_names.iter().any(|name| file.contains(name)) {
+    let stem = family::stem(table.op);
+    if let Some(stem) = stem
+        && folder == Some("model_configs")
+        && !file.contains(stem)
+    {
         sink.add(
             &rules::FILE_NAME_UNREAD,
             None,
-            format!(
-                "`{file}` holds none of the fragments aiter looks for, such as `{}`",
-                merge_names[0]
-            ),
+            format!("aiter looks for `*{stem}*.csv` here, and `{file}` is none"),
         );
     }
 }

@@ -3,8 +3,9 @@
 use std::collections::HashMap;
 
 use super::super::aiter::{Row, Table, Text};
+use super::super::family;
 use super::super::kernels::Library;
-use super::{Finding, Sink, rules};
+use super::{Finding, Severity, Sink, rules};
 use crate::shape::Op;
 
 /// What the look-up compares. `libtype` is no part of it, for any operation.
@@ -59,22 +60,48 @@ fn duplicates(table: &Table, sink: &mut Sink<'_>) {
     }
 }
 
-/// The same key in two tables of one operation: aiter's merge of them rewrites the files and raises.
+/// The same key in two tables of one operation: where aiter merges them it rewrites the files and raises.
 pub(super) fn across(tables: &[Table], findings: &mut Vec<Finding>) {
-    let mut seen: HashMap<(Op, Key), (&str, u64)> = HashMap::new();
+    let mut seen: HashMap<(Op, Key), (&Table, u64)> = HashMap::new();
     for table in tables {
         for row in &table.rows {
-            let place = (table.name.as_str(), row.line);
+            let place = (table, row.line);
             let first = *seen.entry((table.op, Key::of(row))).or_insert(place);
-            if first.0 != place.0 {
-                findings.push(rules::DUPLICATE_ACROSS_FILES.finding(
-                    &table.name,
-                    Some(row.line),
-                    format!("line {} of `{}` has the same key", first.1, first.0),
-                ));
+            if first.0.name == table.name {
+                continue;
             }
+            let mut finding = rules::DUPLICATE_ACROSS_FILES.finding(
+                &table.name,
+                Some(row.line),
+                format!("line {} of `{}` has the same key", first.1, first.0.name),
+            );
+            if !are_merged(first.0, table) {
+                finding.severity = Severity::Warning;
+            }
+            findings.push(finding);
         }
     }
+}
+
+/// Whether aiter merges the two by itself, by the names and places of the files: the default table and those in
+/// `model_configs` beside it that hold its stem.
+fn are_merged(one: &Table, other: &Table) -> bool {
+    let Some(stem) = family::stem(one.op) else {
+        return false;
+    };
+    let parts = |table: &Table| {
+        let (folder, file) = match table.name.rsplit_once('/') {
+            Some((folder, file)) => (folder.to_owned(), file.to_owned()),
+            None => (String::new(), table.name.clone()),
+        };
+        let root = match folder.as_str() {
+            "model_configs" => "",
+            folder => folder.strip_suffix("/model_configs").unwrap_or(folder),
+        };
+        (root.to_owned(), file)
+    };
+    let ((root, file), (other_root, other_file)) = (parts(one), parts(other));
+    root == other_root && file.contains(stem) && other_file.contains(stem)
 }
 
 /// Ids that are pinned nowhere still have to mean one kernel within a file.

@@ -2,6 +2,7 @@
 
 use super::super::aiter::{Row, Table};
 use super::super::kernels::{self, Library};
+use super::super::outcome::{self, Runs};
 use super::super::revision::{self, Revision};
 use super::super::roofline::{self, Device};
 use super::{Sink, rules};
@@ -104,7 +105,64 @@ fn libtype_supported(table: &Table, row: &Row, sink: &mut Sink<'_>) {
             Some(row.line),
             format!("{} has no kernels of library `{libtype}`", table.op),
         );
+        return;
     }
+    // Rows for INT8 weights are another function's, `gemm_a8w8_ASM`.
+    if row.q_dtype_w.as_deref() == Some("torch.int8") {
+        return;
+    }
+    dispatched(table, row, libtype, sink);
+}
+
+/// What the dispatchers do with the library, at every revision the row has to do for.
+fn dispatched(table: &Table, row: &Row, libtype: &str, sink: &mut Sink<'_>) {
+    let gfx = row
+        .gfx
+        .as_deref()
+        .or_else(|| roofline::gfx_of_cu_num(row.cu_num?))
+        .unwrap_or("gfx942");
+    if !is_arch(gfx) {
+        return; // no look-up reaches it
+    }
+    // Whatever else is wrong with the row has a rule of its own.
+    let sound = Row {
+        libtype: row.libtype.clone(),
+        split_k: Some(0),
+        kernel_name: Some("sound".into()),
+        ..Row::default()
+    };
+    let lost: Vec<(Revision, Runs)> = sink
+        .revisions
+        .iter()
+        .map(|revision| (*revision, outcome::of_row(table, *revision, gfx, &sound)))
+        .filter(|(_, then)| matches!(then, Runs::Raises(_) | Runs::Ignored(_)))
+        .collect();
+    let Some((first, then)) = lost.first() else {
+        return;
+    };
+    if lost.len() == sink.revisions.len() {
+        sink.add(
+            &rules::LIBTYPE_UNSUPPORTED,
+            Some(row.line),
+            format!(
+                "{} with library `{libtype}` on {gfx} ends in {}",
+                table.op,
+                then.text()
+            ),
+        );
+        return;
+    }
+    let at: Vec<&str> = lost.iter().map(|(revision, _)| revision.name()).collect();
+    let message = format!(
+        "library `{libtype}` at {}: {} (--revision {} says that another aiter is to run the table)",
+        at.join(", "),
+        then.text(),
+        Revision::TODAY
+            .iter()
+            .find(|revision| *revision != first)
+            .map_or('N', |revision| revision.letter()),
+    );
+    sink.add(&rules::LIBTYPE_BY_REVISION, Some(row.line), message);
 }
 
 fn kernel_named(table: &Table, row: &Row, sink: &mut Sink<'_>) {
@@ -250,26 +308,69 @@ fn roofline(table: &Table, row: &Row, sink: &mut Sink<'_>) {
     }
 }
 
-fn derived(table: &Table, row: &Row, sink: &mut Sink<'_>) {
+/// How a recorded figure relates to what follows from the row's time.
+#[derive(Clone, Copy, Debug, PartialEq)]
+pub(super) enum Derived {
+    /// It is that, or nothing was recorded.
+    Agrees,
+    /// It is that in a unit so many times larger.
+    InUnit(f64),
+    /// It is something else.
+    Contradicts,
+}
+
+/// Units that tables have been seen in or could be, by how much larger they are: TB for GB, MB for GB.
+const UNITS: [f64; 2] = [1e3, 1e-3];
+
+fn relation(cell: Option<f64>, value: f64) -> Derived {
+    // A 0 stands for "not recorded"; `csv_columns::evidence` says so of the column.
+    let Some(cell) = cell.filter(|cell| *cell != 0.0) else {
+        return Derived::Agrees;
+    };
+    let near = |cell: f64, step: f64| {
+        (cell - value).abs() <= DERIVED_SLACK * cell.abs().max(value.abs()) + step
+    };
+    if near(cell, DERIVED_STEP) {
+        return Derived::Agrees;
+    }
+    // Of fewer digits than two nothing can be told.
+    let unit = UNITS
+        .into_iter()
+        .find(|unit| cell > 0.02 && near(cell * unit, 0.5 * DERIVED_STEP * unit));
+    unit.map_or(Derived::Contradicts, Derived::InUnit)
+}
+
+/// How the recorded tflops and bw of `row` relate to its time.
+pub(super) fn derived_of(table: &Table, row: &Row) -> (Derived, Derived) {
     let Some(us) = row.us.filter(|us| us.is_finite() && *us > 0.0) else {
-        return;
+        return (Derived::Agrees, Derived::Agrees);
     };
     let (m, n, k) = (row.m, row.n, row.k);
-    let agrees = |cell: f64, value: f64| {
-        (cell - value).abs() <= DERIVED_SLACK * cell.abs().max(value.abs()) + DERIVED_STEP
-    };
-    let value = roofline::tflops(m, n, k, us);
-    // A 0 stands for "not recorded"; `csv_columns::evidence` says so of the column.
-    let recorded = |cell: Option<f64>| cell.filter(|cell| *cell != 0.0);
-    if let Some(cell) = recorded(row.tflops).filter(|cell| !agrees(*cell, value)) {
+    let tflops = relation(row.tflops, roofline::tflops(m, n, k, us));
+    let bw = relation(row.bw, roofline::bandwidth(table.op, m, n, k, us));
+    match (tflops, bw) {
+        // One factor for both is that of the time.
+        (Derived::InUnit(one), Derived::InUnit(other)) if one.to_bits() == other.to_bits() => {
+            (Derived::Contradicts, Derived::Contradicts)
+        }
+        both => both,
+    }
+}
+
+fn derived(table: &Table, row: &Row, sink: &mut Sink<'_>) {
+    let (tflops, bw) = derived_of(table, row);
+    let Some(us) = row.us else { return };
+    let (m, n, k) = (row.m, row.n, row.k);
+    if let (Derived::Contradicts, Some(cell)) = (tflops, row.tflops) {
+        let value = roofline::tflops(m, n, k, us);
         sink.add(
             &rules::TFLOPS_CONTRADICTS_US,
             Some(row.line),
             format!("tflops is {cell}, but 2*{m}*{n}*{k} in {us} us is {value:.2}"),
         );
     }
-    let value = roofline::bandwidth(table.op, m, n, k, us);
-    if let Some(cell) = recorded(row.bw).filter(|cell| !agrees(*cell, value)) {
+    if let (Derived::Contradicts, Some(cell)) = (bw, row.bw) {
+        let value = roofline::bandwidth(table.op, m, n, k, us);
         sink.add(
             &rules::BW_CONTRADICTS_US,
             Some(row.line),

@@ -269,9 +269,11 @@ fn rejected(param: &str, value: &Value) -> Option<&'static str> {
     (!valid).then_some(expected)
 }
 
-/// 0.5.12.post1 and later raise a BLOCK_SIZE_K below the scale block, on CUDA only if it does not divide it.
+/// SGLang 0.5.12.post1 and later raise a BLOCK_SIZE_K below the scale block, on CUDA only if it does not divide it.
 fn clamped(entry: &Entry, name: Option<&FileName>, sink: &mut Sink<'_>) {
-    let Some(name) = name else { return };
+    let Some(name) = name.filter(|_| !json_name::is_of_vllm(sink.file)) else {
+        return;
+    };
     let (Some((_, block_k)), Some(size)) = (
         name.block_shape,
         entry.params.get("BLOCK_SIZE_K").and_then(Value::as_u64),

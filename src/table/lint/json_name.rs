@@ -1,56 +1,9 @@
-//! Rules about the names of SGLang's configuration files: a name that is one byte off is never read.
+//! Rules about the names of configuration files: a name that is one byte off is never read. SGLang and vLLM read files of the
+//! same content and spell the name differently.
 
+use super::super::devices;
 use super::super::sglang_json::FileName;
 use super::{Sink, rules};
-
-/// Device names the shipped files of SGLang 0.5.23 carry, and those other parts are known to report
-/// (`torch.cuda.get_device_name()`, blanks turned into underscores).
-const DEVICES: [&str; 44] = [
-    "AMD_Instinct_MI300A",
-    "AMD_Instinct_MI300X",
-    "AMD_Instinct_MI300X_OAM",
-    "AMD_Instinct_MI308X",
-    "AMD_Instinct_MI325X",
-    "AMD_Instinct_MI325X_OAM",
-    "AMD_Instinct_MI350X",
-    "AMD_Instinct_MI355X",
-    "AMD_Instinct_MI455X",
-    "AMD_Radeon_Graphics",
-    "NVIDIA_A10",
-    "NVIDIA_A100-PCIE-40GB",
-    "NVIDIA_A100-SXM4-40GB",
-    "NVIDIA_A100-SXM4-80GB",
-    "NVIDIA_A100_80GB_PCIe",
-    "NVIDIA_A10G",
-    "NVIDIA_A800-SXM4-80GB",
-    "NVIDIA_B200",
-    "NVIDIA_B300",
-    "NVIDIA_B300_SXM6_AC",
-    "NVIDIA_GB10",
-    "NVIDIA_GB200",
-    "NVIDIA_GB300",
-    "NVIDIA_GH200_144G_HBM3e",
-    "NVIDIA_GH200_480GB",
-    "NVIDIA_GeForce_RTX_4090",
-    "NVIDIA_GeForce_RTX_5090",
-    "NVIDIA_H100_80GB_HBM3",
-    "NVIDIA_H100_NVL",
-    "NVIDIA_H100_PCIe",
-    "NVIDIA_H20",
-    "NVIDIA_H20-3e",
-    "NVIDIA_H200",
-    "NVIDIA_H200_NVL",
-    "NVIDIA_H800",
-    "NVIDIA_H800_PCIe",
-    "NVIDIA_L20",
-    "NVIDIA_L20Y",
-    "NVIDIA_L4",
-    "NVIDIA_L40",
-    "NVIDIA_L40S",
-    "NVIDIA_RTX_6000_Ada_Generation",
-    "NVIDIA_RTX_PRO_6000_Blackwell_Server_Edition",
-    "NVIDIA_RTX_PRO_6000_Blackwell_Workstation_Edition",
-];
 
 /// Judges the last part of `path`; returns the name where it can be read at all.
 pub(super) fn check(path: &str, sink: &mut Sink<'_>) -> Option<FileName> {
@@ -62,17 +15,36 @@ pub(super) fn check(path: &str, sink: &mut Sink<'_>) -> Option<FileName> {
             return None;
         }
     };
-    let written = name.to_string();
-    if written != file {
-        sink.add(
-            &rules::FILE_NAME_UNREAD,
-            None,
-            format!("`{file}` is looked for as `{written}`"),
-        );
-    }
+    spelling(path, file, &name, sink);
     kind(&name, file, sink);
     device(&name, sink);
     Some(name)
+}
+
+/// Whether vLLM reads the folder of the file: the path leads through its package, and not through SGLang's.
+pub(super) fn is_of_vllm(path: &str) -> bool {
+    let through = |package: &str| path.split('/').any(|part| part == package);
+    through("vllm") && !through("sglang")
+}
+
+fn spelling(path: &str, file: &str, name: &FileName, sink: &mut Sink<'_>) {
+    let (sglang, vllm) = (name.to_string(), name.of_vllm());
+    let known = path
+        .split('/')
+        .any(|part| matches!(part, "sglang" | "vllm"));
+    let wanted = if is_of_vllm(path) { &vllm } else { &sglang };
+    let unread = file != wanted;
+    if !unread {
+        return;
+    }
+    let message = if sglang == vllm || known {
+        format!("`{file}` is looked for as `{wanted}`")
+    } else if file == vllm {
+        format!("SGLang looks for `{sglang}`, only vLLM looks for this spelling")
+    } else {
+        format!("SGLang looks for `{sglang}`, vLLM for `{vllm}`")
+    };
+    sink.add(&rules::FILE_NAME_UNREAD, None, message);
 }
 
 fn kind(name: &FileName, file: &str, sink: &mut Sink<'_>) {
@@ -85,14 +57,14 @@ fn kind(name: &FileName, file: &str, sink: &mut Sink<'_>) {
         sink.add(
             &rules::FILE_NAME_UNREAD,
             None,
-            format!("no kernel of SGLang looks for `{file}`: the dtypes are fp8_w8a8 and int8_w8a8 with a block shape, and fp8_w8a8_channelwise without"),
+            format!("no block-scaled kernel looks for `{file}`: the dtypes are fp8_w8a8 and int8_w8a8 with a block shape, and fp8_w8a8_channelwise without"),
         );
     }
 }
 
 fn device(name: &FileName, sink: &mut Sink<'_>) {
     let device = name.device_name.as_str();
-    if DEVICES.contains(&device) {
+    if devices::is_known(device) {
         return;
     }
     // Letters and digits only: what is left when case and separators are mistyped.
@@ -107,7 +79,7 @@ fn device(name: &FileName, sink: &mut Sink<'_>) {
         let (vendor, model) = text.split_once('_').unwrap_or(("", text));
         (vendor.to_ascii_lowercase(), folded(model))
     };
-    let near = DEVICES.iter().find(|known| {
+    let near = devices::names().find(|known| {
         let (whole, given) = (folded(known), folded(device));
         let ((vendor, known), (of, model)) = (model(known), model(device));
         let brandless = vendor == of && !model.is_empty() && known.ends_with(&model);

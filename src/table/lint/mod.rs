@@ -15,10 +15,11 @@ mod walk;
 use camino::Utf8PathBuf;
 use serde::Serialize;
 
-use super::aiter::{Fault, Table, TableError};
+use super::aiter::{Fault, Row, Table, TableError, is_unset};
+use super::revision::Revision;
 use rules::Rule;
 
-pub use walk::{LintError, lint_paths};
+pub use walk::{LintError, RevisionOf, lint_paths};
 
 /// How much a finding matters.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Serialize)]
@@ -79,10 +80,17 @@ impl Report {
             .any(|finding| finding.severity == Severity::Error)
     }
 
-    /// Checks a CSV file's bytes; `name` is what findings call it and may say the operation.
-    pub fn check_csv(&mut self, name: &str, bytes: &[u8]) -> Option<Table> {
+    /// Checks a CSV file's bytes; `name` is what findings call it and may say the operation. Without a `revision` a row has
+    /// to do for every aiter of today.
+    pub fn check_csv(
+        &mut self,
+        name: &str,
+        bytes: &[u8],
+        revision: Option<Revision>,
+    ) -> Option<Table> {
         let mut sink = Sink {
             file: name,
+            revisions: revisions(revision.as_ref()),
             findings: &mut self.findings,
         };
         if csv_columns::is_untuned(bytes) {
@@ -104,6 +112,15 @@ impl Report {
                 });
                 None
             }
+            Err(TableError::OtherFamily { family, .. }) => {
+                self.skipped.push(Skipped {
+                    file: name.to_owned(),
+                    reason: format!(
+                        "a table of `{family}`, a family of its own: no rule is for it"
+                    ),
+                });
+                None
+            }
             Err(error) => {
                 self.files += 1;
                 let rule = match error {
@@ -121,6 +138,7 @@ impl Report {
         self.files += 1;
         let mut sink = Sink {
             file: name,
+            revisions: &[],
             findings: &mut self.findings,
         };
         self.rows += json::check(name, bytes, &mut sink);
@@ -170,9 +188,49 @@ fn check_table(table: &Table, sink: &mut Sink<'_>) {
     csv_series::check(table, sink);
 }
 
+/// What is wrong with `row` of `table` that no runtime should be given: what `merge` asks before a row may win, the rules
+/// about it are the same. The error limit is not judged here, because a merge has its own.
+pub(in crate::table) fn judge(
+    table: &Table,
+    row: &Row,
+    revision: Option<Revision>,
+) -> Vec<Finding> {
+    let mut findings = Vec::new();
+    let mut sink = Sink {
+        file: &table.name,
+        revisions: revisions(revision.as_ref()),
+        findings: &mut findings,
+    };
+    for rule in csv_rows::RULES {
+        rule(table, row, &mut sink);
+    }
+    // Of a whole table the reader's own faults say it.
+    for column in ["kernelId", "splitK", "tflops", "bw"] {
+        if let Some(text) = row.extra(column).filter(|text| !is_unset(text)) {
+            sink.add(
+                &rules::CELL_NOT_A_NUMBER,
+                Some(row.line),
+                format!("`{text}` in column {column} is no number"),
+            );
+        }
+    }
+    findings.retain(|finding| {
+        let unfit =
+            finding.severity == Severity::Error || finding.rule == rules::LIBTYPE_BY_REVISION.id;
+        unfit && finding.rule != rules::ERR_RATIO_HIGH.id
+    });
+    findings
+}
+
+fn revisions(given: Option<&Revision>) -> &[Revision] {
+    given.map_or(&Revision::TODAY, std::slice::from_ref)
+}
+
 /// Where the rules put their findings about one file.
 struct Sink<'a> {
     file: &'a str,
+    /// The revisions of aiter that a row has to do for.
+    revisions: &'a [Revision],
     findings: &'a mut Vec<Finding>,
 }
 

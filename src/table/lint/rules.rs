@@ -118,7 +118,7 @@ fn severity_word(severity: Severity) -> &'static str {
 }
 
 /// Every rule, in the order of the reference page.
-pub const ALL: [&Rule; 45] = [
+pub const ALL: [&Rule; 47] = [
     &FILE_UNREADABLE,
     &LINE_UNREADABLE,
     &CELL_NOT_A_NUMBER,
@@ -126,6 +126,7 @@ pub const ALL: [&Rule; 45] = [
     &COLUMN_OLDER_FORM,
     &COLUMN_EVIDENCE,
     &COLUMN_UNKNOWN,
+    &COLUMN_UNIT,
     &COLUMN_PADDED,
     &NO_FINAL_NEWLINE,
     &TABLE_EMPTY,
@@ -134,6 +135,7 @@ pub const ALL: [&Rule; 45] = [
     &DUPLICATE_ACROSS_FILES,
     &LIBTYPE_UNSET,
     &LIBTYPE_UNSUPPORTED,
+    &LIBTYPE_BY_REVISION,
     &KERNEL_NAME_UNSET,
     &KERNEL_CONTRADICTS_LIBTYPE,
     &KERNEL_OF_OTHER_OP,

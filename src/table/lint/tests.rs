@@ -7,7 +7,7 @@ fn check(name: &str, text: &str) -> Report {
     if name.contains(".json") {
         report.check_json(name, text.as_bytes());
     } else {
-        report.check_csv(name, text.as_bytes());
+        report.check_csv(name, text.as_bytes(), None);
     }
     report.sort();
     report
@@ -110,7 +110,8 @@ fn a_key_that_no_gpu_has_is_told_from_one_that_is_only_unknown() {
     assert_eq!(rule("gfx950", "304"), Some("row-unreachable"));
     assert_eq!(rule("gfx950", "256"), None);
     assert_eq!(rule("gfx908", "120"), Some("row-unreachable"));
-    assert_eq!(rule("gfx1201", "32"), None);
+    // CK has no code there, which only an aiter after #5586 finds out too late.
+    assert_eq!(rule("gfx1201", "32"), Some("libtype-by-revision"));
 }
 
 const HEAD: &str = "gfx,cu_num,M,N,K,libtype,kernelId,splitK,us,kernelName,tflops,bw,errRatio\n";

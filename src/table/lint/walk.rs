@@ -5,6 +5,7 @@ use std::io::{self, Read as _};
 use camino::{Utf8Path, Utf8PathBuf};
 
 use super::super::aiter::Table;
+use super::super::revision::Revision;
 use super::{Report, Skipped};
 use crate::store::file;
 
@@ -39,13 +40,20 @@ pub enum LintError {
     },
 }
 
+/// The revision of aiter that is to run a table, where that is known.
+pub type RevisionOf<'a> = &'a dyn Fn(&Utf8Path) -> Option<Revision>;
+
 /// Checks files, and every table in and below folders, in the order of their names.
 ///
 /// A file that is named is always checked. In folders only what looks like a table is: CSV files with
 /// M, N and K in the header or `tuned` in the name, and JSON files named or filled like SGLang's.
 ///
 /// The path `-` is `input`, an aiter table: SGLang's configurations say in their names what they are for.
-pub fn lint_paths(paths: &[Utf8PathBuf], mut input: impl io::Read) -> Result<Report, LintError> {
+pub fn lint_paths(
+    paths: &[Utf8PathBuf],
+    mut input: impl io::Read,
+    revision: RevisionOf<'_>,
+) -> Result<Report, LintError> {
     let mut report = Report::default();
     let mut tables: Vec<Table> = Vec::new();
     for path in paths {
@@ -69,16 +77,16 @@ pub fn lint_paths(paths: &[Utf8PathBuf], mut input: impl io::Read) -> Result<Rep
             if bytes.trim_ascii_start().starts_with(b"{") {
                 return Err(LintError::UnknownKind { path: path.clone() });
             }
-            tables.extend(report.check_csv(path.as_str(), &bytes));
+            tables.extend(report.check_csv(path.as_str(), &bytes, revision(path)));
         } else if path.metadata().map_err(read)?.is_dir() {
             let mut files = Vec::new();
             collect(path, &mut files)?;
             files.sort();
             for file in files {
-                check(&file, false, &mut report, &mut tables)?;
+                check(&file, false, revision, &mut report, &mut tables)?;
             }
         } else {
-            check(path, true, &mut report, &mut tables)?;
+            check(path, true, revision, &mut report, &mut tables)?;
         }
     }
     report.check_together(&tables);
@@ -113,6 +121,7 @@ fn extension(path: &Utf8Path) -> String {
 fn check(
     path: &Utf8Path,
     named: bool,
+    revision: RevisionOf<'_>,
     report: &mut Report,
     tables: &mut Vec<Table>,
 ) -> Result<(), LintError> {
@@ -144,7 +153,7 @@ fn check(
         "csv" => {
             let bytes = file::read(path).map_err(read)?;
             if named || looks_like_csv_table(path, &bytes) {
-                tables.extend(report.check_csv(path.as_str(), &bytes));
+                tables.extend(report.check_csv(path.as_str(), &bytes, revision(path)));
             }
             Ok(())
         }

@@ -72,7 +72,7 @@ const fn of_function(
 }
 
 /// In the order of their appearance in aiter.
-const CAPABILITIES: [Known; 25] = [
+const CAPABILITIES: [Known; 27] = [
     known(
         "libtype",
         TUNER,
@@ -234,6 +234,20 @@ const CAPABILITIES: [Known; 25] = [
         "_elapsed_since_task_start",
         false,
         "time in the queue does not count against a task",
+    ),
+    known(
+        "triton-fallback",
+        OPS,
+        "_BLOCKSCALE_TRITON_FALLBACK_MIN_M",
+        false,
+        "a large block-scaled GEMM without a row runs Triton",
+    ),
+    known(
+        "reuse-largest",
+        OPS,
+        "reuse_largest_bpreshuffle_config",
+        false,
+        "the largest row of a per-channel GEMM serves every larger M",
     ),
     known(
         "setup-replaces-triton",

@@ -1,4 +1,4 @@
-//! Rules about the names and contents of SGLang's JSON configurations. Examples are in the form of the
+//! Rules about the names and contents of the JSON configurations that SGLang and vLLM read. Examples are in the form of the
 //! files of SGLang 0.5.23 (Apache-2.0); those that say where they were found have such a file's keys.
 
 use super::super::Severity::{Error, Warning};
@@ -9,7 +9,7 @@ pub const FILE_NAME_UNREAD: Rule = Rule {
     id: "file-name-unread",
     severity: Error,
     title: "The runtime never opens a file of this name",
-    why: "The name is built from N, K, the device and the block shape and compared byte by byte; a missing blank after a comma is enough to run the default configuration, silently on most ranks.",
+    why: "The name is built from N, K, the device and the block shape and compared byte by byte; a blank too many or too few is enough to run the default configuration, silently on most ranks. SGLang has one after the comma of the block shape, vLLM none. Below a folder `vllm` its spelling counts, elsewhere SGLang's.",
     fix: "Rename the file as the message says.",
     example: Example {
         file: "N=1536,K=7168,device_name=NVIDIA_H200,dtype=fp8_w8a8,block_shape=[128,128].json",
