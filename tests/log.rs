@@ -193,7 +193,7 @@ fn look_ups_of_other_families_are_counted_by_family_and_are_no_shapes() {
             .others
             .contains_key("a8w8_bpreshuffle_mxfp8_tuned_gemm")
     );
-    // A bf16 hit of e4048607, which has no comma before `found`, by two loggers.
+    // A bf16 hit of e4048607, which has no comma before `found`, and a miss by two loggers.
     let line = "shape is M:80, N:256, K:6144 dtype='torch.bfloat16' otype='torch.float32' bias=False, scaleAB=False, \
         bpreshuffle=False found padded_M: 80, N:256, K:6144 is tuned on cu_num = 304 in /x/bf16_tuned_gemm.csv, libtype \
         is hipblaslt, kernel name is \n";
@@ -201,8 +201,135 @@ fn look_ups_of_other_families_are_counted_by_family_and_are_no_shapes() {
         bpreshuffle=False, not found tuned config in /x/bf16_tuned_gemm.csv, will use default config! using torch \
         solution:0\n";
     let found = log_summary(format!("[aiter] {line}[aiter] {missed}[t TP4] {missed}"));
-    assert_eq!(found.others, [("bf16_tuned_gemm".to_owned(), 3)].into());
+    assert_eq!(found.others, [("bf16_tuned_gemm".to_owned(), 2)].into());
     assert_eq!((found.malformed, found.shapes(None).len()), (0, 0));
+}
+
+#[test]
+fn a_line_that_two_loggers_wrote_counts_once_and_those_of_several_processes_each() {
+    let found = log_summary(include_str!(
+        "../testdata/findings/copied-lines/two-loggers.log"
+    ));
+    assert_eq!(rows(&found), [(16384, 2112, 7168, 1)]);
+    assert_eq!((found.hits_and_misses(), found.malformed), ((0, 1), 0));
+    assert_eq!(found.fused_moe.len(), 1);
+    // Two ranks of one server, their lines in any order, and a log with one logger only.
+    let line = |m: u32| {
+        format!(
+            "shape is M:{m}, N:512, K:7168, not found tuned config in /x/a8w8_blockscale_tuned_gemm.csv, will use default config!\n"
+        )
+    };
+    let both = format!(
+        "[aiter] {0}[aiter] {0}[t TP0] {0}[t TP1] {0}[aiter] {1}",
+        line(1),
+        line(2)
+    );
+    let found = log_summary(&both);
+    assert_eq!(rows(&found), [(1, 512, 7168, 2), (2, 512, 7168, 1)]);
+    let one = format!("[t TP0] {0}[t TP1] {0}", line(1));
+    assert_eq!(rows(&log_summary(&one)), [(1, 512, 7168, 2)]);
+    // Two logs, each of another logger, are two servers.
+    let mut two = LogSummary::default();
+    for log in [
+        format!("[aiter] {}", line(1)),
+        format!("[t TP0] {}", line(1)),
+    ] {
+        scan(log.as_bytes(), "test", Lines::Count, &mut two).unwrap();
+    }
+    assert_eq!(
+        (rows(&two), two.hits_and_misses()),
+        (vec![(1, 512, 7168, 2)], (0, 2))
+    );
+}
+
+#[test]
+fn look_up_lines_that_were_wrapped_or_cut_off_behind_their_shape_are_read() {
+    for (log, shape) in [
+        (
+            include_str!("../testdata/findings/copied-lines/wrapped.log"),
+            (8192, 2624, 6144, 1),
+        ),
+        (
+            include_str!("../testdata/findings/copied-lines/no-file.log"),
+            (1, 6144, 4096, 1),
+        ),
+        (
+            include_str!("../testdata/findings/copied-lines/cut.log"),
+            (8192, 2624, 6144, 1),
+        ),
+    ] {
+        let found = log_summary(log);
+        assert_eq!((rows(&found), found.malformed), (vec![shape], 0), "{log}");
+        assert_eq!(found.hits_and_misses(), (0, 1));
+    }
+    // Wrapped at every blank and at every column, with and without an indent, as a hit and as a miss.
+    let tail = "\n[aiter] shape is M:7, N:512, K:7168, not found tuned config in /x/a8w8_blockscale_tuned_gemm.csv, will use default config!\n";
+    for line in [
+        "[aiter] shape is M:9, N:512, K:7168, not found tuned config in /x/a8w8_blockscale_tuned_gemm.csv, will use default config!",
+        "[aiter] shape is M:9, N:512, K:7168, found padded_M: 16, N:512, K:7168 is tuned on cu_num = 304 in /x/a8w8_blockscale_tuned_gemm.csv , kernel name is k7!",
+    ] {
+        for at in "[aiter] shape is M:".len()..line.len() {
+            let (first, second) = line.split_at(at);
+            // A terminal breaks anywhere, an editor at a blank, which it may keep.
+            let mut logs = vec![
+                format!("{first}\n{second}{tail}"),
+                format!("{first}\r\n{second}{tail}"),
+            ];
+            if let Some(second) = second.strip_prefix(' ') {
+                logs.push(format!("{first}\n        {second}{tail}"));
+            }
+            for log in logs {
+                let found = log_summary(&log);
+                let expected = vec![(7, 512, 7168, 1), (9, 512, 7168, 1)];
+                assert_eq!((rows(&found), found.malformed), (expected, 0), "{log:?}");
+            }
+        }
+    }
+    // Torn lines of two processes stay torn.
+    let torn = format!("[aiter] shape is M:9, N:512, K:71{tail}");
+    assert_eq!(rows(&log_summary(&torn)), [(7, 512, 7168, 1)]);
+    assert_eq!(log_summary(&torn).malformed, 1);
+}
+
+#[test]
+fn look_ups_of_operations_that_are_not_tuned_are_named() {
+    let of = |text: &str| {
+        let found = log_summary(text);
+        assert_eq!(
+            (found.malformed, found.shapes(None).len()),
+            (0, 0),
+            "{text}"
+        );
+        let others: Vec<_> = found.others.into_iter().collect();
+        (others, found.fused_moe)
+    };
+    let batched = include_str!("../testdata/findings/other-operations/batched.log");
+    let expected = [
+        ("a8w8_tuned_batched_gemm", 3_u64),
+        ("bf16_tuned_batched_gemm", 1),
+    ];
+    let expected: Vec<_> = expected
+        .map(|(family, count)| (family.to_owned(), count))
+        .into();
+    assert_eq!(of(batched).0, expected);
+    // The same from two loggers, of which the server's names no hit.
+    let server = batched.replace("[aiter]", "[t TP0]");
+    assert_eq!(of(&format!("{batched}{server}")).0, expected);
+    let bf16 = include_str!("../testdata/findings/other-operations/bf16.log");
+    assert_eq!(of(bf16).0, [("bf16_tuned_gemm".to_owned(), 2)]);
+    let moe = include_str!("../testdata/findings/other-operations/moe.log");
+    let (others, keys) = of(&format!("{moe}{moe}"));
+    assert_eq!((others, keys.len()), (vec![], 1));
+    assert!(
+        keys.first()
+            .unwrap()
+            .starts_with("(256, 16384, 6144, 256, 257, 9, 'ActivationType.Silu'")
+    );
+    assert!(
+        keys.first()
+            .unwrap()
+            .ends_with("'QuantType.per_1x128', True, False)")
+    );
 }
 
 #[test]
@@ -451,7 +578,11 @@ fn summary(log_summary: &LogSummary) -> String {
         (&log_summary.decode_batches, &log_summary.decode_eager),
         log_summary.prefill_batches,
         log_summary.limits,
-        (&log_summary.legacy_tables, &log_summary.others),
+        (
+            &log_summary.legacy_tables,
+            &log_summary.others,
+            &log_summary.fused_moe
+        ),
         log_summary.malformed_shown,
         log_summary.malformed,
     )

@@ -382,6 +382,111 @@ fn lookup_lines_torn_at_either_end_are_counted() {
 }
 
 #[test]
+fn what_is_not_tuned_here_is_named_with_numbers() {
+    let logs =
+        ["batched", "bf16", "moe"].map(|name| finding(&format!("other-operations/{name}.log")));
+    let mut arguments = vec!["shapes"];
+    arguments.extend(logs.iter().map(String::as_str));
+    let output = gemmtune(&arguments, b"");
+    assert_eq!(output.status.code(), Some(14));
+    let told = "3 batched look-ups, 1 batched bf16 look-up, 2 bf16 look-ups, 1 fused-MoE key: not tuned here yet";
+    assert!(stderr(&output).contains(told), "{}", stderr(&output));
+    // Beside shapes it is a remark.
+    let output = gemmtune(
+        &["shapes", &logs[2], "-"],
+        format!("{}\n", dump(1, 512, 7168)).as_bytes(),
+    );
+    assert!(output.status.success());
+    assert!(
+        stderr(&output).contains("1 fused-MoE key: not tuned here yet"),
+        "{}",
+        stderr(&output)
+    );
+    let found = json(&gemmtune(
+        &["shapes", &logs[2], "-", "--json"],
+        format!("{}\n", dump(1, 512, 7168)).as_bytes(),
+    ));
+    assert_eq!(found["fused_moe_keys"].as_array().unwrap().len(), 1);
+}
+
+#[test]
+fn hits_and_misses_stand_beside_each_shape() {
+    let line = |m: u32, end: &str| format!("[aiter] shape is M:{m}, N:512, K:7168, {end}\n");
+    let missed =
+        "not found tuned config in /x/a8w8_blockscale_tuned_gemm.csv, will use default config!";
+    let hit = "found padded_M: 16, N:512, K:7168 is tuned on cu_num = 304 in /x/a8w8_blockscale_tuned_gemm.csv , kernel name is k!";
+    let log = [
+        line(9, hit),
+        line(9, hit),
+        line(9, missed),
+        line(40, missed),
+        format!("{}\n", dump(9, 512, 7168)),
+    ]
+    .concat();
+    let output = gemmtune(&["shapes", "-"], log.as_bytes());
+    // The look-ups do not say the dtype that the dump says.
+    assert_eq!(
+        stdout(&output),
+        "op,M,N,K,dtype,records,hits,misses\n\
+         gemm_a8w8_blockscale,9,512,7168,torch.float8_e4m3fnuz,4,2,1\n\
+         gemm_a8w8_blockscale,40,512,7168,,1,0,1\n"
+    );
+    let found = json(&gemmtune(&["shapes", "-", "--json"], log.as_bytes()));
+    let ends: Vec<_> = found["shapes"]
+        .as_array()
+        .unwrap()
+        .iter()
+        .map(|shape| (&shape["hits"], &shape["misses"]))
+        .collect();
+    assert_eq!(ends, [(&2.into(), &1.into()), (&0.into(), &1.into())]);
+    // What comes next reads the file as ever.
+    let output = gemmtune(
+        &["plan", "--shapes", "-", "--gfx", "gfx942", "--cu", "304"],
+        stdout(&output).as_bytes(),
+    );
+    assert!(output.status.success(), "{}", stderr(&output));
+}
+
+#[test]
+fn weights_that_were_served_are_told_from_those_that_were_not() {
+    let output = gemmtune(
+        &["shapes", &finding("other-operations/nk-hit-and-miss.log")],
+        b"",
+    );
+    let text = stderr(&output);
+    assert!(
+        text.contains("N=17408 K=5120 on NVIDIA_L40S: no file, the default configuration"),
+        "{text}"
+    );
+    assert!(
+        text.contains("N=8192 K=5120 on NVIDIA_L40S: served from a file"),
+        "{text}"
+    );
+}
+
+#[test]
+fn a_log_in_utf_16_is_a_log() {
+    let units: Vec<u8> = format!("{}\r\n", dump(3, 512, 7168))
+        .encode_utf16()
+        .flat_map(u16::to_le_bytes)
+        .collect();
+    let log = [&[0xff, 0xfe][..], &units].concat();
+    let file = tempfile::NamedTempFile::new().unwrap();
+    fs_err::write(file.path(), &log).unwrap();
+    let path = file.path().to_str().unwrap();
+    for output in [
+        gemmtune(&["shapes", path], b""),
+        gemmtune(&["shapes", "-"], &log),
+    ] {
+        assert!(
+            stdout(&output).contains("\ngemm_a8w8_blockscale,3,512,7168,"),
+            "{}",
+            stderr(&output)
+        );
+    }
+}
+
+#[test]
 fn with_json_a_completion_script_is_inside_the_document() {
     let plain = stdout(&gemmtune(&["completions", "bash"], b""));
     let document = json(&gemmtune(&["completions", "bash", "--json"], b""));

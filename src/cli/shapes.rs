@@ -71,6 +71,8 @@ struct Summary<'log_summary> {
     tables_without_gfx: Vec<&'log_summary str>,
     /// Look-ups in tables of other families, by the stem of the family.
     other_families: &'log_summary BTreeMap<String, u64>,
+    /// Keys that the fused MoE looked for, at most as many as shapes.
+    fused_moe_keys: Vec<&'log_summary str>,
     processes: usize,
     malformed_records: &'log_summary [Malformed],
 }
@@ -86,6 +88,8 @@ struct ListedShape<'seen> {
     k: u32,
     dtype: &'seen str,
     records: u64,
+    hits: u64,
+    misses: u64,
 }
 
 #[derive(Serialize)]
@@ -97,6 +101,9 @@ struct Weight<'log_summary> {
     #[serde(flatten)]
     only: &'log_summary NkOnly,
 }
+
+/// A shape, and how many of its look-ups found a row and did not.
+type LookedUp = (CountedShape, (u64, u64));
 
 /// Reads the logs and writes the shapes.
 pub fn run(args: &ShapesArgs, printer: &Printer) -> Result<(), Error> {
@@ -111,17 +118,24 @@ pub fn run(args: &ShapesArgs, printer: &Printer) -> Result<(), Error> {
         read(file, &mut log_summary, &progress, printer)?;
     }
     progress.finish();
-    let shapes: Vec<CountedShape> = log_summary
-        .shapes(args.op)
+    let seen = log_summary.shapes(args.op);
+    let ends = log_summary.hits_and_misses_of(&seen);
+    let shapes: Vec<LookedUp> = seen
         .into_iter()
         .map(|Seen { shape, records }| CountedShape { shape, records })
+        .zip(ends)
         .collect();
     let summary = summary(&log_summary, &shapes, files.len(), start.elapsed());
 
     // Logs without anything leave no file behind. Those that name weights only give the header alone, so that an
     // older file of that name is not taken for their shapes.
     if !log_summary.is_empty() {
-        let csv = shapes::write(&shapes);
+        let csv = if summary.hits + summary.misses > 0 {
+            shapes::write_looked_up(&shapes)
+        } else {
+            // Nothing says how look-ups ended, so no column does.
+            shapes::write(shapes.iter().map(|(shape, _)| shape))
+        };
         match &args.output {
             Some(path) => files::write(path, csv.as_bytes(), printer)?,
             None if printer.is_json() => {}
@@ -197,21 +211,26 @@ fn read(
 
 fn summary<'log_summary>(
     log_summary: &'log_summary LogSummary,
-    shapes: &'log_summary [CountedShape],
+    shapes: &'log_summary [LookedUp],
     files: usize,
     elapsed: Duration,
 ) -> Summary<'log_summary> {
-    let listed = shapes
-        .iter()
-        .take(LISTED)
-        .map(|CountedShape { shape, records }| ListedShape {
-            op: shape.op,
-            m: shape.m,
-            n: shape.n,
-            k: shape.k,
-            dtype: &shape.dtype,
-            records: *records,
-        });
+    let listed =
+        shapes
+            .iter()
+            .take(LISTED)
+            .map(
+                |(CountedShape { shape, records }, (hits, misses))| ListedShape {
+                    op: shape.op,
+                    m: shape.m,
+                    n: shape.n,
+                    k: shape.k,
+                    dtype: &shape.dtype,
+                    records: *records,
+                    hits: *hits,
+                    misses: *misses,
+                },
+            );
     let (hits, misses) = log_summary.hits_and_misses();
     Summary {
         bytes: log_summary.bytes,
@@ -242,6 +261,12 @@ fn summary<'log_summary>(
             .map(String::as_str)
             .collect(),
         other_families: &log_summary.others,
+        fused_moe_keys: log_summary
+            .fused_moe
+            .iter()
+            .take(LISTED)
+            .map(String::as_str)
+            .collect(),
         processes: log_summary.hellos.len(),
         malformed_records: &log_summary.malformed_shown,
     }
@@ -263,8 +288,8 @@ fn tell(log_summary: &LogSummary, summary: &Summary<'_>, args: &ShapesArgs, prin
             summary.hits, summary.misses
         ));
     }
-    if !log_summary.others.is_empty() {
-        printer.say(other_families(log_summary));
+    if let Some(others) = other_operations(log_summary) {
+        printer.say(others);
     }
     if summary.malformed > 0 {
         printer.warn(malformed(log_summary));
@@ -280,10 +305,23 @@ fn tell(log_summary: &LogSummary, summary: &Summary<'_>, args: &ShapesArgs, prin
             "the logs name weights but no M, so there are no shapes: SGLang's Triton kernel logs (N, K) only\n",
         );
         for weight in &summary.weights_nk {
+            let NkOnly {
+                default_config,
+                tuned_config,
+                device,
+                ..
+            } = weight.only;
             let _ = writeln!(
                 text,
-                "  N={} K={} on {}",
-                weight.n, weight.k, weight.only.device
+                "  N={} K={} on {device}: {}",
+                weight.n,
+                weight.k,
+                match (default_config, tuned_config) {
+                    (_, 0) => "no file, the default configuration".to_owned(),
+                    (0, _) => "served from a file".to_owned(),
+                    (misses, hits) =>
+                        format!("served from a file {hits} times, {misses} times without one"),
+                }
             );
         }
         let _ = write!(
@@ -353,17 +391,33 @@ fn malformed(log_summary: &LogSummary) -> String {
     text
 }
 
-/// The look-ups of what this program does not tune.
-fn other_families(log_summary: &LogSummary) -> String {
-    let named: Vec<String> = log_summary
+/// What the logs say of operations that this program does not tune.
+fn other_operations(log_summary: &LogSummary) -> Option<String> {
+    let count = |count: u64, one: &str, many: &str| match count {
+        1 => format!("1 {one}"),
+        _ => format!("{count} {many}"),
+    };
+    let mut named: Vec<String> = log_summary
         .others
         .iter()
-        .map(|(family, count)| format!("{count} of `{family}`"))
+        .map(|(family, &times)| match family.as_str() {
+            "bf16_tuned_gemm" => count(times, "bf16 look-up", "bf16 look-ups"),
+            "a8w8_tuned_batched_gemm" => count(times, "batched look-up", "batched look-ups"),
+            "bf16_tuned_batched_gemm" => {
+                count(times, "batched bf16 look-up", "batched bf16 look-ups")
+            }
+            other => count(
+                times,
+                &format!("look-up in `{other}`"),
+                &format!("look-ups in `{other}`"),
+            ),
+        })
         .collect();
-    format!(
-        "look-ups in tables of other families, which are not tuned here: {}",
-        named.join(", ")
-    )
+    let keys = log_summary.fused_moe.len() as u64;
+    if keys > 0 {
+        named.push(count(keys, "fused-MoE key", "fused-MoE keys"));
+    }
+    (!named.is_empty()).then(|| format!("{}: not tuned here yet", named.join(", ")))
 }
 
 /// Which variable or stage an empty result points to.
@@ -394,8 +448,8 @@ fn nothing_found(log_summary: &LogSummary, files: usize) -> Error {
         ))
         .hint("send requests before the server stops, and check that the checkpoint is block FP8 (`weight_block_size` in its config.json)");
     }
-    if !log_summary.others.is_empty() {
-        return failure(&other_families(log_summary))
+    if let Some(others) = other_operations(log_summary) {
+        return failure(&others)
             .hint("serve a block-FP8 or per-channel FP8 model whose GEMMs this program tunes");
     }
     let triton = |identity: &String| identity.starts_with("triton_w8a8_block_fp8_linear");

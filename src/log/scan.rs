@@ -2,8 +2,10 @@
 //!
 //! A log is any bytes. Records are looked for anywhere: behind progress bars, rank prefixes and colours, several in
 //! a line. A record starts at its tag and ends at the next line end (`\n` or `\r`), at the latest after
-//! [`RECORD_MAX`] bytes. What is found depends on the bytes alone, never on how they arrive. Memory does not depend on the
-//! size of the input, nor on the length of its lines.
+//! [`RECORD_MAX`] bytes; only a look-up line that was wrapped when it was copied goes on. What is found depends on the
+//! bytes alone, never on how they arrive. Memory does not depend on the size of the input, nor on the length of its lines.
+
+mod lookup;
 
 use std::io::{self, Read};
 
@@ -13,9 +15,11 @@ use super::engagement;
 use super::record;
 use super::record_file;
 use super::sglang;
-use super::summary::{CUT_OFF, LogSummary, Place, Sizes, add_one};
+use super::summary::{CUT_OFF, LogSummary, Logger, Place, Sizes, add_one};
 use super::tags::{Found, Next, Searcher, Tag, WINDOW};
 use super::window::{BUFFER, Window, read_some};
+
+pub(super) use lookup::{WRAPPED_MAX, may_go_on};
 
 /// Longest record: a capture list of 4096 sizes is 24 KiB.
 const RECORD_MAX: usize = 32 << 10;
@@ -53,6 +57,7 @@ pub fn scan(
         scan_log(&mut window, &mut input, name, lines, log_summary)
     };
     log_summary.bytes += window.end();
+    log_summary.end_log();
     read.map(|()| window.end())
 }
 
@@ -172,9 +177,6 @@ fn newlines(bytes: &[u8]) -> u64 {
     memchr::memchr_iter(b'\n', bytes).count() as u64
 }
 
-/// The reason given for a look-up line that is not whole.
-const TORN_LOOKUP: &str = "torn: no complete look-up line of aiter";
-
 struct Scanner<'log_summary> {
     name: &'log_summary str,
     log_summary: &'log_summary mut LogSummary,
@@ -291,9 +293,13 @@ impl<'log_summary> Scanner<'log_summary> {
                 offset,
                 end,
                 cut_off: line_end.is_none() && !whole,
+                last,
                 alone: searched >= end,
             };
-            at = self.record(&segment, found);
+            let Some(after) = self.record(&segment, found) else {
+                return Done::at(found.start);
+            };
+            at = after;
             self.floor = offset + at as u64;
             next = if at <= searched {
                 following
@@ -303,19 +309,18 @@ impl<'log_summary> Scanner<'log_summary> {
         }
     }
 
-    /// Handles the record behind one tag; gives where the search goes on.
+    /// Handles the record behind one tag; gives where the search goes on, or nothing where more bytes tell what it is.
     #[inline]
-    fn record(&mut self, segment: &Segment<'_>, found: Found) -> usize {
+    fn record(&mut self, segment: &Segment<'_>, found: Found) -> Option<usize> {
         if found.tag == Tag::Dump {
-            return self
-                .known_dump(segment, found)
-                .unwrap_or_else(|| self.dump(segment, found));
+            let known = self.known_dump(segment, found);
+            return Some(known.unwrap_or_else(|| self.dump(segment, found)));
         }
         let before = &segment.bytes[..found.start];
         let text = &segment.bytes[found.end..segment.end];
         match found.tag {
             Tag::Dump => {}
-            Tag::LookupHead => self.lookup_head(segment, found),
+            Tag::LookupHead => return self.lookup_head(segment, found),
             Tag::FoundPadded | Tag::WeightDtype | Tag::NotFound => {
                 return self.lookup(segment, found);
             }
@@ -326,7 +331,17 @@ impl<'log_summary> Scanner<'log_summary> {
             }
             Tag::MxScale => {
                 let stem = "a8w8_blockscale_mxscale_bpreshuffle_tuned_gemm";
-                self.log_summary.add_other(stem.to_owned());
+                let logger = Logger::of_line(before);
+                self.log_summary.add_other(stem.to_owned(), logger);
+            }
+            Tag::Batched => {
+                let stem = lookup::batched(text);
+                self.log_summary.add_other(stem.to_owned(), Logger::Aiter);
+            }
+            Tag::FusedMoe => {
+                if let Some(key) = lookup::fused_moe_key(text) {
+                    self.log_summary.add_fused_moe(key);
+                }
             }
             Tag::NoGfxColumn => {
                 let from = memchr::memrchr3(b'\n', b'\r', 0x1b, before).map_or(0, |at| at + 1);
@@ -379,7 +394,7 @@ impl<'log_summary> Scanner<'log_summary> {
                 }
             }
         }
-        found.end
+        Some(found.end)
     }
 
     /// A dump record that ends its line and whose payload has been met before: nothing is parsed.
@@ -453,66 +468,6 @@ impl<'log_summary> Scanner<'log_summary> {
         }
     }
 
-    /// A look-up line of aiter, whose head stands before its tag.
-    fn lookup(&mut self, segment: &Segment<'_>, found: Found) -> usize {
-        let start = engagement::head_start(segment.bytes, found.start)
-            .filter(|start| !has_line_end(&segment.bytes[*start..found.start]));
-        let Some(start) = start else {
-            // Somebody else's words, or a line whose beginning is lost.
-            if engagement::lost_head(segment.bytes, found.start) {
-                self.malformed(segment, found.start, TORN_LOOKUP);
-            }
-            return found.end;
-        };
-        if let Some((said, length)) = engagement::parse(&segment.bytes[start..segment.end]) {
-            match said {
-                engagement::Said::Lookup(line) => self.log_summary.add_lookup(line),
-                engagement::Said::Other(family) => self.log_summary.add_other(family),
-            }
-            (start + length).max(found.end)
-        } else {
-            let reason = if segment.cut_off {
-                CUT_OFF
-            } else {
-                TORN_LOOKUP
-            };
-            self.malformed(segment, start, reason);
-            // Its further tags belong to the same line.
-            let next = find(&segment.bytes[found.end..segment.end], b"shape ");
-            next.map_or(segment.end, |next| found.end + next)
-        }
-    }
-
-    /// The head of a look-up line: torn if nothing in the rest of its line says how the look-up ended. A whole line is
-    /// read when that is met.
-    fn lookup_head(&mut self, segment: &Segment<'_>, found: Found) {
-        let text = &segment.bytes[found.end..segment.end];
-        let text = &text[..find(text, b"[aiter] shape is M:").unwrap_or(text.len())];
-        let mut at = 0;
-        while let Next::Found(next) = self.searcher.next(text, at, 0, true) {
-            if matches!(
-                next.tag,
-                Tag::FoundPadded | Tag::WeightDtype | Tag::NotFound
-            ) {
-                return;
-            }
-            at = next.end;
-        }
-        let start = found.end - b"shape is M:".len();
-        if let Some((engagement::Said::Other(family), _)) =
-            engagement::parse(&segment.bytes[start..segment.end])
-        {
-            self.log_summary.add_other(family);
-            return;
-        }
-        let reason = if segment.cut_off {
-            CUT_OFF
-        } else {
-            TORN_LOOKUP
-        };
-        self.malformed(segment, found.start, reason);
-    }
-
     #[cold]
     fn empty_tally(&mut self) {
         for (dump, count) in self.tally.drain() {
@@ -565,12 +520,10 @@ struct Segment<'bytes> {
     end: usize,
     /// Whether the record ends with the input, without a line end.
     cut_off: bool,
+    /// Whether the input ends with `bytes`.
+    last: bool,
     /// Whether no further tag starts before `end`.
     alone: bool,
-}
-
-fn has_line_end(bytes: &[u8]) -> bool {
-    memchr::memchr2(b'\n', b'\r', bytes).is_some()
 }
 
 /// The record of a payload with colour sequences (`ESC [ … letter`) in it.

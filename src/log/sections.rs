@@ -1,7 +1,8 @@
 //! A plain log read in sections side by side: the same log summary as [`scan`] gives, in a fraction of the time.
 //!
-//! No record goes past the end of its line, so a log can be cut behind any line end, and what the sections hold adds
-//! up. They are added in the order they stand in, because some facts are those said last or first.
+//! No record goes past the end of its line, except for a look-up line that was wrapped: so a log can be cut behind any
+//! line end where none is open, and what the sections hold adds up. They are added in the order they stand in, because
+//! some facts are those said last or first.
 
 use std::io::{self, Read};
 use std::thread;
@@ -10,7 +11,7 @@ use camino::Utf8Path;
 use fs_err::os::unix::fs::FileExt as _;
 
 use super::record;
-use super::scan::{Lines, Part, scan, scan_rest};
+use super::scan::{Lines, Part, WRAPPED_MAX, may_go_on, scan, scan_rest};
 use super::summary::LogSummary;
 
 /// Shortest section: below it a thread costs more than it brings.
@@ -23,6 +24,9 @@ pub const SECTIONS_MAX: usize = 4;
 /// memory does not grow with the number of sections.
 const SHAPES_MAX: usize = 12_000;
 
+/// Most places looked at for the start of a section: a log that is wrapped all over is read by one thread.
+const TRIES_MAX: usize = 4096;
+
 /// How many sections this machine reads at once.
 pub fn sections_here() -> usize {
     thread::available_parallelism().map_or(1, |cores| cores.get().min(SECTIONS_MAX))
@@ -34,6 +38,18 @@ pub fn sections_here() -> usize {
 /// `on_read` is told how many bytes were read, from the threads that read them. An error of a reader ends the reading
 /// there: what stands before it stays in the log summary.
 pub fn scan_file(
+    path: &Utf8Path,
+    sections: usize,
+    section_min: u64,
+    log_summary: &mut LogSummary,
+    on_read: &(dyn Fn(u64) + Sync),
+) -> io::Result<u64> {
+    let read = scan_sections(path, sections, section_min, log_summary, on_read);
+    log_summary.end_log();
+    read
+}
+
+fn scan_sections(
     path: &Utf8Path,
     sections: usize,
     section_min: u64,
@@ -94,11 +110,17 @@ fn starts(file: &fs_err::File, sections: usize, section_min: u64) -> io::Result<
     }
     for index in 1..sections {
         let mut at = length / sections * index;
+        let mut tries = 0;
         loop {
             let piece = read_at(file, at, 64 << 10)?;
             let end = memchr::memchr(b'\n', &piece);
             at += end.map_or(piece.len(), |end| end + 1) as u64;
-            if end.is_some() || piece.is_empty() {
+            if piece.is_empty() || (end.is_some() && !goes_on(file, at)?) {
+                break;
+            }
+            tries += 1;
+            if tries > TRIES_MAX {
+                at = length;
                 break;
             }
         }
@@ -107,6 +129,13 @@ fn starts(file: &fs_err::File, sections: usize, section_min: u64) -> io::Result<
         }
     }
     Ok(starts)
+}
+
+/// Whether a look-up line before `at`, where a line starts, may go on there.
+fn goes_on(file: &fs_err::File, at: u64) -> io::Result<bool> {
+    let from = at.saturating_sub(WRAPPED_MAX as u64);
+    let length = usize::try_from(at - from).unwrap_or(WRAPPED_MAX);
+    Ok(may_go_on(&read_at(file, from, length)?))
 }
 
 /// `length` bytes from `at` on, fewer at the end of the file.

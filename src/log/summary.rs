@@ -1,6 +1,7 @@
 //! What was found in logs and record files, in bounded memory.
 
 mod append;
+mod lookups;
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::sync::Arc;
@@ -9,12 +10,15 @@ use serde::Serialize;
 
 use super::cursor::lossy;
 use super::dump::Dump;
-use super::engagement::{Hit, Line, LineOutcome, Reuse};
+use super::engagement::{Hit, Reuse};
 use super::hash::NumberMap;
 use super::plausible;
 use super::record::{CallKind, Hello, Record, TritonServed};
 use super::sglang::{Capture, ConfigFile, Limits};
 use crate::shape::{Op, Shape};
+pub(super) use lookups::Logger;
+use lookups::Said;
+pub use lookups::Served;
 
 /// Most distinct shapes kept. Six weights with every M from 1 to 16384 are 98304; more come from no workload, and
 /// their records are counted in [`LogSummary::left_out`].
@@ -61,6 +65,8 @@ pub struct LogSummary {
     pub legacy_tables: BTreeMap<String, u64>,
     /// Look-ups in tables of other families than our operations', by the stem of the family.
     pub others: BTreeMap<String, u64>,
+    /// Keys that aiter's fused MoE looked for, as it prints them.
+    pub fused_moe: BTreeSet<String>,
     /// Processes that were instrumented.
     pub hellos: BTreeSet<Hello>,
     /// Modules that instrumented processes hooked, with the files they were loaded from.
@@ -68,8 +74,10 @@ pub struct LogSummary {
     /// What served the GEMMs of SGLang's Triton kernel, by (N, K, M). Where processes differ, whatever was not
     /// put in place by the overlay: it is the one to know of.
     pub triton_served: BTreeMap<(u32, u32, u32), TritonServed>,
-    /// Look-ups by what was looked for.
+    /// Look-ups by what was looked for, of logs that were read to their end.
     served: NumberMap<Key, Served>,
+    /// Those of the log that is being read.
+    said: Said,
     /// Rows of `gemm_a8w8_bpreshuffle` that serve every M above theirs, by (N, K).
     reused: BTreeMap<(u32, u32), Reuse>,
     counts: NumberMap<Key, u64>,
@@ -114,19 +122,6 @@ pub struct NkOnly {
     pub device: String,
     /// The file that was used or looked for, as last said.
     pub file: String,
-}
-
-/// How a shape's look-ups ended. aiter caches look-ups, so these count processes more than calls.
-#[derive(Clone, Debug, Default, PartialEq, Eq)]
-pub struct Served {
-    /// Look-ups that found a row.
-    pub hits: u64,
-    /// Look-ups that found none.
-    pub misses: u64,
-    /// The row last found.
-    pub hit: Option<Arc<Hit>>,
-    /// The table last missed in.
-    pub missed_in: Option<Arc<str>>,
 }
 
 /// A record that cannot be used.
@@ -233,48 +228,6 @@ impl LogSummary {
         self.counts.values().sum::<u64>() + self.left_out
     }
 
-    /// Every shape that aiter looked up, and how that ended.
-    pub fn served(&self) -> impl Iterator<Item = (Shape, Served)> {
-        let mut served: Vec<_> = self.served.iter().collect();
-        served.sort_unstable_by_key(|(key, _)| **key);
-        served.into_iter().map(|(key, served)| {
-            let mut served = served.clone();
-            // Its look-up missed, and the function went on with the largest row.
-            if let Some(reuse) = self.reuse(*key).filter(|_| served.misses > 0) {
-                served.hits += std::mem::take(&mut served.misses);
-                let file = served.missed_in.take();
-                served.hit = Some(Arc::new(reuse.hit(file.as_deref().unwrap_or(""))));
-            }
-            let shape = Shape {
-                op: key.op.unwrap_or(Op::Blockscale),
-                m: key.m,
-                n: key.n,
-                k: key.k,
-                dtype: DTYPES[usize::from(key.dtype)].to_owned(),
-            };
-            (shape, served)
-        })
-    }
-
-    /// Look-ups that found a row, and that found none.
-    pub fn hits_and_misses(&self) -> (u64, u64) {
-        self.served
-            .iter()
-            .fold((0, 0), |(hits, misses), (key, served)| {
-                if self.reuse(*key).is_some() {
-                    (hits + served.hits + served.misses, misses)
-                } else {
-                    (hits + served.hits, misses + served.misses)
-                }
-            })
-    }
-
-    /// The row that serves the shape because its M is above every row's.
-    fn reuse(&self, key: Key) -> Option<&Reuse> {
-        let reuse = self.reused.get(&(key.n, key.k))?;
-        (key.op == Some(Op::Bpreshuffle) && key.m > reuse.m).then_some(reuse)
-    }
-
     /// Whether nothing at all was found that says which GEMMs ran.
     pub fn is_empty(&self) -> bool {
         self.counts.is_empty() && self.nk_only.is_empty()
@@ -282,7 +235,7 @@ impl LogSummary {
 
     /// Distinct shapes kept, before dtypes and operations that are unsaid are settled.
     pub(super) fn shapes_kept(&self) -> usize {
-        self.counts.len()
+        self.counts.len() + self.said.shapes()
     }
 
     fn op_by_dispatch(&self) -> Op {
@@ -308,45 +261,6 @@ impl LogSummary {
         let Dump { op, m, n, k, dtype } = dump;
         let dtype = dtype_index(dtype);
         self.add(Key { op, n, k, m, dtype }, count);
-    }
-
-    pub(super) fn add_lookup(&mut self, line: Line<'_>) {
-        let dtype = line.dtype.and_then(|dtype| std::str::from_utf8(dtype).ok());
-        let key = Key {
-            op: Some(line.op),
-            n: line.n,
-            k: line.k,
-            m: line.m,
-            dtype: dtype_index(dtype.unwrap_or("")),
-        };
-        self.add(key, 1);
-        if self.served.len() >= SHAPES_MAX && !self.served.contains_key(&key) {
-            return;
-        }
-        let served = self.served.entry(key).or_default();
-        match line.outcome {
-            LineOutcome::Hit(hit) => {
-                served.hits += 1;
-                served.hit = Some(self.texts.hit(hit.to_owned()));
-            }
-            LineOutcome::Miss { file } => {
-                served.misses += 1;
-                served.missed_in = file.map(|file| self.texts.text(file));
-            }
-        }
-    }
-
-    pub(super) fn add_other(&mut self, family: String) {
-        if self.others.len() < ENTRIES_MAX || self.others.contains_key(&family) {
-            add_one(&mut self.others, family, 1);
-        }
-    }
-
-    pub(super) fn add_reuse(&mut self, reuse: Reuse) {
-        let weight = (reuse.n, reuse.k);
-        if self.reused.len() < ENTRIES_MAX || self.reused.contains_key(&weight) {
-            self.reused.insert(weight, reuse);
-        }
     }
 
     pub(super) fn add_config(&mut self, file: ConfigFile, hit: bool) {
@@ -449,7 +363,8 @@ impl LogSummary {
     pub(super) fn expects_longer_than(&self, dtype: &str) -> bool {
         let seen = |wanted: &str| {
             let wanted = dtype_index(wanted);
-            self.counts.keys().any(|key| key.dtype == wanted)
+            let mut keys = self.counts.keys().chain(self.said.keys());
+            keys.any(|key| key.dtype == wanted)
         };
         plausible::longer(dtype).any(seen) && !seen(dtype)
     }

@@ -41,7 +41,8 @@ fn a_record_without_dtype_joins_the_one_shape_with_a_dtype() {
     else {
         panic!("a look-up");
     };
-    log_summary.add_lookup(line);
+    log_summary.add_lookup(line, Logger::Aiter);
+    log_summary.end_log();
     assert_eq!(log_summary.shapes(None)[0].shape.dtype, "");
     log_summary.add_dump(dump(Some(Op::Blockscale), 1, "torch.float8_e4m3fn"), 3);
     let shapes = log_summary.shapes(None);

@@ -23,6 +23,10 @@ pub(super) enum Tag {
     Reused,
     /// aiter's MX-scaled GEMM says how a look-up in its own table ended.
     MxScale,
+    /// Begin of a look-up line of aiter's batched GEMM.
+    Batched,
+    /// aiter's fused MoE says what it runs for a key.
+    FusedMoe,
     /// aiter says a table lacks the `gfx` column; its name stands before.
     NoGfxColumn,
     /// SGLang found no configuration file for an (N, K).
@@ -50,10 +54,10 @@ pub(super) enum Tag {
 /// Text, where its window starts, what it announces.
 ///
 /// Sources: the shape dump and dispatch lines are the playbook's own; aiter `aiter/ops/gemm_op_a8w8.py` and
-/// `gemm_op_a4w4.py` at v0.1.7, v0.1.9, 303a583c, e4048607 and main of
+/// `gemm_op_a4w4.py`, `batched_gemm_op_a8w8.py`, `fused_moe.py` at v0.1.7, v0.1.9, 303a583c, e4048607 and main of
 /// September 2026; SGLang 0.5.5 to 0.5.23 `fp8_kernel.py`,
 /// `scheduler_metrics_mixin.py`, `cuda_graph_runner.py`, `model_runner.py`, `eagle_worker_v2.py`.
-static TAGS: [(&[u8], usize, Tag); 19] = [
+static TAGS: [(&[u8], usize, Tag); 21] = [
     (b"[GEMM_shape_dump]", 0, Tag::Dump),
     (b"[aiter] shape is M:", 0, Tag::LookupHead),
     (b", found padded_M: ", 1, Tag::FoundPadded),
@@ -61,6 +65,8 @@ static TAGS: [(&[u8], usize, Tag); 19] = [
     (b"not found tuned config in ", 1, Tag::NotFound),
     (b" is above the tuned table for N:", 0, Tag::Reused),
     (b"mxscale bpreshuffle (", 0, Tag::MxScale),
+    (b"[aiter] shape is B:", 0, Tag::Batched),
+    (b"[fused_moe] using ", 0, Tag::FusedMoe),
     (b" has no 'gfx' column", 0, Tag::NoGfxColumn),
     (
         b"Using default W8A8 Block FP8 kernel config",

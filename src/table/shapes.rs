@@ -211,16 +211,35 @@ pub fn read(bytes: &[u8], default_op: Option<Op>) -> Result<Vec<CountedShape>, S
 }
 
 /// Writes a shapes file, sorted by operation, N, K, M, dtype.
-pub fn write(shapes: &[CountedShape]) -> String {
-    use std::fmt::Write as _;
-    let mut sorted: Vec<&CountedShape> = shapes.iter().collect();
-    sorted.sort_by(|a, b| a.shape.cmp(&b.shape));
+pub fn write<'shape>(shapes: impl IntoIterator<Item = &'shape CountedShape>) -> String {
     let mut text = String::from("op,M,N,K,dtype,records\n");
-    for CountedShape { shape, records } in sorted {
-        let Shape { op, m, n, k, dtype } = shape;
-        let _ = writeln!(text, "{op},{m},{n},{k},{dtype},{records}");
+    for row in rows(shapes.into_iter().map(|shape| (shape, String::new()))) {
+        text.push_str(&row);
     }
     text
+}
+
+/// The same with how the look-ups of each shape ended, in two more columns: those that found a row, and those that did not.
+pub fn write_looked_up(shapes: &[(CountedShape, (u64, u64))]) -> String {
+    let mut text = String::from("op,M,N,K,dtype,records,hits,misses\n");
+    let ends = shapes
+        .iter()
+        .map(|(shape, (hits, misses))| (shape, format!(",{hits},{misses}")));
+    for row in rows(ends) {
+        text.push_str(&row);
+    }
+    text
+}
+
+fn rows<'shape>(
+    shapes: impl Iterator<Item = (&'shape CountedShape, String)>,
+) -> impl Iterator<Item = String> {
+    let mut sorted: Vec<(&CountedShape, String)> = shapes.collect();
+    sorted.sort_by(|(a, _), (b, _)| a.shape.cmp(&b.shape));
+    sorted.into_iter().map(|(counted, more)| {
+        let Shape { op, m, n, k, dtype } = &counted.shape;
+        format!("{op},{m},{n},{k},{dtype},{}{more}\n", counted.records)
+    })
 }
 
 fn csv_error(error: &csv::Error) -> ShapesError {

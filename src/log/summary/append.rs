@@ -1,6 +1,6 @@
 //! What a later part of a log holds, added to what stands before it.
 
-use super::{ENTRIES_MAX, LogSummary, MALFORMED_SHOWN, SHAPES_MAX, add_one};
+use super::{ENTRIES_MAX, LogSummary, MALFORMED_SHOWN, add_one};
 
 impl LogSummary {
     /// Adds what a later part of the same log holds, with the result of reading both in one go. What only record
@@ -19,10 +19,8 @@ impl LogSummary {
         append_counts(&mut self.prefill_batches, later.prefill_batches);
         append_counts(&mut self.limits, later.limits);
         append_counts(&mut self.legacy_tables, later.legacy_tables);
-        for (family, count) in later.others {
-            if self.others.len() < ENTRIES_MAX || self.others.contains_key(&family) {
-                add_one(&mut self.others, family, count);
-            }
+        for key in later.fused_moe {
+            self.add_fused_moe(key);
         }
         for reuse in later.reused.into_values() {
             self.add_reuse(reuse);
@@ -43,21 +41,7 @@ impl LogSummary {
         for (key, count) in counts {
             self.add(key, count);
         }
-        let mut served: Vec<_> = later.served.into_iter().collect();
-        served.sort_unstable_by_key(|(key, _)| *key);
-        for (key, said) in served {
-            if self.served.len() >= SHAPES_MAX && !self.served.contains_key(&key) {
-                continue;
-            }
-            let known = self.served.entry(key).or_default();
-            known.hits += said.hits;
-            known.misses += said.misses;
-            known.hit = said.hit.or(known.hit.take());
-            // The last miss counts, also where it names no table.
-            if said.misses > 0 {
-                known.missed_in = said.missed_in;
-            }
-        }
+        self.append_lookups(later.said);
     }
 }
 
