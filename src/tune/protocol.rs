@@ -147,7 +147,7 @@ pub enum Answer {
         /// Clocks seen before and after, MHz; empty where they cannot be read.
         clocks_mhz: Vec<f64>,
         /// NVML's bit set of reasons for a lowered clock after the request; absent where it cannot be read.
-        #[serde(default)]
+        #[serde(default, skip_serializing_if = "Option::is_none")]
         throttle_reasons: Option<u64>,
     },
     /// To `check`: one outcome per candidate, in the request's order.

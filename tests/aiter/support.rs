@@ -198,16 +198,26 @@ impl Site {
     }
 
     /// Kills the script itself; its keeper and its workers are other processes.
+    /// Kills the tuner itself. The stand-in's workers are forks with the same command line, and their numbers may be
+    /// smaller where the system's have wrapped around; the tuner is the one whose parent is none of them.
     pub(crate) fn kill_the_tuner(&self) {
-        for pid in self.alive() {
+        let is_tuner = |pid: &u32| {
             let line = fs_err::read(format!("/proc/{pid}/cmdline")).unwrap_or_default();
             let words: Vec<&[u8]> = line.split(|byte| *byte == 0).collect();
-            if words.len() > 1 && words[1].ends_with(b"_tune.py") {
-                let pid = nix::unistd::Pid::from_raw(pid.cast_signed());
-                let _ = nix::sys::signal::kill(pid, nix::sys::signal::Signal::SIGKILL);
-                // The stand-in's workers are forks with the same command line.
-                return;
-            }
+            words.len() > 1 && words[1].ends_with(b"_tune.py")
+        };
+        let parent = |pid: u32| -> Option<u32> {
+            let status = fs_err::read_to_string(format!("/proc/{pid}/status")).ok()?;
+            let line = status.lines().find_map(|line| line.strip_prefix("PPid:"))?;
+            line.trim().parse().ok()
+        };
+        let found: Vec<u32> = self.alive().into_iter().filter(is_tuner).collect();
+        let first = found
+            .iter()
+            .find(|pid| parent(**pid).is_some_and(|parent| !found.contains(&parent)));
+        if let Some(pid) = first {
+            let pid = nix::unistd::Pid::from_raw(pid.cast_signed());
+            let _ = nix::sys::signal::kill(pid, nix::sys::signal::Signal::SIGKILL);
         }
     }
 
