@@ -128,7 +128,7 @@ fn the_loop_tunes_an_sglang_server_and_judges_each_load() {
         // Decode steps of the stand-in last five times its kernels, so the kernels alone foresee less.
         let predicted = load["predicted"].as_f64().unwrap();
         let measured = load["comparison"]["ratio"]["median"].as_f64().unwrap();
-        assert!(predicted > 1.05 && predicted < measured, "{load}");
+        assert!(predicted > 1.0 && predicted < measured, "{load}");
     }
     let page = fs_err::read_to_string(run.join("report.html")).unwrap();
     assert!(page.contains("Each load on its own"));
