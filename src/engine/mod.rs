@@ -12,6 +12,7 @@ pub mod server;
 mod stages;
 mod trial;
 
+#[cfg(feature = "cli")] // `run --dry-run` asks it
 pub(crate) use stages::inspection;
 
 use std::collections::BTreeMap;
