@@ -12,7 +12,7 @@ pub mod server;
 mod stages;
 mod trial;
 
-#[cfg(feature = "cli")] // `run --dry-run` asks it
+#[cfg(feature = "cli")] // `probe RUN` asks it
 pub(crate) use stages::inspection;
 
 use std::collections::BTreeMap;
