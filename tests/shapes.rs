@@ -649,7 +649,7 @@ fn logs_of_other_families_alone_are_no_shapes_and_say_what_they_were() {
         "a6w6_blockscale_tuned_gemm",
         "a8w8_blockscale_abpreshuffle_tuned_gemm",
     ] {
-        assert!(text.contains(&format!("1 of `{family}`")), "{text}");
+        assert!(text.contains(&format!("1 look-up in `{family}`")), "{text}");
     }
     let found = json(&gemmtune(
         &["shapes", &finding("after-5586/newest.log"), "--json"],

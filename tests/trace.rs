@@ -395,8 +395,10 @@ fn what_is_no_branch_of_ours_is_let_be() {
         let tree = Tree::fixture("e1");
         tree.replace(
             FP8_UTILS,
-            "    if bias is not None:\n",
-            &format!("{after}    if bias is not None:\n"),
+            "    if bias is not None:\n        output += bias\n\n    return output.to(",
+            &format!(
+                "{after}    if bias is not None:\n        output += bias\n\n    return output.to("
+            ),
         );
         assert_eq!(paths(&trace(&tree)), TRITON, "{after}");
     }
