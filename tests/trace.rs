@@ -266,8 +266,8 @@ fn renamed_names_and_imports_in_other_blocks_are_followed() {
     tree.replace(FP8_UTILS, import, "");
     tree.replace(
         FP8_UTILS,
-        "    input_2d = input.view(-1, input.shape[-1])\n",
-        &format!("{import}    input_2d = input.view(-1, input.shape[-1])\n"),
+        "    input_2d = input.view(-1, input.shape[-1])\n    output_shape = [*input.shape[:-1], weight.shape[0]]\n",
+        &format!("{import}    input_2d = input.view(-1, input.shape[-1])\n    output_shape = [*input.shape[:-1], weight.shape[0]]\n"),
     );
     assert_eq!(
         trace(&tree)["era"],
