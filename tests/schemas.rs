@@ -134,6 +134,20 @@ fn documents_about_trees_are_as_published() {
 fn documents_about_shapes_and_tables_are_as_published() {
     let place = Place::new();
     place.file("dump.log", DUMP);
+    let moe = data("moe-configs");
+    let moe = ["lookup", "--table", moe.as_str(), "--triton", "3.6.0"];
+    for more in [
+        ["--device", "NVIDIA_H200", "--shape", "E=256,N=512,M=64"],
+        ["--device", "NVIDIA_H200", "--shape", "E=8,N=128"],
+        [
+            "--device",
+            "NVIDIA_B200",
+            "--shape",
+            "E=8,N=129,K=64,topk=2",
+        ],
+    ] {
+        check("lookup", &place.json(&[moe.as_slice(), &more].concat()));
+    }
     place.file(
         "bare.csv",
         "M,N,K\n1,1280,4096\n1,7168,2304\n64,7168,2304\n1000,4608,7168\n",

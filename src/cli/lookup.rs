@@ -1,6 +1,7 @@
 //! `gemmtune lookup`: which row of a table the runtime takes for each shape.
 
 mod json;
+mod moe;
 
 use camino::{Utf8Path, Utf8PathBuf};
 use serde::Serialize;
@@ -14,21 +15,32 @@ use crate::shape::{Op, Shape};
 use crate::table::aiter::{Row, Table};
 use crate::table::family::{self, Family};
 use crate::table::lookup::{LookupError, Probe, Resolution, Resolver, Rules};
+use crate::table::moe::folders::Tables;
+use crate::table::moe::problem::{CountedProblem, read as read_problems};
 use crate::table::outcome::{Runs, runs};
 use crate::table::reason::Reasons;
 use crate::table::revision::Revision;
 use crate::table::shapes::{self, CountedShape, ShapesError};
+use moe::{MoeAnswer, MoeAnswers};
 
 /// Arguments of `gemmtune lookup`.
 #[derive(Debug, clap::Args)]
 pub struct LookupArgs {
-    /// A tuned CSV of aiter, a JSON configuration of SGLang, or a folder of the latter
+    /// A tuned CSV of aiter, a JSON configuration of SGLang, or a folder of the latter; for fused MoE also the folder with
+    /// `triton_X_Y_Z` in it, or the `sglang` package
     #[arg(long, value_name = "TABLE")]
     table: Utf8PathBuf,
 
     /// Shapes to look up: the CSV of `gemmtune shapes`, or one with the columns M,N,K; `-` is standard input
-    #[arg(long, value_name = "CSV")]
-    shapes: Utf8PathBuf,
+    #[arg(long, value_name = "CSV", required_unless_present = "shape")]
+    shapes: Option<Utf8PathBuf>,
+
+    /// A shape instead of a file of them: `M=64,N=1536,K=7168`, or `M=64,E=128,N=768` for a fused MoE; may be repeated
+    ///
+    /// N of a fused MoE is the width between its two GEMMs on one rank. Its weights are FP8 with scale blocks of 128 by 128 unless
+    /// `dtype=` and `scales=` say otherwise; without M it is looked up at 1, 16, 64, 256, 1024 and 4096.
+    #[arg(long, value_name = "KEY=VALUE,…", conflicts_with = "shapes")]
+    shape: Vec<String>,
 
     /// Architecture of the GPU, for example gfx942; needed for a CSV table
     #[arg(long, value_name = "GFX")]
@@ -58,8 +70,14 @@ pub struct LookupArgs {
     device: Option<String>,
 
     /// SGLang release whose rules count for JSON configurations
-    #[arg(long, default_value = "0.5.23", value_name = "VERSION")]
-    sglang: String,
+    ///
+    /// Without it: that of the package the table lies in; elsewhere 0.5.23.
+    #[arg(long, value_name = "VERSION")]
+    sglang: Option<String>,
+
+    /// `triton.__version__` of the serving interpreter, which decides whose folder fused-MoE tables are read from
+    #[arg(long, value_name = "VERSION")]
+    triton: Option<String>,
 
     /// Write the CSV to this file instead of standard output
     #[arg(short, long, value_name = "CSV")]
@@ -136,6 +154,8 @@ struct Document<'args> {
     other_operations: usize,
     warnings: Vec<String>,
     rows: Vec<Answer>,
+    #[serde(skip_serializing_if = "Vec::is_empty")]
+    fused_moe: Vec<MoeAnswer>,
 }
 
 /// Answers, and what is odd about them.
@@ -146,24 +166,35 @@ struct Answers {
     revisions: Vec<Revision>,
     other_operations: usize,
     warnings: Vec<String>,
+    fused_moe: Vec<MoeAnswer>,
 }
 
 /// Looks the shapes up and writes what was found.
 pub fn run(args: &LookupArgs, printer: &Printer) -> Result<(), Error> {
     let is_json = args.table.is_dir() || args.table.extension() == Some("json");
+    let from = args.shapes.as_deref().unwrap_or(Utf8Path::new("--shape"));
     if let Some(output) = &args.output {
-        files::refuse_overwriting(output, [args.table.as_path(), &args.shapes])?;
+        files::refuse_overwriting(output, [args.table.as_path(), from])?;
     }
-    let bytes = read(&args.shapes, "the shapes")?;
-    let wrong = |error: ShapesError| {
-        Error::to(ErrorKind::Usage, &format!("use `{}`", args.shapes), error)
-            .hint("the columns are op,M,N,K,dtype,records; only M,N,K are needed")
+    let bytes = match &args.shapes {
+        Some(path) => read(path, "the shapes")?,
+        None => moe::shape_lines(&args.shape)?,
     };
+    let wrong = |error: ShapesError| {
+        Error::to(ErrorKind::Usage, &format!("use `{from}`"), error)
+            .hint("the columns are op,M,N,K,dtype,records, and E,topk,scales for fused MoE; only M,N,K are needed")
+    };
+    let problems = read_problems(&bytes).map_err(wrong)?;
+    let moe_tables = Tables::open(&args.table)
+        .map_err(|error| Error::to(ErrorKind::Usage, "read the table", error))?;
+    if let Some(tables) = moe_tables {
+        return in_moe_tables(args, &tables, from, (&bytes, &problems), printer);
+    }
     let default_op = match args.op {
         Some(op) => op,
         None if is_json => Op::TritonBlockFp8,
         None => match (
-            shapes::said_op(args.shapes.as_str(), &bytes).map_err(wrong)?,
+            shapes::said_op(from.as_str(), &bytes).map_err(wrong)?,
             family::of_file_name(args.table.as_str()),
         ) {
             (Some(op), _) | (None, Some(Family::Op(op))) => op,
@@ -175,42 +206,87 @@ pub fn run(args: &LookupArgs, printer: &Printer) -> Result<(), Error> {
     if shapes.is_empty() {
         return Err(Error::new(
             ErrorKind::NoShapes,
-            format!("`{}` holds no shape", args.shapes),
+            match problems.len() {
+                0 => format!("`{from}` holds no shape"),
+                _ => format!("`{from}` holds fused MoE only, which this table does not serve"),
+            },
         )
         .hint("`gemmtune shapes LOG -o S.csv` collects them from a server's log"));
     }
-    let answers = if is_json {
+    let mut answers = if is_json {
         json::in_json(args, &shapes)?
     } else {
         in_csv(args, &shapes)?
     };
+    answers.other_operations += problems.len();
     let csv = csv(&answers.rows)?;
+    write(args, &csv, printer)?;
+    finish(args, answers, printer)
+}
+
+fn write(args: &LookupArgs, csv: &[u8], printer: &Printer) -> Result<(), Error> {
     match &args.output {
-        Some(path) => files::write(path, &csv, printer)?,
-        None if printer.is_json() => {}
-        None => printer.data(&csv)?,
+        Some(path) => files::write(path, csv, printer),
+        None if printer.is_json() => Ok(()),
+        None => printer.data(csv),
     }
+}
+
+/// Looks the fused-MoE problems up; the shapes of plain GEMMs have other tables.
+fn in_moe_tables(
+    args: &LookupArgs,
+    tables: &Tables,
+    from: &Utf8Path,
+    (bytes, problems): (&[u8], &[CountedProblem]),
+    printer: &Printer,
+) -> Result<(), Error> {
+    if problems.is_empty() {
+        return Err(Error::new(
+            ErrorKind::NoShapes,
+            format!("`{from}` holds no fused MoE, and `{}` has tables of nothing else", args.table),
+        )
+        .hint("`--shape M=64,E=128,N=768` is one; E are the experts on one rank, N the width between the two GEMMs"));
+    }
+    let MoeAnswers { rows, warnings } = moe::in_tables(args, tables, problems)?;
+    let gemms = shapes::read(bytes, Some(Op::TritonBlockFp8)).map_or(0, |shapes| shapes.len());
+    let mut answers = Answers {
+        fused_moe: rows,
+        warnings,
+        other_operations: gemms,
+        ..Answers::default()
+    };
+    if gemms > 0 {
+        answers.warnings.push(format!(
+            "{gemms} shapes are of plain GEMMs, which have other tables, and are left out"
+        ));
+    }
+    write(args, &moe::csv(&answers.fused_moe)?, printer)?;
     finish(args, answers, printer)
 }
 
 fn finish(args: &LookupArgs, answers: Answers, printer: &Printer) -> Result<(), Error> {
-    let hits = answers
+    // (whether it hit, records) of every row.
+    let gemms = answers
         .rows
         .iter()
-        .filter(|row| row.result == "hit")
-        .count();
-    let records = |wanted: fn(&Answer) -> bool| -> f64 {
-        let wanted = answers.rows.iter().filter(|row| wanted(row));
+        .map(|row| (row.result == "hit", row.records));
+    let moe = answers
+        .fused_moe
+        .iter()
+        .map(|row| (row.result == "hit", row.records));
+    let ends: Vec<(bool, u64)> = gemms.chain(moe).collect();
+    let hits = ends.iter().filter(|(hit, _)| *hit).count();
+    let records = |ends: &mut dyn Iterator<Item = &(bool, u64)>| -> f64 {
         // The sum of no floats is -0.0.
-        wanted.map(|row| row.records as f64).sum::<f64>() + 0.0
+        ends.map(|(_, records)| *records as f64).sum::<f64>() + 0.0
     };
-    let all = records(|_| true);
+    let all = records(&mut ends.iter());
     let document = Document {
         table: &args.table,
         hits,
-        misses: answers.rows.len() - hits,
+        misses: ends.len() - hits,
         hit_rate_by_records: if all > 0.0 {
-            records(|row| row.result == "hit") / all
+            records(&mut ends.iter().filter(|(hit, _)| *hit)) / all
         } else {
             0.0
         },
@@ -223,6 +299,7 @@ fn finish(args: &LookupArgs, answers: Answers, printer: &Printer) -> Result<(), 
         other_operations: answers.other_operations,
         warnings: answers.warnings,
         rows: answers.rows,
+        fused_moe: answers.fused_moe,
     };
     if printer.is_json() {
         return printer.json(&document);
@@ -242,11 +319,14 @@ fn finish(args: &LookupArgs, answers: Answers, printer: &Printer) -> Result<(), 
                 row.op, row.m, row.n, row.k, row.result, row.runs
             ));
         }
+        for row in &document.fused_moe {
+            printer.say(row.explained());
+        }
     }
     printer.say(format!(
         "{} of {} shapes hit ({:.1} % by records)",
         document.hits,
-        document.rows.len(),
+        document.hits + document.misses,
         100.0 * document.hit_rate_by_records
     ));
     Ok(())

@@ -11,6 +11,7 @@ pub mod kernels;
 pub mod lint;
 pub mod lookup;
 pub mod merge;
+pub mod moe;
 pub mod nearest;
 pub mod outcome;
 pub mod reason;

@@ -80,18 +80,21 @@ pub enum Unusable {
     NoObject(i64),
 }
 
+/// The key nearest to `m` with what stands there; of two equally near the one that stands first in the file. `None` for a file
+/// without entries. Fused MoE chooses its rows in the same way.
+pub fn row(config: &Config, m: u32) -> Result<Option<(i64, &Params)>, Unusable> {
+    let by_m = config.by_m().ok_or(Unusable::KeyNoInteger)?;
+    // The first of several least elements.
+    let nearest = by_m
+        .into_iter()
+        .min_by_key(|(key, _)| key.abs_diff(i64::from(m)));
+    Ok(nearest)
+}
+
 /// What the kernel runs with for `m` when the file of its (N, K) holds `config`; `None` for a file without
 /// entries, which counts as no file.
 pub fn nearest(config: &Config, m: u32, site: Site) -> Result<Option<Nearest>, Unusable> {
-    let by_m = config.by_m().ok_or(Unusable::KeyNoInteger)?;
-    let mut best: Option<(u64, i64, &Params)> = None;
-    for (key, params) in by_m {
-        let distance = key.abs_diff(i64::from(m));
-        if best.is_none_or(|(least, ..)| distance < least) {
-            best = Some((distance, key, params));
-        }
-    }
-    let Some((_, key, params)) = best else {
+    let Some((key, params)) = row(config, m)? else {
         return Ok(None);
     };
     let Params::Object(pairs) = params else {

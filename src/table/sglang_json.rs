@@ -306,7 +306,7 @@ fn entries<T>(bytes: &[u8], pairs: Vec<(String, T)>, params: impl Fn(T) -> Param
 
 /// What Python's `int(text)` gives for ASCII text: blanks around, a sign, single underscores between
 /// digits. Anything else raises there.
-fn python_int(text: &str) -> Option<i64> {
+pub(super) fn python_int(text: &str) -> Option<i64> {
     let text = text.trim();
     let (sign, digits) = match text.as_bytes().first()? {
         b'-' => (-1, &text[1..]),

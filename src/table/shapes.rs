@@ -3,6 +3,7 @@
 use std::collections::BTreeMap;
 
 use super::family::{self, Family};
+use super::moe;
 use crate::shape::{Op, Shape, UnknownOp};
 
 /// A shape and how often it was seen.
@@ -43,6 +44,14 @@ pub enum ShapesError {
         line: u64,
         /// The column.
         column: &'static str,
+        /// The cell.
+        text: String,
+    },
+    /// The scales of a fused MoE's weights are none of the known kinds.
+    #[error("read `{text}` in column scales of line {line} as `128x128`, `channel` or nothing")]
+    BadScales {
+        /// 1-based line.
+        line: u64,
         /// The cell.
         text: String,
     },
@@ -158,6 +167,12 @@ pub fn read(bytes: &[u8], default_op: Option<Op>) -> Result<Vec<CountedShape>, S
     let mut counted: BTreeMap<Shape, u64> = BTreeMap::new();
     for record in reader.records() {
         let record = record.map_err(|error| csv_error(&error))?;
+        if op
+            .and_then(|index| record.get(index))
+            .is_some_and(moe::problem::is_op)
+        {
+            continue; // no plain GEMM: read by `moe::problem::read`
+        }
         let line = record.position().map_or(0, csv::Position::line);
         let number = |column: &'static str, index: usize| -> Result<u64, ShapesError> {
             let text = record.get(index).unwrap_or("");

@@ -137,6 +137,23 @@ impl Package {
     }
 }
 
+/// The version of the `sglang` package that `path` lies in.
+pub fn release_around(path: &Utf8Path) -> Option<String> {
+    let absolute = std::path::absolute(path).ok()?;
+    let absolute = Utf8PathBuf::from_path_buf(absolute).ok()?;
+    let is_package =
+        |folder: &&Utf8Path| folder.file_name() == Some("sglang") && folder.join("srt").is_dir();
+    version(absolute.ancestors().find(is_package)?)
+}
+
+/// `triton.__version__` of the site-packages that `path` lies in.
+pub fn triton_around(path: &Utf8Path) -> Option<String> {
+    let absolute = std::path::absolute(path).ok()?;
+    let absolute = Utf8PathBuf::from_path_buf(absolute).ok()?;
+    let mut above = absolute.ancestors();
+    above.find_map(|folder| literal_version(&folder.join("triton/__init__.py")))
+}
+
 /// `__version__ = "…"` of `version.py`, then of `_version.py`, then the metadata beside the package.
 ///
 /// Releases up to 0.5.6.post2 have the literal; later ones resolve it at import through

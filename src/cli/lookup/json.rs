@@ -158,7 +158,7 @@ fn json_answer(
         let site = Site {
             block_shape,
             is_cuda: !file.name.device_name.starts_with("AMD"),
-            clamp: Clamp::of_release(&args.sglang),
+            clamp: Clamp::of_release(args.sglang.as_deref().unwrap_or("0.5.23")),
         };
         found = nearest(&file.config, shape.m, site).map_err(|error| {
             Error::to(

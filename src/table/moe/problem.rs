@@ -1,0 +1,312 @@
+//! Fused-MoE problems, and how the shapes file holds them beside plain GEMMs.
+//!
+//! A line of the operation [`OP`] has M tokens, N columns between the GEMMs and K hidden columns, and after the columns of a GEMM
+//! `E,topk,scales`. What a source does not say is an empty cell: a log line of SGLang names E and N only.
+
+use std::collections::BTreeMap;
+use std::fmt;
+use std::str::FromStr;
+
+use serde::Serialize;
+
+use super::name::TableName;
+use crate::table::shapes::ShapesError;
+
+/// The operation in a shapes file: SGLang's Triton kernel for fused MoE.
+pub const OP: &str = "fused_moe_triton";
+
+/// How the weights of the experts are scaled, as far as it decides which table is read.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, PartialOrd, Ord, Hash)]
+pub enum Scales {
+    /// One scale for a tensor, or none.
+    #[default]
+    None,
+    /// One for each block: N side, K side.
+    Block(u32, u32),
+    /// One for each output channel.
+    Channel,
+}
+
+impl fmt::Display for Scales {
+    fn fmt(&self, formatter: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            Self::None => Ok(()),
+            Self::Block(n, k) => write!(formatter, "{n}x{k}"),
+            Self::Channel => formatter.write_str("channel"),
+        }
+    }
+}
+
+impl FromStr for Scales {
+    type Err = ();
+
+    fn from_str(text: &str) -> Result<Self, ()> {
+        match text.trim() {
+            "" => Ok(Self::None),
+            "channel" => Ok(Self::Channel),
+            block => {
+                let (n, k) = block.split_once('x').ok_or(())?;
+                let side = |text: &str| text.parse::<u32>().ok().filter(|side| *side > 0).ok_or(());
+                Ok(Self::Block(side(n)?, side(k)?))
+            }
+        }
+    }
+}
+
+impl Serialize for Scales {
+    fn serialize<S: serde::Serializer>(&self, serializer: S) -> Result<S::Ok, S::Error> {
+        serializer.collect_str(self)
+    }
+}
+
+/// A fused MoE on one rank.
+#[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize)]
+pub struct MoeProblem {
+    /// Local experts, a fused shared expert included.
+    #[serde(rename = "E")]
+    pub experts: u32,
+    /// Columns between the GEMMs on this rank.
+    #[serde(rename = "N")]
+    pub n: u32,
+    /// Hidden columns, where the source says them.
+    #[serde(rename = "K")]
+    pub hidden: Option<u32>,
+    /// Experts of a token, a fused shared expert included, where the source says them.
+    pub topk: Option<u32>,
+    /// dtype in the runtime's word (`fp8_w8a8`); empty for weights that are not quantised.
+    pub dtype: String,
+    /// Scales of the weights.
+    pub scales: Scales,
+}
+
+impl MoeProblem {
+    /// The name of the table of one projection on a device.
+    pub fn table(&self, device_name: &str, down: bool) -> TableName {
+        TableName {
+            experts: self.experts,
+            n: self.n,
+            device_name: device_name.replace(' ', "_"),
+            dtype: (!self.dtype.is_empty()).then(|| self.dtype.clone()),
+            block_shape: match self.scales {
+                Scales::Block(n, k) => Some((n, k)),
+                _ => None,
+            },
+            per_channel: self.scales == Scales::Channel,
+            down,
+        }
+    }
+
+    /// The problem that a table is for.
+    pub fn of_table(name: &TableName) -> Self {
+        Self {
+            experts: name.experts,
+            n: name.n,
+            hidden: None,
+            topk: None,
+            dtype: name.dtype.clone().unwrap_or_default(),
+            scales: match name.block_shape {
+                Some((n, k)) => Scales::Block(n, k),
+                None if name.per_channel => Scales::Channel,
+                None => Scales::None,
+            },
+        }
+    }
+}
+
+impl fmt::Display for MoeProblem {
+    fn fmt(&self, formatter: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(formatter, "{OP} E={} N={}", self.experts, self.n)?;
+        if let Some(hidden) = self.hidden {
+            write!(formatter, " K={hidden}")?;
+        }
+        if let Some(topk) = self.topk {
+            write!(formatter, " topk={topk}")?;
+        }
+        Ok(())
+    }
+}
+
+/// A problem at one M, with how often it was seen.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct CountedProblem {
+    /// The problem.
+    pub problem: MoeProblem,
+    /// Tokens of the forward, where the source says them.
+    pub m: Option<u32>,
+    /// How often.
+    pub records: u64,
+}
+
+/// Whether a cell of a shapes file names a fused MoE, which is no plain GEMM.
+pub fn is_op(cell: &str) -> bool {
+    cell == OP
+}
+
+/// The fused-MoE lines of a shapes file; lines of plain GEMMs are passed over. Equal problems are added up; the result is sorted.
+pub fn read(bytes: &[u8]) -> Result<Vec<CountedProblem>, ShapesError> {
+    let bytes = bytes.strip_prefix(b"\xef\xbb\xbf").unwrap_or(bytes);
+    let mut reader = csv::ReaderBuilder::new()
+        .flexible(true)
+        .trim(csv::Trim::All)
+        .from_reader(bytes);
+    let wrong = |error: &csv::Error| ShapesError::Csv {
+        line: error.position().map_or(0, csv::Position::line),
+        message: error.to_string(),
+    };
+    let header = reader.headers().map_err(|error| wrong(&error))?.clone();
+    let column = |name: &'static str| header.iter().position(|column| column == name);
+    let Some(op) = column("op") else {
+        return Ok(Vec::new());
+    };
+    let columns =
+        ["M", "N", "K", "E", "topk", "dtype", "scales", "records"].map(|name| (name, column(name)));
+    let mut counted: BTreeMap<(MoeProblem, Option<u32>), u64> = BTreeMap::new();
+    for record in reader.records() {
+        let record = record.map_err(|error| wrong(&error))?;
+        if !record.get(op).is_some_and(is_op) {
+            continue;
+        }
+        let line = record.position().map_or(0, csv::Position::line);
+        let cell = |name: &str| {
+            let index = columns
+                .iter()
+                .find(|(known, _)| *known == name)
+                .and_then(|(_, index)| *index);
+            index.and_then(|index| record.get(index)).unwrap_or("")
+        };
+        let bad = |column: &'static str| ShapesError::BadNumber {
+            line,
+            column,
+            text: cell(column).to_owned(),
+        };
+        let size = |column: &'static str| match cell(column) {
+            "" => Ok(None),
+            text => text
+                .parse::<u32>()
+                .ok()
+                .filter(|number| *number > 0)
+                .map(Some)
+                .ok_or_else(|| bad(column)),
+        };
+        let problem = MoeProblem {
+            experts: size("E")?.ok_or_else(|| bad("E"))?,
+            n: size("N")?.ok_or_else(|| bad("N"))?,
+            hidden: size("K")?,
+            topk: size("topk")?,
+            dtype: cell("dtype").to_owned(),
+            scales: cell("scales")
+                .parse()
+                .map_err(|()| ShapesError::BadScales {
+                    line,
+                    text: cell("scales").to_owned(),
+                })?,
+        };
+        let records = match cell("records") {
+            "" => 1,
+            text => text
+                .parse::<u64>()
+                .ok()
+                .filter(|number| *number > 0)
+                .ok_or_else(|| bad("records"))?,
+        };
+        let count = counted.entry((problem, size("M")?)).or_default();
+        *count = count.saturating_add(records);
+    }
+    Ok(counted
+        .into_iter()
+        .map(|((problem, m), records)| CountedProblem {
+            problem,
+            m,
+            records,
+        })
+        .collect())
+}
+
+/// The lines of a shapes file under [`HEADER`]; a GEMM's line ends before the last three columns.
+pub fn lines(problems: &[CountedProblem]) -> Vec<String> {
+    let number = |number: Option<u32>| number.map(|number| number.to_string()).unwrap_or_default();
+    problems
+        .iter()
+        .map(
+            |CountedProblem {
+                 problem,
+                 m,
+                 records,
+             }| {
+                let MoeProblem {
+                    experts,
+                    n,
+                    hidden,
+                    topk,
+                    dtype,
+                    scales,
+                } = problem;
+                let (m, hidden, topk) = (number(*m), number(*hidden), number(*topk));
+                format!("{OP},{m},{n},{hidden},{dtype},{records},{experts},{topk},{scales}\n")
+            },
+        )
+        .collect()
+}
+
+/// The columns of a shapes file that holds fused-MoE problems too.
+pub const HEADER: &str = "op,M,N,K,dtype,records,E,topk,scales\n";
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    const FILE: &str = "op,M,N,K,dtype,records,E,topk,scales\n\
+        gemm_a8w8_blockscale,1,512,7168,torch.float8_e4m3fn,5\n\
+        fused_moe_triton,64,768,2048,fp8_w8a8,3,128,8,128x128\n\
+        fused_moe_triton,64,768,2048,fp8_w8a8,4,128,8,128x128\n\
+        fused_moe_triton,,192,,fp8_w8a8,1,161,,channel\n";
+
+    #[test]
+    fn fused_moe_lines_stand_beside_gemms_and_read_back() {
+        let problems = read(FILE.as_bytes()).unwrap();
+        assert_eq!(problems.len(), 2);
+        assert_eq!((problems[0].m, problems[0].records), (Some(64), 7));
+        assert_eq!((problems[1].m, problems[1].problem.topk), (None, None));
+        let written = format!("{HEADER}{}", lines(&problems).concat());
+        assert_eq!(read(written.as_bytes()).unwrap(), problems);
+        let gemms = crate::table::shapes::read(FILE.as_bytes(), None).unwrap();
+        assert_eq!(gemms.len(), 1, "and a reader of GEMMs passes them over");
+    }
+
+    #[test]
+    fn a_problem_names_its_tables_as_sglang_does() {
+        let problems = read(FILE.as_bytes()).unwrap();
+        let name = |index: usize, down| problems[index].problem.table("NVIDIA H200", down);
+        assert_eq!(
+            name(0, true).to_string(),
+            "E=128,N=768,device_name=NVIDIA_H200,dtype=fp8_w8a8,block_shape=[128, 128]_down.json"
+        );
+        assert_eq!(
+            name(1, false).to_string(),
+            "E=161,N=192,device_name=NVIDIA_H200,dtype=fp8_w8a8,per_channel_quant=True.json"
+        );
+        assert_eq!(MoeProblem::of_table(&name(1, false)), problems[1].problem);
+    }
+
+    #[test]
+    fn a_bad_cell_of_a_fused_moe_names_its_line_and_column() {
+        for (line, column) in [
+            ("fused_moe_triton,1,768,2048,fp8_w8a8,1,0,8,128x128", "E"),
+            ("fused_moe_triton,1,,2048,fp8_w8a8,1,128,8,128x128", "N"),
+            ("fused_moe_triton,1,768,2048,fp8_w8a8,1,128,8,128", "scales"),
+            ("fused_moe_triton,x,768,2048,fp8_w8a8,1,128,8,128x128", "M"),
+            (
+                "fused_moe_triton,1,768,2048,fp8_w8a8,0,128,8,128x128",
+                "records",
+            ),
+        ] {
+            let error = read(format!("{HEADER}{line}\n").as_bytes())
+                .unwrap_err()
+                .to_string();
+            assert!(
+                error.contains(&format!("in column {column} of line 2")),
+                "{error}"
+            );
+        }
+    }
+}
