@@ -22,6 +22,7 @@ CI = [
 ]  # fmt: skip
 WANTED = re.compile(
     r"sglang/(srt/layers/quantization/.*\.py|version\.py|_version\.py)|sglang-[^/]*\.dist-info/METADATA"
+    r"|sglang/srt/layers/moe/(fused_moe_triton|moe_runner/triton_utils)/(fused_moe_triton_config\.py|configs/.*\.json)"
 )
 
 

@@ -174,7 +174,8 @@ fn in_a_folder_the_configurations_of_other_kernels_are_left_alone() {
     for name in [
         "world=16,H=7168,device_name=NVIDIA_GB200.json",
         "provider=cutedsl_fp8_masked,E=256,N1=1024,N2=2048,K=2048,device_name=NVIDIA_H200.json",
-        "E=128,N=192,device_name=NVIDIA_H200,dtype=fp8_w8a8,block_shape=[128, 128].json",
+        "epilogue,E=896,topk=16,device_name=NVIDIA_GB300.json",
+        "E=896,topk=16,device_name=NVIDIA_GB300.json",
     ] {
         write(name, "{\"source\": {\"date\": 1}, \"tiles\": []}");
     }
@@ -185,6 +186,61 @@ fn in_a_folder_the_configurations_of_other_kernels_are_left_alone() {
     write("k=1536,n=3072,device_name=NVIDIA_H200.json", "{}");
     let (own, code) = document(&[path]);
     assert_eq!((code, &own["files"]), (15, &1.into()), "{own}");
+}
+
+#[test]
+fn fused_moe_tables_are_judged_alone_in_pairs_and_by_their_folders() {
+    let (document, code) = document(&["moe-configs"]);
+    assert_eq!(code, 15);
+    assert_eq!(document["files"], 20);
+    let rules = |severity: &str| {
+        let mut counts = std::collections::BTreeMap::<String, usize>::new();
+        for (rule, ..) in findings(&document, severity) {
+            *counts.entry(rule).or_default() += 1;
+        }
+        counts.into_iter().collect::<Vec<_>>()
+    };
+    let count = |rule: &str, count: usize| (rule.to_owned(), count);
+    // Four rows with two scale blocks to a tile, a scale block without a dtype, a device that is none, and the made-up pair.
+    assert_eq!(
+        rules("error"),
+        [
+            count("block-k-above-scale", 4),
+            count("file-name-unread", 2),
+            count("up-down-block-m", 1)
+        ]
+    );
+    let warnings = rules("warning");
+    assert!(
+        warnings.contains(&count("small-m-missing", 2)),
+        "{warnings:?}"
+    );
+    assert!(
+        warnings
+            .iter()
+            .any(|(rule, _)| rule == "down-of-other-triton"),
+        "{warnings:?}"
+    );
+    let lines: Vec<_> = findings(&document, "error")
+        .into_iter()
+        .filter(|(rule, ..)| rule == "block-k-above-scale")
+        .filter_map(|(_, _, line)| line)
+        .collect();
+    assert_eq!(lines.len(), 4);
+}
+
+#[test]
+fn the_release_decides_how_bad_a_pair_is() {
+    let severity = |release: &str| {
+        let (document, _) = document(&["moe-configs", "--sglang", release]);
+        let all = document["findings"].as_array().unwrap();
+        let pair = all
+            .iter()
+            .find(|finding| finding["rule"] == "up-down-block-m");
+        pair.unwrap()["severity"].as_str().unwrap().to_owned()
+    };
+    assert_eq!(severity("0.5.12.post1"), "error");
+    assert_eq!(severity("0.5.13.post1"), "warning");
 }
 
 #[test]

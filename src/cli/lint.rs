@@ -10,8 +10,10 @@ use serde_json::json;
 use super::printer::Printer;
 use crate::run::error::{Error, ErrorKind};
 use crate::table::lint::{self, Finding, LintError, Report, Severity, rules};
+use crate::table::moe::release::Release;
 use crate::table::revision::Revision;
 use crate::tree::aiter::revision_around;
+use crate::tree::package::release_around;
 
 /// Findings of one rule in one file that are shown to people; `--json` and `--all` show every one.
 const SHOWN: usize = 3;
@@ -32,6 +34,12 @@ pub struct LintArgs {
     /// Without it: that of the aiter tree a table lies in; elsewhere a row has to do for both H and N.
     #[arg(long, value_name = "REV")]
     revision: Option<Revision>,
+
+    /// SGLang release that is to read fused-MoE tables, for example 0.5.23
+    ///
+    /// Without it: that of the package a table lies in; elsewhere a table has to do for every release.
+    #[arg(long, value_name = "VERSION")]
+    sglang: Option<Release>,
 
     /// Print the reference of all rules as Markdown; with --json, what each says
     #[arg(long, conflicts_with = "paths")]
@@ -65,7 +73,17 @@ pub fn run(args: &LintArgs, printer: &Printer) -> Result<(), Error> {
                 .or_insert_with(|| revision_around(path))
         })
     };
-    let report = lint::lint_paths(&args.paths, std::io::stdin().lock(), &revision)
+    let releases = RefCell::new(BTreeMap::<Utf8PathBuf, Option<Release>>::new());
+    let release = |path: &Utf8Path| {
+        args.sglang.or_else(|| {
+            let folder = path.parent().unwrap_or(path).to_owned();
+            let mut releases = releases.borrow_mut();
+            *releases
+                .entry(folder)
+                .or_insert_with(|| release_around(path)?.parse().ok())
+        })
+    };
+    let report = lint::lint_paths(&args.paths, std::io::stdin().lock(), &revision, &release)
         .map_err(|error| refused(&error))?;
     if printer.is_json() {
         printer.json(&report)?;

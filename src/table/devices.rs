@@ -36,7 +36,8 @@ const fn peak(
 
 /// Names that SGLang 0.5.23 and vLLM 0.20.2 ship files for or that other parts are known to report, with their peaks where
 /// the maker publishes them.
-static NAMED: [(&str, Option<Peak>); 52] = [
+static NAMED: [(&str, Option<Peak>); 53] = [
+    ("Intel(R)_Arc(TM)_Pro_B60_Graphics", None),
     ("AMD_Radeon_8060S", None),
     ("AMD_Radeon_8060S_Graphics", None),
     ("AMD_Radeon_AI_PRO_R9700", R9700),

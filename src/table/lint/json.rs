@@ -48,7 +48,7 @@ pub(super) fn check(name: &str, bytes: &[u8], sink: &mut Sink<'_>) -> usize {
     config.entries.len()
 }
 
-fn key(entry: &Entry, sink: &mut Sink<'_>) {
+pub(super) fn key(entry: &Entry, sink: &mut Sink<'_>) {
     if entry.m.is_none() {
         sink.add(
             &rules::KEY_NOT_INTEGER,
@@ -58,7 +58,7 @@ fn key(entry: &Entry, sink: &mut Sink<'_>) {
     }
 }
 
-fn duplicates(config: &Config, sink: &mut Sink<'_>) {
+pub(super) fn duplicates(config: &Config, sink: &mut Sink<'_>) {
     let mut seen: HashMap<i64, &Entry> = HashMap::new();
     for entry in &config.entries {
         let Some(m) = entry.m else { continue };
@@ -83,7 +83,7 @@ fn duplicates(config: &Config, sink: &mut Sink<'_>) {
 
 /// A key is reachable if it is the nearest to some M of 1 or more; every key from 1 on is nearest to
 /// itself, so only smaller ones can be out of reach.
-fn unreachable(config: &Config, keys: &[i64], sink: &mut Sink<'_>) {
+pub(super) fn unreachable(config: &Config, keys: &[i64], sink: &mut Sink<'_>) {
     for entry in &config.entries {
         let Some(m) = entry.m.filter(|m| *m < 1) else {
             continue;
@@ -135,6 +135,11 @@ fn coverage(mut keys: Vec<i64>, sink: &mut Sink<'_>) {
             ),
         );
     }
+    gaps(&keys, sink);
+}
+
+/// Sorted keys whose neighbours are far apart.
+pub(super) fn gaps(keys: &[i64], sink: &mut Sink<'_>) {
     for pair in keys.windows(2) {
         let (low, high) = (pair[0].max(1), pair[1]);
         if high > low.saturating_mul(GAP) {
@@ -148,7 +153,7 @@ fn coverage(mut keys: Vec<i64>, sink: &mut Sink<'_>) {
 }
 
 /// A parameter that stands twice: Python's reader keeps the last.
-fn repeated(entry: &Entry, pairs: &[(String, Value)], sink: &mut Sink<'_>) {
+pub(super) fn repeated(entry: &Entry, pairs: &[(String, Value)], sink: &mut Sink<'_>) {
     let mut seen: HashMap<&str, &Value> = HashMap::new();
     for (param, value) in pairs {
         let Some(first) = seen.insert(param, value) else {
@@ -228,16 +233,21 @@ fn params(entry: &Entry, name: Option<&FileName>, sink: &mut Sink<'_>) {
 /// device (`HIPOptions`, `CUDAOptions`), of which `runtime/jit.py` refuses the other's with a KeyError.
 fn taken(param: &str, name: Option<&FileName>) -> bool {
     let device = name.map_or("", |name| &name.device_name);
+    of_device(param, device).unwrap_or(OPTIONAL_KEYS.contains(&param))
+}
+
+/// Whether `device` takes an option of Triton's backends that is not every device's; `None` for other parameters.
+pub(super) fn of_device(param: &str, device: &str) -> Option<bool> {
     match param {
-        "waves_per_eu" | "matrix_instr_nonkdim" | "kpack" => !device.starts_with("NVIDIA"),
-        "maxnreg" => !device.starts_with("AMD"),
-        "num_ctas" => true,
-        _ => OPTIONAL_KEYS.contains(&param),
+        "waves_per_eu" | "matrix_instr_nonkdim" | "kpack" => Some(!device.starts_with("NVIDIA")),
+        "maxnreg" => Some(!device.starts_with("AMD")),
+        "num_ctas" => Some(true),
+        _ => None,
     }
 }
 
 /// What `param` has to be, if `value` is not that.
-fn rejected(param: &str, value: &Value) -> Option<&'static str> {
+pub(super) fn rejected(param: &str, value: &Value) -> Option<&'static str> {
     let number = value.as_u64();
     let power_of_two = |least: u64, most: u64| {
         number.is_some_and(|number| number.is_power_of_two() && (least..=most).contains(&number))
@@ -260,6 +270,7 @@ fn rejected(param: &str, value: &Value) -> Option<&'static str> {
             number.is_some_and(|number| number <= 16),
             "a whole number from 0 to 16",
         ),
+        "USE_TMA" => (value.is_boolean(), "true or false"),
         "SWAP_AB" => (
             value.is_boolean() || matches!(number, Some(0 | 1)),
             "true or false",

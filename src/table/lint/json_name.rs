@@ -15,9 +15,9 @@ pub(super) fn check(path: &str, sink: &mut Sink<'_>) -> Option<FileName> {
             return None;
         }
     };
-    spelling(path, file, &name, sink);
+    spelling(path, file, &name.to_string(), &name.of_vllm(), sink);
     kind(&name, file, sink);
-    device(&name, sink);
+    device(&name.device_name, sink);
     Some(name)
 }
 
@@ -27,12 +27,12 @@ pub(super) fn is_of_vllm(path: &str) -> bool {
     through("vllm") && !through("sglang")
 }
 
-fn spelling(path: &str, file: &str, name: &FileName, sink: &mut Sink<'_>) {
-    let (sglang, vllm) = (name.to_string(), name.of_vllm());
+/// Compares the name of a file with those that SGLang and vLLM look for.
+pub(super) fn spelling(path: &str, file: &str, sglang: &str, vllm: &str, sink: &mut Sink<'_>) {
     let known = path
         .split('/')
         .any(|part| matches!(part, "sglang" | "vllm"));
-    let wanted = if is_of_vllm(path) { &vllm } else { &sglang };
+    let wanted = if is_of_vllm(path) { vllm } else { sglang };
     let unread = file != wanted;
     if !unread {
         return;
@@ -62,9 +62,14 @@ fn kind(name: &FileName, file: &str, sink: &mut Sink<'_>) {
     }
 }
 
-fn device(name: &FileName, sink: &mut Sink<'_>) {
-    let device = name.device_name.as_str();
-    if devices::is_known(device) {
+/// Judges a device name as it stands in the name of a file.
+pub(super) fn device(device: &str, sink: &mut Sink<'_>) {
+    if device.is_empty() {
+        sink.add(&rules::FILE_NAME_UNREAD, None, "the name says no device");
+        return;
+    }
+    // A blank is one to the list of devices, and none to the runtime.
+    if devices::is_known(device) && !device.contains(' ') {
         return;
     }
     // Letters and digits only: what is left when case and separators are mistyped.

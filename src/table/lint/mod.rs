@@ -9,6 +9,7 @@ mod csv_rows;
 mod csv_series;
 mod json;
 mod json_name;
+mod moe;
 pub mod rules;
 mod walk;
 
@@ -16,10 +17,11 @@ use camino::Utf8PathBuf;
 use serde::Serialize;
 
 use super::aiter::{Fault, Row, Table, TableError, is_unset};
+use super::moe::release::Release;
 use super::revision::Revision;
 use rules::Rule;
 
-pub use walk::{LintError, RevisionOf, lint_paths};
+pub use walk::{LintError, ReleaseOf, RevisionOf, lint_paths};
 
 /// How much a finding matters.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Serialize)]
@@ -135,13 +137,29 @@ impl Report {
 
     /// Checks a JSON configuration's bytes; the last part of `name` is the file name that is judged.
     pub fn check_json(&mut self, name: &str, bytes: &[u8]) {
+        self.check_config(name, bytes, None);
+    }
+
+    /// The same for a release of SGLang; gives a fused-MoE table back, for the rules about several.
+    fn check_config(
+        &mut self,
+        name: &str,
+        bytes: &[u8],
+        release: Option<Release>,
+    ) -> Option<moe::MoeFile> {
         self.files += 1;
         let mut sink = Sink {
             file: name,
             revisions: &[],
             findings: &mut self.findings,
         };
+        if moe::is_name(name.rsplit('/').next().unwrap_or(name)) {
+            let (rows, file) = moe::check(name, bytes, release, &mut sink);
+            self.rows += rows;
+            return file;
+        }
         self.rows += json::check(name, bytes, &mut sink);
+        None
     }
 
     /// Checks what no single file shows: the same key in several tables of one operation.
@@ -237,6 +255,21 @@ struct Sink<'a> {
 impl Sink<'_> {
     fn add(&mut self, rule: &'static Rule, line: Option<u64>, message: impl Into<String>) {
         self.findings.push(rule.finding(self.file, line, message));
+    }
+
+    /// The same with another severity than the rule's own.
+    fn add_as(
+        &mut self,
+        rule: &'static Rule,
+        severity: Severity,
+        line: Option<u64>,
+        message: impl Into<String>,
+    ) {
+        let finding = rule.finding(self.file, line, message);
+        self.findings.push(Finding {
+            severity,
+            ..finding
+        });
     }
 }
 

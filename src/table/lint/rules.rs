@@ -8,9 +8,11 @@ use super::{Finding, Severity};
 
 mod csv;
 mod json;
+mod moe;
 
 pub use csv::*;
 pub use json::*;
+pub use moe::*;
 
 /// A rule. The functions that apply it are in the sibling modules.
 #[derive(Debug, PartialEq, Eq)]
@@ -118,7 +120,7 @@ fn severity_word(severity: Severity) -> &'static str {
 }
 
 /// Every rule, in the order of the reference page.
-pub const ALL: [&Rule; 47] = [
+pub const ALL: [&Rule; 53] = [
     &FILE_UNREADABLE,
     &LINE_UNREADABLE,
     &CELL_NOT_A_NUMBER,
@@ -166,4 +168,10 @@ pub const ALL: [&Rule; 47] = [
     &M_SET_TRUNCATED,
     &M_SET_SHORT,
     &M_SET_GAP,
+    &SMALL_M_MISSING,
+    &BLOCK_K_ABOVE_SCALE,
+    &UP_DOWN_BLOCK_M,
+    &DOWN_OF_OTHER_TRITON,
+    &TRITON_FOLDER_UNREAD,
+    &UP_ROW_TMA,
 ];

@@ -13,6 +13,16 @@ fn check(name: &str, text: &str) -> Report {
     report
 }
 
+/// What only shows from several fused-MoE tables.
+fn together(report: &mut Report, files: &[(&str, &str)], release: Option<&str>) {
+    let release = release.map(|release| release.parse().unwrap());
+    let files: Vec<_> = files
+        .iter()
+        .filter_map(|(path, text)| Report::default().check_config(path, text.as_bytes(), release))
+        .collect();
+    moe::together(&files, &mut report.findings);
+}
+
 fn ids(report: &Report) -> Vec<&'static str> {
     report.findings.iter().map(|finding| finding.rule).collect()
 }
@@ -27,6 +37,28 @@ fn every_rule_fires_on_its_example() {
                 read("a8w8_blockscale_tuned_gemm.csv"),
                 read("b_a8w8_blockscale_tuned_gemm.csv"),
             ]);
+        }
+        if rule == &rules::UP_DOWN_BLOCK_M || rule == &rules::DOWN_OF_OTHER_TRITON {
+            let up = if rule == &rules::UP_DOWN_BLOCK_M {
+                "triton_3_6_0"
+            } else {
+                "triton_3_7_1"
+            };
+            let up_file = rule.example.file.replace("_down", "");
+            together(
+                &mut report,
+                &[
+                    (
+                        &format!("{up}/{up_file}"),
+                        rules::TRITON_FOLDER_UNREAD.example.text,
+                    ),
+                    (
+                        &format!("triton_3_6_0/{}", rule.example.file),
+                        rule.example.text,
+                    ),
+                ],
+                None,
+            );
         }
         assert!(
             ids(&report).contains(&rule.id),
@@ -262,4 +294,190 @@ fn options_of_one_vendors_compiler_are_no_parameters_on_the_others_device() {
     assert!(found("AMD_Instinct_MI300X", "maxnreg") && !found("NVIDIA_H200", "maxnreg"));
     assert!(!found("AMD_Instinct_MI300X", "num_ctas") && !found("NVIDIA_H200", "num_ctas"));
     assert!(found("NVIDIA_H200", "NUM_WARPS"));
+}
+
+const MOE: &str = "E=128,N=768,device_name=NVIDIA_H200,dtype=fp8_w8a8,block_shape=[128, 128].json";
+const MOE_TEXT: &str = rules::TRITON_FOLDER_UNREAD.example.text;
+
+#[test]
+fn names_of_fused_moe_tables_that_nobody_reads_are_found() {
+    let of = |name: &str| ids(&check(name, MOE_TEXT));
+    assert_eq!(of(MOE), [""; 0]);
+    let unread = ["file-name-unread"];
+    assert_eq!(of(&MOE.replace(", 128", ",128")), unread, "vLLM's spelling");
+    assert_eq!(
+        of(&format!("vllm/configs/{MOE}")),
+        unread,
+        "SGLang's spelling"
+    );
+    assert_eq!(
+        of(&format!("vllm/configs/{}", MOE.replace(", 128", ",128"))),
+        [""; 0]
+    );
+    assert_eq!(of(&MOE.replace("NVIDIA_H200", "NVIDIA H200")), unread);
+    assert_eq!(
+        of(&MOE.replace("NVIDIA_H200", "")),
+        unread,
+        "SGLang ships one"
+    );
+    assert_eq!(
+        of(&MOE.replace("NVIDIA_H200", "NVIDIA_H300")),
+        ["device-name-unknown"]
+    );
+    assert_eq!(
+        of(&MOE.replace(",dtype=fp8_w8a8", "")),
+        unread,
+        "SGLang ships one"
+    );
+    assert_eq!(
+        of(&MOE.replace("], ", "]").replace(".json", "_up.json")),
+        unread
+    );
+    assert_eq!(of(&format!("x/configs/{MOE}")), ["triton-folder-unread"]);
+}
+
+#[test]
+fn a_row_of_a_fused_moe_table_is_judged_by_what_its_kernel_takes() {
+    let of = |name: &str, replace: (&str, &str)| {
+        ids(&check(name, &MOE_TEXT.replacen(replace.0, replace.1, 1)))
+    };
+    assert_eq!(
+        of(MOE, ("\"BLOCK_SIZE_K\": 128", "\"BLOCK_SIZE_K\": 256")),
+        ["block-k-above-scale"]
+    );
+    assert_eq!(
+        of(MOE, ("\"BLOCK_SIZE_K\": 128", "\"BLOCK_SIZE_K\": 64")),
+        [""; 0]
+    );
+    let bf16 = "E=128,N=768,device_name=NVIDIA_H200.json";
+    assert_eq!(
+        of(bf16, ("\"BLOCK_SIZE_K\": 128", "\"BLOCK_SIZE_K\": 256")),
+        [""; 0],
+        "no scales"
+    );
+    assert_eq!(
+        of(MOE, ("\"num_stages\": 3", "\"SPLIT_K\": 1")),
+        ["config-key-unknown"]
+    );
+    let down = MOE.replace(".json", "_down.json");
+    assert_eq!(
+        of(&down, ("\"num_stages\": 3", "\"USE_TMA\": true")),
+        [""; 0]
+    );
+    assert_eq!(
+        of(&down, ("\"num_stages\": 3", "\"USE_TMA\": 1")),
+        ["config-value-invalid"]
+    );
+    assert_eq!(
+        of(MOE, ("\"num_stages\": 3", "\"USE_TMA\": true")),
+        ["up-row-tma"]
+    );
+    assert_eq!(
+        of(MOE, ("{\n", "{\n\"triton_version\": \"3.6.0\",\n")),
+        ["config-value-invalid", "key-not-integer"]
+    );
+    let vllm = format!("vllm/{}", MOE.replace(", 128", ",128"));
+    assert_eq!(
+        of(&vllm, ("{\n", "{\n\"triton_version\": \"3.6.0\",\n")),
+        [""; 0]
+    );
+    assert_eq!(
+        of(MOE, ("{\n", "{\n\"triton\": 3,\n\"1\": 4\n")),
+        ["file-unreadable"]
+    );
+}
+
+#[test]
+fn how_bad_an_up_and_a_down_row_of_different_block_size_m_are_depends_on_the_release() {
+    let down = format!("triton_3_6_0/{}", MOE.replace(".json", "_down.json"));
+    let other = MOE_TEXT.replacen("\"BLOCK_SIZE_M\": 64", "\"BLOCK_SIZE_M\": 32", 1);
+    let found = |release: Option<&str>, text: &str| {
+        let mut report = Report::default();
+        together(
+            &mut report,
+            &[(&format!("triton_3_6_0/{MOE}"), MOE_TEXT), (&down, text)],
+            release,
+        );
+        report
+            .findings
+            .iter()
+            .map(|finding| (finding.rule, finding.severity, finding.line))
+            .collect::<Vec<_>>()
+    };
+    let rule = |severity| [("up-down-block-m", severity, Some(2))];
+    assert_eq!(found(Some("0.5.12.post1"), &other), rule(Severity::Error));
+    assert_eq!(found(Some("0.5.13.post1"), &other), rule(Severity::Warning));
+    assert_eq!(found(None, &other), rule(Severity::Error));
+    assert_eq!(found(None, MOE_TEXT), []);
+    // The same keys agree, and between them the nearest ones of the two tables do not.
+    let gap = "{\"1\": {\"BLOCK_SIZE_M\": 64}, \"4096\": {\"BLOCK_SIZE_M\": 64}, \"100\": {\"BLOCK_SIZE_M\": 128}}";
+    assert_eq!(found(None, gap).len(), 1);
+}
+
+#[test]
+fn a_down_table_of_another_triton_is_told_where_its_rows_would_be_taken() {
+    let down = MOE.replace(".json", "_down.json");
+    let found = |files: &[&str], release: &str| {
+        let files: Vec<(&str, &str)> = files.iter().map(|file| (*file, MOE_TEXT)).collect();
+        let mut report = Report::default();
+        together(&mut report, &files, Some(release));
+        report
+            .findings
+            .into_iter()
+            .map(|finding| (finding.rule, finding.message))
+            .collect::<Vec<_>>()
+    };
+    let (new_up, old_down) = (
+        format!("c/triton_3_6_0/{MOE}"),
+        format!("c/triton_3_5_1/{down}"),
+    );
+    let stale = found(&[&new_up, &old_down], "0.5.23");
+    assert_eq!(stale.len(), 1, "{stale:?}");
+    assert_eq!(stale[0].0, "down-of-other-triton");
+    assert!(
+        stale[0].1.contains("`triton_3_6_0`") && stale[0].1.contains("`triton_3_5_1`"),
+        "{stale:?}"
+    );
+    // 0.5.11 looks into that folder where its own Triton runs only, and there the new up table is not seen.
+    let unread = found(&[&new_up, &old_down], "0.5.11");
+    assert!(
+        unread
+            .iter()
+            .all(|(_, message)| !message.contains("from `triton_3_5_1`")),
+        "{unread:?}"
+    );
+    let own_down = format!("c/triton_3_6_0/{down}");
+    assert_eq!(
+        found(&[&new_up, &own_down, &old_down], "0.5.23").len(),
+        1,
+        "Triton 3.5.1 has no up table"
+    );
+    let alone = found(&[&old_down], "0.5.23");
+    assert!(alone[0].1.contains("the default goes with"), "{alone:?}");
+}
+
+#[test]
+fn a_folder_of_another_triton_is_told_where_a_release_does_not_look() {
+    let found = |folder: &str, release: &str| {
+        let mut report = Report::default();
+        together(
+            &mut report,
+            &[(&format!("configs/{folder}/{MOE}"), MOE_TEXT)],
+            Some(release),
+        );
+        report
+            .findings
+            .iter()
+            .map(|finding| (finding.rule, finding.severity))
+            .collect::<Vec<_>>()
+    };
+    let unread = |severity| vec![("triton-folder-unread", severity)];
+    assert_eq!(found("triton_3_3_0", "0.5.9"), unread(Severity::Warning));
+    assert_eq!(found("triton_3_5_1", "0.5.9"), [], "the one it requires");
+    assert_eq!(found("triton_3_5_1", "0.5.11"), unread(Severity::Warning));
+    assert_eq!(found("triton_3_5_1", "0.5.12"), []);
+    assert_eq!(
+        found("triton_3_4_0+git12", "0.5.23"),
+        unread(Severity::Error)
+    );
 }

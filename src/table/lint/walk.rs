@@ -5,7 +5,9 @@ use std::io::{self, Read as _};
 use camino::{Utf8Path, Utf8PathBuf};
 
 use super::super::aiter::Table;
+use super::super::moe::release::Release;
 use super::super::revision::Revision;
+use super::moe::{self, MoeFile};
 use super::{Report, Skipped};
 use crate::store::file;
 
@@ -43,6 +45,9 @@ pub enum LintError {
 /// The revision of aiter that is to run a table, where that is known.
 pub type RevisionOf<'a> = &'a dyn Fn(&Utf8Path) -> Option<Revision>;
 
+/// The release of SGLang that is to read a table, where that is known.
+pub type ReleaseOf<'a> = &'a dyn Fn(&Utf8Path) -> Option<Release>;
+
 /// Checks files, and every table in and below folders, in the order of their names.
 ///
 /// A file that is named is always checked. In folders only what looks like a table is: CSV files with
@@ -53,9 +58,20 @@ pub fn lint_paths(
     paths: &[Utf8PathBuf],
     mut input: impl io::Read,
     revision: RevisionOf<'_>,
+    release: ReleaseOf<'_>,
 ) -> Result<Report, LintError> {
     let mut report = Report::default();
     let mut tables: Vec<Table> = Vec::new();
+    let mut moe_files: Vec<MoeFile> = Vec::new();
+    let mut check = |path: &Utf8Path, named, report: &mut Report, tables: &mut Vec<Table>| {
+        check(
+            path,
+            named,
+            (revision, release),
+            report,
+            (tables, &mut moe_files),
+        )
+    };
     for path in paths {
         let read = |source| LintError::Read {
             path: path.clone(),
@@ -83,13 +99,14 @@ pub fn lint_paths(
             collect(path, &mut files)?;
             files.sort();
             for file in files {
-                check(&file, false, revision, &mut report, &mut tables)?;
+                check(&file, false, &mut report, &mut tables)?;
             }
         } else {
-            check(path, true, revision, &mut report, &mut tables)?;
+            check(path, true, &mut report, &mut tables)?;
         }
     }
     report.check_together(&tables);
+    moe::together(&moe_files, &mut report.findings);
     report.sort();
     Ok(report)
 }
@@ -121,9 +138,9 @@ fn extension(path: &Utf8Path) -> String {
 fn check(
     path: &Utf8Path,
     named: bool,
-    revision: RevisionOf<'_>,
+    (revision, release): (RevisionOf<'_>, ReleaseOf<'_>),
     report: &mut Report,
-    tables: &mut Vec<Table>,
+    (tables, moe_files): (&mut Vec<Table>, &mut Vec<MoeFile>),
 ) -> Result<(), LintError> {
     let read = |source| LintError::Read {
         path: path.to_owned(),
@@ -160,7 +177,7 @@ fn check(
         "json" => {
             let bytes = file::read(path).map_err(read)?;
             if named || looks_like_config(path, &bytes) {
-                report.check_json(path.as_str(), &bytes);
+                moe_files.extend(report.check_config(path.as_str(), &bytes, release(path)));
             }
             Ok(())
         }
@@ -185,7 +202,10 @@ fn looks_like_config(path: &Utf8Path, bytes: &[u8]) -> bool {
     let name = path.file_name().unwrap_or("");
     let first = name.split(['=', ',', '.']).next().unwrap_or("");
     if name.contains('=') {
-        // Other kernels' files name other things first: `E=` fused MoE, `world=`, `provider=`, `lora_shrink,`.
+        // Other kernels' files name other things first: `world=`, `provider=`, `lora_shrink,`.
+        if moe::is_name(name) {
+            return true;
+        }
         let ours = ["n", "k", "m", "device_name", "dtype", "block_shape"];
         if !ours.contains(&first.trim().to_ascii_lowercase().as_str()) {
             return false;
