@@ -143,7 +143,7 @@ pub enum ProbeError {
 
 /// Refuses an operation whose operands the program does not know.
 fn answerable(op: Op) -> Result<(), ProbeError> {
-    if matches!(op, Op::A4w4 | Op::TritonBlockFp8) {
+    if !op.facts().can_be_probed {
         return Err(ProbeError::Operation(op));
     }
     Ok(())

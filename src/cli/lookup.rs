@@ -198,7 +198,7 @@ pub fn run(args: &LookupArgs, printer: &Printer) -> Result<(), Error> {
             family::of_file_name(args.table.as_str()),
         ) {
             (Some(op), _) | (None, Some(Family::Op(op))) => op,
-            (None, _) => Op::Blockscale,
+            (None, _) => Op::UNSAID,
         },
     };
     let shapes = shapes::read(&bytes, Some(default_op)).map_err(wrong)?;
@@ -429,7 +429,7 @@ fn in_csv(args: &LookupArgs, shapes: &[CountedShape]) -> Result<Answers, Error> 
         if resolution.row().is_none() {
             answer.reason = Some(reasons.why(shape));
         }
-        if table.op == Op::A8w8 {
+        if table.op.aiter().is_some_and(|aiter| aiter.module_looks_up) {
             answer.module_kernel = first.find_in_a8w8_module(shape).map(|row| ModuleKernel {
                 m: row.m,
                 kernel_id: row.kernel_id,

@@ -7,6 +7,7 @@ use serde_json::{Value, json};
 
 use super::files;
 use super::printer::Printer;
+use crate::problem::op::ERR_RATIO_LIMIT;
 use crate::proc::quoted;
 use crate::run::error::{Error, ErrorKind};
 use crate::table::aiter::{Table, TableError};
@@ -43,7 +44,7 @@ pub struct MergeArgs {
     keys: Vec<String>,
 
     /// Largest error ratio a row may have
-    #[arg(long, default_value_t = 0.05)]
+    #[arg(long, default_value_t = ERR_RATIO_LIMIT)]
     err_ratio: f64,
 }
 

@@ -166,11 +166,7 @@ pub fn run(args: &PlanArgs, printer: &Printer) -> Result<(), Error> {
     let mut plans: Vec<Plan> = Vec::new();
     let mut budget_s = args.budget;
     for op in ops {
-        let cost = match op {
-            Op::TritonBlockFp8 => Cost::triton_race(),
-            _ if place.gfx.starts_with("gfx") => Cost::aiter_tuner(op, &place.gfx),
-            _ => Cost::reference(),
-        };
+        let cost = Cost::of(op, &place.gfx);
         let mut plan = plan::make(&PlanInput {
             op,
             shapes: &seen,
@@ -262,9 +258,9 @@ fn op_of_model(prediction: Option<&Prediction>, args: &PlanArgs) -> Option<Op> {
         .as_deref()
         .is_some_and(|name| name.starts_with("NVIDIA"));
     match (&prediction?.scheme, nvidia) {
-        (Scheme::PerChannel, _) => Some(Op::Bpreshuffle),
+        (Scheme::PerChannel, _) => Some(Op::PER_CHANNEL),
         (Scheme::Block { .. }, true) => Some(Op::TritonBlockFp8),
-        (Scheme::Block { .. }, false) => Some(Op::Blockscale),
+        (Scheme::Block { .. }, false) => Some(Op::UNSAID),
     }
 }
 
@@ -299,7 +295,7 @@ fn read_shapes(
             .map_err(wrong)?
             .or(op_hint)
             .or_else(of_tables)
-            .unwrap_or(Op::Blockscale),
+            .unwrap_or(Op::UNSAID),
     };
     shapes::read(&bytes, Some(op)).map_err(wrong)
 }

@@ -338,7 +338,7 @@ fn of_table(args: &ProbeArgs, path: &Utf8Path) -> Result<Target, Error> {
         .map(|(name, value)| (name.clone(), Some(value.clone())))
         .collect();
     let variable =
-        aiter::variable(table.op).ok_or_else(|| failure(ProbeError::Operation(table.op)))?;
+        aiter::variable(table.op).map_err(|_| failure(ProbeError::Operation(table.op)))?;
     env.insert(variable.to_owned(), Some(absolute.to_string()));
     Ok(Target {
         python: args.python.clone().unwrap_or_default().into_string(),

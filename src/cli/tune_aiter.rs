@@ -114,7 +114,7 @@ impl AiterArgs {
             Error::to(ErrorKind::Usage, "use the shapes", error)
                 .hint("--op takes them for shapes of that operation all the same")
         })?;
-        Ok(said.unwrap_or(Op::Blockscale))
+        Ok(said.unwrap_or(Op::UNSAID))
     }
 
     /// Runs it.

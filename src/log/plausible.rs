@@ -1,15 +1,7 @@
 //! Which M, N, K and dtype a GEMM can have: the difference between a record and a torn one.
 
-use crate::shape::Op;
-
-/// FP8 dtypes as torch prints them (torch 2.4 to 2.9, `torch/__init__.py`).
-const FLOAT8: [&str; 5] = [
-    "torch.float8_e4m3fn",
-    "torch.float8_e4m3fnuz",
-    "torch.float8_e5m2",
-    "torch.float8_e5m2fnuz",
-    "torch.float8_e8m0fnu",
-];
+use crate::problem::Op;
+use crate::problem::dtype::FLOAT8;
 
 /// Largest M taken for real. Prefill chunks end at 16384 tokens by default (SGLang 0.5.5 to 0.5.23); the factor
 /// of 1024 leaves room for offline engines while two glued numbers still stand out.
@@ -58,11 +50,7 @@ pub fn m(m: u32) -> Result<(), &'static str> {
 pub fn shape(op: Op, m: u32, n: u32, k: u32, dtype: &str) -> Result<(), &'static str> {
     self::m(m)?;
     nk(n, k)?;
-    let known = match op {
-        Op::Blockscale | Op::BlockscaleBpreshuffle | Op::TritonBlockFp8 => float8(dtype).is_some(),
-        Op::Bpreshuffle | Op::A8w8 => float8(dtype).is_some() || dtype == "torch.int8",
-        Op::A4w4 => dtype == "torch.float4_e2m1fn_x2" || dtype == "torch.uint8",
-    };
+    let known = op.facts().dtypes.contains(&dtype);
     if known {
         Ok(())
     } else {

@@ -239,12 +239,7 @@ impl LogSummary {
     }
 
     fn op_by_dispatch(&self) -> Op {
-        let triton = |identity: &String| identity.starts_with("triton_w8a8_block_fp8_linear");
-        if !self.dispatch.is_empty() && self.dispatch.keys().all(triton) {
-            Op::TritonBlockFp8
-        } else {
-            Op::Blockscale
-        }
+        Op::of_identities(self.dispatch.keys().map(String::as_str))
     }
 
     fn add(&mut self, key: Key, count: u64) {

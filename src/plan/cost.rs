@@ -38,38 +38,20 @@ pub struct Cost {
 }
 
 impl Cost {
+    /// Whoever tunes `op` on `gfx`: the reference engine's devices have names of their own.
+    pub fn of(op: Op, gfx: &str) -> Self {
+        match op.aiter() {
+            None => Self::triton_race(),
+            Some(aiter) if gfx.starts_with("gfx") => Self::aiter_tuner(aiter.candidates.on(gfx)),
+            Some(_) => Self::reference(),
+        }
+    }
+
     /// aiter's own tuner at default flags: every candidate, 5 warm-up and 101 timed calls.
-    pub fn aiter_tuner(op: Op, gfx: &str) -> Self {
-        let newer = gfx == "gfx950";
-        // Instances per shape at e4048607a5, without split-K: CK plus CKTile, assembly and FlyDSL.
-        let candidates = match op {
-            Op::Blockscale | Op::TritonBlockFp8 => {
-                if newer {
-                    52.0
-                } else {
-                    27.0
-                }
-            }
-            Op::BlockscaleBpreshuffle => {
-                if newer {
-                    57.0
-                } else {
-                    33.0
-                }
-            }
-            Op::Bpreshuffle => {
-                if newer {
-                    2730.0
-                } else {
-                    2800.0
-                }
-            }
-            Op::A8w8 => 86.0,
-            Op::A4w4 => 54.0,
-        };
+    fn aiter_tuner(candidates: u32) -> Self {
         Self {
             tuner: "aiter",
-            candidates,
+            candidates: f64::from(candidates),
             setup_s: 0.15,
             shape_s: 0.5,
             slowdown: 4.0,
@@ -151,7 +133,7 @@ mod tests {
     #[test]
     fn the_published_run_is_met_within_a_factor_of_two() {
         // 12 shapes, `--libtype both`, MI300X: 52 s; 28 shapes: about 300 s.
-        let cost = Cost::aiter_tuner(Op::Blockscale, "gfx942");
+        let cost = Cost::of(Op::Blockscale, "gfx942");
         let twelve = 12.0 * cost.seconds(10.0);
         assert!((26.0..104.0).contains(&twelve), "{twelve}");
         let more = 28.0 * cost.seconds(10.0);

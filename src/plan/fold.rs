@@ -2,6 +2,7 @@
 
 use std::collections::BTreeSet;
 
+use crate::problem::dtype;
 use crate::shape::{Op, Shape};
 use crate::table::aiter::{Row, Table, Text};
 use crate::table::lookup::{self, LookupError, Probe, Resolution, Resolver, Rules};
@@ -49,12 +50,17 @@ impl Target {
         match (op, self.fold) {
             (_, Fold::Exact) => *m,
             // The module compiled for this operation rounds in its own way, and chooses the kernel.
-            (Op::A8w8, _) => lookup::padded_m_of_a8w8_module(*m),
+            _ if module_looks_up(*op) => lookup::padded_m_of_a8w8_module(*m),
             _ if !self.rules.pads_m => *m,
             (_, Fold::Fine) => Probe::Fine.m(*m, *n, *k),
             (_, Fold::Coarse) => Probe::Coarse.m(*m, *n, *k),
         }
     }
+}
+
+/// Whether the module compiled for `op` rounds M and chooses the kernel itself.
+fn module_looks_up(op: Op) -> bool {
+    op.aiter().is_some_and(|aiter| aiter.module_looks_up)
 }
 
 /// The row that serves a shape.
@@ -201,7 +207,7 @@ impl Serving {
 }
 
 fn aiter_row(resolver: &Resolver<'_>, shape: &Shape) -> Option<Served> {
-    if shape.op == Op::A8w8 {
+    if module_looks_up(shape.op) {
         return resolver.find_in_a8w8_module(shape).map(|row| Served {
             m: row.m,
             line: row.line,
@@ -224,7 +230,7 @@ fn aiter_row(resolver: &Resolver<'_>, shape: &Shape) -> Option<Served> {
 /// The weight's dtype as a table's key has it.
 pub fn weight_dtype<'a>(shape: &'a Shape, gfx: &str) -> &'a str {
     if shape.dtype.is_empty() {
-        lookup::fp8_dtype(gfx)
+        dtype::fp8_of(gfx)
     } else {
         &shape.dtype
     }

@@ -26,7 +26,7 @@ pub struct PlanInput<'a> {
     pub shapes: &'a [CountedShape],
     /// Tables the runtime has today.
     pub tables: &'a [Table],
-    /// SGLang's files for this device, for [`Op::TritonBlockFp8`].
+    /// SGLang's files for this device, for an operation of its own.
     pub configs: &'a [(FileName, Config)],
     /// The model's layers, where its config is known.
     pub model: Option<&'a Prediction>,
@@ -93,7 +93,7 @@ pub fn make(input: &PlanInput<'_>) -> Result<Plan, PlanError> {
     let mut serving = good.serving(&target);
     let before = serving.serve(&shapes)?;
     // Nearest-M always finds something; only a key tuned for the size counts.
-    let coarse_will_do = !input.refine && input.op != Op::TritonBlockFp8;
+    let coarse_will_do = !input.refine && input.op.aiter().is_some();
     let is_good =
         |served: &Option<Served>| served.is_some_and(|served| !served.coarse || coarse_will_do);
     for (shape, served) in shapes.iter().zip(&before) {
@@ -272,7 +272,7 @@ impl Good {
     }
 
     fn serving(&self, target: &Target) -> Serving {
-        if target.rules.op == Op::TritonBlockFp8 {
+        if target.rules.op.aiter().is_none() {
             Serving::nearest(self.keys.iter().copied())
         } else {
             Serving::aiter(self.table.clone(), target.clone())
@@ -285,7 +285,7 @@ impl Good {
         shape: &Shape,
         served: Served,
     ) -> (String, u64) {
-        if input.op == Op::TritonBlockFp8 {
+        if input.op.aiter().is_none() {
             let file = input
                 .configs
                 .iter()

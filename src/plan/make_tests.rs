@@ -60,7 +60,7 @@ impl Case {
             device: &Device::of_key("gfx942", 304).unwrap(),
             fold: Fold::Fine,
             refine: self.refine,
-            cost: &Cost::aiter_tuner(self.op, "gfx942"),
+            cost: &Cost::of(self.op, "gfx942"),
             budget_s: self.budget_s,
         })
     }

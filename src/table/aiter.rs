@@ -441,7 +441,7 @@ fn push_line<'a>(text: &mut String, cells: impl Iterator<Item = &'a str>) {
 fn op_of_rows(rows: &[Row]) -> Option<Op> {
     rows.iter()
         .filter_map(|row| row.kernel_name.as_deref())
-        .find_map(revision::op_of_kernel_name)
+        .find_map(Op::of_kernel_name)
 }
 
 #[cfg(test)]

@@ -19,33 +19,6 @@ pub enum Family {
     Other(String),
 }
 
-/// The words that make an operation's stem, with the stem itself.
-const OURS: [(Op, &str, &[&str]); 6] = [
-    (
-        Op::Blockscale,
-        "a8w8_blockscale_tuned_gemm",
-        &["a8w8", "blockscale"],
-    ),
-    (
-        Op::BlockscaleBpreshuffle,
-        "a8w8_blockscale_bpreshuffle_tuned_gemm",
-        &["a8w8", "blockscale", "bpreshuffle"],
-    ),
-    (
-        Op::Bpreshuffle,
-        "a8w8_bpreshuffle_tuned_gemm",
-        &["a8w8", "bpreshuffle"],
-    ),
-    (Op::A8w8, "a8w8_tuned_gemm", &["a8w8"]),
-    (
-        Op::A4w4,
-        "a4w4_blockscale_tuned_gemm",
-        &["a4w4", "blockscale"],
-    ),
-    // Shorter than aiter's stem, and nothing else is called so.
-    (Op::A4w4, "a4w4_blockscale_tuned_gemm", &["a4w4"]),
-];
-
 /// Words that begin a stem without data types, or stand before them in one.
 const BEGINNINGS: [&str; 13] = [
     "batched", "bf16", "conv3d", "fhmoe", "fmoe", "fp4", "fp8", "fp8fp4", "gdn", "gdr", "grouped",
@@ -78,9 +51,7 @@ const KINDS: [&str; 6] = ["batched", "bmm", "fhmoe", "fmoe", "grouped", "moe"];
 
 /// The stem of an operation's tables, which aiter's glob asks for; `None` for an operation that aiter does not have.
 pub fn stem(op: Op) -> Option<&'static str> {
-    OURS.iter()
-        .find(|(of, ..)| *of == op)
-        .map(|(_, stem, _)| *stem)
+    op.aiter().map(|aiter| aiter.stem)
 }
 
 /// The family of the last part of `path`; `None` for a name that is not of aiter's making, such as `table.csv`.
@@ -88,8 +59,8 @@ pub fn of_file_name(path: &str) -> Option<Family> {
     let file = path.rsplit('/').next().unwrap_or(path);
     let name = file.strip_suffix(".csv").unwrap_or(file);
     // Nearly every name in a log.
-    if let Some((op, ..)) = OURS.iter().find(|(_, stem, _)| *stem == name) {
-        return Some(Family::Op(*op));
+    if let Some(op) = Op::ALL.into_iter().find(|op| stem(*op) == Some(name)) {
+        return Some(Family::Op(op));
     }
     let words: Vec<&str> = name.split(['_', '-', '.', ' ']).collect();
     let Some(tuned) = words
@@ -140,9 +111,13 @@ fn by_parts(words: &[&str]) -> Option<Family> {
 }
 
 fn op_of(words: &[&str]) -> Option<Op> {
-    OURS.iter()
-        .find(|(.., of)| *of == words)
-        .map(|(op, ..)| *op)
+    let words = words.join("_");
+    Op::ALL.into_iter().find(|op| {
+        op.aiter().is_some_and(|aiter| {
+            aiter.stem.strip_suffix("_tuned_gemm") == Some(&words)
+                || aiter.short_stems.contains(&words.as_str())
+        })
+    })
 }
 
 /// Whether `word` is data types of activation and weight: `a8w8`, `a16w4`, `a16wi4`.

@@ -10,6 +10,7 @@ use std::collections::hash_map::Entry;
 
 use super::aiter::{Fault, Row, Table, Text};
 use super::revision::{self, Revision};
+use crate::problem::dtype;
 use crate::shape::{Op, Shape};
 
 /// M as a table may hold it for a GEMM with `m` rows: aiter's `getPaddedM`, the same at every revision.
@@ -88,12 +89,15 @@ pub struct Rules {
 impl Rules {
     /// The rules of `op` at `revision`.
     pub fn new(op: Op, revision: Revision) -> Self {
+        let aiter = op.aiter();
         Self {
             op,
-            pads_m: !(op == Op::Bpreshuffle && revision == Revision::A),
+            pads_m: aiter.is_some_and(|aiter| revision >= aiter.pads_m_from),
             keys_gfx: revision >= Revision::H,
             keys_weight_dtype: revision::has_weight_dtype(op, revision),
-            reuses_largest: op == Op::Bpreshuffle && revision >= Revision::N,
+            reuses_largest: aiter
+                .and_then(|aiter| aiter.reuses_largest_from)
+                .is_some_and(|from| revision >= from),
         }
     }
 
@@ -199,7 +203,7 @@ impl<'table> Resolver<'table> {
         gfx: &str,
         cu_num: u32,
     ) -> Result<Self, LookupError> {
-        if rules.op == Op::TritonBlockFp8 {
+        if rules.op.aiter().is_none() {
             return Err(LookupError::NotAnAiterOperation(rules.op));
         }
         // A name with blanks around it is another name to pandas.
@@ -283,7 +287,7 @@ impl<'table> Resolver<'table> {
     pub fn find(&self, shape: &Shape) -> Resolution<'table> {
         let dtype = match (self.rules.keys_weight_dtype, shape.dtype.as_str()) {
             (false, _) => Text::from(""),
-            (true, "") => Text::from(fp8_dtype(&self.gfx)),
+            (true, "") => Text::from(dtype::fp8_of(&self.gfx)),
             (true, dtype) => Text::from(dtype),
         };
         for probe in self.rules.probes() {
@@ -311,7 +315,7 @@ impl<'table> Resolver<'table> {
     pub fn find_in_a8w8_module(&self, shape: &Shape) -> Option<&'table Row> {
         let dtype = match (self.rules.keys_weight_dtype, shape.dtype.as_str()) {
             (false, _) => Text::from(""),
-            (true, "") => Text::from(fp8_dtype(&self.gfx)),
+            (true, "") => Text::from(dtype::fp8_of(&self.gfx)),
             (true, dtype) => Text::from(dtype),
         };
         [shape.m, padded_m_of_a8w8_module(shape.m)]
@@ -331,15 +335,6 @@ impl<'table> Resolver<'table> {
     /// The rules in force.
     pub fn rules(&self) -> Rules {
         self.rules
-    }
-}
-
-/// The FP8 dtype of an architecture (`aiter/utility/dtypes.py`): OCP except on gfx94x.
-pub fn fp8_dtype(gfx: &str) -> &'static str {
-    if gfx.starts_with("gfx94") {
-        "torch.float8_e4m3fnuz"
-    } else {
-        "torch.float8_e4m3fn"
     }
 }
 

@@ -12,6 +12,7 @@ use super::aiter::{Fault, Row, Table, Text};
 use super::kernels::{self, Library};
 use super::revision::{self, Revision};
 use super::roofline;
+use crate::problem::op::ERR_RATIO_LIMIT;
 use crate::shape::Op;
 
 mod judge;
@@ -34,7 +35,7 @@ pub struct Policy {
 impl Default for Policy {
     fn default() -> Self {
         Self {
-            err_ratio_limit: 0.05,
+            err_ratio_limit: ERR_RATIO_LIMIT,
             gfx: None,
             revision: None,
             keys: Vec::new(),
@@ -348,9 +349,9 @@ fn check(first: &Table, tables: &[Table]) -> Result<(), MergeError> {
         }
         let mut needed = vec!["cu_num", "us", "kernelName"];
         // Nothing in an older row of gemm_a8w8 says its dtype, and an empty one is found by no look-up.
-        let keyed =
-            first.op == Op::A8w8 && tables.iter().any(|other| other.has_column("q_dtype_w"));
-        if first.op == Op::Bpreshuffle || keyed {
+        let keyed = first.op.became_keyed_by_dtype()
+            && tables.iter().any(|other| other.has_column("q_dtype_w"));
+        if first.op.is_always_keyed_by_dtype() || keyed {
             needed.push("q_dtype_w");
         }
         if let Some(column) = needed.into_iter().find(|column| !table.has_column(column)) {

@@ -1,45 +1,10 @@
-//! What runs after a look-up: a hit does not always mean the row's kernel, and a miss has a default.
-//!
-//! Sources: aiter `aiter/ops/gemm_op_a8w8.py`, `gemm_op_a4w4.py` and the `csrc/ck_gemm_*` modules at v0.1.7, v0.1.9,
-//! 303a583c, e4048607 and main after ROCm/aiter#5586. Nothing here is timed or run; texts are for people and `--json`.
+//! What runs after a look-up: each operation's own rules ([`crate::problem::op`]), asked about a table's row.
 
 use super::aiter::{Row, Table};
 use super::lookup::Resolution;
 use super::revision::{self, Revision};
-use crate::shape::Op;
-
-/// What a runtime does with the result of a look-up.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum Runs {
-    /// The row's kernel, passed by name or looked up again in the compiled module.
-    RowKernel(&'static str),
-    /// The operation's default, for want of a row or whatever the row.
-    Default(&'static str),
-    /// The operation's default although there is a row: its library is not called.
-    Ignored(&'static str),
-    /// An exception at the first such GEMM.
-    Raises(&'static str),
-}
-
-impl Runs {
-    /// The sentence.
-    pub fn text(self) -> &'static str {
-        match self {
-            Self::RowKernel(text)
-            | Self::Default(text)
-            | Self::Ignored(text)
-            | Self::Raises(text) => text,
-        }
-    }
-}
-
-const COMPILED: &str = "the kernel compiled for this row; a table newer than the module does nothing until it is rebuilt";
-const BY_NAME: &str = "the kernel of this name; the module must have been built with it";
-const BY_ID: &str = "the kernel of this kernelId";
-const TRITON: &str = "aiter's Triton kernel, configured by its own tables";
-const FLYDSL: &str = "the FlyDSL kernel of this name, where FlyDSL is installed";
-const NO_NAME: &str =
-    "a RuntimeError: the row names no kernel, and the module has none called `nan`";
+pub use crate::problem::op::runs::Runs;
+use crate::problem::op::runs::{Call, FoundRow};
 
 /// What the operation of `table` does at `revision` on `gfx` with M rows of activation after `resolution`.
 pub fn runs(
@@ -49,173 +14,43 @@ pub fn runs(
     m: u32,
     resolution: Resolution<'_>,
 ) -> Runs {
+    let facts = table.op.facts();
+    let call = Call { revision, gfx, m };
     match resolution.row() {
         Some(row) => of_row(table, revision, gfx, row),
-        None => without_table(table.op, revision, gfx)
-            .unwrap_or_else(|| miss(table.op, revision, gfx, m)),
+        None => (facts.without_table)(call).unwrap_or_else(|| (facts.miss)(call)),
     }
 }
 
 /// What the operation of `table` does at `revision` on `gfx` with a call that `row` was found for.
 pub fn of_row(table: &Table, revision: Revision, gfx: &str, row: &Row) -> Runs {
-    // From aiter#5586 on this operation asks its table first.
-    let asked = table.op == Op::Blockscale && revision >= Revision::N;
-    match without_table(table.op, revision, gfx) {
-        Some(before) if !asked => before,
-        _ => hit(table, revision, gfx, row),
+    let facts = table.op.facts();
+    let call = Call {
+        revision,
+        gfx,
+        m: 0,
+    };
+    let row_first = facts.aiter.as_ref().and_then(|aiter| aiter.row_first_from);
+    let asks_first = row_first.is_some_and(|from| revision >= from);
+    if let Some(before) = (facts.without_table)(call).filter(|_| !asks_first) {
+        return before;
     }
-}
-
-/// `_BLOCKSCALE_HIP_PREBUILT_ARCHES` of e4048607 and later.
-fn is_prebuilt(gfx: &str) -> bool {
-    matches!(gfx, "gfx940" | "gfx941" | "gfx942" | "gfx950" | "gfx1250")
-}
-
-/// What an architecture does whatever the table says.
-fn without_table(op: Op, revision: Revision, gfx: &str) -> Option<Runs> {
-    let from_h = revision >= Revision::H;
-    match op {
-        Op::Blockscale | Op::BlockscaleBpreshuffle if from_h && !is_prebuilt(gfx) => Some(
-            Runs::Default("aiter's Triton kernel: this architecture takes no table"),
-        ),
-        Op::BlockscaleBpreshuffle if from_h && gfx == "gfx1250" => Some(Runs::Default(
-            "aiter's Triton kernel; with e8m0 scales the FlyDSL kernel of a `flydsl` row, or one by FlyDSL's heuristic",
-        )),
-        // `_ck_a8w8_supported`.
-        Op::A8w8 if from_h && !gfx.starts_with("gfx9") => Some(Runs::Default(
-            "aiter's Triton kernel: this architecture takes no table",
-        )),
-        Op::A4w4 if gfx == "gfx942" => Some(Runs::Raises(
-            "a RuntimeError: A4W4 GEMM kernel is not supported on gfx942",
-        )),
-        Op::A4w4 if from_h && gfx == "gfx1250" => Some(Runs::Default(
-            "the F4GEMM assembly kernel: this architecture takes no table",
-        )),
-        _ => None,
-    }
-}
-
-fn hit(table: &Table, revision: Revision, gfx: &str, row: &Row) -> Runs {
-    use Revision::{A, B, H, N, P};
-    let op = table.op;
-    let libtype = row.libtype.as_deref().unwrap_or("");
-    if revision::has_libtype(op, revision) && !table.has_column("libtype") {
+    if revision::has_libtype(table.op, revision) && !table.has_column("libtype") {
         return Runs::Raises("a KeyError: the table has no column `libtype`");
     }
-    let triton_of_plain = op == Op::Blockscale && revision >= N && libtype == "triton";
-    if triton_of_plain {
-        return Runs::RowKernel(TRITON);
-    }
-    // `int(config["splitK"])`; an empty cell is NaN.
-    let splits_by_number = matches!(
-        (op, revision),
-        (Op::Bpreshuffle, P | H | N) | (Op::Blockscale, H | N)
-    );
-    if splits_by_number && table.has_column("splitK") && row.split_k.is_none() {
-        return Runs::Raises("a ValueError: splitK is no number");
-    }
-    let named = row.kernel_name.is_some();
-    match (op, revision) {
-        // At A and B the Python result is only logged; the module probes its own copy in the same order.
-        (Op::Blockscale | Op::BlockscaleBpreshuffle, A | B) | (Op::Bpreshuffle, A) => {
-            Runs::RowKernel(COMPILED)
-        }
-        (Op::Blockscale, P | H | N) => match libtype {
-            "ck" | "cktile" if revision >= N && !is_prebuilt(gfx) => Runs::Raises(
-                "a crash: the row is asked for first, and CK has no code for this architecture",
-            ),
-            "ck" | "cktile" if revision == P => Runs::RowKernel(COMPILED),
-            "ck" | "cktile" if row.split_k.is_some_and(|split| !(0..=30).contains(&split)) => {
-                Runs::Raises("a RuntimeError: splitK is outside 0..30")
-            }
-            "ck" | "cktile" if !named => Runs::Raises(NO_NAME),
-            "ck" | "cktile" => Runs::RowKernel(BY_NAME),
-            _ => Runs::Raises("an AssertionError: unsupported libtype"),
-        },
-        (Op::BlockscaleBpreshuffle, P) => match libtype {
-            "ck" | "cktile" => Runs::RowKernel(COMPILED),
-            "asm" => Runs::RowKernel(BY_NAME),
-            _ => Runs::Ignored("the CK default kernel: this libtype is not known here"),
-        },
-        (Op::BlockscaleBpreshuffle, H | N) => match libtype {
-            "opus" => Runs::RowKernel(BY_ID),
-            "ck" | "cktile" if !named => Runs::Raises(NO_NAME),
-            "ck" | "cktile" | "asm" => Runs::RowKernel(BY_NAME),
-            "triton" => {
-                Runs::RowKernel("aiter's Triton kernel; the name may say `triton` or `gluon`")
-            }
-            "flydsl" => Runs::Raises(
-                "a RuntimeError: this FlyDSL kernel is for gfx1250 (without FlyDSL, the CK default kernel)",
-            ),
-            _ => Runs::Ignored("the CK default kernel: this libtype is not known here"),
-        },
-        (Op::Bpreshuffle, _) => match libtype {
-            "ck" | "cktile" => Runs::RowKernel(COMPILED),
-            "flydsl" if revision >= P => Runs::RowKernel(FLYDSL),
-            _ if revision >= N => {
-                Runs::Raises("a RuntimeError: gemm_a8w8_bpreshuffle has no such libtype")
-            }
-            _ if revision == H && gfx == "gfx1250" => Runs::Ignored(
-                "a FlyDSL kernel by aiter's heuristic, where FlyDSL is installed, else the CK heuristic kernel",
-            ),
-            _ if revision == H => {
-                Runs::Ignored("the CK heuristic kernel: this libtype is not known here")
-            }
-            _ => Runs::Raises("nothing: the function returns None for this libtype"),
-        },
-        (Op::A8w8, _) => Runs::RowKernel(
-            "the kernel that gemm_a8w8's own module finds by its own rounding of M; the row gives splitK only",
-        ),
-        (Op::A4w4, _) if !named => Runs::Raises(
-            "an AttributeError: the row names no kernel, and pandas makes that a number",
-        ),
-        (Op::A4w4, _)
-            if row
-                .kernel_name
-                .as_deref()
-                .is_some_and(|name| name.contains("_ZN")) =>
-        {
-            Runs::RowKernel("the assembly kernel of this name, splitK as its logarithm")
-        }
-        (Op::A4w4, H | N) => Runs::RowKernel(BY_NAME),
-        (Op::A4w4, _) => Runs::RowKernel(COMPILED),
-        (Op::TritonBlockFp8, _) => Runs::RowKernel("the Triton kernel with this configuration"),
-    }
-}
-
-/// The M from which a GEMM without a row runs Triton (`_BLOCKSCALE_TRITON_FALLBACK_MIN_M` of aiter#5586).
-fn triton_from(gfx: &str) -> Option<u32> {
-    match gfx {
-        "gfx942" => Some(2048),
-        "gfx950" => Some(384),
-        _ => None,
-    }
-}
-
-fn miss(op: Op, revision: Revision, gfx: &str, m: u32) -> Runs {
-    let large = triton_from(gfx).is_some_and(|least| m >= least);
-    Runs::Default(match op {
-        Op::Blockscale if revision >= Revision::N && large => {
-            "aiter's Triton kernel: without a row it runs from M = 2048 on gfx942 and M = 384 on gfx950"
-        }
-        Op::Blockscale => "the CK default kernel, id 7: one 16x128x256 tile for any M",
-        Op::BlockscaleBpreshuffle => {
-            "the CK default kernel: a 64x64x128 tile with 256 threads for any M"
-        }
-        Op::Bpreshuffle => {
-            "a CK kernel by a heuristic of M, N and K; K below 192, or below 512 and no multiple of 64, is an error"
-        }
-        Op::A8w8 => {
-            "splitK 0, and the kernel that gemm_a8w8's own module finds or picks by a heuristic of M, N and K"
-        }
-        Op::A4w4 => "an assembly kernel by aiter's heuristic",
-        Op::TritonBlockFp8 => "the Triton kernel with its default configuration",
-    })
+    let row = FoundRow {
+        libtype: row.libtype.as_deref().unwrap_or(""),
+        split_k: row.split_k,
+        has_split_k: table.has_column("splitK"),
+        kernel_name: row.kernel_name.as_deref(),
+    };
+    (facts.hit)(call, row)
 }
 
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::problem::Op;
     use crate::table::aiter::Text;
     use crate::table::lookup::Probe;
 

@@ -4,7 +4,8 @@ use std::collections::{BTreeSet, HashMap};
 use std::fmt::Write as _;
 
 use super::aiter::{Row, Table};
-use super::lookup::{Rules, fp8_dtype};
+use super::lookup::Rules;
+use crate::problem::dtype;
 use crate::shape::Shape;
 
 /// Values named in a sentence; more are counted.
@@ -48,7 +49,7 @@ impl<'table> Reasons<'table> {
             return format!("the rows of this (N, K) are for {} only", list(gpus));
         }
         let dtype = if shape.dtype.is_empty() {
-            fp8_dtype(self.gfx)
+            dtype::fp8_of(self.gfx)
         } else {
             &shape.dtype
         };

@@ -137,9 +137,10 @@ impl Device {
 
     /// Peak operations per second for `op`; `None` where the device cannot run it.
     pub fn flops(&self, op: Op) -> Option<f64> {
-        match op {
-            Op::A4w4 => self.fp4_flops,
-            _ => Some(self.fp8_flops),
+        if op.facts().element_bytes < 1.0 {
+            self.fp4_flops
+        } else {
+            Some(self.fp8_flops)
         }
     }
 
@@ -156,7 +157,7 @@ impl Device {
 /// `base_tuner.py`, `calculate`, at e4048607a5.
 pub fn bytes(op: Op, m: u32, n: u32, k: u32) -> f64 {
     let (m, n, k) = (f64::from(m), f64::from(n), f64::from(k));
-    let input = if op == Op::A4w4 { 0.5 } else { 1.0 };
+    let input = op.facts().element_bytes;
     (m * k + n * k) * input + m * n * 2.0
 }
 

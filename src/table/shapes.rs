@@ -133,14 +133,7 @@ pub fn said_op(name: &str, bytes: &[u8]) -> Result<Option<Op>, ShapesError> {
     if let wide @ ("torch.bfloat16" | "torch.float16" | "torch.float32") = first {
         return other(format!("its dtype is {wide}"));
     }
-    // Only the per-channel operations are keyed by the weight's dtype; INT8 weights are `gemm_a8w8`'s alone.
-    let keyed = weight.map(|_| {
-        if first == "torch.int8" {
-            Op::A8w8
-        } else {
-            Op::Bpreshuffle
-        }
-    });
+    let keyed = weight.map(|_| Op::of_weight_dtype(first));
     Ok(named.or(keyed))
 }
 

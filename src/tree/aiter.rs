@@ -9,30 +9,9 @@ use camino::{Utf8Path, Utf8PathBuf};
 use super::doctor::caps::{self, Capabilities};
 use crate::shape::Op;
 use crate::store::file::entries;
-use crate::table::family;
 use crate::table::kernels::Library;
 use crate::table::lookup::Rules;
 use crate::table::revision::Revision;
-
-/// The variable that names an operation's table.
-const VARIABLES: [(Op, &str); 5] = [
-    (Op::Blockscale, "AITER_CONFIG_GEMM_A8W8_BLOCKSCALE"),
-    (
-        Op::BlockscaleBpreshuffle,
-        "AITER_CONFIG_GEMM_A8W8_BLOCKSCALE_BPRESHUFFLE",
-    ),
-    (Op::Bpreshuffle, "AITER_CONFIG_GEMM_A8W8_BPRESHUFFLE"),
-    (Op::A8w8, "AITER_CONFIG_GEMM_A8W8"),
-    (Op::A4w4, "AITER_CONFIG_GEMM_A4W4"),
-];
-
-/// The variable an operation's table is named by; `None` for an operation that aiter does not have.
-pub fn variable(op: Op) -> Option<&'static str> {
-    VARIABLES
-        .into_iter()
-        .find(|(of, _)| *of == op)
-        .map(|(_, variable)| variable)
-}
 
 /// Failed to tell what an aiter tree reads.
 #[derive(Debug, thiserror::Error)]
@@ -63,6 +42,13 @@ pub enum AiterError {
     },
 }
 
+/// The variable an operation's table is named by.
+pub fn variable(op: Op) -> Result<&'static str, AiterError> {
+    op.aiter()
+        .map(|aiter| aiter.variable)
+        .ok_or(AiterError::NotAnAiterOperation(op))
+}
+
 /// The tables an environment uses for an operation, before anything is deployed.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct Tables {
@@ -82,9 +68,8 @@ pub fn tables(
     op: Op,
     set: impl Fn(&str) -> Option<String>,
 ) -> Result<Tables, AiterError> {
-    let (Some(variable), Some(stem)) = (variable(op), family::stem(op)) else {
-        return Err(AiterError::NotAnAiterOperation(op));
-    };
+    let facts = op.aiter().ok_or(AiterError::NotAnAiterOperation(op))?;
+    let (variable, stem) = (facts.variable, facts.stem);
     let core = crate::store::file::read(&package.join("jit/core.py"))?;
     // The name may be the beginning of another operation's.
     let quoted = format!("\"{variable}\"");
@@ -188,7 +173,7 @@ pub struct Module {
 
 /// The modules that the tree of `package` generates from `op`'s table.
 pub fn modules(package: &Utf8Path, op: Op) -> Result<Vec<Module>, AiterError> {
-    let variable = variable(op).ok_or(AiterError::NotAnAiterOperation(op))?;
+    let variable = variable(op)?;
     let path = package.join("jit/optCompilerConfig.json");
     let text = crate::store::file::read(&path)?;
     let config: serde_json::Map<String, serde_json::Value> = serde_json::from_slice(&text)

@@ -6,15 +6,16 @@
 //! `SGLANG_USE_AITER_FP8_PER_TOKEN` the first; 0.5.5 has only that one. From 0.5.22 on it picks between the GEMM and a kernel
 //! of its own.
 
+use crate::problem::Op;
 use crate::pyedit::refusal::Refusal;
 use crate::pyedit::source::Source;
 use crate::pyedit::syntax::{self, Expr, ExprKind, Span, Stmt, StmtKind};
 
 /// The linears.
-pub const LINEARS: [&str; 2] = ["apply_fp8_linear", "apply_fp8_ptpc_linear"];
+pub const LINEARS: &[&str] = Op::PER_CHANNEL.facts().linears;
 
 /// The GEMM, as aiter names it; its weight is (N, K) wherever it is called.
-pub const GEMM: &str = "gemm_a8w8_bpreshuffle";
+pub const GEMM: &str = Op::PER_CHANNEL.name();
 
 /// A place where a linear calls the GEMM, or what may be the GEMM.
 #[derive(Debug)]
@@ -34,7 +35,7 @@ pub struct GemmCall<'a> {
 /// Every such place in `fp8_utils.py`; none where the tree's linears never reach the GEMM.
 pub fn calls(source: &Source) -> Result<Vec<GemmCall<'_>>, Refusal> {
     let mut found = Vec::new();
-    for linear in LINEARS {
+    for &linear in LINEARS {
         let Some((_, function)) = syntax::function(source.body(), linear) else {
             continue;
         };

@@ -10,6 +10,7 @@
 use camino::Utf8Path;
 
 use super::doctor::caps;
+use crate::problem::op::AiterFacts;
 use crate::pyedit::source::Source;
 use crate::pyedit::syntax::{self, Expr, ExprKind, Function, Span, Stmt, StmtKind};
 use crate::shape::Op;
@@ -24,50 +25,38 @@ pub enum Coupling {
     ByName,
 }
 
-/// Operations whose modules are made from a table, in table order.
-pub const TABLED: [Op; 5] = [
-    Op::Blockscale,
-    Op::BlockscaleBpreshuffle,
-    Op::Bpreshuffle,
-    Op::A8w8,
-    Op::A4w4,
-];
+/// aiter's operations, whose modules are made from a table, in table order.
+pub fn tabled() -> impl Iterator<Item = (Op, &'static AiterFacts)> {
+    Op::ALL.into_iter().filter_map(|op| Some((op, op.aiter()?)))
+}
+
+/// The Python name of the compiled function that serves `op` from `library`, where there is one.
+pub fn function(op: Op, library: Library) -> Option<&'static str> {
+    op.aiter()?.function(library)
+}
 
 /// The parameter that carries a row's kernel.
 const NAME: &str = "kernelName";
 
-/// The Python name of the compiled function that serves `op` from `library`, where there is one.
-pub fn function(op: Op, library: Library) -> Option<String> {
-    match (op, library) {
-        (Op::A4w4, Library::Ck) => Some("gemm_a4w4_blockscale".to_owned()),
-        (
-            Op::Blockscale | Op::BlockscaleBpreshuffle | Op::Bpreshuffle | Op::A8w8,
-            Library::Ck | Library::CkTile,
-        ) => Some(format!("{op}_{}", library.name())),
-        _ => None,
-    }
-}
-
 /// Whether the function that serves `op` from `library` is one of `named`.
 pub fn is_among(named: &[String], op: Op, library: Library) -> bool {
-    function(op, library).is_some_and(|function| named.contains(&function))
+    function(op, library).is_some_and(|function| named.iter().any(|name| name == function))
 }
 
 /// The compiled functions of the tree of `package` that are asked for a row's kernel by name.
 pub fn by_name(package: &Utf8Path) -> Vec<String> {
     let mut found = Vec::new();
-    for file in ["aiter/ops/gemm_op_a8w8.py", "aiter/ops/gemm_op_a4w4.py"] {
+    let mut files: Vec<&str> = tabled().map(|(_, aiter)| aiter.source).collect();
+    files.dedup();
+    for file in files {
         let source = caps::file(package, file)
             .and_then(|path| Some((fs_err::read(&path).ok()?, path)))
             .and_then(|(bytes, path)| Source::parse(path, &bytes).ok());
         let Some(source) = source else { continue };
-        for op in TABLED {
-            for library in [Library::Ck, Library::CkTile] {
-                let Some(name) = function(op, library) else {
-                    continue;
-                };
-                if is_named(source.body(), op, library, &name) {
-                    found.push(name);
+        for (op, aiter) in tabled().filter(|(_, aiter)| aiter.source == file) {
+            for (library, name) in aiter.functions {
+                if is_named(source.body(), op, *library, name) {
+                    found.push((*name).to_owned());
                 }
             }
         }

@@ -3,12 +3,13 @@
 use std::collections::BTreeMap;
 
 use super::flow::Kernel;
+use crate::problem::Op;
 use crate::pyedit::refusal::Refusal;
 use crate::pyedit::source::Source;
 use crate::pyedit::syntax::{self, Comparison, ExprKind, Function, Mention, Span, Stmt, StmtKind};
 
 /// The function that every block FP8 linear layer ends in when aiter is on.
-pub const LEAF: &str = "aiter_w8a8_block_fp8_linear";
+pub const LEAF: &str = Op::UNSAID.facts().linears[0];
 /// The function that returns it.
 pub const DISPATCHER: &str = "dispatch_w8a8_block_fp8_linear";
 /// The shape predicate that chooses Triton on gfx95x.

@@ -2,6 +2,7 @@
 
 use super::protocol::Timing;
 use super::race::{Rules, Rung};
+use crate::problem::op::ERR_RATIO_LIMIT;
 
 /// How hard to try.
 #[derive(
@@ -71,7 +72,7 @@ pub fn gpu_rules(effort: Effort) -> Rules {
             looks: 2,
             min_gain: 0.005,
             false_wins: FALSE_WINS,
-            max_err_ratio: MAX_ERR_RATIO,
+            max_err_ratio: ERR_RATIO_LIMIT,
         },
         Effort::Full => Rules {
             rungs: vec![
@@ -90,7 +91,7 @@ pub fn gpu_rules(effort: Effort) -> Rules {
             looks: 3,
             min_gain: 0.005,
             false_wins: FALSE_WINS,
-            max_err_ratio: MAX_ERR_RATIO,
+            max_err_ratio: ERR_RATIO_LIMIT,
         },
     }
 }
@@ -131,7 +132,3 @@ pub fn cpu_rules(effort: Effort) -> Rules {
 /// Chance that equals unseat the incumbent, at most: the tuner's promise, shared out among challengers
 /// and looks.
 const FALSE_WINS: f64 = 0.05;
-
-/// The tuner of aiter rejects candidates with `errRatio` above 0.05 (`--errRatio`, default 0.05, aiter
-/// `aiter/utility/base_tuner.py`). A kernel that rounds as the reference does is far below.
-pub const MAX_ERR_RATIO: f64 = 0.05;

@@ -32,7 +32,7 @@ pub(super) fn in_json(args: &LookupArgs, shapes: &[CountedShape]) -> Result<Answ
     let of = |shape: &Shape, file: &ConfigFile| (file.name.n, file.name.k) == (shape.n, shape.k);
     let mut other_blocks: BTreeSet<String> = BTreeSet::new();
     for CountedShape { shape, records } in shapes {
-        if shape.op != Op::TritonBlockFp8 && args.op != Some(shape.op) {
+        if shape.op.aiter().is_some() && args.op != Some(shape.op) {
             answers.other_operations += 1;
             continue;
         }
@@ -55,7 +55,7 @@ pub(super) fn in_json(args: &LookupArgs, shapes: &[CountedShape]) -> Result<Answ
             "{} shapes are of aiter's operations, which read no JSON, and are left out; `--op {}` takes them for \
              SGLang's kernel's",
             answers.other_operations,
-            shapes.iter().map(|shape| shape.shape.op).find(|op| *op != Op::TritonBlockFp8).unwrap_or(Op::Blockscale)
+            shapes.iter().map(|shape| shape.shape.op).find(|op| op.aiter().is_some()).unwrap_or(Op::UNSAID)
         ));
     }
     Ok(answers)

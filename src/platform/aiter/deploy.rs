@@ -82,8 +82,7 @@ impl Aiter {
     ) -> Result<(Deployment, Option<Utf8PathBuf>), Error> {
         let trees = self.trees()?;
         let op = inspection.op;
-        let variable = aiter::variable(op)
-            .ok_or_else(|| aiter_error(&aiter::AiterError::NotAnAiterOperation(op)))?;
+        let variable = aiter::variable(op).map_err(|error| aiter_error(&error))?;
         let before = aiter::tables(&trees.package, op, |name| self.site.variable(name))
             .map_err(|error| aiter_error(&error))?;
         let way = self.way_to(&trees, inspection)?;

@@ -106,17 +106,15 @@ impl Aiter {
         let op = way.op;
         let tables = aiter::tables(&trees.package, op, |name| self.site.variable(name))
             .map_err(|error| aiter_error(&error))?;
+        let variable = aiter::variable(op).map_err(|error| aiter_error(&error))?;
         let mut remarks = Vec::from_iter(self.site.slow_starts());
         for missing in &tables.missing {
-            remarks.push(format!(
-                "{} names {missing}, which is not there",
-                aiter::variable(op).unwrap_or_default()
-            ));
+            remarks.push(format!("{} names {missing}, which is not there", variable));
         }
         if tables.from_variable && tables.files.len() > 1 {
             remarks.push(format!(
                 "{} joins {} tables: on equal keys aiter rewrites them and stops; the deployed table is one file",
-                aiter::variable(op).unwrap_or_default(),
+                variable,
                 tables.files.len()
             ));
         }
@@ -143,8 +141,8 @@ impl Aiter {
         let mut identity = identity(&trees, &gfx, cu_num);
         identity.extend(tables_fact("tables before", &tables.files)?);
         // The capture may find that the other operation runs.
-        if op != Op::Bpreshuffle
-            && let Ok(other) = aiter::tables(&trees.package, Op::Bpreshuffle, |name| {
+        if op != Op::PER_CHANNEL
+            && let Ok(other) = aiter::tables(&trees.package, Op::PER_CHANNEL, |name| {
                 self.site.variable(name)
             })
         {

@@ -168,7 +168,7 @@ impl Platform for Aiter {
             revision: revision(&trees.aiter.capabilities),
             device,
             fold: Fold::Fine,
-            cost: Cost::aiter_tuner(inspection.op, &inspection.gfx),
+            cost: Cost::of(inspection.op, &inspection.gfx),
         })
     }
 

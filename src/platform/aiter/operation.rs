@@ -25,9 +25,9 @@ impl Aiter {
         let block = self.way(trees, gfx, trees.rocm());
         let wanted = self
             .op
-            .or_else(|| self.per_channel_model().then_some(Op::Bpreshuffle));
+            .or_else(|| self.per_channel_model().then_some(Op::PER_CHANNEL));
         let way = match wanted {
-            Some(Op::Bpreshuffle) => channel_way(trees)?,
+            Some(op) if op == Op::PER_CHANNEL => channel_way(trees)?,
             None => block?,
             Some(asked) => {
                 let block = block?;
@@ -43,7 +43,7 @@ impl Aiter {
 
     /// The way to the operation of `inspection`.
     pub(super) fn way_to(&self, trees: &Trees, inspection: &Inspection) -> Result<Way, Error> {
-        if inspection.op == Op::Bpreshuffle {
+        if inspection.op == Op::PER_CHANNEL {
             return channel_way(trees);
         }
         self.way(trees, &inspection.gfx, trees.rocm())
@@ -71,7 +71,7 @@ impl Aiter {
             *calls.entry(seen.shape.op).or_default() += seen.records;
         }
         let tunable_here =
-            |op: Op| op == Op::Bpreshuffle || block.as_ref().is_ok_and(|way| way.op == op);
+            |op: Op| op == Op::PER_CHANNEL || block.as_ref().is_ok_and(|way| way.op == op);
         let told = |op: Op, count: u64| format!("{op} ({count} calls)");
         let op = match self.op {
             Some(asked) if calls.contains_key(&asked) => asked,
@@ -148,7 +148,8 @@ fn channel_way(trees: &Trees) -> Result<Way, Error> {
         .map_err(|error| recognised(&error))?;
     let calls = channel::calls(&source).map_err(|error| recognised(&error))?;
     let linears: Vec<&str> = LINEARS
-        .into_iter()
+        .iter()
+        .copied()
         .filter(|linear| calls.iter().any(|call| call.linear == *linear))
         .collect();
     if linears.is_empty() {
@@ -157,19 +158,19 @@ fn channel_way(trees: &Trees) -> Result<Way, Error> {
             format!(
                 "no per-channel linear of the SGLang in {} reaches {}",
                 trees.sglang.folder,
-                Op::Bpreshuffle
+                Op::PER_CHANNEL
             ),
         ));
     }
     Ok(Way {
-        op: Op::Bpreshuffle,
+        op: Op::PER_CHANNEL,
         only_triton: false,
         no_triton: true,
         shuffles: false,
         because: format!(
             "per-channel weights: {} call aiter's {} on every device",
             linears.join(" and "),
-            Op::Bpreshuffle
+            Op::PER_CHANNEL
         ),
     })
 }
@@ -182,13 +183,13 @@ fn linear(op: Op, log_summary: &LogSummary) -> Option<String> {
             .keys()
             .any(|identity| identity.split(' ').next() == Some(name))
     };
-    match op {
-        Op::Bpreshuffle => LINEARS
+    match op.facts().linears {
+        [only] => Some((*only).to_owned()),
+        several => several
             .iter()
             .rev()
             .find(|name| said(name))
             .map(|name| (*name).to_owned()),
-        _ => Some(era::LEAF.to_owned()),
     }
 }
 
@@ -213,13 +214,12 @@ fn not_through_aiter(log_summary: &LogSummary) -> Error {
 
 /// Why the operation asked for is not one that this machine's server runs.
 fn cannot_finish(asked: Op, runs: Op) -> Error {
-    let why = match asked {
-        Op::Blockscale | Op::BlockscaleBpreshuffle => {
-            format!("block-scaled weights run {runs} on this machine, and {asked} is never called")
-        }
-        _ => format!(
+    let why = if asked.facts().linears.is_empty() {
+        format!(
             "no linear of SGLang 0.5.6 to 0.5.23 calls {asked}, so a tuned table of it would serve nothing"
-        ),
+        )
+    } else {
+        format!("block-scaled weights run {runs} on this machine, and {asked} is never called")
     };
     Error::new(
         ErrorKind::Usage,

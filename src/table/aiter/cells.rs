@@ -163,11 +163,7 @@ impl Header {
     /// What the columns alone say, when neither file name nor kernel names do.
     pub(super) fn op(&self) -> Op {
         let has = |role: Role| self.roles.contains(&role);
-        match (has(Role::WeightDtype), has(Role::Libtype)) {
-            (true, true) => Op::Bpreshuffle,
-            (true, false) => Op::A8w8,
-            (false, _) => Op::Blockscale,
-        }
+        Op::of_columns(has(Role::WeightDtype), has(Role::Libtype))
     }
 
     pub(super) fn row(

@@ -15,7 +15,7 @@ use std::time::{Duration, SystemTime};
 use camino::{Utf8Path, Utf8PathBuf};
 use serde::Serialize;
 
-use super::coupling::{self, Coupling, TABLED};
+use super::coupling::{self, Coupling};
 use super::git::{Ancestry, Checkout, GitError, Submodule, SubmoduleState};
 use super::locate::Answer;
 use super::package::Package;
@@ -330,12 +330,19 @@ pub fn aiter(aiter: &Aiter) -> Vec<Check> {
 
 /// Which operations need their modules built again for a new table.
 fn after_a_table_change(capabilities: &Capabilities) -> Check {
-    let (named, compiled): (Vec<Op>, Vec<Op>) = TABLED.into_iter().partition(|op| {
-        [Library::Ck, Library::CkTile]
-            .into_iter()
-            .filter(|library| coupling::function(*op, *library).is_some())
-            .all(|library| capabilities.coupling(*op, library) == Coupling::ByName)
-    });
+    let by_name = |functions: &[(Library, &str)], op| {
+        functions
+            .iter()
+            .all(|(library, _)| capabilities.coupling(op, *library) == Coupling::ByName)
+    };
+    let (mut named, mut compiled) = (Vec::new(), Vec::new());
+    for (op, aiter) in coupling::tabled() {
+        if by_name(aiter.functions, op) {
+            named.push(op);
+        } else {
+            compiled.push(op);
+        }
+    }
     let list = |ops: &[Op]| {
         let names: Vec<&str> = ops.iter().map(|op| op.name()).collect();
         names.join(", ")

@@ -5,14 +5,11 @@
 //! serves the shape today.
 
 use super::Incumbent;
+use crate::problem::op::ERR_RATIO_LIMIT;
 use crate::shape::{Op, Shape};
 use crate::table::aiter::Row;
 use crate::table::kernels::Library;
 use crate::table::roofline;
-
-/// From this exponent on, CK and CKTile add partial sums into bf16 with atomics, in an order of their own
-/// (ROCm/aiter#4581).
-const NONDETERMINISTIC_EXPONENT: i64 = 2;
 
 /// Where a row is to serve: the key it must have to be found, and the libraries that can be called.
 #[derive(Clone, Debug)]
@@ -79,8 +76,9 @@ pub(super) fn refusal(op: Op, row: &Row, place: &Place, err_ratio: f64) -> Optio
     let exponent = row
         .split_k
         .filter(|_| matches!(library, None | Some(Library::Ck | Library::CkTile)));
-    if let Some(exponent) = exponent.filter(|exponent| *exponent >= NONDETERMINISTIC_EXPONENT)
-        && matches!(op, Op::Blockscale | Op::BlockscaleBpreshuffle)
+    let unordered = op.aiter().and_then(|aiter| aiter.unordered_split);
+    if let (Some(exponent), Some(from)) = (exponent, unordered)
+        && exponent >= from
     {
         return Some(format!(
             "splitK {exponent} adds partial sums in no fixed order: two runs differ (ROCm/aiter#4581)"
@@ -106,7 +104,7 @@ pub(super) fn shipped(shipped: &[Row], shape: &Shape, place: &Place) -> Option<I
         .filter(|row| is_for(row, shape))
         .filter(|row| row.cu_num.is_none_or(|cu_num| cu_num == place.cu_num))
         .filter(|row| row.gfx.as_deref().is_none_or(|gfx| gfx == place.gfx))
-        .filter(|row| row.is_valid(crate::tune::rules::MAX_ERR_RATIO))
+        .filter(|row| row.is_valid(ERR_RATIO_LIMIT))
         .filter_map(|row| row.us)
         .reduce(f64::min)?;
     Some(Incumbent {

@@ -76,17 +76,6 @@ pub(super) struct Line {
     pub(super) remarks: Vec<String>,
 }
 
-/// The libraries to search for an operation, best first: the widest whose kernels the operation's dispatcher calls.
-///
-/// The plain operation ends in an assertion for anything but CK and CKTile (`aiter/ops/gemm_op_a8w8.py`), so its
-/// `both` comes before `all`.
-fn libraries(op: Op) -> &'static [&'static str] {
-    match op {
-        Op::Blockscale => &["both", "all", "ck"],
-        _ => &["all", "both", "ck"],
-    }
-}
-
 /// Fits `wanted` to the script.
 pub(super) fn line(wanted: &Wanted<'_>) -> Result<Line, FlagError> {
     let script = wanted.script;
@@ -171,9 +160,16 @@ pub(super) fn line(wanted: &Wanted<'_>) -> Result<Line, FlagError> {
     }
     give("-v", None, "progress shows after each batch only")?;
     if let Some(flag) = wanted.flags.get("--libtype") {
-        let list = wanted
-            .libtype
-            .map_or_else(|| libraries(script.op).to_vec(), |one| vec![one]);
+        let list = wanted.libtype.map_or_else(
+            || {
+                script
+                    .op
+                    .aiter()
+                    .map_or(&[][..], |aiter| aiter.libtypes)
+                    .to_vec()
+            },
+            |one| vec![one],
+        );
         let value = list
             .iter()
             .find(|library| {

@@ -77,7 +77,7 @@ impl Default for Limits {
             batch: Duration::from_secs(45 * 60),
             // 142 to 726 seconds have been seen for one module (ROCm/aiter issues 5266, 882).
             build: Duration::from_secs(60 * 60),
-            err_ratio: super::rules::MAX_ERR_RATIO,
+            err_ratio: crate::problem::op::ERR_RATIO_LIMIT,
         }
     }
 }

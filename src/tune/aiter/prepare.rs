@@ -13,7 +13,6 @@ use super::queue::{Manner, Round};
 use super::scripts::{self, Script};
 use super::site::{self, Seen};
 use super::{AiterOrder, AiterTuneError};
-use crate::shape::Op;
 use crate::table::kernels::Library;
 
 /// Folder of the attempts, below the order's.
@@ -26,18 +25,6 @@ const BATCH_WHERE_POISONED: usize = 4;
 
 /// What one candidate takes of a device, more than it should: inputs, a reference product, 106 launches.
 const CANDIDATE: Duration = Duration::from_secs(3);
-
-/// Candidates of one shape, at most, without splits of K: counted at 303a583c89 and e4048607a5 on gfx950.
-const fn candidates(op: Op) -> u32 {
-    match op {
-        Op::Blockscale => 52,
-        Op::BlockscaleBpreshuffle => 58,
-        // FlyDSL's are thinned out by the script before they are timed.
-        Op::Bpreshuffle => 2700,
-        Op::A8w8 => 86,
-        Op::A4w4 | Op::TritonBlockFp8 => 54,
-    }
-}
 
 /// Splits of K that a candidate is tried with, at most (exponents 0 to 4 in the shapes counted).
 const SPLITS: u32 = 5;
@@ -218,9 +205,10 @@ impl Site {
             .flags
             .get("--timeout")
             .is_some_and(|flag| flag.takes == Takes::One);
+        let most = order.op.aiter().map_or(0, |aiter| aiter.candidates.most());
         let candidates = self
             .candidates
-            .unwrap_or_else(|| candidates(order.op) * if self.split_k { SPLITS } else { 1 });
+            .unwrap_or(most * if self.split_k { SPLITS } else { 1 });
         // Four times what was seen leaves room for the slow ones.
         let one = self
             .pace
@@ -280,19 +268,16 @@ impl Site {
     }
 }
 
-/// Whether a search of the order would load `module`. Assembly of the per-token operation is for int8 only
-/// (`gemm_a8w8_bpreshuffle_tune.py`, `get_asm_gemm_i8_tasks`).
+/// Whether a search of the order would load `module`.
 fn is_used(module: &str, order: &AiterOrder<'_>) -> bool {
     let library = scripts::library(module);
     let searched = match (library, order.settings.libtype.as_deref()) {
         (_, None | Some("all")) | (Library::Ck | Library::CkTile, _) => true,
         (other, Some(wanted)) => wanted.split(',').any(|one| one == other.name()),
     };
-    let int8 = order
-        .untuned
-        .iter()
-        .any(|shape| shape.dtype == "torch.int8");
-    searched && (library != Library::Asm || order.op != Op::Bpreshuffle || int8)
+    let only = order.op.aiter().and_then(|aiter| aiter.assembly_dtype);
+    let has = |dtype: &str| order.untuned.iter().any(|shape| shape.dtype == dtype);
+    searched && (library != Library::Asm || only.is_none_or(has))
 }
 
 /// Modules that no folder holds a build of. One that is a plain Python file stands in for a build.
@@ -369,18 +354,8 @@ pub(super) fn attempt_env(site: &Site, files: &Files) -> BTreeMap<String, Option
     let mut env = site.env.clone();
     // One path is used as it is. Unset, the import would merge shipped tables into a file that every process of this
     // host shares; with two paths it would rewrite the user's files.
-    let name = variable(site.script.op);
-    env.insert(name.to_owned(), Some(files.tuned.to_string()));
-    env
-}
-
-/// The variable that names an operation's table (`aiter/jit/core.py`, v0.1.7 to e4048607a5).
-fn variable(op: Op) -> &'static str {
-    match op {
-        Op::Blockscale | Op::TritonBlockFp8 => "AITER_CONFIG_GEMM_A8W8_BLOCKSCALE",
-        Op::BlockscaleBpreshuffle => "AITER_CONFIG_GEMM_A8W8_BLOCKSCALE_BPRESHUFFLE",
-        Op::Bpreshuffle => "AITER_CONFIG_GEMM_A8W8_BPRESHUFFLE",
-        Op::A8w8 => "AITER_CONFIG_GEMM_A8W8",
-        Op::A4w4 => "AITER_CONFIG_GEMM_A4W4",
+    if let Some(aiter) = site.script.op.aiter() {
+        env.insert(aiter.variable.to_owned(), Some(files.tuned.to_string()));
     }
+    env
 }

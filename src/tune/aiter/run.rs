@@ -18,6 +18,7 @@ use super::prepare::{ATTEMPTS, Site, attempt_env};
 use super::queue::{Ended, Manner, Queue, Round, Why};
 use super::site;
 use super::{AiterOrder, AiterTuneError, BACKEND, memory, rows};
+use crate::problem::dtype;
 use crate::shape::Shape;
 use crate::store::file::entries;
 use crate::tune::event::{TuneEvent, Unserved};
@@ -211,7 +212,7 @@ impl<'a> Session<'a> {
     /// Why the tuner would make no task of `shape`.
     fn cannot_ask(&self, shape: &Shape) -> Option<String> {
         let script = &self.site.script;
-        let own = fp8_dtype(&self.place.gfx);
+        let own = dtype::fp8_of(&self.place.gfx);
         (script
             .untuned_columns
             .iter()
@@ -514,7 +515,9 @@ impl<'a> Session<'a> {
                     "M" => shape.m.to_string(),
                     "N" => shape.n.to_string(),
                     "K" => shape.k.to_string(),
-                    "q_dtype_w" if shape.dtype.is_empty() => fp8_dtype(&self.place.gfx).to_owned(),
+                    "q_dtype_w" if shape.dtype.is_empty() => {
+                        dtype::fp8_of(&self.place.gfx).to_owned()
+                    }
                     "q_dtype_w" => shape.dtype.clone(),
                     _ => String::new(),
                 })
@@ -523,14 +526,5 @@ impl<'a> Session<'a> {
             text.push('\n');
         }
         text
-    }
-}
-
-/// The FP8 of an architecture as torch prints it (aiter `aiter/utility/dtypes.py`).
-fn fp8_dtype(gfx: &str) -> &'static str {
-    if gfx.starts_with("gfx94") {
-        "torch.float8_e4m3fnuz"
-    } else {
-        "torch.float8_e4m3fn"
     }
 }

@@ -7,6 +7,7 @@ use camino::{Utf8Path, Utf8PathBuf};
 
 use super::flags::Flags;
 use super::{AiterTuneError, argparse};
+use crate::problem::op::SplitK;
 use crate::pyedit::source::Source;
 use crate::shape::Op;
 use crate::table::kernels::Library;
@@ -17,73 +18,6 @@ const BASE: &str = "aiter/utility/base_tuner.py";
 
 /// The pool that runs candidates.
 const POOL: &str = "aiter/utility/mp_tuner.py";
-
-/// The dispatcher of the a8w8 operations.
-const OPS: &str = "aiter/ops/gemm_op_a8w8.py";
-
-/// A way to tune an operation.
-struct Way {
-    op: Op,
-    /// Where the script is.
-    path: &'static str,
-    /// A flag that turns it to this operation; the way is open only where the script has it.
-    mode: Option<&'static str>,
-    /// Modules with the candidates, compiled at first use (`aiter/jit/optCompilerConfig.json`).
-    modules: &'static [&'static str],
-}
-
-/// Newest first: the first way that a tree has is taken. Paths, modes and modules as in v0.1.7, v0.1.9, 303a583c89
-/// and e4048607a5.
-const WAYS: [Way; 6] = [
-    Way {
-        op: Op::Blockscale,
-        path: "csrc/ck_gemm_a8w8_blockscale/gemm_a8w8_blockscale_tune.py",
-        mode: None,
-        modules: &[
-            "module_gemm_a8w8_blockscale_tune",
-            "module_gemm_a8w8_blockscale_cktile_tune",
-        ],
-    },
-    Way {
-        op: Op::BlockscaleBpreshuffle,
-        path: "csrc/ck_gemm_a8w8_blockscale/gemm_a8w8_blockscale_tune.py",
-        mode: Some("--preshuffle"),
-        modules: &[
-            "module_gemm_a8w8_blockscale_bpreshuffle_tune",
-            "module_gemm_a8w8_blockscale_bpreshuffle_cktile_tune",
-            "module_gemm_a8w8_blockscale_bpreshuffle_asm",
-            "module_deepgemm_opus",
-        ],
-    },
-    Way {
-        op: Op::BlockscaleBpreshuffle,
-        path: "csrc/ck_gemm_a8w8_blockscale_bpreshuffle/gemm_a8w8_blockscale_bpreshuffle_tune.py",
-        mode: None,
-        modules: &["module_gemm_a8w8_blockscale_bpreshuffle_tune"],
-    },
-    Way {
-        op: Op::Bpreshuffle,
-        path: "csrc/ck_gemm_a8w8_bpreshuffle/gemm_a8w8_bpreshuffle_tune.py",
-        mode: None,
-        modules: &[
-            "module_gemm_a8w8_bpreshuffle_tune",
-            "module_gemm_a8w8_bpreshuffle_cktile_tune",
-            "module_gemm_a8w8_asm",
-        ],
-    },
-    Way {
-        op: Op::A8w8,
-        path: "csrc/ck_gemm_a8w8/gemm_a8w8_tune.py",
-        mode: None,
-        modules: &["module_gemm_a8w8_tune"],
-    },
-    Way {
-        op: Op::A4w4,
-        path: "csrc/ck_gemm_a4w4_blockscale/gemm_a4w4_blockscale_tune.py",
-        mode: None,
-        modules: &["module_gemm_a4w4_blockscale_tune"],
-    },
-];
 
 /// The script of a tree that tunes an operation, and what its text says about it.
 #[derive(Clone, Debug)]
@@ -121,7 +55,7 @@ impl Script {
         let root = package.parent().unwrap_or(&package).to_owned();
         let base = read(&package, BASE)?;
         let mut tried = Vec::new();
-        for way in WAYS.iter().filter(|way| way.op == op) {
+        for way in op.aiter().map_or(&[][..], |aiter| aiter.scripts) {
             tried.push(way.path);
             let Some(path) = caps::file(&package, way.path) else {
                 continue;
@@ -255,23 +189,21 @@ fn default_keys(capabilities: &Capabilities) -> Vec<String> {
         .collect()
 }
 
-/// The text of the function that serves `op`, where it is one of the a8w8 operations.
+/// The text of the function that serves `op`.
 fn dispatcher(package: &Utf8Path, op: Op) -> Option<String> {
-    let text = fs_err::read_to_string(caps::file(package, OPS)?).ok()?;
+    let text = fs_err::read_to_string(caps::file(package, op.aiter()?.source)?).ok()?;
     let (_, after) = text.split_once(&format!("\ndef {}(", op.name()))?;
     Some(after.split("\ndef ").next().unwrap_or(after).to_owned())
 }
 
 /// Whether the dispatcher hands the row's `splitK` to the kernels that the tuner multiplies by it.
-///
-/// `gemm_a8w8_blockscale` dropped it until v0.1.13, so that every candidate was timed up to five times under names
-/// that mean nothing. The pre-shuffled CK and CKTile kernels never take one; only assembly does, whose splits aiter
-/// withdrew for many shapes (ROCm/aiter#4326), so it is not searched unless asked for.
 fn obeys_split_k(package: &Utf8Path, op: Op) -> bool {
-    match op {
-        Op::Blockscale => dispatcher(package, op).is_some_and(|body| body.contains("\"splitK\"")),
-        Op::Bpreshuffle | Op::A8w8 | Op::A4w4 => true,
-        Op::BlockscaleBpreshuffle | Op::TritonBlockFp8 => false,
+    match op.aiter().map(|aiter| aiter.split_k) {
+        Some(SplitK::Obeyed) => true,
+        Some(SplitK::AsTheTreeSays) => {
+            dispatcher(package, op).is_some_and(|body| body.contains("\"splitK\""))
+        }
+        Some(SplitK::Dropped) | None => false,
     }
 }
 

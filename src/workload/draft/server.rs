@@ -5,6 +5,7 @@ use std::collections::BTreeMap;
 use camino::{Utf8Path, Utf8PathBuf};
 
 use super::{Draft, Made, Subject, plain, resolve};
+use crate::problem::Op;
 use crate::workload::config::{SGLANG_DEFAULT_PORT, SGLANG_READY_LINE};
 use crate::workload::env::{is_of_a_session, matters};
 use crate::workload::quote::quoted;
@@ -311,18 +312,15 @@ impl Draft {
                 list(&instruments)
             ));
         }
-        let inherited: Vec<&str> = [
-            "AITER_CONFIG_GEMM_A8W8_BLOCKSCALE",
-            "AITER_CONFIG_GEMM_A8W8_BPRESHUFFLE",
-            "AITER_CONFIG_GEMM_A8W8",
-        ]
-        .into_iter()
-        .chain(INSTRUMENTS)
-        .filter(|name| {
-            !server.env.contains_key(*name) && !server.unset.iter().any(|unset| unset == name)
-        })
-        .filter(|name| (made.surroundings.variable)(name).is_some())
-        .collect();
+        let inherited: Vec<&str> = Op::ALL
+            .into_iter()
+            .filter_map(|op| Some(op.aiter()?.variable))
+            .chain(INSTRUMENTS)
+            .filter(|name| {
+                !server.env.contains_key(*name) && !server.unset.iter().any(|unset| unset == name)
+            })
+            .filter(|name| (made.surroundings.variable)(name).is_some())
+            .collect();
         if !inherited.is_empty() {
             self.notes.push(format!(
                 "this shell sets {}, which reach the baseline wherever gemmtune is started with them",

@@ -1,0 +1,28 @@
+//! dtypes of weights, as torch prints them.
+
+/// FP8 dtypes (torch 2.4 to 2.9, `torch/__init__.py`).
+pub const FLOAT8: [&str; 5] = [
+    "torch.float8_e4m3fn",
+    "torch.float8_e4m3fnuz",
+    "torch.float8_e5m2",
+    "torch.float8_e5m2fnuz",
+    "torch.float8_e8m0fnu",
+];
+
+/// [`FLOAT8`] and INT8.
+pub const EIGHT_BITS: [&str; 6] = [FLOAT8[0], FLOAT8[1], FLOAT8[2], FLOAT8[3], FLOAT8[4], INT8];
+
+/// INT8.
+pub const INT8: &str = "torch.int8";
+
+/// MXFP4, packed, and how it is stored where torch has no such dtype.
+pub const FLOAT4: [&str; 2] = ["torch.float4_e2m1fn_x2", "torch.uint8"];
+
+/// The FP8 dtype that aiter uses on an architecture (`aiter/utility/dtypes.py`): OCP except on gfx94x.
+pub fn fp8_of(gfx: &str) -> &'static str {
+    if gfx.starts_with("gfx94") {
+        "torch.float8_e4m3fnuz"
+    } else {
+        "torch.float8_e4m3fn"
+    }
+}

@@ -1,0 +1,116 @@
+//! An operation of no runtime, in tests only: everything about it stands in this file.
+//!
+//! As it is a variant of [`Op`], a match on operations in another room does not compile under test; and the test below
+//! follows it through the rooms that must take an operation they have never heard of.
+
+use super::runs::{BY_NAME, Runs, by_table};
+use super::{AiterFacts, Candidates, Facts, LookupLine, SplitK, TunerScript};
+use crate::problem::library::Library;
+use crate::problem::revision::Revision;
+
+pub(super) const FACTS: Facts = Facts {
+    name: "gemm_a9w9_toy",
+    dtypes: &["torch.toy9"],
+    element_bytes: 2.0,
+    scale_block: None,
+    linears: &["toy_linear"],
+    libraries: &[Library::Ck],
+    libtype_from: Some(Revision::P),
+    weight_dtype_from: None,
+    can_be_probed: false,
+    without_table: by_table,
+    hit: |_, _| Runs::RowKernel(BY_NAME),
+    miss: |_| Runs::Default("the toy's default"),
+    aiter: Some(AiterFacts {
+        variable: "AITER_CONFIG_GEMM_A9W9_TOY",
+        stem: "a9w9_toy_tuned_gemm",
+        short_stems: &[],
+        source: "aiter/ops/gemm_op_a9w9.py",
+        lines: &[LookupLine::Plain],
+        compiled_names: "a9w9_toy_",
+        own_names: "a9w9_toy_",
+        ck_names: "a9w9_toy_256x128x128",
+        older_spelling: None,
+        functions: &[(Library::Ck, "gemm_a9w9_toy_ck")],
+        pads_m_from: Revision::A,
+        reuses_largest_from: None,
+        module_looks_up: false,
+        row_first_from: None,
+        split_k: SplitK::Dropped,
+        unordered_split: None,
+        candidates: Candidates {
+            gfx950: 3,
+            older: 2,
+        },
+        scripts: &[TunerScript {
+            path: "csrc/ck_gemm_a9w9_toy/gemm_a9w9_toy_tune.py",
+            mode: None,
+            modules: &["module_gemm_a9w9_toy_tune"],
+        }],
+        libtypes: &["ck"],
+        assembly_dtype: None,
+    }),
+};
+
+#[cfg(test)]
+mod tests {
+    use camino::Utf8Path;
+
+    use super::*;
+    use crate::log::engagement;
+    use crate::plan::cost::Cost;
+    use crate::plan::fold::{Fold, Target};
+    use crate::problem::{Op, Shape};
+    use crate::table::aiter::Table;
+    use crate::table::family::{self, Family};
+    use crate::table::lookup::{Resolver, Rules};
+    use crate::table::{kernels, lint, merge, outcome, revision, roofline, shapes};
+
+    const TABLE: &str = "gfx,cu_num,M,N,K,libtype,kernelId,splitK,us,kernelName,tflops,bw,errRatio\n\
+        gfx942,304,16,512,7168,ck,0,0,10.0,a9w9_toy_256x128x128,11.74,2205.16,0.0\n";
+
+    fn shape(m: u32) -> Shape {
+        Shape {
+            op: Op::Toy,
+            m,
+            n: 512,
+            k: 7168,
+            dtype: "torch.toy9".to_owned(),
+        }
+    }
+
+    #[test]
+    fn a_new_operation_is_known_to_every_room_that_reads_tables() {
+        let file = "model_configs/some_model_a9w9_toy_tuned_gemm.csv";
+        assert_eq!(family::of_file_name(file), Some(Family::Op(Op::Toy)));
+        for (name, known) in [(file, None), ("t.csv", None), ("t.csv", Some(Op::Toy))] {
+            let table = Table::read(name, TABLE.as_bytes(), known).unwrap();
+            assert_eq!(table.op, Op::Toy, "{name}");
+        }
+        let table = Table::read(file, TABLE.as_bytes(), None).unwrap();
+        assert_eq!(
+            revision::tuned_columns(Op::Toy, Revision::H).join(","),
+            TABLE.lines().next().unwrap()
+        );
+        assert_eq!(kernels::ck_name(Op::Toy, 0), Some("a9w9_toy_256x128x128"));
+        let resolver =
+            Resolver::new(&table, Rules::new(Op::Toy, Revision::H), "gfx942", 304).unwrap();
+        let found = resolver.find(&shape(13));
+        assert_eq!(found.row().map(|row| row.m), Some(16));
+        let then = outcome::runs(&table, Revision::H, "gfx942", 13, found);
+        assert_eq!(then, Runs::RowKernel(BY_NAME));
+        let merged = merge::merge(&[table], &merge::Policy::default()).unwrap();
+        assert_eq!(merged.table.rows.len(), 1);
+    }
+
+    #[test]
+    fn a_new_operation_is_planned_and_weighed_by_its_own_facts() {
+        let target = Target::new(Op::Toy, Revision::H, "gfx942", 304, Fold::Fine);
+        assert_eq!(target.row_m(&shape(13)), 16);
+        assert!((roofline::bytes(Op::Toy, 1, 8, 8) - (2.0 * (8.0 + 64.0) + 16.0)).abs() < 1e-9);
+        assert!((Cost::of(Op::Toy, "gfx950").candidates - 3.0).abs() < 1e-9);
+        let untuned = b"M,N,K\n13,512,7168\n";
+        let said = shapes::said_op("a9w9_toy_untuned_gemm.csv", untuned).unwrap();
+        assert_eq!(said, Some(Op::Toy));
+    }
+}
