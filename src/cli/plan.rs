@@ -448,6 +448,7 @@ fn show(plan: &Plan, args: &PlanArgs, printer: &Printer) {
         for layer in &model.layers {
             let condition = layer
                 .condition
+                .as_ref()
                 .map_or_else(String::new, |text| format!("  {text}"));
             let mark = if layer.present { ' ' } else { '-' };
             printer.say(format!(

@@ -5,12 +5,14 @@
 //! how much slower than its roofline a candidate runs on average. Terms are measured where someone
 //! published a measurement, and said to be assumed where not; an estimate is good to a factor of two.
 
-use serde::Serialize;
+use std::borrow::Cow;
+
+use serde::{Deserialize, Serialize};
 
 use crate::shape::Op;
 
 /// One rung of a race, or a tuner's only one.
-#[derive(Clone, Copy, Debug, PartialEq, Serialize)]
+#[derive(Clone, Copy, Debug, PartialEq, Serialize, Deserialize)]
 pub struct Rung {
     /// Share of the candidates that are timed in it.
     pub share: f64,
@@ -19,10 +21,10 @@ pub struct Rung {
 }
 
 /// The terms of the estimate.
-#[derive(Clone, Debug, PartialEq, Serialize)]
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
 pub struct Cost {
     /// Who tunes.
-    pub tuner: &'static str,
+    pub tuner: Cow<'static, str>,
     /// Candidates per shape.
     pub candidates: f64,
     /// Seconds before a candidate's first call: compiling, launching, making inputs.
@@ -34,7 +36,7 @@ pub struct Cost {
     /// The rungs.
     pub rungs: Vec<Rung>,
     /// Where the terms come from.
-    pub source: &'static str,
+    pub source: Cow<'static, str>,
 }
 
 impl Cost {
@@ -50,7 +52,7 @@ impl Cost {
     /// aiter's own tuner at default flags: every candidate, 5 warm-up and 101 timed calls.
     fn aiter_tuner(candidates: u32) -> Self {
         Self {
-            tuner: "aiter",
+            tuner: "aiter".into(),
             candidates: f64::from(candidates),
             setup_s: 0.15,
             shape_s: 0.5,
@@ -59,14 +61,14 @@ impl Cost {
                 share: 1.0,
                 repeats: 106.0,
             }],
-            source: "candidates: instance lists of aiter e4048607a5; setup: 12 shapes in 52 s with 27 candidates on MI300X (AMD-AGI/GEAK notes); slowdown and time per shape: assumed",
+            source: "candidates: instance lists of aiter e4048607a5; setup: 12 shapes in 52 s with 27 candidates on MI300X (AMD-AGI/GEAK notes); slowdown and time per shape: assumed".into(),
         }
     }
 
     /// gemmtune's race over SGLang's Triton configurations.
     pub fn triton_race() -> Self {
         Self {
-            tuner: "gemmtune race",
+            tuner: "gemmtune race".into(),
             candidates: 160.0,
             setup_s: 0.45,
             shape_s: 2.0,
@@ -85,14 +87,14 @@ impl Cost {
                     repeats: 200.0,
                 },
             ],
-            source: "setup: 10,368 configurations in 77 minutes on one H100 (vllm-project/vllm#44830); candidates, rungs, slowdown: assumed",
+            source: "setup: 10,368 configurations in 77 minutes on one H100 (vllm-project/vllm#44830); candidates, rungs, slowdown: assumed".into(),
         }
     }
 
     /// The reference engine's kernels on the CPU: nothing is compiled.
     pub fn reference() -> Self {
         Self {
-            tuner: "gemmtune race",
+            tuner: "gemmtune race".into(),
             candidates: 32.0,
             setup_s: 0.0,
             shape_s: 0.05,
@@ -111,7 +113,7 @@ impl Cost {
                     repeats: 40.0,
                 },
             ],
-            source: "assumed",
+            source: "assumed".into(),
         }
     }
 

@@ -1,6 +1,8 @@
 //! The plan as a document: what other rooms read and `--json` prints.
 
-use serde::Serialize;
+use std::borrow::Cow;
+
+use serde::{Deserialize, Serialize};
 
 use super::cost::Cost;
 use super::fold::Fold;
@@ -8,7 +10,7 @@ use super::model::Prediction;
 use crate::shape::{Op, Shape};
 
 /// Whether there is anything to do.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "lowercase")]
 pub enum Verdict {
     /// Rows are worth tuning.
@@ -18,7 +20,7 @@ pub enum Verdict {
 }
 
 /// Why a row is planned.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize)]
 #[serde(rename_all = "lowercase")]
 pub enum Because {
     /// A shape it serves was seen.
@@ -30,7 +32,7 @@ pub enum Because {
 }
 
 /// A row worth tuning.
-#[derive(Clone, Debug, PartialEq, Serialize)]
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
 pub struct PlannedRow {
     /// The shape to tune.
     #[serde(flatten)]
@@ -50,7 +52,7 @@ pub struct PlannedRow {
 }
 
 /// A shape in the plan's document.
-#[derive(Clone, Debug, PartialEq, Eq, Serialize)]
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub struct PlannedShape {
     /// Operation.
     pub op: Op,
@@ -63,7 +65,7 @@ pub struct PlannedShape {
     /// Input features.
     #[serde(rename = "K")]
     pub k: u32,
-    /// dtype of the weight, empty where the table has none in its key.
+    /// dtype of the weight; empty where it is not known.
     pub dtype: String,
 }
 
@@ -81,7 +83,7 @@ impl PlannedShape {
 }
 
 /// A shape that another row will serve.
-#[derive(Clone, Debug, PartialEq, Serialize)]
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
 pub struct Folded {
     /// The shape.
     #[serde(flatten)]
@@ -91,7 +93,7 @@ pub struct Folded {
 }
 
 /// A shape that a good row serves already.
-#[derive(Clone, Debug, PartialEq, Serialize)]
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
 pub struct AlreadyServed {
     /// The shape.
     #[serde(flatten)]
@@ -105,7 +107,7 @@ pub struct AlreadyServed {
 }
 
 /// How many of the calls, and how much of the estimated time, a table serves.
-#[derive(Clone, Copy, Debug, PartialEq, Serialize)]
+#[derive(Clone, Copy, Debug, PartialEq, Serialize, Deserialize)]
 pub struct HitRate {
     /// By calls, 0 to 1.
     pub calls: f64,
@@ -114,7 +116,7 @@ pub struct HitRate {
 }
 
 /// Hit rates before and after the planned tuning.
-#[derive(Clone, Copy, Debug, PartialEq, Serialize)]
+#[derive(Clone, Copy, Debug, PartialEq, Serialize, Deserialize)]
 pub struct HitRates {
     /// With the given tables' good rows.
     pub before: HitRate,
@@ -123,7 +125,7 @@ pub struct HitRates {
 }
 
 /// The plan.
-#[derive(Clone, Debug, PartialEq, Serialize)]
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
 pub struct Plan {
     /// Whether there is anything to do.
     pub verdict: Verdict,
@@ -138,7 +140,7 @@ pub struct Plan {
     /// The device that times are estimated for.
     pub device: String,
     /// Where its rates come from.
-    pub device_source: &'static str,
+    pub device_source: Cow<'static, str>,
     /// How many M share a row.
     pub fold: Fold,
     /// Distinct shapes that were seen.
@@ -170,8 +172,10 @@ pub struct Plan {
     /// The model's layers, where its config was given.
     pub model: Option<Prediction>,
     /// How seen and predicted weights differ, one sentence each.
+    #[serde(default)]
     pub difference: Vec<String>,
     /// What else a person should know.
+    #[serde(default)]
     pub notes: Vec<String>,
 }
 

@@ -9,7 +9,9 @@ use crate::table::lookup::{self, LookupError, Probe, Resolution, Resolver, Rules
 use crate::table::revision::{self, Revision};
 
 /// How many M share a row.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash, serde::Serialize)]
+#[derive(
+    Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash, serde::Serialize, serde::Deserialize,
+)]
 #[serde(rename_all = "lowercase")]
 pub enum Fold {
     /// None: a row per M.

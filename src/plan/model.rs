@@ -14,7 +14,9 @@ mod layers;
 mod mlp;
 mod quant;
 
-use serde::Serialize;
+use std::borrow::Cow;
+
+use serde::{Deserialize, Serialize};
 
 pub use config::ModelError;
 pub use quant::Scheme;
@@ -53,10 +55,10 @@ impl Parallel {
 }
 
 /// One kind of linear layer, per rank.
-#[derive(Clone, Debug, PartialEq, Eq, Serialize)]
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Layer {
     /// Its name in SGLang's model code.
-    pub name: &'static str,
+    pub name: Cow<'static, str>,
     /// Output features on this rank.
     #[serde(rename = "N")]
     pub n: u32,
@@ -68,13 +70,13 @@ pub struct Layer {
     /// Whether every rank holds the whole weight.
     pub replicated: bool,
     /// Under which condition the layer exists or runs; `None` for always.
-    pub condition: Option<&'static str>,
+    pub condition: Option<Cow<'static, str>>,
     /// Whether the layer exists with the server started as said.
     pub present: bool,
 }
 
 /// What a model's linear layers are on each rank.
-#[derive(Clone, Debug, PartialEq, Serialize)]
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
 pub struct Prediction {
     /// Architecture, as the config names it.
     pub architecture: String,

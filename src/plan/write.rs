@@ -61,7 +61,7 @@ impl Writer<'_> {
             gfx: input.gfx.to_owned(),
             cu_num: input.cu_num,
             device: input.device.name.clone(),
-            device_source: input.device.source,
+            device_source: input.device.source.into(),
             fold: input.fold,
             seen: seen.len(),
             other_ops: input
@@ -103,13 +103,18 @@ impl Writer<'_> {
     }
 
     fn document_shape(&self, shape: &Shape, m: u32) -> PlannedShape {
-        let (n, k, dtype, m) = self.serving.key(shape, m);
+        let (n, k, keyed, m) = self.serving.key(shape, m);
         PlannedShape {
             op: shape.op,
             m,
             n,
             k,
-            dtype,
+            // A key without the dtype is no reason to forget it: whoever tunes the row makes weights of it.
+            dtype: if keyed.is_empty() {
+                shape.dtype.clone()
+            } else {
+                keyed
+            },
         }
     }
 
@@ -152,6 +157,9 @@ impl Writer<'_> {
                         ..shape.clone()
                     })),
             });
+            if row.shape.dtype.is_empty() {
+                row.shape.dtype.clone_from(&shape.dtype);
+            }
             row.calls += calls;
             row.estimated_us += us;
             row.because = row.because.min(because);
@@ -169,14 +177,7 @@ impl Writer<'_> {
     fn hit_rates(&self, left_out: &[PlannedRow]) -> HitRates {
         let missing: BTreeSet<RowKey> = left_out
             .iter()
-            .map(|row| {
-                (
-                    row.shape.n,
-                    row.shape.k,
-                    row.shape.dtype.clone(),
-                    row.shape.m,
-                )
-            })
+            .map(|row| self.serving.key(&row.shape.shape(), row.shape.m))
             .collect();
         let rate = |hits: &dyn Fn(usize) -> bool| {
             let (mut calls, mut time, mut all_calls, mut all_time) = (0.0, 0.0, 0.0, 0.0);
@@ -287,7 +288,7 @@ fn difference(input: &PlanInput<'_>) -> Vec<String> {
         let weight = (layer.n, layer.k);
         let shown = format!("{} ({}x{})", layer.name, layer.n, layer.k);
         match (layer.present, seen.contains(&weight)) {
-            (true, false) => lines.push(match layer.condition {
+            (true, false) => lines.push(match &layer.condition {
                 Some(condition) => format!("{shown} is predicted and was not seen: it runs {condition}"),
                 None => format!(
                     "{shown} is predicted and was not seen: another kernel serves it, a release fuses it with another layer, or the log ends before it ran"
@@ -295,7 +296,7 @@ fn difference(input: &PlanInput<'_>) -> Vec<String> {
             }),
             (false, true) => lines.push(format!(
                 "{shown} was seen although it is expected {}",
-                layer.condition.unwrap_or("under no condition known here")
+                layer.condition.as_deref().unwrap_or("under no condition known here")
             )),
             _ => {}
         }

@@ -51,6 +51,7 @@ pub fn of_row(table: &Table, revision: Revision, gfx: &str, row: &Row) -> Runs {
 mod tests {
     use super::*;
     use crate::problem::Op;
+    use crate::problem::op::runs::{BY_NAME, COMPILED, TRITON};
     use crate::table::aiter::Text;
     use crate::table::lookup::Probe;
 

@@ -8,7 +8,7 @@
 use serde::{Deserialize, Serialize};
 
 use super::Captured;
-use super::plan::Planned;
+use super::plan;
 use crate::bench::result;
 use crate::engine::trial::RESULTS;
 use crate::engine::{Engine, read_json, write_json};
@@ -64,7 +64,7 @@ pub(crate) struct Term {
 /// Reckons what `tuned` will bring and writes it down. Loads judged by a throughput, and models that the plan could
 /// predict nothing of, are left out.
 pub(super) fn foresee(engine: &mut Engine<'_>, tuned: &Tuned) -> Result<(), Error> {
-    let Some(weights) = read_json::<Planned>(&engine.run.plan())?.weights() else {
+    let Some(weights) = plan::weights(&read_json(&engine.run.plan())?) else {
         return Ok(());
     };
     let captured: Captured = read_json(&engine.run.stage(Stage::Capture.name()))?;

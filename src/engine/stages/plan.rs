@@ -1,132 +1,47 @@
 //! `plan`: which of the captured shapes are worth tuning, and what that will bring.
 
-use std::collections::BTreeMap;
 use std::io;
-
-use serde::{Deserialize, Serialize};
 
 use super::{Captured, Done};
 use crate::engine::{Engine, read_json, write_json};
-use crate::plan::document::Verdict;
+use crate::plan::document::{HitRates, Verdict};
 use crate::plan::model::{self, Parallel, Prediction};
-use crate::plan::{PlanInput, make};
+use crate::plan::{Plan, PlanInput, make};
+use crate::report::model::{HitRate, PlanSummary};
 use crate::run::error::{Error, ErrorKind};
 use crate::run::stage::Stage;
-use crate::shape::{Op, Shape};
 use crate::table::shapes;
 use crate::workload::config::Config;
 
-/// What later stages read of the plan's document.
-#[derive(Clone, Debug, Serialize, Deserialize)]
-pub(crate) struct Planned {
-    tune: Vec<PlannedRow>,
-    folded: Vec<serde_json::Value>,
-    served: Vec<serde_json::Value>,
-    gpu_seconds: f64,
-    hit_rate: HitRates,
-    model: Option<PlannedModel>,
-    #[serde(default)]
-    difference: Vec<String>,
-    #[serde(default)]
-    notes: Vec<String>,
+/// The (N, K) that the model's config predicted, each once, with the calls of a forward pass; none where nothing was
+/// predicted.
+pub(crate) fn weights(plan: &Plan) -> Option<Vec<(u32, u32, u32)>> {
+    plan.model.as_ref().map(Prediction::weights)
 }
 
-/// What the model's `config.json` predicted.
-#[derive(Clone, Debug, Serialize, Deserialize)]
-struct PlannedModel {
-    layers: Vec<PlannedLayer>,
-}
-
-#[derive(Clone, Debug, Serialize, Deserialize)]
-struct PlannedLayer {
-    #[serde(rename = "N")]
-    n: u32,
-    #[serde(rename = "K")]
-    k: u32,
-    count: u32,
-    present: bool,
-}
-
-#[derive(Clone, Debug, Serialize, Deserialize)]
-struct PlannedRow {
-    op: Op,
-    #[serde(rename = "M")]
-    m: u32,
-    #[serde(rename = "N")]
-    n: u32,
-    #[serde(rename = "K")]
-    k: u32,
-    dtype: String,
-}
-
-#[derive(Clone, Debug, Serialize, Deserialize)]
-struct HitRates {
-    before: HitRate,
-    after: HitRate,
-}
-
-#[derive(Clone, Copy, Debug, Serialize, Deserialize)]
-struct HitRate {
-    calls: f64,
-    time: f64,
-}
-
-impl Planned {
-    /// Shapes to tune, most valuable first.
-    pub(crate) fn shapes(&self) -> Vec<Shape> {
-        self.tune
-            .iter()
-            .map(|row| Shape {
-                op: row.op,
-                m: row.m,
-                n: row.n,
-                k: row.k,
-                dtype: row.dtype.clone(),
-            })
-            .collect()
+/// The plan in the report's words.
+pub(crate) fn summary(plan: &Plan) -> PlanSummary {
+    PlanSummary {
+        to_tune: plan.tune.len(),
+        folded: plan.folded.len(),
+        served: plan.served.len(),
+        estimated_s: Some(plan.gpu_seconds),
+        ..Default::default()
     }
+}
 
-    /// The (N, K) that the model's config predicted, each once, with the calls of a forward pass; none where nothing
-    /// was predicted.
-    pub(crate) fn weights(&self) -> Option<Vec<(u32, u32, u32)>> {
-        let layers = &self.model.as_ref()?.layers;
-        let mut weights = BTreeMap::<(u32, u32), u32>::new();
-        for layer in layers.iter().filter(|layer| layer.present) {
-            let count = weights.entry((layer.n, layer.k)).or_default();
-            *count = count.saturating_add(layer.count);
-        }
-        let each = weights.into_iter().map(|((n, k), count)| (n, k, count));
-        Some(each.collect())
-    }
-
-    /// What a reader of the report has to know of the plan.
-    pub(crate) fn remarks(&self) -> impl Iterator<Item = &String> {
-        self.difference.iter().chain(&self.notes)
-    }
-
-    /// The plan in the report's words.
-    pub(crate) fn summary(&self) -> crate::report::model::PlanSummary {
-        crate::report::model::PlanSummary {
-            to_tune: self.tune.len(),
-            folded: self.folded.len(),
-            served: self.served.len(),
-            estimated_s: Some(self.gpu_seconds),
-            ..Default::default()
-        }
-    }
-
-    /// Predicted hit rates, for the report.
-    pub(crate) fn hit_rates(&self) -> Vec<crate::report::model::HitRate> {
-        let rate = |of: &str, share: fn(&HitRate) -> f64| crate::report::model::HitRate {
-            of: of.to_owned(),
-            before: share(&self.hit_rate.before),
-            after: share(&self.hit_rate.after),
-        };
-        vec![
-            rate("calls, predicted", |rate| rate.calls),
-            rate("GEMM time, predicted", |rate| rate.time),
-        ]
-    }
+/// Predicted hit rates, for the report.
+pub(crate) fn hit_rates(plan: &Plan) -> Vec<HitRate> {
+    let HitRates { before, after } = plan.hit_rate;
+    let rate = |of: &str, before, after| HitRate {
+        of: of.to_owned(),
+        before,
+        after,
+    };
+    vec![
+        rate("calls, predicted", before.calls, after.calls),
+        rate("GEMM time, predicted", before.time, after.time),
+    ]
 }
 
 pub(super) fn plan(engine: &mut Engine<'_>) -> Result<Done, Error> {

@@ -2,11 +2,12 @@
 
 use std::collections::BTreeMap;
 
-use super::plan::Planned;
+use super::plan as planned;
 use super::{Captured, Done, Verified, stays};
 use crate::compare::Comparison;
 use crate::engine::trial::Started;
 use crate::engine::{Engine, read_events, read_json};
+use crate::plan::Plan;
 use crate::platform::{Deployment, Tuned};
 use crate::proc::paste::{line, quoted};
 use crate::report::model::{
@@ -83,9 +84,11 @@ fn with_findings(engine: &Engine<'_>, mut report: Report) -> Result<Report, Erro
             ));
         }
         report.shapes = shape_rows(engine, captured, tuned.as_ref())?;
-        let planned: Planned = read_json(&engine.run.plan())?;
-        report.hit_rates = planned.hit_rates();
-        report.notes.extend(planned.remarks().cloned());
+        let plan: Plan = read_json(&engine.run.plan())?;
+        report.hit_rates = planned::hit_rates(&plan);
+        report
+            .notes
+            .extend(plan.difference.iter().chain(&plan.notes).cloned());
         report.plan = Some(PlanSummary {
             captured: captured.distinct,
             deployed: deployment.as_ref().map(|deployment| deployment.rows),
@@ -93,7 +96,7 @@ fn with_findings(engine: &Engine<'_>, mut report: Report) -> Result<Report, Erro
             candidates: tuned
                 .as_ref()
                 .map(|tuned| tuned.rows.iter().map(|row| u64::from(row.timed)).sum()),
-            ..planned.summary()
+            ..planned::summary(&plan)
         });
     }
     if let Some(tuned) = tuned {

@@ -3,20 +3,20 @@
 use std::time::Instant;
 
 use super::Done;
-use super::plan::Planned;
 use crate::engine::server::interrupted;
 use crate::engine::{Engine, read_json, write_json};
+use crate::plan::Plan;
 use crate::platform::{TuneOrder, Tuned};
 use crate::run::error::{Error, ErrorKind};
 use crate::run::event::{Notice, Progress};
 use crate::run::stage::Stage;
 use crate::shape::Shape;
-use crate::table::shapes;
 use crate::tune::TuneEvent;
 
 pub(super) fn tune(engine: &mut Engine<'_>) -> Result<Done, Error> {
     let inspection = super::inspection(&engine.run)?;
-    let shapes = with_dtypes(engine, read_json::<Planned>(&engine.run.plan())?.shapes())?;
+    let plan: Plan = read_json(&engine.run.plan())?;
+    let shapes: Vec<Shape> = plan.tune.iter().map(|row| row.shape.shape()).collect();
     let order = TuneOrder {
         run: &engine.run,
         inspection: &inspection,
@@ -107,26 +107,6 @@ fn at_best(tuned: &Tuned) -> String {
             contest.today
         )
     })
-}
-
-/// Gives planned shapes the dtype their weight was seen with: a table that is read by N, K and M alone has none, and
-/// neither has its plan.
-fn with_dtypes(engine: &Engine<'_>, mut planned: Vec<Shape>) -> Result<Vec<Shape>, Error> {
-    let bytes =
-        crate::store::file::read(&engine.run.shapes()).map_err(|error| Error::file(&error))?;
-    let seen = shapes::read(&bytes, None)
-        .map_err(|error| Error::caused(ErrorKind::NotResumable, &error))?;
-    for shape in planned.iter_mut().filter(|shape| shape.dtype.is_empty()) {
-        let weight = (shape.op, shape.n, shape.k);
-        let of_weight = seen
-            .iter()
-            .map(|counted| &counted.shape)
-            .find(|seen| (seen.op, seen.n, seen.k) == weight);
-        if let Some(seen) = of_weight {
-            shape.dtype.clone_from(&seen.dtype);
-        }
-    }
-    Ok(planned)
 }
 
 fn progress_of(event: &TuneEvent) -> Option<Progress> {

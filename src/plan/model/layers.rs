@@ -182,12 +182,12 @@ impl<'a> Builder<'a> {
             return;
         };
         self.layers.push(Layer {
-            name: kind.name,
+            name: kind.name.into(),
             n,
             k,
             count,
             replicated: matches!(kind.split, Split::Replicated),
-            condition: kind.condition,
+            condition: kind.condition.map(Into::into),
             present: kind.present,
         });
     }

@@ -1,12 +1,12 @@
 //! How a checkpoint's weights are quantised, and which modules are left out.
 
-use serde::Serialize;
+use serde::{Deserialize, Serialize};
 use serde_json::Value;
 
 use super::config::{Config, ModelError};
 
 /// Scales of an FP8 checkpoint.
-#[derive(Clone, Debug, PartialEq, Eq, Serialize)]
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "snake_case")]
 pub enum Scheme {
     /// One scale per block of the weight: `gemm_a8w8_blockscale` and its kin.

@@ -66,7 +66,7 @@ fn every_layer_of_every_table_is_predicted_and_no_other() {
         let predicted: BTreeSet<_> = prediction
             .layers
             .iter()
-            .map(|layer| (layer.name.to_owned(), layer.n, layer.k))
+            .map(|layer| (layer.name.to_string(), layer.n, layer.k))
             .collect();
         assert_eq!(predicted, layers, "{name} TP{tp}");
     }
@@ -107,7 +107,7 @@ fn attention_ranks_and_dense_ranks_may_differ_from_tp() {
     let sizes: BTreeMap<_, _> = prediction
         .layers
         .iter()
-        .map(|layer| (layer.name, (layer.n, layer.k)))
+        .map(|layer| (&*layer.name, (layer.n, layer.k)))
         .collect();
     assert_eq!(sizes["o_proj"], (7168, 16384));
     assert_eq!(sizes["gate_up_proj"], (36864, 7168));
@@ -210,7 +210,15 @@ fn deepseek_v4_has_the_weights_of_the_tables_aiter_ships_for_it() {
     let layers: Vec<_> = flash
         .layers
         .iter()
-        .map(|layer| (layer.name, layer.n, layer.k, layer.count, layer.replicated))
+        .map(|layer| {
+            (
+                &*layer.name,
+                layer.n,
+                layer.k,
+                layer.count,
+                layer.replicated,
+            )
+        })
         .collect();
     assert_eq!(
         layers,
@@ -297,7 +305,7 @@ fn qwen3_5_has_the_weights_of_the_tables_aiter_ships_for_it() {
     let counts: Vec<_> = small
         .layers
         .iter()
-        .map(|layer| (layer.name, layer.count))
+        .map(|layer| (&*layer.name, layer.count))
         .collect();
     assert_eq!(counts[..2], [("qkv_proj", 10), ("o_proj", 10)]);
     assert_eq!(counts[2], ("linear_attn.in_proj_qkvz", 30));
@@ -309,7 +317,7 @@ fn gemma_4_has_heads_of_two_sizes() {
     let layers: Vec<_> = prediction
         .layers
         .iter()
-        .map(|layer| (layer.name, layer.n, layer.k, layer.count))
+        .map(|layer| (&*layer.name, layer.n, layer.k, layer.count))
         .collect();
     assert_eq!(
         layers,
@@ -494,7 +502,7 @@ fn modules_left_out_of_quantisation_are_left_out_of_the_plan() {
     let counts: BTreeMap<_, _> = prediction
         .layers
         .iter()
-        .map(|layer| (layer.name, layer.count))
+        .map(|layer| (&*layer.name, layer.count))
         .collect();
     assert_eq!(
         counts,

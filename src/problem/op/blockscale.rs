@@ -1,6 +1,6 @@
 //! aiter's `gemm_a8w8_blockscale`.
 
-use super::runs::{BY_NAME, COMPILED, Call, FoundRow, NO_NAME, NO_NUMBER, Runs};
+use super::runs::{BY_NAME, COMPILED, Call, FoundRow, NO_NAME, NO_NUMBER, Runs, TRITON};
 use super::{AiterFacts, Candidates, Facts, LookupLine, SplitK, TunerScript};
 use crate::problem::dtype::FLOAT8;
 use crate::problem::library::Library;
@@ -64,7 +64,7 @@ pub(super) const FACTS: Facts = Facts {
 fn hit(call: Call<'_>, row: FoundRow<'_>) -> Runs {
     use Revision::{A, B, H, N, P};
     if call.revision >= N && row.libtype == "triton" {
-        return Runs::RowKernel("aiter's Triton kernel, configured by its own tables");
+        return Runs::RowKernel(TRITON);
     }
     if call.revision >= H && row.splits_by_nan() {
         return Runs::Raises(NO_NUMBER);

@@ -80,8 +80,12 @@ pub(super) const fn by_table(_: Call<'_>) -> Option<Runs> {
     None
 }
 
-pub(super) const COMPILED: &str = "the kernel compiled for this row; a table newer than the module does nothing until it is rebuilt";
-pub(super) const BY_NAME: &str = "the kernel of this name; the module must have been built with it";
+/// At revisions that compile a table into the module.
+pub const COMPILED: &str = "the kernel compiled for this row; a table newer than the module does nothing until it is rebuilt";
+/// At revisions that pass a row's `kernelName` on.
+pub const BY_NAME: &str = "the kernel of this name; the module must have been built with it";
+/// A row that names aiter's Triton kernel.
+pub const TRITON: &str = "aiter's Triton kernel, configured by its own tables";
 pub(super) const NO_NAME: &str =
     "a RuntimeError: the row names no kernel, and the module has none called `nan`";
 pub(super) const NO_NUMBER: &str = "a ValueError: splitK is no number";

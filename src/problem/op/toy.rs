@@ -54,8 +54,6 @@ pub(super) const FACTS: Facts = Facts {
 
 #[cfg(test)]
 mod tests {
-    use camino::Utf8Path;
-
     use super::*;
     use crate::log::engagement;
     use crate::plan::cost::Cost;
@@ -67,7 +65,7 @@ mod tests {
     use crate::table::{kernels, lint, merge, outcome, revision, roofline, shapes};
 
     const TABLE: &str = "gfx,cu_num,M,N,K,libtype,kernelId,splitK,us,kernelName,tflops,bw,errRatio\n\
-        gfx942,304,16,512,7168,ck,0,0,10.0,a9w9_toy_256x128x128,11.74,2205.16,0.0\n";
+        gfx942,304,16,512,7168,ck,0,0,10.0,a9w9_toy_256x128x128,11.74,758.58,0.0\n";
 
     fn shape(m: u32) -> Shape {
         Shape {
@@ -99,8 +97,19 @@ mod tests {
         assert_eq!(found.row().map(|row| row.m), Some(16));
         let then = outcome::runs(&table, Revision::H, "gfx942", 13, found);
         assert_eq!(then, Runs::RowKernel(BY_NAME));
+        let mut report = lint::Report::default();
+        report.check_csv(file, TABLE.as_bytes(), Some(Revision::H));
+        assert!(report.findings.is_empty(), "{:?}", report.findings);
         let merged = merge::merge(&[table], &merge::Policy::default()).unwrap();
         assert_eq!(merged.table.rows.len(), 1);
+    }
+
+    #[test]
+    fn a_new_operations_look_ups_are_read_from_a_log() {
+        let line =
+            b"[aiter] shape is M:13, N:512, K:7168, found padded_M: 16, N:512, K:7168 is tuned on \
+            cu_num = 304 in /t/a9w9_toy_tuned_gemm.csv , kernel name is a9w9_toy_256x128x128!";
+        assert_eq!(engagement::classify(line).unwrap().op, Op::Toy);
     }
 
     #[test]
