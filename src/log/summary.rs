@@ -239,7 +239,8 @@ impl LogSummary {
     }
 
     fn op_by_dispatch(&self) -> Op {
-        Op::of_identities(self.dispatch.keys().map(String::as_str))
+        let identities: Vec<&str> = self.dispatch.keys().map(String::as_str).collect();
+        Op::of_identities(&identities)
     }
 
     fn add(&mut self, key: Key, count: u64) {

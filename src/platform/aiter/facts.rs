@@ -109,7 +109,7 @@ impl Aiter {
         let variable = aiter::variable(op).map_err(|error| aiter_error(&error))?;
         let mut remarks = Vec::from_iter(self.site.slow_starts());
         for missing in &tables.missing {
-            remarks.push(format!("{} names {missing}, which is not there", variable));
+            remarks.push(format!("{variable} names {missing}, which is not there"));
         }
         if tables.from_variable && tables.files.len() > 1 {
             remarks.push(format!(

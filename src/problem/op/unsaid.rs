@@ -51,16 +51,11 @@ impl Op {
 
     /// The operation that every one of `identities` serves (what a server says of its linears), if it is one of SGLang's
     /// own, else [`Self::UNSAID`].
-    pub fn of_identities<'i>(identities: impl Iterator<Item = &'i str> + Clone) -> Self {
-        if identities.clone().next().is_none() {
-            return Self::UNSAID;
-        }
+    pub fn of_identities(identities: &[&str]) -> Self {
         let serves = |op: &Self| {
             let linears = op.facts().linears;
-            op.aiter().is_none()
-                && identities
-                    .clone()
-                    .all(|said| linears.iter().any(|linear| said.starts_with(linear)))
+            let is_one = |said: &&str| linears.iter().any(|linear| said.starts_with(linear));
+            op.aiter().is_none() && !identities.is_empty() && identities.iter().all(is_one)
         };
         Self::ALL.into_iter().find(serves).unwrap_or(Self::UNSAID)
     }
