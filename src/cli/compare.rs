@@ -192,7 +192,7 @@ fn outcome(comparison: &Comparison, allow_unfair: bool) -> Result<(), Error> {
 }
 
 /// The table people read.
-pub(super) fn text(comparison: &Comparison, all: bool) -> String {
+fn text(comparison: &Comparison, all: bool) -> String {
     let mut text = format!(
         "{}: {} ({})\n",
         comparison.metric, comparison.verdict, comparison.because

@@ -8,7 +8,9 @@ pub mod completions;
 pub mod demo;
 pub mod doctor;
 mod dry_run;
+mod eta;
 mod files;
+mod help;
 pub mod init;
 pub mod instrument;
 pub mod keeper;
@@ -47,7 +49,7 @@ use printer::Printer;
 
 /// Make the FP8 GEMMs of an LLM server measurably faster, and prove it
 #[derive(Debug, Parser)]
-#[command(name = "gemmtune", version, max_term_width = 100, after_long_help = crate::run::error::EXIT_CODES)]
+#[command(name = "gemmtune", version, max_term_width = 100, help_template = help::template(), after_long_help = crate::run::error::EXIT_CODES)]
 struct Cli {
     /// Print exactly one JSON document on standard output
     #[arg(long, global = true)]
@@ -63,9 +65,9 @@ enum Command {
     Demo(demo::DemoArgs),
     /// Write gemmtune.toml from a launch script or a running server
     Init(init::InitArgs),
-    /// Check this machine and its trees, and realign aiter when asked
+    /// Check this machine and its trees; --fix realigns aiter
     Doctor(doctor::DoctorArgs),
-    /// Run the loop of a configuration file, or go on with an interrupted run
+    /// Run the loop of a gemmtune.toml, or resume a run
     Run(run::RunArgs),
     /// Say where a run stands
     Status(status::StatusArgs),
@@ -75,27 +77,27 @@ enum Command {
     Report(report::ReportArgs),
     /// Say which GEMM kernel an SGLang tree calls, and why
     Trace(trace::TraceArgs),
-    /// Log GEMM shapes and the dispatch: by an overlay, or by edits of the tree
+    /// Log GEMM shapes and the dispatch, by overlay or by edits
     Instrument(instrument::InstrumentArgs),
     /// Find the GEMM shapes in server logs and record files
     Shapes(shapes::ShapesArgs),
-    /// Plan what to tune: shapes, tables and a model's config in, ordered rows out
+    /// Plan what to tune, from shapes, tables or a model's config
     Plan(Box<plan::PlanArgs>),
     /// Say which row of a table the runtime takes for each shape
     Lookup(lookup::LookupArgs),
-    /// Check tuned tables: aiter's CSV files and SGLang's JSON configurations
+    /// Check tuned tables: aiter's CSV and SGLang's JSON files
     Lint(lint::LintArgs),
-    /// Merge tuned tables: the best valid row per key, with its provenance
+    /// Merge tuned tables: the best valid row per key
     Merge(merge::MergeArgs),
     /// Find the fastest kernel for each shape and write the table
     Tune(tune::TuneArgs),
-    /// Force CK or Triton in an SGLang tree, by the least invasive means that gives right results
+    /// Force CK or Triton in an SGLang tree, and take it back
     Switch(switch::SwitchArgs),
-    /// Try the deployed operation in a fresh process: are its numbers right, does it take its time
+    /// Check numbers and times of what a run deployed
     Probe(probe::ProbeArgs),
-    /// Measure a running OpenAI-style server under a closed-loop load
+    /// Measure a running OpenAI-style server under load
     Bench(bench::BenchArgs),
-    /// Compare two arms of benchmark results: better, worse, same or inconclusive
+    /// Compare the benchmark results of two arms, with a verdict
     Compare(compare::CompareArgs),
     /// Serve a model with the reference engine, on the CPU
     ReferenceServer(reference_server::ReferenceServerArgs),

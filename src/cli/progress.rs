@@ -1,12 +1,14 @@
 //! Progress of a run on a terminal, or as plain lines elsewhere. The only user of `indicatif`.
 
 use std::io::IsTerminal as _;
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use indicatif::{ProgressBar, ProgressStyle};
 
+use super::eta::{Left, RunEta};
 use super::printer::Printer;
 use crate::run::event::{Event, Notice, Progress};
+use crate::run::stage::Stage;
 
 /// Draws a run: one line per thing that happened, and on a terminal a live line below them.
 #[derive(Debug)]
@@ -14,11 +16,12 @@ pub struct RunProgress<'a> {
     printer: &'a Printer,
     live: Option<ProgressBar>,
     last: String,
+    eta: Option<RunEta>,
 }
 
 impl<'a> RunProgress<'a> {
-    /// A display on standard error.
-    pub fn new(printer: &'a Printer) -> Self {
+    /// A display on standard error; with `eta` it says how long the run still takes.
+    pub(super) fn new(printer: &'a Printer, eta: Option<RunEta>) -> Self {
         let live = std::io::stderr().is_terminal().then(|| {
             let bar = ProgressBar::new_spinner();
             if let Ok(style) = ProgressStyle::with_template("{spinner} {elapsed} {wide_msg}") {
@@ -31,11 +34,15 @@ impl<'a> RunProgress<'a> {
             printer,
             live,
             last: String::new(),
+            eta,
         }
     }
 
-    /// Takes one notice.
     pub fn show(&mut self, notice: &Notice) {
+        let now = Instant::now();
+        if let Some(eta) = &mut self.eta {
+            eta.take(notice, now);
+        }
         match notice {
             Notice::Recorded(event) => {
                 if let Some(line) = line_of(event) {
@@ -44,7 +51,8 @@ impl<'a> RunProgress<'a> {
             }
             Notice::Remark(text) => self.print(&format!("          {text}")),
             Notice::Progress(progress) => {
-                let line = progress_line(progress);
+                let left = self.eta.as_ref().and_then(|eta| eta.left(now));
+                let line = progress_line(progress, left);
                 match &self.live {
                     Some(bar) => bar.set_message(self.printer.plain(&line)),
                     // Without a terminal only changes of what is being done are worth a line.
@@ -93,16 +101,33 @@ fn line_of(event: &Event) -> Option<String> {
     }
 }
 
-fn progress_line(progress: &Progress) -> String {
+fn progress_line(progress: &Progress, run: Option<Left>) -> String {
     let mut line = format!("{:<9} ", progress.stage.name());
     if let Some((done, all)) = progress.steps {
         line.push_str(&format_args!("{done}/{all} ").to_string());
     }
     line.push_str(&progress.doing);
-    if let Some(seconds) = progress.eta_seconds {
-        line.push_str(&format_args!(" (about {} left)", duration(seconds)).to_string());
-    }
+    line.push_str(&time_left(progress, run));
     line
+}
+
+/// What is left of the run where that is known, else of the stage; of tuning both, because it ends early when a budget
+/// does.
+fn time_left(progress: &Progress, run: Option<Left>) -> String {
+    let of_run = run.map(|left| {
+        let word = if left.at_most { "at most" } else { "about" };
+        format!("{word} {} of the run", duration(left.seconds))
+    });
+    let of_stage = progress
+        .eta_seconds
+        .filter(|_| of_run.is_none() || progress.stage == Stage::Tune)
+        .map(|seconds| format!("about {} of this stage", duration(seconds)));
+    let parts: Vec<String> = of_stage.into_iter().chain(of_run).collect();
+    if parts.is_empty() {
+        String::new()
+    } else {
+        format!(" ({} left)", parts.join(", "))
+    }
 }
 
 /// A duration for people: `3.2 s`, `4 min 05 s`, `2 h 10 min`.
@@ -119,7 +144,6 @@ pub fn duration(seconds: f64) -> String {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::run::stage::Stage;
 
     #[test]
     fn durations_read_as_people_say_them() {
@@ -132,16 +156,39 @@ mod tests {
 
     #[test]
     fn a_progress_line_counts_and_estimates() {
-        let progress = Progress {
+        let run = Left {
+            seconds: 245.0,
+            at_most: false,
+        };
+        let mut progress = Progress {
             stage: Stage::Compare,
             doing: "tuned: running the benchmark".to_owned(),
             steps: Some((3, 12)),
             eta_seconds: Some(65.0),
             passing: false,
         };
-        assert_eq!(
-            progress_line(&progress),
-            "compare   3/12 tuned: running the benchmark (about 1 min 05 s left)"
-        );
+        let mut lines = vec![
+            progress_line(&progress, None),
+            progress_line(&progress, Some(run)),
+        ];
+        progress.stage = Stage::Tune;
+        lines.push(progress_line(&progress, Some(run)));
+        progress.stage = Stage::Capture;
+        progress.eta_seconds = None;
+        lines.push(progress_line(&progress, None));
+        lines.push(progress_line(
+            &progress,
+            Some(Left {
+                at_most: true,
+                ..run
+            }),
+        ));
+        insta::assert_snapshot!(lines.join("\n"), @"
+        compare   3/12 tuned: running the benchmark (about 1 min 05 s of this stage left)
+        compare   3/12 tuned: running the benchmark (about 4 min 05 s of the run left)
+        tune      3/12 tuned: running the benchmark (about 1 min 05 s of this stage, about 4 min 05 s of the run left)
+        capture   3/12 tuned: running the benchmark
+        capture   3/12 tuned: running the benchmark (at most 4 min 05 s of the run left)
+        ");
     }
 }

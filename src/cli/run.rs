@@ -5,6 +5,7 @@ use std::process::ExitCode;
 use camino::{Utf8Path, Utf8PathBuf};
 
 use super::dry_run;
+use super::eta::RunEta;
 use super::printer::Printer;
 use super::progress::RunProgress;
 use crate::engine::{Engine, Finish, Surroundings, digest};
@@ -22,7 +23,7 @@ use crate::workload::secret::Secrets;
 /// Arguments of `gemmtune run`.
 #[derive(Debug, clap::Args)]
 pub struct RunArgs {
-    /// A configuration file, or the folder of a run to go on with; without it gemmtune.toml, or else the latest run
+    /// A configuration file, or the folder of a run to resume; without it gemmtune.toml, or else the latest run
     path: Option<Utf8PathBuf>,
     /// Stop after this stage
     #[arg(long, default_value = "report")]
@@ -72,7 +73,7 @@ pub fn run(args: &RunArgs, printer: &Printer) -> Result<ExitCode, Error> {
             return go_on(run, args.until, printer);
         }
         printer.say(format!(
-            "the configuration was changed since {} began, where nothing was measured yet: beginning anew",
+            "the configuration was changed since {} began, which had measured nothing yet: beginning a new run",
             run.path()
         ));
     }
@@ -80,8 +81,7 @@ pub fn run(args: &RunArgs, printer: &Printer) -> Result<ExitCode, Error> {
     begin(&runs, config, args.until, printer)
 }
 
-/// The latest run below the current folder, when there is something left to do. One that is complete has nothing to go
-/// on with, which is said.
+/// The latest run below the current folder, when there is something left to do. That one is complete is an error.
 fn latest_unfinished() -> Result<Option<Utf8PathBuf>, Error> {
     let runs = Utf8Path::new(RUNS);
     if let Some(run) = unfinished(runs)? {
@@ -105,7 +105,7 @@ fn latest_unfinished() -> Result<Option<Utf8PathBuf>, Error> {
 
 /// Keeps what the configuration of `run` holds off the terminal.
 fn keep_secrets(run: &RunDir, printer: &Printer) {
-    // A configuration that cannot be read is told about by whoever needs it.
+    // The caller that needs the configuration reports one that cannot be read.
     let text = file::read_text(&run.config()).unwrap_or_default();
     if let Ok(config) = Config::parse(&text) {
         printer.keep(Secrets::of(&config, env::all()));
@@ -122,24 +122,37 @@ pub(super) fn begin(
     let run = RunDir::create(runs, &config.workload.name, jiff::Timestamp::now())
         .map_err(|error| Error::to(ErrorKind::Environment, "create the run folder", error))?;
     printer.say(format!("run folder {}", run.path()));
-    drive(printer, run, until, |run, with| {
+    let eta = RunEta::new(&config, []);
+    drive(printer, run, until, Some(eta), |run, with| {
         Engine::begin(run, config, with)
     })
 }
 
 fn go_on(run: RunDir, until: Stage, printer: &Printer) -> Result<ExitCode, Error> {
-    drive(printer, run, until, |run, with| Engine::resume(run, with))
+    let eta = eta(&run);
+    drive(printer, run, until, eta, |run, with| {
+        Engine::resume(run, with)
+    })
+}
+
+/// How long a run still takes, where its records can be read: otherwise the resuming engine says what is wrong.
+fn eta(run: &RunDir) -> Option<RunEta> {
+    let config = Config::parse(&file::read_text(&run.config()).ok()?).ok()?;
+    let records = crate::engine::read_events(run).ok()?;
+    let events = records.iter().map(|record| &record.event);
+    Some(RunEta::new(&config, events))
 }
 
 fn drive(
     printer: &Printer,
     run: RunDir,
     until: Stage,
+    eta: Option<RunEta>,
     open: impl FnOnce(RunDir, Surroundings<'_>) -> Result<Engine<'_>, Error>,
 ) -> Result<ExitCode, Error> {
     let path = run.path().to_owned();
     let interrupt = super::interrupt()?;
-    let mut progress = RunProgress::new(printer);
+    let mut progress = RunProgress::new(printer, eta);
     let mut observer = |notice: &crate::run::event::Notice| progress.show(notice);
     let with = Surroundings {
         keeper: keeper()?,
@@ -153,7 +166,7 @@ fn drive(
         Ok(Finish::Complete) => super::outcome::show(&path, printer),
         Ok(Finish::Paused) => {
             printer.say(format!(
-                "done up to {until}; go on with `gemmtune run {}`",
+                "done up to {until}; continue with `gemmtune run {}`",
                 quoted(&path)
             ));
             if printer.is_json() {
@@ -179,12 +192,12 @@ fn failed(error: Error, path: &Utf8Path) -> Error {
             "the server runs as before; `gemmtune status {}` says what was found",
             quoted(path)
         )),
-        ErrorKind::Interrupted => error.hint(format!("go on with {again}")),
+        ErrorKind::Interrupted => error.hint(format!("resume with {again}")),
         ErrorKind::Usage => error.hint("change the configuration, then `gemmtune run --new`"),
         _ if nothing_measured() => error.hint(
             "nothing was measured yet, so the configuration may be changed too: then `gemmtune run` again",
         ),
-        _ => error.hint(format!("when that is put right, go on with {again}")),
+        _ => error.hint(format!("fix that, then resume with {again}")),
     }
 }
 
@@ -256,7 +269,7 @@ fn folder_of(path: &Utf8Path) -> &Utf8Path {
 /// The latest run below `runs`, when it has begun and not written its report.
 fn unfinished(runs: &Utf8Path) -> Result<Option<RunDir>, Error> {
     let latest = runs.join(LATEST);
-    // A process killed while it laid the folder out has left nothing to go on with.
+    // A process killed while it laid the folder out has left nothing to resume.
     let Ok(run) = RunDir::open(&latest) else {
         return Ok(None);
     };
@@ -290,17 +303,17 @@ fn is_as_begun(run: &RunDir, config: &Config) -> Result<bool, Error> {
     Err(Error::new(
         ErrorKind::NotResumable,
         format!(
-            "the unfinished run {} was begun with another configuration:\n{diff}",
+            "the unfinished run {} began with another configuration:\n{diff}",
             run.path()
         ),
     )
     .hint(format!(
-        "go on with it as it was: `gemmtune run {}`; or begin a new one: `gemmtune run --new`",
+        "resume it as it was: `gemmtune run {}`; or begin a new one: `gemmtune run --new`",
         quoted(run.path())
     )))
 }
 
-/// Whether no more than `inspect` has come to an end, so that nothing is lost by beginning anew.
+/// Whether no more than `inspect` has come to an end, so that nothing is lost by beginning again.
 fn has_only_inspected(events: &[Record<Event>]) -> bool {
     let state = State::fold(events.iter().map(|record| &record.event));
     let measured = |trial: &Trial| matches!(trial.end, TrialEnd::Finished { .. });

@@ -32,9 +32,9 @@ pub fn run(args: &UndoArgs, printer: &Printer) -> Result<ExitCode, Error> {
         return by_the_ledger(&run, &damage, &command, args, printer);
     }
     let interrupt = super::interrupt()?;
-    let mut progress = RunProgress::new(printer);
+    let mut progress = RunProgress::new(printer, None);
     let mut observer = |notice: &Notice| {
-        // The run is opened as for going on, but does not go on.
+        // The run is opened as for resuming, but is not resumed.
         if !matches!(notice, Notice::Recorded(Event::RunResumed { .. })) {
             progress.show(notice);
         }

@@ -260,10 +260,30 @@ pub struct Engagement {
 }
 
 impl Engagement {
-    /// Share of the look-ups that hit, of all shapes looked up.
+    /// Shapes looked up that no deployed row served, named. Terminal and report count and list these.
+    pub fn not_served(&self) -> Vec<String> {
+        let lists = [&self.missed, &self.other_kernel, &self.unplanned];
+        lists.into_iter().flatten().cloned().collect()
+    }
+
+    /// Shapes the server looked up.
+    pub fn looked_up(&self) -> usize {
+        self.hit + self.not_served().len()
+    }
+
+    /// Share of the shapes looked up that took the row deployed for them.
     pub fn hit_rate(&self) -> Option<f64> {
-        let seen = self.hit + self.missed.len() + self.unplanned.len() + self.other_kernel.len();
-        (seen > 0).then(|| self.hit as f64 / seen as f64)
+        let looked_up = self.looked_up();
+        (looked_up > 0).then(|| self.hit as f64 / looked_up as f64)
+    }
+
+    /// The two counts in words.
+    pub fn sentence(&self) -> String {
+        format!(
+            "{} of {} shapes that the tuned server looked up took the row deployed for them",
+            self.hit,
+            self.looked_up()
+        )
     }
 
     /// Why the deployed table is not what serves; `None` where it is.

@@ -10,6 +10,12 @@ use crate::compare::{Comparison, MetricResult};
 /// Place above a plot for its legend and the title of the vertical axis.
 const HEAD: f64 = 40.0;
 
+/// Units from one row of the interval chart to the next.
+const ROW: f64 = 30.0;
+
+/// Units a bold letter takes at most on average, at the 12 units of the style sheet.
+const LETTER: f64 = 7.2;
+
 /// The two marks with their words, above a plot.
 fn legend(before: &str, after: &str) -> Markup {
     let second = WIDTH - 12.0 - 7.0 * after.chars().count() as f64;
@@ -107,17 +113,23 @@ pub(super) fn intervals(comparison: &Comparison) -> Option<Markup> {
     let ends = rows.iter().flat_map(|(_, _, low, high)| [*low, *high]);
     let (low, high) = span(ends, 0.0)?;
     let (low, high) = (low.min(floor), high.max(ceiling));
+    // Names stand left of the plot and values right of it, so that no line runs through either.
+    let name = |metric: &MetricResult| {
+        let mark = if metric.decides { " (decides)" } else { "" };
+        format!("{}{mark}", plain_name(metric))
+    };
+    let longest = rows.iter().map(|row| name(row.0).chars().count()).max();
     let frame = Frame {
-        left: 8.0,
-        right: WIDTH - 8.0,
+        left: (LETTER * longest.unwrap_or(0) as f64 + 12.0).min(WIDTH / 2.0),
+        right: WIDTH - 52.0,
         top: 22.0,
-        bottom: 30.0 + 42.0 * rows.len() as f64,
+        bottom: 30.0 + ROW * rows.len() as f64,
     };
     let margin = (high / low).powf(0.06);
     let x = Scale::log((low / margin, high * margin), (frame.left, frame.right));
     let plain = Scale::linear((low / margin, high * margin), (frame.left, frame.right));
     let x_ticks: Vec<(f64, String)> = plain
-        .ticks(6)
+        .ticks(4)
         .into_iter()
         .map(|tick| (x.place(tick), label(tick)))
         .collect();
@@ -129,7 +141,7 @@ pub(super) fn intervals(comparison: &Comparison) -> Option<Markup> {
         ratio(Some(rows[0].2)),
         ratio(Some(rows[0].3))
     );
-    let title = "ratio; above 1 the tuned arm is better";
+    let title = "ratio; above 1 is better";
     Some(chart(
         frame.bottom + 38.0,
         &summary,
@@ -139,11 +151,10 @@ pub(super) fn intervals(comparison: &Comparison) -> Option<Markup> {
             (axes(frame, (&x_ticks, title), (&[], "hatched: noise band")))
             (line("one", (x.place(1.0), frame.top), (x.place(1.0), frame.bottom)))
             @for (index, (metric, median, low, high)) in rows.iter().enumerate() {
-                @let y = 56.0 + 42.0 * index as f64;
+                @let y = 42.0 + ROW * index as f64;
                 @let class = if metric.decides { "whisker decides" } else { "whisker" };
-                (text(if metric.decides { "name decides" } else { "name" }, "start", (frame.left + 2.0, y - 11.0),
-                    &format!("{}{}", plain_name(metric), if metric.decides { " (decides)" } else { "" })))
-                (text("value", "end", (frame.right - 2.0, y - 11.0), &ratio(Some(*median))))
+                (text(if metric.decides { "name decides" } else { "name" }, "start", (0.0, y + 4.0), &name(metric)))
+                (text("value", "end", (WIDTH, y + 4.0), &ratio(Some(*median))))
                 (line(class, (x.place(*low), y), (x.place(*high), y)))
                 (line(class, (x.place(*low), y - 5.0), (x.place(*low), y + 5.0)))
                 (line(class, (x.place(*high), y - 5.0), (x.place(*high), y + 5.0)))
@@ -220,17 +231,23 @@ pub(super) fn hit_rates(rates: &[HitRate]) -> Option<Markup> {
     let rows: Vec<Bar> = rates
         .iter()
         .flat_map(|rate| {
-            [("before", rate.before), ("after", rate.after)].map(|(when, share)| Bar {
-                label: format!("{}, {when}", rate.of),
-                value: percent(share),
-                parts: vec![(when, share)],
+            let measured = [("before", rate.before), ("after", Some(rate.after))];
+            measured.into_iter().filter_map(|(when, share)| {
+                let share = share?;
+                Some(Bar {
+                    label: format!("{}, {when}", rate.of),
+                    value: percent(share),
+                    parts: vec![(when, share)],
+                })
             })
         })
         .collect();
     let summary = format!(
         "Share served by the table. {}: {} before, {} after.",
         first.of,
-        percent(first.before),
+        first
+            .before
+            .map_or_else(|| "not measured".to_owned(), percent),
         percent(first.after)
     );
     Some(bars(

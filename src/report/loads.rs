@@ -27,7 +27,7 @@ pub(super) fn section(report: &Report) -> Option<Markup> {
     let caption = "Each load by its own metric, over the same pairs of server starts";
     Some(html! {
         p {
-            "The predicted ratio was reckoned before anything was deployed, from the times of the kernels and the calls \
+            "The predicted ratio was computed before anything was deployed, from the times of the kernels and the calls \
              of a forward pass; off by says how far the measured one is from it."
         }
         (table(caption, &columns, &lines(comparison)))

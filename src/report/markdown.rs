@@ -13,6 +13,14 @@ pub(super) fn text(report: &Report) -> String {
         escaped(&report.name),
         escaped(&report.sentence())
     );
+    let facts: Vec<String> = report
+        .facts
+        .iter()
+        .map(|fact| format!("{}: {}", escaped(&fact.name), escaped(&fact.value)))
+        .collect();
+    if !facts.is_empty() {
+        let _ = writeln!(text, "\n{}", facts.join(" · "));
+    }
     if let Some(comparison) = &report.comparison {
         let rows: Vec<[String; 6]> = comparison
             .metrics
@@ -62,7 +70,10 @@ pub(super) fn text(report: &Report) -> String {
     let rows: Vec<[String; 3]> = report
         .hit_rates
         .iter()
-        .map(|rate| [rate.of.clone(), percent(rate.before), percent(rate.after)])
+        .map(|rate| {
+            let before = rate.before.map_or_else(|| "–".to_owned(), percent);
+            [rate.of.clone(), before, percent(rate.after)]
+        })
         .collect();
     table(
         &mut text,

@@ -12,6 +12,7 @@ mod number;
 mod page;
 mod section;
 mod svg;
+pub mod verdict;
 
 use camino::{Utf8Path, Utf8PathBuf};
 
@@ -38,7 +39,6 @@ pub enum ReportError {
     /// The document is not one of this form.
     #[error("read `{path}`")]
     Form {
-        /// The file.
         path: Utf8PathBuf,
         /// What is wrong with it.
         #[source]
@@ -50,7 +50,6 @@ pub enum ReportError {
         known = model::FORMAT
     )]
     Newer {
-        /// The file.
         path: Utf8PathBuf,
         /// The format it has.
         found: u32,

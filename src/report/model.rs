@@ -6,7 +6,7 @@
 use serde::{Deserialize, Serialize};
 
 use crate::bench::parity::Agreement;
-use crate::compare::{Better, Comparison, MetricResult, Verdict};
+use crate::compare::{Comparison, MetricResult, Verdict};
 use crate::shape::Op;
 
 /// Version of the document. A newer one is refused, older ones are read.
@@ -16,7 +16,6 @@ pub const FORMAT: u32 = 1;
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
 #[serde(default)]
 pub struct Report {
-    /// [`FORMAT`].
     pub format: u32,
     /// Name of the run.
     pub name: String,
@@ -26,6 +25,12 @@ pub struct Report {
     pub gemmtune: String,
     /// What ended the run before a comparison: nothing to gain, a failed check that was undone.
     pub ended_early: Option<String>,
+    /// The first things a reader asks: machine, model, what was changed. Each in a few words.
+    pub facts: Vec<Fact>,
+    /// The shell command with which the server keeps the tuned table; absent where nothing was deployed.
+    pub keep: Option<String>,
+    /// The command that takes the deployment back; absent where nothing was deployed.
+    pub undo: Option<String>,
     /// The verdict with its pairs and metrics.
     pub comparison: Option<Comparison>,
     /// The same for two untuned arms, where it was measured.
@@ -40,7 +45,6 @@ pub struct Report {
     pub hit_rates: Vec<HitRate>,
     /// Limits of the device, for the roofline picture.
     pub roofline: Option<Roofline>,
-    /// What was planned.
     pub plan: Option<PlanSummary>,
     /// Shapes that are left with what served them before, and by how much the tuned kernel lost.
     pub stays: Vec<Stays>,
@@ -77,6 +81,9 @@ impl Default for Report {
             made: String::new(),
             gemmtune: env!("CARGO_PKG_VERSION").to_owned(),
             ended_early: None,
+            facts: Vec::new(),
+            keep: None,
+            undo: None,
             comparison: None,
             control: None,
             machine: Vec::new(),
@@ -98,17 +105,14 @@ impl Default for Report {
     }
 }
 
-/// A named value.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Fact {
-    /// What it is.
     pub name: String,
     /// Its value, as text.
     pub value: String,
 }
 
 impl Fact {
-    /// A fact.
     pub fn new(name: impl Into<String>, value: impl Into<String>) -> Self {
         Self {
             name: name.into(),
@@ -146,7 +150,6 @@ pub enum Phase {
 /// One captured shape.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
 pub struct ShapeRow {
-    /// The operation.
     pub op: Op,
     /// Tokens.
     pub m: u32,
@@ -200,8 +203,8 @@ pub struct Timing {
 pub struct HitRate {
     /// What is counted: `calls`, `GEMM time`; and whether predicted or measured.
     pub of: String,
-    /// Share before, 0 to 1.
-    pub before: f64,
+    /// Share before, 0 to 1; absent where it was not measured.
+    pub before: Option<f64>,
     /// Share after, 0 to 1.
     pub after: f64,
 }
@@ -217,7 +220,6 @@ pub struct Roofline {
     pub source: String,
 }
 
-/// What was planned.
 #[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize)]
 #[serde(default)]
 pub struct PlanSummary {
@@ -275,9 +277,7 @@ impl Stays {
 /// Something that was not done.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Skipped {
-    /// What.
     pub what: String,
-    /// Why.
     pub why: String,
 }
 
@@ -288,9 +288,9 @@ pub struct LayoutCheck {
     pub what: String,
     /// Tokens.
     pub m: u32,
-    /// Share of outputs outside the tolerance, 0 to 1; absent when there was no number (NaN).
+    /// Relative error ‖y − ref‖ / ‖ref‖ against a reference in higher precision; absent when an output was not finite.
     pub error_ratio: Option<f64>,
-    /// The share that is allowed.
+    /// The largest relative error that is allowed.
     pub limit: f64,
 }
 
@@ -307,11 +307,11 @@ impl LayoutCheck {
 pub struct Engagement {
     /// Whether it was enough.
     pub passed: bool,
-    /// Look-ups that hit, as the server logged them.
+    /// Shapes that the server looked up and whose deployed row it took.
     pub hits: Option<u64>,
-    /// Look-ups that missed.
+    /// Shapes that it looked up and that another row or none served: those of `missing`.
     pub misses: Option<u64>,
-    /// Missing shapes, named.
+    /// Each of them, with what served it where that is known.
     pub missing: Vec<String>,
     /// How it was seen, in a sentence.
     pub because: String,
@@ -320,7 +320,6 @@ pub struct Engagement {
 /// A command to run.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Command {
-    /// What it does.
     pub what: String,
     /// The command, ready to paste.
     pub command: String,
@@ -329,13 +328,10 @@ pub struct Command {
 /// How long a stage took.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
 pub struct StageTime {
-    /// The stage.
     pub stage: String,
     /// Seconds, all attempts together.
     pub seconds: f64,
-    /// Attempts.
     pub attempts: u32,
-    /// How it ended.
     pub outcome: String,
 }
 
@@ -394,48 +390,14 @@ impl Report {
         shares
     }
 
-    /// The verdict in one sentence.
+    /// What the run found, in one sentence without a full stop.
     pub fn sentence(&self) -> String {
-        let Some(comparison) = &self.comparison else {
-            return self
+        match &self.comparison {
+            Some(comparison) => super::verdict::sentence(comparison),
+            None => self
                 .ended_early
                 .clone()
-                .unwrap_or_else(|| "No comparison was made in this run".to_owned());
-        };
-        let (Some(metric), Some(median), Some(low), Some(high), Some(confidence)) = (
-            comparison.metrics.first(),
-            comparison.ratio.median,
-            comparison.ratio.low,
-            comparison.ratio.high,
-            comparison.ratio.confidence,
-        ) else {
-            return format!("Inconclusive: {}", comparison.because);
-        };
-        let what = plain_name(metric);
-        let pairs = match comparison.pairs {
-            1 => "1 pair".to_owned(),
-            pairs => format!("{pairs} pairs"),
-        };
-        let measured = if comparison.more_pairs_needed > 0 {
-            format!("ratio {median:.3} over {pairs}")
-        } else {
-            format!(
-                "ratio {median:.3}, {:.1} % interval {low:.3} to {high:.3}, {pairs}",
-                confidence * 100.0
-            )
-        };
-        // The ratio is turned so that above 1 is better; what the user reads is the value itself.
-        let change = match metric.better {
-            Better::Higher => median - 1.0,
-            Better::Lower => 1.0 / median - 1.0,
-        };
-        let moved = if change < 0.0 { "fell" } else { "rose" };
-        let change = format!("{what} {moved} by {:.1} %", change.abs() * 100.0);
-        match comparison.verdict {
-            Verdict::Better => format!("Better: {change} ({measured})"),
-            Verdict::Worse => format!("Worse: {change} ({measured})"),
-            Verdict::Same => format!("Same: {what} did not change beyond the noise ({measured})"),
-            Verdict::Inconclusive => format!("Inconclusive: {} ({measured})", comparison.because),
+                .unwrap_or_else(|| "No comparison was made in this run".to_owned()),
         }
     }
 

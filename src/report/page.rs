@@ -38,10 +38,12 @@ pub(super) fn html(report: &Report) -> String {
                         span.sign aria-hidden="true" { (sign) }
                         span { (report.sentence()) "." }
                     }
+                    (facts(report))
                     @let failed = report.failed_checks();
                     @if !failed.is_empty() {
                         p.against { strong { "Checks that fail: " } (failed.join(", ")) "." }
                     }
+                    (next_steps(report))
                     @if let Some(comparison) = &report.comparison {
                         // An inconclusive sentence has said it already.
                         @if comparison.verdict != Verdict::Inconclusive {
@@ -93,6 +95,44 @@ fn headline(report: &Report) -> (&'static str, &'static str) {
         Some(Verdict::Same) => ("same", "="),
         Some(Verdict::Inconclusive) => ("inconclusive", "?"),
         None => ("none", "–"),
+    }
+}
+
+/// One line on what was run where: machine, model, what was changed, and the day.
+fn facts(report: &Report) -> Markup {
+    let day = report.made.split('T').next().unwrap_or_default();
+    html! {
+        dl.facts {
+            @for fact in &report.facts {
+                div { dt { (fact.name) } dd { (fact.value) } }
+            }
+            @if !day.is_empty() { div { dt { "date" } dd { (day) } } }
+        }
+    }
+}
+
+/// How to keep what was deployed and how to take it back; a deployment that did not help is not offered to keep.
+fn next_steps(report: &Report) -> Markup {
+    let helped = report
+        .comparison
+        .as_ref()
+        .is_none_or(|comparison| comparison.verdict != Verdict::Worse);
+    let keep = report.keep.as_ref().filter(|_| helped);
+    let steps = [
+        ("Keep it: serve with", keep),
+        ("Undo it", report.undo.as_ref()),
+    ];
+    html! {
+        @if steps.iter().any(|(_, command)| command.is_some()) {
+            div.steps {
+                @for (what, command) in steps {
+                    @if let Some(command) = command {
+                        p { (what) }
+                        pre tabindex="0" { code { (command) } }
+                    }
+                }
+            }
+        }
     }
 }
 

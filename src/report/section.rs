@@ -6,7 +6,7 @@ use std::fmt::Write as _;
 use maud::{Markup, html};
 
 use super::chart;
-use super::model::{Fact, Report, ShapeRow, Timing, plain_name};
+use super::model::{Command, Fact, Report, ShapeRow, Timing, plain_name};
 use super::number::{duration, measured, percent, ratio, significant, whole};
 use crate::compare::{Better, Comparison};
 
@@ -77,26 +77,36 @@ impl Holds {
 /// A column of a table: its heading and what it holds.
 pub(super) type Column<'a> = (&'a str, Holds);
 
-/// A table in a region of its own that scrolls sideways where it is too wide.
+/// Whether the columns do not fit side by side on a phone: there each row is shown as a card.
+fn becomes_cards(columns: &[Column<'_>]) -> bool {
+    let has_wide = columns.iter().any(|(_, holds)| *holds == Wide);
+    columns.len() > 5 || (columns.len() > 2 && has_wide)
+}
+
+/// A table in a region of its own that scrolls where it is too long. The roles are what the elements mean anyway;
+/// browsers forget that where a style sheet shows rows as cards.
 pub(super) fn table(caption: &str, columns: &[Column<'_>], rows: &[Vec<String>]) -> Markup {
+    let class = becomes_cards(columns).then_some("cards");
     html! {
         div.scroll role="region" aria-label=(caption) tabindex="0" {
-            table {
+            table class=[class] role="table" {
                 caption { (caption) }
-                thead { tr {
+                thead role="rowgroup" { tr role="row" {
                     @for (heading, holds) in columns {
-                        th scope="col" class=[holds.class()] { (heading) }
+                        th scope="col" role="columnheader" class=[holds.class()] { (heading) }
                     }
                 } }
-                tbody {
+                tbody role="rowgroup" {
                     @for row in rows {
-                        tr {
+                        tr role="row" {
                             @for (index, cell) in row.iter().enumerate() {
-                                @let class = columns.get(index).and_then(|column| column.1.class());
+                                @let column = columns.get(index);
+                                @let holds = column.and_then(|column| column.1.class());
+                                @let label = column.map(|column| column.0);
                                 @if index == 0 {
-                                    th scope="row" class=[class] { (cell) }
+                                    th scope="row" role="rowheader" class=[holds] data-label=[label] { (cell) }
                                 } @else {
-                                    td class=[class] { (cell) }
+                                    td role="cell" class=[holds] data-label=[label] { (cell) }
                                 }
                             }
                         }
@@ -387,7 +397,10 @@ fn hits(report: &Report) -> Option<Markup> {
     let rows: Vec<Vec<String>> = report
         .hit_rates
         .iter()
-        .map(|rate| vec![rate.of.clone(), percent(rate.before), percent(rate.after)])
+        .map(|rate| {
+            let before = rate.before.map_or_else(|| "–".to_owned(), percent);
+            vec![rate.of.clone(), before, percent(rate.after)]
+        })
         .collect();
     let caption = "Share that a row of the table serves";
     Some(figure(
@@ -401,7 +414,7 @@ fn roofline(report: &Report) -> Option<Markup> {
     let limits = report.roofline.as_ref()?;
     let picture = chart::roofline(limits, &report.shapes)?;
     let columns = [
-        ("shape", Text),
+        ("shape", Wide),
         ("FLOP per byte", Number),
         ("before, TFLOP/s", Number),
         ("after, TFLOP/s", Number),
@@ -473,8 +486,11 @@ fn reproduce(report: &Report) -> Option<Markup> {
     if report.commands.is_empty() && report.arms.is_empty() && report.digests.is_empty() {
         return None;
     }
+    // These two stand below the verdict.
+    let shown = [&report.keep, &report.undo];
+    let is_shown = |command: &&Command| !shown.contains(&&Some(command.command.clone()));
     Some(html! {
-        @for command in &report.commands {
+        @for command in report.commands.iter().filter(is_shown) {
             p { (command.what) }
             pre tabindex="0" { code { (command.command) } }
         }
@@ -522,7 +538,7 @@ fn run(report: &Report) -> Option<Markup> {
         ("stage", Text),
         ("time", Number),
         ("attempts", Number),
-        ("outcome", Text),
+        ("outcome", Wide),
     ];
     Some(html! {
         @if let Some(plan) = &report.plan {

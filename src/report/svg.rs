@@ -9,6 +9,9 @@ use maud::{Markup, html};
 /// Width of every chart in its own units.
 pub(super) const WIDTH: f64 = 420.0;
 
+/// Width of a digit at the 12 units of the style sheet, at most.
+const DIGIT: f64 = 7.6;
+
 /// Linear or logarithmic mapping from values to places.
 #[derive(Clone, Copy, Debug)]
 pub(super) struct Scale {
@@ -137,7 +140,6 @@ pub(super) fn polyline(points: &[(f64, f64)]) -> String {
     points.join(" ")
 }
 
-/// A straight line.
 pub(super) fn line(class: &str, from: (f64, f64), to: (f64, f64)) -> Markup {
     html! { line class=(class) x1=(at(from.0)) y1=(at(from.1)) x2=(at(to.0)) y2=(at(to.1)) {} }
 }
@@ -170,14 +172,30 @@ pub(super) fn axes(
                 (text("tick", "end", (frame.left - 6.0, y + 4.0), label))
             }
             (line("axis", (frame.left, frame.bottom), (frame.right, frame.bottom)))
-            @for (x, label) in x_ticks {
-                (line("axis", (*x, frame.bottom), (*x, frame.bottom + 4.0)))
+            @for (x, _) in x_ticks { (line("axis", (*x, frame.bottom), (*x, frame.bottom + 4.0))) }
+            @for (x, label) in apart(x_ticks) {
                 (text("tick", "middle", (*x, frame.bottom + 17.0), label))
             }
             (text("title", "middle", (f64::midpoint(frame.left, frame.right), frame.bottom + 34.0), x_title))
             (text("title", "start", (0.0, 12.0), y_title))
         }
     }
+}
+
+/// The ticks whose labels, centred below them, do not touch the one before.
+fn apart(ticks: &[(f64, String)]) -> Vec<&(f64, String)> {
+    let mut end = f64::NEG_INFINITY;
+    ticks
+        .iter()
+        .filter(|(x, label)| {
+            let half = DIGIT * label.chars().count() as f64 / 2.0;
+            let is_clear = x - half > end + DIGIT;
+            if is_clear {
+                end = x + half;
+            }
+            is_clear
+        })
+        .collect()
 }
 
 /// A whole chart; `summary` says in words what it shows.
@@ -218,6 +236,14 @@ mod tests {
         assert_eq!(Scale::log((1.0, 1e6), (0.0, 1.0)).ticks(8).len(), 7);
         let tight = Scale::linear((2600.0, 2700.0), (0.0, 1.0)).ticks(4);
         assert_eq!(tight, [2600.0, 2625.0, 2650.0, 2675.0, 2700.0]);
+    }
+
+    #[test]
+    fn labels_that_would_touch_are_left_out() {
+        let tick = |x: f64, label: &str| (x, label.to_owned());
+        let ticks = [tick(0.0, "64"), tick(20.0, "96"), tick(38.0, "128")];
+        let kept: Vec<&str> = apart(&ticks).iter().map(|tick| tick.1.as_str()).collect();
+        assert_eq!(kept, ["64", "128"]);
     }
 
     #[test]

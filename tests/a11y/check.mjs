@@ -1,6 +1,6 @@
 // Opens a report page in headless Chromium at two widths and in both colour schemes, runs axe-core on it,
-// walks it with the Tab key, and fails on a violation, on a page wider than its window, on focus that does not show,
-// and on any request but the page itself.
+// walks it with the Tab key, and fails on a violation, on a page or a table wider than its window, on text in a chart that a line or
+// another text runs through, on focus that does not show, and on any request but the page itself.
 //
 //   npm install --prefix /tmp/a11y playwright-core axe-core      # anywhere outside the repository
 //   gemmtune report RUN_DIR
@@ -21,7 +21,7 @@ const browser = await chromium.launch({
     '--disable-component-update', '--disable-sync'],
 });
 let faults = 0;
-for (const width of [1200, 380]) {
+for (const width of [1280, 390]) {
   for (const colorScheme of ['light', 'dark']) {
     // The page's own policy forbids scripts: it is lifted for the checker alone.
     const context = await browser.newContext({ viewport: { width, height: 900 }, colorScheme, bypassCSP: true });
@@ -31,14 +31,29 @@ for (const width of [1200, 380]) {
     await page.goto(`file://${resolve(file)}`);
     if (shots) await page.screenshot({ path: `${shots}/${width}-${colorScheme}.png`, fullPage: true });
     const wide = await page.evaluate(() => document.documentElement.scrollWidth);
+    const cut = await page.evaluate(() => [...document.querySelectorAll('.scroll')]
+      .filter((region) => region.scrollWidth > region.clientWidth + 1)
+      .map((region) => region.getAttribute('aria-label')));
+    // Axes, joins and whiskers are straight, so their boxes say whether one runs through a text. Grid lines end at labels.
+    const crossed = await page.evaluate(() => [...document.querySelectorAll('svg[role="img"]')].flatMap((svg) => {
+      const lines = [...svg.querySelectorAll('line')].map((line) => line.getBoundingClientRect());
+      const texts = [...svg.querySelectorAll('text')];
+      return texts.filter((text) => {
+        const a = text.getBoundingClientRect();
+        const others = texts.filter((other) => other !== text).map((other) => other.getBoundingClientRect());
+        return [...lines, ...others].some((b) => b.left < a.right - 1 && b.right > a.left + 1 && b.top < a.bottom - 2 && b.bottom > a.top + 2);
+      }).map((text) => text.textContent);
+    }));
     await page.evaluate(axe);
     const { violations } = await page.evaluate(() => axe.run());
     for (const { id, help, nodes } of violations) {
       console.log(`${width} ${colorScheme}: ${id}: ${help}: ${nodes.map((node) => node.target).join(' ')}`);
     }
     if (wide > width) console.log(`${width} ${colorScheme}: the page is ${wide} wide`);
+    for (const name of cut) console.log(`${width} ${colorScheme}: a table is cut: ${name}`);
+    for (const name of crossed) console.log(`${width} ${colorScheme}: a line or a text runs through "${name}"`);
     if (requests.length !== 1) console.log(`${width} ${colorScheme}: requests: ${requests.join(' ')}`);
-    faults += violations.length + (wide > width) + (requests.length !== 1);
+    faults += violations.length + (wide > width) + cut.length + crossed.length + (requests.length !== 1);
     // With the keyboard alone: Tab reaches every stop in order, each shows where it is, and the end is reached.
     const stops = await page.evaluate(() => document.querySelectorAll('a[href], summary, [tabindex="0"]').length);
     let reached = 0;

@@ -139,7 +139,7 @@ fn a_configuration_may_be_mended_until_something_was_measured() {
     let output = site.run(&["run", "--until", "baseline"]);
     assert_eq!(output.status.code(), Some(0), "{}", stderr(&output));
     assert!(
-        stderr(&output).contains("beginning anew"),
+        stderr(&output).contains("beginning a new run"),
         "{}",
         stderr(&output)
     );

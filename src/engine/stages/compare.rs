@@ -50,22 +50,10 @@ pub(super) fn compare(engine: &mut Engine<'_>) -> Result<Done, Error> {
     }
     let comparison = judged(engine)?;
     write_json(&engine.run.stage(Stage::Compare.name()), &comparison)?;
-    let interval = match comparison.ratio {
-        compare::Ratio {
-            median: Some(median),
-            low: Some(low),
-            high: Some(high),
-            ..
-        } => {
-            format!(", {} {median:.3}x [{low:.3}, {high:.3}]", comparison.metric)
-        }
-        _ => String::new(),
-    };
-    let whole = format!(
-        "{}{interval}: {}",
-        comparison.verdict.word(),
-        comparison.because
-    );
+    for note in &comparison.notes {
+        engine.remark(note.clone());
+    }
+    let whole = crate::report::verdict::sentence(&comparison);
     let loads = comparison.loads.iter().map(one_load);
     let parts: Vec<String> = std::iter::once(whole).chain(loads).collect();
     Ok(Done::new(parts.join("; ")))

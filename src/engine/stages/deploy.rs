@@ -31,7 +31,7 @@ pub(super) fn deploy(engine: &mut Engine<'_>) -> Result<Done, Error> {
         return Err(Error::new(
             ErrorKind::Bug,
             format!(
-                "{} of {} tuned shapes would miss the deployed table, first {}",
+                "a dry look-up does not find {} of the {} rows that are faster than before, first {}",
                 missing.len(),
                 planned.len(),
                 named.join("; ")
@@ -39,7 +39,7 @@ pub(super) fn deploy(engine: &mut Engine<'_>) -> Result<Done, Error> {
         ));
     }
     Ok(Done::new(format!(
-        "{} rows in {}; all {} tuned shapes hit in a dry look-up",
+        "{} rows in {}; a dry look-up finds all {} that are faster than before",
         deployment.rows,
         deployment.table.file_name().unwrap_or_default(),
         planned.len()

@@ -35,7 +35,7 @@ pub(crate) fn hit_rates(plan: &Plan) -> Vec<HitRate> {
     let HitRates { before, after } = plan.hit_rate;
     let rate = |of: &str, before, after| HitRate {
         of: of.to_owned(),
-        before,
+        before: Some(before),
         after,
     };
     vec![

@@ -28,6 +28,7 @@ pub(super) fn report(engine: &mut Engine<'_>) -> Result<Done, Error> {
             .nothing_to_gain()
             .map(|why| format!("Nothing to gain: {why}")),
         machine: facts(engine.state.identity()),
+        facts: machine_and_model(engine),
         stages: stage_times(engine)?,
         commands: commands(engine),
         ..Report::default()
@@ -134,14 +135,17 @@ fn with_findings(engine: &Engine<'_>, mut report: Report) -> Result<Report, Erro
         report
             .digests
             .push(Fact::new("deployed table", &deployment.digest));
-        let exports = deployment
-            .env
-            .iter()
-            .map(|(name, value)| format!("export {name}={}", quoted(value)));
+        let keep = in_shell(&deployment);
         report.commands.push(Command {
             what: "keep the tuned table".to_owned(),
-            command: exports.collect::<Vec<_>>().join("\n"),
+            command: keep.clone(),
         });
+        report.keep = Some(keep);
+        report.undo = Some(undo(engine));
+        report.facts.push(Fact::new(
+            "changed",
+            changed(&deployment, super::in_ledger(&engine.run)?.len()),
+        ));
     }
     if let Some(verified) = verified {
         report.layout = verified
@@ -158,25 +162,76 @@ fn with_findings(engine: &Engine<'_>, mut report: Report) -> Result<Report, Erro
         report.engagement = Some(Engagement {
             passed: engagement.refusal().is_none(),
             hits: Some(engagement.hit as u64),
-            misses: Some((engagement.missed.len() + engagement.unplanned.len()) as u64),
-            missing: engagement
-                .missed
-                .iter()
-                .chain(&engagement.unplanned)
-                .cloned()
-                .collect(),
-            because: "look-ups the tuned server logged while it served the workload".to_owned(),
+            misses: Some(engagement.not_served().len() as u64),
+            missing: engagement.not_served(),
+            because: "Read from what the tuned server logged while it served the workload."
+                .to_owned(),
         });
         if let Some(rate) = engagement.hit_rate() {
             report.hit_rates.push(HitRate {
-                of: "look-ups, measured".to_owned(),
-                before: 0.0,
+                of: "shapes looked up, measured".to_owned(),
+                before: None,
                 after: rate,
             });
         }
         report.parity = Some(verified.parity);
     }
     Ok(report)
+}
+
+/// What a reader asks first; what was changed is added once it is known.
+fn machine_and_model(engine: &Engine<'_>) -> Vec<Fact> {
+    let identity = engine.state.identity();
+    let device = ["device", "gfx"]
+        .iter()
+        .find_map(|name| identity.get(*name));
+    let workload = &engine.config.workload;
+    let model = workload.model.as_ref().map(|model| {
+        let model = model.trim_end_matches('/');
+        let name = model.rsplit('/').next().unwrap_or(model);
+        match workload.tp {
+            1 => name.to_owned(),
+            tp => format!("{name}, TP {tp}"),
+        }
+    });
+    [("machine", device.cloned()), ("model", model)]
+        .into_iter()
+        .filter_map(|(name, value)| Some(Fact::new(name, value?)))
+        .collect()
+}
+
+/// What the deployment is, in a few words.
+fn changed(deployment: &Deployment, edited: usize) -> String {
+    let variables: Vec<&str> = deployment
+        .env
+        .keys()
+        .chain(&deployment.unset)
+        .map(String::as_str)
+        .collect();
+    let files = match edited {
+        0 => String::new(),
+        1 => ", 1 file of the installation".to_owned(),
+        edited => format!(", {edited} files of the installation"),
+    };
+    format!(
+        "{} table rows through {}{files}",
+        deployment.rows,
+        variables.join(" and ")
+    )
+}
+
+/// The environment of the tuned server as one line for a shell.
+fn in_shell(deployment: &Deployment) -> String {
+    let unset = deployment.unset.iter().map(|name| format!("unset {name}"));
+    let exports = deployment
+        .env
+        .iter()
+        .map(|(name, value)| format!("export {name}={}", quoted(value)));
+    unset.chain(exports).collect::<Vec<_>>().join("; ")
+}
+
+fn undo(engine: &Engine<'_>) -> String {
+    format!("gemmtune undo {}", quoted(engine.run.path().as_str()))
 }
 
 fn facts(identity: &BTreeMap<String, String>) -> Vec<Fact> {
@@ -273,7 +328,7 @@ fn commands(engine: &Engine<'_>) -> Vec<Command> {
             ),
         ),
         ("see where the run stands", format!("gemmtune status {run}")),
-        ("take the deployment back", format!("gemmtune undo {run}")),
+        ("take the deployment back", undo(engine)),
     ]
     .into_iter()
     .map(|(what, command)| Command {

@@ -64,7 +64,7 @@ pub(super) fn tune(engine: &mut Engine<'_>) -> Result<Done, Error> {
     }
     let kept = tuned.rows.iter().filter(|row| row.incumbent_kept).count();
     let done = Done::new(format!(
-        "{} of {} shapes tuned in {:.0} s, {} faster than before, {kept} kept as they are, {} failed",
+        "{} of {} rows tuned in {:.0} s: {} faster than before, {kept} kept as they are; {} failed",
         tuned.rows.len(),
         shapes.len(),
         started.elapsed().as_secs_f64(),

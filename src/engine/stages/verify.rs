@@ -152,7 +152,7 @@ fn refuse_wrong_numbers(layout: &[LayoutCheck]) -> Result<(), Error> {
     if let Some(worst) = wrong.first() {
         let error = worst.relative_error.map_or_else(
             || "not finite".to_owned(),
-            |error| format!("{:.1} % off", error * 100.0),
+            |error| format!("relative error {:.1} %", error * 100.0),
         );
         return Err(Error::new(
             ErrorKind::NotBetter,
@@ -198,10 +198,9 @@ fn judge(verified: &Verified) -> Result<Done, Error> {
         )
     };
     Ok(Done::new(format!(
-        "{} layout checks pass, {}, {} tuned shapes engaged, {} missed{timed}",
+        "{} layout checks pass, {}, {}{timed}",
         verified.layout.len(),
         verified.parity.because,
-        engagement.hit,
-        engagement.missed.len()
+        engagement.sentence()
     )))
 }
