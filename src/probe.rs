@@ -74,7 +74,7 @@ pub struct Order<'a> {
 pub struct Check {
     /// The problem.
     pub shape: Shape,
-    /// Relative Frobenius error; absent where there is none to tell.
+    /// Relative Frobenius error; absent where there is none.
     pub error: Option<f64>,
     /// Why there is none.
     pub said: Option<String>,
@@ -169,7 +169,7 @@ pub fn probe(order: &Order<'_>) -> Result<Found, ProbeError> {
         path.to_string_lossy().into_owned(),
     ];
     let mut env = order.env.clone();
-    // The look-ups are told in the form that is read here, whatever the user set.
+    // The look-ups are logged in the form that is read here, whatever the user set.
     for (name, value) in LOOKUPS_TOLD {
         env.insert(name.to_owned(), Some(value.to_owned()));
     }

@@ -306,7 +306,7 @@ fn ctrl_c_ends_what_init_started_and_nothing_else() {
     let job = Job::new(&format!(
         "export SGLANG_USE_AITER=1\nsetsid nohup python3 -m sglang.launch_server --model-path /m --port {port} > log 2>&1 &\nsleep 600\n"
     ));
-    // Somebody else's server of the same command line.
+    // Another server with the same command line.
     let other_port = free_port();
     let mut other = Running(
         python3(&job)
@@ -354,7 +354,7 @@ fn ctrl_c_ends_what_init_started_and_nothing_else() {
     }
     assert!(
         other.0.try_wait().unwrap().is_none(),
-        "somebody else's server was ended"
+        "a server that was not started here was ended"
     );
     let config: toml::Table = job.written().parse().unwrap();
     assert_eq!(

@@ -199,7 +199,7 @@ fn a_route_never_passes_the_m_that_is_safe() {
 }
 
 #[test]
-fn the_mildest_means_is_chosen_and_others_are_refused_where_they_cannot() {
+fn the_least_invasive_way_is_chosen_and_others_are_refused_where_they_would_not_work() {
     let means = |era: &str, arch: &str| {
         let tree = Tree::fixture(era);
         let document = ok(

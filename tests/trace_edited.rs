@@ -1,4 +1,4 @@
-//! `gemmtune trace` and `switch` on trees that somebody edited: the truth, or a refusal at the line.
+//! `gemmtune trace` and `switch` on edited trees: the truth, or a refusal at the line.
 
 mod trees;
 
@@ -69,7 +69,7 @@ fn names_bound_where_nobody_follows_are_refused_at_that_line() {
             FP8_UTILS,
             "",
             &format!("def swap():\n    global triton_gemm_a8w8_blockscale\n    {ck}"),
-            "`swap` binds `triton_gemm_a8w8_blockscale` anew",
+            "`swap` rebinds `triton_gemm_a8w8_blockscale`",
         ),
         (
             FP8_UTILS,

@@ -33,7 +33,7 @@ KEPT_SHAPES, KEPT_BYTES = 8, 1 << 30
 hold on to a set of weights that no other has, so their number is limited too: as many as are raced side by side."""
 
 PATIENCE_S = 120.0
-"""How long a worker waits for a device that somebody else uses before it gives up."""
+"""How long a worker waits for a device that another process uses before it gives up."""
 
 
 class Bench:

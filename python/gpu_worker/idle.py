@@ -10,7 +10,7 @@ SPIN_CYCLES = 2_000_000
 """About 1 ms at 2 GHz."""
 
 LONGEST_US = 8_000.0
-"""The spin at a quarter of a gigahertz: slower than any clock of an idle card, so somebody else had the device."""
+"""The spin at a quarter of a gigahertz: slower than any clock of an idle card, so another process had the device."""
 
 IN_A_ROW = 5
 """Spins in a row that must be undisturbed; a neighbour's time slice is milliseconds."""

@@ -25,7 +25,6 @@ pub enum RequestError {
     /// A status other than 200.
     #[error("HTTP {status}: {body}")]
     Status {
-        /// The HTTP status.
         status: u16,
         /// The start of the body.
         body: String,
@@ -87,7 +86,6 @@ impl Answer {
         self.completion_tokens.unwrap_or(self.pieces.len() as u64)
     }
 
-    /// The whole text.
     pub fn text(&self) -> String {
         self.pieces.concat()
     }
@@ -235,7 +233,7 @@ pub fn flush_cache(url: &str) -> bool {
 }
 
 /// A connection of its own for each request, so that a server that closes idle connections fails
-/// nobody; no proxy, whatever the environment says, because the server is named by its address.
+/// no one; no proxy, whatever the environment says, because the server is named by its address.
 fn agent(deadline: Duration) -> ureq::Agent {
     ureq::Agent::config_builder()
         .timeout_global(Some(deadline))

@@ -7,7 +7,6 @@ use std::time::{Duration, Instant};
 use super::client::{self, Answer, Completion, RequestError};
 use super::prompt;
 
-/// What to run.
 #[derive(Clone, Debug)]
 pub struct Load {
     /// Base URL of the server: `http://host:port`.
@@ -35,7 +34,7 @@ pub struct Load {
 /// The load cannot be run as asked.
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
 pub enum LoadError {
-    /// Nothing to send or nobody to send it.
+    /// No requests, or no concurrency to send them with.
     #[error("run the load: {0} must be at least 1")]
     Zero(&'static str),
     /// Only plain HTTP is spoken.

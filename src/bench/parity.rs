@@ -47,7 +47,6 @@ pub struct Parity {
 /// What a server said.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Recording {
-    /// [`FORMAT`].
     pub format: u32,
     /// Names the prompts.
     pub seed: u64,
@@ -74,7 +73,6 @@ pub enum ParityError {
     /// The prompts cannot be sent as asked.
     #[error("record the answers")]
     Load(#[from] LoadError),
-    /// A request failed.
     #[error(
         "record the answers: {failed} of {of} requests failed at concurrency {concurrency}; the first: {first}"
     )]
@@ -178,7 +176,6 @@ pub struct Divergence {
 /// The comparison of two recordings.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
 pub struct Agreement {
-    /// The verdict.
     pub relation: Relation,
     /// Answers compared.
     pub answers: usize,

@@ -19,7 +19,7 @@ pub enum Kind {
 }
 
 impl Default for Kind {
-    /// Ids 16 to 500: ordinary tokens in the vocabularies at hand (the control tokens of Llama- and
+    /// Ids 16 to 500: ordinary tokens in common vocabularies (the control tokens of Llama- and
     /// Qwen-style vocabularies lie below 16 or at the very end) and within even a tiny model's.
     fn default() -> Self {
         Self::TokenIds {

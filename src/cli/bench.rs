@@ -112,7 +112,7 @@ pub fn run(args: &BenchArgs, printer: &Printer) -> Result<(), Error> {
         })?,
     };
     if args.flush_cache && !client::flush_cache(&args.url) {
-        printer.warn("the server did not empty its prefix cache; going on");
+        printer.warn("the server did not empty its prefix cache; measuring all the same");
     }
     let load = Load {
         url: args.url.clone(),

@@ -49,7 +49,7 @@ pub fn run(args: &DemoArgs, printer: &Printer) -> Result<ExitCode, Error> {
     fs_err::create_dir_all(&model).map_err(environment("create the model's folder"))?;
     write_atomic(&model.join("config.json"), MODEL.as_bytes())
         .map_err(environment("write the model's configuration"))?;
-    // The kernel picks a port that nobody listens on now.
+    // The kernel picks a port on which nothing listens now.
     let port = TcpListener::bind("127.0.0.1:0")
         .and_then(|listener| listener.local_addr())
         .map_err(environment("find a free port"))?

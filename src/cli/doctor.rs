@@ -1,4 +1,4 @@
-//! `gemmtune doctor`: whether this machine and its trees are fit to be tuned, and what mends them.
+//! `gemmtune doctor`: whether this machine and its trees are ready for tuning, and how to fix them.
 
 use camino::{Utf8Path, Utf8PathBuf};
 use serde_json::json;
@@ -40,7 +40,7 @@ pub struct DoctorArgs {
     undo_fix: bool,
 }
 
-/// Says what is wrong, and mends it when asked.
+/// Says what is wrong, and fixes it when asked.
 pub fn run(args: &DoctorArgs, printer: &Printer) -> Result<(), Error> {
     let keeper = Keeper::this_binary()
         .map_err(|error| Error::to(ErrorKind::Bug, "find our own binary", error))?;
@@ -120,7 +120,7 @@ pub fn run(args: &DoctorArgs, printer: &Printer) -> Result<(), Error> {
                     .hint("name it with `--aiter ROOT`"),
             );
         };
-        return mend(
+        return fix(
             args,
             aiter,
             answer.as_ref().ok(),
@@ -187,7 +187,7 @@ fn ask(
         .map_err(|error| Error::to(ErrorKind::Environment, "ask the interpreter", error))
 }
 
-/// Whether the built-in reference engine is all that can be meant: the configuration says so, or there is none and
+/// Whether the built-in reference engine is the only candidate: the configuration says so, or there is none and
 /// nothing was named, no GPU is seen, and the interpreter has neither torch nor a tree.
 fn only_reference(
     args: &DoctorArgs,
@@ -265,7 +265,7 @@ fn checkout_of<'a>(
     })
 }
 
-fn mend(
+fn fix(
     args: &DoctorArgs,
     aiter: &Aiter,
     answer: Option<&Answer>,

@@ -41,7 +41,7 @@ pub(super) enum Stream {
     Device,
 }
 
-/// The stream that `path` leads to. A disk is none: it is refused, as a pipe is that nobody may read.
+/// The stream that `path` leads to. A disk is not one and is refused, as is a pipe that may have no reader.
 pub(super) fn stream(path: &Utf8Path) -> Option<Stream> {
     use std::os::unix::fs::FileTypeExt as _;
     match path.as_str() {

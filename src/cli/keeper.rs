@@ -14,7 +14,7 @@ pub struct KeeperArgs {
     /// Milliseconds between SIGTERM and SIGKILL
     #[arg(long)]
     grace_ms: u64,
-    /// What the command leaves running goes on after it
+    /// What the command leaves running outlives it
     #[arg(long)]
     linger: bool,
     /// The command to keep

@@ -53,11 +53,11 @@ pub struct LookupArgs {
     /// aiter revision whose rules count: A (v0.1.7), B (v0.1.9), P (303a583c), H (e4048607) or N (after aiter#5586), or one
     /// of these tags and commits
     ///
-    /// Without it: that of the aiter tree the table lies in; elsewhere both H and N, and what depends on it is said.
+    /// Without it: that of the aiter tree the table lies in; elsewhere both H and N, and what depends on it is reported.
     #[arg(long, value_name = "REV")]
     revision: Option<Revision>,
 
-    /// Whether a table's gfx column is part of the key, where the tree at hand differs from the revision
+    /// Whether a table's gfx column is part of the key, where the user's tree differs from the revision
     #[arg(long, value_name = "BOOL")]
     keys_gfx: Option<bool>,
 
@@ -147,7 +147,7 @@ struct Document<'args> {
     hit_rate_by_records: f64,
     #[serde(skip_serializing_if = "Option::is_none")]
     revision: Option<&'static str>,
-    /// Where nobody says the revision: those whose rules were tried.
+    /// Where no revision is given: those whose rules were tried.
     #[serde(skip_serializing_if = "Option::is_none")]
     revisions: Option<Vec<&'static str>>,
     /// Shapes of operations that another table serves.

@@ -28,7 +28,7 @@ pub(super) fn with_next_step(error: Error, command: &str) -> Error {
         ErrorKind::NotResumable => {
             "`gemmtune status` says who has it; `gemmtune run --new` begins another run".to_owned()
         }
-        ErrorKind::Interrupted => format!("`gemmtune {command}` goes on"),
+        ErrorKind::Interrupted => format!("`gemmtune {command}` resumes"),
     };
     error.hint(hint)
 }

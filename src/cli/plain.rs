@@ -7,7 +7,7 @@ use camino::Utf8Path;
 /// Characters of a quotation that are shown.
 const QUOTE: usize = 80;
 
-/// Characters of a line of a message that are shown: what somebody else wrote (a log, a parser) can be one line of
+/// Characters of a line of a message that are shown: what another program wrote (a log, a parser) can be one line of
 /// megabytes.
 const LINE: usize = 1000;
 

@@ -19,7 +19,7 @@ pub struct Printer {
     json: bool,
     /// Whether standard output has been written to.
     written: AtomicBool,
-    /// Those of the configuration at hand.
+    /// Those of the current configuration.
     secrets: OnceLock<Secrets>,
 }
 
@@ -96,7 +96,7 @@ impl Printer {
         anstream::eprintln!("{}", self.plain(text.as_ref()));
     }
 
-    /// Says that something is off but the command goes on.
+    /// Says that something is wrong but the command continues.
     pub fn warn(&self, text: impl AsRef<str>) {
         let style = anstyle::Style::new()
             .fg_color(Some(anstyle::AnsiColor::Yellow.into()))

@@ -28,7 +28,7 @@ fn in_step(path: &str, made: &str) {
     let stands = fs_err::read_to_string(&file).unwrap_or_default();
     assert!(
         stands == made,
-        "{path} is not what the code says; mend it with `{UPDATE}=1 cargo test --lib cli::reference`\n{}",
+        "{path} is not what the code says; update it with `{UPDATE}=1 cargo test --lib cli::reference`\n{}",
         similar::TextDiff::from_lines(&*stands, made).unified_diff()
     );
 }

@@ -21,7 +21,7 @@ pub fn run(args: &ReportArgs, printer: &Printer) -> Result<(), Error> {
             ReportError::Newer { .. } => "use the gemmtune that wrote it, or a newer one",
             _ => {
                 "name a run folder that has finished its report stage; `gemmtune status RUN_DIR` says how \
-                 far one has got, `gemmtune run` goes on"
+                 far one has got, `gemmtune run` resumes it"
             }
         };
         Error::to(ErrorKind::Usage, "make the report", error).hint(hint)

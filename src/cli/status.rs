@@ -51,12 +51,12 @@ pub fn run(args: &StatusArgs, printer: &Printer) -> Result<ExitCode, Error> {
         Some(holder) => format!("at work   {holder}"),
         None if state.has_finished(Stage::Report) => {
             format!(
-                "at work   nobody: the run is complete, {}",
+                "at work   no process: the run is complete, {}",
                 run.path().join("report.html")
             )
         }
         None => format!(
-            "at work   nobody; go on with `gemmtune run {}`",
+            "at work   no process; resume with `gemmtune run {}`",
             quoted(run.path())
         ),
     });

@@ -55,7 +55,7 @@ struct ApplyArgs {
     #[arg(long, value_parser = parse_rocm)]
     rocm: Option<Rocm>,
 
-    /// How; by default the mildest means that is right
+    /// How; by default the least invasive way that gives right results
     #[arg(long, value_enum)]
     mode: Option<Mode>,
 
@@ -340,7 +340,7 @@ fn refused(error: &ForceError) -> Error {
     }
 }
 
-/// The means to use: what was asked for where it can do it, else the mildest.
+/// The means to use: the one asked for where it works, else the least invasive one.
 fn chosen(mode: Option<Mode>, plan: &Plan) -> Result<Means, Error> {
     let wanted = match mode {
         None => return Ok(plan.means),

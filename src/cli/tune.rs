@@ -28,7 +28,7 @@ use crate::workload::duration::Span;
 /// Arguments of `gemmtune tune`.
 ///
 /// What is found is kept in the output folder at once: after an interrupt, a kill or a spent budget the
-/// same command goes on where it was. Exit code 0: every shape raced has a winner (the incumbent may be
+/// same command resumes. Exit code 0: every shape raced has a winner (the incumbent may be
 /// it). 15: some shapes have none; the others are in the table. 17: another run holds the folder, or it
 /// was made on another device. 130: interrupted.
 #[derive(Debug, clap::Args)]

@@ -84,7 +84,9 @@ fn limit(text: &str) -> Result<(LimitOf, Duration), String> {
         "batch" => LimitOf::Batch,
         "build" => LimitOf::Build,
         other => {
-            return Err(format!("`{other}` is none of task, silence, batch, build"));
+            return Err(format!(
+                "`{other}` is not one of task, silence, batch, build"
+            ));
         }
     };
     let time: Span = time.parse().map_err(|error| format!("{error}"))?;
@@ -373,7 +375,7 @@ fn failure(error: AiterTuneError, folder: &Utf8Path) -> Error {
         AiterTuneError::Interrupted => (ErrorKind::Interrupted, None),
         AiterTuneError::NoLibraryWhole(_) => (
             ErrorKind::TunerFailed,
-            Some("mend what is named and tune into a new folder, or name the libraries to search with --libtype".to_owned()),
+            Some("fix what is named and tune into a new folder, or name the libraries to search with --libtype".to_owned()),
         ),
         AiterTuneError::Broken { .. } => (
             ErrorKind::TunerFailed,

@@ -38,7 +38,6 @@ impl<'a> TuneProgress<'a> {
         }
     }
 
-    /// Shows an event.
     pub fn tell(&mut self, event: &TuneEvent) {
         match event {
             TuneEvent::Started {
@@ -104,7 +103,7 @@ impl<'a> TuneProgress<'a> {
                 entry.evidence
             )),
             TuneEvent::WorkerRestarted { worker, reason } => {
-                self.warn(&format!("worker {worker} was started anew: {reason}"));
+                self.warn(&format!("worker {worker} was restarted: {reason}"));
             }
             TuneEvent::DeviceLost { worker, reason } => {
                 self.warn(&format!("worker {worker} is lost: {reason}"));

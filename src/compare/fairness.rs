@@ -42,7 +42,6 @@ const CAPACITY_KEYS: [&str; 3] = [
     "token_capacity",
 ];
 
-/// What was found.
 #[derive(Debug, Default)]
 pub(super) struct Findings {
     /// Reasons not to compare.
@@ -367,7 +366,7 @@ fn same_settings(name: &str, arms: &[Vec<&Run>; 2], expected: &[String], finding
         if all.len() < 2 || within_tolerance(key, &all) {
             continue;
         }
-        // `internal_states` repeats the arguments: the same difference is told once.
+        // `internal_states` repeats the arguments: the same difference is reported once.
         let plain = key
             .split_once("internal_states[")
             .and_then(|(_, rest)| rest.split_once("]."))

@@ -14,7 +14,6 @@ pub enum Better {
     Lower,
 }
 
-/// One metric.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Metric {
     /// Key in the result file, and the name on the command line.

@@ -145,9 +145,7 @@ impl Band {
 pub struct Ratio {
     /// Median of the paired ratios.
     pub median: Option<f64>,
-    /// Lower end.
     pub low: Option<f64>,
-    /// Upper end.
     pub high: Option<f64>,
     /// Exact probability that the interval holds the true median; below 0.95 with fewer than six
     /// pairs, where the ends are the smallest and the largest ratio.
@@ -199,11 +197,9 @@ pub struct MetricResult {
     pub tuned: Option<f64>,
     /// Pairs with usable values on both sides.
     pub pairs: usize,
-    /// Ratio and interval.
     pub ratio: Ratio,
     /// Where the interval lies; a verdict only where `decides`.
     pub reading: Verdict,
-    /// Each pair.
     pub each: Vec<Pair>,
     /// Values no ratio can be made of, named.
     pub problems: Vec<String>,
@@ -216,9 +212,7 @@ pub struct Comparison {
     pub metric: String,
     /// Pairs with usable values of it.
     pub pairs: usize,
-    /// Its ratio.
     pub ratio: Ratio,
-    /// The verdict.
     pub verdict: Verdict,
     /// Why the arms cannot be compared; the verdict is `inconclusive` while this is not empty, unless
     /// the caller allowed it.
@@ -227,7 +221,6 @@ pub struct Comparison {
     pub because: String,
     /// Pairs still missing for a verdict.
     pub more_pairs_needed: usize,
-    /// The noise band.
     pub band: Band,
     /// Differences the caller said to expect (the tuning itself).
     pub expected_differences: Vec<String>,
@@ -243,7 +236,6 @@ pub struct Comparison {
 /// One of several loads, judged on its own by its own metric.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
 pub struct LoadComparison {
-    /// Its name.
     pub load: String,
     /// The ratio predicted from kernel times before anything was deployed.
     #[serde(default, skip_serializing_if = "Option::is_none")]
@@ -268,7 +260,6 @@ pub struct Question<'a> {
     pub tuned: &'a [Trial],
     /// The metric that decides, chosen before the trials ran.
     pub metric: &'a Metric,
-    /// The noise band.
     pub band: Band,
     /// Keys whose difference between the arms is the tuning itself.
     pub expected: &'a [String],
@@ -297,14 +288,12 @@ pub enum CompareError {
     /// No run of an arm has any metric.
     #[error("compare: the {arm} arm has no metric of a benchmark; its keys are: {}", .keys.join(", "))]
     NoMetric {
-        /// The arm.
         arm: &'static str,
         /// The first keys of its first run.
         keys: Vec<String>,
     },
 }
 
-/// Compares the arms.
 pub fn compare(question: &Question<'_>) -> Result<Comparison, CompareError> {
     for (arm, trials) in [("baseline", question.baseline), ("tuned", question.tuned)] {
         if trials.is_empty() {

@@ -52,7 +52,6 @@ impl Trial {
         (!runs.is_empty()).then_some(Self { runs })
     }
 
-    /// The runs.
     pub fn runs(&self) -> &[Run] {
         &self.runs
     }

@@ -17,7 +17,6 @@ const HEAD_MAX: usize = 192;
 /// Longest table path or kernel name kept.
 const NAME_MAX: usize = 1024;
 
-/// One look-up.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Lookup {
     /// The operation, by the form of the line and the name of the table.
@@ -30,7 +29,6 @@ pub struct Lookup {
     pub k: u32,
     /// dtype of the weight, where the line says it.
     pub dtype: Option<String>,
-    /// What was found.
     pub outcome: Outcome,
 }
 
@@ -51,7 +49,6 @@ pub enum Outcome {
 pub struct Hit {
     /// M of the row.
     pub padded_m: u32,
-    /// The table.
     pub file: String,
     /// Compute units the row is for.
     #[serde(skip_serializing_if = "Option::is_none")]
@@ -65,7 +62,6 @@ pub struct Hit {
     /// Number of the kernel.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub kernel_id: Option<String>,
-    /// Split of K.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub split_k: Option<String>,
 }
@@ -86,7 +82,7 @@ pub fn classify(line: &[u8]) -> Option<Lookup> {
         })
 }
 
-/// Where the look-up line starts whose text goes on at `at`; `None` when it does not start nearby.
+/// Where the look-up line starts whose text continues at `at`; `None` when it does not start nearby.
 pub(super) fn head_start(bytes: &[u8], at: usize) -> Option<usize> {
     let from = at.saturating_sub(HEAD_MAX);
     let before = &bytes[from..at];
@@ -101,7 +97,7 @@ pub(super) fn head_start(bytes: &[u8], at: usize) -> Option<usize> {
     })
 }
 
-/// Whether a look-up line whose beginning is lost goes on at `at`: `K:7168, ` stands before it, and in its line no word
+/// Whether a look-up line whose beginning is lost continues at `at`: `K:7168, ` stands before it, and in its line no word
 /// `shape` that would make it another operation's.
 pub(super) fn lost_head(bytes: &[u8], at: usize) -> bool {
     let before = &bytes[at.saturating_sub(HEAD_MAX)..at];
@@ -253,7 +249,7 @@ pub(super) fn parse(text: &[u8]) -> Option<(Said<'_>, usize)> {
     Some((said, text.len() - cursor.rest().len()))
 }
 
-/// The table of a miss; also where the line is cut off behind it, because nothing more is said then.
+/// The table of a miss; also where the line is cut off behind it, because nothing follows then.
 fn missed_file<'log>(cursor: &mut Cursor<'log>) -> Option<&'log [u8]> {
     const END: &[u8] = b", will use default config!";
     if let Some(file) = cursor.until(END) {

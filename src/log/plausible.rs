@@ -11,12 +11,12 @@ pub const MAX_M: u32 = 1 << 24;
 /// (Llama-3.1-405B gate_up at TP1, 106496), rounded up.
 pub const MAX_NK: u32 = 1 << 20;
 
-/// The FP8 dtype of which `dtype` is the whole name. A name cut short is none.
+/// The FP8 dtype of which `dtype` is the whole name. A name cut short is not one.
 pub fn float8(dtype: &str) -> Option<&'static str> {
     FLOAT8.into_iter().find(|whole| *whole == dtype)
 }
 
-/// The FP8 dtypes whose names go on where `dtype` ends: `dtype` may be one of them, torn.
+/// The FP8 dtypes whose names continue where `dtype` ends: `dtype` may be one of them, torn.
 pub fn longer(dtype: &str) -> impl Iterator<Item = &'static str> {
     FLOAT8
         .into_iter()
@@ -54,7 +54,7 @@ pub fn shape(op: Op, m: u32, n: u32, k: u32, dtype: &str) -> Result<(), &'static
     if known {
         Ok(())
     } else {
-        Err("the dtype is none this operation takes")
+        Err("this operation does not take this dtype")
     }
 }
 

@@ -133,7 +133,6 @@ pub struct Malformed {
     pub line: Option<u64>,
     /// Position of its first byte.
     pub offset: u64,
-    /// What is wrong.
     pub reason: String,
     /// Its beginning.
     pub text: String,
@@ -142,7 +141,6 @@ pub struct Malformed {
 /// A shape and the number of its records.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Seen {
-    /// The problem.
     pub shape: Shape,
     /// Log records, or calls where a record file counts them.
     pub records: u64,
@@ -354,7 +352,7 @@ impl LogSummary {
         }
     }
 
-    /// Whether a dtype that goes on where `dtype` ends has been seen, and `dtype` itself has not: then
+    /// Whether a dtype that continues where `dtype` ends has been seen, and `dtype` itself has not: then
     /// `dtype` at the very end of a file is a longer name cut off.
     pub(super) fn expects_longer_than(&self, dtype: &str) -> bool {
         let seen = |wanted: &str| {

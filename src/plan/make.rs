@@ -34,7 +34,7 @@ pub struct PlanInput<'a> {
     pub capture: &'a [u32],
     /// Chunked prefill size, if known.
     pub chunk: Option<u32>,
-    /// Revision of the aiter at hand.
+    /// Revision of the user's aiter.
     pub revision: Revision,
     /// Architecture, as tables have it.
     pub gfx: &'a str,

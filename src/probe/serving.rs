@@ -1,8 +1,8 @@
 //! How long SGLang's own linear takes for a GEMM, on the way that serves it today and on the tuned one.
 //!
 //! The same program as the probe's, in a process of its own. Its answers are lines of a file, each on the disk before
-//! the next GEMM begins: whoever is killed goes on where it was. A GEMM that ends the process, or makes it hang, is
-//! named and not tried again, and a fresh process goes on behind it.
+//! the next GEMM begins: a killed process resumes where it was. A GEMM that ends the process, or makes it hang, is
+//! named and not tried again, and a fresh process does the rest.
 
 use std::collections::BTreeMap;
 use std::time::{Duration, Instant};

@@ -29,7 +29,7 @@ struct State {
 }
 
 impl Interrupt {
-    /// A request that nobody has made yet.
+    /// A request that has not been made yet.
     pub fn new() -> Self {
         Self::default()
     }

@@ -30,7 +30,7 @@ enum Woken {
 }
 
 /// Runs `command` until it exits or the lifeline closes, then ends whatever it left running. With `linger` what it
-/// left running may go on after it, until that ends by itself or the lifeline closes.
+/// left running may outlive it, until that ends by itself or the lifeline closes.
 ///
 /// `lifeline` is the number of an inherited descriptor: the read end of a pipe whose write end only
 /// gemmtune holds. The return value is the exit code for this process: the child's own, 128 plus the

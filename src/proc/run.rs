@@ -12,9 +12,7 @@ use super::spawn::{Ended, Keeper, Spawn, SpawnError};
 pub struct Ran {
     /// Exit code; 128 + n for signal n.
     pub code: u8,
-    /// Standard output.
     pub stdout: Vec<u8>,
-    /// Standard error.
     pub stderr: Vec<u8>,
 }
 
@@ -27,7 +25,6 @@ pub enum RunError {
     /// It did not end in time and was ended.
     #[error("run `{program}`: no answer within {limit:?}")]
     DeadlinePassed {
-        /// The program.
         program: String,
         /// The limit it ran under.
         limit: Duration,
@@ -38,9 +35,7 @@ pub enum RunError {
     /// Its output could not be kept or read.
     #[error("read the output of `{program}`")]
     Output {
-        /// The program.
         program: String,
-        /// The cause.
         source: std::io::Error,
     },
 }

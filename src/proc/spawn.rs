@@ -36,7 +36,6 @@ impl Keeper {
         Ok(Self { program })
     }
 
-    /// The binary.
     pub fn program(&self) -> &Utf8Path {
         &self.program
     }
@@ -50,7 +49,6 @@ pub enum SpawnError {
     Start {
         /// The program asked for.
         program: String,
-        /// The cause.
         source: std::io::Error,
     },
     /// An empty command line.
@@ -73,7 +71,7 @@ pub struct Spawn {
     pub stderr: Utf8PathBuf,
     /// How long descendants have between SIGTERM and SIGKILL.
     pub grace: Duration,
-    /// What the command leaves running goes on after it, until [`Kept::stop`] or until it ends by itself.
+    /// What the command leaves running outlives it, until [`Kept::stop`] or until it ends by itself.
     pub linger: bool,
 }
 
@@ -91,7 +89,6 @@ impl Spawn {
         }
     }
 
-    /// Sets a variable.
     #[must_use]
     pub fn env(mut self, name: &str, value: &str) -> Self {
         self.env.insert(name.to_owned(), Some(value.to_owned()));
@@ -157,9 +154,7 @@ impl Spawn {
 /// Pipe ends for a child that is talked to; what is absent stays as [`Spawn`] says.
 #[derive(Debug, Default)]
 pub struct Pipes {
-    /// Standard input.
     pub stdin: Option<PipeReader>,
-    /// Standard output.
     pub stdout: Option<PipeWriter>,
     /// A descriptor the child inherits under the number it has here; the caller tells it that number.
     ///

@@ -28,12 +28,7 @@ const TRIES: u8 = 5;
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Event {
     /// A process runs a program, or calls itself something else, which looks the same.
-    Runs {
-        /// The process.
-        pid: u32,
-        /// Its parent.
-        parent: u32,
-    },
+    Runs { pid: u32, parent: u32 },
     /// A process has ended.
     Ended(u32),
 }

@@ -12,7 +12,7 @@ use super::syntax::{
 /// levels, and an unoptimised build needs several kilobytes for each.
 const STACK: usize = 256 << 20;
 
-/// An expression nested deeper than this is [`ExprKind::Other`]: nobody reads it, and what is read
+/// An expression nested deeper than this is [`ExprKind::Other`]: it is not used, and what is used
 /// later is walked on an ordinary stack.
 const MAX_DEPTH: usize = 100;
 

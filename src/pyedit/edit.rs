@@ -37,7 +37,6 @@ pub enum EditError {
     /// Two edits touch the same bytes; which should win is not for a program to say.
     #[error("two edits of `{path}` overlap at bytes {}..{} and {}..{}", first.start, first.end, second.start, second.end)]
     Overlap {
-        /// The file.
         path: camino::Utf8PathBuf,
         /// The earlier edit's bytes.
         first: Span,
@@ -47,9 +46,7 @@ pub enum EditError {
     /// An edit lies outside the text or splits a character.
     #[error("an edit of `{path}` at bytes {}..{} does not fit the text", span.start, span.end)]
     OutOfRange {
-        /// The file.
         path: camino::Utf8PathBuf,
-        /// The edit's bytes.
         span: Span,
     },
     /// The edited text is not Python any more.

@@ -45,7 +45,7 @@ struct Scan {
 }
 
 impl Scan {
-    /// Takes the byte at `at`, a whole string or a whole comment, and returns where to go on.
+    /// Takes the byte at `at`, a whole string or a whole comment, and returns where to continue.
     fn step(&mut self, bytes: &[u8], at: usize) -> usize {
         let byte = bytes[at];
         if !self.in_line && self.depth == 0 && !byte.is_ascii_whitespace() && byte != b'#' {

@@ -13,7 +13,6 @@ use super::syntax::Span;
 /// Its text is a caret snippet of the lines in question.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Refusal {
-    /// The file.
     pub file: Utf8PathBuf,
     /// One-based line of the first byte in question.
     pub line: usize,

@@ -18,7 +18,6 @@ pub enum SourceError {
     /// The bytes are not UTF-8.
     #[error("`{path}` is not UTF-8 at byte {offset}")]
     Encoding {
-        /// The file.
         path: Utf8PathBuf,
         /// The first bad byte.
         offset: usize,
@@ -40,7 +39,6 @@ pub enum Newline {
 }
 
 impl Newline {
-    /// The bytes.
     pub fn as_str(self) -> &'static str {
         match self {
             Self::Lf => "\n",
@@ -144,7 +142,6 @@ impl Source {
         bytes
     }
 
-    /// The statements.
     pub fn body(&self) -> &[Stmt] {
         &self.body
     }

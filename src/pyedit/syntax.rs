@@ -33,12 +33,10 @@ impl Span {
     }
 }
 
-/// One statement.
 #[derive(Clone, Debug)]
 pub struct Stmt {
     /// Where it is, without its trailing newline.
     pub span: Span,
-    /// What it is.
     pub kind: StmtKind,
 }
 
@@ -58,9 +56,7 @@ pub enum StmtKind {
     },
     /// `a = b = value` and `a: T = value`; `a: T` has no value. `a += b` and `del a` give it one that is not read.
     Assign {
-        /// The targets.
         targets: Vec<Expr>,
-        /// The value.
         value: Option<Expr>,
     },
     /// `if … elif … else …`; the `else` branch has no test.
@@ -69,11 +65,8 @@ pub enum StmtKind {
     Return(Option<Expr>),
     /// `def` and `async def`
     Function(Function),
-    /// `class`
     Class {
-        /// Its name.
         name: String,
-        /// Its statements.
         body: Vec<Stmt>,
     },
     /// `try` with its handlers.
@@ -85,7 +78,6 @@ pub enum StmtKind {
         /// `else` and then `finally`.
         rest: Vec<Stmt>,
     },
-    /// `with … :`
     With {
         /// The context expressions.
         items: Vec<Expr>,
@@ -101,7 +93,6 @@ pub enum StmtKind {
     },
     /// An expression on its own, such as a docstring or a call.
     Expr(Expr),
-    /// `raise`
     Raise,
     /// `pass`, `global`, `assert` and the like: they bind nothing.
     Inert,
@@ -114,7 +105,6 @@ pub enum StmtKind {
 pub struct Branch {
     /// The condition; `None` for `else`.
     pub test: Option<Expr>,
-    /// The statements.
     pub body: Vec<Stmt>,
 }
 
@@ -136,10 +126,8 @@ impl Alias {
     }
 }
 
-/// A function definition.
 #[derive(Clone, Debug)]
 pub struct Function {
-    /// Its name.
     pub name: String,
     /// The name in the text.
     pub name_span: Span,
@@ -158,9 +146,7 @@ pub struct Function {
 /// A name or an attribute (`b` in `a.b`) somewhere in a function.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Mention {
-    /// The identifier.
     pub name: String,
-    /// Where it is.
     pub span: Span,
     /// Whether it is called here.
     pub called: bool,
@@ -180,25 +166,19 @@ impl Function {
     }
 }
 
-/// One expression.
 #[derive(Clone, Debug)]
 pub struct Expr {
-    /// Where it is.
     pub span: Span,
-    /// What it is.
     pub kind: ExprKind,
 }
 
 /// The kinds of expression.
 #[derive(Clone, Debug)]
 pub enum ExprKind {
-    /// A name.
     Name(String),
     /// `value.attr`
     Attribute(Box<Expr>, String),
-    /// A call.
     Call {
-        /// What is called.
         function: Box<Expr>,
         /// Positional arguments.
         args: Vec<Expr>,
@@ -207,7 +187,6 @@ pub enum ExprKind {
     },
     /// `True` or `False`
     Bool(bool),
-    /// `None`
     None,
     /// An integer that fits.
     Int(i64),
@@ -217,7 +196,6 @@ pub enum ExprKind {
     And(Vec<Expr>),
     /// `a or b or …`
     Or(Vec<Expr>),
-    /// `not a`
     Not(Box<Expr>),
     /// `left op right`, one operator.
     Compare(Box<Expr>, Comparison, Box<Expr>),
@@ -227,7 +205,6 @@ pub enum ExprKind {
     Dict(Vec<(Expr, Expr)>),
     /// `then if test else otherwise`
     Conditional {
-        /// The test.
         test: Box<Expr>,
         /// The value when it holds.
         then: Box<Expr>,
@@ -255,13 +232,10 @@ pub enum Comparison {
     Greater,
     /// `>=`
     GreaterOrEqual,
-    /// `is`
     Is,
-    /// `is not`
     IsNot,
     /// `in`
     In,
-    /// `not in`
     NotIn,
 }
 

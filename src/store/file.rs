@@ -46,7 +46,7 @@ fn write_with_mode(
     sync_folder(folder)
 }
 
-/// Opens a regular file to read it. What is none is refused unopened: a pipe may never be written to, a device may
+/// Opens a regular file to read it. Anything else is refused unopened: a pipe may never be written to, a device may
 /// never end.
 pub fn open(path: &Utf8Path) -> io::Result<fs_err::File> {
     // Opening what is not there, or a folder, is an error of the system's that says so.

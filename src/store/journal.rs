@@ -16,7 +16,6 @@ use super::file::sync_folder;
 pub struct Record<T> {
     /// UTC.
     pub at: jiff::Timestamp,
-    /// What happened.
     pub event: T,
 }
 
@@ -26,24 +25,20 @@ pub enum JournalError {
     /// The file could not be opened, read, cut or written.
     #[error("use the journal `{path}`")]
     Io {
-        /// The journal.
         path: Utf8PathBuf,
-        /// The cause.
         source: io::Error,
     },
     /// A line in the middle does not parse.
     #[error("read the journal `{path}`: line {line} is damaged ({source})")]
     Damaged {
-        /// The journal.
         path: Utf8PathBuf,
         /// Counted from 1.
         line: usize,
-        /// The cause.
         source: serde_json::Error,
     },
 }
 
-/// An open journal. There is one writer: whoever holds the run folder's lock.
+/// An open journal. There is one writer: the holder of the run folder's lock.
 #[derive(Debug)]
 pub struct Journal {
     path: Utf8PathBuf,
@@ -79,7 +74,7 @@ impl Journal {
         Ok(read_whole(path)?.0)
     }
 
-    /// Opens a journal to go on with: its records, and the writer behind the last whole one.
+    /// Opens a journal to continue it: its records, and the writer behind the last whole one.
     pub fn open<T: DeserializeOwned>(
         path: &Utf8Path,
     ) -> Result<(Self, Vec<Record<T>>), JournalError> {

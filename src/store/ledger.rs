@@ -4,7 +4,7 @@
 //! touched, the new bytes are staged beside each file before the first is renamed into place, and
 //! opening the ledger finishes or rolls back whatever a killed process left: at any moment every
 //! file is the old one or the new one, and the way back is on the disk. Undoing restores bytes, mode
-//! and owner exactly, and refuses a file that somebody edited since.
+//! and owner exactly, and refuses a file that was edited since.
 //!
 //! Files are replaced by renaming, so a file that shares its inode with a package cache (as `uv`
 //! and `conda` link them) is parted from it instead of changing the cache.
@@ -47,12 +47,7 @@ pub enum Change {
         after: Vec<u8>,
     },
     /// Creates a file, and the folders above it.
-    Create {
-        /// The file.
-        path: Utf8PathBuf,
-        /// Its bytes.
-        bytes: Vec<u8>,
-    },
+    Create { path: Utf8PathBuf, bytes: Vec<u8> },
     /// Moves a file or folder out of the way, to a name beside it that no build looks for.
     MoveAside {
         /// The file or folder.
@@ -81,7 +76,6 @@ pub enum Recorded {
     },
     /// See [`Change::Create`].
     Create {
-        /// The file.
         path: Utf8PathBuf,
         /// Digest.
         after: String,
@@ -147,7 +141,6 @@ pub enum Progress {
     Applied,
     /// Being undone when the process was killed.
     UndoInterrupted,
-    /// Undone.
     Undone,
 }
 
@@ -283,7 +276,7 @@ impl Ledger {
             .make(changes, &recorded)
             .and_then(|()| self.append(jiff::Timestamp::now(), Event::Done { id }));
         if let Err(error) = made {
-            // If the way back fails too, opening the ledger again goes on with it.
+            // If the way back fails too, opening the ledger again continues it.
             let _ = self.take_back(id);
             return Err(error);
         }
@@ -385,7 +378,7 @@ impl Ledger {
     }
 
     /// Finishes interrupted undos and rolls back interrupted operations, newest first. A file that
-    /// somebody edited in between is left alone and stays in the ledger.
+    /// was edited in between is left alone and stays in the ledger.
     fn recover(&mut self) -> Result<(), LedgerError> {
         let unfinished: Vec<u32> = self
             .operations

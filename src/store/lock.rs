@@ -1,4 +1,4 @@
-//! One process works on a run folder at a time, and the next one is told which.
+//! One process works on a run folder at a time, and the next one learns which.
 
 use std::fmt;
 use std::fs::{File, TryLockError};
@@ -18,7 +18,6 @@ const POLL: Duration = Duration::from_millis(10);
 /// Who holds a lock.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Holder {
-    /// Process id.
     pub pid: u32,
     /// Host name.
     pub host: String,
@@ -81,7 +80,6 @@ pub enum LockError {
     Io {
         /// The lock file.
         path: String,
-        /// The cause.
         source: io::Error,
     },
 }
@@ -131,7 +129,7 @@ impl Lock {
         Ok(Self { _file: file })
     }
 
-    /// Who holds the lock file at `path`, in words, if somebody does. Nothing is written.
+    /// Who holds the lock file at `path`, in words, if any process does. Nothing is written.
     pub fn holder(path: &Utf8Path) -> Option<String> {
         let mut file = File::open(path).ok()?;
         match file.try_lock_shared() {

@@ -164,7 +164,6 @@ impl RunDir {
         self.path.join("shapes.csv")
     }
 
-    /// The plan.
     pub fn plan(&self) -> Utf8PathBuf {
         self.path.join("plan.json")
     }

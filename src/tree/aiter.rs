@@ -21,9 +21,7 @@ pub enum AiterError {
     NoVariable {
         /// The tree's package folder.
         package: Utf8PathBuf,
-        /// The operation.
         op: Op,
-        /// The variable.
         variable: &'static str,
     },
     /// aiter has no such operation.
@@ -35,9 +33,7 @@ pub enum AiterError {
     /// `optCompilerConfig.json` is no JSON object.
     #[error("read `{path}`: {source}")]
     Modules {
-        /// The file.
         path: Utf8PathBuf,
-        /// The cause.
         source: serde_json::Error,
     },
 }

@@ -11,7 +11,6 @@ use crate::pyedit::refusal::Refusal;
 use crate::pyedit::source::Source;
 use crate::pyedit::syntax::{self, Expr, ExprKind, Span, Stmt, StmtKind};
 
-/// The linears.
 pub const LINEARS: &[&str] = Op::PER_CHANNEL.facts().linears;
 
 /// The GEMM, as aiter names it; its weight is (N, K) wherever it is called.

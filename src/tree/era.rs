@@ -18,7 +18,7 @@ pub const PREDICATE: &str = "use_aiter_triton_gemm_w8a8_tuned_gfx950";
 /// A group of SGLang releases with one dispatch structure.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash, serde::Serialize)]
 pub enum Era {
-    /// 0.5.5: CK everywhere. Also a later tree whose import somebody swapped.
+    /// 0.5.5: CK everywhere. Also a later tree whose import was swapped by hand.
     E0,
     /// 0.5.6 to 0.5.9: Triton everywhere.
     E1,
@@ -61,7 +61,6 @@ impl Era {
 pub struct Binding {
     /// The name in the leaf.
     pub alias: String,
-    /// The kernel.
     pub kernel: Kernel,
     /// The import statement.
     pub span: Span,
@@ -70,9 +69,8 @@ pub struct Binding {
 /// The dispatch of one tree.
 #[derive(Clone, Debug)]
 pub struct Dispatch<'a> {
-    /// The era.
     pub era: Era,
-    /// The era the tree had before somebody swapped its import by hand.
+    /// The era the tree had before its import was swapped by hand.
     pub patched_from: Option<Era>,
     /// The leaf function and its statement.
     pub leaf: (&'a Stmt, &'a Function),

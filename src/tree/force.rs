@@ -26,7 +26,7 @@ pub const SAFE_M: [(u64, u64, u64); 4] = [
     (4608, 4096, 512),
 ];
 
-/// By what means a kernel is forced, mildest first.
+/// How a kernel is forced, least invasive first.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Serialize)]
 #[serde(rename_all = "lowercase")]
 pub enum Means {
@@ -99,21 +99,18 @@ pub enum Step {
     Rebind {
         /// Name in `fp8_utils`.
         name: String,
-        /// The kernel.
         to: String,
     },
     /// GEMMs that fit a rule go from `name` to `to`.
     Route {
         /// Name in `fp8_utils`.
         name: String,
-        /// The kernel.
         to: String,
         /// A GEMM that fits any of them goes to `to`.
         rules: Vec<Rule>,
     },
     /// The shape predicate answers `value` (true is Triton), except for the shapes in `except`.
     Predicate {
-        /// The answer.
         value: bool,
         /// Shapes that get the other answer.
         except: Vec<(u64, u64)>,
@@ -125,9 +122,8 @@ pub enum Step {
 /// What to do to force a kernel.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize)]
 pub struct Plan {
-    /// The mildest means.
+    /// The least invasive one.
     pub means: Means,
-    /// In words.
     pub detail: String,
     /// Variables to set for the server.
     pub env: Vec<(String, String)>,
@@ -137,14 +133,11 @@ pub struct Plan {
     pub steps: Vec<Step>,
 }
 
-/// What is asked.
 #[derive(Clone, Debug)]
 pub struct SwitchRequest<'a> {
-    /// The kernel.
     pub to: Target,
     /// Only these GEMMs go to CK, every other one to Triton. Empty: all.
     pub routes: &'a [Route],
-    /// The architecture.
     pub arch: Arch,
     /// The ROCm version, where known.
     pub rocm: Option<Rocm>,

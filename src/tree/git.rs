@@ -15,7 +15,6 @@ const LOCAL: Duration = Duration::from_secs(120);
 /// For commands that talk to a remote: a clone with submodules is gigabytes.
 pub const REMOTE: Duration = Duration::from_secs(1800);
 
-/// A checkout.
 #[derive(Clone, Debug)]
 pub struct Checkout<'a> {
     keeper: &'a Keeper,
@@ -40,7 +39,6 @@ pub enum Ancestry {
     Shallow,
 }
 
-/// A submodule.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize)]
 pub struct Submodule {
     /// Its folder, relative to the root.
@@ -61,7 +59,6 @@ pub enum SubmoduleState {
     Missing,
     /// At another commit.
     Other,
-    /// In conflict.
     Conflict,
 }
 
@@ -71,12 +68,9 @@ pub enum GitError {
     /// It cannot be run.
     #[error("run git")]
     Run(#[from] RunError),
-    /// It fails.
     #[error("`git {command}` in `{root}`: {said}")]
     Failed {
-        /// Its arguments.
         command: String,
-        /// Where.
         root: Utf8PathBuf,
         /// The end of what it said.
         said: String,
@@ -127,7 +121,7 @@ impl<'a> Checkout<'a> {
         let set = |name: &str, value: &str| (name.to_owned(), Some(value.to_owned()));
         let env = [
             set("LC_ALL", "C"),
-            set("GIT_TERMINAL_PROMPT", "0"), // a question nobody sees is a hang
+            set("GIT_TERMINAL_PROMPT", "0"), // a question that no one sees is a hang
             set("GIT_OPTIONAL_LOCKS", "0"),
             // Set where gemmtune is started from a hook; they would name another repository.
             ("GIT_DIR".to_owned(), None),

@@ -35,12 +35,12 @@ const RANK_HOOK: &str = "_gemmtune_rank";
 const DISPATCH_HOOK: &str = "_gemmtune_log_dispatch";
 
 /// The record's text is the playbook's, so that its parsers read it. A process whose rank cannot be
-/// told says so and gives its pid: it is not taken for rank 0, and not lost either.
+/// known says so and gives its pid: it is not taken for rank 0, and not lost either.
 const RANK_FUNCTION: &str = r#"
 
 # gemmtune instrument: begin (`gemmtune instrument undo` removes it)
 def _gemmtune_rank():
-    """The tensor-parallel rank, or None where it cannot be told."""
+    """The tensor-parallel rank, or None where it is unknown."""
     try:
         # This module has the getter in every release from 0.5.5 to 0.5.23.
         from sglang.srt.distributed.parallel_state import get_tensor_model_parallel_rank
@@ -124,7 +124,7 @@ pub enum Presence {
     Absent,
     /// Written by gemmtune.
     Gemmtune,
-    /// Somebody put one there by hand; it is left as it is.
+    /// One was put there by hand; it is left as it is.
     ByHand,
 }
 

@@ -65,7 +65,7 @@ pub struct Answer {
     pub distributions: Vec<Distribution>,
     /// torch, read from its `version.py`.
     pub torch: Torch,
-    /// `aiter/_version.py`: frozen at installation, so it lies after a checkout.
+    /// `aiter/_version.py`: frozen at installation, so it is wrong after a checkout.
     pub aiter_version: Option<String>,
 }
 
@@ -73,16 +73,12 @@ pub struct Answer {
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(tag = "kind", rename_all = "lowercase")]
 pub enum Place {
-    /// A package.
     Package {
         /// Its folder, links resolved.
         folder: Utf8PathBuf,
     },
     /// Folders of that name without `__init__.py`: an import succeeds and gives nothing.
-    Empty {
-        /// The folders.
-        folders: Vec<Utf8PathBuf>,
-    },
+    Empty { folders: Vec<Utf8PathBuf> },
     /// The finders fail.
     Broken {
         /// Their error.
@@ -97,7 +93,6 @@ pub struct Distribution {
     pub package: String,
     /// Its name, normalised.
     pub name: String,
-    /// Its version.
     pub version: String,
     /// The folder its metadata is in.
     pub site: Option<Utf8PathBuf>,
@@ -108,7 +103,6 @@ pub struct Distribution {
 /// What torch's `version.py` says.
 #[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Torch {
-    /// Version.
     pub version: Option<String>,
     /// HIP version of a ROCm build.
     pub hip: Option<String>,
@@ -116,23 +110,19 @@ pub struct Torch {
     pub cuda: Option<String>,
 }
 
-/// Why it cannot be told where a package comes from, or why what is told will not do.
+/// Why the origin of a package is unknown, or not usable.
 #[derive(Debug, thiserror::Error)]
 pub enum LocateError {
     /// The interpreter cannot be run or did not end in time.
     #[error("ask `{python}` where it imports from")]
     Run {
-        /// The interpreter.
         python: Utf8PathBuf,
-        /// The cause.
         source: RunError,
     },
     /// The interpreter ended without an answer.
     #[error("ask `{python}` where it imports from: exit code {code}: {said}")]
     NoAnswer {
-        /// The interpreter.
         python: Utf8PathBuf,
-        /// Its exit code.
         code: u8,
         /// The end of what it said.
         said: String,
@@ -143,9 +133,7 @@ pub enum LocateError {
     /// The package is nowhere.
     #[error("find `{package}`: `{python}` cannot import it")]
     Absent {
-        /// The package.
         package: String,
-        /// The interpreter.
         python: Utf8PathBuf,
     },
     /// The package is a bare folder.
@@ -154,19 +142,12 @@ pub enum LocateError {
          start from another working directory, or put the folder that holds the real one on PYTHONPATH"
     )]
     Empty {
-        /// The package.
         package: String,
-        /// The folder.
         folder: Utf8PathBuf,
     },
     /// The finders fail.
     #[error("find `{package}`: the import machinery fails with {text}")]
-    Broken {
-        /// The package.
-        package: String,
-        /// Its error.
-        text: String,
-    },
+    Broken { package: String, text: String },
     /// Another tree than the one meant.
     #[error(
         "{what} uses `{used}`, not `{meant}`: what is inspected and edited there would not run"
@@ -181,7 +162,6 @@ pub enum LocateError {
     },
 }
 
-/// Asks the interpreter.
 pub fn ask(
     keeper: &Keeper,
     question: &Question,

@@ -41,7 +41,6 @@ pub enum TreeError {
 /// A file before and after.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct FileEdit {
-    /// The file.
     pub path: Utf8PathBuf,
     /// Its bytes.
     pub before: Vec<u8>,
@@ -105,7 +104,7 @@ impl Package {
     }
 
     /// Where single commands keep the ledger of this tree: beside the package, so that it is found
-    /// whoever asks, and gone once everything is undone.
+    /// any caller, and gone once everything is undone.
     pub fn ledger_folder(&self) -> Utf8PathBuf {
         self.beside(".gemmtune-ledger")
     }

@@ -1,4 +1,4 @@
-//! What binds the names of the dispatch where nobody follows: attributes set from outside, strings, `global`, `*`. And
+//! What binds the names of the dispatch where the trace does not follow: attributes set from outside, strings, `global`, `*`. And
 //! what the layers of `fp8.py` call instead of what the dispatcher hands out.
 //!
 //! [`super::flow`] reads the statements of one module in their order. None of these is such a statement, so each is
@@ -125,7 +125,7 @@ fn declared(utils: &Source, dispatch: &Dispatch<'_>, names: &[&str]) -> Result<(
             .iter()
             .find(|name| names.contains(&name.as_str()))
         {
-            let what = format!("`{}` binds `{name}` anew", function.name);
+            let what = format!("`{}` rebinds `{name}`", function.name);
             return Err(again(utils, function.name_span, what));
         }
         if !function.globals.iter().any(|name| asked(name)) {
@@ -222,7 +222,7 @@ fn held(fp8: &Source) -> Result<(), Refusal> {
                 dispatched = true;
             }
             ExprKind::Name(name) if name == LEAF => dispatched = true,
-            // Ascend's layers (0.5.20) are none of ours.
+            // Ascend's layers (0.5.20) are not ours.
             _ if tests.contains("npu") => {}
             _ => stray = stray.or(Some(target.span)),
         },

@@ -1,7 +1,7 @@
 //! `trace`: which GEMM kernel a tree calls, on which architecture and ROCm version, and why.
 //!
 //! The era is a name for the structure; the kernel is not looked up by era but followed through the
-//! code at hand ([`super::flow`]), so an edited tree is reported as it is.
+//! tree's own code ([`super::flow`]), so an edited tree is reported as it is.
 
 use serde::Serialize;
 
@@ -24,11 +24,9 @@ use crate::pyedit::syntax::{self, ExprKind, Span, StmtKind};
 pub struct Trace {
     /// What the package's files say, `null` where they do not.
     pub sglang_version: Option<String>,
-    /// The era.
     pub era: Era,
-    /// The era before somebody swapped the import by hand, where that can be told.
+    /// The era before the import was swapped by hand, where that is visible.
     pub patched_from: Option<Era>,
-    /// The package folder.
     pub package: String,
     /// The dispatching file, relative to the package.
     pub file: &'static str,
@@ -56,13 +54,11 @@ pub struct Trace {
 /// The kernel on one architecture.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize)]
 pub struct Path {
-    /// The architecture.
     pub arch: Arch,
     /// `<7.2`, `>=7.2` or `any`.
     pub rocm: &'static str,
     /// `ck`, `triton`, `bpreshuffle`, or `depends` where the tree alone does not decide.
     pub kernel: &'static str,
-    /// Why.
     pub because: String,
     /// The kernel per condition, where it depends.
     pub choices: Vec<Choice>,
@@ -74,7 +70,6 @@ pub struct Path {
 /// One of the kernels of a path that depends.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize)]
 pub struct Choice {
-    /// The kernel.
     pub kernel: Kernel,
     /// The condition, as the source has it.
     pub when: String,
@@ -83,11 +78,9 @@ pub struct Choice {
 /// How CK can be forced on one architecture.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize)]
 pub struct ForceCk {
-    /// The architecture.
     pub arch: Arch,
     /// The preferred means.
     pub means: Means,
-    /// What it does.
     pub detail: String,
 }
 
@@ -98,11 +91,9 @@ pub struct Evidence {
     pub file: String,
     /// The line, from 1.
     pub line: usize,
-    /// The line's text.
     pub text: String,
 }
 
-/// Traces the package.
 pub fn trace(package: &Package) -> Result<Trace, TreeError> {
     let source = package.read(FP8_UTILS)?;
     let dispatch = era::dispatch(&source)?;

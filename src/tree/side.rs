@@ -25,7 +25,6 @@ pub struct Sides {
     pub moe: Vec<Side>,
 }
 
-/// One place.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize)]
 pub struct Side {
     /// The file, relative to the package.

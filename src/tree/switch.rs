@@ -1,6 +1,6 @@
 //! `switch --mode patch`: the steps of a [`Plan`] as edits of `fp8_utils.py`.
 //!
-//! Nothing is replaced: lines are put after the kernel imports (names bound anew) and at the top of
+//! Nothing is replaced: lines are put after the kernel imports (names bound again) and at the top of
 //! the shape predicate. `fp8.py` imports that predicate by name, so one edit reaches both of its
 //! readers. What the edited tree then does is followed again before a byte is written: an edit that
 //! does not lead where it was meant to is refused.
@@ -111,8 +111,8 @@ fn bindings(steps: &[Step]) -> Vec<Rebound> {
     names
 }
 
-/// The lines that bind `names` anew. The kernels are held under names of ours first, since a name
-/// that is bound anew may be another one's target.
+/// The lines that bind `names` again. The kernels are held under names of ours first, since a name
+/// that is bound again may be another one's target.
 fn rebound(dispatch: &Dispatch<'_>, names: &[Rebound]) -> String {
     let kernel_of = |name: &str| {
         dispatch
@@ -257,7 +257,7 @@ fn after_imports(source: &Source, dispatch: &Dispatch<'_>) -> Result<InsertionPo
             source,
             dispatch.leaf.1.name_span,
             "the kernel imports of this tree were not found",
-            "nothing is bound here that could be bound anew",
+            "no name is bound here that could be bound again",
             "imports in the `if _use_aiter:` block",
         )
     })?;
@@ -266,7 +266,7 @@ fn after_imports(source: &Source, dispatch: &Dispatch<'_>) -> Result<InsertionPo
             source,
             stmt.span,
             "a kernel import inside the function that uses it",
-            "binding the name anew would have to be repeated at each call",
+            "the name would have to be bound again at each call",
             "imports in the `if _use_aiter:` block of the module",
         )
         .into());

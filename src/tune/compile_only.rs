@@ -149,7 +149,7 @@ fn file_name(target: Target) -> String {
     format!("compiled-{}.jsonl", target.arch())
 }
 
-/// The programs of `shapes`: Triton compiles anew for an integer that is 1 and for one that 16 divides, and nothing else about
+/// The programs of `shapes`: Triton compiles again for an integer that is 1 and for one that 16 divides, and nothing else about
 /// a shape matters. The first shape of a kind stands for all, and the first GROUP_SIZE_M: the order in which tiles are walked
 /// changes neither shared memory nor registers (14 of 14 programs alike with Triton 3.6 for gfx942).
 fn jobs(request: &Request<'_>) -> Vec<(Shape, Candidate)> {

@@ -114,7 +114,7 @@ pub struct TuneOutcome {
     pub quarantined: Vec<Quarantined>,
     /// Files of the table.
     pub files: Vec<Utf8PathBuf>,
-    /// Workers started anew.
+    /// Restarted workers.
     pub restarts: u32,
     /// What was lost for good: why a device worker gave up, or a library of which no candidate was measured.
     pub lost: Vec<String>,

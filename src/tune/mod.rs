@@ -1,4 +1,4 @@
-//! The racing tuner: which candidate is fastest for each shape, found on every device at hand.
+//! The racing tuner: which candidate is fastest for each shape, found on every visible device.
 //!
 //! [`run`] is the way in. A [`backends::Backend`] says what the candidates are, [`race`] decides who is
 //! timed next and who wins, worker processes speaking [`protocol`] measure, and what they found is

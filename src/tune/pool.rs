@@ -86,7 +86,7 @@ pub enum TuneError {
 /// Tunes the shapes of `request`, telling `events` what happens.
 ///
 /// Whatever ends the run (the budget, `interrupt`, a kill), finished shapes are in the output folder, and a
-/// second run there goes on where the first ended.
+/// second run there resumes where the first ended.
 pub fn run(
     request: &TuneRequest<'_>,
     events: &mut dyn FnMut(&TuneEvent),

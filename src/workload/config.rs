@@ -63,7 +63,7 @@ pub const FILE_NAME: &str = "gemmtune.toml";
 /// Line that SGLang logs after its warm-up (0.5.5 to 0.5.23, `srt/entrypoints/http_server.py`).
 pub const SGLANG_READY_LINE: &str = "The server is fired up and ready to roll!";
 
-/// Port an SGLang server listens on unless told otherwise (0.5.5 to 0.5.23, `srt/server_args.py`).
+/// Port an SGLang server listens on by default (0.5.5 to 0.5.23, `srt/server_args.py`).
 pub const SGLANG_DEFAULT_PORT: u16 = 30_000;
 
 /// A whole, checked `gemmtune.toml`.

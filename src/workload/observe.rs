@@ -11,13 +11,10 @@ use super::quote::quoted;
 /// A live process as it was started.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Process {
-    /// Its id.
     pub pid: u32,
-    /// Argument vector.
     pub argv: Vec<String>,
     /// Environment at its start; a variable that is not UTF-8 is left out.
     pub env: BTreeMap<String, String>,
-    /// Working directory.
     pub folder: Utf8PathBuf,
     /// The program file: for a server, the interpreter behind all links.
     pub program: Utf8PathBuf,
@@ -126,12 +123,7 @@ pub fn placement(pid: u32) -> Placement {
 pub enum ObserveError {
     /// No such process, or not ours to look at.
     #[error("look at process {pid}")]
-    Read {
-        /// The process.
-        pid: u32,
-        /// The cause.
-        source: std::io::Error,
-    },
+    Read { pid: u32, source: std::io::Error },
     /// It renamed itself, so how it was started is no longer there.
     #[error(
         "look at process {pid}: it calls itself `{}`, which is no command line; \
@@ -139,11 +131,9 @@ pub enum ObserveError {
         quoted(title)
     )]
     Renamed {
-        /// The process.
         pid: u32,
         /// What it calls itself.
         title: String,
-        /// Its parent.
         parent: u32,
     },
     /// A kernel thread or a dead process.

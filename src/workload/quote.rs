@@ -1,4 +1,4 @@
-//! How text from somebody else's file or process is shown: cut, and with nothing in it that a terminal would act on.
+//! How text from another file or process is shown: cut, and with nothing in it that a terminal would act on.
 
 /// The most characters of foreign text in one message.
 const WIDTH: usize = 80;

@@ -3,7 +3,6 @@
 /// What a command is for.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Role {
-    /// An SGLang server.
     Server,
     /// A serving benchmark.
     Benchmark,

@@ -52,7 +52,7 @@ const SHORTEST: usize = 8;
 
 /// Whether what is called `name` (`HF_TOKEN`, `--api-key`, `apiKey`) is a secret.
 ///
-/// `TOKENIZERS_PARALLELISM`, `SGLANG_MAX_TOKENS_PER_RANK` and `SSL_PASSWORD_FILE` are none.
+/// `TOKENIZERS_PARALLELISM`, `SGLANG_MAX_TOKENS_PER_RANK` and `SSL_PASSWORD_FILE` are not secrets.
 pub fn is_secret(name: &str) -> bool {
     let words = words(name);
     let words: Vec<&str> = words.iter().map(String::as_str).collect();

@@ -85,7 +85,6 @@ pub struct Seen {
     pub is_alive: bool,
 }
 
-/// What was seen.
 #[derive(Clone, Debug, PartialEq)]
 pub struct Watched {
     /// Servers and benchmarks in the order of their starts.
@@ -103,7 +102,7 @@ impl Watched {
     }
 }
 
-/// What is told while watching.
+/// What is reported while watching.
 #[derive(Clone, Copy, Debug)]
 pub enum Tell<'a> {
     /// A server or a benchmark was started.
@@ -435,7 +434,7 @@ impl Drop for Prober {
     }
 }
 
-/// Asks one candidate; `false` when nobody listens to answers any more.
+/// Asks one candidate; `false` when no one waits for answers any more.
 ///
 /// Only sockets of the process itself are asked, never those of its ranks: a rendezvous is no place for HTTP.
 fn probe(pid: u32, server: Option<u16>, answers: &Sender<(u32, Answer)>) -> bool {
@@ -462,7 +461,7 @@ fn url(address: SocketAddr) -> String {
     let host = match address.ip() {
         ip if !ip.is_unspecified() => ip,
         IpAddr::V4(_) => IpAddr::V4(Ipv4Addr::LOCALHOST),
-        // A socket of any IPv6 address takes IPv4 too unless told otherwise.
+        // A socket of any IPv6 address takes IPv4 too by default.
         IpAddr::V6(_) => IpAddr::V6(Ipv6Addr::LOCALHOST),
     };
     format!("http://{}", SocketAddr::new(host, address.port()))

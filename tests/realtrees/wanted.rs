@@ -13,7 +13,7 @@ pub(super) enum Change {
     Observed,
     /// As released, the overlay in front but no variable set.
     Silent,
-    /// CK forced by the mildest means.
+    /// CK forced in the least invasive way.
     Switched,
     /// The hooks patched in, CK forced by a patch.
     Patched,

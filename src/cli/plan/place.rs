@@ -29,7 +29,7 @@ impl Place {
                 && args.rates.is_empty()
                 && vendor.iter().any(|vendor| name.starts_with(vendor));
             let note = assumed.then(|| {
-                format!("the rates of `{name}` are not known: times and order are reckoned with an H100's; --rates says others")
+                format!("the rates of `{name}` are not known: times and order are computed with an H100's; --rates gives others")
             });
             let device = if assumed {
                 Device::unknown(name, H100_UNITS)

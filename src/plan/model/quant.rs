@@ -9,7 +9,7 @@ use super::config::{Config, ModelError};
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "snake_case")]
 pub enum Scheme {
-    /// One scale per block of the weight: `gemm_a8w8_blockscale` and its kin.
+    /// One scale per block of the weight: `gemm_a8w8_blockscale` and its variants.
     Block {
         /// Output side of a block.
         n: u32,

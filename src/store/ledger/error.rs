@@ -15,7 +15,6 @@ pub enum LedgerError {
     Io {
         /// The file or folder.
         path: Utf8PathBuf,
-        /// The cause.
         source: io::Error,
     },
     /// The journal of the ledger.
@@ -24,58 +23,35 @@ pub enum LedgerError {
     /// Another process uses the ledger.
     #[error(transparent)]
     Lock(#[from] LockError),
-    /// No write permission for anyone: somebody wants the file as it is.
+    /// No write permission for anyone: the file is meant to stay as it is.
     #[error("change `{path}`: it is read-only")]
-    ReadOnly {
-        /// The file.
-        path: Utf8PathBuf,
-    },
+    ReadOnly { path: Utf8PathBuf },
     /// The file is not what the caller read.
     #[error("change `{path}`: it changed while it was being read")]
-    Moving {
-        /// The file.
-        path: Utf8PathBuf,
-    },
+    Moving { path: Utf8PathBuf },
     /// A path to be created or moved to is taken.
     #[error("create `{path}`: it exists")]
-    Exists {
-        /// The path.
-        path: Utf8PathBuf,
-    },
+    Exists { path: Utf8PathBuf },
     /// The file was edited after gemmtune changed it.
     #[error("undo `{name}`: `{path}` was edited since\n{diff}")]
     Edited {
-        /// The operation.
         name: String,
-        /// The file.
         path: Utf8PathBuf,
         /// Unified diff from what gemmtune wrote to what is there.
         diff: String,
     },
     /// A file that gemmtune changed is gone.
     #[error("undo `{name}`: `{path}` is gone")]
-    Missing {
-        /// The operation.
-        name: String,
-        /// The file.
-        path: Utf8PathBuf,
-    },
+    Missing { name: String, path: Utf8PathBuf },
     /// A later operation changed the same file and must be undone first.
     #[error("undo `{name}`: `{later}` changed `{path}` after it")]
     Stacked {
-        /// The operation.
         name: String,
         /// The later one.
         later: String,
-        /// The file.
         path: Utf8PathBuf,
     },
     /// The saved bytes are damaged.
     #[error("undo `{name}`: the saved copy of `{path}` is damaged")]
-    Damaged {
-        /// The operation.
-        name: String,
-        /// The file.
-        path: Utf8PathBuf,
-    },
+    Damaged { name: String, path: Utf8PathBuf },
 }

@@ -171,7 +171,7 @@ pub(super) fn check(change: &Recorded, name: &str, saved: &Utf8Path) -> Result<(
 }
 
 /// Takes `change` back. What is already back is left alone, and so is a file that is neither the
-/// old nor the new one (an interrupted operation whose file somebody edited meanwhile).
+/// old nor the new one (an interrupted operation whose file was edited meanwhile).
 pub(super) fn restore(change: &Recorded, name: &str, saved: &Utf8Path) -> Result<(), LedgerError> {
     match change {
         Recorded::Edit {
@@ -206,7 +206,7 @@ pub(super) fn restore(change: &Recorded, name: &str, saved: &Utf8Path) -> Result
                 remove_file(path)?;
             }
             for folder in folders.iter().rev() {
-                // Only while empty: somebody may have put something there.
+                // Only while empty: something may have been put there.
                 let _ = fs_err::remove_dir(folder);
             }
             Ok(())

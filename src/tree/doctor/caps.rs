@@ -120,7 +120,7 @@ const CAPABILITIES: [Known; 27] = [
         POOL,
         "AcceleratorError",
         true,
-        "a GPU fault is told from a wrong result",
+        "a GPU fault is distinguished from a wrong result",
     ),
     known(
         "exit-code",
@@ -254,7 +254,7 @@ const CAPABILITIES: [Known; 27] = [
         SETUP,
         "AITER_USE_SYSTEM_TRITON",
         false,
-        "installing replaces Triton unless told not to",
+        "installing replaces Triton unless a variable forbids it",
     ),
 ];
 

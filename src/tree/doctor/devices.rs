@@ -288,7 +288,7 @@ pub fn complaint(stdout: &str, stderr: &str) -> Option<String> {
     let plain = |line: &str| {
         let mut text = String::new();
         for (at, part) in line.split('\u{1b}').enumerate() {
-            // `ESC [ 31m` and the like: `rocminfo` colours its lines also when nobody looks.
+            // `ESC [ 31m` and the like: `rocminfo` colours its lines even without a terminal.
             text.push_str(match part.strip_prefix('[').filter(|_| at > 0) {
                 Some(coloured) => coloured.split_once('m').map_or("", |(_, rest)| rest),
                 None => part,
@@ -359,7 +359,7 @@ mod tests {
             "1 x gfx950, 256 CUs beside 2 x gfx950, 32 CUs"
         );
         assert!(!mixed(&gpus[1..]));
-        // aiter's rule is none of NVIDIA's.
+        // aiter's rule does not hold on NVIDIA.
         let nvidia = nvidia_smi("NVIDIA A, 9.0, 81559\nNVIDIA B, 8.9, 24564\n");
         assert!(!mixed(&nvidia));
         assert_eq!(

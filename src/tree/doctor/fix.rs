@@ -27,7 +27,6 @@ const SHOWN: usize = 40;
 /// What is to be done to a checkout.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize)]
 pub struct Plan {
-    /// The checkout.
     pub root: Utf8PathBuf,
     /// Its head before.
     pub previous: Previous,
@@ -55,7 +54,6 @@ impl Plan {
 /// What was checked out.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Previous {
-    /// Its commit.
     pub commit: String,
     /// The branch, unless the head was detached.
     pub branch: Option<String>,
@@ -66,10 +64,7 @@ pub struct Previous {
 #[serde(tag = "step", rename_all = "kebab-case")]
 pub enum Step {
     /// A git command.
-    Git {
-        /// Its arguments.
-        arguments: Vec<String>,
-    },
+    Git { arguments: Vec<String> },
     /// Compiled modules and build folders go aside.
     MoveAside {
         /// What goes.
@@ -129,9 +124,7 @@ pub enum FixError {
     /// There are changes that a checkout could lose.
     #[error("change `{root}`: {} tracked files are changed there: {}", files.len(), files.join(", "))]
     Dirty {
-        /// The checkout.
         root: Utf8PathBuf,
-        /// The files.
         files: Vec<String>,
     },
     /// git fails before anything was changed.
@@ -146,7 +139,6 @@ pub enum FixError {
         listed(versions)
     )]
     CannotInstall {
-        /// The commit.
         target: String,
         /// What it needs.
         requirement: String,
@@ -158,9 +150,7 @@ pub enum FixError {
     /// A step failed, and the tree is as it was.
     #[error("{step}: {said}\nthe tree is as it was{left}")]
     StepFailed {
-        /// The step.
         step: String,
-        /// What went wrong.
         said: String,
         /// What of the interpreter is not, in words; empty where all is.
         left: String,
@@ -168,9 +158,7 @@ pub enum FixError {
     /// A step failed, and so did the way back.
     #[error("{step}: {said}; and going back failed too: {back}")]
     Stuck {
-        /// The step.
         step: String,
-        /// What went wrong.
         said: String,
         /// What went wrong on the way back.
         back: String,

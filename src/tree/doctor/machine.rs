@@ -12,7 +12,6 @@ use crate::proc::{Interrupt, Keeper, Ran, RunError, run};
 /// What was seen of GPUs.
 #[derive(Clone, Debug, Default)]
 pub struct Seen {
-    /// The devices.
     pub gpus: Vec<Gpu>,
     /// Where there are none: what the programs that ran said instead, `program: line`.
     pub said: Vec<String>,
@@ -29,7 +28,7 @@ impl Seen {
         }
     }
 
-    /// What mends that.
+    /// What fixes that.
     pub fn remedy(&self) -> &'static str {
         let denied = |line: &String| {
             ["Permission", "permitted", "required groups", "not member"]

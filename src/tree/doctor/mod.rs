@@ -1,4 +1,4 @@
-//! Whether this machine and its trees are fit to be tuned: a table of checks, each with what would mend it.
+//! Whether this machine and its trees are fit to be tuned: a table of checks, each with its fix.
 //!
 //! Looking changes nothing. What changes something is [`fix`], and only when asked.
 
@@ -48,11 +48,9 @@ pub enum Verdict {
 pub struct Check {
     /// What was looked at.
     pub name: &'static str,
-    /// How it ended.
     pub verdict: Verdict,
-    /// What was found.
     pub found: String,
-    /// What mends it.
+    /// How to fix it.
     pub fix: Option<String>,
 }
 
@@ -75,7 +73,6 @@ impl Check {
 /// What is known of an aiter tree.
 #[derive(Clone, Debug, Serialize)]
 pub struct Aiter {
-    /// The package folder.
     pub package: Utf8PathBuf,
     /// What it can do.
     pub capabilities: Capabilities,
@@ -83,7 +80,6 @@ pub struct Aiter {
     pub checkout: Option<CheckoutFacts>,
     /// What git says instead, where it does not: "dubious ownership" in most containers.
     pub unreadable: Option<String>,
-    /// What was compiled.
     pub products: Products,
     /// Tuner scripts.
     pub tuners: Vec<Utf8PathBuf>,
@@ -102,7 +98,6 @@ pub struct CheckoutFacts {
     pub pin: Ancestry,
     /// Tracked files with changes.
     pub changed: Vec<String>,
-    /// Submodules.
     pub submodules: Vec<Submodule>,
 }
 
@@ -159,7 +154,7 @@ fn unreadable(said: &str) -> Check {
         .flatten();
     match root {
         Some(root) => check.fix(format!(
-            "git reads a folder of another user only when told to: `git config --global --add safe.directory {root}`"
+            "git reads a folder of another user only where it is declared safe: `git config --global --add safe.directory {root}`"
         )),
         None => check.fix("make `git status` work in that folder"),
     }
@@ -401,7 +396,7 @@ fn checkout(facts: &CheckoutFacts, capabilities: &Capabilities) -> Vec<Check> {
         ),
         Ancestry::Shallow => (
             Verdict::Failure,
-            format!("{place}, a shallow clone in which ancestry cannot be told"),
+            format!("{place}, a shallow clone, which does not hold the ancestry"),
         ),
     };
     let mut checks = vec![Check::new("aiter", verdict, found)];

@@ -20,7 +20,6 @@ const LIST: &str = "import importlib.metadata as m\n\
 /// A distribution that is not as it was.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Change {
-    /// Its name.
     pub name: String,
     /// Its version before; absent where it was not there.
     pub before: Option<String>,
@@ -48,7 +47,6 @@ pub type Installed = BTreeMap<String, String>;
 /// An interpreter to be installed into.
 #[derive(Clone, Copy, Debug)]
 pub struct Python<'a> {
-    /// The program.
     pub path: &'a Utf8Path,
     /// Starts it.
     pub keeper: &'a Keeper,

@@ -14,7 +14,6 @@ const LOCK_AGE: Duration = Duration::from_secs(3600);
 /// What was found in the folder of compiled modules.
 #[derive(Clone, Debug, Default, PartialEq, Eq, Serialize)]
 pub struct Products {
-    /// The folder.
     pub folder: Utf8PathBuf,
     /// Compiled modules (`module_….so`).
     pub modules: Vec<Utf8PathBuf>,

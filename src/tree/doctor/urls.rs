@@ -17,7 +17,6 @@ const LOCAL: Duration = Duration::from_secs(60);
 /// One configuration file's URLs, by key.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Urls {
-    /// The file.
     pub file: Utf8PathBuf,
     /// Values by key.
     pub values: BTreeMap<String, String>,

@@ -51,7 +51,7 @@ struct Exit<'a> {
 }
 
 /// Whether a way that leaves early computed the layer's GEMM on it. Releases leave early with bpreshuffle only for
-/// weights of another kind (0.5.23, `_mxscale_w_scale`), and never with plain CK or Triton: somebody routes there.
+/// weights of another kind (0.5.23, `_mxscale_w_scale`), and never with plain CK or Triton: that is a route.
 fn leaves_with_gemm(value: &Value<'_>) -> bool {
     matches!(value, Value::Result(Some((Kernel::Ck | Kernel::Triton, _))))
 }

@@ -1,6 +1,6 @@
 //! The command line that is run: what is wanted, fitted to the flags a script has.
 //!
-//! Pure. A flag that is missing is done without and said; one that is needed and missing, or takes other values than
+//! Pure. A missing optional flag is left out with a remark; one that is needed and missing, or takes other values than
 //! wanted, is refused by name.
 
 use std::time::Duration;

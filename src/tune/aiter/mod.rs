@@ -1,6 +1,6 @@
 //! aiter's own tuner, driven and supervised.
 //!
-//! The tuner script of the tree at hand does the searching ([`scripts`], [`flags`]); this room decides what it is asked
+//! The tuner script of the user's tree does the searching ([`scripts`], [`flags`]); this room decides what it is asked
 //! ([`queue`]), watches it while it works ([`attempt`], [`said`]), takes rows over as they land and judges them by
 //! what stands in its CSV, never by its exit code ([`rows`], [`accept`]). It starts processes and writes files below
 //! its own folder only; it never prints, and never writes into the tree.
@@ -85,7 +85,7 @@ impl Default for Limits {
 /// What may be known or wanted besides.
 #[derive(Clone, Debug, Default, PartialEq)]
 pub struct Settings {
-    /// Rows in use today, of any device: those for the very shape and the device at hand are incumbents too.
+    /// Rows in use today, of any device: those for the very shape and this device are incumbents too.
     pub shipped: Vec<crate::table::aiter::Row>,
     /// Shapes in a batch: what a kill costs, at most.
     pub batch: Option<usize>,

@@ -23,7 +23,7 @@ pub struct Accepted {
     pub incumbent: Option<Incumbent>,
     /// Whether the incumbent is at least as fast: then this row is no win, and a route is to leave the shape with it.
     pub incumbent_stays: bool,
-    /// Candidates that gave a time, where the tuner told.
+    /// Candidates that gave a time, where the tuner says so.
     pub timed: u32,
     /// Candidates that were lost to a time-out or a fault, or with their whole library: one of them may be better.
     pub unmeasured: u32,

@@ -38,7 +38,7 @@ pub(super) enum Said {
     TimedOut { text: String },
     /// The GPU faulted below a task, or the task's worker is unknown or gone.
     Faulted { text: String },
-    /// The pool started anew.
+    /// The pool was restarted.
     Restarted,
     /// A module is being compiled.
     BuildStarted(String),
@@ -222,7 +222,7 @@ pub(super) struct Heard {
     pub(super) error: Option<String>,
     /// Whether the loop ran to its end.
     pub(super) ended_well: bool,
-    /// Whether the loop ended by itself, well or not: its files are whole.
+    /// Whether the loop ended by itself, successfully or not: then its files are whole.
     pub(super) ended: bool,
 }
 
@@ -236,7 +236,7 @@ impl Heard {
                 self.tasks = Some((0, *tasks));
             }
             Said::TaskDone { done, of } => {
-                // A restarted pool counts the remaining tasks anew; the batch's total stands.
+                // A restarted pool counts the remaining tasks again; the batch's total stands.
                 let of = self.tasks.map_or(*of, |(_, all)| all.max(*of));
                 self.tasks = Some((*done, of));
                 self.lock = None;

@@ -148,7 +148,7 @@ impl<'a> Session<'a> {
             let files = Files::new(folder);
             let landed = rows::read(&files.tuned, self.order.op);
             self.take(&files, &landed, &shapes, 0.0, &mut |_| ())?;
-            // A folder that somebody took away leaves a gap, never a name given twice.
+            // A folder that was removed leaves a gap: no name is given twice.
             let number = files.folder.file_name().and_then(|name| name.parse().ok());
             self.attempts = self.attempts.max(number.unwrap_or(0));
         }
@@ -474,7 +474,7 @@ impl<'a> Session<'a> {
         };
         if let Some(what) = what {
             self.remark(
-                format!("the tuner was started anew: {what}; finished rows are kept"),
+                format!("the tuner was restarted: {what}; finished rows are kept"),
                 observer,
             );
         }

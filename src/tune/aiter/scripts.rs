@@ -1,4 +1,4 @@
-//! Which script of an aiter tree tunes an operation, found in the tree at hand.
+//! Which script of an aiter tree tunes an operation, found in the tree itself.
 //!
 //! A table by capability, not by version: scripts were merged, modes became flags, key columns came and went, and
 //! neither tag nor ancestry tells which of it a tree has. Nothing here starts a process.
@@ -114,7 +114,7 @@ impl Script {
     }
 
     /// Whether a shape without a working kernel makes the tuner drop the rest of its batch: `topk` is lowered for one
-    /// shape and never restored (303a583c89; mended by daa8e94a49).
+    /// shape and never restored (303a583c89; fixed by daa8e94a49).
     pub fn poisons_batches(&self) -> bool {
         !self.capabilities.has("topk-fixed")
     }

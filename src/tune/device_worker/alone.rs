@@ -143,7 +143,7 @@ impl DeviceWorker<'_> {
                 .unwrap_or_else(std::sync::PoisonError::into_inner)
         });
         let Some(worker) = self.worker.as_mut() else {
-            return Err(Fault::Start("there is none".to_owned()));
+            return Err(Fault::Start("no worker could be started".to_owned()));
         };
         let answer = worker
             .send(ask, 2)

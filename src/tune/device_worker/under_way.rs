@@ -89,7 +89,7 @@ impl DeviceWorker<'_> {
         };
         let sent = match self.worker.as_mut() {
             Some(worker) => worker.send(ask, 1),
-            None => Err(Fault::Start("there is none".to_owned())),
+            None => Err(Fault::Start("no worker could be started".to_owned())),
         };
         self.under_way.push(UnderWay {
             // A request that could not be sent is never answered, whatever its number.

@@ -9,7 +9,7 @@ pub struct Missing {
     pub name: String,
     /// Line of the `# ?` question for it, from 1.
     pub line: Option<usize>,
-    /// Why it could not be told, or what it is for.
+    /// Why it is unknown, or what it is for.
     pub why: String,
 }
 
@@ -22,7 +22,7 @@ impl std::fmt::Display for Missing {
     }
 }
 
-/// What `text` lacks. Nothing for a text that is no TOML: what is wrong with it has to be said first.
+/// What `text` lacks. Nothing for a text that is not TOML: that error comes first.
 pub fn missing(text: &str) -> Vec<Missing> {
     let Ok(document) = text.parse::<toml::Table>() else {
         return Vec::new();

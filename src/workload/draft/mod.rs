@@ -28,13 +28,13 @@ const REASON_WIDTH: usize = 1200;
 pub struct Question {
     /// The name in `gemmtune.toml`.
     pub name: String,
-    /// Why it could not be told.
+    /// Why it is unknown.
     pub why: String,
     /// Whether a run needs it.
     pub needed: bool,
 }
 
-/// A configuration as far as it could be told.
+/// A configuration as far as it is known.
 #[derive(Clone, Debug, Default, PartialEq)]
 pub struct Draft {
     tables: Vec<(&'static str, Vec<Line>)>,
@@ -357,9 +357,7 @@ impl Draft {
     pub fn to_toml(&self, origin: &str) -> String {
         let mut text = format!("# Made from {} by `gemmtune init`.\n", cut(origin, 300));
         if !self.questions.is_empty() {
-            text.push_str(
-                "# Lines that start with `# ?` could not be told and are yours to fill in.\n",
-            );
+            text.push_str("# Lines that start with `# ?` are unknown and yours to fill in.\n");
         }
         for (table, lines) in &self.tables {
             // Each load is a table of an array.
@@ -456,7 +454,7 @@ fn found(seen: &Seen, ours: &BTreeMap<String, String>) -> Found {
     }
 }
 
-/// The program file a command would start, where that can be told.
+/// The program file a command would start, where that is known.
 fn resolve(found: &Found, made: &Made<'_>) -> Option<Utf8PathBuf> {
     let program = found.argv.first()?.known()?;
     if program.contains('/') {

@@ -219,7 +219,7 @@ impl Draft {
         self.environment(server, made);
     }
 
-    /// The server's command without its keys: a server that only gemmtune asks needs none, and a key is nobody else's
+    /// The server's command without its keys: a server that only gemmtune asks needs none, and a key is no one else's
     /// business.
     fn without_keys(&mut self, argv: &[Word]) -> Vec<Word> {
         let mut rest = Vec::new();
@@ -359,7 +359,7 @@ impl Draft {
             (Some("triton"), ..) => self.value("kind", "sglang-triton", None),
             (Some("aiter"), ..) | (None, true, _) => self.value("kind", "aiter", None),
             (Some(other), ..) => {
-                let why = format!("`--fp8-gemm-backend {}` is none that gemmtune tunes (aiter, triton)", quoted(other));
+                let why = format!("`--fp8-gemm-backend {}` is not one that gemmtune tunes (aiter, triton)", quoted(other));
                 self.ask("kind", why, true);
             }
             (None, false, Some((kind, why))) => self.value("kind", kind, Some(why.to_owned())),
@@ -527,7 +527,7 @@ fn is_python(word: &Word) -> bool {
     })
 }
 
-/// Why the program cannot be told although one of its name is on the path: it is that of an environment which is not
+/// Why the program is unknown although one of its name is on the path: it is that of an environment which is not
 /// known, or not here.
 fn other_environment(found: &Found, made: &Made<'_>) -> Option<String> {
     let at = found.argv.iter().position(is_python).unwrap_or(0);

@@ -60,7 +60,7 @@ pub(super) struct Environment<'a> {
 }
 
 impl Shell<'_> {
-    /// A simple command; whether it succeeds, if that can be told.
+    /// A simple command; whether it succeeds, if that is known.
     pub(super) fn simple(&mut self, command: &SimpleCommand, line: usize) -> Option<bool> {
         let mut prefix: Vec<&Assignment> = Vec::new();
         let mut here_document = None;
@@ -167,7 +167,7 @@ impl Shell<'_> {
         self.program(prefix, stripped, line)
     }
 
-    /// A builtin: its status, or `None` where the command is none.
+    /// A builtin: its status, or `None` where the command is not one.
     #[expect(
         clippy::option_option,
         reason = "no builtin, one of unknown status, and one of known status"
@@ -244,7 +244,7 @@ impl Shell<'_> {
         Some(RELIED_ON.contains(&name).then_some(true))
     }
 
-    /// The environment is known to nobody but whoever runs the script; the script's own variables still are.
+    /// Only running the script shows the environment; the script's own variables are still known.
     fn opaque(&mut self, why: &str) {
         self.state.venv = Some(Word::unknown("", why));
     }
@@ -619,7 +619,7 @@ fn stripped(mut argv: &[Word]) -> &[Word] {
     argv
 }
 
-/// `env` and its arguments taken apart; `None` where `argv` is no `env`, or one with other options.
+/// `env` and its arguments taken apart; `None` where `argv` is not an `env`, or one with other options.
 fn environment(argv: &[Word]) -> Option<Environment<'_>> {
     let (first, mut rest) = argv.split_first()?;
     if name_of(first.known()?) != "env" {

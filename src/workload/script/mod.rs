@@ -35,9 +35,8 @@ const PARSE_LIMIT: Duration = Duration::from_secs(5);
 /// A word of the script after expansion.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub enum Word {
-    /// Its text.
     Known(String),
-    /// It cannot be told from the script.
+    /// The script does not say it.
     Unknown {
         /// As written.
         text: String,
@@ -100,7 +99,6 @@ pub struct Found {
     pub env: BTreeMap<String, Word>,
     /// Inherited variables taken away.
     pub unset: Vec<String>,
-    /// Working directory.
     pub folder: Word,
     /// Virtual environment that was activated before it.
     pub venv: Option<Word>,
@@ -117,7 +115,6 @@ pub struct Found {
 pub struct Elsewhere {
     /// The wrapper: `docker run`, `srun`, `loadTracer.sh`.
     pub tool: String,
-    /// Its line.
     pub line: usize,
     /// What runs inside, as far as it stands there.
     pub inside: Option<String>,
@@ -217,7 +214,7 @@ fn parse(text: &str) -> Result<Program, ScriptError> {
     match answer.recv_timeout(PARSE_LIMIT) {
         Ok(parsed) => parsed.map_err(|error| {
             ScriptError::Syntax(format!(
-                "it is not bash as far as could be told: {}",
+                "it does not seem to be bash: {}",
                 super::quote::quoted(&error)
             ))
         }),

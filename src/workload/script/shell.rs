@@ -107,7 +107,7 @@ impl<'a> Shell<'a> {
         }
     }
 
-    /// Walks commands one after another; the status of the last one, if it can be told.
+    /// Walks commands one after another; the status of the last one, if it is known.
     pub(super) fn list(&mut self, list: &CompoundList) -> Option<bool> {
         let mut status = Some(true);
         for item in &list.0 {
@@ -370,7 +370,7 @@ impl<'a> Shell<'a> {
         None
     }
 
-    /// The state after one of several ways was taken. A way on which the script leaves is not the one that goes on.
+    /// The state after one of several ways was taken. A path on which the script exits is not one that continues.
     fn merge(&mut self, outcomes: Vec<State>, reason: &str) {
         let mut ways = outcomes.into_iter().filter(|state| !state.gone);
         let Some(mut merged) = ways.next() else {
@@ -478,7 +478,7 @@ impl<'a> Shell<'a> {
             .variables
             .get(name)
             .is_some_and(|variable| variable.exported);
-        // A variable that came with the environment stays exported when it is set anew.
+        // A variable that came with the environment stays exported when it is set again.
         let inherited = !self.state.variables.contains_key(name)
             && !self.state.unset.contains(name)
             && (self.surroundings.variable)(name).is_some();

@@ -1,4 +1,4 @@
-//! Scripts as people write them, and what is told of each.
+//! Scripts as people write them, and what is read from each.
 
 use super::*;
 

@@ -97,7 +97,7 @@ fn fate(row: &Row) -> Fate {
     }
 }
 
-/// Refuses a search in which a library was lost whole and no other was searched whole: nobody could tell what its rows are the
+/// Refuses a search in which a library was lost whole and no other was searched whole: no one could say what its rows are the
 /// best of.
 pub(super) fn judge(libraries: &[LibraryCount]) -> Result<(), AiterTuneError> {
     let mut timed = libraries.iter().filter(|library| library.timed > 0);

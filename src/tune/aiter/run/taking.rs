@@ -1,4 +1,4 @@
-//! Rows as they land: judged, kept, told.
+//! Rows as they land: judged, kept, reported.
 
 use std::collections::{BTreeMap, BTreeSet};
 
