@@ -185,6 +185,9 @@ impl AiterArgs {
         let outcome = aiter::tune(&order, &mut |event| progress.tell(event));
         progress.finish();
         let outcome = outcome.map_err(|error| failure(error, common.output))?;
+        for loss in outcome.losses() {
+            printer.warn(loss);
+        }
         if printer.is_json() {
             printer.json(&outcome)?;
         } else {
@@ -331,9 +334,6 @@ fn summary(printer: &Printer, outcome: &AiterOutcome) {
         outcome.failed.len(),
         outcome.seconds
     ));
-    for loss in outcome.losses() {
-        printer.warn(loss);
-    }
     for route in outcome.routes() {
         if let (Some(us), Some(incumbent)) = (route.row.us, &route.incumbent) {
             printer.say(format!(

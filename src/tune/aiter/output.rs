@@ -250,8 +250,9 @@ impl Heard {
                 self.no_kernel.insert(*size);
             }
             Said::Warned { size, text, .. } => {
+                // The first: what follows from it (`'NoneType' object is not subscriptable`) says less.
                 if let Some(size) = size {
-                    self.warnings.insert(*size, text.clone());
+                    self.warnings.entry(*size).or_insert_with(|| text.clone());
                 }
             }
             Said::TimedOut { .. } => self.timed_out += 1,
@@ -290,7 +291,7 @@ impl Heard {
         let warning = self
             .warnings
             .get(&size)
-            .map_or_else(String::new, |text| format!(" (the last said: {text})"));
+            .map_or_else(String::new, |text| format!(" (first said: {text})"));
         if let Some(module) = self.broken_modules.iter().next() {
             Some(format!("`{module}` could not be compiled"))
         } else if self.no_kernel.contains(&size) {

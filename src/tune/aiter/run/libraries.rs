@@ -61,7 +61,7 @@ fn count(attempts: impl Iterator<Item = Files>, op: Op, shapes: &[Shape]) -> Vec
                     ..
                 }) = read(line)
                 {
-                    reasons.insert(library, text);
+                    reasons.entry(library).or_insert(text);
                 }
             }
         }
