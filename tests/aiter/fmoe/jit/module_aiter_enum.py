@@ -1,0 +1,1 @@
+from module_aiter_core import *  # noqa: F403
