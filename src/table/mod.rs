@@ -7,6 +7,7 @@
 pub mod aiter;
 pub mod devices;
 pub mod family;
+pub mod fmoe;
 pub mod kernels;
 pub mod lint;
 pub mod lookup;

@@ -1,0 +1,422 @@
+//! The row that serves a call, as the release at hand finds it.
+
+use std::collections::HashMap;
+use std::collections::hash_map::Entry;
+
+pub use super::defaults::Default;
+use super::rules::{
+    ActivationRule, Bypass, FALLBACK_TAG, LOWER_TIER, Release, Rules, TagRule, UPPER_TIER,
+};
+use super::table::{Row, Table};
+use super::{Request, defaults};
+use crate::table::aiter::Text;
+use crate::table::lookup::fp8_dtype;
+
+/// Where look-ups happen.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Site {
+    /// Architecture of the GPU.
+    pub gfx: String,
+    /// Its compute units.
+    pub cu_num: u32,
+    /// Whether the package `flydsl` can be imported: rows of its kernels are not served without.
+    pub has_flydsl: bool,
+    /// Whether both weights are marked `is_shuffled`: rows of Opus kernels are not served without.
+    pub is_shuffled: bool,
+    /// Whether `AITER_BYPASS_TUNE_CONFIG` is set: rows are found, and not used.
+    pub bypasses: bool,
+}
+
+impl Site {
+    /// A card with everything a served row may need.
+    pub fn new(gfx: &str, cu_num: u32) -> Self {
+        Self {
+            gfx: gfx.to_owned(),
+            cu_num,
+            has_flydsl: true,
+            is_shuffled: true,
+            bypasses: false,
+        }
+    }
+}
+
+/// A table that aiter itself does not take: the first call raises.
+#[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
+pub enum LookupError {
+    /// pandas: `DataFrame index must be unique for orient='index'`.
+    #[error(
+        "look up in `{table}`: lines {first} and {second} have one key, and aiter {release} raises `ValueError: DataFrame index must be unique` at the first call ({count} such rows)"
+    )]
+    Repeats {
+        /// Name of the table.
+        table: String,
+        /// The release.
+        release: &'static str,
+        /// 1-based line of the first row.
+        first: u64,
+        /// 1-based line of the second.
+        second: u64,
+        /// Rows that repeat a key.
+        count: usize,
+    },
+    /// A line that makes pandas refuse the file, or turn a key column into text.
+    #[error("look up in `{table}`: line {line}: {what}; no row of the file can be found then")]
+    Unreadable {
+        /// Name of the table.
+        table: String,
+        /// 1-based line.
+        line: u64,
+        /// What is wrong with it.
+        what: String,
+    },
+}
+
+/// What a call gets.
+#[derive(Clone, Debug, PartialEq)]
+pub enum Served<'table> {
+    /// A row's kernels.
+    Row(&'table Row),
+    /// aiter's own choice.
+    Default(Default),
+    /// A row was found; aiter's own choice runs, and the log line looks like a row's without names.
+    Bypassed(&'table Row, Default),
+    /// An exception.
+    Raises(&'static str),
+}
+
+impl<'table> Served<'table> {
+    /// The row whose kernels run.
+    pub fn row(&self) -> Option<&'table Row> {
+        match self {
+            Self::Row(row) => Some(row),
+            _ => None,
+        }
+    }
+}
+
+/// Why a row that was found does not serve.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Dropped {
+    /// Its kernels are FlyDSL's, and the package is absent.
+    NoFlydsl,
+    /// Its kernels are Opus's, and the weights are not marked as shuffled.
+    NotShuffled,
+    /// Its kernels are Opus's, and the architecture or the expert mask rules them out.
+    OpusElsewhere,
+    /// The release leaves rows of block-scaled FP8 out at so few tokens, or at all.
+    Blockscale,
+}
+
+/// What a table holds for a key, before anything about kernels is asked.
+#[derive(Clone, Debug, PartialEq)]
+pub struct Answer<'table> {
+    /// What runs.
+    pub served: Served<'table>,
+    /// The `token` of the key.
+    pub token: u32,
+    /// The `topk` of the key.
+    pub topk: u32,
+    /// The row that was found and does not serve, with the reason.
+    pub dropped: Option<(&'table Row, Dropped)>,
+}
+
+/// A table indexed for one card, as a server process holds it.
+#[derive(Debug)]
+pub struct Resolver<'table> {
+    rules: Rules,
+    site: Site,
+    /// Rows by key with the activation.
+    exact: HashMap<Key<'table>, &'table Row>,
+    /// The first row of each key without.
+    any: HashMap<Key<'table>, &'table Row>,
+    /// Rows for machines without FlyDSL: by the whole key, or without the activation as the release has it.
+    fallback: HashMap<Key<'table>, &'table Row>,
+}
+
+#[derive(Clone, Debug, PartialEq, Eq, Hash)]
+struct Key<'a> {
+    gfx: &'a str,
+    numbers: [u32; 6],
+    texts: [&'a str; 5],
+    flags: [bool; 2],
+}
+
+/// Stands in the key where the activation is not looked at.
+const ANY: &str = "__ignore__";
+
+impl<'table> Resolver<'table> {
+    /// Indexes `table` for calls on `site`.
+    pub fn new(table: &'table Table, rules: Rules, site: Site) -> Result<Self, LookupError> {
+        if let Some(fault) = table.faults.iter().find(|fault| fault.drops_row) {
+            return Err(LookupError::Unreadable {
+                table: table.name.clone(),
+                line: fault.line,
+                what: fault.what.clone(),
+            });
+        }
+        let mut resolver = Self {
+            rules,
+            site,
+            exact: HashMap::new(),
+            any: HashMap::new(),
+            fallback: HashMap::new(),
+        };
+        let mut repeats: Vec<(u64, u64)> = Vec::new();
+        for row in &table.rows {
+            let is_fallback = &*row.tag == FALLBACK_TAG;
+            let is_in = match rules.tags {
+                TagRule::All => true,
+                TagRule::Untagged => row.tag.is_empty(),
+                TagRule::NoFallback => !is_fallback,
+            };
+            let Some(key) = resolver.key_of(row) else {
+                continue;
+            };
+            if is_in {
+                match resolver.exact.entry(key.clone()) {
+                    Entry::Vacant(vacant) => _ = vacant.insert(row),
+                    Entry::Occupied(first) => repeats.push((first.get().line, row.line)),
+                }
+                resolver.any.entry(without_activation(key)).or_insert(row);
+            } else if is_fallback && rules.tags == TagRule::Untagged {
+                let key = if rules.activation == ActivationRule::Matched {
+                    key
+                } else {
+                    without_activation(key)
+                };
+                resolver.fallback.entry(key).or_insert(row);
+            }
+        }
+        if let (true, Some((first, second))) = (rules.repeats_raise, repeats.first()) {
+            return Err(LookupError::Repeats {
+                table: table.name.clone(),
+                release: rules.release.name(),
+                first: *first,
+                second: *second,
+                count: repeats.len(),
+            });
+        }
+        Ok(resolver)
+    }
+
+    /// The rules in force.
+    pub fn rules(&self) -> Rules {
+        self.rules
+    }
+
+    /// The card.
+    pub fn site(&self) -> &Site {
+        &self.site
+    }
+
+    fn key_of(&self, row: &'table Row) -> Option<Key<'table>> {
+        // The architecture that unknown compute units get is the one here; any other text never equals it.
+        let gfx = match (self.rules.keys_gfx, row.gfx.as_deref()) {
+            (false, _) => "",
+            (true, Some(gfx)) => gfx,
+            (true, None) => match row.gfx_or("") {
+                "" => "here",
+                gfx => gfx,
+            },
+        };
+        let gfx = if gfx == self.site.gfx { "here" } else { gfx };
+        Some(Key {
+            gfx,
+            numbers: [
+                row.cu_num,
+                row.token,
+                row.model_dim,
+                row.inter_dim,
+                row.expert,
+                row.topk,
+            ],
+            texts: [0, 1, 2, 3, 4].map(|at| &*row.texts[at]),
+            flags: [row.flags[0]?, row.flags[1]?],
+        })
+    }
+
+    /// What `request` gets.
+    pub fn find(&self, request: &Request) -> Answer<'table> {
+        let token = self.rules.rounding.token(request.tokens);
+        let topk = self.rules.topk(request.problem.topk, request.ep);
+        let mut found = self.row(request, token, topk);
+        let mut dropped = None;
+        if let Some((row, why)) =
+            found.and_then(|row| Some((row, self.drops(row, request, token)?)))
+        {
+            dropped = Some((row, why));
+            found = match why {
+                Dropped::NoFlydsl => self.fallback_row(request, token, topk),
+                _ => None,
+            };
+        }
+        let served = match found {
+            Some(row) if !self.site.bypasses => self.use_row(row),
+            found => {
+                let mut problem = request.problem.clone();
+                problem.topk = topk;
+                let site = &self.site;
+                match (
+                    defaults::choose(self.rules.release, token, &problem, &site.gfx, site.cu_num),
+                    found,
+                ) {
+                    (None, _) => Served::Raises("KeyError: it has no list for the architecture"),
+                    (Some(default), Some(row)) => Served::Bypassed(row, default),
+                    (Some(default), None) => Served::Default(default),
+                }
+            }
+        };
+        Answer {
+            served,
+            token,
+            topk,
+            dropped,
+        }
+    }
+
+    fn use_row(&self, row: &'table Row) -> Served<'table> {
+        // `bool(int(nan))` of an empty cell, looked at for one-stage rows only.
+        let empty = row
+            .xbf16
+            .as_deref()
+            .is_some_and(crate::table::aiter::is_unset);
+        if self.rules.reads_xbf16 && row.run_1stage && empty {
+            return Served::Raises(
+                "ValueError: cannot convert float NaN to integer (xbf16 is empty)",
+            );
+        }
+        Served::Row(row)
+    }
+
+    fn row(&self, request: &Request, token: u32, topk: u32) -> Option<&'table Row> {
+        let at = |token| {
+            let texts = key_texts(request);
+            let key = key(
+                &texts,
+                self.rules.keys_gfx,
+                self.site.cu_num,
+                request,
+                token,
+                topk,
+            );
+            let exact = || self.exact.get(&key as &Key<'_>).copied();
+            let any = || self.any.get(&without_activation(key.clone())).copied();
+            match self.rules.activation {
+                ActivationRule::Matched => exact(),
+                ActivationRule::MatchedFirst => exact().or_else(any),
+                ActivationRule::Ignored => any(),
+            }
+        };
+        at(token).or_else(|| (token == UPPER_TIER).then(|| at(LOWER_TIER)).flatten())
+    }
+
+    fn fallback_row(&self, request: &Request, token: u32, topk: u32) -> Option<&'table Row> {
+        let texts = key_texts(request);
+        let key = key(
+            &texts,
+            self.rules.keys_gfx,
+            self.site.cu_num,
+            request,
+            token,
+            topk,
+        );
+        let key = if self.rules.activation == ActivationRule::Matched {
+            key
+        } else {
+            without_activation(key)
+        };
+        self.fallback.get(&key).copied()
+    }
+
+    fn drops(&self, row: &Row, request: &Request, token: u32) -> Option<Dropped> {
+        let release = self.rules.release;
+        let starts = |at: usize, prefix: &str| {
+            row.kernels[at]
+                .as_deref()
+                .is_some_and(|name: &str| name.starts_with(prefix))
+        };
+        let problem = &request.problem;
+        let fp8 = fp8_dtype(&self.site.gfx);
+        let bypassed = problem.activation == "Silu"
+            && problem.dtype == "torch.bfloat16"
+            && problem.q_dtype_a == fp8
+            && problem.q_dtype_w == fp8
+            && problem.q_type == "per_1x128";
+        let small = u64::from(token) * u64::from(problem.topk) <= 128;
+        match self.rules.bypass {
+            Bypass::All if bypassed => return Some(Dropped::Blockscale),
+            Bypass::Small if bypassed && small => return Some(Dropped::Blockscale),
+            _ => {}
+        }
+        if release >= Release::H && (starts(0, "opus_") || starts(1, "opus_")) {
+            let known = matches!(problem.activation.as_str(), "Silu" | "Swiglu" | "Situv2");
+            if !self.site.is_shuffled {
+                return Some(Dropped::NotShuffled);
+            }
+            if starts(0, "opus_") && !known {
+                return Some(Dropped::OpusElsewhere);
+            }
+        }
+        if release >= Release::V17
+            && starts(1, "opus_")
+            && (self.site.gfx != "gfx950" || request.ep || !starts(1, "opus_moe2_"))
+        {
+            return Some(Dropped::OpusElsewhere);
+        }
+        let flydsl = starts(0, "flydsl_") || starts(1, "flydsl_");
+        (self.rules.tags == TagRule::Untagged && flydsl && !self.site.has_flydsl)
+            .then_some(Dropped::NoFlydsl)
+    }
+}
+
+fn without_activation(mut key: Key<'_>) -> Key<'_> {
+    key.texts[0] = ANY;
+    key
+}
+
+/// The two texts of a key that a request has without their enumeration.
+fn key_texts(request: &Request) -> [String; 2] {
+    [
+        format!("ActivationType.{}", request.problem.activation),
+        format!("QuantType.{}", request.problem.q_type),
+    ]
+}
+
+fn key<'a>(
+    texts: &'a [String; 2],
+    keys_gfx: bool,
+    cu_num: u32,
+    request: &'a Request,
+    token: u32,
+    topk: u32,
+) -> Key<'a> {
+    let problem = &request.problem;
+    Key {
+        gfx: if keys_gfx { "here" } else { "" },
+        numbers: [
+            cu_num,
+            token,
+            problem.model_dim,
+            problem.inter_dim,
+            problem.expert,
+            topk,
+        ],
+        texts: [
+            &texts[0],
+            &problem.dtype,
+            &problem.q_dtype_a,
+            &problem.q_dtype_w,
+            &texts[1],
+        ],
+        flags: [problem.use_g1u1, problem.doweight_stage1],
+    }
+}
+
+/// The kernel of a stage, or nothing.
+pub fn kernel(row: &Row, stage: usize) -> Option<&Text> {
+    row.kernels.get(stage).and_then(Option::as_ref)
+}
+
+#[cfg(test)]
+#[path = "lookup_tests.rs"]
+mod tests;

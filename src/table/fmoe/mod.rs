@@ -1,0 +1,73 @@
+//! aiter's fused MoE: its tuned table, and how a call of `fused_moe` finds a row in it.
+//!
+//! The table (`AITER_CONFIG_FMOE`, by default `tuned_fmoe.csv` with every `model_configs/*tuned_fmoe*`) has fourteen key
+//! columns and no shape of a single GEMM: a row tunes the two GEMMs of all experts at once. Everything here follows
+//! `aiter/fused_moe.py` of the releases that [`rules`] names; vectors made by running that file stand in `testdata/lookup`.
+
+mod defaults;
+pub mod lookup;
+pub mod reason;
+pub mod requests;
+pub mod rules;
+pub mod table;
+
+use std::fmt;
+
+/// The fixed part of a fused MoE on one rank: everything a key holds besides the card and the tokens.
+#[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
+pub struct Problem {
+    /// Hidden size: columns of the first weight.
+    pub model_dim: u32,
+    /// Intermediate size on this rank, after the gate: columns of the second weight.
+    pub inter_dim: u32,
+    /// Experts whose weights this rank holds, a fused shared one included.
+    pub expert: u32,
+    /// Experts a token is sent to: columns of `topk_ids`, before a look-up takes one off.
+    pub topk: u32,
+    /// `Silu`, `Gelu`, `Swiglu` or `Situv2`, without the enumeration's name.
+    pub activation: String,
+    /// dtype of the output as torch prints it, such as `torch.bfloat16`.
+    pub dtype: String,
+    /// dtype the activation is quantised to, likewise.
+    pub q_dtype_a: String,
+    /// dtype of the weights, likewise.
+    pub q_dtype_w: String,
+    /// `per_1x128`, `per_Token`, `No` …, without the enumeration's name.
+    pub q_type: String,
+    /// Whether gate and up projection are one weight of twice [`Problem::inter_dim`] rows.
+    pub use_g1u1: bool,
+    /// Whether the router's weight is applied to the input.
+    pub doweight_stage1: bool,
+}
+
+/// One call of `fused_moe`.
+#[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
+pub struct Request {
+    /// The weights and how they are used.
+    pub problem: Problem,
+    /// Tokens of the forward: rows of the input, neither times `topk` nor per expert.
+    pub tokens: u32,
+    /// Whether an `expert_mask` is passed, as under expert parallelism.
+    pub ep: bool,
+}
+
+impl fmt::Display for Problem {
+    fn fmt(&self, formatter: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(
+            formatter,
+            "model_dim={} inter_dim={} expert={} topk={} {} {} {}",
+            self.model_dim,
+            self.inter_dim,
+            self.expert,
+            self.topk,
+            self.activation,
+            self.q_dtype_w,
+            self.q_type
+        )
+    }
+}
+
+/// `text` without the enumeration's name before its last dot.
+pub(crate) fn member(text: &str) -> &str {
+    text.rsplit('.').next().unwrap_or(text)
+}
