@@ -6,6 +6,7 @@
 mod cursor;
 mod dump;
 pub mod engagement;
+pub mod fmoe;
 mod hash;
 pub mod input;
 pub mod plausible;

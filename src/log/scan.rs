@@ -2,7 +2,7 @@
 //!
 //! A log is any bytes. Records are looked for anywhere: behind progress bars, rank prefixes and colours, several in
 //! a line. A record starts at its tag and ends at the next line end (`\n` or `\r`), at the latest after
-//! [`RECORD_MAX`] bytes; only a look-up line that was wrapped when it was copied may continue. What is found depends on the
+//! [`RECORD_MAX`] bytes; only a look-up line that was wrapped when it was copied goes on. What is found depends on the
 //! bytes alone, never on how they arrive. Memory does not depend on the size of the input, nor on the length of its lines.
 
 mod lookup;
@@ -12,6 +12,7 @@ use std::io::{self, Read};
 use super::cursor::{Cursor, find, rfind};
 use super::dump::{self, Payload, Tally};
 use super::engagement;
+use super::fmoe;
 use super::record;
 use super::record_file;
 use super::sglang;
@@ -198,7 +199,7 @@ struct Scanner<'log_summary> {
 
 /// Bytes of a window that [`Scanner::block`] is done with.
 struct Done {
-    /// Where the search continues.
+    /// Where the search goes on.
     resume: usize,
     /// First byte that must stay in memory.
     keep: usize,
@@ -309,7 +310,7 @@ impl<'log_summary> Scanner<'log_summary> {
         }
     }
 
-    /// Handles the record behind one tag; gives where the search continues, or nothing where more bytes are needed.
+    /// Handles the record behind one tag; gives where the search goes on, or nothing where more bytes tell what it is.
     #[inline]
     fn record(&mut self, segment: &Segment<'_>, found: Found) -> Option<usize> {
         if found.tag == Tag::Dump {
@@ -341,6 +342,15 @@ impl<'log_summary> Scanner<'log_summary> {
             Tag::FusedMoe => {
                 if let Some(key) = lookup::fused_moe_key(text) {
                     self.log_summary.add_fused_moe(key);
+                }
+                if let Some((call, found)) = fmoe::parse(text) {
+                    let logger = Logger::of(before);
+                    self.log_summary.fmoe.add(call, found, logger);
+                }
+            }
+            Tag::NoKernel => {
+                if let Some(name) = text.strip_prefix(b"nd: ") {
+                    self.log_summary.fmoe.add_not_found(name);
                 }
             }
             Tag::NoGfxColumn => {
@@ -512,7 +522,7 @@ impl<'log_summary> Scanner<'log_summary> {
     }
 }
 
-/// The bytes in memory, and where the current record ends.
+/// The bytes in memory, and where the record at hand ends.
 struct Segment<'bytes> {
     bytes: &'bytes [u8],
     /// Position of `bytes[0]` in the input.

@@ -37,6 +37,7 @@ pub struct Capture {
 pub enum CaptureUnit {
     /// Requests.
     Bs,
+    /// Tokens.
     NumTokens,
 }
 

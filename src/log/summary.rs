@@ -11,6 +11,7 @@ use serde::Serialize;
 use super::cursor::lossy;
 use super::dump::Dump;
 use super::engagement::{Hit, Reuse};
+use super::fmoe::FusedMoe;
 use super::hash::NumberMap;
 use super::plausible;
 use super::record::{CallKind, Hello, Record, TritonServed};
@@ -67,6 +68,8 @@ pub struct LogSummary {
     pub others: BTreeMap<String, u64>,
     /// Keys that aiter's fused MoE looked for, as it prints them.
     pub fused_moe: BTreeSet<String>,
+    /// The same with what served them.
+    pub fmoe: FusedMoe,
     /// Processes that were instrumented.
     pub hellos: BTreeSet<Hello>,
     /// Modules that instrumented processes hooked, with the files they were loaded from.
@@ -133,6 +136,7 @@ pub struct Malformed {
     pub line: Option<u64>,
     /// Position of its first byte.
     pub offset: u64,
+    /// What is wrong.
     pub reason: String,
     /// Its beginning.
     pub text: String,
@@ -141,6 +145,7 @@ pub struct Malformed {
 /// A shape and the number of its records.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Seen {
+    /// The problem.
     pub shape: Shape,
     /// Log records, or calls where a record file counts them.
     pub records: u64,
@@ -237,8 +242,12 @@ impl LogSummary {
     }
 
     fn op_by_dispatch(&self) -> Op {
-        let identities: Vec<&str> = self.dispatch.keys().map(String::as_str).collect();
-        Op::of_identities(&identities)
+        let triton = |identity: &String| identity.starts_with("triton_w8a8_block_fp8_linear");
+        if !self.dispatch.is_empty() && self.dispatch.keys().all(triton) {
+            Op::TritonBlockFp8
+        } else {
+            Op::Blockscale
+        }
     }
 
     fn add(&mut self, key: Key, count: u64) {
@@ -352,7 +361,7 @@ impl LogSummary {
         }
     }
 
-    /// Whether a dtype that continues where `dtype` ends has been seen, and `dtype` itself has not: then
+    /// Whether a dtype that goes on where `dtype` ends has been seen, and `dtype` itself has not: then
     /// `dtype` at the very end of a file is a longer name cut off.
     pub(super) fn expects_longer_than(&self, dtype: &str) -> bool {
         let seen = |wanted: &str| {

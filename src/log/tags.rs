@@ -27,6 +27,8 @@ pub(super) enum Tag {
     Batched,
     /// aiter's fused MoE says what it runs for a key.
     FusedMoe,
+    /// A compiled module lacks the kernel that a row of the fused MoE names; the name follows.
+    NoKernel,
     /// aiter says a table lacks the `gfx` column; its name stands before.
     NoGfxColumn,
     /// SGLang found no configuration file for an (N, K).
@@ -57,7 +59,7 @@ pub(super) enum Tag {
 /// `gemm_op_a4w4.py`, `batched_gemm_op_a8w8.py`, `fused_moe.py` at v0.1.7, v0.1.9, 303a583c, e4048607 and main of
 /// September 2026; SGLang 0.5.5 to 0.5.23 `fp8_kernel.py`,
 /// `scheduler_metrics_mixin.py`, `cuda_graph_runner.py`, `model_runner.py`, `eagle_worker_v2.py`.
-static TAGS: [(&[u8], usize, Tag); 21] = [
+static TAGS: [(&[u8], usize, Tag); 22] = [
     (b"[GEMM_shape_dump]", 0, Tag::Dump),
     (b"[aiter] shape is M:", 0, Tag::LookupHead),
     (b", found padded_M: ", 1, Tag::FoundPadded),
@@ -67,6 +69,9 @@ static TAGS: [(&[u8], usize, Tag); 21] = [
     (b"mxscale bpreshuffle (", 0, Tag::MxScale),
     (b"[aiter] shape is B:", 0, Tag::Batched),
     (b"[fused_moe] using ", 0, Tag::FusedMoe),
+    // `ck kernel not found: NAME` of `gemm_moe_ck2stages.cu`, at 303a583c and e4048607. No more of it, because another tag
+    // begins with `not found `.
+    (b"ck kernel not fou", 0, Tag::NoKernel),
     (b" has no 'gfx' column", 0, Tag::NoGfxColumn),
     (
         b"Using default W8A8 Block FP8 kernel config",
@@ -111,9 +116,11 @@ pub(super) struct Found {
 /// What [`Searcher::next`] says.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(super) enum Next {
+    /// A tag.
     Found(Found),
     /// Text that starts a tag and is cut off by the end of the input, from here on.
     CutOff(usize),
+    /// No tag.
     Nothing,
 }
 

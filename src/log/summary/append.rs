@@ -22,6 +22,7 @@ impl LogSummary {
         for key in later.fused_moe {
             self.add_fused_moe(key);
         }
+        self.fmoe.append(later.fmoe);
         for reuse in later.reused.into_values() {
             self.add_reuse(reuse);
         }

@@ -178,6 +178,7 @@ impl LogSummary {
 
     /// Ends a log: from here on its look-ups count once each.
     pub(in crate::log) fn end_log(&mut self) {
+        self.fmoe.end_log();
         let said = std::mem::take(&mut self.said);
         // In order, so that the same shapes are kept each time when there are more than are kept.
         let mut ours: Vec<_> = said.ours.into_iter().collect();
@@ -214,7 +215,7 @@ impl LogSummary {
                 served.hit = Some(Arc::new(reuse.hit(file.as_deref().unwrap_or(""))));
             }
             let shape = Shape {
-                op: key.op.unwrap_or(Op::UNSAID),
+                op: key.op.unwrap_or(Op::Blockscale),
                 m: key.m,
                 n: key.n,
                 k: key.k,
@@ -261,10 +262,6 @@ impl LogSummary {
     /// The row that serves the shape because its M is above every row's.
     fn reuse(&self, key: Key) -> Option<&Reuse> {
         let reuse = self.reused.get(&(key.n, key.k))?;
-        let reuses = key
-            .op
-            .and_then(Op::aiter)
-            .is_some_and(|aiter| aiter.reuses_largest_from.is_some());
-        (reuses && key.m > reuse.m).then_some(reuse)
+        (key.op == Some(Op::Bpreshuffle) && key.m > reuse.m).then_some(reuse)
     }
 }
