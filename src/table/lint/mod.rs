@@ -7,6 +7,7 @@ mod csv_columns;
 mod csv_keys;
 mod csv_rows;
 mod csv_series;
+mod fmoe;
 mod json;
 mod json_name;
 mod moe;
@@ -100,6 +101,11 @@ impl Report {
             self.rows += csv_columns::untuned(bytes, &mut sink);
             return None;
         }
+        if is_fused_moe(name, bytes) {
+            self.files += 1;
+            self.rows += fmoe::check(name, bytes, &mut sink);
+            return None;
+        }
         match Table::read(name, bytes, None) {
             Ok(table) => {
                 self.files += 1;
@@ -172,6 +178,15 @@ impl Report {
         self.findings
             .sort_by(|a, b| (&a.file, a.line, a.rule).cmp(&(&b.file, b.line, b.rule)));
     }
+}
+
+/// Whether a file is a tuned table of the fused MoE. Grouped tables and those with a shared expert apart (`fhmoe`) have further
+/// key columns and a look-up of their own.
+fn is_fused_moe(name: &str, bytes: &[u8]) -> bool {
+    use super::fmoe::table::{is_of_moe, is_untuned};
+    let file = name.rsplit('/').next().unwrap_or(name);
+    let other = file.contains("fhmoe") || file.contains("grouped");
+    !other && is_of_moe(bytes) && !is_untuned(bytes)
 }
 
 fn check_table(table: &Table, sink: &mut Sink<'_>) {

@@ -7,10 +7,12 @@ use std::fmt::Write as _;
 use super::{Finding, Severity};
 
 mod csv;
+mod fmoe;
 mod json;
 mod moe;
 
 pub use csv::*;
+pub use fmoe::*;
 pub use json::*;
 pub use moe::*;
 
@@ -120,7 +122,7 @@ fn severity_word(severity: Severity) -> &'static str {
 }
 
 /// Every rule, in the order of the reference page.
-pub const ALL: [&Rule; 53] = [
+pub const ALL: [&Rule; 63] = [
     &FILE_UNREADABLE,
     &LINE_UNREADABLE,
     &CELL_NOT_A_NUMBER,
@@ -157,6 +159,16 @@ pub const ALL: [&Rule; 53] = [
     &SHADOWS_FASTER,
     &TIME_NOT_MONOTONE,
     &UNTUNED_EXTRA_COLUMN,
+    &MOE_KEY_MISSPELT,
+    &MOE_TOKEN_UNREACHABLE,
+    &MOE_KEY_TWICE,
+    &MOE_ACTIVATION_SHADOWED,
+    &MOE_CELL_EMPTY,
+    &MOE_GFX_EMPTY,
+    &MOE_TIME_COPIED,
+    &MOE_ERR_RATIO_HIGH,
+    &MOE_EP_UNREACHABLE,
+    &MOE_FALLBACK_ROW,
     &FILE_NAME_UNREAD,
     &DEVICE_NAME_UNKNOWN,
     &KEY_NOT_INTEGER,

@@ -1,0 +1,145 @@
+//! Rules about the tables of aiter's fused MoE. Examples are copied from aiter e4048607a5 (MIT licence), shortened to a row or
+//! two, or made up after such rows.
+
+use super::super::Severity::{Error, Warning};
+use super::{Example, Rule};
+
+/// A cell of the key is spelt as no look-up has it.
+pub const MOE_KEY_MISSPELT: Rule = Rule {
+    id: "moe-key-misspelt",
+    severity: Error,
+    title: "A cell of a fused-MoE key is spelt as no look-up has it",
+    why: "The look-up compares text: `torch.float8_e4m3fnuz`, `ActivationType.Silu`, `QuantType.per_1x128`. The short forms (`dtypes.fp8`) are for the tuner's input only, so the row serves nothing.",
+    fix: "Write the cell as torch prints it, and tune again if the tuner wrote it so.",
+    example: Example {
+        file: "tuned_fmoe.csv",
+        text: include_str!("examples/moe-key-misspelt.csv"),
+        found: "",
+    },
+};
+
+/// No look-up asks for so many tokens.
+pub const MOE_TOKEN_UNREACHABLE: Rule = Rule {
+    id: "moe-token-unreachable",
+    severity: Error,
+    title: "No fused-MoE look-up asks for this number of tokens",
+    why: "Tokens are rounded up before the look-up: to powers of two up to 32768 from v0.1.12 on (131072 besides from v0.1.14), in coarser steps before. A row at another number is never served.",
+    fix: "Tune at the power of two above, or remove the row.",
+    example: Example {
+        file: "tuned_fmoe.csv",
+        text: include_str!("examples/moe-token-unreachable.csv"),
+        found: "11 rows in six tables of aiter e4048607a5, for example token 40 in `a8w8_blockscale_tuned_fmoe_ds_v3.csv`.",
+    },
+};
+
+/// One key has two rows.
+pub const MOE_KEY_TWICE: Rule = Rule {
+    id: "moe-key-twice",
+    severity: Error,
+    title: "One fused-MoE key has two rows",
+    why: "Up to v0.1.13 the first call raises `ValueError: DataFrame index must be unique`, also where the rows are equal; later the first row serves and this one does not.",
+    fix: "Keep the row that is right and fast.",
+    example: Example {
+        file: "tuned_fmoe.csv",
+        text: include_str!("examples/moe-key-twice.csv"),
+        found: "",
+    },
+};
+
+/// A row of another activation stands first.
+pub const MOE_ACTIVATION_SHADOWED: Rule = Rule {
+    id: "moe-activation-shadowed",
+    severity: Error,
+    title: "A row of another activation serves in place of this one",
+    why: "v0.1.14 to v0.1.17 and v0.1.19.post1 to e4048607 do not match the activation: of rows that differ in nothing else the first in the file serves, whatever it was tuned for. This row serves nothing, and a call of its activation is given the other's kernel names.",
+    fix: "Deploy a table with the one activation that the model has.",
+    example: Example {
+        file: "tuned_fmoe.csv",
+        text: include_str!("examples/moe-activation-shadowed.csv"),
+        found: "440 rows of aiter e4048607a5, 283 of them in `tuned_fmoe.csv`.",
+    },
+};
+
+/// A cell is empty that Python turns into a number.
+pub const MOE_CELL_EMPTY: Rule = Rule {
+    id: "moe-cell-empty",
+    severity: Error,
+    title: "A cell is empty that the fused-MoE look-up makes a number of",
+    why: "From v0.1.13 on `int(nan)` raises `ValueError` in the call that the row would serve. aiter fills such cells when it merges its own tables, and not in the one file that AITER_CONFIG_FMOE names.",
+    fix: "Write 0.",
+    example: Example {
+        file: "tuned_fmoe.csv",
+        text: include_str!("examples/moe-cell-empty.csv"),
+        found: "",
+    },
+};
+
+/// The architecture is in no row.
+pub const MOE_GFX_EMPTY: Rule = Rule {
+    id: "moe-gfx-empty",
+    severity: Error,
+    title: "The column gfx of a fused-MoE table is empty throughout",
+    why: "From v0.1.16 on aiter fills it in by the compute units. pandas reads an empty column as one of numbers and, from version 3 on, raises `TypeError` when text is written into it: the first call fails.",
+    fix: "Fill the column in, or remove it.",
+    example: Example {
+        file: "tuned_fmoe.csv",
+        text: include_str!("examples/moe-gfx-empty.csv"),
+        found: "",
+    },
+};
+
+/// The time is that of half the tokens.
+pub const MOE_TIME_COPIED: Rule = Rule {
+    id: "moe-time-copied",
+    severity: Warning,
+    title: "Twice the tokens take the same time, digit for digit",
+    why: "Two measurements are never equal to four decimals: the row was copied from the smaller one, and its kernels were not measured at this size.",
+    fix: "Tune the row, or remove it if the default is faster at this size.",
+    example: Example {
+        file: "tuned_fmoe.csv",
+        text: include_str!("examples/moe-time-copied.csv"),
+        found: "476 rows of aiter e4048607a5, 252 of them in `a8w8_blockscale_tuned_fmoe_ds_v3.csv`.",
+    },
+};
+
+/// Many elements of a stage are wrong.
+pub const MOE_ERR_RATIO_HIGH: Rule = Rule {
+    id: "moe-err-ratio-high",
+    severity: Warning,
+    title: "Many elements of a fused-MoE stage differ from the reference",
+    why: "The tuner of e4048607 takes no kernel with more than 10 % of its elements apart, that of 303a583c takes half. Its reference does not quantise between the stages, so a right kernel of stage 2 differs too; which one this is, the column does not say.",
+    fix: "Check the kernel against a reference that quantises as it does before you rely on the row.",
+    example: Example {
+        file: "tuned_fmoe.csv",
+        text: include_str!("examples/moe-err-ratio-high.csv"),
+        found: "276 cells of aiter e4048607a5; tuned rows once took a model's accuracy to 0 without an error (ROCm/aiter#4788).",
+    },
+};
+
+/// A rank of expert parallelism asks for another topk.
+pub const MOE_EP_UNREACHABLE: Rule = Rule {
+    id: "moe-ep-unreachable",
+    severity: Warning,
+    title: "Under expert parallelism another topk is asked for",
+    why: "From v0.1.16 on a call with an expert mask is looked up with one expert less than topk_ids has columns, for a column of masked experts that SGLang and vLLM do not add (ROCm/aiter#3999). A row with the model's topk then serves nothing.",
+    fix: "Add the row with topk less one, or leave both in: the key of a log line is what is asked for.",
+    example: Example {
+        file: "tuned_fmoe.csv",
+        text: include_str!("examples/moe-ep-unreachable.csv"),
+        found: "",
+    },
+};
+
+/// The row is for where FlyDSL is absent.
+pub const MOE_FALLBACK_ROW: Rule = Rule {
+    id: "moe-fallback-row",
+    severity: Warning,
+    title: "A row for machines without FlyDSL that newer aiter drops",
+    why: "v0.1.11 to v0.1.17 serve rows tagged `flydsl_fallback` where the package is missing; v0.1.16.post4, v0.1.18 and later leave them out.",
+    fix: "Remove the row if no older aiter is to read the table.",
+    example: Example {
+        file: "tuned_fmoe.csv",
+        text: include_str!("examples/moe-fallback-row.csv"),
+        found: "14 rows of `gptoss_fp8fp4_tuned_fmoe.csv` of aiter e4048607a5.",
+    },
+};
