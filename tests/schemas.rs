@@ -94,6 +94,109 @@ fn a_missing_or_undescribed_field_is_noticed() {
 }
 
 #[test]
+fn documents_about_the_fused_moe_are_as_published() {
+    let place = Place::new();
+    // What 303a583c logs of a key without a row, and what e4048607 logs under expert parallelism; both loggers, two ranks.
+    let key = "4096, 1536, 16, {topk}, {act}, 'torch.bfloat16', 'torch.float8_e4m3fnuz', 'torch.float8_e4m3fnuz', 'QuantType.per_1x128', True, False)";
+    let older = key
+        .replace("{topk}", "8")
+        .replace("{act}", "'ActivationType.Silu'");
+    let newer = key
+        .replace("{topk}", "7")
+        .replace("{act}", "<ActivationType.Silu: 0>");
+    let lines = [
+        format!(
+            "[aiter] [fused_moe] using 2stage (kernelName1='a', kernelName2='b') for (304, 64, {older} \n"
+        ),
+        format!(
+            "[t TP0] [fused_moe] using 2stage (kernelName1='a', kernelName2='b') for (304, 64, {older} \n"
+        ),
+        format!("[aiter] [fused_moe] using 1stage default for ('gfx942', 304, 128, {newer} \n"),
+        format!("[aiter] [fused_moe] using 1stage default for ('gfx942', 304, 128, {newer} \n"),
+    ];
+    let log = place.file("server.log", &lines.concat());
+    let shapes = place.json(&["shapes", &log, "--fused-moe", "calls.csv"]);
+    check("shapes", &shapes);
+    let calls = shapes["aiter_fused_moe"].as_array().unwrap();
+    let ends: Vec<_> = calls
+        .iter()
+        .map(|call| {
+            (
+                &call["token"],
+                &call["topk"],
+                &call["hits"],
+                &call["misses"],
+            )
+        })
+        .map(|(token, topk, hits, misses)| {
+            [token, topk, hits, misses].map(|number| number.as_u64().unwrap())
+        })
+        .collect();
+    assert_eq!(ends, [[128, 7, 0, 2], [64, 8, 1, 0]]);
+    let table = data("lookup/aiter-fmoe-traps.csv");
+    let lookup = |tag: &str, calls: &str| {
+        let arguments = [
+            "lookup",
+            "--table",
+            table.as_str(),
+            "--shapes",
+            calls,
+            "--aiter",
+            tag,
+        ];
+        let document = place.json(&[&arguments[..], &["--gfx", "gfx942", "--cu", "304"]].concat());
+        check("lookup-fused-moe", &document);
+        document
+    };
+    let found = lookup("303a583c", "calls.csv");
+    assert_eq!((&found["hits"], &found["misses"]), (&1.into(), &1.into()));
+    let header = "token,model_dim,inter_dim,expert,topk,act_type,dtype,q_dtype_a,q_dtype_w,q_type,use_g1u1,doweight_stage1,ep";
+    let ep = place.file(
+        "ep.csv",
+        &format!("{header}\n64,4096,1536,16,8,ActivationType.Silu,torch.bfloat16,torch.float8_e4m3fnuz,torch.float8_e4m3fnuz,QuantType.per_1x128,1,0,1\n"),
+    );
+    assert_eq!(lookup("v0.1.14", &ep)["rows"][0]["result"], "hit");
+    let missed = &lookup("v0.1.16", &ep)["rows"][0];
+    assert_eq!(missed["result"], "miss");
+    assert!(
+        missed["reason"].as_str().unwrap().contains("topk=7"),
+        "{missed}"
+    );
+    let plan = place.json(&[
+        "plan",
+        "--shapes",
+        &ep,
+        "--table",
+        table.as_str(),
+        "--aiter",
+        "v0.1.16",
+        "--gfx",
+        "gfx942",
+        "--cu",
+        "304",
+        "-o",
+        "untuned.csv",
+    ]);
+    check("plan-fused-moe", &plan);
+    assert_eq!(plan["tune"][0]["topk"], 7);
+    let untuned = fs_err::read_to_string(place.folder.join("untuned.csv")).unwrap();
+    assert_eq!(
+        untuned.lines().nth(1).unwrap(),
+        "64,4096,1536,16,7,ActivationType.Silu,torch.bfloat16,torch.float8_e4m3fnuz,torch.float8_e4m3fnuz,QuantType.per_1x128,1,0"
+    );
+    let lint = place.json(&["lint", table.as_str()]);
+    check("lint", &lint);
+    assert!(
+        lint["findings"]
+            .as_array()
+            .unwrap()
+            .iter()
+            .any(|finding| finding["rule"] == "moe-activation-shadowed"),
+        "{lint}"
+    );
+}
+
+#[test]
 fn documents_about_trees_are_as_published() {
     let place = Place::new();
     for era in ["e0", "e1", "e2", "e3", "e4", "e5", "e6", "e7", "e7b"] {

@@ -1,5 +1,6 @@
 //! `gemmtune lookup`: which row of a table the runtime takes for each shape.
 
+pub(super) mod fused_moe;
 mod json;
 mod moe;
 
@@ -14,6 +15,7 @@ use crate::run::error::{Error, ErrorKind};
 use crate::shape::{Op, Shape};
 use crate::table::aiter::{Row, Table};
 use crate::table::family::{self, Family};
+use crate::table::fmoe::rules::Release;
 use crate::table::lookup::{LookupError, Probe, Resolution, Resolver, Rules};
 use crate::table::moe::folders::Tables;
 use crate::table::moe::problem::{CountedProblem, read as read_problems};
@@ -26,12 +28,15 @@ use moe::{MoeAnswer, MoeAnswers};
 /// Arguments of `gemmtune lookup`.
 #[derive(Debug, clap::Args)]
 pub struct LookupArgs {
-    /// A tuned CSV of aiter, a JSON configuration of SGLang, or a folder of the latter; for fused MoE also the folder with
-    /// `triton_X_Y_Z` in it, or the `sglang` package
+    /// A tuned CSV of aiter (of a GEMM or of its fused MoE), a JSON configuration of SGLang, or a folder of the latter; for
+    /// SGLang's fused MoE also the folder with `triton_X_Y_Z` in it, or the `sglang` package
     #[arg(long, value_name = "TABLE")]
     table: Utf8PathBuf,
 
     /// Shapes to look up: the CSV of `gemmtune shapes`, or one with the columns M,N,K; `-` is standard input
+    ///
+    /// For a table of aiter's fused MoE: the CSV of `gemmtune shapes --fused-moe`, or one with the columns of aiter's
+    /// untuned_fmoe.csv.
     #[arg(long, value_name = "CSV", required_unless_present = "shape")]
     shapes: Option<Utf8PathBuf>,
 
@@ -56,6 +61,10 @@ pub struct LookupArgs {
     /// Without it: that of the aiter tree the table lies in; elsewhere both H and N, and what depends on it is reported.
     #[arg(long, value_name = "REV")]
     revision: Option<Revision>,
+
+    /// aiter tag whose rules count for a table of the fused MoE, for example v0.1.16; --revision serves too
+    #[arg(long, value_name = "TAG")]
+    aiter: Option<Release>,
 
     /// Whether a table's gfx column is part of the key, where the user's tree differs from the revision
     #[arg(long, value_name = "BOOL")]
@@ -180,6 +189,12 @@ pub fn run(args: &LookupArgs, printer: &Printer) -> Result<(), Error> {
         Some(path) => read(path, "the shapes")?,
         None => moe::shape_lines(&args.shape)?,
     };
+    if !is_json {
+        let table = read(&args.table, "the table")?;
+        if crate::table::fmoe::table::is_of_moe(&table) {
+            return fused_moe::run(args, &table, (from, &bytes), printer);
+        }
+    }
     let wrong = |error: ShapesError| {
         Error::to(ErrorKind::Usage, &format!("use `{from}`"), error)
             .hint("the columns are op,M,N,K,dtype,records, and E,topk,scales for fused MoE; only M,N,K are needed")

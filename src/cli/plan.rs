@@ -1,5 +1,6 @@
 //! `gemmtune plan`: what is worth tuning, in which order, for how much.
 
+mod fused_moe;
 mod place;
 
 use std::collections::BTreeSet;
@@ -21,6 +22,7 @@ use crate::run::error::{Error, ErrorKind};
 use crate::shape::{Op, Shape};
 use crate::store::file::entries;
 use crate::table::aiter::Table;
+use crate::table::fmoe::rules::Release;
 use crate::table::lookup::Rules;
 use crate::table::revision::Revision;
 use crate::table::sglang_json::{Config, FileName};
@@ -34,6 +36,8 @@ const SHOWN: usize = 15;
 #[derive(Debug, clap::Args)]
 pub struct PlanArgs {
     /// Shapes that were seen: `op,M,N,K,dtype,records`, or a tuner's `M,N,K`; `-` is standard input
+    ///
+    /// Or calls of aiter's fused MoE, as `gemmtune shapes --fused-moe` writes them: then those are planned for.
     #[arg(long, value_name = "S.csv", required_unless_present_any = ["model", "thin"])]
     shapes: Option<Utf8PathBuf>,
 
@@ -84,6 +88,10 @@ pub struct PlanArgs {
     /// Revision of aiter: A (v0.1.7), B (v0.1.9), P (303a583c), H (e4048607) or N (after aiter#5586)
     #[arg(long, default_value = "H")]
     revision: Revision,
+
+    /// aiter tag whose rules count for calls of the fused MoE, for example v0.1.16; --revision serves too
+    #[arg(long, value_name = "TAG")]
+    aiter: Option<Release>,
 
     /// How many M share a row: exact, fine (steps of 16 to 128) or coarse (powers of two)
     #[arg(long, default_value = "fine", value_parser = parse_fold)]
@@ -144,6 +152,13 @@ fn parse_fold(text: &str) -> Result<Fold, String> {
 
 /// Makes the plan, writes the untuned table and says what is in it.
 pub fn run(args: &PlanArgs, printer: &Printer) -> Result<(), Error> {
+    if let Some(calls) = fused_moe::calls_of(args) {
+        if let Some(output) = &args.output {
+            let inputs = args.shapes.iter().chain(&args.tables);
+            files::refuse_overwriting(output, inputs.map(Utf8PathBuf::as_path))?;
+        }
+        return fused_moe::run(args, calls, printer);
+    }
     let prediction = args
         .model
         .as_deref()

@@ -1,5 +1,7 @@
 //! `gemmtune shapes`: the GEMM shapes in server logs and record files.
 
+mod fused_moe;
+
 use std::collections::BTreeMap;
 use std::fmt::Write as _;
 use std::io::{self, IsTerminal as _, Read};
@@ -38,6 +40,10 @@ pub struct ShapesArgs {
     #[arg(short, long, value_name = "CSV")]
     output: Option<Utf8PathBuf>,
 
+    /// Write the calls of aiter's fused MoE to this CSV file
+    #[arg(long, value_name = "CSV")]
+    fused_moe: Option<Utf8PathBuf>,
+
     /// Operation of shape-dump lines that do not name one
     ///
     /// Without it: `w8a8_block_fp8_matmul` if SGLang's Triton path is the only dispatch identity in the logs, else
@@ -73,6 +79,8 @@ struct Summary<'log_summary> {
     other_families: &'log_summary BTreeMap<String, u64>,
     /// Keys that the fused MoE looked for, at most as many as shapes.
     fused_moe_keys: Vec<&'log_summary str>,
+    #[serde(flatten)]
+    aiter_moe: fused_moe::AiterMoe<'log_summary>,
     processes: usize,
     malformed_records: &'log_summary [Malformed],
 }
@@ -112,6 +120,10 @@ pub fn run(args: &ShapesArgs, printer: &Printer) -> Result<(), Error> {
     if let Some(output) = &args.output {
         refuse_overwriting(output, files.iter().map(Utf8PathBuf::as_path))?;
     }
+    if let Some(output) = &args.fused_moe {
+        let others = files.iter().chain(&args.output);
+        refuse_overwriting(output, others.map(Utf8PathBuf::as_path))?;
+    }
     let mut log_summary = LogSummary::default();
     let progress = Progress::new();
     for file in &files {
@@ -142,10 +154,16 @@ pub fn run(args: &ShapesArgs, printer: &Printer) -> Result<(), Error> {
             None => printer.data(csv.as_bytes())?,
         }
     }
+    let wrote_calls = fused_moe::write(&log_summary, args, printer)?;
     if printer.is_json() {
         printer.json(&summary)?;
     }
     if log_summary.is_empty() {
+        // The calls were asked for, and are there.
+        if wrote_calls {
+            fused_moe::tell(&log_summary, args, printer);
+            return Ok(());
+        }
         return Err(nothing_found(&log_summary, files.len()));
     }
     tell(&log_summary, &summary, args, printer);
@@ -267,6 +285,7 @@ fn summary<'log_summary>(
             .take(LISTED)
             .map(String::as_str)
             .collect(),
+        aiter_moe: fused_moe::listed(log_summary),
         processes: log_summary.hellos.len(),
         malformed_records: &log_summary.malformed_shown,
     }
@@ -288,6 +307,7 @@ fn tell(log_summary: &LogSummary, summary: &Summary<'_>, args: &ShapesArgs, prin
             summary.hits, summary.misses
         ));
     }
+    fused_moe::tell(log_summary, args, printer);
     if let Some(others) = other_operations(log_summary) {
         printer.say(others);
     }

@@ -1,6 +1,6 @@
 //! `[GEMM_shape_dump]` records: the fields behind `csv_row:`, and a tally that meets each text once.
 
-use super::cursor::{Cursor, find};
+use super::cursor::Cursor;
 use super::plausible;
 use crate::shape::Op;
 
@@ -62,9 +62,7 @@ fn is_dtype_byte(byte: u8) -> bool {
 
 /// The operation that a record's text names, between the tag and `csv_row:`.
 ///
-/// An explicit ` op=<name>` right behind the tag counts first. The playbook's text names
-/// `gemm_a8w8_blockscale / bpreshuffle` as one pair of candidates: that is the plain operation unless said otherwise,
-/// because the hook sits above the choice between the two.
+/// An explicit ` op=<name>` right behind the tag counts first.
 pub(super) fn op_of_text(text: &[u8]) -> Option<Op> {
     if let Some(named) = text.strip_prefix(b" op=") {
         let mut cursor = Cursor::new(named);
@@ -73,14 +71,7 @@ pub(super) fn op_of_text(text: &[u8]) -> Option<Op> {
             return Some(op);
         }
     }
-    let names = |name: &[u8]| find(text, name).is_some();
-    if names(b"w8a8_block_fp8_matmul") || names(b"triton_w8a8_block_fp8_linear") {
-        Some(Op::TritonBlockFp8)
-    } else if names(b"aiter") || names(b"gemm_a8w8_blockscale") {
-        Some(Op::Blockscale)
-    } else {
-        None
-    }
+    Op::of_text(text)
 }
 
 /// Longest payload the tally takes: `16384,106496,53248,torch.float8_e4m3fnuz`. Longer ones are parsed each time.

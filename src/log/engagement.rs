@@ -7,6 +7,7 @@
 
 use super::cursor::{Cursor, lossy, rfind};
 use super::plausible;
+use crate::problem::op::LookupLine;
 use crate::shape::Op;
 use crate::table::family::{self, Family};
 
@@ -16,7 +17,6 @@ const HEAD_MAX: usize = 192;
 /// Longest table path or kernel name kept.
 const NAME_MAX: usize = 1024;
 
-/// One look-up.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Lookup {
     /// The operation, by the form of the line and the name of the table.
@@ -29,7 +29,6 @@ pub struct Lookup {
     pub k: u32,
     /// dtype of the weight, where the line says it.
     pub dtype: Option<String>,
-    /// What was found.
     pub outcome: Outcome,
 }
 
@@ -50,7 +49,6 @@ pub enum Outcome {
 pub struct Hit {
     /// M of the row.
     pub padded_m: u32,
-    /// The table.
     pub file: String,
     /// Compute units the row is for.
     #[serde(skip_serializing_if = "Option::is_none")]
@@ -64,7 +62,6 @@ pub struct Hit {
     /// Number of the kernel.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub kernel_id: Option<String>,
-    /// Split of K.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub split_k: Option<String>,
 }
@@ -85,7 +82,7 @@ pub fn classify(line: &[u8]) -> Option<Lookup> {
         })
 }
 
-/// Where the look-up line starts whose text goes on at `at`; `None` when it does not start nearby.
+/// Where the look-up line starts whose text continues at `at`; `None` when it does not start nearby.
 pub(super) fn head_start(bytes: &[u8], at: usize) -> Option<usize> {
     let from = at.saturating_sub(HEAD_MAX);
     let before = &bytes[from..at];
@@ -100,7 +97,7 @@ pub(super) fn head_start(bytes: &[u8], at: usize) -> Option<usize> {
     })
 }
 
-/// Whether a look-up line whose beginning is lost goes on at `at`: `K:7168, ` stands before it, and in its line no word
+/// Whether a look-up line whose beginning is lost continues at `at`: `K:7168, ` stands before it, and in its line no word
 /// `shape` that would make it another operation's.
 pub(super) fn lost_head(bytes: &[u8], at: usize) -> bool {
     let before = &bytes[at.saturating_sub(HEAD_MAX)..at];
@@ -210,11 +207,11 @@ pub(super) fn parse(text: &[u8]) -> Option<(Said<'_>, usize)> {
     let dtype = (cursor.eat(b" q_dtype_w:").is_some() || cursor.eat(b", q_dtype_w:").is_some())
         .then(|| cursor.run(|byte| byte.is_ascii_alphanumeric() || matches!(byte, b'.' | b'_')));
     let (op, outcome) = if cursor.eat(b", not found tuned config, will use").is_some() {
-        let op = op_of(b"", Form::of_miss(b"", dtype.is_some()));
+        let op = op_of(b"", form_of_miss(b"", dtype.is_some()), false);
         (op, LineOutcome::Miss { file: None })
     } else if cursor.eat(b", not found tuned config in ").is_some() {
         let file = missed_file(&mut cursor)?;
-        let op = op_of(file, Form::of_miss(file, dtype.is_some()));
+        let op = op_of(file, form_of_miss(file, dtype.is_some()), false);
         let file = (file != b"CKGEMM or asmGEMM").then_some(file);
         (op, LineOutcome::Miss { file })
     } else if dtype.is_some() && cursor.eat(b" is tuned, in ").is_some() {
@@ -252,7 +249,7 @@ pub(super) fn parse(text: &[u8]) -> Option<(Said<'_>, usize)> {
     Some((said, text.len() - cursor.rest().len()))
 }
 
-/// The table of a miss; also where the line is cut off behind it, because nothing more is said then.
+/// The table of a miss; also where the line is cut off behind it, because nothing follows then.
 fn missed_file<'log>(cursor: &mut Cursor<'log>) -> Option<&'log [u8]> {
     const END: &[u8] = b", will use default config!";
     if let Some(file) = cursor.until(END) {
@@ -323,30 +320,17 @@ pub(super) fn reuse(text: &[u8]) -> Option<Reuse> {
 /// The operation of a table whose name says it, or the stem of another family's.
 type OpOrFamily = Result<Op, String>;
 
-/// What the form of a line leaves open.
-#[derive(Clone, Copy)]
-enum Form {
-    /// Neither a dtype nor a tail of `gemm_a4w4`'s.
-    Plain,
-    /// With a dtype.
-    Quantised,
-    /// Of `gemm_a4w4` alone.
-    A4w4,
-}
-
-impl Form {
-    fn of_miss(file: &[u8], has_dtype: bool) -> Self {
-        match (file, has_dtype) {
-            (b"CKGEMM or asmGEMM", _) => Self::A4w4,
-            (_, true) => Self::Quantised,
-            (_, false) => Self::Plain,
-        }
+fn form_of_miss(file: &[u8], has_dtype: bool) -> LookupLine {
+    match (file, has_dtype) {
+        (b"CKGEMM or asmGEMM", _) => LookupLine::CkOrAsm,
+        (_, true) => LookupLine::Quantised,
+        (_, false) => LookupLine::Plain,
     }
 }
 
 /// Whose table `file` is. Tables may have any name; aiter's own names tell the family, and another name is taken for the
 /// operation that the line's form is mostly used for.
-fn op_of(file: &[u8], form: Form) -> OpOrFamily {
+fn op_of(file: &[u8], form: LookupLine, has_libtype: bool) -> OpOrFamily {
     let named = match std::str::from_utf8(file)
         .ok()
         .and_then(family::of_file_name)
@@ -359,14 +343,7 @@ fn op_of(file: &[u8], form: Form) -> OpOrFamily {
         }
         None => None,
     };
-    Ok(match (form, named) {
-        (Form::Quantised, Some(Op::A8w8)) => Op::A8w8,
-        (Form::Quantised, _) => Op::Bpreshuffle,
-        (Form::A4w4, _) => Op::A4w4,
-        // `gemm_a8w8` at v0.1.7 and v0.1.9 only: later ones say the dtype.
-        (Form::Plain, Some(op @ (Op::BlockscaleBpreshuffle | Op::A4w4 | Op::A8w8))) => op,
-        (Form::Plain, _) => Op::Blockscale,
-    })
+    Ok(Op::of_line(form, has_libtype, named))
 }
 
 /// ` is tuned on cu_num = <n> in <file> , kernel name is <name>!`, and `gemm_a4w4`'s form of it.
@@ -392,10 +369,10 @@ fn plain_hit<'log>(
     if file.is_none() {
         hit.kernel_name = Some(cursor.until(b", splitK is ")?);
         hit.split_k = Some(cursor.until(b"!")?);
-        return Some((op_of(hit.file, Form::A4w4), hit));
+        return Some((op_of(hit.file, LookupLine::CkOrAsm, false), hit));
     }
     hit.kernel_name = Some(cursor.until(b"!")?);
-    Some((op_of(hit.file, Form::Plain), hit))
+    Some((op_of(hit.file, LookupLine::Plain, false), hit))
 }
 
 /// `<file>!`, `<file>, libtype is <lib>!` (v0.1.9), or `<file>!` with ` libtype is <lib>!` and
@@ -422,11 +399,7 @@ fn quantised_hit<'log>(
         hit.kernel_name = Some(cursor.until(b" (kernelId ")?);
         hit.kernel_id = Some(cursor.until(b")!")?);
     }
-    let op = op_of(hit.file, Form::Quantised).map(|op| match op {
-        // Tables of `gemm_a8w8` have no libtype.
-        Op::A8w8 if hit.libtype.is_some() => Op::Bpreshuffle,
-        op => op,
-    });
+    let op = op_of(hit.file, LookupLine::Quantised, hit.libtype.is_some());
     Some((op, hit))
 }
 

@@ -7,7 +7,6 @@ use std::hash::{BuildHasherDefault, Hasher};
 /// A hash map with [`Numbers`].
 pub(super) type NumberMap<K, V> = std::collections::HashMap<K, V, BuildHasherDefault<Numbers>>;
 
-/// The hasher.
 #[derive(Clone, Copy, Debug, Default)]
 pub(super) struct Numbers(u64);
 

@@ -1,15 +1,7 @@
 //! Which M, N, K and dtype a GEMM can have: the difference between a record and a torn one.
 
-use crate::shape::Op;
-
-/// FP8 dtypes as torch prints them (torch 2.4 to 2.9, `torch/__init__.py`).
-const FLOAT8: [&str; 5] = [
-    "torch.float8_e4m3fn",
-    "torch.float8_e4m3fnuz",
-    "torch.float8_e5m2",
-    "torch.float8_e5m2fnuz",
-    "torch.float8_e8m0fnu",
-];
+use crate::problem::Op;
+use crate::problem::dtype::FLOAT8;
 
 /// Largest M taken for real. Prefill chunks end at 16384 tokens by default (SGLang 0.5.5 to 0.5.23); the factor
 /// of 1024 leaves room for offline engines while two glued numbers still stand out.
@@ -19,12 +11,12 @@ pub const MAX_M: u32 = 1 << 24;
 /// (Llama-3.1-405B gate_up at TP1, 106496), rounded up.
 pub const MAX_NK: u32 = 1 << 20;
 
-/// The FP8 dtype of which `dtype` is the whole name. A name cut short is none.
+/// The FP8 dtype of which `dtype` is the whole name. A name cut short is not one.
 pub fn float8(dtype: &str) -> Option<&'static str> {
     FLOAT8.into_iter().find(|whole| *whole == dtype)
 }
 
-/// The FP8 dtypes whose names go on where `dtype` ends: `dtype` may be one of them, torn.
+/// The FP8 dtypes whose names continue where `dtype` ends: `dtype` may be one of them, torn.
 pub fn longer(dtype: &str) -> impl Iterator<Item = &'static str> {
     FLOAT8
         .into_iter()
@@ -58,15 +50,11 @@ pub fn m(m: u32) -> Result<(), &'static str> {
 pub fn shape(op: Op, m: u32, n: u32, k: u32, dtype: &str) -> Result<(), &'static str> {
     self::m(m)?;
     nk(n, k)?;
-    let known = match op {
-        Op::Blockscale | Op::BlockscaleBpreshuffle | Op::TritonBlockFp8 => float8(dtype).is_some(),
-        Op::Bpreshuffle | Op::A8w8 => float8(dtype).is_some() || dtype == "torch.int8",
-        Op::A4w4 => dtype == "torch.float4_e2m1fn_x2" || dtype == "torch.uint8",
-    };
+    let known = op.facts().dtypes.contains(&dtype);
     if known {
         Ok(())
     } else {
-        Err("the dtype is none this operation takes")
+        Err("this operation does not take this dtype")
     }
 }
 

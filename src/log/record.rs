@@ -15,7 +15,7 @@
 //! ```
 //!
 //! `pid` integer; `rank` tensor-parallel rank and `world` tensor-parallel size, or `null` when they
-//! cannot be told; `version` the version of this format, the integer 1. Further keys are welcome and
+//! is unknown; `version` the version of this format, the integer 1. Further keys are welcome and
 //! ignored here (`sglang`, `aiter`, `torch`, `device`, `arch`, `cu_num` …). Rank and world may become known later: a
 //! process may then write a second hello with the same pid, which replaces the first.
 //!
@@ -44,7 +44,7 @@
 //!
 //! `replay` is the number of the graph that ran, `tokens` the M that most of its GEMMs have.
 //!
-//! **Capture records** say how often a graph was captured, because one that is captured anew under its number counts its
+//! **Capture records** say how often a graph was captured, because one that is captured again under its number counts its
 //! shapes again. Without one, one capture is assumed:
 //!
 //! ```json
@@ -85,7 +85,6 @@ pub enum Record {
     Hello(Hello),
     /// Calls of one shape.
     Calls {
-        /// The problem.
         shape: Shape,
         /// How the calls ran.
         kind: CallKind,
@@ -123,7 +122,6 @@ pub enum Record {
     Module {
         /// Dotted name.
         name: String,
-        /// Its file.
         file: String,
     },
     /// What SGLang's Triton kernel was served with, once per shape and process.
@@ -153,7 +151,6 @@ pub struct TritonServed {
 /// The first record of a process.
 #[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord, serde::Serialize)]
 pub struct Hello {
-    /// Process id.
     pub pid: u64,
     /// Tensor-parallel rank.
     pub rank: Option<u32>,

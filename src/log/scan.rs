@@ -2,7 +2,7 @@
 //!
 //! A log is any bytes. Records are looked for anywhere: behind progress bars, rank prefixes and colours, several in
 //! a line. A record starts at its tag and ends at the next line end (`\n` or `\r`), at the latest after
-//! [`RECORD_MAX`] bytes; only a look-up line that was wrapped when it was copied goes on. What is found depends on the
+//! [`RECORD_MAX`] bytes; only a look-up line that was wrapped when it was copied may continue. What is found depends on the
 //! bytes alone, never on how they arrive. Memory does not depend on the size of the input, nor on the length of its lines.
 
 mod lookup;
@@ -199,7 +199,7 @@ struct Scanner<'log_summary> {
 
 /// Bytes of a window that [`Scanner::block`] is done with.
 struct Done {
-    /// Where the search goes on.
+    /// Where the search continues.
     resume: usize,
     /// First byte that must stay in memory.
     keep: usize,
@@ -310,7 +310,7 @@ impl<'log_summary> Scanner<'log_summary> {
         }
     }
 
-    /// Handles the record behind one tag; gives where the search goes on, or nothing where more bytes tell what it is.
+    /// Handles the record behind one tag; gives where the search continues, or nothing where more bytes are needed.
     #[inline]
     fn record(&mut self, segment: &Segment<'_>, found: Found) -> Option<usize> {
         if found.tag == Tag::Dump {
@@ -522,7 +522,7 @@ impl<'log_summary> Scanner<'log_summary> {
     }
 }
 
-/// The bytes in memory, and where the record at hand ends.
+/// The bytes in memory, and where the current record ends.
 struct Segment<'bytes> {
     bytes: &'bytes [u8],
     /// Position of `bytes[0]` in the input.

@@ -131,7 +131,7 @@ fn starts(file: &fs_err::File, sections: usize, section_min: u64) -> io::Result<
     Ok(starts)
 }
 
-/// Whether a look-up line before `at`, where a line starts, may go on there.
+/// Whether a look-up line before `at`, where a line starts, may continue there.
 fn goes_on(file: &fs_err::File, at: u64) -> io::Result<bool> {
     let from = at.saturating_sub(WRAPPED_MAX as u64);
     let length = usize::try_from(at - from).unwrap_or(WRAPPED_MAX);

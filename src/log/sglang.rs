@@ -37,7 +37,6 @@ pub struct Capture {
 pub enum CaptureUnit {
     /// Requests.
     Bs,
-    /// Tokens.
     NumTokens,
 }
 

@@ -136,7 +136,6 @@ pub struct Malformed {
     pub line: Option<u64>,
     /// Position of its first byte.
     pub offset: u64,
-    /// What is wrong.
     pub reason: String,
     /// Its beginning.
     pub text: String,
@@ -145,7 +144,6 @@ pub struct Malformed {
 /// A shape and the number of its records.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Seen {
-    /// The problem.
     pub shape: Shape,
     /// Log records, or calls where a record file counts them.
     pub records: u64,
@@ -242,12 +240,8 @@ impl LogSummary {
     }
 
     fn op_by_dispatch(&self) -> Op {
-        let triton = |identity: &String| identity.starts_with("triton_w8a8_block_fp8_linear");
-        if !self.dispatch.is_empty() && self.dispatch.keys().all(triton) {
-            Op::TritonBlockFp8
-        } else {
-            Op::Blockscale
-        }
+        let identities: Vec<&str> = self.dispatch.keys().map(String::as_str).collect();
+        Op::of_identities(&identities)
     }
 
     fn add(&mut self, key: Key, count: u64) {
@@ -361,7 +355,7 @@ impl LogSummary {
         }
     }
 
-    /// Whether a dtype that goes on where `dtype` ends has been seen, and `dtype` itself has not: then
+    /// Whether a dtype that continues where `dtype` ends has been seen, and `dtype` itself has not: then
     /// `dtype` at the very end of a file is a longer name cut off.
     pub(super) fn expects_longer_than(&self, dtype: &str) -> bool {
         let seen = |wanted: &str| {

@@ -116,11 +116,9 @@ pub(super) struct Found {
 /// What [`Searcher::next`] says.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(super) enum Next {
-    /// A tag.
     Found(Found),
     /// Text that starts a tag and is cut off by the end of the input, from here on.
     CutOff(usize),
-    /// No tag.
     Nothing,
 }
 

@@ -7,6 +7,7 @@
 pub mod cost;
 pub mod document;
 pub mod fold;
+pub mod fused_moe;
 pub mod make;
 pub mod model;
 pub mod sizes;

@@ -21,14 +21,14 @@ const MOE_KEY_MAX: usize = 512;
 const BATCHED_MAX: usize = 128;
 
 impl Scanner<'_> {
-    /// A look-up line of aiter, whose head stands before its tag. Gives where the search goes on, or nothing where more
+    /// A look-up line of aiter, whose head stands before its tag. Gives where the search continues, or nothing where more
     /// bytes tell what it is.
     pub(super) fn lookup(&mut self, segment: &Segment<'_>, found: Found) -> Option<usize> {
         let bytes = segment.bytes;
         let start = engagement::head_start(bytes, found.start)
             .filter(|start| !has_line_end(&bytes[*start..found.start]));
         let Some(start) = start else {
-            // Another operation's, somebody else's words, or a line whose beginning is lost.
+            // Another operation's line, another program's, or one whose beginning is lost.
             if let Some(family) = batched_of_the_server(&bytes[..found.start]) {
                 self.log_summary
                     .add_other(family.to_owned(), Logger::Server);
@@ -101,7 +101,7 @@ impl Scanner<'_> {
         self.malformed(segment, start, reason);
     }
 
-    /// Whether the look-up line from `start` on goes on in the lines behind it; then it is counted.
+    /// Whether the look-up line from `start` on continues on the lines after it; then it is counted.
     #[cold]
     fn wrapped(&mut self, segment: &Segment<'_>, start: usize, logger: Logger) -> Wrapped {
         let bytes = segment.bytes;
@@ -132,7 +132,7 @@ impl Scanner<'_> {
                     break;
                 }
                 lines += 1;
-                // No wrapped line goes on behind its end, so that a log can be cut there.
+                // No wrapped line continues after its end, so that a log can be cut there.
                 let own = memchr::memchr(b'!', line).map_or(line, |at| &line[..=at]);
                 whole.extend_from_slice(between);
                 whole.extend_from_slice(own);
@@ -162,7 +162,7 @@ enum Wrapped {
     Unknown,
 }
 
-/// Whether a look-up line may go on behind `bytes`, which end with a line.
+/// Whether a look-up line may continue after `bytes`, which end with a line.
 pub(in crate::log) fn may_go_on(bytes: &[u8]) -> bool {
     rfind(bytes, b"shape ").is_some_and(|at| memchr::memchr(b'!', &bytes[at..]).is_none())
 }

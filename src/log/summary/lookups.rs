@@ -215,7 +215,7 @@ impl LogSummary {
                 served.hit = Some(Arc::new(reuse.hit(file.as_deref().unwrap_or(""))));
             }
             let shape = Shape {
-                op: key.op.unwrap_or(Op::Blockscale),
+                op: key.op.unwrap_or(Op::UNSAID),
                 m: key.m,
                 n: key.n,
                 k: key.k,
@@ -262,6 +262,10 @@ impl LogSummary {
     /// The row that serves the shape because its M is above every row's.
     fn reuse(&self, key: Key) -> Option<&Reuse> {
         let reuse = self.reused.get(&(key.n, key.k))?;
-        (key.op == Some(Op::Bpreshuffle) && key.m > reuse.m).then_some(reuse)
+        let reuses = key
+            .op
+            .and_then(Op::aiter)
+            .is_some_and(|aiter| aiter.reuses_largest_from.is_some());
+        (reuses && key.m > reuse.m).then_some(reuse)
     }
 }

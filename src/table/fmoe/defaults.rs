@@ -2,7 +2,7 @@
 
 use super::Problem;
 use super::rules::Release;
-use crate::table::lookup::fp8_dtype;
+use crate::problem::dtype::fp8_of as fp8_dtype;
 
 /// The choice.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]

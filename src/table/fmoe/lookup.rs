@@ -9,8 +9,8 @@ use super::rules::{
 };
 use super::table::{Row, Table};
 use super::{Request, defaults};
+use crate::problem::dtype::fp8_of as fp8_dtype;
 use crate::table::aiter::Text;
-use crate::table::lookup::fp8_dtype;
 
 /// Where look-ups happen.
 #[derive(Clone, Debug, PartialEq, Eq)]

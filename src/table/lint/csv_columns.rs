@@ -8,7 +8,6 @@ use super::super::revision::{self, Revision};
 use super::super::roofline;
 use super::csv_rows::{Derived, derived_of};
 use super::{Sink, rules};
-use crate::shape::Op;
 
 pub(super) fn check(table: &Table, sink: &mut Sink<'_>) {
     for rule in [
@@ -21,7 +20,7 @@ pub(super) fn check(table: &Table, sink: &mut Sink<'_>) {
 /// Without these a row cannot be found, or the kernel it names cannot be run.
 fn missing(table: &Table, sink: &mut Sink<'_>) {
     let mut needed = vec!["cu_num", "kernelId", "splitK", "us", "kernelName"];
-    if table.op == Op::Bpreshuffle {
+    if table.op.is_always_keyed_by_dtype() {
         needed.push("q_dtype_w");
     }
     // A table that has gfx claims the newest form, in which libtype is never absent.
@@ -53,14 +52,14 @@ fn older_form(table: &Table, sink: &mut Sink<'_>) {
                 "no column `libtype`: the kernel generator of aiter 303a583c fails on it",
             );
         }
-        if table.op == Op::A8w8 && !table.has_column("q_dtype_w") {
+        if table.op.became_keyed_by_dtype() && !table.has_column("q_dtype_w") {
             sink.add(
                 &rules::COLUMN_OLDER_FORM,
                 Some(1),
                 "no column `q_dtype_w`, a part of the key from aiter 303a583c on",
             );
         }
-    } else if table.op == Op::A8w8 && !table.has_column("q_dtype_w") {
+    } else if table.op.became_keyed_by_dtype() && !table.has_column("q_dtype_w") {
         sink.add(
             &rules::COLUMN_MISSING,
             Some(1),

@@ -9,7 +9,7 @@ use super::{Sink, rules};
 use crate::shape::Op;
 
 /// Largest error ratio a tuner of GEMMs accepts: `--errRatio` of every aiter GEMM tuner.
-pub(super) const ERR_RATIO_LIMIT: f64 = 0.05;
+pub(super) use crate::problem::op::ERR_RATIO_LIMIT;
 /// Relative slack between a derived column and its value recomputed from `us`, which has four digits.
 const DERIVED_SLACK: f64 = 0.005;
 /// Absolute slack: the columns have two digits.
@@ -200,7 +200,7 @@ fn kernel_of_operation(table: &Table, row: &Row, sink: &mut Sink<'_>) {
     let Some(name) = row.kernel_name.as_deref() else {
         return;
     };
-    if let Some(op) = revision::op_of_kernel_name(name).filter(|op| *op != table.op) {
+    if let Some(op) = Op::of_kernel_name(name).filter(|op| *op != table.op) {
         sink.add(
             &rules::KERNEL_OF_OTHER_OP,
             Some(row.line),
@@ -218,7 +218,7 @@ fn kernel_of_id(table: &Table, row: &Row, sink: &mut Sink<'_>) {
     };
     // A name of another library or operation has a rule of its own.
     let named_ck = Library::of_kernel(name).is_none_or(|library| library == Library::Ck);
-    let same_op = revision::op_of_kernel_name(name).is_none_or(|op| op == table.op);
+    let same_op = Op::of_kernel_name(name).is_none_or(|op| op == table.op);
     if row_library(row) != Some(Library::Ck) || !named_ck || !same_op {
         return;
     }
@@ -411,11 +411,9 @@ fn reachable(table: &Table, row: &Row, sink: &mut Sink<'_>) {
 /// operation a K that 128 does not divide.
 fn likely(table: &Table, row: &Row, sink: &mut Sink<'_>) {
     const LEAST_N: u32 = 16;
-    const SCALE_BLOCK: u32 = 128;
     if row.n == 0 || row.k == 0 || !is_amd(row) {
         return;
     }
-    let blocks = matches!(table.op, Op::Blockscale | Op::BlockscaleBpreshuffle);
     if row.n < LEAST_N {
         sink.add(
             &rules::SIZE_UNLIKELY,
@@ -423,14 +421,16 @@ fn likely(table: &Table, row: &Row, sink: &mut Sink<'_>) {
             format!("N is {}: are the columns M and N swapped?", row.n),
         );
     }
-    if blocks && !row.k.is_multiple_of(SCALE_BLOCK) {
+    if let Some(block) = table
+        .op
+        .facts()
+        .scale_block
+        .filter(|block| !row.k.is_multiple_of(*block))
+    {
         sink.add(
             &rules::SIZE_UNLIKELY,
             Some(row.line),
-            format!(
-                "K is {}, no multiple of the scale block {SCALE_BLOCK}",
-                row.k
-            ),
+            format!("K is {}, no multiple of the scale block {block}", row.k),
         );
     }
 }

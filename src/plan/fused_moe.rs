@@ -1,0 +1,253 @@
+//! What is worth tuning of aiter's fused MoE: the rows that calls will really ask for and do not find.
+
+use std::collections::{BTreeMap, BTreeSet};
+
+use serde::Serialize;
+
+use crate::table::fmoe::Problem;
+use crate::table::fmoe::lookup::Resolver;
+use crate::table::fmoe::requests::{Counted, untuned};
+use crate::table::fmoe::rules::Rules;
+use crate::table::fmoe::{Request, table::Row};
+
+/// What the plan is made from.
+pub struct Input<'a> {
+    /// Calls that were seen, or whose weights a model has.
+    pub calls: &'a [Counted],
+    /// The table that serves today.
+    pub table: Option<&'a Resolver<'a>>,
+    /// Rules of the aiter that runs.
+    pub rules: Rules,
+    /// Tokens of forwards that will come besides those seen: captured decode sizes.
+    pub decode: &'a [u32],
+    /// The largest prefill chunk; every token up to it is asked for sooner or later.
+    pub chunk: Option<u32>,
+    /// Whether rows that are found are tuned again.
+    pub refine: bool,
+}
+
+/// Why a row is in the plan.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Serialize)]
+#[serde(rename_all = "lowercase")]
+pub enum Because {
+    /// A call asked for it.
+    Seen,
+    /// A graph of that decode size is captured.
+    Decode,
+    /// Prefill chunks may have so many tokens.
+    Prefill,
+}
+
+/// A row to tune.
+#[derive(Clone, Debug, PartialEq)]
+pub struct Wanted {
+    /// The problem, `topk` as the key has it.
+    pub problem: Problem,
+    /// The rounded tokens.
+    pub token: u32,
+    /// Why.
+    pub because: Because,
+    /// Calls seen that ask for it.
+    pub records: u64,
+    /// Tokens seen that round to it.
+    pub serves: BTreeSet<u32>,
+}
+
+/// Rows to tune, largest first, and what was left out.
+#[derive(Clone, Debug, Default, PartialEq)]
+pub struct Plan {
+    /// Rows to tune.
+    pub rows: Vec<Wanted>,
+    /// Keys that a row serves already.
+    pub served: usize,
+}
+
+impl Plan {
+    /// The tuner's input.
+    pub fn untuned_csv(&self) -> String {
+        untuned(self.rows.iter().map(|row| (row.problem.clone(), row.token)))
+    }
+}
+
+/// Makes the plan.
+pub fn make(input: &Input<'_>) -> Plan {
+    type Key = (Problem, u32);
+    let mut wanted: BTreeMap<Key, Wanted> = BTreeMap::new();
+    let mut add = |problem: &Problem, ep: bool, tokens: u32, because: Because, records: u64| {
+        let mut problem = problem.clone();
+        problem.topk = input.rules.topk(problem.topk, ep);
+        let token = input.rules.rounding.token(tokens);
+        let row = wanted
+            .entry((problem.clone(), token))
+            .or_insert_with(|| Wanted {
+                problem,
+                token,
+                because,
+                records: 0,
+                serves: BTreeSet::new(),
+            });
+        row.because = row.because.min(because);
+        row.records += records;
+        if records > 0 {
+            row.serves.insert(tokens);
+        }
+    };
+    let mut weights: BTreeSet<(&Problem, bool)> = BTreeSet::new();
+    for call in input.calls {
+        let Request {
+            problem,
+            tokens,
+            ep,
+        } = &call.request;
+        weights.insert((problem, *ep));
+        if *tokens > 0 {
+            add(problem, *ep, *tokens, Because::Seen, call.records);
+        }
+    }
+    for (problem, ep) in weights {
+        for tokens in input.decode.iter().filter(|tokens| **tokens > 0) {
+            add(problem, ep, *tokens, Because::Decode, 0);
+        }
+        if let Some(chunk) = input.chunk {
+            let last = input.rules.rounding.token(chunk);
+            for token in input.rules.rounding.tokens() {
+                if token <= last {
+                    add(problem, ep, token, Because::Prefill, 0);
+                }
+            }
+        }
+    }
+    let mut plan = Plan::default();
+    for row in wanted.into_values() {
+        if !input.refine
+            && input
+                .table
+                .is_some_and(|table| serves(table, &row).is_some())
+        {
+            plan.served += 1;
+        } else {
+            plan.rows.push(row);
+        }
+    }
+    // A tuner that is stopped early has done what serves most calls.
+    plan.rows
+        .sort_by_key(|row| (row.because, std::cmp::Reverse(row.records), row.token));
+    plan
+}
+
+/// The row of exactly this key, of its own activation: one that another tier or another activation lends is worth replacing.
+fn serves<'a>(table: &Resolver<'a>, row: &Wanted) -> Option<&'a Row> {
+    let answer = table.find(&Request {
+        problem: row.problem.clone(),
+        tokens: row.token,
+        ep: false,
+    });
+    let own = format!("ActivationType.{}", row.problem.activation);
+    answer
+        .served
+        .row()
+        .filter(|found| found.token == row.token && found.act_type() == own)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::table::fmoe::lookup::Site;
+    use crate::table::fmoe::requests::Card;
+    use crate::table::fmoe::rules::Release;
+    use crate::table::fmoe::table::Table;
+
+    const TRAPS: &[u8] = include_bytes!("../../testdata/lookup/aiter-fmoe-traps.csv");
+
+    fn call(tokens: u32, sizes: (u32, u32, u32, u32), ep: bool) -> Counted {
+        Counted {
+            request: Request {
+                problem: Problem {
+                    model_dim: sizes.0,
+                    inter_dim: sizes.1,
+                    expert: sizes.2,
+                    topk: sizes.3,
+                    activation: "Silu".to_owned(),
+                    dtype: "torch.bfloat16".to_owned(),
+                    q_dtype_a: "torch.float8_e4m3fnuz".to_owned(),
+                    q_dtype_w: "torch.float8_e4m3fnuz".to_owned(),
+                    q_type: "per_1x128".to_owned(),
+                    use_g1u1: true,
+                    doweight_stage1: false,
+                },
+                tokens,
+                ep,
+            },
+            card: Card::default(),
+            records: 3,
+        }
+    }
+
+    fn plan(
+        calls: &[Counted],
+        release: Release,
+        decode: &[u32],
+        chunk: Option<u32>,
+    ) -> Vec<(u32, u32, Because)> {
+        let table = Table::read("traps.csv", TRAPS).unwrap();
+        let rules = Rules::new(release);
+        let resolver = Resolver::new(&table, rules, Site::new("gfx942", 304)).unwrap();
+        let plan = make(&Input {
+            calls,
+            table: Some(&resolver),
+            rules,
+            decode,
+            chunk,
+            refine: false,
+        });
+        plan.rows
+            .iter()
+            .map(|row| (row.token, row.problem.topk, row.because))
+            .collect()
+    }
+
+    #[test]
+    fn rows_are_planned_for_what_tokens_round_to_and_no_row_serves() {
+        let model = (7168, 256, 256, 8);
+        let calls = [
+            call(5, model, false),
+            call(6, model, false),
+            call(16, model, false),
+        ];
+        assert_eq!(plan(&calls, Release::P, &[], None), [(8, 8, Because::Seen)]);
+        assert_eq!(
+            plan(&calls, Release::P, &[3, 130], None),
+            [(8, 8, Because::Seen), (256, 8, Because::Decode)],
+            "4 tokens have a row"
+        );
+        let prefill = plan(&calls[2..], Release::P, &[], Some(4096));
+        let tokens: Vec<u32> = prefill.iter().map(|row| row.0).collect();
+        assert_eq!(tokens, [8, 128, 256, 512, 4096]);
+        // v0.1.9 rounds a chunk of 4096 to 2048, which has a row; up to 128 tokens times topk no row is used.
+        let older: Vec<u32> = plan(&calls[2..], Release::V9, &[], Some(4096))
+            .iter()
+            .map(|row| row.0)
+            .collect();
+        assert_eq!(older, [16, 1, 2, 4, 8, 128, 256, 512]);
+    }
+
+    #[test]
+    fn under_expert_parallelism_the_row_has_the_topk_that_is_asked_for() {
+        let call = call(64, (4096, 1536, 16, 8), true);
+        assert_eq!(plan(std::slice::from_ref(&call), Release::P, &[], None), []);
+        assert_eq!(
+            plan(&[call], Release::H, &[], None),
+            [(64, 7, Because::Seen)]
+        );
+    }
+
+    #[test]
+    fn a_row_that_another_activation_lends_is_tuned() {
+        let call = call(8, (6144, 256, 257, 9), false);
+        assert_eq!(plan(std::slice::from_ref(&call), Release::P, &[], None), []);
+        assert_eq!(
+            plan(&[call], Release::H, &[], None),
+            [(8, 9, Because::Seen)]
+        );
+    }
+}
