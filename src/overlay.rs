@@ -13,11 +13,11 @@
 use std::io;
 
 use camino::{Utf8Path, Utf8PathBuf};
-use serde::{Deserialize, Serialize};
+use serde_json::{Value, json};
 
 use crate::store::file::write_atomic;
 use crate::tree::era::PREDICATE;
-use crate::tree::force::Step;
+use crate::tree::force::{Rule, Step};
 
 /// Name of the plugin entry point, for `SGLANG_PLUGINS`.
 const PLUGIN_NAME: &str = "gemmtune";
@@ -60,7 +60,7 @@ pub struct OverlayOptions {
     pub triton_tables: Option<Utf8PathBuf>,
     /// File that says which kernel family computes which GEMM; the folder then holds the GPU worker's files as well.
     pub route: Option<Utf8PathBuf>,
-    /// File of a [`Decision`].
+    /// File of a [`decision`].
     pub switch: Option<Utf8PathBuf>,
 }
 
@@ -138,114 +138,38 @@ pub fn environment(
     variables
 }
 
-/// Which kernels the overlay is to force: what `switch` decided for a tree, an architecture and a ROCm version.
-#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
-#[serde(deny_unknown_fields)]
-pub struct Decision {
-    /// Version of this format, 1.
-    pub format: u32,
-    /// What to do, in this order, right after `fp8_utils` executed.
-    pub actions: Vec<Action>,
+/// What the overlay reads (`GEMMTUNE_SWITCH`) to carry out `steps` in order, right after `fp8_utils` executed: format 1,
+/// which `python/overlay/gemmtune_overlay/switch.py` documents.
+pub fn decision(steps: &[Step]) -> String {
+    let actions: Vec<Value> = steps.iter().map(action).collect();
+    let mut text = format!("{:#}", json!({ "format": 1, "actions": actions }));
+    text.push('\n');
+    text
 }
 
-impl Decision {
-    /// A decision in the current format.
-    pub fn new(actions: Vec<Action>) -> Self {
-        Self { format: 1, actions }
-    }
-
-    /// What carries out `steps`.
-    pub fn of(steps: &[Step]) -> Self {
-        Self::new(steps.iter().map(action).collect())
-    }
-
-    /// The decision as the overlay reads it.
-    pub fn to_json(&self) -> String {
-        let mut text = serde_json::to_string_pretty(self).expect("plain data with string keys");
-        text.push('\n');
-        text
-    }
-}
-
-/// One change of `fp8_utils`.
-#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
-#[serde(tag = "do", rename_all = "snake_case", deny_unknown_fields)]
-pub enum Action {
-    /// Binds the name `name` of `fp8_utils` to another kernel.
-    Rebind {
-        /// Name in `fp8_utils`.
-        name: String,
-        /// `module:attribute`, where the module `self` is `fp8_utils`.
-        to: String,
-    },
-    /// Sends the GEMMs that fit a rule to another kernel, and leaves every other one where it was.
-    Route {
-        /// Name in `fp8_utils`.
-        name: String,
-        /// `module:attribute`, as in [`Action::Rebind`].
-        to: String,
-        /// A GEMM that fits any of them goes to `to`.
-        rules: Vec<Rule>,
-    },
-    /// Makes the shape predicate answer `value`, for both of its readers.
-    Predicate {
-        /// Name in `fp8_utils`, which `fp8.py` imports.
-        name: String,
-        /// Its answer: true means Triton.
-        value: bool,
-        /// Shapes (N, K) that get the other answer.
-        #[serde(default, skip_serializing_if = "Vec::is_empty")]
-        except: Vec<(u64, u64)>,
-    },
-    /// Calls `fp8_utils.set_force_ck_w8a8(True)` (0.5.14 and later).
-    SetForceCk,
-}
-
-/// Which GEMMs a route takes; a bound that is absent does not restrict.
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
-#[serde(deny_unknown_fields)]
-pub struct Rule {
-    /// Output features.
-    #[serde(rename = "N", default, skip_serializing_if = "Option::is_none")]
-    pub n: Option<u32>,
-    /// Input features.
-    #[serde(rename = "K", default, skip_serializing_if = "Option::is_none")]
-    pub k: Option<u32>,
-    /// Smallest M, inclusive.
-    #[serde(rename = "min_M", default, skip_serializing_if = "Option::is_none")]
-    pub min_m: Option<u32>,
-    /// Largest M, inclusive.
-    #[serde(rename = "max_M", default, skip_serializing_if = "Option::is_none")]
-    pub max_m: Option<u32>,
-}
-
-fn action(step: &Step) -> Action {
-    let bound = |m: Option<u64>| m.and_then(|m| u32::try_from(m).ok());
+fn action(step: &Step) -> Value {
     match step {
-        Step::Rebind { name, to } => Action::Rebind {
-            name: name.clone(),
-            to: to.clone(),
-        },
-        Step::Route { name, to, rules } => Action::Route {
-            name: name.clone(),
-            to: to.clone(),
-            rules: rules
-                .iter()
-                .map(|rule| Rule {
-                    n: bound(Some(rule.n)),
-                    k: bound(Some(rule.k)),
-                    min_m: bound(rule.min_m),
-                    max_m: bound(rule.max_m),
-                })
-                .collect(),
-        },
-        Step::Predicate { value, except } => Action::Predicate {
-            name: PREDICATE.to_owned(),
-            value: *value,
-            except: except.clone(),
-        },
-        Step::SetForceCk => Action::SetForceCk,
+        Step::Rebind { name, to } => json!({ "do": "rebind", "name": name, "to": to }),
+        Step::Route { name, to, rules } => {
+            let rules: Vec<Value> = rules.iter().map(rule).collect();
+            json!({ "do": "route", "name": name, "to": to, "rules": rules })
+        }
+        Step::Predicate { value, except } => {
+            json!({ "do": "predicate", "name": PREDICATE, "value": value, "except": except })
+        }
+        Step::SetForceCk => json!({ "do": "set_force_ck" }),
     }
+}
+
+/// A bound that is absent does not restrict.
+fn rule(rule: &Rule) -> Value {
+    let mut object = json!({ "N": rule.n, "K": rule.k });
+    for (name, bound) in [("min_M", rule.min_m), ("max_M", rule.max_m)] {
+        if let Some(bound) = bound {
+            object[name] = bound.into();
+        }
+    }
+    object
 }
 
 #[cfg(test)]
@@ -321,27 +245,24 @@ mod tests {
 
     #[test]
     fn a_decision_is_written_as_the_overlay_documents_it() {
-        let decision = Decision::new(vec![
-            Action::SetForceCk,
-            Action::Route {
+        let text = decision(&[
+            Step::SetForceCk,
+            Step::Route {
                 name: "triton_gemm_a8w8_blockscale".to_owned(),
                 to: "aiter:gemm_a8w8_blockscale".to_owned(),
                 rules: vec![Rule {
-                    n: Some(512),
-                    k: Some(7168),
+                    n: 512,
+                    k: 7168,
+                    min_m: None,
                     max_m: Some(256),
-                    ..Rule::default()
                 }],
             },
         ]);
-        let compact = serde_json::to_string(&decision).unwrap();
-        assert_eq!(
-            compact,
-            r#"{"format":1,"actions":[{"do":"set_force_ck"},{"do":"route","name":"triton_gemm_a8w8_blockscale","to":"aiter:gemm_a8w8_blockscale","rules":[{"N":512,"K":7168,"max_M":256}]}]}"#
-        );
-        assert_eq!(
-            serde_json::from_str::<Decision>(&decision.to_json()).unwrap(),
-            decision
-        );
+        let expected = json!({"format": 1, "actions": [
+            {"do": "set_force_ck"},
+            {"do": "route", "name": "triton_gemm_a8w8_blockscale", "to": "aiter:gemm_a8w8_blockscale",
+             "rules": [{"N": 512, "K": 7168, "max_M": 256}]},
+        ]});
+        assert_eq!(serde_json::from_str::<Value>(&text).unwrap(), expected);
     }
 }

@@ -4,6 +4,8 @@
 //! table is read once and a module loaded once per process, and because a kernel may end the process: what it had
 //! answered by then counts, and the shape it was at is named.
 
+pub mod contest;
+pub mod found;
 pub mod ran;
 pub mod serving;
 

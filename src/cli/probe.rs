@@ -8,10 +8,11 @@ use camino::{Utf8Path, Utf8PathBuf};
 use serde::Serialize;
 
 use super::printer::Printer;
-use crate::platform::{Deployment, KernelTime};
+use crate::probe::found::KernelTime;
 use crate::probe::ran::{Ran, Seen, judge};
 use crate::probe::{self, Found, LIMIT, Order, ProbeError};
 use crate::proc::RunError;
+use crate::run::documents::Deployment;
 use crate::run::error::{Error, ErrorKind};
 use crate::run::stage::Stage;
 use crate::shape::{Op, Shape};

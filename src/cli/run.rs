@@ -8,11 +8,12 @@ use super::dry_run;
 use super::eta::RunEta;
 use super::printer::Printer;
 use super::progress::RunProgress;
-use crate::engine::{Engine, Finish, Surroundings, digest};
+use crate::engine::{Engine, Finish, Surroundings};
 use crate::proc::{Keeper, quoted};
 use crate::run::error::{Error, ErrorKind};
 use crate::run::event::Event;
 use crate::run::stage::{Stage, State, Trial, TrialEnd};
+use crate::store::digest::short as digest;
 use crate::store::file;
 use crate::store::journal::Record;
 use crate::store::run_dir::{LATEST, RUNS, RunDir};
@@ -155,6 +156,7 @@ fn drive(
     let mut progress = RunProgress::new(printer, eta);
     let mut observer = |notice: &crate::run::event::Notice| progress.show(notice);
     let with = Surroundings {
+        backend: crate::platform::of,
         keeper: keeper()?,
         interrupt,
         observer: &mut observer,

@@ -11,7 +11,7 @@ use crate::overlay;
 use crate::proc::quoted;
 use crate::run::error::{Error, ErrorKind};
 use crate::tree::era::{self, Era};
-use crate::tree::force::{self, ForceError, Means, Plan, Route, Step, SwitchRequest, Target};
+use crate::tree::force::{self, ForceError, Means, Plan, Rule, Step, SwitchRequest, Target};
 use crate::tree::package::{FP8_UTILS, FileEdit, Package};
 use crate::tree::{Arch, Rocm, reach, route, switch};
 
@@ -45,7 +45,7 @@ struct ApplyArgs {
 
     /// Send only these GEMMs to CK and all others to Triton: N,K or N,K,M<=CAP
     #[arg(long, value_name = "N,K[,M<=CAP]", value_parser = parse_route)]
-    route: Vec<Route>,
+    route: Vec<Rule>,
 
     /// The GPU that will serve
     #[arg(long, value_parser = parse_arch)]
@@ -91,7 +91,7 @@ fn parse_rocm(text: &str) -> Result<Rocm, String> {
         .ok_or_else(|| "a version has at least two numbers, such as 7.1".to_owned())
 }
 
-fn parse_route(text: &str) -> Result<Route, String> {
+fn parse_route(text: &str) -> Result<Rule, String> {
     let wrong = || format!("`{text}` is not N,K or N,K,M<=CAP, such as 2112,7168,M<=256");
     let number = |text: &str| {
         let value: u32 = text.trim().parse().map_err(|_| wrong())?;
@@ -117,7 +117,7 @@ fn parse_route(text: &str) -> Result<Route, String> {
             )
         })
         .transpose()?;
-    Ok(Route {
+    Ok(Rule {
         n: number(n)?,
         k: number(k)?,
         min_m: None,
@@ -207,7 +207,7 @@ fn apply(args: &ApplyArgs, printer: &Printer) -> Result<(), Error> {
             let folder = package.overlay_folder();
             let decision = folder.join(DECISION);
             if !args.dry_run {
-                let text = overlay::Decision::of(&plan.steps).to_json();
+                let text = overlay::decision(&plan.steps);
                 instrument::write_overlay(&folder, &decision, text.as_bytes())?;
             }
             changed.push(decision.to_string());

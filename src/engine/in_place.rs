@@ -9,9 +9,10 @@ use std::io;
 
 use camino::{Utf8Path, Utf8PathBuf};
 
-use super::{digest, read_json, write_json};
+use super::{read_json, write_json};
 use crate::proc::quoted;
 use crate::run::error::{Error, ErrorKind};
+use crate::store::digest::short as digest;
 use crate::store::file::entries;
 use crate::store::run_dir::RunDir;
 

@@ -6,8 +6,9 @@
 
 pub mod deadline;
 pub(crate) mod in_place;
-pub mod loopback;
 mod neighbours;
+mod port;
+pub mod ports;
 pub mod server;
 mod stages;
 mod trial;
@@ -20,10 +21,13 @@ use std::time::{Duration, Instant};
 
 use camino::Utf8Path;
 
-use crate::platform::Platform;
+use ports::{Backend, FindBackend};
+
 use crate::proc::{Interrupt, Keeper, quoted, tree};
+use crate::run::documents::Document;
 use crate::run::event::{Event, FORMAT, Header, Notice, Progress};
 use crate::run::stage::{Action, RunMode, Stage, State, next};
+use crate::store::digest::short as digest;
 use crate::store::file::{self, write_atomic, write_private};
 use crate::store::journal::{Journal, JournalError, Record};
 use crate::store::lock::{Holder, Lock, LockError, host_and_boot};
@@ -54,7 +58,7 @@ pub enum Finish {
 pub struct Engine<'a> {
     run: RunDir,
     config: Config,
-    platform: std::sync::Arc<dyn Platform>,
+    backend: Backend,
     keeper: Keeper,
     interrupt: Interrupt,
     host: String,
@@ -68,6 +72,8 @@ pub struct Engine<'a> {
 
 /// What an engine needs from outside the run folder.
 pub struct Surroundings<'a> {
+    /// Finds what serves and what is tuned.
+    pub backend: FindBackend,
     /// Keeps children.
     pub keeper: Keeper,
     /// The user's wish to stop.
@@ -125,13 +131,13 @@ impl<'a> Engine<'a> {
         with: Surroundings<'a>,
         lock: Lock,
     ) -> Result<Self, Error> {
-        let platform = crate::platform::of(&config, &with.keeper)?;
+        let backend = (with.backend)(&config, &with.keeper)?;
         Ok(Self {
             secrets: Secrets::of(&config, env::all()),
             command: with.command,
             run,
             config,
-            platform,
+            backend,
             keeper: with.keeper,
             interrupt: with.interrupt,
             host: host_and_boot(),
@@ -155,7 +161,7 @@ impl<'a> Engine<'a> {
                 Action::Finish => return Ok(Finish::Complete),
                 Action::Pause => return Ok(Finish::Paused),
                 Action::Start { stage, attempt } => {
-                    self.identify(self.platform.surroundings())?;
+                    self.identify(self.backend.server.surroundings())?;
                     self.perform(stage, attempt)?;
                 }
             }
@@ -175,7 +181,7 @@ impl<'a> Engine<'a> {
     fn perform(&mut self, stage: Stage, attempt: u32) -> Result<(), Error> {
         if self.interrupt.is_raised() {
             self.record(Event::Interrupted { stage })?;
-            return Err(server::interrupted());
+            return Err(Error::interrupted());
         }
         if stage.serves() {
             self.wait_for_port()?;
@@ -270,9 +276,9 @@ impl<'a> Engine<'a> {
         let patience = if is_first {
             Duration::ZERO
         } else {
-            loopback::PATIENCE
+            port::PATIENCE
         };
-        loopback::wait_for_port(self.config.server.port, patience, &self.interrupt)
+        port::wait_for_port(self.config.server.port, patience, &self.interrupt)
     }
 
     /// Writes a document of the run without secrets.
@@ -348,7 +354,7 @@ impl<'a> Engine<'a> {
         let until = Instant::now() + Duration::from_secs(15);
         while Instant::now() < until && alive().into_iter().any(tree::is_keeper) {
             if self.interrupt.sleep(Duration::from_millis(50)) {
-                return Err(server::interrupted());
+                return Err(Error::interrupted());
             }
         }
         let left = tree::kill_all(alive);
@@ -454,25 +460,22 @@ fn journal_error(error: &JournalError) -> Error {
     }
 }
 
-/// The first 16 hexadecimal digits of the SHA-256 of `bytes`: enough to tell contents apart.
-pub fn digest(bytes: &[u8]) -> String {
-    use sha2::{Digest as _, Sha256};
-    use std::fmt::Write as _;
-    Sha256::digest(bytes)
-        .iter()
-        .take(8)
-        .fold(String::new(), |mut text, byte| {
-            let _ = write!(text, "{byte:02x}");
-            text
-        })
-}
-
 /// Reads the events of a run without locking or changing it.
 pub fn read_events(run: &RunDir) -> Result<Vec<Record<Event>>, Error> {
     Journal::read(&run.journal()).map_err(|error| journal_error(&error))
 }
 
-/// Reads a document that a stage wrote.
+/// Reads a stage's document.
+fn read_document<D: Document>(run: &RunDir) -> Result<D, Error> {
+    read_json(&D::path(run))
+}
+
+/// Writes a stage's document.
+fn write_document<D: Document>(run: &RunDir, document: &D) -> Result<(), Error> {
+    write_json(&D::path(run), document)
+}
+
+/// Reads a document in JSON.
 fn read_json<T: serde::de::DeserializeOwned>(path: &Utf8Path) -> Result<T, Error> {
     let text = file::read_text(path).map_err(|error| match error.kind() {
         std::io::ErrorKind::NotFound => spoilt(format!("`{path}` is gone")),

@@ -1,6 +1,5 @@
 //! Starting a server, waiting until it is ready, asking what it resolved its arguments to.
 
-use std::collections::BTreeMap;
 use std::io::{Read as _, Seek as _, SeekFrom};
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::mpsc::{RecvTimeoutError, channel};
@@ -9,13 +8,12 @@ use std::time::{Duration, Instant};
 
 use camino::{Utf8Path, Utf8PathBuf};
 
-use super::loopback::{PATIENCE as PORT_PATIENCE, agent, take_no_proxy, wait_for_port};
+use super::port::{PATIENCE as PORT_PATIENCE, wait_for_port};
 use crate::proc::interrupt::Urgency;
 use crate::proc::{Ended, Interrupt, Keeper, Kept, Spawn, tree};
 use crate::run::error::{Error, ErrorKind};
-
-/// Environment on top of our own: set (`Some`) or removed (`None`).
-pub type Environment = BTreeMap<String, Option<String>>;
+use crate::workload::env::Environment;
+use crate::workload::loopback::{agent, take_no_proxy};
 
 /// How a server is started and recognised as ready.
 #[derive(Clone, Debug)]
@@ -40,7 +38,7 @@ pub struct ServerOrder {
 
 /// A server that is up. Dropping it ends its whole process tree.
 #[derive(Debug)]
-pub struct Server {
+pub struct RunningServer {
     kept: Kept,
     log: Utf8PathBuf,
     base_url: String,
@@ -56,7 +54,7 @@ const PATIENCE: Duration = Duration::from_secs(2);
 /// One readiness question may take this long: an idle SGLang generates a token to answer it.
 const ASK: Duration = Duration::from_secs(5);
 
-impl Server {
+impl RunningServer {
     /// Starts a server, its output appended to `log`, and waits until it is ready.
     pub fn start(
         order: &ServerOrder,
@@ -110,7 +108,7 @@ impl Server {
                 }
                 Ended::Interrupted(urgency) => {
                     self.kept.stop(urgency, interrupt);
-                    return Err(interrupted());
+                    return Err(Error::interrupted());
                 }
                 Ended::DeadlinePassed => {}
             }
@@ -193,7 +191,7 @@ impl Server {
             loop {
                 match done.recv_timeout(POLL) {
                     Ok(answer) if asked_to_stop.is_none() => return Ok(answer),
-                    Ok(_) => return Err(interrupted()),
+                    Ok(_) => return Err(Error::interrupted()),
                     Err(RecvTimeoutError::Disconnected) => {
                         return Err(Error::new(
                             ErrorKind::Bug,
@@ -268,14 +266,6 @@ impl Server {
 fn is_same(one: &str, other: &str) -> bool {
     let real = |value: &str| Utf8Path::new(value).canonicalize_utf8().ok();
     one == other || real(one).is_some_and(|path| real(other) == Some(path))
-}
-
-/// What is said when the user stopped a run.
-pub fn interrupted() -> Error {
-    Error::new(
-        ErrorKind::Interrupted,
-        "interrupted; what was finished is kept",
-    )
 }
 
 fn answers(agent: &ureq::Agent, url: &str) -> bool {

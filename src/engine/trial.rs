@@ -5,8 +5,8 @@ use std::time::{Duration, Instant};
 use camino::{Utf8Path, Utf8PathBuf};
 use serde::{Deserialize, Serialize};
 
-use super::server::{Environment, Server, ServerOrder, interrupted};
-use super::{Engine, RUN_VARIABLE, deadline, loopback};
+use super::server::{RunningServer, ServerOrder};
+use super::{Engine, RUN_VARIABLE, deadline};
 use crate::bench::{client, line, load, prompt, result};
 use crate::proc::interrupt::Urgency;
 use crate::proc::{Ended, Spawn};
@@ -15,6 +15,8 @@ use crate::run::event::{Event, Progress, Role};
 use crate::run::stage::{Stage, TrialEnd};
 use crate::store::file::write_atomic;
 use crate::workload::config::{Launch, Measure};
+use crate::workload::env::Environment;
+use crate::workload::loopback::take_no_proxy;
 use crate::workload::secret::Secrets;
 
 /// The result lines of a trial, one JSON object per benchmark run, in its folder.
@@ -70,7 +72,7 @@ impl Engine<'_> {
     pub(crate) fn trial(
         &mut self,
         order: &TrialOrder,
-        while_up: &mut dyn FnMut(&mut Server, &Utf8Path) -> Result<(), Error>,
+        while_up: &mut dyn FnMut(&mut RunningServer, &Utf8Path) -> Result<(), Error>,
     ) -> Result<TrialDone, Error> {
         let number = self.state.next_trial_number();
         let folder = self.run.trial(number, order.role.name());
@@ -109,7 +111,7 @@ impl Engine<'_> {
         order: &TrialOrder,
         number: u32,
         folder: &Utf8Path,
-        while_up: &mut dyn FnMut(&mut Server, &Utf8Path) -> Result<(), Error>,
+        while_up: &mut dyn FnMut(&mut RunningServer, &Utf8Path) -> Result<(), Error>,
     ) -> Result<(f64, f64), Error> {
         let server_order = self.server_order(order);
         self.write_masked(
@@ -122,7 +124,7 @@ impl Engine<'_> {
         )?;
         self.trial_progress(order, "starting the server");
         let log = folder.join(SERVER_LOG);
-        let mut server = Server::start(&server_order, &log, &self.keeper, &self.interrupt)?;
+        let mut server = RunningServer::start(&server_order, &log, &self.keeper, &self.interrupt)?;
         if let Some(info) = server.info() {
             self.write_masked(&folder.join(SERVER_INFO), &info)?;
         }
@@ -141,7 +143,7 @@ impl Engine<'_> {
         let ready_seconds = server.ready_seconds();
         server.stop(&self.interrupt);
         if self.interrupt.is_raised() {
-            return Err(interrupted());
+            return Err(Error::interrupted());
         }
         Ok((ready_seconds, slowest))
     }
@@ -213,7 +215,7 @@ impl Engine<'_> {
 
     fn measure(
         &mut self,
-        server: &mut Server,
+        server: &mut RunningServer,
         number: u32,
         folder: &Utf8Path,
     ) -> Result<(), Error> {
@@ -237,7 +239,7 @@ impl Engine<'_> {
     fn measure_by_load(
         &self,
         asked: &crate::workload::config::Load,
-        server: &mut Server,
+        server: &mut RunningServer,
         number: u32,
         folder: &Utf8Path,
         limit: Duration,
@@ -321,7 +323,7 @@ impl Engine<'_> {
             RUN_VARIABLE.to_owned(),
             Some(self.run.path().as_str().to_owned()),
         );
-        loopback::take_no_proxy(&mut spawn.env);
+        take_no_proxy(&mut spawn.env);
         let mut kept = spawn
             .start(&self.keeper)
             .map_err(|error| Error::caused(ErrorKind::Usage, &error))?;
@@ -342,7 +344,7 @@ impl Engine<'_> {
             }
             Ended::Interrupted(urgency) => {
                 kept.stop(urgency, &self.interrupt);
-                return Err(interrupted());
+                return Err(Error::interrupted());
             }
         }
         let own = folder.join(RESULTS);

@@ -7,29 +7,29 @@ use camino::{Utf8Path, Utf8PathBuf};
 use serde::Deserialize;
 use serde_json::json;
 
-use super::{
-    Deployed, Deployment, Engagement, Inspection, LayoutCheck, PlanTerms, Platform, TuneOrder,
-    Tuned, gone, tune_error,
-};
-use crate::engine::digest;
-use crate::engine::loopback::agent;
-use crate::engine::server::Environment;
+use super::{gone, tune_error};
+use crate::engine::ports::{Kernels, PlanTerms, Server, TuneOrder};
 use crate::log::summary::LogSummary;
 use crate::plan::cost::Cost;
 use crate::plan::fold::Fold;
+use crate::probe::found::LayoutCheck;
 use crate::proc::Keeper;
+use crate::run::documents::{Deployment, Engagement, Inspection, Tuned};
 use crate::run::error::{Error, ErrorKind};
 use crate::shape::{Op, Shape};
+use crate::store::digest::short as digest;
 use crate::store::file::write_atomic;
 use crate::store::run_dir::RunDir;
 use crate::table::aiter::{Row, Table};
 use crate::table::lookup::{Resolver, Rules};
 use crate::table::revision::Revision;
 use crate::table::roofline::Device;
-use crate::tune::backends::reference::Reference as Kernels;
+use crate::tune::backends::reference::Reference as Candidates;
 use crate::tune::worker::WorkerCommand;
 use crate::tune::{Effort, TuneEvent, TuneRequest};
 use crate::workload::config::Config;
+use crate::workload::env::Environment;
+use crate::workload::loopback::agent;
 
 /// Where the engine looks for its table.
 const TABLE_VARIABLE: &str = "GEMMTUNE_REFERENCE_TABLE";
@@ -71,7 +71,66 @@ fn set(pairs: &[(&str, &str)]) -> Environment {
         .collect()
 }
 
-impl Platform for Reference {
+impl Server for Reference {
+    fn surroundings(&self) -> BTreeMap<String, String> {
+        BTreeMap::new()
+    }
+
+    fn capture_env(&self, _run: &RunDir, _records: &Utf8Path) -> Result<Environment, Error> {
+        Ok(set(&[
+            ("SGLANG_DUMP_AITER_FP8_GEMM_SHAPES", "1"),
+            ("SGLANG_LOG_FP8_BLOCK_GEMM_DISPATCH", "1"),
+        ]))
+    }
+
+    fn check_capture(&self, log_summary: &LogSummary) -> Result<(), Error> {
+        if log_summary.dispatch.is_empty() {
+            return Err(Error::new(
+                ErrorKind::NoShapes,
+                "the instrumented server never said which implementation serves its block-FP8 layers",
+            ));
+        }
+        Ok(())
+    }
+
+    fn check_layout(&self, base_url: &str, shapes: &[Shape]) -> Result<Vec<LayoutCheck>, Error> {
+        let agent = agent(PROBE);
+        let url = format!("{base_url}/gemm_check");
+        let mut checks = Vec::new();
+        for (index, shape) in shapes.iter().enumerate() {
+            let question = json!({ "M": shape.m, "N": shape.n, "K": shape.k, "seed": index });
+            let failed = |why: String| {
+                Error::new(
+                    ErrorKind::WorkloadFailed,
+                    format!("the numerics probe of {shape} failed: {why}"),
+                )
+            };
+            let text = agent
+                .post(&url)
+                .header("content-type", "application/json")
+                .send(question.to_string())
+                .and_then(|mut response| response.body_mut().read_to_string())
+                .map_err(|error| failed(error.to_string()))?;
+            let answer: Answer = serde_json::from_str(&text)
+                .map_err(|error| failed(format!("{error} in {text:?}")))?;
+            checks.push(LayoutCheck {
+                m: shape.m,
+                n: shape.n,
+                k: shape.k,
+                kernel: answer.kernel_name,
+                relative_error: answer.relative_error.filter(|_| answer.finite),
+                limit: LIMIT,
+            });
+        }
+        Ok(checks)
+    }
+
+    fn expected_differences(&self) -> &'static [&'static str] {
+        &["table_path", "table_digest"]
+    }
+}
+
+impl Kernels for Reference {
     fn inspect(&self) -> Result<Inspection, Error> {
         let device = self.device()?;
         let table = self.server_env.get(TABLE_VARIABLE).map(Utf8PathBuf::from);
@@ -102,24 +161,7 @@ impl Platform for Reference {
         })
     }
 
-    fn capture_env(&self, _run: &RunDir, _records: &Utf8Path) -> Result<Environment, Error> {
-        Ok(set(&[
-            ("SGLANG_DUMP_AITER_FP8_GEMM_SHAPES", "1"),
-            ("SGLANG_LOG_FP8_BLOCK_GEMM_DISPATCH", "1"),
-        ]))
-    }
-
-    fn check_capture(
-        &self,
-        inspection: &Inspection,
-        log_summary: &LogSummary,
-    ) -> Result<Inspection, Error> {
-        if log_summary.dispatch.is_empty() {
-            return Err(Error::new(
-                ErrorKind::NoShapes,
-                "the instrumented server never said which implementation serves its block-FP8 layers",
-            ));
-        }
+    fn seen(&self, inspection: &Inspection, _: &LogSummary) -> Result<Inspection, Error> {
         Ok(inspection.clone())
     }
 
@@ -160,7 +202,7 @@ impl Platform for Reference {
         observer: &mut dyn FnMut(&TuneEvent),
     ) -> Result<Tuned, Error> {
         let incumbent = order.inspection.table.as_deref();
-        let backend = Kernels::new(incumbent.map(read_table).transpose()?)
+        let backend = Candidates::new(incumbent.map(read_table).transpose()?)
             .map_err(|error| Error::caused(ErrorKind::Environment, &error))?;
         let request = self.request(
             &backend,
@@ -244,53 +286,12 @@ impl Platform for Reference {
         Ok(super::engagement_of(&resolver, &table, log_summary))
     }
 
-    fn check_layout(
-        &self,
-        _deployed: &Deployed<'_>,
-        base_url: &str,
-        shapes: &[Shape],
-    ) -> Result<Vec<LayoutCheck>, Error> {
-        let agent = agent(PROBE);
-        let url = format!("{base_url}/gemm_check");
-        let mut checks = Vec::new();
-        for (index, shape) in shapes.iter().enumerate() {
-            let question = json!({ "M": shape.m, "N": shape.n, "K": shape.k, "seed": index });
-            let failed = |why: String| {
-                Error::new(
-                    ErrorKind::WorkloadFailed,
-                    format!("the numerics probe of {shape} failed: {why}"),
-                )
-            };
-            let text = agent
-                .post(&url)
-                .header("content-type", "application/json")
-                .send(question.to_string())
-                .and_then(|mut response| response.body_mut().read_to_string())
-                .map_err(|error| failed(error.to_string()))?;
-            let answer: Answer = serde_json::from_str(&text)
-                .map_err(|error| failed(format!("{error} in {text:?}")))?;
-            checks.push(LayoutCheck {
-                m: shape.m,
-                n: shape.n,
-                k: shape.k,
-                kernel: answer.kernel_name,
-                relative_error: answer.relative_error.filter(|_| answer.finite),
-                limit: LIMIT,
-            });
-        }
-        Ok(checks)
-    }
-
     fn kernel_name(&self, candidate: &serde_json::Value) -> String {
         let name = candidate["kernelName"].as_str().unwrap_or("unnamed");
         match candidate["splitK"].as_i64() {
             Some(split_k) if split_k > 0 => format!("{name}, split-K {}", 1_i64 << split_k.min(30)),
             _ => name.to_owned(),
         }
-    }
-
-    fn expected_differences(&self) -> &'static [&'static str] {
-        &["table_path", "table_digest"]
     }
 }
 
@@ -309,7 +310,7 @@ struct Answer {
 
 impl Reference {
     fn device(&self) -> Result<crate::tune::protocol::Device, Error> {
-        let backend = Kernels::default();
+        let backend = Candidates::default();
         let nowhere = Utf8PathBuf::new();
         let request = self.request(&backend, Vec::new(), nowhere, None);
         crate::tune::pool::look_at_device(&request, &crate::proc::Interrupt::new())
@@ -318,7 +319,7 @@ impl Reference {
 
     fn request<'a>(
         &self,
-        backend: &'a Kernels,
+        backend: &'a Candidates,
         shapes: Vec<Shape>,
         folder: Utf8PathBuf,
         budget: Option<Duration>,

@@ -1,7 +1,8 @@
-//! SGLang's Triton block-FP8 kernel as a platform: everything is done by environment and overlay, nothing is
+//! SGLang's Triton block-FP8 kernel: everything is done by environment and overlay, nothing is
 //! written into SGLang's tree.
 
 use std::collections::{BTreeMap, BTreeSet};
+use std::sync::Arc;
 use std::time::Duration;
 
 use camino::{Utf8Path, Utf8PathBuf};
@@ -9,20 +10,19 @@ use serde::Deserialize;
 use serde_json::json;
 
 use super::site::Site;
-use super::{
-    Deployed, Deployment, Engagement, Inspection, LayoutCheck, PlanTerms, Platform, TuneOrder,
-    Tuned, gone, tune_error,
-};
-use crate::engine::digest;
-use crate::engine::server::Environment;
+use super::{gone, tune_error};
+use crate::engine::ports::{Deployed, Kernels, PlanTerms, TuneOrder};
 use crate::log::summary::LogSummary;
 use crate::overlay::OverlayOptions;
 use crate::plan::cost::Cost;
 use crate::plan::fold::Fold;
+use crate::probe::found::{LayoutCheck, Probed};
 use crate::proc::Interrupt;
 use crate::proc::run as command;
+use crate::run::documents::{Deployment, Engagement, Inspection, Tuned};
 use crate::run::error::{Error, ErrorKind};
 use crate::shape::{Op, Shape};
+use crate::store::digest::short as digest;
 use crate::store::file::{entries, write_atomic};
 use crate::store::run_dir::RunDir;
 use crate::table::revision::Revision;
@@ -30,10 +30,11 @@ use crate::table::roofline::Device as Rates;
 use crate::table::sglang_json::{self, FileName};
 use crate::tune::backends::sglang_triton::files::read_rows;
 use crate::tune::backends::sglang_triton::keys::{Rows, nearest};
-use crate::tune::backends::sglang_triton::{SglangTriton as Kernels, worker_files};
+use crate::tune::backends::sglang_triton::{SglangTriton as Candidates, worker_files};
 use crate::tune::protocol::Device;
 use crate::tune::worker::WorkerCommand;
 use crate::tune::{Effort, TuneEvent, TuneRequest};
+use crate::workload::env::Environment;
 
 /// What the dispatch calls this path, from SGLang 0.5.5 to 0.5.23.
 const DISPATCH: &str = "triton_w8a8_block_fp8_linear";
@@ -57,11 +58,11 @@ const BLOCK: (u32, u32) = (128, 128);
 /// SGLang on NVIDIA, its block-FP8 linears on its own Triton kernel.
 #[derive(Debug)]
 pub(super) struct SglangTriton {
-    site: Site,
+    site: Arc<Site>,
 }
 
 impl SglangTriton {
-    pub(super) fn new(site: Site) -> Self {
+    pub(super) fn new(site: Arc<Site>) -> Self {
         Self { site }
     }
 
@@ -76,7 +77,7 @@ impl SglangTriton {
 
     fn request<'a>(
         &self,
-        backend: &'a Kernels,
+        backend: &'a Candidates,
         shapes: Vec<Shape>,
         folder: Utf8PathBuf,
         budget: Option<Duration>,
@@ -99,18 +100,14 @@ impl SglangTriton {
         let scratch = tempfile::tempdir().map_err(|error| Error::file(&error))?;
         let folder = Utf8PathBuf::try_from(scratch.path().to_owned())
             .map_err(|error| Error::caused(ErrorKind::Environment, &error))?;
-        let backend = Kernels::default();
+        let backend = Candidates::default();
         let request = self.request(&backend, Vec::new(), folder, None)?;
         crate::tune::pool::look_at_device(&request, &Interrupt::new())
             .map_err(|error| tune_error(&error))
     }
 }
 
-impl Platform for SglangTriton {
-    fn surroundings(&self) -> BTreeMap<String, String> {
-        self.site.surroundings()
-    }
-
+impl Kernels for SglangTriton {
     fn inspect(&self) -> Result<Inspection, Error> {
         let answer = self.site.look()?;
         let package = self.site.sglang(&answer)?;
@@ -144,18 +141,7 @@ impl Platform for SglangTriton {
         })
     }
 
-    fn capture_env(&self, run: &RunDir, records: &Utf8Path) -> Result<Environment, Error> {
-        self.site
-            .overlay(run, &OverlayOptions::capture(records.to_owned()))
-    }
-
-    fn check_capture(
-        &self,
-        inspection: &Inspection,
-        log_summary: &LogSummary,
-    ) -> Result<Inspection, Error> {
-        let package = self.site.sglang(&self.site.look()?)?;
-        self.site.check_records(log_summary, &package.folder)?;
+    fn seen(&self, inspection: &Inspection, log_summary: &LogSummary) -> Result<Inspection, Error> {
         let other: Vec<&String> = log_summary
             .dispatch
             .keys()
@@ -215,7 +201,7 @@ impl Platform for SglangTriton {
         order: &TuneOrder<'_>,
         observer: &mut dyn FnMut(&TuneEvent),
     ) -> Result<Tuned, Error> {
-        let backend = Kernels::default();
+        let backend = Candidates::default();
         let shapes = order.shapes.to_vec();
         let request = self.request(&backend, shapes, order.run.tune(), Some(order.budget))?;
         crate::tune::run(&request, observer, order.interrupt)
@@ -308,12 +294,12 @@ impl Platform for SglangTriton {
         ))
     }
 
-    fn check_layout(
+    fn probe(
         &self,
         deployed: &Deployed<'_>,
-        _base_url: &str,
         shapes: &[Shape],
-    ) -> Result<Vec<LayoutCheck>, Error> {
+        _tuned: &Tuned,
+    ) -> Result<Probed, Error> {
         let mut env = self.site.environment().clone();
         let ours = deployed.deployment.env.iter();
         env.extend(ours.map(|(name, value)| (name.clone(), Some(value.clone()))));
@@ -345,10 +331,13 @@ impl Platform for SglangTriton {
                     format!("layout check: {other}; the deployment was taken back"),
                 ));
             }
-            return Ok(answers
-                .into_iter()
-                .map(|answer| answer.into_check(self))
-                .collect());
+            return Ok(Probed {
+                layout: answers
+                    .into_iter()
+                    .map(|answer| answer.into_check(self))
+                    .collect(),
+                ..Probed::default()
+            });
         }
         let words = String::from_utf8_lossy(&ran.stderr);
         let last = words.lines().rev().find(|line| !line.trim().is_empty());
@@ -383,10 +372,6 @@ impl Platform for SglangTriton {
             name.push_str(", operands swapped");
         }
         name
-    }
-
-    fn expected_differences(&self) -> &'static [&'static str] {
-        &[]
     }
 }
 

@@ -1,11 +1,10 @@
-//! What both SGLang platforms share: the interpreter and what it imports, the overlay, and whether every rank
-//! was instrumented.
+//! SGLang as a server: the interpreter and what it imports, the overlay, and whether every rank was instrumented.
 
 use std::collections::{BTreeMap, BTreeSet};
 
 use camino::{Utf8Path, Utf8PathBuf};
 
-use crate::engine::server::Environment;
+use crate::engine::ports::Server;
 use crate::log::summary::LogSummary;
 use crate::overlay::{self, OverlayOptions};
 use crate::proc::{Interrupt, Keeper};
@@ -16,6 +15,7 @@ use crate::tree::package::Package;
 use crate::tree::version;
 use crate::workload::config::{Config, Launch};
 use crate::workload::env;
+use crate::workload::env::Environment;
 
 /// The module of SGLang that the overlay hooks first: the tree it is loaded from is the tree that serves.
 const HOOKED: &str = "sglang.srt.layers.quantization.fp8_utils";
@@ -115,12 +115,6 @@ impl Site {
         }
     }
 
-    /// Where the server's interpreter looks before its own packages; the variable may be left unset.
-    pub(super) fn surroundings(&self) -> BTreeMap<String, String> {
-        let path = self.variable("PYTHONPATH").unwrap_or_default();
-        BTreeMap::from([("PYTHONPATH".to_owned(), path)])
-    }
-
     /// What makes each server start slower than it has to be, in words.
     pub(super) fn slow_starts(&self) -> Option<String> {
         // 61 to 75 s instead of 42 to 50 s for SGLang 0.5.16 (docs/evidence/sglang-h100, sglang-h200).
@@ -199,6 +193,23 @@ impl Site {
             ),
         )
         .hint("every rank needs the same PYTHONPATH; ranks on other hosts need the run folder on a shared path"))
+    }
+}
+
+impl Server for Site {
+    /// Where the server's interpreter looks before its own packages; the variable may be left unset.
+    fn surroundings(&self) -> BTreeMap<String, String> {
+        let path = self.variable("PYTHONPATH").unwrap_or_default();
+        BTreeMap::from([("PYTHONPATH".to_owned(), path)])
+    }
+
+    fn capture_env(&self, run: &RunDir, records: &Utf8Path) -> Result<Environment, Error> {
+        self.overlay(run, &OverlayOptions::capture(records.to_owned()))
+    }
+
+    fn check_capture(&self, log_summary: &LogSummary) -> Result<(), Error> {
+        let package = self.sglang(&self.look()?)?;
+        self.check_records(log_summary, &package.folder)
     }
 }
 

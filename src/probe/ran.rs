@@ -8,7 +8,7 @@ use std::collections::{BTreeMap, BTreeSet};
 
 use serde::{Deserialize, Serialize};
 
-use crate::platform::KernelTime;
+use super::found::KernelTime;
 
 /// How far all times may be off by one common factor and count as the device's clock: a power cap or a warmer device moves
 /// every kernel alike. Our choice; a default kernel that is no further off costs no more than that.

@@ -101,6 +101,14 @@ impl Error {
         Self::caused(ErrorKind::Environment, error)
     }
 
+    /// What is said when the user stopped a run.
+    pub fn interrupted() -> Self {
+        Self::new(
+            ErrorKind::Interrupted,
+            "interrupted; what was finished is kept",
+        )
+    }
+
     /// Adds a hint: the next command to run, or what to change.
     #[must_use]
     pub fn hint(mut self, hint: impl Into<String>) -> Self {

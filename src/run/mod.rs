@@ -2,6 +2,7 @@
 //!
 //! Nothing in this room reads, writes, starts or waits.
 
+pub mod documents;
 pub mod error;
 pub mod event;
 pub mod stage;

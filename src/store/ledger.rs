@@ -14,6 +14,7 @@ use std::io;
 use camino::{Utf8Path, Utf8PathBuf};
 use serde::{Deserialize, Serialize};
 
+use super::digest::whole as digest;
 use super::file::{sync_folder, write_atomic};
 use super::journal::{Journal, Record};
 use super::lock::{Holder, Lock, LockError};
@@ -539,18 +540,6 @@ fn fold(records: &[Record<Event>]) -> Vec<Operation> {
 fn create_folder(folder: &Utf8Path) -> Result<(), LedgerError> {
     fs_err::create_dir_all(folder).map_err(io_at(folder))?;
     sync_folder(folder).map_err(io_at(folder))
-}
-
-/// SHA-256 in hexadecimal.
-fn digest(bytes: &[u8]) -> String {
-    use sha2::Digest as _;
-    use std::fmt::Write as _;
-    sha2::Sha256::digest(bytes)
-        .iter()
-        .fold(String::new(), |mut text, byte| {
-            let _ = write!(text, "{byte:02x}");
-            text
-        })
 }
 
 fn io_at(path: &Utf8Path) -> impl Fn(io::Error) -> LedgerError {

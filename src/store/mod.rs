@@ -1,5 +1,6 @@
 //! What lasts: atomic files, the run folder with its lock and journal, the ledger.
 
+pub mod digest;
 pub mod file;
 pub mod journal;
 pub mod ledger;

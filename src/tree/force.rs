@@ -65,20 +65,7 @@ pub enum Target {
     Triton,
 }
 
-/// The GEMMs that go to CK: all M of a shape, or those within bounds.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize)]
-pub struct Route {
-    /// Output features.
-    pub n: u64,
-    /// Input features.
-    pub k: u64,
-    /// Smallest M, inclusive.
-    pub min_m: Option<u64>,
-    /// Largest M, inclusive.
-    pub max_m: Option<u64>,
-}
-
-/// Rows of one (N, K) that a step sends elsewhere.
+/// GEMMs of one (N, K) that go elsewhere: all M, or those within bounds.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize)]
 pub struct Rule {
     /// Output features.
@@ -137,7 +124,7 @@ pub struct Plan {
 pub struct SwitchRequest<'a> {
     pub to: Target,
     /// Only these GEMMs go to CK, every other one to Triton. Empty: all.
-    pub routes: &'a [Route],
+    pub routes: &'a [Rule],
     pub arch: Arch,
     /// The ROCm version, where known.
     pub rocm: Option<Rocm>,
@@ -356,7 +343,7 @@ impl Planner<'_> {
     fn routed(&self) -> Result<Plan, ForceError> {
         let shuffles = shuffles(self.era, self.request.arch, self.request.rocm)?;
         let mut plan = if shuffles {
-            let bounded = |route: &&Route| route.min_m.is_some() || route.max_m.is_some();
+            let bounded = |route: &&Rule| route.min_m.is_some() || route.max_m.is_some();
             if let Some(route) = self.request.routes.iter().find(bounded) {
                 return Err(ForceError::WholeShapesOnly {
                     n: route.n,
@@ -405,7 +392,7 @@ impl Planner<'_> {
     }
 
     /// A route as a rule, not above the M that is safe.
-    fn capped(&self, route: Route) -> Rule {
+    fn capped(&self, route: Rule) -> Rule {
         let unsafe_machine =
             self.request.arch == Arch::Gfx950 && self.request.rocm != Some(Rocm::From72);
         let safe = SAFE_M
@@ -413,13 +400,11 @@ impl Planner<'_> {
             .find(|(n, k, _)| unsafe_machine && (*n, *k) == (route.n, route.k))
             .map(|(_, _, m)| m);
         Rule {
-            n: route.n,
-            k: route.k,
-            min_m: route.min_m,
             max_m: match (route.max_m, safe) {
                 (Some(asked), Some(safe)) => Some(asked.min(safe)),
                 (asked, safe) => asked.or(safe),
             },
+            ..route
         }
     }
 

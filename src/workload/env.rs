@@ -1,6 +1,11 @@
 //! The one place of the library that reads the process environment.
 
+use std::collections::BTreeMap;
+
 use camino::Utf8PathBuf;
+
+/// Variables on top of an environment: set (`Some`) or removed (`None`).
+pub type Environment = BTreeMap<String, Option<String>>;
 
 /// A variable of our own environment, if it is set and is UTF-8.
 #[expect(clippy::disallowed_methods, reason = "this is the module that may")]

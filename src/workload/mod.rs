@@ -9,6 +9,7 @@ pub mod draft;
 pub mod duration;
 pub mod env;
 pub mod load;
+pub mod loopback;
 pub mod observe;
 pub mod quote;
 pub mod role;

@@ -5,7 +5,7 @@ use std::time::Duration;
 use super::Done;
 use crate::bench::parity::{self, Parity, Recording};
 use crate::bench::{client, result};
-use crate::engine::server::Server;
+use crate::engine::server::RunningServer;
 use crate::engine::trial::{PROMPTS, RESULTS, TrialOrder};
 use crate::engine::{Engine, write_json};
 use crate::proc::Interrupt;
@@ -47,7 +47,7 @@ pub(super) fn baseline(engine: &mut Engine<'_>) -> Result<Done, Error> {
 /// The server's greedy answers at one, two and four requests at once, so that prefill and decode run
 /// at several M: at M = 1 a transposed scale is the scale itself.
 pub(super) fn record_answers(
-    server: &mut Server,
+    server: &mut RunningServer,
     limit: Duration,
     interrupt: &Interrupt,
 ) -> Result<Recording, Error> {

@@ -1,10 +1,10 @@
 //! `capture`: the same workload, instrumented.
 
-use super::{Captured, Done, records};
+use super::{Done, records};
 use crate::engine::trial::{SERVER_LOG, TrialOrder};
-use crate::engine::{Engine, read_json, write_json};
+use crate::engine::{Engine, read_document, write_document};
 use crate::log::summary::LogSummary;
-use crate::platform::Inspection;
+use crate::run::documents::{Captured, Inspection};
 use crate::run::error::{Error, ErrorKind};
 use crate::run::event::Role;
 use crate::run::stage::Stage;
@@ -12,12 +12,13 @@ use crate::store::file::write_atomic;
 use crate::table::shapes::{self, CountedShape};
 
 pub(super) fn capture(engine: &mut Engine<'_>) -> Result<Done, Error> {
-    let inspection: Inspection = read_json(&engine.run.stage(Stage::Inspect.name()))?;
+    let inspection: Inspection = read_document(&engine.run)?;
+    engine.backend.kernels.check_place(&engine.run)?;
     let folder = engine.run.capture();
     let order = TrialOrder {
         stage: Stage::Capture,
         role: Role::Capture,
-        env: engine.platform.capture_env(&engine.run, &folder)?,
+        env: engine.backend.server.capture_env(&engine.run, &folder)?,
         may_build: true,
     };
     records::clear(&folder)?;
@@ -27,7 +28,8 @@ pub(super) fn capture(engine: &mut Engine<'_>) -> Result<Done, Error> {
     for file in records::files(&folder)? {
         records::add(&file, u64::MAX, &mut log_summary)?;
     }
-    let seen = engine.platform.check_capture(&inspection, &log_summary)?;
+    engine.backend.server.check_capture(&log_summary)?;
+    let seen = engine.backend.kernels.seen(&inspection, &log_summary)?;
     let new = |remark: &&String| !inspection.remarks.contains(remark);
     for remark in seen.remarks.iter().filter(new) {
         engine.remark(remark.clone());
@@ -65,7 +67,7 @@ pub(super) fn capture(engine: &mut Engine<'_>) -> Result<Done, Error> {
             .filter_map(|limits| limits.chunked_prefill_size)
             .max(),
     };
-    write_json(&engine.run.stage(Stage::Capture.name()), &captured)?;
+    write_document(&engine.run, &captured)?;
     if captured.malformed > 0 {
         engine.remark(format!(
             "{} torn or impossible records were left out",

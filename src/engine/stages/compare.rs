@@ -7,20 +7,21 @@ use crate::bench::result;
 use crate::compare::{
     self, Band, Comparison, LoadComparison, Metric, Question, Trial, Unit, metric,
 };
-use crate::engine::server::{Environment, Server};
+use crate::engine::server::RunningServer;
 use crate::engine::trial::{RESULTS, TrialOrder};
-use crate::engine::{Engine, in_place, read_json, write_json};
-use crate::platform::Deployment;
+use crate::engine::{Engine, in_place, read_document, write_json};
+use crate::run::documents::Deployment;
 use crate::run::error::{Error, ErrorKind};
 use crate::run::event::{Arm, Event, Role};
 use crate::run::stage::{self, Stage, TrialEnd, next_half, pair_trials};
+use crate::workload::env::Environment;
 
 pub(super) fn compare(engine: &mut Engine<'_>) -> Result<Done, Error> {
     let pairs = engine.config.compare.pairs;
     let tuned_env = if engine.config.compare.only_noise {
         [].into()
     } else {
-        read_json::<Deployment>(&engine.run.stage(Stage::Deploy.name()))?.environment()
+        read_document::<Deployment>(&engine.run)?.environment()
     };
     forget_lost(engine)?;
     while let Some((pair, arm)) = next_half(engine.state.trials(), pairs, &engine.host) {
@@ -85,7 +86,11 @@ fn forget_lost(engine: &mut Engine<'_>) -> Result<(), Error> {
 }
 
 /// A launch script that names the deployed files itself serves them in both arms, which would then be the same.
-fn refuse_deployed(server: &Server, tuned_env: &Environment, run: &Utf8Path) -> Result<(), Error> {
+fn refuse_deployed(
+    server: &RunningServer,
+    tuned_env: &Environment,
+    run: &Utf8Path,
+) -> Result<(), Error> {
     let of_this_run = tuned_env
         .iter()
         .filter_map(|(name, value)| Some((name.as_str(), value.as_deref()?)))
@@ -146,7 +151,8 @@ fn judged(engine: &Engine<'_>) -> Result<Comparison, Error> {
         ))
     };
     let expected: Vec<String> = engine
-        .platform
+        .backend
+        .server
         .expected_differences()
         .iter()
         .map(ToString::to_string)

@@ -1,9 +1,9 @@
 //! `deploy`: the tuned table in place, and taken back.
 
 use super::{Done, foresee};
-use crate::engine::{Engine, in_place, read_json, write_json};
-use crate::platform::{Deployment, Tuned};
+use crate::engine::{Engine, in_place, read_document, read_json, write_document};
 use crate::proc::quoted;
+use crate::run::documents::{Deployment, Tuned};
 use crate::run::error::{Error, ErrorKind};
 use crate::run::stage::Stage;
 use crate::shape::Shape;
@@ -13,11 +13,14 @@ use crate::store::run_dir::RunDir;
 
 pub(super) fn deploy(engine: &mut Engine<'_>) -> Result<Done, Error> {
     let inspection = super::inspection(&engine.run)?;
-    let tuned: Tuned = read_json(&engine.run.stage(Stage::Tune.name()))?;
+    let tuned: Tuned = read_document(&engine.run)?;
     foresee::foresee(engine, &tuned)?;
-    let deployment = engine.platform.deploy(&engine.run, &inspection, &tuned)?;
+    let deployment = engine
+        .backend
+        .kernels
+        .deploy(&engine.run, &inspection, &tuned)?;
     // The record of what was put in place comes before anybody relies on it.
-    write_json(&engine.run.stage(Stage::Deploy.name()), &deployment)?;
+    write_document(&engine.run, &deployment)?;
     in_place::record(&engine.run)?;
     for note in &deployment.notes {
         engine.remark(note.clone());
@@ -25,7 +28,10 @@ pub(super) fn deploy(engine: &mut Engine<'_>) -> Result<Done, Error> {
     // Shapes that are left with what serves them need no row.
     let won = tuned.rows.iter().filter(|row| !row.incumbent_kept);
     let planned: Vec<Shape> = won.map(|row| row.shape.clone()).collect();
-    let missing = engine.platform.misses(&inspection, &deployment, &planned)?;
+    let missing = engine
+        .backend
+        .kernels
+        .misses(&inspection, &deployment, &planned)?;
     if !missing.is_empty() {
         let named: Vec<String> = missing.iter().take(5).map(ToString::to_string).collect();
         return Err(Error::new(
@@ -71,7 +77,7 @@ pub(crate) fn undo(engine: &mut Engine<'_>) -> Result<(), Error> {
     let path = engine.run.stage(Stage::Deploy.name());
     if path.is_file() {
         let deployment: Deployment = read_json(&path)?;
-        engine.platform.undo(&engine.run, &deployment)?;
+        engine.backend.kernels.undo(&engine.run, &deployment)?;
     }
     // A deploy stage that was killed has left the ledger and no document.
     take_back(&engine.run)

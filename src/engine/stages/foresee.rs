@@ -7,15 +7,13 @@
 
 use serde::{Deserialize, Serialize};
 
-use super::Captured;
 use super::plan;
 use crate::bench::result;
 use crate::engine::trial::RESULTS;
-use crate::engine::{Engine, read_json, write_json};
-use crate::platform::Tuned;
+use crate::engine::{Engine, read_document, read_json, write_json};
+use crate::run::documents::{Captured, Tuned};
 use crate::run::error::{Error, ErrorKind};
 use crate::run::event::Role;
-use crate::run::stage::Stage;
 use crate::tune::results::Row;
 use crate::workload::config::Load;
 
@@ -64,10 +62,10 @@ pub(crate) struct Term {
 /// Reckons what `tuned` will bring and writes it down. Loads judged by a throughput, and models that the plan could
 /// predict nothing of, are left out.
 pub(super) fn foresee(engine: &mut Engine<'_>, tuned: &Tuned) -> Result<(), Error> {
-    let Some(weights) = plan::weights(&read_json(&engine.run.plan())?) else {
+    let Some(weights) = plan::weights(&read_document(&engine.run)?) else {
         return Ok(());
     };
-    let captured: Captured = read_json(&engine.run.stage(Stage::Capture.name()))?;
+    let captured: Captured = read_document(&engine.run)?;
     let Some(trial) = engine.state.finished_trial(Role::Baseline) else {
         return Ok(());
     };

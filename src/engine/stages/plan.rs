@@ -2,14 +2,14 @@
 
 use std::io;
 
-use super::{Captured, Done};
-use crate::engine::{Engine, read_json, write_json};
+use super::Done;
+use crate::engine::{Engine, read_document, write_document};
 use crate::plan::document::{HitRates, Verdict};
 use crate::plan::model::{self, Parallel, Prediction};
 use crate::plan::{Plan, PlanInput, make};
 use crate::report::model::{HitRate, PlanSummary};
+use crate::run::documents::Captured;
 use crate::run::error::{Error, ErrorKind};
-use crate::run::stage::Stage;
 use crate::table::shapes;
 use crate::workload::config::Config;
 
@@ -50,8 +50,8 @@ pub(super) fn plan(engine: &mut Engine<'_>) -> Result<Done, Error> {
         crate::store::file::read(&engine.run.shapes()).map_err(|error| Error::file(&error))?;
     let captured = shapes::read(&bytes, None)
         .map_err(|error| Error::caused(ErrorKind::NotResumable, &error))?;
-    let told: Captured = read_json(&engine.run.stage(Stage::Capture.name()))?;
-    let terms = engine.platform.plan_terms(&inspection)?;
+    let told: Captured = read_document(&engine.run)?;
+    let terms = engine.backend.kernels.plan_terms(&inspection)?;
     let (prediction, unpredicted) = match prediction(&engine.config) {
         Ok(prediction) => (prediction, None),
         Err(why) => (None, Some(format!("no shapes or gains predicted: {why}"))),
@@ -75,7 +75,7 @@ pub(super) fn plan(engine: &mut Engine<'_>) -> Result<Done, Error> {
     })
     .map_err(|error| Error::caused(ErrorKind::NoShapes, &error))?;
     plan.notes.extend(unpredicted);
-    write_json(&engine.run.plan(), &plan)?;
+    write_document(&engine.run, &plan)?;
     for remark in plan.difference.iter().chain(&plan.notes) {
         engine.remark(remark.clone());
     }

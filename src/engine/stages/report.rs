@@ -3,17 +3,17 @@
 use std::collections::BTreeMap;
 
 use super::plan as planned;
-use super::{Captured, Done, Verified, stays};
+use super::{Done, stays};
 use crate::compare::Comparison;
 use crate::engine::trial::Started;
-use crate::engine::{Engine, read_events, read_json};
+use crate::engine::{Engine, read_document, read_events, read_json};
 use crate::plan::Plan;
-use crate::platform::{Deployment, Tuned};
 use crate::proc::paste::{line, quoted};
 use crate::report::model::{
     Arm, Command, Engagement, Fact, HitRate, LayoutCheck, PlanSummary, Report, ShapeRow, Skipped,
     StageTime, Timing,
 };
+use crate::run::documents::{Captured, Deployment, Tuned, Verified};
 use crate::run::error::{Error, ErrorKind};
 use crate::run::event::{Arm as Side, Role};
 use crate::run::stage::{Stage, StageStatus, TrialEnd, spent};
@@ -85,7 +85,7 @@ fn with_findings(engine: &Engine<'_>, mut report: Report) -> Result<Report, Erro
             ));
         }
         report.shapes = shape_rows(engine, captured, tuned.as_ref())?;
-        let plan: Plan = read_json(&engine.run.plan())?;
+        let plan: Plan = read_document(&engine.run)?;
         report.hit_rates = planned::hit_rates(&plan);
         report
             .notes
@@ -258,7 +258,8 @@ fn shape_rows(
             let row = rows
                 .iter()
                 .find(|row| (row.shape.m, row.shape.n, row.shape.k) == (shape.m, shape.n, shape.k));
-            let named = |candidate: &serde_json::Value| engine.platform.kernel_name(candidate);
+            let named =
+                |candidate: &serde_json::Value| engine.backend.kernels.kernel_name(candidate);
             let contest = tuned.and_then(|tuned| tuned.contest(&shape));
             ShapeRow {
                 op: shape.op,

@@ -2,7 +2,7 @@
 
 use std::collections::BTreeMap;
 
-use crate::platform::{Contest, Finding};
+use crate::probe::contest::{Contest, Finding};
 use crate::report::model::Stays;
 
 /// Runs of neighbouring planned M of one weight that stay for one reason.
@@ -78,7 +78,7 @@ fn why(run: &[&Contest]) -> String {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::platform::Gain;
+    use crate::probe::contest::Gain;
     use crate::shape::{Op, Shape};
 
     fn contest(m: u32, ratio: f64) -> Contest {

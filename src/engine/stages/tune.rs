@@ -3,10 +3,10 @@
 use std::time::Instant;
 
 use super::Done;
-use crate::engine::server::interrupted;
-use crate::engine::{Engine, read_json, write_json};
+use crate::engine::ports::TuneOrder;
+use crate::engine::{Engine, read_document, write_document};
 use crate::plan::Plan;
-use crate::platform::{TuneOrder, Tuned};
+use crate::run::documents::Tuned;
 use crate::run::error::{Error, ErrorKind};
 use crate::run::event::{Notice, Progress};
 use crate::run::stage::Stage;
@@ -15,7 +15,7 @@ use crate::tune::TuneEvent;
 
 pub(super) fn tune(engine: &mut Engine<'_>) -> Result<Done, Error> {
     let inspection = super::inspection(&engine.run)?;
-    let plan: Plan = read_json(&engine.run.plan())?;
+    let plan: Plan = read_document(&engine.run)?;
     let shapes: Vec<Shape> = plan.tune.iter().map(|row| row.shape.shape()).collect();
     let order = TuneOrder {
         run: &engine.run,
@@ -26,16 +26,16 @@ pub(super) fn tune(engine: &mut Engine<'_>) -> Result<Done, Error> {
     };
     let started = Instant::now();
     let observer = &mut *engine.observer;
-    let tuned = engine.platform.tune(&order, &mut |event| {
+    let tuned = engine.backend.kernels.tune(&order, &mut |event| {
         if let Some(progress) = progress_of(event) {
             observer(&Notice::Progress(progress));
         }
     })?;
     // What was raced so far is kept in the tuner's own folder. The stage is not done: a resumed run races the rest.
     if engine.interrupt.is_raised() {
-        return Err(interrupted());
+        return Err(Error::interrupted());
     }
-    write_json(&engine.run.stage(Stage::Tune.name()), &tuned)?;
+    write_document(&engine.run, &tuned)?;
     if tuned.rows.is_empty() {
         return Err(Error::new(
             ErrorKind::TunerFailed,

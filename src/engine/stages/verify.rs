@@ -3,23 +3,25 @@
 use std::collections::BTreeSet;
 
 use super::baseline::{ANSWERS, record_answers};
-use super::{Done, Verified, records};
+use super::{Done, records};
 use crate::bench::parity::{self, Recording};
+use crate::engine::ports::{Backend, Deployed};
 use crate::engine::trial::{SERVER_LOG, TrialOrder};
-use crate::engine::{Engine, in_place, read_json, write_json};
+use crate::engine::{Engine, in_place, read_document, read_json, write_document, write_json};
 use crate::log::summary::LogSummary;
-use crate::platform::{Deployed, Deployment, LayoutCheck, Probed, Tuned};
 use crate::probe;
+use crate::probe::found::{LayoutCheck, Probed};
 use crate::probe::ran::Ran;
+use crate::run::documents::{Deployment, Tuned, Verified};
 use crate::run::error::{Error, ErrorKind};
 use crate::run::event::Role;
 use crate::run::stage::Stage;
 use crate::shape::Shape;
 
 pub(super) fn verify(engine: &mut Engine<'_>) -> Result<Done, Error> {
-    let deployment: Deployment = read_json(&engine.run.stage(Stage::Deploy.name()))?;
+    let deployment: Deployment = read_document(&engine.run)?;
     let inspection = super::inspection(&engine.run)?;
-    let tuned: Tuned = read_json(&engine.run.stage(Stage::Tune.name()))?;
+    let tuned: Tuned = read_document(&engine.run)?;
     let planned: BTreeSet<Shape> = tuned.rows.iter().map(|row| row.shape.clone()).collect();
     let baseline = baseline_answers(engine)?;
     in_place::check(&engine.run)?;
@@ -28,7 +30,8 @@ pub(super) fn verify(engine: &mut Engine<'_>) -> Result<Done, Error> {
     let mut env = deployment.environment();
     env.extend(
         engine
-            .platform
+            .backend
+            .kernels
             .engagement_env(&engine.run, &deployment, &folder)?,
     );
     let order = TrialOrder {
@@ -39,7 +42,10 @@ pub(super) fn verify(engine: &mut Engine<'_>) -> Result<Done, Error> {
     };
     let (limit, interrupt) = (engine.benchmark_limit(), engine.interrupt.clone());
     let probes = probe::sizes(&planned);
-    let platform = std::sync::Arc::clone(&engine.platform);
+    let Backend {
+        server: serving,
+        kernels,
+    } = engine.backend.clone();
     let run = engine.run.clone();
     let deployed = Deployed {
         run: &run,
@@ -53,7 +59,7 @@ pub(super) fn verify(engine: &mut Engine<'_>) -> Result<Done, Error> {
         times,
         modules,
         ran,
-    } = platform.probe(&deployed, &probes, &tuned)?;
+    } = kernels.probe(&deployed, &probes, &tuned)?;
     refuse_wrong_numbers(&layout)?;
     if let Ran::Other(why) = &ran {
         return Err(Error::new(
@@ -68,9 +74,7 @@ pub(super) fn verify(engine: &mut Engine<'_>) -> Result<Done, Error> {
         // Up to here the server has served the workload and nothing else.
         workload_log = fs_err::metadata(server.log()).map_or(0, |data| data.len());
         let url = server.base_url().to_owned();
-        layout.extend(server.ask(&interrupt, |_| {
-            platform.check_layout(&deployed, &url, &probes)
-        })??);
+        layout.extend(server.ask(&interrupt, |_| serving.check_layout(&url, &probes))??);
         let recorded = record_answers(server, limit, &interrupt)?;
         write_json(&folder.join(ANSWERS), &recorded)?;
         answers = Some(recorded);
@@ -92,7 +96,8 @@ pub(super) fn verify(engine: &mut Engine<'_>) -> Result<Done, Error> {
         records::add(&file, u64::MAX, &mut log_summary)?;
     }
     let engagement = engine
-        .platform
+        .backend
+        .kernels
         .engagement(&inspection, &deployment, &log_summary)?;
     let verified = Verified {
         trial: done.number,
@@ -105,7 +110,7 @@ pub(super) fn verify(engine: &mut Engine<'_>) -> Result<Done, Error> {
         modules,
         ran,
     };
-    write_json(&engine.run.stage(Stage::Verify.name()), &verified)?;
+    write_document(&engine.run, &verified)?;
     for shape in &verified.engagement.other_kernel {
         engine.remark(format!("the log contradicts the table: {shape}"));
     }

@@ -8,7 +8,7 @@ use std::collections::BTreeSet;
 use super::facts::Way;
 use crate::shape::{Op, Shape};
 use crate::table::lookup::Resolver;
-use crate::tree::force::Route;
+use crate::tree::force::Rule;
 
 /// Prefill chunks end well below it; what holds here holds above it.
 const LARGEST_M: u32 = 1 << 15;
@@ -23,13 +23,13 @@ fn routes(
     op: Op,
     weights: &BTreeSet<(u32, u32)>,
     (ours, left): (&Keys, &Keys),
-) -> Vec<Route> {
+) -> Vec<Rule> {
     let mut routes = Vec::new();
     for &(n, k) in weights {
         let mut start: Option<u32> = None;
         let mut close = |from: Option<u32>, to: Option<u32>| {
             if let Some(from) = from {
-                routes.push(Route {
+                routes.push(Rule {
                     n: u64::from(n),
                     k: u64::from(k),
                     min_m: (from > 1).then_some(u64::from(from)),
@@ -89,8 +89,8 @@ impl Covered {
             .collect()
     }
 
-    pub(super) fn routes(&self, resolver: &Resolver<'_>, way: &Way, op: Op) -> Vec<Route> {
-        let whole = |&(n, k): &(u32, u32)| Route {
+    pub(super) fn routes(&self, resolver: &Resolver<'_>, way: &Way, op: Op) -> Vec<Rule> {
+        let whole = |&(n, k): &(u32, u32)| Rule {
             n: u64::from(n),
             k: u64::from(k),
             min_m: None,

@@ -12,12 +12,13 @@ use super::cover::{Covered, Keys};
 use super::facts::{Trees, Way, aiter_error, arch_of, read};
 use super::tables::{merged, plain, read_table, rows_of};
 use super::{Aiter, pins};
-use crate::engine::digest;
-use crate::overlay::{Decision, OverlayOptions};
-use crate::platform::{Deployment, Inspection, Tuned, gone};
+use crate::overlay::{self, OverlayOptions};
+use crate::platform::gone;
 use crate::pyedit::source::Source;
+use crate::run::documents::{Deployment, Inspection, Tuned};
 use crate::run::error::{Error, ErrorKind};
 use crate::shape::Op;
+use crate::store::digest::short as digest;
 use crate::store::file::write_atomic;
 use crate::store::ledger::{Change, Ledger, LedgerError};
 use crate::store::run_dir::RunDir;
@@ -30,7 +31,7 @@ use crate::table::shapes;
 use crate::tree::aiter;
 use crate::tree::coupling::Coupling;
 use crate::tree::era;
-use crate::tree::force::{self, ForceError, Means, Route, SwitchRequest, Target};
+use crate::tree::force::{self, ForceError, Means, Rule, SwitchRequest, Target};
 use crate::tree::package::FP8_UTILS;
 use crate::tree::{reach, route};
 use crate::workload::config::Switch;
@@ -204,7 +205,7 @@ impl Aiter {
             .map_err(|error| Error::caused(ErrorKind::SourceNotRecognised, &error))?;
         let arch = arch_of(&inspection.gfx)?;
         let rocm = trees.rocm();
-        let plan = |routes: &[Route]| {
+        let plan = |routes: &[Rule]| {
             force::plan(
                 &dispatch,
                 &route::safe_m(&source),
@@ -282,7 +283,7 @@ impl Aiter {
             return Ok(None);
         }
         let decision = folder.join("switch.json");
-        let text = Decision::of(steps).to_json();
+        let text = overlay::decision(steps);
         write_atomic(&decision, text.as_bytes()).map_err(|error| Error::file(&error))?;
         let options = OverlayOptions {
             switch: Some(decision.clone()),

@@ -5,11 +5,11 @@ use std::collections::BTreeMap;
 use camino::{Utf8Path, Utf8PathBuf};
 
 use super::Aiter;
-use crate::engine::digest;
-use crate::platform::Inspection;
 use crate::proc::Interrupt;
+use crate::run::documents::Inspection;
 use crate::run::error::{Error, ErrorKind};
 use crate::shape::Op;
+use crate::store::digest::short as digest;
 use crate::tree::aiter::{self, AiterError};
 use crate::tree::doctor::{self, devices, machine};
 use crate::tree::era::{self, Era};

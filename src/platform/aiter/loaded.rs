@@ -6,10 +6,11 @@ use std::time::SystemTime;
 use camino::{Utf8Path, Utf8PathBuf};
 
 use super::facts::{Trees, aiter_error};
-use crate::engine::digest;
-use crate::platform::{Deployment, Module};
+use crate::probe::found::Module;
+use crate::run::documents::Deployment;
 use crate::run::error::{Error, ErrorKind};
 use crate::shape::Op;
+use crate::store::digest::short as digest;
 use crate::tree::aiter;
 use crate::tree::coupling::Coupling;
 

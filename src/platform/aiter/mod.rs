@@ -12,23 +12,22 @@ mod tables;
 mod today;
 
 use std::collections::BTreeMap;
+use std::sync::Arc;
 use std::time::Duration;
 
 use camino::{Utf8Path, Utf8PathBuf};
 
+use super::class_of;
 use super::site::Site;
-use super::{
-    Deployed, Deployment, Engagement, Inspection, KernelTime, LayoutCheck, PlanTerms, Platform,
-    Probed, TuneOrder, Tuned, class_of,
-};
-use crate::engine::server::Environment;
+use crate::engine::ports::{Deployed, Kernels, PlanTerms, TuneOrder};
 use crate::log::summary::LogSummary;
-use crate::overlay::OverlayOptions;
 use crate::plan::cost::Cost;
 use crate::plan::fold::Fold;
+use crate::probe::found::{KernelTime, LayoutCheck, Probed};
 use crate::probe::ran::{Seen, judge};
 use crate::probe::{self, LOOKUPS_TOLD, ProbeError};
-use crate::proc::{Keeper, RunError};
+use crate::proc::RunError;
+use crate::run::documents::{Deployment, Engagement, Inspection, Tuned};
 use crate::run::error::{Error, ErrorKind};
 use crate::shape::{Op, Shape};
 use crate::store::run_dir::RunDir;
@@ -36,15 +35,15 @@ use crate::table::lookup::{Resolver, Rules};
 use crate::table::roofline::Device;
 use crate::tree::aiter::revision;
 use crate::tree::era;
-use crate::tree::package::Package;
 use crate::tune::aiter::{self as tuner, AiterOrder, AiterTuneError, Limits, Settings};
 use crate::tune::{TuneEvent, TuneOutcome};
 use crate::workload::config::{Config, Switch};
+use crate::workload::env::Environment;
 
 /// SGLang with aiter.
 #[derive(Debug)]
 pub(super) struct Aiter {
-    site: Site,
+    site: Arc<Site>,
     folder: Option<Utf8PathBuf>,
     /// The tree that the configuration means.
     meant: Option<Utf8PathBuf>,
@@ -59,9 +58,9 @@ pub(super) struct Aiter {
 }
 
 impl Aiter {
-    pub(super) fn new(config: &Config, keeper: &Keeper) -> Result<Self, Error> {
-        Ok(Self {
-            site: Site::new(config, keeper)?,
+    pub(super) fn new(site: Arc<Site>, config: &Config) -> Self {
+        Self {
+            site,
             folder: config.server.cwd.clone(),
             meant: config.backend.aiter_root.clone(),
             gfx: config.backend.gfx.clone(),
@@ -70,7 +69,7 @@ impl Aiter {
             model: config.model_folder(),
             switch: config.backend.switch,
             ready_limit: Duration::from_secs(config.server.ready_timeout_s),
-        })
+        }
     }
 
     /// The look-up rules of the tree in use.
@@ -97,31 +96,18 @@ impl Aiter {
     }
 }
 
-impl Platform for Aiter {
-    fn surroundings(&self) -> BTreeMap<String, String> {
-        self.site.surroundings()
-    }
-
+impl Kernels for Aiter {
     fn inspect(&self) -> Result<Inspection, Error> {
         self.inspect_site()
     }
 
-    fn capture_env(&self, run: &RunDir, records: &Utf8Path) -> Result<Environment, Error> {
-        // Known before hours are spent on a table that could not be named.
-        tables::plain(deploy::folder(run).join("table.csv"))?;
-        self.site
-            .overlay(run, &OverlayOptions::capture(records.to_owned()))
+    /// Known before hours are spent on a table that could not be named.
+    fn check_place(&self, run: &RunDir) -> Result<(), Error> {
+        tables::plain(deploy::folder(run).join("table.csv")).map(drop)
     }
 
-    fn check_capture(
-        &self,
-        inspection: &Inspection,
-        log_summary: &LogSummary,
-    ) -> Result<Inspection, Error> {
-        let answer = self.site.look()?;
-        let Package { folder, .. } = self.site.sglang(&answer)?;
-        self.site.check_records(log_summary, &folder)?;
-        self.seen(inspection, log_summary)
+    fn seen(&self, inspection: &Inspection, log_summary: &LogSummary) -> Result<Inspection, Error> {
+        self.operation_seen(inspection, log_summary)
     }
 
     fn engagement_env(
@@ -201,7 +187,7 @@ impl Platform for Aiter {
         )
         .map_err(|error| tune_error(&error))?;
         if outcome.interrupted {
-            return Err(crate::engine::server::interrupted());
+            return Err(Error::interrupted());
         }
         let mut tuned = Tuned::from(TuneOutcome::from(outcome));
         self.against_today(order, &today, &mut tuned, observer)?;
@@ -348,16 +334,6 @@ impl Platform for Aiter {
         })
     }
 
-    fn check_layout(
-        &self,
-        _deployed: &Deployed<'_>,
-        _base_url: &str,
-        _shapes: &[Shape],
-    ) -> Result<Vec<LayoutCheck>, Error> {
-        // The probe did, in a process of its own, while no server held the GPU.
-        Ok(Vec::new())
-    }
-
     fn kernel_name(&self, candidate: &serde_json::Value) -> String {
         let name = candidate["kernelName"].as_str().unwrap_or("unnamed");
         let library = candidate["libtype"].as_str();
@@ -371,15 +347,11 @@ impl Platform for Aiter {
             _ => name.to_owned(),
         }
     }
-
-    fn expected_differences(&self) -> &'static [&'static str] {
-        &[]
-    }
 }
 
 fn tune_error(error: &AiterTuneError) -> Error {
     let class = match error {
-        AiterTuneError::Interrupted => return crate::engine::server::interrupted(),
+        AiterTuneError::Interrupted => return Error::interrupted(),
         AiterTuneError::NoShapes => ErrorKind::NoShapes,
         AiterTuneError::Results(results) => class_of(results),
         AiterTuneError::NoTree { .. }
@@ -396,7 +368,7 @@ fn tune_error(error: &AiterTuneError) -> Error {
 
 fn probe_error(error: &ProbeError) -> Error {
     match error {
-        ProbeError::Run(RunError::Interrupted(_)) => crate::engine::server::interrupted(),
+        ProbeError::Run(RunError::Interrupted(_)) => Error::interrupted(),
         ProbeError::Run(RunError::DeadlinePassed { limit, .. }) => Error::new(
             ErrorKind::NotBetter,
             format!(

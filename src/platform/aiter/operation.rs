@@ -10,7 +10,7 @@ use super::Aiter;
 use super::facts::{Trees, Way, aiter_error};
 use crate::log::summary::LogSummary;
 use crate::plan::model::{self, Scheme};
-use crate::platform::Inspection;
+use crate::run::documents::Inspection;
 use crate::run::error::{Error, ErrorKind};
 use crate::shape::Op;
 use crate::tree::channel::{self, LINEARS};
@@ -59,7 +59,7 @@ impl Aiter {
     }
 
     /// What the workload was seen to run: the operation asked for, else the one with most calls.
-    pub(super) fn seen(
+    pub(super) fn operation_seen(
         &self,
         inspection: &Inspection,
         log_summary: &LogSummary,

@@ -10,17 +10,19 @@ use std::collections::btree_map::Entry;
 use camino::{Utf8Path, Utf8PathBuf};
 
 use super::{Aiter, facts, probe_error};
-use crate::engine::digest;
-use crate::engine::server::Environment;
-use crate::platform::contest::{Contest, Finding};
-use crate::platform::{TuneOrder, Tuned, gone};
+use crate::engine::ports::TuneOrder;
+use crate::platform::gone;
+use crate::probe::contest::{Contest, Finding};
 use crate::probe::serving::{self, Served, Ways};
+use crate::run::documents::Tuned;
 use crate::run::error::{Error, ErrorKind};
 use crate::shape::Shape;
+use crate::store::digest::short as digest;
 use crate::table::kernels::Library;
 use crate::tree::route;
 use crate::tune::TuneEvent;
 use crate::workload::config::Switch;
+use crate::workload::env::Environment;
 
 /// What of a process's answers says that nothing was timed on a device.
 const WALL: &str = "wall";

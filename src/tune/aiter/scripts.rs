@@ -223,15 +223,10 @@ fn libraries(package: &Utf8Path, op: Op) -> Option<Vec<Library>> {
 }
 
 fn digest(package: &Utf8Path, script: &Utf8Path) -> Result<String, AiterTuneError> {
-    use sha2::Digest as _;
-    let mut hash = sha2::Sha256::new();
+    let mut whole = Vec::new();
     let shared = [BASE, POOL].map(|relative| caps::file(package, relative));
     for path in std::iter::once(script).chain(shared.iter().flatten().map(Utf8PathBuf::as_path)) {
-        hash.update(fs_err::read(path).map_err(AiterTuneError::Read)?);
+        whole.extend(fs_err::read(path).map_err(AiterTuneError::Read)?);
     }
-    let text: Vec<String> = hash.finalize()[..8]
-        .iter()
-        .map(|byte| format!("{byte:02x}"))
-        .collect();
-    Ok(text.concat())
+    Ok(crate::store::digest::short(&whole))
 }

@@ -3,13 +3,9 @@
 //! A proxy cannot reach the loopback of another machine, so with one a server is never found ready, and a benchmark
 //! client measures the proxy. Our own requests take none ([`agent`]); children are told the same.
 
-use std::net::TcpListener;
-use std::time::{Duration, Instant};
+use std::time::Duration;
 
-use super::server::{Environment, interrupted};
-use crate::proc::Interrupt;
-use crate::run::error::{Error, ErrorKind};
-use crate::workload::env;
+use super::env::{self, Environment};
 
 /// Variables that name a proxy, as curl, Python's urllib, requests and aiohttp read them.
 const PROXIES: [&str; 6] = [
@@ -27,12 +23,6 @@ const EXCEPTIONS: [&str; 2] = ["no_proxy", "NO_PROXY"];
 /// The names of this host's loopback.
 const LOOPBACK: [&str; 3] = ["127.0.0.1", "localhost", "::1"];
 
-/// A server that was killed a moment ago holds its port until the kernel has taken its memory and its devices down.
-pub(crate) const PATIENCE: Duration = Duration::from_secs(30);
-
-/// How often a port is asked for that is not free yet.
-const POLL: Duration = Duration::from_millis(100);
-
 /// A blocking HTTP client whose every call ends within `limit`, whatever its status, and takes no proxy.
 pub fn agent(limit: Duration) -> ureq::Agent {
     ureq::Agent::config_builder()
@@ -44,7 +34,7 @@ pub fn agent(limit: Duration) -> ureq::Agent {
 }
 
 /// Adds to a child's environment that loopback takes no proxy, where there is one.
-pub(crate) fn take_no_proxy(environment: &mut Environment) {
+pub fn take_no_proxy(environment: &mut Environment) {
     let value = |name: &str| match environment.get(name) {
         Some(value) => value.clone(),
         None => env::variable(name),
@@ -64,35 +54,6 @@ pub(crate) fn take_no_proxy(environment: &mut Environment) {
     }
     for name in EXCEPTIONS {
         environment.insert(name.to_owned(), Some(hosts.join(",")));
-    }
-}
-
-/// Waits for at most `patience` until nothing listens on `port`: another server there would answer in our server's place, and
-/// be measured.
-pub(crate) fn wait_for_port(
-    port: u16,
-    patience: Duration,
-    interrupt: &Interrupt,
-) -> Result<(), Error> {
-    let until = Instant::now() + patience;
-    loop {
-        let Err(error) = TcpListener::bind(("127.0.0.1", port)) else {
-            return Ok(());
-        };
-        if Instant::now() >= until {
-            return Err(Error::new(
-                ErrorKind::Environment,
-                format!(
-                    "port {port} of this host is not free ({error}): something else would be measured"
-                ),
-            )
-            .hint(
-                "stop the other server, or change the port in the server command and in `server.port`",
-            ));
-        }
-        if interrupt.sleep(POLL) {
-            return Err(interrupted());
-        }
     }
 }
 
@@ -132,27 +93,5 @@ mod tests {
         let before = child.clone();
         take_no_proxy(&mut child);
         assert_eq!(child, before);
-    }
-
-    #[test]
-    fn a_port_that_stays_taken_is_refused_with_its_number() {
-        let holder = TcpListener::bind("127.0.0.1:0").unwrap();
-        let port = holder.local_addr().unwrap().port();
-        let error = wait_for_port(port, Duration::ZERO, &Interrupt::new()).unwrap_err();
-        assert_eq!(error.kind(), ErrorKind::Environment);
-        assert!(error.to_string().contains(&port.to_string()), "{error}");
-    }
-
-    #[test]
-    fn a_port_that_a_dying_server_still_holds_is_waited_for() {
-        let holder = TcpListener::bind("127.0.0.1:0").unwrap();
-        let port = holder.local_addr().unwrap().port();
-        std::thread::scope(|scope| {
-            scope.spawn(move || {
-                std::thread::sleep(Duration::from_millis(300));
-                drop(holder);
-            });
-            wait_for_port(port, Duration::from_secs(60), &Interrupt::new()).unwrap();
-        });
     }
 }

@@ -4,8 +4,8 @@
 
 use serde::{Deserialize, Serialize};
 
-use super::KernelTime;
-use crate::probe::serving::{Served, TODAY, TUNED};
+use super::found::KernelTime;
+use super::serving::{Served, TODAY, TUNED};
 use crate::shape::Shape;
 use crate::stats::paired::{LEVEL, MIN_PAIRS, ratio_interval};
 use crate::stats::sample::median;

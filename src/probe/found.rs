@@ -1,0 +1,84 @@
+//! What a fresh process found about a deployed operation.
+
+use camino::Utf8PathBuf;
+use serde::{Deserialize, Serialize};
+
+use super::ran::Ran;
+use crate::problem::Shape;
+
+/// The deployed operation against a reference in higher precision, on one shape.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+pub struct LayoutCheck {
+    /// Tokens.
+    pub m: u32,
+    /// Output features.
+    pub n: u32,
+    /// Input features.
+    pub k: u32,
+    /// Kernel that ran.
+    pub kernel: String,
+    /// ‖y − ref‖ / ‖ref‖; absent when the output was not finite.
+    pub relative_error: Option<f64>,
+    /// The largest error accepted.
+    pub limit: f64,
+}
+
+impl LayoutCheck {
+    /// Whether the numbers are right.
+    pub fn passes(&self) -> bool {
+        self.relative_error.is_some_and(|error| error <= self.limit)
+    }
+}
+
+/// How long a deployed kernel takes, against what the tuner measured.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+pub struct KernelTime {
+    /// The problem.
+    pub shape: Shape,
+    /// The tuner's time, µs.
+    pub tuned_us: f64,
+    /// The deployed operation's, µs, in a process of its own; absent where it could not be timed.
+    pub us: Option<f64>,
+    /// What `us` is a time of: `device` or `wall`.
+    pub clock: String,
+    /// The device's name of the kernel that ran longest, where there is one.
+    #[serde(default)]
+    pub kernel: Option<String>,
+}
+
+impl KernelTime {
+    /// How far the two may be apart and count as the same kernel.
+    pub const TOLERANCE: f64 = 0.03;
+
+    /// Whether the deployed operation takes the time that was tuned.
+    pub fn agrees(&self) -> bool {
+        self.us
+            .is_some_and(|us| (us / self.tuned_us - 1.0).abs() <= Self::TOLERANCE)
+    }
+}
+
+/// What a fresh process found about the deployed operation.
+#[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize)]
+pub struct Probed {
+    /// Its numbers.
+    pub layout: Vec<LayoutCheck>,
+    /// Its times.
+    pub times: Vec<KernelTime>,
+    /// The modules it loaded.
+    pub modules: Vec<Module>,
+    /// What that says of the kernels that ran.
+    pub ran: Ran,
+}
+
+/// A compiled module that the process loaded.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Module {
+    /// Its name.
+    pub name: String,
+    /// The file.
+    pub path: Utf8PathBuf,
+    /// Of its bytes.
+    pub digest: String,
+    /// Whether it is asked for a kernel by name; otherwise a table is compiled into it.
+    pub by_name: bool,
+}

@@ -1,0 +1,47 @@
+//! What each stage hands to the later ones: one document a stage, declared once, written and read whole.
+//!
+//! A document is JSON in the run folder; fields may be added with a default, so that a run begun before goes on.
+
+mod serving;
+mod tuning;
+
+use camino::Utf8PathBuf;
+use serde::Serialize;
+use serde::de::DeserializeOwned;
+
+pub use serving::{Captured, Engagement, Inspection, Verified};
+pub use tuning::{Deployment, Tuned};
+
+use super::stage::Stage;
+use crate::plan::Plan;
+use crate::store::run_dir::RunDir;
+
+/// A document of a run.
+pub trait Document: Serialize + DeserializeOwned {
+    /// Where it lies in `run`.
+    fn path(run: &RunDir) -> Utf8PathBuf;
+}
+
+macro_rules! documents {
+    ($($document:ty => $stage:ident),* $(,)?) => {
+        $(impl Document for $document {
+            fn path(run: &RunDir) -> Utf8PathBuf {
+                run.stage(Stage::$stage.name())
+            }
+        })*
+    };
+}
+
+documents! {
+    Inspection => Inspect,
+    Captured => Capture,
+    Tuned => Tune,
+    Deployment => Deploy,
+    Verified => Verify,
+}
+
+impl Document for Plan {
+    fn path(run: &RunDir) -> Utf8PathBuf {
+        run.plan()
+    }
+}

@@ -1,0 +1,213 @@
+//! What was found of a server: before it is instrumented, instrumented, and tuned.
+
+use std::collections::BTreeMap;
+
+use camino::Utf8PathBuf;
+use serde::{Deserialize, Serialize};
+
+use crate::bench::parity::Agreement;
+use crate::probe::found::{KernelTime, LayoutCheck, Module};
+use crate::probe::ran::Ran;
+use crate::problem::Op;
+use crate::report::model::Phase;
+
+/// What the inspect stage found.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+pub struct Inspection {
+    /// Facts that must not change while the run lasts.
+    pub identity: BTreeMap<String, String>,
+    /// Operation that will be tuned.
+    pub op: Op,
+    /// Architecture as the tables name it.
+    pub gfx: String,
+    /// Compute units as the tables count them.
+    pub cu_num: u32,
+    /// The kernel path that serves the operation today, in words.
+    pub path: String,
+    /// The server's function that was seen to reach the operation, once the workload was captured.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub linear: Option<String>,
+    /// Table the environment uses before tuning, if any.
+    pub table: Option<Utf8PathBuf>,
+    /// Worth knowing.
+    pub remarks: Vec<String>,
+}
+
+/// What the capture stage found, beside the shapes themselves.
+#[derive(Clone, Debug, Serialize, Deserialize)]
+pub struct Captured {
+    /// What was inspected, as the workload was seen to use it.
+    #[serde(default)]
+    pub inspection: Option<Inspection>,
+    /// Number of the capture trial.
+    pub trial: u32,
+    /// Distinct shapes.
+    pub distinct: usize,
+    /// GEMM calls seen.
+    pub calls: u64,
+    /// Identities of the dispatch.
+    pub dispatch: Vec<String>,
+    /// Records that were torn or impossible.
+    pub malformed: u64,
+    /// Sizes of decode batches seen, in requests.
+    pub decode: Vec<u32>,
+    /// Sizes of prefill batches seen, in tokens.
+    pub prefill: Vec<u32>,
+    /// M of the decode graphs that were captured.
+    #[serde(default)]
+    pub graphs: Vec<u32>,
+    /// Tokens of one prefill chunk, where the server said.
+    #[serde(default)]
+    pub chunk: Option<u32>,
+}
+
+impl Captured {
+    /// Which part of serving a GEMM with M of `m` belongs to, where the log says.
+    pub fn phase(&self, m: u32) -> Option<Phase> {
+        match (self.decode.contains(&m), self.prefill.contains(&m)) {
+            (true, false) => Some(Phase::Decode),
+            (false, true) => Some(Phase::Prefill),
+            // Decode lines are sampled by default, prefill lines are not: an M below every prefill
+            // batch is a decode batch that was not sampled.
+            (false, false) if self.prefill.iter().all(|&tokens| m < tokens) => Some(Phase::Decode),
+            _ => None,
+        }
+    }
+}
+
+/// What the verify stage found.
+#[derive(Clone, Debug, Serialize, Deserialize)]
+pub struct Verified {
+    /// Number of the verify trial.
+    pub trial: u32,
+    /// The deployed operation against a reference.
+    pub layout: Vec<LayoutCheck>,
+    /// Greedy answers against the baseline's.
+    pub parity: Agreement,
+    /// Share of the look-ups that the deployed table served.
+    pub hit_rate: Option<f64>,
+    /// Which planned shapes were served by the deployed table.
+    pub engagement: Engagement,
+    /// How long deployed kernels take, where the platform times them.
+    #[serde(default)]
+    pub times: Vec<KernelTime>,
+    /// The modules that the process loaded, where the platform has any.
+    #[serde(default)]
+    pub modules: Vec<Module>,
+    /// Whether the kernels that ran are the table's.
+    #[serde(default)]
+    pub ran: Ran,
+}
+
+/// Look-ups a tuned server reported while it served the workload.
+#[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize)]
+pub struct Engagement {
+    /// Shapes looked up that hit the row meant for them.
+    pub hit: usize,
+    /// Shapes looked up that missed although a row is meant for them, named.
+    pub missed: Vec<String>,
+    /// Rows that the workload did not bring up this time, named.
+    pub unseen: Vec<String>,
+    /// Shapes looked up that no row is meant for, named.
+    pub unplanned: Vec<String>,
+    /// Hits that named another kernel than the one deployed.
+    pub other_kernel: Vec<String>,
+}
+
+impl Engagement {
+    /// Shapes looked up that no deployed row served, named. Terminal and report count and list these.
+    pub fn not_served(&self) -> Vec<String> {
+        let lists = [&self.missed, &self.other_kernel, &self.unplanned];
+        lists.into_iter().flatten().cloned().collect()
+    }
+
+    /// Shapes the server looked up.
+    pub fn looked_up(&self) -> usize {
+        self.hit + self.not_served().len()
+    }
+
+    /// Share of the shapes looked up that took the row deployed for them.
+    pub fn hit_rate(&self) -> Option<f64> {
+        let looked_up = self.looked_up();
+        (looked_up > 0).then(|| self.hit as f64 / looked_up as f64)
+    }
+
+    /// The two counts in words.
+    pub fn sentence(&self) -> String {
+        format!(
+            "{} of {} shapes that the tuned server looked up took the row deployed for them",
+            self.hit,
+            self.looked_up()
+        )
+    }
+
+    /// Why the deployed table is not what serves; `None` where it is.
+    ///
+    /// The kernel's name in the log comes from the table the server reads, so another table contradicts or misses
+    /// nearly every look-up; single contradictions are torn lines, the head of one look-up with the tail of another.
+    pub fn refusal(&self) -> Option<String> {
+        let missed = self.missed.len();
+        if self.hit > 0 && self.other_kernel.len() <= self.hit && missed <= self.hit {
+            return None;
+        }
+        Some(match (self.other_kernel.first(), self.missed.first()) {
+            (Some(shape), _) => format!("another kernel than the tuned one runs: {shape}"),
+            (None, Some(shape)) => format!(
+                "{missed} of {} shapes were not served by the row that is deployed for them, first {shape}",
+                self.hit + missed
+            ),
+            (None, None) => "no shape of the workload was served by the deployed table".to_owned(),
+        })
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn the_phase_of_a_size_follows_the_batches_that_were_logged() {
+        let captured = Captured {
+            inspection: None,
+            trial: 2,
+            distinct: 0,
+            calls: 0,
+            dispatch: Vec::new(),
+            malformed: 0,
+            decode: vec![4, 32],
+            prefill: vec![32, 64],
+            graphs: Vec::new(),
+            chunk: None,
+        };
+        assert_eq!(captured.phase(4), Some(Phase::Decode));
+        assert_eq!(captured.phase(64), Some(Phase::Prefill));
+        assert_eq!(captured.phase(1), Some(Phase::Decode), "not sampled");
+        assert_eq!(captured.phase(32), None, "both");
+        assert_eq!(captured.phase(48), None, "neither");
+    }
+
+    #[test]
+    fn engagement_holds_while_most_shapes_are_served_as_deployed() {
+        let seen = |hit: usize, missed: usize, other: usize| Engagement {
+            hit,
+            missed: vec!["a".to_owned(); missed],
+            other_kernel: vec!["b: x instead of y".to_owned(); other],
+            ..Engagement::default()
+        };
+        for (engagement, says) in [
+            (seen(8, 0, 0), None),
+            (seen(8, 2, 3), None),
+            (seen(0, 0, 0), Some("no shape")),
+            (seen(1, 15, 0), Some("15 of 16 shapes were not served")),
+            (seen(3, 0, 4), Some("another kernel")),
+        ] {
+            let refusal = engagement.refusal();
+            assert_eq!(refusal.is_some(), says.is_some(), "{engagement:?}");
+            assert!(
+                refusal
+                    .unwrap_or_default()
+                    .contains(says.unwrap_or_default())
+            );
+        }
+    }
+}

@@ -1,0 +1,121 @@
+//! What was tuned, and what of it was put in place.
+
+use std::collections::BTreeMap;
+
+use camino::Utf8PathBuf;
+use serde::{Deserialize, Serialize};
+
+use crate::probe::contest::Contest;
+use crate::problem::Shape;
+use crate::tune::TuneOutcome;
+use crate::tune::clocks::Clocks;
+use crate::tune::results::Row;
+use crate::workload::env::Environment;
+
+/// What the tune stage found, in the form later stages and the report read.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+pub struct Tuned {
+    /// The device, in words.
+    pub device: String,
+    /// One row for every shape that was raced.
+    pub rows: Vec<Row>,
+    /// Shapes without a winner, with the reason.
+    pub failed: Vec<String>,
+    /// Shapes the budget left out.
+    pub not_reached: Vec<Shape>,
+    /// Candidates that fault, hang or compute wrong numbers, with the evidence.
+    pub quarantined: Vec<String>,
+    /// What was lost for good: why a device gave up, or a library of which no candidate was measured.
+    #[serde(default)]
+    pub lost: Vec<String>,
+    /// What serves each planned shape today against its row; none where that was not timed.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub contests: Vec<Contest>,
+    /// What a reader of the result has to know.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub remarks: Vec<String>,
+    /// Files of the table, as the tuner wrote them.
+    pub files: Vec<Utf8PathBuf>,
+    /// What the devices' clocks did while candidates were timed; empty where the tuner does not tell.
+    #[serde(default)]
+    pub clocks: Clocks,
+    /// Seconds devices were held by requests, all together.
+    pub busy_seconds: f64,
+    /// Seconds from start to end of the last attempt.
+    pub seconds: f64,
+}
+
+impl Tuned {
+    /// How the row of a problem did against what serves it today.
+    pub fn contest(&self, shape: &Shape) -> Option<&Contest> {
+        self.contests.iter().find(|contest| {
+            let of = &contest.shape;
+            (of.m, of.n, of.k) == (shape.m, shape.n, shape.k)
+        })
+    }
+}
+
+impl From<TuneOutcome> for Tuned {
+    fn from(outcome: TuneOutcome) -> Self {
+        Self {
+            device: outcome.device.name,
+            rows: outcome.rows,
+            failed: outcome
+                .failed
+                .iter()
+                .map(|unserved| format!("{}: {}", unserved.shape, unserved.reason))
+                .collect(),
+            not_reached: outcome.not_reached,
+            quarantined: outcome
+                .quarantined
+                .iter()
+                .map(|bad| format!("{} {}: {}", bad.shape, bad.candidate, bad.evidence))
+                .collect(),
+            lost: outcome.lost,
+            contests: Vec::new(),
+            remarks: Vec::new(),
+            files: outcome.files,
+            clocks: outcome.clocks,
+            busy_seconds: outcome.busy_s,
+            seconds: outcome.seconds,
+        }
+    }
+}
+
+/// What the deploy stage did.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+pub struct Deployment {
+    /// Environment of the tuned arm, on top of the baseline's.
+    pub env: BTreeMap<String, String>,
+    /// Variables of the baseline that the tuned arm must not have.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub unset: Vec<String>,
+    /// What a reader of the result has to know.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub notes: Vec<String>,
+    /// The one table deployed.
+    pub table: Utf8PathBuf,
+    /// Its content digest.
+    pub digest: String,
+    /// Rows in it.
+    pub rows: usize,
+    /// Files and folders that were not there before and appear when the deployment is used: build products, which go
+    /// with it.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub appear: Vec<Utf8PathBuf>,
+    /// What undo takes back, in words.
+    pub takes_back: Vec<String>,
+    /// Whether the next server start may build code.
+    pub may_build: bool,
+}
+
+impl Deployment {
+    /// What the tuned arm's environment differs by.
+    pub fn environment(&self) -> Environment {
+        let unset = self.unset.iter().map(|name| (name.clone(), None));
+        let set = self.env.iter();
+        unset
+            .chain(set.map(|(name, value)| (name.clone(), Some(value.clone()))))
+            .collect()
+    }
+}
