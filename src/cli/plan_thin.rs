@@ -7,8 +7,8 @@ use serde_json::json;
 
 use super::printer::Printer;
 use crate::plan::thin::thin;
+use crate::problem::Weight;
 use crate::run::error::{Error, ErrorKind};
-use crate::shape::Shape;
 use crate::table::aiter::{Row, Table};
 use crate::table::lookup::{LookupError, Resolver, Rules};
 
@@ -114,20 +114,18 @@ fn compare(
             )
         })
     }
-    let weights: BTreeSet<Shape> = table
+    let weights: BTreeSet<Weight> = table
         .rows
         .iter()
         .filter(|row| {
             let gfx = row.gfx.as_deref();
             row.cu_num == Some(question.cu_num) && gfx.is_none_or(|gfx| gfx == question.gfx)
         })
-        .map(|row| Shape {
-            m: 0,
-            ..row.shape(table.op)
-        })
+        .map(|row| row.shape(table.op).weight())
         .collect();
     let (mut asked, mut differ) = (0, 0);
-    for mut shape in weights {
+    for weight in weights {
+        let mut shape = weight.with_m(0);
         for m in 1..=question.max_m {
             shape.m = m;
             asked += 1;

@@ -9,7 +9,7 @@ use std::collections::{BTreeMap, BTreeSet};
 
 use super::protocol::Candidate;
 use super::rules::Effort;
-use crate::shape::Shape;
+use crate::problem::{Shape, Weight};
 
 /// When to race an M between two others.
 #[derive(Clone, Copy, Debug, PartialEq)]
@@ -57,31 +57,16 @@ struct Group {
 #[derive(Clone, Debug)]
 pub struct Points {
     refine: Refine,
-    groups: BTreeMap<Shape, Group>,
-}
-
-/// The weight of a shape: the shape itself with M left out.
-fn weight(shape: &Shape) -> Shape {
-    Shape {
-        m: 0,
-        ..shape.clone()
-    }
-}
-
-fn at(weight: &Shape, m: u32) -> Shape {
-    Shape {
-        m,
-        ..weight.clone()
-    }
+    groups: BTreeMap<Weight, Group>,
 }
 
 impl Points {
     /// The points of `shapes`, none raced yet.
     pub fn new(shapes: &[Shape], refine: Refine) -> Self {
-        let mut groups: BTreeMap<Shape, Group> = BTreeMap::new();
+        let mut groups: BTreeMap<Weight, Group> = BTreeMap::new();
         for shape in shapes {
             groups
-                .entry(weight(shape))
+                .entry(shape.weight())
                 .or_default()
                 .observed
                 .insert(shape.m);
@@ -96,7 +81,7 @@ impl Points {
         for (weight, group) in &mut self.groups {
             for m in group.wanted(refine) {
                 group.running.insert(m);
-                found.push(at(weight, m));
+                found.push(weight.with_m(m));
             }
         }
         found
@@ -104,7 +89,7 @@ impl Points {
 
     /// Says who won `shape`; `None` when nothing ran there.
     pub fn finished(&mut self, shape: &Shape, winner: Option<Candidate>) {
-        if let Some(group) = self.groups.get_mut(&weight(shape)) {
+        if let Some(group) = self.groups.get_mut(&shape.weight()) {
             group.running.remove(&shape.m);
             group.raced.insert(shape.m, winner);
         }
@@ -112,14 +97,14 @@ impl Points {
 
     /// Gives back a shape that was handed out and not raced.
     pub fn given_back(&mut self, shape: &Shape) {
-        if let Some(group) = self.groups.get_mut(&weight(shape)) {
+        if let Some(group) = self.groups.get_mut(&shape.weight()) {
             group.running.remove(&shape.m);
         }
     }
 
     /// Winners of the raced M of the same weight, nearest M first.
     pub fn neighbours(&self, shape: &Shape) -> Vec<Candidate> {
-        let Some(group) = self.groups.get(&weight(shape)) else {
+        let Some(group) = self.groups.get(&shape.weight()) else {
             return Vec::new();
         };
         let distance = |m: u32| (f64::from(m).ln() - f64::from(shape.m).ln()).abs();
@@ -148,7 +133,7 @@ impl Points {
                     .observed
                     .iter()
                     .filter(|m| !group.raced.contains_key(m) && !group.running.contains(m))
-                    .map(|m| at(weight, *m))
+                    .map(|m| weight.with_m(*m))
             })
             .collect()
     }
@@ -161,7 +146,7 @@ impl Points {
             .flat_map(|(weight, group)| {
                 let mut ms: BTreeSet<u32> = group.running.clone();
                 ms.extend(group.open(refine));
-                ms.into_iter().map(|m| at(weight, m))
+                ms.into_iter().map(|m| weight.with_m(m))
             })
             .collect()
     }

@@ -235,15 +235,7 @@ fn rows_of_neighbours(raced: &[Row], shapes: &[Shape]) -> Vec<Row> {
         .filter_map(|shape| {
             let nearest = raced
                 .iter()
-                .filter(|row| {
-                    Shape {
-                        m: 0,
-                        ..row.shape.clone()
-                    } == Shape {
-                        m: 0,
-                        ..shape.clone()
-                    }
-                })
+                .filter(|row| row.shape.weight() == shape.weight())
                 .min_by(|a, b| ratio(a, shape).total_cmp(&ratio(b, shape)))?;
             Some(Row {
                 shape: shape.clone(),
