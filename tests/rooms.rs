@@ -3,6 +3,7 @@
 use std::collections::{BTreeMap, BTreeSet};
 
 use camino::{Utf8Path, Utf8PathBuf};
+use gemmtune::problem::Op;
 
 /// Every Rust file below `folder`.
 fn files(folder: &Utf8Path, found: &mut Vec<Utf8PathBuf>) {
@@ -109,4 +110,27 @@ fn the_engine_names_no_server_and_no_kernel_library() {
             assert!(!text.contains(name), "{path} says {name}");
         }
     }
+}
+
+#[test]
+fn a_page_that_lists_operations_lists_them_all() {
+    let root = Utf8Path::new(env!("CARGO_MANIFEST_DIR"));
+    let mut pages = vec![root.join("docs/reference/gemmtune-toml.md")];
+    for entry in root.join("docs/schemas").read_dir_utf8().unwrap() {
+        pages.push(entry.unwrap().into_path());
+    }
+    let mut lists = 0;
+    for page in pages {
+        let text = fs_err::read_to_string(&page).unwrap();
+        // What a document names by the way is an example; a list has both of the first operations.
+        let named =
+            |op: &Op| text.contains(&format!("\"{op}\"")) || text.contains(&format!("`{op}`"));
+        if !Op::ALL[..2].iter().all(named) {
+            continue;
+        }
+        lists += 1;
+        let left_out: Vec<&Op> = Op::ALL.iter().filter(|op| !named(op)).collect();
+        assert!(left_out.is_empty(), "{page} leaves out {left_out:?}");
+    }
+    assert!(lists > 5, "only {lists} pages list operations");
 }
