@@ -1,4 +1,4 @@
-//! The built-in CPU engine as a platform: everything is done by environment, nothing is edited.
+//! The built-in CPU engine, as a server and as kernels: everything is done by environment, nothing is edited.
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::time::Duration;

@@ -92,7 +92,7 @@ impl Rules {
         let aiter = op.aiter();
         Self {
             op,
-            pads_m: aiter.is_some_and(|aiter| revision >= aiter.pads_m_from),
+            pads_m: aiter.is_none_or(|aiter| revision >= aiter.pads_m_from),
             keys_gfx: revision >= Revision::H,
             keys_weight_dtype: revision::has_weight_dtype(op, revision),
             reuses_largest: aiter
