@@ -36,9 +36,6 @@ use crate::tune::worker::WorkerCommand;
 use crate::tune::{Effort, TuneEvent, TuneRequest};
 use crate::workload::env::Environment;
 
-/// What the dispatch calls this path, from SGLang 0.5.5 to 0.5.23.
-const DISPATCH: &str = "triton_w8a8_block_fp8_linear";
-
 /// Compares the GEMM with a reference, in a process of its own.
 const CHECK: &str = include_str!("../../python/probe/triton_check.py");
 
@@ -142,10 +139,13 @@ impl Kernels for SglangTriton {
     }
 
     fn seen(&self, inspection: &Inspection, log_summary: &LogSummary) -> Result<Inspection, Error> {
+        let linears = inspection.op.facts().linears;
+        let is_ours =
+            |identity: &&String| linears.iter().any(|linear| identity.starts_with(linear));
         let other: Vec<&String> = log_summary
             .dispatch
             .keys()
-            .filter(|identity| !identity.starts_with(DISPATCH))
+            .filter(|identity| !is_ours(identity))
             .collect();
         let served = log_summary.dispatch.len() - other.len();
         if served > 0 {
