@@ -389,7 +389,7 @@ fn what_is_not_tuned_here_is_named_with_numbers() {
     arguments.extend(logs.iter().map(String::as_str));
     let output = gemmtune(&arguments, b"");
     assert_eq!(output.status.code(), Some(14));
-    let told = "3 batched look-ups, 1 batched bf16 look-up, 2 bf16 look-ups, 1 fused-MoE key: not tuned here yet";
+    let told = "3 batched look-ups, 1 batched bf16 look-up, 2 bf16 look-ups, 1 fused-MoE key of aiter: not tuned here yet";
     assert!(stderr(&output).contains(told), "{}", stderr(&output));
     // Beside shapes it is a remark.
     let output = gemmtune(
@@ -398,7 +398,7 @@ fn what_is_not_tuned_here_is_named_with_numbers() {
     );
     assert!(output.status.success());
     assert!(
-        stderr(&output).contains("1 fused-MoE key: not tuned here yet"),
+        stderr(&output).contains("1 fused-MoE key of aiter: not tuned here yet"),
         "{}",
         stderr(&output)
     );

@@ -1,6 +1,7 @@
 //! `gemmtune shapes`: the GEMM shapes in server logs and record files.
 
 mod fused_moe;
+mod moe;
 
 use std::collections::BTreeMap;
 use std::fmt::Write as _;
@@ -19,6 +20,7 @@ use crate::log::summary::{Malformed, NkOnly, Seen};
 use crate::log::{Capture, CaptureUnit, Limits, LogSummary, input};
 use crate::run::error::{Error, ErrorKind};
 use crate::shape::Op;
+use crate::table::moe::problem::{CountedProblem, with_problems};
 use crate::table::shapes::{self, CountedShape};
 
 /// Shapes a JSON document lists; the CSV always holds all.
@@ -77,10 +79,14 @@ struct Summary<'log_summary> {
     tables_without_gfx: Vec<&'log_summary str>,
     /// Look-ups in tables of other families, by the stem of the family.
     other_families: &'log_summary BTreeMap<String, u64>,
-    /// Keys that the fused MoE looked for, at most as many as shapes.
+    /// Keys that aiter's fused MoE looked for, at most as many as shapes.
     fused_moe_keys: Vec<&'log_summary str>,
     #[serde(flatten)]
     aiter_moe: fused_moe::AiterMoe<'log_summary>,
+    /// Problems of SGLang's fused MoE, at most as many as shapes.
+    fused_moe: Vec<moe::ListedMoe>,
+    /// What servers said of its tables.
+    fused_moe_tables: Vec<moe::LookedFor<'log_summary>>,
     processes: usize,
     malformed_records: &'log_summary [Malformed],
 }
@@ -137,7 +143,9 @@ pub fn run(args: &ShapesArgs, printer: &Printer) -> Result<(), Error> {
         .map(|Seen { shape, records }| CountedShape { shape, records })
         .zip(ends)
         .collect();
-    let summary = summary(&log_summary, &shapes, files.len(), start.elapsed());
+    let problems = log_summary.moe.problems();
+    let found = (shapes.as_slice(), problems.as_slice());
+    let summary = summary(&log_summary, found, files.len(), start.elapsed());
 
     // Logs without anything leave no file behind. Those that name weights only give the header alone, so that an
     // older file of that name is not taken for their shapes.
@@ -148,6 +156,7 @@ pub fn run(args: &ShapesArgs, printer: &Printer) -> Result<(), Error> {
             // Nothing says how look-ups ended, so no column does.
             shapes::write(shapes.iter().map(|(shape, _)| shape))
         };
+        let csv = with_problems(&csv, &problems);
         match &args.output {
             Some(path) => files::write(path, csv.as_bytes(), printer)?,
             None if printer.is_json() => {}
@@ -167,6 +176,9 @@ pub fn run(args: &ShapesArgs, printer: &Printer) -> Result<(), Error> {
         return Err(nothing_found(&log_summary, files.len()));
     }
     tell(&log_summary, &summary, args, printer);
+    for line in moe::told(&log_summary, &problems) {
+        printer.say(line);
+    }
     Ok(())
 }
 
@@ -229,7 +241,7 @@ fn read(
 
 fn summary<'log_summary>(
     log_summary: &'log_summary LogSummary,
-    shapes: &'log_summary [LookedUp],
+    (shapes, problems): (&'log_summary [LookedUp], &[CountedProblem]),
     files: usize,
     elapsed: Duration,
 ) -> Summary<'log_summary> {
@@ -286,6 +298,8 @@ fn summary<'log_summary>(
             .map(String::as_str)
             .collect(),
         aiter_moe: fused_moe::listed(log_summary),
+        fused_moe: moe::listed(problems, LISTED),
+        fused_moe_tables: moe::looked_for(log_summary),
         processes: log_summary.hellos.len(),
         malformed_records: &log_summary.malformed_shown,
     }
@@ -320,7 +334,7 @@ fn tell(log_summary: &LogSummary, summary: &Summary<'_>, args: &ShapesArgs, prin
             summary.left_out, summary.distinct
         ));
     }
-    if summary.distinct == 0 {
+    if summary.distinct == 0 && !summary.weights_nk.is_empty() {
         let mut text = String::from(
             "the logs name weights but no M, so there are no shapes: SGLang's Triton kernel logs (N, K) only\n",
         );
@@ -435,7 +449,11 @@ fn other_operations(log_summary: &LogSummary) -> Option<String> {
         .collect();
     let keys = log_summary.fused_moe.len() as u64;
     if keys > 0 {
-        named.push(count(keys, "fused-MoE key", "fused-MoE keys"));
+        named.push(count(
+            keys,
+            "fused-MoE key of aiter",
+            "fused-MoE keys of aiter",
+        ));
     }
     (!named.is_empty()).then(|| format!("{}: not tuned here yet", named.join(", ")))
 }

@@ -9,6 +9,7 @@ pub mod engagement;
 pub mod fmoe;
 mod hash;
 pub mod input;
+mod moe;
 pub mod plausible;
 pub mod record;
 mod record_file;

@@ -35,6 +35,18 @@ pub fn nk(n: u32, k: u32) -> Result<(), &'static str> {
     }
 }
 
+/// Whether a fused MoE can have `experts` experts and a width of `n` on a rank. The largest models have 512 experts; redundant ones
+/// are added to them.
+pub fn experts(experts: u32, n: u32) -> Result<(), &'static str> {
+    if experts == 0 || experts > 1 << 16 {
+        Err("E is from 1 to 65536")
+    } else if n == 0 || n > MAX_NK {
+        Err("N of a fused MoE is from 1 to 1048576")
+    } else {
+        Ok(())
+    }
+}
+
 /// Whether a GEMM can have M: at least 1 and at most [`MAX_M`].
 pub fn m(m: u32) -> Result<(), &'static str> {
     if m == 0 {

@@ -36,6 +36,21 @@
 //!   counts up. A writer aggregates, writes a key the first time it is seen at once with count 1, and flushes the
 //!   rest every second or so and at exit: the file stays small, and a kill loses a second of counts, never a shape.
 //!
+//! **Fused-MoE records** count calls of SGLang's fused MoE in the same way, where it looks its rows up:
+//!
+//! ```json
+//! {"fused_moe":"fused_moe_triton","M":32,"E":128,"N":768,"K":2048,"topk":8,"dtype":"fp8_w8a8","scales":"128x128","kind":"capture","bs":7,"count":48}
+//! ```
+//!
+//! M are the tokens of the forward, E the local experts, N the width between the two GEMMs, K the hidden size, `dtype` SGLang's word
+//! (empty for weights that are not quantised), `scales` `128x128`, `channel` or empty. What served each of them is said once:
+//!
+//! ```json
+//! {"served_moe":{"E":128,"N":768,"K":2048,"topk":8,"M":32,"dtype":"fp8_w8a8","block":[128,128],"source":"sglang","up":{"BLOCK_SIZE_M":16},"down":null}}
+//! ```
+//!
+//! `source` is `injected` for a row that the overlay put in place; `down` is null where the up projection's row serves both.
+//!
 //! **Replay records** count graph replays, again as increments:
 //!
 //! ```json
@@ -70,6 +85,7 @@ use serde::Deserialize;
 
 use super::plausible;
 use crate::shape::{Op, Shape};
+use crate::table::moe::problem::{MoeProblem, Scales};
 
 /// Highest format version this program reads.
 pub const VERSION: u64 = 1;
@@ -135,6 +151,28 @@ pub enum Record {
         /// What served it.
         served: TritonServed,
     },
+    /// Calls of one fused MoE.
+    MoeCalls {
+        /// The problem.
+        problem: MoeProblem,
+        /// Tokens of the forward.
+        m: u32,
+        /// How the calls ran.
+        kind: CallKind,
+        /// Number of the graph, for calls that belong to one.
+        bs: Option<u32>,
+        /// Calls since the last record of the same key.
+        count: u64,
+    },
+    /// What a fused MoE was served with, once per problem, M and process.
+    MoeServed {
+        /// The problem.
+        problem: MoeProblem,
+        /// Tokens of the forward.
+        m: u32,
+        /// What served it.
+        served: MoeServed,
+    },
     /// An object of a newer writer.
     Unknown,
 }
@@ -146,6 +184,17 @@ pub struct TritonServed {
     pub injected: bool,
     /// The configuration; null where SGLang's default served.
     pub config: serde_json::Value,
+}
+
+/// The rows that served a fused MoE.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct MoeServed {
+    /// Whether they come from tables that the overlay put in place.
+    pub injected: bool,
+    /// The up projection's.
+    pub up: serde_json::Value,
+    /// The down projection's; null where the up projection's row serves both.
+    pub down: serde_json::Value,
 }
 
 /// The first record of a process.
@@ -212,6 +261,36 @@ struct Line {
     module: Option<String>,
     file: Option<String>,
     served: Option<ServedLine>,
+    fused_moe: Option<String>,
+    served_moe: Option<MoeServedLine>,
+    #[serde(rename = "E")]
+    experts: Option<u32>,
+    topk: Option<u32>,
+    scales: Option<String>,
+}
+
+/// `{"served_moe": {…}}`, written by the overlay where it captures or injects.
+#[derive(Deserialize)]
+struct MoeServedLine {
+    #[serde(rename = "E")]
+    experts: u32,
+    #[serde(rename = "N")]
+    n: u32,
+    #[serde(rename = "K")]
+    hidden: Option<u32>,
+    topk: Option<u32>,
+    #[serde(rename = "M")]
+    m: u32,
+    dtype: Option<String>,
+    #[serde(default)]
+    block: Vec<u32>,
+    #[serde(default)]
+    per_channel: bool,
+    source: String,
+    #[serde(default)]
+    up: serde_json::Value,
+    #[serde(default)]
+    down: serde_json::Value,
 }
 
 /// `{"served": {…}}`, written by the overlay's `tables.py`.
@@ -254,6 +333,12 @@ pub fn parse(line: &[u8]) -> Result<Record, RecordError> {
             world: line.world,
             version,
         }));
+    }
+    if line.fused_moe.is_some() {
+        return moe_calls(line, count);
+    }
+    if let Some(served) = line.served_moe {
+        return moe_served(served);
     }
     if let Some(bs) = line.replay {
         let tokens = line.tokens.unwrap_or(bs);
@@ -300,6 +385,58 @@ pub fn parse(line: &[u8]) -> Result<Record, RecordError> {
         kind,
         bs: line.bs,
         count,
+    })
+}
+
+fn moe_calls(line: Line, count: u64) -> Result<Record, RecordError> {
+    let missing = |field: &str| RecordError::Json(format!("`{field}` is missing"));
+    let scales = line.scales.unwrap_or_default();
+    let problem = MoeProblem {
+        experts: line.experts.ok_or_else(|| missing("E"))?,
+        n: line.n.ok_or_else(|| missing("N"))?,
+        hidden: line.k,
+        topk: line.topk,
+        dtype: line.dtype.unwrap_or_default(),
+        scales: scales
+            .parse()
+            .map_err(|()| RecordError::Json(format!("`{scales}` are no scales")))?,
+    };
+    let m = line.m.ok_or_else(|| missing("M"))?;
+    plausible::m(m)
+        .and_then(|()| plausible::experts(problem.experts, problem.n))
+        .map_err(RecordError::Impossible)?;
+    Ok(Record::MoeCalls {
+        problem,
+        m,
+        kind: line.kind.ok_or_else(|| missing("kind"))?,
+        bs: line.bs,
+        count,
+    })
+}
+
+fn moe_served(line: MoeServedLine) -> Result<Record, RecordError> {
+    plausible::m(line.m)
+        .and_then(|()| plausible::experts(line.experts, line.n))
+        .map_err(RecordError::Impossible)?;
+    Ok(Record::MoeServed {
+        problem: MoeProblem {
+            experts: line.experts,
+            n: line.n,
+            hidden: line.hidden,
+            topk: line.topk,
+            dtype: line.dtype.unwrap_or_default(),
+            scales: match line.block[..] {
+                [n, k] if n > 0 && k > 0 => Scales::Block(n, k),
+                _ if line.per_channel => Scales::Channel,
+                _ => Scales::None,
+            },
+        },
+        m: line.m,
+        served: MoeServed {
+            injected: line.source == "injected",
+            up: line.up,
+            down: line.down,
+        },
     })
 }
 
@@ -364,6 +501,46 @@ mod tests {
             })
         );
         assert_eq!(parse(br#"{"future":1}"#), Ok(Record::Unknown));
+    }
+
+    #[test]
+    fn records_of_a_fused_moe_read_as_documented() {
+        let moe = br#"{"fused_moe":"fused_moe_triton","M":32,"E":128,"N":768,"K":2048,"topk":8,"dtype":"fp8_w8a8","scales":"128x128","kind":"capture","bs":7,"count":48}"#;
+        let problem = MoeProblem {
+            experts: 128,
+            n: 768,
+            hidden: Some(2048),
+            topk: Some(8),
+            dtype: "fp8_w8a8".to_owned(),
+            scales: Scales::Block(128, 128),
+        };
+        assert_eq!(
+            parse(moe),
+            Ok(Record::MoeCalls {
+                problem: problem.clone(),
+                m: 32,
+                kind: CallKind::Capture,
+                bs: Some(7),
+                count: 48
+            })
+        );
+        let line = br#"{"served_moe":{"E":128,"N":768,"K":2048,"topk":8,"M":32,"dtype":"fp8_w8a8","block":[128,128],"source":"sglang","up":{"BLOCK_SIZE_M":16},"down":null}}"#;
+        let Ok(Record::MoeServed {
+            problem: of,
+            m: 32,
+            served,
+        }) = parse(line)
+        else {
+            panic!("no record of what served");
+        };
+        assert_eq!((of, served.injected), (problem, false));
+        assert_eq!(
+            (&served.up["BLOCK_SIZE_M"], served.down.is_null()),
+            (&16.into(), true)
+        );
+        let no_expert =
+            br#"{"fused_moe":"fused_moe_triton","M":32,"E":0,"N":768,"kind":"eager","bs":null}"#;
+        assert!(matches!(parse(no_expert), Err(RecordError::Impossible(_))));
     }
 
     #[test]

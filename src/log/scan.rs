@@ -13,6 +13,7 @@ use super::cursor::{Cursor, find, rfind};
 use super::dump::{self, Payload, Tally};
 use super::engagement;
 use super::fmoe;
+use super::moe;
 use super::record;
 use super::record_file;
 use super::sglang;
@@ -351,6 +352,17 @@ impl<'log_summary> Scanner<'log_summary> {
             Tag::NoKernel => {
                 if let Some(name) = text.strip_prefix(b"nd: ") {
                     self.log_summary.fmoe.add_not_found(name);
+                }
+            }
+            Tag::MoeConfig | Tag::MoeDownMissing => {
+                let line = match found.tag {
+                    Tag::MoeConfig => moe::config(before, text),
+                    _ => Some(moe::down_missing(text)),
+                };
+                match line {
+                    Some(Ok(line)) => self.log_summary.moe.add_line(line),
+                    Some(Err(reason)) => self.malformed(segment, found.start, reason),
+                    None => {}
                 }
             }
             Tag::NoGfxColumn => {

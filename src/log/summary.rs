@@ -2,6 +2,7 @@
 
 mod append;
 mod lookups;
+mod moe;
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::sync::Arc;
@@ -20,6 +21,7 @@ use crate::shape::{Op, Shape};
 pub(super) use lookups::Logger;
 use lookups::Said;
 pub use lookups::Served;
+pub use moe::{MoeSummary, MoeTables};
 
 /// Most distinct shapes kept. Six weights with every M from 1 to 16384 are 98304; more come from no workload, and
 /// their records are counted in [`LogSummary::left_out`].
@@ -70,6 +72,8 @@ pub struct LogSummary {
     pub fused_moe: BTreeSet<String>,
     /// The same with what served them.
     pub fmoe: FusedMoe,
+    /// SGLang's fused MoE.
+    pub moe: MoeSummary,
     /// Processes that were instrumented.
     pub hellos: BTreeSet<Hello>,
     /// Modules that instrumented processes hooked, with the files they were loaded from.
@@ -188,6 +192,17 @@ struct RecordFile {
     replays: BTreeMap<u32, u64>,
 }
 
+impl RecordFile {
+    /// What `count` calls that went into graph `bs` amount to.
+    fn calls(&self, bs: Option<u32>, count: u64) -> u64 {
+        let of = |counts: &BTreeMap<u32, u64>| bs.and_then(|bs| counts.get(&bs).copied());
+        let captures = of(&self.captures).unwrap_or(1).max(1);
+        let replays = of(&self.replays).unwrap_or(0);
+        let calls = (u128::from(count) * u128::from(replays)).div_ceil(u128::from(captures));
+        u64::try_from(calls).unwrap_or(u64::MAX).max(1)
+    }
+}
+
 impl LogSummary {
     /// The shapes, in the order of [`Shape`].
     ///
@@ -226,12 +241,17 @@ impl LogSummary {
 
     /// Records behind [`LogSummary::shapes`], those left out included.
     pub fn records(&self) -> u64 {
-        self.counts.values().sum::<u64>() + self.left_out
+        self.counts.values().sum::<u64>() + self.moe.calls() + self.left_out
     }
 
     /// Whether nothing at all was found that says which GEMMs ran.
     pub fn is_empty(&self) -> bool {
-        self.counts.is_empty() && self.nk_only.is_empty()
+        self.counts.is_empty() && self.nk_only.is_empty() && self.moe.is_empty()
+    }
+
+    /// Whether a fused MoE was named in lines of a log only, which have no M.
+    pub fn has_moe_without_m(&self) -> bool {
+        !self.moe.tables.is_empty() && self.moe.calls() == 0
     }
 
     /// Distinct shapes kept, before dtypes and operations that are unsaid are settled.
@@ -325,6 +345,17 @@ impl LogSummary {
                     self.triton_served.insert((n, k, m), served);
                 }
             }
+            Record::MoeCalls {
+                problem,
+                m,
+                kind,
+                bs,
+                count,
+            } => {
+                let left_out = self.moe.add_calls((problem, m), kind, bs, count);
+                self.left_out = self.left_out.saturating_add(left_out);
+            }
+            Record::MoeServed { problem, m, served } => self.moe.add_served((problem, m), served),
             Record::Unknown => {}
         }
     }
@@ -332,14 +363,11 @@ impl LogSummary {
     /// Ends a record file: captured calls become as many as the replays made of them. A captured shape that was
     /// never replayed counts once, so that it is not lost.
     pub(super) fn end_record_file(&mut self) {
-        let file = std::mem::take(&mut self.records);
-        for ((bs, key), count) in file.captured {
-            let of = |counts: &BTreeMap<u32, u64>| bs.and_then(|bs| counts.get(&bs).copied());
-            let captures = of(&file.captures).unwrap_or(1).max(1);
-            let replays = of(&file.replays).unwrap_or(0);
-            let calls = (u128::from(count) * u128::from(replays)).div_ceil(u128::from(captures));
-            self.add(key, u64::try_from(calls).unwrap_or(u64::MAX).max(1));
+        let mut file = std::mem::take(&mut self.records);
+        for ((bs, key), count) in std::mem::take(&mut file.captured) {
+            self.add(key, file.calls(bs, count));
         }
+        self.moe.end_record_file(&file);
     }
 
     pub(super) fn add_malformed(&mut self, source: &str, place: Place, reason: &str, text: &[u8]) {

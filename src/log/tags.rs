@@ -29,6 +29,10 @@ pub(super) enum Tag {
     FusedMoe,
     /// A compiled module lacks the kernel that a row of the fused MoE names; the name follows.
     NoKernel,
+    /// SGLang says which table its fused MoE is served from, or that there is none.
+    MoeConfig,
+    /// SGLang found no table of the fused MoE's down projection.
+    MoeDownMissing,
     /// aiter says a table lacks the `gfx` column; its name stands before.
     NoGfxColumn,
     /// SGLang found no configuration file for an (N, K).
@@ -57,9 +61,9 @@ pub(super) enum Tag {
 ///
 /// Sources: the shape dump and dispatch lines are the playbook's own; aiter `aiter/ops/gemm_op_a8w8.py` and
 /// `gemm_op_a4w4.py`, `batched_gemm_op_a8w8.py`, `fused_moe.py` at v0.1.7, v0.1.9, 303a583c, e4048607 and main of
-/// September 2026; SGLang 0.5.5 to 0.5.23 `fp8_kernel.py`,
+/// September 2026; SGLang 0.5.5 to 0.5.23 `fp8_kernel.py`, `fused_moe_triton_config.py`,
 /// `scheduler_metrics_mixin.py`, `cuda_graph_runner.py`, `model_runner.py`, `eagle_worker_v2.py`.
-static TAGS: [(&[u8], usize, Tag); 22] = [
+static TAGS: [(&[u8], usize, Tag); 24] = [
     (b"[GEMM_shape_dump]", 0, Tag::Dump),
     (b"[aiter] shape is M:", 0, Tag::LookupHead),
     (b", found padded_M: ", 1, Tag::FoundPadded),
@@ -72,6 +76,12 @@ static TAGS: [(&[u8], usize, Tag); 22] = [
     // `ck kernel not found: NAME` of `gemm_moe_ck2stages.cu`, at 303a583c and e4048607. No more of it, because another tag
     // begins with `not found `.
     (b"ck kernel not fou", 0, Tag::NoKernel),
+    (b"MoE kernel config", 0, Tag::MoeConfig),
+    (
+        b"Down MoE config file not found at ",
+        0,
+        Tag::MoeDownMissing,
+    ),
     (b" has no 'gfx' column", 0, Tag::NoGfxColumn),
     (
         b"Using default W8A8 Block FP8 kernel config",

@@ -42,6 +42,7 @@ impl LogSummary {
         for (key, count) in counts {
             self.add(key, count);
         }
+        self.moe.append(later.moe);
         self.append_lookups(later.said);
     }
 }

@@ -222,8 +222,19 @@ pub fn read(bytes: &[u8]) -> Result<Vec<CountedProblem>, ShapesError> {
         .collect())
 }
 
-/// The lines of a shapes file under [`HEADER`]; a GEMM's line ends before the last three columns.
-pub fn lines(problems: &[CountedProblem]) -> Vec<String> {
+/// A shapes file of GEMMs with the lines of `problems` and the columns they need; a GEMM's line ends before those.
+pub fn with_problems(gemms: &str, problems: &[CountedProblem]) -> String {
+    let (header, rows) = gemms.split_once('\n').unwrap_or((gemms, ""));
+    if problems.is_empty() {
+        return gemms.to_owned();
+    }
+    // What a GEMM has beyond `records`: how its look-ups ended.
+    let blank = ",".repeat(header.matches(',').count().saturating_sub(5));
+    let lines = lines(problems, &blank).concat();
+    format!("{header},E,topk,scales\n{rows}{lines}")
+}
+
+fn lines(problems: &[CountedProblem], blank: &str) -> Vec<String> {
     let number = |number: Option<u32>| number.map(|number| number.to_string()).unwrap_or_default();
     problems
         .iter()
@@ -242,19 +253,19 @@ pub fn lines(problems: &[CountedProblem]) -> Vec<String> {
                     scales,
                 } = problem;
                 let (m, hidden, topk) = (number(*m), number(*hidden), number(*topk));
-                format!("{OP},{m},{n},{hidden},{dtype},{records},{experts},{topk},{scales}\n")
+                format!(
+                    "{OP},{m},{n},{hidden},{dtype},{records}{blank},{experts},{topk},{scales}\n"
+                )
             },
         )
         .collect()
 }
 
-/// The columns of a shapes file that holds fused-MoE problems too.
-pub const HEADER: &str = "op,M,N,K,dtype,records,E,topk,scales\n";
-
 #[cfg(test)]
 mod tests {
     use super::*;
 
+    const HEADER: &str = "op,M,N,K,dtype,records,E,topk,scales\n";
     const FILE: &str = "op,M,N,K,dtype,records,E,topk,scales\n\
         gemm_a8w8_blockscale,1,512,7168,torch.float8_e4m3fn,5\n\
         fused_moe_triton,64,768,2048,fp8_w8a8,3,128,8,128x128\n\
@@ -267,10 +278,21 @@ mod tests {
         assert_eq!(problems.len(), 2);
         assert_eq!((problems[0].m, problems[0].records), (Some(64), 7));
         assert_eq!((problems[1].m, problems[1].problem.topk), (None, None));
-        let written = format!("{HEADER}{}", lines(&problems).concat());
-        assert_eq!(read(written.as_bytes()).unwrap(), problems);
         let gemms = crate::table::shapes::read(FILE.as_bytes(), None).unwrap();
-        assert_eq!(gemms.len(), 1, "and a reader of GEMMs passes them over");
+        assert_eq!(gemms.len(), 1, "a reader of GEMMs passes them over");
+        let looked_up: Vec<_> = gemms.iter().map(|gemm| (gemm.clone(), (2, 1))).collect();
+        for plain in [
+            crate::table::shapes::write(&gemms),
+            crate::table::shapes::write_looked_up(&looked_up),
+        ] {
+            let written = with_problems(&plain, &problems);
+            assert_eq!(read(written.as_bytes()).unwrap(), problems, "{written}");
+            assert_eq!(
+                crate::table::shapes::read(written.as_bytes(), None).unwrap(),
+                gemms
+            );
+            assert_eq!(with_problems(&plain, &[]), plain);
+        }
     }
 
     #[test]

@@ -1,0 +1,140 @@
+//! SGLang's lines about the tables of its fused MoE (0.5.5 to 0.5.23, `fused_moe_triton_config.py`).
+//!
+//! A line names E and N and no M: each process says it once for each table. A hit says that the file was read, not which row
+//! ran. Where there is no table of the down projection the line calls the performance sub-optimal although the up projection's
+//! row serves both, so the words of a line decide and not that.
+
+use super::cursor::{find, lossy, rfind};
+use super::plausible;
+use crate::table::moe::name::TableName;
+
+/// What a line says of a table.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) enum Said {
+    /// It was read.
+    Read,
+    /// That of another Triton version was read.
+    OtherTriton,
+    /// There is none of the up projection: the default serves.
+    Missing,
+    /// There is none of the down projection.
+    DownMissing,
+}
+
+/// A line of SGLang's about a table of its fused MoE.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub(super) struct TableLine {
+    pub(super) said: Said,
+    pub(super) name: TableName,
+    pub(super) path: String,
+}
+
+/// Longest path kept.
+const PATH_MAX: usize = 1024;
+/// The reason given for a line that is not whole.
+const TORN: &str = "torn: no complete `E=…,N=…,device_name=…` file name";
+
+/// The line around `MoE kernel config`; `None` for other words around it.
+pub(super) fn config(before: &[u8], text: &[u8]) -> Option<Result<TableLine, &'static str>> {
+    let not_found = |said| {
+        let at = find(text, b"not found at ")?;
+        Some(line(said, &text[at + b"not found at ".len()..]))
+    };
+    if let Some(path) = text.strip_prefix(b" from ") {
+        return if before.ends_with(b"Using ") {
+            Some(line(Said::Read, path))
+        } else if before.ends_with(b" use ") {
+            Some(line(Said::OtherTriton, path))
+        } else {
+            None
+        };
+    }
+    // Deterministic inference runs the default too, says so in other words and names no table.
+    if before.ends_with(b"Using default ") {
+        not_found(Said::Missing)
+    } else if text.starts_with(b" with down_moe=False") {
+        not_found(Said::DownMissing)
+    } else {
+        None
+    }
+}
+
+/// The rest of `Down MoE config file not found at …`.
+pub(super) fn down_missing(text: &[u8]) -> Result<TableLine, &'static str> {
+    line(Said::DownMissing, text)
+}
+
+fn line(said: Said, text: &[u8]) -> Result<TableLine, &'static str> {
+    let end = find(text, b".json").ok_or(TORN)? + b".json".len();
+    let path = &text[..end.min(PATH_MAX)];
+    let start = rfind(path, b"/").map_or(0, |slash| slash + 1);
+    let name: TableName = lossy(&path[start..], PATH_MAX).parse().map_err(|_| TORN)?;
+    plausible::experts(name.experts, name.n)?;
+    let said = match said {
+        Said::Missing if name.down => Said::DownMissing,
+        said => said,
+    };
+    Ok(TableLine {
+        said,
+        path: lossy(path, PATH_MAX),
+        name,
+    })
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    const NAME: &str = "E=128,N=768,device_name=NVIDIA_H200,dtype=fp8_w8a8,block_shape=[128, 128]";
+
+    // The lines as SGLang 0.5.16 wrote them, `{}` for the file.
+    #[test]
+    fn each_line_says_what_serves_and_not_whether_it_sounds_bad() {
+        let said = |line: &str| {
+            let line = line.replace("{}", &format!("/opt/c/triton_3_6_0/{NAME}"));
+            let tag = "MoE kernel config";
+            let at = line.find(tag).unwrap();
+            let (before, text) = (&line[..at], &line[at + tag.len()..]);
+            config(before.as_bytes(), text.as_bytes())
+                .map(|line| line.map(|line| (line.said, line.path)))
+        };
+        let of = |kind, down: &str| {
+            let path = format!("/opt/c/triton_3_6_0/{NAME}{down}.json");
+            Some(Ok((kind, path)))
+        };
+        assert_eq!(
+            said("[x] Using MoE kernel config from {}.json."),
+            of(Said::Read, "")
+        );
+        let other = "Config file not found at /a/b.json. Fallback to triton version 3.5.1 and use MoE kernel config from {}.json. \
+                     Performance might be sub-optimal!";
+        assert_eq!(said(other), of(Said::OtherTriton, ""));
+        let missing = "Using default MoE kernel config. Performance might be sub-optimal! Config file not found at {}.json, you can \
+                       create them with https://github.com/sgl-project/sglang/tree/main/benchmark/kernels/fused_moe_triton";
+        assert_eq!(said(missing), of(Said::Missing, ""));
+        let no_down = missing.replace("{}", "{}_down");
+        assert_eq!(said(&no_down), of(Said::DownMissing, "_down"));
+        let old = "Using MoE kernel config with down_moe=False. Performance might be sub-optimal! Config file not found at {}_down.json, x";
+        assert_eq!(said(old), of(Said::DownMissing, "_down"));
+        assert_eq!(
+            said("Deterministic inference is enabled, using default MoE kernel config."),
+            None
+        );
+        assert_eq!(
+            said("Using MoE kernel config from /opt/c/E=128,N=7"),
+            Some(Err(TORN))
+        );
+        let down = down_missing(
+            format!("/c/{NAME}_down.json; reusing the tuned up-projection").as_bytes(),
+        );
+        assert_eq!(down.unwrap().said, Said::DownMissing);
+    }
+
+    #[test]
+    fn a_table_that_no_model_has_is_no_line() {
+        for name in ["E=0,N=768", "E=70000,N=768", "E=128,N=0", "E=128,N=9999999"] {
+            let text = format!("/c/{name},device_name=NVIDIA_H200.json");
+            assert!(down_missing(text.as_bytes()).is_err(), "{name}");
+        }
+    }
+}
