@@ -263,6 +263,19 @@ fn documents_about_shapes_and_tables_are_as_published() {
         &place.json(&["shapes", "dump.log", "-o", "s.csv"]),
     );
     check("shapes", &place.json(&["shapes", real.as_str()]));
+    let moe = data("logs/sglang-fused-moe.log");
+    check("shapes", &place.json(&["shapes", moe.as_str()]));
+    let experts = data("models/qwen3-30b-a3b.json");
+    check(
+        "plan",
+        &place.json(&[
+            "plan",
+            "--model",
+            experts.as_str(),
+            "--device",
+            "NVIDIA H200",
+        ]),
+    );
 
     let device = ["--gfx", "gfx942", "--cu", "304"];
     for arguments in [

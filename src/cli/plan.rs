@@ -1,6 +1,7 @@
 //! `gemmtune plan`: what is worth tuning, in which order, for how much.
 
 mod fused_moe;
+mod moe;
 mod place;
 
 use std::collections::BTreeSet;
@@ -24,6 +25,8 @@ use crate::store::file::entries;
 use crate::table::aiter::Table;
 use crate::table::fmoe::rules::Release;
 use crate::table::lookup::Rules;
+use crate::table::moe::problem::{self, CountedProblem};
+use crate::table::moe::release::Release as SglangRelease;
 use crate::table::revision::Revision;
 use crate::table::sglang_json::{Config, FileName};
 use crate::table::shapes::{self, CountedShape, ShapesError};
@@ -64,6 +67,14 @@ pub struct PlanArgs {
     /// The server runs with --disable-shared-experts-fusion
     #[arg(long)]
     no_shared_experts_fusion: bool,
+
+    /// Expert parallelism of the server (--ep-size)
+    #[arg(long, default_value_t = 1, value_name = "N")]
+    ep: u32,
+
+    /// SGLang release of the server, which decides whether a shared expert is computed as a routed one
+    #[arg(long, default_value = "0.5.23", value_name = "VERSION")]
+    sglang: SglangRelease,
 
     /// Operation to plan for, where shapes or the model leave a choice
     #[arg(long)]
@@ -139,6 +150,10 @@ pub struct PlanArgs {
     /// Write the rows to tune as the tuner reads them
     #[arg(short, long, value_name = "UNTUNED.csv")]
     output: Option<Utf8PathBuf>,
+
+    /// Write the fused-MoE rows to tune, as a shapes file
+    #[arg(long, value_name = "MOE.csv")]
+    moe_output: Option<Utf8PathBuf>,
 }
 
 fn parse_fold(text: &str) -> Result<Fold, String> {
@@ -173,7 +188,7 @@ pub fn run(args: &PlanArgs, printer: &Printer) -> Result<(), Error> {
         return thin(args, &tables, max_m, printer);
     }
     let op_hint = args.op.or_else(|| op_of_model(prediction.as_ref(), args));
-    let seen = read_shapes(args, op_hint, &tables)?;
+    let (seen, problems) = read_shapes(args, op_hint, &tables)?;
     let ops = ops(args, &seen, prediction.as_ref());
     let place = Place::of(args, &tables, &ops)?;
     let (capture, chunk) = sizes_of(args, &place, prediction.as_ref());
@@ -204,8 +219,21 @@ pub fn run(args: &PlanArgs, printer: &Printer) -> Result<(), Error> {
         budget_s = budget_s.map(|left| left - plan.gpu_seconds);
         plans.push(plan);
     }
-    let Some(plan) = plans.into_iter().reduce(Plan::join) else {
+    let (fused_moe, notes) = moe::plan(
+        args,
+        &problems,
+        prediction.as_ref(),
+        &place,
+        (&capture, chunk),
+    );
+    if let Some(output) = &args.moe_output {
+        moe::write(output, &fused_moe, printer)?;
+    }
+    let Some(mut plan) = plans.into_iter().reduce(Plan::join) else {
         const REASON: &str = "there are no shapes to plan for";
+        if !fused_moe.is_empty() {
+            return moe::show_alone(&fused_moe, &notes, printer);
+        }
         if printer.is_json() {
             printer.json(&json!({ "verdict": Verdict::Nothing, "reason": REASON, "tune": [] }))?;
         }
@@ -215,10 +243,13 @@ pub fn run(args: &PlanArgs, printer: &Printer) -> Result<(), Error> {
     if let Some(output) = &args.output {
         write_untuned(output, &plan, args, printer)?;
     }
+    plan.fused_moe = fused_moe;
+    plan.notes.extend(notes);
     if printer.is_json() {
         return printer.json(&plan);
     }
     show(&plan, args, printer);
+    moe::show(&plan.fused_moe, printer);
     Ok(())
 }
 
@@ -247,6 +278,13 @@ fn predict(path: &Utf8Path, args: &PlanArgs) -> Result<Prediction, Error> {
         dp_attention: args.dp_attention,
         moe_dense_tp: args.moe_dense_tp,
         shared_experts_fusion: args.no_shared_experts_fusion.then_some(false),
+        ep: args.ep,
+        release: args.sglang,
+        is_hip: args.gfx.is_some()
+            || args
+                .device
+                .as_deref()
+                .is_some_and(|name| name.starts_with("AMD")),
     };
     let prediction = model::predict(&bytes, &parallel).map_err(|error| {
         Error::to(ErrorKind::Usage, "plan from the model's config", error)
@@ -285,9 +323,9 @@ fn read_shapes(
     args: &PlanArgs,
     op_hint: Option<Op>,
     tables: &[Table],
-) -> Result<Vec<CountedShape>, Error> {
+) -> Result<(Vec<CountedShape>, Vec<CountedProblem>), Error> {
     let Some(path) = &args.shapes else {
-        return Ok(Vec::new());
+        return Ok((Vec::new(), Vec::new()));
     };
     let bytes =
         files::read(path).map_err(|error| Error::to(ErrorKind::Usage, "read the shapes", error))?;
@@ -312,7 +350,8 @@ fn read_shapes(
             .or_else(of_tables)
             .unwrap_or(Op::UNSAID),
     };
-    shapes::read(&bytes, Some(op)).map_err(wrong)
+    let problems = problem::read(&bytes).map_err(wrong)?;
+    Ok((shapes::read(&bytes, Some(op)).map_err(wrong)?, problems))
 }
 
 fn ops(args: &PlanArgs, seen: &[CountedShape], prediction: Option<&Prediction>) -> Vec<Op> {

@@ -7,6 +7,7 @@ use serde::{Deserialize, Serialize};
 use super::cost::Cost;
 use super::fold::Fold;
 use super::model::Prediction;
+use super::moe::PlannedMoe;
 use crate::shape::{Op, Shape};
 
 /// Whether there is anything to do.
@@ -169,6 +170,9 @@ pub struct Plan {
     pub gpu_seconds: f64,
     /// The terms of that estimate, one entry per operation.
     pub cost: Vec<Cost>,
+    /// Fused-MoE rows to tune, most worth first; they are not part of the figures above.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub fused_moe: Vec<PlannedMoe>,
     /// The model's layers, where its config was given.
     pub model: Option<Prediction>,
     /// How seen and predicted weights differ, one sentence each.
@@ -253,6 +257,7 @@ impl Plan {
             hit_rate,
             gpu_seconds: self.gpu_seconds + other.gpu_seconds,
             cost: self.cost.into_iter().chain(other.cost).collect(),
+            fused_moe: self.fused_moe.into_iter().chain(other.fused_moe).collect(),
             model: self.model.or(other.model),
             difference: self
                 .difference

@@ -10,6 +10,7 @@ pub mod fold;
 pub mod fused_moe;
 pub mod make;
 pub mod model;
+pub mod moe;
 pub mod sizes;
 pub mod thin;
 mod write;

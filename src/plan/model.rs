@@ -12,13 +12,17 @@ mod gemma4;
 mod known;
 mod layers;
 mod mlp;
+mod moe;
 mod quant;
 
 use std::borrow::Cow;
 
 use serde::{Deserialize, Serialize};
 
+use crate::table::moe::release::Release;
+
 pub use config::ModelError;
+pub use moe::Experts;
 pub use quant::Scheme;
 
 use config::Config;
@@ -35,6 +39,12 @@ pub struct Parallel {
     pub moe_dense_tp: Option<u32>,
     /// Whether shared experts are computed as routed ones; by default where SGLang does so.
     pub shared_experts_fusion: Option<bool>,
+    /// `--ep-size`: routed experts are split over so many ranks, and their width over tp / ep.
+    pub ep: u32,
+    /// SGLang's release, which decides by default whether a shared expert is fused.
+    pub release: Release,
+    /// Whether the server runs on AMD with aiter, which decides it too.
+    pub is_hip: bool,
 }
 
 impl Parallel {
@@ -45,6 +55,9 @@ impl Parallel {
             dp_attention: 1,
             moe_dense_tp: None,
             shared_experts_fusion: None,
+            ep: 1,
+            release: Release::NEWEST,
+            is_hip: false,
         }
     }
 
@@ -89,6 +102,9 @@ pub struct Prediction {
     /// The layers, in the order a forward meets them; those not present say under which condition
     /// they would be.
     pub layers: Vec<Layer>,
+    /// The routed experts, which run in the fused MoE operation; `None` in dense models.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub experts: Option<Experts>,
     /// Why the server would refuse to load the model so, one reason per layer.
     pub rejected: Vec<String>,
     /// What else a person should know.
@@ -122,6 +138,12 @@ pub fn predict(bytes: &[u8], parallel: &Parallel) -> Result<Prediction, ModelErr
     if tp == 0 || dp == 0 || tp % dp != 0 || tp > 1024 {
         return Err(ModelError::BadParallel { tp, dp });
     }
+    if parallel.ep == 0 || !tp.is_multiple_of(parallel.ep) {
+        return Err(ModelError::BadExpertParallel {
+            tp,
+            ep: parallel.ep,
+        });
+    }
     known::refuse(&config)?;
     let scheme = quant::scheme(&config)?;
     let (family, remarks) = known::family(&config)?;
@@ -132,7 +154,7 @@ pub fn predict(bytes: &[u8], parallel: &Parallel) -> Result<Prediction, ModelErr
         Family::DeepseekV4 => builder.grouped_output_attention()?,
         Family::Gemma4 => builder.sliding_and_global_attention()?,
     }
-    builder.mlp()?;
+    let experts = builder.mlp(&scheme)?;
     let (layers, rejected, mut notes) = builder.finish();
     notes.extend(remarks);
     if let Scheme::PerChannel = scheme {
@@ -145,6 +167,7 @@ pub fn predict(bytes: &[u8], parallel: &Parallel) -> Result<Prediction, ModelErr
         scheme,
         tp,
         attention_tp: parallel.attention_tp(),
+        experts,
         layers,
         rejected,
         notes,

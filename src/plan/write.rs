@@ -84,6 +84,7 @@ impl Writer<'_> {
             served,
             gpu_seconds,
             cost: vec![input.cost.clone()],
+            fused_moe: Vec::new(),
             model: input.model.cloned(),
             difference: difference(input),
             notes: self.notes(),

@@ -73,6 +73,14 @@ pub enum ModelError {
     /// The weights are not quantised to FP8.
     #[error("predict FP8 layers: {0}")]
     NotFp8(String),
+    /// An EP size that no server starts with.
+    #[error("split the experts over {ep} ranks: ep has to divide tp, which is {tp}")]
+    BadExpertParallel {
+        /// `--tp-size`.
+        tp: u32,
+        /// `--ep-size`.
+        ep: u32,
+    },
     /// TP and DP sizes that no server starts with.
     #[error(
         "split the model over {tp} ranks with attention data parallelism {dp}: tp has to be 1 to 1024 and a multiple of dp"

@@ -3,6 +3,8 @@
 use super::config::{Config, ModelError};
 use super::known::Family;
 use super::layers::{Builder, Kind};
+use super::moe::Experts;
+use super::quant::Scheme;
 
 /// Why shared experts' layers may be missing.
 const FUSED: &str = "only with --disable-shared-experts-fusion, expert parallelism through DeepEP, or two-batch overlap";
@@ -11,8 +13,8 @@ const FUSED_BY_AITER: &str =
     "not where the release computes it as one more routed expert (with aiter in newer releases)";
 
 impl Builder<'_> {
-    /// Gated MLP of dense layers, and shared experts; routed experts are no plain GEMM.
-    pub(super) fn mlp(&mut self) -> Result<(), ModelError> {
+    /// Gated MLP of dense layers, and shared experts; routed experts, which are no plain GEMM, are given back.
+    pub(super) fn mlp(&mut self, scheme: &Scheme) -> Result<Option<Experts>, ModelError> {
         let config = self.config;
         let tp = u64::from(self.parallel.tp);
         let experts = config.first(&["n_routed_experts", "num_experts", "num_local_experts"])?;
@@ -36,13 +38,15 @@ impl Builder<'_> {
             );
         }
         let Some(experts) = experts else {
-            return Ok(());
+            return Ok(None);
         };
         self.note("routed experts run in the fused MoE operation, which has tables of its own");
         let moe_inter = config.first(&["moe_intermediate_size"])?;
         let count = config.count("n_shared_experts")?;
         let qwen = config.number("shared_expert_intermediate_size")?;
         let sparse = |index: u64| !is_dense.has(index);
+        let layers = (0..self.depth).filter(|index| sparse(*index)).count();
+        let routed = self.routed_experts(experts, layers, scheme)?;
         let names = ["shared_experts.gate_up_proj", "shared_experts.down_proj"];
         if let Some(inter) = qwen {
             // `can_fuse_shared_expert`: where both kinds of expert have one size.
@@ -56,7 +60,10 @@ impl Builder<'_> {
             // On by default for these expert counts on gfx942 and newer, and on SM80 and newer.
             let by_default = count == 1
                 && match self.family {
-                    Family::Latent => experts == 256,
+                    // DeepSeek-V3.2 compares its class with V3's name, in every release.
+                    Family::Latent => {
+                        experts == 256 && config.architecture() != "DeepseekV32ForCausalLM"
+                    }
                     Family::DeepseekV4 => false,
                     _ => true,
                 };
@@ -75,7 +82,7 @@ impl Builder<'_> {
                 sparse,
             );
         }
-        Ok(())
+        Ok(routed)
     }
 
     fn gated(

@@ -7,7 +7,7 @@ use std::collections::BTreeMap;
 use std::fmt;
 use std::str::FromStr;
 
-use serde::Serialize;
+use serde::{Deserialize, Deserializer, Serialize, de};
 
 use super::name::TableName;
 use crate::table::shapes::ShapesError;
@@ -59,8 +59,16 @@ impl Serialize for Scales {
     }
 }
 
+impl<'de> Deserialize<'de> for Scales {
+    fn deserialize<D: Deserializer<'de>>(deserializer: D) -> Result<Self, D::Error> {
+        let text = String::deserialize(deserializer)?;
+        let wrong = |()| de::Error::custom(format!("`{text}` are no scales"));
+        text.parse().map_err(wrong)
+    }
+}
+
 /// A fused MoE on one rank.
-#[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize)]
+#[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize)]
 pub struct MoeProblem {
     /// Local experts, a fused shared expert included.
     #[serde(rename = "E")]

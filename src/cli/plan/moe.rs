@@ -1,0 +1,91 @@
+//! Fused MoE in `gemmtune plan`.
+
+use camino::Utf8Path;
+use serde_json::json;
+
+use super::place::Place;
+use super::{PlanArgs, SHOWN};
+use crate::cli::files;
+use crate::cli::printer::Printer;
+use crate::plan::document::Verdict;
+use crate::plan::model::Prediction;
+use crate::plan::moe::{MoeInput, PlannedMoe, make};
+use crate::run::error::Error;
+use crate::table::moe::problem::{CountedProblem, with_problems};
+use crate::table::shapes;
+
+/// The rows worth tuning, and what a person should know. Captured sizes and the prefill chunk are those of the GEMMs.
+pub(super) fn plan(
+    args: &PlanArgs,
+    seen: &[CountedProblem],
+    model: Option<&Prediction>,
+    place: &Place,
+    (capture, chunk): (&[u32], Option<u32>),
+) -> (Vec<PlannedMoe>, Vec<String>) {
+    // With aiter the experts run in its own operation, unless records say that SGLang's ran.
+    let with_aiter = place.gfx.starts_with("gfx") && seen.is_empty();
+    let (rows, mut notes) = make(MoeInput {
+        seen,
+        model: model.filter(|_| !with_aiter),
+        capture,
+        chunk,
+        dp_attention: args.dp_attention,
+        device: &place.device,
+    });
+    if with_aiter && model.is_some_and(|model| model.experts.is_some()) {
+        notes.push(
+            "with aiter the experts run in its own fused MoE, whose rows are not planned"
+                .to_owned(),
+        );
+    }
+    (rows, notes)
+}
+
+/// Writes the rows as a shapes file.
+pub(super) fn write(
+    output: &Utf8Path,
+    rows: &[PlannedMoe],
+    printer: &Printer,
+) -> Result<(), Error> {
+    let mut problems: Vec<CountedProblem> = rows.iter().map(PlannedMoe::counted).collect();
+    problems.sort_by(|a, b| (&a.problem, a.m).cmp(&(&b.problem, b.m)));
+    let text = with_problems(&shapes::write([]), &problems);
+    files::write(output, text.as_bytes(), printer)
+}
+
+/// The document and the words where there is nothing but fused MoE.
+pub(super) fn show_alone(
+    rows: &[PlannedMoe],
+    notes: &[String],
+    printer: &Printer,
+) -> Result<(), Error> {
+    let reason = format!("{} rows of fused MoE are worth tuning", rows.len());
+    if printer.is_json() {
+        return printer.json(&json!({
+            "verdict": Verdict::Tune,
+            "reason": reason,
+            "tune": [],
+            "fused_moe": rows,
+            "notes": notes,
+        }));
+    }
+    show(rows, printer);
+    for note in notes {
+        printer.say(note);
+    }
+    printer.say(reason);
+    Ok(())
+}
+
+pub(super) fn show(rows: &[PlannedMoe], printer: &Printer) {
+    if rows.is_empty() {
+        return;
+    }
+    printer.say("fused MoE, each row for the up and the down projection:");
+    for row in rows.iter().take(SHOWN) {
+        printer.say(format!("  {} M={}", row.problem, row.m));
+    }
+    if rows.len() > SHOWN {
+        printer.say(format!("  and {} more rows", rows.len() - SHOWN));
+    }
+}

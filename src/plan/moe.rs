@@ -1,0 +1,298 @@
+//! Which M of which fused MoE are worth a row.
+//!
+//! The row nearest to M serves it, so a table holds a ladder of sizes and no size of its own for each M that occurs: SGLang's tuner
+//! sweeps 18 sizes up to 4096. What a plan adds is the largest prefill, because the last row serves everything above it.
+
+use std::borrow::Cow;
+use std::collections::BTreeMap;
+
+use serde::{Deserialize, Serialize};
+
+use super::document::Because;
+use super::model::Prediction;
+use crate::table::moe::problem::{CountedProblem, MoeProblem, OP};
+use crate::table::roofline::Device;
+
+/// The sizes that SGLang's tuner sweeps (`benchmark/kernels/fused_moe_triton/common_utils.py`), then its default prefill chunks above.
+const LADDER: [u32; 20] = [
+    1, 2, 4, 8, 16, 24, 32, 48, 64, 96, 128, 256, 512, 1024, 1536, 2048, 3072, 4096, 8192, 16384,
+];
+
+/// A row worth tuning: the same M for the up and the down projection.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+pub struct PlannedMoe {
+    /// The operation.
+    pub op: Cow<'static, str>,
+    /// Tokens of a forward, over all ranks of attention data parallelism.
+    #[serde(rename = "M")]
+    pub m: u32,
+    /// The problem.
+    #[serde(flatten)]
+    pub problem: MoeProblem,
+    /// Calls that the row will serve, where records say them, else calls of one forward.
+    pub calls: f64,
+    /// Estimated time of those calls in microseconds: the weights of the experts that are hit, or the arithmetic.
+    pub estimated_us: f64,
+    /// Why it is here.
+    pub because: Because,
+}
+
+impl PlannedMoe {
+    /// The line of a shapes file.
+    pub fn counted(&self) -> CountedProblem {
+        CountedProblem {
+            problem: self.problem.clone(),
+            m: Some(self.m),
+            // A shapes file counts from one.
+            records: (self.calls.max(1.0)) as u64,
+        }
+    }
+}
+
+/// What is planned from.
+#[derive(Clone, Copy, Debug)]
+pub struct MoeInput<'a> {
+    /// Problems that were seen.
+    pub seen: &'a [CountedProblem],
+    /// The model, for problems that no record shows and for what a log line does not say.
+    pub model: Option<&'a Prediction>,
+    /// M that decode graphs are captured for, on one rank of attention data parallelism.
+    pub capture: &'a [u32],
+    /// Chunked prefill size on one such rank.
+    pub chunk: Option<u32>,
+    /// Ranks of attention data parallelism: a fused MoE gets the tokens of all of them.
+    pub dp_attention: u32,
+    /// Rates that times are estimated with.
+    pub device: &'a Device,
+}
+
+/// The rows worth tuning, most worth first, and what a person should know.
+pub fn make(input: MoeInput<'_>) -> (Vec<PlannedMoe>, Vec<String>) {
+    let mut notes = Vec::new();
+    let mut rows: BTreeMap<(MoeProblem, u32), (f64, Because)> = BTreeMap::new();
+    let predicted = input.model.and_then(|model| model.experts.as_ref());
+    for counted in input.seen {
+        let problem = completed(&counted.problem, predicted.map(|experts| &experts.problem));
+        if problem.topk.is_none() || problem.hidden.is_none() {
+            notes.push(format!(
+                "{problem} was seen in a log without its hidden size and topk, and the model's experts are others: it is not planned"
+            ));
+            continue;
+        }
+        match counted.m {
+            Some(m) => {
+                let row = rows
+                    .entry((problem, nearest(m)))
+                    .or_insert((0.0, Because::Seen));
+                row.0 += counted.records as f64;
+            }
+            None => predict(input, &problem, 1.0, &mut rows),
+        }
+    }
+    if let Some(experts) = predicted {
+        match &experts.rejected {
+            Some(reason) => notes.push(format!("no server loads the experts so: {reason}")),
+            None if input.seen.is_empty() => {
+                predict(input, &experts.problem, f64::from(experts.count), &mut rows);
+            }
+            // What was seen is what runs.
+            None => {}
+        }
+        if experts.fused_shared > 0 {
+            notes.push(
+                "E and topk hold the shared expert: it is computed as a routed one; a server that says `Shared experts fusion optimization is disabled` has one less"
+                    .to_owned(),
+            );
+        }
+    }
+    let mut rows: Vec<PlannedMoe> = rows
+        .into_iter()
+        .map(|((problem, m), (calls, because))| PlannedMoe {
+            op: Cow::Borrowed(OP),
+            m,
+            estimated_us: calls * estimate_us(&problem, m, input.device),
+            problem,
+            calls,
+            because,
+        })
+        .collect();
+    rows.sort_by(|a, b| {
+        let key = |row: &PlannedMoe| (row.problem.clone(), row.m);
+        b.estimated_us
+            .total_cmp(&a.estimated_us)
+            .then_with(|| key(a).cmp(&key(b)))
+    });
+    (rows, notes)
+}
+
+/// A problem of a log line, with what the model knows of the same (E, N).
+fn completed(seen: &MoeProblem, predicted: Option<&MoeProblem>) -> MoeProblem {
+    let same = predicted.filter(|predicted| {
+        (
+            predicted.experts,
+            predicted.n,
+            &predicted.dtype,
+            predicted.scales,
+        ) == (seen.experts, seen.n, &seen.dtype, seen.scales)
+    });
+    MoeProblem {
+        hidden: seen.hidden.or(same.and_then(|predicted| predicted.hidden)),
+        topk: seen.topk.or(same.and_then(|predicted| predicted.topk)),
+        ..seen.clone()
+    }
+}
+
+/// The step of the ladder that the row for `m` stands on.
+fn nearest(m: u32) -> u32 {
+    let step = LADDER.into_iter().min_by_key(|step| step.abs_diff(m));
+    step.unwrap_or(m)
+}
+
+fn predict(
+    input: MoeInput<'_>,
+    problem: &MoeProblem,
+    calls: f64,
+    rows: &mut BTreeMap<(MoeProblem, u32), (f64, Because)>,
+) {
+    let ranks = input.dp_attention.max(1);
+    let decode = input
+        .capture
+        .iter()
+        .max()
+        .map_or(0, |m| m.saturating_mul(ranks));
+    let chunk = input.chunk.map_or(0, |chunk| chunk.saturating_mul(ranks));
+    let largest = decode.max(chunk);
+    let steps = LADDER.into_iter().filter(|step| *step <= largest);
+    for m in steps.chain((largest > 0).then_some(largest)) {
+        let because = if m <= decode {
+            Because::Graph
+        } else {
+            Because::Prefill
+        };
+        rows.entry((problem.clone(), m)).or_insert((calls, because));
+    }
+}
+
+/// Time of one call: weights of the experts that are hit at most, activations in and out, or the arithmetic.
+fn estimate_us(problem: &MoeProblem, m: u32, device: &Device) -> f64 {
+    let (Some(hidden), Some(topk)) = (problem.hidden, problem.topk) else {
+        return 0.0;
+    };
+    let (m, n, hidden) = (f64::from(m), f64::from(problem.n), f64::from(hidden));
+    let pairs = m * f64::from(topk);
+    let hit = pairs.min(f64::from(problem.experts));
+    let weights = hit * 3.0 * n * hidden;
+    let activations = pairs * (hidden + 2.0 * 2.0 * n + n + 2.0 * hidden);
+    let bytes_s = (weights + activations) / device.memory;
+    let flops_s = 2.0 * pairs * 3.0 * n * hidden / device.fp8_flops;
+    (bytes_s.max(flops_s) * 1e6).max(device.floor_us)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::plan::model::{Parallel, predict as predict_model};
+
+    fn qwen() -> Prediction {
+        let path = concat!(
+            env!("CARGO_MANIFEST_DIR"),
+            "/testdata/models/qwen3-30b-a3b.json"
+        );
+        predict_model(&fs_err::read(path).unwrap(), &Parallel::tp(1)).unwrap()
+    }
+
+    fn plan(
+        seen: &[CountedProblem],
+        model: Option<&Prediction>,
+        dp_attention: u32,
+    ) -> (Vec<PlannedMoe>, Vec<String>) {
+        let device = Device::of_name("NVIDIA H200").unwrap();
+        make(MoeInput {
+            seen,
+            model,
+            capture: &[1, 2, 4, 160],
+            chunk: Some(8192),
+            dp_attention,
+            device: &device,
+        })
+    }
+
+    fn sizes(rows: &[PlannedMoe]) -> Vec<u32> {
+        let mut sizes: Vec<u32> = rows.iter().map(|row| row.m).collect();
+        sizes.sort_unstable();
+        sizes
+    }
+
+    #[test]
+    fn a_model_alone_gives_the_ladder_up_to_its_largest_prefill() {
+        let model = qwen();
+        let (rows, _) = plan(&[], Some(&model), 1);
+        assert_eq!(sizes(&rows), LADDER[..19]);
+        let graph = rows
+            .iter()
+            .filter(|row| row.because == Because::Graph)
+            .count();
+        assert_eq!(graph, 11, "up to 160");
+        assert!(
+            rows.iter()
+                .all(|row| row.calls == 48.0 && row.estimated_us > 0.0)
+        );
+        assert!(
+            rows.windows(2)
+                .all(|pair| pair[0].estimated_us >= pair[1].estimated_us)
+        );
+        let (gathered, _) = plan(&[], Some(&model), 3);
+        assert_eq!(
+            sizes(&gathered).last(),
+            Some(&24576),
+            "the tokens of all ranks"
+        );
+    }
+
+    #[test]
+    fn seen_sizes_stand_on_the_ladder_and_add_up() {
+        let model = qwen();
+        let problem = model.experts.as_ref().unwrap().problem.clone();
+        let seen = |m, records| CountedProblem {
+            problem: problem.clone(),
+            m,
+            records,
+        };
+        let (rows, _) = plan(
+            &[seen(Some(33), 10), seen(Some(30), 5), seen(Some(7000), 1)],
+            None,
+            1,
+        );
+        let found: Vec<_> = rows.iter().map(|row| (row.m, row.calls)).collect();
+        assert!(
+            found.contains(&(32, 15.0)) && found.contains(&(8192, 1.0)),
+            "{found:?}"
+        );
+        assert!(rows.iter().all(|row| row.because == Because::Seen));
+    }
+
+    #[test]
+    fn a_line_of_a_log_gets_from_the_model_what_it_does_not_say() {
+        let model = qwen();
+        let bare = |experts| CountedProblem {
+            problem: MoeProblem {
+                experts,
+                hidden: None,
+                topk: None,
+                ..model.experts.as_ref().unwrap().problem.clone()
+            },
+            m: None,
+            records: 1,
+        };
+        let (rows, notes) = plan(&[bare(128)], Some(&model), 1);
+        assert_eq!(
+            (rows.len(), rows[0].problem.topk, notes.len()),
+            (19, Some(8), 0)
+        );
+        let (rows, notes) = plan(&[bare(64)], Some(&model), 1);
+        assert!(
+            rows.is_empty() && notes[0].contains("not planned"),
+            "{notes:?}"
+        );
+    }
+}
