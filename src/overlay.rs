@@ -23,7 +23,7 @@ use crate::tree::force::{Rule, Step};
 const PLUGIN_NAME: &str = "gemmtune";
 
 /// Every file of the overlay, by path inside its folder.
-const FILES: [(&str, &str); 13] = {
+const FILES: [(&str, &str); 14] = {
     macro_rules! embedded {
         ($($path:literal),* $(,)?) => {
             [$(($path, include_str!(concat!("../python/overlay/", $path)))),*]
@@ -33,6 +33,7 @@ const FILES: [(&str, &str); 13] = {
         "sitecustomize.py",
         "gemmtune_overlay/__init__.py",
         "gemmtune_overlay/capture.py",
+        "gemmtune_overlay/capture_moe.py",
         "gemmtune_overlay/graphs.py",
         "gemmtune_overlay/hooks.py",
         "gemmtune_overlay/plugin.py",

@@ -3,6 +3,7 @@
 //! Real SGLang releases are executed in `tests/realtrees.rs`.
 
 mod capture;
+mod moe;
 mod switch;
 
 use std::process::Command;

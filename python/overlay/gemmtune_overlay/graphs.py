@@ -24,9 +24,10 @@ class _State:
     def __init__(self):
         self.captures = 0
         self.graph = None  # number of the graph being captured
-        self.tokens = {}  # M -> calls, of that graph
+        self.tokens = {}  # operation -> M -> calls, of that graph
         self.runner_depth = 0  # inside a runner's capture method
         self.rank = None
+        self.expert_rank = None
 
 
 _state = _State()
@@ -41,10 +42,14 @@ def phase():
     return "eager", None
 
 
-def captured(graph, tokens):
-    """Notes that a GEMM with M = `tokens` went into `graph`."""
+def captured(graph, tokens, op="gemm"):
+    """Notes that a call of `op` with M = `tokens` went into `graph`.
+
+    Operations are counted apart: with data-parallel attention a fused MoE has the tokens of all ranks, the GEMMs those of one.
+    """
     if graph == _state.graph:
-        _state.tokens[tokens] = _state.tokens.get(tokens, 0) + 1
+        counts = _state.tokens.setdefault(op, {})
+        counts[tokens] = counts.get(tokens, 0) + 1
 
 
 def patch_torch(module, recorder):
@@ -66,7 +71,9 @@ def patch_torch(module, recorder):
         _state.graph, _state.tokens = None, {}
         self._gemmtune_graph = None
         if number is not None and tokens:
-            most = max(tokens, key=tokens.get)
+            # The M of a graph is that of its GEMMs; of a graph without any, that of what it has.
+            counts = tokens.get("gemm") or next(iter(tokens.values()))
+            most = max(counts, key=counts.get)
             self._gemmtune_graph = (("replay", number), ("tokens", most))
             recorder.once({"capture": number, "tokens": most, "count": 1})
         return end(self, *args, **kwargs)
@@ -131,6 +138,18 @@ def _ask_rank():
     # The one getter that all releases from 0.5.5 to 0.5.23 have under the same name; it raises before the groups exist.
     group = sys.modules["sglang.srt.distributed.parallel_state"].get_tp_group()
     return int(group.rank_in_group), int(group.world_size)
+
+
+def expert_parallel_rank():
+    """(rank, size) of expert parallelism, or None while it cannot be told."""
+    if _state.expert_rank is None:
+        try:
+            # The same name in all releases from 0.5.5 to 0.5.23.
+            group = sys.modules["sglang.srt.distributed.parallel_state"].get_moe_ep_group()
+            _state.expert_rank = int(group.rank_in_group), int(group.world_size)
+        except Exception:
+            return None
+    return _state.expert_rank
 
 
 def _is_capture_mode():

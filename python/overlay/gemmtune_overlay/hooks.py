@@ -31,6 +31,11 @@ RUNNERS = {
     "sglang.srt.model_executor.piecewise_cuda_graph_runner": ("PiecewiseCudaGraphRunner", None),
     "sglang.srt.model_executor.breakable_cuda_graph_runner": ("BreakableCudaGraphRunner", None),
 }
+#: Where SGLang's fused MoE looks its rows up: up to 0.5.10.post1, 0.5.11 and later.
+MOE_CONFIG = (
+    "sglang.srt.layers.moe.fused_moe_triton.fused_moe_triton_config",
+    "sglang.srt.layers.moe.moe_runner.triton_utils.fused_moe_triton_config",
+)
 TORCH_GRAPHS = "torch.cuda.graphs"
 
 _installed = None
@@ -53,6 +58,7 @@ class Hooks:
             wanted.update((name, self._patch_fp8_kernel) for name in FP8_KERNEL)
             wanted[TORCH_GRAPHS] = self._patch_torch_graphs
         if settings.dump_shapes:
+            wanted.update((name, self._patch_moe_config) for name in MOE_CONFIG)
             wanted.update((name, self._patch_runner) for name in RUNNERS)
         self.wanted = wanted
 
@@ -103,6 +109,11 @@ class Hooks:
         if self.settings.route:
             route.patch(module, self.settings.route, self.recorder)
         capture.patch_fp8_kernel(module, self.settings, self.recorder)
+
+    def _patch_moe_config(self, module):
+        from . import capture_moe
+
+        capture_moe.patch(module, self.recorder)
 
     def _patch_torch_graphs(self, module):
         from . import graphs

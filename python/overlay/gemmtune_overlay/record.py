@@ -36,7 +36,7 @@ class Recorder:
         self._seen = set()
         self._said = set()
         self._flusher = None
-        self._rank = (None, None)
+        self._rank = (None, None, None)
 
     def once(self, record):
         """Writes `record` unless this process has written the very same one."""
@@ -71,11 +71,12 @@ class Recorder:
             self._said.add((where, text))
             print(f"gemmtune overlay: {where}: {text}", file=sys.stderr)
 
-    def rank(self, rank, world):
-        """Says which rank this process is, once it is known."""
-        if rank is None or self._rank == (rank, world):
+    def rank(self, rank, world, expert=None):
+        """Says which rank this process is, once it is known; `expert` is (rank, size) of expert parallelism."""
+        expert = expert or self._rank[2]
+        if rank is None or self._rank == (rank, world, expert):
             return
-        self._rank = (rank, world)
+        self._rank = (rank, world, expert)
         if self._descriptor is not None:
             self.once(self._hello())
 
@@ -92,8 +93,10 @@ class Recorder:
             self.flush()
 
     def _hello(self):
-        rank, world = self._rank
+        rank, world, expert = self._rank
         hello = {"gemmtune": "hello", "pid": os.getpid(), "rank": rank, "world": world, "version": FORMAT_VERSION}
+        if expert is not None:
+            hello["ep_rank"], hello["ep_world"] = expert
         hello["ppid"] = os.getppid()
         hello["host"] = socket.gethostname()
         hello["python"] = sys.version.split()[0]
