@@ -1,5 +1,7 @@
 //! `gemmtune merge`: several tuned tables into one.
 
+mod moe;
+
 use std::collections::BTreeSet;
 
 use camino::{Utf8Path, Utf8PathBuf};
@@ -12,6 +14,7 @@ use crate::proc::quoted;
 use crate::run::error::{Error, ErrorKind};
 use crate::table::aiter::{Table, TableError};
 use crate::table::merge::{self, MergeError, Merged, Outcome, Policy};
+use crate::table::moe::release::Release;
 use crate::table::revision::Revision;
 use crate::tree::aiter::revision_around;
 
@@ -22,6 +25,8 @@ const SHOWN: usize = 5;
 #[derive(Debug, clap::Args)]
 pub struct MergeArgs {
     /// Tuned tables of one operation; of equally fast rows the one given first is kept
+    ///
+    /// Of SGLang's fused-MoE tables (JSON), which hold no times, the first valid row for each M is; the `_down` table beside each goes along.
     #[arg(required = true, value_name = "TABLE")]
     tables: Vec<Utf8PathBuf>,
 
@@ -43,6 +48,10 @@ pub struct MergeArgs {
     #[arg(long = "key", value_name = "COLUMN")]
     keys: Vec<String>,
 
+    /// SGLang release that is to read fused-MoE tables; without it a row has to do for that of the package around them, or for every one
+    #[arg(long, value_name = "VERSION")]
+    sglang: Option<Release>,
+
     /// Largest error ratio a row may have
     #[arg(long, default_value_t = ERR_RATIO_LIMIT)]
     err_ratio: f64,
@@ -52,6 +61,9 @@ pub struct MergeArgs {
 pub fn run(args: &MergeArgs, printer: &Printer) -> Result<(), Error> {
     let provenance = provenance_path(&args.output);
     refuse_overwriting(args, provenance.as_deref())?;
+    if moe::is_asked(args)? {
+        return moe::run(args, provenance.as_deref(), printer);
+    }
     let tables: Vec<Table> = args
         .tables
         .iter()
@@ -108,6 +120,7 @@ fn provenance_path(output: &Utf8Path) -> Option<Utf8PathBuf> {
     let stem = output
         .as_str()
         .strip_suffix(".csv")
+        .or_else(|| output.as_str().strip_suffix(".json"))
         .unwrap_or(output.as_str());
     Some(Utf8PathBuf::from(format!("{stem}.provenance.csv")))
 }

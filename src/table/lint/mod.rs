@@ -22,6 +22,7 @@ use super::moe::release::Release;
 use super::revision::Revision;
 use rules::Rule;
 
+pub(in crate::table) use moe::judge_row as judge_moe_row;
 pub use walk::{LintError, ReleaseOf, RevisionOf, lint_paths};
 
 /// How much a finding matters.

@@ -230,6 +230,27 @@ fn params(entry: &Entry, name: Option<&TableName>, release: Option<Release>, sin
     }
 }
 
+/// What is wrong with a row that no runtime should be given, whatever folder its table lies in.
+pub(in crate::table) fn judge_row(
+    name: &TableName,
+    entry: &Entry,
+    release: Option<Release>,
+) -> Vec<String> {
+    let file = name.to_string();
+    let mut findings = Vec::new();
+    let mut sink = Sink {
+        file: &file,
+        revisions: &[],
+        findings: &mut findings,
+    };
+    json::key(entry, &mut sink);
+    params(entry, Some(name), release, &mut sink);
+    let errors = findings
+        .into_iter()
+        .filter(|finding| finding.severity == Severity::Error);
+    errors.map(|finding| finding.message).collect()
+}
+
 /// Checks what no single table shows.
 pub(super) fn together(files: &[MoeFile], findings: &mut Vec<Finding>) {
     let mut groups: BTreeMap<Utf8PathBuf, Vec<&MoeFile>> = BTreeMap::new();

@@ -6,6 +6,7 @@
 
 pub mod default;
 pub mod folders;
+pub mod merge;
 pub mod name;
 pub mod problem;
 pub mod release;
