@@ -47,19 +47,6 @@ pub fn untuned_columns(op: Op, revision: Revision) -> &'static [&'static str] {
     }
 }
 
-/// The columns that identify a row at look-up. `gfx` counts only when the table has that column.
-pub fn key_columns(op: Op, revision: Revision) -> Vec<&'static str> {
-    let mut columns = Vec::with_capacity(6);
-    if revision >= Revision::H {
-        columns.push("gfx");
-    }
-    columns.extend(["cu_num", "M", "N", "K"]);
-    if has_weight_dtype(op, revision) {
-        columns.push("q_dtype_w");
-    }
-    columns
-}
-
 /// Whether the tables of `op` are keyed by the weight's dtype too.
 pub fn has_weight_dtype(op: Op, revision: Revision) -> bool {
     let from = op.facts().weight_dtype_from;

@@ -95,13 +95,6 @@ impl Points {
         }
     }
 
-    /// Gives back a shape that was handed out and not raced.
-    pub fn given_back(&mut self, shape: &Shape) {
-        if let Some(group) = self.groups.get_mut(&shape.weight()) {
-            group.running.remove(&shape.m);
-        }
-    }
-
     /// Winners of the raced M of the same weight, nearest M first.
     pub fn neighbours(&self, shape: &Shape) -> Vec<Candidate> {
         let Some(group) = self.groups.get(&shape.weight()) else {
@@ -299,14 +292,5 @@ mod tests {
         points.finished(&shape(4096), Some(kernel(2)));
         assert_eq!(points.neighbours(&shape(8)), [kernel(1), kernel(2)]);
         assert_eq!(points.neighbours(&shape(2048)), [kernel(2), kernel(1)]);
-    }
-
-    #[test]
-    fn a_shape_given_back_is_handed_out_again() {
-        let mut points = Points::new(&[shape(7)], Refine::Every);
-        assert_eq!(points.hand_out(), [shape(7)]);
-        assert!(points.hand_out().is_empty());
-        points.given_back(&shape(7));
-        assert_eq!(points.hand_out(), [shape(7)]);
     }
 }

@@ -54,15 +54,18 @@ pub(super) const FACTS: Facts = Facts {
 
 #[cfg(test)]
 mod tests {
+    use camino::Utf8Path;
+
     use super::*;
     use crate::log::engagement;
     use crate::plan::cost::Cost;
-    use crate::plan::fold::{Fold, Target};
+    use crate::plan::fold::{Fold, Target, untuned_csv};
     use crate::problem::{Op, Shape};
     use crate::table::aiter::Table;
     use crate::table::family::{self, Family};
     use crate::table::lookup::{Resolver, Rules};
     use crate::table::{kernels, lint, merge, outcome, revision, roofline, shapes};
+    use crate::tree::aiter;
 
     const TABLE: &str = "gfx,cu_num,M,N,K,libtype,kernelId,splitK,us,kernelName,tflops,bw,errRatio\n\
         gfx942,304,16,512,7168,ck,0,0,10.0,a9w9_toy_256x128x128,11.74,758.58,0.0\n";
@@ -110,6 +113,34 @@ mod tests {
             b"[aiter] shape is M:13, N:512, K:7168, found padded_M: 16, N:512, K:7168 is tuned on \
             cu_num = 304 in /t/a9w9_toy_tuned_gemm.csv , kernel name is a9w9_toy_256x128x128!";
         assert_eq!(engagement::classify(line).unwrap().op, Op::Toy);
+    }
+
+    #[test]
+    fn a_new_operations_tables_and_modules_are_found_in_a_tree_and_written_for_its_tuner() {
+        let keep = tempfile::tempdir().unwrap();
+        let package = Utf8Path::from_path(keep.path()).unwrap();
+        let shipped = "configs/a9w9_toy_tuned_gemm.csv";
+        for (path, text) in [
+            (
+                "jit/core.py",
+                "os.getenv(\"AITER_CONFIG_GEMM_A9W9_TOY\", x)\n",
+            ),
+            (
+                "jit/optCompilerConfig.json",
+                r#"{"module_gemm_a9w9_toy": {"blob_gen_cmd": "f'x --tune_file {AITER_CONFIGS.AITER_CONFIG_GEMM_A9W9_TOY_FILE}'"}}"#,
+            ),
+            (shipped, TABLE),
+        ] {
+            let path = package.join(path);
+            fs_err::create_dir_all(path.parent().unwrap()).unwrap();
+            crate::store::file::write_atomic(&path, text.as_bytes()).unwrap();
+        }
+        let found = aiter::tables(package, Op::Toy, |_| None).unwrap();
+        assert_eq!(found.files, [package.join(shipped)]);
+        let modules = aiter::modules(package, Op::Toy).unwrap();
+        assert_eq!(modules[0].name, "module_gemm_a9w9_toy");
+        let untuned = untuned_csv(Op::Toy, Revision::H, "gfx942", &[shape(16)]);
+        assert_eq!(untuned, "M,N,K\n16,512,7168\n");
     }
 
     #[test]

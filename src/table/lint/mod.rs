@@ -14,7 +14,6 @@ mod moe;
 pub mod rules;
 mod walk;
 
-use camino::Utf8PathBuf;
 use serde::Serialize;
 
 use super::aiter::{Fault, Row, Table, TableError, is_unset};
@@ -288,9 +287,6 @@ impl Sink<'_> {
         });
     }
 }
-
-/// The paths to check as the user gave them.
-pub type Paths<'a> = &'a [Utf8PathBuf];
 
 #[cfg(test)]
 #[path = "tests.rs"]

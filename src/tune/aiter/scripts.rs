@@ -108,11 +108,6 @@ impl Script {
         })
     }
 
-    /// Whether rows carry the architecture.
-    pub fn has_gfx_key(&self) -> bool {
-        self.keys.iter().any(|key| key == "gfx")
-    }
-
     /// Whether a shape without a working kernel makes the tuner drop the rest of its batch: `topk` is lowered for one
     /// shape and never restored (303a583c89; fixed by daa8e94a49).
     pub fn poisons_batches(&self) -> bool {
