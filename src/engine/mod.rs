@@ -303,14 +303,14 @@ impl<'a> Engine<'a> {
                 return Err(Error::new(
                     ErrorKind::Environment,
                     format!(
-                        "another run is at work on the same GPUs ({device}): {}",
+                        "another run is active on the same GPUs ({device}): {}",
                         other.holder
                     ),
                 )
                 .hint("wait for it, or give each run GPUs of its own with HIP_VISIBLE_DEVICES or CUDA_VISIBLE_DEVICES"));
             }
             self.remark(format!(
-                "another run is at work on this host, and each of the two measures the load of the other: {}",
+                "another run is active on this host, and each of the two measures the load of the other: {}",
                 other.holder
             ));
         }

@@ -121,7 +121,7 @@ impl Site {
         self.variable("PYTHONDONTWRITEBYTECODE")
             .filter(|value| !value.is_empty())
             .map(|_| {
-                "PYTHONDONTWRITEBYTECODE is set: modules that were never compiled are compiled anew at every server start"
+                "PYTHONDONTWRITEBYTECODE is set: modules that were never compiled are compiled again at every server start"
                     .to_owned()
             })
     }

@@ -61,7 +61,7 @@ impl fmt::Display for Revision {
 /// The text names no known revision.
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
 #[error(
-    "name the aiter revision: `{0}` is none of A, B, P, H, N, v0.1.7, v0.1.9, 303a583c, e4048607, aiter#5586"
+    "name the aiter revision: `{0}` is not one of A, B, P, H, N, v0.1.7, v0.1.9, 303a583c, e4048607, aiter#5586"
 )]
 pub struct UnknownRevision(pub String);
 

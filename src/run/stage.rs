@@ -85,7 +85,7 @@ impl fmt::Display for Stage {
 /// The text names no stage.
 #[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
 #[error(
-    "name the stage: `{0}` is none of inspect, baseline, capture, plan, tune, deploy, verify, compare, report"
+    "name the stage: `{0}` is not one of inspect, baseline, capture, plan, tune, deploy, verify, compare, report"
 )]
 pub struct UnknownStage(pub String);
 

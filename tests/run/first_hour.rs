@@ -236,7 +236,7 @@ fn a_trial_whose_results_were_lost_is_measured_anew() {
     fs_err::remove_file(results).unwrap();
     let output = site.run(&["run"]);
     assert_eq!(output.status.code(), Some(16), "{}", stderr(&output));
-    let said = format!("the results of trial {half} are gone or damaged: it is measured anew");
+    let said = format!("the results of trial {half} are gone or damaged: it is measured again");
     assert!(stderr(&output).contains(&said), "{}", stderr(&output));
     assert_eq!(document(&site.latest().join("compare.json"))["pairs"], 2);
     assert_eq!(count(&site.journal(), "stage_finished", "compare"), 1);

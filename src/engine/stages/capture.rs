@@ -45,7 +45,7 @@ pub(super) fn capture(engine: &mut Engine<'_>) -> Result<Done, Error> {
     if shapes.is_empty() {
         return Err(Error::new(
             ErrorKind::NoShapes,
-            "the instrumented server served the workload and told no GEMM shapes",
+            "the instrumented server served the workload and logged no GEMM shapes",
         )
         .hint(format!("read its log: {}", done.folder.join(SERVER_LOG))));
     }

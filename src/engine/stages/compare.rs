@@ -75,7 +75,7 @@ fn forget_lost(engine: &mut Engine<'_>) -> Result<(), Error> {
     let lost: Vec<u32> = trials.filter(is_lost).map(|trial| trial.number).collect();
     for trial in lost {
         engine.remark(format!(
-            "the results of trial {trial} are gone or damaged: it is measured anew"
+            "the results of trial {trial} are gone or damaged: it is measured again"
         ));
         engine.record(Event::TrialFailed {
             trial,

@@ -87,7 +87,7 @@ impl Aiter {
                 ErrorKind::Environment,
                 format!("read the aiter checkout: {said}"),
             )
-            .hint("`gemmtune doctor` says what mends it"));
+            .hint("`gemmtune doctor` says how to fix it"));
         }
         Ok(Trees {
             answer,

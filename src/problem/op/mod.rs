@@ -263,7 +263,7 @@ impl fmt::Display for Op {
 
 /// The text is not the name of an operation.
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
-#[error("name the operation: `{0}` is none of {names}", names = Op::ALL.map(Op::name).join(", "))]
+#[error("name the operation: `{0}` is not one of {names}", names = Op::ALL.map(Op::name).join(", "))]
 pub struct UnknownOp(pub String);
 
 impl FromStr for Op {

@@ -202,7 +202,7 @@ fn place(table: &Table, sink: &mut Sink<'_>) {
         sink.add(
             &rules::FILE_NAME_UNREAD,
             None,
-            format!("aiter looks for `*{stem}*.csv` here, and `{file}` is none"),
+            format!("aiter looks for `*{stem}*.csv` here, and `{file}` does not match"),
         );
     }
 }
@@ -246,7 +246,7 @@ pub(super) fn untuned(bytes: &[u8], sink: &mut Sink<'_>) -> usize {
             sink.add(
                 &rules::UNTUNED_EXTRA_COLUMN,
                 Some(1),
-                format!("column `{column}` is none the tuner reads"),
+                format!("the tuner does not read column `{column}`"),
             );
         }
     }

@@ -29,7 +29,6 @@ const GRACE: Duration = Duration::from_secs(3);
 pub(super) struct Patience {
     /// Without any sign.
     pub(super) silence: Duration,
-    /// For a batch.
     pub(super) batch: Duration,
     /// Without any sign while a module is compiled.
     pub(super) build: Duration,

@@ -17,17 +17,13 @@ pub enum FlagError {
     /// It is not there, and nothing can be done without it.
     #[error("use `{flag}`: `{script}` has no such flag")]
     Missing {
-        /// The flag.
         flag: &'static str,
-        /// The script.
         script: Utf8PathBuf,
     },
     /// It takes another number of values.
     #[error("use `{flag}`: in `{script}` it takes {takes}")]
     Changed {
-        /// The flag.
         flag: &'static str,
-        /// The script.
         script: Utf8PathBuf,
         /// What it takes there.
         takes: &'static str,
@@ -35,13 +31,9 @@ pub enum FlagError {
     /// It takes none of the values that serve the operation.
     #[error("use `{flag}`: `{script}` takes {choices}, and `{op}` needs one of {wanted}")]
     Choices {
-        /// The flag.
         flag: &'static str,
-        /// The script.
         script: Utf8PathBuf,
-        /// The operation.
         op: Op,
-        /// What it takes.
         choices: String,
         /// What would do.
         wanted: String,

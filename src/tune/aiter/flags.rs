@@ -10,7 +10,6 @@ use serde::Serialize;
 pub enum Takes {
     /// None: it is a switch.
     Nothing,
-    /// One.
     One,
     /// None or one.
     Optional,
@@ -18,12 +17,10 @@ pub enum Takes {
     Several,
 }
 
-/// A flag.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize)]
 pub struct Flag {
     /// Its spellings, `-k` and `--splitK`.
     pub names: Vec<String>,
-    /// What it takes.
     pub takes: Takes,
     /// The only values it takes, where the definition lists them.
     pub choices: Vec<String>,

@@ -48,7 +48,6 @@ enum Entry {
     },
 }
 
-/// The open file.
 #[derive(Debug)]
 pub(super) struct Keep {
     journal: Journal,

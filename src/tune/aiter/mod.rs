@@ -89,7 +89,6 @@ pub struct Settings {
     pub shipped: Vec<crate::table::aiter::Row>,
     /// Shapes in a batch: what a kill costs, at most.
     pub batch: Option<usize>,
-    /// Devices.
     pub devices: Option<u32>,
     /// Library to search.
     pub libtype: Option<String>,
@@ -108,7 +107,6 @@ pub struct AiterOrder<'a> {
     pub python: &'a Utf8Path,
     /// Variables set or removed on top of our own environment. A `PYTHONPATH` to be kept must be in here.
     pub env: &'a BTreeMap<String, Option<String>>,
-    /// The operation.
     pub op: Op,
     /// Shapes, most valuable first: what a budget leaves out are the last ones.
     pub untuned: &'a [Shape],
@@ -120,7 +118,6 @@ pub struct AiterOrder<'a> {
     pub key: Option<(String, u32)>,
     /// Wall time, after which what was found is kept.
     pub budget: Option<Duration>,
-    /// Limits.
     pub limits: Limits,
     /// OverlayOptions.
     pub settings: Settings,
@@ -139,23 +136,17 @@ pub enum AiterTuneError {
     /// A shape of another operation.
     #[error("tune `{shape}` with the tuner of {op}")]
     OtherOperation {
-        /// The shape.
         shape: Shape,
         /// The order's operation.
         op: Op,
     },
     /// The folder holds no aiter.
     #[error("find aiter's tuner: `{tree}` holds no `aiter/utility/base_tuner.py`")]
-    NoTree {
-        /// The folder.
-        tree: Utf8PathBuf,
-    },
+    NoTree { tree: Utf8PathBuf },
     /// The tree has no tuner for the operation.
     #[error("find a tuner for {op}: `{tree}` has none of `{tried}` that can do it")]
     NoScript {
-        /// The operation.
         op: Op,
-        /// The tree.
         tree: Utf8PathBuf,
         /// Scripts looked for.
         tried: String,
@@ -172,9 +163,7 @@ pub enum AiterTuneError {
     /// The interpreter ended without an answer.
     #[error("ask `{python}` for its devices: exit code {code}: {said}")]
     NoAnswer {
-        /// The interpreter.
         python: Utf8PathBuf,
-        /// Its exit code.
         code: u8,
         /// The end of what it said.
         said: String,
@@ -182,7 +171,6 @@ pub enum AiterTuneError {
     /// torch or aiter cannot be imported.
     #[error("import torch and aiter with `{python}`: {error}")]
     CannotImport {
-        /// The interpreter.
         python: Utf8PathBuf,
         /// Python's words.
         error: String,
@@ -190,7 +178,6 @@ pub enum AiterTuneError {
     /// The interpreter imports another tree.
     #[error("tune with `{meant}`: `{python}` imports aiter from `{used}`")]
     OtherTree {
-        /// The interpreter.
         python: Utf8PathBuf,
         /// What it imports.
         used: Utf8PathBuf,
@@ -204,10 +191,7 @@ pub enum AiterTuneError {
     NoLibraryWhole(String),
     /// No GPU is visible.
     #[error("find a GPU: torch in `{python}` sees none")]
-    NoDevice {
-        /// The interpreter.
-        python: Utf8PathBuf,
-    },
+    NoDevice { python: Utf8PathBuf },
     /// The device writes other keys than those wanted.
     #[error(
         "tune for {wanted}: the tuner would write {found}; its rows would never be found (look at partition modes and at variables that hide or rename devices)"
@@ -221,9 +205,7 @@ pub enum AiterTuneError {
     /// The tuner ended before it tuned anything.
     #[error("run `{script}`: it ended with exit code {code} before the first batch: {said}")]
     Broken {
-        /// The script.
         script: Utf8PathBuf,
-        /// Its exit code.
         code: u8,
         /// The end of what it said.
         said: String,

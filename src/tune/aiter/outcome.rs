@@ -14,7 +14,6 @@ use crate::tune::rules::Effort;
 /// A row that may be deployed, or says where not to.
 #[derive(Clone, Debug, Serialize)]
 pub struct Accepted {
-    /// The problem.
     pub shape: Shape,
     /// The tuner's row, every column of it.
     #[serde(serialize_with = "cells")]
@@ -67,12 +66,9 @@ impl Accepted {
 /// A row the tuner wrote and gemmtune does not take.
 #[derive(Clone, Debug, Serialize)]
 pub struct Refused {
-    /// The problem.
     pub shape: Shape,
-    /// The row.
     #[serde(serialize_with = "cells")]
     pub row: Row,
-    /// Why.
     pub reason: String,
 }
 
@@ -128,7 +124,6 @@ impl LibraryCount {
 /// What a run of aiter's tuner left.
 #[derive(Clone, Debug, Serialize)]
 pub struct AiterOutcome {
-    /// The device.
     pub device: Device,
     /// One row for every shape with a winner, by this run or an earlier one, in the order of the shapes asked for;
     /// those where the incumbent stays included.

@@ -208,7 +208,6 @@ pub(super) struct Heard {
     pub(super) warnings: BTreeMap<Size, String>,
     /// Tasks given up.
     pub(super) timed_out: usize,
-    /// Faults.
     pub(super) faults: Vec<String>,
     /// Restarts of the pool.
     pub(super) restarts: usize,

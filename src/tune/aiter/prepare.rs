@@ -32,7 +32,6 @@ const SPLITS: u32 = 5;
 /// What would be run.
 #[derive(Clone, Debug, Serialize)]
 pub struct Preview {
-    /// The script.
     pub script: Utf8PathBuf,
     /// Digest of it and of the files it works with.
     pub digest: String,
@@ -63,9 +62,7 @@ pub struct Preview {
 /// The devices a tuner would use.
 #[derive(Clone, Debug, Serialize)]
 pub struct DeviceSeen {
-    /// Name.
     pub name: String,
-    /// Architecture.
     pub gfx: String,
     /// Compute units.
     pub cu_num: u32,

@@ -22,11 +22,9 @@ const POOL: &str = "aiter/utility/mp_tuner.py";
 /// The script of a tree that tunes an operation, and what its text says about it.
 #[derive(Clone, Debug)]
 pub struct Script {
-    /// The operation.
     pub op: Op,
     /// The folder that holds the package `aiter`.
     pub root: Utf8PathBuf,
-    /// The script.
     pub path: Utf8PathBuf,
     /// The flag that turns it to the operation, if one does.
     pub mode: Option<&'static str>,

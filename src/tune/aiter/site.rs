@@ -38,7 +38,6 @@ pub struct Seen {
     /// Its architecture.
     #[serde(default)]
     pub gfx: String,
-    /// Its name.
     #[serde(default)]
     pub name: String,
     /// Versions of what it imports.

@@ -32,11 +32,11 @@ pub const LINE_UNREADABLE: Rule = Rule {
     },
 };
 
-/// A number is missing or is none.
+/// A number is missing or is not a number.
 pub const CELL_NOT_A_NUMBER: Rule = Rule {
     id: "cell-not-a-number",
     severity: Error,
-    title: "A number is missing or is none",
+    title: "A number is missing or is not a number",
     why: "The kernel generator and the look-up convert the cell and raise, or run kernel 0 in its place.",
     fix: "Tune the shape again, or remove the row.",
     example: Example {
@@ -79,7 +79,7 @@ pub const COLUMN_EVIDENCE: Rule = Rule {
     id: "column-evidence",
     severity: Warning,
     title: "A measured column is missing, or 0",
-    why: "The runtime does not read it, but without it nobody can tell whether the row was right or fast.",
+    why: "The runtime does not read it, but without it no one can say whether the row was right or fast.",
     fix: "Tune again if the rows matter.",
     example: Example {
         file: "a8w8_blockscale_tuned_gemm.csv",
@@ -233,7 +233,7 @@ pub const LIBTYPE_BY_REVISION: Rule = Rule {
     id: "libtype-by-revision",
     severity: Warning,
     title: "Only some aiter calls this library",
-    why: "The same row is a kernel for one aiter and an exception, or another kernel, for the next; nobody said which is to run it.",
+    why: "The same row is a kernel for one aiter and an exception, or another kernel, for the next; nothing says which of them runs it.",
     fix: "Say the aiter with --revision; `gemmtune merge` leaves such a row out unless it is said.",
     example: Example {
         file: "a8w8_blockscale_tuned_gemm.csv",

@@ -37,7 +37,7 @@ pub const KEY_NOT_INTEGER: Rule = Rule {
     id: "key-not-integer",
     severity: Error,
     title: "A key is no integer",
-    why: "The loader turns every key into an integer and raises on the first that is none: the whole file is lost.",
+    why: "The loader turns every key into an integer and raises on the first that is not one: the whole file is lost.",
     fix: "Correct or remove the key.",
     example: Example {
         file: "N=1536,K=7168,device_name=NVIDIA_H200,dtype=fp8_w8a8,block_shape=[128, 128].json",
