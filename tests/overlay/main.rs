@@ -10,8 +10,9 @@ use std::process::Command;
 
 use camino::{Utf8Path, Utf8PathBuf};
 use gemmtune::log::record::{CallKind, Record, parse};
-use gemmtune::overlay::{self, Action, Decision, OverlayOptions};
+use gemmtune::overlay::{self, OverlayOptions};
 use gemmtune::store::file::write_atomic;
+use gemmtune::tree::force::Step;
 use serde_json::Value;
 
 /// A folder with the overlay written out, and what a process that ran in it said.
@@ -123,9 +124,9 @@ impl Scene {
             .collect()
     }
 
-    fn switch(&self, actions: Vec<Action>) -> OverlayOptions {
+    fn switch(&self, steps: &[Step]) -> OverlayOptions {
         let file = self.root.join("switch.json");
-        write_atomic(&file, Decision::new(actions).to_json().as_bytes()).unwrap();
+        write_atomic(&file, overlay::decision(steps).as_bytes()).unwrap();
         OverlayOptions {
             switch: Some(file),
             records: Some(self.records()),

@@ -1,7 +1,8 @@
 //! Kernel switches and injected tables.
 
-use gemmtune::overlay::{Action, OverlayOptions, Rule};
+use gemmtune::overlay::OverlayOptions;
 use gemmtune::store::file::write_atomic;
+use gemmtune::tree::force::{Rule, Step};
 use serde_json::Value;
 
 use super::{Scene, only};
@@ -9,7 +10,7 @@ use super::{Scene, only};
 #[test]
 fn a_rebound_name_runs_the_other_kernel_on_row_major_scales() {
     let scene = Scene::new();
-    let options = scene.switch(vec![Action::Rebind {
+    let options = scene.switch(&[Step::Rebind {
         name: "triton_gemm_a8w8_blockscale".to_owned(),
         to: "aiter:gemm_a8w8_blockscale".to_owned(),
     }]);
@@ -24,12 +25,12 @@ fn a_rebound_name_runs_the_other_kernel_on_row_major_scales() {
 #[test]
 fn a_route_takes_the_gemms_that_fit_and_leaves_the_rest() {
     let scene = Scene::new();
-    let options = scene.switch(vec![Action::Route {
+    let options = scene.switch(&[Step::Route {
         name: "triton_gemm_a8w8_blockscale".to_owned(),
         to: "self:ck_gemm_a8w8_blockscale".to_owned(),
         rules: vec![Rule {
-            n: Some(384),
-            k: Some(1024),
+            n: 384,
+            k: 1024,
             min_m: Some(2),
             max_m: Some(64),
         }],
@@ -47,8 +48,7 @@ fn a_route_takes_the_gemms_that_fit_and_leaves_the_rest() {
 #[test]
 fn both_readers_of_the_predicate_change_together() {
     let scene = Scene::new();
-    let options = scene.switch(vec![Action::Predicate {
-        name: "use_aiter_triton_gemm_w8a8_tuned_gfx950".to_owned(),
+    let options = scene.switch(&[Step::Predicate {
         value: false,
         except: Vec::new(),
     }]);
@@ -72,8 +72,7 @@ print(json.dumps([linear(33), fp8.shuffles_weight(384, 1024)]))
 #[test]
 fn the_predicate_answers_by_shape_to_both_readers() {
     let scene = Scene::new();
-    let options = scene.switch(vec![Action::Predicate {
-        name: "use_aiter_triton_gemm_w8a8_tuned_gfx950".to_owned(),
+    let options = scene.switch(&[Step::Predicate {
         value: true,
         except: vec![(384, 1024)],
     }]);
@@ -93,9 +92,9 @@ print(json.dumps([linear(33), linear(33, n=512), fp8.shuffles_weight(384, 1024),
 #[test]
 fn an_action_whose_names_are_not_there_is_refused_and_the_server_runs_on() {
     let scene = Scene::new();
-    let options = scene.switch(vec![
-        Action::SetForceCk,
-        Action::Rebind {
+    let options = scene.switch(&[
+        Step::SetForceCk,
+        Step::Rebind {
             name: "triton_gemm_a8w8_blockscale".to_owned(),
             to: "aiter:no_such_kernel".to_owned(),
         },
