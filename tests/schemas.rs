@@ -184,6 +184,24 @@ fn documents_about_the_fused_moe_are_as_published() {
         untuned.lines().nth(1).unwrap(),
         "64,4096,1536,16,7,ActivationType.Silu,torch.bfloat16,torch.float8_e4m3fnuz,torch.float8_e4m3fnuz,QuantType.per_1x128,1,0"
     );
+    let merged = place.json(&[
+        "merge",
+        table.as_str(),
+        data("lookup/aiter-fmoe-shipped-h.csv").as_str(),
+        "--aiter",
+        "v0.1.16",
+        "--activation",
+        "Silu",
+        "-o",
+        "fmoe.csv",
+    ]);
+    check("merge-fused-moe", &merged);
+    let rows = merged["rows"].as_u64().unwrap();
+    let again = place.json(&["merge", "fmoe.csv", "--aiter", "v0.1.16", "-o", "again.csv"]);
+    assert_eq!(
+        (&again["rows"], &again["left_out"]),
+        (&rows.into(), &serde_json::json!([]))
+    );
     let lint = place.json(&["lint", table.as_str()]);
     check("lint", &lint);
     assert!(

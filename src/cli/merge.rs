@@ -1,5 +1,6 @@
 //! `gemmtune merge`: several tuned tables into one.
 
+mod fused_moe;
 mod moe;
 
 use std::collections::BTreeSet;
@@ -13,6 +14,7 @@ use crate::problem::op::ERR_RATIO_LIMIT;
 use crate::proc::quoted;
 use crate::run::error::{Error, ErrorKind};
 use crate::table::aiter::{Table, TableError};
+use crate::table::fmoe::rules::Release as AiterRelease;
 use crate::table::merge::{self, MergeError, Merged, Outcome, Policy};
 use crate::table::moe::release::Release;
 use crate::table::revision::Revision;
@@ -27,6 +29,8 @@ pub struct MergeArgs {
     /// Tuned tables of one operation; of equally fast rows the one given first is kept
     ///
     /// Of SGLang's fused-MoE tables (JSON), which hold no times, the first valid row for each M is; the `_down` table beside each goes along.
+    ///
+    /// Of tables of aiter's fused MoE, whose times leave parts out, the row of the table given first is kept.
     #[arg(required = true, value_name = "TABLE")]
     tables: Vec<Utf8PathBuf>,
 
@@ -52,6 +56,14 @@ pub struct MergeArgs {
     #[arg(long, value_name = "VERSION")]
     sglang: Option<Release>,
 
+    /// aiter tag that is to read tables of its fused MoE, for example v0.1.16; --revision serves too
+    #[arg(long, value_name = "TAG")]
+    aiter: Option<AiterRelease>,
+
+    /// Activation of the model, for example Silu: of tables of aiter's fused MoE only its rows are kept
+    #[arg(long, value_name = "NAME")]
+    activation: Option<String>,
+
     /// Largest error ratio a row may have
     #[arg(long, default_value_t = ERR_RATIO_LIMIT)]
     err_ratio: f64,
@@ -63,6 +75,9 @@ pub fn run(args: &MergeArgs, printer: &Printer) -> Result<(), Error> {
     refuse_overwriting(args, provenance.as_deref())?;
     if moe::is_asked(args)? {
         return moe::run(args, provenance.as_deref(), printer);
+    }
+    if let Some(tables) = fused_moe::tables(args)? {
+        return fused_moe::run(args, &tables, provenance.as_deref(), printer);
     }
     let tables: Vec<Table> = args
         .tables

@@ -4,11 +4,13 @@ use std::collections::{BTreeMap, BTreeSet};
 
 use serde::Serialize;
 
+use crate::problem::dtype::fp8_of as fp8_dtype;
 use crate::table::fmoe::Problem;
 use crate::table::fmoe::lookup::Resolver;
 use crate::table::fmoe::requests::{Counted, untuned};
 use crate::table::fmoe::rules::Rules;
 use crate::table::fmoe::{Request, table::Row};
+use crate::table::moe::problem::{MoeProblem, Scales};
 
 /// What the plan is made from.
 pub struct Input<'a> {
@@ -67,6 +69,33 @@ impl Plan {
     pub fn untuned_csv(&self) -> String {
         untuned(self.rows.iter().map(|row| (row.problem.clone(), row.token)))
     }
+}
+
+/// The problem of aiter's fused MoE that a model's experts are on a card of `gfx`; `None` for scales that its look-up has no
+/// kind for, and where the sizes are not all known.
+///
+/// What SGLang passes: bf16 tokens, gate and up projection as one weight, Silu, the router's weight applied last; the input is
+/// quantised to the weights' dtype, which is the architecture's FP8.
+pub fn of_model(experts: &MoeProblem, gfx: &str) -> Option<Problem> {
+    let q_type = match experts.scales {
+        Scales::Block(128, 128) => "per_1x128",
+        Scales::Channel => "per_Token",
+        Scales::Block(..) | Scales::None => return None,
+    };
+    let fp8 = fp8_dtype(gfx);
+    Some(Problem {
+        model_dim: experts.hidden?,
+        inter_dim: experts.n,
+        expert: experts.experts,
+        topk: experts.topk?,
+        activation: "Silu".to_owned(),
+        dtype: "torch.bfloat16".to_owned(),
+        q_dtype_a: fp8.to_owned(),
+        q_dtype_w: fp8.to_owned(),
+        q_type: q_type.to_owned(),
+        use_g1u1: true,
+        doweight_stage1: false,
+    })
 }
 
 /// Makes the plan.
@@ -238,6 +267,40 @@ mod tests {
         assert_eq!(
             plan(&[call], Release::H, &[], None),
             [(64, 7, Because::Seen)]
+        );
+    }
+
+    #[test]
+    fn the_experts_of_a_model_have_the_key_that_is_shipped_for_them() {
+        // DeepSeek-V3 at TP8 with its shared expert fused: 7168/256/257/9 in aiter's tables.
+        let experts = MoeProblem {
+            experts: 257,
+            n: 256,
+            hidden: Some(7168),
+            topk: Some(9),
+            dtype: "fp8_w8a8".to_owned(),
+            scales: Scales::Block(128, 128),
+        };
+        let on = |gfx: &str| of_model(&experts, gfx).unwrap();
+        assert_eq!(
+            on("gfx950").to_string(),
+            "model_dim=7168 inter_dim=256 expert=257 topk=9 Silu torch.float8_e4m3fn per_1x128"
+        );
+        assert_eq!(on("gfx942").q_dtype_a, "torch.float8_e4m3fnuz");
+        let channel = MoeProblem {
+            scales: Scales::Channel,
+            ..experts.clone()
+        };
+        assert_eq!(of_model(&channel, "gfx942").unwrap().q_type, "per_Token");
+        assert_eq!(
+            of_model(
+                &MoeProblem {
+                    topk: None,
+                    ..experts
+                },
+                "gfx942"
+            ),
+            None
         );
     }
 

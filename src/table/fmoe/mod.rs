@@ -6,6 +6,7 @@
 
 mod defaults;
 pub mod lookup;
+pub mod merge;
 pub mod reason;
 pub mod requests;
 pub mod rules;
