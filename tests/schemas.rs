@@ -184,6 +184,31 @@ fn documents_about_the_fused_moe_are_as_published() {
         untuned.lines().nth(1).unwrap(),
         "64,4096,1536,16,7,ActivationType.Silu,torch.bfloat16,torch.float8_e4m3fnuz,torch.float8_e4m3fnuz,QuantType.per_1x128,1,0"
     );
+    // A model's experts at TP8, the shared one among them, for every size up to the chunk.
+    let model = data("models/deepseek-v3.json");
+    place.json(&[
+        "plan",
+        "--model",
+        model.as_str(),
+        "--tp",
+        "8",
+        "--gfx",
+        "gfx942",
+        "--cu",
+        "304",
+        "--chunked-prefill",
+        "4096",
+        "--moe-output",
+        "model.csv",
+    ]);
+    let asked = fs_err::read_to_string(place.folder.join("model.csv")).unwrap();
+    let tokens: Vec<&str> = asked
+        .lines()
+        .skip(1)
+        .filter_map(|line| line.strip_suffix(",7168,256,257,9,ActivationType.Silu,torch.bfloat16,torch.float8_e4m3fnuz,torch.float8_e4m3fnuz,QuantType.per_1x128,1,0"))
+        .collect();
+    assert_eq!(tokens.len(), 13, "{asked}");
+    assert!(tokens.contains(&"1") && tokens.contains(&"4096"));
     let merged = place.json(&[
         "merge",
         table.as_str(),

@@ -151,7 +151,7 @@ pub struct PlanArgs {
     #[arg(short, long, value_name = "UNTUNED.csv")]
     output: Option<Utf8PathBuf>,
 
-    /// Write the fused-MoE rows to tune, as a shapes file
+    /// Write the fused-MoE rows to tune, as a shapes file; with aiter, as its tuner reads them
     #[arg(long, value_name = "MOE.csv")]
     moe_output: Option<Utf8PathBuf>,
 }
@@ -219,15 +219,26 @@ pub fn run(args: &PlanArgs, printer: &Printer) -> Result<(), Error> {
         budget_s = budget_s.map(|left| left - plan.gpu_seconds);
         plans.push(plan);
     }
-    let (fused_moe, notes) = moe::plan(
+    let (fused_moe, mut notes) = moe::plan(
         args,
         &problems,
         prediction.as_ref(),
         &place,
         (&capture, chunk),
     );
-    if let Some(output) = &args.moe_output {
-        moe::write(output, &fused_moe, printer)?;
+    let of_aiter = fused_moe::of_model(
+        args,
+        prediction.as_ref().filter(|_| problems.is_empty()),
+        &place,
+        (&capture, chunk),
+    );
+    notes.extend(of_aiter.iter().map(|(_, note)| note.clone()));
+    match (&args.moe_output, &of_aiter) {
+        (Some(output), Some((rows, _))) => {
+            files::write(output, rows.untuned_csv().as_bytes(), printer)?;
+        }
+        (Some(output), None) => moe::write(output, &fused_moe, printer)?,
+        (None, _) => {}
     }
     let Some(mut plan) = plans.into_iter().reduce(Plan::join) else {
         const REASON: &str = "there are no shapes to plan for";

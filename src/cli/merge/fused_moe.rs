@@ -7,13 +7,13 @@ use super::super::files;
 use super::super::printer::Printer;
 use super::{MergeArgs, SHOWN};
 use crate::run::error::{Error, ErrorKind};
-use crate::table::fmoe::merge::{MergeError, Policy, merge, summary};
+use crate::table::fmoe::merge::{File, MergeError, Policy, merge, summary};
 use crate::table::fmoe::rules::{Release, Rules};
 use crate::table::fmoe::table::is_of_moe;
 use crate::tree::aiter::revision_around;
 
 /// The tables with their bytes, where all of them are of the fused MoE.
-pub(super) fn tables(args: &MergeArgs) -> Result<Option<Vec<(String, Vec<u8>)>>, Error> {
+pub(super) fn tables(args: &MergeArgs) -> Result<Option<Vec<File>>, Error> {
     let mut tables = Vec::new();
     for path in &args.tables {
         if path.extension() != Some("csv") {
@@ -36,7 +36,7 @@ pub(super) fn tables(args: &MergeArgs) -> Result<Option<Vec<(String, Vec<u8>)>>,
 
 pub(super) fn run(
     args: &MergeArgs,
-    tables: &[(String, Vec<u8>)],
+    tables: &[File],
     provenance: Option<&Utf8Path>,
     printer: &Printer,
 ) -> Result<(), Error> {
@@ -58,7 +58,7 @@ pub(super) fn run(
     };
     let merged = merge(tables, &policy).map_err(|error| {
         let hint = match &error {
-            MergeError::Activations { .. } => {
+            MergeError::Activations(_) => {
                 "say which one the model has: `--activation Silu`; only its rows are kept"
             }
             MergeError::Table(_) | MergeError::Line { .. } => {

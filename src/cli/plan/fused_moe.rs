@@ -6,11 +6,15 @@ use serde::Serialize;
 use super::super::files;
 use super::super::lookup::fused_moe::{card, read_calls};
 use super::super::printer::Printer;
+use super::place::Place;
 use super::{PlanArgs, SHOWN};
-use crate::plan::fused_moe::{Because, Input, Plan, make};
+use crate::plan::fused_moe::{Because, Input, Plan, make, of_model as of_experts};
+use crate::plan::model::Prediction;
 use crate::proc::quoted;
 use crate::run::error::{Error, ErrorKind};
+use crate::table::fmoe::Request;
 use crate::table::fmoe::lookup::{Resolver, Site};
+use crate::table::fmoe::requests::{Card, Counted};
 use crate::table::fmoe::rules::{Release, Rules};
 use crate::table::fmoe::table::{Table, is_of_moe};
 
@@ -146,6 +150,47 @@ pub(super) fn run(
         ));
     }
     Ok(())
+}
+
+/// The rows that a model's experts will ask aiter's fused MoE for at the given sizes, with what a person should know of them;
+/// `None` where its experts do not run there.
+pub(super) fn of_model(
+    args: &PlanArgs,
+    model: Option<&Prediction>,
+    place: &Place,
+    (decode, chunk): (&[u32], Option<u32>),
+) -> Option<(Plan, String)> {
+    let experts = model?
+        .experts
+        .as_ref()
+        .filter(|experts| place.gfx.starts_with("gfx") && experts.rejected.is_none())?;
+    let problem = of_experts(&experts.problem, &place.gfx)?;
+    let release = args
+        .aiter
+        .unwrap_or_else(|| Release::of_revision(args.revision));
+    let plan = make(&Input {
+        // No tokens: sizes are those that follow.
+        calls: &[Counted {
+            request: Request {
+                problem: problem.clone(),
+                tokens: 0,
+                ep: args.ep > 1,
+            },
+            card: Card::default(),
+            records: 0,
+        }],
+        table: None,
+        rules: Rules::new(release),
+        decode,
+        chunk,
+        refine: true,
+    });
+    let note = format!(
+        "with aiter the experts run in its own fused MoE ({problem}): {} rows, which --moe-output writes for its tuner; \
+         `gemmtune plan --shapes` of that file and `--table` leave out what a table has",
+        plan.rows.len()
+    );
+    Some((plan, note))
 }
 
 fn notes(plan: &Plan, rules: Rules, ep: bool) -> Vec<String> {

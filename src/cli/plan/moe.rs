@@ -24,7 +24,7 @@ pub(super) fn plan(
 ) -> (Vec<PlannedMoe>, Vec<String>) {
     // With aiter the experts run in its own operation, unless records say that SGLang's ran.
     let with_aiter = place.gfx.starts_with("gfx") && seen.is_empty();
-    let (rows, mut notes) = make(MoeInput {
+    let (rows, notes) = make(MoeInput {
         seen,
         model: model.filter(|_| !with_aiter),
         capture,
@@ -32,12 +32,6 @@ pub(super) fn plan(
         dp_attention: args.dp_attention,
         device: &place.device,
     });
-    if with_aiter && model.is_some_and(|model| model.experts.is_some()) {
-        notes.push(
-            "with aiter the experts run in its own fused MoE, whose rows are not planned"
-                .to_owned(),
-        );
-    }
     (rows, notes)
 }
 

@@ -91,37 +91,46 @@ pub enum MergeError {
         what: String,
     },
     /// Rows of one key for several activations, and nobody says which one counts.
-    #[error(
-        "line {line} of `{table}` is of {activation}, and line {other_line} of `{other_table}` has the same key for {other}: aiter {release} does not tell them apart"
-    )]
-    Activations {
-        /// The table.
-        table: String,
-        /// 1-based line.
-        line: u64,
-        /// Its activation.
-        activation: String,
-        /// The table of the other row.
-        other_table: String,
-        /// Its 1-based line.
-        other_line: u64,
-        /// Its activation.
-        other: String,
-        /// The release.
-        release: &'static str,
-    },
+    #[error("{0}")]
+    Activations(Box<Clash>),
 }
+
+/// Two rows that a release does not tell apart.
+#[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
+#[error(
+    "line {} of `{}` is of {}, and line {} of `{}` has the same key for {}: aiter {release} does not tell them apart",
+    row.line, row.table, row.activation, other.line, other.table, other.activation
+)]
+pub struct Clash {
+    /// The later row.
+    row: Origin,
+    /// The one before it.
+    other: Origin,
+    /// The release.
+    release: &'static str,
+}
+
+/// Where a row stands and what it is of.
+#[derive(Debug, Clone, PartialEq, Eq)]
+struct Origin {
+    table: String,
+    line: u64,
+    activation: String,
+}
+
+/// A table: its name and its bytes.
+pub type File = (String, Vec<u8>);
 
 /// The parts of a key; the activation last, and empty where it does not count.
 type Key = (String, [u32; 6], [String; 4], [Option<bool>; 2], String);
 
-/// Merges the tables, of which `bytes` are the files.
-pub fn merge(tables: &[(String, Vec<u8>)], policy: &Policy) -> Result<Merged, MergeError> {
+/// Merges the tables.
+pub fn merge(tables: &[File], policy: &Policy) -> Result<Merged, MergeError> {
     let mut decisions = Vec::new();
     let mut kept: Vec<(usize, Vec<String>)> = Vec::new();
     let mut columns: Vec<String> = Vec::new();
     let mut headers: Vec<Vec<String>> = Vec::new();
-    let mut taken: HashMap<Key, (String, u64, String)> = HashMap::new();
+    let mut taken: HashMap<Key, Origin> = HashMap::new();
     for (name, bytes) in tables {
         let table = Table::read(name, bytes)?;
         if let Some(fault) = table.faults.iter().find(|fault| fault.drops_row) {
@@ -142,23 +151,20 @@ pub fn merge(tables: &[(String, Vec<u8>)], policy: &Policy) -> Result<Merged, Me
             let left_out = match (unfit(row, policy), taken.get(&key)) {
                 (Some(why), _) => Some(why),
                 (None, None) => None,
-                (None, Some((table, line, activation))) if *activation == row.act_type() => {
-                    Some(format!("line {line} of `{table}` has the key"))
-                }
-                (None, Some((table, line, activation))) => {
-                    return Err(MergeError::Activations {
-                        table: name.clone(),
-                        line: row.line,
-                        activation: row.act_type().to_owned(),
-                        other_table: table.clone(),
-                        other_line: *line,
-                        other: activation.clone(),
+                (None, Some(first)) if first.activation == row.act_type() => Some(format!(
+                    "line {} of `{}` has the key",
+                    first.line, first.table
+                )),
+                (None, Some(first)) => {
+                    return Err(MergeError::Activations(Box::new(Clash {
+                        row: origin(name, row),
+                        other: first.clone(),
                         release: policy.rules.release.name(),
-                    });
+                    })));
                 }
             };
             if left_out.is_none() {
-                taken.insert(key, (name.clone(), row.line, row.act_type().to_owned()));
+                taken.insert(key, origin(name, row));
                 if let Some(cells) = cells.get(&row.line) {
                     kept.push((headers.len(), cells.clone()));
                 }
@@ -173,6 +179,14 @@ pub fn merge(tables: &[(String, Vec<u8>)], policy: &Policy) -> Result<Merged, Me
     }
     let csv = written(&order(columns, policy.rules), &headers, &kept, policy.rules);
     Ok(Merged { csv, decisions })
+}
+
+fn origin(table: &str, row: &Row) -> Origin {
+    Origin {
+        table: table.to_owned(),
+        line: row.line,
+        activation: row.act_type().to_owned(),
+    }
 }
 
 /// Why no look-up would find the row.
