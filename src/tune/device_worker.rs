@@ -25,14 +25,14 @@ use super::protocol::{Candidate, Device, Outcome, Samples};
 use super::race::{Decision, Entrant, Race, Step};
 use super::results::{Quarantined, Row};
 use super::rules::Effort;
+use super::task::Task;
 use super::work_queue::{Taken, WorkQueue};
 use super::worker::{Worker, WorkerCommand};
 use crate::proc::{Interrupt, Keeper};
-use crate::shape::Shape;
 
 /// What every device worker shares.
-pub(super) struct Shared<'a> {
-    pub(super) backend: &'a dyn Backend,
+pub(super) struct Shared<'a, P: Task> {
+    pub(super) backend: &'a dyn Backend<P>,
     pub(super) effort: Effort,
     pub(super) command: &'a WorkerCommand,
     pub(super) keeper: &'a Keeper,
@@ -40,32 +40,28 @@ pub(super) struct Shared<'a> {
     pub(super) logs: Utf8PathBuf,
     pub(super) gate: Option<Mutex<()>>,
     /// Candidates never to be tried again.
-    pub(super) quarantined: Vec<Quarantined>,
+    pub(super) quarantined: Vec<Quarantined<P>>,
 }
 
 /// What a device worker tells the coordinator.
 #[derive(Debug)]
-pub(super) enum Message {
+pub(super) enum Message<P> {
     /// A candidate took the lead.
-    Leads {
-        shape: Shape,
-        us: f64,
-        entrants: usize,
-    },
+    Leads { shape: P, us: f64, entrants: usize },
     /// A candidate was timed.
     Timed {
-        shape: Shape,
+        shape: P,
         candidate: Candidate,
         us: Vec<f64>,
     },
     /// A timing request was answered; what the device's clock did meanwhile.
     Clocks(Clocks),
     /// A race is over.
-    Finished(Box<Row>),
+    Finished(Box<Row<P>>),
     /// A race ended without a winner.
-    NoWinner { shape: Shape, reason: String },
+    NoWinner { shape: P, reason: String },
     /// A candidate faulted twice.
-    Quarantined(Quarantined),
+    Quarantined(Quarantined<P>),
     /// A worker died and a fresh one took its place.
     Restarted { worker: u32, reason: String },
     /// The device worker gave up.
@@ -86,9 +82,9 @@ enum Readiness {
     Ready,
 }
 
-struct OpenRace {
+struct OpenRace<P> {
     key: u64,
-    shape: Shape,
+    shape: P,
     race: Race,
     candidates: Vec<Candidate>,
     readiness: Vec<Readiness>,
@@ -104,14 +100,14 @@ struct OpenRace {
 pub(super) use talk::start_worker;
 
 /// One device's worker and the races open on it.
-pub(super) struct DeviceWorker<'a> {
+pub(super) struct DeviceWorker<'a, P: Task> {
     index: u32,
-    shared: &'a Shared<'a>,
-    queue: &'a WorkQueue,
-    messages: Sender<Message>,
+    shared: &'a Shared<'a, P>,
+    queue: &'a WorkQueue<P>,
+    messages: Sender<Message<P>>,
     device: Device,
     worker: Option<Worker>,
-    open: Vec<OpenRace>,
+    open: Vec<OpenRace<P>>,
     next_key: u64,
     /// Prepare requests on their way: race and entrant by request id.
     asked: BTreeMap<u64, (u64, Entrant)>,
@@ -129,13 +125,13 @@ pub(super) struct DeviceWorker<'a> {
     busy_s: f64,
 }
 
-impl<'a> DeviceWorker<'a> {
+impl<'a, P: Task> DeviceWorker<'a, P> {
     /// A device worker of device `index`; `device` is what all device workers must be like.
     pub(super) fn new(
         index: u32,
-        shared: &'a Shared<'a>,
-        queue: &'a WorkQueue,
-        messages: Sender<Message>,
+        shared: &'a Shared<'a, P>,
+        queue: &'a WorkQueue<P>,
+        messages: Sender<Message<P>>,
         device: Device,
         worker: Option<Worker>,
     ) -> Self {
@@ -194,13 +190,13 @@ impl<'a> DeviceWorker<'a> {
         });
     }
 
-    fn tell(&self, message: Message) {
+    fn tell(&self, message: Message<P>) {
         // The coordinator outlives every device worker.
         let _ = self.messages.send(message);
     }
 
     /// Opens races until enough are side by side; says what the work queue said last.
-    fn fill(&mut self) -> Taken {
+    fn fill(&mut self) -> Taken<P> {
         while self.open.len() < self.shared.backend.pace().side_by_side {
             match self.queue.take() {
                 Taken::Race(shape, neighbours) => self.open_race(shape, &neighbours),
@@ -210,7 +206,7 @@ impl<'a> DeviceWorker<'a> {
         Taken::Nothing
     }
 
-    fn open_race(&mut self, shape: Shape, neighbours: &[Candidate]) {
+    fn open_race(&mut self, shape: P, neighbours: &[Candidate]) {
         let backend = self.shared.backend;
         let effort = self.shared.effort;
         let field = backend.field(&self.device, &shape, neighbours, effort);

@@ -11,7 +11,7 @@ use crate::shape::Shape;
 /// Something that happened.
 #[derive(Clone, Debug, Serialize)]
 #[serde(tag = "event", rename_all = "snake_case")]
-pub enum TuneEvent {
+pub enum TuneEvent<P = Shape> {
     /// The device is open and earlier results are read.
     Started {
         /// The device.
@@ -28,7 +28,7 @@ pub enum TuneEvent {
     /// A candidate is the fastest so far for its shape.
     Leads {
         /// The shape.
-        shape: Shape,
+        shape: P,
         /// Its time so far, µs.
         us: f64,
         /// Candidates in the race.
@@ -37,7 +37,7 @@ pub enum TuneEvent {
     /// A race is over and its row is durable.
     Finished {
         /// The row.
-        row: Box<Row>,
+        row: Box<Row<P>>,
         /// Races finished in this run.
         done: usize,
         /// Races that may still come, those running included.
@@ -46,9 +46,9 @@ pub enum TuneEvent {
         eta_s: f64,
     },
     /// A shape has no winner.
-    Failed(Unserved),
+    Failed(Unserved<P>),
     /// A candidate will not be tried again.
-    Quarantined(Quarantined),
+    Quarantined(Quarantined<P>),
     /// A worker died and a fresh one took its place.
     WorkerRestarted {
         /// Its device.
@@ -88,30 +88,30 @@ pub enum TuneEvent {
 
 /// A shape without a winner.
 #[derive(Clone, Debug, PartialEq, Serialize)]
-pub struct Unserved {
+pub struct Unserved<P = Shape> {
     /// The shape.
-    pub shape: Shape,
+    pub shape: P,
     /// Why.
     pub reason: String,
 }
 
 /// What a tuning run left.
 #[derive(Clone, Debug, Serialize)]
-pub struct TuneOutcome {
+pub struct TuneOutcome<P = Shape> {
     /// The device.
     pub device: Device,
     /// A row for every shape raced, by this run or an earlier one.
-    pub rows: Vec<Row>,
+    pub rows: Vec<Row<P>>,
     /// Of them, those of an earlier run.
-    pub resumed: Vec<Shape>,
+    pub resumed: Vec<P>,
     /// Shapes without a row that the row of a neighbouring M serves.
-    pub served_by_neighbours: Vec<Shape>,
+    pub served_by_neighbours: Vec<P>,
     /// Shapes without a winner.
-    pub failed: Vec<Unserved>,
+    pub failed: Vec<Unserved<P>>,
     /// Shapes that the budget, an interrupt or lost devices left out.
-    pub not_reached: Vec<Shape>,
+    pub not_reached: Vec<P>,
     /// Candidates that fault, hang or compute wrong numbers.
-    pub quarantined: Vec<Quarantined>,
+    pub quarantined: Vec<Quarantined<P>>,
     /// Files of the table.
     pub files: Vec<Utf8PathBuf>,
     /// Restarted workers.
@@ -130,7 +130,7 @@ pub struct TuneOutcome {
     pub interrupted: bool,
 }
 
-impl TuneOutcome {
+impl<P> TuneOutcome<P> {
     pub(super) fn new(device: Device) -> Self {
         Self {
             device,

@@ -19,6 +19,7 @@ pub mod race;
 pub mod results;
 pub mod rules;
 pub mod sample;
+pub mod task;
 mod work_queue;
 pub mod worker;
 

@@ -9,7 +9,7 @@ use std::collections::{BTreeMap, BTreeSet};
 
 use super::protocol::Candidate;
 use super::rules::Effort;
-use crate::problem::{Shape, Weight};
+use super::task::Task;
 
 /// When to race an M between two others.
 #[derive(Clone, Copy, Debug, PartialEq)]
@@ -55,59 +55,79 @@ struct Group {
 
 /// What is raced, what is left, what needs no race.
 #[derive(Clone, Debug)]
-pub struct Points {
+pub struct Points<P: Task> {
     refine: Refine,
-    groups: BTreeMap<Weight, Group>,
+    groups: BTreeMap<P::Weights, Group>,
 }
 
-impl Points {
+impl<P: Task> Points<P> {
     /// The points of `shapes`, none raced yet.
-    pub fn new(shapes: &[Shape], refine: Refine) -> Self {
-        let mut groups: BTreeMap<Weight, Group> = BTreeMap::new();
+    pub fn new(shapes: &[P], refine: Refine) -> Self {
+        let mut groups: BTreeMap<P::Weights, Group> = BTreeMap::new();
         for shape in shapes {
             groups
-                .entry(shape.weight())
+                .entry(shape.weights())
                 .or_default()
                 .observed
-                .insert(shape.m);
+                .insert(shape.m());
         }
         Self { refine, groups }
     }
 
     /// Shapes to race now that were not handed out before.
-    pub fn hand_out(&mut self) -> Vec<Shape> {
+    pub fn hand_out(&mut self) -> Vec<P> {
         let refine = self.refine;
-        let mut found = Vec::new();
-        for (weight, group) in &mut self.groups {
-            for m in group.wanted(refine) {
-                group.running.insert(m);
-                found.push(weight.with_m(m));
+        let wanted = self.groups.iter().flat_map(|(weight, group)| {
+            let ms = group.wanted(refine).into_iter();
+            ms.map(|m| P::at(weight, m))
+        });
+        let due: Vec<P> = wanted.filter(|task| self.is_due(task)).collect();
+        for task in &due {
+            if let Some(group) = self.groups.get_mut(&task.weights()) {
+                group.running.insert(task.m());
             }
         }
-        found
+        due
+    }
+
+    /// Whether all that the candidates of `task` are made of is known.
+    fn is_due(&self, task: &P) -> bool {
+        task.parts().iter().all(|part| {
+            self.groups.get(&part.weights()).is_none_or(|group| {
+                let m = part.m();
+                group.raced.contains_key(&m) || !group.observed.contains(&m)
+            })
+        })
     }
 
     /// Says who won `shape`; `None` when nothing ran there.
-    pub fn finished(&mut self, shape: &Shape, winner: Option<Candidate>) {
-        if let Some(group) = self.groups.get_mut(&shape.weight()) {
-            group.running.remove(&shape.m);
-            group.raced.insert(shape.m, winner);
+    pub fn finished(&mut self, shape: &P, winner: Option<Candidate>) {
+        if let Some(group) = self.groups.get_mut(&shape.weights()) {
+            group.running.remove(&shape.m());
+            group.raced.insert(shape.m(), winner);
         }
     }
 
-    /// Winners of the raced M of the same weight, nearest M first.
-    pub fn neighbours(&self, shape: &Shape) -> Vec<Candidate> {
-        let Some(group) = self.groups.get(&shape.weight()) else {
-            return Vec::new();
+    /// What its parts were put together to, then the winners of the raced M of the same weight, nearest M first.
+    pub fn neighbours(&self, shape: &P) -> Vec<Candidate> {
+        let winner = |part: &P| {
+            self.groups
+                .get(&part.weights())?
+                .raced
+                .get(&part.m())?
+                .clone()
         };
-        let distance = |m: u32| (f64::from(m).ln() - f64::from(shape.m).ln()).abs();
+        let mut winners = shape.assembled(&winner);
+        let Some(group) = self.groups.get(&shape.weights()) else {
+            return winners;
+        };
+        let distance = |m: u32| (f64::from(m).ln() - f64::from(shape.m()).ln()).abs();
         let mut raced: Vec<(u32, &Candidate)> = group
             .raced
             .iter()
             .filter_map(|(m, winner)| Some((*m, winner.as_ref()?)))
             .collect();
         raced.sort_by(|a, b| distance(a.0).total_cmp(&distance(b.0)));
-        let mut winners: Vec<Candidate> = Vec::new();
         for (_, winner) in raced {
             if !winners.contains(winner) {
                 winners.push(winner.clone());
@@ -118,7 +138,7 @@ impl Points {
 
     /// Observed shapes that are neither raced nor running: served by a neighbour's row once all is
     /// done, still to come before.
-    pub fn unraced(&self) -> Vec<Shape> {
+    pub fn unraced(&self) -> Vec<P> {
         self.groups
             .iter()
             .flat_map(|(weight, group)| {
@@ -126,20 +146,20 @@ impl Points {
                     .observed
                     .iter()
                     .filter(|m| !group.raced.contains_key(m) && !group.running.contains(m))
-                    .map(|m| weight.with_m(*m))
+                    .map(|m| P::at(weight, *m))
             })
             .collect()
     }
 
     /// The races that may still come, those running included: every unraced M of an open interval.
-    pub fn may_come(&self) -> Vec<Shape> {
+    pub fn may_come(&self) -> Vec<P> {
         let refine = self.refine;
         self.groups
             .iter()
             .flat_map(|(weight, group)| {
                 let mut ms: BTreeSet<u32> = group.running.clone();
                 ms.extend(group.open(refine));
-                ms.into_iter().map(|m| weight.with_m(m))
+                ms.into_iter().map(|m| P::at(weight, m))
             })
             .collect()
     }
@@ -217,6 +237,7 @@ impl Group {
 mod tests {
     use super::*;
     use crate::shape::Op;
+    use crate::shape::Shape;
 
     fn shape(m: u32) -> Shape {
         Shape {
@@ -233,7 +254,7 @@ mod tests {
     }
 
     /// Races until nothing is asked for; the winner at M is `winner(m)`. Returns the raced M in order.
-    fn race_all(points: &mut Points, winner: impl Fn(u32) -> u32) -> Vec<u32> {
+    fn race_all(points: &mut Points<Shape>, winner: impl Fn(u32) -> u32) -> Vec<u32> {
         let mut raced = Vec::new();
         loop {
             let next = points.hand_out();

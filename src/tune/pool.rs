@@ -19,7 +19,8 @@ use super::points::Points;
 use super::protocol::Device;
 use super::results::{self, Identity, Quarantined, Results, ResultsError, Row};
 use super::rules::Effort;
-use super::work_queue::{Limit, WorkQueue, cost};
+use super::task::Task;
+use super::work_queue::{Limit, WorkQueue};
 use super::worker::{Fault, WorkerCommand};
 use crate::proc::{Interrupt, Keeper};
 use crate::shape::Shape;
@@ -28,11 +29,11 @@ use crate::shape::Shape;
 pub const TIMINGS: &str = "timings.jsonl";
 
 /// What to tune, how, and where to.
-pub struct TuneRequest<'a> {
+pub struct TuneRequest<'a, P: Task = Shape> {
     /// The backend.
-    pub backend: &'a dyn Backend,
+    pub backend: &'a dyn Backend<P>,
     /// The shapes.
-    pub shapes: Vec<Shape>,
+    pub shapes: Vec<P>,
     /// The output folder; made if missing.
     pub folder: Utf8PathBuf,
     /// How to start workers.
@@ -62,7 +63,7 @@ pub enum TuneError {
         /// The backend.
         backend: &'static str,
         /// What it tunes.
-        op: crate::shape::Op,
+        op: String,
     },
     /// No worker came up.
     #[error("start a worker on the first device")]
@@ -87,20 +88,24 @@ pub enum TuneError {
 ///
 /// Whatever ends the run (the budget, `interrupt`, a kill), finished shapes are in the output folder, and a
 /// second run there resumes where the first ended.
-pub fn run(
-    request: &TuneRequest<'_>,
-    events: &mut dyn FnMut(&TuneEvent),
+pub fn run<P: Task>(
+    request: &TuneRequest<'_, P>,
+    events: &mut dyn FnMut(&TuneEvent<P>),
     interrupt: &Interrupt,
-) -> Result<TuneOutcome, TuneError> {
+) -> Result<TuneOutcome<P>, TuneError> {
     let backend = request.backend;
     if request.shapes.is_empty() {
         return Err(TuneError::NoShapes);
     }
-    if let Some(other) = request.shapes.iter().find(|shape| shape.op != backend.op()) {
+    if let Some(other) = request
+        .shapes
+        .iter()
+        .find(|shape| shape.op() != backend.op())
+    {
         return Err(TuneError::OtherOperation {
             shape: other.to_string(),
             backend: backend.name(),
-            op: backend.op(),
+            op: backend.op().to_string(),
         });
     }
     let started = Instant::now();
@@ -128,13 +133,23 @@ pub fn run(
     let kept = Results::open(&request.folder, &Identity::of(&device, &backend.options()))?;
     shared.quarantined.clone_from(&kept.quarantined);
 
-    let mut points = Points::new(&request.shapes, backend.refine(request.effort));
-    let mut resumed = Vec::new();
-    for shape in &request.shapes {
-        let incumbent = backend.incumbent(&device, shape);
-        if let Some(row) = kept.done(shape, request.effort, incumbent.as_ref()) {
-            points.finished(shape, Some(row.candidate.clone()));
-            resumed.push(shape.clone());
+    let done = |task: &P| {
+        let incumbent = backend.incumbent(&device, task);
+        let row = kept.done(task, request.effort, incumbent.as_ref())?;
+        Some(row.candidate.clone())
+    };
+    let (resumed, left): (Vec<P>, Vec<P>) = {
+        let shapes = request.shapes.iter().cloned();
+        shapes.partition(|shape| done(shape).is_some())
+    };
+    // The parts of what was done earlier are not needed again.
+    let parts = |shape: P| shape.parts().into_iter().chain([shape]);
+    let tasks: Vec<P> = left.into_iter().flat_map(parts).collect();
+    let all: Vec<P> = resumed.iter().chain(&tasks).cloned().collect();
+    let mut points = Points::new(&all, backend.refine(request.effort));
+    for task in &all {
+        if let Some(winner) = done(task) {
+            points.finished(task, Some(winner));
         }
     }
     let workers = request.workers.unwrap_or(device.visible).max(1);
@@ -147,7 +162,7 @@ pub fn run(
         workers as usize,
         request
             .budget
-            .map(|budget| Limit::new(started + budget, &request.shapes)),
+            .map(|budget| Limit::new(started + budget, &tasks)),
     );
     events(&TuneEvent::Started {
         device: Box::new(device.clone()),
@@ -212,7 +227,11 @@ pub fn run(
     for path in &outcome.files {
         (events)(&TuneEvent::Wrote { path: path.clone() });
     }
-    let wanted = |shape: &Shape| request.shapes.contains(shape);
+    let wanted = |shape: &P| request.shapes.contains(shape);
+    // A part for which nothing runs leaves one way less to put a winner together, and is no failure.
+    outcome.failed.retain(|failed| wanted(&failed.shape));
+    outcome.not_reached.retain(wanted);
+    outcome.served_by_neighbours.retain(wanted);
     outcome.rows = kept
         .rows
         .into_iter()
@@ -221,21 +240,22 @@ pub fn run(
     outcome.quarantined = kept
         .quarantined
         .into_iter()
-        .filter(|entry| wanted(&entry.shape))
+        .filter(|entry| wanted(&entry.shape) || tasks.contains(&entry.shape))
         .collect();
     Ok(outcome)
 }
 
 /// For each shape that needed no race the row of the raced M nearest to it (by ratio): its neighbours on both
 /// sides agree, or are too close to be worth a race between them.
-fn rows_of_neighbours(raced: &[Row], shapes: &[Shape]) -> Vec<Row> {
-    let ratio = |row: &Row, shape: &Shape| (f64::from(row.shape.m) / f64::from(shape.m)).ln().abs();
+fn rows_of_neighbours<P: Task>(raced: &[Row<P>], shapes: &[P]) -> Vec<Row<P>> {
+    let ratio =
+        |row: &Row<P>, shape: &P| (f64::from(row.shape.m()) / f64::from(shape.m())).ln().abs();
     shapes
         .iter()
         .filter_map(|shape| {
             let nearest = raced
                 .iter()
-                .filter(|row| row.shape.weight() == shape.weight())
+                .filter(|row| row.shape.weights() == shape.weights())
                 .min_by(|a, b| ratio(a, shape).total_cmp(&ratio(b, shape)))?;
             Some(Row {
                 shape: shape.clone(),
@@ -246,7 +266,7 @@ fn rows_of_neighbours(raced: &[Row], shapes: &[Shape]) -> Vec<Row> {
 }
 
 /// Sorts the shapes that have no row: left over, or served by a neighbour's row.
-fn account_for_the_rest(outcome: &mut TuneOutcome, queue: &WorkQueue) {
+fn account_for_the_rest<P: Task>(outcome: &mut TuneOutcome<P>, queue: &WorkQueue<P>) {
     let (waiting, never_asked) = queue.unraced();
     let finished = waiting.is_empty() && queue.may_come().is_empty();
     outcome.not_reached = waiting;
@@ -255,7 +275,7 @@ fn account_for_the_rest(outcome: &mut TuneOutcome, queue: &WorkQueue) {
     } else {
         outcome.not_reached.extend(never_asked);
     }
-    let failed: Vec<Shape> = outcome
+    let failed: Vec<P> = outcome
         .failed
         .iter()
         .map(|failed| failed.shape.clone())
@@ -265,20 +285,20 @@ fn account_for_the_rest(outcome: &mut TuneOutcome, queue: &WorkQueue) {
 }
 
 /// Hears the device workers, keeps what they found, tells of it.
-struct Coordinator<'a> {
-    queue: &'a WorkQueue,
-    results: Results,
+struct Coordinator<'a, P: Task> {
+    queue: &'a WorkQueue<P>,
+    results: Results<P>,
     timings: std::io::BufWriter<std::fs::File>,
-    events: &'a mut dyn FnMut(&TuneEvent),
+    events: &'a mut dyn FnMut(&TuneEvent<P>),
     started: Instant,
     pace: Pace,
-    outcome: TuneOutcome,
+    outcome: TuneOutcome<P>,
     broken: Option<ResultsError>,
 }
 
-impl Coordinator<'_> {
+impl<P: Task> Coordinator<'_, P> {
     /// Handles messages until every device worker has ended.
-    fn listen(&mut self, messages: &Receiver<Message>) {
+    fn listen(&mut self, messages: &Receiver<Message<P>>) {
         let mut busy = 0.0;
         let mut active = 0.0;
         for message in messages {
@@ -299,7 +319,7 @@ impl Coordinator<'_> {
         self.outcome.active_s = active;
     }
 
-    fn handle(&mut self, message: Message) -> Result<(), ResultsError> {
+    fn handle(&mut self, message: Message<P>) -> Result<(), ResultsError> {
         match message {
             Message::Leads {
                 shape,
@@ -341,19 +361,19 @@ impl Coordinator<'_> {
     }
 
     /// Single timings are for replay and analysis: losing the last few in a crash loses no result.
-    fn keep_timing(&mut self, shape: &Shape, candidate: &serde_json::Value, us: &[f64]) {
-        let line = serde_json::json!({
-            "m": shape.m, "n": shape.n, "k": shape.k, "candidate": candidate, "us": us,
-        });
-        let _ = writeln!(self.timings, "{line}");
+    fn keep_timing(&mut self, shape: &P, candidate: &serde_json::Value, us: &[f64]) {
+        let mut line = shape.sizes();
+        line.insert("candidate".to_owned(), candidate.clone());
+        line.insert("us".to_owned(), us.into());
+        let _ = writeln!(self.timings, "{}", serde_json::Value::Object(line));
     }
 
-    fn keep_row(&mut self, row: &Row) -> Result<(), ResultsError> {
+    fn keep_row(&mut self, row: &Row<P>) -> Result<(), ResultsError> {
         self.results.keep(row)?;
-        self.pace.add(cost(&row.shape), row.busy_s);
+        self.pace.add(row.shape.cost(), row.busy_s);
         self.queue.finished(&row.shape, Some(row.candidate.clone()));
         let left = self.queue.may_come();
-        let costs: Vec<f64> = left.iter().map(cost).collect();
+        let costs: Vec<f64> = left.iter().map(Task::cost).collect();
         let busy_s = self.pace.seconds(&costs);
         let elapsed = self.started.elapsed().as_secs_f64();
         // Wall time per second of device time, as it was so far: compiling and several devices included.
@@ -371,7 +391,7 @@ impl Coordinator<'_> {
         Ok(())
     }
 
-    fn keep_quarantined(&mut self, quarantined: Quarantined) -> Result<(), ResultsError> {
+    fn keep_quarantined(&mut self, quarantined: Quarantined<P>) -> Result<(), ResultsError> {
         self.results.keep_quarantined(&quarantined)?;
         (self.events)(&TuneEvent::Quarantined(quarantined));
         Ok(())
@@ -379,8 +399,8 @@ impl Coordinator<'_> {
 }
 
 /// The device a run would use, asked of a worker that is ended again.
-pub fn look_at_device(
-    request: &TuneRequest<'_>,
+pub fn look_at_device<P: Task>(
+    request: &TuneRequest<'_, P>,
     interrupt: &Interrupt,
 ) -> Result<Device, TuneError> {
     let logs = tempfile::tempdir().map_err(|source| TuneError::Write {

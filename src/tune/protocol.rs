@@ -53,19 +53,19 @@ pub type Candidate = serde_json::Value;
 
 /// One line to a worker.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
-pub struct Request {
+pub struct Request<P = Shape> {
     /// Unique within the worker's life.
     pub id: u64,
     /// 1, or 2 for the try alone on a fresh worker.
     pub attempt: u32,
     /// What to do.
-    pub ask: Ask,
+    pub ask: Ask<P>,
 }
 
 /// What a worker is asked.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
 #[serde(tag = "kind", rename_all = "snake_case")]
-pub enum Ask {
+pub enum Ask<P = Shape> {
     /// Always first: open the device and say what it is. Answered by [`Answer::Hello`].
     Hello {
         /// The backend's settings, for example `{"block":[128,128],"out_dtype":"bfloat16"}`.
@@ -74,14 +74,14 @@ pub enum Ask {
     /// Compile one candidate off the device. Answered by [`Answer::Prepared`].
     Prepare {
         /// The problem; what is compiled may serve other shapes too.
-        shape: Shape,
+        shape: P,
         /// The candidate.
         candidate: Candidate,
     },
     /// Measure candidates, interleaved. Answered by [`Answer::Timed`].
     Time {
         /// The problem.
-        shape: Shape,
+        shape: P,
         /// The candidates; never the same one twice unless an A/A pair is wanted.
         candidates: Vec<Candidate>,
         /// How to measure.
@@ -92,7 +92,7 @@ pub enum Ask {
     /// The output is filled with NaN before each launch, so that an element never written shows.
     Check {
         /// The problem.
-        shape: Shape,
+        shape: P,
         /// The candidates.
         candidates: Vec<Candidate>,
     },
@@ -277,7 +277,7 @@ mod tests {
             let value: serde_json::Value = serde_json::from_str(line).unwrap();
             let back = if value.get("ask").is_some() {
                 kinds.insert(value["ask"]["kind"].to_string());
-                serde_json::to_value(serde_json::from_str::<Request>(line).unwrap()).unwrap()
+                serde_json::to_value(serde_json::from_str::<Request<Shape>>(line).unwrap()).unwrap()
             } else {
                 kinds.insert(value["answer"]["kind"].to_string());
                 serde_json::to_value(serde_json::from_str::<Reply>(line).unwrap()).unwrap()

@@ -12,6 +12,7 @@ use serde::{Deserialize, Serialize, de::DeserializeOwned};
 
 use super::protocol::{Candidate, Device};
 use super::rules::Effort;
+use super::task::Task;
 use crate::shape::Shape;
 use crate::store::journal::{Journal, JournalError, Record};
 use crate::store::lock::{Holder, Lock, LockError};
@@ -96,9 +97,9 @@ impl Identity {
 
 /// The result of one race.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
-pub struct Row {
+pub struct Row<P = Shape> {
     /// The problem.
-    pub shape: Shape,
+    pub shape: P,
     /// What may serve it from now on.
     pub candidate: Candidate,
     /// Whether that is what serves it already.
@@ -123,9 +124,9 @@ pub struct Row {
 
 /// A candidate that faulted twice, the second time alone on a fresh worker.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
-pub struct Quarantined {
+pub struct Quarantined<P = Shape> {
     /// The problem.
-    pub shape: Shape,
+    pub shape: P,
     /// The candidate.
     pub candidate: Candidate,
     /// What was seen.
@@ -134,10 +135,10 @@ pub struct Quarantined {
 
 #[derive(Debug, Serialize, Deserialize)]
 #[serde(tag = "record", rename_all = "snake_case")]
-enum Entry {
+enum Entry<P> {
     Header { identity: Identity },
-    Row { row: Row },
-    Quarantined { quarantined: Quarantined },
+    Row { row: Row<P> },
+    Quarantined { quarantined: Quarantined<P> },
 }
 
 /// Failed to keep results.
@@ -217,19 +218,19 @@ pub(super) fn open<E: Serialize + DeserializeOwned>(
 
 /// The open results file.
 #[derive(Debug)]
-pub struct Results {
+pub struct Results<P = Shape> {
     journal: Journal,
     /// Finished shapes, in the order found; a shape done again stands last.
-    pub rows: Vec<Row>,
+    pub rows: Vec<Row<P>>,
     /// Candidates not to be tried again.
-    pub quarantined: Vec<Quarantined>,
+    pub quarantined: Vec<Quarantined<P>>,
 }
 
-impl Results {
+impl<P: Task> Results<P> {
     /// Opens or begins the results in `folder` for `identity`. The caller holds the folder's lock.
     pub fn open(folder: &Utf8Path, identity: &Identity) -> Result<Self, ResultsError> {
         let header = |identity| Entry::Header { identity };
-        let identity_of = |entry: &Entry| match entry {
+        let identity_of = |entry: &Entry<P>| match entry {
             Entry::Header { identity } => Some(identity.clone()),
             _ => None,
         };
@@ -250,14 +251,14 @@ impl Results {
     }
 
     /// Keeps a finished race. When this returns it survives a kill.
-    pub fn keep(&mut self, row: &Row) -> Result<(), ResultsError> {
+    pub fn keep(&mut self, row: &Row<P>) -> Result<(), ResultsError> {
         self.append(Entry::Row { row: row.clone() })?;
         self.remember(row.clone());
         Ok(())
     }
 
     /// Keeps a quarantined candidate.
-    pub fn keep_quarantined(&mut self, quarantined: &Quarantined) -> Result<(), ResultsError> {
+    pub fn keep_quarantined(&mut self, quarantined: &Quarantined<P>) -> Result<(), ResultsError> {
         self.append(Entry::Quarantined {
             quarantined: quarantined.clone(),
         })?;
@@ -268,21 +269,21 @@ impl Results {
     /// The row of `shape`, if it was found with at least `effort` against the same `incumbent`.
     pub fn done(
         &self,
-        shape: &Shape,
+        shape: &P,
         effort: Effort,
         incumbent: Option<&Candidate>,
-    ) -> Option<&Row> {
+    ) -> Option<&Row<P>> {
         self.rows.iter().find(|row| {
             row.shape == *shape && row.effort >= effort && row.incumbent.as_ref() == incumbent
         })
     }
 
-    fn remember(&mut self, row: Row) {
+    fn remember(&mut self, row: Row<P>) {
         self.rows.retain(|old| old.shape != row.shape);
         self.rows.push(row);
     }
 
-    fn append(&mut self, event: Entry) -> Result<(), ResultsError> {
+    fn append(&mut self, event: Entry<P>) -> Result<(), ResultsError> {
         let at = jiff::Timestamp::now();
         Ok(self.journal.append(&Record { at, event })?)
     }
@@ -348,19 +349,21 @@ mod tests {
         assert_eq!(reopened.rows, [row(1)]);
         reopened.keep(&row(3)).unwrap();
         drop(reopened);
-        let again = Results::open(&folder, &identity()).unwrap();
+        let again = Results::<Shape>::open(&folder, &identity()).unwrap();
         assert_eq!(again.rows, [row(1), row(3)]);
     }
 
     #[test]
     fn another_device_is_refused_by_name() {
         let (_keep, folder) = folder();
-        Results::open(&folder, &identity()).unwrap();
+        Results::<Shape>::open(&folder, &identity()).unwrap();
         let other = Identity {
             device: "another cpu".to_owned(),
             ..identity()
         };
-        let error = Results::open(&folder, &other).unwrap_err().to_string();
+        let error = Results::<Shape>::open(&folder, &other)
+            .unwrap_err()
+            .to_string();
         assert!(
             error.contains("device `cpu`, now it is `another cpu`"),
             "{error}"

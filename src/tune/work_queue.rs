@@ -8,13 +8,13 @@ use std::time::{Duration, Instant};
 
 use super::points::Points;
 use super::protocol::Candidate;
-use crate::shape::Shape;
+use super::task::Task;
 
 /// What a device worker that asks for work gets.
 #[derive(Clone, Debug, PartialEq)]
-pub(super) enum Taken {
+pub(super) enum Taken<P> {
     /// A shape to race, and the winners of shapes nearby.
-    Race(Shape, Vec<Candidate>),
+    Race(P, Vec<Candidate>),
     /// Nothing now; what others race may lead to more.
     Nothing,
     /// All is done, or nothing more may be started.
@@ -23,43 +23,43 @@ pub(super) enum Taken {
 
 /// The shared state.
 #[derive(Debug)]
-pub(super) struct WorkQueue {
-    state: Mutex<State>,
+pub(super) struct WorkQueue<P: Task> {
+    state: Mutex<State<P>>,
     changed: Condvar,
     workers: usize,
-    limit: Option<Limit>,
+    limit: Option<Limit<P>>,
 }
 
 /// A budget, and what is worth most within it: shapes are asked for most valuable first.
 #[derive(Debug)]
-pub(super) struct Limit {
+pub(super) struct Limit<P> {
     ends: Instant,
-    asked: BTreeMap<Shape, usize>,
+    asked: BTreeMap<P, usize>,
 }
 
-impl Limit {
+impl<P: Task> Limit<P> {
     /// No race starts after `ends`; `shapes` in the order they were asked for.
-    pub(super) fn new(ends: Instant, shapes: &[Shape]) -> Self {
+    pub(super) fn new(ends: Instant, shapes: &[P]) -> Self {
         let asked = shapes.iter().cloned().zip(0..).collect();
         Self { ends, asked }
     }
 
-    fn rank(&self, shape: &Shape) -> usize {
+    fn rank(&self, shape: &P) -> usize {
         self.asked.get(shape).copied().unwrap_or(usize::MAX)
     }
 }
 
 #[derive(Debug)]
-struct State {
-    points: Points,
-    ready: Vec<Shape>,
+struct State<P: Task> {
+    points: Points<P>,
+    ready: Vec<P>,
     running: usize,
     closed: bool,
 }
 
-impl WorkQueue {
+impl<P: Task> WorkQueue<P> {
     /// A work queue for `device workers`. Without a limit the largest goes first, so that several device workers end together.
-    pub(super) fn new(mut points: Points, workers: usize, limit: Option<Limit>) -> Self {
+    pub(super) fn new(mut points: Points<P>, workers: usize, limit: Option<Limit<P>>) -> Self {
         let ready = points.hand_out();
         Self {
             state: Mutex::new(State {
@@ -75,7 +75,7 @@ impl WorkQueue {
     }
 
     /// A shape to race, if there is one.
-    pub(super) fn take(&self) -> Taken {
+    pub(super) fn take(&self) -> Taken<P> {
         let mut state = self.lock();
         if state.closed || self.is_over() {
             return Taken::Finished;
@@ -83,7 +83,7 @@ impl WorkQueue {
         let ready = state.ready.iter().enumerate();
         let first = match &self.limit {
             Some(limit) => ready.min_by_key(|(_, shape)| limit.rank(shape)),
-            None => ready.max_by(|a, b| cost(a.1).total_cmp(&cost(b.1))),
+            None => ready.max_by(|a, b| a.1.cost().total_cmp(&b.1.cost())),
         };
         match first.map(|(index, _)| index) {
             Some(index) => {
@@ -108,7 +108,7 @@ impl WorkQueue {
     }
 
     /// A taken shape is done; `winner` is `None` when nothing ran.
-    pub(super) fn finished(&self, shape: &Shape, winner: Option<Candidate>) {
+    pub(super) fn finished(&self, shape: &P, winner: Option<Candidate>) {
         let mut state = self.lock();
         state.running -= 1;
         state.points.finished(shape, winner);
@@ -119,7 +119,7 @@ impl WorkQueue {
     }
 
     /// A taken shape was not raced to its end: another device worker may take it.
-    pub(super) fn give_back(&self, shape: Shape) {
+    pub(super) fn give_back(&self, shape: P) {
         let mut state = self.lock();
         state.running -= 1;
         state.ready.push(shape);
@@ -146,7 +146,7 @@ impl WorkQueue {
     }
 
     /// Races that may still come, those running included.
-    pub(super) fn may_come(&self) -> Vec<Shape> {
+    pub(super) fn may_come(&self) -> Vec<P> {
         self.lock().points.may_come()
     }
 
@@ -164,27 +164,21 @@ impl WorkQueue {
     }
 
     /// Shapes never raced: waiting, and those no race was asked for.
-    pub(super) fn unraced(&self) -> (Vec<Shape>, Vec<Shape>) {
+    pub(super) fn unraced(&self) -> (Vec<P>, Vec<P>) {
         let state = self.lock();
         (state.ready.clone(), state.points.unraced())
     }
 
-    fn lock(&self) -> MutexGuard<'_, State> {
+    fn lock(&self) -> MutexGuard<'_, State<P>> {
         // Every change above is complete before anything can panic.
         self.state.lock().unwrap_or_else(PoisonError::into_inner)
     }
 }
 
-/// How long a race takes, in no unit: operations, and weight bytes for small M where reading them is
-/// what takes the time (64 rows stand for the bytes, about a GPU's ratio of operations to bytes / 2).
-pub(super) fn cost(shape: &Shape) -> f64 {
-    f64::from(shape.m.max(64)) * f64::from(shape.n) * f64::from(shape.k)
-}
-
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::shape::Op;
+    use crate::shape::{Op, Shape};
     use crate::tune::points::Refine;
 
     fn shape(m: u32, n: u32) -> Shape {

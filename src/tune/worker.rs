@@ -12,6 +12,7 @@ use std::thread;
 use std::time::{Duration, Instant};
 
 use camino::{Utf8Path, Utf8PathBuf};
+use serde::Serialize;
 
 use super::protocol::{Ask, Reply, Request, STDOUT_MARKER};
 use crate::proc::interrupt::Urgency;
@@ -163,7 +164,7 @@ impl Worker {
     }
 
     /// Sends a request and returns its id.
-    pub fn send(&mut self, ask: Ask, attempt: u32) -> Result<u64, Fault> {
+    pub fn send<P: Serialize>(&mut self, ask: Ask<P>, attempt: u32) -> Result<u64, Fault> {
         let id = self.next_id;
         self.next_id += 1;
         let request = Request { id, attempt, ask };
@@ -215,7 +216,7 @@ impl Worker {
 
     /// Asks the worker to end and waits a little; a worker that does not is ended by the drop.
     pub fn quit(mut self, interrupt: &Interrupt) {
-        if self.send(Ask::Quit, 1).is_ok() {
+        if self.send(Ask::<()>::Quit, 1).is_ok() {
             let _ = self.kept.wait(Duration::from_secs(2), interrupt);
         }
         self.kept.stop(Urgency::Kill, interrupt);

@@ -15,7 +15,8 @@ use super::protocol::{Candidate, Device};
 use super::race::Rules;
 use super::results::Row;
 use super::rules::Effort;
-use crate::shape::{Op, Shape};
+use super::task::Task;
+use crate::shape::Shape;
 
 /// The candidates of one race, in the order to try them.
 #[derive(Clone, Debug, Default, PartialEq)]
@@ -82,7 +83,7 @@ pub struct Deadlines {
 }
 
 /// A kind of kernel that can be raced.
-pub trait Backend: Send + Sync {
+pub trait Backend<P: Task = Shape>: Send + Sync {
     /// Its name on the command line and in results.
     fn name(&self) -> &'static str;
 
@@ -90,7 +91,7 @@ pub trait Backend: Send + Sync {
     fn options(&self) -> serde_json::Value;
 
     /// The operation it tunes.
-    fn op(&self) -> Op;
+    fn op(&self) -> P::Op;
 
     /// Which M to race.
     fn refine(&self, effort: Effort) -> Refine;
@@ -102,19 +103,13 @@ pub trait Backend: Send + Sync {
     fn pace(&self) -> Pace;
 
     /// What serves `shape` today.
-    fn incumbent(&self, device: &Device, shape: &Shape) -> Option<Candidate>;
+    fn incumbent(&self, device: &Device, shape: &P) -> Option<Candidate>;
 
     /// The candidates for `shape`, the incumbent first, then `neighbours`: winners of shapes nearby.
-    fn field(
-        &self,
-        device: &Device,
-        shape: &Shape,
-        neighbours: &[Candidate],
-        effort: Effort,
-    ) -> Field;
+    fn field(&self, device: &Device, shape: &P, neighbours: &[Candidate], effort: Effort) -> Field;
 
     /// Candidates one step away from `candidate`.
-    fn relatives(&self, device: &Device, shape: &Shape, candidate: &Candidate) -> Vec<Candidate>;
+    fn relatives(&self, device: &Device, shape: &P, candidate: &Candidate) -> Vec<Candidate>;
 
     /// Writes the table of `rows` into `folder` and returns the files written. Nothing that was there is
     /// lost: files of the same name are merged.
@@ -122,6 +117,6 @@ pub trait Backend: Send + Sync {
         &self,
         folder: &Utf8Path,
         device: &Device,
-        rows: &[Row],
+        rows: &[Row<P>],
     ) -> std::io::Result<Vec<Utf8PathBuf>>;
 }

@@ -5,9 +5,10 @@ use std::time::Duration;
 use super::talk::{check_time, garbled, launch_time};
 use super::{DeviceWorker, Entrant, Stop};
 use crate::tune::protocol::{Answer, Ask, Numerics, Outcome, Samples, Timing};
+use crate::tune::task::Task;
 use crate::tune::worker::Fault;
 
-impl DeviceWorker<'_> {
+impl<P: Task> DeviceWorker<'_, P> {
     /// Tries each entrant of a request that died once more, alone, on a fresh worker. Returns the
     /// outcomes of those that lived; the others are out and quarantined.
     pub(super) fn each_alone(
@@ -137,7 +138,7 @@ impl DeviceWorker<'_> {
     }
 
     /// Sends a request while nothing else is under way, and waits for its answer.
-    fn ask_device(&mut self, ask: Ask, limit: Duration) -> Result<Answer, Fault> {
+    fn ask_device(&mut self, ask: Ask<P>, limit: Duration) -> Result<Answer, Fault> {
         let _alone = self.shared.gate.as_ref().map(|gate| {
             gate.lock()
                 .unwrap_or_else(std::sync::PoisonError::into_inner)

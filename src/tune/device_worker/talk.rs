@@ -3,11 +3,11 @@
 use std::time::{Duration, Instant};
 
 use super::{DeviceWorker, Message, OpenRace, Readiness, Shared, Stop};
-use crate::shape::Shape;
 use crate::tune::backends::Deadlines;
 use crate::tune::protocol::{Answer, Ask, Device, Outcome, Timing, VERSION};
 use crate::tune::race::Step;
 use crate::tune::results::Identity;
+use crate::tune::task::Task;
 use crate::tune::worker::{Fault, Worker};
 
 /// A candidate far slower than the best may take this many times its time before it counts as hanging.
@@ -22,14 +22,14 @@ const RESTART_AFTER: [Duration; 4] = [
 ];
 
 /// Opens a worker and asks what it is.
-pub(in crate::tune) fn start_worker(
-    shared: &Shared<'_>,
+pub(in crate::tune) fn start_worker<P: Task>(
+    shared: &Shared<'_, P>,
     index: u32,
 ) -> Result<(Worker, Device), Fault> {
     let log = shared.logs.join(format!("worker-{index}.log"));
     let mut worker = Worker::start(shared.command, index, &log, shared.keeper)?;
     let options = shared.backend.options();
-    let id = worker.send(Ask::Hello { options }, 1)?;
+    let id = worker.send(Ask::<P>::Hello { options }, 1)?;
     let limit = shared.backend.pace().deadlines.hello;
     match worker.reply_to(id, limit, shared.interrupt)?.answer {
         Answer::Hello { device } if device.protocol != VERSION => Err(Fault::Failed(format!(
@@ -57,7 +57,7 @@ pub(super) fn garbled(answer: &Answer) -> Fault {
     }
 }
 
-impl DeviceWorker<'_> {
+impl<P: Task> DeviceWorker<'_, P> {
     /// Replaces the worker by a fresh one; what was prepared must be prepared again.
     pub(super) fn restart(&mut self, reason: &str) -> Result<(), Stop> {
         let had_one = self.worker.take().is_some();
@@ -205,9 +205,9 @@ impl DeviceWorker<'_> {
 
 /// How long a `time` request may take: what its launches should take at the speed of the best so far, and a
 /// generous multiple for the first launches of a slow candidate.
-pub(super) fn launch_time(
+pub(super) fn launch_time<P: Task>(
     deadlines: &Deadlines,
-    open: &OpenRace,
+    open: &OpenRace<P>,
     candidates: usize,
     timing: Timing,
 ) -> Duration {
@@ -225,6 +225,6 @@ pub(super) fn launch_time(
 }
 
 /// How long a `check` may take: a floor of its own, for the reference is new, and its arithmetic.
-pub(super) fn check_time(deadlines: &Deadlines, shape: &Shape) -> Duration {
+pub(super) fn check_time<P: Task>(deadlines: &Deadlines, shape: &P) -> Duration {
     deadlines.floor + Duration::from_secs_f64(shape.flops() / deadlines.check_flops)
 }

@@ -6,6 +6,7 @@ use std::time::{Duration, Instant};
 use super::talk::{check_time, garbled, launch_time};
 use super::{DeviceWorker, Entrant, Stop};
 use crate::tune::protocol::{Answer, Ask, Numerics, Outcome, Samples, Timing};
+use crate::tune::task::Task;
 use crate::tune::worker::Fault;
 
 /// Run-offs of one race that may die without a culprit.
@@ -45,7 +46,7 @@ pub(super) struct UnderWay<'a> {
     _alone: Option<MutexGuard<'a, ()>>,
 }
 
-impl DeviceWorker<'_> {
+impl<P: Task> DeviceWorker<'_, P> {
     /// Whether the worker may be given another request.
     pub(super) fn has_room(&self) -> bool {
         if self.single_file > 0 {
