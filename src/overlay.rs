@@ -10,6 +10,7 @@
 //! first. The registry alone would be too late for a switch: it applies its hooks after `fp8.py` has copied the
 //! predicate that decides whether weights are shuffled.
 
+use std::borrow::Cow;
 use std::io;
 
 use camino::{Utf8Path, Utf8PathBuf};
@@ -23,7 +24,7 @@ use crate::tree::force::{Rule, Step};
 const PLUGIN_NAME: &str = "gemmtune";
 
 /// Every file of the overlay, by path inside its folder.
-const FILES: [(&str, &str); 14] = {
+const FILES: [(&str, &str); 15] = {
     macro_rules! embedded {
         ($($path:literal),* $(,)?) => {
             [$(($path, include_str!(concat!("../python/overlay/", $path)))),*]
@@ -36,6 +37,7 @@ const FILES: [(&str, &str); 14] = {
         "gemmtune_overlay/capture_moe.py",
         "gemmtune_overlay/graphs.py",
         "gemmtune_overlay/hooks.py",
+        "gemmtune_overlay/moe_tables.py",
         "gemmtune_overlay/plugin.py",
         "gemmtune_overlay/record.py",
         "gemmtune_overlay/route.py",
@@ -59,6 +61,8 @@ pub struct OverlayOptions {
     pub records: Option<Utf8PathBuf>,
     /// Folder of SGLang Triton tables to serve instead of the shipped ones.
     pub triton_tables: Option<Utf8PathBuf>,
+    /// Folder of SGLang's fused-MoE tables to serve instead of the shipped ones.
+    pub moe_tables: Option<Utf8PathBuf>,
     /// File that says which kernel family computes which GEMM; the folder then holds the GPU worker's files as well.
     pub route: Option<Utf8PathBuf>,
     /// File of a [`decision`].
@@ -128,6 +132,7 @@ pub fn environment(
     let folders = [
         ("GEMMTUNE_RECORD_DIR", &options.records),
         ("GEMMTUNE_TRITON_TABLES", &options.triton_tables),
+        ("GEMMTUNE_MOE_TABLES", &options.moe_tables),
         ("GEMMTUNE_ROUTE", &options.route),
         ("GEMMTUNE_SWITCH", &options.switch),
     ];
@@ -137,6 +142,21 @@ pub fn environment(
         }
     }
     variables
+}
+
+/// The variables of a server with the overlay in `folder`, as a file for the shell's `.`: one assignment a line, and what
+/// `PYTHONPATH` held stays behind ours.
+pub fn assignments(folder: &Utf8Path, options: &OverlayOptions) -> String {
+    let variables = environment(folder, options, |_| None);
+    let line = |(name, value): &(String, String)| {
+        let quoted = shlex::try_quote(value).map_or_else(|_| value.clone(), Cow::into_owned);
+        let rest = match name.as_str() {
+            "PYTHONPATH" => "\"${PYTHONPATH:+:$PYTHONPATH}\"",
+            _ => "",
+        };
+        format!("export {name}={quoted}{rest}\n")
+    };
+    variables.iter().map(line).collect()
 }
 
 /// What the overlay reads (`GEMMTUNE_SWITCH`) to carry out `steps` in order, right after `fp8_utils` executed: format 1,
@@ -236,6 +256,14 @@ mod tests {
             .map(|(k, v)| (k.as_str(), v.as_str()))
             .collect();
         assert_eq!(variables, expected);
+    }
+
+    #[test]
+    fn the_assignments_keep_what_the_path_held() {
+        assert_eq!(
+            assignments(Utf8Path::new("/out/my overlay"), &OverlayOptions::default()),
+            "export PYTHONPATH='/out/my overlay'\"${PYTHONPATH:+:$PYTHONPATH}\"\n"
+        );
     }
 
     #[test]

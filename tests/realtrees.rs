@@ -4,6 +4,8 @@
 
 #[path = "realtrees/interpreter.rs"]
 mod interpreter;
+#[path = "realtrees/moe.rs"]
+mod moe;
 #[path = "realtrees/wanted.rs"]
 mod wanted;
 

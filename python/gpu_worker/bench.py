@@ -12,7 +12,7 @@ from gpu_worker import PROTOCOL, numerics, tree
 from gpu_worker.ahead import Ahead
 from gpu_worker.compile_child import load_module
 from gpu_worker.compilers import Compilers, Record
-from gpu_worker.device import Clocks, facts
+from gpu_worker.device import Clocks, facts, refusal
 from gpu_worker.families import TRITON, Families, Unavailable
 from gpu_worker.faults import Faults, FaultyLaunch
 from gpu_worker.idle import spinner, wait_until_idle
@@ -334,14 +334,7 @@ class Bench:
 
     def _refusal(self, error):
         """`(reason, detail)` for a launch that failed on a device that still works; else raises DeviceLost."""
-        # The first line says what happened; torch adds a page of advice.
-        words = f"{type(error).__name__}: {error}".strip().splitlines()[0][:500]
-        try:
-            self._torch.cuda.synchronize()
-        except Exception as sticky:
-            raise DeviceLost(f"{words}; then {str(sticky).strip().splitlines()[0]}") from error
-        reason = "out_of_resources" if type(error).__name__ == "OutOfResources" else "launch_failed"
-        return reason, words
+        return refusal(self._torch, error, DeviceLost)
 
 
 def family_of(candidate):

@@ -35,6 +35,10 @@ def main(arguments):
     os.dup2(2, 1)
 
     def open_bench(settings):
+        if settings.get("problem") == "fused_moe":
+            from gpu_worker.moe.serving import MoeServing
+
+            return MoeServing(options.device, settings)
         from gpu_worker.bench import Bench
 
         return Bench(options.device, settings)

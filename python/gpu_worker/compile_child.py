@@ -105,15 +105,13 @@ def run():
     target = CompileTarget(*setup["target"])
     driver.set_active(target)
     stop_early(type(make_backend(target.get_current_target())), setup["smem_bytes"])
-    kernels = Kernels(**{**setup["kernels"], "plain_takes": tuple(setup["kernels"]["plain_takes"])})
-    module = load_module(kernels.path)
     build_launcher = launcher_builder(setup["target"][0]) if setup["build_launchers"] else lambda _compiled: None
+    compile_job = _compiler(setup, build_launcher)
     for line in sys.stdin:
         job = json.loads(line)
         started = time.perf_counter()
         try:
-            wanted = plan(kernels, Problem(**job["problem"]), job["candidate"])
-            answer = _compile(module, wanted, kernels, build_launcher)
+            answer = compile_job(job)
         except Unsupported as error:
             answer = {"refused": "unsupported", "detail": str(error)}
         except Exception as error:
@@ -139,6 +137,19 @@ def warm_up(module, wanted, out_dtype):
         parts, out = Pointer("float32"), Pointer(out_dtype)
         compiled.append(reduce.warmup(grid=(1,), Parts=parts, Out=out, **wanted.reduce_constants))
     return compiled
+
+
+def _compiler(setup, build_launcher):
+    """What compiles a job, by the kernels that the set-up names."""
+    if "moe" in setup:
+        from gpu_worker.moe.compiling import compiler
+
+        return compiler(setup["moe"], build_launcher)
+    kernels = Kernels(**{**setup["kernels"], "plain_takes": tuple(setup["kernels"]["plain_takes"])})
+    module = load_module(kernels.path)
+    return lambda job: _compile(
+        module, plan(kernels, Problem(**job["problem"]), job["candidate"]), kernels, build_launcher
+    )
 
 
 def _compile(module, wanted, kernels, build_launcher):

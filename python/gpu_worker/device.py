@@ -23,6 +23,18 @@ def facts(torch, index):
     }
 
 
+def refusal(torch, error, lost):
+    """`(reason, detail)` for a launch that failed on a device that still works; else raises `lost(detail)`."""
+    # The first line says what happened; torch adds a page of advice.
+    words = f"{type(error).__name__}: {error}".strip().splitlines()[0][:500]
+    try:
+        torch.cuda.synchronize()
+    except Exception as sticky:
+        raise lost(f"{words}; then {str(sticky).strip().splitlines()[0]}") from error
+    reason = "out_of_resources" if type(error).__name__ == "OutOfResources" else "launch_failed"
+    return reason, words
+
+
 class Clocks:
     """Reads the SM clock and the reasons for throttling through the driver's own library, where there is one."""
 

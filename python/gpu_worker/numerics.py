@@ -18,10 +18,11 @@ def reference(torch, operands, block_n, block_k):
         torch.backends.cuda.matmul.allow_tf32 = allowed
 
 
-def compare(torch, wanted, out, launch, poison):
+def compare(torch, wanted, out, launch, poison, allowed=None):
     """Launches twice on a NaN-filled output and compares, all on the device; `found` reads what came out.
 
-    `poison` fills everything the launch writes with NaN, so that an element never written is seen.
+    `poison` fills everything the launch writes with NaN, so that an element never written is seen. `allowed` is the largest
+    difference that counts as right, element by element.
     """
     poison()
     launch()
@@ -32,7 +33,7 @@ def compare(torch, wanted, out, launch, poison):
     values = first.float()
     finite = torch.isfinite(values)
     # NaN compares false, so it is counted as wrong too.
-    right = (values - wanted).abs() <= ABSOLUTE + RELATIVE * wanted.abs()
+    right = (values - wanted).abs() <= (ABSOLUTE + RELATIVE * wanted.abs() if allowed is None else allowed)
     return (~right).float().mean(), (~finite & torch.isfinite(wanted)).sum(), repeatable
 
 

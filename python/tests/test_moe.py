@@ -2,12 +2,17 @@
 
 import os
 import tempfile
+import types
 import unittest
 
 from gpu_worker import tree
+from gpu_worker.compilers import Compiled
 from gpu_worker.moe import lift
+from gpu_worker.moe.bench import Refused
 from gpu_worker.moe.plan import POINTERS, Target, plan, rows_allocated
 from gpu_worker.moe.problem import DOWN, UP, MoeProblem
+from gpu_worker.moe.serving import Task, _lifted, _when_all
+from gpu_worker.moe.whole import LOOKUP, Whole
 from gpu_worker.plan import Unsupported
 
 PARAMETERS = (
@@ -91,6 +96,65 @@ class Plans(unittest.TestCase):
         self.assertEqual(deepseek.experts_hit(), 9)
         self.assertEqual(MoeProblem(4, 257, 9, 7168, 256, shared=1).experts_hit(), 33)
         self.assertEqual(MoeProblem(4096, 257, 9, 7168, 256, shared=1).experts_hit(), 257)
+
+    def test_the_down_projection_is_handed_the_routers_topk_as_sglang_does(self):
+        constants = lambda gemm: dict(plan(target((*PARAMETERS, "ROUTER_TOPK")), QWEN, gemm, ROW).constants)
+        self.assertEqual((constants(UP)["ROUTER_TOPK"], constants(DOWN)["ROUTER_TOPK"]), (1, 8))
+        self.assertNotIn("ROUTER_TOPK", dict(plan(target(), QWEN, DOWN, ROW).constants))
+
+
+class Tasks(unittest.TestCase):
+    SHAPE = {"op": "fused_moe_triton", "E": 128, "N": 768, "K": 2048, "topk": 8, "shared": 0, "M": 4}
+
+    def task(self, **more):
+        return Task.read({**self.SHAPE, **more}, "float8_e4m3fn")
+
+    def test_a_gemm_is_raced_under_its_own_block_size_only(self):
+        task = self.task(part="down", block_m=16)
+        self.assertEqual(task.problem, QWEN)
+        self.assertEqual(task.unit(ROW), ((DOWN, ROW),))
+        with self.assertRaisesRegex(Refused, "not 16"):
+            task.unit({**ROW, "BLOCK_SIZE_M": 32})
+
+    def test_the_whole_runs_both_rows_and_without_a_down_row_the_up_row_twice(self):
+        task, wide = self.task(part="whole"), {**ROW, "BLOCK_SIZE_N": 128}
+        self.assertEqual(task.unit({"up": ROW, "down": wide}), ((UP, ROW), (DOWN, wide)))
+        self.assertEqual(task.unit({"up": ROW, "down": None}), ((UP, ROW), (DOWN, ROW)))
+        with self.assertRaisesRegex(Refused, "share one sort"):
+            task.unit({"up": ROW, "down": {**ROW, "BLOCK_SIZE_M": 32}})
+
+    def test_use_tma_is_for_the_runtime_and_never_reaches_the_kernel(self):
+        self.assertEqual(_lifted(((UP, {**ROW, "USE_TMA": True}),)), ((UP, ROW),))
+
+    def test_a_pair_is_prepared_when_both_are_and_refused_with_the_first_refusal(self):
+        for second, outcome in (
+            ({"seconds": 2.0, "shared": 1}, "done"),
+            ({"refused": "compile_failed", "detail": "no", "seconds": 0.1}, "refused"),
+        ):
+            asked, heard = [(Compiled(), False), (Compiled(), True)], []
+            _when_all(asked, heard.append)
+            asked[1][0].finish(second)
+            self.assertEqual(heard, [])
+            asked[0][0].finish({"seconds": 1.0, "shared": 1})
+            self.assertEqual([one["outcome"] for one in heard], [outcome])
+
+
+class Wholes(unittest.TestCase):
+    def test_sglangs_look_up_gets_new_rows_each_time(self):
+        module = types.ModuleType("fused_moe")
+        module.fused_experts = lambda hidden, *_, **__: getattr(module, LOOKUP)(
+            None, None, 8, "fp8_w8a8", 4, block_shape=[128, 128], return_down_config=True
+        )
+        whole = Whole(module, lambda *_: None, lambda **_: None)
+        operands = types.SimpleNamespace(
+            routes=[(None, None)], weights={UP: (None, None), DOWN: (None, None)}, problem=QWEN, hidden=None
+        )
+        down = {**ROW, "USE_TMA": True}
+        for _ in range(2):
+            up_row, (down_row, largest) = whole.run(operands, {"up": ROW, "down": down}, 0)
+            self.assertEqual((up_row, down_row, largest), (ROW, down, 16))
+            down_row.pop("USE_TMA")
+        self.assertEqual(whole.run(operands, {"up": ROW, "down": None}, 0), (ROW, (None, 16)))
 
 
 class Lifted(unittest.TestCase):

@@ -1,17 +1,18 @@
 """The device side of a fused-MoE race: compiles, checks and times candidates of the lifted kernel."""
 
+import collections
 import dataclasses
 import math
 import os
-import subprocess
-import sys
+import platform
 
 from gpu_worker import numerics, rotation
 from gpu_worker.compile_child import load_module
 from gpu_worker.compilers import Compilers, Record
 from gpu_worker.device import facts
 from gpu_worker.launch import Step
-from gpu_worker.moe.compile_child import warm_up
+from gpu_worker.launchers import share_launchers
+from gpu_worker.moe.compiling import warm_up
 from gpu_worker.moe.lift import KERNEL, moe_kernel
 from gpu_worker.moe.operands import MoeOperands
 from gpu_worker.moe.plan import Target, Unsupported, plan
@@ -26,9 +27,17 @@ RELATIVE_LIMIT = 0.02
 """Largest relative error that counts as right. Rounding to bf16 gives 0.002; a BLOCK_SIZE_K of two scale blocks gives
 tenths. SGLang's own test of block-FP8 kernels allows a mean relative difference of 0.02."""
 
+WEIGHT_BYTES_KEPT = 16 << 30
+"""Bytes of expert weights kept on the device, so that problems of several models raced side by side do not make them anew.
+A rank's share of the largest models is 2 to 3 GB."""
+
 
 class Refused(Exception):
-    """A candidate that cannot run here, with the reason."""
+    """A candidate that cannot run here: `reason` by protocol name, and what was said."""
+
+    def __init__(self, reason, detail):
+        super().__init__(f"{reason}: {detail}")
+        self.reason, self.detail = reason, detail
 
 
 class MoeBench:
@@ -40,65 +49,91 @@ class MoeBench:
         import triton
 
         self._torch = torch
-        torch.cuda.set_device(index)
-        self.device = torch.device("cuda", index)
+        self.device = self._open(index)
         self.facts = facts(torch, index)
         self.kernel = moe_kernel(package)
         path = self.kernel.write(os.path.join(cache, "kernels"))
-        self._function = getattr(load_module(path), KERNEL)
+        self.function = getattr(load_module(path), KERNEL)
         self.target = Target(
             path=path,
-            parameters=tuple(self._function.arg_names),
+            parameters=tuple(self.function.arg_names),
             arch=self.facts["arch"],
             release=tuple(int(part) for part in self.kernel.version.split(".")[:3] if part.isdigit()),
         )
+        self.versions = {
+            "torch": torch.__version__,
+            "triton": triton.__version__,
+            "python": platform.python_version(),
+            "kernel": self.kernel.origin,
+            "sglang": self.kernel.version,
+            "hip" if torch.version.hip else "cuda": str(torch.version.hip or torch.version.cuda),
+        }
         # Streams other than the default one can be captured into a graph.
         torch.cuda.set_stream(torch.cuda.Stream())
-        target = triton.runtime.driver.active.get_current_target()
-        setup = {
-            "target": [target.backend, target.arch, target.warp_size],
-            "kernel": dataclasses.asdict(self.target),
-            "smem_bytes": self.facts["smem_bytes"],
-        }
-        slots = slots or max(1, len(os.sched_getaffinity(0)) - 1)
-        record = Record(os.path.join(cache, "triton"), setup)
-        self._compilers = Compilers(setup, slots, COMPILE_DEADLINE_S, start=_start_child, record=record)
+        self.slots = slots or max(1, len(os.sched_getaffinity(0)) - 1)
+        self._compilers = self._start_compilers(triton, cache)
         self._loaded = {}
-        self._weights = (None, None)
+        self._weights = collections.OrderedDict()
         self.device_us = 0.0
         """Device time of all samples so far."""
+
+    def _open(self, index):
+        self._torch.cuda.set_device(index)
+        return self._torch.device("cuda", index)
+
+    def _start_compilers(self, triton, cache):
+        target = triton.runtime.driver.active.get_current_target()
+        share_launchers(target.backend)
+        setup = {
+            "target": [target.backend, target.arch, target.warp_size],
+            "moe": dataclasses.asdict(self.target),
+            "smem_bytes": self.facts["smem_bytes"],
+            "build_launchers": True,
+        }
+        record = Record(os.path.join(cache, "triton"), {**setup, "versions": self.versions})
+        return Compilers(setup, self.slots, COMPILE_DEADLINE_S, record=record)
 
     def close(self):
         """Ends the compile children."""
         self._compilers.close()
 
-    def operands(self, problem, kind=UNIFORM, seed=0):
-        """The problem's tensors; the weights of the latest model are kept."""
+    def operands(self, problem, kind=UNIFORM, seed=0, routings=None):
+        """The problem's tensors. Weights are the same for every seed and are kept."""
         model = (problem.experts, problem.hidden, problem.inter, problem.dtype)
-        kept = self._weights[1] if self._weights[0] == model else None
+        kept = self._weights.pop(model, None)
         if kept is None:
-            self._weights = (None, None)
+            size = lambda weights: sum(weight.numel() for weight, _ in weights.values())
+            new = problem.experts * 3 * problem.hidden * problem.inter
+            while self._weights and new + sum(map(size, self._weights.values())) > WEIGHT_BYTES_KEPT:
+                self._weights.popitem(last=False)
             self._torch.cuda.empty_cache()
-        made = MoeOperands(self._torch, self.device, problem, self._routings(problem), kind, kept, seed)
-        self._weights = (model, made.weights)
+        count = routings or self._routings(problem)
+        made = MoeOperands(self._torch, self.device, problem, count, kind, kept, seed)
+        self._weights[model] = made.weights
         return made
 
     def prepare(self, problem, gemm, candidates):
         """Asks for candidates to be compiled; returns at once."""
         for candidate in candidates:
             try:
-                self._ask(plan(self.target, problem, gemm, candidate), candidate)
-            except Unsupported:
+                self.ask(problem, gemm, candidate)
+            except Refused:
                 continue
+
+    def ask(self, problem, gemm, candidate, urgent=False):
+        """The specialisation of a candidate (`compilers.Compiled`), and whether somebody had asked for it before."""
+        wanted = self._plan(problem, gemm, candidate)
+        job = {"problem": dataclasses.asdict(problem), "gemm": gemm, "candidate": candidate}
+        return self._compilers.compile(wanted.key, job, urgent)
 
     def time(self, operands, work, timing):
         """Times `work`, interleaved: each is a tuple of (gemm, candidate), launched one after the other as one unit.
         Answers with a list of microseconds a unit, or the reason (text) for which it cannot run."""
-        turn = self._rotation(operands, work, timing)
+        turn = self.rotation(operands, {gemm for unit in work for gemm, _ in unit}, timing)
         answers, timed = [None] * len(work), {}
         for index, unit in enumerate(work):
             try:
-                timed[index] = Timed(self._launch(operands, unit), turn)
+                timed[index] = Timed(self.launch(operands, unit), turn)
             except Refused as error:
                 answers[index] = str(error)
         refuse = lambda error: ("launch_failed", str(error).splitlines()[0][:200])
@@ -111,7 +146,7 @@ class MoeBench:
         """Compares a candidate with float32 on the first routing: `numerics.found`, `relative_error` (Frobenius norm of
         the difference over that of the reference) and `right`."""
         torch = self._torch
-        launch = self._launch(operands, ((gemm, candidate),))
+        launch = self.launch(operands, ((gemm, candidate),))
         out = operands.inputs[gemm][2]
         wanted = operands.reference(gemm) if wanted is None else wanted
         compared = numerics.compare(torch, wanted, out, lambda: launch.run(0), lambda: out.fill_(float("nan")))
@@ -120,52 +155,53 @@ class MoeBench:
         found["right"] = found["not_finite"] == 0 and found["repeatable"] and found["relative_error"] <= RELATIVE_LIMIT
         return found
 
-    def _ask(self, wanted, candidate, urgent=False):
-        job = {
-            "problem": dataclasses.asdict(wanted.problem),
-            "gemm": wanted.gemm,
-            "candidate": candidate,
-        }
-        return self._compilers.compile(wanted.key, job, urgent)[0]
-
-    def _launch(self, operands, unit):
+    def launch(self, operands, unit):
+        """GEMMs `(gemm, candidate)` that are launched, and timed, together; compiles what is missing."""
         steps = []
         for gemm, candidate in unit:
-            try:
-                wanted = plan(self.target, operands.problem, gemm, candidate)
-            except Unsupported as error:
-                raise Refused(f"unsupported: {error}") from error
-            answer = self._ask(wanted, candidate, urgent=True).wait()
+            wanted = self._plan(operands.problem, gemm, candidate)
+            answer = self.ask(operands.problem, gemm, candidate, urgent=True)[0].wait()
             if "refused" in answer:
-                raise Refused(f"{answer['refused']}: {answer['detail']}"[:300])
+                raise Refused(answer["refused"], answer["detail"][:500])
             if wanted.key not in self._loaded:
-                compiled = warm_up(self._function, wanted)
-                try:
-                    compiled[(1, 1, 1)]
-                except Exception as error:
-                    raise Refused(f"{type(error).__name__}: {error}"[:300]) from error
-                self._loaded[wanted.key] = compiled
+                self._load(wanted)
             import triton.language as tl
 
             fixed, changing = operands.pointers(wanted)
             meant = {**dict(wanted.scalars), **dict(wanted.constants), "compute_type": tl.bfloat16}
-            steps.append(Step(self._function, wanted.grid, {**fixed, **meant}, changing, wanted.key, self._loaded))
+            steps.append(Step(self.function, wanted.grid, {**fixed, **meant}, changing, wanted.key, self._loaded))
         return _Unit(steps)
 
-    def _routings(self, problem):
-        """Routings to rotate, so that the weights of one launch have left the last-level cache before they come again."""
-        read = min(problem.weight_bytes(UP), problem.weight_bytes(DOWN))
-        return min(16, max(4, math.ceil(rotation.CACHES * self.facts["l2_bytes"] / read)))
-
-    def _rotation(self, operands, work, timing):
+    def rotation(self, operands, gemms, timing):
+        """How launches of these GEMMs rotate through the routings."""
         problem, copies = operands.problem, len(operands.routes)
         expected = 0.0
-        for gemm in {gemm for unit in work for gemm, _ in unit}:
+        for gemm in gemms:
             rows, n, k, _ = problem.gemm(gemm)
             flops = 2.0 * problem.pairs * n * k
             expected += max(5.0, problem.weight_bytes(gemm) / 3.5e6, flops / 500e6)
         turns = max(1, math.ceil(timing["min_sample_us"] / (expected * copies)))
         return rotation.Rotation(copies, copies * turns, expected)
+
+    def _plan(self, problem, gemm, candidate):
+        try:
+            return plan(self.target, problem, gemm, candidate)
+        except Unsupported as error:
+            raise Refused("unsupported", str(error)) from error
+
+    def _load(self, wanted):
+        compiled = warm_up(self.function, wanted)
+        try:
+            compiled[(1, 1, 1)]
+        except Exception as error:
+            reason = "out_of_resources" if type(error).__name__ == "OutOfResources" else "launch_failed"
+            raise Refused(reason, f"{type(error).__name__}: {error}"[:500]) from error
+        self._loaded[wanted.key] = compiled
+
+    def _routings(self, problem):
+        """Routings to rotate, so that the weights of one launch have left the last-level cache before they come again."""
+        read = min(problem.weight_bytes(UP), problem.weight_bytes(DOWN))
+        return min(16, max(4, math.ceil(rotation.CACHES * self.facts["l2_bytes"] / read)))
 
 
 class _Unit:
@@ -181,16 +217,3 @@ class _Unit:
         """Enqueues them with routing number `copy`."""
         for step in self._steps:
             step.run(copy)
-
-
-def _start_child():
-    environment = {**os.environ, "CUDA_VISIBLE_DEVICES": "", "HIP_VISIBLE_DEVICES": "", "TRITON_STORE_BINARY_ONLY": "1"}
-    folder = os.path.dirname(os.path.dirname(os.path.dirname(os.path.abspath(__file__))))
-    environment["PYTHONPATH"] = os.pathsep.join([folder, *filter(None, [environment.get("PYTHONPATH")])])
-    return subprocess.Popen(
-        [sys.executable, "-m", "gpu_worker.moe.compile_child"],
-        stdin=subprocess.PIPE,
-        stdout=subprocess.PIPE,
-        env=environment,
-        bufsize=0,
-    )

@@ -1,18 +1,9 @@
-"""One compile child for fused-MoE plans: as `gpu_worker.compile_child`, for the other kernel.
+"""Compiles plans of the fused-MoE kernel, in a compile child and in the worker (`gpu_worker.compile_child`)."""
 
-python -m gpu_worker.moe.compile_child      the first line of standard input is the set-up, then one job a line
-"""
-
-import json
-import os
-import sys
-import time
-
-from gpu_worker.compile_child import CompileTarget, Pointer, TooMuchSharedMemory, load_module, stop_early
+from gpu_worker.compile_child import Pointer, load_module
 from gpu_worker.moe.lift import KERNEL
 from gpu_worker.moe.plan import POINTERS, Target, plan
 from gpu_worker.moe.problem import MoeProblem
-from gpu_worker.plan import Unsupported
 
 DTYPES = dict.fromkeys(("a_scale_ptr", "b_scale_ptr", "topk_weights_ptr"), "float32") | dict.fromkeys(
     ("sorted_token_ids_ptr", "expert_ids_ptr", "num_tokens_post_padded_ptr"), "int32"
@@ -31,37 +22,14 @@ def warm_up(function, wanted):
     )
 
 
-def main():
-    """Answers jobs until end of file."""
-    replies = os.fdopen(os.dup(1), "w", encoding="utf-8")
-    os.dup2(2, 1)
-    os.nice(10)
-    setup = json.loads(sys.stdin.readline())
-    from triton.compiler.compiler import make_backend
-    from triton.runtime.driver import driver
-
-    device = CompileTarget(*setup["target"])
-    driver.set_active(device)
-    stop_early(type(make_backend(device.get_current_target())), setup["smem_bytes"])
-    target = Target.read(setup["kernel"])
+def compiler(kernel, build_launcher):
+    """What compiles one job for the target `kernel` (`plan.Target` as plain data)."""
+    target = Target.read(kernel)
     function = getattr(load_module(target.path), KERNEL)
-    for line in sys.stdin:
-        job = json.loads(line)
-        started = time.perf_counter()
-        try:
-            wanted = plan(target, MoeProblem(**job["problem"]), job["gemm"], job["candidate"])
-            compiled = warm_up(function, wanted)
-            answer = {"shared": compiled.metadata.shared}
-        except Unsupported as error:
-            answer = {"refused": "unsupported", "detail": str(error)}
-        except Exception as error:
-            short = isinstance(error, TooMuchSharedMemory) or type(error).__name__ == "OutOfResources"
-            words = " ".join(f"{type(error).__name__}: {error}".split())
-            answer = {"refused": "out_of_resources" if short else "compile_failed", "detail": words[:2000]}
-        answer["seconds"] = time.perf_counter() - started
-        replies.write(json.dumps(answer) + "\n")
-        replies.flush()
 
+    def compile_job(job):
+        compiled = warm_up(function, plan(target, MoeProblem(**job["problem"]), job["gemm"], job["candidate"]))
+        build_launcher(compiled)
+        return {"shared": compiled.metadata.shared}
 
-if __name__ == "__main__":
-    main()
+    return compile_job

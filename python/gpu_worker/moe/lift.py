@@ -1,5 +1,6 @@
 """Finds `fused_moe_kernel` in the SGLang tree at hand and lifts it out, without importing SGLang."""
 
+import importlib.util
 import os
 from dataclasses import dataclass
 
@@ -27,6 +28,20 @@ class MoeKernel:
     def write(self, folder):
         """Writes the module (atomically, content-addressed) and returns its path."""
         return tree.write_module(folder, f"fused_moe_{self.digest[:16]}.py", self.text)
+
+
+def package_folder(root=None):
+    """The folder of the `sglang` package: at or below `root`, or the one this interpreter would import."""
+    if root:
+        for folder in (os.path.join(root, "sglang"), root):
+            if any(os.path.isfile(os.path.join(folder, location)) for location in LOCATIONS):
+                return folder
+        raise tree.TreeError(f"`{root}` holds no sglang package with {KERNEL} (looked for {', '.join(LOCATIONS)})")
+    spec = importlib.util.find_spec("sglang")
+    places = list(spec.submodule_search_locations or []) if spec else []
+    if not places:
+        raise tree.TreeError(f"this interpreter has no sglang package, so there is no {KERNEL} to race")
+    return places[0]
 
 
 def moe_kernel(package):

@@ -43,7 +43,6 @@ NEUTRAL = {
     "FUSE_ADD_TO_OUTPUT": False,
     "MASK_OUTPUT": False,
     "LORA_PRESERVE_BASE": False,
-    "ROUTER_TOPK": 1,
     "FUSE_SWIGLU": False,
     "USE_GDC": False,
     "GDC_EARLY": False,
@@ -144,6 +143,8 @@ def plan(target, problem, gemm, candidate):
         "top_k": divisor,
         "even_Ks": k % settings["BLOCK_SIZE_K"] == 0,
         "swap_ab": swaps_operands(target, settings),
+        # Read only by a fused sum, but a specialisation all the same: SGLang hands it to the down projection (0.5.10 on).
+        "ROUTER_TOPK": problem.topk if gemm == DOWN else 1,
     }
     for name in target.parameters:
         if name in POINTERS or name in scalars or name in constants or name == "compute_type":

@@ -1,6 +1,7 @@
 """Which token goes to which expert, and the sorted form in which the kernel reads it."""
 
 UNIFORM, SKEWED = "uniform", "skewed"
+KINDS = (UNIFORM, SKEWED)
 
 SKEW = 1.0
 """Exponent of the popularity of the experts in a skewed routing: the r-th is r ** -SKEW times as likely as the first.

@@ -57,8 +57,9 @@ class Hooks:
         if settings.dump_shapes or settings.triton_tables or settings.route:
             wanted.update((name, self._patch_fp8_kernel) for name in FP8_KERNEL)
             wanted[TORCH_GRAPHS] = self._patch_torch_graphs
-        if settings.dump_shapes:
+        if settings.dump_shapes or settings.moe_tables:
             wanted.update((name, self._patch_moe_config) for name in MOE_CONFIG)
+        if settings.dump_shapes:
             wanted.update((name, self._patch_runner) for name in RUNNERS)
         self.wanted = wanted
 
@@ -111,9 +112,14 @@ class Hooks:
         capture.patch_fp8_kernel(module, self.settings, self.recorder)
 
     def _patch_moe_config(self, module):
-        from . import capture_moe
+        from . import capture_moe, moe_tables
 
-        capture_moe.patch(module, self.recorder)
+        # Tables first: what is observed must be what is served.
+        if self.settings.moe_tables:
+            moe_tables.patch(module, self.settings.moe_tables, self.recorder)
+        if self.settings.dump_shapes:
+            # Rows that were injected are recorded where they are.
+            capture_moe.patch(module, self.recorder, served=not self.settings.moe_tables)
 
     def _patch_torch_graphs(self, module):
         from . import graphs

@@ -9,6 +9,8 @@ LOG_DISPATCH = "SGLANG_LOG_FP8_BLOCK_GEMM_DISPATCH"
 RECORD_DIR = "GEMMTUNE_RECORD_DIR"
 #: Folder of SGLang Triton tables (`N=…,K=…,device_name=…,dtype=fp8_w8a8,block_shape=[128, 128].json`).
 TRITON_TABLES = "GEMMTUNE_TRITON_TABLES"
+#: Folder of SGLang tables for fused MoE, in pairs (`E=…,N=….json` and `E=…,N=…_down.json`).
+MOE_TABLES = "GEMMTUNE_MOE_TABLES"
 #: JSON file that says which kernel family computes which GEMM (`route.py`).
 ROUTE = "GEMMTUNE_ROUTE"
 #: JSON file that says which kernel to force.
@@ -28,13 +30,15 @@ class Settings:
         self.log_dispatch = said(LOG_DISPATCH)
         self.record_dir = environ.get(RECORD_DIR) or None
         self.triton_tables = environ.get(TRITON_TABLES) or None
+        self.moe_tables = environ.get(MOE_TABLES) or None
         self.route = environ.get(ROUTE) or None
         self.switch = environ.get(SWITCH) or None
 
     @property
     def anything(self):
         """Whether any hook is wanted. A record folder alone asks for nothing."""
-        return bool(self.dump_shapes or self.log_dispatch or self.triton_tables or self.route or self.switch)
+        tables = self.triton_tables or self.moe_tables
+        return bool(self.dump_shapes or self.log_dispatch or tables or self.route or self.switch)
 
 
 def from_environment():

@@ -7,7 +7,6 @@
 pub mod route;
 mod space;
 
-use std::borrow::Cow;
 use std::time::Duration;
 
 use camino::{Utf8Path, Utf8PathBuf};
@@ -192,22 +191,9 @@ impl Backend for Families {
         };
         let overlay_folder = overlay_folder.canonicalize_utf8()?;
         let variables = folder.join(VARIABLES);
-        let text: String = overlay::environment(&overlay_folder, &options, |_| None)
-            .iter()
-            .map(|(name, value)| assignment(name, value))
-            .collect();
+        let text = overlay::assignments(&overlay_folder, &options);
         write_atomic(&variables, text.as_bytes())?;
         Ok(vec![route, variables])
-    }
-}
-
-/// A line for `. route.env`; what `PYTHONPATH` held stays behind ours.
-fn assignment(name: &str, value: &str) -> String {
-    let quoted = shlex::try_quote(value).map_or_else(|_| value.to_owned(), Cow::into_owned);
-    if name == "PYTHONPATH" {
-        format!("export {name}={quoted}\"${{{name}:+:${name}}}\"\n")
-    } else {
-        format!("export {name}={quoted}\n")
     }
 }
 
@@ -271,14 +257,6 @@ mod tests {
             backend
                 .relatives(&device, &shape, &alone("deepgemm"))
                 .is_empty()
-        );
-    }
-
-    #[test]
-    fn the_variables_keep_what_the_path_held() {
-        assert_eq!(
-            assignment("PYTHONPATH", "/out/my overlay"),
-            "export PYTHONPATH='/out/my overlay'\"${PYTHONPATH:+:$PYTHONPATH}\"\n"
         );
     }
 }

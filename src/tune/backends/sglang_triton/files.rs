@@ -53,7 +53,11 @@ impl TableFile<'_> {
         lock.lock()?;
         let path = self.path();
         let there = read_rows(&path);
-        let rows = keys::placed(raced, there.as_ref().unwrap_or(today), fallback);
+        let rows = keys::placed(
+            raced,
+            there.as_ref().unwrap_or(today),
+            &fallback.candidate(),
+        );
         let mut table = sglang_json::Config::default();
         for (m, candidate) in rows {
             let params = candidate

@@ -6,7 +6,6 @@
 //! the next raced row, whatever serves those M today goes on serving them: keys of the table that is
 //! there, and guard keys with the configuration in force at the ends of the gap.
 
-use super::space::Config;
 use crate::table::sglang_json;
 use crate::tune::protocol::Candidate;
 
@@ -45,14 +44,14 @@ pub fn rows_of(table: &sglang_json::Config) -> Rows {
 /// The table of `raced` rows over what is `there`; `fallback` serves an M for which nothing is there.
 ///
 /// Keys come out ascending, so of two equally near keys the smaller M's row wins.
-pub fn placed(raced: &Rows, there: &Rows, fallback: &Config) -> Rows {
+pub fn placed(raced: &Rows, there: &Rows, fallback: &Candidate) -> Rows {
     let mut raced = raced.clone();
     raced.sort_by_key(|(m, _)| *m);
     raced.dedup_by_key(|(m, _)| *m);
     let today = |m: u32| {
         nearest(there, m)
             .cloned()
-            .unwrap_or_else(|| fallback.candidate())
+            .unwrap_or_else(|| fallback.clone())
     };
     let mut rows = Rows::new();
     // The gap between two raced M: `low` 0 before the first, `high` none after the last.
@@ -85,6 +84,7 @@ mod tests {
     use proptest::prelude::*;
     use serde_json::json;
 
+    use super::super::space::Config;
     use super::*;
 
     fn row(m: u32, id: u32) -> (u32, Candidate) {
@@ -104,8 +104,8 @@ mod tests {
     #[test]
     fn a_decode_row_does_not_serve_prefill() {
         let raced = vec![row(1, 1), row(32, 2)];
-        let rows = placed(&raced, &Rows::new(), &Config::default_for(128, 128));
         let default = Config::default_for(128, 128).candidate();
+        let rows = placed(&raced, &Rows::new(), &default);
         assert_eq!(id(&rows, 1), Some(1));
         assert_eq!(id(&rows, 32), Some(2));
         assert_eq!(id(&rows, 64), Some(2));
@@ -117,7 +117,7 @@ mod tests {
     fn what_serves_other_m_today_goes_on_serving_them() {
         let there: Rows = [1, 16, 64, 256, 1024, 4096].map(|m| row(m, 100 + m)).into();
         let raced = vec![row(16, 1), row(32, 2)];
-        let rows = placed(&raced, &there, &Config::default_for(128, 128));
+        let rows = placed(&raced, &there, &Config::default_for(128, 128).candidate());
         for m in [1, 4, 100, 256, 300, 1024, 3000, 4096, 100_000] {
             assert_eq!(id(&rows, m), id(&there, m), "M = {m}");
         }
@@ -133,7 +133,7 @@ mod tests {
         ) {
             let raced: Rows = raced.into_iter().map(|m| row(m, m)).collect();
             let there: Rows = there.into_iter().map(|m| row(m, 100_000 + m)).collect();
-            let fallback = Config::default_for(128, 128);
+            let fallback = Config::default_for(128, 128).candidate();
             let rows = placed(&raced, &there, &fallback);
             let keys: Vec<u32> = rows.iter().map(|(m, _)| *m).collect();
             prop_assert!(keys.is_sorted_by(|a, b| a < b), "{keys:?}");

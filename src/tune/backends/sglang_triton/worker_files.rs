@@ -9,7 +9,7 @@ use crate::store::file::write_atomic;
 /// Name of the folder the files stand in; the interpreter is started on it.
 const FOLDER: &str = "gpu_worker";
 
-const FILES: [(&str, &str); 36] = {
+const FILES: [(&str, &str); 46] = {
     macro_rules! embedded {
         ($($name:literal),* $(,)?) => {
             [$(($name, include_str!(concat!("../../../../python/gpu_worker/", $name)))),*]
@@ -41,6 +41,16 @@ const FILES: [(&str, &str); 36] = {
         "idle.py",
         "launch.py",
         "launchers.py",
+        "moe/__init__.py",
+        "moe/bench.py",
+        "moe/compiling.py",
+        "moe/lift.py",
+        "moe/operands.py",
+        "moe/plan.py",
+        "moe/problem.py",
+        "moe/routing.py",
+        "moe/serving.py",
+        "moe/whole.py",
         "numerics.py",
         "offline.py",
         "operands.py",
@@ -59,7 +69,9 @@ const FILES: [(&str, &str); 36] = {
 /// with a launcher, the worker starts on another host that sees the same folder.
 pub fn write(folder: &Utf8Path) -> io::Result<Utf8PathBuf> {
     let worker = folder.join(FOLDER);
-    fs_err::create_dir_all(worker.join("families"))?;
+    for folder in ["families", "moe"] {
+        fs_err::create_dir_all(worker.join(folder))?;
+    }
     for (name, text) in FILES {
         let path = worker.join(name);
         // Left alone when equal: a worker of another run may be importing it.
@@ -77,7 +89,7 @@ mod tests {
     #[test]
     fn every_file_of_the_worker_is_embedded() {
         let source = concat!(env!("CARGO_MANIFEST_DIR"), "/python/gpu_worker");
-        let mut there: Vec<String> = ["", "families/"]
+        let mut there: Vec<String> = ["", "families/", "moe/"]
             .iter()
             .flat_map(|folder| {
                 let entries = fs_err::read_dir(format!("{source}/{folder}")).unwrap();
