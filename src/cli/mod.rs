@@ -39,6 +39,7 @@ pub mod trace;
 mod tree_changes;
 pub mod tune;
 mod tune_aiter;
+mod tune_moe;
 pub mod tune_progress;
 pub mod undo;
 

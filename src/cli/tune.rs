@@ -7,6 +7,7 @@ use serde::Serialize;
 
 use super::printer::Printer;
 use super::tune_aiter::{AiterArgs, Common};
+use super::tune_moe::{self, MoeArgs};
 use super::tune_progress::TuneProgress;
 use crate::proc::{Interrupt, Keeper, RunError};
 use crate::run::error::{Error, ErrorKind};
@@ -17,10 +18,12 @@ use crate::table::shapes;
 use crate::tune::backends::Backend;
 use crate::tune::backends::families::Families;
 use crate::tune::backends::reference::Reference;
+use crate::tune::backends::sglang_moe::Engine;
 use crate::tune::backends::sglang_triton::{SglangTriton, worker_files};
 use crate::tune::compile_only::{self as compiling, CompileError, Target};
 use crate::tune::pool::look_at_device;
 use crate::tune::results::ResultsError;
+use crate::tune::task::Task;
 use crate::tune::worker::WorkerCommand;
 use crate::tune::{self, Effort, TuneError, TuneOutcome, TuneRequest};
 use crate::workload::duration::Span;
@@ -45,7 +48,8 @@ pub struct TuneArgs {
     #[arg(short, long, value_name = "DIR")]
     output: Utf8PathBuf,
 
-    /// What serves the shapes today: a table (reference, aiter), or a folder of JSON files (sglang-triton)
+    /// What serves the shapes today: a table (reference, aiter), a folder of JSON files (sglang-triton), or an SGLang
+    /// package or the folder of `SGLANG_MOE_CONFIG_DIR` (sglang-moe)
     #[arg(long, value_name = "TABLE")]
     table: Option<Utf8PathBuf>,
 
@@ -61,11 +65,11 @@ pub struct TuneArgs {
     #[arg(long, value_name = "COUNT")]
     workers: Option<u32>,
 
-    /// Interpreter that imports torch and SGLang (sglang-triton) or aiter (aiter)
+    /// Interpreter that imports torch and SGLang (sglang-triton, sglang-moe) or aiter (aiter)
     #[arg(long, default_value = "python3", value_name = "PY")]
     python: String,
 
-    /// Scale block of the weight, N,K (sglang-triton)
+    /// Scale block of the weight, N,K (sglang-triton, sglang-moe)
     #[arg(long, default_value = "128,128", value_name = "N,K", value_parser = block)]
     block: (u32, u32),
 
@@ -77,18 +81,16 @@ pub struct TuneArgs {
     #[arg(long, requires = "target", conflicts_with = "dry_run")]
     compile_only: bool,
 
-    /// The GPU to compile for
-    #[arg(
-        long = "for",
-        value_enum,
-        value_name = "GFX",
-        requires = "compile_only"
-    )]
+    /// The GPU to compile for, or the engine to write fused-MoE tables for [default: sglang]
+    #[arg(long = "for", value_enum, value_name = "WHAT")]
     target: Option<TargetArg>,
 
     /// Say what would be raced, or which command would be run, and write nothing
     #[arg(long)]
     dry_run: bool,
+
+    #[command(flatten)]
+    moe: MoeArgs,
 
     #[command(flatten)]
     aiter: AiterArgs,
@@ -102,6 +104,8 @@ enum BackendArg {
     SglangTriton,
     /// Every block-FP8 kernel that SGLang's interpreter has on CUDA, and gemmtune's own, into a route between them
     SglangFamilies,
+    /// SGLang's Triton kernel for fused MoE with block-FP8 experts, on CUDA or ROCm
+    SglangMoe,
     /// aiter's kernels, by the tuner script of an aiter tree, on ROCm
     Aiter,
 }
@@ -112,13 +116,28 @@ enum TargetArg {
     Gfx942,
     /// MI350X, MI355X
     Gfx950,
+    /// A row for each of the two GEMMs, as SGLang looks them up
+    Sglang,
+    /// One row for both GEMMs, as vLLM looks it up
+    Vllm,
 }
 
-impl From<TargetArg> for Target {
-    fn from(target: TargetArg) -> Self {
-        match target {
-            TargetArg::Gfx942 => Self::Gfx942,
-            TargetArg::Gfx950 => Self::Gfx950,
+impl TargetArg {
+    /// The GPU it names.
+    const fn gpu(self) -> Option<Target> {
+        match self {
+            Self::Gfx942 => Some(Target::Gfx942),
+            Self::Gfx950 => Some(Target::Gfx950),
+            Self::Sglang | Self::Vllm => None,
+        }
+    }
+
+    /// The engine it names.
+    const fn engine(self) -> Option<Engine> {
+        match self {
+            Self::Sglang => Some(Engine::Sglang),
+            Self::Vllm => Some(Engine::Vllm),
+            Self::Gfx942 | Self::Gfx950 => None,
         }
     }
 }
@@ -175,15 +194,37 @@ struct Preview {
 pub fn run(args: &TuneArgs, printer: &Printer) -> Result<(), Error> {
     let bytes = crate::store::file::read(&args.shapes)
         .map_err(|error| Error::to(ErrorKind::Usage, "read the shapes", error))?;
-    if let Some(target) = args.target {
-        return compile_only(args, target.into(), &bytes, printer);
+    if args.compile_only {
+        let gpu = args.target.and_then(TargetArg::gpu);
+        let gpu = gpu.ok_or_else(|| {
+            Error::new(ErrorKind::Usage, "compile for another GPU: none is named")
+                .hint("add `--for gfx942` or `--for gfx950`")
+        })?;
+        return compile_only(args, gpu, &bytes, printer);
     }
+    let engine = match args.target {
+        None => Engine::default(),
+        Some(target) => target
+            .engine()
+            .filter(|_| matches!(args.backend, BackendArg::SglangMoe))
+            .ok_or_else(|| {
+                Error::new(
+                    ErrorKind::Usage,
+                    "take `--for`: a GPU needs `--compile-only`, an engine `--backend sglang-moe`",
+                )
+            })?,
+    };
     let backend: Box<dyn Backend> = match args.backend {
         BackendArg::Reference => reference(args)?,
         BackendArg::SglangTriton => Box::new(sglang_triton(args)),
         BackendArg::SglangFamilies => Box::new(Families {
             triton: sglang_triton(args),
         }),
+        BackendArg::SglangMoe => {
+            let backend = args.moe.backend(args.block, args.table.as_deref(), engine);
+            let problems = tune_moe::problems(&args.shapes, &bytes, args.block)?;
+            return race(args, &backend, problems, printer);
+        }
         BackendArg::Aiter => {
             if args.launcher.is_some() {
                 return Err(Error::new(
@@ -207,6 +248,16 @@ pub fn run(args: &TuneArgs, printer: &Printer) -> Result<(), Error> {
         }
     };
     let shapes = shapes_of(args, &bytes, backend.op())?;
+    race(args, &*backend, shapes, printer)
+}
+
+/// Races `shapes`, or says what would be raced.
+fn race<P: Task>(
+    args: &TuneArgs,
+    backend: &dyn Backend<P>,
+    shapes: Vec<P>,
+    printer: &Printer,
+) -> Result<(), Error> {
     let keeper = Keeper::this_binary()
         .map_err(|error| Error::to(ErrorKind::Environment, "find this program", error))?;
     // A dry run writes nothing into the output folder, so its worker stands elsewhere.
@@ -218,7 +269,7 @@ pub fn run(args: &TuneArgs, printer: &Printer) -> Result<(), Error> {
         None => &args.output,
     };
     let request = TuneRequest {
-        backend: &*backend,
+        backend,
         shapes,
         folder: args.output.clone(),
         command: worker_command(args, &keeper, worker_folder)?,
@@ -325,7 +376,10 @@ fn worker_command(
         BackendArg::Reference => {
             vec![keeper.program().to_string(), "reference-worker".to_owned()]
         }
-        BackendArg::SglangTriton | BackendArg::SglangFamilies | BackendArg::Aiter => {
+        BackendArg::SglangTriton
+        | BackendArg::SglangFamilies
+        | BackendArg::SglangMoe
+        | BackendArg::Aiter => {
             let worker = worker_files::write(folder).map_err(|error| {
                 Error::to(ErrorKind::Environment, "write the GPU worker", error)
             })?;
@@ -343,21 +397,26 @@ fn worker_command(
     })
 }
 
-fn preview(
-    request: &TuneRequest<'_>,
+fn preview<P: Task>(
+    request: &TuneRequest<'_, P>,
     interrupt: &Interrupt,
     printer: &Printer,
 ) -> Result<(), Error> {
     let device =
         look_at_device(request, interrupt).map_err(|error| failure(error, &request.folder))?;
-    let first: Option<&Shape> = request.shapes.first();
+    // Races of parts come first.
+    let first: Option<P> = request.shapes.first().map(|shape| {
+        let part = shape.parts().into_iter().next();
+        part.unwrap_or_else(|| shape.clone())
+    });
+    let races = |shape: &P| shape.parts().len() + 1;
     let preview = Preview {
         device: device.name.clone(),
         arch: device.arch.clone(),
         stations: request.workers.unwrap_or(device.visible).max(1),
         shapes: request.shapes.len(),
-        races_at_most: request.shapes.len(),
-        candidates_at_first: first.map_or(0, |shape| {
+        races_at_most: request.shapes.iter().map(races).sum(),
+        candidates_at_first: first.as_ref().map_or(0, |shape| {
             let field = request.backend.field(&device, shape, &[], request.effort);
             field.candidates.len()
         }),
@@ -373,7 +432,7 @@ fn preview(
         preview.arch,
         preview.shapes,
         preview.candidates_at_first,
-        first.map_or_else(String::new, ToString::to_string),
+        first.as_ref().map_or_else(String::new, ToString::to_string),
         match &request.budget {
             Some(budget) => format!("at most {} s", budget.as_secs()),
             None => "no budget: until all are raced".to_owned(),
@@ -419,7 +478,7 @@ pub(super) fn interrupted(rows: usize) -> Error {
 }
 
 /// The exit code of a run that took place.
-fn verdict(outcome: &TuneOutcome) -> Result<(), Error> {
+fn verdict<P>(outcome: &TuneOutcome<P>) -> Result<(), Error> {
     if outcome.interrupted {
         return Err(interrupted(outcome.rows.len()));
     }

@@ -6,6 +6,7 @@ use indicatif::{ProgressBar, ProgressDrawTarget, ProgressStyle};
 use super::printer::Printer;
 use crate::tune::protocol::Candidate;
 use crate::tune::results::Row;
+use crate::tune::task::Task;
 use crate::tune::{TuneEvent, TuneOutcome};
 
 /// Draws a tuning run on standard error.
@@ -38,7 +39,7 @@ impl<'a> TuneProgress<'a> {
         }
     }
 
-    pub fn tell(&mut self, event: &TuneEvent) {
+    pub fn tell<P: Task>(&mut self, event: &TuneEvent<P>) {
         match event {
             TuneEvent::Started {
                 device,
@@ -135,8 +136,8 @@ impl<'a> TuneProgress<'a> {
     }
 
     /// Says how the run ended.
-    pub fn summary(printer: &Printer, outcome: &TuneOutcome) {
-        let won: Vec<&Row> = outcome
+    pub fn summary<P: Task>(printer: &Printer, outcome: &TuneOutcome<P>) {
+        let won: Vec<&Row<P>> = outcome
             .rows
             .iter()
             .filter(|row| !row.incumbent_kept)
@@ -197,11 +198,11 @@ impl<'a> TuneProgress<'a> {
 }
 
 /// How much faster than the incumbent, where that is known.
-fn gain(row: &Row) -> Option<f64> {
+fn gain<P>(row: &Row<P>) -> Option<f64> {
     row.incumbent_us.map(|incumbent| incumbent / row.us)
 }
 
-fn sentence(row: &Row) -> String {
+fn sentence<P: Task>(row: &Row<P>) -> String {
     let what = match (row.incumbent_kept, row.incumbent_us) {
         (true, _) => "the incumbent stays".to_owned(),
         (false, Some(before)) => format!(

@@ -3,5 +3,9 @@
 
 mod command;
 mod fake;
+mod moe;
 mod pool;
 mod replay;
+
+#[path = "../schema/mod.rs"]
+mod schema;

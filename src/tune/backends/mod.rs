@@ -4,6 +4,7 @@
 
 pub mod families;
 pub mod reference;
+pub mod sglang_moe;
 pub mod sglang_triton;
 
 use std::time::Duration;

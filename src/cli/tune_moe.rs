@@ -1,0 +1,128 @@
+//! `gemmtune tune --backend sglang-moe`: which problems are raced, and how.
+
+use camino::Utf8Path;
+
+use crate::run::error::{Error, ErrorKind};
+use crate::table::moe::problem::{self, MoeProblem, Scales};
+use crate::tune::backends::sglang_moe::task::{MoeTask, Sizes};
+use crate::tune::backends::sglang_moe::{Engine, Routing, SglangMoe};
+
+/// Arguments of `gemmtune tune` for fused MoE.
+#[derive(Debug, clap::Args)]
+pub(super) struct MoeArgs {
+    /// How tokens are spread over experts while candidates are timed (sglang-moe)
+    #[arg(long, value_enum, default_value = "uniform", value_name = "ROUTING")]
+    routing: RoutingArg,
+}
+
+#[derive(Clone, Copy, Debug, clap::ValueEnum)]
+enum RoutingArg {
+    /// Every expert as likely as any other, as in a balanced model
+    Uniform,
+    /// The r-th expert r times less likely than the first
+    Skewed,
+}
+
+impl MoeArgs {
+    /// The backend for scale blocks of `block`; `tables` are those in force.
+    pub(super) fn backend(
+        &self,
+        block: (u32, u32),
+        tables: Option<&Utf8Path>,
+        engine: Engine,
+    ) -> SglangMoe {
+        let mut backend = SglangMoe::new(block);
+        backend.tables = tables.map(Utf8Path::to_owned);
+        backend.routing = match self.routing {
+            RoutingArg::Uniform => Routing::Uniform,
+            RoutingArg::Skewed => Routing::Skewed,
+        };
+        backend.engine = engine;
+        backend
+    }
+}
+
+/// The fused-MoE problems of a shapes file, each with its M.
+pub(super) fn problems(
+    path: &Utf8Path,
+    bytes: &[u8],
+    block: (u32, u32),
+) -> Result<Vec<MoeTask>, Error> {
+    let read = problem::read(bytes)
+        .map_err(|error| Error::to(ErrorKind::Usage, &format!("read `{path}`"), error))?;
+    read.iter()
+        .map(|counted| task(&counted.problem, counted.m, block))
+        .collect()
+}
+
+fn task(problem: &MoeProblem, m: Option<u32>, block: (u32, u32)) -> Result<MoeTask, Error> {
+    let refused = |why: String| Error::new(ErrorKind::Usage, format!("tune `{problem}`: {why}"));
+    let (Some(hidden), Some(topk), Some(m)) = (problem.hidden, problem.topk, m) else {
+        return Err(refused("the file does not say its M, K and topk".to_owned()).hint(
+            "SGLang's log names E and N only; `gemmtune plan --model` and a capture know the rest, or fill the cells in",
+        ));
+    };
+    let known = problem.scales == Scales::Block(block.0, block.1);
+    if problem.dtype != "fp8_w8a8" || !known {
+        return Err(refused(format!(
+            "only FP8 experts (dtype fp8_w8a8) with scales of {}x{} are raced; `--block` names another block",
+            block.0, block.1
+        )));
+    }
+    if topk > problem.experts
+        || !problem.n.is_multiple_of(block.0)
+        || !hidden.is_multiple_of(block.1)
+    {
+        return Err(refused(format!(
+            "SGLang would not load it: N and K have to be multiples of {} and {}, and topk at most E",
+            block.0, block.1
+        )));
+    }
+    let sizes = Sizes {
+        experts: problem.experts,
+        inter: problem.n,
+        hidden,
+        topk,
+    };
+    Ok(MoeTask::whole(sizes, m))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    const HEADER: &str = "op,M,N,K,dtype,records,E,topk,scales\n";
+
+    fn read(line: &str) -> Result<Vec<MoeTask>, String> {
+        let text = format!("{HEADER}{line}\n");
+        problems(Utf8Path::new("s.csv"), text.as_bytes(), (128, 128))
+            .map_err(|error| error.to_string())
+    }
+
+    #[test]
+    fn problems_are_read_and_what_cannot_be_raced_is_refused_by_name() {
+        let tasks = read("fused_moe_triton,64,768,2048,fp8_w8a8,1,128,8,128x128").unwrap();
+        assert_eq!(
+            tasks[0].to_string(),
+            "fused_moe_triton E=128 N=768 K=2048 topk=8 M=64"
+        );
+        for (line, word) in [
+            (
+                "fused_moe_triton,,192,,fp8_w8a8,1,128,,128x128",
+                "M, K and topk",
+            ),
+            (
+                "fused_moe_triton,64,768,2048,fp8_w8a8,1,128,8,channel",
+                "only FP8",
+            ),
+            ("fused_moe_triton,64,768,2048,,1,128,8,", "only FP8"),
+            (
+                "fused_moe_triton,64,192,5120,fp8_w8a8,1,160,8,128x128",
+                "would not load",
+            ),
+        ] {
+            let error = read(line).unwrap_err();
+            assert!(error.contains(word), "{error}");
+        }
+    }
+}

@@ -1,0 +1,447 @@
+//! What serves a fused MoE today, and the tables that serve it from now on.
+
+use std::io::{self, Write as _};
+
+use camino::{Utf8Path, Utf8PathBuf};
+use serde_json::{Value, json};
+
+use super::super::sglang_triton::files::PROVENANCE;
+use super::super::sglang_triton::keys::{self, Rows};
+use super::task::{MoeTask, Sizes, pair};
+use crate::overlay::{self, OverlayOptions};
+use crate::store::file::write_atomic;
+use crate::table::moe::default::{Layer, default_config};
+use crate::table::moe::folders::{Tables, folder_of_triton};
+use crate::table::moe::name::TableName;
+use crate::table::moe::release::Release;
+use crate::table::moe::serve::{Pair, Server, Source};
+use crate::table::sglang_json;
+use crate::tune::protocol::{Candidate, Device};
+use crate::tune::results::Row;
+
+/// Folder of the raced tables in the output folder, for the overlay.
+pub const TABLES: &str = "configs";
+
+/// Folder for `SGLANG_MOE_CONFIG_DIR`: the raced tables and all that were there before, since the variable replaces them.
+pub const COMPLETE: &str = "moe-configs";
+
+/// Folder for `VLLM_TUNED_CONFIG_FOLDER`.
+pub const VLLM: &str = "vllm";
+
+/// Folder of the overlay that serves the tables.
+pub const OVERLAY: &str = "overlay";
+
+/// The variables that start a server with the overlay: shell assignments, one a line.
+pub const VARIABLES: &str = "moe.env";
+
+/// The name under which SGLang looks for the table of `sizes` on `device`.
+pub fn name(device: &Device, sizes: Sizes, block: (u32, u32)) -> TableName {
+    TableName {
+        experts: sizes.experts,
+        n: sizes.inter,
+        device_name: device.name.replace(' ', "_"),
+        dtype: Some("fp8_w8a8".to_owned()),
+        block_shape: Some(block),
+        per_channel: false,
+        down: false,
+    }
+}
+
+/// What serves one (E, N) today.
+#[derive(Clone, Debug)]
+pub struct Today {
+    tables: Option<Pair>,
+    default: Candidate,
+    keys: Vec<u32>,
+}
+
+impl Today {
+    /// What a server of the worker's SGLang and Triton takes, from `folder` or from what its software has.
+    pub fn of(device: &Device, folder: Option<&Utf8Path>, sizes: Sizes, block: (u32, u32)) -> Self {
+        let mut today = Self::default_of(device, sizes, block);
+        let shipped = Utf8Path::new(&device.shipped);
+        let place = folder.unwrap_or(shipped);
+        if place.as_str().is_empty() {
+            return today;
+        }
+        let triton = device.versions.get("triton").map_or("", String::as_str);
+        let server = Server {
+            release: release(device),
+            triton,
+        };
+        let name = name(device, sizes, block);
+        let tables = Tables::open(place).ok().flatten();
+        today.tables = tables.and_then(|tables| Pair::find(&tables, &name, server).ok());
+        let sources = today.tables.iter().flat_map(Pair::sources).flatten();
+        let mut keys: Vec<u32> = sources
+            .filter_map(|source| match source {
+                Source::File { path, .. } => Some(path),
+                _ => None,
+            })
+            .filter_map(|path| super::super::sglang_triton::files::read_rows(path))
+            .flat_map(|rows| rows.into_iter().map(|(m, _)| m))
+            .collect();
+        keys.sort_unstable();
+        keys.dedup();
+        today.keys = keys;
+        today
+    }
+
+    /// What serves without a table.
+    pub fn default_of(device: &Device, sizes: Sizes, block: (u32, u32)) -> Self {
+        let layer = Layer {
+            experts: sizes.experts,
+            dtype: Some("fp8_w8a8"),
+            block_shape: Some(block),
+        };
+        // With scale blocks it is the same for every M. The worker names an AMD device as torch does; its architecture
+        // is what is certain.
+        let device_name = if device.arch.starts_with("gfx") {
+            "AMD"
+        } else {
+            &device.name
+        };
+        let default = default_config(layer, 1, device_name, release(device));
+        Self {
+            tables: None,
+            default: Value::Object(default),
+            keys: Vec::new(),
+        }
+    }
+
+    /// The rows of a forward of `m` tokens.
+    pub fn pair(&self, m: u32) -> Candidate {
+        let served = self.tables.as_ref().and_then(|tables| tables.serve(m).ok());
+        match served {
+            Some(served) => {
+                let down = Value::Object(served.down.config);
+                let is_default = served.up.source == Source::Default;
+                pair(
+                    &Value::Object(served.up.config),
+                    (!is_default).then_some(&down),
+                )
+            }
+            None => pair(&self.default, None),
+        }
+    }
+}
+
+fn release(device: &Device) -> Release {
+    let version = device.versions.get("sglang");
+    version
+        .and_then(|version| version.parse().ok())
+        .unwrap_or(Release::NEWEST)
+}
+
+/// The rows of one (E, N) by M, both GEMMs under the same keys.
+#[derive(Clone, Debug)]
+pub struct Table {
+    name: TableName,
+    rows: Rows,
+}
+
+impl Table {
+    /// `raced` pairs, with guard rows of what serves `today` where a raced row must not reach.
+    pub fn placed(
+        device: &Device,
+        sizes: Sizes,
+        block: (u32, u32),
+        raced: &Rows,
+        today: &Today,
+    ) -> Self {
+        let there: Rows = today.keys.iter().map(|m| (*m, today.pair(*m))).collect();
+        Self {
+            name: name(device, sizes, block),
+            rows: keys::placed(raced, &there, &pair(&today.default, None)),
+        }
+    }
+
+    /// The file of one projection.
+    fn json(&self, down: bool) -> String {
+        let mut table = sglang_json::Config::default();
+        for (m, rows) in &self.rows {
+            // Without a row of its own the down projection runs with the up row.
+            let row = match &rows["down"] {
+                row if down && !row.is_null() => row,
+                _ => &rows["up"],
+            };
+            let params = row.as_object().cloned().unwrap_or_default();
+            table.set(*m, params.into_iter().collect());
+        }
+        table.to_json()
+    }
+
+    fn write(&self, folder: &Utf8Path) -> io::Result<Vec<Utf8PathBuf>> {
+        let mut written = Vec::new();
+        for down in [false, true] {
+            let path = folder.join(self.name.with_down(down).to_string());
+            write_atomic(&path, self.json(down).as_bytes())?;
+            written.push(path);
+        }
+        Ok(written)
+    }
+}
+
+/// Writes SGLang's tables: the raced ones for the overlay with the variables that install it, and a complete folder for
+/// `SGLANG_MOE_CONFIG_DIR` into which all tables of `carried` are copied.
+pub fn write_sglang(
+    folder: &Utf8Path,
+    device: &Device,
+    carried: &Utf8Path,
+    tables: &[Table],
+    provenance: &[u8],
+) -> io::Result<Vec<Utf8PathBuf>> {
+    let raced = folder.join(TABLES);
+    let triton = device.versions.get("triton").map_or("", String::as_str);
+    let complete = folder.join(COMPLETE).join("configs");
+    let own = complete.join(folder_of_triton(triton));
+    for folder in [&raced, &own] {
+        fs_err::create_dir_all(folder)?;
+    }
+    carry_along(carried, &complete)?;
+    let mut written = Vec::new();
+    for table in tables {
+        written.extend(table.write(&raced)?);
+        table.write(&own)?;
+    }
+    write_atomic(&raced.join(PROVENANCE), provenance)?;
+    let overlay_folder = folder.join(OVERLAY);
+    overlay::write(&overlay_folder)?;
+    let options = OverlayOptions {
+        moe_tables: Some(raced.canonicalize_utf8()?),
+        ..OverlayOptions::default()
+    };
+    let variables = folder.join(VARIABLES);
+    let overlay_folder = overlay_folder.canonicalize_utf8()?;
+    write_atomic(
+        &variables,
+        overlay::assignments(&overlay_folder, &options).as_bytes(),
+    )?;
+    written.push(variables);
+    written.push(folder.join(COMPLETE));
+    Ok(written)
+}
+
+/// Copies every table of the software at hand below `complete`, under its Triton version.
+fn carry_along(from: &Utf8Path, complete: &Utf8Path) -> io::Result<()> {
+    let Some(tables) = Tables::open(from)?.filter(Tables::by_triton) else {
+        return Ok(());
+    };
+    for (triton, file, path) in tables.files() {
+        let Some(triton) = triton else { continue };
+        let folder = complete.join(folder_of_triton(triton));
+        fs_err::create_dir_all(&folder)?;
+        write_atomic(&folder.join(file), &fs_err::read(&path)?)?;
+    }
+    Ok(())
+}
+
+/// Writes vLLM's tables: one row for both GEMMs, in its spelling.
+pub fn write_vllm(
+    folder: &Utf8Path,
+    tables: &[Table],
+    provenance: &[u8],
+) -> io::Result<Vec<Utf8PathBuf>> {
+    let folder = folder.join(VLLM);
+    fs_err::create_dir_all(&folder)?;
+    let mut written = Vec::new();
+    for table in tables {
+        let path = folder.join(table.name.of_vllm());
+        write_atomic(&path, table.json(false).as_bytes())?;
+        written.push(path);
+    }
+    write_atomic(&folder.join(PROVENANCE), provenance)?;
+    Ok(written)
+}
+
+/// What is known of every row, one JSON line a row.
+pub fn provenance(device: &Device, rows: &[&Row<MoeTask>]) -> Vec<u8> {
+    let mut text = Vec::new();
+    for row in rows {
+        let task = &row.shape;
+        let line = json!({
+            "E": task.experts, "N": task.inter, "K": task.hidden, "topk": task.topk, "M": task.m,
+            "config": row.candidate, "us": row.us, "incumbent_kept": row.incumbent_kept,
+            "incumbent": row.incumbent, "incumbent_us": row.incumbent_us,
+            "noise": row.noise, "err_ratio": row.err_ratio, "effort": row.effort,
+            "device": device.name, "arch": device.arch, "versions": device.versions,
+            "kernel_hash": device.kernel_hash, "gemmtune": env!("CARGO_PKG_VERSION"),
+        });
+        // Writing into memory cannot fail.
+        let _ = writeln!(text, "{line}");
+    }
+    text
+}
+
+#[cfg(test)]
+mod tests {
+    use super::super::super::sglang_triton::space::tests::h100;
+    use super::super::task::tests::QWEN;
+    use super::*;
+
+    const BLOCK: (u32, u32) = (128, 128);
+
+    fn row(block_m: u32, n: u32) -> Candidate {
+        json!({"BLOCK_SIZE_M": block_m, "BLOCK_SIZE_N": n, "BLOCK_SIZE_K": 128,
+            "GROUP_SIZE_M": 1, "num_warps": 4, "num_stages": 4})
+    }
+
+    struct Scene {
+        _keep: tempfile::TempDir,
+        folder: Utf8PathBuf,
+        device: Device,
+    }
+
+    /// A package whose newest Triton folder is not the running one.
+    fn scene() -> Scene {
+        let keep = tempfile::tempdir().unwrap();
+        let folder = Utf8PathBuf::try_from(keep.path().to_owned()).unwrap();
+        let package = folder.join("sglang");
+        let configs = package.join("srt/layers/moe/moe_runner/triton_utils/configs");
+        let mut device = h100(&[]);
+        device.shipped = package.to_string();
+        device
+            .versions
+            .insert("sglang".to_owned(), "0.5.16".to_owned());
+        device
+            .versions
+            .insert("triton".to_owned(), "3.6.0".to_owned());
+        let ours = name(&device, QWEN, BLOCK).to_string();
+        let other = Sizes {
+            experts: 64,
+            ..QWEN
+        };
+        let other = name(&device, other, BLOCK).to_string();
+        for (version, name, n) in [
+            ("3_2_0", &ours, 32),
+            ("3_5_1", &ours, 64),
+            ("3_6_0", &other, 256),
+        ] {
+            let folder = configs.join(format!("triton_{version}"));
+            fs_err::create_dir_all(&folder).unwrap();
+            let text = json!({"1": row(16, n), "64": row(64, n)}).to_string();
+            write_atomic(&folder.join(name), text.as_bytes()).unwrap();
+        }
+        Scene {
+            _keep: keep,
+            folder,
+            device,
+        }
+    }
+
+    #[test]
+    fn what_serves_today_is_what_the_release_would_take() {
+        let scene = scene();
+        let today = Today::of(&scene.device, None, QWEN, BLOCK);
+        assert_eq!(
+            today.pair(30)["up"],
+            row(16, 64),
+            "the newest other Triton's"
+        );
+        assert_eq!(today.pair(40)["up"], row(64, 64), "the nearest key's");
+        let older = Device {
+            versions: [("sglang", "0.5.9"), ("triton", "3.5.0")]
+                .map(|(name, version)| (name.to_owned(), version.to_owned()))
+                .into(),
+            ..scene.device.clone()
+        };
+        let today = Today::of(&older, None, QWEN, BLOCK);
+        assert_eq!(
+            today.pair(1)["up"],
+            row(16, 32),
+            "0.5.9 knows a list of versions"
+        );
+        let none = Sizes {
+            experts: 32,
+            ..QWEN
+        };
+        let today = Today::of(&scene.device, None, none, BLOCK);
+        assert_eq!(today.pair(1), pair(&row_default(), None));
+    }
+
+    fn row_default() -> Candidate {
+        json!({"BLOCK_SIZE_M": 64, "BLOCK_SIZE_N": 128, "BLOCK_SIZE_K": 128, "GROUP_SIZE_M": 32,
+            "num_warps": 4, "num_stages": 3})
+    }
+
+    #[test]
+    fn both_files_have_the_same_keys_and_the_complete_folder_all_that_was_there() {
+        let scene = scene();
+        let today = Today::of(&scene.device, None, QWEN, BLOCK);
+        let raced = vec![(4, pair(&row(16, 128), Some(&row(16, 256))))];
+        let table = Table::placed(&scene.device, QWEN, BLOCK, &raced, &today);
+        let out = scene.folder.join("out");
+        let package = Utf8Path::new(&scene.device.shipped);
+        let written = write_sglang(
+            &out,
+            &scene.device,
+            package,
+            std::slice::from_ref(&table),
+            b"",
+        )
+        .unwrap();
+        let read = |path: &Utf8Path| {
+            let text = fs_err::read_to_string(path).unwrap();
+            serde_json::from_str::<serde_json::Map<String, Value>>(&text).unwrap()
+        };
+        let (up, down) = (read(&written[0]), read(&written[1]));
+        assert!(
+            written[1]
+                .as_str()
+                .ends_with("block_shape=[128, 128]_down.json")
+        );
+        assert!(up.keys().eq(down.keys()), "{up:?}");
+        assert_eq!((&up["4"], &down["4"]), (&row(16, 128), &row(16, 256)));
+        // What was not raced is served as today, by both.
+        assert_eq!((&up["64"], &down["64"]), (&row(64, 64), &row(64, 64)));
+        let configs = out.join("moe-configs/configs");
+        let files = |version: &str| {
+            let mut names: Vec<_> = configs
+                .join(version)
+                .read_dir_utf8()
+                .unwrap()
+                .map(|entry| entry.unwrap().file_name().to_owned())
+                .collect();
+            names.sort();
+            names
+        };
+        assert_eq!(
+            (files("triton_3_2_0").len(), files("triton_3_5_1").len()),
+            (1, 1)
+        );
+        assert_eq!(
+            files("triton_3_6_0").len(),
+            3,
+            "the raced pair beside what was there"
+        );
+        // A server that reads the complete folder is served what was raced, and elsewhere what it was served before.
+        let carried = out.join("moe-configs");
+        let now = Today::of(&scene.device, Some(&carried), QWEN, BLOCK);
+        assert_eq!(now.pair(4), raced[0].1);
+        assert_eq!(now.pair(100)["up"], today.pair(100)["up"]);
+        let other = Sizes {
+            experts: 64,
+            ..QWEN
+        };
+        let before = Today::of(&scene.device, None, other, BLOCK);
+        assert_eq!(
+            Today::of(&scene.device, Some(&carried), other, BLOCK).pair(1),
+            before.pair(1)
+        );
+    }
+
+    #[test]
+    fn vllm_gets_its_own_spelling() {
+        let scene = scene();
+        let today = Today::default_of(&scene.device, QWEN, BLOCK);
+        let raced = vec![(4, pair(&row(16, 128), None))];
+        let table = Table::placed(&scene.device, QWEN, BLOCK, &raced, &today);
+        let written = write_vllm(&scene.folder, &[table], b"").unwrap();
+        assert_eq!(
+            written[0].file_name(),
+            Some(
+                "E=128,N=768,device_name=NVIDIA_H100_80GB_HBM3,dtype=fp8_w8a8,block_shape=[128,128].json"
+            )
+        );
+    }
+}
