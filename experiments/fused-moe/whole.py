@@ -75,10 +75,10 @@ def compared(worker, row):
         us[routing] = {name: middle(outcome) for name, outcome in zip(candidates, answer["outcomes"])}
     worker._routing = UNIFORM
     worker._kept.clear()
-    kept, worker._whole = worker._whole, None
+    kept, worker._runs_whole = worker._runs_whole, False
     answer = whole(worker.time(shape_of(row), list(candidates.values()), TIMING))
     us["gemms"] = {name: middle(outcome) for name, outcome in zip(candidates, answer["outcomes"])}
-    worker._whole = kept
+    worker._runs_whole = kept
     numbers = whole(worker.check(shape_of(row), list(candidates.values()), 1))["outcomes"]
     found = {"kind": "whole", **{name: row[name] for name in ("E", "N", "K", "topk", "M")}, "us": us}
     found["numbers"] = dict(zip(candidates, (one.get("result", one) for one in numbers)))
@@ -98,7 +98,7 @@ def relative_error(worker, row, candidate):
     """Frobenius norm of the difference over that of the float32 reference, run whatever the planner says."""
     task = Task.read(shape_of(row), worker._dtype)
     operands = worker._bench.operands(task.problem, UNIFORM, 7, routings=1)
-    launch = worker._whole.launch(operands, candidate)
+    launch = worker._operation().launch(operands, candidate)
     launch.run(0)
     wanted = operands.whole_reference()
     return float((launch.out.float() - wanted).norm() / wanted.norm())

@@ -10,6 +10,9 @@ from gpu_worker.serve import serve
 COMPILE_CHILD = "--compile-child"
 """How the worker starts its own compile children."""
 
+ATTEMPT_WHOLE = "--attempt-whole"
+"""How a fused-MoE worker has SGLang's operation tried (`gpu_worker.moe.whole`)."""
+
 OFFLINE = "offline"
 """Compiles for a device that is not here, and ends."""
 
@@ -24,6 +27,10 @@ def main(arguments):
         from gpu_worker.offline import main as compile_only
 
         return compile_only(arguments[1:])
+    if arguments[:1] == [ATTEMPT_WHOLE]:
+        from gpu_worker.moe.whole import attempt
+
+        return attempt(arguments[1:])
     parser = argparse.ArgumentParser(prog="gpu_worker", description="Time block-FP8 kernels on one GPU.")
     parser.add_argument("--device", type=int, default=0, help="index among the devices visible to this process")
     parser.add_argument(

@@ -143,8 +143,8 @@ pub fn run<P: Task>(
         shapes.partition(|shape| done(shape).is_some())
     };
     // The parts of what was done earlier are not needed again.
-    let parts = |shape: P| shape.parts().into_iter().chain([shape]);
-    let tasks: Vec<P> = left.into_iter().flat_map(parts).collect();
+    let parts = left.iter().flat_map(Task::parts);
+    let tasks: Vec<P> = parts.chain(left.iter().cloned()).collect();
     let all: Vec<P> = resumed.iter().chain(&tasks).cloned().collect();
     let mut points = Points::new(&all, backend.refine(request.effort));
     for task in &all {

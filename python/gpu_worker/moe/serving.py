@@ -4,6 +4,7 @@ operation with the rows of both."""
 import collections
 import os
 import sys
+import threading
 from dataclasses import dataclass
 
 from gpu_worker import PROTOCOL, numerics
@@ -14,7 +15,7 @@ from gpu_worker.moe.bench import MoeBench, Refused
 from gpu_worker.moe.lift import package_folder
 from gpu_worker.moe.problem import DOWN, UP, MoeProblem
 from gpu_worker.moe.routing import KINDS, UNIFORM
-from gpu_worker.moe.whole import Unavailable, Whole
+from gpu_worker.moe.whole import Attempt, Whole
 from gpu_worker.serve import DeviceLost, done, refused
 from gpu_worker.timing import Timed, measure
 
@@ -77,13 +78,20 @@ class MoeServing:
         self._routing = options.get("routing") or UNIFORM
         if self._routing not in KINDS:
             raise ValueError(f"unknown routing `{self._routing}`, not one of {', '.join(KINDS)}")
+        attempt = Attempt(index, package) if options.get("whole", True) else None
         self._bench = self._open(index, package, cache, options.get("prepare_slots"))
         import torch
 
         self._torch = torch
         self._package = package
         self._dtype = "float8_e4m3fnuz" if self._bench.facts["arch"].startswith("gfx94") else "float8_e4m3fn"
-        self._whole = self._whole_operation(options)
+        self._lock = threading.Lock()
+        self._imported, self._warm = None, False
+        why = attempt.reason() if attempt else "not asked for"
+        self._runs_whole = why is None
+        self._bench.versions[WHOLE] = "two GEMMs" if why else "fused_experts"
+        if why:
+            print(f"the two GEMMs stand for the operation, SGLang's fused_experts does not run: {why}", file=sys.stderr)
         waited = wait_until_idle(spinner(torch), PATIENCE_S)
         if waited > 1.0:
             print(f"waited {waited:.0f} s until nobody else computed on the device", file=sys.stderr)
@@ -94,23 +102,20 @@ class MoeServing:
     def _open(self, index, package, cache, slots):
         return MoeBench(index, package, cache, slots and int(slots))
 
-    def _whole_operation(self, options):
-        """SGLang's own operation, or None; which of the two is part of what results are of."""
-        why = "not asked for"
-        if options.get("whole", True):
-            try:
-                whole = Whole.of(self._torch, self._package, self._bench.function)
-                whole.warm_up(self._torch, self._bench.device, self._dtype)
-                self._bench.versions[WHOLE] = "fused_experts"
-                return whole
-            except Unavailable as error:
-                why = str(error)
-            except Exception as error:
-                reason, words = self._refusal(error)
-                why = f"{reason}: {words}"
-        print(f"the two GEMMs stand for the operation, SGLang's fused_experts does not run: {why}", file=sys.stderr)
-        self._bench.versions[WHOLE] = "two GEMMs"
-        return None
+    def _import(self):
+        """SGLang's operation, imported once; does nothing on the device, so any thread may ask."""
+        with self._lock:
+            if self._imported is None:
+                self._imported = Whole.of(self._torch, self._package, self._bench.function)
+            return self._imported
+
+    def _operation(self):
+        """SGLang's operation with what surrounds the GEMMs compiled."""
+        operation = self._import()
+        if not self._warm:
+            operation.warm_up(self._torch, self._bench.device, self._dtype)
+            self._warm = True
+        return operation
 
     def device(self):
         """The document of `hello`."""
@@ -120,7 +125,7 @@ class MoeServing:
             **self._bench.facts,
             "versions": self._bench.versions,
             "kernel_hash": f"sha256:{self._bench.kernel.digest}",
-            "capabilities": [WHOLE] if self._whole else [],
+            "capabilities": [WHOLE] if self._runs_whole else [],
             "prepare_slots": self._bench.slots,
             "candidates": [],
             # What a server of this environment reads its tables from.
@@ -135,6 +140,8 @@ class MoeServing:
         except Refused as error:
             reply(refused(error.reason, error.detail))
             return
+        if task.part == WHOLE and self._runs_whole:
+            self._import()
         _when_all(asked, reply)
 
     def time(self, shape, candidates, timing):
@@ -193,7 +200,7 @@ class MoeServing:
 
     def _compared(self, task, launch, operands):
         """What `numerics.found` says; of the two GEMMs where they stand for the operation, the worse."""
-        if task.part == WHOLE and self._whole is not None:
+        if task.part == WHOLE and self._runs_whole:
             return self._compare(operands.whole_reference(), launch, lambda: launch.out, WHOLE_TOLERANCE)
         found = []
         for gemm in (UP, DOWN) if task.part == WHOLE else (task.part,):
@@ -230,8 +237,8 @@ class MoeServing:
             launch = self._bench.launch(given, _lifted(unit))
         except Refused as error:
             return refused(error.reason, error.detail)
-        if task.part == WHOLE and self._whole is not None:
-            launch = self._whole.launch(given, candidate)
+        if task.part == WHOLE and self._runs_whole:
+            launch = self._operation().launch(given, candidate)
         return launch if fault in (None, "nan") else FaultyLaunch(launch, fault, self._torch)
 
     def _fault(self, unit):

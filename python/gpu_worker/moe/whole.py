@@ -1,13 +1,17 @@
 """The whole fused MoE through SGLang's own `fused_experts`: quantisation, sorting, both GEMMs, activation and sum.
 
 The two GEMMs are what a row changes; whether it is worth deploying is decided on the operation a server runs. For that
-SGLang is imported, which costs a worker half a minute once. Where it cannot be, `Unavailable` says why.
+SGLang is imported, which costs half a minute. Whether it can be is found out in a process of its own (`Attempt`), and the worker
+imports it only when the operation itself is raced: on an H200 a worker that had imported it took half a second for
+each candidate of a GEMM, instead of some milliseconds.
 """
 
 import contextlib
 import dataclasses
 import importlib
+import json
 import os
+import subprocess
 import sys
 
 from gpu_worker.moe.lift import KERNEL
@@ -23,8 +27,57 @@ LOOKUP = "try_get_optimal_moe_config"
 """One name and one signature from 0.5.6 to 0.5.23; `fused_moe` holds a copy of it."""
 
 
+ATTEMPT = "--attempt-whole"
+"""How the worker starts the process that tries the operation."""
+
+ATTEMPT_S = 400.0
+"""Longest the attempt may take: imports from a network file system, and what SGLang compiles at its first use."""
+
+
 class Unavailable(Exception):
     """SGLang's operation cannot be run here, with the reason."""
+
+
+class Attempt:
+    """The operation, tried in a process of its own. What it has compiled there is found by the worker later."""
+
+    def __init__(self, index, package):
+        entry = os.path.join(os.path.dirname(os.path.dirname(os.path.abspath(__file__))), "__main__.py")
+        self._process = subprocess.Popen(
+            [sys.executable, entry, ATTEMPT, str(index), package],
+            stdin=subprocess.DEVNULL,
+            stdout=subprocess.PIPE,
+            text=True,
+        )
+
+    def reason(self):
+        """Why the operation cannot be run here, or None where it can be."""
+        try:
+            said, _ = self._process.communicate(timeout=ATTEMPT_S)
+            return json.loads(said.strip().splitlines()[-1])["unavailable"]
+        except subprocess.TimeoutExpired:
+            self._process.kill()
+            return f"the attempt took longer than {ATTEMPT_S:.0f} s"
+        except (ValueError, KeyError, IndexError, TypeError):
+            return f"the attempt ended with status {self._process.wait()}"
+
+
+def attempt(arguments):
+    """The process of an `Attempt`: runs small operations and says on standard output how that went."""
+    index, package = int(arguments[0]), arguments[1]
+    why = None
+    try:
+        import torch
+
+        from gpu_worker.device import facts
+
+        torch.cuda.set_device(index)
+        dtype = "float8_e4m3fnuz" if facts(torch, index)["arch"].startswith("gfx94") else "float8_e4m3fn"
+        Whole.of(torch, package).warm_up(torch, torch.device("cuda", index), dtype)
+    except Exception as error:
+        why = " ".join(f"{type(error).__name__}: {error}".split())[:500]
+    print("\n" + json.dumps({"unavailable": why}), flush=True)
+    os._exit(0)
 
 
 class Whole:

@@ -169,8 +169,8 @@ impl Backend<MoeTask> for SglangMoe {
                 // Importing torch and SGLang from a network file system takes minutes.
                 hello: Duration::from_secs(600),
                 prepare: Duration::from_secs(300),
-                // The first whole operations may have Triton load and compile what surrounds the GEMMs.
-                floor: Duration::from_secs(30),
+                // The first whole operations may have Triton and torch load and compile what surrounds the GEMMs.
+                floor: Duration::from_secs(60),
                 slowest_flops: 1e10,
                 check_flops: 1e11,
             },

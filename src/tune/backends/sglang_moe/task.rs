@@ -223,8 +223,15 @@ impl Task for MoeTask {
 
     /// Operations, and weight bytes where reading them is what takes the time: 64 rows stand for the bytes of each
     /// expert that is hit, as for a dense GEMM.
+    ///
+    /// The whole operation costs next to nothing beside its parts, and comes last: a worker imports SGLang for it, and is
+    /// slower at everything after that.
     fn cost(&self) -> f64 {
-        self.products(self.pairs().max(64 * self.experts_hit()))
+        let cost = self.products(self.pairs().max(64 * self.experts_hit()));
+        match self.part {
+            Part::Whole => cost * 1e-9,
+            Part::Up | Part::Down => cost,
+        }
     }
 
     fn sizes(&self) -> Map<String, Value> {
