@@ -5,7 +5,7 @@ use std::process::Command;
 use camino::{Utf8Path, Utf8PathBuf};
 use gemmtune::shape::Op;
 use gemmtune::table::kernels::Library;
-use gemmtune::tree::coupling::{Coupling, TABLED};
+use gemmtune::tree::coupling::{self, Coupling};
 use gemmtune::tree::doctor::caps::Capabilities;
 use gemmtune::workload::env::variable;
 
@@ -46,8 +46,8 @@ fn told(repository: &str, revision: &str) -> String {
         }
     }
     let found = Capabilities::read(&root.join("aiter"));
-    let named: Vec<&str> = TABLED
-        .into_iter()
+    let named: Vec<&str> = coupling::tabled()
+        .map(|(op, _)| op)
         .filter(|op| found.coupling(*op, Library::Ck) == Coupling::ByName)
         .map(|op| {
             let tiles = found.coupling(op, Library::CkTile) == Coupling::ByName;

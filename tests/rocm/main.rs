@@ -191,7 +191,7 @@ fn the_kernels_that_ran_are_the_tables_by_their_names_and_times_on_the_device() 
     assert_eq!(module["by_name"], false, "{module}");
     let built = site.aiter("jit/module_gemm_a8w8_blockscale.so");
     assert_eq!(module["path"], built.as_str());
-    let digest = gemmtune::engine::digest(&fs_err::read(&built).unwrap());
+    let digest = gemmtune::store::digest::short(&fs_err::read(&built).unwrap());
     assert_eq!(module["digest"], digest.as_str());
 }
 
