@@ -419,3 +419,19 @@ fn a_name_is_judged_by_the_runtime_whose_folder_it_is_in() {
     );
     assert_eq!(unread("x/configs", ours), None);
 }
+
+#[test]
+fn the_files_that_aiter_ships_for_its_triton_gemm_are_sound_at_their_revision() {
+    let (document, code) = document(&["--revision", "H", "lookup/aiter-triton/configs"]);
+    assert_eq!((document["files"].as_u64(), code), (Some(4), 0));
+    assert_eq!(findings(&document, "error"), []);
+    assert_eq!(findings(&document, "warning"), []);
+    // v0.1.7 knows other names, so most of their keys are never asked for.
+    let (document, _) = self::document(&["--revision", "A", "lookup/aiter-triton/configs"]);
+    assert!(
+        findings(&document, "warning")
+            .iter()
+            .all(|(rule, _, _)| rule == "key-never-asked")
+    );
+    assert!(findings(&document, "warning").len() > 10);
+}

@@ -181,3 +181,74 @@ fn a_file_for_other_scale_blocks_is_said_to_miss_for_the_common_ones() {
     assert!(warnings(1152, 5120).contains("block_shape=[32, 32].json` is for other scale blocks"));
     assert_eq!(warnings(1536, 7168), "[]");
 }
+
+#[test]
+fn the_files_of_aiters_triton_gemm_are_looked_up_by_aiters_own_rules() {
+    let folder = tempfile::tempdir().unwrap();
+    let shapes = folder.path().join("shapes.csv");
+    fs_err::write(
+        &shapes,
+        "op,M,N,K,dtype,records\n\
+         gemm_a8w8_blockscale,3,2112,7168,,5\n\
+         gemm_a8w8_blockscale,100,2112,7168,,1\n\
+         gemm_a8w8_blockscale,3,512,7168,,2\n\
+         gemm_a8w8_bpreshuffle,3,512,7168,,2\n",
+    )
+    .unwrap();
+    let table = concat!(
+        env!("CARGO_MANIFEST_DIR"),
+        "/testdata/lookup/aiter-triton/configs"
+    );
+    let look = |more: &[&str]| {
+        let output = std::process::Command::new(env!("CARGO_BIN_EXE_gemmtune"))
+            .args(["lookup", "--json", "--table", table, "--shapes"])
+            .arg(&shapes)
+            .args(more)
+            .output()
+            .unwrap();
+        (
+            serde_json::from_slice::<serde_json::Value>(&output.stdout).unwrap_or_default(),
+            output,
+        )
+    };
+    let (_, undecided) = look(&[]);
+    assert_eq!(undecided.status.code(), Some(2));
+    let said = String::from_utf8_lossy(&undecided.stderr).into_owned();
+    assert!(said.contains("gfx942, gfx950"), "{said}");
+
+    let (found, _) = look(&["--gfx", "gfx942", "--cu", "304"]);
+    let rows = found["rows"].as_array().unwrap();
+    let order = [(3, 2112), (100, 2112), (3, 512)];
+    let of = |index: usize, name: &str| {
+        let (m, n) = order[index];
+        let row = rows.iter().find(|row| (row["M"] == m) && (row["N"] == n));
+        row.unwrap()[name].clone()
+    };
+    assert_eq!(rows.len(), 3, "{found}");
+    assert_eq!(found["other_operations"], 1);
+    assert_eq!(
+        (of(0, "result"), of(1, "result")),
+        ("hit".into(), "hit".into())
+    );
+    assert!(
+        of(0, "runs")
+            .as_str()
+            .unwrap()
+            .contains("`M_LEQ_4` of `gfx942-GEMM-A8W8_BLOCKSCALE-N=2112-K=7168.json`")
+    );
+    assert!(of(1, "runs").as_str().unwrap().contains("`M_LEQ_128`"));
+    // Without a file of its own a weight runs with the architecture's.
+    assert_eq!(of(2, "result"), "miss");
+    assert!(
+        of(2, "runs")
+            .as_str()
+            .unwrap()
+            .contains("`any` of `gfx942-GEMM-A8W8_BLOCKSCALE.json`")
+    );
+    assert_eq!(of(2, "config")["BLOCK_SIZE_M"], 128);
+
+    let (found, _) = look(&["--gfx", "gfx950", "--cu", "256"]);
+    let hits = found["rows"].as_array().unwrap().iter();
+    let hits: Vec<&serde_json::Value> = hits.filter(|row| row["result"] == "hit").collect();
+    assert_eq!((hits.len(), &hits[0]["N"]), (1, &512.into()), "{found}");
+}

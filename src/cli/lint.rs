@@ -21,7 +21,7 @@ const SHOWN: usize = 3;
 /// Arguments of `gemmtune lint`.
 #[derive(Debug, clap::Args)]
 pub struct LintArgs {
-    /// Tables, or folders of them: aiter's CSV files, JSON configurations of SGLang and vLLM; `-` is a CSV on standard input
+    /// Tables, or folders of them: aiter's CSV files, JSON configurations of SGLang, vLLM and aiter's Triton GEMM; `-` is a CSV on standard input
     #[arg(required_unless_present = "rules", value_name = "PATH")]
     paths: Vec<Utf8PathBuf>,
 

@@ -1,5 +1,6 @@
 //! `gemmtune lookup`: which row of a table the runtime takes for each shape.
 
+mod aiter_triton;
 pub(super) mod fused_moe;
 mod json;
 mod moe;
@@ -28,8 +29,8 @@ use moe::{MoeAnswer, MoeAnswers};
 /// Arguments of `gemmtune lookup`.
 #[derive(Debug, clap::Args)]
 pub struct LookupArgs {
-    /// A tuned CSV of aiter (of a GEMM or of its fused MoE), a JSON configuration of SGLang, or a folder of the latter; for
-    /// SGLang's fused MoE also the folder with `triton_X_Y_Z` in it, or the `sglang` package
+    /// A tuned CSV of aiter (of a GEMM or of its fused MoE), a JSON configuration of SGLang or of aiter's Triton GEMM, or a folder
+    /// of one of the latter; for SGLang's fused MoE also the folder with `triton_X_Y_Z` in it, or the `sglang` package
     #[arg(long, value_name = "TABLE")]
     table: Utf8PathBuf,
 
@@ -180,6 +181,7 @@ struct Answers {
 
 /// Looks the shapes up and writes what was found.
 pub fn run(args: &LookupArgs, printer: &Printer) -> Result<(), Error> {
+    let is_aiter_triton = aiter_triton::is_one(&args.table);
     let is_json = args.table.is_dir() || args.table.extension() == Some("json");
     let from = args.shapes.as_deref().unwrap_or(Utf8Path::new("--shape"));
     if let Some(output) = &args.output {
@@ -207,6 +209,7 @@ pub fn run(args: &LookupArgs, printer: &Printer) -> Result<(), Error> {
     }
     let default_op = match args.op {
         Some(op) => op,
+        None if is_aiter_triton => Op::Blockscale,
         None if is_json => Op::TritonBlockFp8,
         None => match (
             shapes::said_op(from.as_str(), &bytes).map_err(wrong)?,
@@ -228,7 +231,9 @@ pub fn run(args: &LookupArgs, printer: &Printer) -> Result<(), Error> {
         )
         .hint("`gemmtune shapes LOG -o S.csv` collects them from a server's log"));
     }
-    let mut answers = if is_json {
+    let mut answers = if is_aiter_triton {
+        aiter_triton::answers(args, &shapes)?
+    } else if is_json {
         json::in_json(args, &shapes)?
     } else {
         in_csv(args, &shapes)?

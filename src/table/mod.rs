@@ -5,6 +5,7 @@
 //! revision. It starts no process and touches no device; only `merge` and the commands write files.
 
 pub mod aiter;
+pub mod aiter_triton;
 pub mod devices;
 pub mod family;
 pub mod fmoe;

@@ -3,6 +3,7 @@
 //! A rule is an entry of [`rules::ALL`] and a small function in one of the sibling modules; a finding
 //! is a rule, a place and one sentence. This room reads files; it writes none.
 
+mod aiter_triton;
 mod csv_columns;
 mod csv_keys;
 mod csv_rows;
@@ -143,22 +144,28 @@ impl Report {
 
     /// Checks a JSON configuration's bytes; the last part of `name` is the file name that is judged.
     pub fn check_json(&mut self, name: &str, bytes: &[u8]) {
-        self.check_config(name, bytes, None);
+        self.check_config(name, bytes, None, None);
     }
 
-    /// The same for a release of SGLang; gives a fused-MoE table back, for the rules about several.
+    /// The same for a release of SGLang, or a revision of aiter where the file is aiter's (without one it has to do for every
+    /// aiter of today); gives a fused-MoE table back, for the rules about several.
     fn check_config(
         &mut self,
         name: &str,
         bytes: &[u8],
         release: Option<Release>,
+        revision: Option<Revision>,
     ) -> Option<moe::MoeFile> {
         self.files += 1;
         let mut sink = Sink {
             file: name,
-            revisions: &[],
+            revisions: revisions(revision.as_ref()),
             findings: &mut self.findings,
         };
+        if is_aiter_triton(name) {
+            self.rows += aiter_triton::check(bytes, &mut sink);
+            return None;
+        }
         if moe::is_name(name.rsplit('/').next().unwrap_or(name)) {
             let (rows, file) = moe::check(name, bytes, release, &mut sink);
             self.rows += rows;
@@ -253,6 +260,12 @@ pub(in crate::table) fn judge(
         unfit && finding.rule != rules::ERR_RATIO_HIGH.id
     });
     findings
+}
+
+/// Whether a path names a file of aiter's Triton GEMM.
+fn is_aiter_triton(path: &str) -> bool {
+    let name = path.rsplit('/').next().unwrap_or(path);
+    name.parse::<super::aiter_triton::FileName>().is_ok()
 }
 
 fn revisions(given: Option<&Revision>) -> &[Revision] {

@@ -6,11 +6,13 @@ use std::fmt::Write as _;
 
 use super::{Finding, Severity};
 
+mod aiter_triton;
 mod csv;
 mod fmoe;
 mod json;
 mod moe;
 
+pub use aiter_triton::*;
 pub use csv::*;
 pub use fmoe::*;
 pub use json::*;
@@ -122,7 +124,7 @@ fn severity_word(severity: Severity) -> &'static str {
 }
 
 /// Every rule, in the order of the reference page.
-pub const ALL: [&Rule; 63] = [
+pub const ALL: [&Rule; 66] = [
     &FILE_UNREADABLE,
     &LINE_UNREADABLE,
     &CELL_NOT_A_NUMBER,
@@ -186,4 +188,7 @@ pub const ALL: [&Rule; 63] = [
     &DOWN_OF_OTHER_TRITON,
     &TRITON_FOLDER_UNREAD,
     &UP_ROW_TMA,
+    &KEYS_INCOMPLETE,
+    &KEY_NEVER_ASKED,
+    &TILE_NOT_SCALE_BLOCK,
 ];

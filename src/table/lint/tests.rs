@@ -18,7 +18,9 @@ fn together(report: &mut Report, files: &[(&str, &str)], release: Option<&str>) 
     let release = release.map(|release| release.parse().unwrap());
     let files: Vec<_> = files
         .iter()
-        .filter_map(|(path, text)| Report::default().check_config(path, text.as_bytes(), release))
+        .filter_map(|(path, text)| {
+            Report::default().check_config(path, text.as_bytes(), release, None)
+        })
         .collect();
     moe::together(&files, &mut report.findings);
 }

@@ -177,7 +177,12 @@ fn check(
         "json" => {
             let bytes = file::read(path).map_err(read)?;
             if named || looks_like_config(path, &bytes) {
-                moe_files.extend(report.check_config(path.as_str(), &bytes, release(path)));
+                moe_files.extend(report.check_config(
+                    path.as_str(),
+                    &bytes,
+                    release(path),
+                    revision(path),
+                ));
             }
             Ok(())
         }
@@ -200,6 +205,9 @@ fn looks_like_csv_table(path: &Utf8Path, bytes: &[u8]) -> bool {
 
 fn looks_like_config(path: &Utf8Path, bytes: &[u8]) -> bool {
     let name = path.file_name().unwrap_or("");
+    if super::is_aiter_triton(name) {
+        return true;
+    }
     let first = name.split(['=', ',', '.']).next().unwrap_or("");
     if name.contains('=') {
         // Other kernels' files name other things first: `world=`, `provider=`, `lora_shrink,`.

@@ -1,0 +1,336 @@
+//! aiter's Triton GEMM for block FP8: its JSON files, one for an architecture and one more for each (N, K), and the look-up in
+//! them by M. They lie in `aiter/ops/triton/configs/gemm` of a tree; e4048607 also looks for files without the architecture in
+//! their names in `<gfx>/triton/gemm/gemm_a8w8_blockscale`, where it has none for this GEMM, and those are not read here.
+//!
+//! SGLang calls this kernel on AMD by default from 0.5.6, and it is the only one whose files decide without a switch. The rules
+//! are those of aiter (MIT): `_get_config` of `_triton_kernels/gemm_a8w8_blockscale.py` at v0.1.7, `get_gemm_config` of
+//! `ops/triton/utils/gemm_config_utils.py` since.
+
+use std::collections::BTreeMap;
+use std::fmt;
+use std::str::FromStr;
+
+use serde_json::{Map, Value};
+
+use super::revision::Revision;
+
+/// Bounds of `M_LEQ_x` and `M_GEQ_x` that are looked for, smallest first; 1 is one of them since e4048607 only.
+const BOUNDS: [u32; 13] = [1, 4, 8, 16, 32, 64, 128, 256, 512, 1024, 2048, 4096, 8192];
+
+/// What each configuration has in every file that aiter ships (744 of them at e4048607). The kernel has no default for any.
+const REQUIRED: [&str; 7] = [
+    "BLOCK_SIZE_M",
+    "BLOCK_SIZE_N",
+    "BLOCK_SIZE_K",
+    "GROUP_SIZE_M",
+    "num_warps",
+    "num_stages",
+    "NUM_KSPLIT",
+];
+
+/// Scale blocks along K: the kernel asserts that its own tile is one.
+const GROUP_K: u64 = 128;
+
+/// The name of a file: `gfx942-GEMM-A8W8_BLOCKSCALE-N=2112-K=7168.json`.
+#[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord)]
+pub struct FileName {
+    /// Architecture.
+    pub gfx: String,
+    /// For weights that are shuffled when they are loaded: another kernel.
+    pub preshuffled: bool,
+    /// N and K of the weight; none in the file for every other weight.
+    pub weight: Option<(u32, u32)>,
+}
+
+/// The text is no name of such a file.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, thiserror::Error)]
+#[error("read the name as gfx…-GEMM-A8W8_BLOCKSCALE[_PRESHUFFLED][-N=…-K=…].json")]
+pub struct OtherName;
+
+impl FileName {
+    /// The file that serves every weight without one of its own.
+    pub fn default_of(&self) -> Self {
+        Self {
+            weight: None,
+            ..self.clone()
+        }
+    }
+}
+
+impl fmt::Display for FileName {
+    fn fmt(&self, formatter: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let shuffled = if self.preshuffled { "_PRESHUFFLED" } else { "" };
+        write!(formatter, "{}-GEMM-A8W8_BLOCKSCALE{shuffled}", self.gfx)?;
+        if let Some((n, k)) = self.weight {
+            write!(formatter, "-N={n}-K={k}")?;
+        }
+        formatter.write_str(".json")
+    }
+}
+
+impl FromStr for FileName {
+    type Err = OtherName;
+
+    fn from_str(text: &str) -> Result<Self, OtherName> {
+        let stem = text.strip_suffix(".json").ok_or(OtherName)?;
+        let (gfx, rest) = stem.split_once("-GEMM-A8W8_BLOCKSCALE").ok_or(OtherName)?;
+        let is_gfx = gfx.strip_prefix("gfx").is_some_and(|number| {
+            !number.is_empty() && number.chars().all(|c| c.is_ascii_alphanumeric())
+        });
+        let (preshuffled, rest) = match rest.strip_prefix("_PRESHUFFLED") {
+            Some(rest) => (true, rest),
+            None => (false, rest),
+        };
+        let weight = match rest.strip_prefix("-N=") {
+            None if rest.is_empty() => None,
+            None => return Err(OtherName),
+            Some(sides) => {
+                let (n, k) = sides.split_once("-K=").ok_or(OtherName)?;
+                let side = |text: &str| text.parse().ok().filter(|side| *side > 0).ok_or(OtherName);
+                Some((side(n)?, side(k)?))
+            }
+        };
+        let name = Self {
+            gfx: gfx.to_owned(),
+            preshuffled,
+            weight,
+        };
+        // A number with a sign or zeros in front names no file that is looked for.
+        (is_gfx && name.to_string() == text)
+            .then_some(name)
+            .ok_or(OtherName)
+    }
+}
+
+/// How a revision of aiter picks a configuration by M.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Rules {
+    /// By names of sizes (`small`, `medium_M64`, `xlarge`): v0.1.7.
+    Names,
+    /// The first `M_LEQ_x` that holds, x from the given bound, then the last `M_GEQ_x`, then `any`: v0.1.9 on.
+    Bounds {
+        /// The smallest x that is looked for.
+        from: u32,
+    },
+}
+
+impl From<Revision> for Rules {
+    fn from(revision: Revision) -> Self {
+        match revision {
+            Revision::A => Self::Names,
+            Revision::B | Revision::P => Self::Bounds { from: 4 },
+            _ => Self::Bounds { from: 1 },
+        }
+    }
+}
+
+impl Rules {
+    /// The keys that are tried for `m`, in this order.
+    pub fn keys(self, m: u32) -> Vec<String> {
+        let mut keys = match self {
+            Self::Names => names(m),
+            Self::Bounds { from } => {
+                let bounds = BOUNDS.into_iter().filter(|bound| *bound >= from);
+                let at_most = bounds.clone().filter(|bound| m <= *bound);
+                let at_least = bounds.rev().filter(|bound| m >= *bound);
+                at_most
+                    .map(|bound| format!("M_LEQ_{bound}"))
+                    .chain(at_least.map(|bound| format!("M_GEQ_{bound}")))
+                    .collect()
+            }
+        };
+        keys.push("any".to_owned());
+        keys
+    }
+
+    /// Whether a key is looked for at some M.
+    pub fn knows(self, key: &str) -> bool {
+        let bound = |prefix: &str| key.strip_prefix(prefix)?.parse::<u32>().ok();
+        key == "any"
+            || match self {
+                Self::Names => {
+                    let sizes = [
+                        1, 32, 64, 128, 256, 512, 1024, 2048, 4096, 8192, 16384, 32768,
+                    ];
+                    sizes
+                        .iter()
+                        .any(|&m| names(m).iter().any(|name| name == key))
+                }
+                Self::Bounds { from } => bound("M_LEQ_")
+                    .or_else(|| bound("M_GEQ_"))
+                    .is_some_and(|bound| bound >= from && BOUNDS.contains(&bound)),
+            }
+    }
+}
+
+/// The names of v0.1.7 for `m`, before `any`. A size that a file lacks goes to `any` at once: the branches are exclusive.
+fn names(m: u32) -> Vec<String> {
+    let rounded = m.next_power_of_two();
+    // `small` is asked first; where a file lacks it, the branch for up to 128 rows is entered, which knows 32 to 128.
+    let mut names = Vec::new();
+    if m < 32 {
+        names.push("small".to_owned());
+    }
+    match m {
+        0..=128 if rounded >= 32 => names.push(format!("medium_M{rounded}")),
+        0..=128 => {}
+        129..=256 => names.extend([
+            "large".to_owned(),
+            format!("xlarge_M{rounded}"),
+            "xlarge".to_owned(),
+        ]),
+        _ => names.extend([format!("xlarge_M{rounded}"), "xlarge".to_owned()]),
+    }
+    names
+}
+
+/// A file's configurations by key.
+#[derive(Clone, Debug, PartialEq)]
+pub struct Configs(BTreeMap<String, Map<String, Value>>);
+
+/// A file that aiter could not use.
+#[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
+pub enum ConfigsError {
+    /// Not JSON.
+    #[error("read it as JSON: {0}")]
+    Json(String),
+    /// Not an object of objects.
+    #[error("find a configuration behind each key: `{0}` holds none")]
+    NoConfiguration(String),
+}
+
+impl Configs {
+    /// Reads a file.
+    pub fn read(bytes: &[u8]) -> Result<Self, ConfigsError> {
+        let whole: Value =
+            serde_json::from_slice(bytes).map_err(|error| ConfigsError::Json(error.to_string()))?;
+        let Value::Object(whole) = whole else {
+            return Err(ConfigsError::NoConfiguration("the file".to_owned()));
+        };
+        let mut configs = BTreeMap::new();
+        for (key, value) in whole {
+            match value {
+                Value::Object(config) => {
+                    configs.insert(key, config);
+                }
+                _ => return Err(ConfigsError::NoConfiguration(key)),
+            }
+        }
+        Ok(Self(configs))
+    }
+
+    /// How many configurations the file has.
+    pub fn len(&self) -> usize {
+        self.0.len()
+    }
+
+    /// Whether it has none.
+    pub fn is_empty(&self) -> bool {
+        self.0.is_empty()
+    }
+
+    /// The configuration that serves `m`, with its key; none where aiter raises.
+    pub fn find(&self, rules: Rules, m: u32) -> Option<(&str, &Map<String, Value>)> {
+        rules.keys(m).into_iter().find_map(|key| {
+            let (key, config) = self.0.get_key_value(&key)?;
+            Some((key.as_str(), config))
+        })
+    }
+
+    /// What is wrong with the file, worst first.
+    pub fn faults(&self, rules: Rules) -> Vec<Fault> {
+        let mut faults = Vec::new();
+        if let Some(m) = (0..15)
+            .map(|power| 1 << power)
+            .find(|&m| self.find(rules, m).is_none())
+        {
+            faults.push(Fault::Raises { m });
+        }
+        for (key, config) in &self.0 {
+            let missing: Vec<&'static str> = REQUIRED
+                .into_iter()
+                .filter(|name| !config.contains_key(*name))
+                .collect();
+            if !missing.is_empty() {
+                faults.push(Fault::Incomplete {
+                    key: key.clone(),
+                    missing,
+                });
+            }
+            match config.get("BLOCK_SIZE_K").and_then(Value::as_u64) {
+                Some(GROUP_K) | None => {}
+                Some(block_k) => faults.push(Fault::Asserts {
+                    key: key.clone(),
+                    block_k,
+                }),
+            }
+            if !rules.knows(key) {
+                faults.push(Fault::NeverFound { key: key.clone() });
+            }
+        }
+        faults.sort();
+        faults
+    }
+}
+
+/// Something wrong with a file.
+#[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord)]
+pub enum Fault {
+    /// No key holds for an M.
+    Raises {
+        /// The smallest such power of two.
+        m: u32,
+    },
+    /// A tile along K that is no scale block.
+    Asserts {
+        /// The key.
+        key: String,
+        /// The tile.
+        block_k: u64,
+    },
+    /// Names that the kernel needs are not there.
+    Incomplete {
+        /// The key.
+        key: String,
+        /// The names.
+        missing: Vec<&'static str>,
+    },
+    /// A key that the look-up never asks for.
+    NeverFound {
+        /// The key.
+        key: String,
+    },
+}
+
+impl Fault {
+    /// Whether a server that meets it stops.
+    pub fn is_fatal(&self) -> bool {
+        !matches!(self, Self::NeverFound { .. })
+    }
+}
+
+impl fmt::Display for Fault {
+    fn fmt(&self, formatter: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            Self::Raises { m } => write!(
+                formatter,
+                "no key holds for M = {m} and there is no `any`: aiter raises KeyError"
+            ),
+            Self::Asserts { key, block_k } => write!(
+                formatter,
+                "`{key}` has BLOCK_SIZE_K = {block_k}; the kernel asserts that it is the scale block, {GROUP_K}"
+            ),
+            Self::Incomplete { key, missing } => {
+                write!(formatter, "`{key}` lacks {}", missing.join(", "))
+            }
+            Self::NeverFound { key } => write!(
+                formatter,
+                "`{key}` is never looked for: its bound is none that aiter tries"
+            ),
+        }
+    }
+}
+
+#[cfg(test)]
+#[path = "aiter_triton_tests.rs"]
+mod tests;

@@ -1,0 +1,97 @@
+use super::*;
+
+const VECTORS: &str = include_str!("../../testdata/lookup/aiter-triton/vectors.csv");
+const FILES: &str = include_str!("../../testdata/lookup/aiter-triton/files.json");
+
+fn configs(keys: &[String]) -> Configs {
+    let whole: Map<String, Value> = keys
+        .iter()
+        .map(|key| (key.clone(), serde_json::json!({})))
+        .collect();
+    Configs::read(&serde_json::to_vec(&whole).unwrap()).unwrap()
+}
+
+#[test]
+fn the_key_is_the_one_that_aiters_own_code_takes_at_every_revision() {
+    let files: BTreeMap<String, Vec<String>> = serde_json::from_str(FILES).unwrap();
+    let mut checked = 0;
+    for line in VECTORS.lines().skip(1) {
+        let cells: Vec<&str> = line.split(',').collect();
+        let revision: Revision = cells[0].parse().unwrap();
+        let keys = files.get(&format!("{},{}", cells[1], cells[2]));
+        let file = configs(keys.unwrap_or(&files["default"]));
+        let m = cells[3].parse().unwrap();
+        let found = file.find(revision.into(), m).map_or("", |(key, _)| key);
+        assert_eq!(found, cells[4], "{line}");
+        checked += 1;
+    }
+    assert_eq!(checked, 896);
+}
+
+#[test]
+fn a_name_is_read_back_as_written_and_others_are_none() {
+    for text in [
+        "gfx942-GEMM-A8W8_BLOCKSCALE.json",
+        "gfx950-GEMM-A8W8_BLOCKSCALE-N=512-K=7168.json",
+        "gfx950-GEMM-A8W8_BLOCKSCALE_PRESHUFFLED-N=1536-K=4096.json",
+    ] {
+        let name: FileName = text.parse().unwrap();
+        assert_eq!(name.to_string(), text);
+        assert_eq!(name.default_of().weight, None);
+    }
+    for text in [
+        "gfx950-FUSED-GEMM-A8W8_BLOCKSCALE-A16W16.json",
+        "gfx942-GEMM-A8W8_BLOCKSCALE-N=0512-K=7168.json",
+        "gfx942-GEMM-A8W8_BLOCKSCALE-N=512.json",
+        "gfx942-GEMM-A8W8_BLOCKSCALE-N=512-K=7168",
+        "GEMM-A8W8_BLOCKSCALE.json",
+    ] {
+        assert_eq!(text.parse::<FileName>(), Err(OtherName), "{text}");
+    }
+}
+
+fn file(text: &str) -> Configs {
+    Configs::read(text.as_bytes()).unwrap()
+}
+
+const WHOLE: &str = r#"{"BLOCK_SIZE_M": 16, "BLOCK_SIZE_N": 64, "BLOCK_SIZE_K": 128, "GROUP_SIZE_M": 1, "num_warps": 4,
+    "num_stages": 2, "NUM_KSPLIT": 1}"#;
+
+#[test]
+fn a_sound_file_has_no_fault() {
+    let text = format!(r#"{{"M_LEQ_8": {WHOLE}, "any": {WHOLE}}}"#);
+    assert_eq!(file(&text).faults(Rules::from(Revision::H)), []);
+}
+
+#[test]
+fn what_stops_a_server_is_told_before_what_is_only_useless() {
+    let small_tile = WHOLE.replace("\"BLOCK_SIZE_K\": 128", "\"BLOCK_SIZE_K\": 64");
+    let incomplete = WHOLE.replace("\"num_warps\": 4,", "");
+    let text = format!(
+        r#"{{"M_LEQ_1": {WHOLE}, "M_LEQ_8": {small_tile}, "M_LEQ_16": {incomplete}, "M_LEQ_24": {WHOLE}}}"#
+    );
+    let faults = file(&text).faults(Rules::from(Revision::P));
+    let words: Vec<String> = faults.iter().map(ToString::to_string).collect();
+    assert!(words[0].contains("M = 32"), "{words:?}");
+    assert!(words[1].contains("BLOCK_SIZE_K = 64"), "{words:?}");
+    assert!(words[2].contains("`M_LEQ_16` lacks num_warps"), "{words:?}");
+    assert!(words[3].contains("`M_LEQ_1` is never"), "{words:?}");
+    assert!(words[4].contains("`M_LEQ_24` is never"), "{words:?}");
+    let fatal: Vec<bool> = faults.iter().map(Fault::is_fatal).collect();
+    assert_eq!(fatal, [true, true, true, false, false]);
+    assert!(
+        !file(&text)
+            .faults(Rules::from(Revision::H))
+            .contains(&Fault::NeverFound {
+                key: "M_LEQ_1".to_owned()
+            }),
+        "e4048607 looks for 1"
+    );
+}
+
+#[test]
+fn what_is_no_file_of_configurations_is_refused() {
+    for text in ["[]", "{\"any\": 3}", "{"] {
+        assert!(Configs::read(text.as_bytes()).is_err(), "{text}");
+    }
+}
