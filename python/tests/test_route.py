@@ -113,6 +113,32 @@ class Routes(unittest.TestCase):
             [{"kernel": "w8a8_block_fp8_matmul_deepgemm", "target": "gemmtune:stream", "M": 4, "N": 4096, "K": 4096}],
         )
 
+    def test_a_gemm_that_no_row_names_is_counted_as_what_it_was(self):
+        routed = self.router()
+        self.call(routed, 33)
+        self.assertTrue(self.recorder.counted[0]["target"].endswith(":original"), self.recorder.counted)
+
+    def test_a_row_of_the_triton_kernel_is_what_the_kernel_looks_up(self):
+        asked = []
+
+        def gemm(A, B, As, Bs, block_size, output_dtype):
+            rows = module.get_w8a8_block_fp8_configs(*B.shape, *block_size)
+            asked.append(rows)
+            return types.SimpleNamespace(by="triton")
+
+        module = types.SimpleNamespace(
+            __name__="sglang.fp8_kernel",
+            w8a8_block_fp8_matmul_triton=gemm,
+            get_w8a8_block_fp8_configs=lambda N, K, block_n, block_k: {64: "shipped"},
+        )
+        rows = [{"N": 512, "K": 512, "min_M": 1, "max_M": 99, "family": "triton", "setting": {"num_warps": 8}}]
+        router = route.Router(self.torch, rows, self.recorder, self.families, route.TritonRows(module))
+        routed = router.instead_of("w8a8_block_fp8_matmul_deepgemm", original)
+        self.assertEqual(self.call(routed, 40, n=512, k=512), "triton")
+        self.assertEqual(self.recorder.counted[0]["target"], "gemmtune:triton")
+        gemm(Tensor(40, 512), Tensor(512, 512), None, None, [128, 128], "bf16")
+        self.assertEqual(asked, [{1: {"num_warps": 8}}, {64: "shipped"}])
+
     def test_operands_that_a_family_does_not_take_go_the_old_way_and_are_named(self):
         routed = self.router()
         wrong = ({"dtype": "f16"}, {"block": (64, 128)}, {"scales": "int32"})

@@ -72,6 +72,8 @@
 //! {"dispatch":"aiter_w8a8_block_fp8_linear (sglang.srt.layers.quantization.fp8_utils)","count":1}
 //! ```
 //!
+//! **Kernel records** count by `M`, `N`, `K` what computed a GEMM that may be routed: `kernel` is the function hooked, `target` what ran.
+//!
 //! A reader ignores objects with none of the keys above (a newer writer) but refuses a hello of a higher `version`.
 //!
 //! # Calls
@@ -173,6 +175,19 @@ pub enum Record {
         /// What served it.
         served: MoeServed,
     },
+    /// What computed a GEMM that may be routed.
+    Kernel {
+        /// Rows of the activation.
+        m: u32,
+        /// Output features.
+        n: u32,
+        /// Input features.
+        k: u32,
+        /// `gemmtune:FAMILY`, or the module and name of the function that ran.
+        target: String,
+        /// Python-level calls since the last record of the same key.
+        count: u64,
+    },
     /// An object of a newer writer.
     Unknown,
 }
@@ -261,6 +276,8 @@ struct Line {
     module: Option<String>,
     file: Option<String>,
     served: Option<ServedLine>,
+    kernel: Option<String>,
+    target: Option<String>,
     fused_moe: Option<String>,
     served_moe: Option<MoeServedLine>,
     #[serde(rename = "E")]
@@ -365,6 +382,20 @@ pub fn parse(line: &[u8]) -> Result<Record, RecordError> {
                 injected: served.source == "injected",
                 config: served.config,
             },
+        });
+    }
+    if let (Some(_), Some(target)) = (line.kernel, line.target) {
+        let [m, n, k] = [("M", line.m), ("N", line.n), ("K", line.k)]
+            .map(|(name, size)| size.ok_or_else(|| missing(name)));
+        let (m, n, k) = (m?, n?, k?);
+        plausible::m(m).map_err(RecordError::Impossible)?;
+        plausible::nk(n, k).map_err(RecordError::Impossible)?;
+        return Ok(Record::Kernel {
+            m,
+            n,
+            k,
+            target,
+            count,
         });
     }
     let Some(op) = line.op else {
@@ -498,6 +529,16 @@ mod tests {
             Ok(Record::Dispatch {
                 identity: "f (m)".to_owned(),
                 count: 1
+            })
+        );
+        assert_eq!(
+            parse(br#"{"kernel":"f","target":"gemmtune:stream","M":1,"N":512,"K":256,"count":4}"#),
+            Ok(Record::Kernel {
+                m: 1,
+                n: 512,
+                k: 256,
+                target: "gemmtune:stream".to_owned(),
+                count: 4
             })
         );
         assert_eq!(parse(br#"{"future":1}"#), Ok(Record::Unknown));

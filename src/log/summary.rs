@@ -81,6 +81,8 @@ pub struct LogSummary {
     /// What served the GEMMs of SGLang's Triton kernel, by (N, K, M). Where processes differ, whatever was not
     /// put in place by the overlay: it is the one to know of.
     pub triton_served: BTreeMap<(u32, u32, u32), TritonServed>,
+    /// What computed the GEMMs that may be routed, by (N, K, M), with the Python-level calls of each.
+    pub kernels: BTreeMap<(u32, u32, u32), BTreeMap<String, u64>>,
     /// Look-ups by what was looked for, of logs that were read to their end.
     served: NumberMap<Key, Served>,
     /// Those of the log that is being read.
@@ -356,6 +358,18 @@ impl LogSummary {
                 self.left_out = self.left_out.saturating_add(left_out);
             }
             Record::MoeServed { problem, m, served } => self.moe.add_served((problem, m), served),
+            Record::Kernel {
+                m,
+                n,
+                k,
+                target,
+                count,
+            } => {
+                let room = self.kernels.len() < SHAPES_MAX;
+                if room || self.kernels.contains_key(&(n, k, m)) {
+                    add_one(self.kernels.entry((n, k, m)).or_default(), target, count);
+                }
+            }
             Record::Unknown => {}
         }
     }

@@ -17,7 +17,16 @@ LOGGER = logging.getLogger("sglang.srt.layers.quantization.fp8")
 
 AITER_LEAF = "aiter_w8a8_block_fp8_linear"
 DISPATCHER = "dispatch_w8a8_block_fp8_linear"
-TRITON_GEMM = "w8a8_block_fp8_matmul_triton"
+#: SGLang's own block-FP8 GEMMs below its linears, for quantised operands (0.5.5 to 0.5.23), and what a log calls each.
+GEMMS = {
+    "w8a8_block_fp8_matmul_triton": "SGLang Triton FP8 block GEMM path",
+    "w8a8_block_fp8_matmul_deepgemm": "SGLang DeepGEMM FP8 block GEMM path",
+}
+BLOCK_GEMM = "w8a8_block_fp8_matmul"
+#: What the linears for block FP8 have in their names. Those that end in one of GEMMS or in aiter are counted there; every
+#: other one (FlashInfer, CUTLASS) hands its operands to a library, so it is counted itself.
+LINEARS = "w8a8_block_fp8_linear"
+COUNTED_BELOW = ("triton_", "deepgemm_", "aiter_", "dispatch_", "_")
 CHANNEL_GEMM = "gemm_a8w8_bpreshuffle"
 #: SGLang's linears for one scale per token and per output channel (0.5.5 to 0.5.23). Both end in aiter's GEMM, the first one
 #: only for some inputs: where it takes torch's instead, no table of aiter's serves.
@@ -53,7 +62,37 @@ def patch_fp8_utils(module, settings, recorder):
             kernel = getattr(module, name, None)
             if callable(kernel):
                 setattr(module, name, _observed(kernel, _kernel_counter(name, kernel, recorder), recorder))
+    if settings.dump_shapes:
+        _patch_linears(module, settings, recorder)
     _patch_channel(module, Observer(settings, recorder, CHANNEL_GEMM, "aiter FP8 per-channel GEMM path"), recorder)
+
+
+#: Whether this thread is inside a linear that has been counted: it may fall back to a GEMM that is hooked as well.
+_counted = threading.local()
+
+
+def _patch_linears(module, settings, recorder):
+    """Hooks the block-FP8 linears of `module` below which no GEMM is hooked."""
+    for name, linear in list(vars(module).items()):
+        if LINEARS in name and callable(linear) and not name.startswith(COUNTED_BELOW):
+            observer = Observer(settings, recorder, BLOCK_GEMM, f"SGLang FP8 block GEMM path ({name})")
+            setattr(module, name, _unless_compiling(linear, _counted_linear(linear, observer)))
+
+
+def _counted_linear(linear, observer):
+    @functools.wraps(linear)
+    def counted(input, weight, block_size, *args, **kwargs):
+        try:
+            observer.shape(input, weight, block_size)
+        except Exception as error:
+            observer.failed(linear.__name__, error)
+        before, _counted.now = getattr(_counted, "now", False), True
+        try:
+            return linear(input, weight, block_size, *args, **kwargs)
+        finally:
+            _counted.now = before
+
+    return counted
 
 
 def _patch_channel(module, observer, recorder):
@@ -98,16 +137,22 @@ def _patch_channel(module, observer, recorder):
 
 
 def patch_fp8_kernel(module, settings, recorder):
-    """Hooks SGLang's own Triton GEMM, where this module defines it."""
-    gemm = getattr(module, TRITON_GEMM, None)
-    if gemm is None or not settings.dump_shapes:
+    """Hooks SGLang's own block-FP8 GEMMs, where this module defines them."""
+    if not settings.dump_shapes:
         return
-    observer = Observer(settings, recorder, "w8a8_block_fp8_matmul", "SGLang Triton FP8 block GEMM path")
+    for name, path in GEMMS.items():
+        gemm = getattr(module, name, None)
+        if gemm is not None:
+            observer = Observer(settings, recorder, BLOCK_GEMM, path)
+            setattr(module, name, _observed(gemm, _gemm_counter(observer), recorder))
 
-    def observe_gemm(A, B, As=None, Bs=None, block_size=None, *_, **__):
-        observer.shape(A, B, block_size)
 
-    setattr(module, TRITON_GEMM, _observed(gemm, observe_gemm, recorder))
+def _gemm_counter(observer):
+    def count(A, B, As=None, Bs=None, block_size=None, *_, **__):
+        if not getattr(_counted, "now", False):
+            observer.shape(A, B, block_size)
+
+    return count
 
 
 class Observer:

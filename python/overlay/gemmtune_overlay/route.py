@@ -7,7 +7,9 @@ The functions below SGLang's block-FP8 linears take quantised operands, (A, B, A
 releases from 0.5.5 to 0.5.23: one that calls DeepGEMM and one that launches the Triton kernel. Each is replaced by one that
 looks its GEMM up and has the family compute it; a GEMM that no row names, and one whose operands do not lie as the family
 takes them, goes the way it went before. The families are the GPU worker's (`gpu_worker.families`, beside this package): what
-serves is what was raced.
+serves is what was raced. The family `triton` is the module's own Triton kernel, its setting a row of a table.
+
+Every GEMM is counted with what computed it: `gemmtune:FAMILY`, or the function that was there before.
 
 A kernel is loaded at its first call. During the capture of a graph nothing may be loaded, so a GEMM whose first call that is
 goes the old way and is recorded; SGLang runs each batch size twice before it captures it.
@@ -17,11 +19,13 @@ import functools
 import json
 import os
 import sys
+import threading
 import types
 
 FORMAT = 1
 FUNCTIONS = ("w8a8_block_fp8_matmul_deepgemm", "w8a8_block_fp8_matmul_triton")
 BLOCK = (128, 128)
+TRITON, LOOKUP = "w8a8_block_fp8_matmul_triton", "get_w8a8_block_fp8_configs"
 
 #: Families that would copy scales of A that lie by rows, which was not in the time they were raced with.
 BY_COLUMNS = ("cublaslt",)
@@ -31,7 +35,8 @@ def patch(module, path, recorder):
     """Replaces those of FUNCTIONS that `module` defines."""
     rows = _read(path)
     torch = sys.modules["torch"]
-    router = Router(torch, rows, recorder)
+    triton = TritonRows(module) if hasattr(module, TRITON) and hasattr(module, LOOKUP) else None
+    router = Router(torch, rows, recorder, triton=triton)
     for name in FUNCTIONS:
         original = getattr(module, name, None)
         if original is not None:
@@ -47,14 +52,42 @@ def _read(path):
     return document["rows"]
 
 
+class TritonRows:
+    """The module's Triton kernel with a configuration that is given, instead of the one that it looks up."""
+
+    def __init__(self, module):
+        self._gemm = getattr(module, TRITON)
+        self._now = threading.local()
+        lookup = getattr(module, LOOKUP)
+
+        @functools.wraps(lookup)
+        def given_or_found(N, K, block_n, block_k):
+            given = getattr(self._now, "given", None)
+            return {1: given} if given is not None else lookup(N, K, block_n, block_k)
+
+        for name in ("cache_clear", "cache_info"):
+            if hasattr(lookup, name):
+                setattr(given_or_found, name, getattr(lookup, name))
+        setattr(module, LOOKUP, given_or_found)
+
+    def compute(self, configuration, A, B, As, Bs, block_size, dtype):
+        """The product; what the kernel looks up meanwhile is `configuration`, whatever M is."""
+        self._now.given = configuration
+        try:
+            return self._gemm(A, B, As, Bs, block_size, output_dtype=dtype)
+        finally:
+            self._now.given = None
+
+
 class Router:
     """Which family computes a GEMM, and the families that have been opened."""
 
-    def __init__(self, torch, rows, recorder, families=None):
+    def __init__(self, torch, rows, recorder, families=None, triton=None):
         self._torch = torch
         self._rows = rows
         self._recorder = recorder
         self._families = families
+        self._triton = triton
         self._chosen = {}
         self._loaded = set()
 
@@ -73,10 +106,11 @@ class Router:
                         if out is not None:
                             self._count(name, f"gemmtune:{row['family']}", A, B)
                             return out
-                        self._count(name, counted, A, B)
+                    self._count(name, counted, A, B)
                 except Exception as error:
                     self._recorder.error(name, error)
                     self._chosen[(A.numel() // A.shape[-1], *B.shape)] = None  # not tried again
+                    self._count(name, counted, A, B)
             return original(A, B, As, Bs, block_size, *args, **kwargs)
 
         return routed
@@ -99,9 +133,15 @@ class Router:
         if wrong is not None:
             self._recorder.once({"switch": {"do": "route to families", "ok": False, "detail": f"{wrong}: {row}"}})
             return None
-        key = (row["family"], json.dumps(row["setting"]), -(-A.shape[0] // 8))
+        key = (id(row), A.shape[0])
         if key not in self._loaded and torch.cuda.is_current_stream_capturing():
             return None
+        if row["family"] == "triton":
+            if self._triton is None:
+                raise LookupError(f"there is no {TRITON} here")
+            out = self._triton.compute(row["setting"], A, B, As, Bs, list(block_size), dtype)
+            self._loaded.add(key)
+            return out
         family = self._open(row["family"])
         from gpu_worker.plan import Problem
 
@@ -119,7 +159,8 @@ class Router:
 
             torch = self._torch
             root = os.environ.get("XDG_CACHE_HOME") or os.path.expanduser("~/.cache")
-            cache = os.path.join(root, "gemmtune", "families")
+            # The worker's own folder (`gpu_worker/bench.py`): what the race compiled is found there.
+            cache = os.path.join(root, "gemmtune", "sglang-triton", "families")
             self._families = Families(torch, facts(torch, torch.cuda.current_device()), cache)
         return self._families.open(name)
 
