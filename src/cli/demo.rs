@@ -100,6 +100,7 @@ pub fn run(args: &DemoArgs, printer: &Printer) -> Result<ExitCode, Error> {
             gfx: None,
             cu_num: None,
             op: None,
+            table: None,
             switch: crate::workload::config::Switch::default(),
         },
         compare: Compare {

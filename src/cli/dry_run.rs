@@ -85,6 +85,7 @@ fn show(config: &Config, seen: Option<&Seen>, printer: &Printer) -> Result<ExitC
     // Baseline, capture and verify serve once each.
     let starts = 3 + config.compare.pairs * 2;
     let seconds = seen.map(|seen| seen.seconds * f64::from(starts));
+    let notes = notes(config);
     if printer.is_json() {
         printer.json(&serde_json::json!({
             "server": server,
@@ -96,6 +97,7 @@ fn show(config: &Config, seen: Option<&Seen>, printer: &Printer) -> Result<ExitC
             "seconds_per_start": seen.map(|seen| seen.seconds),
             "seconds_without_tuning": seconds,
             "contradictions": contradictions(config),
+            "notes": notes,
         }))?;
     } else {
         let budget = config.budget.tune;
@@ -118,14 +120,26 @@ fn show(config: &Config, seen: Option<&Seen>, printer: &Printer) -> Result<ExitC
              stages        {}\n\
              server starts {starts}: baseline, capture, verify and {} interleaved pairs\n\
              how long      {how_long}\n\
-             nothing was run",
+             {}nothing was run",
             config.ready_url(),
             Stage::ALL.map(Stage::name).join(", "),
             config.compare.pairs,
+            notes
+                .iter()
+                .map(|note| format!("note          {note}\n"))
+                .collect::<String>(),
         ));
     }
     refuse_contradictions(config)?;
     Ok(ExitCode::SUCCESS)
+}
+
+/// What is worth knowing before a server is started.
+fn notes(config: &Config) -> Vec<String> {
+    let taken = config.backend.table.as_ref();
+    let taken = taken.map(|table| format!("nothing would be tuned: {table} is judged as it is"));
+    let unread = super::init::gpu().and_then(|gpu| config.unread_tables(&gpu));
+    taken.into_iter().chain(unread).collect()
 }
 
 /// The newest run of this workload that has served it as it is, and how long that took.

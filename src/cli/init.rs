@@ -7,6 +7,7 @@ use camino::{Utf8Path, Utf8PathBuf};
 use serde_json::json;
 
 use crate::proc::{Keeper, Spawn};
+use crate::store::file::entries;
 use crate::workload::config::{Config, FILE_NAME};
 use crate::workload::container;
 use crate::workload::draft::{Draft, Made};
@@ -148,6 +149,7 @@ fn made(args: &InitArgs, printer: &Printer) -> Result<Outcome, Error> {
         surroundings: &surroundings,
         find: &find,
         machine: machine(),
+        gpu: gpu(),
     };
     match (&args.script, args.pid) {
         (Some(path), _) => from_script(path, &made),
@@ -403,9 +405,26 @@ fn machine() -> Option<(&'static str, &'static str)> {
         return Some(("aiter", "this machine has AMD GPUs (/dev/kfd)"));
     }
     Utf8Path::new("/dev/nvidiactl").exists().then_some((
-        "sglang-triton",
-        "this machine has NVIDIA GPUs (/dev/nvidiactl)",
+        "sglang-families",
+        "this machine has NVIDIA GPUs (/dev/nvidiactl), and the server chooses its kernel itself: on Hopper DeepGEMM, which reads no table",
     ))
+}
+
+/// The first NVIDIA GPU of this machine, by the name that its driver gives it.
+pub(super) fn gpu() -> Option<String> {
+    let files = entries(Utf8Path::new("/proc/driver/nvidia/gpus")).ok()?;
+    let text = files
+        .first()
+        .and_then(|gpu| fs_err::read_to_string(gpu.path().join("information")).ok())?;
+    model(&text)
+}
+
+/// The model that the driver's file on a GPU names.
+fn model(information: &str) -> Option<String> {
+    let line = information
+        .lines()
+        .find_map(|line| line.strip_prefix("Model:"))?;
+    Some(line.trim().to_owned()).filter(|name| !name.is_empty())
 }
 
 /// The first executable file of that name on the path.
@@ -419,4 +438,16 @@ pub(super) fn find(program: &str, path: &str) -> Option<Utf8PathBuf> {
         fs_err::metadata(file)
             .is_ok_and(|data| data.is_file() && data.permissions().mode() & 0o111 != 0)
     })
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn the_drivers_file_names_the_gpu() {
+        let text = "Model: \t\t NVIDIA H200\nIRQ:   \t\t 20\n";
+        assert_eq!(model(text).as_deref(), Some("NVIDIA H200"));
+        assert_eq!(model("IRQ: 20\n"), None);
+    }
 }

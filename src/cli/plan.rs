@@ -28,6 +28,7 @@ use crate::table::lookup::Rules;
 use crate::table::moe::problem::{self, CountedProblem};
 use crate::table::moe::release::Release as SglangRelease;
 use crate::table::revision::Revision;
+use crate::table::serves;
 use crate::table::sglang_json::{Config, FileName};
 use crate::table::shapes::{self, CountedShape, ShapesError};
 use place::Place;
@@ -216,6 +217,9 @@ pub fn run(args: &PlanArgs, printer: &Printer) -> Result<(), Error> {
         })
         .map_err(refused)?;
         plan.notes.extend(place.note.clone());
+        if op == Op::TritonBlockFp8 {
+            plan.notes.extend(serves::unread(&place.device.name));
+        }
         budget_s = budget_s.map(|left| left - plan.gpu_seconds);
         plans.push(plan);
     }

@@ -35,6 +35,9 @@ pub struct RunArgs {
     /// Wall time for the tune stage of a new run, for example 30m
     #[arg(long)]
     budget: Option<crate::workload::duration::Span>,
+    /// A table or route from elsewhere: it is deployed and judged as it is, and nothing is tuned
+    #[arg(long, value_name = "TABLE")]
+    table: Option<Utf8PathBuf>,
     /// Begin a new run although the latest one is not finished
     #[arg(long)]
     new: bool,
@@ -51,6 +54,13 @@ pub fn run(args: &RunArgs, printer: &Printer) -> Result<ExitCode, Error> {
         None => FILE_NAME.into(),
     };
     if path.is_dir() {
+        if args.table.is_some() {
+            return Err(Error::new(
+                ErrorKind::Usage,
+                "a run goes on with the table it was begun with",
+            )
+            .hint("`gemmtune run --new --table TABLE` begins another"));
+        }
         let run = open(&path)?;
         keep_secrets(&run, printer);
         return if args.dry_run {
@@ -60,7 +70,7 @@ pub fn run(args: &RunArgs, printer: &Printer) -> Result<ExitCode, Error> {
             go_on(run, args.until, printer)
         };
     }
-    let config = read_config(&path, args.budget)?;
+    let config = read_config(&path, args)?;
     printer.keep(Secrets::of(&config, env::all()));
     let runs = folder_of(&path).join(RUNS);
     if args.dry_run {
@@ -217,10 +227,7 @@ pub(super) fn open(path: &Utf8Path) -> Result<RunDir, Error> {
     })
 }
 
-fn read_config(
-    path: &Utf8Path,
-    budget: Option<crate::workload::duration::Span>,
-) -> Result<Config, Error> {
+fn read_config(path: &Utf8Path, args: &RunArgs) -> Result<Config, Error> {
     let text = file::read_text(path).map_err(|error| {
         let is_gone = error.kind() == std::io::ErrorKind::NotFound;
         let failure = Error::to(ErrorKind::Usage, "read the configuration", error);
@@ -231,13 +238,24 @@ fn read_config(
         }
     })?;
     let mut config = Config::parse(&text).map_err(|error| incomplete(path, &text, error))?;
-    if let Some(budget) = budget {
+    if let Some(budget) = args.budget {
         config.budget.tune = budget;
     }
     let folder = folder_of(path)
         .canonicalize_utf8()
         .map_err(|error| Error::to(ErrorKind::Usage, "find the configuration's folder", error))?;
     config.resolve(&folder);
+    if let Some(table) = &args.table {
+        // What is said on the command line is relative to where it is said.
+        let table = table.canonicalize_utf8().map_err(|error| {
+            Error::to(
+                ErrorKind::Usage,
+                &format!("find the table `{table}`"),
+                error,
+            )
+        })?;
+        config.backend.table = Some(table);
+    }
     Ok(config)
 }
 

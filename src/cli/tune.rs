@@ -219,6 +219,7 @@ pub fn run(args: &TuneArgs, printer: &Printer) -> Result<(), Error> {
         BackendArg::SglangTriton => Box::new(sglang_triton(args)),
         BackendArg::SglangFamilies => Box::new(Families {
             triton: sglang_triton(args),
+            ..Families::default()
         }),
         BackendArg::SglangMoe => {
             let backend = args.moe.backend(args.block, args.table.as_deref(), engine);

@@ -6,7 +6,7 @@
 use std::collections::BTreeMap;
 use std::sync::Arc;
 
-use camino::Utf8Path;
+use camino::{Utf8Path, Utf8PathBuf};
 
 use crate::log::summary::LogSummary;
 use crate::plan::cost::Cost;
@@ -127,6 +127,15 @@ pub trait Kernels: Send + Sync {
         order: &TuneOrder<'_>,
         observer: &mut dyn FnMut(&TuneEvent),
     ) -> Result<Tuned, Error>;
+
+    /// Copies a table from elsewhere into `folder`, in files as a tuning would have left them; refuses what cannot be
+    /// deployed here.
+    fn take(
+        &self,
+        inspection: &Inspection,
+        table: &Utf8Path,
+        folder: &Utf8Path,
+    ) -> Result<Vec<Utf8PathBuf>, Error>;
 
     /// Puts what was tuned in place, in files and variables of its own.
     fn deploy(

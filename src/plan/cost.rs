@@ -91,6 +91,18 @@ impl Cost {
         }
     }
 
+    /// gemmtune's race of kernel families.
+    pub fn family_race() -> Self {
+        Self {
+            tuner: "gemmtune race".into(),
+            candidates: 64.0,
+            setup_s: 0.03,
+            shape_s: 1.0,
+            source: "eight races in 24.7 s on one H200 (docs/evidence/kernel-contest-h200); candidates: the quick field; rungs and slowdown: assumed".into(),
+            ..Self::triton_race()
+        }
+    }
+
     /// The reference engine's kernels on the CPU: nothing is compiled.
     pub fn reference() -> Self {
         Self {

@@ -2,18 +2,24 @@
 //! kernels. Each fills the engine's ports ([`crate::engine::ports`]).
 
 mod aiter;
+mod raced;
 mod reference;
+mod sglang_families;
 mod sglang_triton;
 mod site;
 
 use std::collections::BTreeSet;
 use std::sync::Arc;
 
+use camino::{Utf8Path, Utf8PathBuf};
+
 use crate::engine::ports::Backend;
 use crate::log::summary::LogSummary;
-use crate::proc::Keeper;
+use crate::problem::Op;
+use crate::proc::{Keeper, quoted};
 use crate::run::documents::Engagement;
 use crate::run::error::{Error, ErrorKind};
+use crate::store::file::write_atomic;
 use crate::store::journal::JournalError;
 use crate::store::lock::LockError;
 use crate::table::aiter::Table;
@@ -60,6 +66,29 @@ fn engagement_of(resolver: &Resolver<'_>, table: &Table, log_summary: &LogSummar
     engagement
 }
 
+/// Takes a CSV table of aiter's from elsewhere.
+fn take_csv(op: Op, table: &Utf8Path, folder: &Utf8Path) -> Result<Vec<Utf8PathBuf>, Error> {
+    let bytes = crate::store::file::read(table).map_err(|error| Error::file(&error))?;
+    let read = Table::read(table.as_str(), &bytes, Some(op)).map_err(|error| {
+        Error::caused(ErrorKind::Usage, &error).hint(format!(
+            "`gemmtune lint {}` says more about it",
+            quoted(table)
+        ))
+    })?;
+    if read.op != op {
+        return Err(Error::new(
+            ErrorKind::Usage,
+            format!(
+                "`{table}` is a table of {}, and the server runs {op}",
+                read.op
+            ),
+        ));
+    }
+    let copy = folder.join("table.csv");
+    write_atomic(&copy, &bytes).map_err(|error| Error::file(&error))?;
+    Ok(vec![copy])
+}
+
 /// Taking away what is gone already is no trouble: an undo can be repeated.
 fn gone(removed: std::io::Result<()>) -> Result<(), Error> {
     match removed {
@@ -83,6 +112,13 @@ pub fn of(config: &config::Config, keeper: &Keeper) -> Result<Backend, Error> {
             Backend {
                 server: site.clone(),
                 kernels: Arc::new(sglang_triton::SglangTriton::new(site)),
+            }
+        }
+        BackendKind::SglangFamilies => {
+            let site = Arc::new(site::Site::new(config, keeper)?);
+            Backend {
+                server: site.clone(),
+                kernels: Arc::new(sglang_families::SglangFamilies::new(site)),
             }
         }
         BackendKind::Aiter => {

@@ -7,7 +7,7 @@ use camino::{Utf8Path, Utf8PathBuf};
 use serde::Deserialize;
 use serde_json::json;
 
-use super::{gone, tune_error};
+use super::{gone, take_csv, tune_error};
 use crate::engine::ports::{Kernels, PlanTerms, Server, TuneOrder};
 use crate::log::summary::LogSummary;
 use crate::plan::cost::Cost;
@@ -213,6 +213,15 @@ impl Kernels for Reference {
         crate::tune::run(&request, observer, order.interrupt)
             .map(Tuned::from)
             .map_err(|error| tune_error(&error))
+    }
+
+    fn take(
+        &self,
+        inspection: &Inspection,
+        table: &Utf8Path,
+        folder: &Utf8Path,
+    ) -> Result<Vec<Utf8PathBuf>, Error> {
+        take_csv(inspection.op, table, folder)
     }
 
     fn deploy(

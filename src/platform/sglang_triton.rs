@@ -10,14 +10,13 @@ use serde::Deserialize;
 use serde_json::json;
 
 use super::site::Site;
-use super::{gone, tune_error};
+use super::{gone, raced, tune_error};
 use crate::engine::ports::{Deployed, Kernels, PlanTerms, TuneOrder};
 use crate::log::summary::LogSummary;
 use crate::overlay::OverlayOptions;
 use crate::plan::cost::Cost;
 use crate::plan::fold::Fold;
 use crate::probe::found::{LayoutCheck, Probed};
-use crate::proc::Interrupt;
 use crate::proc::run as command;
 use crate::run::documents::{Deployment, Engagement, Inspection, Tuned};
 use crate::run::error::{Error, ErrorKind};
@@ -28,12 +27,11 @@ use crate::store::run_dir::RunDir;
 use crate::table::revision::Revision;
 use crate::table::roofline::Device as Rates;
 use crate::table::sglang_json::{self, FileName};
+use crate::tune::TuneEvent;
+use crate::tune::backends::sglang_triton::SglangTriton as Candidates;
 use crate::tune::backends::sglang_triton::files::read_rows;
 use crate::tune::backends::sglang_triton::keys::{Rows, nearest};
-use crate::tune::backends::sglang_triton::{SglangTriton as Candidates, worker_files};
 use crate::tune::protocol::Device;
-use crate::tune::worker::WorkerCommand;
-use crate::tune::{Effort, TuneEvent, TuneRequest};
 use crate::workload::env::Environment;
 
 /// Compares the GEMM with a reference, in a process of its own.
@@ -62,53 +60,13 @@ impl SglangTriton {
     pub(super) fn new(site: Arc<Site>) -> Self {
         Self { site }
     }
-
-    fn worker(&self, folder: &Utf8Path) -> Result<WorkerCommand, Error> {
-        let worker = worker_files::write(folder).map_err(|error| Error::file(&error))?;
-        Ok(WorkerCommand {
-            argv: vec![self.site.python.to_string(), worker.to_string()],
-            launcher: Vec::new(),
-            env: self.site.environment().clone(),
-        })
-    }
-
-    fn request<'a>(
-        &self,
-        backend: &'a Candidates,
-        shapes: Vec<Shape>,
-        folder: Utf8PathBuf,
-        budget: Option<Duration>,
-    ) -> Result<TuneRequest<'a>, Error> {
-        fs_err::create_dir_all(&folder).map_err(|error| Error::file(&error))?;
-        Ok(TuneRequest {
-            backend,
-            shapes,
-            command: self.worker(&folder)?,
-            folder,
-            keeper: self.site.keeper.clone(),
-            workers: None,
-            budget,
-            effort: Effort::Quick,
-        })
-    }
-
-    /// The first device, as the worker that will time kernels on it sees it.
-    fn device(&self) -> Result<Device, Error> {
-        let scratch = tempfile::tempdir().map_err(|error| Error::file(&error))?;
-        let folder = Utf8PathBuf::try_from(scratch.path().to_owned())
-            .map_err(|error| Error::caused(ErrorKind::Environment, &error))?;
-        let backend = Candidates::default();
-        let request = self.request(&backend, Vec::new(), folder, None)?;
-        crate::tune::pool::look_at_device(&request, &Interrupt::new())
-            .map_err(|error| tune_error(&error))
-    }
 }
 
 impl Kernels for SglangTriton {
     fn inspect(&self) -> Result<Inspection, Error> {
         let answer = self.site.look()?;
         let package = self.site.sglang(&answer)?;
-        let device = self.device()?;
+        let device = raced::device(&self.site, &Candidates::default())?;
         let mut identity = BTreeMap::from([
             ("device".to_owned(), device.name.clone()),
             ("arch".to_owned(), device.arch.clone()),
@@ -117,10 +75,6 @@ impl Kernels for SglangTriton {
         ]);
         identity.extend(device.versions.clone());
         let shipped = shipped(&device)?;
-        let mut remarks = Vec::from_iter(self.site.slow_starts());
-        if device.visible > 1 {
-            remarks.push(format!("{} devices are visible", device.visible));
-        }
         Ok(Inspection {
             identity,
             op: Op::TritonBlockFp8,
@@ -134,7 +88,7 @@ impl Kernels for SglangTriton {
             ),
             linear: None,
             table: (!shipped.is_empty()).then(|| Utf8PathBuf::from(&device.shipped)),
-            remarks,
+            remarks: self.site.remarks(&device),
         })
     }
 
@@ -156,7 +110,8 @@ impl Kernels for SglangTriton {
                 ErrorKind::Environment,
                 format!("the block-FP8 layers are served by {identity}, not by SGLang's Triton kernel"),
             )
-            .hint("add `--fp8-gemm-backend triton` to the server command"),
+            .hint("`backend.kind = \"sglang-families\"` tunes a route below DeepGEMM's linear, which reads no table")
+            .hint("or add `--fp8-gemm-backend triton` to the server command, where Triton is what has to serve"),
             None => Error::new(
                 ErrorKind::NoShapes,
                 "the instrumented server never said which implementation serves its block-FP8 layers",
@@ -203,10 +158,60 @@ impl Kernels for SglangTriton {
     ) -> Result<Tuned, Error> {
         let backend = Candidates::default();
         let shapes = order.shapes.to_vec();
-        let request = self.request(&backend, shapes, order.run.tune(), Some(order.budget))?;
+        let request = raced::request(
+            &self.site,
+            &backend,
+            shapes,
+            order.run.tune(),
+            Some(order.budget),
+        )?;
         crate::tune::run(&request, observer, order.interrupt)
             .map(Tuned::from)
             .map_err(|error| tune_error(&error))
+    }
+
+    fn take(
+        &self,
+        inspection: &Inspection,
+        table: &Utf8Path,
+        folder: &Utf8Path,
+    ) -> Result<Vec<Utf8PathBuf>, Error> {
+        let device = inspection.identity.get("device");
+        let device = device.map_or("", String::as_str);
+        let candidates = if table.is_dir() {
+            let files = entries(table).map_err(|error| Error::file(&error))?;
+            files
+                .into_iter()
+                .map(camino::Utf8DirEntry::into_path)
+                .collect()
+        } else {
+            vec![table.to_owned()]
+        };
+        let mut taken = Vec::new();
+        for file in candidates {
+            let name = file.file_name().unwrap_or_default();
+            let is_ours = |read: FileName| name == ours(device, read.n, read.k);
+            if !name.parse().is_ok_and(is_ours) {
+                continue;
+            }
+            let bytes = fs_err::read(&file).map_err(|error| Error::file(&error))?;
+            sglang_json::Config::read(file.as_str(), &bytes)
+                .map_err(|error| Error::caused(ErrorKind::Usage, &error))?;
+            let copy = folder.join(name);
+            write_atomic(&copy, &bytes).map_err(|error| Error::file(&error))?;
+            taken.push(copy);
+        }
+        if taken.is_empty() {
+            return Err(Error::new(
+                ErrorKind::Usage,
+                format!("`{table}` holds no table that SGLang would look for on this device"),
+            )
+            .hint(format!(
+                "they have names such as `{}`",
+                ours(device, 4096, 7168)
+            )));
+        }
+        Ok(taken)
     }
 
     fn deploy(
@@ -385,7 +390,7 @@ fn shipped(device: &Device) -> Result<Vec<(FileName, sglang_json::Config)>, Erro
 
 /// The tables for the device of this name in `folder`; files the runtime could not load are passed over, as
 /// nothing is served from them.
-fn tables_in(
+pub(super) fn tables_in(
     folder: &Utf8Path,
     device: &str,
 ) -> Result<Vec<(FileName, sglang_json::Config)>, Error> {

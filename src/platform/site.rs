@@ -13,6 +13,7 @@ use crate::store::run_dir::RunDir;
 use crate::tree::locate::{self, Answer, Entry, Question};
 use crate::tree::package::Package;
 use crate::tree::version;
+use crate::tune::protocol::Device;
 use crate::workload::config::{Config, Launch};
 use crate::workload::env;
 use crate::workload::env::Environment;
@@ -32,6 +33,7 @@ pub(super) struct Site {
     env: Environment,
     sglang_root: Option<Utf8PathBuf>,
     tp: u32,
+    config: Config,
 }
 
 impl Site {
@@ -60,6 +62,7 @@ impl Site {
             env,
             sglang_root: config.backend.sglang_root.clone(),
             tp: config.workload.tp,
+            config: config.clone(),
         })
     }
 
@@ -124,6 +127,14 @@ impl Site {
                 "PYTHONDONTWRITEBYTECODE is set: modules that were never compiled are compiled again at every server start"
                     .to_owned()
             })
+    }
+
+    /// What a reader of the result has to know of the device and of what its server runs, in words.
+    pub(super) fn remarks(&self, device: &Device) -> Vec<String> {
+        let several =
+            (device.visible > 1).then(|| format!("{} devices are visible", device.visible));
+        let unread = self.config.unread_tables(&device.name);
+        Vec::from_iter(self.slow_starts().into_iter().chain(several).chain(unread))
     }
 
     /// The server's environment on top of our own.

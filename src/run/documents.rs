@@ -9,7 +9,7 @@ use camino::Utf8PathBuf;
 use serde::Serialize;
 use serde::de::DeserializeOwned;
 
-pub use serving::{Captured, Engagement, Inspection, Verified};
+pub use serving::{Asked, Captured, Engagement, Inspection, Verified};
 pub use tuning::{Deployment, Tuned};
 
 use super::stage::Stage;

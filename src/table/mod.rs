@@ -19,5 +19,6 @@ pub mod outcome;
 pub mod reason;
 pub mod revision;
 pub mod roofline;
+pub mod serves;
 pub mod sglang_json;
 pub mod shapes;

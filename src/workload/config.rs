@@ -40,6 +40,7 @@
 //! This module reads no file and starts nothing: the caller hands in the text and gets a checked
 //! [`Config`]. Unknown names are errors, so a misspelt one is never silently ignored.
 
+mod backend_flag;
 mod check;
 mod contradiction;
 mod missing;
@@ -205,6 +206,10 @@ pub struct Backend {
     /// Operation to tune; found by the capture stage when absent.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub op: Option<Op>,
+    /// A table or route from elsewhere, to be judged: it is deployed as it is, and nothing is tuned (`run --table`).
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    #[cfg_attr(test, schemars(with = "Option<String>"))]
+    pub table: Option<Utf8PathBuf>,
     /// Which GEMMs the tuned arm sends to aiter's tuned operation, where they run Triton today.
     #[serde(default)]
     pub switch: Switch,
@@ -233,6 +238,9 @@ pub enum BackendKind {
     Reference,
     /// SGLang's own Triton block-FP8 kernel (CUDA, and ROCm without aiter).
     SglangTriton,
+    /// Whatever serves SGLang's block-FP8 linears on CUDA today (DeepGEMM on Hopper), against a route between every kernel
+    /// family that the server's interpreter has and gemmtune's own.
+    SglangFamilies,
     /// aiter's CK kernels under SGLang on ROCm.
     Aiter,
 }
@@ -324,9 +332,13 @@ impl Config {
         if let Some(script) = &mut server.script {
             *script = folder.join(&*script);
         }
-        for root in [&mut self.backend.sglang_root, &mut self.backend.aiter_root]
-            .into_iter()
-            .flatten()
+        for root in [
+            &mut self.backend.sglang_root,
+            &mut self.backend.aiter_root,
+            &mut self.backend.table,
+        ]
+        .into_iter()
+        .flatten()
         {
             *root = folder.join(&*root);
         }

@@ -6,7 +6,9 @@ mod first_hour;
 mod interrupts;
 mod loops;
 mod rest;
+mod route;
 #[path = "../schema/mod.rs"]
 mod schema;
 mod sglang_triton;
 mod support;
+mod table;

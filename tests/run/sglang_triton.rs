@@ -57,7 +57,16 @@ impl Scene {
         }
     }
 
-    fn run(&self, arguments: &[&str], env: &[(&str, &str)]) -> Output {
+    /// Changes the configuration.
+    pub(crate) fn change(&self, change: impl Fn(&str) -> String) {
+        let path = self.folder.join("gemmtune.toml");
+        let before = fs_err::read_to_string(&path).unwrap();
+        let after = change(&before);
+        assert_ne!(before, after, "the change found its place");
+        fs_err::write(&path, after).unwrap();
+    }
+
+    pub(crate) fn run(&self, arguments: &[&str], env: &[(&str, &str)]) -> Output {
         Command::new(env!("CARGO_BIN_EXE_gemmtune"))
             .args(arguments)
             .current_dir(&self.folder)
@@ -79,7 +88,7 @@ impl Scene {
         path.to_owned()
     }
 
-    fn latest(&self) -> Utf8PathBuf {
+    pub(crate) fn latest(&self) -> Utf8PathBuf {
         self.folder.join("runs/latest").canonicalize_utf8().unwrap()
     }
 }

@@ -3,13 +3,14 @@
 use super::{Done, foresee};
 use crate::engine::{Engine, in_place, read_document, read_json, write_document};
 use crate::proc::quoted;
-use crate::run::documents::{Deployment, Tuned};
+use crate::run::documents::{Deployment, Inspection, Tuned};
 use crate::run::error::{Error, ErrorKind};
 use crate::run::stage::Stage;
 use crate::shape::Shape;
 use crate::store::journal::JournalError;
 use crate::store::ledger::{Ledger, LedgerError, Operation};
 use crate::store::run_dir::RunDir;
+use crate::table::shapes;
 
 pub(super) fn deploy(engine: &mut Engine<'_>) -> Result<Done, Error> {
     let inspection = super::inspection(&engine.run)?;
@@ -24,6 +25,23 @@ pub(super) fn deploy(engine: &mut Engine<'_>) -> Result<Done, Error> {
     in_place::record(&engine.run)?;
     for note in &deployment.notes {
         engine.remark(note.clone());
+    }
+    if tuned.taken_from.is_some() {
+        let (served, seen) = served_of_captured(engine, &inspection, &deployment)?;
+        if served.is_empty() {
+            engine.backend.kernels.undo(&engine.run, &deployment)?;
+            return Err(Error::new(
+                ErrorKind::NotBetter,
+                format!("the table serves none of the {seen} shapes that the workload runs"),
+            )
+            .hint("`gemmtune lookup --explain` says why for each shape"));
+        }
+        return Ok(Done::new(format!(
+            "{} rows in {}, which serve {} of the {seen} shapes captured",
+            deployment.rows,
+            deployment.table.file_name().unwrap_or_default(),
+            served.len()
+        )));
     }
     // Shapes that are left with what serves them need no row.
     let won = tuned.rows.iter().filter(|row| !row.incumbent_kept);
@@ -50,6 +68,30 @@ pub(super) fn deploy(engine: &mut Engine<'_>) -> Result<Done, Error> {
         deployment.table.file_name().unwrap_or_default(),
         planned.len()
     )))
+}
+
+/// The captured shapes of the operation that the deployed table serves, and how many there are.
+pub(super) fn served_of_captured(
+    engine: &Engine<'_>,
+    inspection: &Inspection,
+    deployment: &Deployment,
+) -> Result<(Vec<Shape>, usize), Error> {
+    let bytes =
+        crate::store::file::read(&engine.run.shapes()).map_err(|error| Error::file(&error))?;
+    let captured = shapes::read(&bytes, None)
+        .map_err(|error| Error::caused(ErrorKind::NotResumable, &error))?;
+    let mut seen: Vec<Shape> = captured
+        .into_iter()
+        .map(|counted| counted.shape)
+        .filter(|shape| shape.op == inspection.op)
+        .collect();
+    let missed = engine
+        .backend
+        .kernels
+        .misses(inspection, deployment, &seen)?;
+    let all = seen.len();
+    seen.retain(|shape| !missed.contains(shape));
+    Ok((seen, all))
 }
 
 /// What the run has deployed, in words; nothing when it has not.

@@ -88,7 +88,10 @@ pub(super) fn plan(engine: &mut Engine<'_>) -> Result<Done, Error> {
     );
     Ok(Done {
         summary,
-        nothing_to_gain: (plan.verdict == Verdict::Nothing).then_some(plan.reason),
+        // A table from elsewhere is judged whatever a plan would say.
+        nothing_to_gain: (plan.verdict == Verdict::Nothing
+            && engine.config.backend.table.is_none())
+        .then_some(plan.reason),
     })
 }
 

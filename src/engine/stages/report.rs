@@ -13,7 +13,7 @@ use crate::report::model::{
     Arm, Command, Engagement, Fact, HitRate, LayoutCheck, PlanSummary, Report, ShapeRow, Skipped,
     StageTime, Timing,
 };
-use crate::run::documents::{Captured, Deployment, Tuned, Verified};
+use crate::run::documents::{Asked, Captured, Deployment, Tuned, Verified};
 use crate::run::error::{Error, ErrorKind};
 use crate::run::event::{Arm as Side, Role};
 use crate::run::stage::{Stage, StageStatus, TrialEnd, spent};
@@ -102,6 +102,7 @@ fn with_findings(engine: &Engine<'_>, mut report: Report) -> Result<Report, Erro
     }
     if let Some(tuned) = tuned {
         report.notes.extend(tuned.clocks.remark());
+        report.notes.extend(tuned.remarks.iter().cloned());
         report.stays = stays::stays(&tuned.contests);
         if !report.stays.is_empty() {
             report.notes.push(
@@ -132,6 +133,7 @@ fn with_findings(engine: &Engine<'_>, mut report: Report) -> Result<Report, Erro
             }));
     }
     if let Some(deployment) = deployment {
+        report.notes.extend(deployment.notes.iter().cloned());
         report
             .digests
             .push(Fact::new("deployed table", &deployment.digest));
@@ -164,8 +166,7 @@ fn with_findings(engine: &Engine<'_>, mut report: Report) -> Result<Report, Erro
             hits: Some(engagement.hit as u64),
             misses: Some(engagement.not_served().len() as u64),
             missing: engagement.not_served(),
-            because: "Read from what the tuned server logged while it served the workload."
-                .to_owned(),
+            because: because(&engagement.families),
         });
         if let Some(rate) = engagement.hit_rate() {
             report.hit_rates.push(HitRate {
@@ -177,6 +178,29 @@ fn with_findings(engine: &Engine<'_>, mut report: Report) -> Result<Report, Erro
         report.parity = Some(verified.parity);
     }
     Ok(report)
+}
+
+/// What engagement rests on; of a route, how each family did.
+fn because(families: &BTreeMap<String, Asked>) -> String {
+    const READ: &str = "Read from what the tuned server logged while it served the workload.";
+    let each: Vec<String> = families
+        .iter()
+        .map(|(family, asked)| {
+            format!(
+                "{family} computed {} of {}",
+                asked.hit,
+                asked.hit + asked.missed
+            )
+        })
+        .collect();
+    if each.is_empty() {
+        READ.to_owned()
+    } else {
+        format!(
+            "{READ} Of the shapes that the route names, {}.",
+            each.join(", ")
+        )
+    }
 }
 
 /// What a reader asks first; what was changed is added once it is known.
@@ -251,6 +275,7 @@ fn shape_rows(
     let seen = shapes::read(&bytes, None)
         .map_err(|error| Error::caused(ErrorKind::NotResumable, &error))?;
     let rows = tuned.map_or(&[][..], |tuned| &tuned.rows);
+    let is_taken = tuned.is_some_and(|tuned| tuned.taken_from.is_some());
     Ok(seen
         .into_iter()
         .map(|counted| {
@@ -294,6 +319,7 @@ fn shape_rows(
                         "already served by the fastest".to_owned()
                     }
                     (Some(_), _) => "tuned".to_owned(),
+                    (None, _) if is_taken => "not tuned".to_owned(),
                     (None, _) => "served by another row".to_owned(),
                 }),
             }

@@ -2,11 +2,13 @@
 
 use std::time::Instant;
 
+use camino::Utf8Path;
+
 use super::Done;
 use crate::engine::ports::TuneOrder;
 use crate::engine::{Engine, read_document, write_document};
 use crate::plan::Plan;
-use crate::run::documents::Tuned;
+use crate::run::documents::{Inspection, Tuned};
 use crate::run::error::{Error, ErrorKind};
 use crate::run::event::{Notice, Progress};
 use crate::run::stage::Stage;
@@ -15,6 +17,9 @@ use crate::tune::TuneEvent;
 
 pub(super) fn tune(engine: &mut Engine<'_>) -> Result<Done, Error> {
     let inspection = super::inspection(&engine.run)?;
+    if let Some(table) = engine.config.backend.table.clone() {
+        return take(engine, &inspection, &table);
+    }
     let plan: Plan = read_document(&engine.run)?;
     let shapes: Vec<Shape> = plan.tune.iter().map(|row| row.shape.shape()).collect();
     let order = TuneOrder {
@@ -87,6 +92,21 @@ pub(super) fn tune(engine: &mut Engine<'_>) -> Result<Done, Error> {
         nothing_to_gain: nothing,
         ..done
     })
+}
+
+/// Takes a table from elsewhere in place of a tuned one.
+fn take(engine: &mut Engine<'_>, inspection: &Inspection, table: &Utf8Path) -> Result<Done, Error> {
+    let folder = engine.run.tune().join("taken");
+    fs_err::create_dir_all(&folder).map_err(|error| Error::file(&error))?;
+    let files = engine.backend.kernels.take(inspection, table, &folder)?;
+    let device = inspection.identity.get("device");
+    let device = device.map_or(inspection.gfx.as_str(), String::as_str);
+    let tuned = Tuned::taken(table, device, files);
+    write_document(&engine.run, &tuned)?;
+    for remark in &tuned.remarks {
+        engine.remark(remark.clone());
+    }
+    Ok(Done::new(format!("nothing: {table} is judged as it is")))
 }
 
 /// How near the tuned rows came, where they were timed against what serves today.

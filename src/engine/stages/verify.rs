@@ -22,7 +22,12 @@ pub(super) fn verify(engine: &mut Engine<'_>) -> Result<Done, Error> {
     let deployment: Deployment = read_document(&engine.run)?;
     let inspection = super::inspection(&engine.run)?;
     let tuned: Tuned = read_document(&engine.run)?;
-    let planned: BTreeSet<Shape> = tuned.rows.iter().map(|row| row.shape.clone()).collect();
+    let planned: BTreeSet<Shape> = if tuned.taken_from.is_some() {
+        let (served, _) = super::deploy::served_of_captured(engine, &inspection, &deployment)?;
+        served.into_iter().collect()
+    } else {
+        tuned.rows.iter().map(|row| row.shape.clone()).collect()
+    };
     let baseline = baseline_answers(engine)?;
     in_place::check(&engine.run)?;
     let folder = engine.run.engagement();

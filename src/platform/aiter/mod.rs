@@ -17,8 +17,8 @@ use std::time::Duration;
 
 use camino::{Utf8Path, Utf8PathBuf};
 
-use super::class_of;
 use super::site::Site;
+use super::{class_of, take_csv};
 use crate::engine::ports::{Deployed, Kernels, PlanTerms, TuneOrder};
 use crate::log::summary::LogSummary;
 use crate::plan::cost::Cost;
@@ -192,6 +192,15 @@ impl Kernels for Aiter {
         let mut tuned = Tuned::from(TuneOutcome::from(outcome));
         self.against_today(order, &today, &mut tuned, observer)?;
         Ok(tuned)
+    }
+
+    fn take(
+        &self,
+        inspection: &Inspection,
+        table: &Utf8Path,
+        folder: &Utf8Path,
+    ) -> Result<Vec<Utf8PathBuf>, Error> {
+        take_csv(inspection.op, table, folder)
     }
 
     fn deploy(

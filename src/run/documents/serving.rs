@@ -112,6 +112,18 @@ pub struct Engagement {
     pub unplanned: Vec<String>,
     /// Hits that named another kernel than the one deployed.
     pub other_kernel: Vec<String>,
+    /// Of a route: what each family that it names was asked for.
+    #[serde(default, skip_serializing_if = "BTreeMap::is_empty")]
+    pub families: BTreeMap<String, Asked>,
+}
+
+/// Shapes that the route gives to a family.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Asked {
+    /// Computed by it.
+    pub hit: usize,
+    /// Computed by something else.
+    pub missed: usize,
 }
 
 impl Engagement {
@@ -147,6 +159,19 @@ impl Engagement {
     /// nearly every look-up; single contradictions are torn lines, the head of one look-up with the tail of another.
     pub fn refusal(&self) -> Option<String> {
         let missed = self.missed.len();
+        // A family that does not run is as good as not deployed, whatever the others do.
+        let idle = |(_, asked): &(&String, &Asked)| asked.hit == 0 && asked.missed > 0;
+        if let Some((family, asked)) = self.families.iter().find(idle) {
+            let first = self
+                .missed
+                .iter()
+                .find(|shape| shape.contains(family.as_str()));
+            return Some(format!(
+                "the family `{family}` computed none of the {} shapes that the route gives it{}",
+                asked.missed,
+                first.map_or_else(String::new, |shape| format!(", first {shape}"))
+            ));
+        }
         if self.hit > 0 && self.other_kernel.len() <= self.hit && missed <= self.hit {
             return None;
         }

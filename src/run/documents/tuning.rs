@@ -2,7 +2,7 @@
 
 use std::collections::BTreeMap;
 
-use camino::Utf8PathBuf;
+use camino::{Utf8Path, Utf8PathBuf};
 use serde::{Deserialize, Serialize};
 
 use crate::probe::contest::Contest;
@@ -36,6 +36,9 @@ pub struct Tuned {
     pub remarks: Vec<String>,
     /// Files of the table, as the tuner wrote them.
     pub files: Vec<Utf8PathBuf>,
+    /// Where the table comes from that was taken as it is; then nothing was tuned.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub taken_from: Option<Utf8PathBuf>,
     /// What the devices' clocks did while candidates were timed; empty where the tuner does not tell.
     #[serde(default)]
     pub clocks: Clocks,
@@ -46,6 +49,27 @@ pub struct Tuned {
 }
 
 impl Tuned {
+    /// A table that was taken from elsewhere as it is.
+    pub fn taken(from: &Utf8Path, device: &str, files: Vec<Utf8PathBuf>) -> Self {
+        Self {
+            device: device.to_owned(),
+            rows: Vec::new(),
+            failed: Vec::new(),
+            not_reached: Vec::new(),
+            quarantined: Vec::new(),
+            lost: Vec::new(),
+            contests: Vec::new(),
+            remarks: vec![format!(
+                "nothing was tuned: the table is {from}, taken as it is"
+            )],
+            files,
+            taken_from: Some(from.to_owned()),
+            clocks: Clocks::default(),
+            busy_seconds: 0.0,
+            seconds: 0.0,
+        }
+    }
+
     /// How the row of a problem did against what serves it today.
     pub fn contest(&self, shape: &Shape) -> Option<&Contest> {
         self.contests.iter().find(|contest| {
@@ -75,6 +99,7 @@ impl From<TuneOutcome> for Tuned {
             contests: Vec::new(),
             remarks: Vec::new(),
             files: outcome.files,
+            taken_from: None,
             clocks: outcome.clocks,
             busy_seconds: outcome.busy_s,
             seconds: outcome.seconds,

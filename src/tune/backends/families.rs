@@ -35,10 +35,16 @@ pub const OVERLAY: &str = "overlay";
 pub const VARIABLES: &str = "route.env";
 
 /// What SGLang runs on Hopper if no flag says otherwise (0.5.6.post2 to 0.5.23).
-const DEFAULT: &str = "deepgemm";
+pub const DEFAULT: &str = "deepgemm";
+
+/// The name of SGLang's own Triton kernel in a route; a candidate of it names no family.
+pub const TRITON: &str = "triton";
+
+/// The family whose scales of A lie by columns (`BY_COLUMNS` of `route.py`).
+const BY_COLUMNS: &str = "cublaslt";
 
 /// Libraries that a route may name. FlashInfer keeps a workspace that grows, which a captured graph cannot follow.
-const LIBRARIES: [&str; 1] = ["cublaslt"];
+const LIBRARIES: [&str; 1] = [BY_COLUMNS];
 
 /// Rows of the Triton kernel that enter beside the libraries' kernels.
 const TRITON_ROWS: usize = 8;
@@ -48,10 +54,13 @@ const TRITON_ROWS: usize = 8;
 pub struct Families {
     /// The Triton kernel among them, and where its rows in force stand.
     pub triton: SglangTriton,
+    /// The server's linear is the Triton one: its row in force is the incumbent although DeepGEMM may be there, and what
+    /// takes the scales of A by columns cannot follow its quantiser.
+    pub serves_triton: bool,
 }
 
 /// Whether the worker has `family`.
-fn has(device: &Device, family: &str) -> bool {
+pub fn has(device: &Device, family: &str) -> bool {
     let named = |capability: &String| capability.strip_prefix("family:") == Some(family);
     device.capabilities.iter().any(named)
 }
@@ -95,6 +104,9 @@ impl Backend for Families {
         let mut families = vec![Kernel::Stream.family(), Kernel::StreamWg.family(), DEFAULT];
         families.extend(LIBRARIES);
         options["families"] = json!(families);
+        if self.serves_triton {
+            options["serves"] = json!("triton");
+        }
         options
     }
 
@@ -102,8 +114,13 @@ impl Backend for Families {
         self.triton.op()
     }
 
-    fn refine(&self, effort: Effort) -> Refine {
-        Refine::nearest_m(effort)
+    fn refine(&self, _effort: Effort) -> Refine {
+        // A library has slow spots between sizes at which it is the fastest: DeepGEMM takes 78 us for 4096 x 4096 at M = 1024 and
+        // 51 at 2048 (docs/evidence/kernel-contest-h200). So every octave is looked at, whoever wins at its ends.
+        Refine::WhereWinnersDiffer {
+            narrow: 1.5,
+            wide: 2.0,
+        }
     }
 
     fn rules(&self, effort: Effort) -> Rules {
@@ -123,7 +140,7 @@ impl Backend for Families {
     }
 
     fn incumbent(&self, device: &Device, shape: &Shape) -> Option<Candidate> {
-        if has(device, DEFAULT) && default_takes(shape) {
+        if !self.serves_triton && has(device, DEFAULT) && default_takes(shape) {
             return Some(alone(DEFAULT));
         }
         self.triton.incumbent(device, shape)
@@ -139,7 +156,7 @@ impl Backend for Families {
         let triton = self.triton.field(device, shape, &[], effort).candidates;
         let libraries = LIBRARIES
             .into_iter()
-            .filter(|family| has(device, family))
+            .filter(|family| !self.serves_triton && has(device, family))
             .map(alone);
         let others = neighbours
             .iter()
@@ -234,6 +251,21 @@ mod tests {
         assert_eq!(row["BLOCK_SIZE_M"], 64);
         let odd = backend.incumbent(&h100(&ALL), &shape(4, 4100, 4096));
         assert_eq!(odd.unwrap()["BLOCK_SIZE_M"], 64);
+    }
+
+    #[test]
+    fn for_a_server_on_triton_its_row_is_the_incumbent_and_no_family_wants_other_scales() {
+        let backend = Families {
+            serves_triton: true,
+            ..Families::default()
+        };
+        let field = backend.field(&h100(&ALL), &shape(4, 4096, 4096), &[], Effort::Quick);
+        assert_eq!(field.candidates[0]["BLOCK_SIZE_M"], 64);
+        let libraries = field.candidates.iter().filter(|one| {
+            let family = one["family"].as_str();
+            matches!(family, Some("cublaslt" | "deepgemm"))
+        });
+        assert_eq!(libraries.count(), 0);
     }
 
     #[test]

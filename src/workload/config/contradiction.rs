@@ -120,7 +120,7 @@ impl Config {
 }
 
 /// The value of the last of these options, as `--port 1` or `--port=1`.
-fn option<'a>(command: &'a [String], names: &[&str]) -> Option<&'a str> {
+pub(super) fn option<'a>(command: &'a [String], names: &[&str]) -> Option<&'a str> {
     let mut value = None;
     for (index, word) in command.iter().enumerate() {
         if names.contains(&word.as_str()) {

@@ -62,7 +62,7 @@ pub fn missing(text: &str) -> Vec<Missing> {
         (
             kind.is_some(),
             "backend.kind",
-            "what is tuned: aiter, sglang-triton or reference",
+            "what is tuned: aiter, sglang-triton, sglang-families or reference",
         ),
         (
             has("backend", "python") || is_reference,

@@ -59,9 +59,11 @@ pub struct Made<'a> {
     pub surroundings: &'a Surroundings<'a>,
     /// Looks programs up.
     pub find: Find<'a>,
-    /// GPUs of this machine that decide what can be tuned here: `aiter` where AMD's driver is, `sglang-triton` where
+    /// GPUs of this machine that decide what can be tuned here: `aiter` where AMD's driver is, `sglang-families` where
     /// NVIDIA's is; with the reason.
     pub machine: Option<(&'static str, &'static str)>,
+    /// The first NVIDIA GPU of this machine, by name.
+    pub gpu: Option<String>,
 }
 
 /// A server, and what it answered itself.

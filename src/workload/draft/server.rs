@@ -6,6 +6,7 @@ use camino::{Utf8Path, Utf8PathBuf};
 
 use super::{Draft, Made, Subject, plain, resolve};
 use crate::problem::Op;
+use crate::table::serves::ByDefault;
 use crate::workload::config::{SGLANG_DEFAULT_PORT, SGLANG_READY_LINE};
 use crate::workload::env::{is_of_a_session, matters};
 use crate::workload::quote::quoted;
@@ -356,16 +357,26 @@ impl Draft {
             Some("1" | "true" | "True")
         );
         match (forced, uses_aiter, made.machine) {
-            (Some("triton"), ..) => self.value("kind", "sglang-triton", None),
+            (Some("triton"), ..) => {
+                self.value("kind", "sglang-triton", None);
+                let gpu = made.gpu.as_deref().unwrap_or_default();
+                if ByDefault::on(gpu) == Some(ByDefault::DeepGemm) {
+                    self.notes.push(format!(
+                        "the server says `--fp8-gemm-backend triton`: on {gpu} SGLang takes DeepGEMM by itself, which was faster than its Triton \
+                         kernel with any table where both were measured (an H200); without the flag `backend.kind = \"sglang-families\"` tunes below it"
+                    ));
+                }
+            }
+            (Some("deep_gemm"), ..) => self.value("kind", "sglang-families", None),
             (Some("aiter"), ..) | (None, true, _) => self.value("kind", "aiter", None),
             (Some(other), ..) => {
-                let why = format!("`--fp8-gemm-backend {}` is not one that gemmtune tunes (aiter, triton)", quoted(other));
+                let why = format!("`--fp8-gemm-backend {}` is not one that gemmtune tunes (aiter, deep_gemm, triton)", quoted(other));
                 self.ask("kind", why, true);
             }
             (None, false, Some((kind, why))) => self.value("kind", kind, Some(why.to_owned())),
             (None, false, None) => self.ask(
                 "kind",
-                "neither SGLANG_USE_AITER=1 nor `--fp8-gemm-backend triton` was seen: `aiter` or `sglang-triton`",
+                "neither SGLANG_USE_AITER=1 nor `--fp8-gemm-backend` was seen: `aiter` on AMD, `sglang-families` on NVIDIA, where Hopper's default is DeepGEMM",
                 true,
             ),
         }

@@ -1,17 +1,41 @@
-"""What the numerics probe answers: right, unless STANDIN_WRONG makes the kernel wrong where a tuned table serves it."""
+"""The numerics checks of gemmtune, with the numbers played: what a check calls and what it says of it are its own lines.
+
+    python check.py TEXT ORDER
+
+The text is executed but for its operands and its arithmetic: a right output is 0.0017 off, a wrong one 0.41, and one that no
+kernel wrote is not finite. STANDIN_WRONG=1 makes SGLang's Triton kernel wrong where a tuned table serves it.
+"""
 
 import json
 import os
 import sys
 
 import torch  # before SGLang, as the overlay expects it
-from sglang.kernels.ops.quantization import fp8_kernel
 
-assert torch
-order = json.loads(sys.argv[1])
-for m, n, k in order["shapes"]:
-    table = fp8_kernel.get_w8a8_block_fp8_configs(n, k, *order["block"])
-    config = table[min(table, key=lambda row: abs(row - m))] if table else None
-    wrong = os.environ.get("STANDIN_WRONG") and table
-    line = {"M": m, "N": n, "K": k, "relative_error": 0.41 if wrong else 0.0017, "config": config, "failure": None}
-    print("gemmtune-check: " + json.dumps(line))
+text, order = sys.argv[1], json.loads(sys.argv[2])
+check = {"__name__": "check"}
+exec(compile(text, "check", "exec"), check)
+
+
+def error_of(out):
+    return {"right": 0.0017, "wrong": 0.41}.get(out.content)
+
+
+if "linear" in order:
+
+    def operands(torch, m, n, k):
+        scales = torch.Tensor(-(-n // 128), -(-k // 128), dtype=torch.float32)
+        return torch.Tensor(m, k, dtype=torch.bfloat16), torch.Tensor(n, k), scales
+
+    torch.full = lambda shape, value, dtype, device: torch.Tensor(*shape, dtype=dtype)
+    check.update(operands=operands, reference=lambda *_: None, relative_error=lambda torch, found, wanted: error_of(found))
+    check["main"](order)
+else:
+    from sglang.kernels.ops.quantization import fp8_kernel
+
+    for m, n, k in order["shapes"]:
+        table = fp8_kernel.get_w8a8_block_fp8_configs(n, k, *order["block"])
+        config = table[min(table, key=lambda row: abs(row - m))] if table else None
+        wrong = os.environ.get("STANDIN_WRONG") and table
+        line = {"M": m, "N": n, "K": k, "relative_error": 0.41 if wrong else 0.0017, "config": config, "failure": None}
+        print("gemmtune-check: " + json.dumps(line))

@@ -1,13 +1,46 @@
-"""How long a GEMM takes here: a function of its configuration, so that tuning has something to find."""
+"""How long a GEMM takes here, so that tuning has something to find: Triton's by its configuration, every other family's by M."""
+
+import os
 
 DEVICE = "NVIDIA Stand-in"
+#: Microseconds of a family up to an M, and beyond the last one.
+FAMILIES = {
+    "deepgemm": ((16, 90.0), (64, 20.0), (None, 60.0)),
+    "stream": ((8, 15.0), (None, 99.0)),
+    "stream-wg": ((16, 25.0), (None, 99.0)),
+    "cublaslt": ((64, 99.0), (None, 20.0)),
+}
+
+_device_time = 0.0
 
 
-def microseconds(config, m, n, k):
+def microseconds(candidate, m, n, k):
     """Tiles of 16 rows are right up to M = 16, larger ones above; each doubling too many costs half as much again."""
+    family = candidate.get("family")
+    if family is not None:
+        return next(duration for last, duration in FAMILIES[family] if last is None or m <= last)
     wanted = 16 if m <= 16 else 64
-    block = config["BLOCK_SIZE_M"]
+    block = candidate["BLOCK_SIZE_M"]
     steps = 0
     while min(wanted, block) << steps < max(wanted, block):
         steps += 1
-    return (30.0 + 3.0 * (config["num_stages"] == 2)) * 1.5**steps
+    return (30.0 + 3.0 * (candidate["num_stages"] == 2)) * 1.5**steps
+
+
+def spend(duration):
+    """The device is busy for so many microseconds."""
+    global _device_time
+    _device_time += duration
+
+
+def device_time():
+    """Microseconds that the device has been busy."""
+    return _device_time
+
+
+def computed(family, out, m):
+    """A kernel of `family` ran: STANDIN_WRONG=FAMILY makes it a wrong one, STANDIN_BROKEN=FAMILY one that cannot be launched."""
+    if os.environ.get("STANDIN_BROKEN") == family:
+        raise RuntimeError(f"{family} cannot be launched")
+    spend(microseconds({"family": family}, m, None, None))
+    out.content = "wrong" if os.environ.get("STANDIN_WRONG") == family else "right"

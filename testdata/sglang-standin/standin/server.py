@@ -1,6 +1,6 @@
 """Speaks SGLang's HTTP and log lines and serves a model of four weights and two layers from `cost`.
 
-    python -m standin.server --port 30000 [--backend triton|deepgemm] [--chunked-prefill-size N]
+    python -m standin.server --port 30000 [--backend triton|deepgemm|cutlass] [--hidden-size N] [--chunked-prefill-size N]
 
 Decoding replays graphs that were captured before it listens, prefill runs at once. Answers are a function of the
 prompt, whoever computes them.
@@ -19,9 +19,9 @@ from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 import torch
 from sglang.srt.distributed import parallel_state
 from sglang.srt.layers.quantization import fp8
+from standin import cost
 
 LAYERS = 2
-WEIGHTS = [(384, 256), (256, 256), (1024, 256), (256, 512)]
 GRAPHS = [1, 2, 4, 8]
 
 logging.basicConfig(stream=sys.stderr, level=logging.INFO, format="[%(asctime)s] %(message)s")
@@ -29,27 +29,35 @@ log = logging.getLogger("sglang")
 
 
 class Engine(threading.Thread):
-    def __init__(self, backend, chunk):
+    def __init__(self, backend, chunk, hidden):
         super().__init__(daemon=True)
+        # QKV, output, gate and up, down.
+        self.weights = [(hidden * 3 // 2, hidden), (hidden, hidden), (4 * hidden, hidden), (hidden, 2 * hidden)]
         self.linear = fp8.dispatch_w8a8_block_fp8_linear(backend)
         self.chunk = chunk
         self.waiting = queue.Queue()
         self.graphs = {}
         log.info("Capture target decode CUDA graph begin. backend=full, num_tokens_per_req=1, bs=%s, avail mem=1 GB", GRAPHS)
         for size in GRAPHS:
-            graph = torch.cuda.CUDAGraph()
+            graph = self.graphs[size] = torch.cuda.CUDAGraph()
+            self.forward(size)  # once before it is captured, as SGLang does
             graph.capture_begin()
-            self.graphs[size] = (graph, self.forward(size))
+            self.forward(size)
             graph.capture_end()
         log.info("max_total_num_tokens=1000, chunked_prefill_size=%d, max_prefill_tokens=512, max_running_requests=8", chunk)
 
     def forward(self, m):
         """Microseconds of one pass over `m` rows."""
-        return sum(
-            self.linear(input=torch.Tensor(m, k), weight=torch.Tensor(n, k), block_size=[128, 128], weight_scale=None)
-            for _ in range(LAYERS)
-            for n, k in WEIGHTS
-        )
+        before = cost.device_time()
+        for _ in range(LAYERS):
+            for n, k in self.weights:
+                self.linear(
+                    input=torch.Tensor(m, k, dtype=torch.bfloat16),
+                    weight=torch.Tensor(n, k),
+                    block_size=[128, 128],
+                    weight_scale=torch.Tensor(n // 128, k // 128, dtype=torch.float32),
+                )
+        return cost.device_time() - before
 
     def run(self):
         running = []
@@ -63,9 +71,8 @@ class Engine(threading.Thread):
                 running.append(request)
                 running = [request for request in running if request["left"] > 0]
             size = min(size for size in self.graphs if size >= min(len(running), max(self.graphs)))
-            graph, microseconds = self.graphs[size]
-            graph.replay()
-            time.sleep(microseconds * 5 / 1e6)
+            self.graphs[size].replay()
+            time.sleep(self.graphs[size].microseconds * 5 / 1e6)
             for request in running:
                 self.say(request)
             running = [request for request in running if request["left"] > 0]
@@ -118,9 +125,10 @@ def main():
     parser.add_argument("--port", type=int, required=True)
     parser.add_argument("--backend", default="triton")
     parser.add_argument("--chunked-prefill-size", type=int, default=256)
+    parser.add_argument("--hidden-size", type=int, default=256)
     arguments = parser.parse_args()
     parallel_state.start(0, 1)
-    engine = Engine(arguments.backend, arguments.chunked_prefill_size)
+    engine = Engine(arguments.backend, arguments.chunked_prefill_size, arguments.hidden_size)
     engine.start()
     server = ThreadingHTTPServer(("127.0.0.1", arguments.port), Handler)
     server.engine = engine

@@ -7,12 +7,35 @@ import sys
 from standin import cost
 
 
-def device():
+def device(options):
+    families = [name for name in options.get("families", []) if name in cost.FAMILIES]
     return {
-        "protocol": 1, "backend": "sglang-triton", "name": cost.DEVICE, "arch": "sm_90", "cu_num": 132, "index": 0, "visible": 1,
-        "l2_bytes": 50 << 20, "smem_bytes": 232448, "versions": {"sglang": "0.5.16", "torch": "stand-in", "triton": "stand-in"},
-        "kernel_hash": "stand-in", "capabilities": [], "prepare_slots": 2, "candidates": [], "shipped": "",
+        "protocol": 1, "backend": "sglang-families" if families else "sglang-triton",
+        "name": cost.DEVICE, "arch": "sm_90", "cu_num": 132, "index": 0, "visible": 1,
+        "l2_bytes": 50 << 20, "smem_bytes": 232448,
+        "versions": {"sglang": "0.5.16", "torch": "stand-in", "triton": "stand-in", **{name: "stand-in" for name in families}},
+        "kernel_hash": "stand-in", "capabilities": [f"family:{name}" for name in families], "prepare_slots": 2,
+        "candidates": [], "shipped": "",
     }  # fmt: skip
+
+
+def unsupported(candidate, shape):
+    """What the families themselves refuse (`gpu_worker/families`)."""
+    family = candidate.get("family")
+    most = {"stream": 16, "stream-wg": 32}.get(family)
+    if most is not None and shape["m"] > most:
+        return f"`{family}` takes up to {most} rows of A"
+    if family == "cublaslt" and (shape["k"] // 128 % 4 or shape["m"] < 4):
+        return "`cublaslt` takes blocks of 128 x 128 and K in 512s"
+    return None
+
+
+def each(ask, result):
+    outcomes = []
+    for candidate in ask["candidates"]:
+        why = unsupported(candidate, ask["shape"])
+        outcomes.append(refused(why) if why else done(result(candidate)))
+    return outcomes
 
 
 def answer(ask):
@@ -20,24 +43,28 @@ def answer(ask):
     if kind in ("prepare", "time", "check") and ask["shape"]["dtype"] != "torch.float8_e4m3fn":
         return {"kind": "failed", "error": f"the kernel takes FP8, not `{ask['shape']['dtype']}`"}
     if kind == "hello":
-        return {"kind": "hello", "device": device()}
+        return {"kind": "hello", "device": device(ask["options"])}
     if kind == "prepare":
-        return {"kind": "prepared", "outcome": done({"seconds": 0.0, "cached": True})}
+        why = unsupported(ask["candidate"], ask["shape"])
+        return {"kind": "prepared", "outcome": refused(why) if why else done({"seconds": 0.0, "cached": True})}
     if kind == "time":
-        shape = ask["shape"]
-        outcomes = [
-            done({"us": [cost.microseconds(config, shape["m"], shape["n"], shape["k"])] * ask["timing"]["samples"]})
-            for config in ask["candidates"]
-        ]
+        shape, samples = ask["shape"], ask["timing"]["samples"]
+        outcomes = each(
+            ask, lambda one: {"us": [cost.microseconds(one, shape["m"], shape["n"], shape["k"])] * samples}
+        )
         return {"kind": "timed", "outcomes": outcomes, "busy_s": 0.001, "clocks_mhz": []}
     if kind == "check":
         right = {"err_ratio": 0.0, "not_finite": 0, "repeatable": True}
-        return {"kind": "checked", "outcomes": [done(right) for _ in ask["candidates"]], "busy_s": 0.001}
+        return {"kind": "checked", "outcomes": each(ask, lambda _: right), "busy_s": 0.001}
     return {"kind": "bye"}
 
 
 def done(result):
     return {"outcome": "done", "result": result}
+
+
+def refused(why):
+    return {"outcome": "refused", "reason": "unsupported", "detail": why}
 
 
 def main(arguments):

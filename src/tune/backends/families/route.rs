@@ -3,9 +3,12 @@
 use serde::{Deserialize, Serialize};
 use serde_json::Value;
 
-use super::DEFAULT;
+use super::{BY_COLUMNS, DEFAULT, TRITON};
 use crate::tune::protocol::Device;
 use crate::tune::results::Row;
+
+/// Version of the file.
+const FORMAT: u32 = 1;
 
 /// A route, as the file holds it.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
@@ -47,8 +50,8 @@ pub struct RouteRow {
 
 impl Route {
     /// The route of the raced `rows`. A row holds for its own M and for those below it down to the next raced one: nothing
-    /// is said of an M above the largest that was raced. Rows that the incumbent won, and those that a family wins which
-    /// SGLang can be asked for itself, are left out.
+    /// is said of an M above the largest that was raced. Rows that the incumbent won are left out: they stay where SGLang
+    /// sends them.
     pub fn of(device: &Device, rows: &[Row]) -> Self {
         let mut sorted: Vec<&Row> = rows.iter().collect();
         sorted.sort_by_key(|row| (row.shape.n, row.shape.k, row.shape.m));
@@ -59,8 +62,8 @@ impl Route {
             let same = before.filter(|b| (b.shape.n, b.shape.k) == (shape.n, shape.k));
             let min_m = same.map_or(1, |b| b.shape.m + 1);
             before = Some(row);
-            let family = row.candidate["family"].as_str().unwrap_or_default();
-            if row.incumbent_kept || family.is_empty() || family == DEFAULT {
+            let family = row.candidate["family"].as_str().unwrap_or(TRITON);
+            if row.incumbent_kept || family == DEFAULT {
                 continue;
             }
             let mut setting = row.candidate.clone();
@@ -86,11 +89,36 @@ impl Route {
             }
         }
         Self {
-            format: 1,
+            format: FORMAT,
             device: device.name.clone(),
             versions: device.versions.clone(),
             rows: found,
         }
+    }
+
+    /// Reads a route; `Err` says what is wrong with it, as a clause.
+    pub fn read(bytes: &[u8]) -> Result<Self, String> {
+        let route: Self = serde_json::from_slice(bytes).map_err(|error| error.to_string())?;
+        if route.format != FORMAT {
+            return Err(format!(
+                "it has format {}, this gemmtune reads {FORMAT}",
+                route.format
+            ));
+        }
+        let inverted = |row: &&RouteRow| row.min_m == 0 || row.min_m > row.max_m;
+        match route.rows.iter().find(inverted) {
+            Some(row) => Err(format!(
+                "a row for N={} K={} goes from M={} to {}",
+                row.n, row.k, row.min_m, row.max_m
+            )),
+            None => Ok(route),
+        }
+    }
+
+    /// The row that computes a GEMM; none where it stays with SGLang.
+    pub fn row(&self, n: u32, k: u32, m: u32) -> Option<&RouteRow> {
+        let of_weight = |row: &&RouteRow| (row.n, row.k) == (n, k) && row.spans(m);
+        self.rows.iter().find(of_weight).filter(|row| row.takes(m))
     }
 
     /// The route as the file holds it.
@@ -102,6 +130,24 @@ impl Route {
 }
 
 impl RouteRow {
+    /// The row in a phrase.
+    pub fn in_words(&self) -> String {
+        format!(
+            "{} for N={} K={}, M={} to {}",
+            self.family, self.n, self.k, self.min_m, self.max_m
+        )
+    }
+
+    fn spans(&self, m: u32) -> bool {
+        (self.min_m..=self.max_m).contains(&m)
+    }
+
+    /// Whether its family computes `m` rows as SGLang hands them over: scales by columns are padded to fours
+    /// (`scale_tma_aligned`, SGLang 0.5.5 to 0.5.23), and cuBLASLt takes them without a gap only.
+    pub fn takes(&self, m: u32) -> bool {
+        self.family != BY_COLUMNS || m.is_multiple_of(4)
+    }
+
     /// Whether `next` is the same family and setting for the M that follow.
     fn goes_on_as(&self, next: &Self) -> bool {
         (self.n, self.k, &self.family, &self.setting)
@@ -159,13 +205,54 @@ mod tests {
     }
 
     #[test]
-    fn what_serves_today_and_what_sglang_itself_can_run_need_no_row() {
+    fn what_serves_today_needs_no_row_and_a_row_of_the_triton_kernel_is_one() {
         let found = ranges(&[
             row(1, json!({"family": "stream"}), true),
             row(2, json!({"family": "deepgemm"}), false),
-            row(4, json!({"BLOCK_SIZE_M": 16}), false),
+            row(128, json!({"BLOCK_SIZE_M": 16}), false),
         ]);
-        assert!(found.is_empty());
+        assert_eq!(found, [(3, 128, "triton".to_owned())]);
+    }
+
+    #[test]
+    fn a_route_says_what_computes_a_gemm_and_what_stays() {
+        let route = Route::of(
+            &h100(&[]),
+            &[
+                row(8, json!({"family": "stream", "DEPTH": 1}), false),
+                row(64, json!({"family": "deepgemm"}), true),
+                row(1024, json!({"family": "cublaslt"}), false),
+            ],
+        );
+        let family = |m| route.row(4096, 4096, m).map(|row| row.family.as_str());
+        let found = [1, 8, 9, 64, 68, 70, 1024, 1025].map(family);
+        let (stream, cublaslt) = (Some("stream"), Some("cublaslt"));
+        assert_eq!(
+            found,
+            [stream, stream, None, None, cublaslt, None, cublaslt, None],
+            "70 rows are scales with a gap"
+        );
+        assert!(route.row(4096, 512, 1).is_none());
+        assert_eq!(Route::read(route.to_json().as_bytes()), Ok(route));
+    }
+
+    #[test]
+    fn a_file_that_is_no_route_is_refused_with_the_reason() {
+        for (text, reason) in [
+            ("[]", "expected"),
+            (
+                r#"{"format":2,"device":"","versions":{},"rows":[]}"#,
+                "format 2",
+            ),
+            (
+                r#"{"format":1,"device":"","versions":{},"rows":[{"N":1,"K":1,"min_M":9,"max_M":8,"family":"x",
+                    "setting":{},"us":1.0,"default_us":null}]}"#,
+                "from M=9 to 8",
+            ),
+        ] {
+            let refused = Route::read(text.as_bytes()).unwrap_err();
+            assert!(refused.contains(reason), "{refused}");
+        }
     }
 
     #[test]

@@ -1,0 +1,56 @@
+//! What the platforms share whose kernels gemmtune races itself: the GPU worker in the server's interpreter.
+
+use std::time::Duration;
+
+use camino::{Utf8Path, Utf8PathBuf};
+
+use super::site::Site;
+use super::tune_error;
+use crate::problem::Shape;
+use crate::proc::Interrupt;
+use crate::run::error::{Error, ErrorKind};
+use crate::tune::backends::Backend;
+use crate::tune::backends::sglang_triton::worker_files;
+use crate::tune::protocol::Device;
+use crate::tune::worker::WorkerCommand;
+use crate::tune::{Effort, TuneRequest};
+
+/// A race of `backend` over `shapes`, its files in `folder`.
+pub(super) fn request<'a>(
+    site: &Site,
+    backend: &'a dyn Backend,
+    shapes: Vec<Shape>,
+    folder: Utf8PathBuf,
+    budget: Option<Duration>,
+) -> Result<TuneRequest<'a>, Error> {
+    fs_err::create_dir_all(&folder).map_err(|error| Error::file(&error))?;
+    Ok(TuneRequest {
+        backend,
+        shapes,
+        command: worker(site, &folder)?,
+        folder,
+        keeper: site.keeper.clone(),
+        workers: None,
+        budget,
+        effort: Effort::Quick,
+    })
+}
+
+fn worker(site: &Site, folder: &Utf8Path) -> Result<WorkerCommand, Error> {
+    let worker = worker_files::write(folder).map_err(|error| Error::file(&error))?;
+    Ok(WorkerCommand {
+        argv: vec![site.python.to_string(), worker.to_string()],
+        launcher: Vec::new(),
+        env: site.environment().clone(),
+    })
+}
+
+/// The first device, as the worker that will time kernels on it sees it.
+pub(super) fn device(site: &Site, backend: &dyn Backend) -> Result<Device, Error> {
+    let scratch = tempfile::tempdir().map_err(|error| Error::file(&error))?;
+    let folder = Utf8PathBuf::try_from(scratch.path().to_owned())
+        .map_err(|error| Error::caused(ErrorKind::Environment, &error))?;
+    let request = request(site, backend, Vec::new(), folder, None)?;
+    crate::tune::pool::look_at_device(&request, &Interrupt::new())
+        .map_err(|error| tune_error(&error))
+}

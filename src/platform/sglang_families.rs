@@ -1,0 +1,542 @@
+//! SGLang on NVIDIA with whatever serves its block-FP8 linears today, and a route between kernel families below them.
+//!
+//! Both arms start the same command; the tuned one has the overlay in front, which hands each GEMM that the route names to
+//! the family that won it. Nothing is written into SGLang's tree.
+
+use std::collections::BTreeMap;
+use std::sync::Arc;
+use std::time::Duration;
+
+use camino::{Utf8Path, Utf8PathBuf};
+use serde::Deserialize;
+use serde_json::json;
+
+use super::sglang_triton::tables_in;
+use super::site::Site;
+use super::{gone, raced, tune_error};
+use crate::engine::ports::{Deployed, Kernels, PlanTerms, TuneOrder};
+use crate::log::summary::LogSummary;
+use crate::overlay::OverlayOptions;
+use crate::plan::cost::Cost;
+use crate::plan::fold::Fold;
+use crate::probe::found::{LayoutCheck, Probed};
+use crate::problem::{Op, Shape};
+use crate::proc::run as command;
+use crate::run::documents::{Deployment, Engagement, Inspection, Tuned};
+use crate::run::error::{Error, ErrorKind};
+use crate::store::digest::short as digest;
+use crate::store::file::write_atomic;
+use crate::store::run_dir::RunDir;
+use crate::table::revision::Revision;
+use crate::table::roofline::Device as Rates;
+use crate::tune::TuneEvent;
+use crate::tune::backends::families::route::{Route, RouteRow};
+use crate::tune::backends::families::{DEFAULT, Families, ROUTE, TRITON, has};
+use crate::tune::backends::sglang_triton::worker_files;
+use crate::workload::env::Environment;
+
+/// What the dispatch calls the linears that a route can stand below, from SGLang 0.5.5 to 0.5.23. The first one falls back
+/// to the second for shapes that DeepGEMM does not take.
+const LINEARS: [&str; 2] = [
+    "deepgemm_w8a8_block_fp8_linear_with_fallback",
+    TRITON_LINEAR,
+];
+const TRITON_LINEAR: &str = "triton_w8a8_block_fp8_linear";
+
+/// Where SGLang's linears have scales in float32; on sm_100 and sm_103 they are packed powers of two (UE8M0).
+const ONLY_FLOAT_SCALES: [&str; 3] = ["sm_89", "sm_90", "sm_120"];
+
+/// What the overlay calls a GEMM that a family computed.
+const OURS: &str = "gemmtune:";
+
+/// Compares SGLang's linear with a reference, in a process of its own.
+const CHECK: &str = include_str!("../../python/probe/route_check.py");
+
+/// What every line of [`CHECK`] starts with.
+const CHECK_TAG: &str = "gemmtune-check: ";
+
+/// Importing SGLang from a network file system takes minutes, and DeepGEMM compiles a kernel in 3 to 7 s.
+const CHECK_LIMIT: Duration = Duration::from_secs(600);
+
+/// Largest accepted error: rounding to bfloat16 costs about 0.0017 in norm and the FP8 matrix units of sm_90 somewhat less
+/// again; a quantiser that rounds an activation the other way at a tie moves next to nothing. Scales in the wrong place cost
+/// 0.3 and more.
+const LIMIT: f64 = 0.01;
+
+/// SGLang on NVIDIA, and a route between kernel families.
+#[derive(Debug)]
+pub(super) struct SglangFamilies {
+    site: Arc<Site>,
+}
+
+impl SglangFamilies {
+    pub(super) fn new(site: Arc<Site>) -> Self {
+        Self { site }
+    }
+}
+
+/// Whether the server's linear is the Triton one.
+fn serves_triton(inspection: &Inspection) -> bool {
+    match inspection.linear.as_deref() {
+        Some(linear) => linear == TRITON_LINEAR,
+        // Not captured yet: SGLang takes DeepGEMM where it is.
+        None => !inspection.identity.contains_key(DEFAULT),
+    }
+}
+
+fn route_of(deployment: &Deployment) -> Result<Route, Error> {
+    let bytes = fs_err::read(&deployment.table).map_err(|error| Error::file(&error))?;
+    Route::read(&bytes).map_err(|why| {
+        Error::new(
+            ErrorKind::NotResumable,
+            format!(
+                "the deployed route {} cannot be read: {why}",
+                deployment.table
+            ),
+        )
+    })
+}
+
+impl Kernels for SglangFamilies {
+    fn inspect(&self) -> Result<Inspection, Error> {
+        let answer = self.site.look()?;
+        let package = self.site.sglang(&answer)?;
+        let device = raced::device(&self.site, &Families::default())?;
+        let mut identity = BTreeMap::from([
+            ("device".to_owned(), device.name.clone()),
+            ("arch".to_owned(), device.arch.clone()),
+            ("cu_num".to_owned(), device.cu_num.to_string()),
+            ("kernel".to_owned(), device.kernel_hash.clone()),
+        ]);
+        identity.extend(device.versions.clone());
+        if ONLY_FLOAT_SCALES.iter().all(|arch| device.arch != *arch) {
+            return Err(Error::new(
+                ErrorKind::Environment,
+                format!("no route can be tuned on {}: SGLang hands its kernels other scales there", device.arch),
+            )
+            .hint("`backend.kind = \"sglang-triton\"` tunes tables for a server with `--fp8-gemm-backend triton`"));
+        }
+        let families: Vec<&str> = device
+            .capabilities
+            .iter()
+            .filter_map(|capability| capability.strip_prefix("family:"))
+            .filter(|family| *family != DEFAULT)
+            .chain([TRITON])
+            .collect();
+        let today = if has(&device, DEFAULT) {
+            "DeepGEMM, which SGLang takes here unless a flag says otherwise"
+        } else {
+            "SGLang's Triton kernel, for DeepGEMM cannot be imported"
+        };
+        Ok(Inspection {
+            identity,
+            op: Op::TritonBlockFp8,
+            gfx: device.arch.clone(),
+            cu_num: device.cu_num,
+            path: format!(
+                "{today}, in {}; against it race {}",
+                package.folder,
+                families.join(", ")
+            ),
+            linear: None,
+            table: (!device.shipped.is_empty()).then(|| Utf8PathBuf::from(&device.shipped)),
+            remarks: self.site.remarks(&device),
+        })
+    }
+
+    fn seen(&self, inspection: &Inspection, log_summary: &LogSummary) -> Result<Inspection, Error> {
+        let serves = |linear: &&str| {
+            let named = |identity: &String| identity.starts_with(*linear);
+            log_summary.dispatch.keys().any(named)
+        };
+        if let Some(linear) = LINEARS.into_iter().find(|linear| serves(linear)) {
+            return Ok(Inspection {
+                linear: Some(linear.to_owned()),
+                ..inspection.clone()
+            });
+        }
+        Err(match log_summary.dispatch.keys().next() {
+            Some(identity) => Error::new(
+                ErrorKind::Environment,
+                format!(
+                    "the block-FP8 layers are served by {identity}, and a route can stand below DeepGEMM's linear or the Triton one"
+                ),
+            )
+            .hint("take `--fp8-gemm-backend` out of the server command, or set it to deep_gemm or triton"),
+            None => Error::new(
+                ErrorKind::NoShapes,
+                "the instrumented server never said which implementation serves its block-FP8 layers",
+            )
+            .hint("is the model quantised to FP8 in blocks?"),
+        })
+    }
+
+    fn engagement_env(
+        &self,
+        run: &RunDir,
+        deployment: &Deployment,
+        records: &Utf8Path,
+    ) -> Result<Environment, Error> {
+        let options = OverlayOptions {
+            records: Some(records.to_owned()),
+            route: Some(deployment.table.clone()),
+            ..OverlayOptions::default()
+        };
+        self.site.overlay(run, &options)
+    }
+
+    fn plan_terms(&self, inspection: &Inspection) -> Result<PlanTerms, Error> {
+        let name = inspection.identity.get("device");
+        let name = name.map_or("", String::as_str);
+        Ok(PlanTerms {
+            tables: Vec::new(),
+            // DeepGEMM reads no table, so none of SGLang's serves there.
+            configs: match &inspection.table {
+                Some(folder) if serves_triton(inspection) => tables_in(folder, name)?,
+                _ => Vec::new(),
+            },
+            revision: Revision::H,
+            device: Rates::of_name(name).unwrap_or_else(|| Rates::unknown(name, inspection.cu_num)),
+            // A row of a route spans the M between two that were raced; the race decides which M it needs.
+            fold: Fold::Exact,
+            cost: Cost::family_race(),
+        })
+    }
+
+    fn tune(
+        &self,
+        order: &TuneOrder<'_>,
+        observer: &mut dyn FnMut(&TuneEvent),
+    ) -> Result<Tuned, Error> {
+        let backend = Families {
+            serves_triton: serves_triton(order.inspection),
+            ..Families::default()
+        };
+        let (shapes, budget) = (order.shapes.to_vec(), Some(order.budget));
+        let request = raced::request(&self.site, &backend, shapes, order.run.tune(), budget)?;
+        crate::tune::run(&request, observer, order.interrupt)
+            .map(Tuned::from)
+            .map_err(|error| tune_error(&error))
+    }
+
+    fn take(
+        &self,
+        _inspection: &Inspection,
+        table: &Utf8Path,
+        folder: &Utf8Path,
+    ) -> Result<Vec<Utf8PathBuf>, Error> {
+        let bytes = fs_err::read(table).map_err(|error| Error::file(&error))?;
+        Route::read(&bytes).map_err(|why| {
+            Error::new(ErrorKind::Usage, format!("`{table}` is no route: {why}"))
+                .hint("`gemmtune tune --backend sglang-families` writes a `route.json`")
+        })?;
+        let copy = folder.join(ROUTE);
+        write_atomic(&copy, &bytes).map_err(|error| Error::file(&error))?;
+        Ok(vec![copy])
+    }
+
+    fn deploy(
+        &self,
+        run: &RunDir,
+        _inspection: &Inspection,
+        tuned: &Tuned,
+    ) -> Result<Deployment, Error> {
+        let written = tuned
+            .files
+            .iter()
+            .find(|file| file.file_name() == Some(ROUTE));
+        let Some(written) = written else {
+            return Err(Error::new(ErrorKind::Bug, "the race wrote no route"));
+        };
+        let bytes = fs_err::read(written).map_err(|error| Error::file(&error))?;
+        let route = Route::read(&bytes).map_err(|why| {
+            Error::new(
+                ErrorKind::Bug,
+                format!("the route {written} cannot be read: {why}"),
+            )
+        })?;
+        let digest = digest(&bytes);
+        let folder = run.deploy().join(&digest);
+        fs_err::create_dir_all(&folder).map_err(|error| Error::file(&error))?;
+        let table = folder.join(ROUTE);
+        write_atomic(&table, &bytes).map_err(|error| Error::file(&error))?;
+        let options = OverlayOptions {
+            route: Some(table.clone()),
+            ..OverlayOptions::default()
+        };
+        let env: BTreeMap<String, String> = self
+            .site
+            .overlay(run, &options)?
+            .into_iter()
+            .filter_map(|(name, value)| Some((name, value?)))
+            .collect();
+        // The kernels that were raced are those that serve.
+        worker_files::write(&run.overlay()).map_err(|error| Error::file(&error))?;
+        let variables: Vec<&str> = env.keys().map(String::as_str).collect();
+        Ok(Deployment {
+            takes_back: vec![format!(
+                "the folder {folder} and the variables {} that put the route below SGLang's linears",
+                variables.join(" and ")
+            )],
+            env,
+            unset: Vec::new(),
+            notes: vec![in_words(&route)],
+            appear: Vec::new(),
+            rows: route.rows.len(),
+            table,
+            digest,
+            // Kernels are compiled when they first run.
+            may_build: true,
+        })
+    }
+
+    fn undo(&self, _run: &RunDir, deployment: &Deployment) -> Result<(), Error> {
+        match deployment.table.parent() {
+            Some(folder) => gone(fs_err::remove_dir_all(folder)),
+            None => Ok(()),
+        }
+    }
+
+    fn misses(
+        &self,
+        _inspection: &Inspection,
+        deployment: &Deployment,
+        shapes: &[Shape],
+    ) -> Result<Vec<Shape>, Error> {
+        let route = route_of(deployment)?;
+        let misses = |shape: &&Shape| route.row(shape.n, shape.k, shape.m).is_none();
+        Ok(shapes.iter().filter(misses).cloned().collect())
+    }
+
+    fn engagement(
+        &self,
+        _inspection: &Inspection,
+        deployment: &Deployment,
+        log_summary: &LogSummary,
+    ) -> Result<Engagement, Error> {
+        Ok(engagement_of(&route_of(deployment)?, log_summary))
+    }
+
+    fn probe(
+        &self,
+        deployed: &Deployed<'_>,
+        shapes: &[Shape],
+        _tuned: &Tuned,
+    ) -> Result<Probed, Error> {
+        let route = route_of(deployed.deployment)?;
+        let shapes = with_ends(&route, shapes);
+        let answers = self.check(deployed, &shapes)?;
+        if let Some(other) = answers.iter().find_map(|answer| answer.not_of(&route)) {
+            return Err(Error::new(
+                ErrorKind::NotBetter,
+                format!("layout check: {other}; the deployment was taken back"),
+            ));
+        }
+        Ok(Probed {
+            layout: answers.into_iter().map(Checked::into_check).collect(),
+            ..Probed::default()
+        })
+    }
+
+    fn kernel_name(&self, candidate: &serde_json::Value) -> String {
+        let Some(settings) = candidate.as_object() else {
+            return candidate.to_string();
+        };
+        let family = candidate["family"].as_str().unwrap_or(TRITON);
+        let settings: Vec<String> = settings
+            .iter()
+            .filter(|(name, _)| *name != "family")
+            .map(|(name, value)| format!("{name}={value}"))
+            .collect();
+        if settings.is_empty() {
+            family.to_owned()
+        } else {
+            format!("{family} ({})", settings.join(", "))
+        }
+    }
+}
+
+impl SglangFamilies {
+    /// The numbers of the server's own linear on `shapes`, with the route in front of it.
+    fn check(&self, deployed: &Deployed<'_>, shapes: &[Shape]) -> Result<Vec<Checked>, Error> {
+        let records = tempfile::tempdir().map_err(|error| Error::file(&error))?;
+        let mut env = self.site.environment().clone();
+        let ours = deployed.deployment.env.iter();
+        env.extend(ours.map(|(name, value)| (name.clone(), Some(value.clone()))));
+        let here = [
+            (
+                "GEMMTUNE_RECORD_DIR",
+                records.path().to_string_lossy().into_owned(),
+            ),
+            // Else a linear that DeepGEMM serves compiles for minutes at its first call.
+            ("SGLANG_JIT_DEEPGEMM_PRECOMPILE", "0".to_owned()),
+        ];
+        env.extend(here.map(|(name, value)| (name.to_owned(), Some(value))));
+        let linear = deployed.inspection.linear.as_deref().unwrap_or(LINEARS[0]);
+        let order = json!({
+            "linear": linear,
+            "shapes": shapes.iter().map(|shape| [shape.m, shape.n, shape.k]).collect::<Vec<_>>(),
+        });
+        let argv = [self.site.python.as_str(), "-c", CHECK, &order.to_string()].map(str::to_owned);
+        let ran = command::run(
+            &self.site.keeper,
+            &argv,
+            None,
+            env,
+            CHECK_LIMIT,
+            deployed.interrupt,
+        )
+        .map_err(|error| Error::caused(ErrorKind::WorkloadFailed, &error))?;
+        let answers: Vec<Checked> = String::from_utf8_lossy(&ran.stdout)
+            .lines()
+            .filter_map(|line| line.strip_prefix(CHECK_TAG))
+            .filter_map(|line| serde_json::from_str(line).ok())
+            .collect();
+        if answers.len() == shapes.len() {
+            return Ok(answers);
+        }
+        let words = String::from_utf8_lossy(&ran.stderr);
+        let last = words.lines().rev().find(|line| !line.trim().is_empty());
+        Err(Error::new(
+            ErrorKind::WorkloadFailed,
+            format!(
+                "the numerics check answered for {} of {} shapes and exited with code {}: {}",
+                answers.len(),
+                shapes.len(),
+                ran.code,
+                last.unwrap_or("it said nothing")
+            ),
+        ))
+    }
+}
+
+/// `shapes`, and the first and last M that each row of the route serves: no row is left untried.
+fn with_ends(route: &Route, shapes: &[Shape]) -> Vec<Shape> {
+    let mut all: std::collections::BTreeSet<Shape> = shapes.iter().cloned().collect();
+    for row in &route.rows {
+        let served = || (row.min_m..=row.max_m).filter(|&m| row.takes(m));
+        for m in served().next().into_iter().chain(served().next_back()) {
+            all.insert(Shape {
+                op: Op::TritonBlockFp8,
+                m,
+                n: row.n,
+                k: row.k,
+                dtype: shapes
+                    .first()
+                    .map_or_else(String::new, |one| one.dtype.clone()),
+            });
+        }
+    }
+    all.into_iter().collect()
+}
+
+/// The route in a sentence.
+fn in_words(route: &Route) -> String {
+    let mut rows: BTreeMap<&str, usize> = BTreeMap::new();
+    for row in &route.rows {
+        *rows.entry(&row.family).or_default() += 1;
+    }
+    let named: Vec<String> = rows
+        .iter()
+        .map(|(family, rows)| format!("{family} in {rows}"))
+        .collect();
+    format!(
+        "the route gives ranges of M to {}; every other GEMM stays where SGLang sends it",
+        named.join(", ")
+    )
+}
+
+/// What the overlay's record of each GEMM that a server ran says about the route. A GEMM that was computed by something
+/// else even once counts as missed: that call may stand in a captured graph.
+fn engagement_of(route: &Route, log_summary: &LogSummary) -> Engagement {
+    let mut engagement = Engagement::default();
+    let mut used: Vec<&RouteRow> = Vec::new();
+    for (&(n, k, m), targets) in &log_summary.kernels {
+        let shape = format!("M={m} N={n} K={k}");
+        let Some(row) = route.row(n, k, m) else {
+            engagement.unplanned.push(shape);
+            continue;
+        };
+        used.push(row);
+        let meant = format!("{OURS}{}", row.family);
+        let asked = engagement.families.entry(row.family.clone()).or_default();
+        match targets.keys().find(|target| **target != meant) {
+            None => {
+                asked.hit += 1;
+                engagement.hit += 1;
+            }
+            Some(other) if other.starts_with(OURS) => {
+                asked.missed += 1;
+                engagement
+                    .other_kernel
+                    .push(format!("{shape}: {other} instead of {meant}"));
+            }
+            Some(other) => {
+                asked.missed += 1;
+                engagement
+                    .missed
+                    .push(format!("{shape}: {other} instead of {meant}"));
+            }
+        }
+    }
+    engagement.unseen = route
+        .rows
+        .iter()
+        .filter(|row| !used.contains(row))
+        .map(RouteRow::in_words)
+        .collect();
+    engagement
+}
+
+/// One line of the check.
+#[derive(Debug, Deserialize)]
+struct Checked {
+    #[serde(rename = "M")]
+    m: u32,
+    #[serde(rename = "N")]
+    n: u32,
+    #[serde(rename = "K")]
+    k: u32,
+    relative_error: Option<f64>,
+    computed_by: Vec<String>,
+    failure: Option<String>,
+}
+
+impl Checked {
+    /// Says so when this shape was computed by something else than the route says: then the check is about another kernel.
+    fn not_of(&self, route: &Route) -> Option<String> {
+        let row = route.row(self.n, self.k, self.m)?;
+        let meant = format!("{OURS}{}", row.family);
+        if self.failure.is_some() || self.computed_by == [meant.clone()] {
+            return None;
+        }
+        let found = match self.computed_by.as_slice() {
+            [] => "something that the overlay did not see".to_owned(),
+            several => several.join(" and "),
+        };
+        Some(format!(
+            "M={} N={} K={} was computed by {found}, not by {meant}",
+            self.m, self.n, self.k
+        ))
+    }
+
+    fn into_check(self) -> LayoutCheck {
+        let kernel = match (self.failure, self.computed_by.as_slice()) {
+            (Some(failure), _) => failure,
+            (None, []) => "a kernel that was not named".to_owned(),
+            (None, several) => several.join(" and "),
+        };
+        LayoutCheck {
+            m: self.m,
+            n: self.n,
+            k: self.k,
+            kernel,
+            relative_error: self.relative_error,
+            limit: LIMIT,
+        }
+    }
+}
+
+#[cfg(test)]
+#[path = "sglang_families_tests.rs"]
+mod tests;

@@ -1,0 +1,136 @@
+//! What SGLang's block-FP8 linears run on an NVIDIA device when no flag says otherwise, and whether a Triton table is read
+//! there.
+//!
+//! From `_dispatch_auto_backend` and `initialize_fp8_gemm_config` of SGLang 0.5.16 (Apache-2.0); the order is the same from
+//! 0.5.6.post2 to 0.5.23.
+
+/// What computes the GEMMs of a device by default.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum ByDefault {
+    /// DeepGEMM, where it can be imported.
+    DeepGemm,
+    /// CUTLASS, from `sgl_kernel`.
+    Cutlass,
+    /// SGLang's Triton kernel.
+    Triton,
+}
+
+/// Names of products, each a word or the beginning of two, with what SGLang takes there. Hopper and the Blackwell of data
+/// centres (sm_90, sm_100, sm_103); sm_120; sm_89 and older.
+const PRODUCTS: [(&[&str], ByDefault); 3] = [
+    (
+        &[
+            "H100", "H200", "H800", "H20", "GH200", "B200", "B300", "GB200", "GB300",
+        ],
+        ByDefault::DeepGemm,
+    ),
+    (&["RTX 50", "RTX PRO"], ByDefault::Cutlass),
+    (
+        &[
+            "L4",
+            "L40",
+            "L40S",
+            "L20",
+            "RTX 40",
+            "RTX 6000 Ada",
+            "A100",
+            "A800",
+            "A10",
+            "A10G",
+        ],
+        ByDefault::Triton,
+    ),
+];
+
+impl ByDefault {
+    /// What serves on the device that torch gives this name, blanks or underscores in it; none where that is not known.
+    pub fn on(device: &str) -> Option<Self> {
+        let name = device.replace(['_', '-'], " ");
+        let rest = name.strip_prefix("NVIDIA ")?;
+        let rest = rest.strip_prefix("GeForce ").unwrap_or(rest);
+        let is = |product: &&str| {
+            let begins = rest.strip_prefix(*product);
+            begins.is_some_and(|after| {
+                // `H200` is no `H20`, while an `RTX 4090` is one of the `RTX 40`.
+                product.contains(' ') || after.is_empty() || after.starts_with(' ')
+            })
+        };
+        let found = PRODUCTS
+            .iter()
+            .find(|(products, _)| products.iter().any(|product| is(product)));
+        found.map(|(_, by_default)| *by_default)
+    }
+
+    /// Its name, for people.
+    pub fn name(self) -> &'static str {
+        match self {
+            Self::DeepGemm => "DeepGEMM",
+            Self::Cutlass => "CUTLASS",
+            Self::Triton => "its Triton kernel",
+        }
+    }
+}
+
+/// Says so where a Triton table is not read on `device` unless the server is told to, and what to tune instead.
+pub fn unread(device: &str) -> Option<String> {
+    let by_default = ByDefault::on(device)?;
+    let instead = match by_default {
+        ByDefault::Triton => return None,
+        ByDefault::DeepGemm => {
+            "; what is tuned there is a route between kernels below it (`backend.kind = \"sglang-families\"`, `gemmtune tune --backend sglang-families`)"
+        }
+        ByDefault::Cutlass => "",
+    };
+    Some(format!(
+        "on {} SGLang runs block-FP8 GEMMs with {} unless the server says `--fp8-gemm-backend triton`{}, and that reads no Triton table{instead}",
+        device.replace('_', " "),
+        by_default.name(),
+        match by_default {
+            ByDefault::DeepGemm => " or cannot import it",
+            _ => "",
+        },
+    ))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_device_is_known_by_its_product() {
+        for (name, by_default) in [
+            ("NVIDIA_H100_80GB_HBM3", Some(ByDefault::DeepGemm)),
+            ("NVIDIA H200", Some(ByDefault::DeepGemm)),
+            ("NVIDIA_H20-3e", Some(ByDefault::DeepGemm)),
+            ("NVIDIA GB200", Some(ByDefault::DeepGemm)),
+            ("NVIDIA L40S", Some(ByDefault::Triton)),
+            ("NVIDIA GeForce RTX 4090", Some(ByDefault::Triton)),
+            ("NVIDIA GeForce RTX 5090", Some(ByDefault::Cutlass)),
+            (
+                "NVIDIA_RTX_PRO_6000_Blackwell_Server_Edition",
+                Some(ByDefault::Cutlass),
+            ),
+            ("NVIDIA H2000", None),
+            ("AMD Instinct MI300X", None),
+            ("", None),
+        ] {
+            assert_eq!(ByDefault::on(name), by_default, "{name}");
+        }
+    }
+
+    #[test]
+    fn a_table_that_is_not_read_is_told_with_what_serves_instead() {
+        let said = unread("NVIDIA_H200").unwrap();
+        assert!(
+            said.contains("on NVIDIA H200") && said.contains("DeepGEMM"),
+            "{said}"
+        );
+        assert!(said.contains("sglang-families"), "{said}");
+        assert!(
+            unread("NVIDIA GeForce RTX 5090")
+                .unwrap()
+                .contains("CUTLASS")
+        );
+        assert_eq!(unread("NVIDIA L4"), None);
+    }
+}

@@ -1,0 +1,105 @@
+//! `run --table`: a table or a route from elsewhere is deployed, proved and judged as it is.
+
+use camino::Utf8PathBuf;
+
+use super::sglang_triton::Scene;
+use super::support::{Change, Site, count, document, stderr};
+
+/// The weights that the stand-in serves.
+const WEIGHTS: [(u32, u32); 4] = [(384, 256), (256, 256), (1024, 256), (256, 512)];
+
+/// A folder beside `scene` with a table of the stand-in's device for each weight.
+fn tables(scene: &Scene, weights: &[(u32, u32)]) -> Utf8PathBuf {
+    let folder = scene.folder.join("theirs");
+    fs_err::create_dir_all(&folder).unwrap();
+    let row = r#"{"BLOCK_SIZE_M": 16, "BLOCK_SIZE_N": 128, "BLOCK_SIZE_K": 128, "GROUP_SIZE_M": 32, "num_warps": 4, "num_stages": 3}"#;
+    for (n, k) in weights {
+        let name = format!(
+            "N={n},K={k},device_name=NVIDIA_Stand-in,dtype=fp8_w8a8,block_shape=[128, 128].json"
+        );
+        fs_err::write(folder.join(name), format!("{{\"1\": {row}}}")).unwrap();
+    }
+    folder
+}
+
+#[test]
+fn a_table_from_elsewhere_is_judged_without_tuning() {
+    // One pair gives a number and no verdict, which says nothing about a busy machine.
+    let scene = Scene::new(1, &[]);
+    let theirs = tables(&scene, &WEIGHTS);
+    let output = scene.run(&["run", "--table", theirs.as_str()], &[]);
+    assert_eq!(output.status.code(), Some(16), "{}", stderr(&output));
+    let run = scene.latest();
+    let tune = document(&run.join("tune.json"));
+    assert_eq!(tune["rows"], serde_json::json!([]));
+    assert_eq!(tune["taken_from"], theirs.as_str());
+    let verify = document(&run.join("verify.json"));
+    assert!(
+        verify["engagement"]["hit"].as_u64().unwrap() >= 4,
+        "{verify}"
+    );
+    assert_eq!(verify["engagement"]["missed"], serde_json::json!([]));
+    assert!(!verify["layout"].as_array().unwrap().is_empty());
+    assert_eq!(document(&run.join("compare.json"))["pairs"], 1);
+    let report = fs_err::read_to_string(run.join("report.md")).unwrap();
+    assert!(
+        report.contains("nothing was tuned: the table is"),
+        "{report}"
+    );
+}
+
+#[test]
+fn a_table_that_this_server_cannot_read_is_refused_and_one_that_serves_nothing_is_not_compared() {
+    let scene = Scene::new(6, &[]);
+    let missing = scene.run(&["run", "--table", "nowhere.json"], &[]);
+    assert_eq!(missing.status.code(), Some(2), "{}", stderr(&missing));
+
+    let other = scene
+        .folder
+        .join("N=384,K=256,device_name=NVIDIA_H200,dtype=fp8_w8a8,block_shape=[128, 128].json");
+    fs_err::write(&other, "{}").unwrap();
+    let refused = scene.run(&["run", "--new", "--table", other.as_str()], &[]);
+    assert_eq!(refused.status.code(), Some(2), "{}", stderr(&refused));
+    assert!(
+        stderr(&refused).contains("device_name=NVIDIA_Stand-in"),
+        "{}",
+        stderr(&refused)
+    );
+
+    let folder = tables(&scene, &[(8192, 256)]);
+    let idle = scene.run(&["run", "--new", "--table", folder.as_str()], &[]);
+    assert_eq!(idle.status.code(), Some(16), "{}", stderr(&idle));
+    assert!(
+        stderr(&idle).contains("serves none of the"),
+        "{}",
+        stderr(&idle)
+    );
+    assert!(!scene.latest().join("verify.json").exists());
+}
+
+#[test]
+fn a_csv_table_of_a_colleague_is_judged_on_the_reference_engine() {
+    let tuned = Site::new(&Change::default());
+    assert!(tuned.run(&["run", "--until", "deploy"]).status.success());
+    let theirs = tuned.latest().join("table.csv");
+    let site = Site::new(&Change::default());
+    let output = site.run(&["run", "--table", theirs.as_str(), "--until", "verify"]);
+    assert!(output.status.success(), "{}", stderr(&output));
+    let verify = document(&site.latest().join("verify.json"));
+    assert!(
+        verify["engagement"]["hit"].as_u64().unwrap() >= 1,
+        "{verify}"
+    );
+    assert_eq!(count(&site.journal(), "stage_finished", "tune"), 1);
+
+    // What it was begun with is kept.
+    let again = site.run(&["run", "--table", theirs.as_str(), "runs/latest"]);
+    assert_eq!(again.status.code(), Some(2), "{}", stderr(&again));
+    let dry = site.run(&["run", "--dry-run", "--new", "--table", theirs.as_str()]);
+    assert!(
+        stderr(&dry).contains("nothing would be tuned")
+            || String::from_utf8_lossy(&dry.stdout).contains("nothing would be tuned"),
+        "{}",
+        stderr(&dry)
+    );
+}
