@@ -124,10 +124,10 @@ fn show(config: &Config, seen: Option<&Seen>, printer: &Printer) -> Result<ExitC
             config.ready_url(),
             Stage::ALL.map(Stage::name).join(", "),
             config.compare.pairs,
-            notes
-                .iter()
-                .map(|note| format!("note          {note}\n"))
-                .collect::<String>(),
+            notes.iter().fold(String::new(), |text, note| text
+                + "note          "
+                + note
+                + "\n"),
         ));
     }
     refuse_contradictions(config)?;

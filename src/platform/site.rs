@@ -134,7 +134,11 @@ impl Site {
         let several =
             (device.visible > 1).then(|| format!("{} devices are visible", device.visible));
         let unread = self.config.unread_tables(&device.name);
-        Vec::from_iter(self.slow_starts().into_iter().chain(several).chain(unread))
+        self.slow_starts()
+            .into_iter()
+            .chain(several)
+            .chain(unread)
+            .collect()
     }
 
     /// The server's environment on top of our own.

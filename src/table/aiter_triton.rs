@@ -49,6 +49,7 @@ pub struct OtherName;
 
 impl FileName {
     /// The file that serves every weight without one of its own.
+    #[must_use]
     pub fn default_of(&self) -> Self {
         Self {
             weight: None,

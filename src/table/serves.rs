@@ -57,7 +57,7 @@ impl ByDefault {
         };
         let found = PRODUCTS
             .iter()
-            .find(|(products, _)| products.iter().any(|product| is(product)));
+            .find(|(products, _)| products.iter().any(&is));
         found.map(|(_, by_default)| *by_default)
     }
 
