@@ -161,6 +161,10 @@ mod tests {
         }
     }
 
+    fn seconds(run: &RunEta, now: Instant) -> i64 {
+        run.left(now).unwrap().seconds.round() as i64
+    }
+
     #[test]
     fn what_is_left_is_server_starts_as_long_as_those_seen_and_tuning() {
         let now = Instant::now();
@@ -197,14 +201,14 @@ mod tests {
         };
         events.extend(trial(2, first, 20.0));
         let mut run = eta(&events);
-        assert_eq!(run.left(now).unwrap().seconds, 3.0 * 15.0);
+        assert_eq!(seconds(&run, now), 45);
         let [started, _] = trial(3, first, 0.0);
         run.take(&Notice::Recorded(started), now);
         let later = now + Duration::from_secs(5);
-        assert_eq!(run.left(later).unwrap().seconds, 40.0);
+        assert_eq!(seconds(&run, later), 40);
         let much_later = now + Duration::from_secs(500);
-        assert_eq!(run.left(much_later).unwrap().seconds, 30.0);
+        assert_eq!(seconds(&run, much_later), 30);
         run.take(&Notice::Recorded(finished(Stage::Compare)), now);
-        assert_eq!(run.left(much_later).unwrap().seconds, 0.0);
+        assert_eq!(seconds(&run, much_later), 0);
     }
 }

@@ -6,6 +6,7 @@ use gemmtune::log::LogSummary;
 use gemmtune::log::record::{CallKind, Record, parse};
 use gemmtune::log::scan::{Lines, scan};
 use gemmtune::overlay::OverlayOptions;
+use gemmtune::workload::env::variable;
 
 /// What the look-up's module imports of SGLang: an `sglang` package around it without anything else.
 const AROUND: [(&str, &str); 11] = [
@@ -253,12 +254,9 @@ fn a_look_up_of_an_unknown_form_is_told_and_left_as_it_is() {
 #[test]
 #[ignore = "needs SGLang releases: `tests/realtrees/run` fetches them and runs this"]
 fn every_releases_own_look_up_is_recorded() {
-    let cache = Utf8PathBuf::from(std::env::var("GEMMTUNE_TESTS_CACHE").unwrap());
+    let cache = Utf8PathBuf::from(variable("GEMMTUNE_TESTS_CACHE").unwrap());
     let mut releases = 0;
-    for release in std::env::var("GEMMTUNE_REALTREES")
-        .unwrap()
-        .split_whitespace()
-    {
+    for release in variable("GEMMTUNE_REALTREES").unwrap().split_whitespace() {
         let package = cache.join(format!("sglang-{release}/sglang"));
         let file = |folder: &&str| package.join(folder).join("fused_moe_triton_config.py");
         let folder = FOLDERS
@@ -282,7 +280,6 @@ fn every_releases_own_look_up_is_recorded() {
         assert_eq!(rows.up["BLOCK_SIZE_M"], 16, "{release}: {rows:?}");
         assert!(rows.down.is_object(), "{release}: {rows:?}");
         releases += 1;
-        println!("{release}: recorded");
     }
     assert!(releases > 0);
 }

@@ -103,7 +103,7 @@ mod tests {
             numbers
         };
         let is = |given: Vec<i64>, expected: &[i64]| {
-            assert_eq!(sorted(given), sorted(expected.to_vec()))
+            assert_eq!(sorted(given), sorted(expected.to_vec()));
         };
         is(
             of(fp8, Some((128, 128)), 1, "NVIDIA_H200", 23),
