@@ -110,7 +110,7 @@ fn show(config: &Config, seen: Option<&Seen>, printer: &Printer) -> Result<ExitC
             ),
             _ => format!(
                 "{starts} times a server start with its benchmark, and at most {budget} for tuning; \
-                 `gemmtune run --until baseline` measures one, and the run goes on from there"
+                 `gemmtune run --until baseline` measures one, and the run continues from there"
             ),
         };
         printer.say(format!(

@@ -20,14 +20,6 @@ pub(super) struct RunEta {
     trial_began: Option<Instant>,
 }
 
-/// Time to the end of a run.
-#[derive(Clone, Copy, Debug, PartialEq)]
-pub(super) struct Left {
-    pub(super) seconds: f64,
-    /// Whether the budget of tuning is in it whole, so that less is likely.
-    pub(super) at_most: bool,
-}
-
 impl RunEta {
     /// For a run of `config` that has got as far as `events`.
     pub(super) fn new<'a>(config: &Config, events: impl IntoIterator<Item = &'a Event>) -> Self {
@@ -61,8 +53,9 @@ impl RunEta {
         }
     }
 
-    /// Time left at `now`; nothing until one server start was measured.
-    pub(super) fn left(&self, now: Instant) -> Option<Left> {
+    /// Seconds left at `now`; nothing until one server start was measured. Until tuning says what it needs, its whole
+    /// budget counts.
+    pub(super) fn left(&self, now: Instant) -> Option<f64> {
         let seconds: Vec<f64> = self
             .state
             .trials()
@@ -87,10 +80,7 @@ impl RunEta {
             Some(seconds) => seconds,
             None => self.budget,
         };
-        Some(Left {
-            seconds: (mean * f64::from(self.trials_left()) - begun).max(0.0) + tuning,
-            at_most: tunes && self.tuning.is_none(),
-        })
+        Some((mean * f64::from(self.trials_left()) - begun).max(0.0) + tuning)
     }
 
     /// Server starts that are still to come, the one at work included.
@@ -162,7 +152,7 @@ mod tests {
     }
 
     fn seconds(run: &RunEta, now: Instant) -> i64 {
-        run.left(now).unwrap().seconds.round() as i64
+        run.left(now).unwrap().round() as i64
     }
 
     #[test]
@@ -174,8 +164,7 @@ mod tests {
         events.push(finished(Stage::Baseline));
         let mut run = eta(&events);
         // Capture, verify and two pairs of two; tuning may take its whole budget.
-        let left = run.left(now).unwrap();
-        assert_eq!((left.seconds, left.at_most), (6.0 * 10.0 + 60.0, true));
+        assert_eq!(seconds(&run, now), 6 * 10 + 60);
 
         let tuning = Progress {
             stage: Stage::Tune,
@@ -185,8 +174,7 @@ mod tests {
             passing: true,
         };
         run.take(&Notice::Progress(tuning), now);
-        let left = run.left(now).unwrap();
-        assert_eq!((left.seconds, left.at_most), (67.0, false));
+        assert_eq!(seconds(&run, now), 67);
     }
 
     #[test]

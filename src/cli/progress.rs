@@ -5,7 +5,7 @@ use std::time::{Duration, Instant};
 
 use indicatif::{ProgressBar, ProgressStyle};
 
-use super::eta::{Left, RunEta};
+use super::eta::RunEta;
 use super::printer::Printer;
 use crate::run::event::{Event, Notice, Progress};
 use crate::run::stage::Stage;
@@ -101,7 +101,7 @@ fn line_of(event: &Event) -> Option<String> {
     }
 }
 
-fn progress_line(progress: &Progress, run: Option<Left>) -> String {
+fn progress_line(progress: &Progress, run: Option<f64>) -> String {
     let mut line = format!("{:<9} ", progress.stage.name());
     if let Some((done, all)) = progress.steps {
         line.push_str(&format_args!("{done}/{all} ").to_string());
@@ -113,11 +113,8 @@ fn progress_line(progress: &Progress, run: Option<Left>) -> String {
 
 /// What is left of the run where that is known, else of the stage; of tuning both, because it ends early when a budget
 /// does.
-fn time_left(progress: &Progress, run: Option<Left>) -> String {
-    let of_run = run.map(|left| {
-        let word = if left.at_most { "at most" } else { "about" };
-        format!("{word} {} of the run", duration(left.seconds))
-    });
+fn time_left(progress: &Progress, run: Option<f64>) -> String {
+    let of_run = run.map(|seconds| format!("about {} of the run", duration(seconds)));
     let of_stage = progress
         .eta_seconds
         .filter(|_| of_run.is_none() || progress.stage == Stage::Tune)
@@ -156,10 +153,7 @@ mod tests {
 
     #[test]
     fn a_progress_line_counts_and_estimates() {
-        let run = Left {
-            seconds: 245.0,
-            at_most: false,
-        };
+        let run = 245.0;
         let mut progress = Progress {
             stage: Stage::Compare,
             doing: "tuned: running the benchmark".to_owned(),
@@ -176,19 +170,13 @@ mod tests {
         progress.stage = Stage::Capture;
         progress.eta_seconds = None;
         lines.push(progress_line(&progress, None));
-        lines.push(progress_line(
-            &progress,
-            Some(Left {
-                at_most: true,
-                ..run
-            }),
-        ));
+        lines.push(progress_line(&progress, Some(run)));
         insta::assert_snapshot!(lines.join("\n"), @"
         compare   3/12 tuned: running the benchmark (about 1 min 05 s of this stage left)
         compare   3/12 tuned: running the benchmark (about 4 min 05 s of the run left)
         tune      3/12 tuned: running the benchmark (about 1 min 05 s of this stage, about 4 min 05 s of the run left)
         capture   3/12 tuned: running the benchmark
-        capture   3/12 tuned: running the benchmark (at most 4 min 05 s of the run left)
+        capture   3/12 tuned: running the benchmark (about 4 min 05 s of the run left)
         ");
     }
 }
