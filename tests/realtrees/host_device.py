@@ -91,17 +91,18 @@ def stand_in_for_operators(torch, module):
     from gpu_worker.moe import routing
     from gpu_worker.moe.operands import MoeOperands
 
-    def align(ids, block, experts, *_, **__):
-        pairs = ids.numel()
-        rows = pairs * block if pairs < experts + 1 else pairs + (experts + 1) * (block - 1)
-        return routing.align(torch, ids, experts, block, rows)
+    def align(ids, buckets, block, sorted_ids, expert_ids, used, *_):
+        # Into what SGLang's own Python has allocated.
+        found = routing.align(torch, ids, buckets - 1, block, sorted_ids.numel())
+        for given, computed in zip((sorted_ids, expert_ids, used), found):
+            given.copy_(computed[: given.numel()])
 
     def quantised(values, *_, **__):
         operands = object.__new__(MoeOperands)
         operands._torch, operands.problem = torch, types.SimpleNamespace(dtype="float8_e4m3fn")
         return operands._quantised(values)
 
-    module.moe_align_block_size = align
+    sys.modules[module.moe_align_block_size.__module__].sgl_moe_align_block_size = align
     if not hasattr(module, "vllm_ops"):
 
         def silu_and_mul(out, values):

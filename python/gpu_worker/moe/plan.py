@@ -48,6 +48,7 @@ NEUTRAL = {
     "GDC_EARLY": False,
     "A_OUTPUT_SLICES": 1,
     "A_OUTPUT_SLICE_WIDTH": 0,
+    "A_OUTPUT_SLICE_K": 0,
 }
 """Parameters that have no effect on the plain path, with the value SGLang's own launcher gives them there."""
 

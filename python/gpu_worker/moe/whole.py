@@ -213,3 +213,18 @@ def _stand_in_for_a_server(module):
     ):
         if hasattr(module, name):
             setattr(module, name, value)
+    if hasattr(module, "get_parallel"):  # 0.5.20 and later
+        parallel = module.get_parallel
+        module.get_parallel = lambda: _OneRank(parallel())
+
+
+class _OneRank:
+    """What SGLang knows of its ranks, without a group of them."""
+
+    tp_group = None
+
+    def __init__(self, parallel):
+        self._parallel = parallel
+
+    def __getattr__(self, name):
+        return getattr(self._parallel, name)
