@@ -620,7 +620,7 @@ fn several_benchmarks_become_loads_and_repeats_of_one_are_counted() {
 fn a_missing_script_a_script_that_is_none_and_a_dead_process_are_clear_errors() {
     let job = Job::new("if then fi (");
     for (arguments, code, said) in [
-        (&["launch.sh"][..], 2, "is not bash"),
+        (&["launch.sh"][..], 2, "does not seem to be bash"),
         (&["missing.sh"], 2, "missing.sh"),
         (&["--pid", "999999999"], 10, "process 999999999"),
     ] {
