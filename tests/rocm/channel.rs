@@ -160,8 +160,8 @@ fn a_kernel_that_takes_tiled_weights_for_plain_ones_is_caught_at_verify() {
     let said = stderr(&output);
     // Uncorrelated numbers: the square root of two, give or take the sizes.
     let off = said
-        .split_once(" % off")
-        .and_then(|(before, _)| before.rsplit('(').next()?.parse::<f64>().ok())
+        .split_once("relative error ")
+        .and_then(|(_, after)| after.split_once(" %")?.0.parse::<f64>().ok())
         .unwrap_or_else(|| panic!("{said}"));
     assert!(said.contains("layout check") && off > 100.0, "{said}");
     assert!(said.contains("taken back"), "{said}");

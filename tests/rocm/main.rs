@@ -104,7 +104,7 @@ fn a_table_whose_kernel_computes_wrong_numbers_is_taken_back() {
     assert_eq!(output.status.code(), Some(16), "{}", stderr(&output));
     let said = stderr(&output);
     assert!(
-        said.contains("layout check") && said.contains("49.9 % off"),
+        said.contains("layout check") && said.contains("relative error 49.9 %"),
         "{said}"
     );
     assert!(said.contains("taken back"), "{said}");
