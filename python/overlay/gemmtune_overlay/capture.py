@@ -224,8 +224,11 @@ def _kernel_counter(symbol, kernel, recorder):
     target = f"{getattr(kernel, '__module__', '?')}:{getattr(kernel, '__qualname__', repr(kernel))}"
 
     def count(XQ, WQ, *_, **__):
+        m = int(XQ.shape[0])
+        if m == 0:  # an idle data-parallel rank
+            return
         n, k = (int(size) for size in WQ.shape)
-        recorder.count((("kernel", symbol), ("target", target), ("M", int(XQ.shape[0])), ("N", n), ("K", k)))
+        recorder.count((("kernel", symbol), ("target", target), ("M", m), ("N", n), ("K", k)))
 
     return count
 

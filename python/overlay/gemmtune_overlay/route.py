@@ -165,8 +165,11 @@ class Router:
         return self._families.open(name)
 
     def _count(self, symbol, target, A, B):
+        m = int(A.shape[0])
+        if m == 0:  # an idle data-parallel rank
+            return
         n, k = (int(size) for size in B.shape)
-        self._recorder.count((("kernel", symbol), ("target", target), ("M", int(A.shape[0])), ("N", n), ("K", k)))
+        self._recorder.count((("kernel", symbol), ("target", target), ("M", m), ("N", n), ("K", k)))
 
 
 def _misfit(torch, A, B, As, Bs, block_size, dtype):
