@@ -50,6 +50,13 @@ pub(super) fn problems(
 ) -> Result<Vec<MoeTask>, Error> {
     let read = problem::read(bytes)
         .map_err(|error| Error::to(ErrorKind::Usage, &format!("read `{path}`"), error))?;
+    if read.is_empty() {
+        return Err(Error::new(
+            ErrorKind::Usage,
+            format!("`{path}` names no fused MoE to tune"),
+        )
+        .hint("`gemmtune plan --model config.json --tp N --moe-output MOE.csv` or `gemmtune shapes LOG -o S.csv` writes such a file"));
+    }
     read.iter()
         .map(|counted| task(&counted.problem, counted.m, block))
         .collect()
@@ -123,6 +130,14 @@ mod tests {
         ] {
             let error = read(line).unwrap_err();
             assert!(error.contains(word), "{error}");
+        }
+    }
+
+    #[test]
+    fn a_file_without_a_fused_moe_is_refused_before_a_worker_is_started() {
+        for text in ["", "M,N,K\n16,256,512\n", HEADER] {
+            let error = problems(Utf8Path::new("s.csv"), text.as_bytes(), (128, 128)).unwrap_err();
+            assert!(error.to_string().contains("no fused MoE"), "{error}");
         }
     }
 }
