@@ -46,7 +46,7 @@ impl<'table> Reasons<'table> {
         let here: Vec<&&Row> = rows.iter().filter(|row| self.is_here(row)).collect();
         if here.is_empty() {
             let gpus: BTreeSet<String> = rows.iter().map(|row| self.gpu(row)).collect();
-            return format!("the rows of this (N, K) are for {} only", list(gpus));
+            return format!("the rows of this (N, K) are for {} only", list(gpus, NAMED));
         }
         let dtype = if shape.dtype.is_empty() {
             dtype::fp8_of(self.gfx)
@@ -68,7 +68,7 @@ impl<'table> Reasons<'table> {
                 .collect();
             return format!(
                 "the rows of this (N, K) are for weights of {}, the shape's is {dtype}",
-                list(dtypes)
+                list(dtypes, NAMED)
             );
         }
         self.gap(shape, &m)
@@ -93,7 +93,10 @@ impl<'table> Reasons<'table> {
         if of_n.is_empty() {
             format!("no row has N={n}, with whatever K")
         } else {
-            format!("no row has N={n} with K={k}; there is K={}", list(of_n))
+            format!(
+                "no row has N={n} with K={k}; there is K={}",
+                list(of_n, NAMED)
+            )
         }
     }
 
@@ -106,7 +109,7 @@ impl<'table> Reasons<'table> {
             .map(|probe| probe.m(shape.m, shape.n, shape.k))
             .collect();
         asked.dedup();
-        let asked = format!("no row of this (N, K) has M={}", list(asked));
+        let asked = format!("no row of this (N, K) has M={}", list(asked, NAMED));
         let below = rows.range(..shape.m).next_back();
         let above = rows.range(shape.m + 1..).next();
         match (below, above) {
@@ -137,11 +140,12 @@ impl<'table> Reasons<'table> {
     }
 }
 
-fn list<T: ToString>(values: impl IntoIterator<Item = T>) -> String {
+/// The first `most` of `values`, and how many more there are.
+pub(super) fn list<T: ToString>(values: impl IntoIterator<Item = T>, most: usize) -> String {
     let values: Vec<String> = values.into_iter().map(|value| value.to_string()).collect();
-    let mut named = values[..values.len().min(NAMED)].join(", ");
-    if values.len() > NAMED {
-        let _ = write!(named, " and {} more", values.len() - NAMED);
+    let mut named = values[..values.len().min(most)].join(", ");
+    if values.len() > most {
+        let _ = write!(named, " and {} more", values.len() - most);
     }
     named
 }

@@ -6,7 +6,8 @@ use std::fmt::Write as _;
 use super::Request;
 use super::lookup::{Answer, Dropped, Resolver};
 use super::rules::{ActivationRule, FALLBACK_TAG, TagRule};
-use super::table::{Row, TEXTS, Table};
+use super::table::{Row, TEXTS, Table, UNTUNED};
+use crate::table::reason;
 
 /// Values named in a sentence; more are counted.
 const NAMED: usize = 5;
@@ -15,31 +16,18 @@ const NAMED: usize = 5;
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
 struct Apart(u16);
 
-/// The parts, by what is said about them.
-const PARTS: [&str; 13] = [
-    "card",
-    "token",
-    "model_dim",
-    "inter_dim",
-    "expert",
-    "topk",
-    "act_type",
-    "dtype",
-    "q_dtype_a",
-    "q_dtype_w",
-    "q_type",
-    "use_g1u1",
-    "doweight_stage1",
-];
+/// The parts, by what is said about them: the card, then the columns of a tuner's input.
+fn parts() -> impl Iterator<Item = &'static str> {
+    std::iter::once("card").chain(UNTUNED)
+}
 
 /// How much a part that differs tells a row from the one that was meant: another model's sizes most, tokens least.
 const WEIGHT: [u32; 13] = [2, 1, 9, 8, 3, 2, 2, 3, 2, 2, 6, 6, 6];
 
 impl Apart {
     fn has(self, part: &str) -> bool {
-        PARTS
-            .iter()
-            .position(|name| *name == part)
+        parts()
+            .position(|name| name == part)
             .is_some_and(|at| self.0 & (1 << at) != 0)
     }
 
@@ -48,7 +36,7 @@ impl Apart {
     }
 
     fn weight(self) -> u32 {
-        (0..PARTS.len())
+        (0..WEIGHT.len())
             .filter(|at| self.0 & (1 << at) != 0)
             .map(|at| WEIGHT[at])
             .sum()
@@ -307,12 +295,7 @@ fn apart(row: &Row, resolver: &Resolver<'_>, request: &Request, answer: &Answer<
 }
 
 fn list<T: ToString>(values: impl IntoIterator<Item = T>) -> String {
-    let values: Vec<String> = values.into_iter().map(|value| value.to_string()).collect();
-    let mut named = values[..values.len().min(NAMED)].join(", ");
-    if values.len() > NAMED {
-        let _ = write!(named, " and {} more", values.len() - NAMED);
-    }
-    named
+    reason::list(values, NAMED)
 }
 
 #[cfg(test)]

@@ -175,24 +175,36 @@ pub(super) fn repeated(entry: &Entry, pairs: &[(String, Value)], sink: &mut Sink
     }
 }
 
-fn params(entry: &Entry, name: Option<&FileName>, sink: &mut Sink<'_>) {
-    let line = Some(entry.line);
-    let channelwise = name.is_some_and(|name| name.block_shape.is_none());
-    let pairs = match &entry.params {
-        Params::Object(pairs) => pairs,
-        // Channel-wise files may say `null` for "run the default".
-        Params::Other(Value::Null) if channelwise => return,
+/// What the key's value sets; a value that is no object is a finding.
+pub(super) fn object<'entry>(
+    entry: &'entry Entry,
+    sink: &mut Sink<'_>,
+) -> Option<&'entry [(String, Value)]> {
+    match &entry.params {
+        Params::Object(pairs) => Some(pairs),
         Params::Other(value) => {
             sink.add(
                 &rules::CONFIG_VALUE_INVALID,
-                line,
+                Some(entry.line),
                 format!(
                     "the value of key `{}` is `{value}`, not an object",
                     entry.key
                 ),
             );
-            return;
+            None
         }
+    }
+}
+
+fn params(entry: &Entry, name: Option<&FileName>, sink: &mut Sink<'_>) {
+    let line = Some(entry.line);
+    let channelwise = name.is_some_and(|name| name.block_shape.is_none());
+    // Channel-wise files may say `null` for "run the default".
+    if channelwise && entry.params == Params::Other(Value::Null) {
+        return;
+    }
+    let Some(pairs) = object(entry, sink) else {
+        return;
     };
     repeated(entry, pairs, sink);
     for required in REQUIRED_KEYS {

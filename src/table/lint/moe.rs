@@ -9,7 +9,7 @@ use super::super::moe::name::TableName;
 use super::super::moe::release::{Fallback, Mismatch, Release};
 use super::super::moe::serve::beyond_scale_block;
 use super::super::nearest;
-use super::super::sglang_json::{Config, ConfigError, Entry, Params, REQUIRED_KEYS};
+use super::super::sglang_json::{Config, ConfigError, Entry, REQUIRED_KEYS};
 use super::json::{self, of_device};
 use super::json_name::{self, is_of_vllm};
 use super::rules;
@@ -139,19 +139,8 @@ fn coverage(mut keys: Vec<i64>, sink: &mut Sink<'_>) {
 
 fn params(entry: &Entry, name: Option<&TableName>, release: Option<Release>, sink: &mut Sink<'_>) {
     let line = Some(entry.line);
-    let pairs = match &entry.params {
-        Params::Object(pairs) => pairs,
-        Params::Other(value) => {
-            sink.add(
-                &rules::CONFIG_VALUE_INVALID,
-                line,
-                format!(
-                    "the value of key `{}` is `{value}`, not an object",
-                    entry.key
-                ),
-            );
-            return;
-        }
+    let Some(pairs) = json::object(entry, sink) else {
+        return;
     };
     json::repeated(entry, pairs, sink);
     for required in REQUIRED_KEYS {
