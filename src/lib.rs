@@ -25,8 +25,3 @@ pub mod table;
 pub mod tree;
 pub mod tune;
 pub mod workload;
-
-/// The name of [`problem`] until its callers say that.
-pub mod shape {
-    pub use crate::problem::{Op, Shape, UnknownOp};
-}

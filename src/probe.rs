@@ -17,8 +17,8 @@ use serde::{Deserialize, Serialize};
 
 use crate::log::scan::{Lines, scan};
 use crate::log::summary::LogSummary;
+use crate::problem::{Op, Shape};
 use crate::proc::{Interrupt, Keeper, RunError, run};
-use crate::shape::{Op, Shape};
 
 /// The program.
 const PROGRAM: &str = include_str!("../python/aiter_probe/probe.py");

@@ -10,7 +10,7 @@ use gemmtune::plan::cost::Cost;
 use gemmtune::plan::fold::Fold;
 use gemmtune::plan::model::{Parallel, predict};
 use gemmtune::plan::{PlanInput, make};
-use gemmtune::shape::{Op, Shape};
+use gemmtune::problem::{Op, Shape};
 use gemmtune::table::aiter::{Row, Table};
 use gemmtune::table::family;
 use gemmtune::table::lint::Report;

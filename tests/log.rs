@@ -9,7 +9,7 @@ use gemmtune::log::scan::{Lines, number_lines, scan};
 use gemmtune::log::sections::scan_file;
 use gemmtune::log::summary::{LogSummary, Seen};
 use gemmtune::log::{CaptureUnit, engagement};
-use gemmtune::shape::Op;
+use gemmtune::problem::Op;
 use proptest::prelude::*;
 
 const TAGGED: &str = "[2026-09-01 10:00:00 TP0] [GEMM_shape_dump] aiter FP8 block GEMM path block_size=[128, 128] | \

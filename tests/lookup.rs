@@ -2,7 +2,7 @@
 
 use std::collections::BTreeMap;
 
-use gemmtune::shape::{Op, Shape};
+use gemmtune::problem::{Op, Shape};
 use gemmtune::table::aiter::Table;
 use gemmtune::table::lookup::{self, Resolution, Resolver, Rules};
 use gemmtune::table::revision::Revision;

@@ -11,9 +11,9 @@ use serde_json::{Map, Value};
 
 use super::files;
 use super::printer::Printer;
+use crate::problem::{Op, Shape};
 use crate::proc::quoted;
 use crate::run::error::{Error, ErrorKind};
-use crate::shape::{Op, Shape};
 use crate::table::aiter::{Row, Table};
 use crate::table::family::{self, Family};
 use crate::table::fmoe::rules::Release;

@@ -14,8 +14,8 @@ use gemmtune_refengine::kernels::{self, Kernel, MAX_SPLIT_K};
 use gemmtune_refengine::measure::{COLD_BYTES, Dims, Operands, check_with};
 use sha2::{Digest as _, Sha256};
 
+use crate::problem::Shape;
 use crate::run::error::{Error, ErrorKind};
-use crate::shape::Shape;
 use crate::tune::protocol::{
     Answer, Ask, Candidate, Device, Numerics, Outcome, Preparation, Refusal, Reply, Request,
     STDOUT_MARKER, Samples, Timing, VERSION,

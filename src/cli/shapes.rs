@@ -18,8 +18,8 @@ use crate::log::scan::{Lines, number_lines, scan};
 use crate::log::sections::{SECTION_MIN, scan_file, sections_here};
 use crate::log::summary::{Malformed, NkOnly, Seen};
 use crate::log::{Capture, CaptureUnit, Limits, LogSummary, input};
+use crate::problem::Op;
 use crate::run::error::{Error, ErrorKind};
-use crate::shape::Op;
 use crate::table::moe::problem::{CountedProblem, with_problems};
 use crate::table::shapes::{self, CountedShape};
 

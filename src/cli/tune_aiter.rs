@@ -9,9 +9,9 @@ use serde::Deserialize;
 
 use super::printer::Printer;
 use super::tune_progress::TuneProgress;
+use crate::problem::{Op, Shape};
 use crate::proc::Keeper;
 use crate::run::error::{Error, ErrorKind};
-use crate::shape::{Op, Shape};
 use crate::table::aiter::{Row, Table};
 use crate::table::shapes::said_op;
 use crate::tune::aiter::{

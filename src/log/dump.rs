@@ -2,7 +2,7 @@
 
 use super::cursor::Cursor;
 use super::plausible;
-use crate::shape::Op;
+use crate::problem::Op;
 
 /// What a dump record says.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]

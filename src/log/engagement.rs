@@ -7,8 +7,8 @@
 
 use super::cursor::{Cursor, lossy, rfind};
 use super::plausible;
+use crate::problem::Op;
 use crate::problem::op::LookupLine;
-use crate::shape::Op;
 use crate::table::family::{self, Family};
 
 /// Longest head of a look-up line: `shape is M:…, N:…, K:… dtype='…' otype='…' bias=…, scaleAB=…, bpreshuffle=…`.

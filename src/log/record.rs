@@ -25,7 +25,7 @@
 //! {"op":"gemm_a8w8_blockscale","M":32,"N":2112,"K":7168,"dtype":"torch.float8_e4m3fnuz","kind":"capture","bs":7,"count":61}
 //! ```
 //!
-//! - `op`: a name of [`crate::shape::Op`]. `M`, `N`, `K`: positive integers. `dtype`: `str(weight.dtype)`.
+//! - `op`: a name of [`crate::problem::Op`]. `M`, `N`, `K`: positive integers. `dtype`: `str(weight.dtype)`.
 //! - `kind`: `"eager"` when the call ran at once; `"capture"` when the current stream was capturing a graph
 //!   (`torch.cuda.is_current_stream_capturing()`), so that the call runs at each replay and never by itself; `"warmup"`
 //!   for the Python passes a runner makes before it captures, which serve no request.
@@ -86,7 +86,7 @@
 use serde::Deserialize;
 
 use super::plausible;
-use crate::shape::{Op, Shape};
+use crate::problem::{Op, Shape};
 use crate::table::moe::problem::{MoeProblem, Scales};
 
 /// Highest format version this program reads.

@@ -549,7 +549,7 @@ struct Segment<'bytes> {
 }
 
 /// The record of a payload with colour sequences (`ESC [ … letter`) in it.
-fn uncoloured(payload: &[u8], op: Option<crate::shape::Op>) -> Option<dump::Dump> {
+fn uncoloured(payload: &[u8], op: Option<crate::problem::Op>) -> Option<dump::Dump> {
     memchr::memchr(0x1b, payload)?;
     let mut plain = Vec::with_capacity(payload.len());
     let mut cursor = Cursor::new(payload);

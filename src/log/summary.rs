@@ -17,7 +17,7 @@ use super::hash::NumberMap;
 use super::plausible;
 use super::record::{CallKind, Hello, Record, TritonServed};
 use super::sglang::{Capture, ConfigFile, Limits};
-use crate::shape::{Op, Shape};
+use crate::problem::{Op, Shape};
 pub(super) use lookups::Logger;
 use lookups::Said;
 pub use lookups::Served;

@@ -9,7 +9,7 @@ use std::borrow::Cow;
 
 use serde::{Deserialize, Serialize};
 
-use crate::shape::Op;
+use crate::problem::Op;
 
 /// One rung of a race, or a tuner's only one.
 #[derive(Clone, Copy, Debug, PartialEq, Serialize, Deserialize)]

@@ -8,7 +8,7 @@ use super::cost::Cost;
 use super::fold::Fold;
 use super::model::Prediction;
 use super::moe::PlannedMoe;
-use crate::shape::{Op, Shape};
+use crate::problem::{Op, Shape};
 
 /// Whether there is anything to do.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]

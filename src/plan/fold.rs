@@ -3,7 +3,7 @@
 use std::collections::BTreeSet;
 
 use crate::problem::dtype;
-use crate::shape::{Op, Shape};
+use crate::problem::{Op, Shape};
 use crate::table::aiter::{Row, Table, Text};
 use crate::table::lookup::{self, LookupError, Probe, Resolution, Resolver, Rules};
 use crate::table::revision::{self, Revision};

@@ -8,7 +8,7 @@ use super::fold::{Fold, RowKey, Served, Serving, Target};
 use super::model::Prediction;
 use super::sizes;
 use super::write::Writer;
-use crate::shape::{Op, Shape};
+use crate::problem::{Op, Shape};
 use crate::table::aiter::{Row, Table};
 use crate::table::lookup::LookupError;
 use crate::table::merge::{self, MergeError, Outcome, Policy};

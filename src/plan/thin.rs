@@ -202,7 +202,7 @@ mod tests {
     use std::io::Read as _;
 
     use super::*;
-    use crate::shape::{Op, Shape};
+    use crate::problem::{Op, Shape};
     use crate::table::lookup::{Resolution, Resolver};
     use crate::table::revision::Revision;
 

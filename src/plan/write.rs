@@ -8,7 +8,7 @@ use super::document::{
 use super::fold::{RowKey, Served, Serving};
 use super::make::{Demand, Good, PlanInput};
 use super::model::Prediction;
-use crate::shape::Shape;
+use crate::problem::Shape;
 
 /// Everything the document is written from.
 pub(super) struct Writer<'a> {

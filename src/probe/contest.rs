@@ -6,7 +6,7 @@ use serde::{Deserialize, Serialize};
 
 use super::found::KernelTime;
 use super::serving::{Served, TODAY, TUNED};
-use crate::shape::Shape;
+use crate::problem::Shape;
 use crate::stats::paired::{LEVEL, MIN_PAIRS, ratio_interval};
 use crate::stats::sample::median;
 
@@ -177,7 +177,7 @@ fn apart_gain(before: &[f64], after: &[f64]) -> Option<Gain> {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::shape::Op;
+    use crate::problem::Op;
 
     fn shape() -> Shape {
         Shape {

@@ -137,7 +137,7 @@ fn common_factor(timed: &[&Seen<'_>]) -> Option<f64> {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::shape::{Op, Shape};
+    use crate::problem::{Op, Shape};
 
     fn time(m: u32, tuned_us: f64, us: f64, kernel: Option<&str>) -> KernelTime {
         KernelTime {

@@ -11,9 +11,9 @@ use camino::{Utf8Path, Utf8PathBuf};
 use serde::{Deserialize, Serialize};
 
 use super::{LOOKUPS_TOLD, PROGRAM, ProbeError, answerable, last_words};
+use crate::problem::{Op, Shape};
 use crate::proc::interrupt::Urgency;
 use crate::proc::{Ended, Interrupt, Keeper, RunError, Spawn};
-use crate::shape::{Op, Shape};
 
 /// Processes that may end without an answer before the GEMMs that are left count as not timed: then it is not this GEMM
 /// or that one.

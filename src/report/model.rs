@@ -7,7 +7,7 @@ use serde::{Deserialize, Serialize};
 
 use crate::bench::parity::Agreement;
 use crate::compare::{Comparison, MetricResult, Verdict};
-use crate::shape::Op;
+use crate::problem::Op;
 
 /// Version of the document. A newer one is refused, older ones are read.
 pub const FORMAT: u32 = 1;

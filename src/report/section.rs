@@ -277,7 +277,7 @@ fn shapes(report: &Report) -> Option<Markup> {
     if report.shapes.is_empty() {
         return None;
     }
-    let mut groups: BTreeMap<(crate::shape::Op, u32, u32), Vec<&ShapeRow>> = BTreeMap::new();
+    let mut groups: BTreeMap<(crate::problem::Op, u32, u32), Vec<&ShapeRow>> = BTreeMap::new();
     for row in &report.shapes {
         groups.entry((row.op, row.n, row.k)).or_default().push(row);
     }

@@ -9,7 +9,7 @@ use std::sync::Arc;
 
 use super::family::{self, Family};
 use super::revision::{self, Revision};
-use crate::shape::{Op, Shape};
+use crate::problem::{Op, Shape};
 use cells::{Header, Interner, Role, ends_in_quote, first_line, record_start};
 
 mod cells;

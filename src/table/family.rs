@@ -8,7 +8,7 @@
 //! The stems of e4048607 and of main of September 2026 were read, and the names of the 422 CSV files that aiter's
 //! branches have had below `aiter/configs`.
 
-use crate::shape::Op;
+use crate::problem::Op;
 
 /// A family of tables.
 #[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord)]

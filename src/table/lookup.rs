@@ -11,7 +11,7 @@ use std::collections::hash_map::Entry;
 use super::aiter::{Fault, Row, Table, Text};
 use super::revision::{self, Revision};
 use crate::problem::dtype;
-use crate::shape::{Op, Shape};
+use crate::problem::{Op, Shape};
 
 /// M as a table may hold it for a GEMM with `m` rows: aiter's `getPaddedM`, the same at every revision.
 ///

@@ -12,8 +12,8 @@ use super::aiter::{Fault, Row, Table, Text};
 use super::kernels::{self, Library};
 use super::revision::{self, Revision};
 use super::roofline;
+use crate::problem::Op;
 use crate::problem::op::ERR_RATIO_LIMIT;
-use crate::shape::Op;
 
 mod judge;
 

@@ -5,8 +5,8 @@ use std::fmt::Write as _;
 
 use super::aiter::{Row, Table};
 use super::lookup::Rules;
+use crate::problem::Shape;
 use crate::problem::dtype;
-use crate::shape::Shape;
 
 /// Values named in a sentence; more are counted.
 const NAMED: usize = 4;
@@ -153,7 +153,7 @@ pub(super) fn list<T: ToString>(values: impl IntoIterator<Item = T>, most: usize
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::shape::Op;
+    use crate::problem::Op;
     use crate::table::revision::Revision;
 
     fn why(op: Op, m: u32, (n, k): (u32, u32), dtype: &str) -> String {

@@ -5,7 +5,7 @@
 
 use super::aiter::Row;
 use super::devices;
-use crate::shape::{Op, Shape};
+use crate::problem::{Op, Shape};
 
 /// A device's peak rates.
 #[derive(Clone, Debug, PartialEq)]

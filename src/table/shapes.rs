@@ -4,7 +4,7 @@ use std::collections::BTreeMap;
 
 use super::family::{self, Family};
 use super::moe;
-use crate::shape::{Op, Shape, UnknownOp};
+use crate::problem::{Op, Shape, UnknownOp};
 
 /// A shape and how often it was seen.
 ///

@@ -7,7 +7,7 @@
 use camino::{Utf8Path, Utf8PathBuf};
 
 use super::doctor::caps::{self, Capabilities};
-use crate::shape::Op;
+use crate::problem::Op;
 use crate::store::file::entries;
 use crate::table::kernels::Library;
 use crate::table::lookup::Rules;

@@ -10,10 +10,10 @@
 use camino::Utf8Path;
 
 use super::doctor::caps;
+use crate::problem::Op;
 use crate::problem::op::AiterFacts;
 use crate::pyedit::source::Source;
 use crate::pyedit::syntax::{self, Expr, ExprKind, Function, Span, Stmt, StmtKind};
-use crate::shape::Op;
 use crate::table::kernels::Library;
 
 /// How a table gets into the kernels that run.

@@ -13,8 +13,8 @@ use serde_json::json;
 use super::backends::sglang_triton::space::{self, Space};
 use super::backends::sglang_triton::worker_files;
 use super::protocol::{Candidate, Device};
+use crate::problem::Shape;
 use crate::proc::{Interrupt, Keeper, RunError, run as run_command};
-use crate::shape::Shape;
 use crate::store::file::write_atomic;
 
 /// Longest that all compiles together may take: the whole space is some hundred programs of seconds each.
@@ -324,7 +324,7 @@ impl Report {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::shape::Op;
+    use crate::problem::Op;
 
     fn shape(m: u32, n: u32, k: u32) -> Shape {
         Shape {

@@ -6,7 +6,7 @@ use serde::Serialize;
 use super::clocks::Clocks;
 use super::protocol::Device;
 use super::results::{Quarantined, Row};
-use crate::shape::Shape;
+use crate::problem::Shape;
 
 /// Something that happened.
 #[derive(Clone, Debug, Serialize)]

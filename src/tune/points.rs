@@ -236,8 +236,7 @@ impl Group {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::shape::Op;
-    use crate::shape::Shape;
+    use crate::problem::{Op, Shape};
 
     fn shape(m: u32) -> Shape {
         Shape {

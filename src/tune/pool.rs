@@ -22,8 +22,8 @@ use super::rules::Effort;
 use super::task::Task;
 use super::work_queue::{Limit, WorkQueue};
 use super::worker::{Fault, WorkerCommand};
+use crate::problem::Shape;
 use crate::proc::{Interrupt, Keeper};
-use crate::shape::Shape;
 
 /// Name of the file of single timings in the output folder: one JSON line for each, for replay.
 pub const TIMINGS: &str = "timings.jsonl";

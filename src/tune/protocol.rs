@@ -39,7 +39,7 @@ use std::collections::BTreeMap;
 
 use serde::{Deserialize, Serialize};
 
-use crate::shape::Shape;
+use crate::problem::Shape;
 
 /// The version both ends must share; `hello` carries it.
 pub const VERSION: u32 = 1;

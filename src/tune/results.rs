@@ -13,7 +13,7 @@ use serde::{Deserialize, Serialize, de::DeserializeOwned};
 use super::protocol::{Candidate, Device};
 use super::rules::Effort;
 use super::task::Task;
-use crate::shape::Shape;
+use crate::problem::Shape;
 use crate::store::journal::{Journal, JournalError, Record};
 use crate::store::lock::{Holder, Lock, LockError};
 
@@ -292,7 +292,7 @@ impl<P: Task> Results<P> {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::shape::Op;
+    use crate::problem::Op;
 
     fn folder() -> (tempfile::TempDir, Utf8PathBuf) {
         let folder = tempfile::tempdir().unwrap();

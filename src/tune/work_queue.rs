@@ -178,7 +178,7 @@ impl<P: Task> WorkQueue<P> {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::shape::{Op, Shape};
+    use crate::problem::{Op, Shape};
     use crate::tune::points::Refine;
 
     fn shape(m: u32, n: u32) -> Shape {

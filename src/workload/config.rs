@@ -56,7 +56,7 @@ pub use missing::{Missing, missing};
 
 use super::duration::Span;
 pub use super::load::Load;
-use crate::shape::Op;
+use crate::problem::Op;
 
 /// Name of the configuration file, looked for in the current folder.
 pub const FILE_NAME: &str = "gemmtune.toml";

@@ -1,7 +1,7 @@
 //! Scripts, keys and flags of real trees: what was read in aiter's source at four revisions, and what is found here.
 
 use camino::Utf8PathBuf;
-use gemmtune::shape::Op;
+use gemmtune::problem::Op;
 use gemmtune::tune::aiter::Script;
 use gemmtune::tune::aiter::flags::Takes;
 

@@ -3,7 +3,7 @@
 use std::process::Command;
 
 use camino::{Utf8Path, Utf8PathBuf};
-use gemmtune::shape::Op;
+use gemmtune::problem::Op;
 use gemmtune::table::kernels::Library;
 use gemmtune::tree::coupling::{self, Coupling};
 use gemmtune::tree::doctor::caps::Capabilities;

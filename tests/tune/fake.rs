@@ -8,7 +8,7 @@ use std::io::{BufRead as _, Write as _};
 use std::time::Duration;
 
 use camino::{Utf8Path, Utf8PathBuf};
-use gemmtune::shape::{Op, Shape};
+use gemmtune::problem::{Op, Shape};
 use gemmtune::tune::Effort;
 use gemmtune::tune::backends::{Backend, Deadlines, Field, Pace};
 use gemmtune::tune::points::Refine;

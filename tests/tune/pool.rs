@@ -3,8 +3,8 @@
 use std::time::Duration;
 
 use camino::Utf8PathBuf;
+use gemmtune::problem::{Op, Shape};
 use gemmtune::proc::{Interrupt, Keeper};
-use gemmtune::shape::{Op, Shape};
 use gemmtune::tune::{self, Effort, TuneError, TuneEvent, TuneOutcome, TuneRequest};
 use serde_json::json;
 

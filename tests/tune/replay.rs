@@ -7,7 +7,7 @@
 use std::collections::BTreeMap;
 use std::io::Read as _;
 
-use gemmtune::shape::{Op, Shape};
+use gemmtune::problem::{Op, Shape};
 use gemmtune::tune::Effort;
 use gemmtune::tune::backends::Backend as _;
 use gemmtune::tune::backends::sglang_triton::SglangTriton;

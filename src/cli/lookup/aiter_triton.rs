@@ -6,8 +6,8 @@ use camino::{Utf8Path, Utf8PathBuf};
 use serde_json::Value;
 
 use super::{Answer, Answers, Error, ErrorKind, LookupArgs, read};
+use crate::problem::{Op, Shape};
 use crate::proc::quoted;
-use crate::shape::{Op, Shape};
 use crate::store::file::entries;
 use crate::table::aiter_triton::{Configs, FileName, Rules};
 use crate::table::shapes::CountedShape;

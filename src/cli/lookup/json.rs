@@ -5,8 +5,8 @@ use std::collections::BTreeSet;
 use serde_json::Value;
 
 use super::{Answer, Answers, Error, ErrorKind, LookupArgs, read};
+use crate::problem::{Op, Shape};
 use crate::proc::quoted;
-use crate::shape::{Op, Shape};
 use crate::store::file::entries;
 use crate::table::nearest::{Clamp, Site, default_config, nearest};
 use crate::table::sglang_json::{Config, FileName};

@@ -3,7 +3,7 @@
 use std::collections::BTreeSet;
 
 use super::{Error, ErrorKind, PlanArgs};
-use crate::shape::Op;
+use crate::problem::Op;
 use crate::table::aiter::Table;
 use crate::table::devices;
 use crate::table::roofline::Device;

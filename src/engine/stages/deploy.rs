@@ -2,11 +2,11 @@
 
 use super::{Done, foresee};
 use crate::engine::{Engine, in_place, read_document, read_json, write_document};
+use crate::problem::Shape;
 use crate::proc::quoted;
 use crate::run::documents::{Deployment, Inspection, Tuned};
 use crate::run::error::{Error, ErrorKind};
 use crate::run::stage::Stage;
-use crate::shape::Shape;
 use crate::store::journal::JournalError;
 use crate::store::ledger::{Ledger, LedgerError, Operation};
 use crate::store::run_dir::RunDir;

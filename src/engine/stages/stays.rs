@@ -79,7 +79,7 @@ fn why(run: &[&Contest]) -> String {
 mod tests {
     use super::*;
     use crate::probe::contest::Gain;
-    use crate::shape::{Op, Shape};
+    use crate::problem::{Op, Shape};
 
     fn contest(m: u32, ratio: f64) -> Contest {
         let finding = if ratio > 1.0 {

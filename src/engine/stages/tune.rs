@@ -8,11 +8,11 @@ use super::Done;
 use crate::engine::ports::TuneOrder;
 use crate::engine::{Engine, read_document, write_document};
 use crate::plan::Plan;
+use crate::problem::Shape;
 use crate::run::documents::{Inspection, Tuned};
 use crate::run::error::{Error, ErrorKind};
 use crate::run::event::{Notice, Progress};
 use crate::run::stage::Stage;
-use crate::shape::Shape;
 use crate::tune::TuneEvent;
 
 pub(super) fn tune(engine: &mut Engine<'_>) -> Result<Done, Error> {

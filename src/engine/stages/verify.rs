@@ -12,11 +12,11 @@ use crate::log::summary::LogSummary;
 use crate::probe;
 use crate::probe::found::{LayoutCheck, Probed};
 use crate::probe::ran::Ran;
+use crate::problem::Shape;
 use crate::run::documents::{Deployment, Tuned, Verified};
 use crate::run::error::{Error, ErrorKind};
 use crate::run::event::Role;
 use crate::run::stage::Stage;
-use crate::shape::Shape;
 
 pub(super) fn verify(engine: &mut Engine<'_>) -> Result<Done, Error> {
     let deployment: Deployment = read_document(&engine.run)?;

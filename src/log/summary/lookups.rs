@@ -13,7 +13,7 @@ use super::{
 use crate::log::cursor::find;
 use crate::log::engagement::{Hit, Line, LineOutcome, Reuse};
 use crate::log::hash::NumberMap;
-use crate::shape::{Op, Shape};
+use crate::problem::{Op, Shape};
 
 /// How a shape's look-ups ended. aiter caches look-ups, so these count processes more than calls.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]

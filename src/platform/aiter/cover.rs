@@ -6,7 +6,7 @@
 use std::collections::BTreeSet;
 
 use super::facts::Way;
-use crate::shape::{Op, Shape};
+use crate::problem::{Op, Shape};
 use crate::table::lookup::Resolver;
 use crate::tree::force::Rule;
 

@@ -5,10 +5,10 @@ use std::collections::BTreeMap;
 use camino::{Utf8Path, Utf8PathBuf};
 
 use super::Aiter;
+use crate::problem::Op;
 use crate::proc::Interrupt;
 use crate::run::documents::Inspection;
 use crate::run::error::{Error, ErrorKind};
-use crate::shape::Op;
 use crate::store::digest::short as digest;
 use crate::tree::aiter::{self, AiterError};
 use crate::tree::doctor::{self, devices, machine};

@@ -7,9 +7,9 @@ use camino::{Utf8Path, Utf8PathBuf};
 
 use super::facts::{Trees, aiter_error};
 use crate::probe::found::Module;
+use crate::problem::Op;
 use crate::run::documents::Deployment;
 use crate::run::error::{Error, ErrorKind};
-use crate::shape::Op;
 use crate::store::digest::short as digest;
 use crate::tree::aiter;
 use crate::tree::coupling::Coupling;

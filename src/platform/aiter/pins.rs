@@ -4,7 +4,7 @@
 //! be found by a coarser row that won elsewhere. Then it gets the row that serves it today, under its own M.
 
 use super::cover::Keys;
-use crate::shape::{Op, Shape};
+use crate::problem::{Op, Shape};
 use crate::table::aiter::Row;
 use crate::table::lookup::Resolver;
 

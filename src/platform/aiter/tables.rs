@@ -5,8 +5,8 @@ use std::collections::BTreeMap;
 use camino::{Utf8Path, Utf8PathBuf};
 
 use super::facts::read;
+use crate::problem::Op;
 use crate::run::error::{Error, ErrorKind};
-use crate::shape::Op;
 use crate::table::aiter::{Row, Table};
 use crate::table::merge::{self, Policy};
 

@@ -14,9 +14,9 @@ use crate::engine::ports::TuneOrder;
 use crate::platform::gone;
 use crate::probe::contest::{Contest, Finding};
 use crate::probe::serving::{self, Served, Ways};
+use crate::problem::Shape;
 use crate::run::documents::Tuned;
 use crate::run::error::{Error, ErrorKind};
-use crate::shape::Shape;
 use crate::store::digest::short as digest;
 use crate::table::kernels::Library;
 use crate::tree::route;
@@ -315,7 +315,7 @@ fn library(candidate: &serde_json::Value) -> Option<&'static str> {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::shape::Op;
+    use crate::problem::Op;
 
     fn contest(m: u32, n: u32, finding: Finding) -> Contest {
         Contest {

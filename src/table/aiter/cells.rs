@@ -3,7 +3,7 @@
 use std::collections::HashSet;
 
 use super::{Fault, Quirks, Row, TableError, Text, float_cell, is_unset};
-use crate::shape::Op;
+use crate::problem::Op;
 
 /// What a column holds.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]

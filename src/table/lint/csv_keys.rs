@@ -6,7 +6,7 @@ use super::super::aiter::{Row, Table, Text};
 use super::super::family;
 use super::super::kernels::Library;
 use super::{Finding, Severity, Sink, rules};
-use crate::shape::Op;
+use crate::problem::Op;
 
 /// What the look-up compares. `libtype` is no part of it, for any operation.
 #[derive(Clone, PartialEq, Eq, Hash)]

@@ -6,7 +6,7 @@ use super::super::outcome::{self, Runs};
 use super::super::revision::{self, Revision};
 use super::super::roofline::{self, Device};
 use super::{Sink, rules};
-use crate::shape::Op;
+use crate::problem::Op;
 
 /// Largest error ratio a tuner of GEMMs accepts: `--errRatio` of every aiter GEMM tuner.
 pub(super) use crate::problem::op::ERR_RATIO_LIMIT;

@@ -4,7 +4,7 @@ use super::super::aiter::{Table, Text};
 use super::super::lint::{self, rules};
 use super::super::revision::{self, Revision};
 use super::{Candidate, Key, MergeError, Policy};
-use crate::shape::Op;
+use crate::problem::Op;
 
 /// What a row is kept in spite of where no better one is there: it runs, but is not what it claims to be.
 const DOUBTS: [&rules::Rule; 5] = [

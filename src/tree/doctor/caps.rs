@@ -8,9 +8,9 @@
 use camino::{Utf8Path, Utf8PathBuf};
 use serde::Serialize;
 
+use crate::problem::Op;
 use crate::pyedit::source::Source;
 use crate::pyedit::syntax;
-use crate::shape::Op;
 use crate::table::kernels::Library;
 use crate::tree::coupling::{self, Coupling};
 

@@ -6,7 +6,7 @@
 
 use super::Incumbent;
 use crate::problem::op::ERR_RATIO_LIMIT;
-use crate::shape::{Op, Shape};
+use crate::problem::{Op, Shape};
 use crate::table::aiter::Row;
 use crate::table::kernels::Library;
 use crate::table::roofline;

@@ -13,9 +13,9 @@ use super::output::{Heard, Said};
 use super::queue::Why;
 use super::rows::{self, Tail, Watched};
 use super::{AiterTuneError, memory};
+use crate::problem::Op;
 use crate::proc::interrupt::Urgency;
 use crate::proc::{Interrupt, Keeper, Spawn};
-use crate::shape::Op;
 use crate::table::aiter::Row;
 
 /// How often files are looked at: rows are durable so soon after they land.

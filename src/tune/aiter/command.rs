@@ -9,7 +9,7 @@ use camino::{Utf8Path, Utf8PathBuf};
 
 use super::flags::{Flag, Flags, Takes};
 use super::scripts::Script;
-use crate::shape::Op;
+use crate::problem::Op;
 
 /// A flag that is not as needed.
 #[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]

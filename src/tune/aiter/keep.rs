@@ -6,7 +6,7 @@
 use camino::Utf8Path;
 use serde::{Deserialize, Serialize};
 
-use crate::shape::{Op, Shape};
+use crate::problem::{Op, Shape};
 use crate::store::journal::{Journal, Record};
 use crate::table::aiter::{Row, Table};
 use crate::table::revision::RESULT_COLUMNS;

@@ -27,9 +27,9 @@ use std::time::Duration;
 use camino::{Utf8Path, Utf8PathBuf};
 
 use super::results::ResultsError;
+use crate::problem::{Op, Shape};
 use crate::proc::{Interrupt, Keeper, RunError, SpawnError};
 use crate::pyedit::source::SourceError;
-use crate::shape::{Op, Shape};
 use crate::store::journal::JournalError;
 
 pub use command::FlagError;

@@ -4,7 +4,7 @@ use camino::Utf8PathBuf;
 use serde::{Serialize, Serializer};
 
 use super::Incumbent;
-use crate::shape::{Op, Shape};
+use crate::problem::{Op, Shape};
 use crate::table::aiter::{Row, Table};
 use crate::tune::event::Unserved;
 use crate::tune::protocol::{Candidate, Device};

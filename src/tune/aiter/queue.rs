@@ -6,7 +6,7 @@
 
 use std::collections::{BTreeMap, BTreeSet, VecDeque};
 
-use crate::shape::Shape;
+use crate::problem::Shape;
 use crate::tune::event::Unserved;
 
 /// A shape that was alone when the tuner died under it, or gave no row without a word, is tried once more: not every
@@ -219,7 +219,7 @@ impl Queue {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::shape::Op;
+    use crate::problem::Op;
 
     fn shape(m: u32) -> Shape {
         Shape {

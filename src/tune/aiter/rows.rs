@@ -5,7 +5,7 @@
 
 use camino::{Utf8Path, Utf8PathBuf};
 
-use crate::shape::Op;
+use crate::problem::Op;
 use crate::table::aiter::{Row, Table};
 
 /// The whole rows of the table in `bytes`.

@@ -7,9 +7,9 @@ use camino::{Utf8Path, Utf8PathBuf};
 
 use super::flags::Flags;
 use super::{AiterTuneError, argparse};
+use crate::problem::Op;
 use crate::problem::op::SplitK;
 use crate::pyedit::source::Source;
-use crate::shape::Op;
 use crate::table::kernels::Library;
 use crate::tree::doctor::caps::{self, Capabilities};
 

@@ -17,7 +17,7 @@ use self::space::{Kernel, Setting};
 use super::sglang_triton::{SglangTriton, files, worker_files};
 use super::{Backend, Deadlines, Field, Pace};
 use crate::overlay::{self, OverlayOptions};
-use crate::shape::{Op, Shape};
+use crate::problem::{Op, Shape};
 use crate::store::file::write_atomic;
 use crate::tune::points::Refine;
 use crate::tune::protocol::{Candidate, Device};

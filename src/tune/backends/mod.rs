@@ -17,7 +17,7 @@ use super::race::Rules;
 use super::results::Row;
 use super::rules::Effort;
 use super::task::Task;
-use crate::shape::Shape;
+use crate::problem::Shape;
 
 /// The candidates of one race, in the order to try them.
 #[derive(Clone, Debug, Default, PartialEq)]

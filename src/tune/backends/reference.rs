@@ -10,7 +10,7 @@ use camino::{Utf8Path, Utf8PathBuf};
 use serde_json::{Value, json};
 
 use super::{Backend, Deadlines, Field, Pace};
-use crate::shape::{Op, Shape};
+use crate::problem::{Op, Shape};
 use crate::store::file::write_atomic;
 use crate::table::aiter::{self, Table};
 use crate::table::lookup::{LookupError, Resolver, Rules as LookupRules};

@@ -19,7 +19,7 @@ use self::tables::Today;
 use self::task::{MoeOp, MoeTask, Part, Sizes, pair};
 use super::sglang_triton::space::{Config, Space, is_rocm};
 use super::{Backend, Deadlines, Field, Pace};
-use crate::shape::{Op, Shape};
+use crate::problem::{Op, Shape};
 use crate::tune::points::Refine;
 use crate::tune::protocol::{Candidate, Device};
 use crate::tune::race::Rules;

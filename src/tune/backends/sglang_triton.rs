@@ -21,7 +21,7 @@ use self::files::TableFile;
 use self::keys::{Rows, nearest};
 use self::space::{Config, Space, is_rocm};
 use super::{Backend, Deadlines, Field, Pace};
-use crate::shape::{Op, Shape};
+use crate::problem::{Op, Shape};
 use crate::table::sglang_json::FileName;
 use crate::tune::points::Refine;
 use crate::tune::protocol::{Candidate, Device};

@@ -3,7 +3,7 @@
 use std::collections::BTreeSet;
 
 use super::{Session, libraries};
-use crate::shape::Shape;
+use crate::problem::Shape;
 use crate::table::revision::RESULT_COLUMNS;
 use crate::tune::aiter::outcome::{Accepted, AiterOutcome, Refused};
 use crate::tune::aiter::queue::Why;

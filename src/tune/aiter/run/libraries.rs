@@ -7,7 +7,7 @@
 use std::collections::{BTreeMap, BTreeSet};
 
 use super::Session;
-use crate::shape::{Op, Shape};
+use crate::problem::{Op, Shape};
 use crate::table::aiter::Row;
 use crate::tune::aiter::attempt::Files;
 use crate::tune::aiter::outcome::{Accepted, LibraryCount};

@@ -3,7 +3,7 @@
 use std::collections::{BTreeMap, BTreeSet};
 
 use super::Session;
-use crate::shape::Shape;
+use crate::problem::Shape;
 use crate::table::aiter::Row;
 use crate::tune::aiter::attempt::Files;
 use crate::tune::aiter::keep::Kept;

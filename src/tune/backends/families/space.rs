@@ -5,7 +5,7 @@
 
 use serde_json::{Map, Value, json};
 
-use crate::shape::Shape;
+use crate::problem::Shape;
 use crate::tune::protocol::{Candidate, Device};
 
 /// Bytes of weights under way on one multiprocessor for which a setting is worth a try. An H200 needs about 30 KiB on each of

@@ -9,7 +9,7 @@
 //! is a first guess. A race never drops a candidate because of it; it only comes later.
 
 use super::space::{Config, is_rocm};
-use crate::shape::Shape;
+use crate::problem::Shape;
 use crate::tune::protocol::Device;
 
 /// What the order needs to know of a device.

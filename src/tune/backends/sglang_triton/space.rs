@@ -2,7 +2,7 @@
 
 use serde_json::{Map, Value, json};
 
-use crate::shape::Shape;
+use crate::problem::Shape;
 use crate::tune::protocol::{Candidate, Device};
 
 /// A configuration, with whatever further keys its source had.
@@ -296,7 +296,7 @@ fn steps(values: &'static [u32], value: u32) -> impl Iterator<Item = u32> {
 #[cfg(test)]
 pub(in crate::tune::backends) mod tests {
     use super::*;
-    use crate::shape::Op;
+    use crate::problem::Op;
 
     pub(in crate::tune::backends) fn h100(capabilities: &[&str]) -> Device {
         Device {
