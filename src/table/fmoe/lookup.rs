@@ -222,14 +222,7 @@ impl<'table> Resolver<'table> {
         let gfx = if gfx == self.site.gfx { "here" } else { gfx };
         Some(Key {
             gfx,
-            numbers: [
-                row.cu_num,
-                row.token,
-                row.model_dim,
-                row.inter_dim,
-                row.expert,
-                row.topk,
-            ],
+            numbers: row.numbers(),
             texts: [0, 1, 2, 3, 4].map(|at| &*row.texts[at]),
             flags: [row.flags[0]?, row.flags[1]?],
         })
@@ -291,14 +284,7 @@ impl<'table> Resolver<'table> {
     fn row(&self, request: &Request, token: u32, topk: u32) -> Option<&'table Row> {
         let at = |token| {
             let texts = key_texts(request);
-            let key = key(
-                &texts,
-                self.rules.keys_gfx,
-                self.site.cu_num,
-                request,
-                token,
-                topk,
-            );
+            let key = self.key(&texts, request, token, topk);
             let exact = || self.exact.get(&key as &Key<'_>).copied();
             let any = || self.any.get(&without_activation(key.clone())).copied();
             match self.rules.activation {
@@ -310,16 +296,39 @@ impl<'table> Resolver<'table> {
         at(token).or_else(|| (token == UPPER_TIER).then(|| at(LOWER_TIER)).flatten())
     }
 
+    /// The key a request is looked up under; `texts` are its [`key_texts`].
+    fn key<'a>(
+        &self,
+        texts: &'a [String; 2],
+        request: &'a Request,
+        token: u32,
+        topk: u32,
+    ) -> Key<'a> {
+        let problem = &request.problem;
+        Key {
+            gfx: if self.rules.keys_gfx { "here" } else { "" },
+            numbers: [
+                self.site.cu_num,
+                token,
+                problem.model_dim,
+                problem.inter_dim,
+                problem.expert,
+                topk,
+            ],
+            texts: [
+                &texts[0],
+                &problem.dtype,
+                &problem.q_dtype_a,
+                &problem.q_dtype_w,
+                &texts[1],
+            ],
+            flags: [problem.use_g1u1, problem.doweight_stage1],
+        }
+    }
+
     fn fallback_row(&self, request: &Request, token: u32, topk: u32) -> Option<&'table Row> {
         let texts = key_texts(request);
-        let key = key(
-            &texts,
-            self.rules.keys_gfx,
-            self.site.cu_num,
-            request,
-            token,
-            topk,
-        );
+        let key = self.key(&texts, request, token, topk);
         let key = if self.rules.activation == ActivationRule::Matched {
             key
         } else {
@@ -380,36 +389,6 @@ fn key_texts(request: &Request) -> [String; 2] {
         format!("ActivationType.{}", request.problem.activation),
         format!("QuantType.{}", request.problem.q_type),
     ]
-}
-
-fn key<'a>(
-    texts: &'a [String; 2],
-    keys_gfx: bool,
-    cu_num: u32,
-    request: &'a Request,
-    token: u32,
-    topk: u32,
-) -> Key<'a> {
-    let problem = &request.problem;
-    Key {
-        gfx: if keys_gfx { "here" } else { "" },
-        numbers: [
-            cu_num,
-            token,
-            problem.model_dim,
-            problem.inter_dim,
-            problem.expert,
-            topk,
-        ],
-        texts: [
-            &texts[0],
-            &problem.dtype,
-            &problem.q_dtype_a,
-            &problem.q_dtype_w,
-            &texts[1],
-        ],
-        flags: [problem.use_g1u1, problem.doweight_stage1],
-    }
 }
 
 /// The kernel of a stage, or nothing.

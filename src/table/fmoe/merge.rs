@@ -247,14 +247,7 @@ fn key(row: &Row, rules: Rules) -> Key {
     };
     (
         format!("{gfx}/{tag}"),
-        [
-            row.cu_num,
-            row.token,
-            row.model_dim,
-            row.inter_dim,
-            row.expert,
-            row.topk,
-        ],
+        row.numbers(),
         [1, 2, 3, 4].map(|at| row.texts[at].to_string()),
         row.flags,
         activation.to_owned(),

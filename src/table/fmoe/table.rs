@@ -99,6 +99,20 @@ pub struct Row {
 }
 
 impl Row {
+    /// The numbers of its key, in the order of [`NUMBERS`].
+    pub const fn numbers(&self) -> [u32; 6] {
+        let Self {
+            cu_num,
+            token,
+            model_dim,
+            inter_dim,
+            expert,
+            topk,
+            ..
+        } = self;
+        [*cu_num, *token, *model_dim, *inter_dim, *expert, *topk]
+    }
+
     /// Text cell `column` of [`TEXTS`].
     fn text(&self, column: &str) -> &Text {
         let at = TEXTS.iter().position(|name| *name == column);

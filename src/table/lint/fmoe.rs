@@ -255,14 +255,7 @@ fn roofline(row: &Row, sink: &mut Sink<'_>) {
 type Rest<'a> = (Option<&'a str>, [u32; 6], [&'a str; 4], [Option<bool>; 2]);
 
 fn rest(row: &Row, keys_gfx: bool) -> Rest<'_> {
-    let numbers = [
-        row.cu_num,
-        row.token,
-        row.model_dim,
-        row.inter_dim,
-        row.expert,
-        row.topk,
-    ];
+    let numbers = row.numbers();
     let texts = [1, 2, 3, 4].map(|at| &*row.texts[at]);
     (keys_gfx.then(|| row.gfx_or("")), numbers, texts, row.flags)
 }
