@@ -182,7 +182,7 @@ fn newlines(bytes: &[u8]) -> u64 {
 struct Scanner<'log_summary> {
     name: &'log_summary str,
     log_summary: &'log_summary mut LogSummary,
-    searcher: Searcher,
+    searcher: &'static Searcher,
     tally: Tally,
     find_row: memchr::memmem::Finder<'static>,
     lines: Lines,
@@ -223,7 +223,7 @@ impl<'log_summary> Scanner<'log_summary> {
         Self {
             name,
             log_summary,
-            searcher: Searcher::new(),
+            searcher: Searcher::of_tags(),
             tally: Tally::new(),
             find_row: memchr::memmem::Finder::new(b"csv_row:"),
             lines,

@@ -6,6 +6,8 @@
 //! `STRIDE`-th position of the input in a table of all grams meets every window once, wherever it stands. That is
 //! one load, one multiplication and one table look-up for thirteen bytes, for all tags together.
 
+use std::sync::LazyLock;
+
 /// What a tag announces.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(super) enum Tag {
@@ -145,8 +147,16 @@ pub(super) struct Searcher {
     uses: Vec<(u8, u8)>,
 }
 
+/// Made once: finding the multiplier takes a millisecond.
+static SEARCHER: LazyLock<Searcher> = LazyLock::new(Searcher::new);
+
 impl Searcher {
-    pub(super) fn new() -> Self {
+    /// The searcher for all of [`TAGS`].
+    pub(super) fn of_tags() -> &'static Self {
+        &SEARCHER
+    }
+
+    fn new() -> Self {
         let mut multiplier = 0x9E37_79B9_7F4A_7C15; // 2^64 divided by the golden ratio, odd
         loop {
             if let Some(searcher) = Self::with_multiplier(multiplier) {
@@ -301,7 +311,7 @@ mod tests {
 
     #[test]
     fn every_tag_is_found_at_every_position_and_in_every_cut() {
-        let searcher = Searcher::new();
+        let searcher = Searcher::of_tags();
         for (text, window, tag) in TAGS {
             assert!(text.len() >= window + WINDOW, "{tag:?}");
             for before in 0..3 * STRIDE {
@@ -333,7 +343,7 @@ mod tests {
 
     #[test]
     fn text_that_resembles_a_tag_is_none() {
-        let searcher = Searcher::new();
+        let searcher = Searcher::of_tags();
         let text =
             b"Capturing batches (bs=136 avail_mem=9.96 GB):  44%|4 | 16/36 [GEMM_shape_dumps] \
             shape is M: not found tuned configuration, found padded_N: 7";
