@@ -4,12 +4,17 @@ use std::fmt::Write as _;
 
 use camino::Utf8Path;
 
+use crate::table::moe::name::TableName;
+
 /// Characters of a quotation that are shown.
 const QUOTE: usize = 80;
 
 /// Characters of a line of a message that are shown: what another program wrote (a log, a parser) can be one line of
 /// megabytes.
 const LINE: usize = 1000;
+
+/// The longest name that a file can have on Linux (`NAME_MAX`).
+const NAME: usize = 255;
 
 /// `text` with every character that would steer a terminal written out: escape sequences, backspaces and the marks that
 /// turn the direction of writing come from files that gemmtune only reads.
@@ -79,10 +84,12 @@ fn cut_line(line: &str, marks: &[char]) -> String {
     shortened(&short, LINE)
 }
 
-/// A command of gemmtune's, or a path that is here or could be: they are there to be used.
+/// A command of gemmtune's, a path that is here or could be, or the name of a table: they are there to be used.
 fn is_ours(quoted: &str) -> bool {
     let beside = || Utf8Path::new(quoted).parent().is_some_and(Utf8Path::exists);
-    quoted.starts_with("gemmtune ") || (quoted.contains('/') && beside())
+    quoted.starts_with("gemmtune ")
+        || (quoted.contains('/') && beside())
+        || (quoted.len() <= NAME && quoted.parse::<TableName>().is_ok())
 }
 
 fn shortened(text: &str, most: usize) -> String {
@@ -133,6 +140,8 @@ mod tests {
             format!("run `gemmtune run {}`", "x".repeat(200)),
             format!("read `/{}`", "x".repeat(200)),
             "`a` and `b`".to_owned(),
+            "`E=128,N=768,device_name=NVIDIA_H200,dtype=fp8_w8a8,block_shape=[128, 128]_down.json`"
+                .to_owned(),
         ];
         for text in whole {
             assert_eq!(cut(&text, &['`', '"']), text);

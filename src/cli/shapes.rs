@@ -455,7 +455,12 @@ fn other_operations(log_summary: &LogSummary) -> Option<String> {
             "fused-MoE keys of aiter",
         ));
     }
-    (!named.is_empty()).then(|| format!("{}: not tuned here yet", named.join(", ")))
+    let way = if log_summary.fmoe.is_empty() {
+        ""
+    } else {
+        "; `--fused-moe FILE` writes the fused-MoE keys as rows for aiter's tuner"
+    };
+    (!named.is_empty()).then(|| format!("{}: not tuned here yet{way}", named.join(", ")))
 }
 
 /// Which variable or stage an empty result points to.

@@ -415,6 +415,13 @@ mod tests {
     }
 
     #[test]
+    fn a_header_that_was_torn_is_an_error_and_no_table_of_another_kind() {
+        let torn = b"cu_num,token,model_dim,inter_dim,expert,topk,act_type,dtype,q_dtype_a\n256,1,71";
+        let found = rules_of("model_configs/glm_tuned_fmoe.csv", torn, None);
+        assert_eq!(found, [("column-missing", Some(1))]);
+    }
+
+    #[test]
     fn the_traps_of_the_vectors_are_found_and_clean_rows_are_not() {
         let traps = include_bytes!("../../../testdata/lookup/aiter-fmoe-traps.csv");
         let found = rules_of("tuned_fmoe.csv", traps, Some(Revision::H));
