@@ -416,7 +416,8 @@ mod tests {
 
     #[test]
     fn a_header_that_was_torn_is_an_error_and_no_table_of_another_kind() {
-        let torn = b"cu_num,token,model_dim,inter_dim,expert,topk,act_type,dtype,q_dtype_a\n256,1,71";
+        let torn =
+            b"cu_num,token,model_dim,inter_dim,expert,topk,act_type,dtype,q_dtype_a\n256,1,71";
         let found = rules_of("model_configs/glm_tuned_fmoe.csv", torn, None);
         assert_eq!(found, [("column-missing", Some(1))]);
     }

@@ -192,7 +192,9 @@ impl Report {
 fn is_fused_moe(name: &str, bytes: &[u8]) -> bool {
     use super::fmoe::table::{is_of_moe, is_untuned};
     let file = name.rsplit('/').next().unwrap_or(name);
-    let other = ["fhmoe", "grouped", "untuned"].iter().any(|part| file.contains(part));
+    let other = ["fhmoe", "grouped", "untuned"]
+        .iter()
+        .any(|part| file.contains(part));
     // A header that is torn lacks the columns that would tell.
     let named = file.contains("tuned_fmoe");
     !other && (named || is_of_moe(bytes) && !is_untuned(bytes))
