@@ -16,6 +16,7 @@ pub mod platform;
 pub mod probe;
 pub mod problem;
 pub mod proc;
+pub mod profile;
 pub mod pyedit;
 pub mod report;
 pub mod run;

@@ -431,6 +431,10 @@ fn documents_about_measurements_are_as_published() {
     ] {
         check("bench", &place.json(&[bench.as_slice(), more].concat()));
     }
+    check(
+        "profile",
+        &place.json(&["profile", data("profile").as_str()]),
+    );
     for line in fs_err::read_to_string(place.folder.join("b.jsonl"))
         .unwrap()
         .lines()

@@ -16,7 +16,7 @@ const GROUPS: [(&str, &[&str]); 5] = [
         &["shapes", "plan", "tune", "lookup", "lint", "merge"],
     ),
     ("Source trees", &["trace", "instrument", "switch"]),
-    ("Measurements", &["bench", "compare", "probe"]),
+    ("Measurements", &["bench", "compare", "probe", "profile"]),
     ("Other", &["reference-server", "completions", "man", "help"]),
 ];
 

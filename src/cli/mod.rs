@@ -25,6 +25,7 @@ pub mod plan;
 mod plan_thin;
 pub mod printer;
 pub mod probe;
+pub mod profile;
 pub mod progress;
 #[cfg(test)]
 mod reference;
@@ -96,6 +97,8 @@ enum Command {
     Switch(switch::SwitchArgs),
     /// Check numbers and times of what a run deployed
     Probe(probe::ProbeArgs),
+    /// Say where a step's time goes, from traces of a server
+    Profile(profile::ProfileArgs),
     /// Measure a running OpenAI-style server under load
     Bench(bench::BenchArgs),
     /// Compare the benchmark results of two arms, with a verdict
@@ -161,6 +164,7 @@ fn perform(command: Command, printer: &Printer) -> Result<std::process::ExitCode
         Command::Tune(args) => tune::run(&args, printer).map(success),
         Command::Switch(args) => switch::run(&args, printer).map(success),
         Command::Probe(args) => probe::run(&args, printer),
+        Command::Profile(args) => profile::run(&args, printer).map(success),
         Command::Bench(args) => bench::run(&args, printer).map(success),
         Command::Compare(args) => compare::run(&args, printer).map(success),
         Command::ReferenceServer(args) => reference_server::run(args, printer).map(success),

@@ -1,0 +1,30 @@
+//! Where the time of a served step goes: a trace of torch.profiler into time by operation, and what tuning can bring at
+//! most.
+//!
+//! [`read`] takes a trace in as a stream, [`profiles`] splits it into decode and prefill steps and gives each moment of a
+//! device to an operation once. This room measures nothing and prints nothing.
+
+mod account;
+mod bound;
+pub mod class;
+mod document;
+mod load;
+mod rules;
+mod steps;
+mod trace;
+
+pub use bound::{Bound, OperationBound};
+pub use class::{Class, Operation};
+pub use document::{ClassTime, FamilyTime, KernelTime, PhaseProfile, Profile, rank, slowest};
+pub use load::LoadProfile;
+pub use steps::{Phase, ToldBy};
+pub use trace::{ProfileError, Trace, read};
+
+/// The profiles of `trace`, one a device, in the order of the trace. `file` is the trace's name: SGLang says there which
+/// rank wrote it and, where stages were recorded apart, which stage it holds.
+pub fn profiles(trace: &Trace, file: &str) -> Vec<Profile> {
+    document::profiles(trace, file)
+}
+
+#[cfg(test)]
+mod tests;

@@ -1,0 +1,311 @@
+//! The steps of a trace: where one forward pass begins and the next one does.
+//!
+//! SGLang 0.5.11 and later name every forward pass (`step[DECODE bs=8]`, `step[EXTEND bs=2 toks=1024]`) where the CPU is
+//! recorded too; the device shows the name from a pass's first kernel on. Before that a decode pass is seen by the launch of
+//! its graph. A step lasts until the next one begins, so that sampling and the time nothing runs belong to it; the last one
+//! has no end and is left out.
+
+use serde::{Deserialize, Serialize};
+
+use super::trace::{Device, Span, Trace};
+
+/// Which part of serving.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub enum Phase {
+    /// One token a running request.
+    Decode,
+    /// Prompt tokens.
+    Prefill,
+    /// Both in one pass (SGLang's mixed chunks).
+    Mixed,
+    /// The trace does not say.
+    All,
+}
+
+impl Phase {
+    /// All of them, in the order people read them.
+    pub(super) const ALL: [Self; 4] = [Self::Decode, Self::Prefill, Self::Mixed, Self::All];
+
+    /// Its name.
+    pub fn name(self) -> &'static str {
+        match self {
+            Self::Decode => "decode",
+            Self::Prefill => "prefill",
+            Self::Mixed => "prefill and decode mixed",
+            Self::All => "decode and prefill, not told apart",
+        }
+    }
+
+    /// What a sentence calls its time.
+    pub fn step(self) -> &'static str {
+        match self {
+            Self::Decode => "a decode step",
+            Self::Prefill => "a prefill step",
+            Self::Mixed => "a step of prefill and decode",
+            Self::All => "the traced time",
+        }
+    }
+}
+
+/// What told steps apart.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub enum ToldBy {
+    /// Spans that name forward passes.
+    StepSpans,
+    /// Launches of decode graphs.
+    GraphLaunches,
+    /// The name of the file says the phase; steps are not told apart.
+    FileName,
+    /// Nothing: the whole trace is one.
+    Nothing,
+}
+
+/// A step.
+#[derive(Clone, Debug, PartialEq)]
+pub(super) struct Step {
+    pub(super) start: f64,
+    pub(super) end: f64,
+    pub(super) phase: Phase,
+    /// Requests in it.
+    pub(super) requests: Option<u32>,
+    /// Prompt tokens in it.
+    pub(super) tokens: Option<u32>,
+}
+
+impl Step {
+    fn length(&self) -> f64 {
+        self.end - self.start
+    }
+}
+
+/// The steps of a device, disjoint and in order.
+#[derive(Clone, Debug, PartialEq)]
+pub(super) struct Steps {
+    pub(super) all: Vec<Step>,
+    pub(super) told_by: ToldBy,
+    /// Decode steps that were left out: something stood between two of them.
+    pub(super) left_out: u64,
+}
+
+/// A decode step this many times as long as the median held more than a decode step: a pause between requests, or, where
+/// only graphs are seen, a prefill.
+const PAUSE: f64 = 2.0;
+
+/// Whether a span's name is a step's.
+pub(super) fn is_step(label: &str) -> bool {
+    label.starts_with("step[") || label.starts_with("ProfilerStep#")
+}
+
+/// The steps of `device`; `file` is the trace's name.
+pub(super) fn steps(trace: &Trace, device: &Device, file: &str) -> Steps {
+    let by_file = phase_of_file(file);
+    let (starts, told_by) = match spans(device, by_file) {
+        spans if spans.is_empty() => (graphs(trace, device), ToldBy::GraphLaunches),
+        spans => (spans, ToldBy::StepSpans),
+    };
+    if !starts.is_empty() {
+        let (steps, left_out) = without_pauses(until_the_next(&starts));
+        return Steps {
+            all: steps,
+            told_by,
+            left_out,
+        };
+    }
+    let start = device.kernels.first().map_or(0.0, |kernel| kernel.start);
+    let ends = device.kernels.iter().map(|kernel| kernel.end);
+    let whole = Step {
+        start,
+        end: ends.fold(start, f64::max),
+        phase: by_file.unwrap_or(Phase::All),
+        requests: None,
+        tokens: None,
+    };
+    Steps {
+        all: vec![whole],
+        told_by: if by_file.is_some() {
+            ToldBy::FileName
+        } else {
+            ToldBy::Nothing
+        },
+        left_out: 0,
+    }
+}
+
+/// The phase that SGLang appends to the name where it records stages apart (`…-TP-0-DECODE.trace.json.gz`).
+fn phase_of_file(file: &str) -> Option<Phase> {
+    let stem = file.split(".trace").next().unwrap_or(file);
+    let stem = stem.split(".json").next().unwrap_or(stem);
+    match stem.rsplit('-').next()? {
+        "DECODE" | "decode" => Some(Phase::Decode),
+        "EXTEND" | "prefill" => Some(Phase::Prefill),
+        _ => None,
+    }
+}
+
+/// Steps as spans name them, each until its span's end.
+fn spans(device: &Device, by_file: Option<Phase>) -> Vec<Step> {
+    // Each stream has a copy of a span; the stream with the most of them is the one that passes begin on.
+    let count = |stream: &str| {
+        let of_stream = |span: &&Span| span.stream == stream;
+        device.spans.iter().filter(of_stream).count()
+    };
+    let mut streams: Vec<&str> = device
+        .spans
+        .iter()
+        .map(|span| span.stream.as_str())
+        .collect();
+    streams.sort_unstable();
+    streams.dedup();
+    let Some(main) = streams.into_iter().max_by_key(|stream| count(stream)) else {
+        return Vec::new();
+    };
+    let on_main = device.spans.iter().filter(|span| span.stream == main);
+    let (named, numbered): (Vec<&Span>, Vec<&Span>) =
+        on_main.partition(|span| span.label.starts_with("step["));
+    let of = |span: &&Span| {
+        let (phase, requests, tokens) = read_label(&span.label)?;
+        Some(Step {
+            start: span.start,
+            end: span.end,
+            phase: if phase == Phase::All {
+                by_file.unwrap_or(Phase::All)
+            } else {
+                phase
+            },
+            requests,
+            tokens,
+        })
+    };
+    let spans = if named.is_empty() { &numbered } else { &named };
+    spans.iter().filter_map(of).collect()
+}
+
+/// What a span's name says; nothing for a draft model's pass, which belongs to the step of its target, and for passes
+/// without requests.
+fn read_label(label: &str) -> Option<(Phase, Option<u32>, Option<u32>)> {
+    let Some(inside) = label.strip_prefix("step[") else {
+        return Some((Phase::All, None, None));
+    };
+    let mut words = inside.trim_end_matches(']').split(' ');
+    let phase = match words.next()? {
+        "EXTEND" | "SPLIT_PREFILL" => Phase::Prefill,
+        "DECODE" | "VERIFY" | "TARGET_VERIFY" => Phase::Decode,
+        "MIXED" => Phase::Mixed,
+        _ => return None,
+    };
+    let mut numbers = words.filter_map(|word| word.split_once('='));
+    let mut number = |name: &str| {
+        let (_, value) = numbers.by_ref().find(|(key, _)| *key == name)?;
+        value.parse().ok()
+    };
+    let requests = number("bs");
+    Some((phase, requests, number("toks")))
+}
+
+/// Decode steps by the graphs that were launched, each from the graph's first kernel to its last.
+fn graphs(trace: &Trace, device: &Device) -> Vec<Step> {
+    let mut steps: Vec<(u64, Step)> = Vec::new();
+    let of_graphs = device
+        .kernels
+        .iter()
+        .filter(|kernel| trace.graphs.contains(&kernel.correlation));
+    for kernel in of_graphs {
+        match steps.last_mut() {
+            Some((graph, step)) if *graph == kernel.correlation => {
+                step.end = step.end.max(kernel.end);
+            }
+            _ => steps.push((
+                kernel.correlation,
+                Step {
+                    start: kernel.start,
+                    end: kernel.end,
+                    phase: Phase::Decode,
+                    requests: None,
+                    tokens: None,
+                },
+            )),
+        }
+    }
+    steps.into_iter().map(|(_, step)| step).collect()
+}
+
+/// Each step until the next one begins. The last one is left out, unless it is the only one.
+fn until_the_next(starts: &[Step]) -> Vec<Step> {
+    if let [only] = starts {
+        return vec![only.clone()];
+    }
+    let pairs = starts.iter().zip(starts.iter().skip(1));
+    pairs
+        .filter(|(step, next)| next.start > step.start)
+        .map(|(step, next)| Step {
+            end: next.start,
+            ..step.clone()
+        })
+        .collect()
+}
+
+fn without_pauses(mut steps: Vec<Step>) -> (Vec<Step>, u64) {
+    let is_decode = |step: &Step| step.phase == Phase::Decode;
+    let mut lengths: Vec<f64> = steps
+        .iter()
+        .filter(|step| is_decode(step))
+        .map(Step::length)
+        .collect();
+    lengths.sort_by(f64::total_cmp);
+    let Some(&median) = lengths.get(lengths.len() / 2) else {
+        return (steps, 0);
+    };
+    let before = steps.len();
+    steps.retain(|step| !is_decode(step) || step.length() <= PAUSE * median);
+    let left_out = before - steps.len();
+    (steps, left_out as u64)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn the_name_of_a_step_is_read_as_every_release_writes_it() {
+        for (label, expected) in [
+            ("step[DECODE bs=8]", Some((Phase::Decode, Some(8), None))),
+            (
+                "step[EXTEND bs=2 toks=1024]",
+                Some((Phase::Prefill, Some(2), Some(1024))),
+            ),
+            (
+                "step[DECODE bs=4 g_sq4 forward_id=7]",
+                Some((Phase::Decode, Some(4), None)),
+            ),
+            (
+                "step[TARGET_VERIFY bs=3]",
+                Some((Phase::Decode, Some(3), None)),
+            ),
+            ("step[DRAFT bs=3]", None),
+            ("step[IDLE bs=0]", None),
+            ("step[", None),
+            (
+                "step[DECODE bs=99999999999]",
+                Some((Phase::Decode, None, None)),
+            ),
+            ("ProfilerStep#4", Some((Phase::All, None, None))),
+        ] {
+            assert_eq!(read_label(label), expected, "{label}");
+        }
+    }
+
+    #[test]
+    fn a_file_says_its_stage_at_its_end() {
+        for (file, expected) in [
+            ("1762-TP-0-DECODE.trace.json.gz", Some(Phase::Decode)),
+            ("1762-TP-0-EXTEND.trace.json.gz", Some(Phase::Prefill)),
+            ("1762-TP-0.trace.json.gz", None),
+            ("DECODE", Some(Phase::Decode)),
+            ("", None),
+        ] {
+            assert_eq!(phase_of_file(file), expected, "{file}");
+        }
+    }
+}
