@@ -1,5 +1,6 @@
 //! A closed-loop load: so many requests, so many at once, each timed on its own.
 
+use std::cell::Cell;
 use std::sync::Mutex;
 use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
 use std::time::{Duration, Instant};
@@ -83,6 +84,8 @@ impl Outcome {
 /// How far a load has got.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Progress {
+    /// One more measured request has its first token.
+    Answering,
     /// The warm-up requests are answered.
     WarmedUp {
         /// How many of them failed.
@@ -110,20 +113,22 @@ pub fn run(
     progress: &(dyn Fn(Progress) + Sync),
 ) -> Result<Outcome, LoadError> {
     check(load)?;
-    let (_, warmup) = in_flight(load, load.warmup, WARMUP_ITEMS, stop, &|_, _| {});
+    let (_, warmup) = in_flight(load, load.warmup, WARMUP_ITEMS, stop, &|| {}, &|_, _| {});
     let warmup_failed = failures(&warmup);
     if load.warmup > 0 {
         progress(Progress::WarmedUp {
             failed: warmup_failed,
         });
     }
-    let (duration, requests) = in_flight(load, load.requests, 0, stop, &|done, failed| {
+    let begun = || progress(Progress::Answering);
+    let ended = |done, failed| {
         progress(Progress::Answered {
             done,
             of: load.requests,
             failed,
         });
-    });
+    };
+    let (duration, requests) = in_flight(load, load.requests, 0, stop, &begun, &ended);
     Ok(Outcome {
         duration,
         stopped: stop.load(Ordering::Relaxed),
@@ -162,12 +167,13 @@ fn failures(requests: &[Request]) -> usize {
 }
 
 /// Sends `count` requests, `load.concurrency` at once: each worker takes the next as soon as its last
-/// one ended.
+/// one ended. `begun` is called at each first piece.
 fn in_flight(
     load: &Load,
     count: usize,
     first_item: u64,
     stop: &AtomicBool,
+    begun: &(dyn Fn() + Sync),
     ended: &(dyn Fn(usize, usize) + Sync),
 ) -> (f64, Vec<Request>) {
     let next = AtomicUsize::new(0);
@@ -194,7 +200,16 @@ fn in_flight(
                 deadline: load.deadline,
             };
             let sent = started.elapsed().as_secs_f64();
-            let outcome = client::complete(&completion, &asked_to_stop);
+            // It is asked before the first piece, and again after each.
+            let asked = Cell::new(0_u32);
+            let after_a_piece = || {
+                asked.set(asked.get().saturating_add(1));
+                if asked.get() == 2 {
+                    begun();
+                }
+                asked_to_stop()
+            };
+            let outcome = client::complete(&completion, &after_a_piece);
             let failed = failed.fetch_add(usize::from(outcome.is_err()), Ordering::Relaxed)
                 + usize::from(outcome.is_err());
             if let Ok(mut slot) = slot.lock() {
@@ -264,7 +279,9 @@ mod tests {
         assert_eq!(server.most_at_once(), 3);
         let seen = seen.into_inner().unwrap();
         assert_eq!(seen[0], Progress::WarmedUp { failed: 0 });
-        assert_eq!(seen.len(), 8);
+        assert_eq!(seen.len(), 15);
+        let answering = |step: &&Progress| **step == Progress::Answering;
+        assert_eq!(seen.iter().filter(answering).count(), 7);
         let prompts = server.prompts();
         assert_eq!(prompts.len(), 9, "two to warm up, seven measured");
         let distinct: std::collections::BTreeSet<&String> = prompts.iter().collect();

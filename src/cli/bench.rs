@@ -177,6 +177,7 @@ pub fn run(args: &BenchArgs, printer: &Printer) -> Result<(), Error> {
 /// One line when warmed up and at each tenth of the requests.
 fn tell(printer: &Printer, step: Progress) {
     match step {
+        Progress::Answering => {}
         Progress::WarmedUp { failed: 0 } => printer.say("warmed up"),
         Progress::WarmedUp { failed } => printer.warn(format!("{failed} warm-up requests failed")),
         Progress::Answered { done, of, failed } => {
