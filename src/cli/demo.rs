@@ -91,6 +91,8 @@ pub fn run(args: &DemoArgs, printer: &Printer) -> Result<ExitCode, Error> {
             results: None,
             repeats: 1,
             timeout_s: 120,
+            profile: true,
+            keep_traces: false,
         },
         backend: Backend {
             kind: BackendKind::Reference,

@@ -82,6 +82,16 @@ pub struct Deployed<'a> {
     pub interrupt: &'a Interrupt,
 }
 
+/// A server's own profiler of what its devices run. Why something failed is said in words that end a sentence.
+pub trait Profiler: Send + Sync {
+    /// Has the server at `base_url` record its next `steps` forward passes. Each of its ranks then writes a trace of
+    /// torch.profiler into `folder`.
+    fn start(&self, base_url: &str, folder: &Utf8Path, steps: u32) -> Result<(), String>;
+
+    /// Has it end a recording now and write what it has; nothing happens where none is under way.
+    fn stop(&self, base_url: &str);
+}
+
 /// Something that serves a model.
 pub trait Server: Send + Sync {
     /// What decides from outside the run folder which code is served, by name. A run is not gone on with under
@@ -97,6 +107,11 @@ pub trait Server: Send + Sync {
     /// Checks the deployed operation in the server that listens at `base_url`, where it answers such questions.
     fn check_layout(&self, _base_url: &str, _shapes: &[Shape]) -> Result<Vec<LayoutCheck>, Error> {
         Ok(Vec::new())
+    }
+
+    /// Its profiler, where it has one.
+    fn profiler(&self) -> Option<&dyn Profiler> {
+        None
     }
 
     /// Keys of its resolved arguments that differ between the arms because of the tuning.

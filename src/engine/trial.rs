@@ -68,7 +68,8 @@ pub(crate) struct Started {
 }
 
 impl Engine<'_> {
-    /// Runs a trial; `while_up` may ask the server more after the benchmark.
+    /// Runs a trial; `while_up` may ask the server more after the benchmark. Whether the server is alive after that is for
+    /// `while_up` to say.
     pub(crate) fn trial(
         &mut self,
         order: &TrialOrder,
@@ -139,7 +140,6 @@ impl Engine<'_> {
             slowest = slowest.max(began.elapsed().as_secs_f64());
         }
         while_up(&mut server, folder)?;
-        server.check_alive()?;
         let ready_seconds = server.ready_seconds();
         server.stop(&self.interrupt);
         if self.interrupt.is_raised() {

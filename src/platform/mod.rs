@@ -5,6 +5,7 @@ mod aiter;
 mod raced;
 mod reference;
 mod sglang_families;
+mod sglang_profiler;
 mod sglang_triton;
 mod site;
 

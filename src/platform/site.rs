@@ -4,7 +4,7 @@ use std::collections::{BTreeMap, BTreeSet};
 
 use camino::{Utf8Path, Utf8PathBuf};
 
-use crate::engine::ports::Server;
+use crate::engine::ports::{Profiler, Server};
 use crate::log::summary::LogSummary;
 use crate::overlay::{self, OverlayOptions};
 use crate::proc::{Interrupt, Keeper};
@@ -225,6 +225,10 @@ impl Server for Site {
     fn check_capture(&self, log_summary: &LogSummary) -> Result<(), Error> {
         let package = self.sglang(&self.look()?)?;
         self.check_records(log_summary, &package.folder)
+    }
+
+    fn profiler(&self) -> Option<&dyn Profiler> {
+        Some(self)
     }
 }
 

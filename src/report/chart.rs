@@ -6,6 +6,7 @@ use super::model::{HitRate, Roofline, ShapeRow, TimeShare, plain_name};
 use super::number::{percent, ratio, significant};
 use super::svg::{Frame, Scale, Series, WIDTH, at, axes, chart, label, line, mark, polyline, text};
 use crate::compare::{Comparison, MetricResult};
+use crate::profile::PhaseProfile;
 
 /// Place above a plot for its legend and the title of the vertical axis.
 const HEAD: f64 = 40.0;
@@ -223,6 +224,37 @@ pub(super) fn time_shares(shares: &[TimeShare]) -> Option<Markup> {
     let full = largest.decode + largest.prefill;
     let key = [("decode", "decode"), ("prefill", "prefill")];
     Some(bars(&summary, &key, &rows, full))
+}
+
+/// Where the time of a step goes: a bar an operation, and one for the time nothing ran.
+pub(super) fn step(phase: &PhaseProfile) -> Option<Markup> {
+    let idle = phase.idle_us / phase.step_us;
+    let parts = phase.operations.iter();
+    let parts = parts.map(|part| {
+        (
+            part.operation.name(),
+            part.share,
+            part.operation.is_tunable(),
+        )
+    });
+    let all: Vec<(&str, f64, bool)> = parts.chain([("idle", idle, false)]).collect();
+    let largest = all.iter().max_by(|one, other| one.1.total_cmp(&other.1))?;
+    let rows: Vec<Bar> = all
+        .iter()
+        .map(|&(name, share, tunable)| Bar {
+            label: name.to_owned(),
+            value: percent(share),
+            parts: vec![(if tunable { "after" } else { "before" }, share)],
+        })
+        .collect();
+    let summary = format!(
+        "Share of {} by operation. Largest: {} with {}.",
+        phase.phase.step(),
+        largest.0,
+        percent(largest.1)
+    );
+    let key = [("after", "can be tuned"), ("before", "the rest")];
+    Some(bars(&summary, &key, &rows, largest.1))
 }
 
 /// Hit rates before and after.

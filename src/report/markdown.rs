@@ -2,9 +2,9 @@
 
 use std::fmt::Write as _;
 
-use super::loads;
 use super::model::{Report, plain_name};
 use super::number::{duration, measured, percent, whole};
+use super::{loads, step};
 
 /// The text of `report.md`.
 pub(super) fn text(report: &Report) -> String {
@@ -66,6 +66,27 @@ pub(super) fn text(report: &Report) -> String {
         table(&mut text, "Each load on its own", head, &rows);
         list(&mut text, "Not comparable", &comparison.unfair);
         list(&mut text, "Notes on the comparison", &comparison.notes);
+    }
+    for load in &report.profile {
+        let _ = writeln!(text, "\n{}.", escaped(&load.says));
+        for (_, phase) in load.phases() {
+            let heading = format!(
+                "Where the time goes: {}, concurrency {}",
+                phase.phase.step(),
+                load.concurrency
+            );
+            let rows: Vec<[String; 5]> = step::lines(phase)
+                .into_iter()
+                .filter_map(|line| line.try_into().ok())
+                .collect();
+            let head = step::COLUMNS.map(|(heading, _)| heading);
+            table(&mut text, &heading, head, &rows);
+            list(
+                &mut text,
+                "Kernels that no rule knows",
+                &step::unknown(phase),
+            );
+        }
     }
     let rows: Vec<[String; 3]> = report
         .hit_rates

@@ -11,6 +11,7 @@ pub mod model;
 mod number;
 mod page;
 mod section;
+mod step;
 mod svg;
 pub mod verdict;
 

@@ -8,6 +8,7 @@ use serde::{Deserialize, Serialize};
 use crate::bench::parity::Agreement;
 use crate::compare::{Comparison, MetricResult, Verdict};
 use crate::problem::Op;
+use crate::profile::LoadProfile;
 
 /// Version of the document. A newer one is refused, older ones are read.
 pub const FORMAT: u32 = 1;
@@ -39,6 +40,8 @@ pub struct Report {
     pub machine: Vec<Fact>,
     /// How each arm was started.
     pub arms: Vec<Arm>,
+    /// Where the time of a step goes in the untuned server, by load.
+    pub profile: Vec<LoadProfile>,
     /// Captured shapes with their times.
     pub shapes: Vec<ShapeRow>,
     /// Share of calls and of GEMM time served by the table.
@@ -88,6 +91,7 @@ impl Default for Report {
             control: None,
             machine: Vec::new(),
             arms: Vec::new(),
+            profile: Vec::new(),
             shapes: Vec::new(),
             hit_rates: Vec::new(),
             roofline: None,

@@ -31,6 +31,7 @@ pub(super) fn all(report: &Report) -> Vec<Section> {
             "Each load on its own",
             super::loads::section(report),
         ),
+        section("step", "Where the time goes", super::step::section(report)),
         section("time", "Where the GEMM time goes", time(report)),
         section("shapes", "Each shape before and after", shapes(report)),
         section("stays", "Left with what served before", stays(report)),
@@ -118,7 +119,7 @@ pub(super) fn table(caption: &str, columns: &[Column<'_>], rows: &[Vec<String>])
 }
 
 /// A picture with its caption, and its table beside it.
-fn figure(picture: Option<Markup>, caption: &str, table: &Markup) -> Markup {
+pub(super) fn figure(picture: Option<Markup>, caption: &str, table: &Markup) -> Markup {
     html! {
         div.figure {
             @if let Some(picture) = picture {

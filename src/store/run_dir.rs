@@ -159,6 +159,11 @@ impl RunDir {
         self.path.join("engagement")
     }
 
+    /// Traces of the baseline server's profiler, while they are read.
+    pub fn profile(&self) -> Utf8PathBuf {
+        self.path.join("profile")
+    }
+
     /// Captured shapes.
     pub fn shapes(&self) -> Utf8PathBuf {
         self.path.join("shapes.csv")

@@ -175,6 +175,13 @@ pub struct Benchmark {
     /// Seconds one benchmark run may take before any baseline has taught a limit.
     #[serde(default = "default_benchmark_timeout")]
     pub timeout_s: u64,
+    /// Whether the baseline server says where the time of a step goes: it serves each load of ours once more, for a few
+    /// steps, after all that is timed. Nothing comes of it where the server has no profiler.
+    #[serde(default = "yes")]
+    pub profile: bool,
+    /// Keep the traces of that profile in the run folder; they are large.
+    #[serde(default)]
+    pub keep_traces: bool,
 }
 
 /// `[backend]`: what is tuned and where it lives.
@@ -426,6 +433,10 @@ fn found(first_is_there: bool) -> &'static str {
 
 fn one() -> u32 {
     1
+}
+
+fn yes() -> bool {
+    true
 }
 
 fn default_port() -> u16 {

@@ -5,6 +5,7 @@ mod faults;
 mod first_hour;
 mod interrupts;
 mod loops;
+mod profile;
 mod rest;
 mod route;
 #[path = "../schema/mod.rs"]

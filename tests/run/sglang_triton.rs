@@ -141,6 +141,15 @@ fn the_loop_tunes_an_sglang_server_and_judges_each_load() {
     }
     let page = fs_err::read_to_string(run.join("report.html")).unwrap();
     assert!(page.contains("Each load on its own"));
+    assert!(page.contains(">Where the time goes<"), "{page}");
+    let report = document(&run.join("report.json"));
+    super::schema::check("report", &report);
+    assert_eq!(report["profile"].as_array().unwrap().len(), 2);
+    let summary = fs_err::read_to_string(run.join("report.md")).unwrap();
+    assert!(
+        summary.contains("## Where the time goes: a decode step, concurrency 4"),
+        "{summary}"
+    );
 
     let deploy = document(&run.join("deploy.json"));
     let tables = deploy["env"]["GEMMTUNE_TRITON_TABLES"].as_str().unwrap();

@@ -2,7 +2,7 @@
 
 use std::time::Duration;
 
-use super::Done;
+use super::{Done, profile};
 use crate::bench::parity::{self, Parity, Recording};
 use crate::bench::{client, result};
 use crate::engine::server::RunningServer;
@@ -24,10 +24,21 @@ pub(super) fn baseline(engine: &mut Engine<'_>) -> Result<Done, Error> {
         may_build: true,
     };
     let (limit, interrupt) = (engine.benchmark_limit(), engine.interrupt.clone());
+    let asked = profile::asked(engine);
+    let mut recorded = Vec::new();
     let done = engine.trial(&order, &mut |server, folder| {
         let answers = record_answers(server, limit, &interrupt)?;
-        write_json(&folder.join(ANSWERS), &answers)
+        write_json(&folder.join(ANSWERS), &answers)?;
+        server.check_alive()?;
+        // From here on the server has done what it was started for: its profiler may end it.
+        if let Some(asked) = &asked {
+            recorded = profile::record(asked, server)?;
+        }
+        Ok(())
     })?;
+    if asked.is_some() {
+        profile::conclude(engine, &done.folder, recorded)?;
+    }
     let runs = result::read(&done.folder.join(RESULTS))
         .map_err(|error| Error::caused(ErrorKind::WorkloadFailed, &error))?;
     let numbers: Vec<String> = [

@@ -7,6 +7,7 @@ mod deploy;
 mod foresee;
 mod inspect;
 mod plan;
+mod profile;
 mod records;
 mod report;
 mod stays;

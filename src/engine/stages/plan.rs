@@ -2,7 +2,7 @@
 
 use std::io;
 
-use super::Done;
+use super::{Done, profile};
 use crate::engine::{Engine, read_document, write_document};
 use crate::plan::document::{HitRates, Verdict};
 use crate::plan::model::{self, Parallel, Prediction};
@@ -86,6 +86,10 @@ pub(super) fn plan(engine: &mut Engine<'_>) -> Result<Done, Error> {
         plan.hit_rate.before.calls * 100.0,
         plan.hit_rate.after.calls * 100.0
     );
+    let summary = match bounded(engine)? {
+        Some(bound) => format!("{summary}; {bound}"),
+        None => summary,
+    };
     Ok(Done {
         summary,
         // A table from elsewhere is judged whatever a plan would say.
@@ -93,6 +97,20 @@ pub(super) fn plan(engine: &mut Engine<'_>) -> Result<Done, Error> {
             && engine.config.backend.table.is_none())
         .then_some(plan.reason),
     })
+}
+
+/// What tuning can bring to a step at most, of the load where that is most.
+fn bounded(engine: &Engine<'_>) -> Result<Option<String>, Error> {
+    let profiled = profile::read(engine)?;
+    let bounds = profiled
+        .loads
+        .iter()
+        .filter_map(|load| Some((load.at_most?, load)));
+    let most = bounds.max_by(|one, other| one.0.total_cmp(&other.0));
+    Ok(most.map(|(ratio, load)| {
+        let concurrency = load.concurrency;
+        format!("at most {ratio:.2}x in a step at concurrency {concurrency}, by its profile")
+    }))
 }
 
 /// What the model's `config.json` says, so that the plan can explain how it differs from what was seen; nothing where no

@@ -68,6 +68,9 @@ fn with_findings(engine: &Engine<'_>, mut report: Report) -> Result<Report, Erro
             .push("Both arms are the untuned server: this is the noise of the set-up".to_owned());
     }
     report.comparison = comparison;
+    let profiled = super::profile::read(engine)?;
+    report.profile = profiled.loads;
+    report.notes.extend(profiled.remarks);
     if let Some(inspection) = &inspection {
         report
             .machine

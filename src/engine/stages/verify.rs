@@ -83,7 +83,7 @@ pub(super) fn verify(engine: &mut Engine<'_>) -> Result<Done, Error> {
         let recorded = record_answers(server, limit, &interrupt)?;
         write_json(&folder.join(ANSWERS), &recorded)?;
         answers = Some(recorded);
-        Ok(())
+        server.check_alive()
     })?;
     let Some(answers) = answers else {
         return Err(Error::new(

@@ -20,6 +20,7 @@ import torch
 from sglang.srt.distributed import parallel_state
 from sglang.srt.layers.quantization import fp8
 from standin import cost
+from standin.profiler import Profiler
 
 LAYERS = 2
 GRAPHS = [1, 2, 4, 8]
@@ -35,6 +36,7 @@ class Engine(threading.Thread):
         self.weights = [(hidden * 3 // 2, hidden), (hidden, hidden), (4 * hidden, hidden), (hidden, 2 * hidden)]
         self.linear = fp8.dispatch_w8a8_block_fp8_linear(backend)
         self.chunk = chunk
+        self.profiler = Profiler(backend)
         self.waiting = queue.Queue()
         self.graphs = {}
         log.info("Capture target decode CUDA graph begin. backend=full, num_tokens_per_req=1, bs=%s, avail mem=1 GB", GRAPHS)
@@ -66,16 +68,25 @@ class Engine(threading.Thread):
                 request = self.waiting.get()
                 tokens = len(request["prompt"])
                 log.info("Prefill batch, #new-seq: 1, #new-token: %d, #cached-token: 0, cuda graph: False", tokens)
-                time.sleep(self.forward(tokens) / 1e6)
+                took = self.forward(tokens)
+                time.sleep(took / 1e6)
+                self.profile(f"step[EXTEND bs=1 toks={tokens}]", False, took)
                 self.say(request)
                 running.append(request)
                 running = [request for request in running if request["left"] > 0]
             size = min(size for size in self.graphs if size >= min(len(running), max(self.graphs)))
             self.graphs[size].replay()
-            time.sleep(self.graphs[size].microseconds * 5 / 1e6)
+            took = self.graphs[size].microseconds
+            time.sleep(took * 5 / 1e6)
+            self.profile(f"step[DECODE bs={len(running)}]", True, took)
             for request in running:
                 self.say(request)
             running = [request for request in running if request["left"] > 0]
+
+    def profile(self, label, graph, took):
+        """A pass whose GEMMs took so long: a decode step lasts five times that, and a fifth of it nothing runs."""
+        rest = [("_fwd_grouped_kernel_stage1", 2 * took), ("standin_sampler", took), (None, took)] if graph else []
+        self.profiler.step(label, graph, [(self.profiler.gemm, took), *rest])
 
     def say(self, request):
         request["said"] += 1
@@ -102,7 +113,16 @@ class Handler(BaseHTTPRequestHandler):
         self.wfile.write(text)
 
     def do_POST(self):
-        order = json.loads(self.rfile.read(int(self.headers["content-length"])))
+        body = self.rfile.read(int(self.headers.get("content-length", 0)))
+        order = json.loads(body) if body else {}
+        profiler = self.server.engine.profiler
+        if self.path in ("/start_profile", "/stop_profile"):
+            status, text = profiler.start(order) if self.path == "/start_profile" else profiler.stop()
+            self.send_response(status)
+            self.send_header("content-length", str(len(text)))
+            self.end_headers()
+            self.wfile.write(text.encode())
+            return
         request = {"prompt": order["prompt"], "left": order["max_tokens"], "said": 0, "tokens": queue.Queue()}
         self.server.engine.waiting.put(request)
         self.send_response(200)

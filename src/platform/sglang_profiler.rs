@@ -1,0 +1,69 @@
+//! SGLang's own profiler: `/start_profile` and `/stop_profile`, the same in every release from 0.5.5 to 0.5.23.
+//!
+//! Asked for a number of steps, the scheduler of each rank runs torch.profiler over so many forward passes and exports
+//! `<time>-TP-<rank>.trace.json.gz`; it answers once the profiler runs, and serves nothing while it exports. Stages are not
+//! recorded apart (`profile_by_stage`): a prefill between decode steps starts a second profiler there and ends the server.
+
+use std::time::Duration;
+
+use camino::Utf8Path;
+use serde_json::json;
+
+use super::site::Site;
+use crate::engine::ports::Profiler;
+use crate::workload::loopback::agent;
+
+/// Starting it loads the device's tracing library into each rank, which takes seconds the first time.
+const START: Duration = Duration::from_secs(60);
+
+/// A wish to stop is answered once traces are exported.
+const STOP: Duration = Duration::from_secs(30);
+
+/// Set, `/start_profile` takes stages only and ends the scheduler over anything else (0.5.6 on).
+const OTHER_PROFILER: &str = "SGLANG_PROFILE_V2";
+
+/// As much of an answer as a remark quotes.
+const QUOTED: usize = 200;
+
+impl Profiler for Site {
+    fn start(&self, base_url: &str, folder: &Utf8Path, steps: u32) -> Result<(), String> {
+        let is_set =
+            |value: &String| matches!(value.to_lowercase().as_str(), "1" | "true" | "yes" | "y");
+        if self.variable(OTHER_PROFILER).as_ref().is_some_and(is_set) {
+            return Err(format!(
+                "{OTHER_PROFILER} is set, with which steps cannot be counted"
+            ));
+        }
+        let order = json!({
+            "output_dir": folder,
+            "num_steps": steps,
+            // The CPU names the steps (0.5.11 on); stacks and shapes cost time and are not read.
+            "activities": ["CPU", "GPU"],
+            "with_stack": false,
+            "record_shapes": false,
+        });
+        let answer = agent(START)
+            .post(&format!("{base_url}/start_profile"))
+            .header("content-type", "application/json")
+            .send(order.to_string().as_bytes());
+        match answer {
+            Ok(answer) if answer.status() == 200 => Ok(()),
+            Ok(mut answer) => {
+                let text = answer.body_mut().read_to_string().unwrap_or_default();
+                let text: String = text.trim().chars().take(QUOTED).collect();
+                Err(format!(
+                    "/start_profile answered {}: {text}",
+                    answer.status()
+                ))
+            }
+            Err(error) => Err(format!("/start_profile: {error}")),
+        }
+    }
+
+    fn stop(&self, base_url: &str) {
+        // It refuses where nothing is recorded, which is as good.
+        let _ = agent(STOP)
+            .post(&format!("{base_url}/stop_profile"))
+            .send_empty();
+    }
+}
