@@ -24,7 +24,7 @@ use crate::tree::force::{Rule, Step};
 const PLUGIN_NAME: &str = "gemmtune";
 
 /// Every file of the overlay, by path inside its folder.
-const FILES: [(&str, &str); 15] = {
+const FILES: [(&str, &str); 16] = {
     macro_rules! embedded {
         ($($path:literal),* $(,)?) => {
             [$(($path, include_str!(concat!("../python/overlay/", $path)))),*]
@@ -33,6 +33,7 @@ const FILES: [(&str, &str); 15] = {
     embedded![
         "sitecustomize.py",
         "gemmtune_overlay/__init__.py",
+        "gemmtune_overlay/aiter_triton.py",
         "gemmtune_overlay/capture.py",
         "gemmtune_overlay/capture_moe.py",
         "gemmtune_overlay/graphs.py",
@@ -63,6 +64,8 @@ pub struct OverlayOptions {
     pub triton_tables: Option<Utf8PathBuf>,
     /// Folder of SGLang's fused-MoE tables to serve instead of the shipped ones.
     pub moe_tables: Option<Utf8PathBuf>,
+    /// Folder of files of aiter's Triton GEMM to serve instead of the shipped ones of the same names.
+    pub aiter_triton: Option<Utf8PathBuf>,
     /// File that says which kernel family computes which GEMM; the folder then holds the GPU worker's files as well.
     pub route: Option<Utf8PathBuf>,
     /// File of a [`decision`].
@@ -133,6 +136,7 @@ pub fn environment(
         ("GEMMTUNE_RECORD_DIR", &options.records),
         ("GEMMTUNE_TRITON_TABLES", &options.triton_tables),
         ("GEMMTUNE_MOE_TABLES", &options.moe_tables),
+        ("GEMMTUNE_AITER_TRITON", &options.aiter_triton),
         ("GEMMTUNE_ROUTE", &options.route),
         ("GEMMTUNE_SWITCH", &options.switch),
     ];

@@ -84,9 +84,33 @@ fn what_does_not_fit_and_what_spills_is_known_without_a_gpu() {
     );
     // Both shapes run the same programs.
     let lines = fs_err::read_to_string(place.folder.join("out/compiled-gfx942.jsonl")).unwrap();
-    assert_eq!(lines.lines().count() as u64, count("programs"));
-    let first: Value = serde_json::from_str(lines.lines().next().unwrap()).unwrap();
+    assert_eq!(lines.lines().count() as u64, 1 + count("programs"));
+    let head: Value = serde_json::from_str(lines.lines().next().unwrap()).unwrap();
+    assert_eq!(head["kernel_hash"], "sha256:0");
+    let first: Value = serde_json::from_str(lines.lines().nth(1).unwrap()).unwrap();
     assert_eq!(first["shape"]["dtype"], "torch.float8_e4m3fnuz");
+}
+
+#[test]
+fn aiters_rows_and_both_gemms_of_a_fused_moe_are_compiled_too() {
+    let place = Place::new(STAND_IN);
+    let run = |more: &[&str]| {
+        let output = place.tune(&[more, &["--compile-only", "--for", "gfx950"]].concat());
+        let said = String::from_utf8_lossy(&output.stderr).into_owned();
+        assert!(output.status.success(), "{said}");
+        let document: Value = serde_json::from_slice(&output.stdout).unwrap();
+        check("tune-compile-only", &document);
+        fs_err::read_to_string(place.folder.join("out/compiled-gfx950.jsonl")).unwrap()
+    };
+    let aiter = run(&["--backend", "aiter-triton", "--aiter-root", "/opt/aiter"]);
+    assert!(aiter.contains(r#""op": "gemm_a8w8_blockscale""#) && aiter.contains("NUM_KSPLIT"));
+    fs_err::write(
+        place.folder.join("s.csv"),
+        "op,M,N,K,dtype,records,E,topk,scales\nfused_moe_triton,4096,768,2048,fp8_w8a8,1,128,8,128x128\n",
+    )
+    .unwrap();
+    let moe = run(&["--backend", "sglang-moe"]);
+    assert!(moe.contains(r#""part": "up""#) && moe.contains(r#""part": "down""#));
 }
 
 #[test]
@@ -118,7 +142,7 @@ fn only_candidates_of_the_triton_kernel_are_compiled() {
     ]);
     let said = String::from_utf8_lossy(&output.stdout);
     assert!(
-        said.contains("only the candidates of sglang-triton"),
+        said.contains("only the candidates of sglang-triton, sglang-moe and aiter-triton"),
         "{said}"
     );
 }

@@ -17,7 +17,7 @@ sys.path.insert(0, os.environ.get("GPU_WORKER_PARENT") or os.path.join(HERE, "..
 
 import space
 from gpu_worker.bench import Bench
-from gpu_worker.plan import Problem, plan
+from gpu_worker.plan import Problem
 from gpu_worker.turns import whole
 
 
@@ -116,13 +116,11 @@ def main():
 
 def _load_seconds(bench, candidates, torch):
     """Seconds to load each candidate (Triton's own look-up in its disk cache included)."""
-    from gpu_worker.launch import Launch
-
     problem = Problem.read(space.shape(48, 4096, 4096))
     operands = bench._operands(problem, 2)
     found = []
     for candidate in candidates:
-        launch = Launch(bench._module, plan(bench._kernels, problem, candidate), operands, {})
+        launch = bench._software.launch(bench._software.plan(problem, candidate), operands, {})
         begun = time.perf_counter()
         launch.load()
         loaded = time.perf_counter()

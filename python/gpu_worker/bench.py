@@ -2,27 +2,27 @@
 
 import collections
 import concurrent.futures
-import dataclasses
 import os
 import platform
 import sys
 import time
 
-from gpu_worker import PROTOCOL, numerics, tree
+from gpu_worker import PROTOCOL, numerics
 from gpu_worker.ahead import Ahead
-from gpu_worker.compile_child import load_module
 from gpu_worker.compilers import Compilers, Record
 from gpu_worker.device import Clocks, facts, refusal
 from gpu_worker.families import TRITON, Families, Unavailable
 from gpu_worker.faults import Faults, FaultyLaunch
 from gpu_worker.idle import spinner, wait_until_idle
+from gpu_worker.launch import load
 from gpu_worker.launchers import share_launchers
-from gpu_worker.plan import Kernels, Problem, Unsupported, plan
+from gpu_worker.plan import Problem, Unsupported
 from gpu_worker.rotation import rotation
 from gpu_worker.serve import DeviceLost, done, refused
+from gpu_worker.software import software
 from gpu_worker.timing import Timed, measure
 
-BACKEND, FAMILIES_BACKEND = "sglang-triton", "sglang-families"
+FAMILIES_BACKEND = "sglang-families"
 
 COMPILE_DEADLINE_S = 60.0
 """Longest a compile may take. The slowest of SGLang's 1,280 settings takes a few seconds with Triton 3.6."""
@@ -40,17 +40,18 @@ class Bench:
     """Opens the device on creation; `options` are those of `hello`:
 
     `block` ([128, 128]), `out_dtype` ("bfloat16"), `sglang_root` (folder that holds the package; default: what this
-    interpreter would import; "" for gemmtune's own kernel), `families` (names of kernel families to race beside it; those
-    that are here are named in `hello`), `cache_dir`, `prepare_slots`, `compile_deadline_s`,
+    interpreter would import; "" for gemmtune's own kernel) or, for `problem` "aiter_gemm", `aiter_root` (the folder that holds
+    that package) and `config_for` (whose rows are today's where the device has none), `families` (names of kernel families to
+    race beside it; those that are here are named in `hello`), `cache_dir`, `prepare_slots`, `compile_deadline_s`,
     `load_ahead` (false: kernels are loaded when they are needed, to measure what the other is worth).
     """
 
     def __init__(self, index, options):
+        self._software = software(options)
         cache = options.get("cache_dir") or os.path.join(
-            os.environ.get("XDG_CACHE_HOME") or os.path.expanduser("~/.cache"), "gemmtune", BACKEND
+            os.environ.get("XDG_CACHE_HOME") or os.path.expanduser("~/.cache"), "gemmtune", self._software.backend
         )
         os.environ.setdefault("TRITON_CACHE_DIR", os.path.join(cache, "triton"))
-        source = _kernel_source(options.get("sglang_root"))
         import torch
         import triton
 
@@ -59,26 +60,11 @@ class Bench:
         self._torch = torch
         torch.cuda.set_device(index)
         self._facts = facts(torch, index)
-        self._source = source
-        block_n, block_k = options.get("block") or [128, 128]
-        path = source.write(os.path.join(cache, "kernels"))
-        self._module = load_module(path)
-        takes_tuned = source.tuned and (source.version is None or self._facts["arch"] == "sm_90")
-        self._kernels = Kernels(
-            path=path,
-            plain=source.plain,
-            plain_takes=tuple(getattr(self._module, source.plain).arg_names),
-            tuned=source.tuned if takes_tuned else "",
-            reduce=source.reduce if takes_tuned else "",
-            clamps_block_k=source.clamps_block_k,
-            block_n=block_n,
-            block_k=block_k,
-            out_dtype=(options.get("out_dtype") or "bfloat16").removeprefix("torch."),
-        )
+        self._block = tuple(options.get("block") or (128, 128))
+        out_dtype = (options.get("out_dtype") or "bfloat16").removeprefix("torch.")
+        self._software.on(self._facts["arch"], self._block, out_dtype, cache)
         self._versions = {"torch": torch.__version__, "triton": triton.__version__, "python": platform.python_version()}
-        self._versions["kernel"] = source.origin
-        if source.version:
-            self._versions["sglang"] = source.version
+        self._versions.update(self._software.versions)
         self._families = Families(torch, self._facts, os.path.join(cache, "families"))
         self._offered, self._wants_families = [], bool(options.get("families"))
         for name, said in self._families.document(options.get("families") or []).items():
@@ -96,22 +82,20 @@ class Bench:
         if waited > 1.0:
             print(f"waited {waited:.0f} s until nobody else computed on the device", file=sys.stderr)
         load_ahead = bool(options.get("load_ahead", True))
-        self._store = Store(torch, torch.device("cuda", index), block_n, block_k, self._kernels.out_dtype)
+        self._store = Store(torch, torch.device("cuda", index), *self._block, out_dtype)
         if load_ahead:
             from gpu_worker.warm_up import warm_up
 
-            warm_up(torch, self._store, block_n, block_k)
+            warm_up(torch, self._store, *self._block)
         self._clocks = Clocks(str(getattr(torch.cuda.get_device_properties(index), "uuid", "")))
         self._faults = Faults.from_environment()
         self._kept = collections.OrderedDict()
         self._loaded = {}
         self._ahead = None
         if load_ahead:
-            from gpu_worker import launch
-
             self._ahead = Ahead(
-                lambda wanted: launch.find_compiled(self._module, wanted, self._kernels.out_dtype, self._loaded),
-                lambda wanted, compiled: launch.load(wanted, compiled, self._loaded),
+                lambda wanted: self._software.find_compiled(wanted, self._loaded),
+                lambda wanted, compiled: load(wanted, compiled, self._loaded),
             )
         target = triton.runtime.driver.active.get_current_target()
         share_launchers(target.backend)
@@ -119,7 +103,7 @@ class Bench:
         self._slots = int(options.get("prepare_slots") or max(1, len(os.sched_getaffinity(0)) - 1))
         setup = {
             "target": [target.backend, target.arch, target.warp_size],
-            "kernels": dataclasses.asdict(self._kernels),
+            **self._software.setup,
             "smem_bytes": self._facts["smem_bytes"],
             "build_launchers": load_ahead,
         }
@@ -131,15 +115,14 @@ class Bench:
         """The document of `hello`."""
         return {
             "protocol": PROTOCOL,
-            "backend": FAMILIES_BACKEND if self._wants_families else BACKEND,
+            "backend": FAMILIES_BACKEND if self._wants_families else self._software.backend,
             **self._facts,
             "versions": self._versions,
-            "kernel_hash": f"sha256:{self._source.digest}",
-            "capabilities": (["split_k", "swap_ab"] if self._kernels.tuned else [])
-            + [f"family:{name}" for name in self._offered],
+            "kernel_hash": f"sha256:{self._software.digest}",
+            "capabilities": self._software.capabilities + [f"family:{name}" for name in self._offered],
             "prepare_slots": self._slots,
             "candidates": [],
-            "shipped": self._source.configs,
+            "shipped": self._software.shipped,
         }
 
     def prepare(self, shape, candidate, reply):
@@ -149,7 +132,7 @@ class Bench:
             self._pool.submit(lambda: reply(self._prepare_family(name, shape, setting)))
             return
         try:
-            wanted = plan(self._kernels, Problem.read(shape), candidate)
+            wanted = self._software.plan(self._software.read(shape), candidate)
         except Unsupported as error:
             reply(refused("unsupported", str(error)))
             return
@@ -166,7 +149,7 @@ class Bench:
 
     def time(self, shape, candidates, timing):
         """Measures candidates, interleaved. In turns."""
-        problem = Problem.read(shape)
+        problem = self._software.read(shape)
         # One way for all that are compared, whichever request they are in.
         libraries = self._wants_families or any(family_of(one)[0] != TRITON for one in candidates)
         turn = self._rotation(problem, timing["min_sample_us"], libraries)
@@ -203,9 +186,9 @@ class Bench:
     def check(self, shape, candidates, seed):
         """Compares candidates with float32 on inputs drawn anew for `seed`. In turns."""
         torch = self._torch
-        problem = Problem.read(shape)
+        problem = self._software.read(shape)
         operands = self._store.operands(problem, 1, seed=seed + 1)
-        wanted = numerics.reference(torch, operands, self._kernels.block_n, self._kernels.block_k)
+        wanted = numerics.reference(torch, operands, *self._block)
         compared = []
         for one in self._launches(problem, candidates, operands):
             if not isinstance(one, dict):
@@ -230,8 +213,7 @@ class Bench:
         self._compilers.close()
 
     def _compile(self, wanted, candidate, urgent):
-        job = {"problem": dataclasses.asdict(wanted.problem), "candidate": candidate}
-        return self._compilers.compile(wanted.key, job, urgent)
+        return self._compilers.compile(wanted.key, self._software.job(wanted, candidate), urgent)
 
     def _prepared(self, answer, known):
         """The outcome of a compile: a refusal, also where a block needs more shared memory than there is."""
@@ -244,8 +226,6 @@ class Bench:
 
     def _launches(self, problem, candidates, operands):
         """For each candidate a launch, or the outcome that says why there is none. Compiles what is missing."""
-        from gpu_worker.launch import Launch
-
         jobs = []
         for candidate in candidates:
             name, setting = family_of(candidate)
@@ -253,7 +233,7 @@ class Bench:
                 jobs.append((name, setting))
                 continue
             try:
-                wanted = plan(self._kernels, problem, candidate)
+                wanted = self._software.plan(problem, candidate)
                 jobs.append((wanted, *self._compile(wanted, candidate, urgent=True)))
             except Unsupported as error:
                 jobs.append(refused("unsupported", str(error)))
@@ -269,7 +249,7 @@ class Bench:
                 if outcome["outcome"] == "refused":
                     launches.append(outcome)
                     continue
-                made = lambda given, wanted=wanted: Launch(self._module, wanted, given, self._loaded)
+                made = lambda given, wanted=wanted: self._software.launch(wanted, given, self._loaded)
                 launches.append(self._faulty(candidate, operands, made))
             else:
                 launches.append(job)
@@ -288,9 +268,8 @@ class Bench:
         """A launch of another family, or the outcome that says why there is none."""
         from gpu_worker.families.launch import FamilyLaunch
 
-        block = (self._kernels.block_n, self._kernels.block_k)
         try:
-            return FamilyLaunch(self._families.open(name).launch(problem, operands, setting, block), operands.out)
+            return FamilyLaunch(self._families.open(name).launch(problem, operands, setting, self._block), operands.out)
         except (Unsupported, Unavailable) as why:
             return refused("unsupported", f"{name}: {why}")
         except Exception as error:
@@ -342,11 +321,3 @@ def family_of(candidate):
     if not isinstance(candidate, dict) or "family" not in candidate:
         return TRITON, candidate
     return candidate["family"], {name: value for name, value in candidate.items() if name != "family"}
-
-
-def _kernel_source(root):
-    """SGLang's kernel where there is one, gemmtune's own otherwise."""
-    if root == "":
-        return tree.own_kernels()
-    package = tree.package_folder(root)
-    return tree.sglang_kernels(package) if package else tree.own_kernels()

@@ -145,6 +145,10 @@ def _compiler(setup, build_launcher):
         from gpu_worker.moe.compiling import compiler
 
         return compiler(setup["moe"], build_launcher)
+    if "aiter" in setup:
+        from gpu_worker.aiter.compiling import compiler
+
+        return compiler(setup["aiter"], build_launcher)
     kernels = Kernels(**{**setup["kernels"], "plain_takes": tuple(setup["kernels"]["plain_takes"])})
     module = load_module(kernels.path)
     return lambda job: _compile(

@@ -1,6 +1,7 @@
 """Compiles candidates for a GPU that is not here, with Triton's own compiler, and says what each of them needs.
 
-    python3 gpu_worker offline --target gfx942 --jobs FILE [--sglang-root FOLDER] [--slots 8] > answers
+    python3 gpu_worker offline --target gfx942 --jobs FILE [--problem aiter_gemm|fused_moe] [--sglang-root FOLDER]
+        [--aiter-root FOLDER] [--slots 8] > answers
 
 A job is one JSON line, `{"shape":, "candidate":}` as the protocol has them; its answer repeats both and adds `shared` (bytes of
 shared memory of a block), `registers` (vector registers of a thread), `spilled` (of them kept in memory instead) and
@@ -9,15 +10,14 @@ same program (`plan.Plan.key`) are compiled once. Neither torch nor a device is 
 """
 
 import argparse
-import dataclasses
 import json
 import os
 import tempfile
 
-from gpu_worker import tree
-from gpu_worker.compile_child import load_module
+from gpu_worker.compile_child import CompileTarget
 from gpu_worker.compilers import Compilers, start_child
-from gpu_worker.plan import Kernels, Problem, Unsupported, plan
+from gpu_worker.plan import Unsupported
+from gpu_worker.software import software
 
 TARGETS = {"gfx942": ("hip", 64, 64 << 10), "gfx950": ("hip", 64, 160 << 10)}
 """Triton's back end, threads of a wavefront, bytes of shared memory of a block: CDNA3 and CDNA4 ISA guides (LDS)."""
@@ -31,7 +31,9 @@ def main(arguments):
     parser = argparse.ArgumentParser(prog="gpu_worker offline")
     parser.add_argument("--target", required=True, choices=sorted(TARGETS))
     parser.add_argument("--jobs", required=True)
+    parser.add_argument("--problem", default=None, choices=("aiter_gemm", "fused_moe"))
     parser.add_argument("--sglang-root", default=None)
+    parser.add_argument("--aiter-root", default=None)
     parser.add_argument("--slots", type=int, default=max(1, len(os.sched_getaffinity(0)) - 1))
     parser.add_argument("--block", type=int, nargs=2, default=(128, 128), metavar=("N", "K"))
     chosen = parser.parse_args(arguments)
@@ -47,41 +49,33 @@ def main(arguments):
     return 0
 
 
-def triton_version():
-    """Triton's, whose compiler it is."""
+def take(target):
+    """Has Triton compile for `target`, a device that is not here; its version."""
     import triton
+    from triton.runtime.driver import driver
 
+    driver.set_active(CompileTarget(*target))
     return triton.__version__
 
 
 def answers(jobs, chosen, scratch):
     """First the kernel and the compiler, then the jobs' answers in their order."""
     backend, threads, shared = TARGETS[chosen.target]
-    package = None if chosen.sglang_root == "" else tree.package_folder(chosen.sglang_root)
-    source = tree.sglang_kernels(package) if package else tree.own_kernels()
-    path = source.write(scratch)
-    kernels = Kernels(
-        path=path,
-        plain=source.plain,
-        plain_takes=tuple(getattr(load_module(path), source.plain).arg_names),
-        # SGLang launches its other variant on sm_90 alone.
-        tuned="" if source.version else source.tuned,
-        reduce="" if source.version else source.reduce,
-        clamps_block_k=source.clamps_block_k,
-        block_n=chosen.block[0],
-        block_k=chosen.block[1],
-        out_dtype="bfloat16",
-    )
+    target = (backend, chosen.target, threads)
+    versions = {"triton": take(target)}
+    options = {"problem": chosen.problem, "sglang_root": chosen.sglang_root, "aiter_root": chosen.aiter_root}
+    kernels = software(options)
+    kernels.on(chosen.target, tuple(chosen.block), "bfloat16", scratch)
     yield {
         "target": chosen.target,
-        "kernel": source.origin,
-        "kernel_hash": f"sha256:{source.digest}",
-        "versions": {"triton": triton_version(), **({"sglang": source.version} if source.version else {})},
+        "kernel": kernels.versions["kernel"],
+        "kernel_hash": f"sha256:{kernels.digest}",
+        "versions": {**versions, **{name: said for name, said in kernels.versions.items() if name != "kernel"}},
         "shared_limit": shared,
     }
     setup = {
-        "target": [backend, chosen.target, threads],
-        "kernels": dataclasses.asdict(kernels),
+        "target": list(target),
+        **kernels.setup,
         "smem_bytes": shared,
         "build_launchers": False,
     }
@@ -105,10 +99,7 @@ def answers(jobs, chosen, scratch):
 def _ask(compilers, kernels, job):
     """The compile of a job, or the answer that says why there is none."""
     try:
-        wanted = plan(kernels, Problem.read(job["shape"]), job["candidate"])
+        wanted = kernels.plan(kernels.read(job["shape"]), job["candidate"])
     except Unsupported as error:
         return {"refused": "unsupported", "detail": str(error)}
-    compiled, _ = compilers.compile(
-        wanted.key, {"problem": dataclasses.asdict(wanted.problem), "candidate": job["candidate"]}
-    )
-    return compiled
+    return compilers.compile(wanted.key, kernels.job(wanted, job["candidate"]))[0]

@@ -28,10 +28,10 @@ class Problem:
     dtype: str
 
     @classmethod
-    def read(cls, shape):
-        """Reads the protocol's shape; refuses an operation this worker does not know."""
-        if shape["op"] != "w8a8_block_fp8_matmul":
-            raise Unsupported(f"this worker times w8a8_block_fp8_matmul, not `{shape['op']}`")
+    def read(cls, shape, op="w8a8_block_fp8_matmul"):
+        """Reads the protocol's shape; refuses an operation that the kernel at hand does not compute."""
+        if shape["op"] != op:
+            raise Unsupported(f"this worker times {op}, not `{shape['op']}`")
         problem = cls(int(shape["m"]), int(shape["n"]), int(shape["k"]), shape["dtype"].removeprefix("torch."))
         if min(problem.m, problem.n, problem.k) < 1:
             raise Unsupported(f"a shape of {problem.m} x {problem.n} x {problem.k}")

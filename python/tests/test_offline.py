@@ -1,11 +1,13 @@
 """What AMD's compiler says of a kernel, and what is said of jobs that it never saw."""
 
+import contextlib
 import os
 import tempfile
 import types
 import unittest
+import unittest.mock
 
-from gpu_worker import offline
+from gpu_worker import offline, software
 from gpu_worker.compile_child import registers
 
 ASSEMBLY = """
@@ -43,7 +45,8 @@ class FakeCompilers:
 
 
 class FakeSource:
-    text, plain, tuned, reduce, origin, version, clamps_block_k, digest = (
+    text, configs, plain, tuned, reduce, origin, version, clamps_block_k, digest = (
+        "",
         "",
         "kernel",
         None,
@@ -67,20 +70,20 @@ class Answers(unittest.TestCase):
     def answers(self, candidates):
         shape = {"op": "w8a8_block_fp8_matmul", "m": 64, "n": 4096, "k": 4096, "dtype": "torch.float8_e4m3fnuz"}
         jobs = [{"shape": shape, "candidate": one} for one in candidates]
-        chosen = types.SimpleNamespace(target="gfx942", sglang_root="/nowhere", slots=1, block=(128, 128))
-        replaced = {
-            "Compilers": FakeCompilers,
-            "load_module": lambda _: types.SimpleNamespace(kernel=types.SimpleNamespace(arg_names=["A"])),
-            "tree": types.SimpleNamespace(package_folder=lambda root: root, sglang_kernels=lambda _: FakeSource()),
-            "triton_version": lambda: "3.6.0",
-        }
-        kept = {name: getattr(offline, name) for name in replaced}
-        try:
-            vars(offline).update(replaced)
-            with tempfile.TemporaryDirectory() as scratch:
-                return list(offline.answers(jobs, chosen, scratch))
-        finally:
-            vars(offline).update(kept)
+        chosen = types.SimpleNamespace(
+            target="gfx942", problem=None, sglang_root="/nowhere", aiter_root=None, slots=1, block=(128, 128)
+        )
+        fake_tree = types.SimpleNamespace(package_folder=lambda root: root, sglang_kernels=lambda _: FakeSource())
+        fake_module = types.SimpleNamespace(kernel=types.SimpleNamespace(arg_names=["A"]))
+        with contextlib.ExitStack() as replaced, tempfile.TemporaryDirectory() as scratch:
+            for module, name, fake in (
+                (offline, "Compilers", FakeCompilers),
+                (offline, "take", lambda _: "3.6.0"),
+                (software, "tree", fake_tree),
+                (software, "load_module", lambda _: fake_module),
+            ):
+                replaced.enter_context(unittest.mock.patch.object(module, name, fake))
+            return list(offline.answers(jobs, chosen, scratch))
 
     def test_each_job_is_answered_in_its_place(self):
         head, fits, large, wrong = self.answers([candidate(32), candidate(128), candidate(32, block_k=96)])

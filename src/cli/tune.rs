@@ -14,13 +14,17 @@ use crate::proc::{Interrupt, Keeper, RunError};
 use crate::run::error::{Error, ErrorKind};
 use crate::store::lock::LockError;
 use crate::table::aiter::Table;
-use crate::table::shapes;
+use crate::table::aiter_triton::Rules as AiterRules;
+use crate::table::shapes::{self, CountedShape};
 use crate::tune::backends::Backend;
+use crate::tune::backends::aiter_triton::AiterTriton;
+use crate::tune::backends::aiter_triton::files::representatives;
+use crate::tune::backends::compiled::{Compiled, Known};
 use crate::tune::backends::families::Families;
 use crate::tune::backends::reference::Reference;
 use crate::tune::backends::sglang_moe::Engine;
 use crate::tune::backends::sglang_triton::{SglangTriton, worker_files};
-use crate::tune::compile_only::{self as compiling, CompileError, Target};
+use crate::tune::compile_only::{self as compiling, CompileError, Kernel, Target};
 use crate::tune::pool::look_at_device;
 use crate::tune::results::ResultsError;
 use crate::tune::task::Task;
@@ -48,7 +52,7 @@ pub struct TuneArgs {
     #[arg(short, long, value_name = "DIR")]
     output: Utf8PathBuf,
 
-    /// What serves the shapes today: a table (reference, aiter), a folder of JSON files (sglang-triton), or an SGLang
+    /// What serves the shapes today: a table (reference, aiter), a folder of JSON files (sglang-triton, aiter-triton), or an SGLang
     /// package or the folder of `SGLANG_MOE_CONFIG_DIR` (sglang-moe)
     #[arg(long, value_name = "TABLE")]
     table: Option<Utf8PathBuf>,
@@ -65,7 +69,7 @@ pub struct TuneArgs {
     #[arg(long, value_name = "COUNT")]
     workers: Option<u32>,
 
-    /// Interpreter that imports torch and SGLang (sglang-triton, sglang-moe) or aiter (aiter)
+    /// Interpreter that imports torch and SGLang (sglang-triton, sglang-moe) or aiter (aiter, aiter-triton)
     #[arg(long, default_value = "python3", value_name = "PY")]
     python: String,
 
@@ -77,9 +81,13 @@ pub struct TuneArgs {
     #[arg(long, value_name = "COMMAND", value_parser = words)]
     launcher: Option<Words>,
 
-    /// Compile every candidate for a GPU that need not be here, and run none (sglang-triton)
+    /// Compile every candidate for a GPU that need not be here, and run none (sglang-triton, sglang-moe, aiter-triton)
     #[arg(long, requires = "target", conflicts_with = "dry_run")]
     compile_only: bool,
+
+    /// What `--compile-only` found: leave out what cannot run, try what spills last [default: such files in the output folder]
+    #[arg(long, value_name = "FILE", conflicts_with = "compile_only")]
+    compiled: Vec<Utf8PathBuf>,
 
     /// The GPU to compile for, or the engine to write fused-MoE tables for [default: sglang]
     #[arg(long = "for", value_enum, value_name = "WHAT")]
@@ -88,6 +96,10 @@ pub struct TuneArgs {
     /// Say what would be raced, or which command would be run, and write nothing
     #[arg(long)]
     dry_run: bool,
+
+    /// Whose rows are today's where the device has none of aiter's, such as gfx942 on an NVIDIA GPU (aiter-triton)
+    #[arg(long, value_name = "GFX")]
+    config_for: Option<String>,
 
     #[command(flatten)]
     moe: MoeArgs,
@@ -108,6 +120,8 @@ enum BackendArg {
     SglangMoe,
     /// aiter's kernels, by the tuner script of an aiter tree, on ROCm
     Aiter,
+    /// aiter's Triton GEMM with block-FP8 scales, by rows of its JSON files, on ROCm or CUDA
+    AiterTriton,
 }
 
 #[derive(Clone, Copy, Debug, clap::ValueEnum)]
@@ -247,6 +261,14 @@ pub fn run(args: &TuneArgs, printer: &Printer) -> Result<(), Error> {
             };
             return args.aiter.run(&common, printer);
         }
+        BackendArg::AiterTriton => {
+            let backend = aiter_triton(args);
+            let counted = counted_shapes(args, &bytes, backend.op())?;
+            // The finest buckets of any revision: those of an older one are made of them.
+            let raced = representatives(&counted, AiterRules::Bounds { from: 1 });
+            let shapes = raced.into_iter().map(|counted| counted.shape).collect();
+            return race(args, &backend, shapes, printer);
+        }
     };
     let shapes = shapes_of(args, &bytes, backend.op())?;
     race(args, &*backend, shapes, printer)
@@ -269,8 +291,13 @@ fn race<P: Task>(
         Some(folder) => folder,
         None => &args.output,
     };
-    let request = TuneRequest {
+    let compiled = compiled(args)?;
+    let known = Known {
         backend,
+        compiled: &compiled,
+    };
+    let request = TuneRequest {
+        backend: &known,
         shapes,
         folder: args.output.clone(),
         command: worker_command(args, &keeper, worker_folder)?,
@@ -287,6 +314,9 @@ fn race<P: Task>(
     let outcome = tune::run(&request, &mut |event| progress.tell(event), &interrupt);
     progress.finish();
     let outcome = outcome.map_err(|error| failure(error, &args.output))?;
+    if !compiled.is_empty() && !compiled.iter().any(|file| file.is_of(&outcome.device)) {
+        printer.warn("what was compiled is of another kernel or GPU, so it changed no order");
+    }
     if printer.is_json() {
         printer.json(&outcome)?;
     } else {
@@ -302,17 +332,42 @@ fn compile_only(
     bytes: &[u8],
     printer: &Printer,
 ) -> Result<(), Error> {
-    if !matches!(args.backend, BackendArg::SglangTriton) {
-        let what = "compile for another GPU: only the candidates of sglang-triton can be";
-        return Err(Error::new(ErrorKind::Usage, what));
-    }
-    let shapes = shapes_of(args, bytes, Op::TritonBlockFp8)?;
+    let (shapes, tasks);
+    let kernel = match args.backend {
+        BackendArg::SglangTriton => {
+            shapes = shapes_of(args, bytes, Op::TritonBlockFp8)?;
+            let block = args.block;
+            Kernel::SglangTriton {
+                shapes: &shapes,
+                block,
+            }
+        }
+        BackendArg::SglangMoe => {
+            tasks = tune_moe::problems(&args.shapes, bytes, args.block)?;
+            let block = args.block;
+            Kernel::SglangMoe {
+                tasks: &tasks,
+                block,
+            }
+        }
+        BackendArg::AiterTriton => {
+            shapes = shapes_of(args, bytes, Op::Blockscale)?;
+            let root = args.aiter.aiter_root.as_deref();
+            Kernel::AiterTriton {
+                shapes: &shapes,
+                root,
+            }
+        }
+        BackendArg::Reference | BackendArg::SglangFamilies | BackendArg::Aiter => {
+            let what = "compile for another GPU: only the candidates of sglang-triton, sglang-moe and aiter-triton can be";
+            return Err(Error::new(ErrorKind::Usage, what));
+        }
+    };
     let keeper = Keeper::this_binary()
         .map_err(|error| Error::to(ErrorKind::Environment, "find this program", error))?;
     let request = compiling::Request {
         target,
-        shapes: &shapes,
-        block: args.block,
+        kernel,
         python: &args.python,
         folder: &args.output,
     };
@@ -324,7 +379,7 @@ fn compile_only(
             ErrorKind::Environment
         };
         Error::to(kind, "compile the candidates", error)
-            .hint("`--python` names an interpreter that imports Triton; SGLang's kernel is taken from its packages")
+            .hint("`--python` names an interpreter that imports Triton; SGLang's kernel is taken from its packages, aiter's from `--aiter-root`")
     })?;
     if printer.is_json() {
         return printer.json(&report);
@@ -335,11 +390,45 @@ fn compile_only(
 
 /// The shapes asked for, those without an operation as shapes of `op`.
 fn shapes_of(args: &TuneArgs, bytes: &[u8], op: Op) -> Result<Vec<Shape>, Error> {
-    let counted = shapes::read(bytes, Some(op)).map_err(|error| {
+    let counted = counted_shapes(args, bytes, op)?;
+    Ok(counted.into_iter().map(|counted| counted.shape).collect())
+}
+
+/// The same with how often each was called.
+fn counted_shapes(args: &TuneArgs, bytes: &[u8], op: Op) -> Result<Vec<CountedShape>, Error> {
+    shapes::read(bytes, Some(op)).map_err(|error| {
         Error::to(ErrorKind::Usage, &format!("read `{}`", args.shapes), error)
             .hint("make it with `gemmtune shapes LOG -o S.csv`, or give columns M,N,K")
-    })?;
-    Ok(counted.into_iter().map(|counted| counted.shape).collect())
+    })
+}
+
+/// What was compiled before: the files named, else those in the output folder.
+fn compiled(args: &TuneArgs) -> Result<Vec<Compiled>, Error> {
+    let files = if args.compiled.is_empty() {
+        Compiled::files_in(&args.output)
+    } else {
+        args.compiled.clone()
+    };
+    let read = |file: &Utf8PathBuf| {
+        Compiled::read(file).map_err(|error| {
+            Error::to(ErrorKind::Usage, &format!("use `{file}`"), error)
+                .hint("`gemmtune tune --compile-only` writes such a file")
+        })
+    };
+    files.iter().map(read).collect()
+}
+
+fn aiter_triton(args: &TuneArgs) -> AiterTriton {
+    AiterTriton {
+        // Absolute: a worker may be started elsewhere.
+        root: args
+            .aiter
+            .aiter_root
+            .as_ref()
+            .map(|root| root.canonicalize_utf8().unwrap_or_else(|_| root.clone())),
+        config_for: args.config_for.clone(),
+        tables: args.table.clone(),
+    }
 }
 
 fn reference(args: &TuneArgs) -> Result<Box<dyn Backend>, Error> {
@@ -380,6 +469,7 @@ fn worker_command(
         BackendArg::SglangTriton
         | BackendArg::SglangFamilies
         | BackendArg::SglangMoe
+        | BackendArg::AiterTriton
         | BackendArg::Aiter => {
             let worker = worker_files::write(folder).map_err(|error| {
                 Error::to(ErrorKind::Environment, "write the GPU worker", error)

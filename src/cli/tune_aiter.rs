@@ -25,9 +25,9 @@ use crate::workload::env;
 #[derive(Debug, clap::Args)]
 #[command(next_help_heading = "aiter's tuner (--backend aiter)")]
 pub(super) struct AiterArgs {
-    /// The aiter tree: a checkout, or the folder that holds the installed package
+    /// The aiter tree: a checkout, or the folder that holds the installed package (aiter-triton too)
     #[arg(long, value_name = "DIR")]
-    aiter_root: Option<Utf8PathBuf>,
+    pub(super) aiter_root: Option<Utf8PathBuf>,
 
     /// The operation [default: the one that the name and columns of the shapes' file say, else gemm_a8w8_blockscale]
     #[arg(long, value_name = "OP")]

@@ -126,14 +126,22 @@ impl From<Revision> for Rules {
 }
 
 impl Rules {
+    /// The bounds that are looked for, ascending; none where keys are names.
+    pub fn bounds(self) -> Vec<u32> {
+        match self {
+            Self::Names => Vec::new(),
+            Self::Bounds { from } => BOUNDS.into_iter().filter(|bound| *bound >= from).collect(),
+        }
+    }
+
     /// The keys that are tried for `m`, in this order.
     pub fn keys(self, m: u32) -> Vec<String> {
         let mut keys = match self {
             Self::Names => names(m),
-            Self::Bounds { from } => {
-                let bounds = BOUNDS.into_iter().filter(|bound| *bound >= from);
-                let at_most = bounds.clone().filter(|bound| m <= *bound);
-                let at_least = bounds.rev().filter(|bound| m >= *bound);
+            Self::Bounds { .. } => {
+                let bounds = self.bounds();
+                let at_most = bounds.iter().filter(|bound| m <= **bound);
+                let at_least = bounds.iter().rev().filter(|bound| m >= **bound);
                 at_most
                     .map(|bound| format!("M_LEQ_{bound}"))
                     .chain(at_least.map(|bound| format!("M_GEQ_{bound}")))
@@ -223,6 +231,11 @@ impl Configs {
     /// How many configurations the file has.
     pub fn len(&self) -> usize {
         self.0.len()
+    }
+
+    /// Its keys.
+    pub fn keys(&self) -> impl Iterator<Item = &str> {
+        self.0.keys().map(String::as_str)
     }
 
     /// Whether it has none.

@@ -1,4 +1,4 @@
-//! What every candidate of SGLang's Triton kernel needs on a GPU that is not here: compiled for real, run nowhere.
+//! What every candidate of a Triton kernel needs on a GPU that is not here: compiled for real, run nowhere.
 //!
 //! Triton's wheel carries the compiler of every vendor, so shared memory, registers and spilled registers are known before an
 //! hour of the device is spent. `python/gpu_worker/offline.py` compiles; this module says what and counts.
@@ -8,11 +8,15 @@ use std::time::Duration;
 
 use camino::{Utf8Path, Utf8PathBuf};
 use serde::{Deserialize, Serialize};
-use serde_json::json;
+use serde_json::{Value, json};
 
-use super::backends::sglang_triton::space::{self, Space};
+use super::backends::aiter_triton::space as aiter;
+use super::backends::sglang_moe::SglangMoe;
+use super::backends::sglang_moe::task::MoeTask;
+use super::backends::sglang_triton::space::{Config, Space};
 use super::backends::sglang_triton::worker_files;
 use super::protocol::{Candidate, Device};
+use super::task::Task as _;
 use crate::problem::Shape;
 use crate::proc::{Interrupt, Keeper, RunError, run as run_command};
 use crate::store::file::write_atomic;
@@ -33,6 +37,9 @@ pub enum Target {
     Gfx950,
 }
 
+/// Every GPU that can be compiled for.
+pub(super) const TARGETS: [Target; 2] = [Target::Gfx942, Target::Gfx950];
+
 impl Target {
     /// Its name.
     pub fn arch(self) -> &'static str {
@@ -47,7 +54,7 @@ impl Target {
     fn device(self) -> Device {
         Device {
             protocol: super::protocol::VERSION,
-            backend: "sglang-triton".to_owned(),
+            backend: String::new(),
             name: self.arch().to_owned(),
             arch: self.arch().to_owned(),
             cu_num: 0,
@@ -65,16 +72,40 @@ impl Target {
     }
 }
 
+/// Whose candidates are compiled.
+#[derive(Clone, Copy, Debug)]
+pub enum Kernel<'a> {
+    /// SGLang's block-FP8 GEMM.
+    SglangTriton {
+        /// The shapes whose settings are compiled.
+        shapes: &'a [Shape],
+        /// Scale block of the weight: N side, K side.
+        block: (u32, u32),
+    },
+    /// The two GEMMs of SGLang's fused MoE.
+    SglangMoe {
+        /// The operations whose settings are compiled.
+        tasks: &'a [MoeTask],
+        /// Scale block of the weights: N side, K side.
+        block: (u32, u32),
+    },
+    /// aiter's Triton GEMM.
+    AiterTriton {
+        /// The shapes whose settings are compiled.
+        shapes: &'a [Shape],
+        /// The aiter tree; the one that the interpreter would import when absent.
+        root: Option<&'a Utf8Path>,
+    },
+}
+
 /// What to compile, with what, and where to.
 #[derive(Debug)]
 pub struct Request<'a> {
     /// The GPU.
     pub target: Target,
-    /// The shapes whose settings are compiled.
-    pub shapes: &'a [Shape],
-    /// Scale block of the weight: N side, K side.
-    pub block: (u32, u32),
-    /// Interpreter with Triton and SGLang.
+    /// The candidates.
+    pub kernel: Kernel<'a>,
+    /// Interpreter with Triton, and SGLang or aiter where no tree is named.
     pub python: &'a str,
     /// The output folder.
     pub folder: &'a Utf8Path,
@@ -85,11 +116,11 @@ pub struct Request<'a> {
 pub struct Report {
     /// The GPU.
     pub target: String,
-    /// Where the kernel was found in SGLang's package, or `gemmtune`.
+    /// Where the kernel was found in SGLang's or aiter's package, or `gemmtune`.
     pub kernel: String,
     /// Digest of its source.
     pub kernel_hash: String,
-    /// Versions of Triton and SGLang.
+    /// Versions of Triton and of SGLang or aiter.
     pub versions: BTreeMap<String, String>,
     /// Shared memory that a block may use, bytes.
     pub shared_limit: u64,
@@ -101,7 +132,8 @@ pub struct Report {
     pub spilling: usize,
     /// Programs that cannot run, by reason: as the refusals of a worker.
     pub refused: BTreeMap<String, usize>,
-    /// One line for each program: shape, candidate, `shared`, `registers`, `spilled`, or `refused` and `detail`.
+    /// A line that names target, kernel and compiler, and one for each program: shape, candidate, `shared`, `registers`,
+    /// `spilled`, or `refused` and `detail`.
     pub file: Utf8PathBuf,
 }
 
@@ -129,54 +161,112 @@ pub enum CompileError {
     Garbled(String),
 }
 
+/// The first line of a file of answers.
 #[derive(Debug, Deserialize)]
-struct Head {
-    target: String,
+pub(super) struct Head {
+    pub(super) target: String,
     kernel: String,
-    kernel_hash: String,
+    pub(super) kernel_hash: String,
     versions: BTreeMap<String, String>,
     shared_limit: u64,
 }
 
+/// What became of one program.
 #[derive(Debug, Deserialize)]
-struct Answer {
-    refused: Option<String>,
-    spilled: Option<u64>,
+pub(super) struct Answer {
+    pub(super) shape: Value,
+    pub(super) candidate: Candidate,
+    pub(super) refused: Option<String>,
+    pub(super) spilled: Option<u64>,
 }
 
 /// Name of the file of answers for a target.
-fn file_name(target: Target) -> String {
+pub(super) fn file_name(target: Target) -> String {
     format!("compiled-{}.jsonl", target.arch())
 }
 
-/// The programs of `shapes`: Triton compiles again for an integer that is 1 and for one that 16 divides, and nothing else about
-/// a shape matters. The first shape of a kind stands for all, and the first GROUP_SIZE_M: the order in which tiles are walked
-/// changes neither shared memory nor registers (14 of 14 programs alike with Triton 3.6 for gfx942).
-fn jobs(request: &Request<'_>) -> Vec<(Shape, Candidate)> {
-    let device = request.target.device();
-    let space = Space::of(&device, request.block.1);
-    let kind = |value: u32| match value {
-        1 => 0_u8,
+/// What Triton compiles anew for: an integer that is 1, one that 16 divides, any other.
+fn kind(value: u32) -> u8 {
+    match value {
+        1 => 0,
         value if value.is_multiple_of(16) => 1,
         _ => 2,
-    };
+    }
+}
+
+/// The programs to compile. The first shape of a kind stands for all that run the same ones, and the first GROUP_SIZE_M: the
+/// order in which tiles are walked changes neither shared memory nor registers (14 of 14 programs alike with Triton 3.6 for
+/// gfx942).
+fn jobs(request: &Request<'_>) -> Vec<(Value, Candidate)> {
+    let device = request.target.device();
+    match request.kernel {
+        Kernel::SglangTriton { shapes, block } => dense(request.target, shapes, |shape| {
+            let scales = kind(shape.k.div_ceil(block.1));
+            let configs = Space::of(&device, block.1).configs(&device, shape);
+            let programs = configs.into_iter().map(|config| {
+                let alike = Config {
+                    group_m: 1,
+                    ..config.clone()
+                };
+                (
+                    format!("{scales} {}", alike.candidate()),
+                    config.candidate(),
+                )
+            });
+            programs.collect()
+        }),
+        // What the loads of W are told, the K that is left and the parts it is cut into change next to nothing
+        // (`docs/evidence/compile-only`), so one of each stands for all.
+        Kernel::AiterTriton { shapes, .. } => dense(request.target, shapes, |shape| {
+            let settings = aiter::Space::of(&device).settings(&device, shape);
+            let programs = settings.into_iter().filter(|setting| setting.splits == 1);
+            let programs = programs.map(|setting| {
+                let alike = aiter::Setting {
+                    group_m: 1,
+                    cache: Value::Null,
+                    ..setting.clone()
+                };
+                (alike.candidate().to_string(), setting.candidate())
+            });
+            programs.collect()
+        }),
+        Kernel::SglangMoe { tasks, block } => {
+            let backend = SglangMoe::new(block);
+            let mut seen = BTreeSet::new();
+            let mut found = Vec::new();
+            for part in tasks.iter().flat_map(MoeTask::parts) {
+                for config in backend.settings(&device, &part) {
+                    let alike = Config {
+                        group_m: 1,
+                        ..config.clone()
+                    };
+                    if seen.insert((part.sizes(), part.part, alike.candidate().to_string())) {
+                        found.push((json!(part), config.candidate()));
+                    }
+                }
+            }
+            found
+        }
+    }
+}
+
+/// The programs of dense shapes; `programs` are those of one shape, each with what distinguishes it.
+fn dense(
+    target: Target,
+    shapes: &[Shape],
+    programs: impl Fn(&Shape) -> Vec<(String, Candidate)>,
+) -> Vec<(Value, Candidate)> {
     let mut seen = BTreeSet::new();
     let mut found = Vec::new();
-    for shape in request.shapes {
+    for shape in shapes {
         let mut shape = shape.clone();
-        if request.target == Target::Gfx942 {
+        if target == Target::Gfx942 {
             CDNA3_DTYPE.clone_into(&mut shape.dtype);
         }
-        let scales = shape.k.div_ceil(request.block.1);
-        let kinds = [shape.m, shape.n, shape.k, scales].map(kind);
-        for config in space.configs(&device, &shape) {
-            let candidate = config.candidate();
-            let alike = space::Config {
-                group_m: 1,
-                ..config
-            };
-            if seen.insert((kinds, shape.dtype.clone(), alike.candidate().to_string())) {
-                found.push((shape.clone(), candidate));
+        let kinds = [shape.m, shape.n, shape.k].map(kind);
+        for (program, candidate) in programs(&shape) {
+            if seen.insert((kinds, shape.dtype.clone(), program)) {
+                found.push((json!(shape), candidate));
             }
         }
     }
@@ -199,14 +289,9 @@ pub fn run(
         .iter()
         .map(|(shape, candidate)| json!({"shape": shape, "candidate": candidate}).to_string())
         .collect();
-    let text = asked.join(
-        "
-",
-    ) + "
-";
+    let text = asked.join("\n") + "\n";
     write_atomic(&jobs_file, text.as_bytes()).map_err(broken)?;
-    let (block_n, block_k) = (request.block.0.to_string(), request.block.1.to_string());
-    let argv: [&str; 10] = [
+    let mut argv: Vec<String> = [
         request.python,
         worker.as_str(),
         "offline",
@@ -214,11 +299,25 @@ pub fn run(
         request.target.arch(),
         "--jobs",
         jobs_file.as_str(),
-        "--block",
-        &block_n,
-        &block_k,
-    ];
-    let argv = argv.map(str::to_owned);
+    ]
+    .map(str::to_owned)
+    .into();
+    let mut blocks = |(n, k): (u32, u32)| {
+        argv.extend(["--block".to_owned(), n.to_string(), k.to_string()]);
+    };
+    match request.kernel {
+        Kernel::SglangTriton { block, .. } => blocks(block),
+        Kernel::SglangMoe { block, .. } => {
+            blocks(block);
+            argv.extend(["--problem", "fused_moe"].map(str::to_owned));
+        }
+        Kernel::AiterTriton { root, .. } => {
+            argv.extend(["--problem", "aiter_gemm"].map(str::to_owned));
+            if let Some(root) = root {
+                argv.extend(["--aiter-root".to_owned(), root.to_string()]);
+            }
+        }
+    }
     let ran = run_command(keeper, &argv, None, [], LIMIT, interrupt)?;
     if ran.code != 0 {
         let said = String::from_utf8_lossy(&ran.stderr);
@@ -230,37 +329,26 @@ pub fn run(
         });
     }
     let file = request.folder.join(file_name(request.target));
-    let (head, answers) = read(&String::from_utf8_lossy(&ran.stdout))?;
-    let lines: Vec<&str> = answers.iter().map(|(line, _)| line.as_str()).collect();
-    let lines = lines.join(
-        "
-",
-    ) + "
-";
-    write_atomic(&file, lines.as_bytes()).map_err(broken)?;
+    let said = String::from_utf8_lossy(&ran.stdout);
+    let (head, answers) = read(&said)?;
+    write_atomic(&file, said.as_bytes()).map_err(broken)?;
     fs_err::remove_file(&jobs_file).map_err(broken)?;
-    Ok(counted(
-        head,
-        answers.iter().map(|(_, answer)| answer),
-        file,
-    ))
+    Ok(counted(head, &answers, file))
 }
 
-fn read(said: &str) -> Result<(Head, Vec<(String, Answer)>), CompileError> {
+/// The answers in a file or in what was said.
+pub(super) fn read(said: &str) -> Result<(Head, Vec<Answer>), CompileError> {
     let garbled = |line: &str| CompileError::Garbled(line.chars().take(200).collect());
     let mut lines = said.lines();
     let first = lines.next().unwrap_or_default();
     let head = serde_json::from_str(first).map_err(|_| garbled(first))?;
     let answers = lines
-        .map(|line| {
-            let answer = serde_json::from_str(line).map_err(|_| garbled(line))?;
-            Ok::<_, CompileError>((line.to_owned(), answer))
-        })
+        .map(|line| serde_json::from_str(line).map_err(|_| garbled(line)))
         .collect::<Result<Vec<_>, _>>()?;
     Ok((head, answers))
 }
 
-fn counted<'a>(head: Head, answers: impl Iterator<Item = &'a Answer>, file: Utf8PathBuf) -> Report {
+fn counted(head: Head, answers: &[Answer], file: Utf8PathBuf) -> Report {
     let mut report = Report {
         target: head.target,
         kernel: head.kernel,
@@ -325,6 +413,7 @@ impl Report {
 mod tests {
     use super::*;
     use crate::problem::Op;
+    use crate::tune::backends::sglang_moe::task::Sizes;
 
     fn shape(m: u32, n: u32, k: u32) -> Shape {
         Shape {
@@ -336,14 +425,62 @@ mod tests {
         }
     }
 
-    fn jobs_for(target: Target, shapes: &[Shape]) -> Vec<(Shape, Candidate)> {
+    fn jobs_of(target: Target, kernel: Kernel<'_>) -> Vec<(Value, Candidate)> {
         jobs(&Request {
             target,
-            shapes,
-            block: (128, 128),
+            kernel,
             python: "python3",
             folder: Utf8Path::new("/nowhere"),
         })
+    }
+
+    fn jobs_for(target: Target, shapes: &[Shape]) -> Vec<(Value, Candidate)> {
+        let block = (128, 128);
+        jobs_of(target, Kernel::SglangTriton { shapes, block })
+    }
+
+    #[test]
+    fn aiters_rows_are_compiled_once_for_each_tile_warps_and_stages() {
+        let shapes = [shape(4096, 2112, 7168), shape(4096, 7168, 2048)];
+        let found = |shapes| jobs_of(Target::Gfx942, Kernel::AiterTriton { shapes, root: None });
+        let both = found(&shapes);
+        assert_eq!(both.len(), found(&shapes[..1]).len());
+        assert!(both.len() > 200, "{}", both.len());
+        assert!(
+            both.iter()
+                .all(|(_, row)| row["NUM_KSPLIT"] == 1 && row["GROUP_SIZE_M"] == 1)
+        );
+        // Few rows: low tiles only.
+        assert!(found(&[shape(16, 2112, 7168)]).len() < both.len());
+    }
+
+    #[test]
+    fn both_gemms_of_a_fused_moe_are_compiled_under_each_block_size() {
+        let sizes = Sizes {
+            experts: 128,
+            inter: 768,
+            hidden: 2048,
+            topk: 8,
+        };
+        let tasks = [MoeTask::whole(sizes, 256), MoeTask::whole(sizes, 4096)];
+        let block = (128, 128);
+        let found = jobs_of(
+            Target::Gfx950,
+            Kernel::SglangMoe {
+                tasks: &tasks,
+                block,
+            },
+        );
+        for part in ["up", "down"] {
+            for block_m in [32, 64, 128] {
+                let one = |(shape, row): &&(Value, Candidate)| {
+                    shape["part"] == part
+                        && shape["block_m"] == block_m
+                        && row["BLOCK_SIZE_M"] == block_m
+                };
+                assert!(found.iter().filter(one).count() >= 20, "{part} {block_m}");
+            }
+        }
     }
 
     #[test]
@@ -369,7 +506,7 @@ mod tests {
 
     #[test]
     fn weights_have_the_dtype_that_the_device_computes_with() {
-        let dtype = |target| jobs_for(target, &[shape(1, 512, 512)])[0].0.dtype.clone();
+        let dtype = |target| jobs_for(target, &[shape(1, 512, 512)])[0].0["dtype"].clone();
         assert_eq!(dtype(Target::Gfx942), "torch.float8_e4m3fnuz");
         assert_eq!(dtype(Target::Gfx950), "torch.float8_e4m3fn");
     }
@@ -377,12 +514,12 @@ mod tests {
     #[test]
     fn answers_are_counted_by_what_became_of_them() {
         let said = r#"{"target":"gfx942","kernel":"k.py","kernel_hash":"sha256:0","versions":{"triton":"3.6.0"},"shared_limit":65536}
-{"shared":1536,"registers":36,"spilled":0,"seconds":1.0}
-{"shared":65536,"registers":256,"spilled":77,"seconds":1.0}
-{"refused":"out_of_resources","detail":"shared memory 66560 > 65536","shared":66560,"seconds":1.0}
+{"shape":{},"candidate":{},"shared":1536,"registers":36,"spilled":0,"seconds":1.0}
+{"shape":{},"candidate":{},"shared":65536,"registers":256,"spilled":77,"seconds":1.0}
+{"shape":{},"candidate":{},"refused":"out_of_resources","detail":"shared memory 66560 > 65536","shared":66560,"seconds":1.0}
 "#;
         let (head, answers) = read(said).unwrap();
-        let report = counted(head, answers.iter().map(|(_, one)| one), "f.jsonl".into());
+        let report = counted(head, &answers, "f.jsonl".into());
         assert_eq!((report.programs, report.fit, report.spilling), (3, 1, 1));
         assert_eq!(report.refused["out_of_resources"], 1);
         assert!(

@@ -10,3 +10,4 @@ mod stops;
 mod support;
 mod tags;
 mod taking;
+mod triton_gemm;

@@ -1,6 +1,6 @@
 """Compiles plans of the fused-MoE kernel, in a compile child and in the worker (`gpu_worker.compile_child`)."""
 
-from gpu_worker.compile_child import Pointer, load_module
+from gpu_worker.compile_child import Pointer, load_module, registers
 from gpu_worker.moe.lift import KERNEL
 from gpu_worker.moe.plan import POINTERS, Target, plan
 from gpu_worker.moe.problem import MoeProblem
@@ -30,6 +30,6 @@ def compiler(kernel, build_launcher):
     def compile_job(job):
         compiled = warm_up(function, plan(target, MoeProblem(**job["problem"]), job["gemm"], job["candidate"]))
         build_launcher(compiled)
-        return {"shared": compiled.metadata.shared}
+        return {"shared": compiled.metadata.shared, **registers(compiled.asm.get("amdgcn", ""))}
 
     return compile_job

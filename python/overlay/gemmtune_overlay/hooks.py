@@ -36,6 +36,9 @@ MOE_CONFIG = (
     "sglang.srt.layers.moe.fused_moe_triton.fused_moe_triton_config",
     "sglang.srt.layers.moe.moe_runner.triton_utils.fused_moe_triton_config",
 )
+#: Where aiter's Triton GEMMs look their rows up: v0.1.9 and later, and the kernel's module before.
+AITER_CONFIG = "aiter.ops.triton.utils.gemm_config_utils"
+AITER_CONFIG_BEFORE = "aiter.ops.triton._triton_kernels.gemm_a8w8_blockscale"
 TORCH_GRAPHS = "torch.cuda.graphs"
 
 _installed = None
@@ -59,6 +62,9 @@ class Hooks:
             wanted[TORCH_GRAPHS] = self._patch_torch_graphs
         if settings.dump_shapes or settings.moe_tables:
             wanted.update((name, self._patch_moe_config) for name in MOE_CONFIG)
+        if settings.aiter_triton:
+            wanted[AITER_CONFIG] = self._patch_aiter_config
+            wanted[AITER_CONFIG_BEFORE] = self._check_aiter_kernel
         if settings.dump_shapes:
             wanted.update((name, self._patch_runner) for name in RUNNERS)
         self.wanted = wanted
@@ -120,6 +126,19 @@ class Hooks:
         if self.settings.dump_shapes:
             # Rows that were injected are recorded where they are.
             capture_moe.patch(module, self.recorder, served=not self.settings.moe_tables)
+
+    def _patch_aiter_config(self, module):
+        from . import aiter_triton
+
+        self._say_hello(module)
+        aiter_triton.patch(module, self.settings.aiter_triton, self.recorder)
+
+    def _check_aiter_kernel(self, module):
+        # v0.1.9 has this module too, and imports the look-up before it is executed.
+        if AITER_CONFIG not in self.patched:
+            raise ValueError(
+                f"{module.__file__} looks rows up by names of sizes (aiter before v0.1.9): no row is put in place"
+            )
 
     def _patch_torch_graphs(self, module):
         from . import graphs
@@ -204,7 +223,7 @@ def catch_up(via):
             if key in before and before[key] is not value
         }
         for other in list(sys.modules.values()):
-            if not getattr(other, "__name__", "").startswith("sglang."):
+            if not getattr(other, "__name__", "").startswith(("sglang.", "aiter.")):
                 continue
             for key, (old, new) in changed.items():
                 if vars(other).get(key) is old:

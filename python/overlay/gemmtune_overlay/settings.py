@@ -11,6 +11,8 @@ RECORD_DIR = "GEMMTUNE_RECORD_DIR"
 TRITON_TABLES = "GEMMTUNE_TRITON_TABLES"
 #: Folder of SGLang tables for fused MoE, in pairs (`E=…,N=….json` and `E=…,N=…_down.json`).
 MOE_TABLES = "GEMMTUNE_MOE_TABLES"
+#: Folder of files of aiter's Triton GEMM (`gfx942-GEMM-A8W8_BLOCKSCALE-N=…-K=….json`).
+AITER_TRITON = "GEMMTUNE_AITER_TRITON"
 #: JSON file that says which kernel family computes which GEMM (`route.py`).
 ROUTE = "GEMMTUNE_ROUTE"
 #: JSON file that says which kernel to force.
@@ -31,13 +33,14 @@ class Settings:
         self.record_dir = environ.get(RECORD_DIR) or None
         self.triton_tables = environ.get(TRITON_TABLES) or None
         self.moe_tables = environ.get(MOE_TABLES) or None
+        self.aiter_triton = environ.get(AITER_TRITON) or None
         self.route = environ.get(ROUTE) or None
         self.switch = environ.get(SWITCH) or None
 
     @property
     def anything(self):
         """Whether any hook is wanted. A record folder alone asks for nothing."""
-        tables = self.triton_tables or self.moe_tables
+        tables = self.triton_tables or self.moe_tables or self.aiter_triton
         return bool(self.dump_shapes or self.log_dispatch or tables or self.route or self.switch)
 
 

@@ -2,6 +2,8 @@
 //!
 //! A backend starts no process and measures nothing; workers do.
 
+pub mod aiter_triton;
+pub mod compiled;
 pub mod families;
 pub mod reference;
 pub mod sglang_moe;

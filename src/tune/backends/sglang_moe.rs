@@ -114,6 +114,15 @@ impl SglangMoe {
         }
     }
 
+    /// The settings of one GEMM under its BLOCK_SIZE_M.
+    pub fn settings(&self, device: &Device, part: &MoeTask) -> Vec<Config> {
+        let configs = self.space(device).configs(device, &Self::as_gemm(part));
+        configs
+            .into_iter()
+            .filter(|config| config.block_m == part.block_m)
+            .collect()
+    }
+
     fn space(&self, device: &Device) -> Space {
         Space::of(device, self.block.1)
     }
@@ -210,10 +219,9 @@ impl Backend<MoeTask> for SglangMoe {
             None => row.clone(),
         };
         let known = incumbent.as_ref().map(folded);
-        let (first, rest): (Vec<Config>, Vec<Config>) = space
-            .configs(device, &shape)
+        let (first, rest): (Vec<Config>, Vec<Config>) = self
+            .settings(device, task)
             .into_iter()
-            .filter(|config| config.block_m == task.block_m)
             .partition(|config| is_likely(config, self.block.1, is_rocm(device)));
         let others = neighbours
             .iter()

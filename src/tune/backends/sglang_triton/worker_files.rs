@@ -9,7 +9,7 @@ use crate::store::file::write_atomic;
 /// Name of the folder the files stand in; the interpreter is started on it.
 const FOLDER: &str = "gpu_worker";
 
-const FILES: [(&str, &str); 46] = {
+const FILES: [(&str, &str); 52] = {
     macro_rules! embedded {
         ($($name:literal),* $(,)?) => {
             [$(($name, include_str!(concat!("../../../../python/gpu_worker/", $name)))),*]
@@ -19,6 +19,11 @@ const FILES: [(&str, &str); 46] = {
         "__init__.py",
         "__main__.py",
         "ahead.py",
+        "aiter/__init__.py",
+        "aiter/compiling.py",
+        "aiter/launching.py",
+        "aiter/plan.py",
+        "aiter/tree.py",
         "bench.py",
         "channel.py",
         "command.py",
@@ -58,6 +63,7 @@ const FILES: [(&str, &str); 46] = {
         "plan.py",
         "rotation.py",
         "serve.py",
+        "software.py",
         "timing.py",
         "tree.py",
         "turns.py",
@@ -69,7 +75,7 @@ const FILES: [(&str, &str); 46] = {
 /// with a launcher, the worker starts on another host that sees the same folder.
 pub fn write(folder: &Utf8Path) -> io::Result<Utf8PathBuf> {
     let worker = folder.join(FOLDER);
-    for folder in ["families", "moe"] {
+    for folder in ["aiter", "families", "moe"] {
         fs_err::create_dir_all(worker.join(folder))?;
     }
     for (name, text) in FILES {
@@ -89,7 +95,7 @@ mod tests {
     #[test]
     fn every_file_of_the_worker_is_embedded() {
         let source = concat!(env!("CARGO_MANIFEST_DIR"), "/python/gpu_worker");
-        let mut there: Vec<String> = ["", "families/", "moe/"]
+        let mut there: Vec<String> = ["", "aiter/", "families/", "moe/"]
             .iter()
             .flat_map(|folder| {
                 let entries = fs_err::read_dir(format!("{source}/{folder}")).unwrap();

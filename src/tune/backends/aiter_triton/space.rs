@@ -1,0 +1,354 @@
+//! Rows of aiter's Triton GEMM: which there are, and which are one step apart.
+
+use serde_json::{Map, Value, json};
+
+use crate::problem::Shape;
+use crate::tune::backends::sglang_triton::space::{Config, is_rocm};
+use crate::tune::protocol::{Candidate, Device};
+
+/// Scale block along K; aiter's wrapper asserts that the step is one.
+const BLOCK_K: u32 = 128;
+
+/// What aiter's files carry besides although the wrapper computes it anew for every call.
+const COMPUTED: [&str; 3] = ["GROUP_K", "GROUP_N", "SPLITK_BLOCK_SIZE"];
+
+/// A row. Settings that only AMD's compiler takes are none elsewhere.
+#[derive(Clone, Debug, PartialEq)]
+pub struct Setting {
+    /// Rows of X in a tile.
+    pub block_m: u32,
+    /// Rows of W in a tile.
+    pub block_n: u32,
+    /// Columns of both in a step.
+    pub block_k: u32,
+    /// Tile rows that walk along N together.
+    pub group_m: u32,
+    /// Warps of a block.
+    pub warps: u32,
+    /// Steps in flight.
+    pub stages: u32,
+    /// Parts of K, added up by a second kernel.
+    pub splits: u32,
+    /// `waves_per_eu`: waves on a SIMD that the compiler keeps registers free for; 0 for as it likes.
+    pub waves: Option<u32>,
+    /// `matrix_instr_nonkdim`: the side of the matrix instruction.
+    pub side: Option<u32>,
+    /// `cache_modifier` of the loads of W: `.cg` past the first cache, or none.
+    pub cache: Value,
+    /// Other keys, such as `kpack`.
+    pub others: Map<String, Value>,
+}
+
+impl Setting {
+    /// The row in a candidate, or in an entry of a file; `None` where a key that the kernel needs is missing.
+    pub fn read(candidate: &Candidate) -> Option<Self> {
+        let mut others = candidate.as_object()?.clone();
+        for name in COMPUTED {
+            others.shift_remove(name);
+        }
+        let cache = others.shift_remove("cache_modifier").unwrap_or(Value::Null);
+        let mut take = |name: &str| {
+            let number = others.shift_remove(name)?.as_u64()?;
+            u32::try_from(number).ok()
+        };
+        Some(Self {
+            block_m: take("BLOCK_SIZE_M")?,
+            block_n: take("BLOCK_SIZE_N")?,
+            block_k: take("BLOCK_SIZE_K")?,
+            group_m: take("GROUP_SIZE_M")?,
+            warps: take("num_warps")?,
+            stages: take("num_stages")?,
+            splits: take("NUM_KSPLIT").unwrap_or(1),
+            waves: take("waves_per_eu"),
+            side: take("matrix_instr_nonkdim"),
+            cache,
+            others,
+        })
+    }
+
+    /// The row as aiter's files have it.
+    pub fn candidate(&self) -> Candidate {
+        let mut row = Map::new();
+        let mut put = |name: &str, value: u32| row.insert(name.to_owned(), json!(value));
+        put("BLOCK_SIZE_M", self.block_m);
+        put("BLOCK_SIZE_N", self.block_n);
+        put("BLOCK_SIZE_K", self.block_k);
+        put("GROUP_SIZE_M", self.group_m);
+        put("num_warps", self.warps);
+        put("num_stages", self.stages);
+        if let Some(waves) = self.waves {
+            put("waves_per_eu", waves);
+        }
+        if let Some(side) = self.side {
+            put("matrix_instr_nonkdim", side);
+        }
+        row.insert("cache_modifier".to_owned(), self.cache.clone());
+        row.insert("NUM_KSPLIT".to_owned(), json!(self.splits));
+        row.extend(self.others.clone());
+        Value::Object(row)
+    }
+
+    /// `waves_per_eu` to begin with. With 2, the value that aiter's rows have most often, a thread that sums more than 32
+    /// elements keeps registers in memory on gfx942, and with 0 none does (`docs/evidence/compile-only`).
+    fn first_waves(&self) -> u32 {
+        let summed = self.block_m * self.block_n / (self.warps * LANES);
+        if summed <= 32 { 2 } else { 0 }
+    }
+
+    /// As a configuration of SGLang's kernel, whose tiles and steps are the same: what the order of the race asks of.
+    pub fn as_sglang(&self) -> Config {
+        Config {
+            block_m: self.block_m,
+            block_n: self.block_n,
+            block_k: self.block_k,
+            group_m: self.group_m,
+            warps: self.warps,
+            stages: self.stages,
+            split_k: self.splits,
+            swap_ab: false,
+            others: Map::new(),
+        }
+    }
+}
+
+/// The values each setting may take on one make of device.
+#[derive(Clone, Copy, Debug)]
+pub struct Space {
+    block_m: &'static [u32],
+    block_n: &'static [u32],
+    group_m: &'static [u32],
+    warps: &'static [u32],
+    stages: &'static [u32],
+    waves: &'static [u32],
+    sides: &'static [u32],
+}
+
+/// What the rows that aiter ships for gfx942 and gfx950 use (28 files at e4048607), without tiles of 4 rows: the matrix
+/// instruction has 16.
+const ROCM: Space = Space {
+    block_m: &[8, 16, 32, 64, 128, 256],
+    block_n: &[16, 32, 64, 128, 256],
+    group_m: &[1, 4, 8],
+    warps: &[1, 2, 4, 8],
+    stages: &[1, 2, 3],
+    waves: &[0, 1, 2, 4],
+    sides: &[16, 32],
+};
+
+/// CUDA: tiles that its matrix instructions take, warps and stages as SGLang's own tuner tries them.
+const CUDA: Space = Space {
+    block_m: &[16, 32, 64, 128, 256],
+    block_n: &[16, 32, 64, 128, 256],
+    group_m: &[1, 4, 8],
+    warps: &[4, 8],
+    stages: &[2, 3, 4, 5],
+    waves: &[],
+    sides: &[],
+};
+
+/// Threads of a wavefront (CDNA3 and CDNA4 ISA guides).
+const LANES: u32 = 64;
+
+/// Elements that a thread may sum: more than these do not fit its 512 registers beside the operands.
+const MOST_SUMMED: u32 = 256;
+
+/// Parts of K in aiter's rows go up to this (e4048607).
+const MOST_SPLITS: u32 = 16;
+
+impl Space {
+    /// The space on `device`.
+    pub fn of(device: &Device) -> Self {
+        if is_rocm(device) { ROCM } else { CUDA }
+    }
+
+    /// Every setting of tiles, warps, stages and splits that can make sense for `shape`. What only AMD's compiler takes follows
+    /// from them; [`Space::around`] has its other values.
+    pub fn settings(&self, device: &Device, shape: &Shape) -> Vec<Setting> {
+        let first = Setting {
+            block_m: 0,
+            block_n: 0,
+            block_k: BLOCK_K,
+            group_m: 1,
+            warps: 0,
+            stages: 0,
+            splits: 1,
+            waves: None,
+            side: self.sides.first().copied(),
+            // Rows for few tokens read each weight once.
+            cache: if shape.m <= 64 {
+                json!(".cg")
+            } else {
+                Value::Null
+            },
+            others: Map::new(),
+        };
+        let mut found = vec![first];
+        let mut each = |values: &[u32], set: fn(&mut Setting, u32)| {
+            let with = |setting: &Setting, value| {
+                let mut setting = setting.clone();
+                set(&mut setting, value);
+                setting
+            };
+            let all = found.iter();
+            found = all
+                .flat_map(|setting| values.iter().map(move |&value| with(setting, value)))
+                .collect();
+        };
+        each(self.block_m, |setting, value| setting.block_m = value);
+        each(self.block_n, |setting, value| setting.block_n = value);
+        each(self.group_m, |setting, value| setting.group_m = value);
+        each(self.warps, |setting, value| setting.warps = value);
+        each(self.stages, |setting, value| setting.stages = value);
+        each(&splits(shape.k), |setting, value| setting.splits = value);
+        found.retain(|setting| self.makes_sense(setting, device, shape));
+        if !self.waves.is_empty() {
+            for setting in &mut found {
+                setting.waves = Some(setting.first_waves());
+            }
+        }
+        found
+    }
+
+    /// Settings one step from `setting`.
+    pub fn around(&self, setting: &Setting, device: &Device, shape: &Shape) -> Vec<Setting> {
+        let mut found = Vec::new();
+        let mut with = |change: &dyn Fn(&mut Setting)| {
+            let mut other = setting.clone();
+            change(&mut other);
+            found.push(other);
+        };
+        let steps = |values: &[u32], value: u32| {
+            let below = values.iter().copied().filter(|other| *other < value).max();
+            let above = values.iter().copied().filter(|other| *other > value).min();
+            below.into_iter().chain(above).collect::<Vec<u32>>()
+        };
+        for value in steps(self.block_m, setting.block_m) {
+            with(&|other| other.block_m = value);
+        }
+        for value in steps(self.block_n, setting.block_n) {
+            with(&|other| other.block_n = value);
+        }
+        for value in steps(self.warps, setting.warps) {
+            with(&|other| other.warps = value);
+        }
+        for value in steps(self.stages, setting.stages) {
+            with(&|other| other.stages = value);
+        }
+        for value in steps(&splits(shape.k), setting.splits) {
+            with(&|other| other.splits = value);
+        }
+        for value in steps(self.group_m, setting.group_m) {
+            with(&|other| other.group_m = value);
+        }
+        for value in steps(self.waves, setting.waves.unwrap_or(0)) {
+            with(&|other| other.waves = Some(value));
+        }
+        for value in steps(self.sides, setting.side.unwrap_or(0)) {
+            with(&|other| other.side = Some(value));
+        }
+        with(&|other| {
+            other.cache = if other.cache.is_null() {
+                json!(".cg")
+            } else {
+                Value::Null
+            }
+        });
+        found.retain(|other| self.makes_sense(other, device, shape));
+        found
+    }
+
+    fn makes_sense(&self, setting: &Setting, device: &Device, shape: &Shape) -> bool {
+        let tile_rows = shape.m.div_ceil(setting.block_m);
+        // Groups as high as the column of tiles are all one order; with splits the kernel reads no group at all.
+        let group =
+            self.group_m.iter().copied().find(|&group| {
+                setting.splits > 1 || group >= setting.group_m || group >= tile_rows
+            });
+        let shared = u64::from(setting.stages.saturating_sub(1).max(1))
+            * u64::from(setting.block_m + setting.block_n)
+            * u64::from(setting.block_k);
+        group == Some(setting.group_m)
+            && (device.smem_bytes == 0 || shared <= device.smem_bytes)
+            && (setting.block_m <= 16 || setting.block_m < 2 * shape.m.next_power_of_two().max(32))
+            && (setting.block_n <= 16 || setting.block_n < 2 * shape.n.next_power_of_two())
+            && setting.block_m * setting.block_n <= setting.warps * LANES * MOST_SUMMED
+    }
+}
+
+/// Parts into which K can be cut: all alike and of whole scale blocks, because the kernel reads past the end of a row in a
+/// shorter last one.
+pub fn splits(k: u32) -> Vec<u32> {
+    let blocks = k / BLOCK_K;
+    (1..=MOST_SPLITS)
+        .filter(|&splits| {
+            splits == 1
+                || (k.is_multiple_of(BLOCK_K) && blocks.is_multiple_of(splits) && blocks > splits)
+        })
+        .collect()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::super::tests::{gfx942, shape};
+    use super::*;
+    use crate::tune::backends::sglang_triton::space::tests::h100;
+
+    #[test]
+    fn parts_of_k_are_all_alike() {
+        assert_eq!(splits(7168), [1, 2, 4, 7, 8, 14]);
+        assert_eq!(splits(1536), [1, 2, 3, 4, 6]);
+        assert_eq!(splits(512), [1, 2]);
+        assert_eq!(splits(4160), [1]);
+    }
+
+    #[test]
+    fn a_row_is_read_back_as_written_without_what_the_wrapper_computes() {
+        let row = json!({"BLOCK_SIZE_M": 16, "BLOCK_SIZE_N": 64, "BLOCK_SIZE_K": 128, "GROUP_SIZE_M": 1, "num_warps": 2,
+            "num_stages": 2, "waves_per_eu": 1, "matrix_instr_nonkdim": 16, "cache_modifier": ".cg", "NUM_KSPLIT": 4,
+            "GROUP_K": 128, "GROUP_N": 128, "kpack": 2, "SPLITK_BLOCK_SIZE": 1792});
+        let read = Setting::read(&row).unwrap();
+        assert_eq!((read.splits, read.waves, read.side), (4, Some(1), Some(16)));
+        let written = read.candidate();
+        assert_eq!(written["kpack"], 2);
+        assert!(written.get("GROUP_K").is_none());
+        assert_eq!(Setting::read(&written), Some(read));
+        assert_eq!(Setting::read(&json!({"BLOCK_SIZE_M": 16})), None);
+    }
+
+    #[test]
+    fn only_amd_gets_options_of_its_compiler() {
+        let shape = shape(16, 2112, 7168);
+        for (device, has) in [(gfx942(), true), (h100(&[]), false)] {
+            let space = Space::of(&device);
+            let settings = space.settings(&device, &shape);
+            assert!(settings.len() > 100, "{}", settings.len());
+            let around = space.around(&settings[0], &device, &shape);
+            assert!(around.len() > 4, "{around:?}");
+            for one in settings.iter().chain(&around) {
+                let row = one.candidate();
+                assert_eq!(row.get("waves_per_eu").is_some(), has, "{row}");
+                assert_eq!(row.get("matrix_instr_nonkdim").is_some(), has, "{row}");
+                assert!(splits(7168).contains(&one.splits));
+            }
+        }
+    }
+
+    #[test]
+    fn groups_that_change_nothing_stand_once() {
+        let device = gfx942();
+        let settings = Space::of(&device).settings(&device, &shape(16, 2112, 7168));
+        // Two rows of tiles walk along together or they do not.
+        assert!(
+            settings
+                .iter()
+                .all(|one| one.group_m == 1 || one.block_m == 8 && one.group_m == 4)
+        );
+        let settings = Space::of(&device).settings(&device, &shape(4096, 2112, 7168));
+        assert!(settings.iter().any(|one| one.group_m == 8));
+        assert!(
+            settings
+                .iter()
+                .all(|one| one.splits == 1 || one.group_m == 1)
+        );
+    }
+}
