@@ -140,10 +140,10 @@ fn write_profile(text: &mut String, profile: &Profile) {
 }
 
 fn write_phase(text: &mut String, phase: &PhaseProfile) {
-    let _ = writeln!(text, "  {}", heading(phase));
+    let _ = writeln!(text, "  {}", phase.describe());
     let line = |text: &mut String, name: &str, us: f64, more: &str| {
         let share = us / phase.step_us * 100.0;
-        let line = format!("    {name:<26} {share:>5.1} %  {us:>10.1} us  {more}");
+        let line = format!("    {name:<26} {share:>5.1} %  {us:>10.1} µs  {more}");
         let _ = writeln!(text, "{}", line.trim_end());
     };
     for part in &phase.operations {
@@ -157,32 +157,6 @@ fn write_phase(text: &mut String, phase: &PhaseProfile) {
     }
     line(text, "idle", phase.idle_us, "");
     for kernel in &phase.unknown {
-        let _ = writeln!(text, "    not known: {:.1} us  {}", kernel.us, kernel.name);
+        let _ = writeln!(text, "    not known: {:.1} µs  {}", kernel.us, kernel.name);
     }
-}
-
-fn heading(phase: &PhaseProfile) -> String {
-    let name = phase.phase.name();
-    let us = phase.profiled_us;
-    let mut heading = match phase.steps {
-        Some(1) => format!("{name}: 1 step of {us:.1} us"),
-        Some(steps) => format!("{name}: {steps} steps of {us:.1} us"),
-        None => format!("{name}: {us:.1} us in all"),
-    };
-    match phase.requests {
-        Some((one, other)) if one == other => {
-            let _ = write!(heading, ", {one} requests");
-        }
-        Some((fewest, most)) => {
-            let _ = write!(heading, ", {fewest} to {most} requests");
-        }
-        None => {}
-    }
-    if let Some(tokens) = phase.tokens {
-        let _ = write!(heading, ", {tokens:.0} prompt tokens");
-    }
-    if phase.left_out > 0 {
-        let _ = write!(heading, "; longer steps left out: {}", phase.left_out);
-    }
-    heading
 }

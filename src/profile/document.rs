@@ -1,5 +1,7 @@
 //! A profile as data: each phase of a device with its operations, per step.
 
+use std::fmt::Write as _;
+
 use serde::{Deserialize, Serialize};
 
 use super::account::{Account, accounts};
@@ -279,6 +281,29 @@ impl PhaseProfile {
             ran[part.operation as usize] = part.us;
         }
         self.bound = bound(step, ran, self.bound.us);
+    }
+
+    /// Which steps these are: `decode: 24 steps of 9041.3 µs, 8 requests; longer steps left out: 1`.
+    pub fn describe(&self) -> String {
+        let (name, us) = (self.phase.name(), self.profiled_us);
+        let mut text = match self.steps {
+            Some(1) => format!("{name}: 1 step of {us:.1} µs"),
+            Some(steps) => format!("{name}: {steps} steps of {us:.1} µs"),
+            None => format!("{name}: {us:.1} µs in all"),
+        };
+        let _ = match self.requests {
+            Some((1, 1)) => write!(text, ", 1 request"),
+            Some((one, other)) if one == other => write!(text, ", {one} requests"),
+            Some((fewest, most)) => write!(text, ", {fewest} to {most} requests"),
+            None => Ok(()),
+        };
+        if let Some(tokens) = self.tokens {
+            let _ = write!(text, ", {tokens:.0} prompt tokens");
+        }
+        if self.left_out > 0 {
+            let _ = write!(text, "; longer steps left out: {}", self.left_out);
+        }
+        text
     }
 
     /// The share of an operation, 0 where it did not run.

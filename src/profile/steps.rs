@@ -5,6 +5,8 @@
 //! its graph. A step lasts until the next one begins, so that sampling and the time nothing runs belong to it; the last one
 //! has no end and is left out.
 
+use std::collections::BTreeMap;
+
 use serde::{Deserialize, Serialize};
 
 use super::trace::{Device, Span, Trace};
@@ -101,10 +103,20 @@ pub(super) fn is_step(label: &str) -> bool {
 /// The steps of `device`; `file` is the trace's name.
 pub(super) fn steps(trace: &Trace, device: &Device, file: &str) -> Steps {
     let by_file = phase_of_file(file);
-    let (starts, told_by) = match spans(device, by_file) {
-        spans if spans.is_empty() => (graphs(trace, device), ToldBy::GraphLaunches),
-        spans => (spans, ToldBy::StepSpans),
+    let mut starts = spans(device, by_file);
+    let told_by = if starts.is_empty() {
+        ToldBy::GraphLaunches
+    } else {
+        ToldBy::StepSpans
     };
+    // A device's profiler may give graphs no span. Without them a prefill would last until the next one.
+    let is_named = inside(&device.spans);
+    starts.extend(
+        graphs(trace, device)
+            .into_iter()
+            .filter(|graph| !is_named(graph.start)),
+    );
+    starts.sort_by(|one, other| one.start.total_cmp(&other.start));
     if !starts.is_empty() {
         let (steps, left_out) = without_pauses(until_the_next(&starts));
         return Steps {
@@ -147,18 +159,11 @@ fn phase_of_file(file: &str) -> Option<Phase> {
 /// Steps as spans name them, each until its span's end.
 fn spans(device: &Device, by_file: Option<Phase>) -> Vec<Step> {
     // Each stream has a copy of a span; the stream with the most of them is the one that passes begin on.
-    let count = |stream: &str| {
-        let of_stream = |span: &&Span| span.stream == stream;
-        device.spans.iter().filter(of_stream).count()
-    };
-    let mut streams: Vec<&str> = device
-        .spans
-        .iter()
-        .map(|span| span.stream.as_str())
-        .collect();
-    streams.sort_unstable();
-    streams.dedup();
-    let Some(main) = streams.into_iter().max_by_key(|stream| count(stream)) else {
+    let mut streams: BTreeMap<&str, usize> = BTreeMap::new();
+    for span in &device.spans {
+        *streams.entry(&span.stream).or_default() += 1;
+    }
+    let Some((main, _)) = streams.into_iter().max_by_key(|(_, count)| *count) else {
         return Vec::new();
     };
     let on_main = device.spans.iter().filter(|span| span.stream == main);
@@ -180,6 +185,22 @@ fn spans(device: &Device, by_file: Option<Phase>) -> Vec<Step> {
     };
     let spans = if named.is_empty() { &numbered } else { &named };
     spans.iter().filter_map(of).collect()
+}
+
+/// Whether a moment lies in one of `spans`, which are in order of their starts.
+fn inside(spans: &[Span]) -> impl Fn(f64) -> bool {
+    let mut latest = f64::NEG_INFINITY;
+    let ends: Vec<(f64, f64)> = spans
+        .iter()
+        .map(|span| {
+            latest = latest.max(span.end);
+            (span.start, latest)
+        })
+        .collect();
+    move |moment| {
+        let begun = ends.partition_point(|(start, _)| *start <= moment);
+        begun > 0 && ends[begun - 1].1 > moment
+    }
 }
 
 /// What a span's name says; nothing for a draft model's pass, which belongs to the step of its target, and for passes

@@ -104,6 +104,48 @@ fn without_spans_decode_steps_are_told_by_their_graphs() {
 }
 
 #[test]
+fn a_prefill_with_a_name_does_not_swallow_graphs_without() {
+    let event = |cat: &str, name: &str, ts: u32, dur: u32, correlation: u32| {
+        format!(
+            r#"{{"ph":"X","cat":"{cat}","name":"{name}","pid":0,"tid":7,"ts":{ts},"dur":{dur},"args":{{"correlation":{correlation}}}}}"#
+        )
+    };
+    let prefill = |ts: u32| {
+        [
+            event("gpu_user_annotation", "step[EXTEND bs=1 toks=9]", ts, 80, 0),
+            // Pieces of a prefill may be graphs too.
+            event("cuda_runtime", "hipGraphLaunch", ts, 1, ts),
+            event("kernel", "fused_moe_kernel", ts, 80, ts),
+        ]
+    };
+    let decode = |ts: u32| {
+        [
+            event("cuda_runtime", "hipGraphLaunch", ts - 9, 1, ts),
+            event("kernel", "fused_moe_kernel", ts, 10, ts),
+            event("kernel", "_fwd_kernel", ts + 10, 10, ts),
+        ]
+    };
+    let events: Vec<String> = [
+        &prefill(1000)[..],
+        &decode(1100),
+        &decode(1130),
+        &decode(1160),
+        &prefill(1190),
+        &decode(1290),
+    ]
+    .concat();
+    let trace = reading(format!("[{}]", events.join(",")).as_bytes()).unwrap();
+    let found = profiles(&trace, "x");
+    let [decode, prefill] = &found[0].phases[..] else {
+        panic!("{found:?}");
+    };
+    assert_eq!((decode.steps, prefill.steps), (Some(3), Some(2)));
+    close(decode.step_us, 30.0);
+    close(decode.busy_us, 20.0);
+    close(prefill.step_us, 100.0);
+}
+
+#[test]
 fn a_stage_by_itself_is_one_phase_of_unknown_steps() {
     let profiles = of("1762000000.2-TP-0-DECODE.trace.json");
     let [decode] = &profiles[0].phases[..] else {

@@ -254,7 +254,7 @@ pub(super) fn step(phase: &PhaseProfile) -> Option<Markup> {
         percent(largest.1)
     );
     let key = [("after", "can be tuned"), ("before", "the rest")];
-    Some(bars(&summary, &key, &rows, largest.1))
+    Some(bars(&summary, &key, &rows, 1.0))
 }
 
 /// Hit rates before and after.

@@ -59,23 +59,14 @@ pub(super) const COLUMNS: [(&str, super::section::Holds); 5] = [
 
 /// Which steps these are.
 pub(super) fn heading(load: &LoadProfile, rank: &Profile, phase: &PhaseProfile) -> String {
-    let name = first_upper(phase.phase.name());
-    let us = significant(Some(phase.profiled_us), 4);
-    let mut text = match phase.steps {
-        Some(1) => format!("{name}: 1 step of {us} µs"),
-        Some(steps) => format!("{name}: {steps} steps of {us} µs on average"),
-        None => format!("{name}: {us} µs in all"),
-    };
+    let mut text = first_upper(&phase.describe());
     if let Some(us) = phase.unprofiled_us {
         let _ = write!(
             text,
-            " under the profiler, {} µs a token in the timed baseline; shares are of {} µs",
+            "; {} µs a token in the timed baseline, and shares are of {} µs",
             significant(Some(us), 4),
             significant(Some(phase.step_us), 4)
         );
-    }
-    if phase.left_out > 0 {
-        let _ = write!(text, "; longer steps left out: {}", phase.left_out);
     }
     if load.ranks.len() > 1 {
         let _ = write!(text, "; rank {}, which computes longest", rank.rank);

@@ -55,6 +55,7 @@ fn every_section_of_the_sample_has_its_picture_and_its_table() {
     for id in [
         "pairs",
         "metrics",
+        "step",
         "time",
         "shapes",
         "hits",
@@ -68,7 +69,11 @@ fn every_section_of_the_sample_has_its_picture_and_its_table() {
             .find(&format!("<section id=\"{id}\""))
             .unwrap_or_else(|| panic!("{id}"));
         let section = &page[start..start + page[start..].find("</section>").unwrap()];
-        if ["pairs", "metrics", "time", "shapes", "hits", "roofline"].contains(&id) {
+        if [
+            "pairs", "metrics", "step", "time", "shapes", "hits", "roofline",
+        ]
+        .contains(&id)
+        {
             assert!(section.contains("<svg"), "{id} has a picture");
             assert!(section.contains("role=\"img\""));
         }
@@ -78,6 +83,27 @@ fn every_section_of_the_sample_has_its_picture_and_its_table() {
             "{id}"
         );
     }
+}
+
+#[test]
+fn where_the_time_goes_is_said_by_load_and_operation() {
+    let report = sample();
+    let (page, summary) = (page::html(&report), super::markdown::text(&report));
+    let says = &report.profile[0].says;
+    assert!(
+        page.contains(&format!("<strong>{says}.</strong>")),
+        "{says}"
+    );
+    assert!(
+        summary.contains("| fused MoE GEMMs | 61.0 % | 5000 | 96.0 | SGLang Triton |"),
+        "{summary}"
+    );
+    // Nothing that could not be told has a place on the page.
+    let without = Report {
+        profile: Vec::new(),
+        ..report
+    };
+    assert!(!page::html(&without).contains("id=\"step\""));
 }
 
 #[test]

@@ -68,6 +68,54 @@ for (n, k), times in TIMES.items():
             "status": "tuned" if after else "the default stays: nothing at least 2 % faster",
         })
 
+def load_profile(load, concurrency):
+    """Where a step's time goes, of two ranks; the figures are made up."""
+
+    def phase(name, step, busy, parts, more):
+        operations = [
+            {"operation": operation, "us": us, "share": us / step, "kernels": kernels, "families": [{"family": family, "us": us}]}
+            for operation, us, kernels, family in parts
+        ]
+        tunable = {"moe_gemm": "fused_moe", "dense_fp8": "dense_fp8"}
+        bounds = [
+            {"operation": tunable[part[0]], "us": part[1], "share": part[1] / step, "at_most": step / (step - part[1])}
+            for part in parts
+            if part[0] in tunable
+        ]
+        all_us = sum(bound["us"] for bound in bounds)
+        return {
+            "phase": name, "told_by": "step_spans", "steps": 24, "left_out": 1, "profiled_us": step * 1.08, "step_us": step,
+            "busy_us": busy, "idle_us": step - busy, "operations": operations,
+            "unknown": [{"name": "void a_kernel_of_a_plugin<__nv_bfloat16, 128>(" + "int, " * 20, "us": 41.5}],
+            "bound": {"at_most": step / (step - all_us), "us": all_us, "operations": bounds},
+            "unprofiled_us": None, "requests": None, "tokens": None, **more,
+        }  # fmt: skip
+
+    decode = phase(
+        "decode", 8200.0, 7900.0,
+        [("moe_gemm", 5000.0, 96, "SGLang Triton"), ("moe_other", 400.0, 144, "routing"), ("dense_fp8", 900.0, 96, "DeepGEMM"),
+         ("quantisation", 300.0, 192, "per group"), ("other_gemm", 200.0, 49, "cuBLASLt"), ("attention", 600.0, 96, "FlashAttention"),
+         ("communication", 250.0, 96, "custom all-reduce"), ("rest", 250.0, 300, "norm")],
+        {"unprofiled_us": 8200.0, "requests": [concurrency, concurrency]},
+    )  # fmt: skip
+    prefill = phase(
+        "prefill", 61000.0, 60000.0,
+        [("moe_gemm", 38000.0, 96, "SGLang Triton"), ("dense_fp8", 14000.0, 96, "DeepGEMM"), ("attention", 8000.0, 48, "FlashAttention")],
+        {"requests": [1, 4], "tokens": 4096.0, "left_out": 0},
+    )  # fmt: skip
+    return {
+        "load": load,
+        "concurrency": concurrency,
+        "says": f"{load}: fused MoE 61 % and dense FP8 GEMMs 11 % of a decode step at concurrency {concurrency}; "
+                "tuning both can bring at most 3.57x",
+        "at_most": decode["bound"]["at_most"],
+        "ranks": [
+            {"rank": f"TP-{rank}", "file": f"1762000000.1-TP-{rank}.trace.json.gz", "device": "NVIDIA H200", "phases": [decode, prefill]}
+            for rank in range(2)
+        ],
+    }
+
+
 report = {
     "format": 1,
     "name": "Sample: made-up trials, not a measurement",
@@ -136,6 +184,7 @@ report = {
             ("verify", 71.0, 1, "done"), ("compare", 1840.0, 1, "done"), ("report", 0.2, 1, "done"),
         ]
     ],
+    "profile": [load_profile("decode-8", 8), load_profile("decode-32", 32)],
     "notes": ["Hit rates by calls and by time are predicted from the captured shapes, not read from counters."],
 }
 (HERE / "sample.json").write_text(json.dumps(report, indent=1, ensure_ascii=False) + "\n")
