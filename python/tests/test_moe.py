@@ -12,7 +12,7 @@ from gpu_worker.moe.bench import Refused
 from gpu_worker.moe.plan import POINTERS, Target, plan, rows_allocated
 from gpu_worker.moe.problem import DOWN, UP, MoeProblem
 from gpu_worker.moe.serving import Task, _lifted, _when_all
-from gpu_worker.moe.whole import LOOKUP, Whole
+from gpu_worker.moe.whole import LOOKUP, AsServed, Whole
 from gpu_worker.plan import Unsupported
 
 PARAMETERS = (
@@ -155,6 +155,23 @@ class Wholes(unittest.TestCase):
             self.assertEqual((up_row, down_row, largest), (ROW, down, 16))
             down_row.pop("USE_TMA")
         self.assertEqual(whole.run(operands, {"up": ROW, "down": None}, 0), (ROW, (None, 16)))
+
+    def test_the_rows_that_a_look_up_answered_are_those_it_answered_and_not_what_callers_leave_of_them(self):
+        down = {**ROW, "USE_TMA": True}
+        module = types.ModuleType("fused_moe")
+        setattr(module, LOOKUP, lambda *_, return_down_config, **__: (dict(ROW), (dict(down), 16)))
+
+        def fused_experts(*_, **__):
+            _, (answered, _) = getattr(module, LOOKUP)(None, None, 8, "fp8_w8a8", 4, return_down_config=True)
+            answered.pop("USE_TMA")
+
+        module.fused_experts = fused_experts
+        served = AsServed(module, lambda *_: None, lambda **_: None)
+        operands = types.SimpleNamespace(
+            routes=[(None, None)], weights={UP: (None, None), DOWN: (None, None)}, problem=QWEN, hidden=None
+        )
+        served.run(operands, None, 0)
+        self.assertEqual(served.rows, {"up": ROW, "down": down})
 
 
 class Lifted(unittest.TestCase):

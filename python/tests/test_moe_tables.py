@@ -17,13 +17,16 @@ STEM = "E=128,N=768,device_name=NVIDIA_H200,dtype=fp8_w8a8,block_shape=[128, 128
 
 class Recorder:
     def __init__(self):
-        self.records, self.errors = [], []
+        self.records, self.errors, self.ranks = [], [], []
 
     def once(self, record):
         self.records.append(record)
 
     def error(self, where, error):
         self.errors.append((where, str(error)))
+
+    def rank(self, rank, world, expert=None):
+        self.ranks.append((rank, world, expert))
 
 
 def config_module():
@@ -82,6 +85,11 @@ class Tables(unittest.TestCase):
         self.assertEqual((first["E"], first["N"], first["M"], first["key"]), (128, 768, 4, 1))
         self.assertEqual((first["source"], first["down"]), ("injected", wide))
         self.assertEqual(self.recorder.errors, [])
+
+    def test_a_process_says_which_rank_it_is_when_it_is_served(self):
+        self.write({"1": ROW}, {"1": ROW})
+        self.asked(4)
+        self.assertEqual(len(self.recorder.ranks), 1)
 
     def test_what_is_answered_may_be_taken_apart(self):
         tma = {**ROW, "USE_TMA": True}

@@ -162,6 +162,26 @@ class Whole:
         )
 
 
+class AsServed(Whole):
+    """SGLang's `fused_experts` with its own look-up, whatever stands in front of that; `rows` are those it answered last."""
+
+    def __init__(self, module, topk_output, runner_config):
+        self._lookup = getattr(module, LOOKUP)
+        self.rows = None
+        super().__init__(module, topk_output, runner_config)
+
+    def _answer(self, *shapes, return_down_config=False, **more):
+        """What the look-up says, which its callers take `USE_TMA` out of."""
+        if not return_down_config:
+            answer = self._lookup(*shapes, **more)
+            self.rows = {"up": dict(answer), "down": None}
+            return answer
+        answer = self._lookup(*shapes, return_down_config=True, **more)
+        up, (down, _) = answer
+        self.rows = {"up": dict(up), "down": None if down is None else dict(down)}
+        return answer
+
+
 class _Launch:
     """One candidate on one set of operands."""
 

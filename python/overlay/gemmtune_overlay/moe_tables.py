@@ -14,6 +14,8 @@ import json
 import os
 import sys
 
+from . import graphs
+
 LOOKUP = "try_get_optimal_moe_config"
 NAME = "get_config_file_name"
 
@@ -51,6 +53,7 @@ def patch(module, folder, recorder):
         if (key, m) not in seen:
             seen.add((key, m))
             try:
+                recorder.rank(*graphs.tensor_parallel_rank(), expert=graphs.expert_parallel_rank())
                 _record(key, asked["top_k"], m, table, answer, both, recorder)
             except Exception as error:
                 recorder.error(LOOKUP, error)
