@@ -3,8 +3,8 @@
 use camino::Utf8Path;
 
 use crate::run::error::{Error, ErrorKind};
-use crate::table::moe::problem::{self, MoeProblem, Scales};
-use crate::tune::backends::sglang_moe::task::{MoeTask, Sizes};
+use crate::table::moe::problem::{self, MoeProblem};
+use crate::tune::backends::sglang_moe::task::MoeTask;
 use crate::tune::backends::sglang_moe::{Engine, Routing, SglangMoe};
 
 /// Arguments of `gemmtune tune` for fused MoE.
@@ -63,35 +63,14 @@ pub(super) fn problems(
 }
 
 fn task(problem: &MoeProblem, m: Option<u32>, block: (u32, u32)) -> Result<MoeTask, Error> {
-    let refused = |why: String| Error::new(ErrorKind::Usage, format!("tune `{problem}`: {why}"));
-    let (Some(hidden), Some(topk), Some(m)) = (problem.hidden, problem.topk, m) else {
-        return Err(refused("the file does not say its M, K and topk".to_owned()).hint(
+    let refused = |why: &str| Error::new(ErrorKind::Usage, format!("tune `{problem}`: {why}"));
+    let (Some(_), Some(_), Some(m)) = (problem.hidden, problem.topk, m) else {
+        return Err(refused("the file does not say its M, K and topk").hint(
             "SGLang's log names E and N only; `gemmtune plan --model` and a capture know the rest, or fill the cells in",
         ));
     };
-    let known = problem.scales == Scales::Block(block.0, block.1);
-    if problem.dtype != "fp8_w8a8" || !known {
-        return Err(refused(format!(
-            "only FP8 experts (dtype fp8_w8a8) with scales of {}x{} are raced; `--block` names another block",
-            block.0, block.1
-        )));
-    }
-    if topk > problem.experts
-        || !problem.n.is_multiple_of(block.0)
-        || !hidden.is_multiple_of(block.1)
-    {
-        return Err(refused(format!(
-            "SGLang would not load it: N and K have to be multiples of {} and {}, and topk at most E",
-            block.0, block.1
-        )));
-    }
-    let sizes = Sizes {
-        experts: problem.experts,
-        inter: problem.n,
-        hidden,
-        topk,
-    };
-    Ok(MoeTask::whole(sizes, m))
+    MoeTask::of(problem, m, block)
+        .map_err(|why| refused(&why).hint("`--block` names other scale blocks"))
 }
 
 #[cfg(test)]

@@ -4,7 +4,7 @@
 //! sweeps 18 sizes up to 4096. What a plan adds is the largest prefill, because the last row serves everything above it.
 
 use std::borrow::Cow;
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 
 use serde::{Deserialize, Serialize};
 
@@ -62,6 +62,8 @@ pub struct MoeInput<'a> {
     pub chunk: Option<u32>,
     /// Ranks of attention data parallelism: a fused MoE gets the tokens of all of them.
     pub dp_attention: u32,
+    /// Whether steps of the ladder that were not seen get rows too, after all others, up to the largest that can come.
+    pub fill: bool,
     /// Rates that times are estimated with.
     pub device: &'a Device,
 }
@@ -87,6 +89,12 @@ pub fn make(input: MoeInput<'_>) -> (Vec<PlannedMoe>, Vec<String>) {
                 row.0 += counted.records as f64;
             }
             None => predict(input, &problem, 1.0, &mut rows),
+        }
+    }
+    if input.fill {
+        let seen: BTreeSet<MoeProblem> = rows.keys().map(|(problem, _)| problem.clone()).collect();
+        for problem in seen {
+            predict(input, &problem, 0.0, &mut rows);
         }
     }
     if let Some(experts) = predicted {
@@ -214,6 +222,7 @@ mod tests {
             chunk: Some(8192),
             dp_attention,
             device: &device,
+            fill: false,
         })
     }
 

@@ -30,6 +30,7 @@ pub(super) fn plan(
         capture,
         chunk,
         dp_attention: args.dp_attention,
+        fill: false,
         device: &place.device,
     });
     (rows, notes)

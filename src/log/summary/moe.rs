@@ -21,6 +21,8 @@ pub struct MoeSummary {
     pub served: BTreeMap<AtM, MoeServed>,
     calls: BTreeMap<AtM, u64>,
     captured: BTreeMap<(Option<u32>, AtM), u64>,
+    /// Calls of a problem in one captured graph, the most that any has: one forward pass.
+    per_graph: BTreeMap<MoeProblem, u64>,
 }
 
 /// What servers said of the tables of one (E, N).
@@ -77,6 +79,12 @@ impl MoeSummary {
                 .max(1),
         });
         calls.chain(named).collect()
+    }
+
+    /// Calls of `problem` in one forward pass, as counted in a captured graph.
+    pub fn per_forward(&self, problem: &MoeProblem) -> Option<u32> {
+        let calls = self.per_graph.get(problem)?;
+        u32::try_from(*calls).ok()
     }
 
     /// Calls that were recorded.
@@ -147,6 +155,10 @@ impl MoeSummary {
     /// Ends a record file: captured calls become as many as its replays made of them.
     pub(super) fn end_record_file(&mut self, file: &RecordFile) {
         for ((bs, problem), count) in std::mem::take(&mut self.captured) {
+            if bs.is_some() {
+                let most = self.per_graph.entry(problem.0.clone()).or_default();
+                *most = count.max(*most);
+            }
             self.add(problem, file.calls(bs, count));
         }
     }

@@ -66,6 +66,8 @@ pub struct SglangMoe {
     pub routing: Routing,
     /// Whose tables are written.
     pub engine: Engine,
+    /// Whether the worker tries SGLang's whole operation; without it the two GEMMs stand for it, and a worker starts at once.
+    pub whole: bool,
     today: Mutex<BTreeMap<Sizes, Today>>,
 }
 
@@ -77,6 +79,7 @@ impl SglangMoe {
             tables: None,
             routing: Routing::default(),
             engine: Engine::default(),
+            whole: true,
             today: Mutex::default(),
         }
     }
@@ -144,8 +147,12 @@ impl Backend<MoeTask> for SglangMoe {
 
     fn options(&self) -> Value {
         let (n, k) = self.block;
-        json!({"problem": "fused_moe", "block": [n, k], "routing": self.routing.name(),
-            "joint": self.engine == Engine::Vllm})
+        let mut options = json!({"problem": "fused_moe", "block": [n, k], "routing": self.routing.name(),
+            "joint": self.engine == Engine::Vllm});
+        if !self.whole {
+            options["whole"] = false.into();
+        }
+        options
     }
 
     fn op(&self) -> MoeOp {

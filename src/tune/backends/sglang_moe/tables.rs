@@ -14,7 +14,7 @@ use crate::table::moe::default::{Layer, default_config};
 use crate::table::moe::folders::{Tables, folder_of_triton};
 use crate::table::moe::name::TableName;
 use crate::table::moe::release::Release;
-use crate::table::moe::serve::{Pair, Server, Source};
+use crate::table::moe::serve::{Pair, Server, Source, beyond_scale_block};
 use crate::table::sglang_json;
 use crate::tune::protocol::{Candidate, Device};
 use crate::tune::results::Row;
@@ -133,6 +133,20 @@ fn release(device: &Device) -> Release {
         .unwrap_or(Release::NEWEST)
 }
 
+/// Whether both rows stay within a scale block and share one sort of the tokens.
+fn is_right(name: &TableName, pair: &Candidate) -> bool {
+    let down = if pair["down"].is_null() {
+        &pair["up"]
+    } else {
+        &pair["down"]
+    };
+    let within = |row: &Candidate| {
+        let block_k = row["BLOCK_SIZE_K"].as_i64();
+        block_k.is_some_and(|block_k| !beyond_scale_block(name, block_k))
+    };
+    within(&pair["up"]) && within(down) && pair["up"]["BLOCK_SIZE_M"] == down["BLOCK_SIZE_M"]
+}
+
 /// The rows of one (E, N) by M, both GEMMs under the same keys.
 #[derive(Clone, Debug)]
 pub struct Table {
@@ -141,7 +155,8 @@ pub struct Table {
 }
 
 impl Table {
-    /// `raced` pairs, with guard rows of what serves `today` where a raced row must not reach.
+    /// `raced` pairs, with guard rows of what serves `today` where a raced row must not reach. A row of today that computes
+    /// wrong numbers, or raises, is not carried along: what is right and nearest takes its place.
     pub fn placed(
         device: &Device,
         sizes: Sizes,
@@ -149,9 +164,11 @@ impl Table {
         raced: &Rows,
         today: &Today,
     ) -> Self {
-        let there: Rows = today.keys.iter().map(|m| (*m, today.pair(*m))).collect();
+        let name = name(device, sizes, block);
+        let there = today.keys.iter().map(|m| (*m, today.pair(*m)));
+        let there: Rows = there.filter(|(_, pair)| is_right(&name, pair)).collect();
         Self {
-            name: name(device, sizes, block),
+            name,
             rows: keys::placed(raced, &there, &pair(&today.default, None)),
         }
     }
@@ -428,6 +445,32 @@ mod tests {
             Today::of(&scene.device, Some(&carried), other, BLOCK).pair(1),
             before.pair(1)
         );
+    }
+
+    #[test]
+    fn a_row_of_today_that_computes_wrong_numbers_is_not_carried_along() {
+        let scene = scene();
+        let package = Utf8Path::new(&scene.device.shipped);
+        let ours = name(&scene.device, QWEN, BLOCK).to_string();
+        let shipped = package
+            .join("srt/layers/moe/moe_runner/triton_utils/configs/triton_3_6_0")
+            .join(ours);
+        let mut spans = row(64, 64);
+        spans["BLOCK_SIZE_K"] = 256.into();
+        let text = json!({"64": spans, "512": row(64, 32)}).to_string();
+        write_atomic(&shipped, text.as_bytes()).unwrap();
+        let today = Today::of(&scene.device, None, QWEN, BLOCK);
+        assert_eq!(today.pair(64)["up"], spans);
+        let raced = vec![(4, pair(&row(16, 128), None))];
+        let table = Table::placed(&scene.device, QWEN, BLOCK, &raced, &today);
+        assert!(
+            table
+                .rows
+                .iter()
+                .all(|(_, pair)| pair["up"]["BLOCK_SIZE_K"] == 128),
+            "{table:?}"
+        );
+        assert!(table.rows.iter().any(|(m, _)| *m == 512));
     }
 
     #[test]

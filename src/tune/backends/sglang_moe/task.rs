@@ -5,6 +5,7 @@ use std::fmt;
 use serde::{Deserialize, Serialize};
 use serde_json::{Map, Value, json};
 
+use crate::table::moe::problem::{MoeProblem, Scales};
 use crate::tune::protocol::Candidate;
 use crate::tune::task::Task;
 
@@ -107,6 +108,36 @@ impl MoeTask {
             block_m: 0,
             m,
         }
+    }
+
+    /// The whole operation of `problem`, whose scale blocks are `block`, for `m` tokens; the reason where it cannot be raced.
+    pub fn of(problem: &MoeProblem, m: u32, block: (u32, u32)) -> Result<Self, String> {
+        let (Some(hidden), Some(topk)) = (problem.hidden, problem.topk) else {
+            return Err("its hidden size and topk are not known".to_owned());
+        };
+        let known = problem.scales == Scales::Block(block.0, block.1);
+        if problem.dtype != "fp8_w8a8" || !known {
+            return Err(format!(
+                "only FP8 experts (dtype fp8_w8a8) with scales of {}x{} are raced",
+                block.0, block.1
+            ));
+        }
+        if topk > problem.experts
+            || !problem.n.is_multiple_of(block.0)
+            || !hidden.is_multiple_of(block.1)
+        {
+            return Err(format!(
+                "SGLang would not load it: N and K have to be multiples of {} and {}, and topk at most E",
+                block.0, block.1
+            ));
+        }
+        let sizes = Sizes {
+            experts: problem.experts,
+            inter: problem.n,
+            hidden,
+            topk,
+        };
+        Ok(Self::whole(sizes, m))
     }
 
     /// Its sizes.
