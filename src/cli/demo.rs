@@ -104,6 +104,7 @@ pub fn run(args: &DemoArgs, printer: &Printer) -> Result<ExitCode, Error> {
             op: None,
             table: None,
             switch: crate::workload::config::Switch::default(),
+            fused_moe: crate::workload::config::FusedMoe::default(),
         },
         compare: Compare {
             metric: "output_throughput".to_owned(),

@@ -1,12 +1,17 @@
 //! What the engine asks of whatever serves, and of whatever kernels are tuned for it.
 //!
-//! The engine names neither SGLang nor aiter: a [`Backend`] is a server and a kernel family, and each answers questions or
-//! does single steps. The order of things, the journal and the trials are the engine's.
+//! The engine names neither SGLang nor aiter: a [`Backend`] is a server with a kernel family for its dense GEMMs, one for its
+//! fused MoE, or both, and each answers questions or does single steps. The order of things, the journal and the trials are
+//! the engine's.
+
+mod fused_moe;
 
 use std::collections::BTreeMap;
 use std::sync::Arc;
 
 use camino::{Utf8Path, Utf8PathBuf};
+
+pub use fused_moe::{DeployedMoePart, FusedMoeKernels, MoeOrder};
 
 use crate::log::summary::LogSummary;
 use crate::plan::cost::Cost;
@@ -30,8 +35,10 @@ use crate::workload::env::Environment;
 pub struct Backend {
     /// What serves.
     pub server: Arc<dyn Server>,
-    /// The kernels.
-    pub kernels: Arc<dyn Kernels>,
+    /// The kernels of its dense GEMMs; absent where those are left to whatever serves them.
+    pub kernels: Option<Arc<dyn Kernels>>,
+    /// The kernels of its fused MoE; absent where that is left.
+    pub fused_moe: Option<Arc<dyn FusedMoeKernels>>,
 }
 
 /// Finds the backend of a configuration.
@@ -120,7 +127,7 @@ pub trait Server: Send + Sync {
     }
 }
 
-/// A family of kernels that a server can be tuned with.
+/// A family of kernels for dense GEMMs that a server can be tuned with.
 pub trait Kernels: Send + Sync {
     /// Finds what serves today.
     fn inspect(&self) -> Result<Inspection, Error>;

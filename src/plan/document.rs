@@ -9,6 +9,7 @@ use super::fold::Fold;
 use super::model::Prediction;
 use super::moe::PlannedMoe;
 use crate::problem::{Op, Shape};
+use crate::table::roofline::Device;
 
 /// Whether there is anything to do.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
@@ -184,6 +185,49 @@ pub struct Plan {
 }
 
 impl Plan {
+    /// A plan in which no dense GEMM is tuned, before rows of fused MoE are added.
+    pub fn of_fused_moe(
+        gfx: &str,
+        cu_num: u32,
+        device: &Device,
+        model: Option<Prediction>,
+    ) -> Self {
+        let none = HitRate {
+            calls: 0.0,
+            time: 0.0,
+        };
+        Self {
+            verdict: Verdict::Nothing,
+            reason: "no size of fused MoE can be raced, and no dense GEMM is tuned".to_owned(),
+            ops: Vec::new(),
+            gfx: gfx.to_owned(),
+            cu_num,
+            device: device.name.clone(),
+            device_source: device.source.into(),
+            fold: Fold::Exact,
+            seen: 0,
+            other_ops: 0,
+            tune: Vec::new(),
+            left_out: Vec::new(),
+            folded: Vec::new(),
+            served: Vec::new(),
+            added: 0,
+            fold_ratio: 0.0,
+            calls: 0.0,
+            estimated_us: 0.0,
+            hit_rate: HitRates {
+                before: none,
+                after: none,
+            },
+            gpu_seconds: 0.0,
+            cost: Vec::new(),
+            fused_moe: Vec::new(),
+            model,
+            difference: Vec::new(),
+            notes: Vec::new(),
+        }
+    }
+
     /// Two plans for different operations of one server, as one.
     #[must_use]
     pub fn join(self, other: Self) -> Self {

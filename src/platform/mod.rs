@@ -5,6 +5,7 @@ mod aiter;
 mod raced;
 mod reference;
 mod sglang_families;
+mod sglang_moe;
 mod sglang_profiler;
 mod sglang_triton;
 mod site;
@@ -14,7 +15,7 @@ use std::sync::Arc;
 
 use camino::{Utf8Path, Utf8PathBuf};
 
-use crate::engine::ports::Backend;
+use crate::engine::ports::{Backend, FusedMoeKernels};
 use crate::log::summary::LogSummary;
 use crate::problem::Op;
 use crate::proc::{Keeper, quoted};
@@ -27,7 +28,7 @@ use crate::table::aiter::Table;
 use crate::table::lookup::Resolver;
 use crate::tune::TuneError;
 use crate::tune::results::ResultsError;
-use crate::workload::config::{self, BackendKind};
+use crate::workload::config::{self, BackendKind, FusedMoe};
 
 /// What `log summary`, the log of a server that was told to name its look-ups, says about a deployed table.
 ///
@@ -105,31 +106,56 @@ pub fn of(config: &config::Config, keeper: &Keeper) -> Result<Backend, Error> {
             let reference = Arc::new(reference::Reference::new(config, keeper));
             Backend {
                 server: reference.clone(),
-                kernels: reference,
+                kernels: Some(reference),
+                fused_moe: None,
             }
         }
         BackendKind::SglangTriton => {
             let site = Arc::new(site::Site::new(config, keeper)?);
             Backend {
                 server: site.clone(),
-                kernels: Arc::new(sglang_triton::SglangTriton::new(site)),
+                fused_moe: beside(config, &site),
+                kernels: Some(Arc::new(sglang_triton::SglangTriton::new(site))),
             }
         }
         BackendKind::SglangFamilies => {
             let site = Arc::new(site::Site::new(config, keeper)?);
             Backend {
                 server: site.clone(),
-                kernels: Arc::new(sglang_families::SglangFamilies::new(site)),
+                fused_moe: beside(config, &site),
+                kernels: Some(Arc::new(sglang_families::SglangFamilies::new(site))),
+            }
+        }
+        BackendKind::SglangMoe => {
+            if config.backend.table.is_some() {
+                return Err(Error::new(
+                    ErrorKind::Usage,
+                    "`run --table` judges no table of fused MoE",
+                )
+                .hint("leave `--table` out: a race of its sizes takes minutes"));
+            }
+            let site = Arc::new(site::Site::new(config, keeper)?);
+            Backend {
+                server: site.clone(),
+                kernels: None,
+                fused_moe: Some(Arc::new(sglang_moe::SglangMoe::new(site))),
             }
         }
         BackendKind::Aiter => {
             let site = Arc::new(site::Site::new(config, keeper)?);
             Backend {
                 server: site.clone(),
-                kernels: Arc::new(aiter::Aiter::new(site, config)),
+                kernels: Some(Arc::new(aiter::Aiter::new(site, config))),
+                fused_moe: None,
             }
         }
     })
+}
+
+/// The fused MoE beside the dense GEMMs. A table from elsewhere is judged by itself.
+fn beside(config: &config::Config, site: &Arc<site::Site>) -> Option<Arc<dyn FusedMoeKernels>> {
+    let wanted = config.backend.fused_moe == FusedMoe::Tune && config.backend.table.is_none();
+    wanted.then(|| Arc::new(sglang_moe::SglangMoe::new(site.clone())) as Arc<dyn FusedMoeKernels>)
 }
 
 /// Results that cannot be gone on with, or a disk that does not take them.

@@ -6,23 +6,23 @@ use camino::{Utf8Path, Utf8PathBuf};
 
 use super::site::Site;
 use super::tune_error;
-use crate::problem::Shape;
 use crate::proc::Interrupt;
 use crate::run::error::{Error, ErrorKind};
 use crate::tune::backends::Backend;
 use crate::tune::backends::sglang_triton::worker_files;
 use crate::tune::protocol::Device;
+use crate::tune::task::Task;
 use crate::tune::worker::WorkerCommand;
 use crate::tune::{Effort, TuneRequest};
 
 /// A race of `backend` over `shapes`, its files in `folder`.
-pub(super) fn request<'a>(
+pub(super) fn request<'a, P: Task>(
     site: &Site,
-    backend: &'a dyn Backend,
-    shapes: Vec<Shape>,
+    backend: &'a dyn Backend<P>,
+    shapes: Vec<P>,
     folder: Utf8PathBuf,
     budget: Option<Duration>,
-) -> Result<TuneRequest<'a>, Error> {
+) -> Result<TuneRequest<'a, P>, Error> {
     fs_err::create_dir_all(&folder).map_err(|error| Error::file(&error))?;
     Ok(TuneRequest {
         backend,
@@ -46,7 +46,7 @@ fn worker(site: &Site, folder: &Utf8Path) -> Result<WorkerCommand, Error> {
 }
 
 /// The first device, as the worker that will time kernels on it sees it.
-pub(super) fn device(site: &Site, backend: &dyn Backend) -> Result<Device, Error> {
+pub(super) fn device<P: Task>(site: &Site, backend: &dyn Backend<P>) -> Result<Device, Error> {
     let scratch = tempfile::tempdir().map_err(|error| Error::file(&error))?;
     let folder = Utf8PathBuf::try_from(scratch.path().to_owned())
         .map_err(|error| Error::caused(ErrorKind::Environment, &error))?;

@@ -262,6 +262,8 @@ impl Kernels for Reference {
             )],
             table,
             may_build: false,
+            dense: true,
+            fused_moe: None,
         })
     }
 

@@ -155,7 +155,7 @@ impl Kernels for SglangFamilies {
                 ..inspection.clone()
             });
         }
-        Err(match log_summary.dispatch.keys().next() {
+        let refusal = match log_summary.dispatch.keys().next() {
             Some(identity) => Error::new(
                 ErrorKind::Environment,
                 format!(
@@ -168,6 +168,11 @@ impl Kernels for SglangFamilies {
                 "the instrumented server never said which implementation serves its block-FP8 layers",
             )
             .hint("is the model quantised to FP8 in blocks?"),
+        };
+        Err(if log_summary.moe.is_empty() {
+            refusal
+        } else {
+            refusal.hint("`backend.kind = \"sglang-moe\"` tunes the fused MoE of this model and leaves its dense GEMMs as they are")
         })
     }
 
@@ -287,6 +292,8 @@ impl Kernels for SglangFamilies {
             digest,
             // Kernels are compiled when they first run.
             may_build: true,
+            dense: true,
+            fused_moe: None,
         })
     }
 

@@ -105,7 +105,7 @@ impl Kernels for SglangTriton {
         if served > 0 {
             return Ok(inspection.clone());
         }
-        Err(match other.first() {
+        let refusal = match other.first() {
             Some(identity) => Error::new(
                 ErrorKind::Environment,
                 format!("the block-FP8 layers are served by {identity}, not by SGLang's Triton kernel"),
@@ -117,6 +117,11 @@ impl Kernels for SglangTriton {
                 "the instrumented server never said which implementation serves its block-FP8 layers",
             )
             .hint("is the model quantised to FP8 in blocks?"),
+        };
+        Err(if log_summary.moe.is_empty() {
+            refusal
+        } else {
+            refusal.hint("`backend.kind = \"sglang-moe\"` tunes the fused MoE of this model and leaves its dense GEMMs as they are")
         })
     }
 
@@ -266,6 +271,8 @@ impl Kernels for SglangTriton {
             rows,
             // Other configurations are other programs, compiled when they first run.
             may_build: true,
+            dense: true,
+            fused_moe: None,
         })
     }
 

@@ -4,7 +4,7 @@ use std::fmt::Write as _;
 
 use super::model::{Report, plain_name};
 use super::number::{duration, measured, percent, whole};
-use super::{loads, step};
+use super::{fused_moe, loads, step};
 
 /// The text of `report.md`.
 pub(super) fn text(report: &Report) -> String {
@@ -102,6 +102,9 @@ pub(super) fn text(report: &Report) -> String {
         ["share of", "before", "after"],
         &rows,
     );
+    for (heading, rows) in fused_moe::lines(report) {
+        table(&mut text, &heading, fused_moe::HEAD, &rows);
+    }
     let checks = checks(report);
     list(&mut text, "Checks", &checks);
     if let Some(plan) = &report.plan {

@@ -5,6 +5,7 @@
 
 mod chart;
 mod checks;
+mod fused_moe;
 mod loads;
 mod markdown;
 pub mod model;

@@ -44,6 +44,9 @@ pub struct Report {
     pub profile: Vec<LoadProfile>,
     /// Captured shapes with their times.
     pub shapes: Vec<ShapeRow>,
+    /// Fused MoE that ran and was to be tuned, one entry for each (E, N).
+    #[serde(skip_serializing_if = "Vec::is_empty")]
+    pub fused_moe: Vec<FusedMoe>,
     /// Share of calls and of GEMM time served by the table.
     pub hit_rates: Vec<HitRate>,
     /// Limits of the device, for the roofline picture.
@@ -93,6 +96,7 @@ impl Default for Report {
             arms: Vec::new(),
             profile: Vec::new(),
             shapes: Vec::new(),
+            fused_moe: Vec::new(),
             hit_rates: Vec::new(),
             roofline: None,
             plan: None,
@@ -200,6 +204,58 @@ pub struct Timing {
     pub us: f64,
     /// Name of the kernel or configuration.
     pub kernel: String,
+}
+
+/// A fused MoE on one rank: what one table is about.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+pub struct FusedMoe {
+    /// Local experts, a fused shared expert included.
+    pub experts: u32,
+    /// Columns between its two GEMMs.
+    pub n: u32,
+    /// Hidden columns.
+    pub k: Option<u32>,
+    /// Experts of a token.
+    pub topk: Option<u32>,
+    /// Calls in the captured run, graph replays counted.
+    pub calls: f64,
+    /// Calls of one forward pass, where a captured graph showed them.
+    pub per_forward: Option<u32>,
+    /// What served it before, in words.
+    pub today: String,
+    /// What was timed as the whole operation: `fused_experts`, or `two GEMMs`; absent before it was raced.
+    #[serde(default)]
+    pub timed: Option<String>,
+    /// Its sizes by M.
+    pub rows: Vec<FusedMoeRow>,
+}
+
+/// A fused MoE at one M.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+pub struct FusedMoeRow {
+    /// Tokens of the forward.
+    pub m: u32,
+    /// Decode or prefill, where it is known.
+    #[serde(default)]
+    pub phase: Option<Phase>,
+    /// Calls that this M stands for; absent where none was seen.
+    #[serde(default)]
+    pub calls: Option<f64>,
+    /// The rows that served before.
+    #[serde(default)]
+    pub before: Option<Timing>,
+    /// The rows that serve now.
+    #[serde(default)]
+    pub after: Option<Timing>,
+    /// Why it is as it is: tuned, already served by the fastest, not raced.
+    pub status: String,
+}
+
+impl FusedMoeRow {
+    /// Before over after, where both were timed.
+    pub fn ratio(&self) -> Option<f64> {
+        Some(self.before.as_ref()?.us / self.after.as_ref()?.us)
+    }
 }
 
 /// A hit rate before and after.

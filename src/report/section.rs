@@ -34,6 +34,11 @@ pub(super) fn all(report: &Report) -> Vec<Section> {
         section("step", "Where the time goes", super::step::section(report)),
         section("time", "Where the GEMM time goes", time(report)),
         section("shapes", "Each shape before and after", shapes(report)),
+        section(
+            "fused-moe",
+            "Fused MoE before and after",
+            super::fused_moe::section(report),
+        ),
         section("stays", "Left with what served before", stays(report)),
         section("hits", "Served by the table", hits(report)),
         section(

@@ -2,6 +2,7 @@
 //!
 //! A document is JSON in the run folder; fields may be added with a default, so that a run begun before goes on.
 
+mod fused_moe;
 mod profiled;
 mod serving;
 mod tuning;
@@ -10,6 +11,7 @@ use camino::Utf8PathBuf;
 use serde::Serialize;
 use serde::de::DeserializeOwned;
 
+pub use fused_moe::{DeployedMoe, MoeCheck, SeenMoe, TunedMoe, VerifiedMoe};
 pub use profiled::Profiled;
 pub use serving::{Asked, Captured, Engagement, Inspection, Verified};
 pub use tuning::{Deployment, Tuned};

@@ -23,6 +23,7 @@ pub mod task;
 mod work_queue;
 pub mod worker;
 
+pub use backends::sglang_moe::task as moe;
 pub use event::{TuneEvent, TuneOutcome};
 pub use pool::{TuneError, TuneRequest, run};
 pub use rules::Effort;

@@ -220,6 +220,29 @@ pub struct Backend {
     /// Which GEMMs the tuned arm sends to aiter's tuned operation, where they run Triton today.
     #[serde(default)]
     pub switch: Switch,
+    /// Whether the fused MoE of a model with experts is tuned in the same run as its dense GEMMs (kinds `sglang-triton` and
+    /// `sglang-families`); without experts it changes nothing.
+    #[serde(default, skip_serializing_if = "FusedMoe::is_default")]
+    pub fused_moe: FusedMoe,
+}
+
+/// What is done about the fused MoE of a model with experts.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[cfg_attr(test, derive(schemars::JsonSchema))]
+#[serde(rename_all = "kebab-case")]
+pub enum FusedMoe {
+    /// Its tables for SGLang's Triton kernel are tuned beside the dense GEMMs.
+    #[default]
+    Tune,
+    /// It is left to what serves it today.
+    Leave,
+}
+
+impl FusedMoe {
+    #[expect(clippy::trivially_copy_pass_by_ref, reason = "what serde asks for")]
+    fn is_default(&self) -> bool {
+        *self == Self::default()
+    }
 }
 
 /// Which GEMMs go to the tuned operation.
@@ -248,6 +271,9 @@ pub enum BackendKind {
     /// Whatever serves SGLang's block-FP8 linears on CUDA today (DeepGEMM on Hopper), against a route between every kernel
     /// family that the server's interpreter has and gemmtune's own.
     SglangFamilies,
+    /// SGLang's Triton kernel for fused MoE, which serves experts in FP8 by default on Hopper; dense GEMMs are left to whatever
+    /// serves them.
+    SglangMoe,
     /// aiter's CK kernels under SGLang on ROCm.
     Aiter,
 }

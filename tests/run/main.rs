@@ -3,6 +3,7 @@
 mod documents;
 mod faults;
 mod first_hour;
+mod fused_moe;
 mod interrupts;
 mod loops;
 mod profile;

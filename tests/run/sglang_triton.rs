@@ -67,15 +67,19 @@ impl Scene {
     }
 
     pub(crate) fn run(&self, arguments: &[&str], env: &[(&str, &str)]) -> Output {
-        Command::new(env!("CARGO_BIN_EXE_gemmtune"))
+        let mut command = self.command(arguments);
+        command.envs(env.iter().copied()).output().unwrap()
+    }
+
+    pub(crate) fn command(&self, arguments: &[&str]) -> Command {
+        let mut command = Command::new(env!("CARGO_BIN_EXE_gemmtune"));
+        command
             .args(arguments)
             .current_dir(&self.folder)
             .env("HOME", &self.folder)
             // Tests beside this one are no runs on the same GPUs.
-            .env("TMPDIR", &self.folder)
-            .envs(env.iter().copied())
-            .output()
-            .unwrap()
+            .env("TMPDIR", &self.folder);
+        command
     }
 
     /// Takes PYTHONPATH out of the configuration, as who exports it does, and answers with it.

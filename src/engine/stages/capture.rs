@@ -1,10 +1,10 @@
 //! `capture`: the same workload, instrumented.
 
-use super::{Done, records};
+use super::{Done, fused_moe, records};
 use crate::engine::trial::{SERVER_LOG, TrialOrder};
 use crate::engine::{Engine, read_document, write_document};
 use crate::log::summary::LogSummary;
-use crate::run::documents::{Captured, Inspection};
+use crate::run::documents::{Captured, Inspection, SeenMoe};
 use crate::run::error::{Error, ErrorKind};
 use crate::run::event::Role;
 use crate::run::stage::Stage;
@@ -13,7 +13,9 @@ use crate::table::shapes::{self, CountedShape};
 
 pub(super) fn capture(engine: &mut Engine<'_>) -> Result<Done, Error> {
     let inspection: Inspection = read_document(&engine.run)?;
-    engine.backend.kernels.check_place(&engine.run)?;
+    if let Some(kernels) = &engine.backend.kernels {
+        kernels.check_place(&engine.run)?;
+    }
     let folder = engine.run.capture();
     let order = TrialOrder {
         stage: Stage::Capture,
@@ -29,7 +31,11 @@ pub(super) fn capture(engine: &mut Engine<'_>) -> Result<Done, Error> {
         records::add(&file, u64::MAX, &mut log_summary)?;
     }
     engine.backend.server.check_capture(&log_summary)?;
-    let seen = engine.backend.kernels.seen(&inspection, &log_summary)?;
+    let seen = match &engine.backend.kernels {
+        Some(kernels) => kernels.seen(&inspection, &log_summary)?,
+        None => inspection.clone(),
+    };
+    let experts = fused_moe::seen(engine, &seen, &log_summary)?;
     let new = |remark: &&String| !inspection.remarks.contains(remark);
     for remark in seen.remarks.iter().filter(new) {
         engine.remark(remark.clone());
@@ -42,14 +48,14 @@ pub(super) fn capture(engine: &mut Engine<'_>) -> Result<Done, Error> {
             records: seen.records,
         })
         .collect();
-    if shapes.is_empty() {
+    if shapes.is_empty() && experts.is_empty() {
         return Err(Error::new(
             ErrorKind::NoShapes,
             "the instrumented server served the workload and logged no GEMM shapes",
         )
         .hint(format!("read its log: {}", done.folder.join(SERVER_LOG))));
     }
-    let csv = shapes::write(&shapes);
+    let csv = fused_moe::with_sizes(&shapes::write(&shapes), &experts);
     write_atomic(&engine.run.shapes(), csv.as_bytes()).map_err(|error| Error::file(&error))?;
     let captured = Captured {
         inspection: Some(seen),
@@ -66,6 +72,7 @@ pub(super) fn capture(engine: &mut Engine<'_>) -> Result<Done, Error> {
             .keys()
             .filter_map(|limits| limits.chunked_prefill_size)
             .max(),
+        fused_moe: experts,
     };
     write_document(&engine.run, &captured)?;
     if captured.malformed > 0 {
@@ -74,12 +81,22 @@ pub(super) fn capture(engine: &mut Engine<'_>) -> Result<Done, Error> {
             captured.malformed
         ));
     }
-    Ok(Done::new(format!(
-        "{} shapes from {} calls, served by {}",
-        captured.distinct,
-        captured.calls,
-        captured.dispatch.join(", ")
-    )))
+    let dense = (captured.distinct > 0).then(|| {
+        format!(
+            "{} shapes from {} calls, served by {}",
+            captured.distinct,
+            captured.calls,
+            captured.dispatch.join(", ")
+        )
+    });
+    let experts = captured.fused_moe.iter().map(SeenMoe::sentence);
+    Ok(Done::new(
+        dense
+            .into_iter()
+            .chain(experts)
+            .collect::<Vec<_>>()
+            .join("; "),
+    ))
 }
 
 /// M of the decode graphs that the server captured.

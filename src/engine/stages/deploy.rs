@@ -1,6 +1,6 @@
 //! `deploy`: the tuned table in place, and taken back.
 
-use super::{Done, foresee};
+use super::{Done, foresee, fused_moe};
 use crate::engine::{Engine, in_place, read_document, read_json, write_document};
 use crate::problem::Shape;
 use crate::proc::quoted;
@@ -16,20 +16,46 @@ pub(super) fn deploy(engine: &mut Engine<'_>) -> Result<Done, Error> {
     let inspection = super::inspection(&engine.run)?;
     let tuned: Tuned = read_document(&engine.run)?;
     foresee::foresee(engine, &tuned)?;
-    let deployment = engine
-        .backend
-        .kernels
-        .deploy(&engine.run, &inspection, &tuned)?;
+    // First: what refuses its tables has put nothing in place.
+    let experts = fused_moe::deploy(engine, &inspection, &tuned)?;
+    let kernels = engine.backend.kernels.clone().filter(|_| tuned.has_won());
+    let dense = match &kernels {
+        Some(kernels) => Some(kernels.deploy(&engine.run, &inspection, &tuned)?),
+        None => None,
+    };
+    let deployment = match (dense, experts) {
+        (Some(dense), Some(experts)) => dense.with_fused_moe(experts),
+        (Some(dense), None) => dense,
+        (None, Some(experts)) => Deployment::of_fused_moe(experts),
+        (None, None) => {
+            return Err(Error::new(
+                ErrorKind::Bug,
+                "nothing that won is to be deployed",
+            ));
+        }
+    };
     // The record of what was put in place comes before anybody relies on it.
     write_document(&engine.run, &deployment)?;
     in_place::record(&engine.run)?;
     for note in &deployment.notes {
         engine.remark(note.clone());
     }
+    let mut summary: Vec<String> = Vec::new();
+    if let Some(experts) = &deployment.fused_moe {
+        summary.push(format!(
+            "{} rows of fused MoE in {}; a dry look-up finds all {} that are faster than before",
+            experts.rows,
+            experts.table.file_name().unwrap_or_default(),
+            experts.won
+        ));
+    }
+    let Some(kernels) = kernels else {
+        return Ok(Done::new(summary.join("; ")));
+    };
     if tuned.taken_from.is_some() {
         let (served, seen) = served_of_captured(engine, &inspection, &deployment)?;
         if served.is_empty() {
-            engine.backend.kernels.undo(&engine.run, &deployment)?;
+            kernels.undo(&engine.run, &deployment)?;
             return Err(Error::new(
                 ErrorKind::NotBetter,
                 format!("the table serves none of the {seen} shapes that the workload runs"),
@@ -46,10 +72,7 @@ pub(super) fn deploy(engine: &mut Engine<'_>) -> Result<Done, Error> {
     // Shapes that are left with what serves them need no row.
     let won = tuned.rows.iter().filter(|row| !row.incumbent_kept);
     let planned: Vec<Shape> = won.map(|row| row.shape.clone()).collect();
-    let missing = engine
-        .backend
-        .kernels
-        .misses(&inspection, &deployment, &planned)?;
+    let missing = kernels.misses(&inspection, &deployment, &planned)?;
     if !missing.is_empty() {
         let named: Vec<String> = missing.iter().take(5).map(ToString::to_string).collect();
         return Err(Error::new(
@@ -62,12 +85,16 @@ pub(super) fn deploy(engine: &mut Engine<'_>) -> Result<Done, Error> {
             ),
         ));
     }
-    Ok(Done::new(format!(
-        "{} rows in {}; a dry look-up finds all {} that are faster than before",
-        deployment.rows,
-        deployment.table.file_name().unwrap_or_default(),
-        planned.len()
-    )))
+    summary.insert(
+        0,
+        format!(
+            "{} rows in {}; a dry look-up finds all {} that are faster than before",
+            deployment.rows,
+            deployment.table.file_name().unwrap_or_default(),
+            planned.len()
+        ),
+    );
+    Ok(Done::new(summary.join("; ")))
 }
 
 /// The captured shapes of the operation that the deployed table serves, and how many there are.
@@ -85,10 +112,10 @@ pub(super) fn served_of_captured(
         .map(|counted| counted.shape)
         .filter(|shape| shape.op == inspection.op)
         .collect();
-    let missed = engine
-        .backend
-        .kernels
-        .misses(inspection, deployment, &seen)?;
+    let missed = match &engine.backend.kernels {
+        Some(kernels) => kernels.misses(inspection, deployment, &seen)?,
+        None => seen.clone(),
+    };
     let all = seen.len();
     seen.retain(|shape| !missed.contains(shape));
     Ok((seen, all))
@@ -119,7 +146,10 @@ pub(crate) fn undo(engine: &mut Engine<'_>) -> Result<(), Error> {
     let path = engine.run.stage(Stage::Deploy.name());
     if path.is_file() {
         let deployment: Deployment = read_json(&path)?;
-        engine.backend.kernels.undo(&engine.run, &deployment)?;
+        if let Some(kernels) = engine.backend.kernels.as_ref().filter(|_| deployment.dense) {
+            kernels.undo(&engine.run, &deployment)?;
+        }
+        fused_moe::undo(engine, &deployment)?;
     }
     // A deploy stage that was killed has left the ledger and no document.
     take_back(&engine.run)

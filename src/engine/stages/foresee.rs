@@ -7,10 +7,11 @@
 
 use serde::{Deserialize, Serialize};
 
-use super::plan;
+use super::{fused_moe, plan};
 use crate::bench::result;
 use crate::engine::trial::RESULTS;
 use crate::engine::{Engine, read_document, read_json, write_json};
+use crate::plan::Plan;
 use crate::run::documents::{Captured, Tuned};
 use crate::run::error::{Error, ErrorKind};
 use crate::run::event::Role;
@@ -40,9 +41,12 @@ pub(crate) struct Foreseen {
     pub(crate) terms: Vec<Term>,
 }
 
-/// One weight's part.
+/// One weight's part, or that of a fused MoE.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
 pub(crate) struct Term {
+    /// Local experts of a fused MoE, whose N lies between its two GEMMs.
+    #[serde(rename = "E", default, skip_serializing_if = "Option::is_none")]
+    pub(crate) experts: Option<u32>,
     /// Output features.
     #[serde(rename = "N")]
     pub(crate) n: u32,
@@ -62,10 +66,14 @@ pub(crate) struct Term {
 /// Reckons what `tuned` will bring and writes it down. Loads judged by a throughput, and models that the plan could
 /// predict nothing of, are left out.
 pub(super) fn foresee(engine: &mut Engine<'_>, tuned: &Tuned) -> Result<(), Error> {
-    let Some(weights) = plan::weights(&read_document(&engine.run)?) else {
+    let planned: Plan = read_document(&engine.run)?;
+    let captured: Captured = read_document(&engine.run)?;
+    let Some(weights) = plan::weights(&planned).or_else(|| {
+        // Nothing is known of the dense GEMMs, and none changes.
+        (!tuned.has_won()).then(Vec::new)
+    }) else {
         return Ok(());
     };
-    let captured: Captured = read_document(&engine.run)?;
     let Some(trial) = engine.state.finished_trial(Role::Baseline) else {
         return Ok(());
     };
@@ -88,7 +96,8 @@ pub(super) fn foresee(engine: &mut Engine<'_>, tuned: &Tuned) -> Result<(), Erro
             .iter()
             .find(|run| named(run.fields.get("tag")))
             .and_then(|run| run.number(metric));
-        let terms = terms(&weights, tuned, m);
+        let mut terms = terms(&weights, tuned, m);
+        terms.extend(fused_moe::terms(&planned, &captured, tuned, m));
         if let Some(before_ms) = before_ms
             && let Some(after_ms) = after(before_ms, &terms)
         {
@@ -149,6 +158,7 @@ fn terms(weights: &[(u32, u32, u32)], tuned: &Tuned, m: u32) -> Vec<Term> {
                 .min_by_key(|row| row.shape.m.abs_diff(m))?;
             let (before_us, after_us) = times(tuned, row);
             Some(Term {
+                experts: None,
                 n,
                 k,
                 raced_m: row.shape.m,
@@ -193,6 +203,7 @@ mod tests {
 
     fn term(calls: u32, before_us: f64, after_us: f64) -> Term {
         Term {
+            experts: None,
             n: 4096,
             k: 4096,
             raced_m: 1,
@@ -260,6 +271,7 @@ mod tests {
             prefill: Vec::new(),
             graphs: vec![1, 8, 32],
             chunk: Some(4096),
+            fused_moe: Vec::new(),
         };
         let load = |concurrency, input_len| Load {
             name: None,

@@ -1,18 +1,28 @@
 //! `inspect`: what serves, on what.
 
-use super::Done;
+use super::{Done, fused_moe};
 use crate::engine::{Engine, write_document};
-use crate::run::error::Error;
+use crate::run::error::{Error, ErrorKind};
 
 pub(super) fn inspect(engine: &mut Engine<'_>) -> Result<Done, Error> {
-    let inspection = engine.backend.kernels.inspect()?;
+    let (inspection, op) = match (&engine.backend.kernels, &engine.backend.fused_moe) {
+        (Some(kernels), _) => {
+            let inspection = kernels.inspect()?;
+            let op = inspection.op.to_string();
+            (inspection, op)
+        }
+        (None, Some(experts)) => (experts.inspect()?, fused_moe::OP.to_owned()),
+        (None, None) => {
+            return Err(Error::new(ErrorKind::Bug, "a backend without any kernels"));
+        }
+    };
     engine.identify(inspection.identity.clone())?;
     for remark in &inspection.remarks {
         engine.remark(remark.clone());
     }
     write_document(&engine.run, &inspection)?;
     Ok(Done::new(format!(
-        "{} on {} ({} units): {}",
-        inspection.op, inspection.gfx, inspection.cu_num, inspection.path
+        "{op} on {} ({} units): {}",
+        inspection.gfx, inspection.cu_num, inspection.path
     )))
 }

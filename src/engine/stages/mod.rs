@@ -5,6 +5,7 @@ mod capture;
 mod compare;
 mod deploy;
 mod foresee;
+mod fused_moe;
 mod inspect;
 mod plan;
 mod profile;

@@ -2,7 +2,7 @@
 
 use std::io;
 
-use super::{Done, profile};
+use super::{Done, fused_moe, profile};
 use crate::engine::{Engine, read_document, write_document};
 use crate::plan::document::{HitRates, Verdict};
 use crate::plan::model::{self, Parallel, Prediction};
@@ -38,6 +38,9 @@ pub(crate) fn hit_rates(plan: &Plan) -> Vec<HitRate> {
         before: Some(before),
         after,
     };
+    if plan.ops.is_empty() {
+        return Vec::new(); // no dense GEMM was planned for
+    }
     vec![
         rate("calls, predicted", before.calls, after.calls),
         rate("GEMM time, predicted", before.time, after.time),
@@ -51,49 +54,71 @@ pub(super) fn plan(engine: &mut Engine<'_>) -> Result<Done, Error> {
     let captured = shapes::read(&bytes, None)
         .map_err(|error| Error::caused(ErrorKind::NotResumable, &error))?;
     let told: Captured = read_document(&engine.run)?;
-    let terms = engine.backend.kernels.plan_terms(&inspection)?;
     let (prediction, unpredicted) = match prediction(&engine.config) {
         Ok(prediction) => (prediction, None),
         Err(why) => (None, Some(format!("no shapes or gains predicted: {why}"))),
     };
-    let mut plan = make(&PlanInput {
-        op: inspection.op,
-        shapes: &captured,
-        tables: &terms.tables,
-        configs: &terms.configs,
-        model: prediction.as_ref(),
-        capture: &told.graphs,
-        chunk: told.chunk,
-        revision: terms.revision,
-        gfx: &inspection.gfx,
-        cu_num: inspection.cu_num,
-        device: &terms.device,
-        fold: terms.fold,
-        refine: false,
-        cost: &terms.cost,
-        budget_s: None,
-    })
-    .map_err(|error| Error::caused(ErrorKind::NoShapes, &error))?;
+    let experts = fused_moe::plan(engine, &inspection, &told);
+    let dense = match &engine.backend.kernels {
+        Some(kernels) => Some(kernels.plan_terms(&inspection)?),
+        None => None,
+    };
+    let mut plan = match dense {
+        None => Plan::of_fused_moe(
+            &inspection.gfx,
+            inspection.cu_num,
+            &experts.device,
+            prediction,
+        ),
+        Some(terms) => make(&PlanInput {
+            op: inspection.op,
+            shapes: &captured,
+            tables: &terms.tables,
+            configs: &terms.configs,
+            model: prediction.as_ref(),
+            capture: &told.graphs,
+            chunk: told.chunk,
+            revision: terms.revision,
+            gfx: &inspection.gfx,
+            cu_num: inspection.cu_num,
+            device: &terms.device,
+            fold: terms.fold,
+            refine: false,
+            cost: &terms.cost,
+            budget_s: None,
+        })
+        .map_err(|error| Error::caused(ErrorKind::NoShapes, &error))?,
+    };
+    plan.fused_moe = experts.rows;
+    plan.notes.extend(experts.notes);
     plan.notes.extend(unpredicted);
     write_document(&engine.run, &plan)?;
     for remark in plan.difference.iter().chain(&plan.notes) {
         engine.remark(remark.clone());
     }
-    let summary = format!(
-        "{} rows to tune for {} shapes; hit rate by calls {:.0} % now, {:.0} % then",
-        plan.tune.len(),
-        plan.seen,
-        plan.hit_rate.before.calls * 100.0,
-        plan.hit_rate.after.calls * 100.0
-    );
-    let summary = match bounded(engine)? {
-        Some(bound) => format!("{summary}; {bound}"),
-        None => summary,
-    };
+    let dense = engine.backend.kernels.is_some().then(|| {
+        format!(
+            "{} rows to tune for {} shapes; hit rate by calls {:.0} % now, {:.0} % then",
+            plan.tune.len(),
+            plan.seen,
+            plan.hit_rate.before.calls * 100.0,
+            plan.hit_rate.after.calls * 100.0
+        )
+    });
+    let experts = (!plan.fused_moe.is_empty())
+        .then(|| format!("{} sizes of fused MoE to race", plan.fused_moe.len()));
+    let bound = bounded(engine)?;
+    let summary = dense
+        .into_iter()
+        .chain(experts)
+        .chain(bound)
+        .collect::<Vec<_>>()
+        .join("; ");
     Ok(Done {
         summary,
         // A table from elsewhere is judged whatever a plan would say.
         nothing_to_gain: (plan.verdict == Verdict::Nothing
+            && plan.fused_moe.is_empty()
             && engine.config.backend.table.is_none())
         .then_some(plan.reason),
     })

@@ -3,7 +3,7 @@
 use std::collections::BTreeMap;
 
 use super::plan as planned;
-use super::{Done, stays};
+use super::{Done, fused_moe, stays};
 use crate::compare::Comparison;
 use crate::engine::trial::Started;
 use crate::engine::{Engine, read_document, read_events, read_json};
@@ -13,7 +13,7 @@ use crate::report::model::{
     Arm, Command, Engagement, Fact, HitRate, LayoutCheck, PlanSummary, Report, ShapeRow, Skipped,
     StageTime, Timing,
 };
-use crate::run::documents::{Asked, Captured, Deployment, Tuned, Verified};
+use crate::run::documents::{Asked, Captured, Deployment, Engagement as Asks, Tuned, Verified};
 use crate::run::error::{Error, ErrorKind};
 use crate::run::event::{Arm as Side, Role};
 use crate::run::stage::{Stage, StageStatus, TrialEnd, spent};
@@ -89,13 +89,18 @@ fn with_findings(engine: &Engine<'_>, mut report: Report) -> Result<Report, Erro
         }
         report.shapes = shape_rows(engine, captured, tuned.as_ref())?;
         let plan: Plan = read_document(&engine.run)?;
+        report.fused_moe = fused_moe::reported(engine, captured, &plan, tuned.as_ref());
         report.hit_rates = planned::hit_rates(&plan);
         report
             .notes
             .extend(plan.difference.iter().chain(&plan.notes).cloned());
-        report.plan = Some(PlanSummary {
+        let is_dense = engine.backend.kernels.is_some();
+        report.plan = is_dense.then(|| PlanSummary {
             captured: captured.distinct,
-            deployed: deployment.as_ref().map(|deployment| deployment.rows),
+            deployed: deployment
+                .as_ref()
+                .filter(|deployment| deployment.dense)
+                .map(|deployment| deployment.rows),
             used_s: tuned.as_ref().map(|tuned| tuned.busy_seconds),
             candidates: tuned
                 .as_ref()
@@ -106,6 +111,10 @@ fn with_findings(engine: &Engine<'_>, mut report: Report) -> Result<Report, Erro
     if let Some(tuned) = tuned {
         report.notes.extend(tuned.clocks.remark());
         report.notes.extend(tuned.remarks.iter().cloned());
+        if let Some(raced) = &tuned.fused_moe {
+            report.notes.extend(raced.clocks.remark());
+            report.skipped.extend(fused_moe::skipped(raced));
+        }
         report.stays = stays::stays(&tuned.contests);
         if !report.stays.is_empty() {
             report.notes.push(
@@ -137,9 +146,16 @@ fn with_findings(engine: &Engine<'_>, mut report: Report) -> Result<Report, Erro
     }
     if let Some(deployment) = deployment {
         report.notes.extend(deployment.notes.iter().cloned());
-        report
-            .digests
-            .push(Fact::new("deployed table", &deployment.digest));
+        if deployment.dense {
+            report
+                .digests
+                .push(Fact::new("deployed table", &deployment.digest));
+        }
+        if let Some(experts) = &deployment.fused_moe {
+            report
+                .digests
+                .push(Fact::new("deployed tables of fused MoE", &experts.digest));
+        }
         let keep = in_shell(&deployment);
         report.commands.push(Command {
             what: "keep the tuned table".to_owned(),
@@ -163,15 +179,27 @@ fn with_findings(engine: &Engine<'_>, mut report: Report) -> Result<Report, Erro
                 limit: check.limit,
             })
             .collect();
-        let engagement = &verified.engagement;
+        let dense = &verified.engagement;
+        let is_dense = dense.looked_up() > 0 || verified.fused_moe.is_none();
+        let experts = verified.fused_moe.as_ref();
+        report
+            .layout
+            .extend(experts.into_iter().flat_map(fused_moe::checks));
+        let parts = [
+            is_dense.then_some(dense),
+            experts.map(|experts| &experts.engagement),
+        ];
+        let parts = || parts.into_iter().flatten();
+        let missing: Vec<String> = parts().flat_map(Asks::not_served).collect();
         report.engagement = Some(Engagement {
-            passed: engagement.refusal().is_none(),
-            hits: Some(engagement.hit as u64),
-            misses: Some(engagement.not_served().len() as u64),
-            missing: engagement.not_served(),
-            because: because(&engagement.families),
+            passed: !(is_dense && dense.refusal().is_some())
+                && experts.is_none_or(|experts| experts.refusal().is_none()),
+            hits: Some(parts().map(|part| part.hit as u64).sum()),
+            misses: Some(missing.len() as u64),
+            missing,
+            because: because(&dense.families),
         });
-        if let Some(rate) = engagement.hit_rate() {
+        if let Some(rate) = verified.hit_rate {
             report.hit_rates.push(HitRate {
                 of: "shapes looked up, measured".to_owned(),
                 before: None,
@@ -242,7 +270,7 @@ fn changed(deployment: &Deployment, edited: usize) -> String {
     };
     format!(
         "{} table rows through {}{files}",
-        deployment.rows,
+        deployment.all_rows(),
         variables.join(" and ")
     )
 }
@@ -278,6 +306,7 @@ fn shape_rows(
     let seen = shapes::read(&bytes, None)
         .map_err(|error| Error::caused(ErrorKind::NotResumable, &error))?;
     let rows = tuned.map_or(&[][..], |tuned| &tuned.rows);
+    let is_left = engine.backend.kernels.is_none();
     let is_taken = tuned.is_some_and(|tuned| tuned.taken_from.is_some());
     Ok(seen
         .into_iter()
@@ -286,8 +315,10 @@ fn shape_rows(
             let row = rows
                 .iter()
                 .find(|row| (row.shape.m, row.shape.n, row.shape.k) == (shape.m, shape.n, shape.k));
-            let named =
-                |candidate: &serde_json::Value| engine.backend.kernels.kernel_name(candidate);
+            let named = |candidate: &serde_json::Value| match &engine.backend.kernels {
+                Some(kernels) => kernels.kernel_name(candidate),
+                None => candidate.to_string(),
+            };
             let contest = tuned.and_then(|tuned| tuned.contest(&shape));
             ShapeRow {
                 op: shape.op,
@@ -322,6 +353,7 @@ fn shape_rows(
                         "already served by the fastest".to_owned()
                     }
                     (Some(_), _) => "tuned".to_owned(),
+                    (None, _) if is_left => "left to what serves it".to_owned(),
                     (None, _) if is_taken => "not tuned".to_owned(),
                     (None, _) => "served by another row".to_owned(),
                 }),

@@ -1,10 +1,10 @@
 //! `tune`: the planned shapes, on every device there is.
 
-use std::time::Instant;
+use std::time::{Duration, Instant};
 
 use camino::Utf8Path;
 
-use super::Done;
+use super::{Done, fused_moe};
 use crate::engine::ports::TuneOrder;
 use crate::engine::{Engine, read_document, write_document};
 use crate::plan::Plan;
@@ -22,17 +22,72 @@ pub(super) fn tune(engine: &mut Engine<'_>) -> Result<Done, Error> {
     }
     let plan: Plan = read_document(&engine.run)?;
     let shapes: Vec<Shape> = plan.tune.iter().map(|row| row.shape.shape()).collect();
+    let tasks = fused_moe::tasks(engine, &plan);
+    let budget = engine.config.budget.tune.duration();
+    let started = Instant::now();
+    let share = fused_moe::dense_share(engine, budget, plan.gpu_seconds, &tasks);
+    let dense = dense(engine, &inspection, &shapes, share)?;
+    let left = budget.saturating_sub(started.elapsed());
+    let experts = fused_moe::tune(engine, &tasks, left)?;
+    let tuned = match (dense, experts) {
+        (Some(dense), experts) => Tuned {
+            fused_moe: experts,
+            ..dense
+        },
+        (None, Some(experts)) => Tuned::of_fused_moe(experts),
+        (None, None) => return Err(Error::new(ErrorKind::Bug, "nothing is planned to be tuned")),
+    };
+    write_document(&engine.run, &tuned)?;
+    let raced = tuned.fused_moe.as_ref().map_or(0, |raced| raced.rows.len());
+    if tuned.rows.is_empty() && raced == 0 {
+        let failed = tuned
+            .fused_moe
+            .as_ref()
+            .map_or(0, |raced| raced.failed.len());
+        return Err(Error::new(
+            ErrorKind::TunerFailed,
+            format!(
+                "no shape could be tuned; {} failed",
+                tuned.failed.len() + failed
+            ),
+        )
+        .hint(format!("read what the workers said: {}", engine.run.tune())));
+    }
+    Ok(done(
+        engine,
+        &tuned,
+        &plan,
+        (shapes.len(), tasks.len()),
+        started.elapsed(),
+    ))
+}
+
+/// Races the dense GEMMs; nothing where none is planned.
+fn dense(
+    engine: &mut Engine<'_>,
+    inspection: &Inspection,
+    shapes: &[Shape],
+    budget: Duration,
+) -> Result<Option<Tuned>, Error> {
+    let Some(kernels) = engine
+        .backend
+        .kernels
+        .clone()
+        .filter(|_| !shapes.is_empty())
+    else {
+        return Ok(None);
+    };
     let order = TuneOrder {
         run: &engine.run,
-        inspection: &inspection,
-        shapes: &shapes,
-        budget: engine.config.budget.tune.duration(),
+        inspection,
+        shapes,
+        budget,
         interrupt: &engine.interrupt,
     };
-    let started = Instant::now();
     let observer = &mut *engine.observer;
-    let tuned = engine.backend.kernels.tune(&order, &mut |event| {
-        if let Some(progress) = progress_of(event) {
+    let named = |shape: &Shape| format!("M={} N={} K={}", shape.m, shape.n, shape.k);
+    let tuned = kernels.tune(&order, &mut |event| {
+        if let Some(progress) = progress_of(event, named) {
             observer(&Notice::Progress(progress));
         }
     })?;
@@ -40,20 +95,24 @@ pub(super) fn tune(engine: &mut Engine<'_>) -> Result<Done, Error> {
     if engine.interrupt.is_raised() {
         return Err(Error::interrupted());
     }
-    write_document(&engine.run, &tuned)?;
-    if tuned.rows.is_empty() {
-        return Err(Error::new(
-            ErrorKind::TunerFailed,
-            format!("no shape could be tuned; {} failed", tuned.failed.len()),
-        )
-        .hint(format!("read what the workers said: {}", engine.run.tune())));
-    }
-    for failure in tuned.failed.iter().take(5) {
-        engine.remark(format!("not tuned: {failure}"));
-    }
-    for lost in &tuned.lost {
-        engine.remark(lost.clone());
-    }
+    Ok(Some(tuned))
+}
+
+/// Says how both parts went; `planned` are shapes and sizes of fused MoE.
+fn done(
+    engine: &mut Engine<'_>,
+    tuned: &Tuned,
+    plan: &Plan,
+    planned: (usize, usize),
+    took: Duration,
+) -> Done {
+    let mut remarks: Vec<String> = tuned
+        .failed
+        .iter()
+        .take(5)
+        .map(|failure| format!("not tuned: {failure}"))
+        .collect();
+    remarks.extend(tuned.lost.iter().cloned());
     let left = match tuned.not_reached.len() {
         0 => String::new(),
         left => format!(
@@ -61,44 +120,68 @@ pub(super) fn tune(engine: &mut Engine<'_>) -> Result<Done, Error> {
             engine.config.budget.tune
         ),
     };
-    if !left.is_empty() {
-        engine.remark(left.clone());
-    }
-    for remark in &tuned.remarks {
-        engine.remark(remark.clone());
-    }
+    remarks.extend(Some(left.clone()).filter(|left| !left.is_empty()));
+    remarks.extend(tuned.remarks.iter().cloned());
     let kept = tuned.rows.iter().filter(|row| row.incumbent_kept).count();
-    let done = Done::new(format!(
-        "{} of {} rows tuned in {:.0} s: {} faster than before, {kept} kept as they are; {} failed",
-        tuned.rows.len(),
-        shapes.len(),
-        started.elapsed().as_secs_f64(),
-        tuned.rows.len() - kept,
-        tuned.failed.len()
-    ));
-    // A table of nothing but what serves already would be deployed, and compared with itself.
-    let nothing = (kept == tuned.rows.len()).then(|| {
-        let sentence = format!(
+    let (mut summary, mut nothing) = (Vec::new(), Vec::new());
+    if planned.0 > 0 {
+        summary.push(format!(
+            "{} of {} rows tuned in {:.0} s: {} faster than before, {kept} kept as they are; {} failed",
+            tuned.rows.len(),
+            planned.0,
+            match &tuned.fused_moe {
+                Some(_) => tuned.seconds,
+                None => took.as_secs_f64(),
+            },
+            tuned.rows.len() - kept,
+            tuned.failed.len()
+        ));
+        nothing.push(format!(
             "no kernel was found that is faster than what serves any of {kept} shapes today{}",
-            at_best(&tuned)
-        );
-        [sentence, left]
-            .into_iter()
-            .filter(|part| !part.is_empty())
-            .collect::<Vec<_>>()
-            .join("; ")
-    });
-    Ok(Done {
-        nothing_to_gain: nothing,
-        ..done
-    })
+            at_best(tuned)
+        ));
+        nothing.extend(Some(left).filter(|left| !left.is_empty()));
+    }
+    if let Some(raced) = &tuned.fused_moe {
+        let budget = engine.config.budget.tune.to_string();
+        let (more, one_line) = fused_moe::said(raced, planned.1, &budget);
+        remarks.extend(more);
+        summary.push(one_line);
+        nothing.push(fused_moe::why_left(raced));
+    }
+    let experts = tuned.fused_moe.as_ref();
+    // What is deployed in part is said: the rest is left as it is.
+    let won = [
+        tuned.has_won(),
+        experts.is_some_and(|raced| fused_moe::gains(plan, raced)),
+    ];
+    if won == [false, true] && planned.0 > 0 {
+        remarks.push(format!("dense GEMMs are left as they are: {}", nothing[0]));
+    } else if won == [true, false] && tuned.fused_moe.is_some() {
+        let why = nothing.last().cloned().unwrap_or_default();
+        remarks.push(format!("fused MoE is left as it is: {why}"));
+    }
+    for remark in remarks {
+        engine.remark(remark);
+    }
+    Done {
+        summary: summary.join("; "),
+        // A table of nothing but what serves already would be deployed, and compared with itself.
+        nothing_to_gain: (won == [false, false]).then(|| nothing.join("; ")),
+    }
 }
 
 /// Takes a table from elsewhere in place of a tuned one.
 fn take(engine: &mut Engine<'_>, inspection: &Inspection, table: &Utf8Path) -> Result<Done, Error> {
     let folder = engine.run.tune().join("taken");
     fs_err::create_dir_all(&folder).map_err(|error| Error::file(&error))?;
-    let files = engine.backend.kernels.take(inspection, table, &folder)?;
+    let Some(kernels) = &engine.backend.kernels else {
+        return Err(Error::new(
+            ErrorKind::Usage,
+            "no table of fused MoE is judged as it is",
+        ));
+    };
+    let files = kernels.take(inspection, table, &folder)?;
     let device = inspection.identity.get("device");
     let device = device.map_or(inspection.gfx.as_str(), String::as_str);
     let tuned = Tuned::taken(table, device, files);
@@ -129,7 +212,11 @@ fn at_best(tuned: &Tuned) -> String {
     })
 }
 
-fn progress_of(event: &TuneEvent) -> Option<Progress> {
+/// What an event says to people; `named` is how they know a problem.
+pub(super) fn progress_of<P: std::fmt::Display>(
+    event: &TuneEvent<P>,
+    named: impl Fn(&P) -> String,
+) -> Option<Progress> {
     let progress = |doing: String| Progress {
         stage: Stage::Tune,
         doing,
@@ -154,8 +241,8 @@ fn progress_of(event: &TuneEvent) -> Option<Progress> {
         } => Some(Progress {
             passing: true,
             ..progress(format!(
-                "M={} N={} K={}: best so far {us:.1} us of {entrants} candidates",
-                shape.m, shape.n, shape.k
+                "{}: best so far {us:.1} us of {entrants} candidates",
+                named(shape)
             ))
         }),
         TuneEvent::Finished {
@@ -167,10 +254,8 @@ fn progress_of(event: &TuneEvent) -> Option<Progress> {
             steps: Some((*done as u64, (*done + *left_at_most) as u64)),
             eta_seconds: Some(*eta_s),
             ..progress(format!(
-                "M={} N={} K={}: {:.1} us{}",
-                row.shape.m,
-                row.shape.n,
-                row.shape.k,
+                "{}: {:.1} us{}",
+                named(&row.shape),
                 row.us,
                 row.incumbent_us
                     .map_or_else(String::new, |was| format!(", was {was:.1}"))

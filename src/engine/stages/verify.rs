@@ -3,7 +3,7 @@
 use std::collections::BTreeSet;
 
 use super::baseline::{ANSWERS, record_answers};
-use super::{Done, records};
+use super::{Done, fused_moe, records};
 use crate::bench::parity::{self, Recording};
 use crate::engine::ports::{Backend, Deployed};
 use crate::engine::trial::{SERVER_LOG, TrialOrder};
@@ -13,7 +13,7 @@ use crate::probe;
 use crate::probe::found::{LayoutCheck, Probed};
 use crate::probe::ran::Ran;
 use crate::problem::Shape;
-use crate::run::documents::{Deployment, Tuned, Verified};
+use crate::run::documents::{Deployment, Engagement, Tuned, Verified, VerifiedMoe};
 use crate::run::error::{Error, ErrorKind};
 use crate::run::event::Role;
 use crate::run::stage::Stage;
@@ -33,12 +33,18 @@ pub(super) fn verify(engine: &mut Engine<'_>) -> Result<Done, Error> {
     let folder = engine.run.engagement();
     records::clear(&folder)?;
     let mut env = deployment.environment();
-    env.extend(
-        engine
-            .backend
-            .kernels
-            .engagement_env(&engine.run, &deployment, &folder)?,
-    );
+    let Backend {
+        server: serving,
+        kernels,
+        fused_moe: experts,
+    } = engine.backend.clone();
+    let kernels = kernels.filter(|_| deployment.dense);
+    if let Some(kernels) = &kernels {
+        env.extend(kernels.engagement_env(&engine.run, &deployment, &folder)?);
+    }
+    if let (Some(experts), Some(deployed)) = (&experts, &deployment.fused_moe) {
+        env.extend(experts.engagement_env(&engine.run, deployed, &folder)?);
+    }
     let order = TrialOrder {
         stage: Stage::Verify,
         role: Role::Verify,
@@ -47,10 +53,6 @@ pub(super) fn verify(engine: &mut Engine<'_>) -> Result<Done, Error> {
     };
     let (limit, interrupt) = (engine.benchmark_limit(), engine.interrupt.clone());
     let probes = probe::sizes(&planned);
-    let Backend {
-        server: serving,
-        kernels,
-    } = engine.backend.clone();
     let run = engine.run.clone();
     let deployed = Deployed {
         run: &run,
@@ -64,8 +66,12 @@ pub(super) fn verify(engine: &mut Engine<'_>) -> Result<Done, Error> {
         times,
         modules,
         ran,
-    } = kernels.probe(&deployed, &probes, &tuned)?;
+    } = match &kernels {
+        Some(kernels) => kernels.probe(&deployed, &probes, &tuned)?,
+        None => Probed::default(),
+    };
     refuse_wrong_numbers(&layout)?;
+    let checks = fused_moe::probe(engine, &inspection, &tuned, &deployment)?;
     if let Ran::Other(why) = &ran {
         return Err(Error::new(
             ErrorKind::NotBetter,
@@ -100,13 +106,14 @@ pub(super) fn verify(engine: &mut Engine<'_>) -> Result<Done, Error> {
     for file in records::files(&folder)? {
         records::add(&file, u64::MAX, &mut log_summary)?;
     }
-    let engagement = engine
-        .backend
-        .kernels
-        .engagement(&inspection, &deployment, &log_summary)?;
+    let engagement = match &kernels {
+        Some(kernels) => kernels.engagement(&inspection, &deployment, &log_summary)?,
+        None => Engagement::default(),
+    };
+    let experts = fused_moe::verified(engine, &inspection, &deployment, checks, &log_summary)?;
     let verified = Verified {
         trial: done.number,
-        hit_rate: engagement.hit_rate(),
+        hit_rate: hit_rate(&engagement, experts.as_ref()),
         parity: parity::compare(&baseline, &answers, parity::LEAST_AGREEMENT)
             .map_err(|error| Error::caused(ErrorKind::Bug, &error))?,
         engagement,
@@ -114,6 +121,7 @@ pub(super) fn verify(engine: &mut Engine<'_>) -> Result<Done, Error> {
         times,
         modules,
         ran,
+        fused_moe: experts,
     };
     write_document(&engine.run, &verified)?;
     for shape in &verified.engagement.other_kernel {
@@ -139,7 +147,16 @@ pub(super) fn verify(engine: &mut Engine<'_>) -> Result<Done, Error> {
             None => format!("{}: the deployed operation could not be timed", time.shape),
         });
     }
-    judge(&verified)
+    judge(&verified, deployment.dense)
+}
+
+/// Share of all look-ups that the deployed tables served.
+fn hit_rate(dense: &Engagement, experts: Option<&VerifiedMoe>) -> Option<f64> {
+    let parts = [Some(dense), experts.map(|experts| &experts.engagement)];
+    let parts = || parts.into_iter().flatten();
+    let looked_up: usize = parts().map(Engagement::looked_up).sum();
+    let hit: usize = parts().map(|part| part.hit).sum();
+    (looked_up > 0).then(|| hit as f64 / looked_up as f64)
 }
 
 fn baseline_answers(engine: &Engine<'_>) -> Result<Recording, Error> {
@@ -180,7 +197,7 @@ fn refuse_wrong_numbers(layout: &[LayoutCheck]) -> Result<(), Error> {
     Ok(())
 }
 
-fn judge(verified: &Verified) -> Result<Done, Error> {
+fn judge(verified: &Verified, is_dense: bool) -> Result<Done, Error> {
     refuse_wrong_numbers(&verified.layout)?;
     if !verified.parity.holds() {
         return Err(Error::new(
@@ -192,7 +209,9 @@ fn judge(verified: &Verified) -> Result<Done, Error> {
         ));
     }
     let engagement = &verified.engagement;
-    if let Some(why) = engagement.refusal() {
+    let dense = is_dense.then(|| engagement.refusal()).flatten();
+    let experts = verified.fused_moe.as_ref();
+    if let Some(why) = dense.or_else(|| experts.and_then(VerifiedMoe::refusal)) {
         return Err(Error::new(
             ErrorKind::NotBetter,
             format!("engagement: {why}; the deployment was taken back"),
@@ -207,10 +226,18 @@ fn judge(verified: &Verified) -> Result<Done, Error> {
             verified.times.len()
         )
     };
-    Ok(Done::new(format!(
-        "{} layout checks pass, {}, {}{timed}",
-        verified.layout.len(),
-        verified.parity.because,
-        engagement.sentence()
-    )))
+    let mut said = vec![verified.parity.because.clone()];
+    if is_dense {
+        said.insert(0, format!("{} layout checks pass", verified.layout.len()));
+        said.push(format!("{}{timed}", engagement.sentence()));
+    }
+    if let Some(experts) = experts {
+        said.push(format!(
+            "{} sizes of fused MoE compute right numbers, and {} of {} that the tuned server looked up took the rows deployed for them",
+            experts.checks.len(),
+            experts.engagement.hit,
+            experts.engagement.looked_up()
+        ));
+    }
+    Ok(Done::new(said.join(", ")))
 }

@@ -98,6 +98,8 @@ impl Aiter {
             appear: Vec::new(),
             takes_back: Vec::new(),
             may_build: false,
+            dense: true,
+            fused_moe: None,
         };
         let mut covered = Covered {
             weights: weights(run, op)?,

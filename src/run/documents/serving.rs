@@ -5,6 +5,7 @@ use std::collections::BTreeMap;
 use camino::Utf8PathBuf;
 use serde::{Deserialize, Serialize};
 
+use super::{SeenMoe, VerifiedMoe};
 use crate::bench::parity::Agreement;
 use crate::probe::found::{KernelTime, LayoutCheck, Module};
 use crate::probe::ran::Ran;
@@ -16,7 +17,7 @@ use crate::report::model::Phase;
 pub struct Inspection {
     /// Facts that must not change while the run lasts.
     pub identity: BTreeMap<String, String>,
-    /// Operation that will be tuned.
+    /// Operation that will be tuned; where only a fused MoE is, the one that the server's dense GEMMs are recorded as.
     pub op: Op,
     /// Architecture as the tables name it.
     pub gfx: String,
@@ -59,6 +60,9 @@ pub struct Captured {
     /// Tokens of one prefill chunk, where the server said.
     #[serde(default)]
     pub chunk: Option<u32>,
+    /// Fused MoE that ran, where it is to be tuned.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub fused_moe: Vec<SeenMoe>,
 }
 
 impl Captured {
@@ -86,7 +90,7 @@ pub struct Verified {
     pub parity: Agreement,
     /// Share of the look-ups that the deployed table served.
     pub hit_rate: Option<f64>,
-    /// Which planned shapes were served by the deployed table.
+    /// Which planned shapes were served by the deployed table; empty where no dense GEMM was tuned.
     pub engagement: Engagement,
     /// How long deployed kernels take, where the platform times them.
     #[serde(default)]
@@ -97,6 +101,9 @@ pub struct Verified {
     /// Whether the kernels that ran are the table's.
     #[serde(default)]
     pub ran: Ran,
+    /// The deployed fused MoE, where there is one.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub fused_moe: Option<VerifiedMoe>,
 }
 
 /// Look-ups a tuned server reported while it served the workload.
@@ -203,6 +210,7 @@ mod tests {
             prefill: vec![32, 64],
             graphs: Vec::new(),
             chunk: None,
+            fused_moe: Vec::new(),
         };
         assert_eq!(captured.phase(4), Some(Phase::Decode));
         assert_eq!(captured.phase(64), Some(Phase::Prefill));

@@ -5,6 +5,7 @@ use std::collections::BTreeMap;
 use camino::{Utf8Path, Utf8PathBuf};
 use serde::{Deserialize, Serialize};
 
+use super::{DeployedMoe, TunedMoe};
 use crate::probe::contest::Contest;
 use crate::problem::Shape;
 use crate::tune::TuneOutcome;
@@ -46,9 +47,37 @@ pub struct Tuned {
     pub busy_seconds: f64,
     /// Seconds from start to end of the last attempt.
     pub seconds: f64,
+    /// What was found of fused MoE, where it was raced.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub fused_moe: Option<TunedMoe>,
 }
 
 impl Tuned {
+    /// Of a run in which no dense GEMM was raced.
+    pub fn of_fused_moe(tuned: TunedMoe) -> Self {
+        Self {
+            device: tuned.device.clone(),
+            rows: Vec::new(),
+            failed: Vec::new(),
+            not_reached: Vec::new(),
+            quarantined: Vec::new(),
+            lost: Vec::new(),
+            contests: Vec::new(),
+            remarks: Vec::new(),
+            files: Vec::new(),
+            taken_from: None,
+            clocks: Clocks::default(),
+            busy_seconds: 0.0,
+            seconds: tuned.seconds,
+            fused_moe: Some(tuned),
+        }
+    }
+
+    /// Whether a dense GEMM is faster than what serves it today, or a table was taken that is to be judged.
+    pub fn has_won(&self) -> bool {
+        self.taken_from.is_some() || self.rows.iter().any(|row| !row.incumbent_kept)
+    }
+
     /// A table that was taken from elsewhere as it is.
     pub fn taken(from: &Utf8Path, device: &str, files: Vec<Utf8PathBuf>) -> Self {
         Self {
@@ -67,6 +96,7 @@ impl Tuned {
             clocks: Clocks::default(),
             busy_seconds: 0.0,
             seconds: 0.0,
+            fused_moe: None,
         }
     }
 
@@ -103,6 +133,7 @@ impl From<TuneOutcome> for Tuned {
             clocks: outcome.clocks,
             busy_seconds: outcome.busy_s,
             seconds: outcome.seconds,
+            fused_moe: None,
         }
     }
 }
@@ -132,9 +163,63 @@ pub struct Deployment {
     pub takes_back: Vec<String>,
     /// Whether the next server start may build code.
     pub may_build: bool,
+    /// Whether a table of dense GEMMs is part of it; without one `table`, `digest` and `rows` are those of the fused MoE.
+    #[serde(default = "yes", skip_serializing_if = "is_yes")]
+    pub dense: bool,
+    /// The fused MoE in it; its environment is in `env` already.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub fused_moe: Option<DeployedMoe>,
+}
+
+const fn yes() -> bool {
+    true
+}
+
+#[expect(clippy::trivially_copy_pass_by_ref, reason = "what serde asks for")]
+const fn is_yes(yes: &bool) -> bool {
+    *yes
 }
 
 impl Deployment {
+    /// A deployment of nothing but fused MoE.
+    pub fn of_fused_moe(deployed: DeployedMoe) -> Self {
+        Self {
+            env: deployed.env.clone(),
+            unset: Vec::new(),
+            notes: deployed.notes.clone(),
+            table: deployed.table.clone(),
+            digest: deployed.digest.clone(),
+            rows: deployed.rows,
+            appear: Vec::new(),
+            takes_back: deployed.takes_back.clone(),
+            // Other configurations are other programs, compiled when they first run.
+            may_build: true,
+            dense: false,
+            fused_moe: Some(deployed),
+        }
+    }
+
+    /// The same with a fused MoE beside the dense GEMMs.
+    #[must_use]
+    pub fn with_fused_moe(mut self, deployed: DeployedMoe) -> Self {
+        self.env.extend(deployed.env.clone());
+        self.notes.extend(deployed.notes.clone());
+        self.takes_back.extend(deployed.takes_back.clone());
+        self.may_build = true;
+        self.fused_moe = Some(deployed);
+        self
+    }
+
+    /// Rows of all its tables.
+    pub fn all_rows(&self) -> usize {
+        let experts = self.fused_moe.as_ref().map_or(0, |experts| experts.rows);
+        if self.dense {
+            self.rows + experts
+        } else {
+            experts
+        }
+    }
+
     /// What the tuned arm's environment differs by.
     pub fn environment(&self) -> Environment {
         let unset = self.unset.iter().map(|name| (name.clone(), None));

@@ -1,6 +1,6 @@
 //! What a configuration must be beyond having the right types.
 
-use super::{BackendKind, Config, Load};
+use super::{BackendKind, Config, FusedMoe, Load};
 use crate::workload::load;
 
 /// Why a `gemmtune.toml` is not usable.
@@ -76,6 +76,22 @@ impl Config {
             return Err(ConfigError::Missing {
                 name: "backend.python",
                 why: "the interpreter that runs the server decides which trees are used",
+            });
+        }
+        if self.backend.kind == BackendKind::SglangMoe {
+            let (name, value, why) = if self.backend.fused_moe == FusedMoe::Leave {
+                let why = "`kind = \"sglang-moe\"` tunes nothing else";
+                ("backend.fused_moe", "\"leave\"".to_owned(), why)
+            } else if let Some(table) = &self.backend.table {
+                let why = "no table of fused MoE is judged as it is yet: its race takes minutes";
+                ("backend.table", format!("{:?}", table.as_str()), why)
+            } else {
+                return Ok(());
+            };
+            return Err(ConfigError::Value {
+                name: name.to_owned(),
+                value,
+                why,
             });
         }
         Ok(())

@@ -30,6 +30,24 @@ if "linear" in order:
     torch.full = lambda shape, value, dtype, device: torch.Tensor(*shape, dtype=dtype)
     check.update(operands=operands, reference=lambda *_: None, relative_error=lambda torch, found, wanted: error_of(found))
     check["main"](order)
+elif "tasks" in order:
+    from types import SimpleNamespace
+
+    def operands(torch, task):
+        m, experts, hidden, n, topk = (task[key] for key in ("M", "E", "K", "N", "topk"))
+        weights = {"up": torch.Tensor(experts, 2 * n, hidden), "down": torch.Tensor(experts, hidden, n)}
+        scales = torch.Tensor(experts, 1, 1, dtype=torch.float32)
+        return SimpleNamespace(
+            hidden=torch.Tensor(m, hidden, dtype=torch.bfloat16),
+            weights={name: (weight, scales) for name, weight in weights.items()},
+            routes=[(torch.Tensor(m, topk), torch.Tensor(m, topk))],
+            problem=SimpleNamespace(experts=experts),
+            whole_reference=lambda: None,
+        )
+
+    torch.full = lambda shape, value, dtype, device: torch.Tensor(*shape, dtype=dtype)
+    check.update(operands=operands, relative_error=lambda torch, found, wanted: error_of(found))
+    check["main"](order)
 else:
     from sglang.kernels.ops.quantization import fp8_kernel
 

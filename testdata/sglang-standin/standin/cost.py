@@ -1,4 +1,5 @@
-"""How long a GEMM takes here, so that tuning has something to find: Triton's by its configuration, every other family's by M."""
+"""How long a GEMM takes here, so that tuning has something to find: Triton's by its configuration, every other family's by M; and
+of a fused MoE each of its two GEMMs by its row."""
 
 import os
 
@@ -36,6 +37,26 @@ def spend(duration):
 def device_time():
     """Microseconds that the device has been busy."""
     return _device_time
+
+
+def moe_microseconds(gemm, row, pairs):
+    """As a dense GEMM's: tiles of 16 rows are right for few tokens and experts, larger ones for many."""
+    wanted = 16 if pairs <= 128 else 64
+    steps = 0
+    while min(wanted, row["BLOCK_SIZE_M"]) << steps < max(wanted, row["BLOCK_SIZE_M"]):
+        steps += 1
+    return ((100.0 if gemm == "up" else 60.0) + 3.0 * (row["num_stages"] == 2)) * 1.5**steps
+
+
+def moe_gemm(gemm, row, pairs, out):
+    """A GEMM of a fused MoE ran. A BLOCK_SIZE_K beyond the scale block is wrong at full speed, as SGLang's is; STANDIN_WRONG=fused-moe
+    makes every row wrong but the default, whose BLOCK_SIZE_M of 64 it is known by."""
+    spend(moe_microseconds(gemm, row, pairs))
+    wrong = os.environ.get("STANDIN_WRONG") == "fused-moe" and row["BLOCK_SIZE_M"] != 64
+    if wrong or row["BLOCK_SIZE_K"] > 128:
+        out.content = "wrong"
+    elif out.content == "unwritten":
+        out.content = "right"
 
 
 def computed(family, out, m):

@@ -1,6 +1,8 @@
 """Speaks SGLang's HTTP and log lines and serves a model of four weights and two layers from `cost`.
 
-    python -m standin.server --port 30000 [--backend triton|deepgemm|cutlass] [--hidden-size N] [--chunked-prefill-size N]
+    python -m standin.server --port 30000 [--backend triton|deepgemm|cutlass] [--hidden-size N] [--chunked-prefill-size N] [--experts E]
+
+With experts its MLP is a fused MoE of E experts, 128 columns between its GEMMs and two experts a token, on SGLang's Triton kernel.
 
 Decoding replays graphs that were captured before it listens, prefill runs at once. Answers are a function of the
 prompt, whoever computes them.
@@ -18,6 +20,9 @@ from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 
 import torch
 from sglang.srt.distributed import parallel_state
+from sglang.srt.layers.moe.moe_runner import MoeRunnerConfig
+from sglang.srt.layers.moe.moe_runner.triton_utils import fused_moe
+from sglang.srt.layers.moe.topk import StandardTopKOutput
 from sglang.srt.layers.quantization import fp8
 from standin import cost
 from standin.profiler import Profiler
@@ -30,10 +35,13 @@ log = logging.getLogger("sglang")
 
 
 class Engine(threading.Thread):
-    def __init__(self, backend, chunk, hidden):
+    def __init__(self, backend, chunk, hidden, experts):
         super().__init__(daemon=True)
+        self.hidden, self.experts = hidden, experts
         # QKV, output, gate and up, down.
         self.weights = [(hidden * 3 // 2, hidden), (hidden, hidden), (4 * hidden, hidden), (hidden, 2 * hidden)]
+        if experts:
+            self.weights = self.weights[:2]
         self.linear = fp8.dispatch_w8a8_block_fp8_linear(backend)
         self.chunk = chunk
         self.profiler = Profiler(backend)
@@ -59,7 +67,20 @@ class Engine(threading.Thread):
                     block_size=[128, 128],
                     weight_scale=torch.Tensor(n // 128, k // 128, dtype=torch.float32),
                 )
+            if self.experts:
+                self.mlp(m)
         return cost.device_time() - before
+
+    def mlp(self, m, n=128, topk=2):
+        fused_moe.fused_experts(
+            torch.Tensor(m, self.hidden, dtype=torch.bfloat16),
+            torch.Tensor(self.experts, 2 * n, self.hidden),
+            torch.Tensor(self.experts, self.hidden, n),
+            StandardTopKOutput(torch.Tensor(m, topk), torch.Tensor(m, topk), None),
+            MoeRunnerConfig(num_experts=self.experts, num_local_experts=self.experts, inplace=False),
+            use_fp8_w8a8=True,
+            block_shape=[128, 128],
+        )
 
     def run(self):
         running = []
@@ -146,9 +167,10 @@ def main():
     parser.add_argument("--backend", default="triton")
     parser.add_argument("--chunked-prefill-size", type=int, default=256)
     parser.add_argument("--hidden-size", type=int, default=256)
+    parser.add_argument("--experts", type=int, default=0)
     arguments = parser.parse_args()
     parallel_state.start(0, 1)
-    engine = Engine(arguments.backend, arguments.chunked_prefill_size, arguments.hidden_size)
+    engine = Engine(arguments.backend, arguments.chunked_prefill_size, arguments.hidden_size, arguments.experts)
     engine.start()
     server = ThreadingHTTPServer(("127.0.0.1", arguments.port), Handler)
     server.engine = engine

@@ -6,16 +6,22 @@ import sys
 
 from standin import cost
 
+PACKAGE = os.path.join(os.path.dirname(os.path.dirname(os.path.abspath(__file__))), "sglang")
+
 
 def device(options):
+    is_moe = options.get("problem") == "fused_moe"
     families = [name for name in options.get("families", []) if name in cost.FAMILIES]
     return {
-        "protocol": 1, "backend": "sglang-families" if families else "sglang-triton",
+        "protocol": 1, "backend": "sglang-moe" if is_moe else "sglang-families" if families else "sglang-triton",
         "name": cost.DEVICE, "arch": "sm_90", "cu_num": 132, "index": 0, "visible": 1,
         "l2_bytes": 50 << 20, "smem_bytes": 232448,
-        "versions": {"sglang": "0.5.16", "torch": "stand-in", "triton": "stand-in", **{name: "stand-in" for name in families}},
-        "kernel_hash": "stand-in", "capabilities": [f"family:{name}" for name in families], "prepare_slots": 2,
-        "candidates": [], "shipped": "",
+        "versions": {
+            "sglang": "0.5.16", "torch": "stand-in", "triton": "3.6.0", **{name: "stand-in" for name in families},
+            **({"whole": "fused_experts" if options.get("whole", True) else "two GEMMs"} if is_moe else {}),
+        },
+        "kernel_hash": "stand-in", "capabilities": ["whole"] if is_moe else [f"family:{name}" for name in families], "prepare_slots": 2,
+        "candidates": [], "shipped": os.environ.get("SGLANG_MOE_CONFIG_DIR") or PACKAGE if is_moe else "",
     }  # fmt: skip
 
 
@@ -38,9 +44,19 @@ def each(ask, result):
     return outcomes
 
 
+def microseconds(shape, candidate):
+    part, pairs = shape.get("part"), shape.get("M", 0) * shape.get("topk", 0)
+    if part is None:
+        return cost.microseconds(candidate, shape["m"], shape["n"], shape["k"])
+    if part != "whole":
+        return cost.moe_microseconds(part, candidate, pairs)
+    up = candidate["up"]
+    return cost.moe_microseconds("up", up, pairs) + cost.moe_microseconds("down", candidate["down"] or up, pairs)
+
+
 def answer(ask):
     kind = ask["kind"]
-    if kind in ("prepare", "time", "check") and ask["shape"]["dtype"] != "torch.float8_e4m3fn":
+    if kind in ("prepare", "time", "check") and ask["shape"].get("dtype", "torch.float8_e4m3fn") != "torch.float8_e4m3fn":
         return {"kind": "failed", "error": f"the kernel takes FP8, not `{ask['shape']['dtype']}`"}
     if kind == "hello":
         return {"kind": "hello", "device": device(ask["options"])}
@@ -49,9 +65,7 @@ def answer(ask):
         return {"kind": "prepared", "outcome": refused(why) if why else done({"seconds": 0.0, "cached": True})}
     if kind == "time":
         shape, samples = ask["shape"], ask["timing"]["samples"]
-        outcomes = each(
-            ask, lambda one: {"us": [cost.microseconds(one, shape["m"], shape["n"], shape["k"])] * samples}
-        )
+        outcomes = each(ask, lambda one: {"us": [microseconds(shape, one)] * samples})
         return {"kind": "timed", "outcomes": outcomes, "busy_s": 0.001, "clocks_mhz": []}
     if kind == "check":
         right = {"err_ratio": 0.0, "not_finite": 0, "repeatable": True}

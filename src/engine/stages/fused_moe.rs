@@ -1,0 +1,474 @@
+//! The fused MoE in the stages, beside the dense GEMMs or alone. A run in which none ran, or in which it is left to what
+//! serves it, passes all of this by.
+
+use std::time::Duration;
+
+use super::foresee::Term;
+use crate::engine::ports::{DeployedMoePart, MoeOrder};
+use crate::engine::{Engine, read_document};
+use crate::log::summary::LogSummary;
+use crate::plan::Plan;
+use crate::plan::moe::{MoeInput, PlannedMoe, make};
+use crate::report::model::{FusedMoe, FusedMoeRow, LayoutCheck, Skipped, Timing};
+use crate::run::documents::{
+    Captured, DeployedMoe, Deployment, Inspection, MoeCheck, SeenMoe, Tuned, TunedMoe, VerifiedMoe,
+};
+use crate::run::error::{Error, ErrorKind};
+use crate::run::event::Notice;
+use crate::table::moe::problem::{CountedProblem, MoeProblem, with_problems};
+use crate::table::roofline::Device;
+use crate::tune::moe::MoeTask;
+use crate::tune::results::Row;
+
+pub(super) use crate::table::moe::problem::OP;
+
+/// What the instrumented server ran; refused where nothing else is tuned and it ran none.
+pub(super) fn seen(
+    engine: &Engine<'_>,
+    inspection: &Inspection,
+    log_summary: &LogSummary,
+) -> Result<Vec<SeenMoe>, Error> {
+    let Some(kernels) = &engine.backend.fused_moe else {
+        return Ok(Vec::new());
+    };
+    let seen = kernels.seen(inspection, log_summary)?;
+    if seen.is_empty() && engine.backend.kernels.is_none() {
+        return Err(kernels.unseen());
+    }
+    Ok(seen)
+}
+
+/// The shapes file of the dense GEMMs with the sizes that were seen.
+pub(super) fn with_sizes(gemms: &str, seen: &[SeenMoe]) -> String {
+    with_problems(gemms, &counted(seen))
+}
+
+fn counted(seen: &[SeenMoe]) -> Vec<CountedProblem> {
+    let each = seen.iter().flat_map(|seen| {
+        seen.calls.iter().map(|(m, calls)| CountedProblem {
+            problem: seen.problem.clone(),
+            m: Some(*m),
+            records: *calls,
+        })
+    });
+    each.collect()
+}
+
+/// What is worth racing.
+pub(super) struct Planned {
+    /// The device whose rates weigh the sizes.
+    pub(super) device: Device,
+    /// Sizes, most worth first.
+    pub(super) rows: Vec<PlannedMoe>,
+    /// What a person should know: what serves each today, what cannot be raced.
+    pub(super) notes: Vec<String>,
+}
+
+/// Which sizes of what was captured are worth racing.
+pub(super) fn plan(engine: &Engine<'_>, inspection: &Inspection, told: &Captured) -> Planned {
+    let Some(kernels) = &engine.backend.fused_moe else {
+        return Planned {
+            device: Device::unknown(&inspection.gfx, inspection.cu_num),
+            rows: Vec::new(),
+            notes: Vec::new(),
+        };
+    };
+    let device = kernels.rates(inspection);
+    let mut notes: Vec<String> = told
+        .fused_moe
+        .iter()
+        .map(|seen| {
+            format!(
+                "fused MoE {} is served today by {}",
+                seen.in_short(),
+                seen.today
+            )
+        })
+        .collect();
+    let (mut rows, more) = make(MoeInput {
+        seen: &counted(&told.fused_moe),
+        // Records say all of a problem, and what was seen is what runs.
+        model: None,
+        capture: &told.graphs,
+        chunk: told.chunk,
+        dp_attention: 1,
+        fill: true,
+        device: &device,
+    });
+    notes.extend(more);
+    let mut refused: Vec<String> = Vec::new();
+    rows.retain(|row| match kernels.task(&row.problem, row.m) {
+        Ok(_) => true,
+        Err(why) => {
+            refused.push(format!("{} is not raced: {why}", row.problem));
+            false
+        }
+    });
+    refused.dedup();
+    notes.extend(refused);
+    Planned {
+        device,
+        rows,
+        notes,
+    }
+}
+
+/// The planned races.
+pub(super) fn tasks(engine: &Engine<'_>, plan: &Plan) -> Vec<MoeTask> {
+    let Some(kernels) = &engine.backend.fused_moe else {
+        return Vec::new();
+    };
+    let tasks = plan.fused_moe.iter();
+    tasks
+        .filter_map(|row| kernels.task(&row.problem, row.m).ok())
+        .collect()
+}
+
+/// What of `budget` the dense GEMMs get, whose races are estimated to take `dense_s`; the fused MoE gets what they leave.
+pub(super) fn dense_share(
+    engine: &Engine<'_>,
+    budget: Duration,
+    dense_s: f64,
+    tasks: &[MoeTask],
+) -> Duration {
+    let experts_s = match &engine.backend.fused_moe {
+        Some(kernels) => kernels.race_seconds(tasks),
+        None => 0.0,
+    };
+    share(budget, dense_s, experts_s)
+}
+
+fn share(budget: Duration, dense_s: f64, experts_s: f64) -> Duration {
+    if experts_s <= 0.0 {
+        budget
+    } else {
+        budget.mul_f64(dense_s / (dense_s + experts_s))
+    }
+}
+
+/// Races `tasks`; nothing where there are none.
+pub(super) fn tune(
+    engine: &mut Engine<'_>,
+    tasks: &[MoeTask],
+    budget: Duration,
+) -> Result<Option<TunedMoe>, Error> {
+    let Some(kernels) = engine
+        .backend
+        .fused_moe
+        .clone()
+        .filter(|_| !tasks.is_empty())
+    else {
+        return Ok(None);
+    };
+    let order = MoeOrder {
+        run: &engine.run,
+        tasks,
+        budget,
+        interrupt: &engine.interrupt,
+    };
+    let observer = &mut *engine.observer;
+    let named = |task: &MoeTask| task.to_string();
+    let tuned = kernels.tune(&order, &mut |event| {
+        if let Some(progress) = super::tune::progress_of(event, named) {
+            observer(&Notice::Progress(progress));
+        }
+    })?;
+    if engine.interrupt.is_raised() {
+        return Err(Error::interrupted());
+    }
+    Ok(Some(tuned))
+}
+
+/// Whether a row is faster of a size that the workload runs. Rows of sizes between those change nothing that it would show.
+pub(super) fn gains(plan: &Plan, raced: &TunedMoe) -> bool {
+    let is_seen = |row: &Row<MoeTask>| {
+        let mut seen = plan.fused_moe.iter().filter(|planned| planned.calls > 0.0);
+        seen.any(|planned| planned.m == row.shape.m && is_of(&row.shape, &planned.problem))
+    };
+    raced.won().any(is_seen)
+}
+
+/// Why the fused MoE is left as it is.
+pub(super) fn why_left(raced: &TunedMoe) -> String {
+    let others = match raced.won().count() {
+        0 => String::new(),
+        others => format!(
+            " of those that the workload runs; {others} other sizes are, and their rows are in {}",
+            raced
+                .files
+                .first()
+                .and_then(|file| file.parent())
+                .map_or("", |folder| folder.as_str())
+        ),
+    };
+    format!(
+        "no row was found that is faster than what serves any of {} sizes of fused MoE today{others}",
+        raced.rows.len()
+    )
+}
+
+/// What a person should know of a race, and one line on it.
+pub(super) fn said(tuned: &TunedMoe, of: usize, budget: &str) -> (Vec<String>, String) {
+    let mut remarks: Vec<String> = tuned
+        .failed
+        .iter()
+        .take(5)
+        .map(|failure| format!("not tuned: {failure}"))
+        .collect();
+    remarks.extend(tuned.lost.iter().cloned());
+    if !tuned.not_reached.is_empty() {
+        remarks.push(format!(
+            "the budget of {budget} ended before {} more sizes of fused MoE were raced (`budget.tune`)",
+            tuned.not_reached.len()
+        ));
+    }
+    if tuned.whole != "fused_experts" && !tuned.rows.is_empty() {
+        remarks.push(
+            "the server's own operation could not be run by the tuner: its two GEMMs were timed in its place".to_owned(),
+        );
+    }
+    let won = tuned.won().count();
+    let summary = format!(
+        "fused MoE: {} of {of} sizes raced in {:.0} s: {won} faster than before, {} kept as they are; {} failed",
+        tuned.rows.len(),
+        tuned.seconds,
+        tuned.rows.len() - won,
+        tuned.failed.len()
+    );
+    (remarks, summary)
+}
+
+/// The deployed tables; nothing where no row won.
+pub(super) fn deploy(
+    engine: &Engine<'_>,
+    inspection: &Inspection,
+    tuned: &Tuned,
+) -> Result<Option<DeployedMoe>, Error> {
+    match (&engine.backend.fused_moe, &tuned.fused_moe) {
+        (Some(kernels), Some(raced)) if gains(&read_document(&engine.run)?, raced) => {
+            kernels.deploy(&engine.run, inspection, raced).map(Some)
+        }
+        _ => Ok(None),
+    }
+}
+
+/// Takes the tables of `deployment` back.
+pub(super) fn undo(engine: &Engine<'_>, deployment: &Deployment) -> Result<(), Error> {
+    match (&engine.backend.fused_moe, &deployment.fused_moe) {
+        (Some(kernels), Some(deployed)) => kernels.undo(deployed),
+        _ => Ok(()),
+    }
+}
+
+/// The numbers of the deployed tables in a fresh process; nothing where none are deployed.
+pub(super) fn probe(
+    engine: &Engine<'_>,
+    inspection: &Inspection,
+    tuned: &Tuned,
+    deployment: &Deployment,
+) -> Result<Vec<MoeCheck>, Error> {
+    let (Some(kernels), Some(deployed), Some(tuned)) = (
+        &engine.backend.fused_moe,
+        &deployment.fused_moe,
+        &tuned.fused_moe,
+    ) else {
+        return Ok(Vec::new());
+    };
+    let checks = kernels.probe(&DeployedMoePart {
+        run: &engine.run,
+        inspection,
+        tuned,
+        deployed,
+        env: &deployment.environment(),
+        interrupt: &engine.interrupt,
+    })?;
+    refuse_wrong_numbers(&checks)?;
+    Ok(checks)
+}
+
+fn refuse_wrong_numbers(checks: &[MoeCheck]) -> Result<(), Error> {
+    let wrong: Vec<&MoeCheck> = checks.iter().filter(|check| !check.passes()).collect();
+    let Some(first) = wrong.first() else {
+        return Ok(());
+    };
+    let error = first.relative_error.map_or_else(
+        || "not finite".to_owned(),
+        |error| format!("relative error {:.1} %", error * 100.0),
+    );
+    Err(Error::new(
+        ErrorKind::NotBetter,
+        format!(
+            "check of fused MoE: {} of {} sizes are wrong, first {} with {} ({error}); the deployment was taken back",
+            wrong.len(),
+            checks.len(),
+            first.task,
+            first.kernel
+        ),
+    ))
+}
+
+/// What the tuned server was served, with the numbers that were checked before; nothing where no table is deployed.
+pub(super) fn verified(
+    engine: &Engine<'_>,
+    inspection: &Inspection,
+    deployment: &Deployment,
+    checks: Vec<MoeCheck>,
+    log_summary: &LogSummary,
+) -> Result<Option<VerifiedMoe>, Error> {
+    match (&engine.backend.fused_moe, &deployment.fused_moe) {
+        (Some(kernels), Some(deployed)) => Ok(Some(VerifiedMoe {
+            checks,
+            engagement: kernels.engagement(inspection, deployed, log_summary)?,
+        })),
+        _ => Ok(None),
+    }
+}
+
+/// What the fused MoE adds to the latency of a forward pass of `m` tokens, before and after.
+pub(super) fn terms(plan: &Plan, captured: &Captured, tuned: &Tuned, m: u32) -> Vec<Term> {
+    let Some(raced) = &tuned.fused_moe else {
+        return Vec::new();
+    };
+    let predicted = plan.model.as_ref().and_then(|model| model.experts.as_ref());
+    let term = |seen: &SeenMoe| {
+        let problem = &seen.problem;
+        let same = predicted.filter(|experts| experts.problem == *problem);
+        let calls = same.map(|experts| experts.count).or(seen.per_forward)?;
+        let of_problem = |row: &&Row<MoeTask>| is_of(&row.shape, problem);
+        let row = raced
+            .rows
+            .iter()
+            .filter(of_problem)
+            .min_by_key(|row| row.shape.m.abs_diff(m))?;
+        let before = row.incumbent_us.unwrap_or(row.us);
+        Some(Term {
+            experts: Some(problem.experts),
+            n: problem.n,
+            k: row.shape.hidden,
+            raced_m: row.shape.m,
+            calls,
+            before_us: before,
+            after_us: if row.incumbent_kept { before } else { row.us },
+        })
+    };
+    captured.fused_moe.iter().filter_map(term).collect()
+}
+
+fn is_of(task: &MoeTask, problem: &MoeProblem) -> bool {
+    (task.experts, task.inter, Some(task.hidden), Some(task.topk))
+        == (problem.experts, problem.n, problem.hidden, problem.topk)
+}
+
+/// Each fused MoE as the report shows it.
+pub(super) fn reported(
+    engine: &Engine<'_>,
+    captured: &Captured,
+    plan: &Plan,
+    tuned: Option<&Tuned>,
+) -> Vec<FusedMoe> {
+    let raced = tuned.and_then(|tuned| tuned.fused_moe.as_ref());
+    let one = |seen: &SeenMoe| {
+        let planned = plan
+            .fused_moe
+            .iter()
+            .filter(|row| row.problem == seen.problem);
+        let mut rows: Vec<FusedMoeRow> = planned
+            .map(|planned| {
+                let is_it = |task: &MoeTask| task.m == planned.m && is_of(task, &planned.problem);
+                let row = raced.and_then(|raced| raced.rows.iter().find(|row| is_it(&row.shape)));
+                reported_row(engine, captured, planned, row, raced.is_some())
+            })
+            .collect();
+        rows.sort_by_key(|row| row.m);
+        FusedMoe {
+            experts: seen.problem.experts,
+            n: seen.problem.n,
+            k: seen.problem.hidden,
+            topk: seen.problem.topk,
+            calls: seen.calls.values().sum::<u64>() as f64,
+            per_forward: seen.per_forward,
+            today: seen.today.clone(),
+            timed: raced.map(|raced| raced.whole.clone()),
+            rows,
+        }
+    };
+    captured.fused_moe.iter().map(one).collect()
+}
+
+fn reported_row(
+    engine: &Engine<'_>,
+    captured: &Captured,
+    planned: &PlannedMoe,
+    row: Option<&Row<MoeTask>>,
+    is_raced: bool,
+) -> FusedMoeRow {
+    let named = |candidate: &serde_json::Value| match &engine.backend.fused_moe {
+        Some(kernels) => kernels.row_name(candidate),
+        None => candidate.to_string(),
+    };
+    FusedMoeRow {
+        m: planned.m,
+        phase: captured.phase(planned.m),
+        calls: (planned.calls > 0.0).then_some(planned.calls),
+        before: row.and_then(|row| {
+            Some(Timing {
+                us: row.incumbent_us?,
+                kernel: named(row.incumbent.as_ref()?),
+            })
+        }),
+        after: row.map(|row| Timing {
+            us: row.us,
+            kernel: named(&row.candidate),
+        }),
+        status: match row {
+            Some(row) if row.incumbent_kept => "already served by the fastest".to_owned(),
+            Some(_) => "tuned".to_owned(),
+            None if is_raced => "not raced".to_owned(),
+            None => "planned".to_owned(),
+        },
+    }
+}
+
+/// What was not raced to its end, and why.
+pub(super) fn skipped(raced: &TunedMoe) -> Vec<Skipped> {
+    let failed = raced.failed.iter().map(|failed| {
+        let (what, why) = failed
+            .split_once(": ")
+            .unwrap_or((failed, "no candidate served it"));
+        (what.to_owned(), why.to_owned())
+    });
+    let left = raced.not_reached.iter().map(|task| {
+        let why = "the tuning budget ended before its turn";
+        (task.to_string(), why.to_owned())
+    });
+    let bad = raced.quarantined.iter();
+    let bad = bad.map(|bad| ("a candidate".to_owned(), bad.clone()));
+    let all = failed.chain(left).chain(bad);
+    all.map(|(what, why)| Skipped { what, why }).collect()
+}
+
+/// What of the verify stage stands beside the layout probes of dense GEMMs.
+pub(super) fn checks(verified: &VerifiedMoe) -> impl Iterator<Item = LayoutCheck> {
+    verified.checks.iter().map(|check| LayoutCheck {
+        what: format!(
+            "fused MoE E={} N={}, {}",
+            check.task.experts, check.task.inter, check.kernel
+        ),
+        m: check.task.m,
+        error_ratio: check.relative_error,
+        limit: check.limit,
+    })
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn the_budget_is_shared_by_what_each_part_costs() {
+        let half_an_hour = Duration::from_secs(1800);
+        assert_eq!(share(half_an_hour, 100.0, 0.0), half_an_hour);
+        assert_eq!(share(half_an_hour, 0.0, 200.0), Duration::ZERO);
+        assert_eq!(share(half_an_hour, 100.0, 200.0), Duration::from_secs(600));
+    }
+}

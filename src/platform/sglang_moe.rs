@@ -1,0 +1,422 @@
+//! SGLang's Triton kernel for fused MoE: tables are put in place by the overlay, nothing is written into SGLang's tree.
+
+mod check;
+mod deployed;
+
+use std::collections::{BTreeMap, BTreeSet};
+use std::fmt::Write as _;
+use std::sync::Arc;
+
+use camino::{Utf8Path, Utf8PathBuf};
+use serde_json::Value;
+
+use self::deployed::Deployed;
+use super::site::Site;
+use super::{gone, raced, tune_error};
+use crate::engine::ports::{DeployedMoePart, FusedMoeKernels, MoeOrder};
+use crate::log::summary::LogSummary;
+use crate::overlay::OverlayOptions;
+use crate::problem::Op;
+use crate::run::documents::{
+    Asked, DeployedMoe, Engagement, Inspection, MoeCheck, SeenMoe, TunedMoe,
+};
+use crate::run::error::{Error, ErrorKind};
+use crate::store::digest::short as digest;
+use crate::store::file::write_atomic;
+use crate::store::run_dir::RunDir;
+use crate::table::moe::folders::Tables;
+use crate::table::moe::problem::MoeProblem;
+use crate::table::moe::release::Release;
+use crate::table::moe::serve::{Pair, Server, Source};
+use crate::table::roofline::Device as Rates;
+use crate::tune::TuneEvent;
+use crate::tune::backends::sglang_moe::{SglangMoe as Candidates, tables};
+use crate::tune::moe::{MoeTask, Sizes};
+use crate::workload::env::Environment;
+
+/// Folder in the run's tune folder: the race of dense GEMMs has files of the same names.
+const FOLDER: &str = "fused-moe";
+
+/// Scale blocks of the weights.
+const BLOCK: (u32, u32) = (128, 128);
+
+/// Seconds of one device for the race of one GEMM under one BLOCK_SIZE_M: 52 of them with everything to be compiled took
+/// 71 s on one H200 with 16 cores (docs/evidence/fused-moe-tune-h200).
+const PART_S: f64 = 1.4;
+
+/// For the pairs of their winners as whole operations, and before the first of those, for importing SGLang: assumed.
+const WHOLE_S: f64 = 3.0;
+const START_S: f64 = 60.0;
+
+/// SGLang's fused MoE on its Triton kernel.
+#[derive(Debug)]
+pub(super) struct SglangMoe {
+    site: Arc<Site>,
+}
+
+impl SglangMoe {
+    pub(super) fn new(site: Arc<Site>) -> Self {
+        Self { site }
+    }
+
+    /// The tables that the server reads today: those of its package, or what a variable names in their place.
+    fn tables(&self) -> Result<Option<Tables>, Error> {
+        let place = match self.site.variable("SGLANG_MOE_CONFIG_DIR") {
+            Some(folder) if !folder.is_empty() => Utf8PathBuf::from(folder),
+            _ => self.site.sglang(&self.site.look()?)?.folder,
+        };
+        Tables::open(&place).map_err(|error| Error::file(&error))
+    }
+}
+
+/// What of the inspection decides which table is read.
+struct Machine<'a> {
+    device: &'a str,
+    triton: &'a str,
+    release: Release,
+}
+
+impl<'a> Machine<'a> {
+    fn of(inspection: &'a Inspection) -> Self {
+        let said = |name: &str| inspection.identity.get(name).map_or("", String::as_str);
+        Self {
+            device: said("device"),
+            triton: said("triton"),
+            release: said("sglang").parse().unwrap_or(Release::NEWEST),
+        }
+    }
+
+    /// What serves `problem` today, in words.
+    fn today(&self, tables: Option<&Tables>, problem: &MoeProblem) -> String {
+        let name = problem.table(self.device, false);
+        let server = Server {
+            release: self.release,
+            triton: self.triton,
+        };
+        let pair = match tables.map(|tables| Pair::find(tables, &name, server)) {
+            Some(Ok(pair)) => pair,
+            Some(Err(error)) => return format!("nothing that can be predicted: {error}"),
+            None => return format!("the default configuration, for there is no table `{name}`"),
+        };
+        match pair.sources() {
+            [Some(Source::File { path, other_triton }), down] => {
+                let file = path.file_name().unwrap_or_default();
+                let other = other_triton.as_ref().map_or_else(String::new, |other| {
+                    format!(", tuned for Triton {other} ({} runs)", self.triton)
+                });
+                let down = match down {
+                    Some(_) => " with one of its own for the down projection",
+                    None => ", its rows for the down projection too",
+                };
+                format!("the table `{file}`{other}{down}")
+            }
+            _ => format!("the default configuration, for there is no table `{name}`"),
+        }
+    }
+}
+
+impl FusedMoeKernels for SglangMoe {
+    fn inspect(&self) -> Result<Inspection, Error> {
+        let package = self.site.sglang(&self.site.look()?)?;
+        let mut looking = Candidates::new(BLOCK);
+        looking.whole = false;
+        let device = raced::device(&self.site, &looking)?;
+        let mut identity = BTreeMap::from([
+            ("device".to_owned(), device.name.clone()),
+            ("arch".to_owned(), device.arch.clone()),
+            ("cu_num".to_owned(), device.cu_num.to_string()),
+            ("kernel".to_owned(), device.kernel_hash.clone()),
+        ]);
+        let versions = device.versions.clone().into_iter();
+        // How the operation is timed is found out when it is.
+        identity.extend(versions.filter(|(name, _)| name != "whole"));
+        Ok(Inspection {
+            identity,
+            op: Op::TritonBlockFp8,
+            gfx: device.arch.clone(),
+            cu_num: device.cu_num,
+            path: format!(
+                "SGLang's Triton kernel for fused MoE in {}; its dense GEMMs are left to whatever serves them",
+                package.folder
+            ),
+            linear: None,
+            table: None,
+            remarks: self.site.remarks(&device),
+        })
+    }
+
+    fn seen(
+        &self,
+        inspection: &Inspection,
+        log_summary: &LogSummary,
+    ) -> Result<Vec<SeenMoe>, Error> {
+        let mut calls: BTreeMap<MoeProblem, BTreeMap<u32, u64>> = BTreeMap::new();
+        for counted in log_summary.moe.problems() {
+            if let Some(m) = counted.m {
+                calls
+                    .entry(counted.problem)
+                    .or_default()
+                    .insert(m, counted.records);
+            }
+        }
+        if calls.is_empty() {
+            return Ok(Vec::new());
+        }
+        let tables = self.tables()?;
+        let machine = Machine::of(inspection);
+        Ok(calls
+            .into_iter()
+            .map(|(problem, calls)| SeenMoe {
+                per_forward: log_summary.moe.per_forward(&problem),
+                today: machine.today(tables.as_ref(), &problem),
+                problem,
+                calls,
+            })
+            .collect())
+    }
+
+    fn unseen(&self) -> Error {
+        Error::new(
+            ErrorKind::NoShapes,
+            "the instrumented server served the workload and ran no fused MoE of SGLang's Triton kernel",
+        )
+        .hint("does the model have experts in FP8, and does `--moe-runner-backend` leave them on triton (its default on Hopper without DeepEP)?")
+    }
+
+    fn task(&self, problem: &MoeProblem, m: u32) -> Result<MoeTask, String> {
+        MoeTask::of(problem, m, BLOCK)
+    }
+
+    fn rates(&self, inspection: &Inspection) -> Rates {
+        let name = Machine::of(inspection).device;
+        Rates::of_name(name).unwrap_or_else(|| Rates::unknown(name, inspection.cu_num))
+    }
+
+    fn race_seconds(&self, tasks: &[MoeTask]) -> f64 {
+        use crate::tune::task::Task as _;
+
+        if tasks.is_empty() {
+            return 0.0;
+        }
+        let parts: usize = tasks.iter().map(|task| task.parts().len()).sum();
+        START_S + parts as f64 * PART_S + tasks.len() as f64 * WHOLE_S
+    }
+
+    fn tune(
+        &self,
+        order: &MoeOrder<'_>,
+        observer: &mut dyn FnMut(&TuneEvent<MoeTask>),
+    ) -> Result<TunedMoe, Error> {
+        let backend = Candidates::new(BLOCK);
+        let folder = order.run.tune().join(FOLDER);
+        let tasks = order.tasks.to_vec();
+        let request = raced::request(&self.site, &backend, tasks, folder, Some(order.budget))?;
+        crate::tune::run(&request, observer, order.interrupt)
+            .map(TunedMoe::from)
+            .map_err(|error| tune_error(&error))
+    }
+
+    fn deploy(
+        &self,
+        run: &RunDir,
+        inspection: &Inspection,
+        tuned: &TunedMoe,
+    ) -> Result<DeployedMoe, Error> {
+        let machine = Machine::of(inspection);
+        let won: BTreeSet<Sizes> = tuned.won().map(|row| row.shape.sizes()).collect();
+        let names: BTreeSet<String> = won
+            .iter()
+            .flat_map(|sizes| deployed::names(machine.device, *sizes))
+            .collect();
+        let mut files = BTreeMap::new();
+        let mut whole = Vec::new();
+        for file in &tuned.files {
+            let name = file.file_name().unwrap_or_default();
+            let is_raced = file.parent().and_then(Utf8Path::file_name) == Some(tables::TABLES);
+            if !is_raced || !names.contains(name) {
+                continue;
+            }
+            let bytes = fs_err::read(file).map_err(|error| Error::file(&error))?;
+            whole.extend_from_slice(name.as_bytes());
+            whole.extend_from_slice(&bytes);
+            files.insert(name.to_owned(), bytes);
+        }
+        if let Some(missing) = names.iter().find(|name| !files.contains_key(*name)) {
+            return Err(Error::new(
+                ErrorKind::Bug,
+                format!("the race wrote no table `{missing}`"),
+            ));
+        }
+        let digest = digest(&whole);
+        let folder = run.deploy().join(format!("{FOLDER}-{digest}"));
+        fs_err::create_dir_all(&folder).map_err(|error| Error::file(&error))?;
+        for (name, bytes) in &files {
+            write_atomic(&folder.join(name), bytes).map_err(|error| Error::file(&error))?;
+        }
+        let deployed = Deployed::of(&folder, machine.device);
+        if let Err(refused) = deployed.check(&won, tuned) {
+            gone(fs_err::remove_dir_all(&folder))?;
+            return Err(refused);
+        }
+        let options = OverlayOptions {
+            moe_tables: Some(folder.clone()),
+            ..OverlayOptions::default()
+        };
+        let env: BTreeMap<String, String> = self
+            .site
+            .overlay(run, &options)?
+            .into_iter()
+            .filter_map(|(name, value)| Some((name, value?)))
+            .collect();
+        let variables: Vec<&str> = env.keys().map(String::as_str).collect();
+        Ok(DeployedMoe {
+            takes_back: vec![format!(
+                "the folder {folder} and the variables {} that put its fused-MoE tables in front of SGLang's own",
+                variables.join(" and ")
+            )],
+            rows: won.iter().map(|sizes| deployed.rows(*sizes)).sum(),
+            won: tuned.won().count(),
+            notes: left_alone(tuned, &won),
+            env,
+            table: folder,
+            digest,
+        })
+    }
+
+    fn undo(&self, deployed: &DeployedMoe) -> Result<(), Error> {
+        gone(fs_err::remove_dir_all(&deployed.table))
+    }
+
+    fn probe(&self, part: &DeployedMoePart<'_>) -> Result<Vec<MoeCheck>, Error> {
+        let device = Machine::of(part.inspection).device;
+        check::run(self, part, &Deployed::of(&part.deployed.table, device))
+    }
+
+    fn engagement_env(
+        &self,
+        run: &RunDir,
+        deployed: &DeployedMoe,
+        records: &Utf8Path,
+    ) -> Result<Environment, Error> {
+        let options = OverlayOptions {
+            records: Some(records.to_owned()),
+            moe_tables: Some(deployed.table.clone()),
+            ..OverlayOptions::default()
+        };
+        self.site.overlay(run, &options)
+    }
+
+    fn engagement(
+        &self,
+        inspection: &Inspection,
+        deployed: &DeployedMoe,
+        log_summary: &LogSummary,
+    ) -> Result<Engagement, Error> {
+        let package = self.site.sglang(&self.site.look()?)?;
+        self.site
+            .check_records(log_summary, &package.folder)
+            .map_err(|error| {
+                Error::new(
+                    ErrorKind::NotBetter,
+                    format!("engagement: {error}; the deployment was taken back"),
+                )
+            })?;
+        let device = Machine::of(inspection).device;
+        Ok(engagement_of(
+            &Deployed::of(&deployed.table, device),
+            log_summary,
+        ))
+    }
+
+    fn row_name(&self, candidate: &Value) -> String {
+        row_name(candidate)
+    }
+}
+
+/// `64x128x128, group 1, 4 warps, 3 stages`, for both projections where they differ.
+fn row_name(candidate: &Value) -> String {
+    let one = |row: &Value| {
+        let number = |name: &str| row[name].as_u64().unwrap_or(1);
+        let mut name = format!(
+            "{}x{}x{}, group {}",
+            number("BLOCK_SIZE_M"),
+            number("BLOCK_SIZE_N"),
+            number("BLOCK_SIZE_K"),
+            number("GROUP_SIZE_M")
+        );
+        // A default row leaves these to Triton.
+        for (key, word) in [("num_warps", "warps"), ("num_stages", "stages")] {
+            if let Some(value) = row[key].as_u64() {
+                let _ = write!(name, ", {value} {word}");
+            }
+        }
+        if row["USE_TMA"].as_bool() == Some(true) {
+            name.push_str(", TMA");
+        }
+        name
+    };
+    let (up, down) = (&candidate["up"], &candidate["down"]);
+    if down.is_null() || up == down {
+        one(up)
+    } else {
+        format!("up {}; down {}", one(up), one(down))
+    }
+}
+
+/// Says which tables are left as they are because none of their rows was beaten.
+fn left_alone(tuned: &TunedMoe, won: &BTreeSet<Sizes>) -> Vec<String> {
+    let raced: BTreeSet<Sizes> = tuned.rows.iter().map(|row| row.shape.sizes()).collect();
+    raced
+        .difference(won)
+        .map(|sizes| {
+            format!(
+                "fused MoE E={} N={} is left with what serves it today: no row is faster",
+                sizes.experts, sizes.inter
+            )
+        })
+        .collect()
+}
+
+/// What the overlay's record of each fused MoE that a server ran says about the deployed tables. Where a process was served
+/// by another row than the others, that record is the one that counts (`MoeSummary::served`).
+fn engagement_of(deployed: &Deployed, log_summary: &LogSummary) -> Engagement {
+    let mut engagement = Engagement::default();
+    for (experts, n) in deployed.tables() {
+        engagement
+            .families
+            .insert(format!("E={experts} N={n}"), Asked::default());
+    }
+    for ((problem, m), served) in &log_summary.moe.served {
+        let what = format!("E={} N={} M={m}", problem.experts, problem.n);
+        let Some(row) = deployed.row(problem.experts, problem.n, *m) else {
+            engagement.unplanned.push(what);
+            continue;
+        };
+        let asked = engagement
+            .families
+            .entry(format!("E={} N={}", problem.experts, problem.n))
+            .or_default();
+        let ran = deployed::Row::of(&served.up, &served.down);
+        if !served.injected {
+            asked.missed += 1;
+            engagement
+                .missed
+                .push(format!("{what}: {} instead of {}", ran.name(), row.name()));
+        } else if ran != row {
+            asked.missed += 1;
+            engagement.other_kernel.push(format!(
+                "{what}: {} instead of {}",
+                ran.name(),
+                row.name()
+            ));
+        } else {
+            asked.hit += 1;
+            engagement.hit += 1;
+        }
+    }
+    engagement
+}
+
+#[cfg(test)]
+#[path = "sglang_moe/tests.rs"]
+mod tests;

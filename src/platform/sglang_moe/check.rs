@@ -1,0 +1,165 @@
+//! The numbers of the deployed tables, in a process of its own with the tuned server's environment.
+
+use std::collections::{BTreeMap, BTreeSet};
+use std::time::Duration;
+
+use serde::Deserialize;
+use serde_json::{Value, json};
+
+use super::deployed::{Deployed, Row};
+use super::{FOLDER, SglangMoe};
+use crate::engine::ports::DeployedMoePart;
+use crate::proc::run as command;
+use crate::run::documents::MoeCheck;
+use crate::run::error::{Error, ErrorKind};
+use crate::tune::backends::sglang_triton::worker_files;
+use crate::tune::moe::{MoeTask, Sizes};
+
+/// Runs SGLang's own operation on dummy weights and compares it with float32.
+const PROGRAM: &str = include_str!("../../../python/probe/moe_check.py");
+
+/// What every line of [`PROGRAM`] starts with.
+const TAG: &str = "gemmtune-check: ";
+
+/// Importing SGLang from a network file system takes minutes; the checks themselves seconds each.
+const LONGEST: Duration = Duration::from_secs(900);
+
+/// Largest accepted error. Both sides quantise the activations to FP8 twice, and where one rounds the other way at a tie an
+/// element moves by a part in eight: 0.004 to 0.018 on an H200 for three models (docs/evidence/fused-moe-tune-h200). A
+/// BLOCK_SIZE_K over two scale blocks gave 0.45 there.
+const LIMIT: f64 = 0.05;
+
+/// Tries the deployed operation at each size that won, and at sizes where rows of every kind serve.
+pub(super) fn run(
+    kernels: &SglangMoe,
+    part: &DeployedMoePart<'_>,
+    deployed: &Deployed,
+) -> Result<Vec<MoeCheck>, Error> {
+    let tasks = sizes(part.tuned.won().map(|row| &row.shape));
+    let folder = part.run.tune().join(FOLDER);
+    fs_err::create_dir_all(&folder).map_err(|error| Error::file(&error))?;
+    let worker = worker_files::write(&folder).map_err(|error| Error::file(&error))?;
+    let order = json!({
+        "worker": worker.parent().map_or("", camino::Utf8Path::as_str),
+        "tasks": tasks,
+    });
+    let mut env = kernels.site.environment().clone();
+    env.extend(part.env.clone());
+    let python = kernels.site.python.as_str();
+    let argv = [python, "-c", PROGRAM, &order.to_string()].map(str::to_owned);
+    let ran = command::run(
+        &kernels.site.keeper,
+        &argv,
+        None,
+        env,
+        LONGEST,
+        part.interrupt,
+    )
+    .map_err(|error| Error::caused(ErrorKind::WorkloadFailed, &error))?;
+    let answers: Vec<Answer> = String::from_utf8_lossy(&ran.stdout)
+        .lines()
+        .filter_map(|line| line.strip_prefix(TAG))
+        .filter_map(|line| serde_json::from_str(line).ok())
+        .collect();
+    if answers.len() != tasks.len() {
+        let words = String::from_utf8_lossy(&ran.stderr);
+        let last = words.lines().rev().find(|line| !line.trim().is_empty());
+        return Err(Error::new(
+            ErrorKind::WorkloadFailed,
+            format!(
+                "the check of fused MoE answered for {} of {} sizes and exited with code {}: {}",
+                answers.len(),
+                tasks.len(),
+                ran.code,
+                last.unwrap_or("it said nothing")
+            ),
+        ));
+    }
+    if let Some(other) = answers.iter().find_map(|answer| answer.not_of(deployed)) {
+        return Err(Error::new(
+            ErrorKind::NotBetter,
+            format!("check of fused MoE: {other}; the deployment was taken back"),
+        ));
+    }
+    Ok(answers.into_iter().map(Answer::into_check).collect())
+}
+
+/// Each size that won, and for each weight M of 1, 2, 33, 128 and the largest: rows that are carried along serve there too.
+fn sizes<'a>(won: impl Iterator<Item = &'a MoeTask>) -> Vec<MoeTask> {
+    let mut by_weight: BTreeMap<Sizes, BTreeSet<u32>> = BTreeMap::new();
+    for task in won {
+        let sizes = by_weight.entry(task.sizes()).or_default();
+        sizes.extend([1, 2, 33, 128, task.m]);
+    }
+    by_weight
+        .into_iter()
+        .flat_map(|(sizes, all)| all.into_iter().map(move |m| MoeTask::whole(sizes, m)))
+        .collect()
+}
+
+/// One line of the check.
+#[derive(Debug, Deserialize)]
+struct Answer {
+    #[serde(flatten)]
+    task: MoeTask,
+    relative_error: Option<f64>,
+    /// The rows that SGLang's look-up answered with: `{"up": …, "down": …}`; null where it was not asked.
+    rows: Value,
+    failure: Option<String>,
+}
+
+impl Answer {
+    fn row(&self) -> Option<Row> {
+        (!self.rows.is_null()).then(|| Row::of(&self.rows["up"], &self.rows["down"]))
+    }
+
+    /// Says so when this size was served by something else than the row deployed for it: then the check is about another
+    /// kernel.
+    fn not_of(&self, deployed: &Deployed) -> Option<String> {
+        let meant = deployed.row(self.task.experts, self.task.inter, self.task.m);
+        let found = self.row();
+        if self.failure.is_some() || (found.is_some() && found == meant) {
+            return None;
+        }
+        let name = |row: Option<Row>| row.map_or_else(|| "no row".to_owned(), |row| row.name());
+        Some(format!(
+            "{} ran with {}, not with the deployed {}",
+            self.task,
+            name(found),
+            name(meant)
+        ))
+    }
+
+    fn into_check(self) -> MoeCheck {
+        let row = self.row();
+        MoeCheck {
+            kernel: match (self.failure, row) {
+                (Some(failure), _) => failure,
+                (None, Some(row)) => row.name(),
+                (None, None) => "a row that was not named".to_owned(),
+            },
+            task: self.task,
+            relative_error: self.relative_error,
+            limit: LIMIT,
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    const QWEN: Sizes = Sizes {
+        experts: 128,
+        inter: 768,
+        hidden: 2048,
+        topk: 8,
+    };
+
+    #[test]
+    fn every_size_that_won_is_tried_and_sizes_between() {
+        let won = [MoeTask::whole(QWEN, 8), MoeTask::whole(QWEN, 4096)];
+        let tried: Vec<u32> = sizes(won.iter()).iter().map(|task| task.m).collect();
+        assert_eq!(tried, [1, 2, 8, 33, 128, 4096]);
+    }
+}

@@ -1,0 +1,230 @@
+//! The fused MoE beside the dense GEMMs: what was seen of it, tuned, put in place and verified.
+
+use std::collections::BTreeMap;
+
+use camino::Utf8PathBuf;
+use serde::{Deserialize, Serialize};
+
+use super::Engagement;
+use crate::run::documents::Asked;
+use crate::table::moe::problem::MoeProblem;
+use crate::tune::TuneOutcome;
+use crate::tune::clocks::Clocks;
+use crate::tune::moe::{MoeTask, Part};
+use crate::tune::results::Row;
+
+/// A fused MoE that the workload was seen to run.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+pub struct SeenMoe {
+    /// The problem on one rank.
+    #[serde(flatten)]
+    pub problem: MoeProblem,
+    /// Calls by M (tokens of the forward), graph replays counted.
+    pub calls: BTreeMap<u32, u64>,
+    /// Calls of one forward pass, counted in a captured graph; absent where none was captured.
+    pub per_forward: Option<u32>,
+    /// What serves it today, in words.
+    pub today: String,
+}
+
+impl SeenMoe {
+    /// What was seen, in words.
+    pub fn sentence(&self) -> String {
+        format!(
+            "fused MoE {} at {} M from {} calls",
+            self.in_short(),
+            self.calls.len(),
+            self.calls.values().sum::<u64>()
+        )
+    }
+
+    /// `E=128 N=768`: what one table is about.
+    pub fn in_short(&self) -> String {
+        format!("E={} N={}", self.problem.experts, self.problem.n)
+    }
+}
+
+/// What the tune stage found of fused MoE.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+pub struct TunedMoe {
+    /// The device, in words.
+    pub device: String,
+    /// What was timed as the whole operation: `fused_experts`, or `two GEMMs` where that could not be run.
+    pub whole: String,
+    /// One row for every size that was raced, as a whole operation.
+    pub rows: Vec<Row<MoeTask>>,
+    /// Sizes without a winner, with the reason.
+    pub failed: Vec<String>,
+    /// Sizes the budget left out.
+    pub not_reached: Vec<MoeTask>,
+    /// Candidates that fault, hang or compute wrong numbers, with the evidence.
+    pub quarantined: Vec<String>,
+    /// What was lost for good.
+    pub lost: Vec<String>,
+    /// Files of the tables, as the tuner wrote them.
+    pub files: Vec<Utf8PathBuf>,
+    /// What the devices' clocks did while candidates were timed.
+    pub clocks: Clocks,
+    /// Pairs of rows that were timed as whole operations.
+    pub candidates: u64,
+    /// Seconds devices were held by requests, all together.
+    pub busy_seconds: f64,
+    /// Seconds from start to end of the last attempt.
+    pub seconds: f64,
+}
+
+impl TunedMoe {
+    /// Rows that are faster than what serves today.
+    pub fn won(&self) -> impl Iterator<Item = &Row<MoeTask>> {
+        self.rows.iter().filter(|row| !row.incumbent_kept)
+    }
+}
+
+impl From<TuneOutcome<MoeTask>> for TunedMoe {
+    fn from(outcome: TuneOutcome<MoeTask>) -> Self {
+        let whole = outcome.device.versions.get("whole").cloned();
+        let (candidates, rows) = (
+            outcome.rows.iter().map(|row| u64::from(row.timed)).sum(),
+            outcome.rows.into_iter(),
+        );
+        let is_whole = |task: &MoeTask| task.part == Part::Whole;
+        Self {
+            device: outcome.device.name,
+            whole: whole.unwrap_or_default(),
+            rows: rows.filter(|row| is_whole(&row.shape)).collect(),
+            failed: outcome
+                .failed
+                .iter()
+                .map(|unserved| format!("{}: {}", unserved.shape, unserved.reason))
+                .collect(),
+            not_reached: outcome.not_reached.into_iter().filter(is_whole).collect(),
+            quarantined: outcome
+                .quarantined
+                .iter()
+                .map(|bad| format!("{} {}: {}", bad.shape, bad.candidate, bad.evidence))
+                .collect(),
+            lost: outcome.lost,
+            files: outcome.files,
+            clocks: outcome.clocks,
+            candidates,
+            busy_seconds: outcome.busy_s,
+            seconds: outcome.seconds,
+        }
+    }
+}
+
+/// The deployed tables of fused MoE.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+pub struct DeployedMoe {
+    /// Environment that serves them.
+    pub env: BTreeMap<String, String>,
+    /// Their folder.
+    pub table: Utf8PathBuf,
+    /// Their content digest.
+    pub digest: String,
+    /// Rows in them, each for the up and the down projection.
+    pub rows: usize,
+    /// Of them, rows that are faster than what served before; the others are what serves anyway.
+    pub won: usize,
+    /// What undo takes back, in words.
+    pub takes_back: Vec<String>,
+    /// What a reader of the result has to know.
+    pub notes: Vec<String>,
+}
+
+/// The deployed fused MoE against a reference, at one size.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+pub struct MoeCheck {
+    /// The size.
+    #[serde(flatten)]
+    pub task: MoeTask,
+    /// The row that served it, in words; the failure where it did not run.
+    pub kernel: String,
+    /// ‖y − ref‖ / ‖ref‖; absent when the output was not finite.
+    pub relative_error: Option<f64>,
+    /// The largest error accepted.
+    pub limit: f64,
+}
+
+impl MoeCheck {
+    /// Whether the numbers are right.
+    pub fn passes(&self) -> bool {
+        self.relative_error.is_some_and(|error| error <= self.limit)
+    }
+}
+
+/// What the verify stage found of the deployed fused MoE.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+pub struct VerifiedMoe {
+    /// Its numbers.
+    pub checks: Vec<MoeCheck>,
+    /// Which sizes were served by the deployed tables; `families` holds each table.
+    pub engagement: Engagement,
+}
+
+impl VerifiedMoe {
+    /// Why the deployed tables are not what serves; `None` where they are. A table is put in place for a whole process, so
+    /// a single size that another row served means a process without it.
+    pub fn refusal(&self) -> Option<String> {
+        let engagement = &self.engagement;
+        let idle = |(_, asked): &(&String, &Asked)| asked.hit == 0 && asked.missed == 0;
+        if let Some(first) = engagement.missed.first() {
+            return Some(format!(
+                "fused MoE: {} of {} sizes were not served by the row that is deployed for them, first {first}",
+                engagement.missed.len(),
+                engagement.looked_up()
+            ));
+        }
+        if let Some(first) = engagement.other_kernel.first() {
+            return Some(format!(
+                "fused MoE: another row than the deployed one runs: {first}"
+            ));
+        }
+        let table = engagement.families.iter().find(idle);
+        table.map(|(table, _)| {
+            format!("fused MoE: the server looked nothing up in the deployed table of {table}")
+        })
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn one_size_that_another_row_served_is_a_refusal() {
+        let seen = |hit, missed: &[&str], other: &[&str]| VerifiedMoe {
+            checks: Vec::new(),
+            engagement: Engagement {
+                hit,
+                missed: missed.iter().map(ToString::to_string).collect(),
+                other_kernel: other.iter().map(ToString::to_string).collect(),
+                families: BTreeMap::from([(
+                    "E=8 N=128".to_owned(),
+                    Asked {
+                        hit,
+                        missed: missed.len() + other.len(),
+                    },
+                )]),
+                ..Engagement::default()
+            },
+        };
+        for (verified, says) in [
+            (seen(9, &[], &[]), None),
+            (
+                seen(9, &["M=1"], &[]),
+                Some("1 of 10 sizes were not served"),
+            ),
+            (seen(9, &[], &["M=1: a instead of b"]), Some("another row")),
+            (seen(0, &[], &[]), Some("table of E=8 N=128")),
+        ] {
+            let refusal = verified.refusal();
+            assert_eq!(refusal.is_some(), says.is_some(), "{verified:?}");
+            assert!(
+                refusal
+                    .unwrap_or_default()
+                    .contains(says.unwrap_or_default())
+            );
+        }
+    }
+}

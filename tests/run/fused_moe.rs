@@ -1,0 +1,374 @@
+//! The loop with a model with experts, against the stand-in for an SGLang server: its look-up, the overlay, capture, race,
+//! tables, check and engagement are the real ones; GEMMs and the GPU worker are played.
+
+use std::process::{Output, Stdio};
+use std::time::{Duration, Instant};
+
+use camino::{Utf8Path, Utf8PathBuf};
+use serde_json::{Value, json};
+
+use super::sglang_triton::Scene;
+use super::support::{count, document, stderr};
+
+const NAME: &str = "E=8,N=128,device_name=NVIDIA_Stand-in,dtype=fp8_w8a8,block_shape=[128, 128]";
+
+/// A scene whose model has eight experts a layer and whose dense GEMMs run `dense`; `kind` is what is tuned.
+fn scene(pairs: u32, dense: &str, kind: &str) -> Scene {
+    let scene = Scene::new(pairs, &["--backend", dense, "--experts", "8"]);
+    let model = scene.folder.join("model/config.json");
+    let sizes = fs_err::read_to_string(&model).unwrap();
+    let with_experts = sizes
+        .replace("Qwen3ForCausalLM", "Qwen3MoeForCausalLM")
+        .replace("\"qwen3\"", "\"qwen3_moe\"")
+        .replace(
+            "\"vocab_size\"",
+            "\"moe_intermediate_size\": 128, \"num_experts\": 8, \"num_experts_per_tok\": 2, \"vocab_size\"",
+        );
+    fs_err::write(&model, with_experts).unwrap();
+    if kind != "sglang-triton" {
+        scene.change(|config| {
+            config.replace("kind = \"sglang-triton\"", &format!("kind = {kind:?}"))
+        });
+    }
+    scene
+}
+
+/// The tables that SGLang ships for the stand-in, with the row of `row(M)` at each M.
+fn ships(scene: &Scene, row: impl Fn(u32) -> Value) -> Utf8PathBuf {
+    let folder = scene.folder.join("shipped");
+    let configs = folder.join("configs/triton_3_6_0");
+    fs_err::create_dir_all(&configs).unwrap();
+    let rows: serde_json::Map<String, Value> = [1, 2, 4, 8, 16, 32, 64, 96, 128, 256]
+        .into_iter()
+        .map(|m: u32| (m.to_string(), row(m)))
+        .collect();
+    fs_err::write(
+        configs.join(format!("{NAME}.json")),
+        Value::Object(rows).to_string(),
+    )
+    .unwrap();
+    folder
+}
+
+fn row(block_m: u32) -> Value {
+    json!({"BLOCK_SIZE_M": block_m, "BLOCK_SIZE_N": 128, "BLOCK_SIZE_K": 128, "GROUP_SIZE_M": 1, "num_warps": 4, "num_stages": 3})
+}
+
+/// Has the server started by a script that does `first` where the tuned arm is served.
+fn in_the_tuned_server(scene: &Scene, first: &str) {
+    let script = format!("[ -z \"$GEMMTUNE_MOE_TABLES\" ] || {first}\nexec \"$@\"\n");
+    fs_err::write(scene.folder.join("launch"), script).unwrap();
+    let command = format!("command = [\"bash\", \"{}/launch\", ", scene.folder);
+    scene.change(|config| config.replace("command = [", &command));
+}
+
+fn events(run: &Utf8Path) -> Vec<Value> {
+    let journal = fs_err::read_to_string(run.join("journal.jsonl")).unwrap();
+    let event = |line: &str| serde_json::from_str::<Value>(line).unwrap()["event"].clone();
+    journal.lines().map(event).collect()
+}
+
+/// The run stopped at verify with `said`, and what was deployed is gone.
+fn was_stopped(scene: &Scene, output: &Output, said: &str) {
+    assert_eq!(output.status.code(), Some(16), "{}", stderr(output));
+    assert!(stderr(output).contains(said), "{}", stderr(output));
+    let run = scene.latest();
+    let events = events(&run);
+    assert_eq!(count(&events, "stage_started", "compare"), 0);
+    assert!(events.iter().any(|event| event["kind"] == "undone"));
+    let deploy = document(&run.join("deploy.json"));
+    let tables = deploy["fused_moe"]["table"].as_str().unwrap();
+    assert!(!Utf8Path::new(tables).exists());
+}
+
+#[test]
+fn the_fused_moe_alone_is_tuned_proved_compared_and_taken_back() {
+    let scene = scene(6, "deepgemm", "sglang-moe");
+    let output = scene.run(&["run", "--json"], &[]);
+    assert!(output.status.success(), "{}", stderr(&output));
+    let run = scene.latest();
+
+    // Decode runs from graphs: 24 steps a request and more are replays, and only replays bring the count there.
+    let capture = document(&run.join("capture.json"));
+    let seen = &capture["fused_moe"][0];
+    assert_eq!(
+        (&seen["E"], &seen["N"], &seen["K"]),
+        (&json!(8), &json!(128), &json!(256))
+    );
+    assert_eq!(seen["per_forward"], 2, "{capture}");
+    assert!(
+        seen["calls"]["1"].as_u64().unwrap() >= 2 * 3 * 23,
+        "{capture}"
+    );
+    assert!(
+        seen["today"]
+            .as_str()
+            .unwrap()
+            .contains("default configuration")
+    );
+    let shapes = fs_err::read_to_string(run.join("shapes.csv")).unwrap();
+    assert!(
+        shapes.contains("fused_moe_triton,1,128,256,fp8_w8a8,"),
+        "{shapes}"
+    );
+
+    // The prefill chunk and sizes between are raced too, after what was seen.
+    let plan = document(&run.join("plan.json"));
+    let planned: Vec<u64> = plan["fused_moe"]
+        .as_array()
+        .unwrap()
+        .iter()
+        .map(|row| row["M"].as_u64().unwrap())
+        .collect();
+    assert!(
+        [1, 2, 4, 8, 16, 64, 256]
+            .iter()
+            .all(|m| planned.contains(m)),
+        "{planned:?}"
+    );
+
+    let tune = document(&run.join("tune.json"));
+    assert_eq!(tune["rows"], json!([]), "dense GEMMs are left alone");
+    let deploy = document(&run.join("deploy.json"));
+    assert_eq!(deploy["dense"], false);
+    let tables = Utf8Path::new(deploy["env"]["GEMMTUNE_MOE_TABLES"].as_str().unwrap());
+    let up = document(&tables.join(format!("{NAME}.json")));
+    assert_eq!(up["1"]["BLOCK_SIZE_M"], 16, "{up}");
+
+    let verify = document(&run.join("verify.json"));
+    let moe = &verify["fused_moe"];
+    assert!(moe["checks"].as_array().unwrap().len() >= 7, "{verify}");
+    assert_eq!(moe["engagement"]["missed"], json!([]));
+    assert_eq!(moe["engagement"]["other_kernel"], json!([]));
+    assert!(moe["engagement"]["hit"].as_u64().unwrap() >= 5, "{verify}");
+
+    let compare = document(&run.join("compare.json"));
+    assert_eq!(compare["verdict"], "better", "{compare}");
+    for load in compare["loads"].as_array().unwrap() {
+        let predicted = load["predicted"].as_f64().unwrap();
+        let measured = load["comparison"]["ratio"]["median"].as_f64().unwrap();
+        // Decode steps of the stand-in last five times its kernels, so the kernels alone foresee less.
+        assert!(predicted > 1.0 && predicted < measured, "{load}");
+    }
+    let report = document(&run.join("report.json"));
+    let rows = report["fused_moe"][0]["rows"].as_array().unwrap();
+    let first = rows.iter().find(|row| row["m"] == 1).unwrap();
+    assert!(
+        first["before"]["us"].as_f64() > first["after"]["us"].as_f64(),
+        "{first}"
+    );
+    let page = fs_err::read_to_string(run.join("report.html")).unwrap();
+    assert!(page.contains("Fused MoE before and after"));
+    let summary = fs_err::read_to_string(run.join("report.md")).unwrap();
+    assert!(
+        summary.contains("## Fused MoE E=8 N=128 K=256 topk=2"),
+        "{summary}"
+    );
+
+    assert!(scene.run(&["undo"], &[]).status.success());
+    assert!(!tables.exists());
+}
+
+#[test]
+fn dense_gemms_and_the_fused_moe_are_tuned_in_one_run() {
+    let scene = scene(1, "triton", "sglang-triton");
+    let output = scene.run(&["run", "--until", "verify"], &[]);
+    assert!(output.status.success(), "{}", stderr(&output));
+    let run = scene.latest();
+    let deploy = document(&run.join("deploy.json"));
+    for variable in ["GEMMTUNE_TRITON_TABLES", "GEMMTUNE_MOE_TABLES"] {
+        let folder = deploy["env"][variable].as_str().unwrap();
+        assert!(fs_err::read_dir(folder).unwrap().count() >= 2, "{deploy}");
+    }
+    let verify = document(&run.join("verify.json"));
+    assert!(
+        verify["engagement"]["hit"].as_u64().unwrap() >= 4,
+        "{verify}"
+    );
+    assert!(
+        verify["fused_moe"]["engagement"]["hit"].as_u64().unwrap() >= 5,
+        "{verify}"
+    );
+    assert!(scene.run(&["undo"], &[]).status.success());
+    for variable in ["GEMMTUNE_TRITON_TABLES", "GEMMTUNE_MOE_TABLES"] {
+        assert!(!Utf8Path::new(deploy["env"][variable].as_str().unwrap()).exists());
+    }
+}
+
+#[test]
+fn a_run_that_is_killed_while_its_tables_are_verified_goes_on() {
+    let scene = scene(1, "deepgemm", "sglang-moe");
+    let mut command = scene.command(&["run", "--until", "verify"]);
+    let mut running = command
+        .stdout(Stdio::null())
+        .stderr(Stdio::null())
+        .spawn()
+        .unwrap();
+    let until = Instant::now() + Duration::from_secs(240);
+    loop {
+        let journal = scene.folder.join("runs/latest/journal.jsonl");
+        let text = fs_err::read_to_string(&journal).unwrap_or_default();
+        if text.contains("\"stage\":\"verify\"") {
+            break;
+        }
+        assert!(Instant::now() < until, "{text}");
+        std::thread::sleep(Duration::from_millis(20));
+    }
+    running.kill().unwrap();
+    running.wait().unwrap();
+    let deployed = document(&scene.latest().join("deploy.json"));
+    let output = scene.run(&["run", "--until", "verify"], &[]);
+    assert!(output.status.success(), "{}", stderr(&output));
+    let events = events(&scene.latest());
+    assert_eq!(count(&events, "stage_started", "verify"), 2);
+    assert_eq!(count(&events, "stage_started", "tune"), 1);
+    assert_eq!(document(&scene.latest().join("deploy.json")), deployed);
+}
+
+#[test]
+fn a_fused_moe_that_is_to_be_left_is_left() {
+    let scene = scene(1, "triton", "sglang-triton");
+    scene.change(|config| config.replace("[backend]\n", "[backend]\nfused_moe = \"leave\"\n"));
+    let output = scene.run(&["run", "--until", "deploy"], &[]);
+    assert!(output.status.success(), "{}", stderr(&output));
+    let deploy = document(&scene.latest().join("deploy.json"));
+    assert!(
+        deploy["env"].get("GEMMTUNE_MOE_TABLES").is_none(),
+        "{deploy}"
+    );
+    assert!(
+        document(&scene.latest().join("plan.json"))
+            .get("fused_moe")
+            .is_none()
+    );
+}
+
+#[test]
+fn a_shipped_table_that_nothing_beats_leaves_the_server_as_it_is() {
+    let scene = scene(6, "deepgemm", "sglang-moe");
+    // What is right here (`standin/cost.py`): tiles of 16 rows up to 64 tokens of two experts, of 64 above.
+    let shipped = ships(&scene, |m| row(if m <= 64 { 16 } else { 64 }));
+    let output = scene.run(&["run"], &[("SGLANG_MOE_CONFIG_DIR", shipped.as_str())]);
+    assert!(output.status.success(), "{}", stderr(&output));
+    let run = scene.latest();
+    let tune = document(&run.join("tune.json"));
+    let rows = tune["fused_moe"]["rows"].as_array().unwrap();
+    assert!(
+        !rows.is_empty() && rows.iter().all(|row| row["incumbent_kept"] == true),
+        "{tune}"
+    );
+    let report = fs_err::read_to_string(run.join("report.md")).unwrap();
+    assert!(
+        report.contains("Nothing to gain: no row was found that is faster"),
+        "{report}"
+    );
+    assert!(report.contains("served today by the table"), "{report}");
+    assert!(!run.join("deploy.json").exists());
+}
+
+#[test]
+fn a_size_that_the_workload_does_not_run_is_no_reason_to_compare() {
+    let scene = scene(6, "deepgemm", "sglang-moe");
+    // Wrong above 64 tokens, where no load of the scene comes.
+    let shipped = ships(&scene, |_| row(16));
+    let output = scene.run(&["run"], &[("SGLANG_MOE_CONFIG_DIR", shipped.as_str())]);
+    assert!(output.status.success(), "{}", stderr(&output));
+    let run = scene.latest();
+    let report = fs_err::read_to_string(run.join("report.md")).unwrap();
+    assert!(
+        report.contains("of those that the workload runs; 3 other sizes are"),
+        "{report}"
+    );
+    assert!(!run.join("deploy.json").exists());
+}
+
+#[test]
+fn rows_of_the_shipped_table_are_carried_along() {
+    let scene = scene(1, "deepgemm", "sglang-moe");
+    // Right for many tokens only.
+    let shipped = ships(&scene, |_| row(64));
+    let output = scene.run(
+        &["run", "--until", "verify"],
+        &[("SGLANG_MOE_CONFIG_DIR", shipped.as_str())],
+    );
+    assert!(output.status.success(), "{}", stderr(&output));
+    let deploy = document(&scene.latest().join("deploy.json"));
+    let tables = Utf8Path::new(deploy["fused_moe"]["table"].as_str().unwrap());
+    let (up, down) = (
+        document(&tables.join(format!("{NAME}.json"))),
+        document(&tables.join(format!("{NAME}_down.json"))),
+    );
+    assert_eq!(
+        up["256"],
+        row(64),
+        "what was not beaten is what served before: {up}"
+    );
+    assert_eq!(down["256"], row(64), "the up row served both");
+    assert_eq!(up["1"]["BLOCK_SIZE_M"], 16);
+}
+
+#[test]
+fn wrong_numbers_are_stopped_before_a_server_starts_with_them() {
+    let scene = scene(6, "deepgemm", "sglang-moe");
+    let output = scene.run(&["run"], &[("STANDIN_WRONG", "fused-moe")]);
+    was_stopped(
+        &scene,
+        &output,
+        "sizes are wrong, first fused_moe_triton E=8",
+    );
+    let trials = fs_err::read_dir(scene.latest().join("trials")).unwrap();
+    assert_eq!(trials.count(), 2, "baseline and capture");
+}
+
+#[test]
+fn a_tuned_server_without_its_tables_is_not_compared() {
+    for (first, said) in [
+        ("unset GEMMTUNE_MOE_TABLES", "engagement: "),
+        (
+            "export GEMMTUNE_MOE_TABLES=/nowhere",
+            "sizes were not served by the row that is deployed",
+        ),
+        (
+            "PYTHONPATH=${PYTHONPATH#*:}",
+            "no process of the server loaded the overlay",
+        ),
+    ] {
+        let scene = scene(6, "deepgemm", "sglang-moe");
+        in_the_tuned_server(&scene, first);
+        let output = scene.run(&["run"], &[]);
+        was_stopped(&scene, &output, said);
+    }
+}
+
+#[test]
+fn a_tuned_server_that_is_served_other_rows_is_not_compared() {
+    let scene = scene(6, "deepgemm", "sglang-moe");
+    let other = scene.folder.join("other");
+    fs_err::create_dir(&other).unwrap();
+    for suffix in ["", "_down"] {
+        let text = json!({"1": row(32)}).to_string();
+        fs_err::write(other.join(format!("{NAME}{suffix}.json")), text).unwrap();
+    }
+    in_the_tuned_server(&scene, &format!("export GEMMTUNE_MOE_TABLES={other}"));
+    let output = scene.run(&["run"], &[]);
+    was_stopped(&scene, &output, "another row than the deployed one runs");
+}
+
+#[test]
+fn a_model_without_experts_is_refused_by_what_would_tune_nothing_else() {
+    let scene = Scene::new(1, &[]);
+    scene.change(|config| config.replace("kind = \"sglang-triton\"", "kind = \"sglang-moe\""));
+    let output = scene.run(&["run"], &[]);
+    assert_eq!(output.status.code(), Some(14), "{}", stderr(&output));
+    assert!(
+        stderr(&output).contains("ran no fused MoE"),
+        "{}",
+        stderr(&output)
+    );
+    let table = scene.run(&["run", "--new", "--table", "model"], &[]);
+    assert!(
+        stderr(&table).contains("judges no table of fused MoE"),
+        "{}",
+        stderr(&table)
+    );
+}
