@@ -1,6 +1,7 @@
 //! A first `gemmtune.toml` from what was watched, read or observed, with a question for everything that was not.
 
 mod benchmark;
+mod experts;
 mod server;
 
 use std::collections::BTreeMap;

@@ -4,7 +4,7 @@ use std::collections::BTreeMap;
 
 use camino::{Utf8Path, Utf8PathBuf};
 
-use super::{Draft, Made, Subject, plain, resolve};
+use super::{Draft, Made, Subject, experts, plain, resolve};
 use crate::problem::Op;
 use crate::table::serves::ByDefault;
 use crate::workload::config::{SGLANG_DEFAULT_PORT, SGLANG_READY_LINE};
@@ -356,6 +356,7 @@ impl Draft {
             aiter.as_ref().and_then(Word::known),
             Some("1" | "true" | "True")
         );
+        let experts = experts::there(subject, made);
         match (forced, uses_aiter, made.machine) {
             (Some("triton"), ..) => {
                 self.value("kind", "sglang-triton", None);
@@ -373,12 +374,20 @@ impl Draft {
                 let why = format!("`--fp8-gemm-backend {}` is not one that gemmtune tunes (aiter, deep_gemm, triton)", quoted(other));
                 self.ask("kind", why, true);
             }
+            (None, false, Some(("sglang-families", _))) if experts => self.value(
+                "kind",
+                "sglang-moe",
+                Some(experts::ALONE.to_owned()),
+            ),
             (None, false, Some((kind, why))) => self.value("kind", kind, Some(why.to_owned())),
             (None, false, None) => self.ask(
                 "kind",
                 "neither SGLANG_USE_AITER=1 nor `--fp8-gemm-backend` was seen: `aiter` on AMD, `sglang-families` on NVIDIA, where Hopper's default is DeepGEMM",
                 true,
             ),
+        }
+        if experts && matches!(forced, Some("triton" | "deep_gemm")) {
+            self.notes.push(experts::TOO.to_owned());
         }
         match interpreter(server, made) {
             Ok(python) => self.value("python", python.to_string(), None),
@@ -476,7 +485,7 @@ fn one_of_several(argv: &[Word]) -> Option<String> {
 }
 
 /// The model of `sglang serve MODEL`.
-fn served(argv: &[Word]) -> Option<Word> {
+pub(super) fn served(argv: &[Word]) -> Option<Word> {
     let at = argv.iter().position(|word| word.text() == "serve")?;
     argv.get(at + 1)
         .filter(|word| !word.text().starts_with('-'))
