@@ -49,7 +49,8 @@ pub(super) fn accounts(
             edges.push((kernel.end, Edge::KernelEnds, index));
         }
     }
-    for (index, step) in steps.iter().enumerate() {
+    let lasting = |(_, step): &(usize, &Step)| step.end > step.start;
+    for (index, step) in steps.iter().enumerate().filter(lasting) {
         edges.push((step.start, Edge::StepBegins, index));
         edges.push((step.end, Edge::StepEnds, index));
     }

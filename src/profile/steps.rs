@@ -5,7 +5,7 @@
 //! its graph. A step lasts until the next one begins, so that sampling and the time nothing runs belong to it; the last one
 //! has no end and is left out.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 
 use serde::{Deserialize, Serialize};
 
@@ -158,17 +158,10 @@ fn phase_of_file(file: &str) -> Option<Phase> {
 
 /// Steps as spans name them, each until its span's end.
 fn spans(device: &Device, by_file: Option<Phase>) -> Vec<Step> {
-    // Each stream has a copy of a span; the stream with the most of them is the one that passes begin on.
-    let mut streams: BTreeMap<&str, usize> = BTreeMap::new();
-    for span in &device.spans {
-        *streams.entry(&span.stream).or_default() += 1;
-    }
-    let Some((main, _)) = streams.into_iter().max_by_key(|(_, count)| *count) else {
-        return Vec::new();
-    };
-    let on_main = device.spans.iter().filter(|span| span.stream == main);
-    let (named, numbered): (Vec<&Span>, Vec<&Span>) =
-        on_main.partition(|span| span.label.starts_with("step["));
+    let passes = one_a_pass(&device.spans);
+    let (named, numbered): (Vec<&Span>, Vec<&Span>) = passes
+        .iter()
+        .partition(|span| span.label.starts_with("step["));
     let of = |span: &&Span| {
         let (phase, requests, tokens) = read_label(&span.label)?;
         Some(Step {
@@ -185,6 +178,32 @@ fn spans(device: &Device, by_file: Option<Phase>) -> Vec<Step> {
     };
     let spans = if named.is_empty() { &numbered } else { &named };
     spans.iter().filter_map(of).collect()
+}
+
+/// A span has a copy on each stream that it launched on. They show one record, whose number they share; where they have
+/// none, the stream with the most of them is the one that passes begin on.
+fn one_a_pass(spans: &[Span]) -> Vec<Span> {
+    let records: BTreeSet<u64> = spans.iter().filter_map(|span| span.record).collect();
+    if records.len() > 1 && spans.iter().all(|span| span.record.is_some()) {
+        let mut passes: Vec<Span> = Vec::with_capacity(records.len());
+        let mut place: BTreeMap<u64, usize> = BTreeMap::new();
+        for span in spans {
+            if let Some(&known) = span.record.and_then(|record| place.get(&record)) {
+                passes[known].end = passes[known].end.max(span.end);
+            } else {
+                place.extend(span.record.map(|record| (record, passes.len())));
+                passes.push(span.clone());
+            }
+        }
+        return passes;
+    }
+    let mut streams: BTreeMap<&str, usize> = BTreeMap::new();
+    for span in spans {
+        *streams.entry(&span.stream).or_default() += 1;
+    }
+    let main = streams.into_iter().max_by_key(|(_, count)| *count);
+    let on_main = |span: &&Span| main.is_some_and(|(stream, _)| stream == span.stream);
+    spans.iter().filter(on_main).cloned().collect()
 }
 
 /// Whether a moment lies in one of `spans`, which are in order of their starts.
@@ -315,6 +334,34 @@ mod tests {
         ] {
             assert_eq!(read_label(label), expected, "{label}");
         }
+    }
+
+    #[test]
+    fn the_copies_of_a_span_are_one_pass() {
+        let span = |start: f64, end: f64, stream: &str, record| Span {
+            start,
+            end,
+            label: "step[DECODE bs=1]".to_owned(),
+            stream: stream.to_owned(),
+            record,
+        };
+        let numbered = [
+            span(0.0, 4.0, "7", Some(1)),
+            span(1.0, 9.0, "20", Some(1)),
+            span(5.0, 6.0, "7", Some(1)),
+            span(10.0, 14.0, "7", Some(2)),
+        ];
+        let places = |spans: &[Span]| -> Vec<(f64, f64)> {
+            let passes = one_a_pass(spans);
+            passes.iter().map(|span| (span.start, span.end)).collect()
+        };
+        assert_eq!(places(&numbered), [(0.0, 9.0), (10.0, 14.0)]);
+        let without = numbered.map(|span| Span {
+            record: None,
+            ..span
+        });
+        assert_eq!(places(&without), [(0.0, 4.0), (5.0, 6.0), (10.0, 14.0)]);
+        assert!(one_a_pass(&[]).is_empty());
     }
 
     #[test]

@@ -301,6 +301,30 @@ fn slowly(kernels: &[Kernel], steps: &[Step], names: usize) -> (f64, f64, Vec<f6
 
 proptest! {
     #[test]
+    fn a_trace_that_was_tampered_with_is_an_error_or_adds_up(
+        changes in prop::collection::vec((0_usize..30_000, any::<u8>()), 1..8),
+        swap in (0_usize..30_000, 0_usize..30_000),
+    ) {
+        let mut bytes =
+            include_bytes!("../../testdata/profile/1762000000.1-TP-0.trace.json").to_vec();
+        for (place, byte) in changes {
+            let length = bytes.len();
+            // Digits make other times; any byte makes other JSON, or none.
+            bytes[place % length] = if place % 3 == 0 { byte } else { b'0' + byte % 10 };
+        }
+        let length = bytes.len();
+        bytes.swap(swap.0 % length, swap.1 % length);
+        if let Ok(trace) = reading(&bytes) {
+            for phase in profiles(&trace, "1-TP-0").iter().flat_map(|profile| &profile.phases) {
+                let sum: f64 = phase.operations.iter().map(|part| part.us).sum();
+                let slack = 1e-6 * phase.step_us.max(1.0);
+                assert!((sum + phase.idle_us - phase.step_us).abs() < slack, "{phase:?}");
+                assert!(phase.busy_us <= phase.step_us + slack, "{phase:?}");
+            }
+        }
+    }
+
+    #[test]
     fn however_kernels_overlap_each_moment_is_given_away_once(
         kernels in prop::collection::vec((0_u32..300, 0_u32..60, 0_u32..4), 0..40),
         gaps in prop::collection::vec((0_u32..30, 1_u32..60), 1..6),

@@ -23,6 +23,9 @@ const MOST_KERNELS: usize = 10_000_000;
 /// Names kept; a server runs a few hundred kernels.
 const MOST_NAMES: usize = 100_000;
 
+/// No clock shows so many µs: three thousand years since 1970.
+const LATEST: f64 = 1e17;
+
 /// Bytes of a name that are kept: templates of CUTLASS reach a few thousand.
 const LONGEST_NAME: usize = 8192;
 
@@ -37,7 +40,7 @@ pub enum ProfileError {
         source: io::Error,
     },
     /// It ends in the middle.
-    #[error("the trace `{path}` ends early: it was cut off, or is still being written")]
+    #[error("read the trace `{path}`: it ends early, so it was cut off or is still being written")]
     Torn { path: Utf8PathBuf },
     /// It is no JSON, or not of this form.
     #[error("read the trace `{path}`")]
@@ -47,15 +50,15 @@ pub enum ProfileError {
         source: serde_json::Error,
     },
     /// It has more than a profile of a few steps can have.
-    #[error("the trace `{path}` has more than {most}; profile fewer steps")]
+    #[error("read the trace `{path}`: it has more than {most}")]
     TooLarge {
         path: Utf8PathBuf,
         /// What there is too much of.
         most: String,
     },
-    /// Nothing ran on a device.
+    /// Nothing ran on a device. A trace of the CPU alone is one.
     #[error(
-        "the trace `{0}` holds no GPU kernels: it was recorded without the activity \"GPU\", or nothing was served meanwhile"
+        "use the trace `{0}`: it holds no GPU kernels, so it was recorded without the activity \"GPU\", or nothing was served meanwhile"
     )]
     NoKernels(Utf8PathBuf),
 }
@@ -78,6 +81,8 @@ pub(super) struct Span {
     pub(super) end: f64,
     pub(super) label: String,
     pub(super) stream: String,
+    /// The `record_function` it shows; each stream that it launched on has a copy.
+    pub(super) record: Option<u64>,
 }
 
 /// One device of a trace.
@@ -189,7 +194,12 @@ impl Reading {
                     return;
                 };
                 let end = start + length;
-                if event.ph.text() != Some("X") || length < 0.0 || !end.is_finite() {
+                let is_a_time = |us: f64| us.abs() < LATEST;
+                if event.ph.text() != Some("X")
+                    || length < 0.0
+                    || !is_a_time(start)
+                    || !is_a_time(end)
+                {
                     return;
                 }
                 if kind == Kind::Span && !super::steps::is_step(name) {
@@ -207,6 +217,7 @@ impl Reading {
                         end,
                         label: cut(name).to_owned(),
                         stream: event.tid.label(),
+                        record: event.args.external.whole().filter(|record| *record > 0),
                     });
                     return;
                 }
@@ -408,6 +419,7 @@ struct Event {
 #[derive(Default)]
 struct Args {
     correlation: Loose,
+    external: Loose,
 }
 
 impl<'de> Deserialize<'de> for Args {
@@ -423,10 +435,12 @@ impl<'de> Deserialize<'de> for Args {
             fn visit_map<A: MapAccess<'de>>(self, mut map: A) -> Result<Args, A::Error> {
                 let mut args = Args::default();
                 while let Some(key) = map.next_key::<Loose>()? {
-                    if key.text() == Some("correlation") {
-                        args.correlation = map.next_value()?;
-                    } else {
-                        map.next_value::<IgnoredAny>()?;
+                    match key.text() {
+                        Some("correlation") => args.correlation = map.next_value()?,
+                        Some("External id") => args.external = map.next_value()?,
+                        _ => {
+                            map.next_value::<IgnoredAny>()?;
+                        }
                     }
                 }
                 Ok(args)

@@ -39,8 +39,8 @@ class Trace:
         }  # fmt: skip
         self.add("kernel", name, 0, stream, start, end, args)
 
-    def span(self, name, start, end, stream=MAIN):
-        self.add("gpu_user_annotation", name, 0, stream, start, end, {"External id": 1})
+    def span(self, name, record, start, end, stream=MAIN):
+        self.add("gpu_user_annotation", name, 0, stream, start, end, {"External id": record})
 
     def launch(self, correlation, at):
         self.add("cuda_runtime", "cudaGraphLaunch", 4711, 4711, at, at + 3, {"External id": 1, "cbid": 311, "correlation": correlation})
@@ -61,13 +61,13 @@ def steps_of_a_rank(rank, attention_ends):
     trace = Trace("NVIDIA H200")
     trace.kernel(ADD, 900, 950)  # of the step before, whose beginning was not recorded
     for start in (1000, 1500):
-        trace.span("step[EXTEND bs=2 toks=512]", start, start + 350)
+        trace.span("step[EXTEND bs=2 toks=512]", start, start, start + 350)
         trace.kernel("fused_moe_kernel", start, start + 200)
         trace.kernel(DEEP_GEMM, start + 200, start + 300)
         trace.kernel(ADD, start + 300, start + 350)
     for start in (2000, 2100, 2200, 2450, 2550, 2650):
-        trace.span("step[DECODE bs=8]", start, start + 90)
-        trace.span("step[DECODE bs=8]", start + 20, start + 30, SIDE)
+        trace.span("step[DECODE bs=8]", start, start, start + 90)
+        trace.span("step[DECODE bs=8]", start, start + 20, start + 30, SIDE)
         trace.kernel(DEEP_GEMM, start, start + 10)
         trace.kernel(QUANT, start + 10, start + 15)
         trace.kernel(FLASH, start + 15, start + attention_ends)
