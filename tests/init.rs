@@ -19,8 +19,6 @@ impl Job {
         let folder = Utf8PathBuf::try_from(keep.path().canonicalize().unwrap()).unwrap();
         fs_err::create_dir_all(folder.join("venv/bin")).unwrap();
         std::os::unix::fs::symlink("/bin/sleep", folder.join("venv/bin/python3")).unwrap();
-        let activate = format!("VIRTUAL_ENV='{folder}/venv'\nexport VIRTUAL_ENV\n");
-        write_atomic(&folder.join("venv/bin/activate"), activate.as_bytes()).unwrap();
         write_atomic(&folder.join("launch.sh"), script.as_bytes()).unwrap();
         Self {
             _keep: keep,
@@ -50,7 +48,7 @@ fn text(bytes: &[u8]) -> String {
 }
 
 const WHOLE: &str = "
-source venv/bin/activate
+export PATH=$PWD/venv/bin:$PATH
 export SGLANG_USE_AITER=1 HF_TOKEN=hunter2
 python3 -m sglang.launch_server --model-path /m/Qwen3 --tp-size 2 --port 31000 &
 python3 -m sglang.bench_serving --port 31000 --max-concurrency 16
@@ -540,13 +538,14 @@ fn tables_and_dumps_that_go_into_the_baseline_are_named() {
 #[test]
 fn an_asked_variable_can_be_filled_in_where_it_stands() {
     let job = Job::new(
-        "export SGLANG_USE_AITER=1\nv=$(uname -r)\nif [[ $v == 5* ]]; then export HSA_NO_SCRATCH_RECLAIM=1; fi\n\
+        "export SGLANG_USE_AITER=1\nexport HSA_NO_SCRATCH_RECLAIM=$(cat flag)\n\
          python3 -m sglang.launch_server --model-path /m --tp 8 &\npython3 -m sglang.bench_serving --num-prompts 10 --max-concurrency 4\n",
     );
     job.init(&["launch.sh"]);
     let written = job.written();
     assert!(
-        written.contains("# ? HSA_NO_SCRATCH_RECLAIM = … # it depends on the condition at line 3"),
+        written
+            .contains("# ? HSA_NO_SCRATCH_RECLAIM = … # it depends on the output of `$(cat flag)`"),
         "{written}"
     );
     let filled: String = written
@@ -648,31 +647,52 @@ fn what_may_stand_in_a_file_of_options_is_asked_for() {
 }
 
 #[test]
-fn an_interpreter_of_an_environment_that_is_not_here_is_asked_for() {
-    for (activate, why) in [
+fn after_what_only_running_follows_a_script_is_refused_with_the_line_and_the_way_to_watch() {
+    let server = "python3 -m sglang.launch_server --model-path /m --fp8-gemm-backend triton";
+    for (before, why) in [
         (
-            "source /nowhere/venv/bin/activate",
-            "`python3` depends on `/nowhere/venv/bin/activate`, sourced at line 1, which cannot be read",
+            "source venv/bin/activate",
+            "line 1 runs `source venv/bin/activate`",
         ),
+        ("conda activate sgl", "line 1 runs `conda activate`"),
         (
-            "conda activate sgl",
-            "`python3` depends on `conda activate` at line 1",
+            "[ -e on ] && export SGLANG_USE_AITER=1",
+            "the condition at line 1 is not decided by reading",
         ),
     ] {
-        let job = Job::new(&format!(
-            "{activate}\npython3 -m sglang.launch_server --model-path /m --fp8-gemm-backend triton"
-        ));
-        job.init(&["launch.sh"]);
+        let job = Job::new(&format!("{before}\n{server}\n"));
+        let said = text(&job.init(&["launch.sh"]).stderr);
         let written = job.written();
-        assert!(
-            written.contains(&format!("# ? python = … # {why}")),
-            "{written}"
-        );
-        assert!(
-            written.contains(&format!("# ? command = … # {why}")),
-            "{written}"
-        );
+        for text in [&said, &written] {
+            assert!(
+                text.contains(&format!("line 2 is not certain: {why}"))
+                    && text.contains("`gemmtune init -- bash SCRIPT` sees it"),
+                "{text}"
+            );
+        }
+        assert!(!written.contains("\ncommand = "), "{written}");
     }
+    // Where the server stands before it, what comes after is said to be missing, and asked for.
+    let again = format!("again() {{ {server} --port 1; }}\n");
+    let job = Job::new(&format!("{server} &\n{again}again\n"));
+    let said = text(&job.init(&["launch.sh"]).stderr);
+    assert!(
+        said.contains("line 2 names SGLang's server too, and line 3 calls the function `again`"),
+        "{said}"
+    );
+    let bench = "python3 -m sglang.bench_serving --port 30000";
+    let job = Job::new(&format!(
+        "SGLANG_USE_AITER=1 {server} &\n{bench}\nmore() {{ {bench} --seed 2; }}\nmore\n"
+    ));
+    let said = text(&job.init(&["launch.sh"]).stderr);
+    assert!(
+        said.contains("not all of the script was followed: line 4 calls the function `more`")
+            && said.contains(
+                "benchmark.command (needed): line 2 is not certain: line 3 names a benchmark too"
+            ),
+        "{said}"
+    );
+    assert!(job.written().contains("\ncommand = "), "{}", job.written());
 }
 
 #[test]

@@ -133,16 +133,11 @@ fn made(args: &InitArgs, printer: &Printer) -> Result<Outcome, Error> {
     let folder = env::folder()
         .map_err(|error| Error::to(ErrorKind::Environment, "find the working directory", error))?;
     let read = |path: &Utf8Path| read_text(path).ok();
-    let path_is_real = args.script.as_ref().is_some_and(|script| {
-        let path = folder.join(script);
-        path.canonicalize_utf8().is_ok_and(|real| real == path)
-    });
     let has_arguments = !args.command.is_empty();
     let surroundings = Surroundings {
         read: &read,
         variable: &env::variable,
         folder,
-        path_is_real,
         arguments: has_arguments.then(|| args.command.clone()),
     };
     let made = Made {

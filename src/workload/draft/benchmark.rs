@@ -4,7 +4,7 @@ use std::collections::{BTreeMap, BTreeSet};
 
 use camino::Utf8Path;
 
-use super::{Draft, Made, Subject};
+use super::{Draft, Made, Subject, uncertain};
 use crate::workload::env::matters;
 use crate::workload::quote::{cut, quoted};
 use crate::workload::role::{self, Client};
@@ -64,18 +64,8 @@ impl Draft {
     /// The user's own command, with its results in the trial's folder.
     fn one(&mut self, subject: Option<&Subject<'_>>, found: &Found, times: i64, made: &Made<'_>) {
         self.tables.push(("benchmark", Vec::new()));
-        if let Some(reason) = &found.depends_on {
-            self.notes.push(format!(
-                "the benchmark at line {} depends on {reason}",
-                found.line
-            ));
-        }
-        if let Some(why) = &found.clouded {
-            self.ask(
-                "command",
-                format!("nothing at line {} is certain after {why}", found.line),
-                true,
-            );
+        if let Some(why) = uncertain(found) {
+            self.ask("command", why, true);
             return;
         }
         let texts: Vec<&str> = found.argv.iter().map(Word::text).collect();
@@ -93,8 +83,7 @@ impl Draft {
         let (mut started, results, remark) = with_results(found, client);
         started.argv = absolute(&started);
         started.argv = self.with_environment(&started, subject);
-        let is_observed = subject.is_some_and(|subject| subject.is_observed);
-        self.command("command", &started, is_observed, made);
+        self.command("command", &started, made);
         match results {
             Word::Known(results) => self.value("results", results, remark),
             Word::Unknown { why, .. } => self.ask("results", format!("it depends on {why}"), true),
@@ -362,17 +351,8 @@ fn absolute(found: &Found) -> Vec<Word> {
 /// Names and defaults are those of SGLang 0.5.16's `bench_serving` and vLLM 0.11's `bench serve`: random prompts are
 /// asked for by name, 1000 of them, 1024 tokens in and (vLLM) 128 out, without a limit of rate or concurrency.
 fn describe(found: &Found) -> Result<Described, String> {
-    if let Some(why) = &found.clouded {
-        return Err(format!(
-            "nothing at line {} is certain after {why}",
-            found.line
-        ));
-    }
-    if let Some(reason) = found.depends_on.as_ref().filter(|_| found.line > 0) {
-        return Err(format!(
-            "the one at line {} depends on {reason}",
-            found.line
-        ));
+    if let Some(why) = uncertain(found) {
+        return Err(why);
     }
     let texts: Vec<&str> = found
         .argv

@@ -71,8 +71,6 @@ pub struct Made<'a> {
 struct Subject<'a> {
     found: &'a Found,
     answer: Option<&'a Answer>,
-    /// Whether its program and folder are those that really ran.
-    is_observed: bool,
 }
 
 impl Subject<'_> {
@@ -118,9 +116,21 @@ impl Draft {
             .map(|found| Subject {
                 found,
                 answer: None,
-                is_observed: false,
             });
-        let benchmarks: Vec<&Found> = facts.of(Role::Benchmark).collect();
+        let mut benchmarks: Vec<Found> = facts.of(Role::Benchmark).cloned().collect();
+        if let Some(why) = &facts.clouded {
+            draft.notes.push(format!(
+                "not all of the script was followed: {why}; `gemmtune init -- bash SCRIPT` sees all that it starts"
+            ));
+            // Whether more of them run is not known.
+            if let Some(line) = facts.missed_benchmarks.first() {
+                let why = format!("line {line} names a benchmark too, and {why}");
+                for benchmark in &mut benchmarks {
+                    benchmark.clouded.get_or_insert_with(|| why.clone());
+                }
+            }
+        }
+        let benchmarks: Vec<&Found> = benchmarks.iter().collect();
         draft.fill(name, subject.as_ref(), why, &benchmarks, made);
         draft
     }
@@ -149,7 +159,6 @@ impl Draft {
             Some(Subject {
                 found: founds.get(at)?,
                 answer: seen.get(at)?.answer.as_ref(),
-                is_observed: true,
             })
         });
         if let Some(server) = servers.and_then(|at| seen.get(at)) {
@@ -200,15 +209,12 @@ impl Draft {
             env: environment.set,
             unset: environment.unset,
             folder: Word::of(process.folder.as_str()),
-            venv: None,
             line: 0,
-            depends_on: None,
             clouded: None,
         };
         let subject = Subject {
             found: &found,
             answer,
-            is_observed: true,
         };
         draft.fill(
             &format!("pid-{}", process.pid),
@@ -395,14 +401,17 @@ fn why_no_server(facts: &Facts, servers: &[&Found]) -> Option<String> {
         facts.of(Role::OtherServer).next(),
         facts.elsewhere.first(),
     ) {
-        ([only], ..) => only.clouded.as_ref().map(|why| {
+        ([only], ..) => {
+            let why = uncertain(only).or_else(|| {
+                let (line, why) = (facts.missed.first()?, facts.clouded.as_ref()?);
+                Some(format!("line {line} names SGLang's server too, and {why}"))
+            })?;
             let words: Vec<&str> = only.argv.iter().map(Word::text).collect();
-            format!(
-                "nothing at line {} is certain after {why}; as written: {}",
-                only.line,
+            Some(format!(
+                "{why}; `gemmtune init -- bash SCRIPT` sees it; as written: {}",
                 masked(&words).join(" ")
-            )
-        }),
+            ))
+        }
         ([], Some(other), _) => Some(format!(
             "line {} starts a server that is not SGLang",
             other.line
@@ -418,7 +427,8 @@ fn why_no_server(facts: &Facts, servers: &[&Found]) -> Option<String> {
         )),
         ([], None, None) => Some(match facts.missed.first() {
             Some(line) => format!(
-                "line {line} names SGLang's server, and how it comes to run was not followed"
+                "line {line} names SGLang's server, and {}",
+                facts.clouded.as_deref().unwrap_or("nothing runs it")
             ),
             None => "the script starts no SGLang server that could be seen".to_owned(),
         }),
@@ -436,6 +446,12 @@ fn why_no_server(facts: &Facts, servers: &[&Found]) -> Option<String> {
     }
 }
 
+/// Why nothing is certain about a command of a script, where that is so.
+fn uncertain(found: &Found) -> Option<String> {
+    let why = found.clouded.as_ref()?;
+    Some(format!("line {} is not certain: {why}", found.line))
+}
+
 /// What was seen, as a script would have said it.
 fn found(seen: &Seen, ours: &BTreeMap<String, String>) -> Found {
     let environment = Environment::difference(&seen.process.env, ours);
@@ -450,9 +466,7 @@ fn found(seen: &Seen, ours: &BTreeMap<String, String>) -> Found {
         env: environment.set,
         unset: environment.unset,
         folder: Word::of(seen.process.folder.as_str()),
-        venv: None,
         line: 0,
-        depends_on: None,
         clouded: None,
     }
 }

@@ -155,12 +155,6 @@ impl Draft {
             return;
         };
         let server = subject.found;
-        if let Some(reason) = &server.depends_on {
-            self.notes.push(format!(
-                "the server at line {} depends on {reason}",
-                server.line
-            ));
-        }
         let mut started = server.clone();
         started.argv = self.without_keys(&server.argv);
         if let Some(why) = one_of_several(&server.argv) {
@@ -171,7 +165,7 @@ impl Draft {
                 true,
             );
         } else {
-            self.command("command", &started, subject.is_observed, made);
+            self.command("command", &started, made);
         }
         match &server.folder {
             Word::Known(folder) => self.value("cwd", folder.clone(), None),
@@ -253,9 +247,6 @@ impl Draft {
         }
         self.baseline(server, made);
         self.tables.push(("server.env", Vec::new()));
-        if let Some(Word::Unknown { why, .. }) = &server.venv {
-            self.ask("NAME", format!("variables depend on {why}"), true);
-        }
         for (name, word) in &server.env {
             match word {
                 Word::Known(value) if is_secret(name) || !is_open(&[value]) => {
@@ -396,13 +387,7 @@ impl Draft {
     }
 
     /// A command, its program resolved; every word that is not known is asked for, and so is one that holds a secret.
-    pub(super) fn command(
-        &mut self,
-        name: &str,
-        found: &Found,
-        is_observed: bool,
-        made: &Made<'_>,
-    ) {
+    pub(super) fn command(&mut self, name: &str, found: &Found, made: &Made<'_>) {
         let mut unknown: Vec<_> = found
             .argv
             .iter()
@@ -411,9 +396,6 @@ impl Draft {
                 Word::Unknown { text, why } => Some(format!("`{}` depends on {why}", quoted(text))),
             })
             .collect();
-        if !is_observed && let Some(why) = other_environment(found, made) {
-            unknown.push(why);
-        }
         let words: Vec<&str> = found.argv.iter().map(Word::text).collect();
         if !is_open(&words) {
             unknown.push("it holds a secret, which is not copied".to_owned());
@@ -506,9 +488,6 @@ fn uncertain(argv: &[Word]) -> Option<String> {
 
 /// The interpreter that a server runs in.
 fn interpreter(found: &Found, made: &Made<'_>) -> Result<Utf8PathBuf, String> {
-    if let Some(why) = other_environment(found, made) {
-        return Err(why);
-    }
     let at = found.argv.iter().position(is_python);
     let inner = Found {
         argv: found.argv[at.unwrap_or(0)..].to_vec(),
@@ -545,22 +524,4 @@ fn is_python(word: &Word) -> bool {
             .file_name()
             .is_some_and(|name| name.starts_with("python") || name.starts_with("pypy"))
     })
-}
-
-/// Why the program is unknown although one of its name is on the path: it is that of an environment which is not
-/// known, or not here.
-fn other_environment(found: &Found, made: &Made<'_>) -> Option<String> {
-    let at = found.argv.iter().position(is_python).unwrap_or(0);
-    let program = found.argv.get(at)?.known()?;
-    if program.contains('/') {
-        return None;
-    }
-    match found.venv.as_ref()? {
-        Word::Unknown { why, .. } => Some(format!("`{program}` depends on {why}")),
-        Word::Known(venv) => (made.find)(program, &format!("{venv}/bin"))
-            .is_none()
-            .then(|| {
-                format!("`{program}` is not in `{venv}/bin`, and the script activates `{venv}`")
-            }),
-    }
 }

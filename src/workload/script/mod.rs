@@ -1,17 +1,18 @@
-//! Reads a simple launch script: what it starts, with which interpreter and environment, without running it.
+//! Reads a simple launch script: what it starts, with which environment, without running it.
 //!
-//! Watching a script (`init -- bash launch.sh`) is the answer for every other one, so reading never guesses: a value
-//! that depends on something the text does not hold is [`Word::Unknown`] with the reason, and becomes a question; after
-//! something whose effects are not known (`module load`, a file that cannot be read) nothing is certain any more. The
-//! text is split into commands and words by `brush-parser`, which has bash's own rules. This module starts nothing and
-//! looks at files only through the [`Surroundings`] it is given.
+//! Watching a script (`init -- bash launch.sh`) is the answer for every other one, so reading never guesses. Followed are
+//! assignments, arrays of arguments, `export`, `unset`, `cd`, arithmetic, and conditions and loops over known values. A
+//! value that the text does not hold is [`Word::Unknown`] with the reason, and becomes a question. Whatever else could
+//! change what follows (a function that is called, `source`, `eval`, a condition that is not decided and does more than
+//! talk or leave) makes everything after it uncertain. The text is split into commands and words by `brush-parser`, which
+//! has bash's own rules. This module starts nothing and looks at files only through the [`Surroundings`] it is given.
 
-mod builtins;
+mod commands;
 mod reckon;
-mod shell;
+mod walk;
 mod words;
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 use std::sync::mpsc::channel;
 use std::time::Duration;
 
@@ -21,6 +22,11 @@ use camino::{Utf8Path, Utf8PathBuf};
 use super::container;
 use super::role;
 pub use super::role::Role;
+
+/// Commands that only name a server: what they say, look for or end is not started.
+const TALK: [&str; 8] = [
+    "echo", "printf", "pkill", "pgrep", "grep", "ps", "cat", "tee",
+];
 
 /// The longest text that is read. The longest public launch scripts have some 30 KB.
 pub const LONGEST: usize = 256 * 1024;
@@ -82,8 +88,6 @@ pub struct Surroundings<'a> {
     pub variable: &'a dyn Fn(&str) -> Option<String>,
     /// The folder the script would be started in, absolute.
     pub folder: Utf8PathBuf,
-    /// Whether the script's path holds no symbolic link.
-    pub path_is_real: bool,
     /// The arguments it would be started with, where they were given.
     pub arguments: Option<Vec<String>>,
 }
@@ -100,13 +104,9 @@ pub struct Found {
     /// Inherited variables taken away.
     pub unset: Vec<String>,
     pub folder: Word,
-    /// Virtual environment that was activated before it.
-    pub venv: Option<Word>,
-    /// Line in the file it stands in, from 1; 0 for a process.
+    /// Line of the script, from 1; 0 for a process.
     pub line: usize,
-    /// What decides whether, or how often, it runs: `the condition at line 12`, `the loop at line 30`.
-    pub depends_on: Option<String>,
-    /// Why nothing about it is certain.
+    /// Why nothing about it is certain, as a clause: `line 2 sources `env.sh`, which only running it follows`.
     pub clouded: Option<String>,
 }
 
@@ -123,13 +123,17 @@ pub struct Elsewhere {
 /// What a script says.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct Facts {
-    /// Servers, benchmarks and readiness probes, in order.
+    /// Servers and benchmarks, in order.
     pub found: Vec<Found>,
     /// Commands that lead elsewhere: shown, not entered.
     pub elsewhere: Vec<Elsewhere>,
     /// Lines that name SGLang's server and belong to no command that was followed.
     pub missed: Vec<usize>,
-    /// Things that could not be followed, as sentences.
+    /// Lines that name a benchmark and belong to no command that was followed.
+    pub missed_benchmarks: Vec<usize>,
+    /// Why not all of the script was followed, as a clause.
+    pub clouded: Option<String>,
+    /// What else the reader should know, as sentences.
     pub notes: Vec<String>,
 }
 
@@ -155,40 +159,45 @@ pub fn read(
     surroundings: &Surroundings<'_>,
 ) -> Result<Facts, ScriptError> {
     let program = parse(text)?;
-    let mut shell = shell::Shell::new(surroundings, path);
-    shell.run(&program);
-    let mut facts = shell.into_facts();
-    let named = text.lines().enumerate().filter(|(_, line)| {
-        let line = line.trim_start();
-        !line.starts_with('#') && container::names_sglang(line)
-    });
-    for (index, _) in named {
-        let line = index + 1;
-        // A command may be spread over many lines from its first one on.
-        let known = facts
-            .of(Role::Server)
-            .map(|found| found.line)
-            .chain(facts.elsewhere.iter().map(|elsewhere| elsewhere.line))
-            .any(|start| start <= line && line <= last_line(text, start));
-        if !known {
-            facts.missed.push(line);
-        }
+    let mut shell = walk::Shell::new(surroundings, path);
+    for list in &program.complete_commands {
+        shell.list(list);
     }
+    let (mut facts, followed) = (shell.facts, shell.followed);
+    let lines: Vec<&str> = text.lines().collect();
+    let covered: BTreeSet<usize> = followed
+        .iter()
+        .flat_map(|start| *start..=last_line(&lines, *start))
+        .collect();
+    let missed = |names: fn(&str) -> bool| {
+        let numbered = (1..).zip(&lines);
+        let named = numbered.filter(|(_, line)| {
+            let first = line.split_whitespace().next().unwrap_or_default();
+            !first.starts_with('#') && !TALK.contains(&first) && names(line)
+        });
+        let lines = named.map(|(line, _)| line);
+        lines.filter(|line| !covered.contains(line)).collect()
+    };
+    facts.missed = missed(container::names_sglang);
+    facts.missed_benchmarks = missed(names_benchmark);
     Ok(facts)
 }
 
+fn names_benchmark(text: &str) -> bool {
+    ["bench_serving", "benchmark_serving", "vllm bench"]
+        .iter()
+        .any(|name| text.contains(name))
+}
+
 /// The last line of the command that starts at `line`: as long as lines end with a backslash, or a quote is open.
-fn last_line(text: &str, line: usize) -> usize {
-    let mut last = line;
+fn last_line(lines: &[&str], line: usize) -> usize {
     let mut open = false;
-    for (index, content) in text.lines().enumerate().skip(line - 1) {
-        last = index + 1;
+    let goes_on = |content: &&&str| {
         open ^= content.matches(['"', '\'']).count() % 2 == 1;
-        if !open && !content.trim_end().ends_with('\\') {
-            break;
-        }
-    }
-    last
+        open || content.trim_end().ends_with('\\')
+    };
+    let from = lines.get(line.saturating_sub(1)..).unwrap_or_default();
+    line + from.iter().take_while(goes_on).count()
 }
 
 /// Splits a text into commands.

@@ -2,34 +2,36 @@
 
 use super::*;
 
-/// Reads `text` as `/job/launch.sh`, started in `/job`, with files and variables as given.
-fn read_with(text: &str, files: &[(&str, &str)], variables: &[(&str, &str)]) -> Facts {
-    let find = |pairs: &[(&str, &str)], wanted: &str| {
-        pairs
-            .iter()
-            .find(|(name, _)| *name == wanted)
-            .map(|(_, value)| (*value).to_owned())
+const START: &str = "python3 -m sglang.launch_server";
+
+/// Reads `text` as `/job/launch.sh`, started in `/job` with these arguments.
+fn read_as(text: &str, arguments: Option<&[&str]>) -> Result<Facts, ScriptError> {
+    let variable = |name: &str| match name {
+        "HOME" => Some("/home/me".to_owned()),
+        "PATH" => Some("/usr/bin".to_owned()),
+        "OLDPWD" => Some("/before".to_owned()),
+        _ => None,
     };
-    let read_file = |path: &Utf8Path| find(files, path.as_str());
-    let variable = |name: &str| find(variables, name);
     let surroundings = Surroundings {
-        read: &read_file,
+        read: &|_| None,
         variable: &variable,
         folder: "/job".into(),
-        path_is_real: true,
-        arguments: None,
+        arguments: arguments.map(|words| words.iter().map(|word| (*word).to_owned()).collect()),
     };
-    read(text, Utf8Path::new("launch.sh"), &surroundings).unwrap()
+    read(text, Utf8Path::new("launch.sh"), &surroundings)
 }
 
-const ACTIVATE: (&str, &str) = (
-    "/home/me/venv/bin/activate",
-    "deactivate () {\n    unset VIRTUAL_ENV\n}\nVIRTUAL_ENV=\"/home/me/venv\"\nexport VIRTUAL_ENV\n",
-);
-
 fn read_plain(text: &str) -> Facts {
-    let variables = [("HOME", "/home/me"), ("PATH", "/usr/bin")];
-    read_with(text, &[ACTIVATE], &variables)
+    read_as(text, None).unwrap()
+}
+
+/// `text => what is expected`, a line each; `\\n` in a text is a new line.
+fn rows(table: &'static str) -> impl Iterator<Item = (String, &'static str)> {
+    let lines = table.lines().filter(|line| !line.is_empty());
+    lines.map(|line| {
+        let (text, expected) = line.split_once("  =>  ").unwrap();
+        (text.replace("\\n", "\n").replace("\\\\", "\\"), expected)
+    })
 }
 
 fn only(facts: &Facts, role: Role) -> &Found {
@@ -54,22 +56,42 @@ fn env<'a>(found: &'a Found, name: &str) -> Option<&'a str> {
         .map(|word| word.known().unwrap_or("???"))
 }
 
+/// The one server of a script as it would be started, `???` for each word that is not known.
+fn server_of(text: &str) -> String {
+    let facts = read_plain(text);
+    let server = only(&facts, Role::Server);
+    assert_eq!(server.clouded, None, "{text}");
+    line(server)
+}
+
+/// Why a server that a script starts after `text` is not certain.
+fn clouded_after(text: &str) -> String {
+    let facts = read_plain(&format!("{text}\n{START} --tp 8"));
+    let last = facts.of(Role::Server).last();
+    last.and_then(|server| server.clouded.clone())
+        .unwrap_or_else(|| panic!("{text}: {facts:#?}"))
+}
+
 #[test]
 fn a_realistic_script_is_read_whole() {
     let facts = read_plain(
         r#"#!/usr/bin/env bash
 set -euo pipefail
-cd "$(dirname "$0")"
-source ~/venv/bin/activate
-export SGLANG_USE_AITER=1 HIP_VISIBLE_DEVICES=0,1
+cd "$(dirname "$0")" || exit 1
+export SGLANG_USE_AITER=1 HIP_VISIBLE_DEVICES=0,1 PATH="/home/me/venv/bin:$PATH"
 MODEL=${MODEL:-/models/Qwen3-14B-FP8}
 PORT=31000
 ARGS=(--tp-size 2 --mem-fraction-static "0.8")
 ARGS+=(--port "$PORT")
+pkill -f sglang.launch_server || true
 NCCL_DEBUG=WARN nohup python3 -m sglang.launch_server \
   --model-path "$MODEL" "${ARGS[@]}" --served-name "a b" > server.log 2>&1 &
 SERVER=$!
-until curl -sf "http://127.0.0.1:$PORT/health" > /dev/null; do sleep 2; done
+trap 'kill $SERVER' EXIT
+until curl -sf "http://127.0.0.1:$PORT/health" > /dev/null; do
+  kill -0 $SERVER || { echo "it died"; exit 1; }
+  sleep 2
+done
 python3 -m sglang.bench_serving --port $PORT --max-concurrency 32 --num-prompts 256 \
   --output-file out.jsonl | tee bench.log
 kill $SERVER
@@ -87,7 +109,6 @@ kill $SERVER
     );
     assert_eq!(env(server, "SGLANG_USE_AITER"), Some("1"));
     assert_eq!(env(server, "NCCL_DEBUG"), Some("WARN"));
-    assert_eq!(env(server, "VIRTUAL_ENV"), Some("/home/me/venv"));
     assert_eq!(env(server, "PATH"), Some("/home/me/venv/bin:/usr/bin"));
     assert_eq!(env(server, "MODEL"), None, "not exported");
     assert_eq!(server.folder.known(), Some("/job"));
@@ -103,8 +124,8 @@ kill $SERVER
         None,
         "a prefix is for one command"
     );
-    let probe = only(&facts, Role::Probe);
-    assert!(line(probe).ends_with("http://127.0.0.1:31000/health"));
+    assert_eq!((&benchmark.clouded, &facts.clouded), (&None, &None));
+    assert!(facts.missed.is_empty(), "{facts:#?}");
 }
 
 /// The words of a command that are not known, by their reasons.
@@ -118,206 +139,232 @@ fn reasons(found: &Found) -> Vec<String> {
 
 #[test]
 fn what_depends_on_something_else_is_unknown_with_the_reason() {
-    for (text, reason) in [
-        (
-            "python3 -m sglang.launch_server --tp $1",
-            "argument 1 of the script",
-        ),
-        (
-            "python3 -m sglang.launch_server $EXTRA",
-            "the variable `EXTRA`, which nothing sets",
-        ),
-        (
-            "python3 -m sglang.launch_server --port $(pick_port)",
-            "the output of `$(pick_port)`",
-        ),
-        (
-            "if [ \"$(hostname)\" = a ]; then TP=2; else TP=4; fi\npython3 -m sglang.launch_server --tp $TP",
-            "the condition at line 1",
-        ),
-        (
-            "case $(uname) in a) TP=2;; *) TP=4;; esac\npython3 -m sglang.launch_server --tp $TP",
-            "the choice at line 1",
-        ),
-        (
-            "[ -d /x ] && TP=2\npython3 -m sglang.launch_server --tp $TP",
-            "the condition at line 1",
-        ),
-        (
-            "python3 -m sglang.launch_server ${X%.json}",
-            "an expansion that is not evaluated",
-        ),
-        (
-            "python3 -m sglang.launch_server --x $'a\\tb'",
-            "an escaped string",
-        ),
-        (
-            "while grep -q x y; do TP=8; done\npython3 -m sglang.launch_server --tp $TP",
-            "the loop at line 1",
-        ),
-        (
-            "for f in *.sh; do TP=$f; done\npython3 -m sglang.launch_server --tp $TP",
-            "the loop at line 1",
-        ),
-        (
-            "A[1]=3\npython3 -m sglang.launch_server --tp $A",
-            "an element of an array",
-        ),
-    ] {
-        let facts = read_plain(text);
+    for (words, reason) in rows(
+        r#"
+--tp $1  =>  argument 1 of the script
+$EXTRA  =>  the variable `EXTRA`, which nothing sets
+--port $(pick_port)  =>  the output of `$(pick_port)`
+--port `pick_port`  =>  the output of `$(pick_port)`
+${X%.json}  =>  an expansion that is not evaluated
+${HOME:+x}  =>  an expansion that is not evaluated
+--x $'a\\tb'  =>  an escaped or translated string
+--x $RANDOM  =>  `RANDOM`, which only bash knows
+--x $OLDPWD/m  =>  `OLDPWD`, which only bash knows
+--x ${A[1]}  =>  `${A[1]}`, which only bash knows
+"${A[@]}"  =>  the array `A`, which nothing sets
+"$@"  =>  the arguments of the script
+--x <(cat y)  =>  a process substitution
+--seed $((NOPE + 1))  =>  the arithmetic `NOPE + 1`
+--seed $((1 << 2))  =>  the arithmetic `1 << 2`
+"#,
+    ) {
+        let facts = read_plain(&format!("{START} {words}"));
         let reasons = reasons(only(&facts, Role::Server));
-        assert_eq!(reasons.len(), 1, "{text}: {reasons:?}");
-        assert!(reasons[0].contains(reason), "{text}: {}", reasons[0]);
+        assert_eq!(reasons.len(), 1, "{words}: {reasons:?}");
+        assert!(reasons[0].contains(reason), "{words}: {}", reasons[0]);
     }
+    let facts = read_plain(&format!("cd \"$NOPE\"\n{START}"));
+    assert_eq!(only(&facts, Role::Server).folder.known(), None);
 }
 
 #[test]
 fn after_what_cannot_be_followed_nothing_is_certain() {
-    for (text, reason) in [
-        (
-            "source missing.sh",
-            "`missing.sh`, sourced at line 1, which cannot be read",
-        ),
-        ("eval \"$(cat x)\"", "line 1 evaluates"),
-        ("$CMD", "line 1 runs `"),
-        ("declare -n X=Y", "`declare -n` at line 1"),
-        (
-            "for var in $(cat env); do export \"$var\"; done",
-            "line 1 declares",
-        ),
-        ("if grep -q x y; then f() { :; }; fi\nf", "line 2 calls `f`"),
-        ("shopt -s expand_aliases", "`shopt` at line 1"),
-        ("for c in 1 2; do break; done", "`break` at line 1"),
-        ("case x in x) ;& y) ;; esac", "the fall-through at line 1"),
-        ("coproc cat", "the coprocess at line 1"),
-        ("read -r TP", "what `read` at line 1 finds"),
-        ("P=1; let P=P+1", "what `let` at line 1 finds"),
-        ("printf -v P %d 3", "what `printf -v` at line 1 writes"),
-    ] {
-        let facts = read_plain(&format!("{text}\npython3 -m sglang.launch_server --tp 8"));
-        let clouded = only(&facts, Role::Server)
-            .clouded
-            .clone()
-            .unwrap_or_default();
+    for (text, reason) in rows(
+        r#"
+source env.sh  =>  line 1 runs `source env.sh`, which only running it follows
+source ~/venv/bin/activate  =>  line 1 runs `source /home/me/venv/bin/activate`
+. ./env.sh  =>  line 1 runs `. ./env.sh`
+conda activate sgl  =>  line 1 runs `conda activate`
+module load rocm  =>  line 1 runs `module load`
+eval "$(cat x)"  =>  line 1 runs `eval
+eval P=3  =>  line 1 runs `eval P=3`
+f() { export A=1; }\nf  =>  line 2 calls the function `f`, which only running it follows
+if grep -q x y; then f() { :; }; fi\nf  =>  line 2 calls the function `f`
+$CMD  =>  line 1 runs `$CMD`, which is not known
+set -- 7 8  =>  line 1 has `set` change the shell
+set -a  =>  line 1 has `set` change the shell
+shift  =>  line 1 runs `shift`
+while getopts m: o; do :; done  =>  line 1 runs `getopts m:`
+declare -x A=1  =>  line 1 runs `declare -x`
+readonly A=1  =>  line 1 runs `readonly A=1`
+shopt -s expand_aliases  =>  line 1 runs `shopt -s`
+alias python3=python4  =>  line 1 runs `alias python3=python4`
+pushd /x  =>  line 1 runs `pushd /x`
+builtin cd /x  =>  line 1 runs `builtin cd`
+read -r TP  =>  line 1 runs `read -r`
+let P=P+1  =>  line 1 runs `let P=P+1`
+printf -v P %d 3  =>  line 1 has `printf` set a variable
+((P++))  =>  line 1 has arithmetic that may set a variable
+X=$((P += 1))  =>  line 1 has arithmetic that may set a variable
+for ((i = 0; i < 3; i++)); do :; done  =>  line 1 counts in a loop
+for c in 1 2; do break; done  =>  line 1 leaves a loop early
+case x in x) ;& y) ;; esac  =>  line 1 falls from one case into the next
+coproc cat  =>  line 1 starts a coprocess
+A[1]=3  =>  line 1 sets an element of an array
+A=([2]=x)  =>  line 1 has an array with indices
+IFS=,  =>  line 1 sets `IFS`
+trap 'X=9' ERR  =>  line 1 has `trap` run commands in between
+export -n A  =>  line 1 exports `-n`
+export "$NOPE"  =>  line 1 exports `
+unset -f f  =>  line 1 unsets `-f`
+A=1 export B=2  =>  line 1 sets variables for a builtin
+X=aa; for i in $(echo) 1 2; do X=$X$X; done  =>  how often the loop at line 1 runs
+"#,
+    ) {
+        let clouded = clouded_after(&text);
         assert!(clouded.contains(reason), "{text}: {clouded}");
     }
-    // Environments whose variables only running tells.
-    for (text, reason) in [
-        ("module load rocm", "`module` at line 1"),
-        ("conda activate sgl", "`conda activate` at line 1"),
-        ("source activate sgl", "`activate`, sourced at line 1"),
-        (
-            "source /opt/conda/bin/activate sgl",
-            "`/opt/conda/bin/activate`, sourced at line 1",
-        ),
+    let doubling = format!("X=ab\nfor i in {}; do X=$X$X; done", "1 ".repeat(60));
+    assert_eq!(
+        clouded_after(&doubling),
+        "line 2 sets `X`, which only running it follows"
+    );
+    // A subshell, a pipe and the background keep what they do to themselves.
+    for text in ["(source env.sh)", "source env.sh | cat", "f() { :; }\nf &"] {
+        let facts = read_plain(&format!("{text}\n{START} --tp 8"));
+        assert_eq!(only(&facts, Role::Server).clouded, None, "{text}");
+        assert!(facts.clouded.is_some(), "{text}: it is said all the same");
+    }
+}
+
+#[test]
+fn what_may_run_or_not_may_talk_wait_and_leave_and_else_nothing_is_certain() {
+    for text in [
+        "if [ -e x ]; then echo usage; exit 1; fi",
+        "[ -d /m ] || exit 1",
+        "cd /job || { echo no; exit 1; }",
+        "[ $# -lt 1 ] && echo usage",
+        "if [ -e x ]; then exit 1; elif [ -e y ]; then exit 2; else sleep 1; fi",
+        "while grep -q x y; do sleep 1; done",
+        "for i in $(seq 9); do if curl -s localhost; then break; fi; sleep 1; done",
+        "case $1 in start) ;; *) echo usage; exit 1 ;; esac",
+        "mkdir -p logs && cd /job",
+        "! grep -q x y || rm -f z",
     ] {
-        let facts = read_plain(&format!("{text}\npython3 -m sglang.launch_server --tp 8"));
-        let server = only(&facts, Role::Server);
-        let Some(Word::Unknown { why, .. }) = &server.venv else {
-            panic!("{text}: {server:?}")
-        };
-        assert!(why.contains(reason), "{text}: {why}");
+        assert_eq!(
+            server_of(&format!("{text}\n{START} --tp 8")),
+            format!("{START} --tp 8"),
+            "{text}"
+        );
+    }
+    for (text, reason) in rows(
+        r"
+if grep -q x y; then export A=1; fi  =>  the condition at line 1 is not decided by reading
+[ -d /x ] && TP=2  =>  the condition at line 1
+cd /a || cd /b  =>  the condition at line 1
+if cd /a; then :; fi  =>  the condition at line 1
+if mkdir lock; then TP=1; fi  =>  the condition at line 1
+if X=$(cat y); then TP=1; fi  =>  the condition at line 1
+X=$(cat y) || TP=1  =>  the condition at line 1
+if [ -e x ]; then :; elif [ -e y ]; then unset A; fi  =>  the condition at line 1
+if [ -e x ]; then exit 1; elif [ -e y ]; then unset A; fi  =>  the condition at line 1
+case $1 in a) TP=2 ;; esac  =>  the choice at line 1
+case abc in a*) TP=2 ;; esac  =>  the choice at line 1
+while grep -q x y; do i=1; done  =>  how often the loop at line 1 runs is not known
+for f in *.sh; do TP=$f; done  =>  how often the loop at line 1
+for i in 1 2; do [ -e $i ] && break; done  =>  line 1 leaves a loop early
+for i in 1 2; do while true; do break 2; done; done  =>  line 1 leaves a loop early
+",
+    ) {
+        let clouded = clouded_after(&text);
+        assert!(clouded.contains(reason), "{text}: {clouded}");
+    }
+    // So is what runs in there.
+    for text in [
+        "if [ -e x ]; then python3 -m sglang.launch_server; fi",
+        "while true; do python3 -m sglang.launch_server; sleep 5; done",
+        "case $1 in start) python3 -m sglang.launch_server ;; esac",
+        "[ -e x ] && exec python3 -m sglang.launch_server",
+    ] {
+        let facts = read_plain(text);
+        let clouded = only(&facts, Role::Server).clouded.clone();
+        assert!(
+            clouded.is_some_and(|why| why.contains("at line 1")),
+            "{text}"
+        );
     }
 }
 
 #[test]
 fn known_values_are_reckoned_with() {
-    for (text, port) in [
-        ("P=$((30000 + 2 * 3))", "30006"),
-        ("A=4 B=8\nP=$((A * B + $A))", "36"),
-        ("P=1\n((P++))", "???"),
-        (
-            "N=16\nif [[ $N -ge 16 && \"$N\" != 8 ]]; then P=30; else P=10; fi",
-            "30",
-        ),
-        ("N=8\nif [ $N -gt 4 ] && ((N < 10)); then P=1; fi", "1"),
-        ("case \"8\" in 4|8) P=2 ;; *) P=1 ;; esac", "2"),
-        ("case \"abc-x\" in abc*) P=2 ;; *) P=1 ;; esac", "2"),
-        ("P=1\nf() { local P=2; }\nf", "1"),
-        ("P=1\nf() { P=2; }\nf", "2"),
-        ("P=1\nf() { P=2; }\nf &", "1"),
-        (": \"${P:=31000}\"", "31000"),
-        ("P=1\n: ${P:=2}", "1"),
-        ("P=${1:-30000}", "???"),
-        ("f() { P=${1:-30000}; }\nf 31000", "31000"),
-        ("f() { P=${1:-30000}; }\nf", "30000"),
-        ("f() { shift; P=$1; }\nf 1 2", "2"),
-        ("set -- 7 8\nP=$2", "8"),
-        ("if [ -e x ]; then set -- 7; fi\nP=$1", "???"),
-        ("if [ -e x ]; then echo usage; exit 1; fi\nP=3", "3"),
-        ("cd /x || exit 1\nP=3", "3"),
-        ("eval P=3", "3"),
-        ("for i in 1 2 3; do P=$i; done", "3"),
-        ("P=$((08))", "???"),
-        ("P=$((1 / 0))", "???"),
-        ("A=(5 6)\nP=${A[1]}", "6"),
-        ("P=1\nP+=2", "12"),
-        ("P=1 | cat\nP=2", "2"),
-        ("P=1\n(P=2)", "1"),
-        ("P=1\nfalse && P=2", "1"),
-        ("P=1\ntrue || P=2", "1"),
-        ("P=1\n! false && P=2", "2"),
-    ] {
-        let text = format!("{text}\npython3 -m sglang.launch_server --port \"$P\"");
-        let expected = format!("python3 -m sglang.launch_server --port {port}");
-        assert_eq!(server_of(&text), expected, "{text}");
+    for (text, port) in rows(
+        r#"
+P=$((30000 + 2 * 3))  =>  30006
+A=4 B=8\nP=$((A * B + $A))  =>  36
+P=$((010))  =>  8
+A=08\nP=$((A))  =>  ???
+P=$((1 / 0))  =>  ???
+N=16\nif [[ $N -ge 16 && "$N" != 8 ]]; then P=30; else P=10; fi  =>  30
+N=8\nif [ $N -gt 4 ]; then P=1; fi  =>  1
+P=1\nif [ -n "$P" ] && ! [ -z "$P" ]; then P=2; fi  =>  2
+if [[ a == b || ! ( -z x ) ]]; then P=3; fi  =>  3
+case "8" in 4|8) P=2 ;; *) P=1 ;; esac  =>  2
+case x in 4) P=2 ;; *) P=1 ;; esac  =>  1
+: "${P:=31000}"  =>  31000
+P=1\n: ${P:=2}  =>  1
+P=\nP=${P:-7}${P-8}  =>  7
+P=${1:-30000}  =>  ???
+cd /x && P=3  =>  3
+for i in 1 2 3; do P=$i; done  =>  3
+A=(5 6)\nP=$A  =>  5
+P=1\nP+=2  =>  12
+P=1 | cat\nP=2  =>  2
+P=1\n(P=2)  =>  1
+P=1\nP=2 &  =>  1
+P=1\nfalse && P=2  =>  1
+P=1\ntrue || P=2  =>  1
+P=1\n! false && P=2  =>  2
+P=1\nP=2 true  =>  1
+f() { P=2; }\nP=1  =>  1
+"#,
+    ) {
+        let text = format!("{text}\n{START} --port \"$P\"");
+        assert_eq!(server_of(&text), format!("{START} --port {port}"), "{text}");
     }
 }
 
 #[test]
 fn words_are_cut_as_bash_cuts_them() {
-    for (text, expected) in [
+    for (before, arguments, read) in [
+        ("", "--model  /a/\\\nb/  --tp 1", "--model /a/b/ --tp 1"),
         (
-            "python3 -m sglang.launch_server --model  /a/\\\nb/  --tp 1",
-            "--model /a/b/ --tp 1",
-        ),
-        (
-            "python3 -m sglang.launch_server --model /m 2>&1 --tp 8 >> log --port 9",
+            "",
+            "--model /m 2>&1 --tp 8 >> log --port 9",
             "--model /m --tp 8 --port 9",
         ),
+        ("X=\"${X:-'a b'}\"", "\"$X\"", "'a b'"),
+        ("X=\"${1:-real|lossy}\"", "--tp 8", "--tp 8"),
+        ("A=(--x \"a b\" # c\n --y)", "\"${A[@]}\"", "--x a b --y"),
+        ("A=()", "\"${A[@]}\" --y", "--y"),
+        ("export A=/x:~/y", "$A", "/x:/home/me/y"),
+        ("M=\"a b\"", "x$M'c d'", "xa bc d"),
+        ("M=\" a \"", "x${M}y", "x a y"),
+        ("", "--model-path /m/*/x", "--model-path ???"),
+        ("X=/m/*", "\"$X\" $X", "/m/* ???"),
+        ("", "--bs {1,2,4} {1..4}", "--bs ??? ???"),
+        ("", "--model-path ~bob/m ~/m", "--model-path ??? /home/me/m"),
+        ("", "--json '{\"a\": [1, 2]}'", "--json {\"a\": [1, 2]}"),
         (
-            "X=\"${X:-'a b'}\"\npython3 -m sglang.launch_server \"$X\"",
-            "'a b'",
-        ),
-        (
-            "X=\"${1:-real|lossy}\"\npython3 -m sglang.launch_server --tp 8",
-            "--tp 8",
-        ),
-        (
-            "A=(--x \"a b\" # c\n --y)\npython3 -m sglang.launch_server \"${A[@]}\"",
-            "--x a b --y",
-        ),
-        (
-            "export A=/x:~/y\npython3 -m sglang.launch_server $A",
-            "/x:/home/me/y",
-        ),
-        (
-            "M=\npython3 -m sglang.launch_server ${M:+--model $M} --tp 1",
-            "--tp 1",
-        ),
-        (
-            "M=/m\npython3 -m sglang.launch_server ${M:+--model $M} --tp 1",
-            "--model /m --tp 1",
-        ),
-        (
-            "M=\"a b\"\npython3 -m sglang.launch_server x$M'c d'",
-            "xa bc d",
-        ),
-        (
-            "timeout -k 5 1h python3 -m sglang.launch_server --tp 1",
-            "--tp 1",
-        ),
-        (
-            "exec -a title python3 -m sglang.launch_server --tp 1",
-            "--tp 1",
+            "",
+            "--json \"{\\\"a\\\": 1}\" a\\*b",
+            "--json {\"a\": 1} a*b",
         ),
     ] {
-        let facts = read_plain(text);
-        let line = line(only(&facts, Role::Server));
-        let rest = line
-            .strip_prefix("python3 -m sglang.launch_server ")
-            .unwrap_or_else(|| panic!("{text}: {line}"));
-        assert_eq!(rest, expected, "{text}");
+        let text = format!("{before}\n{START} {arguments}");
+        assert_eq!(server_of(&text), format!("{START} {read}"), "{arguments}");
+    }
+    for front in [
+        "timeout -k 5 1h",
+        "exec -a title",
+        "nohup setsid",
+        "command",
+        "time",
+    ] {
+        assert_eq!(
+            server_of(&format!("{front} {START} --tp 1")),
+            format!("{START} --tp 1"),
+            "{front}"
+        );
     }
 }
 
@@ -325,8 +372,7 @@ fn words_are_cut_as_bash_cuts_them() {
 fn the_environment_is_what_the_script_exports() {
     let facts = read_plain(
         "ENV=(A=1 B=2)\nfor v in \"${ENV[@]}\"; do export \"$v\"; done\nMORE=\"C=3 D=4\"\nexport $MORE\nN=E; export \"$N=5\"\n\
-         export F=6; export -n F\nG=7\nset -a\nH=8\nset +a\ndeclare -x I=9\nunset PATH\n\
-         J=10 env -u K L=11 python3 -m sglang.launch_server",
+         G=7\nI=9\nexport I\nunset PATH\nJ=10 L=$J PATH+=x python3 -m sglang.launch_server",
     );
     let server = only(&facts, Role::Server);
     let set: Vec<String> = server
@@ -334,62 +380,38 @@ fn the_environment_is_what_the_script_exports() {
         .iter()
         .map(|(name, word)| format!("{name}={}", word.text()))
         .collect();
-    assert_eq!(set.join(" "), "A=1 B=2 C=3 D=4 E=5 H=8 I=9 J=10 L=11");
-    assert_eq!(server.unset, ["K", "PATH"]);
-}
-
-#[test]
-fn a_condition_that_is_not_known_leaves_what_it_would_change_unknown() {
-    let facts = read_plain(
-        "if grep -q x y; then export A=1; B=2; fi\nunset C\nif grep -q x y; then unset D; fi\npython3 -m sglang.launch_server --b $B",
-    );
+    assert_eq!(set.join(" "), "A=1 B=2 C=3 D=4 E=5 I=9 J=10 L=10 PATH=x");
+    let facts = read_plain("unset PATH HOME\nHOME=/x\npython3 -m sglang.launch_server");
     let server = only(&facts, Role::Server);
     assert_eq!(
-        (env(server, "A"), env(server, "D")),
-        (Some("???"), Some("???"))
+        (server.unset.as_slice(), env(server, "HOME")),
+        (&["HOME", "PATH"].map(str::to_owned)[..], None)
     );
-    assert_eq!(line(server), "python3 -m sglang.launch_server --b ???");
+    let facts = read_plain("PATH+=:/x python3 -m sglang.launch_server");
+    assert_eq!(env(only(&facts, Role::Server), "PATH"), Some("/usr/bin:/x"));
 }
 
 #[test]
 fn loops_over_known_values_are_walked_value_by_value() {
     let facts = read_plain(
-        "for c in 1 8 32; do\n  python3 -m sglang.bench_serving --max-concurrency $c\ndone",
+        "for c in 1 8 32; do\n  python3 -m sglang.bench_serving --max-concurrency $c --num-prompts $((c * 4))\ndone",
     );
     let lines: Vec<_> = facts.of(Role::Benchmark).map(line).collect();
     assert_eq!(lines.len(), 3);
-    assert!(lines[2].ends_with("--max-concurrency 32"));
-    assert_eq!(facts.found[0].depends_on, None);
+    assert!(lines[2].ends_with("--max-concurrency 32 --num-prompts 128"));
+    assert_eq!(facts.found[2].clouded, None);
     let facts = read_plain(
         "for c in $(seq 4); do python3 -m sglang.bench_serving --max-concurrency $c; done",
     );
-    let benchmark = only(&facts, Role::Benchmark);
-    assert_eq!(benchmark.depends_on.as_deref(), Some("the loop at line 1"));
-}
-
-#[test]
-fn a_command_in_several_branches_stands_under_each() {
-    let facts =
-        read_plain("l() { python3 -m sglang.launch_server; }\ncase $1 in a) l ;; *) l ;; esac");
-    assert_eq!(facts.of(Role::Server).count(), 2);
+    let clouded = only(&facts, Role::Benchmark).clouded.clone();
     assert_eq!(
-        facts.found[0].depends_on.as_deref(),
-        Some("the choice at line 2")
+        clouded.as_deref(),
+        Some("how often the loop at line 1 runs is not known")
     );
-    assert_eq!(facts.found[0].line, 1);
 }
 
 #[test]
-fn sourced_files_are_followed_and_other_shells_are_named() {
-    let files = [("/job/lib/env.sh", "export SGLANG_USE_AITER=1\nTP=8")];
-    let facts = read_with(
-        "source lib/env.sh\npython3 -m sglang.launch_server --tp $TP",
-        &files,
-        &[],
-    );
-    let server = only(&facts, Role::Server);
-    assert_eq!(line(server), "python3 -m sglang.launch_server --tp 8");
-    assert_eq!(env(server, "SGLANG_USE_AITER"), Some("1"));
+fn other_shells_and_wrappers_are_named_and_not_entered() {
     for (text, tool) in [
         ("bash -c 'python3 -m sglang.launch_server'", "bash"),
         ("bash <<'EOF'\npython3 -m sglang.launch_server\nEOF", "bash"),
@@ -408,6 +430,9 @@ fn sourced_files_are_followed_and_other_shells_are_named() {
         ("srun -N1 python3 -m sglang.launch_server", "srun"),
         ("sudo -E python3 -m sglang.launch_server", "sudo"),
         ("conda run -n x python3 -m sglang.launch_server", "conda"),
+        ("env -i A=1 python3 -m sglang.launch_server", "env"),
+        ("exec -c python3 -m sglang.launch_server", "exec"),
+        ("eval 'python3 -m sglang.launch_server'", "eval"),
     ] {
         let facts = read_plain(text);
         assert_eq!(facts.of(Role::Server).count(), 0, "{text}");
@@ -421,41 +446,32 @@ fn sourced_files_are_followed_and_other_shells_are_named() {
 }
 
 #[test]
-fn a_line_that_names_the_server_and_was_not_followed_is_missed() {
+fn a_line_that_names_a_server_or_a_benchmark_and_was_not_followed_is_missed() {
     let facts = read_plain(
-        "CMD='sglang.launch_server'\n# python3 -m sglang.launch_server\necho python3 -m sglang.launch_server\n",
+        "CMD='sglang.launch_server'\n# python3 -m sglang.launch_server\necho python3 -m sglang.launch_server\n\
+         run() {\n  python3 -m sglang.bench_serving\n  pkill -f sglang.launch_server\n}\nrun\n",
     );
-    assert_eq!(facts.missed, [1, 3]);
-    let facts = read_plain("env A=1 \\\n  python3 \\\n  -m sglang.launch_server \\\n --tp 8\n");
+    assert_eq!((facts.missed, facts.missed_benchmarks), (vec![1], vec![5]));
+    let facts = read_plain("A=1 \\\n  python3 \\\n  -m sglang.launch_server \\\n --tp 8\n");
     assert!(facts.missed.is_empty(), "{facts:?}");
 }
 
 #[test]
 fn arguments_that_are_given_are_known() {
-    let surroundings = Surroundings {
-        read: &|_| None,
-        variable: &|_| None,
-        folder: "/".into(),
-        path_is_real: true,
-        arguments: Some(vec!["/m".to_owned()]),
-    };
-    let text = "python3 -m sglang.launch_server --model-path $1 --tp ${2:-4} \"$@\" $#";
-    let facts = read(text, Utf8Path::new("x"), &surroundings).unwrap();
+    let text = format!("{START} --model-path $1 --tp ${{2:-4}} \"$@\"\nfor m; do {START} $m; done");
+    let facts = read_as(&text, Some(&["/m"])).unwrap();
+    let lines: Vec<_> = facts.of(Role::Server).map(line).collect();
     assert_eq!(
-        line(only(&facts, Role::Server)),
-        "python3 -m sglang.launch_server --model-path /m --tp 4 /m 1"
+        lines,
+        [
+            format!("{START} --model-path /m --tp 4 /m"),
+            format!("{START} /m")
+        ]
     );
 }
 
 #[test]
-fn what_is_no_script_is_refused_soon_and_endless_recursion_ends() {
-    let surroundings = Surroundings {
-        read: &|_| None,
-        variable: &|_| None,
-        folder: "/".into(),
-        path_is_real: true,
-        arguments: None,
-    };
+fn what_is_no_script_is_refused_soon_and_endless_walks_end() {
     let started = std::time::Instant::now();
     for text in [
         "echo ok\nif true; then (".to_owned(),
@@ -469,73 +485,51 @@ fn what_is_no_script_is_refused_soon_and_endless_recursion_ends() {
         "\0\u{1b}[2J".to_owned(),
     ] {
         let shown: String = text.chars().take(12).collect();
-        let read = read(&text, Utf8Path::new("x"), &surroundings);
+        let read = read_as(&text, None);
         let refused = read.map_or_else(|error| error.to_string(), |facts| format!("{facts:?}"));
         assert!(
             refused.len() < 400 && !refused.contains('\u{1b}'),
             "{shown}"
         );
     }
+    let values = "1 ".repeat(60);
+    let nested = format!("for i in {values}; do ").repeat(6) + ":; " + &"done; ".repeat(6);
+    let clouded = read_plain(&nested).clouded.unwrap();
+    assert!(clouded.contains("more commands than are followed"));
     assert!(started.elapsed() < std::time::Duration::from_secs(40));
-    let facts = read_plain("f() { f; }\nf\npython3 -m sglang.launch_server");
-    let clouded = only(&facts, Role::Server).clouded.clone();
-    assert!(clouded.unwrap().contains("nest too deeply"));
-}
-
-/// The one server of a script as it would be started, `???` for each word that is not known.
-fn server_of(text: &str) -> String {
-    line(only(&read_plain(text), Role::Server))
-}
-
-#[test]
-fn what_bash_would_make_other_words_of_is_not_taken_as_it_stands() {
-    const START: &str = "python3 -m sglang.launch_server";
-    for (arguments, read) in [
-        ("--model-path /m/*/x", "--model-path ???"),
-        ("--bs {1,2,4}", "--bs ???"),
-        ("--bs {1..4}", "--bs ???"),
-        ("--model-path ~bob/m", "--model-path ???"),
-        ("--model-path ~/m", "--model-path /home/me/m"),
-        ("--json '{\"a\": [1, 2]}'", "--json {\"a\": [1, 2]}"),
-        (
-            "--json \"{\\\"a\\\": 1, \\\"b\\\": 2}\"",
-            "--json {\"a\": 1, \"b\": 2}",
-        ),
-        ("--chat 'a*b?'", "--chat a*b?"),
-        ("--chat a\\*b", "--chat a*b"),
-    ] {
-        let text = format!("{START} {arguments}");
-        assert_eq!(server_of(&text), format!("{START} {read}"), "{arguments}");
-    }
-    assert_eq!(
-        server_of("X=/models/*\nY=a,b\nIFS=,\npython3 -m sglang.launch_server \"$X\" $Y"),
-        "python3 -m sglang.launch_server /models/* ???"
-    );
-    assert_eq!(
-        server_of("X=/models/*\npython3 -m sglang.launch_server $X"),
-        "python3 -m sglang.launch_server ???"
-    );
 }
 
 #[test]
 fn a_folder_is_reckoned_from_the_script_only_where_all_of_it_is_understood() {
     for (folder, read) in [
         ("$(cd \"$(dirname \"$0\")\" && pwd)", "/job"),
-        ("$(cd \"$(dirname \"${BASH_SOURCE[0]}\")/..\" && pwd)", "/"),
-        ("$(cd $(dirname $0)/sub && pwd)", "/job/sub"),
-        ("$(dirname \"$(readlink -f \"$0\")\")", "/job"),
-        ("$(realpath \"$0\")", "/job/launch.sh"),
-        ("$(realpath --relative-to=/ \"$0\")", "???"),
-        ("$(cd \"$(dirname \"$0\")/$X\" && pwd)", "???"),
-        ("$(cd \"$(dirname \"$1\")\" && pwd)", "???"),
-        ("$(cd - && pwd)", "???"),
+        ("$(cd \"$(dirname \"${BASH_SOURCE[0]}\")\" && pwd)", "/job"),
+        ("$(dirname \"$0\")", "/job"),
         ("$(pwd)", "/job"),
+        ("$PWD", "/job"),
+        ("$(cd \"$(dirname \"$0\")/..\" && pwd)", "???"),
+        ("$(dirname \"$(readlink -f \"$0\")\")", "???"),
+        ("$(cd - && pwd)", "???"),
+        ("$0", "???"),
     ] {
-        let text = format!("HERE={folder}\npython3 -m sglang.launch_server --model-path $HERE");
+        let text = format!("HERE={folder}\n{START} --model-path $HERE");
         assert_eq!(
             server_of(&text),
-            format!("python3 -m sglang.launch_server --model-path {read}"),
+            format!("{START} --model-path {read}"),
             "{folder}"
+        );
+    }
+    for (moved, read) in [
+        ("cd ../x/./y\nHERE=$PWD", "/x/y"),
+        ("cd\nHERE=$(pwd)", "/home/me"),
+        ("cd -\nHERE=$PWD", "???"),
+        ("cd /x\nHERE=$(dirname \"$0\")", "???"),
+    ] {
+        let text = format!("{moved}\n{START} --model-path $HERE");
+        assert_eq!(
+            server_of(&text),
+            format!("{START} --model-path {read}"),
+            "{moved}"
         );
     }
 }

@@ -1,6 +1,6 @@
 #!/bin/bash
 # watching: ready
-# reading: right
+# reading: refused
 export SGLANG_USE_AITER=1
 TYPE=${1:-launch}
 launch() {

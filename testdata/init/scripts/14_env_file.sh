@@ -1,6 +1,6 @@
 #!/bin/bash
 # watching: ready
-# reading: right
+# reading: refused
 HERE="$(cd "$(dirname "${BASH_SOURCE[0]}")" && pwd)"
 source "$HERE/common.env"
 cd "$HERE"

@@ -1,6 +1,6 @@
 #!/bin/bash
 # watching: ready
-# reading: asked
+# reading: refused
 # EP_SIZE and friends come from a matrix
 export MODEL=/models/DeepSeek-R1 TP=8 CONC=64 ISL=1024 OSL=1024 PORT=30000 RESULT=run.json
 export SGLANG_USE_AITER=1
