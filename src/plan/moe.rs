@@ -181,8 +181,9 @@ fn predict(
     }
 }
 
-/// Time of one call: weights of the experts that are hit at most, activations in and out, or the arithmetic.
-fn estimate_us(problem: &MoeProblem, m: u32, device: &Device) -> f64 {
+/// Time of one call at the device's peak rates, µs: weights of the experts that are hit at most, activations in and out, or
+/// the arithmetic. 0 where the hidden size or topk is not known.
+pub fn estimate_us(problem: &MoeProblem, m: u32, device: &Device) -> f64 {
     let (Some(hidden), Some(topk)) = (problem.hidden, problem.topk) else {
         return 0.0;
     };

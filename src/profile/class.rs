@@ -56,15 +56,6 @@ impl Class {
     }
 }
 
-impl Class {
-    /// Whether these are kernels that a table chooses.
-    pub fn is_tunable(self) -> bool {
-        Operation::ALL
-            .into_iter()
-            .any(|operation| operation.class() == self)
-    }
-}
-
 impl fmt::Display for Class {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         f.write_str(self.name())

@@ -257,6 +257,15 @@ fn of_phase(
     profile
 }
 
+impl Profile {
+    /// Leaves in every bound only what is tuned.
+    pub fn restrict(&mut self, tuned: &[Operation]) {
+        for phase in &mut self.phases {
+            phase.restrict(tuned);
+        }
+    }
+}
+
 impl PhaseProfile {
     /// Takes shares and bounds of a step as long as it is without the profiler, µs. A step is never shorter than the time in
     /// which its kernels ran, nor longer than it was profiled.
@@ -281,6 +290,24 @@ impl PhaseProfile {
             ran[part.operation as usize] = part.us;
         }
         self.bound = bound(step, ran, self.bound.us);
+    }
+
+    /// Leaves in the bound only what is tuned.
+    fn restrict(&mut self, tuned: &[Operation]) {
+        let parts = &mut self.bound.operations;
+        parts.retain(|part| tuned.contains(&part.operation));
+        match parts.as_slice() {
+            [] => self.bound.us = 0.0,
+            [only] => self.bound.us = only.us,
+            _ => {}
+        }
+        self.relate();
+    }
+
+    /// Whether an operation is one that the bound takes away.
+    pub fn tunes(&self, class: Class) -> bool {
+        let parts = &self.bound.operations;
+        parts.iter().any(|part| part.operation.class() == class)
     }
 
     /// Which steps these are: `decode: 24 steps of 9041.3 µs, 8 requests; longer steps left out: 1`.
@@ -322,7 +349,7 @@ impl PhaseProfile {
         let gap = if at.is_empty() { "" } else { " " };
         match self.bound.shares() {
             Some(shares) => format!("{shares} of {step}{gap}{at}; {}", self.bound.gain()),
-            None => format!("no GEMM that can be tuned ran in {step}{gap}{at}"),
+            None => format!("none of the GEMMs that are tuned ran in {step}{gap}{at}"),
         }
     }
 }

@@ -2,6 +2,8 @@
 
 use serde::{Deserialize, Serialize};
 
+use super::bound::Bound;
+use super::class::Operation;
 use super::document::{PhaseProfile, Profile, slowest};
 use super::steps::Phase;
 
@@ -15,18 +17,72 @@ pub struct LoadProfile {
     pub says: String,
     /// What tuning can bring to the step of `says` at most; absent where nothing bounds it.
     pub at_most: Option<f64>,
+    /// The same if those GEMMs took their time at the device's peak rates; absent where these or the calls are not known.
+    #[serde(default)]
+    pub at_peak: Option<AtPeak>,
     /// By rank.
     pub ranks: Vec<Profile>,
 }
 
+/// A step whose tuned GEMMs run at the device's peak rates.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+pub struct AtPeak {
+    /// The step's time before over its time then.
+    pub ratio: f64,
+    /// µs of the step that they take then.
+    pub us: f64,
+    /// What was assumed: rates and where they come from.
+    pub assumed: String,
+}
+
+impl AtPeak {
+    /// A step of `step` µs whose tuned GEMMs took what `bound` says, if each takes `least` µs; nothing where one of them is
+    /// not known. None takes longer than it did.
+    pub fn new(
+        step: f64,
+        bound: &Bound,
+        least: &[(Operation, f64)],
+        assumed: String,
+    ) -> Option<Self> {
+        let mut us = 0.0;
+        for part in &bound.operations {
+            let (_, least) = least.iter().find(|(known, _)| *known == part.operation)?;
+            us += least.min(part.us);
+        }
+        let us = us.min(bound.us);
+        (us > 0.0).then(|| Self {
+            ratio: step / (step - bound.us + us),
+            us,
+            assumed,
+        })
+    }
+
+    /// The same as a sentence.
+    pub fn says(&self) -> String {
+        format!(
+            "At the device's peak rates the same GEMMs take {:.0} µs of the step, which is {:.2}x ({})",
+            self.us, self.ratio, self.assumed
+        )
+    }
+}
+
 impl LoadProfile {
-    /// The profile of the load called `load`.
-    pub fn new(load: String, concurrency: u32, ranks: Vec<Profile>) -> Self {
+    /// The profile of the load called `load`, of which `tuned` is tuned.
+    pub fn new(
+        load: String,
+        concurrency: u32,
+        mut ranks: Vec<Profile>,
+        tuned: &[Operation],
+    ) -> Self {
+        for rank in &mut ranks {
+            rank.restrict(tuned);
+        }
         let mut profile = Self {
             load,
             concurrency,
             says: String::new(),
             at_most: None,
+            at_peak: None,
             ranks,
         };
         let name = if profile.load.is_empty() {
@@ -56,5 +112,24 @@ impl LoadProfile {
                 Some((rank, found))
             })
             .collect()
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::super::bound::bound;
+    use super::*;
+
+    #[test]
+    fn gemms_at_the_devices_peak_still_take_time() {
+        let bound = bound(100.0, [60.0, 10.0], 70.0);
+        let peak = |least: &[(Operation, f64)]| {
+            AtPeak::new(100.0, &bound, least, String::new()).map(|peak| (peak.us, peak.ratio))
+        };
+        let (moe, dense) = (Operation::FusedMoe, Operation::DenseFp8);
+        assert_eq!(peak(&[(moe, 15.0), (dense, 5.0)]), Some((20.0, 2.0)));
+        // A cache may be faster than the memory that was assumed: then nothing is to be gained there.
+        assert_eq!(peak(&[(moe, 10.0), (dense, 50.0)]), Some((20.0, 2.0)));
+        assert_eq!(peak(&[(moe, 15.0)]), None, "half is not known");
     }
 }

@@ -16,7 +16,7 @@ mod trace;
 pub use bound::{Bound, OperationBound};
 pub use class::{Class, Operation};
 pub use document::{ClassTime, FamilyTime, KernelTime, PhaseProfile, Profile, rank, slowest};
-pub use load::LoadProfile;
+pub use load::{AtPeak, LoadProfile};
 pub use steps::{Phase, ToldBy};
 pub use trace::{ProfileError, Trace, read};
 

@@ -80,13 +80,22 @@ fn the_rank_that_computes_longest_is_the_slowest() {
     ranks.extend(of("1762000000.1-TP-1.trace.json"));
     assert_eq!(slowest(&ranks, Phase::Decode).unwrap().rank, "TP-1");
     assert_eq!(slowest(&ranks, Phase::All), None);
-    let load = LoadProfile::new("few".to_owned(), 8, ranks);
+    let load = LoadProfile::new("few".to_owned(), 8, ranks.clone(), &Operation::ALL);
     assert!(
         load.says.starts_with("few: fused MoE 50 %"),
         "{}",
         load.says
     );
     assert_eq!(load.phases().len(), 2);
+    // What this run leaves alone is no part of its bound.
+    let load = LoadProfile::new(String::new(), 8, ranks, &[Operation::DenseFp8]);
+    assert_eq!(
+        load.says,
+        "dense FP8 GEMMs 10 % of a decode step at concurrency 8; tuning them can bring at most 1.11x"
+    );
+    let (_, decode) = load.phases()[0];
+    close(decode.share(Class::MoeGemm), 0.5);
+    assert!(decode.tunes(Class::DenseFp8) && !decode.tunes(Class::MoeGemm));
 }
 
 #[test]

@@ -234,7 +234,7 @@ pub(super) fn step(phase: &PhaseProfile) -> Option<Markup> {
         (
             part.operation.name(),
             part.share,
-            part.operation.is_tunable(),
+            phase.tunes(part.operation),
         )
     });
     let all: Vec<(&str, f64, bool)> = parts.chain([("idle", idle, false)]).collect();
@@ -253,7 +253,7 @@ pub(super) fn step(phase: &PhaseProfile) -> Option<Markup> {
         largest.0,
         percent(largest.1)
     );
-    let key = [("after", "can be tuned"), ("before", "the rest")];
+    let key = [("after", "tuned"), ("before", "the rest")];
     Some(bars(&summary, &key, &rows, 1.0))
 }
 

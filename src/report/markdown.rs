@@ -69,6 +69,9 @@ pub(super) fn text(report: &Report) -> String {
     }
     for load in &report.profile {
         let _ = writeln!(text, "\n{}.", escaped(&load.says));
+        if let Some(peak) = &load.at_peak {
+            let _ = writeln!(text, "{}.", escaped(&peak.says()));
+        }
         for (_, phase) in load.phases() {
             let heading = format!(
                 "Where the time goes: {}, concurrency {}",

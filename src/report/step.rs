@@ -17,7 +17,7 @@ pub(super) fn section(report: &Report) -> Option<Markup> {
     }
     Some(html! {
         p {
-            "From the profiler of the untuned server, in steps after its timed loads. At most: the step if the GEMMs that can be \
+            "From the profiler of the untuned server, in steps after its timed loads. At most: the step if the GEMMs that are \
              tuned took no time at all, which no kernel does."
         }
         @for load in &report.profile { (one_load(load)) }
@@ -33,11 +33,12 @@ fn one_load(load: &LoadProfile) -> Markup {
     html! {
         h3 { (name) }
         p { strong { (load.says) "." } }
+        @if let Some(peak) = &load.at_peak { p { (peak.says()) "." } }
         @for (rank, phase) in load.phases() {
             p { (heading(load, rank, phase)) "." }
             (figure(
                 chart::step(phase),
-                "Filled: GEMMs that can be tuned. Idle: nothing ran, the profiler's own delays aside where the step's time without it is known.",
+                "Filled: GEMMs that are tuned. Idle: nothing ran, the profiler's own delays aside where the step's time without it is known.",
                 &table(&format!("Time of {}, {name}", phase.phase.step()), &COLUMNS, &lines(phase)),
             ))
             (remarks("Kernels that no rule knows", &unknown(phase)))

@@ -88,6 +88,25 @@ fn the_fused_moe_alone_is_tuned_proved_compared_and_taken_back() {
     assert!(output.status.success(), "{}", stderr(&output));
     let run = scene.latest();
 
+    // The dense GEMMs are left as they are, so they are no part of the bound.
+    let profile = document(&run.join("profile.json"));
+    let decode = &profile["loads"][0]["ranks"][0]["phases"][0];
+    let bounds = decode["bound"]["operations"].as_array().unwrap();
+    assert_eq!(bounds.len(), 1, "{decode}");
+    assert_eq!(bounds[0]["operation"], "fused_moe");
+    let ran: Vec<&Value> = decode["operations"]
+        .as_array()
+        .unwrap()
+        .iter()
+        .map(|part| &part["operation"])
+        .collect();
+    assert!(ran.contains(&&json!("dense_fp8")), "{decode}");
+    let says = profile["loads"][0]["says"].as_str().unwrap();
+    assert!(
+        says.contains("fused MoE") && !says.contains("dense"),
+        "{says}"
+    );
+
     // Decode runs from graphs: 24 steps a request and more are replays, and only replays bring the count there.
     let capture = document(&run.join("capture.json"));
     let seen = &capture["fused_moe"][0];

@@ -130,7 +130,7 @@ pub(super) fn read(engine: &Engine<'_>) -> Result<Vec<Foreseen>, Error> {
 
 /// M of the forward passes that `metric` of `load` waits for: of a decode step, in the graph that holds it, or of
 /// the first prefill chunk.
-fn rows_of(load: &Load, metric: &str, captured: &Captured) -> Option<u32> {
+pub(super) fn rows_of(load: &Load, metric: &str, captured: &Captured) -> Option<u32> {
     if metric.contains("tpot") || metric.contains("itl") {
         let graphs = captured.graphs.iter().copied();
         Some(

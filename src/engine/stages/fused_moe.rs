@@ -8,7 +8,7 @@ use crate::engine::ports::{DeployedMoePart, MoeOrder};
 use crate::engine::{Engine, read_document};
 use crate::log::summary::LogSummary;
 use crate::plan::Plan;
-use crate::plan::moe::{MoeInput, PlannedMoe, make};
+use crate::plan::moe::{MoeInput, PlannedMoe, estimate_us, make};
 use crate::report::model::{FusedMoe, FusedMoeRow, LayoutCheck, Skipped, Timing};
 use crate::run::documents::{
     Captured, DeployedMoe, Deployment, Inspection, MoeCheck, SeenMoe, Tuned, TunedMoe, VerifiedMoe,
@@ -352,6 +352,19 @@ pub(super) fn terms(plan: &Plan, captured: &Captured, tuned: &Tuned, m: u32) -> 
         })
     };
     captured.fused_moe.iter().filter_map(term).collect()
+}
+
+/// Time of a forward pass's fused MoE over `m` tokens at the peak rates of `device`, µs; nothing where none was seen or its
+/// calls are not known.
+pub(super) fn least_us(plan: &Plan, captured: &Captured, m: u32, device: &Device) -> Option<f64> {
+    let predicted = plan.model.as_ref().and_then(|model| model.experts.as_ref());
+    let of = |seen: &SeenMoe| {
+        let same = predicted.filter(|experts| experts.problem == seen.problem);
+        let calls = same.map(|experts| experts.count).or(seen.per_forward)?;
+        Some(f64::from(calls) * estimate_us(&seen.problem, m, device))
+    };
+    let times: Option<Vec<f64>> = captured.fused_moe.iter().map(of).collect();
+    Some(times?.iter().sum()).filter(|us: &f64| *us > 0.0)
 }
 
 fn is_of(task: &MoeTask, problem: &MoeProblem) -> bool {

@@ -107,6 +107,7 @@ pub(super) fn plan(engine: &mut Engine<'_>) -> Result<Done, Error> {
     });
     let experts = (!plan.fused_moe.is_empty())
         .then(|| format!("{} sizes of fused MoE to race", plan.fused_moe.len()));
+    profile::add_peaks(engine, &plan, &told)?;
     let bound = bounded(engine)?;
     let summary = dense
         .into_iter()
@@ -133,8 +134,13 @@ fn bounded(engine: &Engine<'_>) -> Result<Option<String>, Error> {
         .filter_map(|load| Some((load.at_most?, load)));
     let most = bounds.max_by(|one, other| one.0.total_cmp(&other.0));
     Ok(most.map(|(ratio, load)| {
-        let concurrency = load.concurrency;
-        format!("at most {ratio:.2}x in a step at concurrency {concurrency}, by its profile")
+        let peak = load.at_peak.as_ref().map_or_else(String::new, |peak| {
+            format!(", {:.2}x at the device's peak rates", peak.ratio)
+        });
+        format!(
+            "at most {ratio:.2}x in a step at concurrency {}, by its profile{peak}",
+            load.concurrency
+        )
     }))
 }
 

@@ -9,18 +9,22 @@ use std::time::{Duration, Instant};
 
 use camino::{Utf8Path, Utf8PathBuf};
 
+use super::plan as planned;
 use crate::bench::load::Progress;
 use crate::bench::{client, load, result};
 use crate::engine::ports::{Profiler, Server};
 use crate::engine::server::RunningServer;
 use crate::engine::trial::{PROMPTS, RESULTS};
 use crate::engine::{Engine, read_document, write_document};
+use crate::plan::Plan;
+use crate::problem::Shape;
 use crate::proc::Interrupt;
-use crate::profile::{self, LoadProfile, Phase, Profile};
-use crate::run::documents::{Document as _, Profiled};
+use crate::profile::{self, AtPeak, LoadProfile, Operation, Phase, Profile};
+use crate::run::documents::{Captured, Document as _, Profiled};
 use crate::run::error::{Error, ErrorKind};
 use crate::run::event::Role;
 use crate::store::file::entries;
+use crate::table::roofline::Device;
 use crate::workload::config::{Load, Measure};
 
 /// Forward passes recorded from the first request on. A load of many requests prefills in several passes before it decodes.
@@ -289,7 +293,8 @@ pub(super) fn conclude(
                 .push(engine.secrets.mask(&remark).into_owned());
         }
         if !profiles.is_empty() {
-            let load = LoadProfile::new(name, recorded.load.concurrency, profiles);
+            let tuned = tuned(engine);
+            let load = LoadProfile::new(name, recorded.load.concurrency, profiles, &tuned);
             engine.remark(load.says.clone());
             found.loads.push(load);
         }
@@ -298,6 +303,65 @@ pub(super) fn conclude(
         let _ = fs_err::remove_dir_all(engine.run.profile());
     }
     write_document(&engine.run, &found)
+}
+
+/// What the run tunes.
+fn tuned(engine: &Engine<'_>) -> Vec<Operation> {
+    let dense = engine.backend.kernels.is_some();
+    let experts = engine.backend.fused_moe.is_some();
+    [(Operation::DenseFp8, dense), (Operation::FusedMoe, experts)]
+        .into_iter()
+        .filter_map(|(operation, is_tuned)| is_tuned.then_some(operation))
+        .collect()
+}
+
+/// Adds to the profile what each load's step takes at the device's peak rates, once it is known how often a forward pass
+/// calls what. A device whose rates nobody published has none.
+pub(super) fn add_peaks(
+    engine: &Engine<'_>,
+    plan: &Plan,
+    captured: &Captured,
+) -> Result<(), Error> {
+    let mut profiled = read(engine)?;
+    let inspection = super::inspection(&engine.run)?;
+    let name = inspection.identity.get("device").map_or("", String::as_str);
+    let device = Device::of_name(name)
+        .or_else(|| Device::of_key(&inspection.gfx, inspection.cu_num))
+        .filter(|_| !profiled.loads.is_empty());
+    let (Some(device), Ok(Measure::Builtin(loads))) = (device, engine.config.measure()) else {
+        return Ok(());
+    };
+    for (load, configured) in profiled.loads.iter_mut().zip(loads) {
+        let Some(m) = super::foresee::rows_of(configured, "tpot", captured) else {
+            continue;
+        };
+        let mut least = Vec::new();
+        if let Some(weights) = planned::weights(plan) {
+            let us = weights.iter().map(|&(n, k, calls)| {
+                let shape = Shape {
+                    op: inspection.op,
+                    m,
+                    n,
+                    k,
+                    dtype: String::new(),
+                };
+                f64::from(calls) * device.estimate_us(&shape)
+            });
+            least.push((Operation::DenseFp8, us.sum()));
+        }
+        if let Some(us) = super::fused_moe::least_us(plan, captured, m, &device) {
+            least.push((Operation::FusedMoe, us));
+        }
+        let assumed = format!(
+            "{}; each call by itself at M = {m}, weights from memory, a token's experts all different",
+            device.source
+        );
+        let phase = load.phases().into_iter().next();
+        load.at_peak = phase
+            .filter(|(_, phase)| phase.phase == Phase::Decode)
+            .and_then(|(_, phase)| AtPeak::new(phase.step_us, &phase.bound, &least, assumed));
+    }
+    write_document(&engine.run, &profiled)
 }
 
 fn read_all(files: &[Utf8PathBuf], trouble: &mut Vec<String>) -> Vec<Profile> {

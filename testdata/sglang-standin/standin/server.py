@@ -45,6 +45,7 @@ class Engine(threading.Thread):
         self.linear = fp8.dispatch_w8a8_block_fp8_linear(backend)
         self.chunk = chunk
         self.profiler = Profiler(backend)
+        self.share_of_experts = {}  # of a pass over M rows
         self.waiting = queue.Queue()
         self.graphs = {}
         log.info("Capture target decode CUDA graph begin. backend=full, num_tokens_per_req=1, bs=%s, avail mem=1 GB", GRAPHS)
@@ -59,6 +60,7 @@ class Engine(threading.Thread):
     def forward(self, m):
         """Microseconds of one pass over `m` rows."""
         before = cost.device_time()
+        experts = 0
         for _ in range(LAYERS):
             for n, k in self.weights:
                 self.linear(
@@ -68,8 +70,12 @@ class Engine(threading.Thread):
                     weight_scale=torch.Tensor(n // 128, k // 128, dtype=torch.float32),
                 )
             if self.experts:
+                began = cost.device_time()
                 self.mlp(m)
-        return cost.device_time() - before
+                experts += cost.device_time() - began
+        took = cost.device_time() - before
+        self.share_of_experts[m] = experts / took
+        return took
 
     def mlp(self, m, n=128, topk=2):
         fused_moe.fused_experts(
@@ -91,7 +97,7 @@ class Engine(threading.Thread):
                 log.info("Prefill batch, #new-seq: 1, #new-token: %d, #cached-token: 0, cuda graph: False", tokens)
                 took = self.forward(tokens)
                 time.sleep(took / 1e6)
-                self.profile(f"step[EXTEND bs=1 toks={tokens}]", False, took)
+                self.profile(f"step[EXTEND bs=1 toks={tokens}]", False, took, tokens)
                 self.say(request)
                 running.append(request)
                 running = [request for request in running if request["left"] > 0]
@@ -99,15 +105,17 @@ class Engine(threading.Thread):
             self.graphs[size].replay()
             took = self.graphs[size].microseconds
             time.sleep(took * 5 / 1e6)
-            self.profile(f"step[DECODE bs={len(running)}]", True, took)
+            self.profile(f"step[DECODE bs={len(running)}]", True, took, size)
             for request in running:
                 self.say(request)
             running = [request for request in running if request["left"] > 0]
 
-    def profile(self, label, graph, took):
+    def profile(self, label, graph, took, m):
         """A pass whose GEMMs took so long: a decode step lasts five times that, and a fifth of it nothing runs."""
         rest = [("_fwd_grouped_kernel_stage1", 2 * took), ("standin_sampler", took), (None, took)] if graph else []
-        self.profiler.step(label, graph, [(self.profiler.gemm, took), *rest])
+        experts = took * self.share_of_experts[m]
+        gemms = [("fused_moe_kernel", experts), (self.profiler.gemm, took - experts)]
+        self.profiler.step(label, graph, [*(gemm for gemm in gemms if gemm[1] > 0), *rest])
 
     def say(self, request):
         request["said"] += 1
