@@ -7,8 +7,7 @@
 set -euo pipefail
 checkout=${1:?the checkout is missing} revision=${2:?the revision is missing} folder=${3:?the folder is missing}
 mkdir -p "$folder"
-git -C "$checkout" archive "$revision" aiter/ops/triton/_triton_kernels/gemm/basic aiter/ops/triton/_triton_kernels/common \
-    aiter/ops/triton/gemm/basic aiter/ops/triton/utils \
-    $(git -C "$checkout" ls-tree -r --name-only "$revision" aiter/ops/triton/configs/gemm | grep 'gemm/gfx9.*-A8W8_BLOCKSCALE') |
-    tar -x -C "$folder"
-git -C "$checkout" rev-parse "$revision" > "$folder/revision"
+git -C "$checkout" ls-tree -r --name-only "$revision" aiter/ops/triton |
+    grep -E '^aiter/ops/triton/(_triton_kernels/(gemm/basic|common)/.*py|(_triton_kernels/|gemm/basic/)?gemm_a8w8_blockscale.py|utils/.*py|configs/gemm/gfx9.*-A8W8_BLOCKSCALE.*json)$' |
+    xargs git -C "$checkout" archive "$revision" | tar -x -C "$folder"
+git -C "$checkout" rev-parse "$revision^{commit}" > "$folder/revision"

@@ -100,7 +100,8 @@ class Aiter:
         self.capabilities = [f"bound:{self._tree.bounds[0]}"]
         if not rocm:
             self.capabilities += [f"drops:{name}" for name in plan.AMD_OPTIONS]
-        self.setup = {"aiter": self._about}
+        # The digest, so that what was compiled is known for the tree that it was compiled from.
+        self.setup = {"aiter": {**self._about, "digest": self._tree.digest}}
 
     def read(self, shape):
         """The problem in the protocol's words."""
