@@ -104,6 +104,10 @@ fn aiters_rows_and_both_gemms_of_a_fused_moe_are_compiled_too() {
     };
     let aiter = run(&["--backend", "aiter-triton", "--aiter-root", "/opt/aiter"]);
     assert!(aiter.contains(r#""op": "gemm_a8w8_blockscale""#) && aiter.contains("NUM_KSPLIT"));
+    // Bare columns say no dtype, and a kernel is compiled for one.
+    assert!(
+        aiter.contains(r#""dtype": "torch.float8_e4m3fn""#) && !aiter.contains(r#""dtype": """#)
+    );
     fs_err::write(
         place.folder.join("s.csv"),
         "op,M,N,K,dtype,records,E,topk,scales\nfused_moe_triton,4096,768,2048,fp8_w8a8,1,128,8,128x128\n",

@@ -94,7 +94,7 @@ def race(out, root, gfx, gemmtune, python, budget_s):
     """`gemmtune tune` against the rows of one architecture; its outcome in short."""
     shapes = os.path.join(out, "s.csv")
     with open(shapes, "w", encoding="utf-8") as file:
-        file.write("M,N,K\n" + "".join(f"{m},{n},{k}\n" for m in MS for n, k in WEIGHTS))
+        file.write("M,N,K,dtype\n" + "".join(f"{m},{n},{k},torch.float8_e4m3fn\n" for m in MS for n, k in WEIGHTS))
     command = [gemmtune, "--json", "tune", "--backend", "aiter-triton", "--aiter-root", root, "--config-for", gfx]
     command += ["--shapes", shapes, "-o", os.path.join(out, gfx), "--python", python, "--budget", f"{budget_s:.0f}s"]
     with open(os.path.join(out, f"{gfx}.log"), "w", encoding="utf-8") as log:

@@ -1,5 +1,7 @@
 //! `gemmtune tune`: races candidates for a list of shapes and writes the table of the winners.
 
+mod compile;
+
 use std::io::IsTerminal as _;
 
 use camino::{Utf8Path, Utf8PathBuf};
@@ -9,8 +11,9 @@ use super::printer::Printer;
 use super::tune_aiter::{AiterArgs, Common};
 use super::tune_moe::{self, MoeArgs};
 use super::tune_progress::TuneProgress;
+use crate::problem::dtype::FLOAT8;
 use crate::problem::{Op, Shape};
-use crate::proc::{Interrupt, Keeper, RunError};
+use crate::proc::{Interrupt, Keeper};
 use crate::run::error::{Error, ErrorKind};
 use crate::store::lock::LockError;
 use crate::table::aiter::Table;
@@ -19,12 +22,12 @@ use crate::table::shapes::{self, CountedShape};
 use crate::tune::backends::Backend;
 use crate::tune::backends::aiter_triton::AiterTriton;
 use crate::tune::backends::aiter_triton::files::representatives;
-use crate::tune::backends::compiled::{Compiled, Known};
+use crate::tune::backends::compiled::Known;
 use crate::tune::backends::families::Families;
 use crate::tune::backends::reference::Reference;
 use crate::tune::backends::sglang_moe::Engine;
 use crate::tune::backends::sglang_triton::{SglangTriton, worker_files};
-use crate::tune::compile_only::{self as compiling, CompileError, Kernel, Target};
+use crate::tune::compile_only::Target;
 use crate::tune::pool::look_at_device;
 use crate::tune::results::ResultsError;
 use crate::tune::task::Task;
@@ -214,7 +217,7 @@ pub fn run(args: &TuneArgs, printer: &Printer) -> Result<(), Error> {
             Error::new(ErrorKind::Usage, "compile for another GPU: none is named")
                 .hint("add `--for gfx942` or `--for gfx950`")
         })?;
-        return compile_only(args, gpu, &bytes, printer);
+        return compile::run(args, gpu, &bytes, printer);
     }
     let engine = match args.target {
         None => Engine::default(),
@@ -291,7 +294,7 @@ fn race<P: Task>(
         Some(folder) => folder,
         None => &args.output,
     };
-    let compiled = compiled(args)?;
+    let compiled = compile::before(args)?;
     let known = Known {
         backend,
         compiled: &compiled,
@@ -325,69 +328,6 @@ fn race<P: Task>(
     verdict(&outcome)
 }
 
-/// Compiles for a GPU that is not here.
-fn compile_only(
-    args: &TuneArgs,
-    target: Target,
-    bytes: &[u8],
-    printer: &Printer,
-) -> Result<(), Error> {
-    let (shapes, tasks);
-    let kernel = match args.backend {
-        BackendArg::SglangTriton => {
-            shapes = shapes_of(args, bytes, Op::TritonBlockFp8)?;
-            let block = args.block;
-            Kernel::SglangTriton {
-                shapes: &shapes,
-                block,
-            }
-        }
-        BackendArg::SglangMoe => {
-            tasks = tune_moe::problems(&args.shapes, bytes, args.block)?;
-            let block = args.block;
-            Kernel::SglangMoe {
-                tasks: &tasks,
-                block,
-            }
-        }
-        BackendArg::AiterTriton => {
-            shapes = shapes_of(args, bytes, Op::Blockscale)?;
-            let root = args.aiter.aiter_root.as_deref();
-            Kernel::AiterTriton {
-                shapes: &shapes,
-                root,
-            }
-        }
-        BackendArg::Reference | BackendArg::SglangFamilies | BackendArg::Aiter => {
-            let what = "compile for another GPU: only the candidates of sglang-triton, sglang-moe and aiter-triton can be";
-            return Err(Error::new(ErrorKind::Usage, what));
-        }
-    };
-    let keeper = Keeper::this_binary()
-        .map_err(|error| Error::to(ErrorKind::Environment, "find this program", error))?;
-    let request = compiling::Request {
-        target,
-        kernel,
-        python: &args.python,
-        folder: &args.output,
-    };
-    let report = compiling::run(&request, &keeper, &super::interrupt()?).map_err(|error| {
-        let interrupted = matches!(&error, CompileError::Run(RunError::Interrupted(_)));
-        let kind = if interrupted {
-            ErrorKind::Interrupted
-        } else {
-            ErrorKind::Environment
-        };
-        Error::to(kind, "compile the candidates", error)
-            .hint("`--python` names an interpreter that imports Triton; SGLang's kernel is taken from its packages, aiter's from `--aiter-root`")
-    })?;
-    if printer.is_json() {
-        return printer.json(&report);
-    }
-    printer.say(report.to_text());
-    Ok(())
-}
-
 /// The shapes asked for, those without an operation as shapes of `op`.
 fn shapes_of(args: &TuneArgs, bytes: &[u8], op: Op) -> Result<Vec<Shape>, Error> {
     let counted = counted_shapes(args, bytes, op)?;
@@ -396,26 +336,16 @@ fn shapes_of(args: &TuneArgs, bytes: &[u8], op: Op) -> Result<Vec<Shape>, Error>
 
 /// The same with how often each was called.
 fn counted_shapes(args: &TuneArgs, bytes: &[u8], op: Op) -> Result<Vec<CountedShape>, Error> {
-    shapes::read(bytes, Some(op)).map_err(|error| {
+    let mut counted = shapes::read(bytes, Some(op)).map_err(|error| {
         Error::to(ErrorKind::Usage, &format!("read `{}`", args.shapes), error)
             .hint("make it with `gemmtune shapes LOG -o S.csv`, or give columns M,N,K")
-    })
-}
-
-/// What was compiled before: the files named, else those in the output folder.
-fn compiled(args: &TuneArgs) -> Result<Vec<Compiled>, Error> {
-    let files = if args.compiled.is_empty() {
-        Compiled::files_in(&args.output)
-    } else {
-        args.compiled.clone()
-    };
-    let read = |file: &Utf8PathBuf| {
-        Compiled::read(file).map_err(|error| {
-            Error::to(ErrorKind::Usage, &format!("use `{file}`"), error)
-                .hint("`gemmtune tune --compile-only` writes such a file")
-        })
-    };
-    files.iter().map(read).collect()
+    })?;
+    // A GPU kernel is compiled for a dtype; bare columns mean the one of FP8 checkpoints.
+    if !matches!(args.backend, BackendArg::Reference | BackendArg::Aiter) {
+        let unsaid = counted.iter_mut().filter(|one| one.shape.dtype.is_empty());
+        unsaid.for_each(|one| FLOAT8[0].clone_into(&mut one.shape.dtype));
+    }
+    Ok(counted)
 }
 
 fn aiter_triton(args: &TuneArgs) -> AiterTriton {
