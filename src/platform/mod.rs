@@ -2,6 +2,7 @@
 //! kernels. Each fills the engine's ports ([`crate::engine::ports`]).
 
 mod aiter;
+mod aiter_triton;
 mod raced;
 mod reference;
 mod sglang_families;
@@ -139,6 +140,13 @@ pub fn of(config: &config::Config, keeper: &Keeper) -> Result<Backend, Error> {
                 server: site.clone(),
                 kernels: None,
                 fused_moe: Some(Arc::new(sglang_moe::SglangMoe::new(site))),
+            }
+        }
+        BackendKind::AiterTriton => {
+            let site = Arc::new(site::Site::new(config, keeper)?);
+            Backend {
+                server: site.clone(),
+                kernels: Arc::new(aiter_triton::AiterTriton::new(site, config)),
             }
         }
         BackendKind::Aiter => {

@@ -276,6 +276,8 @@ pub enum BackendKind {
     SglangMoe,
     /// aiter's CK kernels under SGLang on ROCm.
     Aiter,
+    /// aiter's Triton GEMM under SGLang on ROCm, by rows of its JSON files: what SGLang calls there where nothing else was chosen.
+    AiterTriton,
 }
 
 /// `[compare]`: how the arms are compared.

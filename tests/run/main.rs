@@ -1,5 +1,6 @@
 //! The loop, end to end, on the reference engine with a tiny model.
 
+mod aiter_triton;
 mod documents;
 mod faults;
 mod first_hour;

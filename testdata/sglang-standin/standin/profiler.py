@@ -12,6 +12,7 @@ import time
 
 GEMMS = {
     "triton": "_w8a8_block_fp8_matmul",
+    "aiter": "_gemm_a8w8_blockscale_kernel",
     "deepgemm": "void deep_gemm::sm90_fp8_gemm_1d2d_impl<(cute::UMMA::Major)0, 0u, 384u, 256u, 1u, 64u, 128u, 128u, (deep_gemm::GemmType)0>(float*, int*)",
     "cutlass": "void cutlass::device_kernel<cutlass::gemm::kernel::GemmUniversal<cute::tuple<int>, cutlass::float_e4m3_t>>(int)",
 }

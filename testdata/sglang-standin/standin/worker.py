@@ -9,7 +9,21 @@ from standin import cost
 PACKAGE = os.path.join(os.path.dirname(os.path.dirname(os.path.abspath(__file__))), "sglang")
 
 
+def amd_device():
+    """An MI300X, where aiter's Triton GEMM is raced: its files are those beside the stand-in's modules."""
+    from aiter.ops.triton.utils import gemm_config_utils
+
+    return {
+        "protocol": 1, "backend": "aiter-triton", "name": "AMD Stand-in", "arch": "gfx942", "cu_num": 304, "index": 0, "visible": 1,
+        "l2_bytes": 4 << 20, "smem_bytes": 65536, "versions": {"sglang": "0.5.16", "torch": "stand-in", "triton": "stand-in"},
+        "kernel_hash": "stand-in", "capabilities": ["bound:1"], "prepare_slots": 2, "candidates": [],
+        "shipped": gemm_config_utils.CONFIGS,
+    }  # fmt: skip
+
+
 def device(options):
+    if options.get("problem") == "aiter_gemm":
+        return amd_device()
     is_moe = options.get("problem") == "fused_moe"
     families = [name for name in options.get("families", []) if name in cost.FAMILIES]
     return {

@@ -5,8 +5,15 @@ from sglang.kernels.ops.quantization.fp8_kernel import (
 )
 
 
+try:
+    from aiter.ops.triton.gemm.basic.gemm_a8w8_blockscale import gemm_a8w8_blockscale as triton_gemm_a8w8_blockscale
+except ImportError:  # no ROCm
+    triton_gemm_a8w8_blockscale = None
+
+
 def aiter_w8a8_block_fp8_linear(input, weight, block_size, weight_scale, input_scale=None, bias=None):
-    raise NotImplementedError
+    q_input, x_scale = sglang_per_token_group_quant_fp8(input, block_size[1], column_major_scales=False)
+    return triton_gemm_a8w8_blockscale(q_input, weight, x_scale, weight_scale, dtype=input.dtype)
 
 
 def triton_w8a8_block_fp8_linear(input, weight, block_size, weight_scale, input_scale=None, bias=None):
@@ -30,6 +37,8 @@ def cutlass_w8a8_block_fp8_linear_with_fallback(input, weight, block_size, weigh
 
 
 def dispatch_w8a8_block_fp8_linear(backend="triton"):
+    if backend == "aiter":
+        return aiter_w8a8_block_fp8_linear
     if backend == "cutlass":
         return cutlass_w8a8_block_fp8_linear_with_fallback
     return triton_w8a8_block_fp8_linear if backend == "triton" else deepgemm_w8a8_block_fp8_linear_with_fallback

@@ -1,0 +1,2 @@
+def get_arch():
+    return "gfx942"
