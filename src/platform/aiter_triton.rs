@@ -312,6 +312,8 @@ impl Kernels for AiterTriton {
             rows,
             // Other configurations are other programs, compiled when they first run.
             may_build: true,
+            dense: true,
+            fused_moe: None,
         })
     }
 

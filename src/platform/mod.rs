@@ -146,7 +146,8 @@ pub fn of(config: &config::Config, keeper: &Keeper) -> Result<Backend, Error> {
             let site = Arc::new(site::Site::new(config, keeper)?);
             Backend {
                 server: site.clone(),
-                kernels: Arc::new(aiter_triton::AiterTriton::new(site, config)),
+                kernels: Some(Arc::new(aiter_triton::AiterTriton::new(site, config))),
+                fused_moe: None,
             }
         }
         BackendKind::Aiter => {

@@ -7,6 +7,7 @@ use std::collections::BTreeMap;
 use std::fmt::Write as _;
 
 use camino::{Utf8Path, Utf8PathBuf};
+use serde_json::Value;
 
 use super::{Backend, Field, Pace};
 use crate::tune::compile_only::{self, Answer, CompileError};
@@ -66,10 +67,7 @@ impl Compiled {
             let Some(became) = became(answer) else {
                 continue;
             };
-            let key = key(
-                answer.shape["part"].as_str().unwrap_or_default(),
-                &answer.candidate,
-            );
+            let key = key(&answer.shape, &answer.candidate);
             let worst = found.get(&key).map_or(became, |there| became.max(*there));
             found.insert(key, worst);
         }
@@ -104,10 +102,14 @@ fn became(answer: &Answer) -> Option<Found> {
     }
 }
 
-fn key(part: &str, candidate: &Candidate) -> String {
-    let mut key = part.to_owned();
+/// What tells programs apart: the GEMM of a fused MoE, whether there is one row (the compiler knows that), the settings.
+fn key(shape: &Value, candidate: &Candidate) -> String {
+    let mut key = shape["part"].as_str().unwrap_or_default().to_owned();
+    if shape["m"] == 1 {
+        key.push_str(" one row");
+    }
     for name in DECIDING {
-        if let Some(value) = candidate.get(name).and_then(Candidate::as_u64) {
+        if let Some(value) = candidate.get(name).and_then(Value::as_u64) {
             // Writing into memory cannot fail.
             let _ = write!(key, " {name}={value}");
         }
@@ -126,10 +128,15 @@ pub struct Known<'a, P: Task> {
 
 impl<P: Task> Known<'_, P> {
     fn found(&self, device: &Device, shape: &P, candidate: &Candidate) -> Found {
-        let sizes = serde_json::to_value(shape).unwrap_or_default();
-        let part = sizes["part"].as_str().unwrap_or_default();
+        let mut sizes = serde_json::to_value(shape).unwrap_or_default();
+        let own = key(&sizes, candidate);
+        // Where nobody compiled for one row, what was compiled for more is the best guess.
+        if let Some(m) = sizes.get_mut("m") {
+            *m = Value::Null;
+        }
+        let any = key(&sizes, candidate);
         let files = self.compiled.iter().filter(|file| file.is_of(device));
-        let found = files.filter_map(|file| file.found.get(&key(part, candidate)).copied());
+        let found = files.filter_map(|file| file.found.get(&own).or(file.found.get(&any)).copied());
         found.max().unwrap_or(Found::Fits)
     }
 
@@ -256,7 +263,7 @@ mod tests {
             compiled: &compiled,
         };
         let ordered = known.field(&device, &shape, &[], Effort::Quick).candidates;
-        let alike = |a: &Candidate, b: &Candidate| key("", a) == key("", b);
+        let alike = |a: &Candidate, b: &Candidate| key(&Value::Null, a) == key(&Value::Null, b);
         let first = distinct(&plain);
         assert!(ordered.iter().all(|one| !alike(one, &first[0])));
         assert!(alike(ordered.last().unwrap(), &first[1]));
@@ -265,10 +272,21 @@ mod tests {
         assert_eq!(ordered.len() + left_out, plain.len());
     }
 
+    #[test]
+    fn what_fails_for_one_row_says_nothing_of_more() {
+        let candidate = json!({"BLOCK_SIZE_M": 16, "num_stages": 3});
+        let [one, more] = [1, 16].map(|m| key(&json!(shape(m, 2112, 7168)), &candidate));
+        assert_ne!(one, more);
+        assert_eq!(more, key(&Value::Null, &candidate));
+    }
+
     fn distinct(candidates: &[Candidate]) -> Vec<Candidate> {
         let mut found: Vec<Candidate> = Vec::new();
         for one in candidates {
-            if found.iter().all(|there| key("", there) != key("", one)) {
+            if found
+                .iter()
+                .all(|there| key(&Value::Null, there) != key(&Value::Null, one))
+            {
                 found.push(one.clone());
             }
         }
