@@ -1,6 +1,6 @@
 //! The overlay as a server meets it: the real files in front of a reduced tree, one Python process a test.
 //!
-//! Real SGLang releases are executed in `tests/realtrees.rs`.
+//! Real SGLang releases are executed in `tests/realtrees`.
 
 mod capture;
 mod moe;

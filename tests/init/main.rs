@@ -1,0 +1,5 @@
+//! `gemmtune init` on real files and a real process.
+
+mod observing;
+mod reading;
+mod support;
