@@ -5,7 +5,6 @@ use std::process::ExitCode;
 use camino::{Utf8Path, Utf8PathBuf};
 
 use super::printer::Printer;
-use super::progress::duration;
 use crate::proc::paste::line;
 use crate::proc::quoted;
 use crate::run::error::{Error, ErrorKind};
@@ -14,6 +13,7 @@ use crate::run::stage::{Stage, State, TrialEnd};
 use crate::store::file::{self, entries};
 use crate::store::run_dir::RunDir;
 use crate::workload::config::{Config, Launch, Load, Measure};
+use crate::workload::duration::spoken;
 use crate::workload::env;
 use crate::workload::secret::masked_command;
 
@@ -104,8 +104,8 @@ fn show(config: &Config, seen: Option<&Seen>, printer: &Printer) -> Result<ExitC
         let how_long = match (seen, seconds) {
             (Some(seen), Some(seconds)) => format!(
                 "about {} for {starts} starts of {} each (as in {}), and at most {budget} for tuning",
-                duration(seconds),
-                duration(seen.seconds),
+                spoken(seconds),
+                spoken(seen.seconds),
                 seen.run
             ),
             _ => format!(

@@ -9,6 +9,7 @@ use super::eta::RunEta;
 use super::printer::Printer;
 use crate::run::event::{Event, Notice, Progress};
 use crate::run::stage::Stage;
+use crate::workload::duration::spoken;
 
 /// Draws a run: one line per thing that happened, and on a terminal a live line below them.
 #[derive(Debug)]
@@ -87,7 +88,7 @@ fn line_of(event: &Event) -> Option<String> {
             seconds,
             summary,
             ..
-        } => Some(format!("{stage:<9} {summary} ({})", duration(*seconds))),
+        } => Some(format!("{stage:<9} {summary} ({})", spoken(*seconds))),
         Event::StageFailed { stage, reason, .. } => Some(format!("{stage:<9} FAILED: {reason}")),
         Event::Undone { reason } => Some(format!("{:<9} deployment taken back: {reason}", "undo")),
         Event::RunResumed { .. } => Some("resuming".to_owned()),
@@ -114,11 +115,11 @@ fn progress_line(progress: &Progress, run: Option<f64>) -> String {
 /// What is left of the run where that is known, else of the stage; of tuning both, because it ends early when a budget
 /// does.
 fn time_left(progress: &Progress, run: Option<f64>) -> String {
-    let of_run = run.map(|seconds| format!("about {} of the run", duration(seconds)));
+    let of_run = run.map(|seconds| format!("about {} of the run", spoken(seconds)));
     let of_stage = progress
         .eta_seconds
         .filter(|_| of_run.is_none() || progress.stage == Stage::Tune)
-        .map(|seconds| format!("about {} of this stage", duration(seconds)));
+        .map(|seconds| format!("about {} of this stage", spoken(seconds)));
     let parts: Vec<String> = of_stage.into_iter().chain(of_run).collect();
     if parts.is_empty() {
         String::new()
@@ -127,29 +128,9 @@ fn time_left(progress: &Progress, run: Option<f64>) -> String {
     }
 }
 
-/// A duration for people: `3.2 s`, `4 min 05 s`, `2 h 10 min`.
-pub fn duration(seconds: f64) -> String {
-    let whole = seconds.round().max(0.0) as u64;
-    match whole {
-        // A sum of nothing is -0.0; adding zero takes the sign off.
-        0..60 => format!("{:.1} s", seconds.max(0.0) + 0.0),
-        60..3600 => format!("{} min {:02} s", whole / 60, whole % 60),
-        _ => format!("{} h {:02} min", whole / 3600, whole / 60 % 60),
-    }
-}
-
 #[cfg(test)]
 mod tests {
     use super::*;
-
-    #[test]
-    fn durations_read_as_people_say_them() {
-        assert_eq!(duration(3.21), "3.2 s");
-        assert_eq!(duration(-0.0), "0.0 s");
-        assert_eq!(duration(59.96), "1 min 00 s");
-        assert_eq!(duration(245.0), "4 min 05 s");
-        assert_eq!(duration(7800.0), "2 h 10 min");
-    }
 
     #[test]
     fn a_progress_line_counts_and_estimates() {

@@ -6,12 +6,12 @@ use camino::{Utf8Path, Utf8PathBuf};
 use serde_json::json;
 
 use super::printer::Printer;
-use super::progress::duration;
 use crate::proc::quoted;
 use crate::run::error::Error;
 use crate::run::stage::{Stage, StageStatus, State, TrialEnd, spent};
 use crate::store::lock::Lock;
 use crate::store::run_dir::{LATEST, RUNS};
+use crate::workload::duration::spoken;
 
 /// Arguments of `gemmtune status`.
 #[derive(Debug, clap::Args)]
@@ -68,7 +68,7 @@ pub fn run(args: &StatusArgs, printer: &Printer) -> Result<ExitCode, Error> {
             StageStatus::InDoubt => "interrupted; will be run again".to_owned(),
             StageStatus::Failed { reason } => format!("failed: {reason}"),
             StageStatus::Finished { summary } => {
-                let took = duration(seconds(stage));
+                let took = spoken(seconds(stage));
                 match attempts {
                     0 | 1 => format!("{summary} ({took})"),
                     attempts => format!("{summary} ({took} in {attempts} attempts)"),

@@ -3,8 +3,9 @@
 use std::fmt::Write as _;
 
 use super::model::{Report, plain_name};
-use super::number::{duration, measured, percent, whole};
+use super::number::{measured, percent, whole};
 use super::{fused_moe, loads, step};
+use crate::workload::duration::spoken;
 
 /// The text of `report.md`.
 pub(super) fn text(report: &Report) -> String {
@@ -127,7 +128,7 @@ pub(super) fn text(report: &Report) -> String {
                 text,
                 "{} candidates were timed; that held the devices for {}.",
                 whole(candidates),
-                duration(used)
+                spoken(used)
             );
         }
     }
@@ -170,15 +171,15 @@ pub(super) fn text(report: &Report) -> String {
             [
                 stage.stage.clone(),
                 match stage.attempts {
-                    0 | 1 => duration(stage.seconds),
-                    attempts => format!("{} in {attempts} attempts", duration(stage.seconds)),
+                    0 | 1 => spoken(stage.seconds),
+                    attempts => format!("{} in {attempts} attempts", spoken(stage.seconds)),
                 },
                 stage.outcome.clone(),
             ]
         })
         .collect();
     if let Some(seconds) = report.seconds() {
-        rows.push(["all".to_owned(), duration(seconds), String::new()]);
+        rows.push(["all".to_owned(), spoken(seconds), String::new()]);
     }
     table(&mut text, "Stages", ["stage", "time", "outcome"], &rows);
     let rows: Vec<[String; 2]> = report

@@ -51,25 +51,6 @@ pub(super) fn measured(metric: &MetricResult) -> [String; 4] {
     ]
 }
 
-/// A duration: `4.2 ms`, `0.42 s`, `12 s`, `3 min 05 s`, `2 h 03 min`.
-pub(super) fn duration(seconds: f64) -> String {
-    if !seconds.is_finite() || seconds < 0.0 {
-        return "–".to_owned();
-    }
-    if seconds < 0.1 {
-        return format!("{:.1} ms", seconds * 1e3);
-    }
-    if seconds < 10.0 {
-        return format!("{seconds:.2} s");
-    }
-    let whole = seconds.round() as u64;
-    match whole {
-        0..60 => format!("{whole} s"),
-        60..3600 => format!("{} min {:02} s", whole / 60, whole % 60),
-        _ => format!("{} h {:02} min", whole / 3600, whole % 3600 / 60),
-    }
-}
-
 /// Separates thousands of the whole part from 10 000 on (U+202F, narrow no-break space).
 fn grouped(text: &str) -> String {
     let (sign, text) = text
@@ -106,9 +87,5 @@ mod tests {
         assert_eq!(percent(0.9996), "> 99.9 %");
         assert_eq!(percent(1.0), "100.0 %");
         assert_eq!(ratio(Some(1.17)), "1.170");
-        assert_eq!(duration(0.5), "0.50 s");
-        assert_eq!(duration(0.0042), "4.2 ms");
-        assert_eq!(duration(185.2), "3 min 05 s");
-        assert_eq!(duration(7400.0), "2 h 03 min");
     }
 }

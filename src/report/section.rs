@@ -7,8 +7,9 @@ use maud::{Markup, html};
 
 use super::chart;
 use super::model::{Command, Fact, Report, ShapeRow, Timing, plain_name};
-use super::number::{duration, measured, percent, ratio, significant, whole};
+use super::number::{measured, percent, ratio, significant, whole};
 use crate::compare::{Better, Comparison};
+use crate::workload::duration::spoken;
 
 /// A section of the page with its anchor; absent when there is nothing to say.
 pub(super) struct Section {
@@ -376,8 +377,8 @@ fn gain(rows: &[&ShapeRow]) -> String {
         let _ = write!(
             sentence,
             " Over the captured calls {} become {}, a ratio of {}.",
-            duration(before / 1e6),
-            duration(after / 1e6),
+            spoken(before / 1e6),
+            spoken(after / 1e6),
             ratio(Some(before / after))
         );
     }
@@ -530,14 +531,14 @@ fn run(report: &Report) -> Option<Markup> {
         .map(|stage| {
             vec![
                 stage.stage.clone(),
-                duration(stage.seconds),
+                spoken(stage.seconds),
                 stage.attempts.to_string(),
                 stage.outcome.clone(),
             ]
         })
         .collect();
     if let Some(seconds) = report.seconds() {
-        let all = ["all".to_owned(), duration(seconds)];
+        let all = ["all".to_owned(), spoken(seconds)];
         rows.push([all, [String::new(), String::new()]].concat());
     }
     let columns = [
@@ -554,8 +555,8 @@ fn run(report: &Report) -> Option<Markup> {
                 @if let Some(deployed) = plan.deployed { " " (whole(deployed)) " rows were deployed." }
                 @if let Some(candidates) = plan.candidates { " " (whole(candidates)) " candidates were timed." }
                 @if let Some(used) = plan.used_s {
-                    " Device time used: " (duration(used))
-                    @if let Some(estimated) = plan.estimated_s { ", estimated " (duration(estimated)) } "."
+                    " Device time used: " (spoken(used))
+                    @if let Some(estimated) = plan.estimated_s { ", estimated " (spoken(estimated)) } "."
                 }
             }
         }

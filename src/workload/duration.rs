@@ -1,10 +1,30 @@
-//! Durations as people write them in `gemmtune.toml` and on the command line: `90s`, `30m`, `1h30m`.
+//! Durations as people read them, and as they write them in `gemmtune.toml` and on the command line: `90s`, `30m`, `1h30m`.
 
 use std::fmt;
 use std::str::FromStr;
 use std::time::Duration;
 
 use serde::{Deserialize, Deserializer, Serialize, Serializer};
+
+/// A duration for people: `4.2 ms`, `0.42 s`, `12 s`, `3 min 05 s`, `2 h 03 min`; `–` for what is none.
+pub fn spoken(seconds: f64) -> String {
+    if !seconds.is_finite() || seconds < 0.0 {
+        return "–".to_owned();
+    }
+    if seconds < 0.1 {
+        // A sum of nothing is -0.0; adding zero takes the sign off.
+        return format!("{:.1} ms", seconds * 1e3 + 0.0);
+    }
+    if seconds < 10.0 {
+        return format!("{seconds:.2} s");
+    }
+    let whole = seconds.round() as u64;
+    match whole {
+        0..60 => format!("{whole} s"),
+        60..3600 => format!("{} min {:02} s", whole / 60, whole % 60),
+        _ => format!("{} h {:02} min", whole / 3600, whole / 60 % 60),
+    }
+}
 
 /// A span of time with whole seconds, written as `1h30m`, `45m`, `90s` or `2d`.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
@@ -106,6 +126,22 @@ impl<'de> Deserialize<'de> for Span {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn durations_read_as_people_say_them() {
+        for (seconds, text) in [
+            (-0.0, "0.0 ms"),
+            (0.0042, "4.2 ms"),
+            (0.5, "0.50 s"),
+            (12.4, "12 s"),
+            (59.96, "1 min 00 s"),
+            (185.2, "3 min 05 s"),
+            (7400.0, "2 h 03 min"),
+            (f64::NAN, "–"),
+        ] {
+            assert_eq!(spoken(seconds), text);
+        }
+    }
 
     #[test]
     fn spans_are_read_and_written_back_in_their_shortest_form() {
