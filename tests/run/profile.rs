@@ -104,6 +104,12 @@ fn a_profiler_that_never_writes_is_given_up_in_time() {
 }
 
 #[test]
+fn a_server_that_its_profiler_ends_has_served_its_baseline() {
+    let remark = remarked("dies");
+    assert!(remark.contains("/start_profile"), "{remark}");
+}
+
+#[test]
 fn a_trace_that_was_cut_off_is_remarked() {
     let remark = remarked("torn");
     assert!(remark.contains("ends early"), "{remark}");

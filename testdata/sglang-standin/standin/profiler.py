@@ -1,7 +1,7 @@
 """SGLang's profiler as its scheduler plays it: so many forward passes, then a trace of torch.profiler on disk.
 
-STANDIN_PROFILER=absent answers 404, refuses answers 500, hangs never writes a trace, torn writes half of one, unnamed names
-no steps (SGLang up to 0.5.10).
+STANDIN_PROFILER=absent answers 404, refuses answers 500, dies ends the server, hangs never writes a trace, torn writes half
+of one, unnamed names no steps (SGLang up to 0.5.10).
 """
 
 import gzip
@@ -31,6 +31,8 @@ class Profiler:
 
     def start(self, order):
         """Status and body of the answer."""
+        if self.mode == "dies":
+            os._exit(1)
         if self.mode in ("absent", "refuses"):
             return (404, "Not Found") if self.mode == "absent" else (500, "Profiling is already in progress.")
         with self.lock:
