@@ -428,7 +428,10 @@ fn why_no_server(facts: &Facts, servers: &[&Found]) -> Option<String> {
         ([], None, None) => Some(match facts.missed.first() {
             Some(line) => format!(
                 "line {line} names SGLang's server, and {}",
-                facts.clouded.as_deref().unwrap_or("nothing runs it")
+                facts
+                    .clouded
+                    .as_deref()
+                    .unwrap_or("what runs it was not seen")
             ),
             None => "the script starts no SGLang server that could be seen".to_owned(),
         }),

@@ -202,6 +202,7 @@ case x in x) ;& y) ;; esac  =>  line 1 falls from one case into the next
 coproc cat  =>  line 1 starts a coprocess
 A[1]=3  =>  line 1 sets an element of an array
 A=([2]=x)  =>  line 1 has an array with indices
+X=$(sglang serve m & echo $!)  =>  line 1 starts something for what it prints
 IFS=,  =>  line 1 sets `IFS`
 trap 'X=9' ERR  =>  line 1 has `trap` run commands in between
 export -n A  =>  line 1 exports `-n`

@@ -6,8 +6,9 @@ use brush_parser::word::{
     WordPiece, parse,
 };
 
-use super::Word;
 use super::walk::{Shell, Value};
+use super::{Word, names_benchmark};
+use crate::workload::container;
 
 /// One word while it is put together.
 #[derive(Default)]
@@ -282,7 +283,10 @@ impl Shell<'_> {
 
     /// What a command prints: known for the few ways in which a script asks for its own folder, while it is in the one
     /// it was started in.
-    fn substituted(&self, written: &str) -> Word {
+    fn substituted(&mut self, written: &str) -> Word {
+        if container::names_sglang(written) || names_benchmark(written) {
+            self.only_running("starts something for what it prints");
+        }
         let text = written.replace("${BASH_SOURCE[0]}", "$0").replace('"', "");
         let folder = self.file.parent().map_or("", |folder| folder.as_str());
         let is_there = self.state.folder.known() == Some(self.surroundings.folder.as_str());
