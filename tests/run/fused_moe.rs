@@ -374,6 +374,36 @@ fn a_tuned_server_that_is_served_other_rows_is_not_compared() {
 }
 
 #[test]
+fn every_rank_of_a_tuned_server_has_to_have_its_tables() {
+    for (stray, says) in [
+        ("", None),
+        (
+            "GEMMTUNE_MOE_TABLES",
+            Some("1 of 2 ranks recorded nothing: 1"),
+        ),
+    ] {
+        let scene = scene(1, "deepgemm", "sglang-moe");
+        scene.change(|config| {
+            config
+                .replace("\"--experts\"", "\"--ranks\", \"2\", \"--experts\"")
+                .replace("[server]", "tp = 2\n[server]")
+                // The stand-in writes the trace of one rank; the other would be waited for.
+                .replacen(
+                    "[[benchmark.loads]]",
+                    "[benchmark]\nprofile = false\n[[benchmark.loads]]",
+                    1,
+                )
+        });
+        let env = [("STANDIN_STRAY", stray)];
+        let output = scene.run(&["run", "--until", "verify"], &env);
+        match says {
+            None => assert!(output.status.success(), "{}", stderr(&output)),
+            Some(said) => was_stopped(&scene, &output, said),
+        }
+    }
+}
+
+#[test]
 fn a_model_without_experts_is_refused_by_what_would_tune_nothing_else() {
     let scene = Scene::new(1, &[]);
     scene.change(|config| config.replace("kind = \"sglang-triton\"", "kind = \"sglang-moe\""));

@@ -1,6 +1,6 @@
 """Speaks SGLang's HTTP and log lines and serves a model of four weights and two layers from `cost`.
 
-    python -m standin.server --port 30000 [--backend triton|deepgemm|cutlass] [--hidden-size N] [--chunked-prefill-size N] [--experts E]
+    python -m standin.server --port 30000 [--backend triton|deepgemm|cutlass] [--hidden-size N] [--chunked-prefill-size N] [--experts E] [--ranks N]
 
 With experts its MLP is a fused MoE of E experts, 128 columns between its GEMMs and two experts a token, on SGLang's Triton kernel.
 
@@ -11,8 +11,10 @@ prompt, whoever computes them.
 import argparse
 import json
 import logging
+import os
 import queue
 import signal
+import subprocess
 import sys
 import threading
 import time
@@ -176,9 +178,20 @@ def main():
     parser.add_argument("--chunked-prefill-size", type=int, default=256)
     parser.add_argument("--hidden-size", type=int, default=256)
     parser.add_argument("--experts", type=int, default=0)
+    parser.add_argument("--ranks", type=int, default=1)
+    parser.add_argument("--rank", type=int, default=0)
     arguments = parser.parse_args()
-    parallel_state.start(0, 1)
+    parallel_state.start(arguments.rank, arguments.ranks)
     engine = Engine(arguments.backend, arguments.chunked_prefill_size, arguments.hidden_size, arguments.experts)
+    if arguments.rank:
+        parent = os.getppid()
+        while os.getppid() == parent:
+            time.sleep(0.2)
+        return
+    for rank in range(1, arguments.ranks):
+        # STANDIN_STRAY: a variable that rank 1 does not inherit, as on a host that was given another environment.
+        env = {name: value for name, value in os.environ.items() if rank != 1 or name != os.environ.get("STANDIN_STRAY")}
+        subprocess.Popen([sys.executable, "-m", "standin.server", *sys.argv[1:], "--rank", str(rank)], env=env)
     engine.start()
     server = ThreadingHTTPServer(("127.0.0.1", arguments.port), Handler)
     server.engine = engine
