@@ -24,7 +24,8 @@ pub(super) struct Rule {
     pub(super) source: &'static str,
 }
 
-const SGLANG: &str = "SGLang 0.5.6 to 0.5.23, sglang/srt/layers and sglang/kernels";
+const SGLANG: &str =
+    "SGLang 0.5.6 to 0.5.23, sglang/srt/layers, sglang/kernels and sglang/jit_kernel";
 const SGL_KERNEL: &str =
     "sglang-kernel 0.4.5 (sm90/common_ops), SGLang 0.5.23 sglang/kernels/jit/csrc";
 const DEEP_GEMM: &str = "sgl-deep-gemm include/deep_gemm/impls; GemmType in common/types.cuh";
@@ -108,7 +109,7 @@ pub(super) const RULES: &[Rule] = &[
     any(Attention, "FlashMLA", SGL_KERNEL, &["flash_mla", "get_mla_metadata", "sparse_mla", "runMla"]),
 
     // Fused MoE.
-    any(MoeOther, "routing", SGLANG, &["fused_moe_router_"]),
+    any(MoeOther, "routing", SGLANG, &["fused_moe_router_", "_router_triton_kernel"]),
     any(MoeGemm, "SGLang Triton", SGLANG, &["fused_moe_kernel", "_fused_moe_persistent_kernel", "_fused_moe_silu_kernel", "_fused_moe_persistent_silu_kernel"]),
     both(MoeGemm, "DeepGEMM", DEEP_GEMM, &["deep_gemm"], &["GemmType)1", "GemmType)2", "GemmType)5", "GemmTypeE1E", "GemmTypeE2E", "GemmTypeE5E", "mega_moe_impl", "GemmType::MGrouped"]),
     all(MoeGemm, "CUTLASS", SGL_KERNEL, &["cutlass", "GroupProblemShape"]),
@@ -161,6 +162,7 @@ pub(super) const RULES: &[Rule] = &[
     any(Rest, "rotary embedding", SGL_KERNEL, &["rotary", "Rotary", "RotaryPosIds", "BatchQKApplyRotary", "rope_kernel", "fused_rope", "QKNormRope", "_rope_"]),
     any(Rest, "activation", FLASHINFER, &["act_and_mul_kernel", "silu_and_mul", "gelu"]),
     any(Rest, "KV cache", SGLANG, &["store_kvcache", "set_kv_buffer", "set_mla_kv_buffer", "reshape_and_cache", "concat_and_cache", "create_flashinfer_kv_indices", "kv_indices", "alloc_decode_kernel", "alloc_extend_kernel", "write_req_to_token", "get_num_kv_splits", "assign_req_to_token", "page_table"]),
+    any(Rest, "positions", SGLANG, &["compute_position_kernel", "clamp_position_kernel"]),
     any(Rest, "sampling", FLASHINFER, &["flashinfer::sampling", "flashinfer8sampling", "Sampling", "softmax", "cunn_SoftMax", "argmax", "ArgMax", "TopPRenorm", "TopKMask"]),
     any(Rest, "copies", TORCH, &["Memcpy ", "Memset ", "memcpy_kernel", "CatArrayBatchedCopy", "copyBuffer", "fillBuffer"]),
     any(Rest, "elementwise", TORCH, &["elementwise_kernel", "vectorized_elementwise", "unrolled_elementwise", "index_elementwise", "reduce_kernel", "indexSelect", "vectorized_gather", "triton_poi_", "triton_red_", "triton_per_", "_scatter_gather", "DeviceScan", "RadixSort", "at::native::", "2at6native", "distribution_"]),
