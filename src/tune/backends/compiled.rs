@@ -1,6 +1,7 @@
 //! What compiling for the device has found already, used in the order of a race ([`crate::tune::compile_only`]).
 //!
-//! A candidate that cannot run there is left out and one that keeps registers in memory comes last. A file made from another
+//! A candidate that cannot run there is left out and those that keep registers in memory come last, the fewest first: rows that
+//! aiter ships keep a few. A file made from another
 //! kernel, or for another architecture, says nothing.
 
 use std::collections::BTreeMap;
@@ -35,7 +36,8 @@ const DECIDING: [&str; 8] = [
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
 enum Found {
     Fits,
-    Spills,
+    /// Registers of a thread that are kept in memory.
+    Spills(u64),
     CannotRun,
 }
 
@@ -97,7 +99,7 @@ fn became(answer: &Answer) -> Option<Found> {
     match (answer.refused.as_deref(), answer.spilled) {
         (Some("out_of_resources" | "compile_failed"), _) => Some(Found::CannotRun),
         (Some(_), _) => None,
-        (None, Some(1..)) => Some(Found::Spills),
+        (None, Some(spilled @ 1..)) => Some(Found::Spills(spilled)),
         (None, _) => Some(Found::Fits),
     }
 }
