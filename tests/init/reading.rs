@@ -335,6 +335,26 @@ fn what_may_stand_in_a_file_of_options_is_asked_for() {
 }
 
 #[test]
+fn of_a_model_with_experts_it_is_said_that_their_fused_moe_is_tuned_too() {
+    let said = |experts: u32, flags: &str| {
+        let job = Job::new(&format!(
+            "venv/bin/python3 -m sglang.launch_server --model-path model --fp8-gemm-backend triton {flags}\n"
+        ));
+        let config = format!("{{\"num_experts\": {experts}}}");
+        fs_err::create_dir(job.folder.join("model")).unwrap();
+        fs_err::write(job.folder.join("model/config.json"), config).unwrap();
+        text(&job.init(&["launch.sh"]).stderr).contains("backend.fused_moe")
+    };
+    assert!(said(128, ""));
+    assert!(said(128, "--moe-runner-backend triton"));
+    assert!(
+        !said(128, "--moe-runner-backend cutlass"),
+        "which reads no table"
+    );
+    assert!(!said(1, ""));
+}
+
+#[test]
 fn after_what_only_running_follows_a_script_is_refused_with_the_line_and_the_way_to_watch() {
     let server = "python3 -m sglang.launch_server --model-path /m --fp8-gemm-backend triton";
     for (before, why) in [
