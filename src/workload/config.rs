@@ -43,6 +43,7 @@
 mod backend_flag;
 mod check;
 mod contradiction;
+mod fused_moe;
 mod missing;
 
 use std::collections::BTreeMap;
@@ -52,6 +53,7 @@ use serde::{Deserialize, Serialize};
 
 pub use check::ConfigError;
 pub use contradiction::Find;
+pub use fused_moe::FusedMoe;
 pub use missing::{Missing, missing};
 
 use super::duration::Span;
@@ -224,25 +226,6 @@ pub struct Backend {
     /// `sglang-families`); without experts it changes nothing.
     #[serde(default, skip_serializing_if = "FusedMoe::is_default")]
     pub fused_moe: FusedMoe,
-}
-
-/// What is done about the fused MoE of a model with experts.
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
-#[cfg_attr(test, derive(schemars::JsonSchema))]
-#[serde(rename_all = "kebab-case")]
-pub enum FusedMoe {
-    /// Its tables for SGLang's Triton kernel are tuned beside the dense GEMMs.
-    #[default]
-    Tune,
-    /// It is left to what serves it today.
-    Leave,
-}
-
-impl FusedMoe {
-    #[expect(clippy::trivially_copy_pass_by_ref, reason = "what serde asks for")]
-    fn is_default(&self) -> bool {
-        *self == Self::default()
-    }
 }
 
 /// Which GEMMs go to the tuned operation.

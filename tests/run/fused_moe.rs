@@ -215,6 +215,33 @@ fn dense_gemms_and_the_fused_moe_are_tuned_in_one_run() {
 }
 
 #[test]
+fn a_part_that_wins_nothing_is_left_as_it_is_and_said() {
+    let scene = scene(1, "triton", "sglang-triton");
+    let shipped = ships(&scene, |m| row(if m <= 64 { 16 } else { 64 }));
+    let output = scene.run(
+        &["run", "--until", "verify"],
+        &[("SGLANG_MOE_CONFIG_DIR", shipped.as_str())],
+    );
+    assert!(output.status.success(), "{}", stderr(&output));
+    assert!(
+        stderr(&output).contains("fused MoE is left as it is: no row was found that is faster"),
+        "{}",
+        stderr(&output)
+    );
+    let deploy = document(&scene.latest().join("deploy.json"));
+    assert!(
+        deploy["env"].get("GEMMTUNE_MOE_TABLES").is_none(),
+        "{deploy}"
+    );
+    assert!(
+        deploy["env"].get("GEMMTUNE_TRITON_TABLES").is_some(),
+        "{deploy}"
+    );
+    let verify = document(&scene.latest().join("verify.json"));
+    assert!(verify.get("fused_moe").is_none(), "{verify}");
+}
+
+#[test]
 fn a_run_that_is_killed_while_its_tables_are_verified_goes_on() {
     let scene = scene(1, "deepgemm", "sglang-moe");
     let mut command = scene.command(&["run", "--until", "verify"]);
