@@ -167,7 +167,9 @@ impl Secrets {
             Value::Object(entries) => {
                 for (name, value) in entries {
                     match value {
-                        Value::String(text) if is_secret(name) && is_value(text) => {
+                        Value::String(text)
+                            if is_secret(name) && is_value(text) && !is_count(name, text) =>
+                        {
                             *value = MASK.into();
                         }
                         value => self.mask_json(value),
@@ -268,7 +270,12 @@ fn named(text: &str) -> Option<String> {
         } else if found.name("bearer").is_some()
             || ["option", "name", "key"].into_iter().any(secret)
         {
-            let value = VALUE.find(rest).filter(|value| is_value(value.as_str()));
+            let name = found.name("name").or_else(|| found.name("key"));
+            let name = name.filter(|name| !text[..name.start()].ends_with('-'));
+            let value = VALUE.find(rest).filter(|value| {
+                let value = value.as_str();
+                is_value(value) && !name.is_some_and(|name| is_count(name.as_str(), value))
+            });
             // An option without a value is followed by the next option.
             let is_option = found.name("option").is_some();
             value
@@ -300,6 +307,12 @@ fn is_value(text: &str) -> bool {
         bare,
         "" | MASK | "None" | "null" | "True" | "False" | "true" | "false" | "…"
     ) && !bare.starts_with('$')
+}
+
+/// Whether this is the column `token` of aiter's fused-MoE tables: so many tokens, 131072 at most.
+fn is_count(name: &str, text: &str) -> bool {
+    let bare = text.trim_matches(['"', '\'', ':']);
+    name == "token" && bare.len() <= 6 && bare.bytes().all(|digit| digit.is_ascii_digit())
 }
 
 #[cfg(test)]
@@ -367,6 +380,10 @@ mod tests {
             ),
             ("HF_TOKEN = \"a b", "HF_TOKEN = \"***\""),
             ("http://me:pass@proxy:3128/", "http://me:***@proxy:3128/"),
+            ("token=1234567 x", "token=*** x"),
+            ("HF_TOKEN=128", "HF_TOKEN=***"),
+            ("--token 128", "--token ***"),
+            ("--token=128", "--token=***"),
         ] {
             assert_eq!(masked(text), shown, "{text}");
         }
@@ -376,6 +393,8 @@ mod tests {
             "serve --api-key --tp 2",
             "http://127.0.0.1:30000/health",
             "TOKENIZERS_PARALLELISM=false",
+            "no row has token=100; that of token=128 serves",
+            "token=5: so many tokens are looked up at 8",
         ] {
             assert_eq!(masked(text), text);
         }
@@ -403,6 +422,7 @@ mod tests {
             "argv": ["serve", "--api-key", "sk-1", "--tp", 2],
             "env": { "HF_TOKEN": "hf_abc", "CU_NUM": "80", "HTTP_PROXY": "http://u:p@h" },
             "api_key": null,
+            "token": "64",
             "last": "api_key='sk-1'",
         });
         Secrets::default().mask_json(&mut document);
@@ -412,6 +432,7 @@ mod tests {
                 "argv": ["serve", "--api-key", "***", "--tp", 2],
                 "env": { "HF_TOKEN": "***", "CU_NUM": "80", "HTTP_PROXY": "http://u:***@h" },
                 "api_key": null,
+                "token": "64",
                 "last": "api_key='***'",
             })
         );
