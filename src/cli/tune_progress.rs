@@ -1,6 +1,8 @@
 //! What people see of a tuning run: one line for each finished shape, and on a terminal a line below
 //! them with the best so far and the time to go.
 
+use std::fmt::Display;
+
 use indicatif::{ProgressBar, ProgressDrawTarget, ProgressStyle};
 
 use super::printer::Printer;
@@ -39,7 +41,7 @@ impl<'a> TuneProgress<'a> {
         }
     }
 
-    pub fn tell<P: Task>(&mut self, event: &TuneEvent<P>) {
+    pub fn tell<P: Display>(&mut self, event: &TuneEvent<P>) {
         match event {
             TuneEvent::Started {
                 device,
@@ -202,7 +204,7 @@ fn gain<P>(row: &Row<P>) -> Option<f64> {
     row.incumbent_us.map(|incumbent| incumbent / row.us)
 }
 
-fn sentence<P: Task>(row: &Row<P>) -> String {
+fn sentence<P: Display>(row: &Row<P>) -> String {
     let what = match (row.incumbent_kept, row.incumbent_us) {
         (true, _) => "the incumbent stays".to_owned(),
         (false, Some(before)) => format!(

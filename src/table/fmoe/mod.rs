@@ -14,6 +14,10 @@ pub mod table;
 
 use std::fmt;
 
+/// Fraction of wrong elements up to which the tuner takes a kernel at e4048607 (`--errRatio` of `gemm_moe_tune.py`; it was 0.5 at
+/// 303a583c).
+pub const ERR_LIMIT: f64 = 0.1;
+
 /// The fixed part of a fused MoE on one rank: everything a key holds besides the card and the tokens.
 #[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
 pub struct Problem {

@@ -2,14 +2,12 @@
 
 use std::collections::HashMap;
 
+use super::super::fmoe::ERR_LIMIT;
 use super::super::fmoe::rules::{ActivationRule, FALLBACK_TAG, Release, Rules, TagRule};
 use super::super::fmoe::table::{Row, TEXTS, Table, TableError};
 use super::super::roofline::{Device, gfx_of_cu_num};
 use super::{Sink, rules};
 use crate::table::aiter::is_unset;
-
-/// Fraction of wrong elements up to which the tuner takes a kernel at e4048607 (`--errRatio` of `gemm_moe_tune.py`).
-const ERR_LIMIT: f64 = 0.1;
 
 /// Sizes of models by (hidden, intermediate, routed experts, experts a token): their `config.json`.
 const MODELS: [(&str, u32, u32, u32, u32); 8] = [

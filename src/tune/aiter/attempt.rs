@@ -7,13 +7,12 @@ use std::collections::BTreeMap;
 use std::sync::mpsc::channel;
 use std::time::{Duration, Instant};
 
-use camino::Utf8PathBuf;
+use camino::{Utf8Path, Utf8PathBuf};
 
 use super::output::{Heard, Said};
 use super::queue::Why;
-use super::rows::{self, Tail, Watched};
+use super::rows::{Tail, Watched};
 use super::{AiterTuneError, memory};
-use crate::problem::Op;
 use crate::proc::interrupt::Urgency;
 use crate::proc::{Interrupt, Keeper, Spawn};
 use crate::table::aiter::Row;
@@ -59,8 +58,9 @@ impl Files {
 }
 
 /// One start.
-pub(super) struct Attempt<'a> {
-    pub(super) op: Op,
+pub(super) struct Attempt<'a, R = Row> {
+    /// The whole rows of the tuner's table as it stands.
+    pub(super) rows: &'a dyn Fn(&Utf8Path) -> Vec<R>,
     pub(super) argv: Vec<String>,
     pub(super) env: BTreeMap<String, Option<String>>,
     pub(super) files: &'a Files,
@@ -78,20 +78,20 @@ pub(super) struct Left {
 }
 
 /// Something moved.
-pub(super) enum Moved<'a> {
+pub(super) enum Moved<'a, R = Row> {
     /// A line that means something.
     Said(&'a Said, &'a Heard),
     /// Rows that were not there before.
-    Rows(Vec<Row>),
+    Rows(Vec<R>),
 }
 
-impl Attempt<'_> {
+impl<R: Clone + PartialEq> Attempt<'_, R> {
     /// Runs it to its end.
     pub(super) fn run(
         &self,
         keeper: &Keeper,
         interrupt: &Interrupt,
-        moved: &mut dyn FnMut(Moved<'_>) -> Result<(), AiterTuneError>,
+        moved: &mut dyn FnMut(Moved<'_, R>) -> Result<(), AiterTuneError>,
     ) -> Result<Left, AiterTuneError> {
         let (sender, raised) = channel();
         interrupt.subscribe(sender);
@@ -145,24 +145,24 @@ impl Attempt<'_> {
 }
 
 /// What is watched while it runs.
-struct Watch {
-    op: Op,
+struct Watch<'a, R> {
+    rows: &'a dyn Fn(&Utf8Path) -> Vec<R>,
     streams: [Tail; 2],
     table: Watched,
     profile: Watched,
     heard: Heard,
-    seen: Vec<Row>,
+    seen: Vec<R>,
     last_sign: Instant,
     batch_began: Instant,
     last_look: Instant,
 }
 
-impl Watch {
-    fn new(attempt: &Attempt<'_>) -> Self {
+impl<'a, R: Clone + PartialEq> Watch<'a, R> {
+    fn new(attempt: &Attempt<'a, R>) -> Self {
         let files = attempt.files;
         let now = Instant::now();
         Self {
-            op: attempt.op,
+            rows: attempt.rows,
             streams: [&files.stdout, &files.stderr].map(|path| Tail::new(path.clone())),
             table: Watched::new(files.tuned.clone()),
             profile: Watched::new(files.profile.clone()),
@@ -178,7 +178,7 @@ impl Watch {
     fn look(
         &mut self,
         all: bool,
-        moved: &mut dyn FnMut(Moved<'_>) -> Result<(), AiterTuneError>,
+        moved: &mut dyn FnMut(Moved<'_, R>) -> Result<(), AiterTuneError>,
     ) -> Result<(), AiterTuneError> {
         let now = Instant::now();
         let mut signs = self.profile.changed();
@@ -196,9 +196,8 @@ impl Watch {
         }
         if self.table.changed() {
             signs = true;
-            let rows: Vec<Row> = rows::read(self.table.path(), self.op)
+            let rows: Vec<R> = (self.rows)(self.table.path())
                 .into_iter()
-                .map(|row| Row { line: 0, ..row })
                 .filter(|row| !self.seen.contains(row))
                 .collect();
             if !rows.is_empty() {

@@ -7,7 +7,7 @@ use std::time::Duration;
 
 use camino::{Utf8Path, Utf8PathBuf};
 
-use super::flags::{Flag, Flags, Takes};
+use super::flags::{Flags, Takes};
 use super::scripts::Script;
 use crate::problem::Op;
 
@@ -68,20 +68,34 @@ pub(super) struct Line {
     pub(super) remarks: Vec<String>,
 }
 
-/// Fits `wanted` to the script.
-pub(super) fn line(wanted: &Wanted<'_>) -> Result<Line, FlagError> {
-    let script = wanted.script;
-    let mut line = Line {
-        argv: vec![wanted.python.to_string(), script.path.to_string()],
-        remarks: Vec::new(),
-    };
-    let check = |flag: &'static str, takes: Takes| -> Result<Option<&Flag>, FlagError> {
-        match wanted.flags.get(flag) {
-            None => Ok(None),
-            Some(found) if found.takes == takes => Ok(Some(found)),
+/// A command line that is being fitted to the flags of a script.
+pub(super) struct Fit<'a> {
+    flags: &'a Flags,
+    script: &'a Utf8Path,
+    pub(super) line: Line,
+}
+
+impl<'a> Fit<'a> {
+    /// `argv` begins the line; the script is its last word.
+    pub(super) fn new(argv: Vec<String>, script: &'a Utf8Path, flags: &'a Flags) -> Self {
+        Self {
+            flags,
+            script,
+            line: Line {
+                argv,
+                remarks: Vec::new(),
+            },
+        }
+    }
+
+    /// Whether there is such a flag; one that takes other values is refused.
+    pub(super) fn has(&self, flag: &'static str, takes: Takes) -> Result<bool, FlagError> {
+        match self.flags.get(flag) {
+            None => Ok(false),
+            Some(found) if found.takes == takes => Ok(true),
             Some(found) => Err(FlagError::Changed {
                 flag,
-                script: script.path.clone(),
+                script: self.script.to_owned(),
                 takes: match found.takes {
                     Takes::Nothing => "no value",
                     Takes::One => "one value",
@@ -90,67 +104,94 @@ pub(super) fn line(wanted: &Wanted<'_>) -> Result<Line, FlagError> {
                 },
             }),
         }
-    };
-    let missing = |flag| FlagError::Missing {
-        flag,
-        script: script.path.clone(),
-    };
-    for (flag, value) in [("-i", &wanted.untuned), ("-o", &wanted.tuned)] {
-        check(flag, Takes::One)?.ok_or_else(|| missing(flag))?;
-        line.argv.extend([flag.to_owned(), value.to_string()]);
     }
-    if let Some(mode) = script.mode {
-        check(mode, Takes::Nothing)?.ok_or_else(|| missing(mode))?;
-        line.argv.push(mode.to_owned());
+
+    /// A flag that nothing can be done without.
+    pub(super) fn need(
+        &mut self,
+        flag: &'static str,
+        value: Option<String>,
+    ) -> Result<(), FlagError> {
+        if !self.has(flag, takes(value.as_ref()))? {
+            return Err(FlagError::Missing {
+                flag,
+                script: self.script.to_owned(),
+            });
+        }
+        self.line.argv.push(flag.to_owned());
+        self.line.argv.extend(value);
+        Ok(())
     }
-    let mut give = |flag: &'static str, value: Option<String>, without: &str| {
-        let takes = if value.is_some() {
-            Takes::One
+
+    /// A flag that is left out where it is missing; `without` says what that means.
+    pub(super) fn give(
+        &mut self,
+        flag: &'static str,
+        value: Option<String>,
+        without: &str,
+    ) -> Result<(), FlagError> {
+        if self.has(flag, takes(value.as_ref()))? {
+            self.line.argv.push(flag.to_owned());
+            self.line.argv.extend(value);
         } else {
-            Takes::Nothing
-        };
-        match check(flag, takes)? {
-            Some(_) => {
-                line.argv.push(flag.to_owned());
-                line.argv.extend(value);
-            }
-            None => line
+            self.line
                 .remarks
-                .push(format!("this tuner has no `{flag}`: {without}")),
+                .push(format!("this tuner has no `{flag}`: {without}"));
         }
         Ok(())
-    };
-    give(
+    }
+}
+
+/// What a flag takes that is given `value`.
+fn takes(value: Option<&String>) -> Takes {
+    match value {
+        Some(_) => Takes::One,
+        None => Takes::Nothing,
+    }
+}
+
+/// Fits `wanted` to the script.
+pub(super) fn line(wanted: &Wanted<'_>) -> Result<Line, FlagError> {
+    let script = wanted.script;
+    let argv = vec![wanted.python.to_string(), script.path.to_string()];
+    let mut fit = Fit::new(argv, &script.path, wanted.flags);
+    for (flag, value) in [("-i", &wanted.untuned), ("-o", &wanted.tuned)] {
+        fit.need(flag, Some(value.to_string()))?;
+    }
+    if let Some(mode) = script.mode {
+        fit.need(mode, None)?;
+    }
+    fit.give(
         "-o2",
         Some(wanted.profile.to_string()),
         "what came second is not known",
     )?;
     if let Some(devices) = wanted.devices {
-        give(
+        fit.give(
             "--mp",
             Some(devices.to_string()),
             "it chooses the devices itself",
         )?;
     }
-    give(
+    fit.give(
         "--batch",
         Some(wanted.batch.to_string()),
         "rows come when all shapes are done",
     )?;
-    give(
+    fit.give(
         "--errRatio",
         Some(wanted.err_ratio.to_string()),
         "it decides which numbers are right enough",
     )?;
-    give(
+    fit.give(
         "--timeout",
         Some(wanted.task.as_secs().max(1).to_string()),
         "a candidate that hangs costs its shape",
     )?;
     if wanted.split_k {
-        give("-k", None, "K is not split")?;
+        fit.give("-k", None, "K is not split")?;
     }
-    give("-v", None, "progress shows after each batch only")?;
+    fit.give("-v", None, "progress shows after each batch only")?;
     if let Some(flag) = wanted.flags.get("--libtype") {
         let list = wanted.libtype.map_or_else(
             || {
@@ -174,9 +215,10 @@ pub(super) fn line(wanted: &Wanted<'_>) -> Result<Line, FlagError> {
                 choices: flag.choices.join(", "),
                 wanted: list.join(", "),
             })?;
-        check("--libtype", Takes::One)?;
+        fit.has("--libtype", Takes::One)?;
         // Without choices the flag takes a list, whose `all` is every library the script knows.
-        line.argv
+        fit.line
+            .argv
             .extend(["--libtype".to_owned(), (*value).to_owned()]);
     } else if let Some(library) = wanted.libtype.filter(|library| *library != "ck") {
         return Err(FlagError::Choices {
@@ -187,13 +229,13 @@ pub(super) fn line(wanted: &Wanted<'_>) -> Result<Line, FlagError> {
             wanted: library.to_owned(),
         });
     }
-    Ok(line)
+    Ok(fit.line)
 }
 
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::tune::aiter::flags::FlagsFrom;
+    use crate::tune::aiter::flags::{Flag, FlagsFrom};
 
     fn flag(name: &str, takes: Takes, choices: &[&str]) -> Flag {
         Flag {

@@ -100,7 +100,9 @@ pub(super) fn read(line: &str) -> Option<Said> {
     if let Some(rest) = text.strip_prefix("No kernel can be used for ") {
         return size(rest).map(Said::NoKernel);
     }
-    if let Some(rest) = text.strip_prefix("error: no valid candidate found for ") {
+    // Without `error:` for the fused MoE, whose sizes are tokens, model_dim and inter_dim.
+    let unprefixed = text.strip_prefix("error: ").unwrap_or(text);
+    if let Some(rest) = unprefixed.strip_prefix("no valid candidate found for ") {
         return size(rest).map(Said::NoKernel);
     }
     if let Some(rest) = text.strip_prefix("run gpu func warning: info:(") {
@@ -335,6 +337,10 @@ mod tests {
             (
                 "[aiter] error: no valid candidate found for (304, 32, 1536, 7168), please check the result",
                 Said::NoKernel((32, 1536, 7168)),
+            ),
+            (
+                "no valid candidate found for (304, 64, 7168, 256, 257, 9, <ActivationType.Silu: 0>, torch.bfloat16, torch.float8_e4m3fnuz, torch.float8_e4m3fnuz, <QuantType.per_1x128: 4>, 1, 0), please check the time or errRatio in all result file running with --profile_file",
+                Said::NoKernel((64, 7168, 256)),
             ),
             (
                 "run gpu func warning: info:((304, np.int64(32), np.int64(256), np.int64(512)), 0, 0, '', 'cktile', False)\t This GEMM is not supported!",

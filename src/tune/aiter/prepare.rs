@@ -11,7 +11,7 @@ use super::command::{self, Line, Wanted};
 use super::flags::{Flags, FlagsFrom, Takes};
 use super::queue::{Manner, Round};
 use super::scripts::{self, Script};
-use super::site::{self, Seen};
+use super::site::{self, Asker, Seen};
 use super::{AiterOrder, AiterTuneError};
 use crate::table::kernels::Library;
 
@@ -20,11 +20,11 @@ pub(super) const ATTEMPTS: &str = "attempts";
 
 /// Shapes in a batch. A batch costs a pool of fresh processes, seconds; at a revision where one impossible shape spoils
 /// the rest of its batch, it may cost the batch.
-const BATCH: usize = 8;
+pub(super) const BATCH: usize = 8;
 const BATCH_WHERE_POISONED: usize = 4;
 
 /// What one candidate takes of a device, more than it should: inputs, a reference product, 106 launches.
-const CANDIDATE: Duration = Duration::from_secs(3);
+pub(super) const CANDIDATE: Duration = Duration::from_secs(3);
 
 /// Splits of K that a candidate is tried with, at most (exponents 0 to 4 in the shapes counted).
 const SPLITS: u32 = 5;
@@ -105,9 +105,16 @@ impl Site {
             });
         }
         let script = Script::find(order.tree, order.op)?;
-        let env = site::env(order, &script);
+        let asker = Asker {
+            python: order.python,
+            env: order.env,
+            root: &script.root,
+            keeper: order.keeper,
+            interrupt: order.interrupt,
+        };
+        let env = site::env(asker);
         let mut remarks = Vec::new();
-        let seen = match site::devices(order, &script, scratch) {
+        let seen = match site::devices(asker, scratch) {
             Ok(seen) => Some(seen),
             Err(error) if must => return Err(error),
             Err(error) => {
@@ -124,7 +131,7 @@ impl Site {
             });
         }
         let flags = match &seen {
-            Some(_) => match site::help(order, &script, scratch)? {
+            Some(_) => match site::help(asker, &script.path, scratch)? {
                 Ok(help) => {
                     let other = help.missing_in(&script.flags);
                     if !other.is_empty() {

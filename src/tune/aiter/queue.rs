@@ -29,9 +29,9 @@ pub(super) enum Manner {
 
 /// What one start of the tuner is asked.
 #[derive(Clone, Debug, PartialEq)]
-pub(super) struct Round {
+pub(super) struct Round<P = Shape> {
     pub(super) manner: Manner,
-    pub(super) shapes: Vec<Shape>,
+    pub(super) shapes: Vec<P>,
     /// Shapes in a batch.
     pub(super) batch: usize,
 }
@@ -55,37 +55,53 @@ pub(super) enum Why {
 
 /// What a start of the tuner left.
 #[derive(Clone, Debug)]
-pub(super) struct Ended {
+pub(super) struct Ended<P = Shape> {
     pub(super) why: Why,
     /// Shapes with a row that was accepted.
-    pub(super) landed: BTreeSet<Shape>,
+    pub(super) landed: BTreeSet<P>,
     /// Of them, those of whose candidates some were lost to a time-out or a fault.
-    pub(super) doubtful: BTreeSet<Shape>,
+    pub(super) doubtful: BTreeSet<P>,
     /// Batches that were over.
     pub(super) passed: usize,
     /// Why shapes have no row, where the tuner said it or a row was refused.
-    pub(super) reasons: BTreeMap<Shape, String>,
+    pub(super) reasons: BTreeMap<P, String>,
 }
 
 /// The shapes still to be tuned.
-#[derive(Debug, Default)]
-pub(super) struct Queue {
-    together: VecDeque<Shape>,
-    alone: VecDeque<Shape>,
+#[derive(Debug)]
+pub(super) struct Queue<P = Shape> {
+    together: VecDeque<P>,
+    alone: VecDeque<P>,
     /// Shapes with a row that may not be the best.
-    again: VecDeque<Shape>,
-    have: BTreeSet<Shape>,
-    strikes: BTreeMap<Shape, u32>,
+    again: VecDeque<P>,
+    have: BTreeSet<P>,
+    strikes: BTreeMap<P, u32>,
     batch: usize,
     repeats_losses: bool,
     fruitless: u32,
     first: bool,
 }
 
-impl Queue {
+impl<P> Default for Queue<P> {
+    fn default() -> Self {
+        Self {
+            together: VecDeque::new(),
+            alone: VecDeque::new(),
+            again: VecDeque::new(),
+            have: BTreeSet::new(),
+            strikes: BTreeMap::new(),
+            batch: 0,
+            repeats_losses: false,
+            fruitless: 0,
+            first: false,
+        }
+    }
+}
+
+impl<P: Clone + Ord> Queue<P> {
     /// `shapes` in the order of their value. `first` asks for one shape before the others; `repeats_losses` for a
     /// second look where candidates were lost.
-    pub(super) fn new(shapes: Vec<Shape>, batch: usize, first: bool, repeats_losses: bool) -> Self {
+    pub(super) fn new(shapes: Vec<P>, batch: usize, first: bool, repeats_losses: bool) -> Self {
         Self {
             together: shapes.into(),
             batch: batch.max(1),
@@ -96,8 +112,8 @@ impl Queue {
     }
 
     /// What to ask next.
-    pub(super) fn next(&mut self) -> Option<Round> {
-        let take = |shapes: &mut VecDeque<Shape>| shapes.drain(..).collect::<Vec<_>>();
+    pub(super) fn next(&mut self) -> Option<Round<P>> {
+        let take = |shapes: &mut VecDeque<P>| shapes.drain(..).collect::<Vec<_>>();
         if self.first
             && let Some(shape) = self.together.pop_front()
         {
@@ -129,7 +145,7 @@ impl Queue {
     }
 
     /// Takes in how `round` ended; returns the shapes that have failed for good.
-    pub(super) fn settle(&mut self, round: Round, ended: &Ended) -> Vec<Unserved> {
+    pub(super) fn settle(&mut self, round: Round<P>, ended: &Ended<P>) -> Vec<Unserved<P>> {
         let mut failed = Vec::new();
         let stopped = matches!(ended.why, Why::Interrupted | Why::Budget);
         let (mut back, mut last) = (Vec::new(), Vec::new());
@@ -192,7 +208,7 @@ impl Queue {
         failed
     }
 
-    fn land(&mut self, shape: Shape, manner: Manner, repeated: bool, ended: &Ended) {
+    fn land(&mut self, shape: P, manner: Manner, repeated: bool, ended: &Ended<P>) {
         let doubtful = ended.doubtful.contains(&shape);
         if repeated {
             self.fruitless = if doubtful { self.fruitless + 1 } else { 0 };
@@ -206,7 +222,7 @@ impl Queue {
     }
 
     /// Shapes not settled, those of a second look apart.
-    pub(super) fn left(&self) -> Vec<Shape> {
+    pub(super) fn left(&self) -> Vec<P> {
         self.together.iter().chain(&self.alone).cloned().collect()
     }
 

@@ -21,16 +21,17 @@ use super::{AiterOrder, AiterTuneError, BACKEND, memory, rows};
 use crate::problem::Shape;
 use crate::problem::dtype;
 use crate::store::file::entries;
+use crate::table::aiter::Row;
 use crate::tune::event::{TuneEvent, Unserved};
 use crate::tune::protocol::{self, Device};
 use crate::tune::results::{self, Identity};
 use taking::Taken;
 
 /// Where the kernel driver tells about GPU memory.
-const SYS: &str = "/sys";
+pub(super) const SYS: &str = "/sys";
 
 /// How often the tuner may end without having begun a batch, when a signal ended it.
-const FALSE_STARTS: u32 = 3;
+pub(super) const FALSE_STARTS: u32 = 3;
 
 /// Tunes, and tells `observer` as it goes. Everything found is durable at once: the same order on the same folder goes on
 /// where it was.
@@ -143,7 +144,7 @@ impl<'a> Session<'a> {
     /// Takes over what earlier runs left, and says what is to be done.
     fn begin(&mut self, observer: &mut dyn FnMut(&TuneEvent)) -> Result<(), AiterTuneError> {
         let shapes = self.distinct();
-        for folder in self.earlier_attempts()? {
+        for folder in earlier_attempts(self.folder)? {
             // Rows that landed when nobody was left to take them over.
             let files = Files::new(folder);
             let landed = rows::read(&files.tuned, self.order.op);
@@ -228,20 +229,6 @@ impl<'a> Session<'a> {
             })
     }
 
-    fn earlier_attempts(&self) -> Result<Vec<Utf8PathBuf>, AiterTuneError> {
-        let folder = self.folder.join(ATTEMPTS);
-        fs_err::create_dir_all(&folder).map_err(AiterTuneError::Write)?;
-        let mut found = Vec::new();
-        for entry in entries(&folder).map_err(AiterTuneError::Write)? {
-            let path = entry.into_path();
-            if path.is_dir() {
-                found.push(path);
-            }
-        }
-        found.sort();
-        Ok(found)
-    }
-
     /// Starts the tuner until nothing is left, the budget is spent or the user stops it.
     fn work(&mut self, observer: &mut dyn FnMut(&TuneEvent)) -> Result<(), AiterTuneError> {
         let sys = Utf8Path::new(SYS);
@@ -319,8 +306,12 @@ impl<'a> Session<'a> {
         }
         self.logs
             .extend([files.stdout.clone(), files.stderr.clone()]);
+        let op = self.order.op;
         let attempt = Attempt {
-            op: self.order.op,
+            rows: &|path| {
+                let rows = rows::read(path, op).into_iter();
+                rows.map(|row| Row { line: 0, ..row }).collect()
+            },
             argv: line.argv,
             env: attempt_env(&self.site, &files),
             files: &files,
@@ -527,4 +518,19 @@ impl<'a> Session<'a> {
         }
         text
     }
+}
+
+/// The folders of earlier starts below `folder`, oldest first.
+pub(super) fn earlier_attempts(folder: &Utf8Path) -> Result<Vec<Utf8PathBuf>, AiterTuneError> {
+    let folder = folder.join(ATTEMPTS);
+    fs_err::create_dir_all(&folder).map_err(AiterTuneError::Write)?;
+    let mut found = Vec::new();
+    for entry in entries(&folder).map_err(AiterTuneError::Write)? {
+        let path = entry.into_path();
+        if path.is_dir() {
+            found.push(path);
+        }
+    }
+    found.sort();
+    Ok(found)
 }

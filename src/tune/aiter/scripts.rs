@@ -14,7 +14,7 @@ use crate::table::kernels::Library;
 use crate::tree::doctor::caps::{self, Capabilities};
 
 /// The class every tuner derives from (aiter v0.1.7 to e4048607a5).
-const BASE: &str = "aiter/utility/base_tuner.py";
+pub(super) const BASE: &str = "aiter/utility/base_tuner.py";
 
 /// The pool that runs candidates.
 const POOL: &str = "aiter/utility/mp_tuner.py";
@@ -148,7 +148,7 @@ fn is_built(package: &Utf8Path, module: &str) -> bool {
         .is_ok_and(|text| memchr::memmem::find(&text, quoted.as_bytes()).is_some())
 }
 
-fn package(tree: &Utf8Path) -> Result<Utf8PathBuf, AiterTuneError> {
+pub(super) fn package(tree: &Utf8Path) -> Result<Utf8PathBuf, AiterTuneError> {
     let absolute = std::path::absolute(tree)
         .ok()
         .and_then(|path| Utf8PathBuf::from_path_buf(path).ok())
@@ -161,14 +161,14 @@ fn package(tree: &Utf8Path) -> Result<Utf8PathBuf, AiterTuneError> {
         })
 }
 
-fn read(package: &Utf8Path, relative: &str) -> Result<Source, AiterTuneError> {
+pub(super) fn read(package: &Utf8Path, relative: &str) -> Result<Source, AiterTuneError> {
     let path = caps::file(package, relative).ok_or_else(|| AiterTuneError::NoTree {
         tree: package.to_owned(),
     })?;
     parse(&path)
 }
 
-fn parse(path: &Utf8Path) -> Result<Source, AiterTuneError> {
+pub(super) fn parse(path: &Utf8Path) -> Result<Source, AiterTuneError> {
     let bytes = fs_err::read(path).map_err(AiterTuneError::Read)?;
     Ok(Source::parse(path.to_owned(), &bytes)?)
 }
@@ -215,7 +215,7 @@ fn libraries(package: &Utf8Path, op: Op) -> Option<Vec<Library>> {
     Some(Library::ALL.into_iter().filter(named).collect())
 }
 
-fn digest(package: &Utf8Path, script: &Utf8Path) -> Result<String, AiterTuneError> {
+pub(super) fn digest(package: &Utf8Path, script: &Utf8Path) -> Result<String, AiterTuneError> {
     let mut whole = Vec::new();
     let shared = [BASE, POOL].map(|relative| caps::file(package, relative));
     for path in std::iter::once(script).chain(shared.iter().flatten().map(Utf8PathBuf::as_path)) {

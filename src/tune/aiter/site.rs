@@ -8,10 +8,9 @@ use std::time::Duration;
 use camino::{Utf8Path, Utf8PathBuf};
 use serde::Deserialize;
 
+use super::AiterTuneError;
 use super::flags::Flags;
-use super::scripts::Script;
-use super::{AiterOrder, AiterTuneError};
-use crate::proc::{self, RunError};
+use crate::proc::{self, Interrupt, Keeper, RunError};
 
 /// The program that is asked about devices; see its own header.
 const DEVICES: &str = include_str!("../../../python/aiter_tuner/devices.py");
@@ -48,23 +47,35 @@ pub struct Seen {
     pub error: Option<String>,
 }
 
+/// Who is asked, and how.
+#[derive(Clone, Copy, Debug)]
+pub(super) struct Asker<'a> {
+    pub(super) python: &'a Utf8Path,
+    /// Variables of the asker.
+    pub(super) env: &'a BTreeMap<String, Option<String>>,
+    /// The folder that holds the package `aiter`.
+    pub(super) root: &'a Utf8Path,
+    pub(super) keeper: &'a Keeper,
+    pub(super) interrupt: &'a Interrupt,
+}
+
 /// Variables the tuner and everything asked about it get, on top of the order's.
 ///
 /// `PYTHONPATH` leads with the tree, so that the script and `import aiter` are one tree. Log lines are brought to the
 /// form that is read here, whatever the user set.
-pub(super) fn env(order: &AiterOrder<'_>, script: &Script) -> BTreeMap<String, Option<String>> {
-    let mut env = order.env.clone();
+pub(super) fn env(asker: Asker<'_>) -> BTreeMap<String, Option<String>> {
+    let mut env = asker.env.clone();
     let set = |env: &mut BTreeMap<String, Option<String>>, name: &str, value: &str| {
         env.insert(name.to_owned(), Some(value.to_owned()));
     };
     // An installed package is on the path already; leading with site-packages would reorder it.
     let installed = ["site-packages", "dist-packages"]
         .into_iter()
-        .any(|name| script.root.file_name() == Some(name));
+        .any(|name| asker.root.file_name() == Some(name));
     if !installed {
         let path = match env.get("PYTHONPATH").cloned().flatten() {
-            Some(rest) if !rest.is_empty() => format!("{}:{rest}", script.root),
-            _ => script.root.to_string(),
+            Some(rest) if !rest.is_empty() => format!("{}:{rest}", asker.root),
+            _ => asker.root.to_string(),
         };
         set(&mut env, "PYTHONPATH", &path);
     }
@@ -78,50 +89,46 @@ pub(super) fn env(order: &AiterOrder<'_>, script: &Script) -> BTreeMap<String, O
 }
 
 /// Asks which devices the tuner would use, and that it would use this tree.
-pub(super) fn devices(
-    order: &AiterOrder<'_>,
-    script: &Script,
-    folder: &Utf8Path,
-) -> Result<Seen, AiterTuneError> {
+pub(super) fn devices(asker: Asker<'_>, folder: &Utf8Path) -> Result<Seen, AiterTuneError> {
     let file = folder.join("devices.py");
     crate::store::file::write_atomic(&file, DEVICES.as_bytes()).map_err(AiterTuneError::Write)?;
-    let argv = [order.python.as_str(), file.as_str()].map(str::to_owned);
+    let argv = [asker.python.as_str(), file.as_str()].map(str::to_owned);
     let ran = proc::run(
-        order.keeper,
+        asker.keeper,
         &argv,
         Some(folder.to_owned()),
-        env(order, script),
+        env(asker),
         LIMIT,
-        order.interrupt,
+        asker.interrupt,
     )?;
     let text = String::from_utf8_lossy(&ran.stdout);
     let answer = text.lines().rev().find_map(|line| line.strip_prefix(TAG));
     let seen: Seen = answer
         .and_then(|json| serde_json::from_str(json).ok())
         .ok_or_else(|| AiterTuneError::NoAnswer {
-            python: order.python.to_owned(),
+            python: asker.python.to_owned(),
             code: ran.code,
             said: tail(&ran.stderr),
         })?;
     if let Some(error) = &seen.error {
         return Err(AiterTuneError::CannotImport {
-            python: order.python.to_owned(),
+            python: asker.python.to_owned(),
             error: error.clone(),
         });
     }
-    let ours = script.root.join("aiter");
+    let ours = asker.root.join("aiter");
     if let Some(package) = &seen.package
         && package.canonicalize_utf8().ok() != ours.canonicalize_utf8().ok()
     {
         return Err(AiterTuneError::OtherTree {
-            python: order.python.to_owned(),
+            python: asker.python.to_owned(),
             used: package.clone(),
             meant: ours,
         });
     }
     if seen.count == 0 {
         return Err(AiterTuneError::NoDevice {
-            python: order.python.to_owned(),
+            python: asker.python.to_owned(),
         });
     }
     Ok(seen)
@@ -129,18 +136,18 @@ pub(super) fn devices(
 
 /// The script's own help, where it can be had; a reason where not.
 pub(super) fn help(
-    order: &AiterOrder<'_>,
-    script: &Script,
+    asker: Asker<'_>,
+    script: &Utf8Path,
     folder: &Utf8Path,
 ) -> Result<Result<Flags, String>, AiterTuneError> {
-    let argv = [order.python.as_str(), script.path.as_str(), "--help"].map(str::to_owned);
+    let argv = [asker.python.as_str(), script.as_str(), "--help"].map(str::to_owned);
     let ran = match proc::run(
-        order.keeper,
+        asker.keeper,
         &argv,
         Some(folder.to_owned()),
-        env(order, script),
+        env(asker),
         LIMIT,
-        order.interrupt,
+        asker.interrupt,
     ) {
         Ok(ran) => ran,
         Err(RunError::Interrupted(_)) => return Err(AiterTuneError::Interrupted),

@@ -28,7 +28,9 @@ enum Fate {
 impl Session<'_> {
     /// Counts every library's candidates over all attempts, earlier runs' included.
     pub(super) fn libraries(&self, shapes: &[Shape]) -> Result<Vec<LibraryCount>, AiterTuneError> {
-        let attempts = self.earlier_attempts()?.into_iter().map(Files::new);
+        let attempts = super::earlier_attempts(self.folder)?
+            .into_iter()
+            .map(Files::new);
         Ok(count(attempts, self.order.op, shapes))
     }
 }
