@@ -47,7 +47,7 @@ pub struct TuneArgs {
     #[arg(long, value_enum, value_name = "BACKEND")]
     backend: BackendArg,
 
-    /// Shapes to tune: the CSV of `gemmtune shapes`, or columns M,N,K
+    /// Shapes to tune: the CSV of `gemmtune shapes`, or columns M,N,K; calls of aiter's fused MoE as `plan` and `shapes --fused-moe` write them
     #[arg(long, value_name = "S.csv")]
     shapes: Utf8PathBuf,
 
@@ -250,11 +250,9 @@ pub fn run(args: &TuneArgs, printer: &Printer) -> Result<(), Error> {
                     "tune with a launcher: aiter's tuner starts its workers itself",
                 ));
             }
-            let op = args.aiter.op(&args.shapes, &bytes)?;
-            let shapes = shapes_of(args, &bytes, op)?;
-            let common = Common {
-                op,
-                shapes: &shapes,
+            let mut common = Common {
+                op: Op::UNSAID,
+                shapes: &[],
                 output: &args.output,
                 table: args.table.as_deref(),
                 budget: args.budget.map(Span::duration),
@@ -262,6 +260,14 @@ pub fn run(args: &TuneArgs, printer: &Printer) -> Result<(), Error> {
                 python: &args.python,
                 dry_run: args.dry_run,
             };
+            if args.aiter.is_fused_moe(&bytes) {
+                return args
+                    .aiter
+                    .run_fused_moe(&common, &args.shapes, &bytes, printer);
+            }
+            common.op = args.aiter.op(&args.shapes, &bytes)?;
+            let shapes = shapes_of(args, &bytes, common.op)?;
+            common.shapes = &shapes;
             return args.aiter.run(&common, printer);
         }
         BackendArg::AiterTriton => {

@@ -1,7 +1,10 @@
 //! `gemmtune tune --backend aiter`: aiter's own tuner, driven and supervised.
 
+mod fused_moe;
+
 use std::collections::BTreeMap;
 use std::io::IsTerminal as _;
+use std::str::FromStr;
 use std::time::Duration;
 
 use camino::{Utf8Path, Utf8PathBuf};
@@ -13,9 +16,10 @@ use crate::problem::{Op, Shape};
 use crate::proc::Keeper;
 use crate::run::error::{Error, ErrorKind};
 use crate::table::aiter::{Row, Table};
+use crate::table::fmoe::table::is_of_moe;
 use crate::table::shapes::said_op;
 use crate::tune::aiter::{
-    self, AiterOrder, AiterOutcome, AiterTuneError, Incumbent, Limits, Preview, Settings,
+    self, AiterOrder, AiterOutcome, AiterTuneError, Incumbent, Limits, Preview, Settings, fmoe,
 };
 use crate::tune::results::ResultsError;
 use crate::workload::duration::Span;
@@ -29,9 +33,9 @@ pub(super) struct AiterArgs {
     #[arg(long, value_name = "DIR")]
     pub(super) aiter_root: Option<Utf8PathBuf>,
 
-    /// The operation [default: the one that the name and columns of the shapes' file say, else gemm_a8w8_blockscale]
+    /// The operation, `fused_moe` included [default: the one that the name and columns of the shapes' file say, else gemm_a8w8_blockscale]
     #[arg(long, value_name = "OP")]
-    op: Option<Op>,
+    op: Option<OpArg>,
 
     /// Times of what serves today: CSV with columns M,N,K,us and, if wanted, what
     #[arg(long, value_name = "I.csv")]
@@ -56,6 +60,25 @@ pub(super) struct AiterArgs {
     /// Try shapes again that failed in an earlier run
     #[arg(long)]
     retry_failed: bool,
+}
+
+/// What `--op` names.
+#[derive(Clone, Copy, Debug)]
+enum OpArg {
+    Gemm(Op),
+    FusedMoe,
+}
+
+impl FromStr for OpArg {
+    type Err = String;
+
+    fn from_str(text: &str) -> Result<Self, Self::Err> {
+        if text == fmoe::OP {
+            return Ok(Self::FusedMoe);
+        }
+        let op = text.parse().map(Self::Gemm);
+        op.map_err(|error| format!("{error}, and `{}` is none of them", fmoe::OP))
+    }
 }
 
 #[derive(Clone, Copy, Debug)]
@@ -109,7 +132,7 @@ pub(super) struct Common<'a> {
 impl AiterArgs {
     /// The operation that is tuned, where the shapes are `bytes` of the file `path`.
     pub(super) fn op(&self, path: &Utf8Path, bytes: &[u8]) -> Result<Op, Error> {
-        if let Some(op) = self.op {
+        if let Some(OpArg::Gemm(op)) = self.op {
             return Ok(op);
         }
         let said = said_op(path.as_str(), bytes).map_err(|error| {
@@ -119,29 +142,32 @@ impl AiterArgs {
         Ok(said.unwrap_or(Op::UNSAID))
     }
 
-    /// Runs it.
-    pub(super) fn run(&self, common: &Common<'_>, printer: &Printer) -> Result<(), Error> {
-        let Some(tree) = &self.aiter_root else {
-            return Err(Error::new(
+    /// Whether the fused MoE is to be tuned, where the shapes are `bytes`.
+    pub(super) fn is_fused_moe(&self, bytes: &[u8]) -> bool {
+        match self.op {
+            Some(op) => matches!(op, OpArg::FusedMoe),
+            None => is_of_moe(bytes),
+        }
+    }
+
+    fn tree(&self) -> Result<&Utf8Path, Error> {
+        self.aiter_root.as_deref().ok_or_else(|| {
+            Error::new(
                 ErrorKind::Usage,
                 "tune with aiter's tuner: no aiter tree is given",
             )
-            .hint(
-                "give --aiter-root DIR; `gemmtune doctor` says which tree an interpreter imports",
-            ));
-        };
+            .hint("give --aiter-root DIR; `gemmtune doctor` says which tree an interpreter imports")
+        })
+    }
+
+    /// Runs it.
+    pub(super) fn run(&self, common: &Common<'_>, printer: &Printer) -> Result<(), Error> {
+        let tree = self.tree()?;
         let keeper = Keeper::this_binary()
             .map_err(|error| Error::to(ErrorKind::Environment, "find this program", error))?;
         let interrupt = super::interrupt()?;
-        // What gemmtune leads with, or looks at, must not be lost.
-        let env: BTreeMap<String, Option<String>> = ["PYTHONPATH", "AITER_JIT_DIR"]
-            .into_iter()
-            .filter_map(|name| Some((name.to_owned(), Some(env::variable(name)?))))
-            .collect();
-        let output = std::path::absolute(common.output)
-            .ok()
-            .and_then(|path| Utf8PathBuf::from_path_buf(path).ok())
-            .unwrap_or_else(|| common.output.to_owned());
+        let env = kept_env();
+        let output = absolute(common.output);
         let python = Utf8Path::new(common.python);
         let shapes: Vec<Shape> = common
             .shapes
@@ -179,7 +205,8 @@ impl AiterArgs {
             interrupt: &interrupt,
         };
         if common.dry_run {
-            return preview(&order, printer);
+            let look = |scratch: &Utf8Path| aiter::preview(&order, scratch);
+            return preview(&output, look, printer);
         }
         let mut progress = TuneProgress::new(printer, std::io::stderr().is_terminal());
         let outcome = aiter::tune(&order, &mut |event| progress.tell(event));
@@ -250,6 +277,21 @@ impl AiterArgs {
     }
 }
 
+/// What gemmtune leads with, or looks at, must not be lost.
+fn kept_env() -> BTreeMap<String, Option<String>> {
+    ["PYTHONPATH", "AITER_JIT_DIR"]
+        .into_iter()
+        .filter_map(|name| Some((name.to_owned(), Some(env::variable(name)?))))
+        .collect()
+}
+
+fn absolute(path: &Utf8Path) -> Utf8PathBuf {
+    std::path::absolute(path)
+        .ok()
+        .and_then(|path| Utf8PathBuf::from_path_buf(path).ok())
+        .unwrap_or_else(|| path.to_owned())
+}
+
 /// A line of `--incumbents`.
 #[derive(Debug, Deserialize)]
 struct Measured {
@@ -268,13 +310,17 @@ fn unnamed() -> String {
     "what serves today".to_owned()
 }
 
-fn preview(order: &AiterOrder<'_>, printer: &Printer) -> Result<(), Error> {
-    // A dry run writes nothing into the output folder.
+/// Says what would be run, as `look` at a scratch folder finds it: a dry run writes nothing into the output folder.
+fn preview(
+    folder: &Utf8Path,
+    look: impl FnOnce(&Utf8Path) -> Result<Preview, AiterTuneError>,
+    printer: &Printer,
+) -> Result<(), Error> {
     let scratch = tempfile::tempdir()
         .map_err(|error| Error::to(ErrorKind::Environment, "make a scratch folder", error))?;
-    let folder = Utf8Path::from_path(scratch.path())
+    let scratch = Utf8Path::from_path(scratch.path())
         .ok_or_else(|| Error::new(ErrorKind::Environment, "the scratch folder is not UTF-8"))?;
-    let preview = aiter::preview(order, folder).map_err(|error| failure(error, order.folder))?;
+    let preview = look(scratch).map_err(|error| failure(error, folder))?;
     if printer.is_json() {
         return printer.json(&preview);
     }
@@ -361,7 +407,10 @@ fn failure(error: AiterTuneError, folder: &Utf8Path) -> Error {
             ErrorKind::Environment,
             Some("`gemmtune doctor` says which tree an interpreter imports".to_owned()),
         ),
-        AiterTuneError::NoScript { .. } | AiterTuneError::Flag(_) | AiterTuneError::Source(_) => (
+        AiterTuneError::NoScript { .. }
+        | AiterTuneError::NoFmoeScript { .. }
+        | AiterTuneError::OtherFmoeKey { .. }
+        | AiterTuneError::Flag(_) | AiterTuneError::Source(_) => (
             ErrorKind::SourceNotRecognised,
             Some("look with --dry-run; `gemmtune doctor` says what the tree can do".to_owned()),
         ),

@@ -2,6 +2,7 @@
 //! batches and its faults. The real one is run by `tests/aiter/run CHECKOUT`.
 
 mod faults;
+mod fused_moe;
 mod real;
 mod real_flags;
 #[path = "../schema/mod.rs"]

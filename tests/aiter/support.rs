@@ -86,6 +86,16 @@ impl Site {
             edit(&tree.join(script), |text| {
                 text.replace("key = [\"cu_num\"", "key = [\"gfx\", \"cu_num\"")
             });
+            let script = "csrc/ck_gemm_moe_2stages_codegen/gemm_moe_tune.py";
+            edit(&tree.join(script), |text| {
+                text.replace("key = [\n", "key = [\n        \"gfx\",\n")
+                    .replace(
+                        "\"run_1stage\",\n",
+                        "\"run_1stage\",\n        \"xbf16\",\n        \"flat\",\n",
+                    )
+                    .replace("blockMs = [32", "blockMs = [16, 32")
+                    .replace("\"errRatio\": 0.5", "\"errRatio\": 0.1")
+            });
         }
         for module in MODULES {
             write(&tree.join(format!("aiter/jit/{module}.so")), "");
@@ -291,6 +301,7 @@ impl Ran {
         // Whatever it printed is as published.
         let is = |field: &str| json.get(field).is_some();
         match () {
+            () if is("attempts") && is("op") => check("tune-aiter-fused-moe", &json),
             () if is("attempts") => check("tune-aiter", &json),
             () if is("flags_from") => check("tune-aiter-dry-run", &json),
             () if is("error") => check("error", &json),

@@ -145,7 +145,7 @@ pub(super) fn run(
     ));
     if let Some(output) = args.output.as_ref().filter(|_| !document.tune.is_empty()) {
         printer.say(format!(
-            "tune them with aiter's own `gemm_moe_tune.py -i {} -o TUNED.csv`; nothing of that was run on an AMD GPU by this program",
+            "tune them with `gemmtune tune --backend aiter --aiter-root TREE --shapes {} -o DIR`; nothing of that was run on an AMD GPU by this program",
             quoted(output)
         ));
     }

@@ -10,6 +10,7 @@ mod argparse;
 mod attempt;
 mod command;
 pub mod flags;
+pub mod fmoe;
 mod keep;
 mod memory;
 mod outcome;
@@ -151,6 +152,16 @@ pub enum AiterTuneError {
         /// Scripts looked for.
         tried: String,
     },
+    /// The tree has no tuner for the fused MoE.
+    #[error("find a tuner for fused_moe: `{tree}` has no `{script}`")]
+    NoFmoeScript {
+        tree: Utf8PathBuf,
+        /// What was looked for.
+        script: &'static str,
+    },
+    /// The tuner for the fused MoE has another key.
+    #[error("use `{script}`: the columns of its key are not known ({keys})")]
+    OtherFmoeKey { script: Utf8PathBuf, keys: String },
     /// A flag is not as needed.
     #[error(transparent)]
     Flag(#[from] FlagError),

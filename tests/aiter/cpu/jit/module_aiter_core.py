@@ -28,6 +28,12 @@ class _Enum:
     def __hash__(self):
         return hash(self.value)
 
+    def __str__(self):
+        return f"{type(self).__name__}.{self.name}"
+
+    def __repr__(self):
+        return f"<{self}: {self.value}>"
+
 
 def _enum(label, *names):
     # aiter knows an enumeration by the beginning of its documentation.

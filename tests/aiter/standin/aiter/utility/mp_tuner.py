@@ -33,7 +33,7 @@ def worker(inbox, outbox):
     while True:
         index, kernel, size, us = inbox.get()
         outbox.put((index, "began", os.getpid(), 0.0))
-        struck = fault_of(kernel, size, ("exit", "hang", "sleep", "unsupported", "nan", "us"))
+        struck = fault_of(kernel, size, ("exit", "hang", "sleep", "unsupported", "nan", "us", "err"))
         kind, value = struck or ("", "")
         error = 0.0
         if kind == "exit":
@@ -50,6 +50,8 @@ def worker(inbox, outbox):
             error = 1.0
         if kind == "us":
             us = float(value)
+        if kind == "err":
+            error = float(value)
         outbox.put((index, "done", us, error))
 
 

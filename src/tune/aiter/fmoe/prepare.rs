@@ -1,0 +1,317 @@
+//! What is asked before anything is tuned: the tree, the interpreter, its devices, and which calls the tuner can be asked for.
+
+use std::collections::{BTreeMap, BTreeSet};
+use std::time::Duration;
+
+use camino::{Utf8Path, Utf8PathBuf};
+
+use super::FmoeOrder;
+use super::call::Call;
+use super::script::FmoeScript;
+use crate::problem::dtype;
+use crate::table::fmoe::requests::Counted;
+use crate::table::fmoe::rules::Rounding;
+use crate::table::fmoe::table::UNTUNED;
+use crate::tune::aiter::attempt::{Files, Patience};
+use crate::tune::aiter::command::{Fit, Line};
+use crate::tune::aiter::flags::{Flags, Takes};
+use crate::tune::aiter::prepare::{ATTEMPTS, BATCH, CANDIDATE};
+use crate::tune::aiter::queue::{Manner, Round};
+use crate::tune::aiter::site::{self, Asker, Seen};
+use crate::tune::aiter::{AiterTuneError, DeviceSeen, Preview};
+use crate::tune::event::Unserved;
+
+/// Runs the script and keeps the tree as it is; see its own header.
+const RUNNER: &str = include_str!("../../../../python/aiter_tuner/fused_moe.py");
+
+/// Candidates of a call until the tuner has said how many there are: more than either revision makes of block-scaled FP8, two stages
+/// with their splits and all one-stage kernels (about 45 at 303a583c, 60 at e4048607).
+const CANDIDATES: u32 = 64;
+
+/// The variable that names the table.
+const VARIABLE: &str = "AITER_CONFIG_FMOE";
+
+/// What is known once everything was asked.
+pub(super) struct Site {
+    pub(super) script: FmoeScript,
+    pub(super) flags: Flags,
+    pub(super) seen: Option<Seen>,
+    pub(super) devices: Option<u32>,
+    pub(super) batch: usize,
+    /// Distinct calls that the tuner can be asked for, in the order's order.
+    pub(super) calls: Vec<Call>,
+    /// Those that it would make no row for.
+    pub(super) unserved: Vec<Unserved<Call>>,
+    pub(super) remarks: Vec<String>,
+    /// Candidates of one call, once the tuner has said how many there are.
+    pub(super) candidates: Option<u32>,
+    env: BTreeMap<String, Option<String>>,
+}
+
+impl Site {
+    /// Looks at the tree and asks the interpreter, with `scratch` for files of its own. `must` refuses what a dry run only
+    /// remarks upon.
+    pub(super) fn look(
+        order: &FmoeOrder<'_>,
+        scratch: &Utf8Path,
+        must: bool,
+    ) -> Result<Self, AiterTuneError> {
+        if order.calls.is_empty() {
+            return Err(AiterTuneError::NoShapes);
+        }
+        let script = FmoeScript::find(order.tree)?;
+        let asker = Asker {
+            python: order.python,
+            env: order.env,
+            root: &script.root,
+            keeper: order.keeper,
+            interrupt: order.interrupt,
+        };
+        let env = site::env(asker);
+        let mut remarks: Vec<String> = script.remark().into_iter().collect();
+        let seen = match site::devices(asker, scratch) {
+            Ok(seen) => Some(seen),
+            Err(error) if must => return Err(error),
+            Err(error) => {
+                remarks.push(format!("devices cannot be counted here: {error}"));
+                None
+            }
+        };
+        let mut flags = script.flags.clone();
+        if seen.is_some() {
+            match site::help(asker, &script.path, scratch)? {
+                Ok(help) => flags = help.with_defaults_of(&script.flags),
+                Err(reason) => remarks.push(format!("flags were read from source: {reason}")),
+            }
+        }
+        let count = seen.as_ref().map(|seen| seen.count);
+        let devices = match (order.devices, count) {
+            (Some(wanted), Some(count)) => Some(wanted.clamp(1, count)),
+            (wanted, count) => wanted.or(count),
+        };
+        let (calls, unserved) = calls(order.calls, &script, seen.as_ref(), &mut remarks);
+        Ok(Self {
+            batch: order.batch.unwrap_or(BATCH).clamp(1, calls.len().max(1)),
+            script,
+            flags,
+            seen,
+            devices,
+            calls,
+            unserved,
+            remarks,
+            candidates: None,
+            env,
+        })
+    }
+
+    /// The tuner's own limit of a task in a round, and how long to wait for it.
+    pub(super) fn patience(
+        &self,
+        order: &FmoeOrder<'_>,
+        round: &Round<Call>,
+    ) -> (Duration, Patience) {
+        let limits = &order.limits;
+        let own = self
+            .flags
+            .get("--timeout")
+            .is_some_and(|flag| flag.takes == Takes::One);
+        let mut task = limits.task;
+        if self.script.counts_queueing {
+            let tasks = self.candidates.unwrap_or(CANDIDATES)
+                * u32::try_from(round.batch).unwrap_or(u32::MAX);
+            task +=
+                CANDIDATE.min(limits.task).saturating_mul(tasks) / self.devices.unwrap_or(1).max(1);
+        }
+        if round.manner == Manner::First {
+            task += limits.build;
+        }
+        // As for dense operations: a batch that stands still is ended, and its calls go alone, where the tuner's limit is sure to act.
+        let sure = own && (!self.script.counts_queueing || round.manner != Manner::Together);
+        let patience = Patience {
+            silence: if sure {
+                limits.silence.max(task + limits.silence)
+            } else {
+                limits.silence
+            },
+            batch: limits.batch.max(task),
+            build: limits.build,
+        };
+        (task, patience)
+    }
+
+    pub(super) fn line(
+        &self,
+        order: &FmoeOrder<'_>,
+        files: &Files,
+        batch: usize,
+        task: Duration,
+    ) -> Result<Line, AiterTuneError> {
+        let [runner, candidates] = [runner(files), files.folder.join("candidates.csv")];
+        let argv = [order.python, &runner, &candidates, &self.script.path]
+            .map(ToString::to_string)
+            .to_vec();
+        let mut fit = Fit::new(argv, &self.script.path, &self.flags);
+        fit.need("-i", Some(files.untuned.to_string()))?;
+        fit.need("-o", Some(files.tuned.to_string()))?;
+        // The script takes what this says for good; its own default is half of all numbers at 303a583c.
+        fit.need("--errRatio", Some(order.limits.err_ratio.to_string()))?;
+        let profile = files.profile.to_string();
+        fit.give("-o2", Some(profile), "what came second is not known")?;
+        if let Some(devices) = self.devices {
+            let devices = Some(devices.to_string());
+            fit.give("--mp", devices, "it chooses the devices itself")?;
+        }
+        let batch = Some(batch.to_string());
+        fit.give("--batch", batch, "rows come when all calls are done")?;
+        let seconds = Some(task.as_secs().max(1).to_string());
+        fit.give(
+            "--timeout",
+            seconds,
+            "a candidate that hangs costs its batch",
+        )?;
+        fit.give("-v", None, "progress shows after each batch only")?;
+        Ok(fit.line)
+    }
+
+    /// Variables of one start.
+    pub(super) fn attempt_env(&self, files: &Files) -> BTreeMap<String, Option<String>> {
+        let mut env = self.env.clone();
+        // Unset, the import would merge shipped tables into a file that every process of this host shares.
+        env.insert(VARIABLE.to_owned(), Some(files.tuned.to_string()));
+        env
+    }
+}
+
+/// Where the runner of a start stands.
+fn runner(files: &Files) -> Utf8PathBuf {
+    files.folder.join("fused_moe.py")
+}
+
+/// Writes what a start reads: the runner and the calls.
+pub(super) fn write_input(files: &Files, calls: &[Call]) -> Result<(), AiterTuneError> {
+    let write = |path: &Utf8Path, text: &str| {
+        crate::store::file::write_atomic(path, text.as_bytes()).map_err(AiterTuneError::Write)
+    };
+    write(&runner(files), RUNNER)?;
+    let lines: Vec<String> = calls.iter().map(|call| call.cells() + "\n").collect();
+    write(
+        &files.untuned,
+        &format!("{}\n{}", UNTUNED.join(","), lines.concat()),
+    )
+}
+
+/// The distinct calls that the tuner can be asked for, and those it cannot with the reason.
+fn calls(
+    counted: &[Counted],
+    script: &FmoeScript,
+    seen: Option<&Seen>,
+    remarks: &mut Vec<String>,
+) -> (Vec<Call>, Vec<Unserved<Call>>) {
+    // The second tier of v0.1.14 and later falls back to the row of the first.
+    let rounding = if script.keys_gfx() {
+        Rounding::TwoTiers
+    } else {
+        Rounding::Powers
+    };
+    let (mut known, mut asked, mut unserved) = (BTreeSet::new(), Vec::new(), Vec::new());
+    let mut rounded = 0;
+    // An empty forward never gets as far as aiter.
+    for call in counted.iter().filter(|call| call.request.tokens > 0) {
+        let request = &call.request;
+        let token = rounding.token(request.tokens);
+        rounded += usize::from(token != request.tokens);
+        // From v0.1.16 on, with the architecture in the key, a call with an expert mask is looked up with one expert less.
+        let masked = request.ep && script.keys_gfx() && request.problem.topk > 0;
+        let shape = Call::of(request, token, request.problem.topk - u32::from(masked));
+        if !known.insert(shape.clone()) {
+            continue;
+        }
+        match seen.and_then(|seen| cannot_ask(call, &shape, seen)) {
+            Some(reason) => unserved.push(Unserved { shape, reason }),
+            None => asked.push(shape),
+        }
+    }
+    if rounded > 0 {
+        remarks.push(format!(
+            "{rounded} calls have tokens that no look-up asks for: they are tuned as their look-up rounds them"
+        ));
+    }
+    (asked, unserved)
+}
+
+/// Why the tuner would make no row that serves `call` on what it sees.
+fn cannot_ask(counted: &Counted, call: &Call, seen: &Seen) -> Option<String> {
+    let card = &counted.card;
+    let own = dtype::fp8_of(&seen.gfx);
+    let foreign = [&call.q_dtype_a, &call.q_dtype_w]
+        .into_iter()
+        .find(|dtype| dtype.starts_with("torch.float8") && *dtype != own);
+    if card.gfx.as_ref().is_some_and(|gfx| *gfx != seen.gfx)
+        || card.cu_num.is_some_and(|cu_num| cu_num != seen.cu_num)
+    {
+        Some(format!(
+            "it was made on {} with {} compute units, and this is {} with {}",
+            card.gfx.as_deref().unwrap_or("a card"),
+            card.cu_num.unwrap_or(seen.cu_num),
+            seen.gfx,
+            seen.cu_num
+        ))
+    } else if let Some(dtype) = foreign {
+        Some(format!("on {} FP8 is {own}, not {dtype}", seen.gfx))
+    } else if !call.use_g1u1 {
+        Some("the tuner has no candidate without g1u1".to_owned())
+    } else if call.q_type == "QuantType.per_1x32" && seen.gfx != "gfx950" {
+        // Asked for all the same, it would give up the whole batch.
+        Some(format!(
+            "the tuner does per_1x32 on gfx950 only, and this is {}",
+            seen.gfx
+        ))
+    } else {
+        None
+    }
+}
+
+/// Says what [`super::tune`] would do, and writes nothing into the order's folder.
+pub fn preview(order: &FmoeOrder<'_>, scratch: &Utf8Path) -> Result<Preview, AiterTuneError> {
+    let site = Site::look(order, scratch, false)?;
+    let round = Round {
+        manner: Manner::Together,
+        shapes: site.calls.clone(),
+        batch: site.batch,
+    };
+    let (task, _) = site.patience(order, &round);
+    let files = Files::new(order.folder.join(ATTEMPTS).join("01"));
+    let line = site.line(order, &files, site.batch, task)?;
+    let env = site
+        .attempt_env(&files)
+        .into_iter()
+        .filter(|(name, value)| order.env.get(name) != Some(value))
+        .collect();
+    let mut remarks = site.remarks;
+    remarks.extend(
+        site.unserved
+            .iter()
+            .map(|unserved| format!("{}: not asked for, {}", unserved.shape, unserved.reason)),
+    );
+    remarks.extend(line.remarks);
+    Ok(Preview {
+        script: site.script.path,
+        digest: site.script.digest,
+        keys: site.script.keys,
+        flags_from: site.flags.from,
+        command: line.argv,
+        env,
+        device: site.seen.map(|seen| DeviceSeen {
+            name: seen.name,
+            gfx: seen.gfx,
+            cu_num: seen.cu_num,
+            count: seen.count,
+        }),
+        shapes: site.calls.len(),
+        batch: site.batch,
+        to_compile: Vec::new(),
+        remarks,
+        budget_s: order.budget.map(|budget| budget.as_secs_f64()),
+        output: order.folder.to_owned(),
+    })
+}

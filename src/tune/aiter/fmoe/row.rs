@@ -1,0 +1,170 @@
+//! Rows of the tuner's table as it wrote them, and which of them are taken.
+
+use camino::Utf8Path;
+use serde::ser::SerializeMap as _;
+use serde::{Deserialize, Serialize, Serializer};
+
+use crate::table::fmoe::rules::FALLBACK_TAG;
+use crate::table::fmoe::table::{Row, Table};
+use crate::table::lint::{Report, Severity};
+
+/// A row as text: nothing of what the tuner wrote is lost, whatever columns it has.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Line {
+    /// Column names.
+    pub columns: Vec<String>,
+    /// Cells, as many.
+    pub cells: Vec<String>,
+}
+
+impl Line {
+    /// As a look-up reads it.
+    pub(super) fn row(&self) -> Option<Row> {
+        let table = Table::read("tuned_fmoe.csv", table([self]).as_bytes()).ok()?;
+        let row = table.rows.into_iter().next()?;
+        Some(Row { line: 0, ..row })
+    }
+}
+
+/// Cells by their columns, for documents.
+pub(super) fn named<S: Serializer>(line: &Line, serializer: S) -> Result<S::Ok, S::Error> {
+    let mut map = serializer.serialize_map(Some(line.columns.len()))?;
+    for (column, cell) in line.columns.iter().zip(&line.cells) {
+        map.serialize_entry(column, cell)?;
+    }
+    map.end()
+}
+
+/// A table of `lines`, whose columns are those of the first and what later ones have besides.
+pub(super) fn table<'a>(lines: impl IntoIterator<Item = &'a Line>) -> String {
+    let lines: Vec<&Line> = lines.into_iter().collect();
+    let mut columns: Vec<&str> = Vec::new();
+    for column in lines.iter().flat_map(|line| &line.columns) {
+        if !columns.contains(&column.as_str()) {
+            columns.push(column);
+        }
+    }
+    let mut writer = csv::Writer::from_writer(Vec::new());
+    // Writing to memory cannot fail.
+    let _ = writer.write_record(&columns);
+    for line in lines {
+        let cell = |column: &&str| {
+            let at = line.columns.iter().position(|name| name == column);
+            at.map_or("", |at| line.cells[at].as_str())
+        };
+        let _ = writer.write_record(columns.iter().map(cell));
+    }
+    String::from_utf8(writer.into_inner().unwrap_or_default()).unwrap_or_default()
+}
+
+/// The whole rows of the table at `path`. The tuner rewrites it in place: only lines that have their end are read.
+pub(super) fn read(path: &Utf8Path) -> Vec<Line> {
+    fs_err::read(path).map_or_else(|_| Vec::new(), |bytes| whole(&bytes))
+}
+
+fn whole(bytes: &[u8]) -> Vec<Line> {
+    let end = memchr::memrchr(b'\n', bytes).map_or(0, |end| end + 1);
+    let mut reader = csv::ReaderBuilder::new()
+        .flexible(true)
+        .from_reader(&bytes[..end]);
+    let Ok(header) = reader.headers().cloned() else {
+        return Vec::new();
+    };
+    let columns: Vec<String> = header.iter().map(|name| name.trim().to_owned()).collect();
+    reader
+        .records()
+        .filter_map(Result::ok)
+        .filter(|record| record.len() == columns.len())
+        .map(|record| Line {
+            columns: columns.clone(),
+            cells: record.iter().map(str::to_owned).collect(),
+        })
+        // A row for machines without FlyDSL stands beside the one it falls back from.
+        .filter(|line| line.row().is_some_and(|row| &*row.tag != FALLBACK_TAG))
+        .collect()
+}
+
+/// Why `line` cannot be deployed on a card of `gfx` with `cu_num` compute units, if it cannot: what `lint` calls an error, and more
+/// wrong numbers than `err_limit` allows, whatever the tuner let through.
+pub(super) fn refusal(line: &Line, gfx: &str, cu_num: u32, err_limit: f64) -> Option<String> {
+    let Some(row) = line.row() else {
+        return Some("it cannot be read".to_owned());
+    };
+    if row.cu_num != cu_num || row.gfx_or(gfx) != gfx {
+        return Some(format!(
+            "it was written for {} with {} compute units",
+            row.gfx_or("a device"),
+            row.cu_num
+        ));
+    }
+    for (column, err) in ["err1", "err2"].iter().zip(row.err) {
+        match err {
+            Some(err) if (0.0..=err_limit).contains(&err) => {}
+            Some(err) => {
+                return Some(format!(
+                    "{column} says that {:.1} % of its numbers are wrong, at most {:.1} % may be",
+                    err * 100.0,
+                    err_limit * 100.0
+                ));
+            }
+            // One kernel for both stages has one error.
+            None if *column == "err2" && row.run_1stage => {}
+            None => {
+                return Some(format!(
+                    "{column} is empty: nothing says that its numbers are right"
+                ));
+            }
+        }
+    }
+    let mut report = Report::default();
+    report.check_csv("tuned_fmoe.csv", table([line]).as_bytes(), None);
+    let harm = report
+        .findings
+        .iter()
+        .find(|finding| finding.severity == Severity::Error);
+    harm.map(|finding| format!("{}: {}", finding.rule, finding.message))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    const TABLE: &str = "cu_num,token,model_dim,inter_dim,expert,topk,act_type,dtype,q_dtype_a,q_dtype_w,q_type,use_g1u1,doweight_stage1,block_m,ksplit,us1,kernelName1,err1,us2,kernelName2,err2,us,run_1stage,tflops,bw,_tag\n\
+        304,64,7168,256,257,9,ActivationType.Silu,torch.bfloat16,torch.float8_e4m3fnuz,torch.float8_e4m3fnuz,QuantType.per_1x128,1,0,32,0,400.5,a,0.0%,320.25,b,7.1%,720.75,0,1.0,2.0,\n\
+        304,128,7168,256,257,9,ActivationType.Silu,torch.bfloat16,torch.float8_e4m3fnuz,torch.float8_e4m3fnuz,QuantType.per_1x128,1,0,32,0,400.5,a,0.0%,0,,0.0%,400.5,1,1.0,2.0,\n";
+
+    #[test]
+    fn a_table_cut_anywhere_gives_a_prefix_of_its_rows_and_is_written_as_it_was() {
+        let full = whole(TABLE.as_bytes());
+        assert_eq!(full.len(), 2);
+        assert_eq!(table(&full), TABLE);
+        for end in 0..TABLE.len() {
+            let cut = whole(&TABLE.as_bytes()[..end]);
+            assert_eq!(cut, full[..cut.len()], "cut at {end}");
+        }
+        let fallback = TABLE.replace("2.0,\n", "2.0,flydsl_fallback\n");
+        assert!(whole(fallback.as_bytes()).is_empty());
+    }
+
+    #[test]
+    fn a_row_is_refused_for_wrong_numbers_another_card_and_what_lint_calls_an_error() {
+        let reason = |from: &str, to: &str| {
+            let text = TABLE.replace(from, to);
+            refusal(&whole(text.as_bytes())[0], "gfx942", 304, 0.1)
+        };
+        assert_eq!(reason("", ""), None);
+        for (from, to, word) in [
+            ("7.1%", "17.1%", "err2 says that 17.1 %"),
+            ("0.0%,320", "0.5,320", "err1 says that 50.0 %"),
+            ("7.1%", "", "err2 is empty"),
+            ("304,64", "80,64", "80 compute units"),
+            ("720.75", "-1", "us-invalid"),
+            ("720.75", "0.01", "above-roofline"),
+            (",b,", ",,", "kernel-name-unset"),
+            ("304,64", "304,65", "moe-token-unreachable"),
+        ] {
+            let reason = reason(from, to).unwrap_or_else(|| panic!("{to} is taken"));
+            assert!(reason.contains(word), "{reason}");
+        }
+    }
+}

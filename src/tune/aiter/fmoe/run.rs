@@ -1,0 +1,475 @@
+//! The whole of it: starting the tuner as often as needed, taking rows over, ending well.
+
+use std::collections::{BTreeMap, BTreeSet};
+use std::time::Instant;
+
+use camino::{Utf8Path, Utf8PathBuf};
+
+use super::call::Call;
+use super::keep::Keep;
+use super::outcome::{FmoeOutcome, Refused, Taken};
+use super::prepare::{Site, write_input};
+use super::row::{self, Line};
+use super::{FmoeOrder, OP};
+use crate::tune::aiter::attempt::{Attempt, Files, Left, Moved};
+use crate::tune::aiter::output::{Heard, Said};
+use crate::tune::aiter::prepare::ATTEMPTS;
+use crate::tune::aiter::queue::{Ended, Manner, Queue, Round, Why};
+use crate::tune::aiter::run::{FALSE_STARTS, SYS, earlier_attempts};
+use crate::tune::aiter::{AiterTuneError, BACKEND, memory, site};
+use crate::tune::event::{TuneEvent, Unserved};
+use crate::tune::protocol::{self, Device};
+use crate::tune::results::{self, Identity};
+
+/// The table.
+const TABLE: &str = "tuned_fmoe.csv";
+
+/// What every table of this tuner's is worth.
+const NOT_END_TO_END: &str = "times are the tuner's: those of the stages added up, without what runs between them, so whether a row is \
+     faster than what serves today shows only end to end";
+
+/// Tunes, and tells `observer` as it goes. Everything found is durable at once: the same order on the same folder goes on
+/// where it was.
+pub fn tune(
+    order: &FmoeOrder<'_>,
+    observer: &mut dyn FnMut(&TuneEvent<Call>),
+) -> Result<FmoeOutcome, AiterTuneError> {
+    let began = Instant::now();
+    // What is refused here leaves no folder behind.
+    let scratch = tempfile::tempdir().map_err(AiterTuneError::Write)?;
+    let scratch_folder = Utf8PathBuf::try_from(scratch.path().to_owned())
+        .map_err(|error| AiterTuneError::Write(std::io::Error::other(error)))?;
+    let site = Site::look(order, &scratch_folder, true)?;
+    fs_err::create_dir_all(order.folder).map_err(AiterTuneError::Write)?;
+    let folder = order
+        .folder
+        .canonicalize_utf8()
+        .map_err(AiterTuneError::Write)?;
+    let _lock = results::lock(&folder)?;
+    let mut session = Session::open(order, &folder, site)?;
+    session.begin(observer)?;
+    session.work(began, observer)?;
+    session.end(began, observer)
+}
+
+/// A tuning run that is under way.
+struct Session<'a> {
+    order: &'a FmoeOrder<'a>,
+    folder: &'a Utf8Path,
+    site: Site,
+    device: Device,
+    keep: Keep,
+    queue: Queue<Call>,
+    resumed: Vec<Call>,
+    /// Calls that cannot be asked for, or failed in an earlier run.
+    unserved: Vec<Unserved<Call>>,
+    remarks: Vec<String>,
+    logs: Vec<Utf8PathBuf>,
+    attempts: u32,
+    busy_s: f64,
+    stopped: Option<Why>,
+}
+
+/// What became of the rows of one start.
+#[derive(Default)]
+struct Judged {
+    landed: BTreeSet<Call>,
+    refused: BTreeMap<Call, String>,
+}
+
+impl<'a> Session<'a> {
+    fn open(
+        order: &'a FmoeOrder<'a>,
+        folder: &'a Utf8Path,
+        site: Site,
+    ) -> Result<Self, AiterTuneError> {
+        let seen = site.seen.clone().unwrap_or_default();
+        let device = Device {
+            protocol: protocol::VERSION,
+            backend: BACKEND.to_owned(),
+            name: seen.name,
+            arch: seen.gfx,
+            cu_num: seen.cu_num,
+            index: 0,
+            visible: site.devices.unwrap_or(1),
+            l2_bytes: 0,
+            smem_bytes: 0,
+            versions: seen.versions,
+            kernel_hash: site.script.digest.clone(),
+            capabilities: Vec::new(),
+            prepare_slots: 0,
+            candidates: Vec::new(),
+            shipped: String::new(),
+        };
+        let options = serde_json::json!({ "op": OP, "err_ratio": order.limits.err_ratio });
+        let keep = Keep::open(folder, &Identity::of(&device, &options))?;
+        let mut remarks = site.remarks.clone();
+        remarks.push(NOT_END_TO_END.to_owned());
+        Ok(Self {
+            order,
+            folder,
+            device,
+            keep,
+            queue: Queue::default(),
+            resumed: Vec::new(),
+            unserved: site.unserved.clone(),
+            remarks,
+            logs: Vec::new(),
+            attempts: 0,
+            busy_s: 0.0,
+            stopped: None,
+            site,
+        })
+    }
+
+    /// Takes over what earlier runs left, and says what is to be done.
+    fn begin(&mut self, observer: &mut dyn FnMut(&TuneEvent<Call>)) -> Result<(), AiterTuneError> {
+        for folder in earlier_attempts(self.folder)? {
+            // Rows that landed when nobody was left to take them over.
+            let files = Files::new(folder);
+            self.take(&row::read(&files.tuned), &mut |_| ())?;
+            let number = files.folder.file_name().and_then(|name| name.parse().ok());
+            self.attempts = self.attempts.max(number.unwrap_or(0));
+        }
+        let mut open = Vec::new();
+        for call in &self.site.calls {
+            let failed = self.keep.failed.iter().find(|failed| failed.shape == *call);
+            if self.keep.has(call) {
+                self.resumed.push(call.clone());
+            } else if let Some(failed) = failed.filter(|_| !self.order.retry_failed) {
+                self.unserved.push(failed.clone());
+            } else {
+                open.push(call.clone());
+            }
+        }
+        observer(&TuneEvent::Started {
+            device: Box::new(self.device.clone()),
+            workers: self.device.visible,
+            shapes: self.site.calls.len() + self.site.unserved.len(),
+            resumed: self.resumed.len(),
+            races_at_most: open.len(),
+        });
+        for text in &self.remarks {
+            observer(&TuneEvent::Remark { text: text.clone() });
+        }
+        for unserved in &self.site.unserved {
+            observer(&TuneEvent::Failed(unserved.clone()));
+        }
+        // Its modules are compiled when they are first called for, and which they are no file of the tree says.
+        let first = self.keep.rows.is_empty() && open.len() > 1;
+        self.queue = Queue::new(open, self.site.batch, first, false);
+        Ok(())
+    }
+
+    /// Starts the tuner until nothing is left, the budget is spent or the user stops it.
+    fn work(
+        &mut self,
+        began: Instant,
+        observer: &mut dyn FnMut(&TuneEvent<Call>),
+    ) -> Result<(), AiterTuneError> {
+        let sys = Utf8Path::new(SYS);
+        let memory_before = memory::taken(sys);
+        if let Some(text) = memory::before(sys) {
+            self.remark(text, observer);
+        }
+        let until = self.order.budget.map(|budget| began + budget);
+        let mut false_starts = 0;
+        while self.stopped.is_none() {
+            if self.order.interrupt.is_raised() {
+                self.stopped = Some(Why::Interrupted);
+                break;
+            }
+            if until.is_some_and(|until| Instant::now() >= until) {
+                self.stopped = Some(Why::Budget);
+                break;
+            }
+            let Some(round) = self.queue.next() else {
+                break;
+            };
+            let (files, left, judged) = self.attempt(&round, until, observer)?;
+            let mark = files.folder.as_str();
+            for text in memory::after(sys, mark, memory_before, self.order.interrupt) {
+                self.remark(text, observer);
+            }
+            if matches!(left.why, Why::Interrupted | Why::Budget) {
+                self.stopped = Some(left.why);
+            } else if !left.heard.got_going() {
+                false_starts += 1;
+                let code = left.code.unwrap_or(0);
+                // A signal (128 and more) may have come from anywhere; anything else would only happen again.
+                if left.why != Why::Silent && code < 128 || false_starts >= FALSE_STARTS {
+                    return Err(self.broken(&files, code));
+                }
+            }
+            self.settle(round, &left, judged, observer)?;
+        }
+        Ok(())
+    }
+
+    fn attempt(
+        &mut self,
+        round: &Round<Call>,
+        until: Option<Instant>,
+        observer: &mut dyn FnMut(&TuneEvent<Call>),
+    ) -> Result<(Files, Left, Judged), AiterTuneError> {
+        self.attempts += 1;
+        let number = format!("{:02}", self.attempts);
+        let files = Files::new(self.folder.join(ATTEMPTS).join(number));
+        fs_err::create_dir_all(&files.folder).map_err(AiterTuneError::Write)?;
+        write_input(&files, &round.shapes)?;
+        let (task, patience) = self.site.patience(self.order, round);
+        let line = self.site.line(self.order, &files, round.batch, task)?;
+        crate::store::file::write_atomic(
+            &files.folder.join("command.json"),
+            serde_json::json!({ "argv": line.argv })
+                .to_string()
+                .as_bytes(),
+        )
+        .map_err(AiterTuneError::Write)?;
+        for remark in line.remarks {
+            self.remark(remark, observer);
+        }
+        self.logs
+            .extend([files.stdout.clone(), files.stderr.clone()]);
+        let attempt = Attempt {
+            rows: &row::read,
+            argv: line.argv,
+            env: self.site.attempt_env(&files),
+            files: &files,
+            patience,
+            until,
+        };
+        let mut judged = Judged::default();
+        let (keeper, interrupt) = (self.order.keeper, self.order.interrupt);
+        let left = attempt.run(keeper, interrupt, &mut |moved| {
+            match moved {
+                Moved::Said(said, heard) => self.hear(said, heard, round, observer),
+                Moved::Rows(lines) => {
+                    let now = self.take(&lines, observer)?;
+                    judged.landed.extend(now.landed);
+                    judged.refused.extend(now.refused);
+                }
+            }
+            Ok(())
+        })?;
+        self.busy_s += left.seconds * f64::from(self.device.visible);
+        Ok((files, left, judged))
+    }
+
+    fn hear(
+        &mut self,
+        said: &Said,
+        heard: &Heard,
+        round: &Round<Call>,
+        observer: &mut dyn FnMut(&TuneEvent<Call>),
+    ) {
+        match said {
+            Said::Waiting { tasks } => {
+                let calls = round.batch.min(round.shapes.len()).max(1);
+                let seen = u32::try_from(tasks.div_ceil(calls)).ok();
+                self.site.candidates = self.site.candidates.max(seen);
+            }
+            Said::TaskDone { .. } => {
+                if let Some((done, of)) = heard.tasks {
+                    observer(&TuneEvent::Batch {
+                        done,
+                        of,
+                        left_at_most: self.site.calls.len().saturating_sub(self.keep.rows.len()),
+                        eta_s: None,
+                    });
+                }
+            }
+            // A fault is printed and logged: two streams, one event.
+            Said::Faulted { text }
+                if heard.faults.iter().filter(|known| *known == text).count() > 1 => {}
+            Said::TimedOut { text } | Said::Faulted { text } => {
+                observer(&TuneEvent::WorkerRestarted {
+                    worker: 0,
+                    reason: text.clone(),
+                });
+            }
+            Said::BuildStarted(module) => observer(&TuneEvent::Remark {
+                text: format!("compiling {module}"),
+            }),
+            Said::BuildFailed(module) => {
+                let text = format!("{module} could not be compiled: its kernels are not measured");
+                self.remark(text, observer);
+            }
+            _ => {}
+        }
+    }
+
+    /// Judges rows and keeps what is good; what is kept survives a kill before `observer` hears of it.
+    fn take(
+        &mut self,
+        lines: &[Line],
+        observer: &mut dyn FnMut(&TuneEvent<Call>),
+    ) -> Result<Judged, AiterTuneError> {
+        let mut judged = Judged::default();
+        for line in lines {
+            let Some(row) = line.row() else {
+                continue;
+            };
+            let calls = &self.site.calls;
+            let Some(call) = calls.iter().find(|call| call.is_of(&row)).cloned() else {
+                continue;
+            };
+            let (gfx, cu_num) = (&self.device.arch, self.device.cu_num);
+            if let Some(reason) = row::refusal(line, gfx, cu_num, self.order.limits.err_ratio) {
+                if self.keep.refuse(&call, line, &reason)? {
+                    observer(&TuneEvent::Remark {
+                        text: format!("{call}: a row is refused, {reason}"),
+                    });
+                }
+                let reason = format!("its only row was refused: {reason}");
+                judged.refused.insert(call, reason);
+                continue;
+            }
+            if self.keep.row(&call, line)? {
+                let names: Vec<&str> = row.kernels.iter().flatten().map(AsRef::as_ref).collect();
+                observer(&TuneEvent::Remark {
+                    text: format!(
+                        "{call}: {:.1} us by {}",
+                        row.us[2].unwrap_or(f64::INFINITY),
+                        names.join(" and ")
+                    ),
+                });
+            }
+            judged.landed.insert(call);
+        }
+        Ok(judged)
+    }
+
+    fn settle(
+        &mut self,
+        round: Round<Call>,
+        left: &Left,
+        judged: Judged,
+        observer: &mut dyn FnMut(&TuneEvent<Call>),
+    ) -> Result<(), AiterTuneError> {
+        let mut reasons = judged.refused;
+        for call in &round.shapes {
+            if !judged.landed.contains(call)
+                && !reasons.contains_key(call)
+                && let Some(reason) = left.heard.reason(call.size())
+            {
+                reasons.insert(call.clone(), reason);
+            }
+        }
+        let manner = round.manner;
+        let ended = Ended {
+            why: left.why,
+            landed: judged.landed,
+            doubtful: BTreeSet::new(),
+            passed: left.heard.passed,
+            reasons,
+        };
+        for failed in self.queue.settle(round, &ended) {
+            self.keep.fail(&failed)?;
+            observer(&TuneEvent::Failed(failed));
+        }
+        if left.heard.timed_out > 0 {
+            self.remark(
+                format!(
+                    "{} candidates were given up by the tuner's own time limit: one of them may be better",
+                    left.heard.timed_out
+                ),
+                observer,
+            );
+        }
+        let said: BTreeSet<&String> = left.heard.warnings.values().collect();
+        for text in said {
+            self.remark(
+                format!(
+                    "some candidates could not be run ({text}): rows are the best of the others"
+                ),
+                observer,
+            );
+        }
+        let what = match left.why {
+            Why::Silent => "it stood still".to_owned(),
+            Why::BatchTooLong => "a batch took too long".to_owned(),
+            Why::Died(code) if manner != Manner::Alone || code >= 128 => {
+                format!("it died with exit code {code}")
+            }
+            _ => return Ok(()),
+        };
+        self.remark(
+            format!("the tuner was restarted: {what}; finished rows are kept"),
+            observer,
+        );
+        Ok(())
+    }
+
+    fn remark(&mut self, text: String, observer: &mut dyn FnMut(&TuneEvent<Call>)) {
+        if !self.remarks.contains(&text) {
+            observer(&TuneEvent::Remark { text: text.clone() });
+            self.remarks.push(text);
+        }
+    }
+
+    fn broken(&self, files: &Files, code: u8) -> AiterTuneError {
+        let said =
+            fs_err::read(&files.stderr).map_or_else(|_| String::new(), |bytes| site::tail(&bytes));
+        AiterTuneError::Broken {
+            script: self.site.script.path.clone(),
+            code,
+            said,
+        }
+    }
+
+    /// Writes the table and sums up.
+    fn end(
+        self,
+        began: Instant,
+        observer: &mut dyn FnMut(&TuneEvent<Call>),
+    ) -> Result<FmoeOutcome, AiterTuneError> {
+        let calls = &self.site.calls;
+        let left: BTreeSet<Call> = self.queue.left().into_iter().collect();
+        let row = |call: &Call| {
+            let (shape, row) = self.keep.rows.iter().find(|(known, _)| known == call)?;
+            let (shape, row) = (shape.clone(), row.clone());
+            Some(Taken { shape, row })
+        };
+        let rows: Vec<Taken> = calls.iter().filter_map(row).collect();
+        let now = self.keep.failed.iter().filter(|failed| {
+            calls.contains(&failed.shape)
+                && !left.contains(&failed.shape)
+                && !self.unserved.contains(failed)
+        });
+        let failed = now.chain(&self.unserved).cloned().collect();
+        let mut files = Vec::new();
+        if !rows.is_empty() {
+            let path = self.folder.join(TABLE);
+            let table = row::table(rows.iter().map(|taken| &taken.row));
+            crate::store::file::write_atomic(&path, table.as_bytes())
+                .map_err(AiterTuneError::Write)?;
+            observer(&TuneEvent::Wrote { path: path.clone() });
+            files.push(path);
+        }
+        let refused = self.keep.refused.into_iter();
+        Ok(FmoeOutcome {
+            op: OP,
+            device: self.device,
+            rows,
+            resumed: self.resumed,
+            refused: refused
+                .filter(|(call, _, _)| calls.contains(call))
+                .map(|(shape, row, reason)| Refused { shape, row, reason })
+                .collect(),
+            failed,
+            not_reached: calls
+                .iter()
+                .filter(|call| left.contains(*call))
+                .cloned()
+                .collect(),
+            remarks: self.remarks,
+            files,
+            logs: self.logs,
+            attempts: self.attempts,
+            busy_s: self.busy_s,
+            seconds: began.elapsed().as_secs_f64(),
+            interrupted: self.stopped == Some(Why::Interrupted),
+        })
+    }
+}
