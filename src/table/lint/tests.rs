@@ -122,7 +122,7 @@ fn a_table_of_the_reference_engine_is_judged_by_what_applies_to_it() {
 
 #[test]
 fn tables_of_other_kinds_are_said_to_be_skipped() {
-    let report = check("tuned_fmoe.csv", "cu_num,token,model_dim,us\n80,1,2,3\n");
+    let report = check("other_tuned.csv", "cu_num,token,model_dim,us\n80,1,2,3\n");
     assert_eq!(
         (report.files, report.skipped.len(), report.findings.len()),
         (0, 1, 0)
