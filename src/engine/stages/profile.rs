@@ -36,6 +36,9 @@ const DECODE_STEPS: u32 = 24;
 /// A recording is waited for so long at most; exporting a trace takes a loaded server seconds.
 const PATIENCE: Duration = Duration::from_secs(180);
 
+/// A recording that was ended by hand is exported within this, or not at all: no step is left to be waited for.
+const EXPORT: Duration = Duration::from_secs(30);
+
 /// A file that has not grown for so long is complete: ranks write theirs in one go.
 const SETTLED: Duration = Duration::from_millis(700);
 
@@ -204,7 +207,7 @@ impl Recorder<'_> {
     ) -> Result<Vec<Utf8PathBuf>, String> {
         let since = Instant::now();
         let (mut seen, mut still_since) = (Vec::new(), Instant::now());
-        let mut stopped = false;
+        let mut stopped: Option<Instant> = None;
         loop {
             if self.stop.load(Ordering::Relaxed) {
                 return Err("the server ended meanwhile".to_owned());
@@ -214,7 +217,8 @@ impl Recorder<'_> {
                 (seen, still_since) = (now, Instant::now());
             }
             let complete = seen.len() >= self.ranks && still_since.elapsed() > SETTLED;
-            let late = since.elapsed() > self.patience;
+            let late = since.elapsed() > self.patience
+                || stopped.is_some_and(|since| since.elapsed() > EXPORT);
             if complete || (late && !seen.is_empty()) {
                 return Ok(seen.into_iter().map(|(path, _)| path).collect());
             }
@@ -222,12 +226,12 @@ impl Recorder<'_> {
                 self.profiler.stop(self.url);
                 return Err(format!(
                     "no trace lay in `{folder}` after {:.0} s (a server in a container writes to its own folders)",
-                    self.patience.as_secs_f64()
+                    since.elapsed().as_secs_f64()
                 ));
             }
-            if !stopped && load_has_ended() {
+            if stopped.is_none() && load_has_ended() {
                 self.profiler.stop(self.url);
-                stopped = true;
+                stopped = Some(Instant::now());
             }
             std::thread::sleep(POLL);
         }

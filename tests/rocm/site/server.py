@@ -187,7 +187,7 @@ class Handler(BaseHTTPRequestHandler):
     def do_POST(self):
         body = json.loads(self.rfile.read(int(self.headers["content-length"])) or b"{}")
         if self.path != "/v1/completions":
-            return self.answer({})
+            return self.send_error(404)
         request = Request(body["prompt"], body["max_tokens"])
         SCHEDULER.waiting.put(request)
         self.send_response(200)
