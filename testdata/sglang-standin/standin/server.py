@@ -76,7 +76,7 @@ class Engine(threading.Thread):
                 self.mlp(m)
                 experts += cost.device_time() - began
         took = cost.device_time() - before
-        self.share_of_experts[m] = experts / took
+        self.share_of_experts[m] = experts / took if took else 0.0
         return took
 
     def mlp(self, m, n=128, topk=2):
