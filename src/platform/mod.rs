@@ -3,6 +3,7 @@
 
 mod aiter;
 mod aiter_triton;
+mod placed;
 mod raced;
 mod reference;
 mod sglang_families;

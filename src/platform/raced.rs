@@ -1,5 +1,6 @@
 //! What the platforms share whose kernels gemmtune races itself: the GPU worker in the server's interpreter.
 
+use std::collections::BTreeMap;
 use std::time::Duration;
 
 use camino::{Utf8Path, Utf8PathBuf};
@@ -13,10 +14,10 @@ use crate::tune::backends::sglang_triton::worker_files;
 use crate::tune::protocol::Device;
 use crate::tune::task::Task;
 use crate::tune::worker::WorkerCommand;
-use crate::tune::{Effort, TuneRequest};
+use crate::tune::{Effort, TuneEvent, TuneOutcome, TuneRequest};
 
 /// A race of `backend` over `shapes`, its files in `folder`.
-pub(super) fn request<'a, P: Task>(
+fn request<'a, P: Task>(
     site: &Site,
     backend: &'a dyn Backend<P>,
     shapes: Vec<P>,
@@ -34,6 +35,31 @@ pub(super) fn request<'a, P: Task>(
         budget,
         effort: Effort::Quick,
     })
+}
+
+/// Races `shapes`, its files in `folder`.
+pub(super) fn race<P: Task>(
+    site: &Site,
+    backend: &dyn Backend<P>,
+    shapes: Vec<P>,
+    (folder, budget): (Utf8PathBuf, Duration),
+    observer: &mut dyn FnMut(&TuneEvent<P>),
+    interrupt: &Interrupt,
+) -> Result<TuneOutcome<P>, Error> {
+    let request = request(site, backend, shapes, folder, Some(budget))?;
+    crate::tune::run(&request, observer, interrupt).map_err(|error| tune_error(&error))
+}
+
+/// The facts of `device` that must not change while a run lasts.
+pub(super) fn identity(device: &Device) -> BTreeMap<String, String> {
+    let mut identity = BTreeMap::from([
+        ("device".to_owned(), device.name.clone()),
+        ("arch".to_owned(), device.arch.clone()),
+        ("cu_num".to_owned(), device.cu_num.to_string()),
+        ("kernel".to_owned(), device.kernel_hash.clone()),
+    ]);
+    identity.extend(device.versions.clone());
+    identity
 }
 
 fn worker(site: &Site, folder: &Utf8Path) -> Result<WorkerCommand, Error> {

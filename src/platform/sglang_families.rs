@@ -11,9 +11,11 @@ use camino::{Utf8Path, Utf8PathBuf};
 use serde::Deserialize;
 use serde_json::json;
 
+use super::placed::{Check, DENSE_LIMIT, Placed, refuse_other};
+use super::sglang_moe::or_its_experts;
 use super::sglang_triton::tables_in;
 use super::site::Site;
-use super::{gone, raced, tune_error};
+use super::{gone, raced};
 use crate::engine::ports::{Deployed, Kernels, PlanTerms, TuneOrder};
 use crate::log::summary::LogSummary;
 use crate::overlay::OverlayOptions;
@@ -21,10 +23,8 @@ use crate::plan::cost::Cost;
 use crate::plan::fold::Fold;
 use crate::probe::found::{LayoutCheck, Probed};
 use crate::problem::{Op, Shape};
-use crate::proc::run as command;
 use crate::run::documents::{Deployment, Engagement, Inspection, Tuned};
 use crate::run::error::{Error, ErrorKind};
-use crate::store::digest::short as digest;
 use crate::store::file::write_atomic;
 use crate::store::run_dir::RunDir;
 use crate::table::revision::Revision;
@@ -49,19 +49,12 @@ const ONLY_FLOAT_SCALES: [&str; 3] = ["sm_89", "sm_90", "sm_120"];
 /// What the overlay calls a GEMM that a family computed.
 const OURS: &str = "gemmtune:";
 
-/// Compares SGLang's linear with a reference, in a process of its own.
-const CHECK: &str = include_str!("../../python/probe/route_check.py");
-
-/// What every line of [`CHECK`] starts with.
-const CHECK_TAG: &str = "gemmtune-check: ";
-
-/// Importing SGLang from a network file system takes minutes, and DeepGEMM compiles a kernel in 3 to 7 s.
-const CHECK_LIMIT: Duration = Duration::from_secs(600);
-
-/// Largest accepted error: rounding to bfloat16 costs about 0.0017 in norm and the FP8 matrix units of sm_90 somewhat less
-/// again; a quantiser that rounds an activation the other way at a tie moves next to nothing. Scales in the wrong place cost
-/// 0.3 and more.
-const LIMIT: f64 = 0.01;
+/// Compares SGLang's linear with a reference; DeepGEMM compiles a kernel in 3 to 7 s.
+const CHECK: Check = Check {
+    program: include_str!("../../python/probe/route_check.py"),
+    name: "numerics check",
+    longest: Duration::from_secs(600),
+};
 
 /// SGLang on NVIDIA, and a route between kernel families.
 #[derive(Debug)]
@@ -102,13 +95,6 @@ impl Kernels for SglangFamilies {
         let answer = self.site.look()?;
         let package = self.site.sglang(&answer)?;
         let device = raced::device(&self.site, &Families::default())?;
-        let mut identity = BTreeMap::from([
-            ("device".to_owned(), device.name.clone()),
-            ("arch".to_owned(), device.arch.clone()),
-            ("cu_num".to_owned(), device.cu_num.to_string()),
-            ("kernel".to_owned(), device.kernel_hash.clone()),
-        ]);
-        identity.extend(device.versions.clone());
         if ONLY_FLOAT_SCALES.iter().all(|arch| device.arch != *arch) {
             return Err(Error::new(
                 ErrorKind::Environment,
@@ -129,7 +115,7 @@ impl Kernels for SglangFamilies {
             "SGLang's Triton kernel, for DeepGEMM cannot be imported"
         };
         Ok(Inspection {
-            identity,
+            identity: raced::identity(&device),
             op: Op::TritonBlockFp8,
             gfx: device.arch.clone(),
             cu_num: device.cu_num,
@@ -169,11 +155,7 @@ impl Kernels for SglangFamilies {
             )
             .hint("is the model quantised to FP8 in blocks?"),
         };
-        Err(if log_summary.moe.is_empty() {
-            refusal
-        } else {
-            refusal.hint("`backend.kind = \"sglang-moe\"` tunes the fused MoE of this model and leaves its dense GEMMs as they are")
-        })
+        Err(or_its_experts(refusal, log_summary))
     }
 
     fn engagement_env(
@@ -217,11 +199,9 @@ impl Kernels for SglangFamilies {
             serves_triton: serves_triton(order.inspection),
             ..Families::default()
         };
-        let (shapes, budget) = (order.shapes.to_vec(), Some(order.budget));
-        let request = raced::request(&self.site, &backend, shapes, order.run.tune(), budget)?;
-        crate::tune::run(&request, observer, order.interrupt)
-            .map(Tuned::from)
-            .map_err(|error| tune_error(&error))
+        let place = (order.run.tune(), order.budget);
+        let (shapes, interrupt) = (order.shapes.to_vec(), order.interrupt);
+        raced::race(&self.site, &backend, shapes, place, observer, interrupt).map(Tuned::from)
     }
 
     fn take(
@@ -260,40 +240,19 @@ impl Kernels for SglangFamilies {
                 format!("the route {written} cannot be read: {why}"),
             )
         })?;
-        let digest = digest(&bytes);
-        let folder = run.deploy().join(&digest);
-        fs_err::create_dir_all(&folder).map_err(|error| Error::file(&error))?;
-        let table = folder.join(ROUTE);
-        write_atomic(&table, &bytes).map_err(|error| Error::file(&error))?;
+        let placed = Placed::write(run, "", &BTreeMap::from([(ROUTE.to_owned(), bytes)]))?;
+        let table = placed.folder.join(ROUTE);
         let options = OverlayOptions {
             route: Some(table.clone()),
             ..OverlayOptions::default()
         };
-        let env: BTreeMap<String, String> = self
-            .site
-            .overlay(run, &options)?
-            .into_iter()
-            .filter_map(|(name, value)| Some((name, value?)))
-            .collect();
+        let they = "put the route below SGLang's linears";
+        let variables = placed.in_front(&self.site, run, &options, they)?;
         // The kernels that were raced are those that serve.
         worker_files::write(&run.overlay()).map_err(|error| Error::file(&error))?;
-        let variables: Vec<&str> = env.keys().map(String::as_str).collect();
         Ok(Deployment {
-            takes_back: vec![format!(
-                "the folder {folder} and the variables {} that put the route below SGLang's linears",
-                variables.join(" and ")
-            )],
-            env,
-            unset: Vec::new(),
             notes: vec![in_words(&route)],
-            appear: Vec::new(),
-            rows: route.rows.len(),
-            table,
-            digest,
-            // Kernels are compiled when they first run.
-            may_build: true,
-            dense: true,
-            fused_moe: None,
+            ..Deployment::by_overlay(table, placed.digest, route.rows.len(), variables)
         })
     }
 
@@ -333,12 +292,8 @@ impl Kernels for SglangFamilies {
         let route = route_of(deployed.deployment)?;
         let shapes = with_ends(&route, shapes);
         let answers = self.check(deployed, &shapes)?;
-        if let Some(other) = answers.iter().find_map(|answer| answer.not_of(&route)) {
-            return Err(Error::new(
-                ErrorKind::NotBetter,
-                format!("layout check: {other}; the deployment was taken back"),
-            ));
-        }
+        let other = answers.iter().find_map(|answer| answer.not_of(&route));
+        refuse_other("layout check", other)?;
         Ok(Probed {
             layout: answers.into_iter().map(Checked::into_check).collect(),
             ..Probed::default()
@@ -367,9 +322,7 @@ impl SglangFamilies {
     /// The numbers of the server's own linear on `shapes`, with the route in front of it.
     fn check(&self, deployed: &Deployed<'_>, shapes: &[Shape]) -> Result<Vec<Checked>, Error> {
         let records = tempfile::tempdir().map_err(|error| Error::file(&error))?;
-        let mut env = self.site.environment().clone();
-        let ours = deployed.deployment.env.iter();
-        env.extend(ours.map(|(name, value)| (name.clone(), Some(value.clone()))));
+        let mut env = deployed.deployment.environment();
         let here = [
             (
                 "GEMMTUNE_RECORD_DIR",
@@ -384,36 +337,7 @@ impl SglangFamilies {
             "linear": linear,
             "shapes": shapes.iter().map(|shape| [shape.m, shape.n, shape.k]).collect::<Vec<_>>(),
         });
-        let argv = [self.site.python.as_str(), "-c", CHECK, &order.to_string()].map(str::to_owned);
-        let ran = command::run(
-            &self.site.keeper,
-            &argv,
-            None,
-            env,
-            CHECK_LIMIT,
-            deployed.interrupt,
-        )
-        .map_err(|error| Error::caused(ErrorKind::WorkloadFailed, &error))?;
-        let answers: Vec<Checked> = String::from_utf8_lossy(&ran.stdout)
-            .lines()
-            .filter_map(|line| line.strip_prefix(CHECK_TAG))
-            .filter_map(|line| serde_json::from_str(line).ok())
-            .collect();
-        if answers.len() == shapes.len() {
-            return Ok(answers);
-        }
-        let words = String::from_utf8_lossy(&ran.stderr);
-        let last = words.lines().rev().find(|line| !line.trim().is_empty());
-        Err(Error::new(
-            ErrorKind::WorkloadFailed,
-            format!(
-                "the numerics check answered for {} of {} shapes and exited with code {}: {}",
-                answers.len(),
-                shapes.len(),
-                ran.code,
-                last.unwrap_or("it said nothing")
-            ),
-        ))
+        CHECK.ask(&self.site, env, &order, shapes.len(), deployed.interrupt)
     }
 }
 
@@ -539,7 +463,7 @@ impl Checked {
             k: self.k,
             kernel,
             relative_error: self.relative_error,
-            limit: LIMIT,
+            limit: DENSE_LIMIT,
         }
     }
 }

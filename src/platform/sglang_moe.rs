@@ -4,15 +4,15 @@ mod check;
 mod deployed;
 
 use std::collections::{BTreeMap, BTreeSet};
-use std::fmt::Write as _;
 use std::sync::Arc;
 
 use camino::{Utf8Path, Utf8PathBuf};
 use serde_json::Value;
 
 use self::deployed::Deployed;
+use super::placed::{Placed, tile_name};
 use super::site::Site;
-use super::{gone, raced, tune_error};
+use super::{gone, raced};
 use crate::engine::ports::{DeployedMoePart, FusedMoeKernels, MoeOrder};
 use crate::log::summary::LogSummary;
 use crate::overlay::OverlayOptions;
@@ -21,8 +21,6 @@ use crate::run::documents::{
     Asked, DeployedMoe, Engagement, Inspection, MoeCheck, SeenMoe, TunedMoe,
 };
 use crate::run::error::{Error, ErrorKind};
-use crate::store::digest::short as digest;
-use crate::store::file::write_atomic;
 use crate::store::run_dir::RunDir;
 use crate::table::moe::folders::Tables;
 use crate::table::moe::problem::MoeProblem;
@@ -66,6 +64,15 @@ impl SglangMoe {
             _ => self.site.sglang(&self.site.look()?)?.folder,
         };
         Tables::open(&place).map_err(|error| Error::file(&error))
+    }
+}
+
+/// `refusal` of dense GEMMs, which names the way on where the workload ran a fused MoE.
+pub(super) fn or_its_experts(refusal: Error, log_summary: &LogSummary) -> Error {
+    if log_summary.moe.is_empty() {
+        refusal
+    } else {
+        refusal.hint("`backend.kind = \"sglang-moe\"` tunes the fused MoE of this model and leaves its dense GEMMs as they are")
     }
 }
 
@@ -121,15 +128,9 @@ impl FusedMoeKernels for SglangMoe {
         let mut looking = Candidates::new(BLOCK);
         looking.whole = false;
         let device = raced::device(&self.site, &looking)?;
-        let mut identity = BTreeMap::from([
-            ("device".to_owned(), device.name.clone()),
-            ("arch".to_owned(), device.arch.clone()),
-            ("cu_num".to_owned(), device.cu_num.to_string()),
-            ("kernel".to_owned(), device.kernel_hash.clone()),
-        ]);
-        let versions = device.versions.clone().into_iter();
+        let mut identity = raced::identity(&device);
         // How the operation is timed is found out when it is.
-        identity.extend(versions.filter(|(name, _)| name != "whole"));
+        identity.remove("whole");
         Ok(Inspection {
             identity,
             op: Op::TritonBlockFp8,
@@ -210,10 +211,16 @@ impl FusedMoeKernels for SglangMoe {
         let backend = Candidates::new(BLOCK);
         let folder = order.run.tune().join(FOLDER);
         let tasks = order.tasks.to_vec();
-        let request = raced::request(&self.site, &backend, tasks, folder, Some(order.budget))?;
-        crate::tune::run(&request, observer, order.interrupt)
-            .map(TunedMoe::from)
-            .map_err(|error| tune_error(&error))
+        let place = (folder, order.budget);
+        raced::race(
+            &self.site,
+            &backend,
+            tasks,
+            place,
+            observer,
+            order.interrupt,
+        )
+        .map(TunedMoe::from)
     }
 
     fn deploy(
@@ -229,7 +236,6 @@ impl FusedMoeKernels for SglangMoe {
             .flat_map(|sizes| deployed::names(machine.device, *sizes))
             .collect();
         let mut files = BTreeMap::new();
-        let mut whole = Vec::new();
         for file in &tuned.files {
             let name = file.file_name().unwrap_or_default();
             let is_raced = file.parent().and_then(Utf8Path::file_name) == Some(tables::TABLES);
@@ -237,8 +243,6 @@ impl FusedMoeKernels for SglangMoe {
                 continue;
             }
             let bytes = fs_err::read(file).map_err(|error| Error::file(&error))?;
-            whole.extend_from_slice(name.as_bytes());
-            whole.extend_from_slice(&bytes);
             files.insert(name.to_owned(), bytes);
         }
         if let Some(missing) = names.iter().find(|name| !files.contains_key(*name)) {
@@ -247,12 +251,8 @@ impl FusedMoeKernels for SglangMoe {
                 format!("the race wrote no table `{missing}`"),
             ));
         }
-        let digest = digest(&whole);
-        let folder = run.deploy().join(format!("{FOLDER}-{digest}"));
-        fs_err::create_dir_all(&folder).map_err(|error| Error::file(&error))?;
-        for (name, bytes) in &files {
-            write_atomic(&folder.join(name), bytes).map_err(|error| Error::file(&error))?;
-        }
+        let placed = Placed::write(run, &format!("{FOLDER}-"), &files)?;
+        let folder = placed.folder.clone();
         let deployed = Deployed::of(&folder, machine.device);
         if let Err(refused) = deployed.check(&won, tuned) {
             gone(fs_err::remove_dir_all(&folder))?;
@@ -262,24 +262,16 @@ impl FusedMoeKernels for SglangMoe {
             moe_tables: Some(folder.clone()),
             ..OverlayOptions::default()
         };
-        let env: BTreeMap<String, String> = self
-            .site
-            .overlay(run, &options)?
-            .into_iter()
-            .filter_map(|(name, value)| Some((name, value?)))
-            .collect();
-        let variables: Vec<&str> = env.keys().map(String::as_str).collect();
+        let they = "put its fused-MoE tables in front of SGLang's own";
+        let (env, takes_back) = placed.in_front(&self.site, run, &options, they)?;
         Ok(DeployedMoe {
-            takes_back: vec![format!(
-                "the folder {folder} and the variables {} that put its fused-MoE tables in front of SGLang's own",
-                variables.join(" and ")
-            )],
+            takes_back: vec![takes_back],
             rows: won.iter().map(|sizes| deployed.rows(*sizes)).sum(),
             won: tuned.won().count(),
             notes: left_alone(tuned, &won),
             env,
             table: folder,
-            digest,
+            digest: placed.digest,
         })
     }
 
@@ -335,31 +327,11 @@ impl FusedMoeKernels for SglangMoe {
 
 /// `64x128x128, group 1, 4 warps, 3 stages`, for both projections where they differ.
 fn row_name(candidate: &Value) -> String {
-    let one = |row: &Value| {
-        let number = |name: &str| row[name].as_u64().unwrap_or(1);
-        let mut name = format!(
-            "{}x{}x{}, group {}",
-            number("BLOCK_SIZE_M"),
-            number("BLOCK_SIZE_N"),
-            number("BLOCK_SIZE_K"),
-            number("GROUP_SIZE_M")
-        );
-        // A default row leaves these to Triton.
-        for (key, word) in [("num_warps", "warps"), ("num_stages", "stages")] {
-            if let Some(value) = row[key].as_u64() {
-                let _ = write!(name, ", {value} {word}");
-            }
-        }
-        if row["USE_TMA"].as_bool() == Some(true) {
-            name.push_str(", TMA");
-        }
-        name
-    };
     let (up, down) = (&candidate["up"], &candidate["down"]);
     if down.is_null() || up == down {
-        one(up)
+        tile_name(up)
     } else {
-        format!("up {}; down {}", one(up), one(down))
+        format!("up {}; down {}", tile_name(up), tile_name(down))
     }
 }
 

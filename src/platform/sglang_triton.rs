@@ -1,28 +1,27 @@
 //! SGLang's Triton block-FP8 kernel: everything is done by environment and overlay, nothing is
 //! written into SGLang's tree.
 
-use std::collections::{BTreeMap, BTreeSet};
+use std::collections::BTreeMap;
 use std::sync::Arc;
 use std::time::Duration;
 
 use camino::{Utf8Path, Utf8PathBuf};
-use serde::Deserialize;
 use serde_json::json;
 
+use super::placed::{self, Check, Placed, Rows, tile_name};
+use super::sglang_moe::or_its_experts;
 use super::site::Site;
-use super::{gone, raced, tune_error};
+use super::{gone, raced};
 use crate::engine::ports::{Deployed, Kernels, PlanTerms, TuneOrder};
 use crate::log::summary::LogSummary;
 use crate::overlay::OverlayOptions;
 use crate::plan::cost::Cost;
 use crate::plan::fold::Fold;
-use crate::probe::found::{LayoutCheck, Probed};
+use crate::probe::found::Probed;
 use crate::problem::{Op, Shape};
-use crate::proc::run as command;
 use crate::run::documents::{Deployment, Engagement, Inspection, Tuned};
 use crate::run::error::{Error, ErrorKind};
-use crate::store::digest::short as digest;
-use crate::store::file::{entries, write_atomic};
+use crate::store::file::entries;
 use crate::store::run_dir::RunDir;
 use crate::table::revision::Revision;
 use crate::table::roofline::Device as Rates;
@@ -30,22 +29,16 @@ use crate::table::sglang_json::{self, FileName};
 use crate::tune::TuneEvent;
 use crate::tune::backends::sglang_triton::SglangTriton as Candidates;
 use crate::tune::backends::sglang_triton::files::read_rows;
-use crate::tune::backends::sglang_triton::keys::{Rows, nearest};
+use crate::tune::backends::sglang_triton::keys::nearest;
 use crate::tune::protocol::Device;
 use crate::workload::env::Environment;
 
-/// Compares the GEMM with a reference, in a process of its own.
-const CHECK: &str = include_str!("../../python/probe/triton_check.py");
-
-/// What every line of [`CHECK`] starts with.
-const CHECK_TAG: &str = "gemmtune-check: ";
-
-/// Importing SGLang from a network file system takes minutes; the checks themselves seconds.
-const CHECK_LIMIT: Duration = Duration::from_secs(600);
-
-/// Largest accepted error: rounding to bfloat16 costs about 0.0017 in norm and the FP8 matrix units of sm_90, which
-/// keep 14 bits within a block of K, somewhat less again; scales in the wrong place cost 0.3 and more.
-const LIMIT: f64 = 0.01;
+/// Compares the GEMM with a reference.
+const CHECK: Check = Check {
+    program: include_str!("../../python/probe/triton_check.py"),
+    name: "numerics check",
+    longest: Duration::from_secs(600),
+};
 
 /// Scale blocks of the weights.
 const BLOCK: (u32, u32) = (128, 128);
@@ -67,16 +60,9 @@ impl Kernels for SglangTriton {
         let answer = self.site.look()?;
         let package = self.site.sglang(&answer)?;
         let device = raced::device(&self.site, &Candidates::default())?;
-        let mut identity = BTreeMap::from([
-            ("device".to_owned(), device.name.clone()),
-            ("arch".to_owned(), device.arch.clone()),
-            ("cu_num".to_owned(), device.cu_num.to_string()),
-            ("kernel".to_owned(), device.kernel_hash.clone()),
-        ]);
-        identity.extend(device.versions.clone());
         let shipped = shipped(&device)?;
         Ok(Inspection {
-            identity,
+            identity: raced::identity(&device),
             op: Op::TritonBlockFp8,
             gfx: device.arch.clone(),
             cu_num: device.cu_num,
@@ -118,11 +104,7 @@ impl Kernels for SglangTriton {
             )
             .hint("is the model quantised to FP8 in blocks?"),
         };
-        Err(if log_summary.moe.is_empty() {
-            refusal
-        } else {
-            refusal.hint("`backend.kind = \"sglang-moe\"` tunes the fused MoE of this model and leaves its dense GEMMs as they are")
-        })
+        Err(or_its_experts(refusal, log_summary))
     }
 
     fn engagement_env(
@@ -161,18 +143,17 @@ impl Kernels for SglangTriton {
         order: &TuneOrder<'_>,
         observer: &mut dyn FnMut(&TuneEvent),
     ) -> Result<Tuned, Error> {
-        let backend = Candidates::default();
-        let shapes = order.shapes.to_vec();
-        let request = raced::request(
+        let place = (order.run.tune(), order.budget);
+        let (shapes, interrupt) = (order.shapes.to_vec(), order.interrupt);
+        raced::race(
             &self.site,
-            &backend,
+            &Candidates::default(),
             shapes,
-            order.run.tune(),
-            Some(order.budget),
-        )?;
-        crate::tune::run(&request, observer, order.interrupt)
-            .map(Tuned::from)
-            .map_err(|error| tune_error(&error))
+            place,
+            observer,
+            interrupt,
+        )
+        .map(Tuned::from)
     }
 
     fn take(
@@ -183,29 +164,15 @@ impl Kernels for SglangTriton {
     ) -> Result<Vec<Utf8PathBuf>, Error> {
         let device = inspection.identity.get("device");
         let device = device.map_or("", String::as_str);
-        let candidates = if table.is_dir() {
-            let files = entries(table).map_err(|error| Error::file(&error))?;
-            files
-                .into_iter()
-                .map(camino::Utf8DirEntry::into_path)
-                .collect()
-        } else {
-            vec![table.to_owned()]
-        };
-        let mut taken = Vec::new();
-        for file in candidates {
-            let name = file.file_name().unwrap_or_default();
+        let wanted = |name: &str| {
             let is_ours = |read: FileName| name == ours(device, read.n, read.k);
-            if !name.parse().is_ok_and(is_ours) {
-                continue;
-            }
-            let bytes = fs_err::read(&file).map_err(|error| Error::file(&error))?;
-            sglang_json::Config::read(file.as_str(), &bytes)
-                .map_err(|error| Error::caused(ErrorKind::Usage, &error))?;
-            let copy = folder.join(name);
-            write_atomic(&copy, &bytes).map_err(|error| Error::file(&error))?;
-            taken.push(copy);
-        }
+            name.parse().is_ok_and(is_ours)
+        };
+        let taken = placed::take(table, folder, wanted, |file, bytes| {
+            let read = sglang_json::Config::read(file.as_str(), bytes);
+            read.map(drop)
+                .map_err(|error| Error::caused(ErrorKind::Usage, &error))
+        })?;
         if taken.is_empty() {
             return Err(Error::new(
                 ErrorKind::Usage,
@@ -226,7 +193,6 @@ impl Kernels for SglangTriton {
         tuned: &Tuned,
     ) -> Result<Deployment, Error> {
         let mut files = BTreeMap::new();
-        let mut whole = Vec::new();
         let mut rows = 0;
         for file in &tuned.files {
             let Some(name) = file.file_name() else {
@@ -236,44 +202,21 @@ impl Kernels for SglangTriton {
             let table = sglang_json::Config::read(file.as_str(), &bytes)
                 .map_err(|error| Error::caused(ErrorKind::Bug, &error))?;
             rows += table.by_m().map_or(0, |rows| rows.len());
-            whole.extend_from_slice(name.as_bytes());
-            whole.extend_from_slice(&bytes);
             files.insert(name.to_owned(), bytes);
         }
-        let digest = digest(&whole);
-        let folder = run.deploy().join(&digest);
-        fs_err::create_dir_all(&folder).map_err(|error| Error::file(&error))?;
-        for (name, bytes) in &files {
-            write_atomic(&folder.join(name), bytes).map_err(|error| Error::file(&error))?;
-        }
+        let placed = Placed::write(run, "", &files)?;
         let options = OverlayOptions {
-            triton_tables: Some(folder.clone()),
+            triton_tables: Some(placed.folder.clone()),
             ..OverlayOptions::default()
         };
-        let env: BTreeMap<String, String> = self
-            .site
-            .overlay(run, &options)?
-            .into_iter()
-            .filter_map(|(name, value)| Some((name, value?)))
-            .collect();
-        let variables: Vec<&str> = env.keys().map(String::as_str).collect();
-        Ok(Deployment {
-            takes_back: vec![format!(
-                "the folder {folder} and the variables {} that put it in front of SGLang's own tables",
-                variables.join(" and ")
-            )],
-            env,
-            unset: Vec::new(),
-            notes: Vec::new(),
-            appear: Vec::new(),
-            table: folder,
-            digest,
+        let they = "put it in front of SGLang's own tables";
+        let variables = placed.in_front(&self.site, run, &options, they)?;
+        Ok(Deployment::by_overlay(
+            placed.folder,
+            placed.digest,
             rows,
-            // Other configurations are other programs, compiled when they first run.
-            may_build: true,
-            dense: true,
-            fused_moe: None,
-        })
+            variables,
+        ))
     }
 
     fn undo(&self, _run: &RunDir, deployment: &Deployment) -> Result<(), Error> {
@@ -300,10 +243,7 @@ impl Kernels for SglangTriton {
         deployment: &Deployment,
         log_summary: &LogSummary,
     ) -> Result<Engagement, Error> {
-        Ok(engagement_of(
-            &Tables::of(inspection, deployment),
-            log_summary,
-        ))
+        Ok(Tables::of(inspection, deployment).engagement(log_summary))
     }
 
     fn probe(
@@ -312,78 +252,17 @@ impl Kernels for SglangTriton {
         shapes: &[Shape],
         _tuned: &Tuned,
     ) -> Result<Probed, Error> {
-        let mut env = self.site.environment().clone();
-        let ours = deployed.deployment.env.iter();
-        env.extend(ours.map(|(name, value)| (name.clone(), Some(value.clone()))));
         let order = json!({
             "block": [BLOCK.0, BLOCK.1],
             "shapes": shapes.iter().map(|shape| [shape.m, shape.n, shape.k]).collect::<Vec<_>>(),
         });
-        let argv = [self.site.python.as_str(), "-c", CHECK, &order.to_string()].map(str::to_owned);
-        let ran = command::run(
-            &self.site.keeper,
-            &argv,
-            None,
-            env,
-            CHECK_LIMIT,
-            deployed.interrupt,
-        )
-        .map_err(|error| Error::caused(ErrorKind::WorkloadFailed, &error))?;
-        let said = String::from_utf8_lossy(&ran.stdout);
-        let answers: Vec<Checked> = said
-            .lines()
-            .filter_map(|line| line.strip_prefix(CHECK_TAG))
-            .filter_map(|line| serde_json::from_str(line).ok())
-            .collect();
-        if answers.len() == shapes.len() {
-            let tables = Tables::of(deployed.inspection, deployed.deployment);
-            if let Some(other) = answers.iter().find_map(|answer| answer.not_of(&tables)) {
-                return Err(Error::new(
-                    ErrorKind::NotBetter,
-                    format!("layout check: {other}; the deployment was taken back"),
-                ));
-            }
-            return Ok(Probed {
-                layout: answers
-                    .into_iter()
-                    .map(|answer| answer.into_check(self))
-                    .collect(),
-                ..Probed::default()
-            });
-        }
-        let words = String::from_utf8_lossy(&ran.stderr);
-        let last = words.lines().rev().find(|line| !line.trim().is_empty());
-        Err(Error::new(
-            ErrorKind::WorkloadFailed,
-            format!(
-                "the numerics probe answered for {} of {} shapes and exited with code {}: {}",
-                answers.len(),
-                shapes.len(),
-                ran.code,
-                last.unwrap_or("it said nothing")
-            ),
-        ))
+        let env = deployed.deployment.environment();
+        let answers = CHECK.ask(&self.site, env, &order, shapes.len(), deployed.interrupt)?;
+        Tables::of(deployed.inspection, deployed.deployment).probed(answers)
     }
 
     fn kernel_name(&self, candidate: &serde_json::Value) -> String {
-        let number = |name: &str| candidate[name].as_u64().unwrap_or(1);
-        let mut name = format!(
-            "{}x{}x{}, group {}, {} warps, {} stages",
-            number("BLOCK_SIZE_M"),
-            number("BLOCK_SIZE_N"),
-            number("BLOCK_SIZE_K"),
-            number("GROUP_SIZE_M"),
-            number("num_warps"),
-            number("num_stages")
-        );
-        if number("SPLIT_K") > 1 {
-            name.push_str(", split-K ");
-            name.push_str(&number("SPLIT_K").to_string());
-        }
-        if candidate["SWAP_AB"].as_bool() == Some(true) {
-            name.push_str(", operands swapped");
-        }
-        name
+        tile_name(candidate)
     }
 }
 
@@ -444,89 +323,15 @@ impl Tables {
                 .unwrap_or_default(),
         }
     }
+}
 
-    fn rows(&self, n: u32, k: u32) -> Option<Rows> {
-        read_rows(&self.folder.join(ours(&self.device, n, k)))
-    }
-
-    /// The row that serves (`n`, `k`) at `m`, by the runtime's rule.
+impl Rows for Tables {
     fn row(&self, n: u32, k: u32, m: u32) -> Option<serde_json::Value> {
-        nearest(&self.rows(n, k)?, m).cloned()
-    }
-}
-
-/// What the overlay's record of each GEMM a server ran says about the deployed tables.
-fn engagement_of(tables: &Tables, log_summary: &LogSummary) -> Engagement {
-    let mut engagement = Engagement::default();
-    let weights: BTreeSet<(u32, u32)> = log_summary
-        .triton_served
-        .keys()
-        .map(|&(n, k, _)| (n, k))
-        .collect();
-    for (n, k) in weights {
-        let rows = tables.rows(n, k);
-        let of_weight = log_summary
-            .triton_served
-            .range((n, k, 0)..=(n, k, u32::MAX));
-        for (&(_, _, m), served) in of_weight {
-            let shape = format!("M={m} N={n} K={k}");
-            match rows.as_ref().and_then(|rows| nearest(rows, m)) {
-                None => engagement.unplanned.push(shape),
-                Some(_) if !served.injected => engagement.missed.push(shape),
-                Some(row) if served.config != *row => engagement
-                    .other_kernel
-                    .push(format!("{shape}: {} instead of {row}", served.config)),
-                Some(_) => engagement.hit += 1,
-            }
-        }
-    }
-    engagement
-}
-
-/// One line of the check.
-#[derive(Debug, Deserialize)]
-struct Checked {
-    #[serde(rename = "M")]
-    m: u32,
-    #[serde(rename = "N")]
-    n: u32,
-    #[serde(rename = "K")]
-    k: u32,
-    relative_error: Option<f64>,
-    config: Option<serde_json::Value>,
-    failure: Option<String>,
-}
-
-impl Checked {
-    /// Says so when this shape was served by something else than the row deployed for it: then the check is
-    /// about another kernel.
-    fn not_of(&self, tables: &Tables) -> Option<String> {
-        let row = tables.row(self.n, self.k, self.m)?;
-        if self.failure.is_some() || self.config.as_ref() == Some(&row) {
-            return None;
-        }
-        let found = match &self.config {
-            Some(config) => config.to_string(),
-            None => "SGLang's default".to_owned(),
-        };
-        Some(format!(
-            "M={} N={} K={} ran with {found}, not with the deployed {row}",
-            self.m, self.n, self.k
-        ))
+        let rows = read_rows(&self.folder.join(ours(&self.device, n, k)))?;
+        nearest(&rows, m).cloned()
     }
 
-    fn into_check(self, platform: &SglangTriton) -> LayoutCheck {
-        LayoutCheck {
-            m: self.m,
-            n: self.n,
-            k: self.k,
-            kernel: match (&self.failure, &self.config) {
-                (Some(failure), _) => failure.clone(),
-                (None, Some(config)) => platform.kernel_name(config),
-                (None, None) => "SGLang's default configuration".to_owned(),
-            },
-            relative_error: self.relative_error,
-            limit: LIMIT,
-        }
+    fn without(&self) -> &'static str {
+        "SGLang's default configuration"
     }
 }

@@ -9,20 +9,18 @@ use serde_json::{Value, json};
 use super::deployed::{Deployed, Row};
 use super::{FOLDER, SglangMoe};
 use crate::engine::ports::DeployedMoePart;
-use crate::proc::run as command;
+use crate::platform::placed::{Check, refuse_other};
 use crate::run::documents::MoeCheck;
-use crate::run::error::{Error, ErrorKind};
+use crate::run::error::Error;
 use crate::tune::backends::sglang_triton::worker_files;
 use crate::tune::moe::{MoeTask, Sizes};
 
 /// Runs SGLang's own operation on dummy weights and compares it with float32.
-const PROGRAM: &str = include_str!("../../../python/probe/moe_check.py");
-
-/// What every line of [`PROGRAM`] starts with.
-const TAG: &str = "gemmtune-check: ";
-
-/// Importing SGLang from a network file system takes minutes; the checks themselves seconds each.
-const LONGEST: Duration = Duration::from_secs(900);
+const CHECK: Check = Check {
+    program: include_str!("../../../python/probe/moe_check.py"),
+    name: "check of fused MoE",
+    longest: Duration::from_secs(900),
+};
 
 /// Largest accepted error. Both sides quantise the activations to FP8 twice, and where one rounds the other way at a tie an
 /// element moves by a part in eight: 0.004 to 0.018 on an H200 for three models (docs/evidence/fused-moe-tune-h200). A
@@ -43,44 +41,11 @@ pub(super) fn run(
         "worker": worker.parent().map_or("", camino::Utf8Path::as_str),
         "tasks": tasks,
     });
-    let mut env = kernels.site.environment().clone();
-    env.extend(part.env.clone());
-    let python = kernels.site.python.as_str();
-    let argv = [python, "-c", PROGRAM, &order.to_string()].map(str::to_owned);
-    let ran = command::run(
-        &kernels.site.keeper,
-        &argv,
-        None,
-        env,
-        LONGEST,
-        part.interrupt,
-    )
-    .map_err(|error| Error::caused(ErrorKind::WorkloadFailed, &error))?;
-    let answers: Vec<Answer> = String::from_utf8_lossy(&ran.stdout)
-        .lines()
-        .filter_map(|line| line.strip_prefix(TAG))
-        .filter_map(|line| serde_json::from_str(line).ok())
-        .collect();
-    if answers.len() != tasks.len() {
-        let words = String::from_utf8_lossy(&ran.stderr);
-        let last = words.lines().rev().find(|line| !line.trim().is_empty());
-        return Err(Error::new(
-            ErrorKind::WorkloadFailed,
-            format!(
-                "the check of fused MoE answered for {} of {} sizes and exited with code {}: {}",
-                answers.len(),
-                tasks.len(),
-                ran.code,
-                last.unwrap_or("it said nothing")
-            ),
-        ));
-    }
-    if let Some(other) = answers.iter().find_map(|answer| answer.not_of(deployed)) {
-        return Err(Error::new(
-            ErrorKind::NotBetter,
-            format!("check of fused MoE: {other}; the deployment was taken back"),
-        ));
-    }
+    let env = part.env.clone();
+    let answers: Vec<Answer> =
+        CHECK.ask(&kernels.site, env, &order, tasks.len(), part.interrupt)?;
+    let other = answers.iter().find_map(|answer| answer.not_of(deployed));
+    refuse_other("check of fused MoE", other)?;
     Ok(answers.into_iter().map(Answer::into_check).collect())
 }
 

@@ -4,6 +4,7 @@ use serde_json::json;
 
 use super::*;
 use crate::log::record::MoeServed;
+use crate::store::file::write_atomic;
 use crate::table::moe::problem::Scales;
 use crate::tune::clocks::Clocks;
 

@@ -181,6 +181,29 @@ const fn is_yes(yes: &bool) -> bool {
 }
 
 impl Deployment {
+    /// Dense GEMMs whose `table` an overlay puts in front of what serves them.
+    pub fn by_overlay(
+        table: Utf8PathBuf,
+        digest: String,
+        rows: usize,
+        (env, takes_back): (BTreeMap<String, String>, String),
+    ) -> Self {
+        Self {
+            env,
+            unset: Vec::new(),
+            notes: Vec::new(),
+            table,
+            digest,
+            rows,
+            appear: Vec::new(),
+            takes_back: vec![takes_back],
+            // Other configurations are other programs, compiled when they first run.
+            may_build: true,
+            dense: true,
+            fused_moe: None,
+        }
+    }
+
     /// A deployment of nothing but fused MoE.
     pub fn of_fused_moe(deployed: DeployedMoe) -> Self {
         Self {

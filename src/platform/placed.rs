@@ -1,0 +1,289 @@
+//! What the kernel families share whose result an overlay puts in front of a server: files in a folder under their digest, the
+//! numbers of what is placed, and which of its rows served.
+
+use std::collections::BTreeMap;
+use std::fmt::Write as _;
+use std::time::Duration;
+
+use camino::{Utf8DirEntry, Utf8Path, Utf8PathBuf};
+use serde::Deserialize;
+use serde::de::DeserializeOwned;
+use serde_json::Value;
+
+use super::site::Site;
+use crate::log::summary::LogSummary;
+use crate::overlay::OverlayOptions;
+use crate::probe::found::{LayoutCheck, Probed};
+use crate::proc::{Interrupt, run as command};
+use crate::run::documents::Engagement;
+use crate::run::error::{Error, ErrorKind};
+use crate::store::digest::short as digest;
+use crate::store::file::{entries, write_atomic};
+use crate::store::run_dir::RunDir;
+use crate::workload::env::Environment;
+
+/// What every line of a check starts with (`python/probe/*_check.py`).
+const TAG: &str = "gemmtune-check: ";
+
+/// Largest accepted error of a dense GEMM against float32, in norm: rounding to bfloat16 costs about 0.0017 and the FP8 matrix
+/// units of sm_90, which keep 14 bits within a block of K, somewhat less again; a quantiser that rounds an activation the other
+/// way at a tie moves next to nothing. Scales in the wrong place cost 0.3 and more.
+pub(super) const DENSE_LIMIT: f64 = 0.01;
+
+/// Files in a folder of the run.
+pub(super) struct Placed {
+    pub(super) folder: Utf8PathBuf,
+    /// Of their names and contents.
+    pub(super) digest: String,
+}
+
+impl Placed {
+    /// Writes `files` into a folder named by their digest, behind `prefix`.
+    pub(super) fn write(
+        run: &RunDir,
+        prefix: &str,
+        files: &BTreeMap<String, Vec<u8>>,
+    ) -> Result<Self, Error> {
+        let mut whole = Vec::new();
+        for (name, bytes) in files {
+            whole.extend_from_slice(name.as_bytes());
+            whole.extend_from_slice(bytes);
+        }
+        let digest = digest(&whole);
+        let folder = run.deploy().join(format!("{prefix}{digest}"));
+        fs_err::create_dir_all(&folder).map_err(|error| Error::file(&error))?;
+        for (name, bytes) in files {
+            write_atomic(&folder.join(name), bytes).map_err(|error| Error::file(&error))?;
+        }
+        Ok(Self { folder, digest })
+    }
+
+    /// The variables that start a server with the overlay and `options`, and what undo takes back of them and the files;
+    /// `they` says what the variables do.
+    pub(super) fn in_front(
+        &self,
+        site: &Site,
+        run: &RunDir,
+        options: &OverlayOptions,
+        they: &str,
+    ) -> Result<(BTreeMap<String, String>, String), Error> {
+        let set = site.overlay(run, options)?.into_iter();
+        let env: BTreeMap<String, String> = set
+            .filter_map(|(name, value)| Some((name, value?)))
+            .collect();
+        let names: Vec<&str> = env.keys().map(String::as_str).collect();
+        let takes_back = format!(
+            "the folder {} and the variables {} that {they}",
+            self.folder,
+            names.join(" and ")
+        );
+        Ok((env, takes_back))
+    }
+}
+
+/// Copies the files of `table` whose names are `wanted` into `folder`; `table` is one, or a folder of them. `usable` refuses what
+/// cannot be deployed.
+pub(super) fn take(
+    table: &Utf8Path,
+    folder: &Utf8Path,
+    wanted: impl Fn(&str) -> bool,
+    usable: impl Fn(&Utf8Path, &[u8]) -> Result<(), Error>,
+) -> Result<Vec<Utf8PathBuf>, Error> {
+    let files = if table.is_dir() {
+        let files = entries(table).map_err(|error| Error::file(&error))?;
+        files.into_iter().map(Utf8DirEntry::into_path).collect()
+    } else {
+        vec![table.to_owned()]
+    };
+    let mut taken = Vec::new();
+    for file in files {
+        let Some(name) = file.file_name().filter(|name| wanted(name)) else {
+            continue;
+        };
+        let bytes = fs_err::read(&file).map_err(|error| Error::file(&error))?;
+        usable(&file, &bytes)?;
+        let copy = folder.join(name);
+        write_atomic(&copy, &bytes).map_err(|error| Error::file(&error))?;
+        taken.push(copy);
+    }
+    Ok(taken)
+}
+
+/// A program that compares what is placed with a reference.
+pub(super) struct Check {
+    pub(super) program: &'static str,
+    /// What it is called, for people.
+    pub(super) name: &'static str,
+    /// Importing SGLang or aiter from a network file system takes minutes; the checks themselves seconds each.
+    pub(super) longest: Duration,
+}
+
+impl Check {
+    /// Its answers to the `asked` questions of `order`, from a fresh process with the server's environment and `env`.
+    pub(super) fn ask<T: DeserializeOwned>(
+        &self,
+        site: &Site,
+        env: Environment,
+        order: &Value,
+        asked: usize,
+        interrupt: &Interrupt,
+    ) -> Result<Vec<T>, Error> {
+        let mut all = site.environment().clone();
+        all.extend(env);
+        let argv =
+            [site.python.as_str(), "-c", self.program, &order.to_string()].map(str::to_owned);
+        let ran = command::run(&site.keeper, &argv, None, all, self.longest, interrupt)
+            .map_err(|error| Error::caused(ErrorKind::WorkloadFailed, &error))?;
+        let answers: Vec<T> = String::from_utf8_lossy(&ran.stdout)
+            .lines()
+            .filter_map(|line| line.strip_prefix(TAG))
+            .filter_map(|line| serde_json::from_str(line).ok())
+            .collect();
+        if answers.len() == asked {
+            return Ok(answers);
+        }
+        let words = String::from_utf8_lossy(&ran.stderr);
+        let last = words.lines().rev().find(|line| !line.trim().is_empty());
+        Err(Error::new(
+            ErrorKind::WorkloadFailed,
+            format!(
+                "the {} answered for {} of {asked} sizes and exited with code {}: {}",
+                self.name,
+                answers.len(),
+                ran.code,
+                last.unwrap_or("it said nothing")
+            ),
+        ))
+    }
+}
+
+/// Refuses answers that are about another kernel than the one placed.
+pub(super) fn refuse_other(name: &str, other: Option<String>) -> Result<(), Error> {
+    match other {
+        None => Ok(()),
+        Some(other) => Err(Error::new(
+            ErrorKind::NotBetter,
+            format!("{name}: {other}; the deployment was taken back"),
+        )),
+    }
+}
+
+/// A family whose files hold rows, of which one serves a weight at an M by the runtime's rule.
+pub(super) trait Rows {
+    /// The placed row for (N, K, M), none where none is placed.
+    fn row(&self, n: u32, k: u32, m: u32) -> Option<Value>;
+
+    /// What a GEMM without a row runs, for people.
+    fn without(&self) -> &'static str;
+
+    /// What the check's `answers` say; refused where a shape ran with another row than its own.
+    fn probed(&self, answers: Vec<Checked>) -> Result<Probed, Error> {
+        let other = answers.iter().find_map(|answer| {
+            let row = self.row(answer.n, answer.k, answer.m)?;
+            answer.not_of(&row, self.without())
+        });
+        refuse_other("layout check", other)?;
+        Ok(Probed {
+            layout: answers
+                .into_iter()
+                .map(|answer| answer.into_check(self.without()))
+                .collect(),
+            ..Probed::default()
+        })
+    }
+
+    /// What the overlay's record of each GEMM a server ran says about the rows.
+    fn engagement(&self, log_summary: &LogSummary) -> Engagement {
+        let mut engagement = Engagement::default();
+        for (&(n, k, m), served) in &log_summary.triton_served {
+            let shape = format!("M={m} N={n} K={k}");
+            match self.row(n, k, m) {
+                None => engagement.unplanned.push(shape),
+                Some(_) if !served.injected => engagement.missed.push(shape),
+                Some(row) if served.config != row => engagement
+                    .other_kernel
+                    .push(format!("{shape}: {} instead of {row}", served.config)),
+                Some(_) => engagement.hit += 1,
+            }
+        }
+        engagement
+    }
+}
+
+/// One answer of a check of rows.
+#[derive(Debug, Deserialize)]
+pub(super) struct Checked {
+    #[serde(rename = "M")]
+    m: u32,
+    #[serde(rename = "N")]
+    n: u32,
+    #[serde(rename = "K")]
+    k: u32,
+    relative_error: Option<f64>,
+    /// The row that served it.
+    config: Option<Value>,
+    failure: Option<String>,
+}
+
+impl Checked {
+    /// Says so when this shape was served by something else than `row`: then the check is about another kernel.
+    fn not_of(&self, row: &Value, without: &str) -> Option<String> {
+        if self.failure.is_some() || self.config.as_ref() == Some(row) {
+            return None;
+        }
+        let found = match &self.config {
+            Some(config) => config.to_string(),
+            None => without.to_owned(),
+        };
+        Some(format!(
+            "M={} N={} K={} ran with {found}, not with the deployed {row}",
+            self.m, self.n, self.k
+        ))
+    }
+
+    fn into_check(self, without: &str) -> LayoutCheck {
+        LayoutCheck {
+            m: self.m,
+            n: self.n,
+            k: self.k,
+            kernel: match (self.failure, &self.config) {
+                (Some(failure), _) => failure,
+                (None, Some(config)) => tile_name(config),
+                (None, None) => without.to_owned(),
+            },
+            relative_error: self.relative_error,
+            limit: DENSE_LIMIT,
+        }
+    }
+}
+
+/// A row of a Triton kernel for people: `64x128x128, group 1, 4 warps, 3 stages`, and what it has beside these.
+pub(super) fn tile_name(row: &Value) -> String {
+    let number = |name: &str| row[name].as_u64();
+    let size = |name: &str| number(name).unwrap_or(1);
+    let mut name = format!(
+        "{}x{}x{}, group {}",
+        size("BLOCK_SIZE_M"),
+        size("BLOCK_SIZE_N"),
+        size("BLOCK_SIZE_K"),
+        size("GROUP_SIZE_M")
+    );
+    // A default row of fused MoE leaves these to Triton.
+    for (key, word) in [("num_warps", "warps"), ("num_stages", "stages")] {
+        if let Some(value) = number(key) {
+            let _ = write!(name, ", {value} {word}");
+        }
+    }
+    for (key, word) in [("SPLIT_K", "split-K"), ("NUM_KSPLIT", "parts of K")] {
+        if let Some(value) = number(key).filter(|value| *value > 1) {
+            let _ = write!(name, ", {word} {value}");
+        }
+    }
+    for (key, word) in [("SWAP_AB", "operands swapped"), ("USE_TMA", "TMA")] {
+        if row[key].as_bool() == Some(true) {
+            name.push_str(", ");
+            name.push_str(word);
+        }
+    }
+    name
+}
