@@ -21,6 +21,7 @@ mod rows;
 mod run;
 pub mod scripts;
 mod site;
+mod starts;
 
 use std::collections::BTreeMap;
 use std::time::Duration;

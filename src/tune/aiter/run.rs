@@ -17,6 +17,7 @@ use super::output::{Heard, Said};
 use super::prepare::{ATTEMPTS, Site, attempt_env};
 use super::queue::{Ended, Manner, Queue, Round, Why};
 use super::site;
+use super::starts::Starts;
 use super::{AiterOrder, AiterTuneError, BACKEND, memory, rows};
 use crate::problem::Shape;
 use crate::problem::dtype;
@@ -29,9 +30,6 @@ use taking::Taken;
 
 /// Where the kernel driver tells about GPU memory.
 pub(super) const SYS: &str = "/sys";
-
-/// How often the tuner may end without having begun a batch, when a signal ended it.
-pub(super) const FALSE_STARTS: u32 = 3;
 
 /// Tunes, and tells `observer` as it goes. Everything found is durable at once: the same order on the same folder goes on
 /// where it was.
@@ -237,14 +235,10 @@ impl<'a> Session<'a> {
             self.remark(text, observer);
         }
         let until = self.order.budget.map(|budget| self.began + budget);
-        let mut false_starts = 0;
-        while self.stopped.is_none() {
-            if self.order.interrupt.is_raised() {
-                self.stopped = Some(Why::Interrupted);
-                break;
-            }
-            if until.is_some_and(|until| Instant::now() >= until) {
-                self.stopped = Some(Why::Budget);
+        let mut starts = Starts::new(self.order.interrupt, until);
+        loop {
+            self.stopped = self.stopped.or_else(|| starts.over());
+            if self.stopped.is_some() {
                 break;
             }
             let Some(round) = self.queue.next() else {
@@ -260,15 +254,9 @@ impl<'a> Session<'a> {
             for text in found {
                 self.remark(text, observer);
             }
-            if matches!(left.why, Why::Interrupted | Why::Budget) {
-                self.stopped = Some(left.why);
-            } else if !left.heard.got_going() {
-                false_starts += 1;
-                let code = left.code.unwrap_or(0);
-                // A signal (128 and more) may have come from anywhere; anything else would only happen again.
-                if left.why != Why::Silent && code < 128 || false_starts >= FALSE_STARTS {
-                    return Err(self.broken(&files, code));
-                }
+            match starts.after(&left) {
+                Ok(why) => self.stopped = why,
+                Err(code) => return Err(self.broken(&files, code)),
             }
             if self.keep.rows.is_empty() && !left.heard.broken_modules.is_empty() {
                 return Err(self.broken(&files, left.code.unwrap_or(0)));

@@ -15,7 +15,8 @@ use crate::tune::aiter::attempt::{Attempt, Files, Left, Moved};
 use crate::tune::aiter::output::{Heard, Said};
 use crate::tune::aiter::prepare::ATTEMPTS;
 use crate::tune::aiter::queue::{Ended, Manner, Queue, Round, Why};
-use crate::tune::aiter::run::{FALSE_STARTS, SYS, earlier_attempts};
+use crate::tune::aiter::run::{SYS, earlier_attempts};
+use crate::tune::aiter::starts::Starts;
 use crate::tune::aiter::{AiterTuneError, BACKEND, memory, site};
 use crate::tune::event::{TuneEvent, Unserved};
 use crate::tune::protocol::{self, Device};
@@ -173,14 +174,10 @@ impl<'a> Session<'a> {
             self.remark(text, observer);
         }
         let until = self.order.budget.map(|budget| began + budget);
-        let mut false_starts = 0;
-        while self.stopped.is_none() {
-            if self.order.interrupt.is_raised() {
-                self.stopped = Some(Why::Interrupted);
-                break;
-            }
-            if until.is_some_and(|until| Instant::now() >= until) {
-                self.stopped = Some(Why::Budget);
+        let mut starts = Starts::new(self.order.interrupt, until);
+        loop {
+            self.stopped = self.stopped.or_else(|| starts.over());
+            if self.stopped.is_some() {
                 break;
             }
             let Some(round) = self.queue.next() else {
@@ -191,15 +188,9 @@ impl<'a> Session<'a> {
             for text in memory::after(sys, mark, memory_before, self.order.interrupt) {
                 self.remark(text, observer);
             }
-            if matches!(left.why, Why::Interrupted | Why::Budget) {
-                self.stopped = Some(left.why);
-            } else if !left.heard.got_going() {
-                false_starts += 1;
-                let code = left.code.unwrap_or(0);
-                // A signal (128 and more) may have come from anywhere; anything else would only happen again.
-                if left.why != Why::Silent && code < 128 || false_starts >= FALSE_STARTS {
-                    return Err(self.broken(&files, code));
-                }
+            match starts.after(&left) {
+                Ok(why) => self.stopped = why,
+                Err(code) => return Err(self.broken(&files, code)),
             }
             self.settle(round, &left, judged, observer)?;
         }
