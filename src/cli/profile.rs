@@ -72,11 +72,12 @@ pub fn run(args: &ProfileArgs, printer: &Printer) -> Result<(), Error> {
 
 /// The files that were named, and those in folders that are named as traces are.
 fn traces(paths: &[Utf8PathBuf]) -> Result<Vec<Utf8PathBuf>, Error> {
-    let failed = |error| Error::to(ErrorKind::Usage, "find the traces", error);
     let mut found = Vec::new();
     for path in paths {
         let is_folder = path.is_dir();
-        let files = input::files(path).map_err(failed)?;
+        let files = input::files(path).map_err(|error| {
+            Error::to(ErrorKind::Usage, &format!("find traces in `{path}`"), error)
+        })?;
         let before = found.len();
         found.extend(
             files

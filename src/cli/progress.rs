@@ -9,7 +9,7 @@ use super::eta::RunEta;
 use super::printer::Printer;
 use crate::run::event::{Event, Notice, Progress};
 use crate::run::stage::Stage;
-use crate::workload::duration::spoken;
+use crate::workload::duration::{in_whole_seconds, spoken};
 
 /// Draws a run: one line per thing that happened, and on a terminal a live line below them.
 #[derive(Debug)]
@@ -115,11 +115,11 @@ fn progress_line(progress: &Progress, run: Option<f64>) -> String {
 /// What is left of the run where that is known, else of the stage; of tuning both, because it ends early when a budget
 /// does.
 fn time_left(progress: &Progress, run: Option<f64>) -> String {
-    let of_run = run.map(|seconds| format!("about {} of the run", spoken(seconds)));
+    let of_run = run.map(|seconds| format!("about {} of the run", in_whole_seconds(seconds)));
     let of_stage = progress
         .eta_seconds
         .filter(|_| of_run.is_none() || progress.stage == Stage::Tune)
-        .map(|seconds| format!("about {} of this stage", spoken(seconds)));
+        .map(|seconds| format!("about {} of this stage", in_whole_seconds(seconds)));
     let parts: Vec<String> = of_stage.into_iter().chain(of_run).collect();
     if parts.is_empty() {
         String::new()

@@ -18,6 +18,11 @@ pub fn spoken(seconds: f64) -> String {
     if seconds < 10.0 {
         return format!("{seconds:.2} s");
     }
+    in_whole_seconds(seconds)
+}
+
+/// The same for an estimate, of which no part of a second is known: `6 s`, `3 min 05 s`.
+pub fn in_whole_seconds(seconds: f64) -> String {
     let whole = seconds.round() as u64;
     match whole {
         0..60 => format!("{whole} s"),
@@ -141,6 +146,7 @@ mod tests {
         ] {
             assert_eq!(spoken(seconds), text);
         }
+        assert_eq!(in_whole_seconds(6.07), "6 s", "an estimate");
     }
 
     #[test]
