@@ -24,7 +24,7 @@ use crate::tree::force::{Rule, Step};
 const PLUGIN_NAME: &str = "gemmtune";
 
 /// Every file of the overlay, by path inside its folder.
-const FILES: [(&str, &str); 16] = {
+const FILES: [(&str, &str); 17] = {
     macro_rules! embedded {
         ($($path:literal),* $(,)?) => {
             [$(($path, include_str!(concat!("../python/overlay/", $path)))),*]
@@ -35,6 +35,7 @@ const FILES: [(&str, &str); 16] = {
         "gemmtune_overlay/__init__.py",
         "gemmtune_overlay/aiter_triton.py",
         "gemmtune_overlay/capture.py",
+        "gemmtune_overlay/capture_aiter_moe.py",
         "gemmtune_overlay/capture_moe.py",
         "gemmtune_overlay/graphs.py",
         "gemmtune_overlay/hooks.py",

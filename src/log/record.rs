@@ -51,6 +51,15 @@
 //!
 //! `source` is `injected` for a row that the overlay put in place; `down` is null where the up projection's row serves both.
 //!
+//! Those of aiter's fused MoE have the key that is looked up, but for the tokens, which are those of the forward, and `topk`, which is
+//! the width of `topk_ids`; `experts_of_all` is the length of the expert mask, null where none is passed, -1 where it is not known:
+//!
+//! ```json
+//! {"fused_moe":"fused_moe_aiter","M":5,"model_dim":7168,"inter_dim":256,"expert":257,"topk":9,"act_type":"Silu","dtype":"torch.bfloat16","q_dtype_a":"torch.float8_e4m3fnuz","q_dtype_w":"torch.float8_e4m3fnuz","q_type":"per_1x128","use_g1u1":true,"doweight_stage1":false,"experts_of_all":null,"is_shuffled":true,"kind":"eager","bs":null,"count":58}
+//! ```
+//!
+//! `{"served_aiter_moe":{…}}` has the same, and `one_stage`, `kernels` (two names, empty where aiter chose), `block_m`, `table`.
+//!
 //! **Replay records** count graph replays, again as increments:
 //!
 //! ```json
@@ -83,11 +92,18 @@
 //!
 //! This module reads one line; [`super::scan`] reads files.
 
+mod aiter_moe;
+mod moe;
+
 use serde::Deserialize;
+
+pub use aiter_moe::{AiterMoe, AiterMoeServed};
+pub use moe::MoeServed;
+use moe::MoeServedLine;
 
 use super::plausible;
 use crate::problem::{Op, Shape};
-use crate::table::moe::problem::{MoeProblem, Scales};
+use crate::table::moe::problem::MoeProblem;
 
 /// Highest format version this program reads.
 pub const VERSION: u64 = 1;
@@ -175,6 +191,24 @@ pub enum Record {
         /// What served it.
         served: MoeServed,
     },
+    /// Calls of aiter's fused MoE.
+    AiterMoeCalls {
+        /// The call.
+        call: AiterMoe,
+        /// How the calls ran.
+        kind: CallKind,
+        /// Number of the graph, for calls that belong to one.
+        bs: Option<u32>,
+        /// Calls since the last record of the same key.
+        count: u64,
+    },
+    /// What a call of aiter's fused MoE was served with, once per call and process.
+    AiterMoeServed {
+        /// The call.
+        call: AiterMoe,
+        /// What served it.
+        served: AiterMoeServed,
+    },
     /// What computed a GEMM that may be routed.
     Kernel {
         /// Rows of the activation.
@@ -199,17 +233,6 @@ pub struct TritonServed {
     pub injected: bool,
     /// The configuration; null where SGLang's default served.
     pub config: serde_json::Value,
-}
-
-/// The rows that served a fused MoE.
-#[derive(Clone, Debug, PartialEq, Eq)]
-pub struct MoeServed {
-    /// Whether they come from tables that the overlay put in place.
-    pub injected: bool,
-    /// The up projection's.
-    pub up: serde_json::Value,
-    /// The down projection's; null where the up projection's row serves both.
-    pub down: serde_json::Value,
 }
 
 /// The first record of a process.
@@ -280,34 +303,11 @@ struct Line {
     target: Option<String>,
     fused_moe: Option<String>,
     served_moe: Option<MoeServedLine>,
+    served_aiter_moe: Option<aiter_moe::ServedLine>,
     #[serde(rename = "E")]
     experts: Option<u32>,
     topk: Option<u32>,
     scales: Option<String>,
-}
-
-/// `{"served_moe": {…}}`, written by the overlay where it captures or injects.
-#[derive(Deserialize)]
-struct MoeServedLine {
-    #[serde(rename = "E")]
-    experts: u32,
-    #[serde(rename = "N")]
-    n: u32,
-    #[serde(rename = "K")]
-    hidden: Option<u32>,
-    topk: Option<u32>,
-    #[serde(rename = "M")]
-    m: u32,
-    dtype: Option<String>,
-    #[serde(default)]
-    block: Vec<u32>,
-    #[serde(default)]
-    per_channel: bool,
-    source: String,
-    #[serde(default)]
-    up: serde_json::Value,
-    #[serde(default)]
-    down: serde_json::Value,
 }
 
 /// `{"served": {…}}`, written by the overlay's `tables.py`.
@@ -334,9 +334,9 @@ pub fn is_record_file(start: &[u8]) -> bool {
 pub const SNIFF: usize = FIRST_KEY.len() + 4;
 
 /// Reads one line, without its line end.
-pub fn parse(line: &[u8]) -> Result<Record, RecordError> {
+pub fn parse(text: &[u8]) -> Result<Record, RecordError> {
     let line: Line =
-        serde_json::from_slice(line).map_err(|error| RecordError::Json(error.to_string()))?;
+        serde_json::from_slice(text).map_err(|error| RecordError::Json(error.to_string()))?;
     let missing = |field: &str| RecordError::Json(format!("`{field}` is missing"));
     let count = line.count.unwrap_or(1);
     if line.gemmtune.as_deref() == Some("hello") {
@@ -351,11 +351,17 @@ pub fn parse(line: &[u8]) -> Result<Record, RecordError> {
             version,
         }));
     }
+    if line.fused_moe.as_deref() == Some(aiter_moe::OP) {
+        return aiter_moe::calls(text, count);
+    }
+    if let Some(served) = line.served_aiter_moe {
+        return served.read();
+    }
     if line.fused_moe.is_some() {
-        return moe_calls(line, count);
+        return moe::calls(line, count);
     }
     if let Some(served) = line.served_moe {
-        return moe_served(served);
+        return moe::served(served);
     }
     if let Some(bs) = line.replay {
         let tokens = line.tokens.unwrap_or(bs);
@@ -416,58 +422,6 @@ pub fn parse(line: &[u8]) -> Result<Record, RecordError> {
         kind,
         bs: line.bs,
         count,
-    })
-}
-
-fn moe_calls(line: Line, count: u64) -> Result<Record, RecordError> {
-    let missing = |field: &str| RecordError::Json(format!("`{field}` is missing"));
-    let scales = line.scales.unwrap_or_default();
-    let problem = MoeProblem {
-        experts: line.experts.ok_or_else(|| missing("E"))?,
-        n: line.n.ok_or_else(|| missing("N"))?,
-        hidden: line.k,
-        topk: line.topk,
-        dtype: line.dtype.unwrap_or_default(),
-        scales: scales
-            .parse()
-            .map_err(|()| RecordError::Json(format!("`{scales}` are no scales")))?,
-    };
-    let m = line.m.ok_or_else(|| missing("M"))?;
-    plausible::m(m)
-        .and_then(|()| plausible::experts(problem.experts, problem.n))
-        .map_err(RecordError::Impossible)?;
-    Ok(Record::MoeCalls {
-        problem,
-        m,
-        kind: line.kind.ok_or_else(|| missing("kind"))?,
-        bs: line.bs,
-        count,
-    })
-}
-
-fn moe_served(line: MoeServedLine) -> Result<Record, RecordError> {
-    plausible::m(line.m)
-        .and_then(|()| plausible::experts(line.experts, line.n))
-        .map_err(RecordError::Impossible)?;
-    Ok(Record::MoeServed {
-        problem: MoeProblem {
-            experts: line.experts,
-            n: line.n,
-            hidden: line.hidden,
-            topk: line.topk,
-            dtype: line.dtype.unwrap_or_default(),
-            scales: match line.block[..] {
-                [n, k] if n > 0 && k > 0 => Scales::Block(n, k),
-                _ if line.per_channel => Scales::Channel,
-                _ => Scales::None,
-            },
-        },
-        m: line.m,
-        served: MoeServed {
-            injected: line.source == "injected",
-            up: line.up,
-            down: line.down,
-        },
     })
 }
 
@@ -542,46 +496,6 @@ mod tests {
             })
         );
         assert_eq!(parse(br#"{"future":1}"#), Ok(Record::Unknown));
-    }
-
-    #[test]
-    fn records_of_a_fused_moe_read_as_documented() {
-        let moe = br#"{"fused_moe":"fused_moe_triton","M":32,"E":128,"N":768,"K":2048,"topk":8,"dtype":"fp8_w8a8","scales":"128x128","kind":"capture","bs":7,"count":48}"#;
-        let problem = MoeProblem {
-            experts: 128,
-            n: 768,
-            hidden: Some(2048),
-            topk: Some(8),
-            dtype: "fp8_w8a8".to_owned(),
-            scales: Scales::Block(128, 128),
-        };
-        assert_eq!(
-            parse(moe),
-            Ok(Record::MoeCalls {
-                problem: problem.clone(),
-                m: 32,
-                kind: CallKind::Capture,
-                bs: Some(7),
-                count: 48
-            })
-        );
-        let line = br#"{"served_moe":{"E":128,"N":768,"K":2048,"topk":8,"M":32,"dtype":"fp8_w8a8","block":[128,128],"source":"sglang","up":{"BLOCK_SIZE_M":16},"down":null}}"#;
-        let Ok(Record::MoeServed {
-            problem: of,
-            m: 32,
-            served,
-        }) = parse(line)
-        else {
-            panic!("no record of what served");
-        };
-        assert_eq!((of, served.injected), (problem, false));
-        assert_eq!(
-            (&served.up["BLOCK_SIZE_M"], served.down.is_null()),
-            (&16.into(), true)
-        );
-        let no_expert =
-            br#"{"fused_moe":"fused_moe_triton","M":32,"E":0,"N":768,"kind":"eager","bs":null}"#;
-        assert!(matches!(parse(no_expert), Err(RecordError::Impossible(_))));
     }
 
     #[test]

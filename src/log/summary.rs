@@ -1,5 +1,6 @@
 //! What was found in logs and record files, in bounded memory.
 
+mod aiter_moe;
 mod append;
 mod lookups;
 mod moe;
@@ -18,6 +19,7 @@ use super::plausible;
 use super::record::{CallKind, Hello, Record, TritonServed};
 use super::sglang::{Capture, ConfigFile, Limits};
 use crate::problem::{Op, Shape};
+pub use aiter_moe::AiterMoeSummary;
 pub(super) use lookups::Logger;
 use lookups::Said;
 pub use lookups::Served;
@@ -72,6 +74,8 @@ pub struct LogSummary {
     pub fused_moe: BTreeSet<String>,
     /// The same with what served them.
     pub fmoe: FusedMoe,
+    /// Calls of aiter's fused MoE.
+    pub aiter_moe: AiterMoeSummary,
     /// SGLang's fused MoE.
     pub moe: MoeSummary,
     /// Processes that were instrumented.
@@ -358,6 +362,16 @@ impl LogSummary {
                 self.left_out = self.left_out.saturating_add(left_out);
             }
             Record::MoeServed { problem, m, served } => self.moe.add_served((problem, m), served),
+            Record::AiterMoeCalls {
+                call,
+                kind,
+                bs,
+                count,
+            } => {
+                let left_out = self.aiter_moe.add_calls(call, kind, bs, count);
+                self.left_out = self.left_out.saturating_add(left_out);
+            }
+            Record::AiterMoeServed { call, served } => self.aiter_moe.add_served(call, served),
             Record::Kernel {
                 m,
                 n,
@@ -382,6 +396,7 @@ impl LogSummary {
             self.add(key, file.calls(bs, count));
         }
         self.moe.end_record_file(&file);
+        self.aiter_moe.end_record_file(&file);
     }
 
     pub(super) fn add_malformed(&mut self, source: &str, place: Place, reason: &str, text: &[u8]) {

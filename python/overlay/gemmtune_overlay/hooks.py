@@ -39,6 +39,8 @@ MOE_CONFIG = (
 #: Where aiter's Triton GEMMs look their rows up: v0.1.9 and later, and the kernel's module before.
 AITER_CONFIG = "aiter.ops.triton.utils.gemm_config_utils"
 AITER_CONFIG_BEFORE = "aiter.ops.triton._triton_kernels.gemm_a8w8_blockscale"
+#: aiter's fused MoE, in every release.
+AITER_MOE = "aiter.fused_moe"
 TORCH_GRAPHS = "torch.cuda.graphs"
 
 _installed = None
@@ -67,6 +69,7 @@ class Hooks:
             wanted[AITER_CONFIG_BEFORE] = self._check_aiter_kernel
         if settings.dump_shapes:
             wanted.update((name, self._patch_runner) for name in RUNNERS)
+            wanted[AITER_MOE] = self._patch_aiter_moe
         self.wanted = wanted
 
     def patch(self, module):
@@ -139,6 +142,11 @@ class Hooks:
             raise ValueError(
                 f"{module.__file__} looks rows up by names of sizes (aiter before v0.1.9): no row is put in place"
             )
+
+    def _patch_aiter_moe(self, module):
+        from . import capture_aiter_moe
+
+        capture_aiter_moe.patch(module, self.recorder)
 
     def _patch_torch_graphs(self, module):
         from . import graphs

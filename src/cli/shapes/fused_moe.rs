@@ -32,18 +32,31 @@ pub(super) fn write(
     args: &ShapesArgs,
     printer: &Printer,
 ) -> Result<bool, Error> {
-    let moe = &log_summary.fmoe;
-    let Some(path) = args.fused_moe.as_ref().filter(|_| !moe.is_empty()) else {
+    let Some(path) = &args.fused_moe else {
         return Ok(false);
     };
-    files::write(path, moe.to_csv().as_bytes(), printer)?;
+    // Records have what lines have not: tokens as they were, and how often each call was made.
+    let csv = if !log_summary.aiter_moe.is_empty() {
+        log_summary.aiter_moe.to_csv()
+    } else if !log_summary.fmoe.is_empty() {
+        log_summary.fmoe.to_csv()
+    } else {
+        return Ok(false);
+    };
+    files::write(path, csv.as_bytes(), printer)?;
     Ok(true)
 }
 
 /// What served them, where they were asked for, and which kernels are missing.
 pub(super) fn tell(log_summary: &LogSummary, args: &ShapesArgs, printer: &Printer) {
-    let moe = &log_summary.fmoe;
-    if let Some(path) = args.fused_moe.as_ref().filter(|_| !moe.is_empty()) {
+    let (moe, recorded) = (&log_summary.fmoe, &log_summary.aiter_moe);
+    if let Some(path) = args.fused_moe.as_ref().filter(|_| !recorded.is_empty()) {
+        printer.say(format!(
+            "aiter's fused MoE: {} calls in {} sizes, written to `{path}`",
+            recorded.calls.values().sum::<u64>(),
+            recorded.calls.len()
+        ));
+    } else if let Some(path) = args.fused_moe.as_ref().filter(|_| !moe.is_empty()) {
         let hits = moe.calls().filter(|(_, served)| served.misses == 0).count();
         printer.say(format!(
             "aiter's fused MoE: {} keys, {hits} of them with a row, written to `{path}`",
