@@ -63,8 +63,8 @@ def config(sizes, layers, experts, inter):
 
 
 def load(concurrency):
-    """Decode at one concurrency; every request of it runs at once."""
-    prompts = max(2, concurrency)
+    """Decode at one concurrency, with three times as many requests: with no more than run at once, all prefill and then all decode."""
+    prompts = max(4, 3 * concurrency)
     return f"""
 [[benchmark.loads]]
 name = "decode-{concurrency}"
