@@ -9,7 +9,7 @@ mod fused_moe;
 use std::collections::BTreeMap;
 use std::sync::Arc;
 
-use camino::{Utf8Path, Utf8PathBuf};
+use camino::Utf8Path;
 
 pub use fused_moe::{DeployedMoePart, FusedMoeKernels, MoeOrder};
 
@@ -27,6 +27,7 @@ use crate::table::revision::Revision;
 use crate::table::roofline::Device;
 use crate::table::sglang_json::{Config as TritonConfig, FileName};
 use crate::tune::TuneEvent;
+use crate::tune::tuned::TunedTable;
 use crate::workload::config::Config;
 use crate::workload::env::Environment;
 
@@ -150,14 +151,8 @@ pub trait Kernels: Send + Sync {
         observer: &mut dyn FnMut(&TuneEvent),
     ) -> Result<Tuned, Error>;
 
-    /// Copies a table from elsewhere into `folder`, in files as a tuning would have left them; refuses what cannot be
-    /// deployed here.
-    fn take(
-        &self,
-        inspection: &Inspection,
-        table: &Utf8Path,
-        folder: &Utf8Path,
-    ) -> Result<Vec<Utf8PathBuf>, Error>;
+    /// Reads a table from elsewhere, as a tuning would have left it; refuses what cannot be deployed here.
+    fn take(&self, inspection: &Inspection, table: &Utf8Path) -> Result<Vec<TunedTable>, Error>;
 
     /// Puts what was tuned in place, in files and variables of its own.
     fn deploy(

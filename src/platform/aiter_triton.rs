@@ -30,6 +30,7 @@ use crate::table::shapes::CountedShape;
 use crate::tune::TuneEvent;
 use crate::tune::backends::aiter_triton::AiterTriton as Candidates;
 use crate::tune::backends::aiter_triton::files::representatives;
+use crate::tune::tuned::{TunedRows, TunedTable};
 use crate::workload::config::Config;
 use crate::workload::env::Environment;
 
@@ -195,18 +196,16 @@ impl Kernels for AiterTriton {
         .map(Tuned::from)
     }
 
-    fn take(
-        &self,
-        inspection: &Inspection,
-        table: &Utf8Path,
-        folder: &Utf8Path,
-    ) -> Result<Vec<Utf8PathBuf>, Error> {
+    fn take(&self, inspection: &Inspection, table: &Utf8Path) -> Result<Vec<TunedTable>, Error> {
         let wanted = |name: &str| {
             let is_ours = |read: FileName| read.gfx == inspection.gfx && !read.preshuffled;
             name.parse().is_ok_and(is_ours)
         };
-        let taken = placed::take(table, folder, wanted, |file, bytes| {
-            usable(file, bytes, rules(inspection), ErrorKind::Usage).map(drop)
+        let taken = placed::take(table, wanted, |file, bytes| {
+            let failed = |error| Error::to(ErrorKind::Usage, &format!("use `{file}`"), error);
+            let read = Configs::read(bytes).map_err(failed)?;
+            usable(&read, file.as_str(), rules(inspection), ErrorKind::Usage)?;
+            Ok(TunedRows::ByBucket(read.into()))
         })?;
         if taken.is_empty() {
             return Err(Error::new(
@@ -230,21 +229,15 @@ impl Kernels for AiterTriton {
         inspection: &Inspection,
         tuned: &Tuned,
     ) -> Result<Deployment, Error> {
-        let mut files = BTreeMap::new();
-        let mut rows = 0;
-        for file in &tuned.files {
-            // The variables and the overlay of `gemmtune tune` lie beside the files.
-            let Some(name) = file
-                .file_name()
-                .filter(|name| name.parse::<FileName>().is_ok())
-            else {
+        for table in &tuned.tables {
+            let TunedRows::ByBucket(rows) = &table.rows else {
                 continue;
             };
-            let bytes = fs_err::read(file).map_err(|error| Error::file(&error))?;
-            rows += usable(file, &bytes, rules(inspection), ErrorKind::Bug)?.len();
-            files.insert(name.to_owned(), bytes);
+            let bug = |error| Error::to(ErrorKind::Bug, &format!("use `{}`", table.name), error);
+            let configs = Configs::of(rows.clone()).map_err(bug)?;
+            usable(&configs, &table.name, rules(inspection), ErrorKind::Bug)?;
         }
-        let placed = Placed::write(run, "", &files)?;
+        let placed = Placed::write(run, "", &tuned.tables)?;
         let options = OverlayOptions {
             aiter_triton: Some(placed.folder.clone()),
             ..OverlayOptions::default()
@@ -254,7 +247,7 @@ impl Kernels for AiterTriton {
         Ok(Deployment::by_overlay(
             placed.folder,
             placed.digest,
-            rows,
+            tuned.tables.iter().map(TunedTable::count).sum(),
             variables,
         ))
     }
@@ -323,13 +316,11 @@ fn file_name(gfx: &str, n: u32, k: u32) -> String {
     name.to_string()
 }
 
-/// A file that aiter would not stop at.
-fn usable(path: &Utf8Path, bytes: &[u8], rules: Rules, kind: ErrorKind) -> Result<Configs, Error> {
-    let configs =
-        Configs::read(bytes).map_err(|error| Error::to(kind, &format!("use `{path}`"), error))?;
+/// Refuses a file that aiter would stop at.
+fn usable(configs: &Configs, name: &str, rules: Rules, kind: ErrorKind) -> Result<(), Error> {
     match configs.faults(rules).iter().find(|fault| fault.is_fatal()) {
-        None => Ok(configs),
-        Some(fault) => Err(Error::new(kind, format!("use `{path}`: {fault}"))),
+        None => Ok(()),
+        Some(fault) => Err(Error::new(kind, format!("use `{name}`: {fault}"))),
     }
 }
 

@@ -15,7 +15,7 @@ mod site;
 use std::collections::BTreeSet;
 use std::sync::Arc;
 
-use camino::{Utf8Path, Utf8PathBuf};
+use camino::Utf8Path;
 
 use crate::engine::ports::{Backend, FusedMoeKernels};
 use crate::log::summary::LogSummary;
@@ -23,13 +23,13 @@ use crate::problem::Op;
 use crate::proc::{Keeper, quoted};
 use crate::run::documents::Engagement;
 use crate::run::error::{Error, ErrorKind};
-use crate::store::file::write_atomic;
 use crate::store::journal::JournalError;
 use crate::store::lock::LockError;
 use crate::table::aiter::Table;
 use crate::table::lookup::Resolver;
 use crate::tune::TuneError;
 use crate::tune::results::ResultsError;
+use crate::tune::tuned::TunedTable;
 use crate::workload::config::{self, BackendKind, FusedMoe};
 
 /// What `log summary`, the log of a server that was told to name its look-ups, says about a deployed table.
@@ -71,7 +71,7 @@ fn engagement_of(resolver: &Resolver<'_>, table: &Table, log_summary: &LogSummar
 }
 
 /// Takes a CSV table of aiter's from elsewhere.
-fn take_csv(op: Op, table: &Utf8Path, folder: &Utf8Path) -> Result<Vec<Utf8PathBuf>, Error> {
+fn take_csv(op: Op, table: &Utf8Path) -> Result<Vec<TunedTable>, Error> {
     let bytes = crate::store::file::read(table).map_err(|error| Error::file(&error))?;
     let read = Table::read(table.as_str(), &bytes, Some(op)).map_err(|error| {
         Error::caused(ErrorKind::Usage, &error).hint(format!(
@@ -88,9 +88,7 @@ fn take_csv(op: Op, table: &Utf8Path, folder: &Utf8Path) -> Result<Vec<Utf8PathB
             ),
         ));
     }
-    let copy = folder.join("table.csv");
-    write_atomic(&copy, &bytes).map_err(|error| Error::file(&error))?;
-    Ok(vec![copy])
+    Ok(vec![TunedTable::csv("table.csv", &read)])
 }
 
 /// Taking away what is gone already is no trouble: an undo can be repeated.

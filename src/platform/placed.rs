@@ -20,6 +20,7 @@ use crate::run::error::{Error, ErrorKind};
 use crate::store::digest::short as digest;
 use crate::store::file::{entries, write_atomic};
 use crate::store::run_dir::RunDir;
+use crate::tune::tuned::{TunedRows, TunedTable};
 use crate::workload::env::Environment;
 
 /// What every line of a check starts with (`python/probe/*_check.py`).
@@ -38,22 +39,26 @@ pub(super) struct Placed {
 }
 
 impl Placed {
-    /// Writes `files` into a folder named by their digest, behind `prefix`.
-    pub(super) fn write(
+    /// Writes `tables` into a folder named by their digest, behind `prefix`.
+    pub(super) fn write<'a>(
         run: &RunDir,
         prefix: &str,
-        files: &BTreeMap<String, Vec<u8>>,
+        tables: impl IntoIterator<Item = &'a TunedTable>,
     ) -> Result<Self, Error> {
-        let mut whole = Vec::new();
-        for (name, bytes) in files {
-            whole.extend_from_slice(name.as_bytes());
-            whole.extend_from_slice(bytes);
-        }
-        let digest = digest(&whole);
+        let files: BTreeMap<&str, String> = tables
+            .into_iter()
+            .map(|table| (table.name.as_str(), table.text()))
+            .collect();
+        let whole: String = files
+            .iter()
+            .flat_map(|(name, text)| [*name, text.as_str()])
+            .collect();
+        let digest = digest(whole.as_bytes());
         let folder = run.deploy().join(format!("{prefix}{digest}"));
         fs_err::create_dir_all(&folder).map_err(|error| Error::file(&error))?;
-        for (name, bytes) in files {
-            write_atomic(&folder.join(name), bytes).map_err(|error| Error::file(&error))?;
+        for (name, text) in files {
+            write_atomic(&folder.join(name), text.as_bytes())
+                .map_err(|error| Error::file(&error))?;
         }
         Ok(Self { folder, digest })
     }
@@ -81,14 +86,13 @@ impl Placed {
     }
 }
 
-/// Copies the files of `table` whose names are `wanted` into `folder`; `table` is one, or a folder of them. `usable` refuses what
-/// cannot be deployed.
+/// The tables among the files of `table` whose names are `wanted`; `table` is one, or a folder of them. `rows` refuses what cannot
+/// be deployed.
 pub(super) fn take(
     table: &Utf8Path,
-    folder: &Utf8Path,
     wanted: impl Fn(&str) -> bool,
-    usable: impl Fn(&Utf8Path, &[u8]) -> Result<(), Error>,
-) -> Result<Vec<Utf8PathBuf>, Error> {
+    rows: impl Fn(&Utf8Path, &[u8]) -> Result<TunedRows, Error>,
+) -> Result<Vec<TunedTable>, Error> {
     let files = if table.is_dir() {
         let files = entries(table).map_err(|error| Error::file(&error))?;
         files.into_iter().map(Utf8DirEntry::into_path).collect()
@@ -101,10 +105,10 @@ pub(super) fn take(
             continue;
         };
         let bytes = fs_err::read(&file).map_err(|error| Error::file(&error))?;
-        usable(&file, &bytes)?;
-        let copy = folder.join(name);
-        write_atomic(&copy, &bytes).map_err(|error| Error::file(&error))?;
-        taken.push(copy);
+        taken.push(TunedTable {
+            name: name.to_owned(),
+            rows: rows(&file, &bytes)?,
+        });
     }
     Ok(taken)
 }

@@ -25,6 +25,7 @@ use crate::table::lookup::{Resolver, Rules};
 use crate::table::revision::Revision;
 use crate::table::roofline::Device;
 use crate::tune::backends::reference::Reference as Candidates;
+use crate::tune::tuned::TunedTable;
 use crate::tune::worker::WorkerCommand;
 use crate::tune::{Effort, TuneEvent, TuneRequest};
 use crate::workload::config::Config;
@@ -215,13 +216,8 @@ impl Kernels for Reference {
             .map_err(|error| tune_error(&error))
     }
 
-    fn take(
-        &self,
-        inspection: &Inspection,
-        table: &Utf8Path,
-        folder: &Utf8Path,
-    ) -> Result<Vec<Utf8PathBuf>, Error> {
-        take_csv(inspection.op, table, folder)
+    fn take(&self, inspection: &Inspection, table: &Utf8Path) -> Result<Vec<TunedTable>, Error> {
+        take_csv(inspection.op, table)
     }
 
     fn deploy(
@@ -231,8 +227,8 @@ impl Kernels for Reference {
         tuned: &Tuned,
     ) -> Result<Deployment, Error> {
         let mut merged = Table::new("deployed", inspection.op, Revision::H);
-        for file in &tuned.files {
-            merged.rows.extend(read_table(file)?.rows);
+        for table in &tuned.tables {
+            merged.rows.extend_from_slice(table.csv_rows(inspection.op));
         }
         // What served the environment before goes on serving, except where a tuned row takes its place.
         if let Some(before) = &inspection.table {

@@ -25,7 +25,6 @@ use crate::probe::found::{LayoutCheck, Probed};
 use crate::problem::{Op, Shape};
 use crate::run::documents::{Deployment, Engagement, Inspection, Tuned};
 use crate::run::error::{Error, ErrorKind};
-use crate::store::file::write_atomic;
 use crate::store::run_dir::RunDir;
 use crate::table::revision::Revision;
 use crate::table::roofline::Device as Rates;
@@ -33,6 +32,7 @@ use crate::tune::TuneEvent;
 use crate::tune::backends::families::route::{Route, RouteRow};
 use crate::tune::backends::families::{DEFAULT, Families, ROUTE, TRITON, has};
 use crate::tune::backends::sglang_triton::worker_files;
+use crate::tune::tuned::{TunedRows, TunedTable};
 use crate::workload::env::Environment;
 
 /// What the dispatch calls the linears that a route can stand below, from SGLang 0.5.5 to 0.5.23. The first one falls back
@@ -204,20 +204,16 @@ impl Kernels for SglangFamilies {
         raced::race(&self.site, &backend, shapes, place, observer, interrupt).map(Tuned::from)
     }
 
-    fn take(
-        &self,
-        _inspection: &Inspection,
-        table: &Utf8Path,
-        folder: &Utf8Path,
-    ) -> Result<Vec<Utf8PathBuf>, Error> {
+    fn take(&self, _inspection: &Inspection, table: &Utf8Path) -> Result<Vec<TunedTable>, Error> {
         let bytes = fs_err::read(table).map_err(|error| Error::file(&error))?;
-        Route::read(&bytes).map_err(|why| {
+        let route = Route::read(&bytes).map_err(|why| {
             Error::new(ErrorKind::Usage, format!("`{table}` is no route: {why}"))
                 .hint("`gemmtune tune --backend sglang-families` writes a `route.json`")
         })?;
-        let copy = folder.join(ROUTE);
-        write_atomic(&copy, &bytes).map_err(|error| Error::file(&error))?;
-        Ok(vec![copy])
+        Ok(vec![TunedTable {
+            name: ROUTE.to_owned(),
+            rows: TunedRows::Route(route),
+        }])
     }
 
     fn deploy(
@@ -226,21 +222,14 @@ impl Kernels for SglangFamilies {
         _inspection: &Inspection,
         tuned: &Tuned,
     ) -> Result<Deployment, Error> {
-        let written = tuned
-            .files
-            .iter()
-            .find(|file| file.file_name() == Some(ROUTE));
-        let Some(written) = written else {
+        let route = tuned.tables.iter().find_map(|table| match &table.rows {
+            TunedRows::Route(route) => Some(route),
+            _ => None,
+        });
+        let Some(route) = route else {
             return Err(Error::new(ErrorKind::Bug, "the race wrote no route"));
         };
-        let bytes = fs_err::read(written).map_err(|error| Error::file(&error))?;
-        let route = Route::read(&bytes).map_err(|why| {
-            Error::new(
-                ErrorKind::Bug,
-                format!("the route {written} cannot be read: {why}"),
-            )
-        })?;
-        let placed = Placed::write(run, "", &BTreeMap::from([(ROUTE.to_owned(), bytes)]))?;
+        let placed = Placed::write(run, "", &tuned.tables)?;
         let table = placed.folder.join(ROUTE);
         let options = OverlayOptions {
             route: Some(table.clone()),
@@ -251,7 +240,7 @@ impl Kernels for SglangFamilies {
         // The kernels that were raced are those that serve.
         worker_files::write(&run.overlay()).map_err(|error| Error::file(&error))?;
         Ok(Deployment {
-            notes: vec![in_words(&route)],
+            notes: vec![in_words(route)],
             ..Deployment::by_overlay(table, placed.digest, route.rows.len(), variables)
         })
     }

@@ -28,7 +28,7 @@ use crate::table::moe::release::Release;
 use crate::table::moe::serve::{Pair, Server, Source};
 use crate::table::roofline::Device as Rates;
 use crate::tune::TuneEvent;
-use crate::tune::backends::sglang_moe::{SglangMoe as Candidates, tables};
+use crate::tune::backends::sglang_moe::SglangMoe as Candidates;
 use crate::tune::moe::{MoeTask, Sizes};
 use crate::workload::env::Environment;
 
@@ -235,23 +235,15 @@ impl FusedMoeKernels for SglangMoe {
             .iter()
             .flat_map(|sizes| deployed::names(machine.device, *sizes))
             .collect();
-        let mut files = BTreeMap::new();
-        for file in &tuned.files {
-            let name = file.file_name().unwrap_or_default();
-            let is_raced = file.parent().and_then(Utf8Path::file_name) == Some(tables::TABLES);
-            if !is_raced || !names.contains(name) {
-                continue;
-            }
-            let bytes = fs_err::read(file).map_err(|error| Error::file(&error))?;
-            files.insert(name.to_owned(), bytes);
-        }
-        if let Some(missing) = names.iter().find(|name| !files.contains_key(*name)) {
+        let raced = |name: &String| tuned.tables.iter().find(|table| table.name == *name);
+        if let Some(missing) = names.iter().find(|name| raced(name).is_none()) {
             return Err(Error::new(
-                ErrorKind::Bug,
-                format!("the race wrote no table `{missing}`"),
-            ));
+                ErrorKind::NotResumable,
+                format!("the tuning has no rows of the table `{missing}`"),
+            )
+            .hint("a gemmtune that kept no rows began this run: go on with that one, or begin a new run: `gemmtune run --new`"));
         }
-        let placed = Placed::write(run, &format!("{FOLDER}-"), &files)?;
+        let placed = Placed::write(run, &format!("{FOLDER}-"), names.iter().filter_map(raced))?;
         let folder = placed.folder.clone();
         let deployed = Deployed::of(&folder, machine.device);
         if let Err(refused) = deployed.check(&won, tuned) {

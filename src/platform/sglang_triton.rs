@@ -1,7 +1,6 @@
 //! SGLang's Triton block-FP8 kernel: everything is done by environment and overlay, nothing is
 //! written into SGLang's tree.
 
-use std::collections::BTreeMap;
 use std::sync::Arc;
 use std::time::Duration;
 
@@ -29,8 +28,9 @@ use crate::table::sglang_json::{self, FileName};
 use crate::tune::TuneEvent;
 use crate::tune::backends::sglang_triton::SglangTriton as Candidates;
 use crate::tune::backends::sglang_triton::files::read_rows;
-use crate::tune::backends::sglang_triton::keys::nearest;
+use crate::tune::backends::sglang_triton::keys::{nearest, rows_of};
 use crate::tune::protocol::Device;
+use crate::tune::tuned::{TunedRows, TunedTable};
 use crate::workload::env::Environment;
 
 /// Compares the GEMM with a reference.
@@ -156,21 +156,16 @@ impl Kernels for SglangTriton {
         .map(Tuned::from)
     }
 
-    fn take(
-        &self,
-        inspection: &Inspection,
-        table: &Utf8Path,
-        folder: &Utf8Path,
-    ) -> Result<Vec<Utf8PathBuf>, Error> {
+    fn take(&self, inspection: &Inspection, table: &Utf8Path) -> Result<Vec<TunedTable>, Error> {
         let device = inspection.identity.get("device");
         let device = device.map_or("", String::as_str);
         let wanted = |name: &str| {
             let is_ours = |read: FileName| name == ours(device, read.n, read.k);
             name.parse().is_ok_and(is_ours)
         };
-        let taken = placed::take(table, folder, wanted, |file, bytes| {
-            let read = sglang_json::Config::read(file.as_str(), bytes);
-            read.map(drop)
+        let taken = placed::take(table, wanted, |file, bytes| {
+            sglang_json::Config::read(file.as_str(), bytes)
+                .map(|read| TunedRows::ByM(rows_of(&read)))
                 .map_err(|error| Error::caused(ErrorKind::Usage, &error))
         })?;
         if taken.is_empty() {
@@ -192,19 +187,7 @@ impl Kernels for SglangTriton {
         _inspection: &Inspection,
         tuned: &Tuned,
     ) -> Result<Deployment, Error> {
-        let mut files = BTreeMap::new();
-        let mut rows = 0;
-        for file in &tuned.files {
-            let Some(name) = file.file_name() else {
-                continue;
-            };
-            let bytes = fs_err::read(file).map_err(|error| Error::file(&error))?;
-            let table = sglang_json::Config::read(file.as_str(), &bytes)
-                .map_err(|error| Error::caused(ErrorKind::Bug, &error))?;
-            rows += table.by_m().map_or(0, |rows| rows.len());
-            files.insert(name.to_owned(), bytes);
-        }
-        let placed = Placed::write(run, "", &files)?;
+        let placed = Placed::write(run, "", &tuned.tables)?;
         let options = OverlayOptions {
             triton_tables: Some(placed.folder.clone()),
             ..OverlayOptions::default()
@@ -214,7 +197,7 @@ impl Kernels for SglangTriton {
         Ok(Deployment::by_overlay(
             placed.folder,
             placed.digest,
-            rows,
+            tuned.tables.iter().map(TunedTable::count).sum(),
             variables,
         ))
     }

@@ -7,12 +7,15 @@
 use std::fmt::Write as _;
 use std::sync::Arc;
 
+use serde::{Deserialize, Serialize};
+
 use super::family::{self, Family};
 use super::revision::{self, Revision};
 use crate::problem::{Op, Shape};
 use cells::{Header, Interner, Role, ends_in_quote, first_line, record_start};
 
 mod cells;
+mod texts;
 
 /// A cell's text; equal cells of a table share their memory.
 pub type Text = Arc<str>;
@@ -22,39 +25,54 @@ pub type Text = Arc<str>;
 /// A cell that is empty or one of pandas' spellings of "no value" is `None`. A cell of a typed column
 /// whose text is not of that type stands in [`Row::extra`] under its column's name, so that nothing is
 /// lost on writing.
-#[derive(Clone, Debug, Default, PartialEq)]
+///
+/// In a document it has its columns' names; a time that is no finite number is null there.
+#[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize)]
 pub struct Row {
     /// 1-based line of the file; 0 for a row that comes from no file.
+    #[serde(skip)]
     pub line: u64,
     /// Architecture, for example `gfx942`; absent from tables before [`Revision::H`].
+    #[serde(default, with = "texts")]
     pub gfx: Option<Text>,
     /// Compute units of the GPU.
     pub cu_num: Option<u32>,
     /// Rows of the activation.
+    #[serde(rename = "M")]
     pub m: u32,
     /// Output features.
+    #[serde(rename = "N")]
     pub n: u32,
     /// Input features.
+    #[serde(rename = "K")]
     pub k: u32,
     /// dtype of the weight as torch prints it; a key column of some operations.
+    #[serde(default, with = "texts")]
     pub q_dtype_w: Option<Text>,
     /// Library the kernel comes from: `ck`, `cktile`, `asm`, `flydsl`, `triton`, `opus`, `ref`.
+    #[serde(default, with = "texts")]
     pub libtype: Option<Text>,
     /// Number of the kernel within its library.
+    #[serde(rename = "kernelId")]
     pub kernel_id: Option<i64>,
     /// Split of K; its meaning depends on the library.
+    #[serde(rename = "splitK")]
     pub split_k: Option<i64>,
     /// Mean device time of one call in microseconds.
     pub us: Option<f64>,
     /// Name of the kernel.
+    #[serde(rename = "kernelName")]
+    #[serde(default, with = "texts")]
     pub kernel_name: Option<Text>,
     /// 2·M·N·K / us, in 10^12 operations per second.
     pub tflops: Option<f64>,
     /// Bytes of both inputs and the output / us, in 10^9 bytes per second.
     pub bw: Option<f64>,
     /// Fraction of output elements outside the tuner's tolerance.
+    #[serde(rename = "errRatio")]
     pub err_ratio: Option<f64>,
     /// Cells of further columns, and unreadable cells of known ones, by column name.
+    #[serde(default, with = "texts", skip_serializing_if = "Vec::is_empty")]
     pub extra: Vec<(Text, Text)>,
 }
 

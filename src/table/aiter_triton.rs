@@ -216,6 +216,11 @@ impl Configs {
         let Value::Object(whole) = whole else {
             return Err(ConfigsError::NoConfiguration("the file".to_owned()));
         };
+        Self::of(whole)
+    }
+
+    /// The configurations of `whole`, which is an object of objects.
+    pub fn of(whole: Map<String, Value>) -> Result<Self, ConfigsError> {
         let mut configs = BTreeMap::new();
         for (key, value) in whole {
             match value {
@@ -284,6 +289,13 @@ impl Configs {
         }
         faults.sort();
         faults
+    }
+}
+
+impl From<Configs> for Map<String, Value> {
+    fn from(configs: Configs) -> Self {
+        let rows = configs.0.into_iter();
+        rows.map(|(key, row)| (key, Value::Object(row))).collect()
     }
 }
 

@@ -6,6 +6,7 @@ use serde::Serialize;
 use super::clocks::Clocks;
 use super::protocol::Device;
 use super::results::{Quarantined, Row};
+use super::tuned::TunedTable;
 use crate::problem::Shape;
 
 /// Something that happened.
@@ -114,6 +115,9 @@ pub struct TuneOutcome<P = Shape> {
     pub quarantined: Vec<Quarantined<P>>,
     /// Files of the table.
     pub files: Vec<Utf8PathBuf>,
+    /// The tables in them, as rows.
+    #[serde(skip)]
+    pub tables: Vec<TunedTable>,
     /// Restarted workers.
     pub restarts: u32,
     /// What was lost for good: why a device worker gave up, or a library of which no candidate was measured.
@@ -141,6 +145,7 @@ impl<P> TuneOutcome<P> {
             not_reached: Vec::new(),
             quarantined: Vec::new(),
             files: Vec::new(),
+            tables: Vec::new(),
             restarts: 0,
             lost: Vec::new(),
             clocks: Clocks::default(),

@@ -20,6 +20,7 @@ pub mod results;
 pub mod rules;
 pub mod sample;
 pub mod task;
+pub mod tuned;
 mod work_queue;
 pub mod worker;
 

@@ -223,7 +223,8 @@ pub fn run<P: Task>(
         &outcome.served_by_neighbours,
     ));
     let written = backend.write(&request.folder, &outcome.device, &rows);
-    outcome.files = written.map_err(write)?;
+    let written = written.map_err(write)?;
+    (outcome.files, outcome.tables) = (written.files, written.tables);
     for path in &outcome.files {
         (events)(&TuneEvent::Wrote { path: path.clone() });
     }

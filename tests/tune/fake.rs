@@ -7,10 +7,10 @@ use std::collections::{BTreeMap, VecDeque};
 use std::io::{BufRead as _, Write as _};
 use std::time::Duration;
 
-use camino::{Utf8Path, Utf8PathBuf};
+use camino::Utf8Path;
 use gemmtune::problem::{Op, Shape};
 use gemmtune::tune::Effort;
-use gemmtune::tune::backends::{Backend, Deadlines, Field, Pace};
+use gemmtune::tune::backends::{Backend, Deadlines, Field, Pace, Written};
 use gemmtune::tune::points::Refine;
 use gemmtune::tune::protocol::{
     Answer, Ask, Candidate, Device, Numerics, Outcome, Preparation, Refusal, Reply, Request,
@@ -86,12 +86,7 @@ impl Backend for Fake {
         Vec::new()
     }
 
-    fn write(
-        &self,
-        folder: &Utf8Path,
-        _: &Device,
-        rows: &[Row],
-    ) -> std::io::Result<Vec<Utf8PathBuf>> {
+    fn write(&self, folder: &Utf8Path, _: &Device, rows: &[Row]) -> std::io::Result<Written> {
         use std::fmt::Write as _;
         let path = folder.join("table.txt");
         let mut text = String::new();
@@ -99,7 +94,10 @@ impl Backend for Fake {
             writeln!(text, "{} {}", row.shape.m, row.candidate["us"]).unwrap();
         }
         gemmtune::store::file::write_atomic(&path, text.as_bytes())?;
-        Ok(vec![path])
+        Ok(Written {
+            files: vec![path],
+            tables: Vec::new(),
+        })
     }
 }
 

@@ -4,7 +4,7 @@ use super::{Done, foresee, fused_moe};
 use crate::engine::{Engine, in_place, read_document, read_json, write_document};
 use crate::problem::Shape;
 use crate::proc::quoted;
-use crate::run::documents::{Deployment, Inspection, Tuned};
+use crate::run::documents::{Deployment, Document as _, Inspection, Tuned};
 use crate::run::error::{Error, ErrorKind};
 use crate::run::stage::Stage;
 use crate::store::journal::JournalError;
@@ -16,6 +16,18 @@ pub(super) fn deploy(engine: &mut Engine<'_>) -> Result<Done, Error> {
     let inspection = super::inspection(&engine.run)?;
     let tuned: Tuned = read_document(&engine.run)?;
     foresee::foresee(engine, &tuned)?;
+    if tuned.has_won() && tuned.tables.is_empty() {
+        return Err(Error::new(
+            ErrorKind::NotResumable,
+            format!(
+                "`{}` was written by a gemmtune that kept no rows in it",
+                Tuned::path(&engine.run)
+            ),
+        )
+        .hint(
+            "go on with the gemmtune that began this run, or begin a new one: `gemmtune run --new`",
+        ));
+    }
     // First: what refuses its tables has put nothing in place.
     let experts = fused_moe::deploy(engine, &inspection, &tuned)?;
     let kernels = engine.backend.kernels.clone().filter(|_| tuned.has_won());

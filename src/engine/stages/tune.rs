@@ -173,18 +173,16 @@ fn done(
 
 /// Takes a table from elsewhere in place of a tuned one.
 fn take(engine: &mut Engine<'_>, inspection: &Inspection, table: &Utf8Path) -> Result<Done, Error> {
-    let folder = engine.run.tune().join("taken");
-    fs_err::create_dir_all(&folder).map_err(|error| Error::file(&error))?;
     let Some(kernels) = &engine.backend.kernels else {
         return Err(Error::new(
             ErrorKind::Usage,
             "no table of fused MoE is judged as it is",
         ));
     };
-    let files = kernels.take(inspection, table, &folder)?;
+    let tables = kernels.take(inspection, table)?;
     let device = inspection.identity.get("device");
     let device = device.map_or(inspection.gfx.as_str(), String::as_str);
-    let tuned = Tuned::taken(table, device, files);
+    let tuned = Tuned::taken(table, device, tables);
     write_document(&engine.run, &tuned)?;
     for remark in &tuned.remarks {
         engine.remark(remark.clone());

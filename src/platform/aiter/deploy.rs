@@ -10,7 +10,7 @@ use camino::{Utf8Path, Utf8PathBuf};
 
 use super::cover::{Covered, Keys};
 use super::facts::{Trees, Way, aiter_error, arch_of, read};
-use super::tables::{merged, plain, read_table, rows_of};
+use super::tables::{merged, plain, read_table};
 use super::{Aiter, pins};
 use crate::overlay::{self, OverlayOptions};
 use crate::platform::gone;
@@ -107,8 +107,9 @@ impl Aiter {
             left: left(tuned),
             stays_triton: route::triton_shapes(&fp8_utils(&trees)?),
         };
-        let (rows, lost): (Vec<Row>, Vec<Row>) = rows_of(op, &tuned.files)?
-            .into_iter()
+        let tuned_rows = tuned.tables.iter().flat_map(|table| table.csv_rows(op));
+        let (rows, lost): (Vec<Row>, Vec<Row>) = tuned_rows
+            .cloned()
             .partition(|row| !covered.left.contains(&(row.m, row.n, row.k)));
         if rows.is_empty() {
             return Err(Error::new(

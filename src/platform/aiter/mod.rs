@@ -36,6 +36,7 @@ use crate::table::roofline::Device;
 use crate::tree::aiter::revision;
 use crate::tree::era;
 use crate::tune::aiter::{self as tuner, AiterOrder, AiterTuneError, Limits, Settings};
+use crate::tune::tuned::TunedTable;
 use crate::tune::{TuneEvent, TuneOutcome};
 use crate::workload::config::{Config, Switch};
 use crate::workload::env::Environment;
@@ -194,13 +195,8 @@ impl Kernels for Aiter {
         Ok(tuned)
     }
 
-    fn take(
-        &self,
-        inspection: &Inspection,
-        table: &Utf8Path,
-        folder: &Utf8Path,
-    ) -> Result<Vec<Utf8PathBuf>, Error> {
-        take_csv(inspection.op, table, folder)
+    fn take(&self, inspection: &Inspection, table: &Utf8Path) -> Result<Vec<TunedTable>, Error> {
+        take_csv(inspection.op, table)
     }
 
     fn deploy(

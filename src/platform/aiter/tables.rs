@@ -10,15 +10,6 @@ use crate::run::error::{Error, ErrorKind};
 use crate::table::aiter::{Row, Table};
 use crate::table::merge::{self, Policy};
 
-/// The rows that the tuner's files hold.
-pub(super) fn rows_of(op: Op, files: &[Utf8PathBuf]) -> Result<Vec<Row>, Error> {
-    let mut rows = Vec::new();
-    for file in files {
-        rows.extend(read_table(file, op)?.rows);
-    }
-    Ok(rows)
-}
-
 pub(super) fn read_table(path: &Utf8Path, op: Op) -> Result<Table, Error> {
     Table::read(path.as_str(), &read(path)?, Some(op))
         .map_err(|error| Error::caused(ErrorKind::Environment, &error))

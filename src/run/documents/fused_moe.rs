@@ -12,6 +12,7 @@ use crate::tune::TuneOutcome;
 use crate::tune::clocks::Clocks;
 use crate::tune::moe::{MoeTask, Part};
 use crate::tune::results::Row;
+use crate::tune::tuned::TunedTable;
 
 /// A fused MoE that the workload was seen to run.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
@@ -63,6 +64,9 @@ pub struct TunedMoe {
     pub lost: Vec<String>,
     /// Files of the tables, as the tuner wrote them.
     pub files: Vec<Utf8PathBuf>,
+    /// The tables in them, as rows: what is deployed.
+    #[serde(default)]
+    pub tables: Vec<TunedTable>,
     /// What the devices' clocks did while candidates were timed.
     pub clocks: Clocks,
     /// Pairs of rows that were timed as whole operations.
@@ -105,6 +109,7 @@ impl From<TuneOutcome<MoeTask>> for TunedMoe {
                 .collect(),
             lost: outcome.lost,
             files: outcome.files,
+            tables: outcome.tables,
             clocks: outcome.clocks,
             candidates,
             busy_seconds: outcome.busy_s,

@@ -11,6 +11,7 @@ use crate::problem::Shape;
 use crate::tune::TuneOutcome;
 use crate::tune::clocks::Clocks;
 use crate::tune::results::Row;
+use crate::tune::tuned::TunedTable;
 use crate::workload::env::Environment;
 
 /// What the tune stage found, in the form later stages and the report read.
@@ -37,6 +38,9 @@ pub struct Tuned {
     pub remarks: Vec<String>,
     /// Files of the table, as the tuner wrote them.
     pub files: Vec<Utf8PathBuf>,
+    /// The tables in them, as rows: what is deployed.
+    #[serde(default)]
+    pub tables: Vec<TunedTable>,
     /// Where the table comes from that was taken as it is; then nothing was tuned.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub taken_from: Option<Utf8PathBuf>,
@@ -65,6 +69,7 @@ impl Tuned {
             contests: Vec::new(),
             remarks: Vec::new(),
             files: Vec::new(),
+            tables: Vec::new(),
             taken_from: None,
             clocks: Clocks::default(),
             busy_seconds: 0.0,
@@ -79,7 +84,7 @@ impl Tuned {
     }
 
     /// A table that was taken from elsewhere as it is.
-    pub fn taken(from: &Utf8Path, device: &str, files: Vec<Utf8PathBuf>) -> Self {
+    pub fn taken(from: &Utf8Path, device: &str, tables: Vec<TunedTable>) -> Self {
         Self {
             device: device.to_owned(),
             rows: Vec::new(),
@@ -91,7 +96,8 @@ impl Tuned {
             remarks: vec![format!(
                 "nothing was tuned: the table is {from}, taken as it is"
             )],
-            files,
+            files: Vec::new(),
+            tables,
             taken_from: Some(from.to_owned()),
             clocks: Clocks::default(),
             busy_seconds: 0.0,
@@ -129,6 +135,7 @@ impl From<TuneOutcome> for Tuned {
             contests: Vec::new(),
             remarks: Vec::new(),
             files: outcome.files,
+            tables: outcome.tables,
             taken_from: None,
             clocks: outcome.clocks,
             busy_seconds: outcome.busy_s,

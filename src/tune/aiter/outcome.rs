@@ -1,7 +1,7 @@
 //! What a run of aiter's tuner left.
 
 use camino::Utf8PathBuf;
-use serde::{Serialize, Serializer};
+use serde::Serialize;
 
 use super::Incumbent;
 use crate::problem::{Op, Shape};
@@ -10,13 +10,13 @@ use crate::tune::event::Unserved;
 use crate::tune::protocol::{Candidate, Device};
 use crate::tune::results;
 use crate::tune::rules::Effort;
+use crate::tune::tuned::TunedTable;
 
 /// A row that may be deployed, or says where not to.
 #[derive(Clone, Debug, Serialize)]
 pub struct Accepted {
     pub shape: Shape,
     /// The tuner's row, every column of it.
-    #[serde(serialize_with = "cells")]
     pub row: Row,
     /// What served the shape, where that was measured.
     pub incumbent: Option<Incumbent>,
@@ -67,7 +67,6 @@ impl Accepted {
 #[derive(Clone, Debug, Serialize)]
 pub struct Refused {
     pub shape: Shape,
-    #[serde(serialize_with = "cells")]
     pub row: Row,
     pub reason: String,
 }
@@ -142,6 +141,9 @@ pub struct AiterOutcome {
     pub remarks: Vec<String>,
     /// Files of the table: the accepted rows that win, in the tuner's columns. None where nothing won.
     pub files: Vec<Utf8PathBuf>,
+    /// The tables in them, as rows.
+    #[serde(skip)]
+    pub tables: Vec<TunedTable>,
     /// What the tuner printed, one file for each attempt and stream.
     pub logs: Vec<Utf8PathBuf>,
     /// Times the tuner was started.
@@ -215,6 +217,7 @@ impl From<AiterOutcome> for crate::tune::TuneOutcome {
                 .collect(),
             lost,
             files: outcome.files,
+            tables: outcome.tables,
             restarts: outcome.attempts.saturating_sub(1),
             busy_s: outcome.busy_s,
             active_s: outcome.busy_s,
@@ -223,25 +226,4 @@ impl From<AiterOutcome> for crate::tune::TuneOutcome {
             ..Self::new(outcome.device)
         }
     }
-}
-
-/// A row as its typed cells.
-fn cells<S: Serializer>(row: &Row, serializer: S) -> Result<S::Ok, S::Error> {
-    serde_json::json!({
-        "gfx": row.gfx.as_deref(),
-        "cu_num": row.cu_num,
-        "M": row.m,
-        "N": row.n,
-        "K": row.k,
-        "q_dtype_w": row.q_dtype_w.as_deref(),
-        "libtype": row.libtype.as_deref(),
-        "kernelId": row.kernel_id,
-        "splitK": row.split_k,
-        "us": row.us.filter(|us| us.is_finite()),
-        "kernelName": row.kernel_name.as_deref(),
-        "tflops": row.tflops,
-        "bw": row.bw,
-        "errRatio": row.err_ratio,
-    })
-    .serialize(serializer)
 }

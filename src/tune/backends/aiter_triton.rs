@@ -18,7 +18,7 @@ use self::space::{Setting, Space};
 use super::sglang_triton::files::write_provenance;
 use super::sglang_triton::model;
 use super::sglang_triton::space::is_rocm;
-use super::{Backend, Deadlines, Field, Pace};
+use super::{Backend, Deadlines, Field, Pace, Written};
 use crate::overlay::{self, OverlayOptions};
 use crate::problem::{Op, Shape};
 use crate::store::file::{entries, write_atomic};
@@ -249,14 +249,9 @@ impl Backend for AiterTriton {
     }
 
     /// Files of the device's own architecture: rows raced on another make are never named as if they were aiter's.
-    fn write(
-        &self,
-        folder: &Utf8Path,
-        device: &Device,
-        rows: &[Row],
-    ) -> std::io::Result<Vec<Utf8PathBuf>> {
+    fn write(&self, folder: &Utf8Path, device: &Device, rows: &[Row]) -> std::io::Result<Written> {
         if rows.is_empty() {
-            return Ok(Vec::new());
+            return Ok(Written::default());
         }
         let mut by_weight: BTreeMap<(u32, u32), BTreeMap<u32, Candidate>> = BTreeMap::new();
         for row in rows {
@@ -265,20 +260,16 @@ impl Backend for AiterTriton {
         }
         let tables = folder.join(TABLES);
         fs_err::create_dir_all(&tables)?;
-        let mut written = Vec::new();
+        let mut written = Written::default();
         for ((n, k), raced) in by_weight {
             let name = Self::file_name(&device.arch, n, k);
             let today = self.today(device, n, k);
-            written.push(files::merge(
-                &tables,
-                &name,
-                &raced,
-                today.as_ref(),
-                Self::rules(device),
-            )?);
+            let table = files::merge(&tables, &name, &raced, today.as_ref(), Self::rules(device))?;
+            written.files.push(tables.join(&table.name));
+            written.tables.push(table);
         }
         write_provenance(&tables, device, rows)?;
-        written.push(deployable(folder, &tables)?);
+        written.files.push(deployable(folder, &tables)?);
         Ok(written)
     }
 }
@@ -434,10 +425,10 @@ pub(in crate::tune::backends) mod tests {
             .write(out, &device, &[raced(64, row(256, 1))])
             .unwrap();
         assert_eq!(
-            written[0].file_name(),
+            written.files[0].file_name(),
             Some("gfx942-GEMM-A8W8_BLOCKSCALE-N=512-K=7168.json")
         );
-        let configs = Configs::read(&fs_err::read(&written[0]).unwrap()).unwrap();
+        let configs = Configs::read(&fs_err::read(&written.files[0]).unwrap()).unwrap();
         let serves =
             |m| configs.find(AiterTriton::rules(&device), m).unwrap().1["BLOCK_SIZE_N"].clone();
         assert_eq!(
@@ -448,7 +439,7 @@ pub(in crate::tune::backends) mod tests {
         backend
             .write(out, &device, &[raced(1, row(48, 1))])
             .unwrap();
-        let configs = Configs::read(&fs_err::read(&written[0]).unwrap()).unwrap();
+        let configs = Configs::read(&fs_err::read(&written.files[0]).unwrap()).unwrap();
         let serves =
             |m| configs.find(AiterTriton::rules(&device), m).unwrap().1["BLOCK_SIZE_N"].clone();
         assert_eq!([1, 2, 64].map(serves), [48, 16, 256].map(Value::from));
@@ -477,7 +468,7 @@ pub(in crate::tune::backends) mod tests {
             .write(out, &on(&tree, h100(&[])), &[raced(64, row(256, 1))])
             .unwrap();
         assert!(
-            written[0].file_name().unwrap().starts_with("sm_90-"),
+            written.files[0].file_name().unwrap().starts_with("sm_90-"),
             "{written:?}"
         );
     }

@@ -10,7 +10,7 @@ use std::fmt::Write as _;
 use camino::{Utf8Path, Utf8PathBuf};
 use serde_json::Value;
 
-use super::{Backend, Field, Pace};
+use super::{Backend, Field, Pace, Written};
 use crate::tune::compile_only::{self, Answer, CompileError};
 use crate::tune::points::Refine;
 use crate::tune::protocol::{Candidate, Device};
@@ -201,7 +201,7 @@ impl<P: Task> Backend<P> for Known<'_, P> {
         folder: &Utf8Path,
         device: &Device,
         rows: &[Row<P>],
-    ) -> std::io::Result<Vec<Utf8PathBuf>> {
+    ) -> std::io::Result<Written> {
         self.backend.write(folder, device, rows)
     }
 }

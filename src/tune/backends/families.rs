@@ -9,13 +9,13 @@ mod space;
 
 use std::time::Duration;
 
-use camino::{Utf8Path, Utf8PathBuf};
+use camino::Utf8Path;
 use serde_json::{Value, json};
 
 use self::route::Route;
 use self::space::{Kernel, Setting};
 use super::sglang_triton::{SglangTriton, files, worker_files};
-use super::{Backend, Deadlines, Field, Pace};
+use super::{Backend, Deadlines, Field, Pace, Written};
 use crate::overlay::{self, OverlayOptions};
 use crate::problem::{Op, Shape};
 use crate::store::file::write_atomic;
@@ -24,6 +24,7 @@ use crate::tune::protocol::{Candidate, Device};
 use crate::tune::race::Rules;
 use crate::tune::results::Row;
 use crate::tune::rules::Effort;
+use crate::tune::tuned::{TunedRows, TunedTable};
 
 /// Name of the route in the output folder.
 pub const ROUTE: &str = "route.json";
@@ -186,31 +187,31 @@ impl Backend for Families {
             .collect()
     }
 
-    fn write(
-        &self,
-        folder: &Utf8Path,
-        device: &Device,
-        rows: &[Row],
-    ) -> std::io::Result<Vec<Utf8PathBuf>> {
+    fn write(&self, folder: &Utf8Path, device: &Device, rows: &[Row]) -> std::io::Result<Written> {
         if rows.is_empty() {
-            return Ok(Vec::new());
+            return Ok(Written::default());
         }
-        let route = folder.join(ROUTE);
-        write_atomic(&route, Route::of(device, rows).to_json().as_bytes())?;
+        let mut written = Written::default();
+        let table = TunedTable {
+            name: ROUTE.to_owned(),
+            rows: TunedRows::Route(Route::of(device, rows)),
+        };
+        written.put(folder, table)?;
         files::write_provenance(folder, device, rows)?;
         let overlay_folder = folder.join(OVERLAY);
         overlay::write(&overlay_folder)?;
         // The kernels that were raced are those that serve.
         worker_files::write(&overlay_folder)?;
         let options = OverlayOptions {
-            route: Some(route.canonicalize_utf8()?),
+            route: Some(folder.join(ROUTE).canonicalize_utf8()?),
             ..OverlayOptions::default()
         };
         let overlay_folder = overlay_folder.canonicalize_utf8()?;
         let variables = folder.join(VARIABLES);
         let text = overlay::assignments(&overlay_folder, &options);
         write_atomic(&variables, text.as_bytes())?;
-        Ok(vec![route, variables])
+        written.files.push(variables);
+        Ok(written)
     }
 }
 

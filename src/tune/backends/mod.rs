@@ -19,7 +19,9 @@ use super::race::Rules;
 use super::results::Row;
 use super::rules::Effort;
 use super::task::Task;
+use super::tuned::TunedTable;
 use crate::problem::Shape;
+use crate::store::file::write_atomic;
 
 /// The candidates of one race, in the order to try them.
 #[derive(Clone, Debug, Default, PartialEq)]
@@ -85,6 +87,26 @@ pub struct Deadlines {
     pub check_flops: f64,
 }
 
+/// What was written.
+#[derive(Clone, Debug, Default, PartialEq)]
+pub struct Written {
+    /// Every file: the tables, and what deploys them without a run.
+    pub files: Vec<Utf8PathBuf>,
+    /// The tables as they stand in them now.
+    pub tables: Vec<TunedTable>,
+}
+
+impl Written {
+    /// Writes a table into `folder`.
+    fn put(&mut self, folder: &Utf8Path, table: TunedTable) -> std::io::Result<()> {
+        let path = folder.join(&table.name);
+        write_atomic(&path, table.text().as_bytes())?;
+        self.files.push(path);
+        self.tables.push(table);
+        Ok(())
+    }
+}
+
 /// A kind of kernel that can be raced.
 pub trait Backend<P: Task = Shape>: Send + Sync {
     /// Its name on the command line and in results.
@@ -114,12 +136,11 @@ pub trait Backend<P: Task = Shape>: Send + Sync {
     /// Candidates one step away from `candidate`.
     fn relatives(&self, device: &Device, shape: &P, candidate: &Candidate) -> Vec<Candidate>;
 
-    /// Writes the table of `rows` into `folder` and returns the files written. Nothing that was there is
-    /// lost: files of the same name are merged.
+    /// Writes the tables of `rows` into `folder`. Nothing that was there is lost: files of the same name are merged.
     fn write(
         &self,
         folder: &Utf8Path,
         device: &Device,
         rows: &[Row<P>],
-    ) -> std::io::Result<Vec<Utf8PathBuf>>;
+    ) -> std::io::Result<Written>;
 }

@@ -6,12 +6,11 @@
 
 use std::time::Duration;
 
-use camino::{Utf8Path, Utf8PathBuf};
+use camino::Utf8Path;
 use serde_json::{Value, json};
 
-use super::{Backend, Deadlines, Field, Pace};
+use super::{Backend, Deadlines, Field, Pace, Written};
 use crate::problem::{Op, Shape};
-use crate::store::file::write_atomic;
 use crate::table::aiter::{self, Table};
 use crate::table::lookup::{LookupError, Resolver, Rules as LookupRules};
 use crate::table::revision::Revision;
@@ -20,6 +19,7 @@ use crate::tune::protocol::{Candidate, Device};
 use crate::tune::race::Rules;
 use crate::tune::results::Row;
 use crate::tune::rules::{Effort, cpu_rules};
+use crate::tune::tuned::TunedTable;
 
 /// Name of the table in the output folder.
 pub const TABLE: &str = "table.csv";
@@ -134,20 +134,15 @@ impl Backend for Reference {
             .collect()
     }
 
-    fn write(
-        &self,
-        folder: &Utf8Path,
-        device: &Device,
-        rows: &[Row],
-    ) -> std::io::Result<Vec<Utf8PathBuf>> {
+    fn write(&self, folder: &Utf8Path, device: &Device, rows: &[Row]) -> std::io::Result<Written> {
         if rows.is_empty() {
-            return Ok(Vec::new());
+            return Ok(Written::default());
         }
-        let path = folder.join(TABLE);
-        let mut table = Table::new(path.as_str(), Op::Blockscale, Revision::H);
+        let mut table = Table::new(TABLE, Op::Blockscale, Revision::H);
         table.rows = rows.iter().map(|row| table_row(device, row)).collect();
-        write_atomic(&path, table.to_csv().as_bytes())?;
-        Ok(vec![path])
+        let mut written = Written::default();
+        written.put(folder, TunedTable::csv(TABLE, &table))?;
+        Ok(written)
     }
 }
 

@@ -18,7 +18,7 @@ use serde_json::{Value, json};
 use self::tables::Today;
 use self::task::{MoeOp, MoeTask, Part, Sizes, pair};
 use super::sglang_triton::space::{Config, Space, is_rocm};
-use super::{Backend, Deadlines, Field, Pace};
+use super::{Backend, Deadlines, Field, Pace, Written};
 use crate::problem::{Op, Shape};
 use crate::tune::points::Refine;
 use crate::tune::protocol::{Candidate, Device};
@@ -259,13 +259,13 @@ impl Backend<MoeTask> for SglangMoe {
         folder: &Utf8Path,
         device: &Device,
         rows: &[Row<MoeTask>],
-    ) -> std::io::Result<Vec<Utf8PathBuf>> {
+    ) -> std::io::Result<Written> {
         let whole: Vec<&Row<MoeTask>> = rows
             .iter()
             .filter(|row| row.shape.part == Part::Whole)
             .collect();
         if whole.is_empty() {
-            return Ok(Vec::new());
+            return Ok(Written::default());
         }
         let mut by_sizes: BTreeMap<Sizes, Vec<(u32, Candidate)>> = BTreeMap::new();
         for row in &whole {

@@ -20,7 +20,7 @@ use serde_json::{Value, json};
 use self::files::TableFile;
 use self::keys::{Rows, nearest};
 use self::space::{Config, Space, is_rocm};
-use super::{Backend, Deadlines, Field, Pace};
+use super::{Backend, Deadlines, Field, Pace, Written};
 use crate::problem::{Op, Shape};
 use crate::table::sglang_json::FileName;
 use crate::tune::points::Refine;
@@ -179,14 +179,9 @@ impl Backend for SglangTriton {
             .collect()
     }
 
-    fn write(
-        &self,
-        folder: &Utf8Path,
-        device: &Device,
-        rows: &[Row],
-    ) -> std::io::Result<Vec<Utf8PathBuf>> {
+    fn write(&self, folder: &Utf8Path, device: &Device, rows: &[Row]) -> std::io::Result<Written> {
         if rows.is_empty() {
-            return Ok(Vec::new());
+            return Ok(Written::default());
         }
         let mut by_weight: BTreeMap<(u32, u32), Vec<&Row>> = BTreeMap::new();
         for row in rows {
@@ -195,7 +190,7 @@ impl Backend for SglangTriton {
         }
         let tables = folder.join(TABLES);
         fs_err::create_dir_all(&tables)?;
-        let mut written = Vec::new();
+        let mut written = Written::default();
         for ((n, k), rows) in by_weight {
             let raced: Rows = rows
                 .iter()
@@ -205,8 +200,9 @@ impl Backend for SglangTriton {
                 folder: &tables,
                 name: self.file_name(device, n, k),
             };
-            file.merge(&raced, &self.today(device, n, k), &self.default_config())?;
-            written.push(file.path());
+            let table = file.merge(&raced, &self.today(device, n, k), &self.default_config())?;
+            written.files.push(file.path());
+            written.tables.push(table);
         }
         files::write_provenance(&tables, device, rows)?;
         Ok(written)

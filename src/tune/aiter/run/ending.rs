@@ -9,6 +9,7 @@ use crate::tune::aiter::outcome::{Accepted, AiterOutcome, Refused};
 use crate::tune::aiter::queue::Why;
 use crate::tune::aiter::{AiterTuneError, Script};
 use crate::tune::event::{TuneEvent, Unserved};
+use crate::tune::tuned::TunedTable;
 
 /// The table of the winners.
 const TABLE: &str = "tuned.csv";
@@ -69,6 +70,7 @@ impl Session<'_> {
             libraries,
             remarks: self.remarks,
             files: Vec::new(),
+            tables: Vec::new(),
             logs: self.logs,
             attempts: self.attempts,
             busy_s: self.busy_s,
@@ -78,11 +80,12 @@ impl Session<'_> {
         let path = self.folder.join(TABLE);
         if outcome.wins().next().is_some() {
             let columns = columns(&self.site.script, &outcome);
-            let table = outcome.table(self.order.op, &columns);
-            crate::store::file::write_atomic(&path, table.to_csv().as_bytes())
+            let table = TunedTable::csv(TABLE, &outcome.table(self.order.op, &columns));
+            crate::store::file::write_atomic(&path, table.text().as_bytes())
                 .map_err(AiterTuneError::Write)?;
             observer(&TuneEvent::Wrote { path: path.clone() });
             outcome.files.push(path);
+            outcome.tables.push(table);
         }
         Ok(outcome)
     }

@@ -6,13 +6,14 @@
 use std::collections::BTreeMap;
 use std::io;
 
-use camino::{Utf8Path, Utf8PathBuf};
+use camino::Utf8Path;
 use serde_json::{Map, Value};
 
 use crate::store::file::write_atomic;
 use crate::table::aiter_triton::{Configs, FileName, Rules};
 use crate::table::shapes::CountedShape;
 use crate::tune::protocol::Candidate;
+use crate::tune::tuned::{TunedRows, TunedTable};
 
 /// Held while a file is read, merged and written.
 const LOCK: &str = ".gemmtune-tables.lock";
@@ -108,14 +109,14 @@ pub fn placed(
 }
 
 /// Puts `raced` rows into the file `name` of `folder`, over the rows that stand there already, else over those of `shipped`.
-/// Several processes may do so at once; no row of any is lost.
+/// Several processes may do so at once; no row of any is lost. Gives what stands in the file now.
 pub fn merge(
     folder: &Utf8Path,
     name: &FileName,
     raced: &BTreeMap<u32, Candidate>,
     shipped: Option<&Configs>,
     rules: Rules,
-) -> io::Result<Utf8PathBuf> {
+) -> io::Result<TunedTable> {
     let lock = fs_err::OpenOptions::new()
         .create(true)
         .truncate(false)
@@ -129,14 +130,12 @@ pub fn merge(
         .ok()
         .and_then(|bytes| Configs::read(&bytes).ok());
     let rows = placed(raced, there.as_ref().or(shipped), rules)?;
-    let mut text = Vec::new();
-    // Four blanks, as aiter's files have.
-    let pretty = serde_json::ser::PrettyFormatter::with_indent(b"    ");
-    let mut writer = serde_json::Serializer::with_formatter(&mut text, pretty);
-    serde::Serialize::serialize(&rows, &mut writer)?;
-    text.push(b'\n');
-    write_atomic(&path, &text)?;
-    Ok(path)
+    let table = TunedTable {
+        name: name.to_string(),
+        rows: TunedRows::ByBucket(rows),
+    };
+    write_atomic(&path, table.text().as_bytes())?;
+    Ok(table)
 }
 
 #[cfg(test)]

@@ -2,9 +2,10 @@
 
 use std::io::{self, Write as _};
 
-use camino::{Utf8Path, Utf8PathBuf};
+use camino::Utf8Path;
 use serde_json::{Value, json};
 
+use super::super::Written;
 use super::super::sglang_triton::files::PROVENANCE;
 use super::super::sglang_triton::keys::{self, Rows};
 use super::task::{MoeTask, Sizes, pair};
@@ -15,9 +16,9 @@ use crate::table::moe::folders::{Tables, folder_of_triton};
 use crate::table::moe::name::TableName;
 use crate::table::moe::release::Release;
 use crate::table::moe::serve::{Pair, Server, Source, beyond_scale_block};
-use crate::table::sglang_json;
 use crate::tune::protocol::{Candidate, Device};
 use crate::tune::results::Row;
+use crate::tune::tuned::{TunedRows, TunedTable};
 
 /// Folder of the raced tables in the output folder, for the overlay.
 pub const TABLES: &str = "configs";
@@ -173,29 +174,22 @@ impl Table {
         }
     }
 
-    /// The file of one projection.
-    fn json(&self, down: bool) -> String {
-        let mut table = sglang_json::Config::default();
-        for (m, rows) in &self.rows {
+    /// The table of one projection, under `name`.
+    fn projection(&self, down: bool, name: String) -> TunedTable {
+        let row = |rows: &Candidate| match &rows["down"] {
+            row if down && !row.is_null() => row.clone(),
             // Without a row of its own the down projection runs with the up row.
-            let row = match &rows["down"] {
-                row if down && !row.is_null() => row,
-                _ => &rows["up"],
-            };
-            let params = row.as_object().cloned().unwrap_or_default();
-            table.set(*m, params.into_iter().collect());
+            _ => rows["up"].clone(),
+        };
+        TunedTable {
+            name,
+            rows: TunedRows::ByM(self.rows.iter().map(|(m, rows)| (*m, row(rows))).collect()),
         }
-        table.to_json()
     }
 
-    fn write(&self, folder: &Utf8Path) -> io::Result<Vec<Utf8PathBuf>> {
-        let mut written = Vec::new();
-        for down in [false, true] {
-            let path = folder.join(self.name.with_down(down).to_string());
-            write_atomic(&path, self.json(down).as_bytes())?;
-            written.push(path);
-        }
-        Ok(written)
+    /// The tables of both, as SGLang names them.
+    fn both(&self) -> [TunedTable; 2] {
+        [false, true].map(|down| self.projection(down, self.name.with_down(down).to_string()))
     }
 }
 
@@ -207,7 +201,7 @@ pub fn write_sglang(
     carried: &Utf8Path,
     tables: &[Table],
     provenance: &[u8],
-) -> io::Result<Vec<Utf8PathBuf>> {
+) -> io::Result<Written> {
     let raced = folder.join(TABLES);
     let triton = device.versions.get("triton").map_or("", String::as_str);
     let complete = folder.join(COMPLETE).join("configs");
@@ -216,10 +210,10 @@ pub fn write_sglang(
         fs_err::create_dir_all(folder)?;
     }
     carry_along(carried, &complete)?;
-    let mut written = Vec::new();
-    for table in tables {
-        written.extend(table.write(&raced)?);
-        table.write(&own)?;
+    let mut written = Written::default();
+    for table in tables.iter().flat_map(Table::both) {
+        write_atomic(&own.join(&table.name), table.text().as_bytes())?;
+        written.put(&raced, table)?;
     }
     write_atomic(&raced.join(PROVENANCE), provenance)?;
     let overlay_folder = folder.join(OVERLAY);
@@ -234,8 +228,8 @@ pub fn write_sglang(
         &variables,
         overlay::assignments(&overlay_folder, &options).as_bytes(),
     )?;
-    written.push(variables);
-    written.push(folder.join(COMPLETE));
+    written.files.push(variables);
+    written.files.push(folder.join(COMPLETE));
     Ok(written)
 }
 
@@ -254,18 +248,12 @@ fn carry_along(from: &Utf8Path, complete: &Utf8Path) -> io::Result<()> {
 }
 
 /// Writes vLLM's tables: one row for both GEMMs, in its spelling.
-pub fn write_vllm(
-    folder: &Utf8Path,
-    tables: &[Table],
-    provenance: &[u8],
-) -> io::Result<Vec<Utf8PathBuf>> {
+pub fn write_vllm(folder: &Utf8Path, tables: &[Table], provenance: &[u8]) -> io::Result<Written> {
     let folder = folder.join(VLLM);
     fs_err::create_dir_all(&folder)?;
-    let mut written = Vec::new();
+    let mut written = Written::default();
     for table in tables {
-        let path = folder.join(table.name.of_vllm());
-        write_atomic(&path, table.json(false).as_bytes())?;
-        written.push(path);
+        written.put(&folder, table.projection(false, table.name.of_vllm()))?;
     }
     write_atomic(&folder.join(PROVENANCE), provenance)?;
     Ok(written)
@@ -292,6 +280,8 @@ pub fn provenance(device: &Device, rows: &[&Row<MoeTask>]) -> Vec<u8> {
 
 #[cfg(test)]
 mod tests {
+    use camino::Utf8PathBuf;
+
     use super::super::super::sglang_triton::space::tests::h100;
     use super::super::task::tests::QWEN;
     use super::*;
@@ -401,9 +391,9 @@ mod tests {
             let text = fs_err::read_to_string(path).unwrap();
             serde_json::from_str::<serde_json::Map<String, Value>>(&text).unwrap()
         };
-        let (up, down) = (read(&written[0]), read(&written[1]));
+        let (up, down) = (read(&written.files[0]), read(&written.files[1]));
         assert!(
-            written[1]
+            written.files[1]
                 .as_str()
                 .ends_with("block_shape=[128, 128]_down.json")
         );
@@ -481,7 +471,7 @@ mod tests {
         let table = Table::placed(&scene.device, QWEN, BLOCK, &raced, &today);
         let written = write_vllm(&scene.folder, &[table], b"").unwrap();
         assert_eq!(
-            written[0].file_name(),
+            written.files[0].file_name(),
             Some(
                 "E=128,N=768,device_name=NVIDIA_H100_80GB_HBM3,dtype=fp8_w8a8,block_shape=[128,128].json"
             )

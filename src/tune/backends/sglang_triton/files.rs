@@ -11,6 +11,7 @@ use crate::store::file::write_atomic;
 use crate::table::sglang_json::{self, FileName};
 use crate::tune::protocol::Device;
 use crate::tune::results::Row;
+use crate::tune::tuned::{TunedRows, TunedTable};
 
 /// Name of the file beside the tables that says where each row comes from, one JSON line a row.
 pub const PROVENANCE: &str = "provenance.jsonl";
@@ -41,8 +42,8 @@ impl TableFile<'_> {
     }
 
     /// Puts `raced` rows into the table, over the rows that stand there already, else over those in force
-    /// `today`, else over `fallback`. Several processes may do so at once; no row of any is lost.
-    pub fn merge(&self, raced: &Rows, today: &Rows, fallback: &Config) -> io::Result<()> {
+    /// `today`, else over `fallback`, and gives what stands in it now. Several processes may do so at once; no row of any is lost.
+    pub fn merge(&self, raced: &Rows, today: &Rows, fallback: &Config) -> io::Result<TunedTable> {
         let lock = fs_err::OpenOptions::new()
             .create(true)
             .truncate(false)
@@ -58,15 +59,12 @@ impl TableFile<'_> {
             there.as_ref().unwrap_or(today),
             &fallback.candidate(),
         );
-        let mut table = sglang_json::Config::default();
-        for (m, candidate) in rows {
-            let params = candidate
-                .as_object()
-                .map(|object| object.clone().into_iter().collect())
-                .unwrap_or_default();
-            table.set(m, params);
-        }
-        write_atomic(&path, table.to_json().as_bytes())
+        let table = TunedTable {
+            name: self.name.to_string(),
+            rows: TunedRows::ByM(rows),
+        };
+        write_atomic(&path, table.text().as_bytes())?;
+        Ok(table)
     }
 }
 
@@ -113,7 +111,9 @@ mod tests {
         std::thread::scope(|scope| {
             for m in ms {
                 let (file, fallback) = (&file, &fallback);
-                scope.spawn(move || file.merge(&row(m), &Rows::new(), fallback).unwrap());
+                scope.spawn(move || {
+                    file.merge(&row(m), &Rows::new(), fallback).unwrap();
+                });
             }
         });
         let rows = read_rows(&file.path()).unwrap();
