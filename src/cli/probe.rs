@@ -386,14 +386,22 @@ fn of_run(path: &Utf8Path) -> Result<Target, Error> {
             .map(|(name, value)| (name, Some(value))),
     );
     env.extend(deployment.environment());
+    // Of several operations the first; the others are tried by `verify`, as that one is.
+    let first = deployment.tables(&inspection).into_iter().next();
+    let (operation, table) = first.ok_or_else(|| {
+        Error::new(
+            ErrorKind::Usage,
+            "the run deployed no table of dense GEMMs, whose operation can be tried",
+        )
+    })?;
     // The rows that were tuned stand beside the deployed table.
-    let ours = deployment.table.with_file_name("tuned.csv");
+    let ours = table.table.with_file_name("tuned.csv");
     Ok(Target {
         python: python.into_string(),
         folder: config.server.cwd,
         env,
-        linear: inspection.linear,
-        table: read_table(&ours, Some(inspection.op))?,
+        linear: operation.linear,
+        table: read_table(&ours, Some(operation.op))?,
     })
 }
 

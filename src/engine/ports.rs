@@ -50,7 +50,9 @@ pub type FindBackend = fn(&Config, &Keeper) -> Result<Backend, Error>;
 pub struct TuneOrder<'a> {
     /// The run.
     pub run: &'a RunDir,
-    /// What was found.
+    /// Where results of this operation lie.
+    pub folder: &'a Utf8Path,
+    /// What was found of the operation to tune.
     pub inspection: &'a Inspection,
     /// Shapes to tune, most valuable first.
     pub shapes: &'a [Shape],
@@ -128,7 +130,8 @@ pub trait Server: Send + Sync {
     }
 }
 
-/// A family of kernels for dense GEMMs that a server can be tuned with.
+/// A family of kernels for dense GEMMs that a server can be tuned with. Most have one operation; where a workload runs several
+/// ([`Inspection::operations`]), plans are made and races are run one by one, and all of it is deployed at once.
 pub trait Kernels: Send + Sync {
     /// Finds what serves today.
     fn inspect(&self) -> Result<Inspection, Error>;
@@ -141,10 +144,10 @@ pub trait Kernels: Send + Sync {
     /// What was found, as the workload was seen to use it; refuses a workload that these kernels do not serve.
     fn seen(&self, inspection: &Inspection, log_summary: &LogSummary) -> Result<Inspection, Error>;
 
-    /// What a plan is made with.
+    /// What a plan for the operation of `inspection` is made with.
     fn plan_terms(&self, inspection: &Inspection) -> Result<PlanTerms, Error>;
 
-    /// Tunes.
+    /// Tunes one operation.
     fn tune(
         &self,
         order: &TuneOrder<'_>,
@@ -154,7 +157,7 @@ pub trait Kernels: Send + Sync {
     /// Reads a table from elsewhere, as a tuning would have left it; refuses what cannot be deployed here.
     fn take(&self, inspection: &Inspection, table: &Utf8Path) -> Result<Vec<TunedTable>, Error>;
 
-    /// Puts what was tuned in place, in files and variables of its own.
+    /// Puts what was tuned in place, of every operation of `inspection`, in files and variables of its own.
     fn deploy(
         &self,
         run: &RunDir,

@@ -85,6 +85,7 @@ impl Kernels for AiterTriton {
         let bound = bounds.first().map_or_else(String::new, u32::to_string);
         identity.insert(BOUND.to_owned(), bound);
         Ok(Inspection {
+            also: Vec::new(),
             identity,
             op: Op::Blockscale,
             gfx: device.arch.clone(),
@@ -184,7 +185,7 @@ impl Kernels for AiterTriton {
             .collect();
         let raced = representatives(&counted, rules(order.inspection));
         let shapes = raced.into_iter().map(|one| one.shape).collect();
-        let place = (order.run.tune(), order.budget);
+        let place = (order.folder.to_owned(), order.budget);
         raced::race(
             &self.site,
             &Candidates::default(),

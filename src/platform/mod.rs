@@ -25,30 +25,37 @@ use crate::run::documents::Engagement;
 use crate::run::error::{Error, ErrorKind};
 use crate::store::journal::JournalError;
 use crate::store::lock::LockError;
-use crate::table::aiter::Table;
+use crate::table::aiter::{Row, Table};
 use crate::table::lookup::Resolver;
 use crate::tune::TuneError;
 use crate::tune::results::ResultsError;
 use crate::tune::tuned::TunedTable;
 use crate::workload::config::{self, BackendKind, FusedMoe};
 
-/// What `log summary`, the log of a server that was told to name its look-ups, says about a deployed table.
+/// What `log summary`, the log of a server that was told to name its look-ups, says about the deployed tables, of each operation one with its rules.
 ///
 /// The unit is the shape the server looked up; whether it should have hit is asked of the runtime's own
 /// rules, so a shape that no row serves by design is "unplanned", not "missed".
-fn engagement_of(resolver: &Resolver<'_>, table: &Table, log_summary: &LogSummary) -> Engagement {
+fn engagement_of(tables: &[(&Resolver<'_>, &Table)], log_summary: &LogSummary) -> Engagement {
     let mut engagement = Engagement::default();
     let mut used = BTreeSet::new();
     for (shape, served) in log_summary.served() {
-        let Some(row) = resolver.find(&shape).row() else {
+        let table = match tables {
+            [only] => Some(only),
+            several => several.iter().find(|(_, table)| table.op == shape.op),
+        };
+        let row =
+            table.and_then(|(resolver, table)| Some((resolver.find(&shape).row()?, table.op)));
+        let Some((row, op)) = row else {
             engagement.unplanned.push(shape.to_string());
             continue;
         };
-        used.insert((row.m, row.n, row.k));
+        used.insert((op, row.m, row.n, row.k));
         let told = served
             .hit
             .as_ref()
             .and_then(|hit| hit.kernel_name.as_deref());
+        let hits = engagement.hit;
         if served.hits == 0 {
             engagement.missed.push(shape.to_string());
         } else if told.is_some() && told != row.kernel_name.as_deref() {
@@ -60,13 +67,19 @@ fn engagement_of(resolver: &Resolver<'_>, table: &Table, log_summary: &LogSummar
         } else {
             engagement.hit += 1;
         }
+        if tables.len() > 1 {
+            let asked = engagement.operations.entry(op.to_string()).or_default();
+            let is_hit = engagement.hit - hits;
+            asked.hit += is_hit;
+            asked.missed += 1 - is_hit;
+        }
     }
-    engagement.unseen = table
-        .rows
-        .iter()
-        .filter(|row| !used.contains(&(row.m, row.n, row.k)))
-        .map(|row| row.shape(table.op).to_string())
-        .collect();
+    for (_, table) in tables {
+        let unseen = |row: &&Row| !used.contains(&(table.op, row.m, row.n, row.k));
+        let unseen = table.rows.iter().filter(unseen);
+        let named = unseen.map(|row| row.shape(table.op).to_string());
+        engagement.unseen.extend(named);
+    }
     engagement
 }
 

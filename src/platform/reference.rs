@@ -151,6 +151,7 @@ impl Kernels for Reference {
             None => "one fixed kernel for every shape (no table)".to_owned(),
         };
         Ok(Inspection {
+            also: Vec::new(),
             identity,
             op: Op::Blockscale,
             gfx: device.arch,
@@ -208,7 +209,7 @@ impl Kernels for Reference {
         let request = self.request(
             &backend,
             order.shapes.to_vec(),
-            order.run.tune(),
+            order.folder.to_owned(),
             Some(order.budget),
         );
         crate::tune::run(&request, observer, order.interrupt)
@@ -253,6 +254,8 @@ impl Kernels for Reference {
             notes: Vec::new(),
             digest,
             rows: merged.rows.len(),
+            op: None,
+            also: Vec::new(),
             takes_back: vec![format!(
                 "the file {table} and the variable {TABLE_VARIABLE} that names it"
             )],
@@ -290,7 +293,7 @@ impl Kernels for Reference {
     ) -> Result<Engagement, Error> {
         let table = read_table(&deployment.table)?;
         let resolver = resolver(&table, inspection)?;
-        Ok(super::engagement_of(&resolver, &table, log_summary))
+        Ok(super::engagement_of(&[(&resolver, &table)], log_summary))
     }
 
     fn kernel_name(&self, candidate: &serde_json::Value) -> String {

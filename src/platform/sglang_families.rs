@@ -115,6 +115,7 @@ impl Kernels for SglangFamilies {
             "SGLang's Triton kernel, for DeepGEMM cannot be imported"
         };
         Ok(Inspection {
+            also: Vec::new(),
             identity: raced::identity(&device),
             op: Op::TritonBlockFp8,
             gfx: device.arch.clone(),
@@ -199,7 +200,7 @@ impl Kernels for SglangFamilies {
             serves_triton: serves_triton(order.inspection),
             ..Families::default()
         };
-        let place = (order.run.tune(), order.budget);
+        let place = (order.folder.to_owned(), order.budget);
         let (shapes, interrupt) = (order.shapes.to_vec(), order.interrupt);
         raced::race(&self.site, &backend, shapes, place, observer, interrupt).map(Tuned::from)
     }

@@ -132,6 +132,7 @@ impl FusedMoeKernels for SglangMoe {
         // How the operation is timed is found out when it is.
         identity.remove("whole");
         Ok(Inspection {
+            also: Vec::new(),
             identity,
             op: Op::TritonBlockFp8,
             gfx: device.arch.clone(),

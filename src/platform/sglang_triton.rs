@@ -62,6 +62,7 @@ impl Kernels for SglangTriton {
         let device = raced::device(&self.site, &Candidates::default())?;
         let shipped = shipped(&device)?;
         Ok(Inspection {
+            also: Vec::new(),
             identity: raced::identity(&device),
             op: Op::TritonBlockFp8,
             gfx: device.arch.clone(),
@@ -143,7 +144,7 @@ impl Kernels for SglangTriton {
         order: &TuneOrder<'_>,
         observer: &mut dyn FnMut(&TuneEvent),
     ) -> Result<Tuned, Error> {
-        let place = (order.run.tune(), order.budget);
+        let place = (order.folder.to_owned(), order.budget);
         let (shapes, interrupt) = (order.shapes.to_vec(), order.interrupt);
         raced::race(
             &self.site,
@@ -164,9 +165,15 @@ impl Kernels for SglangTriton {
             name.parse().is_ok_and(is_ours)
         };
         let taken = placed::take(table, wanted, |file, bytes| {
-            sglang_json::Config::read(file.as_str(), bytes)
-                .map(|read| TunedRows::ByM(rows_of(&read)))
-                .map_err(|error| Error::caused(ErrorKind::Usage, &error))
+            let read = sglang_json::Config::read(file.as_str(), bytes)
+                .map_err(|error| Error::caused(ErrorKind::Usage, &error))?;
+            if read.by_m().is_none() {
+                return Err(Error::new(
+                    ErrorKind::Usage,
+                    format!("use `{file}`: a key is no integer, so SGLang could not load it"),
+                ));
+            }
+            Ok(TunedRows::ByM(rows_of(&read)))
         })?;
         if taken.is_empty() {
             return Err(Error::new(

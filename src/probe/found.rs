@@ -70,6 +70,23 @@ pub struct Probed {
     pub ran: Ran,
 }
 
+impl Probed {
+    /// What a process found about a further operation. Of what ran the worst stands.
+    pub fn add(&mut self, other: Self) {
+        self.layout.extend(other.layout);
+        self.times.extend(other.times);
+        self.modules.extend(other.modules);
+        let rank = |ran: &Ran| match ran {
+            Ran::Tuned => 0,
+            Ran::Explained(_) => 1,
+            Ran::Other(_) => 2,
+        };
+        if rank(&other.ran) > rank(&self.ran) {
+            self.ran = other.ran;
+        }
+    }
+}
+
 /// A compiled module that the process loaded.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Module {

@@ -67,6 +67,11 @@ impl Shape {
         }
     }
 
+    /// Whether both are one operation of one size; what a log says of dtypes is not always whole.
+    pub fn is_same_problem(&self, other: &Self) -> bool {
+        (self.op, self.m, self.n, self.k) == (other.op, other.m, other.n, other.k)
+    }
+
     /// Floating-point operations of one call: 2·M·N·K.
     pub fn flops(&self) -> f64 {
         2.0 * f64::from(self.m) * f64::from(self.n) * f64::from(self.k)

@@ -4,7 +4,7 @@ use std::fmt::Write as _;
 
 use super::model::{Report, plain_name};
 use super::number::{measured, percent, whole};
-use super::{fused_moe, loads, step};
+use super::{fused_moe, loads, operations, step};
 use crate::workload::duration::spoken;
 
 /// The text of `report.md`.
@@ -109,6 +109,8 @@ pub(super) fn text(report: &Report) -> String {
     for (heading, rows) in fused_moe::lines(report) {
         table(&mut text, &heading, fused_moe::HEAD, &rows);
     }
+    let operations = operations::lines(report);
+    table(&mut text, "Operations", operations::HEAD, &operations);
     let checks = checks(report);
     list(&mut text, "Checks", &checks);
     if let Some(plan) = &report.plan {

@@ -47,6 +47,9 @@ pub struct Report {
     /// Fused MoE that ran and was to be tuned, one entry for each (E, N).
     #[serde(skip_serializing_if = "Vec::is_empty")]
     pub fused_moe: Vec<FusedMoe>,
+    /// The operations of dense GEMMs, where several were to be tuned.
+    #[serde(skip_serializing_if = "Vec::is_empty")]
+    pub operations: Vec<DenseOperation>,
     /// Share of calls and of GEMM time served by the table.
     pub hit_rates: Vec<HitRate>,
     /// Limits of the device, for the roofline picture.
@@ -97,6 +100,7 @@ impl Default for Report {
             profile: Vec::new(),
             shapes: Vec::new(),
             fused_moe: Vec::new(),
+            operations: Vec::new(),
             hit_rates: Vec::new(),
             roofline: None,
             plan: None,
@@ -332,6 +336,28 @@ impl Stays {
         };
         format!("stays on {}: {} {at}", self.on, self.why)
     }
+}
+
+/// One of several operations of dense GEMMs.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+pub struct DenseOperation {
+    pub op: Op,
+    /// What served it before, in words.
+    pub today: String,
+    /// Shapes of it that were captured.
+    pub captured: usize,
+    /// Its share of the estimated time of all dense GEMMs that were planned, 0 to 1.
+    pub share: f64,
+    /// Rows planned.
+    pub planned: usize,
+    /// Of them tuned, and of these faster than what serves today; absent before.
+    pub tuned: Option<usize>,
+    pub faster: Option<usize>,
+    /// Rows in its deployed table; absent where it has none.
+    pub deployed: Option<usize>,
+    /// Shapes that the tuned server looked up, and those that took the row deployed for them; absent before.
+    pub looked_up: Option<usize>,
+    pub hits: Option<usize>,
 }
 
 /// Something that was not done.

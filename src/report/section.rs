@@ -40,6 +40,11 @@ pub(super) fn all(report: &Report) -> Vec<Section> {
             "Fused MoE before and after",
             super::fused_moe::section(report),
         ),
+        section(
+            "operations",
+            "Operations",
+            super::operations::section(report),
+        ),
         section("stays", "Left with what served before", stays(report)),
         section("hits", "Served by the table", hits(report)),
         section(

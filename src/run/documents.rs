@@ -13,8 +13,8 @@ use serde::de::DeserializeOwned;
 
 pub use fused_moe::{DeployedMoe, MoeCheck, SeenMoe, TunedMoe, VerifiedMoe};
 pub use profiled::Profiled;
-pub use serving::{Asked, Captured, Engagement, Inspection, Verified};
-pub use tuning::{Deployment, Tuned};
+pub use serving::{AlsoTuned, Asked, Captured, Engagement, Inspection, Verified};
+pub use tuning::{DeployedTable, Deployment, Tuned};
 
 use super::stage::Stage;
 use crate::plan::Plan;

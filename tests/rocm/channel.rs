@@ -193,35 +193,152 @@ fn a_kernel_with_wrong_numbers_is_taken_back() {
     assert!(path.contains("apply_fp8_ptpc_linear"), "{path}");
 }
 
+/// Two weights with a scale per channel, one with block scales.
+const BOTH: &str = "256,128,channel;256,256,channel;128,256";
+
+const BLOCK: &str = "gemm_a8w8_blockscale";
+
 #[test]
-fn of_two_operations_the_one_with_more_calls_is_tuned_and_both_are_named() {
-    let site = site("256,128,channel;256,256,channel;128,256");
+fn two_operations_of_one_server_are_tuned_deployed_verified_and_taken_back_in_one_run() {
+    let site = site(BOTH);
+    let output = site.run(&["run", "--until", "baseline"]);
+    assert_eq!(output.status.code(), Some(0), "{}", stderr(&output));
+    let before = site.trees();
+    let output = site.run(&["run", "--json"]);
+    // Two pairs support no verdict.
+    assert_eq!(output.status.code(), Some(16), "{}", stderr(&output));
+    let journal = site.journal();
+    for stage in STAGES {
+        assert_eq!(count(&journal, "stage_finished", stage), 1, "{stage}");
+    }
+    let told = stderr(&output);
+    assert!(
+        told.contains(&format!("this run tunes {OP} and {BLOCK}")),
+        "{told}"
+    );
+    let printed: Value = serde_json::from_slice(&output.stdout).unwrap();
+    assert_eq!(printed["hit_rate"], 1.0, "{printed}");
+
+    // The one that is called more often comes first.
+    let run = site.latest();
+    let seen = &document(&run.join("capture.json"))["inspection"];
+    assert_eq!(
+        (&seen["op"], &seen["also"][0]["op"]),
+        (&OP.into(), &BLOCK.into())
+    );
+    assert_eq!(seen["linear"], "apply_fp8_ptpc_linear");
+    let of = |rows: &Value, op: &str| {
+        let rows = rows.as_array().unwrap().iter();
+        rows.filter(|row| row["op"] == op || row["shape"]["op"] == op)
+            .count()
+    };
+    let plan = document(&run.join("plan.json"));
+    let tune = document(&run.join("tune.json"));
+    for op in [OP, BLOCK] {
+        assert!(of(&plan["tune"], op) > 0, "{plan}");
+        assert_eq!(of(&tune["rows"], op), of(&plan["tune"], op), "{tune}");
+    }
+    assert!(run.join("tune").join(BLOCK).is_dir());
+
+    // Each has a table of its own under its own variable, and one folder of modules serves both.
+    let deployed = document(&run.join("deploy.json"));
+    let table = |name: &str| deployed["env"][name].as_str().unwrap().to_owned();
+    let (channel, block) = (
+        table("AITER_CONFIG_GEMM_A8W8_BPRESHUFFLE"),
+        table("AITER_CONFIG_GEMM_A8W8_BLOCKSCALE"),
+    );
+    assert_eq!(
+        (&deployed["op"], &deployed["table"]),
+        (&OP.into(), &channel.clone().into())
+    );
+    assert_eq!(
+        (&deployed["also"][0]["op"], &deployed["also"][0]["table"]),
+        (&BLOCK.into(), &block.clone().into())
+    );
+    assert!(!deployed["env"]["GEMMTUNE_SWITCH"].is_null(), "{deployed}");
+    let own = table("AITER_JIT_DIR");
+    for module in [
+        "module_gemm_a8w8_bpreshuffle",
+        "module_gemm_a8w8_blockscale",
+    ] {
+        let built = fs_err::read_to_string(format!("{own}/{module}.so")).unwrap();
+        assert!(built.contains("standin"), "{module}: {built}");
+    }
+    assert_eq!(site.trees(), before, "nothing of the trees moved");
+
+    // Kernels of both were tried, and each table served.
+    let verified = document(&run.join("verify.json"));
+    let sizes = |n: u64| {
+        let layout = verified["layout"].as_array().unwrap().iter();
+        layout.filter(|check| check["n"] == n).count()
+    };
+    assert!(sizes(256) > 0 && sizes(128) > 0, "{verified}");
+    let engagement = &verified["engagement"];
+    assert_eq!(engagement["missed"], serde_json::json!([]), "{engagement}");
+    for op in [OP, BLOCK] {
+        let asked = &engagement["operations"][op];
+        assert!(asked["hit"].as_u64().unwrap() > 0, "{engagement}");
+        assert_eq!(asked["missed"], 0, "{engagement}");
+    }
+
+    let report = document(&run.join("report.json"));
+    schema::check("report", &report);
+    let operations = report["operations"].as_array().unwrap();
+    let shares: f64 = operations
+        .iter()
+        .map(|one| one["share"].as_f64().unwrap())
+        .sum();
+    assert!((shares - 1.0).abs() < 1e-9, "{operations:?}");
+    assert!(operations.iter().all(|one| one["hits"] == one["looked_up"]));
+    let text = fs_err::read_to_string(run.join("report.md")).unwrap();
+    assert!(
+        text.contains("## Operations") && text.contains("| gemm\\_a8w8\\_blockscale | "),
+        "{text}"
+    );
+
+    let output = site.run(&["undo"]);
+    assert_eq!(output.status.code(), Some(0), "{}", stderr(&output));
+    assert_eq!(site.trees(), before);
+    for gone in [&channel, &block, &own] {
+        assert!(!std::path::Path::new(gone).exists(), "{gone}");
+    }
+    site.assert_nothing_left();
+}
+
+#[test]
+fn of_two_operations_the_configuration_has_the_last_word() {
+    let site = site(BOTH);
+    site.set_backend("op = \"gemm_a8w8_blockscale\"");
     let output = site.run(&["run", "--until", "plan"]);
     assert_eq!(output.status.code(), Some(0), "{}", stderr(&output));
     let told = stderr(&output);
     assert!(
-        told.contains("this run tunes gemm_a8w8_bpreshuffle")
-            && told.contains("gemm_a8w8_blockscale ("),
+        told.contains(&format!("this run tunes {BLOCK}; without `backend.op`")),
         "{told}"
     );
-    assert!(told.contains("backend.op"), "{told}");
     let plan = document(&site.latest().join("plan.json"));
     let rows = plan["tune"].as_array().unwrap();
     assert!(
-        !rows.is_empty() && rows.iter().all(|row| row["op"] == OP),
+        !rows.is_empty() && rows.iter().all(|row| row["op"] == BLOCK),
         "{plan}"
     );
+}
 
-    // The configuration has the last word.
-    site.set_backend("op = \"gemm_a8w8_blockscale\"");
-    let output = site.run(&["run", "--new", "--until", "plan"]);
-    assert_eq!(output.status.code(), Some(0), "{}", stderr(&output));
-    let plan = document(&site.latest().join("plan.json"));
-    let rows = plan["tune"].as_array().unwrap();
+#[test]
+fn of_two_operations_one_that_this_aiter_cannot_tune_is_left_and_said() {
+    let site = site(BOTH);
+    let tuner = site.folder.join("aiter/csrc/ck_gemm_a8w8_bpreshuffle");
+    fs_err::remove_dir_all(&tuner).unwrap();
+    let output = site.run(&["run", "--until", "plan"]);
+    let told = stderr(&output);
+    assert_eq!(output.status.code(), Some(0), "{told}");
     assert!(
-        !rows.is_empty() && rows.iter().all(|row| row["op"] == "gemm_a8w8_blockscale"),
-        "{plan}"
+        told.contains(&format!("{OP} is left as it is: "))
+            && told.contains(&format!("this run tunes {BLOCK}")),
+        "{told}"
     );
+    let plan = document(&site.latest().join("plan.json"));
+    assert_eq!(plan["ops"], serde_json::json!([BLOCK]), "{plan}");
 }
 
 #[test]

@@ -76,8 +76,8 @@ pub(super) fn deploy(engine: &mut Engine<'_>) -> Result<Done, Error> {
         }
         return Ok(Done::new(format!(
             "{} rows in {}, which serve {} of the {seen} shapes captured",
-            deployment.rows,
-            deployment.table.file_name().unwrap_or_default(),
+            deployment.dense_rows(),
+            names(&deployment),
             served.len()
         )));
     }
@@ -101,15 +101,23 @@ pub(super) fn deploy(engine: &mut Engine<'_>) -> Result<Done, Error> {
         0,
         format!(
             "{} rows in {}; a dry look-up finds all {} that are faster than before",
-            deployment.rows,
-            deployment.table.file_name().unwrap_or_default(),
+            deployment.dense_rows(),
+            names(&deployment),
             planned.len()
         ),
     );
     Ok(Done::new(summary.join("; ")))
 }
 
-/// The captured shapes of the operation that the deployed table serves, and how many there are.
+/// File names of the tables of dense GEMMs.
+fn names(deployment: &Deployment) -> String {
+    let also = deployment.also.iter().map(|table| &table.table);
+    let tables = std::iter::once(&deployment.table).chain(also);
+    let names: Vec<&str> = tables.filter_map(|table| table.file_name()).collect();
+    names.join(" and ")
+}
+
+/// The captured shapes of the operations that the deployed table serves, and how many there are.
 pub(super) fn served_of_captured(
     engine: &Engine<'_>,
     inspection: &Inspection,
@@ -122,7 +130,7 @@ pub(super) fn served_of_captured(
     let mut seen: Vec<Shape> = captured
         .into_iter()
         .map(|counted| counted.shape)
-        .filter(|shape| shape.op == inspection.op)
+        .filter(|shape| inspection.ops().any(|op| op == shape.op))
         .collect();
     let missed = match &engine.backend.kernels {
         Some(kernels) => kernels.misses(inspection, deployment, &seen)?,

@@ -7,6 +7,7 @@ mod deploy;
 mod foresee;
 mod fused_moe;
 mod inspect;
+mod operations;
 mod plan;
 mod profile;
 mod records;

@@ -3,14 +3,16 @@
 use std::io;
 
 use super::{Done, fused_moe, profile};
+use crate::engine::ports::Kernels;
 use crate::engine::{Engine, read_document, write_document};
 use crate::plan::document::{HitRates, Verdict};
 use crate::plan::model::{self, Parallel, Prediction};
 use crate::plan::{Plan, PlanInput, make};
+use crate::problem::Op;
 use crate::report::model::{HitRate, PlanSummary};
-use crate::run::documents::Captured;
+use crate::run::documents::{Captured, Inspection};
 use crate::run::error::{Error, ErrorKind};
-use crate::table::shapes;
+use crate::table::shapes::{self, CountedShape};
 use crate::workload::config::Config;
 
 /// The (N, K) that the model's config predicted, each once, with the calls of a forward pass; none where nothing was
@@ -59,36 +61,24 @@ pub(super) fn plan(engine: &mut Engine<'_>) -> Result<Done, Error> {
         Err(why) => (None, Some(format!("no shapes or gains predicted: {why}"))),
     };
     let experts = fused_moe::plan(engine, &inspection, &told);
-    let dense = match &engine.backend.kernels {
-        Some(kernels) => Some(kernels.plan_terms(&inspection)?),
+    let dense = match engine.backend.kernels.as_deref() {
+        Some(kernels) => Some(dense(
+            kernels,
+            &inspection,
+            &captured,
+            &told,
+            prediction.as_ref(),
+        )?),
         None => None,
     };
-    let mut plan = match dense {
-        None => Plan::of_fused_moe(
+    let mut plan = dense.unwrap_or_else(|| {
+        Plan::of_fused_moe(
             &inspection.gfx,
             inspection.cu_num,
             &experts.device,
             prediction,
-        ),
-        Some(terms) => make(&PlanInput {
-            op: inspection.op,
-            shapes: &captured,
-            tables: &terms.tables,
-            configs: &terms.configs,
-            model: prediction.as_ref(),
-            capture: &told.graphs,
-            chunk: told.chunk,
-            revision: terms.revision,
-            gfx: &inspection.gfx,
-            cu_num: inspection.cu_num,
-            device: &terms.device,
-            fold: terms.fold,
-            refine: false,
-            cost: &terms.cost,
-            budget_s: None,
-        })
-        .map_err(|error| Error::caused(ErrorKind::NoShapes, &error))?,
-    };
+        )
+    });
     plan.fused_moe = experts.rows;
     plan.notes.extend(experts.notes);
     plan.notes.extend(unpredicted);
@@ -104,6 +94,10 @@ pub(super) fn plan(engine: &mut Engine<'_>) -> Result<Done, Error> {
             plan.hit_rate.before.calls * 100.0,
             plan.hit_rate.after.calls * 100.0
         )
+    });
+    let dense = dense.map(|said| match shares(&plan) {
+        Some(shares) => format!("{said} ({shares})"),
+        None => said,
     });
     let experts = (!plan.fused_moe.is_empty())
         .then(|| format!("{} sizes of fused MoE to race", plan.fused_moe.len()));
@@ -123,6 +117,53 @@ pub(super) fn plan(engine: &mut Engine<'_>) -> Result<Done, Error> {
             && engine.config.backend.table.is_none())
         .then_some(plan.reason),
     })
+}
+
+/// The dense GEMMs of every operation, as one plan.
+fn dense(
+    kernels: &dyn Kernels,
+    inspection: &Inspection,
+    captured: &[CountedShape],
+    told: &Captured,
+    prediction: Option<&Prediction>,
+) -> Result<Plan, Error> {
+    let mut whole: Option<Plan> = None;
+    for one in inspection.operations() {
+        let terms = kernels.plan_terms(&one)?;
+        let plan = make(&PlanInput {
+            op: one.op,
+            shapes: captured,
+            tables: &terms.tables,
+            configs: &terms.configs,
+            model: prediction,
+            capture: &told.graphs,
+            chunk: told.chunk,
+            revision: terms.revision,
+            gfx: &one.gfx,
+            cu_num: one.cu_num,
+            device: &terms.device,
+            fold: terms.fold,
+            refine: false,
+            cost: &terms.cost,
+            budget_s: None,
+        })
+        .map_err(|error| Error::caused(ErrorKind::NoShapes, &error))?;
+        whole = Some(match whole {
+            None => plan,
+            Some(others) => others.join(plan),
+        });
+    }
+    whole.ok_or_else(|| Error::new(ErrorKind::Bug, "an inspection without an operation"))
+}
+
+/// Each operation with its share of the estimated time of all dense GEMMs; nothing where there is one only.
+fn shares(plan: &Plan) -> Option<String> {
+    let of = |op: &Op| {
+        let rows = plan.tune.iter().filter(|row| row.shape.op == *op);
+        let (rows, share) = rows.fold((0, 0.0), |(rows, share), row| (rows + 1, share + row.share));
+        format!("{op} {rows} rows with {:.0} % of the time", share * 100.0)
+    };
+    (plan.ops.len() > 1).then(|| plan.ops.iter().map(of).collect::<Vec<_>>().join(", "))
 }
 
 /// What tuning can bring to a step at most, of the load where that is most.

@@ -3,7 +3,7 @@
 use std::collections::BTreeMap;
 
 use super::plan as planned;
-use super::{Done, fused_moe, stays};
+use super::{Done, fused_moe, operations, stays};
 use crate::compare::Comparison;
 use crate::engine::trial::Started;
 use crate::engine::{Engine, read_document, read_events, read_json};
@@ -75,6 +75,10 @@ fn with_findings(engine: &Engine<'_>, mut report: Report) -> Result<Report, Erro
         report
             .machine
             .push(Fact::new("served before by", &inspection.path));
+        let also = inspection.also.iter();
+        report.machine.extend(
+            also.map(|also| Fact::new(format!("{} served before by", also.op), &also.path)),
+        );
         report.notes.extend(inspection.remarks.iter().cloned());
     }
     if let Some(captured) = &captured {
@@ -90,6 +94,16 @@ fn with_findings(engine: &Engine<'_>, mut report: Report) -> Result<Report, Erro
         report.shapes = shape_rows(engine, captured, tuned.as_ref())?;
         let plan: Plan = read_document(&engine.run)?;
         report.fused_moe = fused_moe::reported(engine, captured, &plan, tuned.as_ref());
+        if let Some(inspection) = &inspection {
+            report.operations = operations::operations(
+                inspection,
+                &report.shapes,
+                &plan,
+                tuned.as_ref(),
+                deployment.as_ref(),
+                verified.as_ref(),
+            );
+        }
         report.hit_rates = planned::hit_rates(&plan);
         report
             .notes
@@ -100,7 +114,7 @@ fn with_findings(engine: &Engine<'_>, mut report: Report) -> Result<Report, Erro
             deployed: deployment
                 .as_ref()
                 .filter(|deployment| deployment.dense)
-                .map(|deployment| deployment.rows),
+                .map(Deployment::dense_rows),
             used_s: tuned.as_ref().map(|tuned| tuned.busy_seconds),
             candidates: tuned
                 .as_ref()
@@ -150,6 +164,12 @@ fn with_findings(engine: &Engine<'_>, mut report: Report) -> Result<Report, Erro
             report
                 .digests
                 .push(Fact::new("deployed table", &deployment.digest));
+            report.digests.extend(
+                deployment
+                    .also
+                    .iter()
+                    .map(|also| Fact::new(format!("deployed table of {}", also.op), &also.digest)),
+            );
         }
         if let Some(experts) = &deployment.fused_moe {
             report
@@ -305,16 +325,13 @@ fn shape_rows(
         crate::store::file::read(&engine.run.shapes()).map_err(|error| Error::file(&error))?;
     let seen = shapes::read(&bytes, None)
         .map_err(|error| Error::caused(ErrorKind::NotResumable, &error))?;
-    let rows = tuned.map_or(&[][..], |tuned| &tuned.rows);
     let is_left = engine.backend.kernels.is_none();
     let is_taken = tuned.is_some_and(|tuned| tuned.taken_from.is_some());
     Ok(seen
         .into_iter()
         .map(|counted| {
             let shape = counted.shape;
-            let row = rows
-                .iter()
-                .find(|row| (row.shape.m, row.shape.n, row.shape.k) == (shape.m, shape.n, shape.k));
+            let row = tuned.and_then(|tuned| tuned.row(&shape));
             let named = |candidate: &serde_json::Value| match &engine.backend.kernels {
                 Some(kernels) => kernels.kernel_name(candidate),
                 None => candidate.to_string(),

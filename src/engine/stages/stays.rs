@@ -3,17 +3,18 @@
 use std::collections::BTreeMap;
 
 use crate::probe::contest::{Contest, Finding};
+use crate::problem::Op;
 use crate::report::model::Stays;
 
 /// Runs of neighbouring planned M of one weight that stay for one reason.
 pub(super) fn stays(contests: &[Contest]) -> Vec<Stays> {
-    let mut weights = BTreeMap::<(u32, u32), Vec<&Contest>>::new();
+    let mut weights = BTreeMap::<(u32, u32, Op), Vec<&Contest>>::new();
     for contest in contests {
-        let weight = (contest.shape.n, contest.shape.k);
+        let weight = (contest.shape.n, contest.shape.k, contest.shape.op);
         weights.entry(weight).or_default().push(contest);
     }
     let mut stays = Vec::new();
-    for ((n, k), mut planned) in weights {
+    for ((n, k, _), mut planned) in weights {
         planned.sort_by_key(|contest| contest.shape.m);
         let (least, most) = (planned[0].shape.m, planned[planned.len() - 1].shape.m);
         for run in planned.chunk_by(|one, other| reason(one) == reason(other)) {

@@ -8,7 +8,7 @@ use super::{Done, fused_moe};
 use crate::engine::ports::TuneOrder;
 use crate::engine::{Engine, read_document, write_document};
 use crate::plan::Plan;
-use crate::problem::Shape;
+use crate::problem::{Op, Shape};
 use crate::run::documents::{Inspection, Tuned};
 use crate::run::error::{Error, ErrorKind};
 use crate::run::event::{Notice, Progress};
@@ -26,7 +26,7 @@ pub(super) fn tune(engine: &mut Engine<'_>) -> Result<Done, Error> {
     let budget = engine.config.budget.tune.duration();
     let started = Instant::now();
     let share = fused_moe::dense_share(engine, budget, plan.gpu_seconds, &tasks);
-    let dense = dense(engine, &inspection, &shapes, share)?;
+    let dense = dense(engine, &inspection, &plan, share)?;
     let left = budget.saturating_sub(started.elapsed());
     let experts = fused_moe::tune(engine, &tasks, left)?;
     let tuned = match (dense, experts) {
@@ -62,40 +62,64 @@ pub(super) fn tune(engine: &mut Engine<'_>) -> Result<Done, Error> {
     ))
 }
 
-/// Races the dense GEMMs; nothing where none is planned.
+/// Races the dense GEMMs of each operation in turn; nothing where none is planned.
 fn dense(
     engine: &mut Engine<'_>,
     inspection: &Inspection,
-    shapes: &[Shape],
+    plan: &Plan,
     budget: Duration,
 ) -> Result<Option<Tuned>, Error> {
-    let Some(kernels) = engine
-        .backend
-        .kernels
-        .clone()
-        .filter(|_| !shapes.is_empty())
-    else {
+    let Some(kernels) = engine.backend.kernels.clone() else {
         return Ok(None);
     };
-    let order = TuneOrder {
-        run: &engine.run,
-        inspection,
-        shapes,
-        budget,
-        interrupt: &engine.interrupt,
-    };
-    let observer = &mut *engine.observer;
-    let named = |shape: &Shape| format!("M={} N={} K={}", shape.m, shape.n, shape.k);
-    let tuned = kernels.tune(&order, &mut |event| {
-        if let Some(progress) = progress_of(event, named) {
-            observer(&Notice::Progress(progress));
+    let started = Instant::now();
+    let rows = |op: Op| plan.tune.iter().filter(move |row| row.shape.op == op);
+    let seconds = |op: Op| -> f64 { rows(op).map(|row| row.tuning_s).sum() };
+    let mut left: f64 = inspection.ops().map(seconds).sum();
+    let mut whole: Option<Tuned> = None;
+    for (index, one) in inspection.operations().iter().enumerate() {
+        let shapes: Vec<Shape> = rows(one.op).map(|row| row.shape.shape()).collect();
+        let (mine, all) = (seconds(one.op), left);
+        left -= mine;
+        if shapes.is_empty() {
+            continue;
         }
-    })?;
-    // What was raced so far is kept in the tuner's own folder. The stage is not done: a resumed run races the rest.
-    if engine.interrupt.is_raised() {
-        return Err(Error::interrupted());
+        let remaining = budget.saturating_sub(started.elapsed());
+        // What one operation does not use is the next ones'.
+        let share = if all > mine && mine > 0.0 {
+            remaining.mul_f64(mine / all)
+        } else {
+            remaining
+        };
+        let folder = match index {
+            0 => engine.run.tune(),
+            _ => engine.run.tune().join(one.op.name()),
+        };
+        let order = TuneOrder {
+            run: &engine.run,
+            folder: &folder,
+            inspection: one,
+            shapes: &shapes,
+            budget: share,
+            interrupt: &engine.interrupt,
+        };
+        let observer = &mut *engine.observer;
+        let named = |shape: &Shape| format!("M={} N={} K={}", shape.m, shape.n, shape.k);
+        let tuned = kernels.tune(&order, &mut |event| {
+            if let Some(progress) = progress_of(event, named) {
+                observer(&Notice::Progress(progress));
+            }
+        })?;
+        // What was raced so far is kept in the tuner's own folder. The stage is not done: a resumed run races the rest.
+        if engine.interrupt.is_raised() {
+            return Err(Error::interrupted());
+        }
+        whole = Some(match whole {
+            None => tuned,
+            Some(others) => others.with(tuned),
+        });
     }
-    Ok(Some(tuned))
+    Ok(whole)
 }
 
 /// Says how both parts went; `planned` are shapes and sizes of fused MoE.
@@ -136,6 +160,7 @@ fn done(
             tuned.rows.len() - kept,
             tuned.failed.len()
         ));
+        summary.extend(by_operation(plan, tuned));
         nothing.push(format!(
             "no kernel was found that is faster than what serves any of {kept} shapes today{}",
             at_best(tuned)
@@ -171,6 +196,17 @@ fn done(
     }
 }
 
+/// How each operation went; nothing where there is one only.
+fn by_operation(plan: &Plan, tuned: &Tuned) -> Option<String> {
+    let of = |op: &Op| {
+        let planned = plan.tune.iter().filter(|row| row.shape.op == *op).count();
+        let rows = tuned.rows.iter().filter(|row| row.shape.op == *op).count();
+        let won = tuned.won(*op).count();
+        format!("{op} {rows} of {planned}, {won} faster")
+    };
+    (plan.ops.len() > 1).then(|| plan.ops.iter().map(of).collect::<Vec<_>>().join(", "))
+}
+
 /// Takes a table from elsewhere in place of a tuned one.
 fn take(engine: &mut Engine<'_>, inspection: &Inspection, table: &Utf8Path) -> Result<Done, Error> {
     let Some(kernels) = &engine.backend.kernels else {
@@ -179,7 +215,17 @@ fn take(engine: &mut Engine<'_>, inspection: &Inspection, table: &Utf8Path) -> R
             "no table of fused MoE is judged as it is",
         ));
     };
-    let tables = kernels.take(inspection, table)?;
+    let mut taken = Err(Error::new(
+        ErrorKind::Bug,
+        "an inspection without an operation",
+    ));
+    for one in inspection.operations() {
+        taken = kernels.take(&one, table);
+        if taken.is_ok() {
+            break;
+        }
+    }
+    let tables = taken?;
     let device = inspection.identity.get("device");
     let device = device.map_or(inspection.gfx.as_str(), String::as_str);
     let tuned = Tuned::taken(table, device, tables);

@@ -10,26 +10,25 @@ use camino::{Utf8Path, Utf8PathBuf};
 
 use super::cover::{Covered, Keys};
 use super::facts::{Trees, Way, aiter_error, arch_of, read};
+use super::room::make_room;
 use super::tables::{merged, plain, read_table};
 use super::{Aiter, pins};
 use crate::overlay::{self, OverlayOptions};
 use crate::platform::gone;
 use crate::problem::Op;
 use crate::pyedit::source::Source;
-use crate::run::documents::{Deployment, Inspection, Tuned};
+use crate::run::documents::{DeployedTable, Deployment, Inspection, Tuned};
 use crate::run::error::{Error, ErrorKind};
 use crate::store::digest::short as digest;
 use crate::store::file::write_atomic;
-use crate::store::ledger::{Change, Ledger, LedgerError};
+use crate::store::ledger::{Ledger, LedgerError};
 use crate::store::run_dir::RunDir;
 use crate::table::aiter::{Row, Table};
 use crate::table::family;
-use crate::table::kernels::Library;
 use crate::table::lookup::{Resolver, Rules};
 use crate::table::merge::Policy;
 use crate::table::shapes;
 use crate::tree::aiter;
-use crate::tree::coupling::Coupling;
 use crate::tree::era;
 use crate::tree::force::{self, ForceError, Means, Rule, SwitchRequest, Target};
 use crate::tree::package::FP8_UTILS;
@@ -40,7 +39,7 @@ use crate::workload::config::Switch;
 const OURS: &str = "tuned.csv";
 
 /// The ledger's name for what deploying moved.
-const OPERATION: &str = "deploy";
+pub(super) const OPERATION: &str = "deploy";
 
 /// Where the deployed table and what belongs to it lie in a run folder.
 pub(super) fn folder(run: &RunDir) -> Utf8PathBuf {
@@ -56,8 +55,14 @@ impl Aiter {
     ) -> Result<Deployment, Error> {
         take_back_unfinished(run)?;
         let (deployment, _) = self.arrange(run, inspection, tuned, &Place::Deployed)?;
-        let text = read(&deployment.table)?;
-        write_atomic(&run.table(), &text).map_err(|error| Error::file(&error))?;
+        let first = (run.table(), &deployment.table);
+        let also = deployment.also.iter().map(|also| {
+            let name = format!("table-{}.csv", also.op);
+            (run.path().join(name), &also.table)
+        });
+        for (copy, table) in std::iter::once(first).chain(also) {
+            write_atomic(&copy, &read(table)?).map_err(|error| Error::file(&error))?;
+        }
         write_environment(run, &deployment)?;
         Ok(deployment)
     }
@@ -82,12 +87,6 @@ impl Aiter {
         place: &Place,
     ) -> Result<(Deployment, Option<Utf8PathBuf>), Error> {
         let trees = self.trees()?;
-        let op = inspection.op;
-        let variable = aiter::variable(op).map_err(|error| aiter_error(&error))?;
-        let before = aiter::tables(&trees.package, op, |name| self.site.variable(name))
-            .map_err(|error| aiter_error(&error))?;
-        let way = self.way_to(&trees, inspection)?;
-        let revision = aiter::revision(&trees.aiter.capabilities);
         let mut deployment = Deployment {
             env: [].into(),
             unset: Vec::new(),
@@ -95,27 +94,82 @@ impl Aiter {
             table: Utf8PathBuf::new(),
             digest: String::new(),
             rows: 0,
+            op: None,
+            also: Vec::new(),
             appear: Vec::new(),
             takes_back: Vec::new(),
             may_build: false,
             dense: true,
             fused_moe: None,
         };
+        let folder = place.folder(run);
+        let mut arranged = Vec::new();
+        for one in inspection.operations() {
+            let beside = if one.op == inspection.op {
+                folder.clone()
+            } else {
+                folder.join(one.op.name())
+            };
+            arranged.extend(self.arrange_one(
+                run,
+                &trees,
+                (one, &beside),
+                tuned,
+                &mut deployment,
+            )?);
+        }
+        let mut tables = arranged.iter().map(|one| one.deployed.clone());
+        let Some(first) = tables.next() else {
+            return Err(Error::new(
+                ErrorKind::NotBetter,
+                "no tuned row is faster than what serves its shape today, so there is nothing to deploy",
+            ));
+        };
+        deployment.also = tables.collect();
+        deployment.op = (!inspection.also.is_empty()).then_some(first.op);
+        (deployment.table, deployment.digest, deployment.rows) =
+            (first.table, first.digest, first.rows);
+        self.without_tables_of_the_tree(&trees, &mut deployment);
+        let steps: Vec<force::Step> = arranged
+            .iter()
+            .flat_map(|one| one.steps.iter().cloned())
+            .collect();
+        let decision = self.overlay_for(run, &folder, &steps, &mut deployment)?;
+        make_room(run, place, &trees, &arranged, &mut deployment)?;
+        let by_overlay = arranged
+            .iter()
+            .all(|one| one.by_overlay && one.way.only_triton);
+        Ok((deployment, decision.filter(|_| by_overlay)))
+    }
+
+    /// Writes the table of one operation into `folder`, and decides how its GEMMs get there; nothing where no row of it is faster
+    /// than what serves today.
+    fn arrange_one(
+        &self,
+        run: &RunDir,
+        trees: &Trees,
+        (inspection, folder): (Inspection, &Utf8Path),
+        tuned: &Tuned,
+        deployment: &mut Deployment,
+    ) -> Result<Option<Arranged>, Error> {
+        let op = inspection.op;
+        let variable = aiter::variable(op).map_err(|error| aiter_error(&error))?;
+        let before = aiter::tables(&trees.package, op, |name| self.site.variable(name))
+            .map_err(|error| aiter_error(&error))?;
+        let way = self.way_to(trees, &inspection)?;
+        let revision = aiter::revision(&trees.aiter.capabilities);
         let mut covered = Covered {
             weights: weights(run, op)?,
             ours: Keys::new(),
-            left: left(tuned),
-            stays_triton: route::triton_shapes(&fp8_utils(&trees)?),
+            left: left(tuned, op),
+            stays_triton: route::triton_shapes(&fp8_utils(trees)?),
         };
         let tuned_rows = tuned.tables.iter().flat_map(|table| table.csv_rows(op));
         let (rows, lost): (Vec<Row>, Vec<Row>) = tuned_rows
             .cloned()
             .partition(|row| !covered.left.contains(&(row.m, row.n, row.k)));
         if rows.is_empty() {
-            return Err(Error::new(
-                ErrorKind::NotBetter,
-                "no tuned row is faster than what serves its shape today, so there is nothing to deploy",
-            ));
+            return Ok(None);
         }
         let notes = &mut deployment.notes;
         let table = |rows: &[Row]| {
@@ -136,58 +190,50 @@ impl Aiter {
         let kept = pins::pins(
             &on_table,
             op,
-            &resolver(&in_use, inspection, rules)?,
-            &resolver(&merged_table, inspection, rules)?,
+            &resolver(&in_use, &inspection, rules)?,
+            &resolver(&merged_table, &inspection, rules)?,
             &lost,
         );
         if !kept.is_empty() {
             mine.rows.extend(kept);
             merged_table = merged(mine.clone(), &before.files, &policy, &mut Vec::new())?;
         }
-        let folder = place.folder(run);
         let text = merged_table.to_csv();
-        deployment.rows = merged_table.rows.len();
-        deployment.digest = digest(text.as_bytes());
-        deployment.table = plain(folder.join(format!(
-            "{}-{}.csv",
-            family::stem(op).unwrap_or("tuned_gemm"),
-            deployment.digest
+        let digest = digest(text.as_bytes());
+        let path = plain(folder.join(format!(
+            "{}-{digest}.csv",
+            family::stem(op).unwrap_or("tuned_gemm")
         )))?;
-        let written = fs_err::create_dir_all(&folder)
+        let written = fs_err::create_dir_all(folder)
             .and_then(|()| write_atomic(&folder.join(OURS), mine.to_csv().as_bytes()))
-            .and_then(|()| write_atomic(&deployment.table, text.as_bytes()));
+            .and_then(|()| write_atomic(&path, text.as_bytes()));
         written.map_err(|error| Error::file(&error))?;
-        deployment
-            .env
-            .insert(variable.to_owned(), deployment.table.to_string());
+        deployment.env.insert(variable.to_owned(), path.to_string());
         deployment.takes_back.push(format!(
-            "the variable {variable} and the file {} it names",
-            deployment.table
+            "the variable {variable} and the file {path} it names"
         ));
         covered.ours = rows.iter().map(|row| (row.m, row.n, row.k)).collect();
         let (steps, by_overlay) = self.switch(
-            &trees,
-            inspection,
+            trees,
+            &inspection,
             &way,
             &covered,
-            &resolver(&merged_table, inspection, rules)?,
-            &mut deployment,
-        )?;
-        self.without_tables_of_the_tree(&trees, &mut deployment);
-        let decision = self.overlay_for(run, &folder, &steps, &mut deployment)?;
-        make_room(
-            run,
-            place,
-            &trees,
-            inspection,
-            &way,
-            &merged_table,
-            &mut deployment,
-        )?;
-        Ok((
+            &resolver(&merged_table, &inspection, rules)?,
             deployment,
-            decision.filter(|_| by_overlay && way.only_triton),
-        ))
+        )?;
+        Ok(Some(Arranged {
+            deployed: DeployedTable {
+                op,
+                table: path,
+                digest,
+                rows: merged_table.rows.len(),
+            },
+            inspection,
+            way,
+            rows: merged_table,
+            steps,
+            by_overlay,
+        }))
     }
 
     /// Decides how GEMMs get to the tuned operation: the overlay's steps, and whether they are all of it.
@@ -301,8 +347,20 @@ impl Aiter {
     }
 }
 
+/// One operation, arranged.
+pub(super) struct Arranged {
+    pub(super) inspection: Inspection,
+    pub(super) way: Way,
+    deployed: DeployedTable,
+    /// What stands in the deployed table.
+    pub(super) rows: Table,
+    /// What the overlay does to get GEMMs there, and whether that is all of it.
+    steps: Vec<force::Step>,
+    by_overlay: bool,
+}
+
 /// Where what is arranged lies.
-enum Place {
+pub(super) enum Place {
     /// In the run's folder of the deployment: what serves from now on.
     Deployed,
     /// In this folder, for a process that only times it.
@@ -310,7 +368,7 @@ enum Place {
 }
 
 impl Place {
-    fn folder(&self, run: &RunDir) -> Utf8PathBuf {
+    pub(super) fn folder(&self, run: &RunDir) -> Utf8PathBuf {
         match self {
             Self::Deployed => folder(run),
             Self::Tried(folder) => folder.clone(),
@@ -318,12 +376,13 @@ impl Place {
     }
 }
 
-/// (M, N, K) that are left with what serves them today: no row of theirs is deployed.
-fn left(tuned: &Tuned) -> Keys {
+/// (M, N, K) of `op` that are left with what serves them today: no row of theirs is deployed.
+fn left(tuned: &Tuned, op: Op) -> Keys {
     let lost = tuned.contests.iter().filter(|contest| !contest.takes_over);
     let kept = tuned.rows.iter().filter(|row| row.incumbent_kept);
     lost.map(|contest| &contest.shape)
         .chain(kept.map(|row| &row.shape))
+        .filter(|shape| shape.op == op)
         .map(|shape| (shape.m, shape.n, shape.k))
         .collect()
 }
@@ -342,97 +401,6 @@ fn resolver<'t>(
 ) -> Result<Resolver<'t>, Error> {
     Resolver::new(table, rules, &inspection.gfx, inspection.cu_num)
         .map_err(|error| Error::caused(ErrorKind::Bug, &error))
-}
-
-/// Moves compiled modules out of the way that do not hold the table's kernels, and locks that nobody holds.
-fn make_room(
-    run: &RunDir,
-    place: &Place,
-    trees: &Trees,
-    inspection: &Inspection,
-    way: &Way,
-    table: &Table,
-    deployment: &mut Deployment,
-) -> Result<(), Error> {
-    let jit = &trees.aiter.products.folder;
-    let modules =
-        aiter::modules(&trees.package, inspection.op).map_err(|error| aiter_error(&error))?;
-    let (mut rebuilt, mut compiled_in) = (Vec::new(), false);
-    for module in &modules {
-        let built = jit.join(format!("{}.so", module.name));
-        let coupling = trees
-            .aiter
-            .capabilities
-            .coupling(inspection.op, module.library);
-        let names = kernel_names(table, inspection, module.library);
-        let needs = match coupling {
-            // Called by a kernel's number, and only for a row that says so.
-            Coupling::CompiledIn if module.library == Library::Opus => !names.is_empty(),
-            Coupling::CompiledIn => true,
-            Coupling::ByName => {
-                let absent = aiter::absent_kernels(&built, &names);
-                if built.is_file()
-                    && let Some(first) = absent.first()
-                {
-                    deployment.notes.push(format!(
-                        "{} lacks {} of the table's kernels, first {first}: it is built again",
-                        module.name,
-                        absent.len()
-                    ));
-                }
-                !absent.is_empty()
-            }
-        };
-        if needs {
-            compiled_in |= coupling == Coupling::CompiledIn;
-            rebuilt.push(module.name.clone());
-        }
-    }
-    deployment.may_build = !rebuilt.is_empty();
-    // The baseline runs the same modules, and these hold the table: it would run tuned kernels too.
-    let tried = matches!(place, Place::Tried(_));
-    if tried && !rebuilt.is_empty() || compiled_in && !way.only_triton {
-        return private_modules(&place.folder(run), jit, &rebuilt, deployment);
-    }
-    if tried {
-        return Ok(());
-    }
-    let mut changes = Vec::new();
-    for name in &rebuilt {
-        for path in [jit.join(format!("{name}.so")), jit.join("build").join(name)] {
-            if path.symlink_metadata().is_ok() {
-                deployment
-                    .takes_back
-                    .push(format!("{path}, which is back as it was"));
-                changes.push(Change::MoveAside {
-                    path,
-                    regenerated: true,
-                });
-            } else {
-                deployment.appear.push(path);
-            }
-        }
-    }
-    for lock in &trees.aiter.products.stale_locks {
-        // One inside a build folder that moves goes with it.
-        let inside = rebuilt
-            .iter()
-            .any(|name| lock.starts_with(jit.join("build").join(name)));
-        if !inside {
-            changes.push(Change::MoveAside {
-                path: lock.clone(),
-                regenerated: true,
-            });
-        }
-    }
-    if changes.is_empty() {
-        return Ok(());
-    }
-    let detail = serde_json::json!({ "table": deployment.table });
-    Ledger::open(&run.ledger(), "gemmtune run")
-        .and_then(|mut ledger| ledger.apply(OPERATION, detail, &changes))
-        .map(drop)
-        .map_err(|error| Error::caused(ErrorKind::Environment, &error))
 }
 
 /// Takes away what deploying wrote. What it moved is the ledger's.
@@ -467,24 +435,9 @@ fn take_back_unfinished(run: &RunDir) -> Result<(), Error> {
         .map_err(failed)
 }
 
-/// The rows of a deployment that were tuned for it.
-pub(super) fn tuned_table(deployment: &Deployment, op: Op) -> Result<Table, Error> {
-    read_table(&deployment.table.with_file_name(OURS), op)
-}
-
-/// Names of the kernels that this machine's rows ask `library` for.
-fn kernel_names<'t>(table: &'t Table, inspection: &Inspection, library: Library) -> Vec<&'t str> {
-    let mut names: Vec<&str> = table
-        .rows
-        .iter()
-        .filter(|row| row.cu_num == Some(inspection.cu_num))
-        .filter(|row| row.gfx.as_deref().is_none_or(|gfx| gfx == inspection.gfx))
-        .filter(|row| row.libtype.as_deref() == Some(library.name()))
-        .filter_map(|row| row.kernel_name.as_deref())
-        .collect();
-    names.sort_unstable();
-    names.dedup();
-    names
+/// The rows of a deployed table that were tuned for it.
+pub(super) fn tuned_table(deployed: &DeployedTable) -> Result<Table, Error> {
+    read_table(&deployed.table.with_file_name(OURS), deployed.op)
 }
 
 /// Weights (N, K) that the captured workload uses.
@@ -496,45 +449,6 @@ fn weights(run: &RunDir, op: Op) -> Result<BTreeSet<(u32, u32)>, Error> {
         .filter(|counted| counted.shape.op == op)
         .map(|counted| (counted.shape.n, counted.shape.k))
         .collect())
-}
-
-/// A folder of modules for the tuned arm alone: links to all that are built, except for those to be built anew.
-fn private_modules(
-    folder: &Utf8Path,
-    jit: &Utf8Path,
-    rebuilt: &[String],
-    deployment: &mut Deployment,
-) -> Result<(), Error> {
-    let own = folder.join("modules");
-    let made = || -> std::io::Result<()> {
-        fs_err::create_dir_all(&own)?;
-        let Ok(entries) = jit.read_dir_utf8() else {
-            return Ok(());
-        };
-        for entry in entries {
-            let path = entry?.into_path();
-            let name = path.file_stem().unwrap_or_default();
-            let link = own.join(path.file_name().unwrap_or_default());
-            let wanted =
-                path.extension() == Some("so") && !rebuilt.iter().any(|module| module == name);
-            if wanted && link.symlink_metadata().is_err() {
-                fs_err::os::unix::fs::symlink(&path, &link)?;
-            }
-        }
-        Ok(())
-    };
-    made().map_err(|error| Error::file(&error))?;
-    deployment
-        .env
-        .insert("AITER_JIT_DIR".to_owned(), own.to_string());
-    deployment.notes.push(format!(
-        "the baseline runs {} too, and the table is compiled into it: the tuned arm builds its own in {own}",
-        rebuilt.join(" and ")
-    ));
-    deployment.takes_back.push(format!(
-        "the variable AITER_JIT_DIR and the modules in {own}"
-    ));
-    Ok(())
 }
 
 /// The deployment as lines for a shell, to be used beyond the run.

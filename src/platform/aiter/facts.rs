@@ -149,6 +149,7 @@ impl Aiter {
             identity.extend(tables_fact("per-channel tables before", &other.files)?);
         }
         Ok(Inspection {
+            also: Vec::new(),
             identity,
             op,
             gfx,

@@ -8,6 +8,7 @@ mod facts;
 mod loaded;
 mod operation;
 mod pins;
+mod room;
 mod tables;
 mod today;
 
@@ -28,10 +29,10 @@ use crate::probe::ran::{Seen, judge};
 use crate::probe::{self, LOOKUPS_TOLD, ProbeError};
 use crate::problem::{Op, Shape};
 use crate::proc::RunError;
-use crate::run::documents::{Deployment, Engagement, Inspection, Tuned};
+use crate::run::documents::{DeployedTable, Deployment, Engagement, Inspection, Tuned};
 use crate::run::error::{Error, ErrorKind};
 use crate::store::run_dir::RunDir;
-use crate::table::lookup::{Resolver, Rules};
+use crate::table::lookup::Resolver;
 use crate::table::roofline::Device;
 use crate::tree::aiter::revision;
 use crate::tree::era;
@@ -73,27 +74,124 @@ impl Aiter {
         }
     }
 
-    /// The look-up rules of the tree in use.
-    fn rules(&self, inspection: &Inspection) -> Result<Rules, Error> {
-        let trees = self.trees()?;
-        Ok(crate::tree::aiter::rules(
-            inspection.op,
-            &trees.aiter.capabilities,
-        ))
-    }
-
-    /// Does `work` with the deployed table as the runtime looks rows up in it.
-    fn with_table<T>(
+    /// Does `work` with the deployed tables as the runtime looks rows up in them, each with its operation.
+    fn with_tables<T>(
         &self,
         inspection: &Inspection,
         deployment: &Deployment,
-        work: impl FnOnce(&Resolver<'_>) -> T,
+        work: impl FnOnce(&[(Op, Resolver<'_>)]) -> T,
     ) -> Result<T, Error> {
-        let table = tables::read_table(&deployment.table, inspection.op)?;
-        let rules = self.rules(inspection)?;
-        let resolver = Resolver::new(&table, rules, &inspection.gfx, inspection.cu_num)
-            .map_err(|error| Error::caused(ErrorKind::Bug, &error))?;
-        Ok(work(&resolver))
+        let trees = self.trees()?;
+        let read = |(one, deployed): (Inspection, DeployedTable)| {
+            let table = tables::read_table(&deployed.table, one.op)?;
+            Ok((one, table))
+        };
+        let tables: Vec<_> = deployment
+            .tables(inspection)
+            .into_iter()
+            .map(read)
+            .collect::<Result<_, Error>>()?;
+        let resolvers: Vec<_> = tables
+            .iter()
+            .map(|(one, table)| {
+                let rules = crate::tree::aiter::rules(one.op, &trees.aiter.capabilities);
+                let resolver = Resolver::new(table, rules, &one.gfx, one.cu_num)
+                    .map_err(|error| Error::caused(ErrorKind::Bug, &error))?;
+                Ok((one.op, resolver))
+            })
+            .collect::<Result<_, Error>>()?;
+        Ok(work(&resolvers))
+    }
+
+    /// Tries the operation of `inspection` with its deployed table.
+    fn probe_table(
+        &self,
+        deployed: &Deployed<'_>,
+        (inspection, table): (&Inspection, &DeployedTable),
+        shapes: &[Shape],
+        tuned: &Tuned,
+    ) -> Result<Probed, Error> {
+        let mut env: BTreeMap<String, Option<String>> = self.site.environment().clone();
+        env.extend(deployed.deployment.environment());
+        let won: Vec<_> = tuned.won(inspection.op).collect();
+        let times: Vec<Shape> = won
+            .iter()
+            .take(probe::TIMED)
+            .map(|row| row.shape.clone())
+            .collect();
+        let found = probe::probe(&probe::Order {
+            python: self.site.python.as_str(),
+            folder: self.folder.clone(),
+            env,
+            op: inspection.op,
+            linear: inspection.linear.as_deref(),
+            checks: shapes,
+            times: &times,
+            limit: self.ready_limit,
+            keeper: &self.site.keeper,
+            interrupt: deployed.interrupt,
+        })
+        .map_err(|error| probe_error(&error))?;
+        // Without SGLang's own function nothing was shown of its layouts.
+        let through = found.about.get("through").cloned().flatten();
+        let linear = inspection.linear.as_deref().unwrap_or(era::LEAF);
+        if !through.as_deref().is_some_and(|name| name.contains(linear)) {
+            return Err(Error::new(
+                ErrorKind::Environment,
+                format!(
+                    "the probe reached aiter through {} instead of SGLang's {linear}: what the server would compute was not tried",
+                    through.as_deref().unwrap_or("nothing")
+                ),
+            )
+            .hint("`gemmtune probe` shows what the interpreter says"));
+        }
+        let layout = found
+            .checks
+            .into_iter()
+            .map(|check| LayoutCheck {
+                m: check.shape.m,
+                n: check.shape.n,
+                k: check.shape.k,
+                kernel: match check.said {
+                    Some(said) => format!("{}: {said}", check.kernel),
+                    None => check.kernel,
+                },
+                relative_error: check.error,
+                limit: probe::LIMIT,
+            })
+            .collect();
+        let times: Vec<KernelTime> = won
+            .iter()
+            .zip(found.times)
+            .map(|(row, time)| KernelTime {
+                shape: row.shape.clone(),
+                tuned_us: row.us,
+                us: time.us,
+                clock: time.clock,
+                kernel: time.kernel,
+            })
+            .collect();
+        let trees = self.trees()?;
+        let modules = loaded::modules(&trees, inspection.op, &found.modules)?;
+        loaded::refuse_stale(&modules, &table.table)?;
+        let seen: Vec<Seen<'_>> = won
+            .iter()
+            .zip(&times)
+            .map(|(row, time)| Seen {
+                row: row.candidate["kernelName"].as_str().unwrap_or_default(),
+                time,
+                by_name: trees
+                    .aiter
+                    .capabilities
+                    .is_named(inspection.op, row.candidate["libtype"].as_str()),
+            })
+            .collect();
+        Ok(Probed {
+            layout,
+            ran: judge(&seen),
+            times,
+            modules,
+        })
     }
 }
 
@@ -176,7 +274,7 @@ impl Kernels for Aiter {
                 untuned: order.shapes,
                 // What serves today is timed through SGLang's linear, and is no match for a kernel alone: see `today`.
                 incumbents: &BTreeMap::new(),
-                folder: &order.run.tune(),
+                folder: order.folder,
                 key: Some((inspection.gfx.clone(), inspection.cu_num)),
                 budget: Some(order.budget),
                 limits: Limits::default(),
@@ -218,9 +316,12 @@ impl Kernels for Aiter {
         deployment: &Deployment,
         shapes: &[Shape],
     ) -> Result<Vec<Shape>, Error> {
-        self.with_table(inspection, deployment, |resolver| {
-            let missed = |shape: &&Shape| resolver.find(shape).row().is_none();
-            shapes.iter().filter(missed).cloned().collect()
+        self.with_tables(inspection, deployment, |tables| {
+            let hit = |shape: &Shape| {
+                let mut tables = tables.iter().filter(|(op, _)| *op == shape.op);
+                tables.any(|(_, resolver)| resolver.find(shape).row().is_some())
+            };
+            shapes.iter().filter(|shape| !hit(shape)).cloned().collect()
         })
     }
 
@@ -231,13 +332,18 @@ impl Kernels for Aiter {
         log_summary: &LogSummary,
     ) -> Result<Engagement, Error> {
         let trees = self.trees()?;
-        let paths = loaded::expected(&trees, inspection.op, deployment)?;
-        let modules = loaded::modules(&trees, inspection.op, &paths)?;
-        loaded::refuse_stale(&modules, &deployment.table)?;
-        // Rows that served before are in the table too, most of them for other models: only ours were planned.
-        let planned = deploy::tuned_table(deployment, inspection.op)?;
-        self.with_table(inspection, deployment, |resolver| {
-            super::engagement_of(resolver, &planned, log_summary)
+        let mut planned = Vec::new();
+        for (one, deployed) in deployment.tables(inspection) {
+            let paths = loaded::expected(&trees, one.op, deployment)?;
+            let modules = loaded::modules(&trees, one.op, &paths)?;
+            loaded::refuse_stale(&modules, &deployed.table)?;
+            // Rows that served before are in the table too, most of them for other models: only ours were planned.
+            planned.push(deploy::tuned_table(&deployed)?);
+        }
+        self.with_tables(inspection, deployment, |resolvers| {
+            let resolvers = resolvers.iter().map(|(_, resolver)| resolver);
+            let tables: Vec<_> = resolvers.zip(&planned).collect();
+            super::engagement_of(&tables, log_summary)
         })
     }
 
@@ -247,96 +353,13 @@ impl Kernels for Aiter {
         shapes: &[Shape],
         tuned: &Tuned,
     ) -> Result<Probed, Error> {
-        let Deployed {
-            inspection,
-            deployment,
-            ..
-        } = deployed;
-        let mut env: BTreeMap<String, Option<String>> = self.site.environment().clone();
-        env.extend(deployment.environment());
-        let won: Vec<_> = tuned
-            .rows
-            .iter()
-            .filter(|row| !row.incumbent_kept)
-            .collect();
-        let times: Vec<Shape> = won
-            .iter()
-            .take(probe::TIMED)
-            .map(|row| row.shape.clone())
-            .collect();
-        let found = probe::probe(&probe::Order {
-            python: self.site.python.as_str(),
-            folder: self.folder.clone(),
-            env,
-            op: inspection.op,
-            linear: inspection.linear.as_deref(),
-            checks: shapes,
-            times: &times,
-            limit: self.ready_limit,
-            keeper: &self.site.keeper,
-            interrupt: deployed.interrupt,
-        })
-        .map_err(|error| probe_error(&error))?;
-        // Without SGLang's own function nothing was shown of its layouts.
-        let through = found.about.get("through").cloned().flatten();
-        let linear = inspection.linear.as_deref().unwrap_or(era::LEAF);
-        if !through.as_deref().is_some_and(|name| name.contains(linear)) {
-            return Err(Error::new(
-                ErrorKind::Environment,
-                format!(
-                    "the probe reached aiter through {} instead of SGLang's {linear}: what the server would compute was not tried",
-                    through.as_deref().unwrap_or("nothing")
-                ),
-            )
-            .hint("`gemmtune probe` shows what the interpreter says"));
+        let mut probed = Probed::default();
+        for (one, table) in deployed.deployment.tables(deployed.inspection) {
+            let of = |shape: &&Shape| shape.op == one.op;
+            let shapes: Vec<Shape> = shapes.iter().filter(of).cloned().collect();
+            probed.add(self.probe_table(deployed, (&one, &table), &shapes, tuned)?);
         }
-        let layout = found
-            .checks
-            .into_iter()
-            .map(|check| LayoutCheck {
-                m: check.shape.m,
-                n: check.shape.n,
-                k: check.shape.k,
-                kernel: match check.said {
-                    Some(said) => format!("{}: {said}", check.kernel),
-                    None => check.kernel,
-                },
-                relative_error: check.error,
-                limit: probe::LIMIT,
-            })
-            .collect();
-        let times: Vec<KernelTime> = won
-            .iter()
-            .zip(found.times)
-            .map(|(row, time)| KernelTime {
-                shape: row.shape.clone(),
-                tuned_us: row.us,
-                us: time.us,
-                clock: time.clock,
-                kernel: time.kernel,
-            })
-            .collect();
-        let trees = self.trees()?;
-        let modules = loaded::modules(&trees, inspection.op, &found.modules)?;
-        loaded::refuse_stale(&modules, &deployment.table)?;
-        let seen: Vec<Seen<'_>> = won
-            .iter()
-            .zip(&times)
-            .map(|(row, time)| Seen {
-                row: row.candidate["kernelName"].as_str().unwrap_or_default(),
-                time,
-                by_name: trees
-                    .aiter
-                    .capabilities
-                    .is_named(inspection.op, row.candidate["libtype"].as_str()),
-            })
-            .collect();
-        Ok(Probed {
-            layout,
-            ran: judge(&seen),
-            times,
-            modules,
-        })
+        Ok(probed)
     }
 
     fn kernel_name(&self, candidate: &serde_json::Value) -> String {

@@ -1,7 +1,8 @@
 //! Which operation is tuned: expected before anything is served, known once the workload was seen.
 //!
 //! SGLang's linears reach three of aiter's operations: block-scaled weights one of two, by the device, per-channel
-//! weights `gemm_a8w8_bpreshuffle`. Which of them a model uses follows from its checkpoint; the capture has the last word.
+//! weights `gemm_a8w8_bpreshuffle`. Which of them a model uses follows from its checkpoint; the capture has the last word, and
+//! where both are called, both are tuned.
 //! What `run` cannot finish is refused before a server is started.
 
 use std::collections::BTreeMap;
@@ -11,7 +12,7 @@ use super::facts::{Trees, Way, aiter_error};
 use crate::log::summary::LogSummary;
 use crate::plan::model::{self, Scheme};
 use crate::problem::Op;
-use crate::run::documents::Inspection;
+use crate::run::documents::{AlsoTuned, Inspection};
 use crate::run::error::{Error, ErrorKind};
 use crate::tree::channel::{self, LINEARS};
 use crate::tree::package::FP8_UTILS;
@@ -58,7 +59,7 @@ impl Aiter {
         bytes.is_some_and(|bytes| matches!(model::scheme(&bytes), Ok(Scheme::PerChannel)))
     }
 
-    /// What the workload was seen to run: the operation asked for, else the one with most calls.
+    /// What the workload was seen to run: the operation asked for, else each that can be tuned, the one with most calls first.
     pub(super) fn operation_seen(
         &self,
         inspection: &Inspection,
@@ -73,8 +74,23 @@ impl Aiter {
         let tunable_here =
             |op: Op| op == Op::PER_CHANNEL || block.as_ref().is_ok_and(|way| way.op == op);
         let told = |op: Op, count: u64| format!("{op} ({count} calls)");
-        let op = match self.op {
-            Some(asked) if calls.contains_key(&asked) => asked,
+        let most_called = |ops: &mut Vec<Op>| {
+            ops.sort_by_key(|op| std::cmp::Reverse((calls[op], *op == inspection.op)));
+        };
+        let mut here: Vec<Op> = calls
+            .keys()
+            .copied()
+            .filter(|op| tunable_here(*op))
+            .collect();
+        most_called(&mut here);
+        let look = |op: Op| {
+            tunable(&trees, op)?;
+            self.serves_today(&trees, inspection, op, log_summary)
+        };
+        let (mut found, mut left) = (Vec::new(), Vec::new());
+        match self.op {
+            // The configuration has the last word.
+            Some(asked) if calls.contains_key(&asked) => found.push(look(asked)?),
             Some(asked) => {
                 let others: Vec<String> =
                     calls.iter().map(|(op, count)| told(*op, *count)).collect();
@@ -85,56 +101,87 @@ impl Aiter {
                         if others.is_empty() { "no GEMM at all".to_owned() } else { others.join(" and ") }
                     ),
                 )
-                .hint("leave `backend.op` out, and the operation that runs is tuned"));
+                .hint("leave `backend.op` out, and what runs is tuned"));
             }
             None => {
-                let most = calls
-                    .iter()
-                    .filter(|(op, _)| tunable_here(**op))
-                    .max_by_key(|(op, count)| (**count, **op == inspection.op));
-                match most {
-                    Some((op, _)) => *op,
-                    None => return Err(not_through_aiter(log_summary)),
+                for op in &here {
+                    match look(*op) {
+                        Ok(seen) => found.push(seen),
+                        Err(error) => left.push((op, error)),
+                    }
                 }
             }
+        }
+        if found.is_empty() {
+            return Err(left
+                .into_iter()
+                .next()
+                .map_or_else(|| not_through_aiter(log_summary), |(_, error)| error));
+        }
+        let first = found.remove(0);
+        let op = first.op;
+        let mut seen = Inspection {
+            op,
+            path: first.path,
+            linear: first.linear,
+            table: first.table,
+            also: found,
+            ..inspection.clone()
         };
-        let mut seen = inspection.clone();
         if op != inspection.op {
-            tunable(&trees, op)?;
-            seen.op = op;
-            seen.path = self.way_to(&trees, &seen)?.because;
-            let tables = aiter::tables(&trees.package, op, |name| self.site.variable(name))
-                .map_err(|error| aiter_error(&error))?;
-            seen.table = match tables.files.as_slice() {
-                [only] => Some(only.clone()),
-                _ => None,
-            };
             seen.remarks.push(format!(
                 "the workload runs {op}, not {} as was expected: {op} is tuned",
                 inspection.op
             ));
         }
-        let others: Vec<String> = calls
+        let left = left
             .iter()
-            .filter(|(other, _)| **other != op)
-            .map(|(other, count)| told(*other, *count))
-            .collect();
+            .map(|(op, error)| format!("{op} is left as it is: {error}"));
+        seen.remarks.extend(left);
+        let mut others: Vec<Op> = calls.keys().copied().filter(|other| *other != op).collect();
+        most_called(&mut others);
         if !others.is_empty() {
-            let also: Vec<&Op> = calls
-                .keys()
-                .filter(|other| **other != op && tunable_here(**other))
-                .collect();
-            let next = also.first().map_or_else(String::new, |other| {
-                format!("; a new run with `backend.op = \"{other}\"` tunes that one")
-            });
+            let others: Vec<String> = others.iter().map(|op| told(*op, calls[op])).collect();
+            let tuned: Vec<&str> = seen.ops().map(Op::name).collect();
+            let next = match self.op {
+                Some(_) if here.iter().any(|other| *other != op) => {
+                    "; without `backend.op` all that can be tuned are"
+                }
+                _ => "",
+            };
             seen.remarks.push(format!(
-                "the workload runs {} and {}: this run tunes {op}{next}",
+                "the workload runs {} and {}: this run tunes {}{next}",
                 told(op, calls[&op]),
-                others.join(" and ")
+                others.join(" and "),
+                tuned.join(" and ")
             ));
         }
-        seen.linear = linear(op, log_summary);
         Ok(seen)
+    }
+
+    /// What serves `op` today in the server of `inspection`.
+    fn serves_today(
+        &self,
+        trees: &Trees,
+        inspection: &Inspection,
+        op: Op,
+        log_summary: &LogSummary,
+    ) -> Result<AlsoTuned, Error> {
+        let of = Inspection {
+            op,
+            ..inspection.clone()
+        };
+        let tables = aiter::tables(&trees.package, op, |name| self.site.variable(name))
+            .map_err(|error| aiter_error(&error))?;
+        Ok(AlsoTuned {
+            op,
+            path: self.way_to(trees, &of)?.because,
+            linear: linear(op, log_summary),
+            table: match tables.files.as_slice() {
+                [only] => Some(only.clone()),
+                _ => None,
+            },
+        })
     }
 }
 

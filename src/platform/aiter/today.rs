@@ -39,7 +39,7 @@ impl Aiter {
             &order.shapes.iter().collect::<Vec<_>>(),
             (Ways::Today, "what serves today"),
             self.site.environment(),
-            &order.run.tune().join("serving-today.jsonl"),
+            &order.folder.join("serving-today.jsonl"),
             observer,
         )?;
         refuse_without_times(&served, "what serves today", |served| {
@@ -66,7 +66,7 @@ impl Aiter {
             );
             return Ok(());
         }
-        let folder = order.run.tune().join("tried");
+        let folder = order.folder.join("tried");
         // What a killed attempt left: a module of another table, a builder's lock.
         gone(fs_err::remove_dir_all(&folder))?;
         let (arranged, switch) = self.try_out(order.run, order.inspection, tuned, &folder)?;
@@ -81,7 +81,7 @@ impl Aiter {
             None => Ways::Tuned,
         };
         let shapes: Vec<&Shape> = tuned.rows.iter().map(|row| &row.shape).collect();
-        let answers = order.run.tune().join("serving-tuned.jsonl");
+        let answers = order.folder.join("serving-tuned.jsonl");
         let served = self.time(
             order,
             &shapes,
@@ -181,7 +181,7 @@ impl Aiter {
         observer: &mut dyn FnMut(&TuneEvent),
     ) -> Result<Vec<Served>, Error> {
         let shapes: Vec<Shape> = shapes.iter().map(|shape| (*shape).clone()).collect();
-        fs_err::create_dir_all(order.run.tune()).map_err(|error| Error::file(&error))?;
+        fs_err::create_dir_all(order.folder).map_err(|error| Error::file(&error))?;
         let identity = identity(order, env, &ways)?;
         let all = shapes.len();
         serving::serving(

@@ -30,8 +30,49 @@ pub struct Inspection {
     pub linear: Option<String>,
     /// Table the environment uses before tuning, if any.
     pub table: Option<Utf8PathBuf>,
+    /// Further operations of dense GEMMs that the workload runs and that are tuned with it.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub also: Vec<AlsoTuned>,
     /// Worth knowing.
     pub remarks: Vec<String>,
+}
+
+/// What serves a further operation today; everything else is as for the first.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+pub struct AlsoTuned {
+    /// The operation.
+    pub op: Op,
+    /// The kernel path that serves it, in words.
+    pub path: String,
+    /// The server's function that was seen to reach it.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub linear: Option<String>,
+    /// Table the environment uses for it, if any.
+    pub table: Option<Utf8PathBuf>,
+}
+
+impl Inspection {
+    /// One inspection for each operation that is tuned, the one with most calls first.
+    pub fn operations(&self) -> Vec<Self> {
+        let first = Self {
+            also: Vec::new(),
+            ..self.clone()
+        };
+        let also = self.also.iter().map(|also| Self {
+            op: also.op,
+            path: also.path.clone(),
+            linear: also.linear.clone(),
+            table: also.table.clone(),
+            ..first.clone()
+        });
+        let also: Vec<Self> = also.collect();
+        std::iter::once(first).chain(also).collect()
+    }
+
+    /// The operations that are tuned.
+    pub fn ops(&self) -> impl Iterator<Item = Op> {
+        std::iter::once(self.op).chain(self.also.iter().map(|also| also.op))
+    }
 }
 
 /// What the capture stage found, beside the shapes themselves.
@@ -122,12 +163,15 @@ pub struct Engagement {
     /// Of a route: what each family that it names was asked for.
     #[serde(default, skip_serializing_if = "BTreeMap::is_empty")]
     pub families: BTreeMap<String, Asked>,
+    /// Where several operations are deployed: what the table of each was asked for.
+    #[serde(default, skip_serializing_if = "BTreeMap::is_empty")]
+    pub operations: BTreeMap<String, Asked>,
 }
 
-/// Shapes that the route gives to a family.
+/// Shapes that a route gives to a family, or that a table has rows for.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Asked {
-    /// Computed by it.
+    /// Computed by it, by the row deployed for them.
     pub hit: usize,
     /// Computed by something else.
     pub missed: usize,
@@ -177,6 +221,13 @@ impl Engagement {
                 "the family `{family}` computed none of the {} shapes that the route gives it{}",
                 asked.missed,
                 first.map_or_else(String::new, |shape| format!(", first {shape}"))
+            ));
+        }
+        // So is the table of an operation.
+        if let Some((op, asked)) = self.operations.iter().find(idle) {
+            return Some(format!(
+                "none of the {} shapes of {op} that the tuned server looked up took the row deployed for them",
+                asked.missed
             ));
         }
         if self.hit > 0 && self.other_kernel.len() <= self.hit && missed <= self.hit {

@@ -5,9 +5,9 @@ use std::collections::BTreeMap;
 use camino::{Utf8Path, Utf8PathBuf};
 use serde::{Deserialize, Serialize};
 
-use super::{DeployedMoe, TunedMoe};
+use super::{DeployedMoe, Inspection, TunedMoe};
 use crate::probe::contest::Contest;
-use crate::problem::Shape;
+use crate::problem::{Op, Shape};
 use crate::tune::TuneOutcome;
 use crate::tune::clocks::Clocks;
 use crate::tune::results::Row;
@@ -108,10 +108,39 @@ impl Tuned {
 
     /// How the row of a problem did against what serves it today.
     pub fn contest(&self, shape: &Shape) -> Option<&Contest> {
-        self.contests.iter().find(|contest| {
-            let of = &contest.shape;
-            (of.m, of.n, of.k) == (shape.m, shape.n, shape.k)
-        })
+        let is_of = |contest: &&Contest| contest.shape.is_same_problem(shape);
+        self.contests.iter().find(is_of)
+    }
+
+    /// The row of a problem.
+    pub fn row(&self, shape: &Shape) -> Option<&Row> {
+        self.rows
+            .iter()
+            .find(|row| row.shape.is_same_problem(shape))
+    }
+
+    /// Rows of `op` that are faster than what serves today.
+    pub fn won(&self, op: Op) -> impl Iterator<Item = &Row> {
+        let rows = self.rows.iter();
+        rows.filter(move |row| row.shape.op == op && !row.incumbent_kept)
+    }
+
+    /// With what was found of another operation of the same server.
+    #[must_use]
+    pub fn with(mut self, other: Self) -> Self {
+        self.rows.extend(other.rows);
+        self.failed.extend(other.failed);
+        self.not_reached.extend(other.not_reached);
+        self.quarantined.extend(other.quarantined);
+        self.lost.extend(other.lost);
+        self.contests.extend(other.contests);
+        self.remarks.extend(other.remarks);
+        self.files.extend(other.files);
+        self.tables.extend(other.tables);
+        self.clocks.add(&other.clocks);
+        self.busy_seconds += other.busy_seconds;
+        self.seconds += other.seconds;
+        self
     }
 }
 
@@ -156,12 +185,18 @@ pub struct Deployment {
     /// What a reader of the result has to know.
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
     pub notes: Vec<String>,
-    /// The one table deployed.
+    /// The table deployed; of several operations, that of the first.
     pub table: Utf8PathBuf,
     /// Its content digest.
     pub digest: String,
     /// Rows in it.
     pub rows: usize,
+    /// The operation it serves, where several are tuned.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub op: Option<Op>,
+    /// The tables of further operations.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub also: Vec<DeployedTable>,
     /// Files and folders that were not there before and appear when the deployment is used: build products, which go
     /// with it.
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
@@ -176,6 +211,19 @@ pub struct Deployment {
     /// The fused MoE in it; its environment is in `env` already.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub fused_moe: Option<DeployedMoe>,
+}
+
+/// The table of one of several operations.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+pub struct DeployedTable {
+    /// The operation.
+    pub op: Op,
+    /// The table.
+    pub table: Utf8PathBuf,
+    /// Its content digest.
+    pub digest: String,
+    /// Rows in it.
+    pub rows: usize,
 }
 
 const fn yes() -> bool {
@@ -202,6 +250,8 @@ impl Deployment {
             table,
             digest,
             rows,
+            op: None,
+            also: Vec::new(),
             appear: Vec::new(),
             takes_back: vec![takes_back],
             // Other configurations are other programs, compiled when they first run.
@@ -220,6 +270,8 @@ impl Deployment {
             table: deployed.table.clone(),
             digest: deployed.digest.clone(),
             rows: deployed.rows,
+            op: None,
+            also: Vec::new(),
             appear: Vec::new(),
             takes_back: deployed.takes_back.clone(),
             // Other configurations are other programs, compiled when they first run.
@@ -240,14 +292,37 @@ impl Deployment {
         self
     }
 
+    /// The tables of dense GEMMs, each with the inspection of its operation.
+    pub fn tables(&self, inspection: &Inspection) -> Vec<(Inspection, DeployedTable)> {
+        if !self.dense {
+            return Vec::new();
+        }
+        let first = DeployedTable {
+            op: self.op.unwrap_or(inspection.op),
+            table: self.table.clone(),
+            digest: self.digest.clone(),
+            rows: self.rows,
+        };
+        let mut tables: Vec<DeployedTable> = self.also.clone();
+        tables.push(first);
+        let each = inspection.operations().into_iter();
+        each.filter_map(|one| {
+            let table = tables.iter().find(|table| table.op == one.op)?.clone();
+            Some((one, table))
+        })
+        .collect()
+    }
+
+    /// Rows of its tables of dense GEMMs.
+    pub fn dense_rows(&self) -> usize {
+        let also: usize = self.also.iter().map(|table| table.rows).sum();
+        if self.dense { self.rows + also } else { 0 }
+    }
+
     /// Rows of all its tables.
     pub fn all_rows(&self) -> usize {
         let experts = self.fused_moe.as_ref().map_or(0, |experts| experts.rows);
-        if self.dense {
-            self.rows + experts
-        } else {
-            experts
-        }
+        self.dense_rows() + experts
     }
 
     /// What the tuned arm's environment differs by.

@@ -1,0 +1,79 @@
+//! The operations of dense GEMMs, where a run tuned several: what each is worth and what became of it.
+
+use maud::{Markup, html};
+
+use super::model::{DenseOperation, Report};
+use super::number::{percent, whole};
+use super::section::{Number, Wide, table};
+
+/// The columns of a table.
+pub(super) const HEAD: [&str; 6] = [
+    "operation",
+    "share of GEMM time",
+    "rows planned",
+    "faster than before",
+    "deployed",
+    "took their row",
+];
+
+/// The section of the page; absent where there is one operation only.
+pub(super) fn section(report: &Report) -> Option<Markup> {
+    let [first, ..] = HEAD;
+    let columns: Vec<_> = HEAD
+        .into_iter()
+        .map(|name| (name, if name == first { Wide } else { Number }))
+        .collect();
+    let rows: Vec<Vec<String>> = lines(report).into_iter().map(Vec::from).collect();
+    (!rows.is_empty()).then(|| {
+        html! {
+            p { "Each has a table, a tuner and kernels of its own. Shares are of the time that the plan estimates for all dense GEMMs." }
+            @for one in &report.operations { p { (one.op) ": before, " (one.today) "." } }
+            (table("Operations tuned in this run", &columns, &rows))
+        }
+    })
+}
+
+/// A line for each.
+pub(super) fn lines(report: &Report) -> Vec<[String; 6]> {
+    report.operations.iter().map(line).collect()
+}
+
+fn line(one: &DenseOperation) -> [String; 6] {
+    let of = |part: Option<usize>, all: Option<usize>| match (part, all) {
+        (Some(part), Some(all)) => format!("{} of {}", whole(part), whole(all)),
+        _ => "–".to_owned(),
+    };
+    [
+        one.op.to_string(),
+        percent(one.share),
+        whole(one.planned),
+        of(one.faster, one.tuned),
+        one.deployed.map_or_else(|| "–".to_owned(), whole),
+        of(one.hits, one.looked_up),
+    ]
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::problem::Op;
+
+    #[test]
+    fn what_did_not_take_place_has_no_number() {
+        let one = DenseOperation {
+            op: Op::Blockscale,
+            today: "Triton".to_owned(),
+            captured: 9,
+            share: 0.25,
+            planned: 4,
+            tuned: Some(4),
+            faster: Some(0),
+            deployed: None,
+            looked_up: None,
+            hits: None,
+        };
+        let cells = ["gemm_a8w8_blockscale", "25.0 %", "4", "0 of 4", "–", "–"];
+        assert_eq!(line(&one), cells.map(str::to_owned));
+        assert!(section(&Report::default()).is_none());
+    }
+}
