@@ -249,20 +249,13 @@ impl Kernels for Reference {
         written.map_err(|error| Error::file(&error))?;
         Ok(Deployment {
             env: BTreeMap::from([(TABLE_VARIABLE.to_owned(), table.to_string())]),
-            unset: Vec::new(),
-            appear: Vec::new(),
-            notes: Vec::new(),
             digest,
             rows: merged.rows.len(),
-            op: None,
-            also: Vec::new(),
             takes_back: vec![format!(
                 "the file {table} and the variable {TABLE_VARIABLE} that names it"
             )],
             table,
-            may_build: false,
-            dense: true,
-            fused_moe: None,
+            ..Deployment::default()
         })
     }
 

@@ -87,21 +87,7 @@ impl Aiter {
         place: &Place,
     ) -> Result<(Deployment, Option<Utf8PathBuf>), Error> {
         let trees = self.trees()?;
-        let mut deployment = Deployment {
-            env: [].into(),
-            unset: Vec::new(),
-            notes: Vec::new(),
-            table: Utf8PathBuf::new(),
-            digest: String::new(),
-            rows: 0,
-            op: None,
-            also: Vec::new(),
-            appear: Vec::new(),
-            takes_back: Vec::new(),
-            may_build: false,
-            dense: true,
-            fused_moe: None,
-        };
+        let mut deployment = Deployment::default();
         let folder = place.folder(run);
         let mut arranged = Vec::new();
         for one in inspection.operations() {

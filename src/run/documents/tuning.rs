@@ -15,7 +15,7 @@ use crate::tune::tuned::TunedTable;
 use crate::workload::env::Environment;
 
 /// What the tune stage found, in the form later stages and the report read.
-#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+#[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize)]
 pub struct Tuned {
     /// The device, in words.
     pub device: String,
@@ -61,20 +61,9 @@ impl Tuned {
     pub fn of_fused_moe(tuned: TunedMoe) -> Self {
         Self {
             device: tuned.device.clone(),
-            rows: Vec::new(),
-            failed: Vec::new(),
-            not_reached: Vec::new(),
-            quarantined: Vec::new(),
-            lost: Vec::new(),
-            contests: Vec::new(),
-            remarks: Vec::new(),
-            files: Vec::new(),
-            tables: Vec::new(),
-            taken_from: None,
-            clocks: Clocks::default(),
-            busy_seconds: 0.0,
             seconds: tuned.seconds,
             fused_moe: Some(tuned),
+            ..Self::default()
         }
     }
 
@@ -87,22 +76,12 @@ impl Tuned {
     pub fn taken(from: &Utf8Path, device: &str, tables: Vec<TunedTable>) -> Self {
         Self {
             device: device.to_owned(),
-            rows: Vec::new(),
-            failed: Vec::new(),
-            not_reached: Vec::new(),
-            quarantined: Vec::new(),
-            lost: Vec::new(),
-            contests: Vec::new(),
             remarks: vec![format!(
                 "nothing was tuned: the table is {from}, taken as it is"
             )],
-            files: Vec::new(),
             tables,
             taken_from: Some(from.to_owned()),
-            clocks: Clocks::default(),
-            busy_seconds: 0.0,
-            seconds: 0.0,
-            fused_moe: None,
+            ..Self::default()
         }
     }
 
@@ -161,15 +140,12 @@ impl From<TuneOutcome> for Tuned {
                 .map(|bad| format!("{} {}: {}", bad.shape, bad.candidate, bad.evidence))
                 .collect(),
             lost: outcome.lost,
-            contests: Vec::new(),
-            remarks: Vec::new(),
             files: outcome.files,
             tables: outcome.tables,
-            taken_from: None,
             clocks: outcome.clocks,
             busy_seconds: outcome.busy_s,
             seconds: outcome.seconds,
-            fused_moe: None,
+            ..Self::default()
         }
     }
 }
@@ -235,6 +211,27 @@ const fn is_yes(yes: &bool) -> bool {
     *yes
 }
 
+/// One that puts nothing in place.
+impl Default for Deployment {
+    fn default() -> Self {
+        Self {
+            env: BTreeMap::new(),
+            unset: Vec::new(),
+            notes: Vec::new(),
+            table: Utf8PathBuf::new(),
+            digest: String::new(),
+            rows: 0,
+            op: None,
+            also: Vec::new(),
+            appear: Vec::new(),
+            takes_back: Vec::new(),
+            may_build: false,
+            dense: true,
+            fused_moe: None,
+        }
+    }
+}
+
 impl Deployment {
     /// Dense GEMMs whose `table` an overlay puts in front of what serves them.
     pub fn by_overlay(
@@ -245,40 +242,26 @@ impl Deployment {
     ) -> Self {
         Self {
             env,
-            unset: Vec::new(),
-            notes: Vec::new(),
             table,
             digest,
             rows,
-            op: None,
-            also: Vec::new(),
-            appear: Vec::new(),
             takes_back: vec![takes_back],
             // Other configurations are other programs, compiled when they first run.
             may_build: true,
-            dense: true,
-            fused_moe: None,
+            ..Self::default()
         }
     }
 
     /// A deployment of nothing but fused MoE.
     pub fn of_fused_moe(deployed: DeployedMoe) -> Self {
-        Self {
-            env: deployed.env.clone(),
-            unset: Vec::new(),
-            notes: deployed.notes.clone(),
+        let nothing = Self {
             table: deployed.table.clone(),
             digest: deployed.digest.clone(),
             rows: deployed.rows,
-            op: None,
-            also: Vec::new(),
-            appear: Vec::new(),
-            takes_back: deployed.takes_back.clone(),
-            // Other configurations are other programs, compiled when they first run.
-            may_build: true,
             dense: false,
-            fused_moe: Some(deployed),
-        }
+            ..Self::default()
+        };
+        nothing.with_fused_moe(deployed)
     }
 
     /// The same with a fused MoE beside the dense GEMMs.

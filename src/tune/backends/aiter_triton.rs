@@ -9,7 +9,6 @@ pub mod files;
 pub mod space;
 
 use std::collections::BTreeMap;
-use std::time::Duration;
 
 use camino::{Utf8Path, Utf8PathBuf};
 use serde_json::{Value, json};
@@ -18,7 +17,7 @@ use self::space::{Setting, Space};
 use super::sglang_triton::files::write_provenance;
 use super::sglang_triton::model;
 use super::sglang_triton::space::is_rocm;
-use super::{Backend, Deadlines, Field, Pace, Written};
+use super::{Backend, Field, Pace, Written};
 use crate::overlay::{self, OverlayOptions};
 use crate::problem::{Op, Shape};
 use crate::store::file::{entries, write_atomic};
@@ -183,20 +182,7 @@ impl Backend for AiterTriton {
     }
 
     fn pace(&self) -> Pace {
-        Pace {
-            batch: 16,
-            side_by_side: 8,
-            under_way: 3,
-            one_at_a_time: false,
-            deadlines: Deadlines {
-                // Importing torch from a network file system takes minutes.
-                hello: Duration::from_secs(300),
-                prepare: Duration::from_secs(300),
-                floor: Duration::from_secs(15),
-                slowest_flops: 1e10,
-                check_flops: 1e11,
-            },
-        }
+        Pace::on_gpus()
     }
 
     fn incumbent(&self, device: &Device, shape: &Shape) -> Option<Candidate> {

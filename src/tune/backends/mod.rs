@@ -6,6 +6,7 @@ pub mod aiter_triton;
 pub mod compiled;
 pub mod families;
 pub mod reference;
+mod settings;
 pub mod sglang_moe;
 pub mod sglang_triton;
 
@@ -70,6 +71,26 @@ pub struct Pace {
     pub one_at_a_time: bool,
     /// Deadlines.
     pub deadlines: Deadlines,
+}
+
+impl Pace {
+    /// For kernels that a GPU worker compiles and times.
+    pub(crate) fn on_gpus() -> Self {
+        Self {
+            batch: 16,
+            side_by_side: 8,
+            under_way: 3,
+            one_at_a_time: false,
+            deadlines: Deadlines {
+                // Importing torch and SGLang from a network file system takes minutes.
+                hello: Duration::from_secs(300),
+                prepare: Duration::from_secs(300),
+                floor: Duration::from_secs(15),
+                slowest_flops: 1e10,
+                check_flops: 1e11,
+            },
+        }
+    }
 }
 
 /// Deadlines of requests.

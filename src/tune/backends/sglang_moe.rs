@@ -176,20 +176,15 @@ impl Backend<MoeTask> for SglangMoe {
     }
 
     fn pace(&self) -> Pace {
+        let pace = Pace::on_gpus();
         Pace {
-            batch: 16,
-            side_by_side: 8,
-            under_way: 3,
-            one_at_a_time: false,
             deadlines: Deadlines {
-                // Importing torch and SGLang from a network file system takes minutes.
-                hello: Duration::from_secs(600),
-                prepare: Duration::from_secs(300),
+                hello: 2 * pace.deadlines.hello,
                 // The first whole operations may have Triton and torch load and compile what surrounds the GEMMs.
                 floor: Duration::from_secs(60),
-                slowest_flops: 1e10,
-                check_flops: 1e11,
+                ..pace.deadlines
             },
+            ..pace
         }
     }
 

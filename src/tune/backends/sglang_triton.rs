@@ -12,7 +12,6 @@ pub mod space;
 pub mod worker_files;
 
 use std::collections::BTreeMap;
-use std::time::Duration;
 
 use camino::{Utf8Path, Utf8PathBuf};
 use serde_json::{Value, json};
@@ -20,7 +19,7 @@ use serde_json::{Value, json};
 use self::files::TableFile;
 use self::keys::{Rows, nearest};
 use self::space::{Config, Space, is_rocm};
-use super::{Backend, Deadlines, Field, Pace, Written};
+use super::{Backend, Field, Pace, Written};
 use crate::problem::{Op, Shape};
 use crate::table::sglang_json::FileName;
 use crate::tune::points::Refine;
@@ -105,20 +104,7 @@ impl Backend for SglangTriton {
     }
 
     fn pace(&self) -> Pace {
-        Pace {
-            batch: 16,
-            side_by_side: 8,
-            under_way: 3,
-            one_at_a_time: false,
-            deadlines: Deadlines {
-                // Importing torch and SGLang from a network file system takes minutes.
-                hello: Duration::from_secs(300),
-                prepare: Duration::from_secs(300),
-                floor: Duration::from_secs(15),
-                slowest_flops: 1e10,
-                check_flops: 1e11,
-            },
-        }
+        Pace::on_gpus()
     }
 
     fn incumbent(&self, device: &Device, shape: &Shape) -> Option<Candidate> {

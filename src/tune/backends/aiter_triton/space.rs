@@ -3,6 +3,7 @@
 use serde_json::{Map, Value, json};
 
 use crate::problem::Shape;
+use crate::tune::backends::settings::{each, one_step};
 use crate::tune::backends::sglang_triton::space::{Config, is_rocm};
 use crate::tune::protocol::{Candidate, Device};
 
@@ -183,23 +184,12 @@ impl Space {
             others: Map::new(),
         };
         let mut found = vec![first];
-        let mut each = |values: &[u32], set: fn(&mut Setting, u32)| {
-            let with = |setting: &Setting, value| {
-                let mut setting = setting.clone();
-                set(&mut setting, value);
-                setting
-            };
-            let all = found.iter();
-            found = all
-                .flat_map(|setting| values.iter().map(move |&value| with(setting, value)))
-                .collect();
-        };
-        each(self.block_m, |setting, value| setting.block_m = value);
-        each(self.block_n, |setting, value| setting.block_n = value);
-        each(self.group_m, |setting, value| setting.group_m = value);
-        each(self.warps, |setting, value| setting.warps = value);
-        each(self.stages, |setting, value| setting.stages = value);
-        each(&splits(shape.k), |setting, value| setting.splits = value);
+        found = each(&found, self.block_m, |row, value| row.block_m = value);
+        found = each(&found, self.block_n, |row, value| row.block_n = value);
+        found = each(&found, self.group_m, |row, value| row.group_m = value);
+        found = each(&found, self.warps, |row, value| row.warps = value);
+        found = each(&found, self.stages, |row, value| row.stages = value);
+        found = each(&found, &splits(shape.k), |row, value| row.splits = value);
         found.retain(|setting| self.makes_sense(setting, device, shape));
         if !self.waves.is_empty() {
             for setting in &mut found {
@@ -211,47 +201,39 @@ impl Space {
 
     /// Settings one step from `setting`.
     pub fn around(&self, setting: &Setting, device: &Device, shape: &Shape) -> Vec<Setting> {
-        let mut found = Vec::new();
-        let mut with = |change: &dyn Fn(&mut Setting)| {
-            let mut other = setting.clone();
-            change(&mut other);
-            found.push(other);
-        };
-        let steps = |values: &[u32], value: u32| {
-            let below = values.iter().copied().filter(|other| *other < value).max();
-            let above = values.iter().copied().filter(|other| *other > value).min();
-            below.into_iter().chain(above).collect::<Vec<u32>>()
-        };
-        for value in steps(self.block_m, setting.block_m) {
-            with(&|other| other.block_m = value);
-        }
-        for value in steps(self.block_n, setting.block_n) {
-            with(&|other| other.block_n = value);
-        }
-        for value in steps(self.warps, setting.warps) {
-            with(&|other| other.warps = value);
-        }
-        for value in steps(self.stages, setting.stages) {
-            with(&|other| other.stages = value);
-        }
-        for value in steps(&splits(shape.k), setting.splits) {
-            with(&|other| other.splits = value);
-        }
-        for value in steps(self.group_m, setting.group_m) {
-            with(&|other| other.group_m = value);
-        }
-        for value in steps(self.waves, setting.waves.unwrap_or(0)) {
-            with(&|other| other.waves = Some(value));
-        }
-        for value in steps(self.sides, setting.side.unwrap_or(0)) {
-            with(&|other| other.side = Some(value));
-        }
-        with(&|other| {
-            other.cache = if other.cache.is_null() {
+        let (waves, side) = (setting.waves.unwrap_or(0), setting.side.unwrap_or(0));
+        let mut found = one_step(
+            setting,
+            &[
+                (self.block_m, setting.block_m, |other, value| {
+                    other.block_m = value;
+                }),
+                (self.block_n, setting.block_n, |other, value| {
+                    other.block_n = value;
+                }),
+                (self.warps, setting.warps, |other, value| {
+                    other.warps = value;
+                }),
+                (self.stages, setting.stages, |other, value| {
+                    other.stages = value;
+                }),
+                (&splits(shape.k), setting.splits, |other, value| {
+                    other.splits = value;
+                }),
+                (self.group_m, setting.group_m, |other, value| {
+                    other.group_m = value;
+                }),
+                (self.waves, waves, |other, value| other.waves = Some(value)),
+                (self.sides, side, |other, value| other.side = Some(value)),
+            ],
+        );
+        found.push(Setting {
+            cache: if setting.cache.is_null() {
                 json!(".cg")
             } else {
                 Value::Null
-            }
+            },
+            ..setting.clone()
         });
         found.retain(|other| self.makes_sense(other, device, shape));
         found

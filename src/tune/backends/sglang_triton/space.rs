@@ -3,6 +3,7 @@
 use serde_json::{Map, Value, json};
 
 use crate::problem::Shape;
+use crate::tune::backends::settings::{each, one_step};
 use crate::tune::protocol::{Candidate, Device};
 
 /// A configuration, with whatever further keys its source had.
@@ -172,77 +173,55 @@ impl Space {
     /// Every configuration that can make sense for `shape` on `device`: those that need more shared memory
     /// than there is are left out, as are groupings of a single row of tiles and empty K splits.
     pub fn configs(&self, device: &Device, shape: &Shape) -> Vec<Config> {
-        let mut found = Vec::new();
-        for &block_m in self.block_m {
-            for &block_n in self.block_n {
-                for &block_k in self.block_k {
-                    for &group_m in self.group_m {
-                        for &warps in self.warps {
-                            for &stages in self.stages {
-                                for &split_k in self.split_k {
-                                    for &swap_ab in self.swap_ab {
-                                        let config = Config {
-                                            block_m,
-                                            block_n,
-                                            block_k,
-                                            group_m,
-                                            warps,
-                                            stages,
-                                            split_k,
-                                            swap_ab,
-                                            others: self
-                                                .others
-                                                .iter()
-                                                .map(|(name, value)| {
-                                                    ((*name).to_owned(), json!(value))
-                                                })
-                                                .collect(),
-                                        };
-                                        if self.makes_sense(&config, device, shape) {
-                                            found.push(config);
-                                        }
-                                    }
-                                }
-                            }
-                        }
-                    }
-                }
-            }
-        }
+        let others = self.others.iter();
+        let others = others.map(|(name, value)| ((*name).to_owned(), json!(value)));
+        let mut found = vec![Config {
+            others: others.collect(),
+            ..Config::default_for(0, 0)
+        }];
+        found = each(&found, self.block_m, |config, value| config.block_m = value);
+        found = each(&found, self.block_n, |config, value| config.block_n = value);
+        found = each(&found, self.block_k, |config, value| config.block_k = value);
+        found = each(&found, self.group_m, |config, value| config.group_m = value);
+        found = each(&found, self.warps, |config, value| config.warps = value);
+        found = each(&found, self.stages, |config, value| config.stages = value);
+        found = each(&found, self.split_k, |config, value| config.split_k = value);
+        found = each(&found, self.swap_ab, |config, value| config.swap_ab = value);
+        found.retain(|config| self.makes_sense(config, device, shape));
         found
     }
 
     /// Configurations one step from `config` in one setting.
     pub fn around(&self, config: &Config, device: &Device, shape: &Shape) -> Vec<Config> {
-        let with = |change: &dyn Fn(&mut Config)| {
-            let mut other = config.clone();
-            change(&mut other);
-            other
-        };
-        let mut found = Vec::new();
-        for value in steps(self.block_m, config.block_m) {
-            found.push(with(&|other| other.block_m = value));
-        }
-        for value in steps(self.block_n, config.block_n) {
-            found.push(with(&|other| other.block_n = value));
-        }
-        for value in steps(self.block_k, config.block_k) {
-            found.push(with(&|other| other.block_k = value));
-        }
-        for value in steps(self.warps, config.warps) {
-            found.push(with(&|other| other.warps = value));
-        }
-        for value in steps(self.stages, config.stages) {
-            found.push(with(&|other| other.stages = value));
-        }
-        for value in steps(self.split_k, config.split_k) {
-            found.push(with(&|other| other.split_k = value));
-        }
-        for value in steps(self.group_m, config.group_m) {
-            found.push(with(&|other| other.group_m = value));
-        }
+        let mut found = one_step(
+            config,
+            &[
+                (self.block_m, config.block_m, |other, value| {
+                    other.block_m = value;
+                }),
+                (self.block_n, config.block_n, |other, value| {
+                    other.block_n = value;
+                }),
+                (self.block_k, config.block_k, |other, value| {
+                    other.block_k = value;
+                }),
+                (self.warps, config.warps, |other, value| other.warps = value),
+                (self.stages, config.stages, |other, value| {
+                    other.stages = value;
+                }),
+                (self.split_k, config.split_k, |other, value| {
+                    other.split_k = value;
+                }),
+                (self.group_m, config.group_m, |other, value| {
+                    other.group_m = value;
+                }),
+            ],
+        );
         if self.swap_ab.contains(&!config.swap_ab) {
-            found.push(with(&|other| other.swap_ab = !config.swap_ab));
+            found.push(Config {
+                swap_ab: !config.swap_ab,
+                ..config.clone()
+            });
         }
         for other in &mut found {
             other.group_m = self.shortest_group(other, shape);
@@ -251,8 +230,6 @@ impl Space {
         found
     }
 
-    /// Groups as high as the column of tiles, or higher, are all the same order of tiles: the lowest
-    /// stands for them.
     /// `config` with the grouping that stands for all that walk the tiles of `shape` in the same order.
     #[must_use]
     pub fn canonical(&self, config: &Config, shape: &Shape) -> Config {
@@ -262,6 +239,7 @@ impl Space {
         }
     }
 
+    /// Groups as high as the column of tiles, or higher, are all the same order of tiles: the lowest stands for them.
     fn shortest_group(&self, config: &Config, shape: &Shape) -> u32 {
         let tile_rows = shape.m.div_ceil(config.block_m);
         let same_order = |group: &u32| *group <= config.group_m && *group >= tile_rows;
@@ -284,13 +262,6 @@ impl Space {
 /// Whether `arch` is one of AMD's names.
 pub fn is_rocm(device: &Device) -> bool {
     device.arch.starts_with("gfx")
-}
-
-/// The values next to `value`, or the nearest where it is not in the list.
-fn steps(values: &'static [u32], value: u32) -> impl Iterator<Item = u32> {
-    let below = values.iter().copied().filter(move |v| *v < value).max();
-    let above = values.iter().copied().filter(move |v| *v > value).min();
-    below.into_iter().chain(above)
 }
 
 #[cfg(test)]
