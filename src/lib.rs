@@ -4,15 +4,16 @@
 //! room below owns one concern; `DESIGN.md` says which may use which. The library never prints and
 //! never reads the terminal: the `cli` feature owns both.
 
+pub mod backend;
 pub mod bench;
 #[cfg(feature = "cli")]
 pub mod cli;
 pub mod compare;
 pub mod engine;
+pub(crate) mod kernel;
 pub mod log;
 pub mod overlay;
 pub mod plan;
-pub mod platform;
 pub mod probe;
 pub mod problem;
 pub mod proc;
@@ -20,6 +21,7 @@ pub mod profile;
 pub mod pyedit;
 pub mod report;
 pub mod run;
+pub(crate) mod server;
 pub mod stats;
 pub mod store;
 pub mod table;

@@ -166,7 +166,7 @@ fn drive(
     let mut progress = RunProgress::new(printer, eta);
     let mut observer = |notice: &crate::run::event::Notice| progress.show(notice);
     let with = Surroundings {
-        backend: crate::platform::of,
+        backend: crate::backend::of,
         keeper: keeper()?,
         interrupt,
         observer: &mut observer,

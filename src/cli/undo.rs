@@ -40,7 +40,7 @@ pub fn run(args: &UndoArgs, printer: &Printer) -> Result<ExitCode, Error> {
         }
     };
     let with = Surroundings {
-        backend: crate::platform::of,
+        backend: crate::backend::of,
         keeper: super::run::keeper()?,
         interrupt,
         observer: &mut observer,

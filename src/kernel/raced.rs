@@ -5,10 +5,10 @@ use std::time::Duration;
 
 use camino::{Utf8Path, Utf8PathBuf};
 
-use super::site::Site;
 use super::tune_error;
 use crate::proc::Interrupt;
 use crate::run::error::{Error, ErrorKind};
+use crate::server::sglang::Site;
 use crate::tune::backends::Backend;
 use crate::tune::backends::sglang_triton::worker_files;
 use crate::tune::protocol::Device;
@@ -38,7 +38,7 @@ fn request<'a, P: Task>(
 }
 
 /// Races `shapes`, its files in `folder`.
-pub(super) fn race<P: Task>(
+pub(crate) fn race<P: Task>(
     site: &Site,
     backend: &dyn Backend<P>,
     shapes: Vec<P>,
@@ -51,7 +51,7 @@ pub(super) fn race<P: Task>(
 }
 
 /// The facts of `device` that must not change while a run lasts.
-pub(super) fn identity(device: &Device) -> BTreeMap<String, String> {
+pub(crate) fn identity(device: &Device) -> BTreeMap<String, String> {
     let mut identity = BTreeMap::from([
         ("device".to_owned(), device.name.clone()),
         ("arch".to_owned(), device.arch.clone()),
@@ -72,7 +72,7 @@ fn worker(site: &Site, folder: &Utf8Path) -> Result<WorkerCommand, Error> {
 }
 
 /// The first device, as the worker that will time kernels on it sees it.
-pub(super) fn device<P: Task>(site: &Site, backend: &dyn Backend<P>) -> Result<Device, Error> {
+pub(crate) fn device<P: Task>(site: &Site, backend: &dyn Backend<P>) -> Result<Device, Error> {
     let scratch = tempfile::tempdir().map_err(|error| Error::file(&error))?;
     let folder = Utf8PathBuf::try_from(scratch.path().to_owned())
         .map_err(|error| Error::caused(ErrorKind::Environment, &error))?;

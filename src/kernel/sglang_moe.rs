@@ -11,7 +11,6 @@ use serde_json::Value;
 
 use self::deployed::Deployed;
 use super::placed::{Placed, tile_name};
-use super::site::Site;
 use super::{gone, raced};
 use crate::engine::ports::{DeployedMoePart, FusedMoeKernels, MoeOrder};
 use crate::log::summary::LogSummary;
@@ -21,6 +20,7 @@ use crate::run::documents::{
     Asked, DeployedMoe, Engagement, Inspection, MoeCheck, SeenMoe, TunedMoe,
 };
 use crate::run::error::{Error, ErrorKind};
+use crate::server::sglang::Site;
 use crate::store::run_dir::RunDir;
 use crate::table::moe::folders::Tables;
 use crate::table::moe::problem::MoeProblem;
@@ -48,12 +48,12 @@ const START_S: f64 = 60.0;
 
 /// SGLang's fused MoE on its Triton kernel.
 #[derive(Debug)]
-pub(super) struct SglangMoe {
+pub(crate) struct SglangMoe {
     site: Arc<Site>,
 }
 
 impl SglangMoe {
-    pub(super) fn new(site: Arc<Site>) -> Self {
+    pub(crate) fn new(site: Arc<Site>) -> Self {
         Self { site }
     }
 
@@ -68,7 +68,7 @@ impl SglangMoe {
 }
 
 /// `refusal` of dense GEMMs, which names the way on where the workload ran a fused MoE.
-pub(super) fn or_its_experts(refusal: Error, log_summary: &LogSummary) -> Error {
+pub(crate) fn or_its_experts(refusal: Error, log_summary: &LogSummary) -> Error {
     if log_summary.moe.is_empty() {
         refusal
     } else {

@@ -9,7 +9,6 @@ use serde_json::json;
 
 use super::placed::{self, Check, Placed, Rows, tile_name};
 use super::sglang_moe::or_its_experts;
-use super::site::Site;
 use super::{gone, raced};
 use crate::engine::ports::{Deployed, Kernels, PlanTerms, TuneOrder};
 use crate::log::summary::LogSummary;
@@ -20,6 +19,7 @@ use crate::probe::found::Probed;
 use crate::problem::{Op, Shape};
 use crate::run::documents::{Deployment, Engagement, Inspection, Tuned};
 use crate::run::error::{Error, ErrorKind};
+use crate::server::sglang::Site;
 use crate::store::file::entries;
 use crate::store::run_dir::RunDir;
 use crate::table::revision::Revision;
@@ -45,12 +45,12 @@ const BLOCK: (u32, u32) = (128, 128);
 
 /// SGLang on NVIDIA, its block-FP8 linears on its own Triton kernel.
 #[derive(Debug)]
-pub(super) struct SglangTriton {
+pub(crate) struct SglangTriton {
     site: Arc<Site>,
 }
 
 impl SglangTriton {
-    pub(super) fn new(site: Arc<Site>) -> Self {
+    pub(crate) fn new(site: Arc<Site>) -> Self {
         Self { site }
     }
 }
@@ -266,7 +266,7 @@ fn shipped(device: &Device) -> Result<Vec<(FileName, sglang_json::Config)>, Erro
 
 /// The tables for the device of this name in `folder`; files the runtime could not load are passed over, as
 /// nothing is served from them.
-pub(super) fn tables_in(
+pub(crate) fn tables_in(
     folder: &Utf8Path,
     device: &str,
 ) -> Result<Vec<(FileName, sglang_json::Config)>, Error> {

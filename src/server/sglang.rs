@@ -1,5 +1,7 @@
 //! SGLang as a server: the interpreter and what it imports, the overlay, and whether every rank was instrumented.
 
+mod profiler;
+
 use std::collections::{BTreeMap, BTreeSet};
 
 use camino::{Utf8Path, Utf8PathBuf};
@@ -23,11 +25,11 @@ const HOOKED: &str = "sglang.srt.layers.quantization.fp8_utils";
 
 /// An SGLang installation as the configured server would import it.
 #[derive(Debug)]
-pub(super) struct Site {
+pub(crate) struct Site {
     /// Starts what is asked.
-    pub(super) keeper: Keeper,
+    pub(crate) keeper: Keeper,
     /// The server's interpreter.
-    pub(super) python: Utf8PathBuf,
+    pub(crate) python: Utf8PathBuf,
     entry: Entry,
     folder: Option<Utf8PathBuf>,
     env: Environment,
@@ -38,7 +40,7 @@ pub(super) struct Site {
 
 impl Site {
     /// The site of a configuration.
-    pub(super) fn new(config: &Config, keeper: &Keeper) -> Result<Self, Error> {
+    pub(crate) fn new(config: &Config, keeper: &Keeper) -> Result<Self, Error> {
         let python = config.backend.python.clone().ok_or_else(|| {
             Error::new(
                 ErrorKind::Usage,
@@ -67,7 +69,7 @@ impl Site {
     }
 
     /// Asks the interpreter, in the server's environment, where it imports from.
-    pub(super) fn look(&self) -> Result<Answer, Error> {
+    pub(crate) fn look(&self) -> Result<Answer, Error> {
         let question = Question {
             python: self.python.clone(),
             entry: self.entry,
@@ -90,7 +92,7 @@ impl Site {
     }
 
     /// The SGLang tree that the interpreter imports: the one meant, and a release that can be tuned.
-    pub(super) fn sglang(&self, answer: &Answer) -> Result<Package, Error> {
+    pub(crate) fn sglang(&self, answer: &Answer) -> Result<Package, Error> {
         let environment =
             |error: &dyn std::error::Error| Error::caused(ErrorKind::Environment, error);
         let folder = answer
@@ -111,7 +113,7 @@ impl Site {
     }
 
     /// What a variable is set to for the server, before gemmtune adds anything.
-    pub(super) fn variable(&self, name: &str) -> Option<String> {
+    pub(crate) fn variable(&self, name: &str) -> Option<String> {
         match self.env.get(name) {
             Some(value) => value.clone(),
             None => env::variable(name),
@@ -119,7 +121,7 @@ impl Site {
     }
 
     /// What makes each server start slower than it has to be, in words.
-    pub(super) fn slow_starts(&self) -> Option<String> {
+    pub(crate) fn slow_starts(&self) -> Option<String> {
         // 61 to 75 s instead of 42 to 50 s for SGLang 0.5.16 (docs/evidence/sglang-h100, sglang-h200).
         self.variable("PYTHONDONTWRITEBYTECODE")
             .filter(|value| !value.is_empty())
@@ -130,7 +132,7 @@ impl Site {
     }
 
     /// What a reader of the result has to know of the device and of what its server runs, in words.
-    pub(super) fn remarks(&self, device: &Device) -> Vec<String> {
+    pub(crate) fn remarks(&self, device: &Device) -> Vec<String> {
         let several =
             (device.visible > 1).then(|| format!("{} devices are visible", device.visible));
         let unread = self.config.unread_tables(&device.name);
@@ -142,12 +144,12 @@ impl Site {
     }
 
     /// The server's environment on top of our own.
-    pub(super) fn environment(&self) -> &Environment {
+    pub(crate) fn environment(&self) -> &Environment {
         &self.env
     }
 
     /// Writes the overlay into the run folder, and says what starts a server with it.
-    pub(super) fn overlay(
+    pub(crate) fn overlay(
         &self,
         run: &RunDir,
         options: &OverlayOptions,
@@ -162,7 +164,7 @@ impl Site {
     }
 
     /// Refuses records that do not come from every rank, or come from another tree than `package`.
-    pub(super) fn check_records(
+    pub(crate) fn check_records(
         &self,
         log_summary: &LogSummary,
         package: &Utf8Path,

@@ -10,13 +10,13 @@ use serde::Deserialize;
 use serde::de::DeserializeOwned;
 use serde_json::Value;
 
-use super::site::Site;
 use crate::log::summary::LogSummary;
 use crate::overlay::OverlayOptions;
 use crate::probe::found::{LayoutCheck, Probed};
 use crate::proc::{Interrupt, run as command};
 use crate::run::documents::Engagement;
 use crate::run::error::{Error, ErrorKind};
+use crate::server::sglang::Site;
 use crate::store::digest::short as digest;
 use crate::store::file::{entries, write_atomic};
 use crate::store::run_dir::RunDir;
@@ -29,18 +29,18 @@ const TAG: &str = "gemmtune-check: ";
 /// Largest accepted error of a dense GEMM against float32, in norm: rounding to bfloat16 costs about 0.0017 and the FP8 matrix
 /// units of sm_90, which keep 14 bits within a block of K, somewhat less again; a quantiser that rounds an activation the other
 /// way at a tie moves next to nothing. Scales in the wrong place cost 0.3 and more.
-pub(super) const DENSE_LIMIT: f64 = 0.01;
+pub(crate) const DENSE_LIMIT: f64 = 0.01;
 
 /// Files in a folder of the run.
-pub(super) struct Placed {
-    pub(super) folder: Utf8PathBuf,
+pub(crate) struct Placed {
+    pub(crate) folder: Utf8PathBuf,
     /// Of their names and contents.
-    pub(super) digest: String,
+    pub(crate) digest: String,
 }
 
 impl Placed {
     /// Writes `tables` into a folder named by their digest, behind `prefix`.
-    pub(super) fn write<'a>(
+    pub(crate) fn write<'a>(
         run: &RunDir,
         prefix: &str,
         tables: impl IntoIterator<Item = &'a TunedTable>,
@@ -65,7 +65,7 @@ impl Placed {
 
     /// The variables that start a server with the overlay and `options`, and what undo takes back of them and the files;
     /// `they` says what the variables do.
-    pub(super) fn in_front(
+    pub(crate) fn in_front(
         &self,
         site: &Site,
         run: &RunDir,
@@ -88,7 +88,7 @@ impl Placed {
 
 /// The tables among the files of `table` whose names are `wanted`; `table` is one, or a folder of them. `rows` refuses what cannot
 /// be deployed.
-pub(super) fn take(
+pub(crate) fn take(
     table: &Utf8Path,
     wanted: impl Fn(&str) -> bool,
     rows: impl Fn(&Utf8Path, &[u8]) -> Result<TunedRows, Error>,
@@ -114,17 +114,17 @@ pub(super) fn take(
 }
 
 /// A program that compares what is placed with a reference.
-pub(super) struct Check {
-    pub(super) program: &'static str,
+pub(crate) struct Check {
+    pub(crate) program: &'static str,
     /// What it is called, for people.
-    pub(super) name: &'static str,
+    pub(crate) name: &'static str,
     /// Importing SGLang or aiter from a network file system takes minutes; the checks themselves seconds each.
-    pub(super) longest: Duration,
+    pub(crate) longest: Duration,
 }
 
 impl Check {
     /// Its answers to the `asked` questions of `order`, from a fresh process with the server's environment and `env`.
-    pub(super) fn ask<T: DeserializeOwned>(
+    pub(crate) fn ask<T: DeserializeOwned>(
         &self,
         site: &Site,
         env: Environment,
@@ -162,7 +162,7 @@ impl Check {
 }
 
 /// Refuses answers that are about another kernel than the one placed.
-pub(super) fn refuse_other(name: &str, other: Option<String>) -> Result<(), Error> {
+pub(crate) fn refuse_other(name: &str, other: Option<String>) -> Result<(), Error> {
     match other {
         None => Ok(()),
         Some(other) => Err(Error::new(
@@ -173,7 +173,7 @@ pub(super) fn refuse_other(name: &str, other: Option<String>) -> Result<(), Erro
 }
 
 /// A family whose files hold rows, of which one serves a weight at an M by the runtime's rule.
-pub(super) trait Rows {
+pub(crate) trait Rows {
     /// The placed row for (N, K, M), none where none is placed.
     fn row(&self, n: u32, k: u32, m: u32) -> Option<Value>;
 
@@ -216,7 +216,7 @@ pub(super) trait Rows {
 
 /// One answer of a check of rows.
 #[derive(Debug, Deserialize)]
-pub(super) struct Checked {
+pub(crate) struct Checked {
     #[serde(rename = "M")]
     m: u32,
     #[serde(rename = "N")]
@@ -262,7 +262,7 @@ impl Checked {
 }
 
 /// A row of a Triton kernel for people: `64x128x128, group 1, 4 warps, 3 stages`, and what it has beside these.
-pub(super) fn tile_name(row: &Value) -> String {
+pub(crate) fn tile_name(row: &Value) -> String {
     let number = |name: &str| row[name].as_u64();
     let size = |name: &str| number(name).unwrap_or(1);
     let mut name = format!(

@@ -1,22 +1,20 @@
-//! The built-in CPU engine, as a server and as kernels: everything is done by environment, nothing is edited.
+//! The built-in CPU engine's kernels: everything is done by environment, nothing is edited.
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::time::Duration;
 
 use camino::{Utf8Path, Utf8PathBuf};
-use serde::Deserialize;
-use serde_json::json;
 
 use super::{gone, take_csv, tune_error};
-use crate::engine::ports::{Kernels, PlanTerms, Server, TuneOrder};
+use crate::engine::ports::{Kernels, PlanTerms, TuneOrder};
 use crate::log::summary::LogSummary;
 use crate::plan::cost::Cost;
 use crate::plan::fold::Fold;
-use crate::probe::found::LayoutCheck;
 use crate::problem::{Op, Shape};
 use crate::proc::Keeper;
 use crate::run::documents::{Deployment, Engagement, Inspection, Tuned};
 use crate::run::error::{Error, ErrorKind};
+use crate::server::reference::set;
 use crate::store::digest::short as digest;
 use crate::store::file::write_atomic;
 use crate::store::run_dir::RunDir;
@@ -30,7 +28,6 @@ use crate::tune::worker::WorkerCommand;
 use crate::tune::{Effort, TuneEvent, TuneRequest};
 use crate::workload::config::Config;
 use crate::workload::env::Environment;
-use crate::workload::loopback::agent;
 
 /// Where the engine looks for its table.
 const TABLE_VARIABLE: &str = "GEMMTUNE_REFERENCE_TABLE";
@@ -41,18 +38,15 @@ const FLOPS_PER_CORE: f64 = 7.7e10;
 /// What one core of a server CPU streams from memory.
 const BYTES_PER_CORE: f64 = 1e10;
 
-/// One numerics probe of the largest shape takes well under this on one core.
-const PROBE: Duration = Duration::from_secs(60);
-
-/// The reference engine.
+/// The reference engine's kernels.
 #[derive(Debug)]
-pub(super) struct Reference {
+pub(crate) struct Reference {
     keeper: Keeper,
     server_env: BTreeMap<String, String>,
 }
 
 impl Reference {
-    pub(super) fn new(config: &Config, keeper: &Keeper) -> Self {
+    pub(crate) fn new(config: &Config, keeper: &Keeper) -> Self {
         Self {
             keeper: keeper.clone(),
             server_env: config.server.env.clone(),
@@ -62,72 +56,6 @@ impl Reference {
     /// The engine follows the newest of aiter's look-up rules.
     fn rules(inspection: &Inspection) -> Rules {
         Rules::new(inspection.op, Revision::H)
-    }
-}
-
-fn set(pairs: &[(&str, &str)]) -> Environment {
-    pairs
-        .iter()
-        .map(|&(name, value)| (name.to_owned(), Some(value.to_owned())))
-        .collect()
-}
-
-impl Server for Reference {
-    fn surroundings(&self) -> BTreeMap<String, String> {
-        BTreeMap::new()
-    }
-
-    fn capture_env(&self, _run: &RunDir, _records: &Utf8Path) -> Result<Environment, Error> {
-        Ok(set(&[
-            ("SGLANG_DUMP_AITER_FP8_GEMM_SHAPES", "1"),
-            ("SGLANG_LOG_FP8_BLOCK_GEMM_DISPATCH", "1"),
-        ]))
-    }
-
-    fn check_capture(&self, log_summary: &LogSummary) -> Result<(), Error> {
-        if log_summary.dispatch.is_empty() {
-            return Err(Error::new(
-                ErrorKind::NoShapes,
-                "the instrumented server never said which implementation serves its block-FP8 layers",
-            ));
-        }
-        Ok(())
-    }
-
-    fn check_layout(&self, base_url: &str, shapes: &[Shape]) -> Result<Vec<LayoutCheck>, Error> {
-        let agent = agent(PROBE);
-        let url = format!("{base_url}/gemm_check");
-        let mut checks = Vec::new();
-        for (index, shape) in shapes.iter().enumerate() {
-            let question = json!({ "M": shape.m, "N": shape.n, "K": shape.k, "seed": index });
-            let failed = |why: String| {
-                Error::new(
-                    ErrorKind::WorkloadFailed,
-                    format!("the numerics probe of {shape} failed: {why}"),
-                )
-            };
-            let text = agent
-                .post(&url)
-                .header("content-type", "application/json")
-                .send(question.to_string())
-                .and_then(|mut response| response.body_mut().read_to_string())
-                .map_err(|error| failed(error.to_string()))?;
-            let answer: Answer = serde_json::from_str(&text)
-                .map_err(|error| failed(format!("{error} in {text:?}")))?;
-            checks.push(LayoutCheck {
-                m: shape.m,
-                n: shape.n,
-                k: shape.k,
-                kernel: answer.kernel_name,
-                relative_error: answer.relative_error.filter(|_| answer.finite),
-                limit: LIMIT,
-            });
-        }
-        Ok(checks)
-    }
-
-    fn expected_differences(&self) -> &'static [&'static str] {
-        &["table_path", "table_digest"]
     }
 }
 
@@ -296,19 +224,6 @@ impl Kernels for Reference {
             _ => name.to_owned(),
         }
     }
-}
-
-/// Largest accepted error of the engine's kernels: rounding to bfloat16 costs about 0.0017 in norm, a
-/// wrong scale layout 0.18 and more.
-const LIMIT: f64 = 0.004;
-
-/// What `/gemm_check` answers, as far as it is needed here.
-#[derive(Debug, Deserialize)]
-struct Answer {
-    #[serde(rename = "kernelName")]
-    kernel_name: String,
-    relative_error: Option<f64>,
-    finite: bool,
 }
 
 impl Reference {

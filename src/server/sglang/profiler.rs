@@ -9,7 +9,7 @@ use std::time::Duration;
 use camino::Utf8Path;
 use serde_json::json;
 
-use super::site::Site;
+use super::Site;
 use crate::engine::ports::Profiler;
 use crate::workload::loopback::agent;
 

@@ -9,7 +9,7 @@ use serde_json::{Value, json};
 use super::deployed::{Deployed, Row};
 use super::{FOLDER, SglangMoe};
 use crate::engine::ports::DeployedMoePart;
-use crate::platform::placed::{Check, refuse_other};
+use crate::kernel::placed::{Check, refuse_other};
 use crate::run::documents::MoeCheck;
 use crate::run::error::Error;
 use crate::tune::backends::sglang_triton::worker_files;

@@ -18,7 +18,6 @@ use std::time::Duration;
 
 use camino::{Utf8Path, Utf8PathBuf};
 
-use super::site::Site;
 use super::{class_of, take_csv};
 use crate::engine::ports::{Deployed, Kernels, PlanTerms, TuneOrder};
 use crate::log::summary::LogSummary;
@@ -31,6 +30,7 @@ use crate::problem::{Op, Shape};
 use crate::proc::RunError;
 use crate::run::documents::{DeployedTable, Deployment, Engagement, Inspection, Tuned};
 use crate::run::error::{Error, ErrorKind};
+use crate::server::sglang::Site;
 use crate::store::run_dir::RunDir;
 use crate::table::lookup::Resolver;
 use crate::table::roofline::Device;
@@ -44,7 +44,7 @@ use crate::workload::env::Environment;
 
 /// SGLang with aiter.
 #[derive(Debug)]
-pub(super) struct Aiter {
+pub(crate) struct Aiter {
     site: Arc<Site>,
     folder: Option<Utf8PathBuf>,
     /// The tree that the configuration means.
@@ -60,7 +60,7 @@ pub(super) struct Aiter {
 }
 
 impl Aiter {
-    pub(super) fn new(site: Arc<Site>, config: &Config) -> Self {
+    pub(crate) fn new(site: Arc<Site>, config: &Config) -> Self {
         Self {
             site,
             folder: config.server.cwd.clone(),

@@ -1,26 +1,22 @@
-//! The servers and kernel families that gemmtune knows: the reference engine, and SGLang with aiter or with its own Triton
-//! kernels. Each fills the engine's ports ([`crate::engine::ports`]).
+//! The families of kernels that gemmtune tunes, each a file or a folder: the reference engine's, aiter's, its Triton GEMM's, and
+//! SGLang's own. Each fills [`crate::engine::ports::Kernels`] or [`crate::engine::ports::FusedMoeKernels`]; here is what they share.
 
-mod aiter;
-mod aiter_triton;
+pub(crate) mod aiter;
+pub(crate) mod aiter_triton;
 mod placed;
 mod raced;
-mod reference;
-mod sglang_families;
-mod sglang_moe;
-mod sglang_profiler;
-mod sglang_triton;
-mod site;
+pub(crate) mod reference;
+pub(crate) mod sglang_families;
+pub(crate) mod sglang_moe;
+pub(crate) mod sglang_triton;
 
 use std::collections::BTreeSet;
-use std::sync::Arc;
 
 use camino::Utf8Path;
 
-use crate::engine::ports::{Backend, FusedMoeKernels};
 use crate::log::summary::LogSummary;
 use crate::problem::Op;
-use crate::proc::{Keeper, quoted};
+use crate::proc::quoted;
 use crate::run::documents::Engagement;
 use crate::run::error::{Error, ErrorKind};
 use crate::store::journal::JournalError;
@@ -30,7 +26,6 @@ use crate::table::lookup::Resolver;
 use crate::tune::TuneError;
 use crate::tune::results::ResultsError;
 use crate::tune::tuned::TunedTable;
-use crate::workload::config::{self, BackendKind, FusedMoe};
 
 /// What `log summary`, the log of a server that was told to name its look-ups, says about the deployed tables, of each operation one with its rules.
 ///
@@ -110,73 +105,6 @@ fn gone(removed: std::io::Result<()>) -> Result<(), Error> {
         Err(error) if error.kind() != std::io::ErrorKind::NotFound => Err(Error::file(&error)),
         _ => Ok(()),
     }
-}
-
-/// The backend of a configuration.
-pub fn of(config: &config::Config, keeper: &Keeper) -> Result<Backend, Error> {
-    Ok(match config.backend.kind {
-        BackendKind::Reference => {
-            let reference = Arc::new(reference::Reference::new(config, keeper));
-            Backend {
-                server: reference.clone(),
-                kernels: Some(reference),
-                fused_moe: None,
-            }
-        }
-        BackendKind::SglangTriton => {
-            let site = Arc::new(site::Site::new(config, keeper)?);
-            Backend {
-                server: site.clone(),
-                fused_moe: beside(config, &site),
-                kernels: Some(Arc::new(sglang_triton::SglangTriton::new(site))),
-            }
-        }
-        BackendKind::SglangFamilies => {
-            let site = Arc::new(site::Site::new(config, keeper)?);
-            Backend {
-                server: site.clone(),
-                fused_moe: beside(config, &site),
-                kernels: Some(Arc::new(sglang_families::SglangFamilies::new(site))),
-            }
-        }
-        BackendKind::SglangMoe => {
-            if config.backend.table.is_some() {
-                return Err(Error::new(
-                    ErrorKind::Usage,
-                    "`run --table` judges no table of fused MoE",
-                )
-                .hint("leave `--table` out: a race of its sizes takes minutes"));
-            }
-            let site = Arc::new(site::Site::new(config, keeper)?);
-            Backend {
-                server: site.clone(),
-                kernels: None,
-                fused_moe: Some(Arc::new(sglang_moe::SglangMoe::new(site))),
-            }
-        }
-        BackendKind::AiterTriton => {
-            let site = Arc::new(site::Site::new(config, keeper)?);
-            Backend {
-                server: site.clone(),
-                kernels: Some(Arc::new(aiter_triton::AiterTriton::new(site, config))),
-                fused_moe: None,
-            }
-        }
-        BackendKind::Aiter => {
-            let site = Arc::new(site::Site::new(config, keeper)?);
-            Backend {
-                server: site.clone(),
-                kernels: Some(Arc::new(aiter::Aiter::new(site, config))),
-                fused_moe: None,
-            }
-        }
-    })
-}
-
-/// The fused MoE beside the dense GEMMs. A table from elsewhere is judged by itself.
-fn beside(config: &config::Config, site: &Arc<site::Site>) -> Option<Arc<dyn FusedMoeKernels>> {
-    let wanted = config.backend.fused_moe == FusedMoe::Tune && config.backend.table.is_none();
-    wanted.then(|| Arc::new(sglang_moe::SglangMoe::new(site.clone())) as Arc<dyn FusedMoeKernels>)
 }
 
 /// Results that cannot be gone on with, or a disk that does not take them.

@@ -14,7 +14,6 @@ use serde_json::json;
 use super::placed::{Check, DENSE_LIMIT, Placed, refuse_other};
 use super::sglang_moe::or_its_experts;
 use super::sglang_triton::tables_in;
-use super::site::Site;
 use super::{gone, raced};
 use crate::engine::ports::{Deployed, Kernels, PlanTerms, TuneOrder};
 use crate::log::summary::LogSummary;
@@ -25,6 +24,7 @@ use crate::probe::found::{LayoutCheck, Probed};
 use crate::problem::{Op, Shape};
 use crate::run::documents::{Deployment, Engagement, Inspection, Tuned};
 use crate::run::error::{Error, ErrorKind};
+use crate::server::sglang::Site;
 use crate::store::run_dir::RunDir;
 use crate::table::revision::Revision;
 use crate::table::roofline::Device as Rates;
@@ -58,12 +58,12 @@ const CHECK: Check = Check {
 
 /// SGLang on NVIDIA, and a route between kernel families.
 #[derive(Debug)]
-pub(super) struct SglangFamilies {
+pub(crate) struct SglangFamilies {
     site: Arc<Site>,
 }
 
 impl SglangFamilies {
-    pub(super) fn new(site: Arc<Site>) -> Self {
+    pub(crate) fn new(site: Arc<Site>) -> Self {
         Self { site }
     }
 }

@@ -11,7 +11,6 @@ use camino::{Utf8Path, Utf8PathBuf};
 use serde_json::json;
 
 use super::placed::{self, Check, Placed, Rows, tile_name};
-use super::site::Site;
 use super::{gone, raced};
 use crate::engine::ports::{Deployed, Kernels, PlanTerms, TuneOrder};
 use crate::log::summary::LogSummary;
@@ -22,6 +21,7 @@ use crate::probe::found::Probed;
 use crate::problem::{Op, Shape};
 use crate::run::documents::{Deployment, Engagement, Inspection, Tuned};
 use crate::run::error::{Error, ErrorKind};
+use crate::server::sglang::Site;
 use crate::store::run_dir::RunDir;
 use crate::table::aiter_triton::{Configs, FileName, Rules};
 use crate::table::revision::Revision;
@@ -49,14 +49,14 @@ const BOUND: &str = "smallest bound of a key";
 
 /// SGLang on ROCm, its block-FP8 linears on aiter's Triton GEMM.
 #[derive(Debug)]
-pub(super) struct AiterTriton {
+pub(crate) struct AiterTriton {
     site: Arc<Site>,
     /// The aiter tree that the configuration means.
     meant: Option<Utf8PathBuf>,
 }
 
 impl AiterTriton {
-    pub(super) fn new(site: Arc<Site>, config: &Config) -> Self {
+    pub(crate) fn new(site: Arc<Site>, config: &Config) -> Self {
         Self {
             site,
             meant: config.backend.aiter_root.clone(),

@@ -11,7 +11,7 @@ use camino::{Utf8Path, Utf8PathBuf};
 
 use super::{Aiter, facts, probe_error};
 use crate::engine::ports::TuneOrder;
-use crate::platform::gone;
+use crate::kernel::gone;
 use crate::probe::contest::{Contest, Finding};
 use crate::probe::serving::{self, Served, Ways};
 use crate::problem::Shape;
