@@ -51,6 +51,7 @@ fn every_row_that_sglang_took_is_the_row_foreseen() {
             topk: None,
             dtype: case["dtype"].clone(),
             scales: case["scales"].parse().unwrap(),
+            experts_of_all: None,
         };
         let server = Server {
             release: case["release"].parse().unwrap(),

@@ -20,7 +20,7 @@ use crate::log::summary::{Malformed, NkOnly, Seen};
 use crate::log::{Capture, CaptureUnit, Limits, LogSummary, input};
 use crate::problem::Op;
 use crate::run::error::{Error, ErrorKind};
-use crate::table::moe::problem::{CountedProblem, with_problems};
+use crate::table::moe::problem::{CountedProblem, OP, with_problems};
 use crate::table::shapes::{self, CountedShape};
 
 /// Shapes a JSON document lists; the CSV always holds all.
@@ -156,7 +156,7 @@ pub fn run(args: &ShapesArgs, printer: &Printer) -> Result<(), Error> {
             // Nothing says how look-ups ended, so no column does.
             shapes::write(shapes.iter().map(|(shape, _)| shape))
         };
-        let csv = with_problems(&csv, &problems);
+        let csv = with_problems(&csv, OP, &problems);
         match &args.output {
             Some(path) => files::write(path, csv.as_bytes(), printer)?,
             None if printer.is_json() => {}

@@ -11,7 +11,7 @@ use std::sync::Arc;
 
 use camino::Utf8Path;
 
-pub use fused_moe::{DeployedMoePart, FusedMoeKernels, MoeOrder};
+pub use fused_moe::{DeployedMoePart, FusedMoeKernels, LeftOut, MoeOrder, MoeTerms};
 
 use crate::log::summary::LogSummary;
 use crate::plan::cost::Cost;

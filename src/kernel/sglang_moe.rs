@@ -12,9 +12,10 @@ use serde_json::Value;
 use self::deployed::Deployed;
 use super::placed::{Placed, tile_name};
 use super::{gone, raced};
-use crate::engine::ports::{DeployedMoePart, FusedMoeKernels, MoeOrder};
+use crate::engine::ports::{DeployedMoePart, FusedMoeKernels, MoeOrder, MoeTerms};
 use crate::log::summary::LogSummary;
 use crate::overlay::OverlayOptions;
+use crate::plan::moe::Ladder;
 use crate::problem::Op;
 use crate::run::documents::{
     Asked, DeployedMoe, Engagement, Inspection, MoeCheck, SeenMoe, TunedMoe,
@@ -23,7 +24,7 @@ use crate::run::error::{Error, ErrorKind};
 use crate::server::sglang::Site;
 use crate::store::run_dir::RunDir;
 use crate::table::moe::folders::Tables;
-use crate::table::moe::problem::MoeProblem;
+use crate::table::moe::problem::{MoeProblem, OP};
 use crate::table::moe::release::Release;
 use crate::table::moe::serve::{Pair, Server, Source};
 use crate::table::roofline::Device as Rates;
@@ -147,11 +148,15 @@ impl FusedMoeKernels for SglangMoe {
         })
     }
 
+    fn op(&self) -> &'static str {
+        OP
+    }
+
     fn seen(
         &self,
         inspection: &Inspection,
         log_summary: &LogSummary,
-    ) -> Result<Vec<SeenMoe>, Error> {
+    ) -> Result<(Vec<SeenMoe>, Vec<String>), Error> {
         let mut calls: BTreeMap<MoeProblem, BTreeMap<u32, u64>> = BTreeMap::new();
         for counted in log_summary.moe.problems() {
             if let Some(m) = counted.m {
@@ -162,19 +167,17 @@ impl FusedMoeKernels for SglangMoe {
             }
         }
         if calls.is_empty() {
-            return Ok(Vec::new());
+            return Ok((Vec::new(), Vec::new()));
         }
         let tables = self.tables()?;
         let machine = Machine::of(inspection);
-        Ok(calls
-            .into_iter()
-            .map(|(problem, calls)| SeenMoe {
-                per_forward: log_summary.moe.per_forward(&problem),
-                today: machine.today(tables.as_ref(), &problem),
-                problem,
-                calls,
-            })
-            .collect())
+        let seen = calls.into_iter().map(|(problem, calls)| SeenMoe {
+            per_forward: log_summary.moe.per_forward(&problem),
+            today: machine.today(tables.as_ref(), &problem),
+            problem,
+            calls,
+        });
+        Ok((seen.collect(), Vec::new()))
     }
 
     fn unseen(&self) -> Error {
@@ -189,9 +192,14 @@ impl FusedMoeKernels for SglangMoe {
         MoeTask::of(problem, m, BLOCK)
     }
 
-    fn rates(&self, inspection: &Inspection) -> Rates {
+    fn terms(&self, inspection: &Inspection) -> Result<MoeTerms, Error> {
         let name = Machine::of(inspection).device;
-        Rates::of_name(name).unwrap_or_else(|| Rates::unknown(name, inspection.cu_num))
+        Ok(MoeTerms {
+            device: Rates::of_name(name).unwrap_or_else(|| Rates::unknown(name, inspection.cu_num)),
+            ladder: Ladder::Nearest,
+            // Each is raced against what serves it, whatever that is.
+            left: Box::new(|_, _| None),
+        })
     }
 
     fn race_seconds(&self, tasks: &[MoeTask]) -> f64 {

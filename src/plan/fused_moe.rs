@@ -280,6 +280,7 @@ mod tests {
             topk: Some(9),
             dtype: "fp8_w8a8".to_owned(),
             scales: Scales::Block(128, 128),
+            experts_of_all: None,
         };
         let on = |gfx: &str| of_model(&experts, gfx).unwrap();
         assert_eq!(

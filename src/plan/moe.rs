@@ -1,7 +1,8 @@
 //! Which M of which fused MoE are worth a row.
 //!
-//! The row nearest to M serves it, so a table holds a ladder of sizes and no size of its own for each M that occurs: SGLang's tuner
-//! sweeps 18 sizes up to 4096. What a plan adds is the largest prefill, because the last row serves everything above it.
+//! In SGLang's tables the row nearest to M serves it, so a table holds a ladder of sizes and no size of its own for each M that occurs:
+//! SGLang's tuner sweeps 18 sizes up to 4096. What a plan adds is the largest prefill, because the last row serves everything above it. In
+//! aiter's table M is rounded first, and nothing but the row of exactly that number serves it.
 
 use std::borrow::Cow;
 use std::collections::{BTreeMap, BTreeSet};
@@ -10,13 +11,49 @@ use serde::{Deserialize, Serialize};
 
 use super::document::Because;
 use super::model::Prediction;
-use crate::table::moe::problem::{CountedProblem, MoeProblem, OP};
+use crate::table::fmoe::rules::Rounding;
+use crate::table::moe::problem::{CountedProblem, MoeProblem};
 use crate::table::roofline::Device;
 
 /// The sizes that SGLang's tuner sweeps (`benchmark/kernels/fused_moe_triton/common_utils.py`), then its default prefill chunks above.
 const LADDER: [u32; 20] = [
     1, 2, 4, 8, 16, 24, 32, 48, 64, 96, 128, 256, 512, 1024, 1536, 2048, 3072, 4096, 8192, 16384,
 ];
+
+/// Which M a table has rows for.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Ladder {
+    /// The row nearest to M serves it.
+    Nearest,
+    /// The row of what M is rounded to.
+    Rounded(Rounding),
+}
+
+impl Ladder {
+    /// The M of the row for `m`.
+    fn row_for(self, m: u32) -> u32 {
+        match self {
+            Self::Nearest => nearest(m),
+            Self::Rounded(rounding) => rounding.token(m),
+        }
+    }
+
+    /// The rows that sizes up to `largest` need.
+    fn up_to(self, largest: u32) -> Vec<u32> {
+        match self {
+            Self::Nearest => {
+                let steps = LADDER.into_iter().filter(|step| *step <= largest);
+                steps.chain((largest > 0).then_some(largest)).collect()
+            }
+            Self::Rounded(_) if largest == 0 => Vec::new(),
+            Self::Rounded(rounding) => {
+                let last = rounding.token(largest);
+                let steps = rounding.tokens().into_iter();
+                steps.filter(|step| *step <= last).collect()
+            }
+        }
+    }
+}
 
 /// A row worth tuning: the same M for the up and the down projection.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
@@ -66,6 +103,10 @@ pub struct MoeInput<'a> {
     pub fill: bool,
     /// Rates that times are estimated with.
     pub device: &'a Device,
+    /// The operation, as a shapes file names it.
+    pub op: &'static str,
+    /// Which M have rows.
+    pub ladder: Ladder,
 }
 
 /// The rows worth tuning, most worth first, and what a person should know.
@@ -84,7 +125,7 @@ pub fn make(input: MoeInput<'_>) -> (Vec<PlannedMoe>, Vec<String>) {
         match counted.m {
             Some(m) => {
                 let row = rows
-                    .entry((problem, nearest(m)))
+                    .entry((problem, input.ladder.row_for(m)))
                     .or_insert((0.0, Because::Seen));
                 row.0 += counted.records as f64;
             }
@@ -116,7 +157,7 @@ pub fn make(input: MoeInput<'_>) -> (Vec<PlannedMoe>, Vec<String>) {
     let mut rows: Vec<PlannedMoe> = rows
         .into_iter()
         .map(|((problem, m), (calls, because))| PlannedMoe {
-            op: Cow::Borrowed(OP),
+            op: Cow::Borrowed(input.op),
             m,
             estimated_us: calls * estimate_us(&problem, m, input.device),
             problem,
@@ -170,8 +211,7 @@ fn predict(
         .map_or(0, |m| m.saturating_mul(ranks));
     let chunk = input.chunk.map_or(0, |chunk| chunk.saturating_mul(ranks));
     let largest = decode.max(chunk);
-    let steps = LADDER.into_iter().filter(|step| *step <= largest);
-    for m in steps.chain((largest > 0).then_some(largest)) {
+    for m in input.ladder.up_to(largest) {
         let because = if m <= decode {
             Because::Graph
         } else {
@@ -224,6 +264,8 @@ mod tests {
             dp_attention,
             device: &device,
             fill: false,
+            op: crate::table::moe::problem::OP,
+            ladder: Ladder::Nearest,
         })
     }
 
@@ -279,6 +321,15 @@ mod tests {
             "{found:?}"
         );
         assert!(rows.iter().all(|row| row.because == Because::Seen));
+    }
+
+    #[test]
+    fn where_m_is_rounded_each_number_up_to_the_largest_prefill_has_its_row() {
+        let ladder = Ladder::Rounded(Rounding::TwoTiers);
+        assert_eq!((ladder.row_for(5), ladder.row_for(64)), (8, 64));
+        assert_eq!(ladder.up_to(33), [1, 2, 4, 8, 16, 32, 64]);
+        assert_eq!(ladder.up_to(40_000).last(), Some(&32_768));
+        assert!(ladder.up_to(0).is_empty());
     }
 
     #[test]

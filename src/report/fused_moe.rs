@@ -70,7 +70,7 @@ fn about(experts: &FusedMoe) -> String {
     }
     let _ = write!(text, "; before, it was served by {}.", experts.today);
     match experts.timed.as_deref() {
-        Some("fused_experts") => text.push_str(
+        Some("fused_experts" | "fused_moe") => text.push_str(
             " Times are of the whole operation: quantisation, sorting, both GEMMs, activation and sum.",
         ),
         Some(timed) if !timed.is_empty() => {

@@ -9,9 +9,9 @@ use crate::cli::files;
 use crate::cli::printer::Printer;
 use crate::plan::document::Verdict;
 use crate::plan::model::Prediction;
-use crate::plan::moe::{MoeInput, PlannedMoe, make};
+use crate::plan::moe::{Ladder, MoeInput, PlannedMoe, make};
 use crate::run::error::Error;
-use crate::table::moe::problem::{CountedProblem, with_problems};
+use crate::table::moe::problem::{CountedProblem, OP, with_problems};
 use crate::table::shapes;
 
 /// The rows worth tuning, and what a person should know. Captured sizes and the prefill chunk are those of the GEMMs.
@@ -31,6 +31,8 @@ pub(super) fn plan(
         chunk,
         dp_attention: args.dp_attention,
         fill: false,
+        op: OP,
+        ladder: Ladder::Nearest,
         device: &place.device,
     });
     (rows, notes)
@@ -44,7 +46,7 @@ pub(super) fn write(
 ) -> Result<(), Error> {
     let mut problems: Vec<CountedProblem> = rows.iter().map(PlannedMoe::counted).collect();
     problems.sort_by(|a, b| (&a.problem, a.m).cmp(&(&b.problem, b.m)));
-    let text = with_problems(&shapes::write([]), &problems);
+    let text = with_problems(&shapes::write([]), OP, &problems);
     files::write(output, text.as_bytes(), printer)
 }
 

@@ -3,6 +3,7 @@
 use camino::Utf8Path;
 
 use crate::log::summary::LogSummary;
+use crate::plan::moe::Ladder;
 use crate::proc::Interrupt;
 use crate::run::documents::{DeployedMoe, Engagement, Inspection, MoeCheck, SeenMoe, TunedMoe};
 use crate::run::error::Error;
@@ -18,6 +19,8 @@ use crate::workload::env::Environment;
 pub struct MoeOrder<'a> {
     /// The run.
     pub run: &'a RunDir,
+    /// What was found.
+    pub inspection: &'a Inspection,
     /// Sizes to race, as whole operations.
     pub tasks: &'a [MoeTask],
     /// Wall time; what was found by then is kept.
@@ -43,18 +46,35 @@ pub struct DeployedMoePart<'a> {
     pub interrupt: &'a Interrupt,
 }
 
+/// What a plan of fused MoE is made with.
+pub struct MoeTerms {
+    /// Rates that sizes are weighed with.
+    pub device: Device,
+    /// Which M the table has rows for.
+    pub ladder: Ladder,
+    /// Why a row is not worth tuning although it can be; nothing where it is.
+    pub left: Box<LeftOut>,
+}
+
+/// See [`MoeTerms::left`].
+pub type LeftOut = dyn Fn(&MoeProblem, u32) -> Option<String>;
+
 /// The kernels of a fused MoE, tuned beside the dense GEMMs of a server or alone. Its problems and tables are of another
 /// kind than a GEMM's, which is why this is no [`super::Kernels`].
 pub trait FusedMoeKernels: Send + Sync {
     /// Finds what serves today, where no dense kernels have found it.
     fn inspect(&self) -> Result<Inspection, Error>;
 
-    /// The fused MoE that the workload was seen to run on these kernels, and what serves each today; none where none did.
+    /// The operation, as shapes files name it.
+    fn op(&self) -> &'static str;
+
+    /// The fused MoE that the workload was seen to run on these kernels, and what serves each today; none where none did. With it
+    /// what a person should know of what else ran.
     fn seen(
         &self,
         inspection: &Inspection,
         log_summary: &LogSummary,
-    ) -> Result<Vec<SeenMoe>, Error>;
+    ) -> Result<(Vec<SeenMoe>, Vec<String>), Error>;
 
     /// Why a workload was not seen to run any, in words, and what to do about it.
     fn unseen(&self) -> Error;
@@ -62,8 +82,8 @@ pub trait FusedMoeKernels: Send + Sync {
     /// The race of `problem` at `m` tokens; the reason where it cannot be raced.
     fn task(&self, problem: &MoeProblem, m: u32) -> Result<MoeTask, String>;
 
-    /// Rates that sizes are weighed with.
-    fn rates(&self, inspection: &Inspection) -> Device;
+    /// What a plan is made with.
+    fn terms(&self, inspection: &Inspection) -> Result<MoeTerms, Error>;
 
     /// Seconds of one device that racing `tasks` takes, estimated.
     fn race_seconds(&self, tasks: &[MoeTask]) -> f64;

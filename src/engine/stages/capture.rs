@@ -55,7 +55,7 @@ pub(super) fn capture(engine: &mut Engine<'_>) -> Result<Done, Error> {
         )
         .hint(format!("read its log: {}", done.folder.join(SERVER_LOG))));
     }
-    let csv = fused_moe::with_sizes(&shapes::write(&shapes), &experts);
+    let csv = fused_moe::with_sizes(engine, &shapes::write(&shapes), &experts);
     write_atomic(&engine.run.shapes(), csv.as_bytes()).map_err(|error| Error::file(&error))?;
     let captured = Captured {
         inspection: Some(seen),

@@ -1,10 +1,11 @@
 //! The fused MoE in the stages, beside the dense GEMMs or alone. A run in which none ran, or in which it is left to what
 //! serves it, passes all of this by.
 
+use std::collections::{BTreeMap, BTreeSet};
 use std::time::Duration;
 
 use super::foresee::Term;
-use crate::engine::ports::{DeployedMoePart, MoeOrder};
+use crate::engine::ports::{DeployedMoePart, MoeOrder, MoeTerms};
 use crate::engine::{Engine, read_document};
 use crate::log::summary::LogSummary;
 use crate::plan::Plan;
@@ -20,18 +21,19 @@ use crate::table::roofline::Device;
 use crate::tune::moe::MoeTask;
 use crate::tune::results::Row;
 
-pub(super) use crate::table::moe::problem::OP;
-
 /// What the instrumented server ran; refused where nothing else is tuned and it ran none.
 pub(super) fn seen(
-    engine: &Engine<'_>,
+    engine: &mut Engine<'_>,
     inspection: &Inspection,
     log_summary: &LogSummary,
 ) -> Result<Vec<SeenMoe>, Error> {
-    let Some(kernels) = &engine.backend.fused_moe else {
+    let Some(kernels) = engine.backend.fused_moe.clone() else {
         return Ok(Vec::new());
     };
-    let seen = kernels.seen(inspection, log_summary)?;
+    let (seen, remarks) = kernels.seen(inspection, log_summary)?;
+    for remark in remarks {
+        engine.remark(remark);
+    }
     if seen.is_empty() && engine.backend.kernels.is_none() {
         return Err(kernels.unseen());
     }
@@ -39,8 +41,11 @@ pub(super) fn seen(
 }
 
 /// The shapes file of the dense GEMMs with the sizes that were seen.
-pub(super) fn with_sizes(gemms: &str, seen: &[SeenMoe]) -> String {
-    with_problems(gemms, &counted(seen))
+pub(super) fn with_sizes(engine: &Engine<'_>, gemms: &str, seen: &[SeenMoe]) -> String {
+    match &engine.backend.fused_moe {
+        Some(kernels) => with_problems(gemms, kernels.op(), &counted(seen)),
+        None => gemms.to_owned(),
+    }
 }
 
 fn counted(seen: &[SeenMoe]) -> Vec<CountedProblem> {
@@ -65,15 +70,23 @@ pub(super) struct Planned {
 }
 
 /// Which sizes of what was captured are worth racing.
-pub(super) fn plan(engine: &Engine<'_>, inspection: &Inspection, told: &Captured) -> Planned {
+pub(super) fn plan(
+    engine: &Engine<'_>,
+    inspection: &Inspection,
+    told: &Captured,
+) -> Result<Planned, Error> {
     let Some(kernels) = &engine.backend.fused_moe else {
-        return Planned {
+        return Ok(Planned {
             device: Device::unknown(&inspection.gfx, inspection.cu_num),
             rows: Vec::new(),
             notes: Vec::new(),
-        };
+        });
     };
-    let device = kernels.rates(inspection);
+    let MoeTerms {
+        device,
+        ladder,
+        left,
+    } = kernels.terms(inspection)?;
     let mut notes: Vec<String> = told
         .fused_moe
         .iter()
@@ -94,23 +107,29 @@ pub(super) fn plan(engine: &Engine<'_>, inspection: &Inspection, told: &Captured
         dp_attention: 1,
         fill: true,
         device: &device,
+        op: kernels.op(),
+        ladder,
     });
     notes.extend(more);
-    let mut refused: Vec<String> = Vec::new();
-    rows.retain(|row| match kernels.task(&row.problem, row.m) {
-        Ok(_) => true,
-        Err(why) => {
-            refused.push(format!("{} is not raced: {why}", row.problem));
-            false
+    let mut refused: BTreeMap<String, BTreeSet<u32>> = BTreeMap::new();
+    rows.retain(|row| {
+        let task = kernels.task(&row.problem, row.m);
+        let why = task.err().or_else(|| left(&row.problem, row.m));
+        if let Some(why) = &why {
+            let what = format!("{} {} is not raced: {why}", row.op, row.problem.sizes());
+            refused.entry(what).or_default().insert(row.m);
         }
+        why.is_none()
     });
-    refused.dedup();
-    notes.extend(refused);
-    Planned {
+    notes.extend(refused.into_iter().map(|(what, at)| {
+        let at: Vec<String> = at.iter().map(ToString::to_string).collect();
+        format!("{what} (M = {})", at.join(", "))
+    }));
+    Ok(Planned {
         device,
         rows,
         notes,
-    }
+    })
 }
 
 /// The planned races.
@@ -149,6 +168,7 @@ fn share(budget: Duration, dense_s: f64, experts_s: f64) -> Duration {
 /// Races `tasks`; nothing where there are none.
 pub(super) fn tune(
     engine: &mut Engine<'_>,
+    inspection: &Inspection,
     tasks: &[MoeTask],
     budget: Duration,
 ) -> Result<Option<TunedMoe>, Error> {
@@ -162,6 +182,7 @@ pub(super) fn tune(
     };
     let order = MoeOrder {
         run: &engine.run,
+        inspection,
         tasks,
         budget,
         interrupt: &engine.interrupt,
@@ -222,7 +243,7 @@ pub(super) fn said(tuned: &TunedMoe, of: usize, budget: &str) -> (Vec<String>, S
             tuned.not_reached.len()
         ));
     }
-    if tuned.whole != "fused_experts" && !tuned.rows.is_empty() {
+    if tuned.whole == "two GEMMs" && !tuned.rows.is_empty() {
         remarks.push(
             "the server's own operation could not be run by the tuner: its two GEMMs were timed in its place".to_owned(),
         );

@@ -1,6 +1,6 @@
 //! `inspect`: what serves, on what.
 
-use super::{Done, fused_moe};
+use super::Done;
 use crate::engine::{Engine, write_document};
 use crate::run::error::{Error, ErrorKind};
 
@@ -11,7 +11,7 @@ pub(super) fn inspect(engine: &mut Engine<'_>) -> Result<Done, Error> {
             let op = inspection.op.to_string();
             (inspection, op)
         }
-        (None, Some(experts)) => (experts.inspect()?, fused_moe::OP.to_owned()),
+        (None, Some(experts)) => (experts.inspect()?, experts.op().to_owned()),
         (None, None) => {
             return Err(Error::new(ErrorKind::Bug, "a backend without any kernels"));
         }

@@ -60,7 +60,7 @@ pub(super) fn plan(engine: &mut Engine<'_>) -> Result<Done, Error> {
         Ok(prediction) => (prediction, None),
         Err(why) => (None, Some(format!("no shapes or gains predicted: {why}"))),
     };
-    let experts = fused_moe::plan(engine, &inspection, &told);
+    let experts = fused_moe::plan(engine, &inspection, &told)?;
     let dense = match engine.backend.kernels.as_deref() {
         Some(kernels) => Some(dense(
             kernels,

@@ -28,7 +28,7 @@ pub(super) fn tune(engine: &mut Engine<'_>) -> Result<Done, Error> {
     let share = fused_moe::dense_share(engine, budget, plan.gpu_seconds, &tasks);
     let dense = dense(engine, &inspection, &plan, share)?;
     let left = budget.saturating_sub(started.elapsed());
-    let experts = fused_moe::tune(engine, &tasks, left)?;
+    let experts = fused_moe::tune(engine, &inspection, &tasks, left)?;
     let tuned = match (dense, experts) {
         (Some(dense), experts) => Tuned {
             fused_moe: experts,

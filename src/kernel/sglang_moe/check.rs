@@ -106,6 +106,8 @@ impl Answer {
             task: self.task,
             relative_error: self.relative_error,
             limit: LIMIT,
+            us: None,
+            tuned_us: None,
         }
     }
 }

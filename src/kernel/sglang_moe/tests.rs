@@ -111,6 +111,7 @@ fn a_server_that_was_served_another_row_is_told_from_one_that_was_served_the_dep
             topk: Some(2),
             dtype: "fp8_w8a8".to_owned(),
             scales: Scales::Block(128, 128),
+            experts_of_all: None,
         };
         let served = MoeServed {
             injected,

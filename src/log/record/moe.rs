@@ -53,6 +53,7 @@ pub(super) fn calls(line: Line, count: u64) -> Result<Record, RecordError> {
         scales: scales
             .parse()
             .map_err(|()| RecordError::Json(format!("`{scales}` are no scales")))?,
+        experts_of_all: None,
     };
     let m = line.m.ok_or_else(|| missing("M"))?;
     plausible::m(m)
@@ -83,6 +84,7 @@ pub(super) fn served(line: MoeServedLine) -> Result<Record, RecordError> {
                 _ if line.per_channel => Scales::Channel,
                 _ => Scales::None,
             },
+            experts_of_all: None,
         },
         m: line.m,
         served: MoeServed {
@@ -108,6 +110,7 @@ mod tests {
             topk: Some(8),
             dtype: "fp8_w8a8".to_owned(),
             scales: Scales::Block(128, 128),
+            experts_of_all: None,
         };
         assert_eq!(
             parse(moe),

@@ -155,6 +155,7 @@ impl Builder<'_> {
                 topk: topk.and_then(|topk| size(topk + fused)),
                 dtype: "fp8_w8a8".to_owned(),
                 scales,
+                experts_of_all: None,
             },
             count,
             fused_shared: u32::try_from(fused).unwrap_or(0),

@@ -50,7 +50,7 @@ impl SeenMoe {
 pub struct TunedMoe {
     /// The device, in words.
     pub device: String,
-    /// What was timed as the whole operation: `fused_experts`, or `two GEMMs` where that could not be run.
+    /// What was timed as the whole operation: `fused_experts`, `two GEMMs` where that could not be run, or aiter's `fused_moe`.
     pub whole: String,
     /// One row for every size that was raced, as a whole operation.
     pub rows: Vec<Row<MoeTask>>,
@@ -123,11 +123,11 @@ impl From<TuneOutcome<MoeTask>> for TunedMoe {
 pub struct DeployedMoe {
     /// Environment that serves them.
     pub env: BTreeMap<String, String>,
-    /// Their folder.
+    /// Their folder, or the one file that holds them all.
     pub table: Utf8PathBuf,
     /// Their content digest.
     pub digest: String,
-    /// Rows in them, each for the up and the down projection.
+    /// Rows in them; SGLang's are each for the up and the down projection.
     pub rows: usize,
     /// Of them, rows that are faster than what served before; the others are what serves anyway.
     pub won: usize,
@@ -149,6 +149,12 @@ pub struct MoeCheck {
     pub relative_error: Option<f64>,
     /// The largest error accepted.
     pub limit: f64,
+    /// Time of a call, µs, where it was taken.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub us: Option<f64>,
+    /// What it was when the row was judged, µs.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub tuned_us: Option<f64>,
 }
 
 impl MoeCheck {

@@ -5,6 +5,7 @@
 
 use std::collections::BTreeMap;
 use std::fmt;
+use std::fmt::Write as _;
 use std::str::FromStr;
 
 use serde::{Deserialize, Deserializer, Serialize, de};
@@ -14,6 +15,9 @@ use crate::table::shapes::ShapesError;
 
 /// The operation in a shapes file: SGLang's Triton kernel for fused MoE.
 pub const OP: &str = "fused_moe_triton";
+
+/// The same, where aiter's fused MoE runs.
+pub const AITER_OP: &str = "fused_moe_aiter";
 
 /// How the weights of the experts are scaled, as far as it decides which table is read.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, PartialOrd, Ord, Hash)]
@@ -85,6 +89,10 @@ pub struct MoeProblem {
     pub dtype: String,
     /// Scales of the weights.
     pub scales: Scales,
+    /// Experts of all ranks, where a call is given a mask of those that this one holds: what aiter looks up depends on it. Nothing where
+    /// a rank holds all, and where the operation is not told.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub experts_of_all: Option<u32>,
 }
 
 impl MoeProblem {
@@ -104,6 +112,21 @@ impl MoeProblem {
         }
     }
 
+    /// Its sizes, in words.
+    pub fn sizes(&self) -> String {
+        let mut text = format!("E={} N={}", self.experts, self.n);
+        let more = [("K", self.hidden), ("topk", self.topk)];
+        for (name, size) in more {
+            if let Some(size) = size {
+                let _ = write!(text, " {name}={size}");
+            }
+        }
+        if let Some(all) = self.experts_of_all {
+            let _ = write!(text, " of {all} experts");
+        }
+        text
+    }
+
     /// The problem that a table is for.
     pub fn of_table(name: &TableName) -> Self {
         Self {
@@ -117,20 +140,14 @@ impl MoeProblem {
                 None if name.per_channel => Scales::Channel,
                 None => Scales::None,
             },
+            experts_of_all: None,
         }
     }
 }
 
 impl fmt::Display for MoeProblem {
     fn fmt(&self, formatter: &mut fmt::Formatter<'_>) -> fmt::Result {
-        write!(formatter, "{OP} E={} N={}", self.experts, self.n)?;
-        if let Some(hidden) = self.hidden {
-            write!(formatter, " K={hidden}")?;
-        }
-        if let Some(topk) = self.topk {
-            write!(formatter, " topk={topk}")?;
-        }
-        Ok(())
+        write!(formatter, "{OP} {}", self.sizes())
     }
 }
 
@@ -147,7 +164,7 @@ pub struct CountedProblem {
 
 /// Whether a cell of a shapes file names a fused MoE, which is no plain GEMM.
 pub fn is_op(cell: &str) -> bool {
-    cell == OP
+    cell == OP || cell == AITER_OP
 }
 
 /// The fused-MoE lines of a shapes file; lines of plain GEMMs are passed over. Equal problems are added up; the result is sorted.
@@ -171,7 +188,7 @@ pub fn read(bytes: &[u8]) -> Result<Vec<CountedProblem>, ShapesError> {
     let mut counted: BTreeMap<(MoeProblem, Option<u32>), u64> = BTreeMap::new();
     for record in reader.records() {
         let record = record.map_err(|error| wrong(&error))?;
-        if !record.get(op).is_some_and(is_op) {
+        if record.get(op) != Some(OP) {
             continue;
         }
         let line = record.position().map_or(0, csv::Position::line);
@@ -208,6 +225,7 @@ pub fn read(bytes: &[u8]) -> Result<Vec<CountedProblem>, ShapesError> {
                     line,
                     text: cell("scales").to_owned(),
                 })?,
+            experts_of_all: None,
         };
         let records = match cell("records") {
             "" => 1,
@@ -231,18 +249,18 @@ pub fn read(bytes: &[u8]) -> Result<Vec<CountedProblem>, ShapesError> {
 }
 
 /// A shapes file of GEMMs with the lines of `problems` and the columns they need; a GEMM's line ends before those.
-pub fn with_problems(gemms: &str, problems: &[CountedProblem]) -> String {
+pub fn with_problems(gemms: &str, op: &str, problems: &[CountedProblem]) -> String {
     let (header, rows) = gemms.split_once('\n').unwrap_or((gemms, ""));
     if problems.is_empty() {
         return gemms.to_owned();
     }
     // What a GEMM has beyond `records`: how its look-ups ended.
     let blank = ",".repeat(header.matches(',').count().saturating_sub(5));
-    let lines = lines(problems, &blank).concat();
+    let lines = lines(op, problems, &blank).concat();
     format!("{header},E,topk,scales\n{rows}{lines}")
 }
 
-fn lines(problems: &[CountedProblem], blank: &str) -> Vec<String> {
+fn lines(op: &str, problems: &[CountedProblem], blank: &str) -> Vec<String> {
     let number = |number: Option<u32>| number.map(|number| number.to_string()).unwrap_or_default();
     problems
         .iter()
@@ -259,10 +277,11 @@ fn lines(problems: &[CountedProblem], blank: &str) -> Vec<String> {
                     topk,
                     dtype,
                     scales,
+                    experts_of_all: _,
                 } = problem;
                 let (m, hidden, topk) = (number(*m), number(*hidden), number(*topk));
                 format!(
-                    "{OP},{m},{n},{hidden},{dtype},{records}{blank},{experts},{topk},{scales}\n"
+                    "{op},{m},{n},{hidden},{dtype},{records}{blank},{experts},{topk},{scales}\n"
                 )
             },
         )
@@ -293,13 +312,13 @@ mod tests {
             crate::table::shapes::write(&gemms),
             crate::table::shapes::write_looked_up(&looked_up),
         ] {
-            let written = with_problems(&plain, &problems);
+            let written = with_problems(&plain, OP, &problems);
             assert_eq!(read(written.as_bytes()).unwrap(), problems, "{written}");
             assert_eq!(
                 crate::table::shapes::read(written.as_bytes(), None).unwrap(),
                 gemms
             );
-            assert_eq!(with_problems(&plain, &[]), plain);
+            assert_eq!(with_problems(&plain, OP, &[]), plain);
         }
     }
 

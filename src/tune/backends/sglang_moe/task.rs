@@ -5,7 +5,7 @@ use std::fmt;
 use serde::{Deserialize, Serialize};
 use serde_json::{Map, Value, json};
 
-use crate::table::moe::problem::{MoeProblem, Scales};
+use crate::table::moe::problem::{AITER_OP, MoeProblem, OP, Scales};
 use crate::tune::protocol::Candidate;
 use crate::tune::task::Task;
 
@@ -18,11 +18,17 @@ pub enum MoeOp {
     #[default]
     #[serde(rename = "fused_moe_triton")]
     FusedMoeTriton,
+    /// aiter's fused MoE.
+    #[serde(rename = "fused_moe_aiter")]
+    FusedMoeAiter,
 }
 
 impl fmt::Display for MoeOp {
     fn fmt(&self, formatter: &mut fmt::Formatter<'_>) -> fmt::Result {
-        formatter.pad("fused_moe_triton")
+        formatter.pad(match self {
+            Self::FusedMoeTriton => OP,
+            Self::FusedMoeAiter => AITER_OP,
+        })
     }
 }
 
@@ -76,6 +82,9 @@ pub struct MoeTask {
     /// Tokens of the forward.
     #[serde(rename = "M")]
     pub m: u32,
+    /// Experts of all ranks, where a call is given a mask of those that this one holds.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub experts_of_all: Option<u32>,
 }
 
 #[expect(clippy::trivially_copy_pass_by_ref, reason = "what serde asks for")]
@@ -107,6 +116,36 @@ impl MoeTask {
             part: Part::Whole,
             block_m: 0,
             m,
+            experts_of_all: None,
+        }
+    }
+
+    /// aiter's operation on `problem` for `m` tokens, likewise; it is tuned as a whole only.
+    pub fn of_aiter(problem: &MoeProblem, m: u32) -> Result<Self, String> {
+        let task = Self::of(problem, m, (128, 128))?;
+        Ok(Self {
+            op: MoeOp::FusedMoeAiter,
+            // Under a mask the experts here are some of all, the shared one among them or not.
+            shared: if problem.experts_of_all.is_some() {
+                0
+            } else {
+                task.shared
+            },
+            experts_of_all: problem.experts_of_all,
+            ..task
+        })
+    }
+
+    /// The problem that it is a size of.
+    pub fn problem(&self) -> MoeProblem {
+        MoeProblem {
+            experts: self.experts,
+            n: self.inter,
+            hidden: Some(self.hidden),
+            topk: Some(self.topk),
+            dtype: "fp8_w8a8".to_owned(),
+            scales: Scales::Block(128, 128),
+            experts_of_all: self.experts_of_all,
         }
     }
 
@@ -122,7 +161,7 @@ impl MoeTask {
                 block.0, block.1
             ));
         }
-        if topk > problem.experts
+        if topk > problem.experts_of_all.unwrap_or(problem.experts)
             || !problem.n.is_multiple_of(block.0)
             || !hidden.is_multiple_of(block.1)
         {
@@ -219,6 +258,9 @@ impl fmt::Display for MoeTask {
             "{} E={experts} N={inter} K={hidden} topk={topk} M={}",
             self.op, self.m
         )?;
+        if let Some(all) = self.experts_of_all {
+            write!(formatter, " of {all} experts")?;
+        }
         match self.part {
             Part::Whole => Ok(()),
             Part::Up => write!(formatter, " (up, BLOCK_SIZE_M {})", self.block_m),
