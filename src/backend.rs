@@ -64,19 +64,27 @@ pub fn of(config: &config::Config, keeper: &Keeper) -> Result<Backend, Error> {
         }
         BackendKind::Aiter => {
             let site = Arc::new(Site::new(config, keeper)?);
+            let aiter = Arc::new(kernel::aiter::Aiter::new(site.clone(), config));
+            let experts = || -> Arc<dyn FusedMoeKernels> {
+                Arc::new(kernel::aiter::AiterMoe::new(aiter.clone()))
+            };
             Backend {
-                server: site.clone(),
-                kernels: Some(Arc::new(kernel::aiter::Aiter::new(site, config))),
-                fused_moe: None,
+                server: site,
+                fused_moe: is_wanted(config).then(experts),
+                kernels: Some(aiter),
             }
         }
     })
 }
 
 /// The fused MoE beside the dense GEMMs. A table from elsewhere is judged by itself.
+fn is_wanted(config: &config::Config) -> bool {
+    config.backend.fused_moe == FusedMoe::Tune && config.backend.table.is_none()
+}
+
+/// That of SGLang's Triton kernel.
 fn beside(config: &config::Config, site: &Arc<Site>) -> Option<Arc<dyn FusedMoeKernels>> {
-    let wanted = config.backend.fused_moe == FusedMoe::Tune && config.backend.table.is_none();
-    wanted.then(|| {
+    is_wanted(config).then(|| {
         Arc::new(kernel::sglang_moe::SglangMoe::new(site.clone())) as Arc<dyn FusedMoeKernels>
     })
 }

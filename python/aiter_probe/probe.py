@@ -229,7 +229,7 @@ class Bench:
         for i in range(WARM_UP):
             calls[i % len(calls)]()
         if self.device.type == "cuda":
-            us, kernel = self._device_time(calls, ITERATIONS)
+            us, kernel = device_time(self.torch, calls, ITERATIONS)
             return us, "device", kernel
         # A CPU has nothing to wait for; few calls do.
         times = []
@@ -272,7 +272,7 @@ class Bench:
                     for i in range(WARM_UP):
                         calls[way][i % len(copies)]()
                 elif clock == "device":
-                    us, kernels[way] = self._device_time(calls[way], CALLS)
+                    us, kernels[way] = device_time(self.torch, calls[way], CALLS)
                     times[way].append(us)
                 else:
                     started = time.perf_counter()
@@ -280,33 +280,33 @@ class Bench:
                     times[way].append((time.perf_counter() - started) * 1e6)
         return times, kernels, clock
 
-    def _device_time(self, calls, iterations):
-        """Device time of one call, us, and the name of the kernel that took most of it."""
-        torch = self.torch
-        from torch.profiler import ProfilerActivity, profile
 
+def device_time(torch, calls, iterations):
+    """Device time of one call, us, and the name of the kernel that took most of it."""
+    from torch.profiler import ProfilerActivity, profile
+
+    torch.cuda.synchronize()
+    with profile(activities=[ProfilerActivity.CUDA]) as profiler:
+        for i in range(iterations):
+            calls[i % len(calls)]()
         torch.cuda.synchronize()
-        with profile(activities=[ProfilerActivity.CUDA]) as profiler:
-            for i in range(iterations):
-                calls[i % len(calls)]()
-            torch.cuda.synchronize()
-        spans = [
-            (event.time_range.start, event.time_range.elapsed_us(), event.name)
-            for event in profiler.events()
-            if str(event.device_type).endswith("CUDA") and event.time_range.elapsed_us() > 0
-        ]
-        spans.sort()
-        durations = [duration for _, duration, _ in spans]
-        if not durations:
-            raise RuntimeError("the profiler saw nothing on the device")
-        kernels = {}
-        for _, duration, name in spans:
-            kernels[name] = kernels.get(name, 0.0) + duration
-        longest = shortened(max(kernels, key=kernels.get))
-        each, rest = divmod(len(durations), iterations)
-        if rest:  # calls of different numbers of kernels
-            return sum(durations) / iterations, longest
-        return without_outliers([sum(durations[i * each : (i + 1) * each]) for i in range(iterations)]), longest
+    spans = [
+        (event.time_range.start, event.time_range.elapsed_us(), event.name)
+        for event in profiler.events()
+        if str(event.device_type).endswith("CUDA") and event.time_range.elapsed_us() > 0
+    ]
+    spans.sort()
+    durations = [duration for _, duration, _ in spans]
+    if not durations:
+        raise RuntimeError("the profiler saw nothing on the device")
+    kernels = {}
+    for _, duration, name in spans:
+        kernels[name] = kernels.get(name, 0.0) + duration
+    longest = shortened(max(kernels, key=kernels.get))
+    each, rest = divmod(len(durations), iterations)
+    if rest:  # calls of different numbers of kernels
+        return sum(durations) / iterations, longest
+    return without_outliers([sum(durations[i * each : (i + 1) * each]) for i in range(iterations)]), longest
 
 
 def shortened(name):

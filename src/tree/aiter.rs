@@ -65,16 +65,25 @@ pub fn tables(
     set: impl Fn(&str) -> Option<String>,
 ) -> Result<Tables, AiterError> {
     let facts = op.aiter().ok_or(AiterError::NotAnAiterOperation(op))?;
-    let (variable, stem) = (facts.variable, facts.stem);
+    named_by(package, facts.variable, facts.stem, set)?.ok_or_else(|| AiterError::NoVariable {
+        package: package.to_owned(),
+        op,
+        variable: facts.variable,
+    })
+}
+
+/// The tables that `variable` names, or the shipped ones whose names hold `stem`; `None` where the tree reads no such variable.
+pub(super) fn named_by(
+    package: &Utf8Path,
+    variable: &str,
+    stem: &str,
+    set: impl Fn(&str) -> Option<String>,
+) -> Result<Option<Tables>, AiterError> {
     let core = crate::store::file::read(&package.join("jit/core.py"))?;
     // The name may be the beginning of another operation's.
     let quoted = format!("\"{variable}\"");
     if memchr::memmem::find(&core, quoted.as_bytes()).is_none() {
-        return Err(AiterError::NoVariable {
-            package: package.to_owned(),
-            op,
-            variable,
-        });
+        return Ok(None);
     }
     let named = set(variable).filter(|value| !value.is_empty());
     let candidates = match &named {
@@ -86,11 +95,11 @@ pub fn tables(
         None => shipped(package, stem, &core)?,
     };
     let (files, missing) = candidates.into_iter().partition(|path| path.is_file());
-    Ok(Tables {
+    Ok(Some(Tables {
         files,
         missing,
         from_variable: named.is_some(),
-    })
+    }))
 }
 
 /// The default table and the models' own, as aiter globs them.

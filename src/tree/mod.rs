@@ -3,6 +3,7 @@
 //! Reading goes through `pyedit`; nothing here imports SGLang or runs any of its code.
 
 pub mod aiter;
+pub mod aiter_moe;
 pub mod channel;
 pub mod coupling;
 pub mod doctor;

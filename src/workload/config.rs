@@ -222,8 +222,8 @@ pub struct Backend {
     /// Which GEMMs the tuned arm sends to aiter's tuned operation, where they run Triton today.
     #[serde(default)]
     pub switch: Switch,
-    /// Whether the fused MoE of a model with experts is tuned in the same run as its dense GEMMs (kinds `sglang-triton` and
-    /// `sglang-families`); without experts it changes nothing.
+    /// Whether the fused MoE of a model with experts is tuned in the same run as its dense GEMMs (kinds `sglang-triton`,
+    /// `sglang-families` and `aiter`); without experts it changes nothing.
     #[serde(default, skip_serializing_if = "FusedMoe::is_default")]
     pub fused_moe: FusedMoe,
 }

@@ -12,3 +12,4 @@ mod support;
 mod tags;
 mod taking;
 mod triton_gemm;
+mod whole;

@@ -8,6 +8,7 @@ mod schema;
 mod trees;
 
 mod channel;
+mod experts;
 mod real;
 mod site;
 mod today;

@@ -29,6 +29,8 @@ pub(crate) struct Change<'a> {
     pub(crate) gfx950: bool,
     /// The weights of the server's model, in place of the usual ones.
     pub(crate) weights: Option<&'a str>,
+    /// A fused MoE behind them: experts, their width, experts of a token, and experts of all ranks under a mask.
+    pub(crate) experts: Option<&'a str>,
     /// A checkout of aiter whose tables, build configuration and texts take the place of the played ones.
     pub(crate) aiter: Option<Utf8PathBuf>,
 }
@@ -156,9 +158,12 @@ impl Site {
             None => ("python3", WEIGHTS),
         };
         let weights = change.weights.unwrap_or(usual);
+        let experts = change
+            .experts
+            .map_or_else(String::new, |sizes| format!(", \"--experts\", \"{sizes}\""));
         let config = format!(
             "[workload]\nname = \"played\"\n\
-             [server]\ncommand = [{python:?}, \"server.py\", \"--port\", \"{port}\", \"--weights\", \"{weights}\"]\n\
+             [server]\ncommand = [{python:?}, \"server.py\", \"--port\", \"{port}\", \"--weights\", \"{weights}\"{experts}]\n\
              port = {port}\nready_log = \"The server is fired up and ready to roll!\"\nready_timeout_s = 600\n\
              env = {{ {} }}\n\
              [benchmark]\nbuiltin = {{ concurrency = 2, prompts = 4, input_len = 40, output_len = 3 }}\ntimeout_s = 300\n\
@@ -316,6 +321,20 @@ impl Site {
                 .collect();
             fs_err::write(path, rows.join("\n") + "\n").unwrap();
         };
+        let moe = fs_err::read_to_string(self.aiter("fused_moe_newer.py")).unwrap();
+        Self::write(&self.aiter("fused_moe.py"), &moe);
+        let script = self
+            .folder
+            .join("aiter/csrc/ck_gemm_moe_2stages_codegen/gemm_moe_tune.py");
+        let text = fs_err::read_to_string(&script).unwrap();
+        let text = text
+            .replace("key = [\n", "key = [\n        \"gfx\",\n")
+            .replace(
+                "\"run_1stage\",\n",
+                "\"run_1stage\",\n        \"xbf16\",\n        \"flat\",\n",
+            )
+            .replace("blockMs = [32", "blockMs = [16, 32");
+        Self::write(&script, &text);
         fill("configs/a8w8_blockscale_tuned_gemm.csv");
         fill("configs/model_configs/a8w8_blockscale_tuned_gemm_other_model.csv");
     }

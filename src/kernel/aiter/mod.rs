@@ -6,11 +6,14 @@ mod cover;
 mod deploy;
 mod facts;
 mod loaded;
+mod moe;
 mod operation;
 mod pins;
 mod room;
 mod tables;
 mod today;
+
+pub(crate) use moe::AiterMoe;
 
 use std::collections::BTreeMap;
 use std::sync::Arc;

@@ -7,7 +7,7 @@ use serde::{Deserialize, Serialize};
 #[cfg_attr(test, derive(schemars::JsonSchema))]
 #[serde(rename_all = "kebab-case")]
 pub enum FusedMoe {
-    /// Its tables for SGLang's Triton kernel are tuned beside the dense GEMMs.
+    /// Its tables, SGLang's for its Triton kernel or aiter's, are tuned beside the dense GEMMs.
     #[default]
     Tune,
     /// It is left to what serves it today.

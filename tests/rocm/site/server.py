@@ -5,7 +5,9 @@ the tree on the path: a reduced one on the stand-in torch, or a released one on 
 together, so M follows the load.
 
 Arguments: --port P --weights N,K;N,K (each K is the N before it, the first K is the last N). A weight N,K,channel has one
-scale per output channel instead of one per block, and goes through the linear that compressed-tensors layers use.
+scale per output channel instead of one per block, and goes through the linear that compressed-tensors layers use. With
+--experts E,N,topk a fused MoE of aiter's stands behind the linears, called as SGLang calls it; with --experts E,N,topk,ALL its ids are of
+ALL experts, and the mask says that this rank holds the first E.
 """
 
 import argparse
@@ -29,7 +31,7 @@ VOCABULARY = 200
 class Model:
     """Linears in a row, and an embedding."""
 
-    def __init__(self, weights):
+    def __init__(self, weights, experts):
         import torch
 
         self.torch = torch
@@ -46,6 +48,8 @@ class Model:
         print_identity(self.linear)
         self.width = weights[0][1]
         self.layers = [self._layer(aiter.dtypes.fp8, *weight, seed) for seed, weight in enumerate(weights)]
+        if experts:
+            self.layers.append(Experts(torch, aiter, self.width, *experts))
         torch.manual_seed(99)
         self.embedding = torch.randn(VOCABULARY, self.width)
 
@@ -97,6 +101,43 @@ class Model:
             x = layer(x)
             x = (x * (1.0 / 64)).to(torch.bfloat16)
         return [most_at(x[[row]].view(-1)) % VOCABULARY for row in range(len(tokens))]
+
+
+class Experts:
+    """A fused MoE with its router, the weights as `Fp8MoEMethod` leaves them with aiter (0.5.6 to 0.5.12.post1: the mark is lost)."""
+
+    def __init__(self, torch, aiter, hidden, experts, inter, topk, of_all=None):
+        from aiter.fused_moe import fused_moe
+        from aiter.ops.shuffle import shuffle_weight
+
+        self.torch, self.aiter, self.fused_moe, self.topk = torch, aiter, fused_moe, topk
+        torch.manual_seed(77)
+        self.router = torch.randn(hidden, of_all or experts)
+        self.weights, self.scales = [], []
+        for n, k in ((2 * inter, hidden), (hidden, inter)):
+            made = [self._weight(n, k) for _ in range(experts)]
+            stacked = shuffle_weight(torch.stack([q for q, _ in made]), (16, 16))
+            stacked.is_shuffled = False
+            self.weights.append(stacked)
+            self.scales.append(torch.stack([scale for _, scale in made]))
+        held = [[1.0] * experts + [0.0] * ((of_all or experts) - experts)]
+        self.mask = torch.tensor(held).view(of_all).to(torch.int32) if of_all else None
+
+    def _weight(self, n, k):
+        torch, kind = self.torch, self.aiter.dtypes.fp8
+        w = torch.randn(n, k).view(n // 128, 128, k // 128, 128)
+        scale = w.abs().amax(dim=(1, 3)) / torch.finfo(kind).max
+        q = (w / scale.view(n // 128, 1, k // 128, 1)).view(n, k).to(kind)
+        return q, scale
+
+    def __call__(self, x):
+        ids = (x.float() @ self.router).topk(self.topk, dim=1).indices.to(self.torch.int32)
+        weights = self.torch.tensor([[1.0 / self.topk] * self.topk] * x.shape[0])
+        return self.fused_moe(
+            x, self.weights[0], self.weights[1], weights, ids, w1_scale=self.scales[0], w2_scale=self.scales[1],
+            quant_type=self.aiter.QuantType.per_128x128, activation=self.aiter.ActivationType.Silu,
+            expert_mask=self.mask,
+        )  # fmt: skip
 
 
 def most_at(values):
@@ -219,13 +260,15 @@ if __name__ == "__main__":
     parser = argparse.ArgumentParser()
     parser.add_argument("--port", type=int, required=True)
     parser.add_argument("--weights", required=True)
+    parser.add_argument("--experts", default="")
     arguments = parser.parse_args()
     if os.environ.get("REALTREES_ARCH"):
         import rocm_look  # noqa: F401  a real torch is made to answer as on ROCm
     started = time.perf_counter()
     weights = [(int(n), int(k), *scales) for n, k, *scales in (one.split(",") for one in arguments.weights.split(";"))]
     weights = [weight if len(weight) == 3 else (*weight, "block") for weight in weights]
-    SCHEDULER = Scheduler(Model(weights))
+    experts = [int(size) for size in arguments.experts.split(",") if size]
+    SCHEDULER = Scheduler(Model(weights, experts))
     SCHEDULER.start()
     server = ThreadingHTTPServer(("127.0.0.1", arguments.port), Handler)
     LOGGER.info("ready after %.1f s", time.perf_counter() - started)

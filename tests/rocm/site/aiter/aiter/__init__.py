@@ -4,6 +4,7 @@ It shows the loop around the kernels: which table is read, which module is built
 the other stand-in (`tests/realtrees/standin`), which needs torch.
 """
 
+import enum
 import os
 
 import torch
@@ -19,10 +20,16 @@ class dtypes:
     bf16 = torch.bfloat16
 
 
-class QuantType:
+class QuantType(enum.Enum):
     """aiter.QuantType, as far as this path asks."""
 
-    per_1x128 = "per_1x128"
+    No, per_Tensor, per_Token, per_1x32, per_1x128, per_128x128 = range(6)
+
+
+class ActivationType(enum.Enum):
+    """aiter.ActivationType."""
+
+    Silu, Gelu = range(2)
 
 
 def get_hip_quant(_kind):

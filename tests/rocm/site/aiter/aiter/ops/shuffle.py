@@ -5,4 +5,5 @@ def shuffle_weight(weight, layout=(16, 16)):
     assert layout == (16, 16)
     shuffled = weight.clone()
     shuffled.is_shuffled = True
+    shuffled.tiled = True  # what a kernel reads; the mark above can be lost
     return shuffled

@@ -1,0 +1,222 @@
+//! One merged table in one new file, and the variable that names it. Nothing is built again: the modules of the fused MoE hold every
+//! kernel, and Python asks for one by name.
+
+use std::collections::BTreeMap;
+
+use camino::{Utf8Path, Utf8PathBuf};
+
+use super::super::facts::read;
+use super::super::tables::plain;
+use super::lookups::{Lookups, unusable};
+use super::{AiterMoe, rows};
+use crate::kernel::gone;
+use crate::run::documents::{DeployedMoe, Inspection, TunedMoe};
+use crate::run::error::{Error, ErrorKind};
+use crate::store::digest::short as digest;
+use crate::store::file::write_atomic;
+use crate::store::run_dir::RunDir;
+use crate::table::fmoe::lookup::Resolver;
+use crate::table::fmoe::merge::{self, Merged, Policy};
+use crate::table::fmoe::reason;
+use crate::table::fmoe::rules::ActivationRule;
+use crate::table::fmoe::table::{Row, Table};
+use crate::tree::aiter_moe::VARIABLE;
+use crate::tune::moe::MoeTask;
+
+/// The rows that were tuned, without those that served before: what engagement is asked about.
+const OURS: &str = "tuned-fused-moe.csv";
+
+/// Why each row of the tables before is in the deployed one or not.
+const PROVENANCE: &str = "tuned-fused-moe.provenance.csv";
+
+/// The activation that tuned rows are of (`plan::fused_moe::of_model`).
+const ACTIVATION: &str = "Silu";
+
+/// Our rows in front of those that serve today, as one table.
+pub(super) struct Merging {
+    pub(super) csv: String,
+    table: Table,
+    kept: usize,
+    provenance: String,
+}
+
+impl Merging {
+    /// `ours`, a table as CSV, before the tables in use. Of one key the first row stays: ours was judged here.
+    pub(super) fn of(lookups: &Lookups, ours: &str) -> Result<Self, Error> {
+        let mut tables = vec![("tuned here".to_owned(), ours.as_bytes().to_vec())];
+        for path in &lookups.files {
+            tables.push((path.to_string(), read(path)?));
+        }
+        let policy = Policy {
+            rules: lookups.rules,
+            // A release that does not match activations would give one of them the other's kernels.
+            activation: (lookups.rules.activation == ActivationRule::Ignored)
+                .then(|| ACTIVATION.to_owned()),
+        };
+        let merged: Merged = merge::merge(&tables, &policy).map_err(|error| {
+            Error::caused(ErrorKind::Environment, &error)
+                .hint("`gemmtune lint` says more about the table")
+        })?;
+        let table = Table::read("the deployed table", merged.csv.as_bytes())
+            .map_err(|error| Error::caused(ErrorKind::Bug, &error))?;
+        Ok(Self {
+            kept: merged.kept(),
+            provenance: merged.provenance_csv(),
+            csv: merged.csv,
+            table,
+        })
+    }
+
+    /// Why a look-up of `task` in the merged table does not find `row`; nothing where it does.
+    pub(super) fn miss(
+        &self,
+        lookups: &Lookups,
+        task: &MoeTask,
+        row: &Row,
+    ) -> Result<Option<String>, Error> {
+        dry(
+            &self.table,
+            &lookups.resolver(&self.table)?,
+            lookups,
+            task,
+            row,
+        )
+    }
+}
+
+fn dry(
+    table: &Table,
+    resolver: &Resolver<'_>,
+    lookups: &Lookups,
+    task: &MoeTask,
+    row: &Row,
+) -> Result<Option<String>, Error> {
+    let request = lookups
+        .request(&task.problem(), task.m)
+        .ok_or_else(|| Error::new(ErrorKind::Bug, format!("{task} cannot be looked up")))?;
+    let answer = resolver.find(&request);
+    let hits = answer
+        .served
+        .row()
+        .is_some_and(|found| rows::same(found, row) && found.act_type() == row.act_type());
+    if hits {
+        return Ok(None);
+    }
+    let why = reason::why(table, resolver, &request, &answer);
+    Ok(Some(why.unwrap_or_else(|| {
+        answer.served.row().map_or_else(
+            || "no row serves it".to_owned(),
+            |found| format!("line {} serves it", found.line),
+        )
+    })))
+}
+
+impl AiterMoe {
+    pub(super) fn put_in_place(
+        &self,
+        run: &RunDir,
+        inspection: &Inspection,
+        tuned: &TunedMoe,
+    ) -> Result<DeployedMoe, Error> {
+        let trees = self.aiter.trees()?;
+        let lookups = Lookups::of(self, &trees, &inspection.gfx, inspection.cu_num)?;
+        self.refuse_side_exits()?;
+        let ours = rows::csv(tuned.won().map(|row| &row.candidate));
+        let merging = Merging::of(&lookups, &ours)?;
+        for won in tuned.won() {
+            let (task, candidate) = (&won.shape, &won.candidate);
+            let row = rows::row(candidate).ok_or_else(|| {
+                Error::new(ErrorKind::Bug, format!("the row of {task} cannot be read"))
+            })?;
+            if let Some(why) = merging.miss(&lookups, task, &row)? {
+                return Err(Error::new(
+                    ErrorKind::NotBetter,
+                    format!("the table of fused MoE is not deployed: a dry look-up of {task} does not find its row: {why}"),
+                )
+                .hint("the server runs as before; `gemmtune lookup --explain` says the same of a table anywhere"));
+            }
+        }
+        let digest = digest(merging.csv.as_bytes());
+        let folder = run.deploy();
+        let table = plain(folder.join(format!("tuned_fmoe-{digest}.csv")))?;
+        let written = fs_err::create_dir_all(&folder)
+            .and_then(|()| write_atomic(&folder.join(OURS), ours.as_bytes()))
+            .and_then(|()| write_atomic(&folder.join(PROVENANCE), merging.provenance.as_bytes()))
+            .and_then(|()| write_atomic(&table, merging.csv.as_bytes()));
+        written.map_err(|error| Error::file(&error))?;
+        Ok(DeployedMoe {
+            env: BTreeMap::from([(VARIABLE.to_owned(), table.to_string())]),
+            takes_back: vec![format!(
+                "the variable {VARIABLE} and the file {table} it names"
+            )],
+            digest,
+            rows: merging.kept,
+            won: tuned.won().count(),
+            notes: vec![format!(
+                "{VARIABLE} replaces every table of the fused MoE that aiter ships, so the deployed one holds {} rows of those in use; {} says why others are not in it",
+                merging.kept - tuned.won().count().min(merging.kept),
+                folder.join(PROVENANCE)
+            )],
+            table,
+        })
+    }
+
+    /// Variables under which no row of a deployed table would be used, or the table would not stay as it is.
+    pub(super) fn refuse_side_exits(&self) -> Result<(), Error> {
+        for (name, what) in [
+            (
+                "AITER_BYPASS_TUNE_CONFIG",
+                "makes aiter leave every row of the fused MoE's table, so no deployed one would serve",
+            ),
+            (
+                "AITER_ONLINE_TUNE",
+                "has the serving process tune what it misses and write into the deployed table",
+            ),
+        ] {
+            let value = self.aiter.site.variable(name);
+            if value.is_some_and(|value| !matches!(value.trim(), "" | "0")) {
+                return Err(
+                    Error::new(ErrorKind::Environment, format!("{name} {what}")).hint(format!(
+                        "unset {name} for both arms, or `backend.fused_moe = \"leave\"`"
+                    )),
+                );
+            }
+        }
+        Ok(())
+    }
+}
+
+/// Takes away what deploying wrote.
+pub(super) fn take_away(deployed: &DeployedMoe) -> Result<(), Error> {
+    for file in [
+        deployed.table.clone(),
+        beside(&deployed.table, OURS),
+        beside(&deployed.table, PROVENANCE),
+    ] {
+        gone(fs_err::remove_file(file))?;
+    }
+    Ok(())
+}
+
+/// The deployed table, and the rows in it that were tuned for it.
+pub(super) fn deployed(deployed: &DeployedMoe) -> Result<(Table, Vec<Row>), Error> {
+    let table = Table::read("the deployed table", &read(&deployed.table)?)
+        .map_err(|error| Error::caused(ErrorKind::Environment, &error))?;
+    let ours = rows::candidates(&read(&beside(&deployed.table, OURS))?);
+    Ok((table, ours.into_iter().map(|(row, _)| row).collect()))
+}
+
+fn beside(table: &Utf8Path, name: &str) -> Utf8PathBuf {
+    table.with_file_name(name)
+}
+
+/// The deployed table as a process whose weights are marked so, or not, holds it.
+pub(super) fn resolver<'t>(
+    lookups: &Lookups,
+    table: &'t Table,
+    is_shuffled: bool,
+) -> Result<Resolver<'t>, Error> {
+    let mut site = lookups.site.clone();
+    site.is_shuffled = is_shuffled;
+    Resolver::new(table, lookups.rules, site).map_err(|error| unusable(&error))
+}

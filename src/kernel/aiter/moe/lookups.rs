@@ -1,0 +1,221 @@
+//! How a server on this site looks a fused MoE up, and what it finds today.
+
+use std::collections::{BTreeSet, HashSet};
+
+use camino::Utf8PathBuf;
+
+use super::super::facts::{Trees, read};
+use super::AiterMoe;
+use crate::plan::fused_moe::of_model;
+use crate::run::error::{Error, ErrorKind};
+use crate::table::fmoe::Request;
+use crate::table::fmoe::lookup::{LookupError, Resolver, Site};
+use crate::table::fmoe::reason;
+use crate::table::fmoe::rules::Rules;
+use crate::table::fmoe::table::{Row, Table};
+use crate::table::moe::problem::MoeProblem;
+use crate::tree::aiter_moe::{self, AiterMoeError};
+
+/// Everything that decides which row a call gets.
+#[derive(Debug)]
+pub(super) struct Lookups {
+    pub(super) rules: Rules,
+    pub(super) site: Site,
+    /// Files that serve today, in the order aiter merges them.
+    pub(super) files: Vec<Utf8PathBuf>,
+    /// Their rows as one table, of equal keys the first.
+    today: Table,
+    /// Whether the server has a kernel of its own for few tokens.
+    has_small: bool,
+}
+
+/// Whether SGLang's own kernel for few tokens takes a call before aiter (`SGLANG_ROCM_SMALLM_MOE`, on by default on gfx950 from SGLang
+/// 0.5.21 on): experts of these sizes, up to so many tokens (`kernels/ops/moe/smallm_moe_gfx950/__init__.py` of 0.5.23, `DIM` and
+/// `MAX_TOK_DISPATCH_FP8`).
+fn is_small(problem: &MoeProblem, tokens: u32) -> bool {
+    const HIDDEN: u32 = 4096;
+    const TOPK: [u32; 2] = [10, 11];
+    let most = match problem.n {
+        256 => 20,
+        128 => 48,
+        _ => 0,
+    };
+    problem.hidden == Some(HIDDEN)
+        && problem.topk.is_some_and(|topk| TOPK.contains(&topk))
+        && problem.experts_of_all.is_none()
+        && tokens <= most
+}
+
+impl Lookups {
+    /// Those of `trees` on a card of `gfx` with `cu_num` compute units.
+    pub(super) fn of(moe: &AiterMoe, trees: &Trees, gfx: &str, cu_num: u32) -> Result<Self, Error> {
+        let variable = |name: &str| moe.aiter.site.variable(name);
+        let rules = Rules::new(aiter_moe::release(&trees.package).map_err(|error| tree(&error))?);
+        let before = aiter_moe::tables(&trees.package, variable).map_err(|error| tree(&error))?;
+        let site = Site {
+            is_shuffled: marks_shuffled(trees),
+            ..Site::new(gfx, cu_num)
+        };
+        let has = |file: &str, text: &str| {
+            let text = text.as_bytes();
+            fs_err::read(trees.sglang.folder.join(file))
+                .is_ok_and(|found| memchr::memmem::find(&found, text).is_some())
+        };
+        let is_off = variable(SMALL_M).is_some_and(|value| {
+            ["0", "false", "no", "off"].contains(&value.to_ascii_lowercase().as_str())
+        });
+        let has_small = gfx.starts_with("gfx95") && !is_off && has(RUNNER, SMALL_M);
+        Ok(Self {
+            today: joined(&before.files)?,
+            files: before.files,
+            rules,
+            site,
+            has_small,
+        })
+    }
+
+    /// The call of `problem` with `tokens`; none where the sizes are not all known.
+    pub(super) fn request(&self, problem: &MoeProblem, tokens: u32) -> Option<Request> {
+        Some(Request {
+            problem: of_model(problem, &self.site.gfx)?,
+            tokens,
+            ep: problem.experts_of_all.is_some(),
+        })
+    }
+
+    /// `table` as a process on this site holds it.
+    pub(super) fn resolver<'t>(&self, table: &'t Table) -> Result<Resolver<'t>, Error> {
+        Resolver::new(table, self.rules, self.site.clone()).map_err(|error| unusable(&error))
+    }
+
+    /// What serves `problem` at these numbers of tokens today, in words.
+    pub(super) fn today(
+        &self,
+        problem: &MoeProblem,
+        tokens: impl Iterator<Item = u32>,
+    ) -> Result<String, Error> {
+        let resolver = self.resolver(&self.today)?;
+        let keys: BTreeSet<u32> = tokens
+            .map(|tokens| self.rules.rounding.token(tokens))
+            .collect();
+        let (mut rows, mut odd) = (0, None);
+        for token in &keys {
+            let Some(request) = self.request(problem, *token) else {
+                continue;
+            };
+            let answer = resolver.find(&request);
+            rows += usize::from(answer.served.row().is_some());
+            if odd.is_none() {
+                odd = reason::why(&self.today, &resolver, &request, &answer)
+                    .map(|why| format!("; at M = {token}: {why}"));
+            }
+        }
+        let served = match keys.len() - rows {
+            0 => "rows of the tables in use".to_owned(),
+            left if rows == 0 => {
+                format!("aiter's own choice, for no row serves any of {left} sizes")
+            }
+            left => format!(
+                "rows of the tables in use at {rows} sizes and aiter's own choice at {left}"
+            ),
+        };
+        Ok(served + &odd.unwrap_or_default())
+    }
+
+    /// Why a row for `problem` at `m` tokens is not worth tuning.
+    pub(super) fn left(&self, problem: &MoeProblem, m: u32) -> Option<String> {
+        if self.has_small && is_small(problem, m) {
+            return Some(format!(
+                "SGLang's own kernel for few tokens takes it before aiter ({SMALL_M})"
+            ));
+        }
+        let resolver = self.resolver(&self.today).ok()?;
+        let request = self.request(problem, m)?;
+        let row = resolver.find(&request).served.row()?;
+        // One that another tier or another activation lends is worth replacing.
+        let own = row.token == m
+            && row.act_type() == format!("ActivationType.{}", request.problem.activation);
+        own.then(|| "a row of the tables in use serves it".to_owned())
+    }
+}
+
+/// The variable of SGLang's own kernel, and where it is asked for.
+const SMALL_M: &str = "SGLANG_ROCM_SMALLM_MOE";
+const RUNNER: &str = "srt/layers/moe/moe_runner/aiter.py";
+
+/// Whether SGLang marks the weights that it shuffles, as rows of Opus kernels need it: 0.5.13.post1 and later.
+fn marks_shuffled(trees: &Trees) -> bool {
+    let file = trees.sglang.folder.join("srt/layers/quantization/fp8.py");
+    fs_err::read(file)
+        .is_ok_and(|text| memchr::memmem::find(&text, b"w13_weight.is_shuffled").is_some())
+}
+
+/// The rows of all files, of one key the first.
+fn joined(files: &[Utf8PathBuf]) -> Result<Table, Error> {
+    let mut all = Table {
+        name: "the tables in use".to_owned(),
+        columns: Vec::new(),
+        rows: Vec::new(),
+        faults: Vec::new(),
+        no_final_newline: false,
+    };
+    let mut seen = HashSet::new();
+    for path in files {
+        let table = Table::read(path.as_str(), &read(path)?)
+            .map_err(|error| Error::caused(ErrorKind::Environment, &error))?;
+        let columns = table.columns.into_iter();
+        all.columns.extend(columns);
+        let key = |row: &Row| {
+            (
+                row.gfx.clone(),
+                row.numbers(),
+                row.texts.clone(),
+                row.flags,
+                row.tag.clone(),
+            )
+        };
+        all.rows
+            .extend(table.rows.into_iter().filter(|row| seen.insert(key(row))));
+    }
+    Ok(all)
+}
+
+pub(super) fn tree(error: &AiterMoeError) -> Error {
+    Error::caused(ErrorKind::Environment, error)
+        .hint("`backend.fused_moe = \"leave\"` leaves the fused MoE as it is")
+}
+
+pub(super) fn unusable(error: &LookupError) -> Error {
+    Error::caused(ErrorKind::Environment, error).hint("`gemmtune lint` says more about the table")
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::table::moe::problem::Scales;
+
+    #[test]
+    fn sglangs_own_kernel_takes_the_sizes_it_was_made_for_and_no_others() {
+        let problem = MoeProblem {
+            experts: 513,
+            n: 256,
+            hidden: Some(4096),
+            topk: Some(11),
+            dtype: "fp8_w8a8".to_owned(),
+            scales: Scales::Block(128, 128),
+            experts_of_all: None,
+        };
+        let takes = |change: &dyn Fn(&mut MoeProblem), tokens| {
+            let mut problem = problem.clone();
+            change(&mut problem);
+            is_small(&problem, tokens)
+        };
+        assert!(takes(&|_| (), 16));
+        // A row of 32 also serves 21 to 32 tokens, which aiter gets.
+        assert!(!takes(&|_| (), 32));
+        assert!(takes(&|problem| problem.n = 128, 32));
+        assert!(!takes(&|problem| problem.n = 512, 1));
+        assert!(!takes(&|problem| problem.topk = Some(8), 1));
+        assert!(!takes(&|problem| problem.experts_of_all = Some(512), 1));
+    }
+}

@@ -1,0 +1,131 @@
+//! What an aiter tree reads and does for a call of its fused MoE.
+//!
+//! Source: `aiter/fused_moe.py` and `aiter/jit/core.py` at every tag from v0.1.7 to v0.1.20.post1, at 303a583c and at e4048607. Reads
+//! files, changes none.
+
+use camino::{Utf8Path, Utf8PathBuf};
+
+use super::aiter::{self, AiterError, Tables};
+use crate::table::fmoe::rules::Release;
+
+/// The variable that names the table; one that is set replaces every table that aiter ships.
+pub const VARIABLE: &str = "AITER_CONFIG_FMOE";
+
+/// What the shipped tables have in their names.
+const STEM: &str = "tuned_fmoe";
+
+/// Failed to tell what a tree does.
+#[derive(Debug, thiserror::Error)]
+pub enum AiterMoeError {
+    /// No such variable in the tree.
+    #[error(
+        "find where `{0}` reads a table of the fused MoE: no `{VARIABLE}` in aiter/jit/core.py"
+    )]
+    NoVariable(Utf8PathBuf),
+    /// The look-up is none that is known.
+    #[error("tell how `{path}` looks a fused MoE up: {why}")]
+    Unknown {
+        /// The file.
+        path: Utf8PathBuf,
+        /// What is missing.
+        why: &'static str,
+    },
+    /// A file cannot be read.
+    #[error(transparent)]
+    Aiter(#[from] AiterError),
+    /// Likewise.
+    #[error(transparent)]
+    Read(#[from] std::io::Error),
+}
+
+/// The tables that the tree of `package` uses where `set` answers what the environment sets.
+pub fn tables(
+    package: &Utf8Path,
+    set: impl Fn(&str) -> Option<String>,
+) -> Result<Tables, AiterMoeError> {
+    aiter::named_by(package, VARIABLE, STEM, set)?
+        .ok_or_else(|| AiterMoeError::NoVariable(package.to_owned()))
+}
+
+/// The release whose look-up the tree of `package` has, from the texts in which they differ. Trees before v0.1.12 are refused: 303a583c
+/// is the oldest that `run` tunes.
+pub fn release(package: &Utf8Path) -> Result<Release, AiterMoeError> {
+    let path = package.join("fused_moe.py");
+    let text = crate::store::file::read(&path)?;
+    of_text(&text).map_err(|why| AiterMoeError::Unknown { path, why })
+}
+
+fn of_text(text: &[u8]) -> Result<Release, &'static str> {
+    let has = |mark: &str| memchr::memmem::find(text, mark.as_bytes()).is_some();
+    if !has("def get_2stage_cfgs(") {
+        return Err("it has no `get_2stage_cfgs`");
+    }
+    // The largest token, in `get_padded_M`.
+    if !has("32768") {
+        return Err("it is older than v0.1.12");
+    }
+    if !has("_ACT_TYPE_DISABLED") {
+        return Ok(if has("(token * topk) <= 128") {
+            Release::V12
+        } else if has("xbf16") {
+            Release::V13
+        } else {
+            Release::P
+        });
+    }
+    if !has("topk -= int(is_ep)") {
+        return Ok(Release::V14);
+    }
+    // The key has the activation as text again.
+    if has("        str(activation),\n        str(dtype),") {
+        return Ok(Release::V18);
+    }
+    let any_tag = has("[\"_tag\"].fillna(\"\") != \"flydsl_fallback\"");
+    Ok(match (any_tag, has("is_opus_a8w4_stage2_kernel")) {
+        (false, false) => Release::V16,
+        (true, false) => Release::V16Post4,
+        (false, true) => Release::V17,
+        (true, true) if has("both w1 and w2 must be marked") => Release::H,
+        (true, true) => Release::V19Post1,
+    })
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn each_look_up_is_told_by_the_texts_it_alone_has() {
+        let key = "        activation,\n        str(dtype),\n";
+        let text_key = "        str(activation),\n        str(dtype),\n";
+        let (untagged, any) = (
+            "[\"_tag\"].fillna(\"\") == \"\"",
+            "[\"_tag\"].fillna(\"\") != \"flydsl_fallback\"",
+        );
+        let opus = "is_opus_a8w4_stage2_kernel";
+        let newer = format!("_ACT_TYPE_DISABLED topk -= int(is_ep){key}");
+        for (marks, release) in [
+            (format!("(token * topk) <= 128 {text_key}"), Release::V12),
+            (text_key.to_owned(), Release::P),
+            (format!("xbf16 {text_key}"), Release::V13),
+            (format!("xbf16 _ACT_TYPE_DISABLED {key}"), Release::V14),
+            (format!("{newer}{untagged}"), Release::V16),
+            (format!("{newer}{any}"), Release::V16Post4),
+            (format!("{newer}{untagged}{opus}"), Release::V17),
+            (
+                format!("_ACT_TYPE_DISABLED topk -= int(is_ep){text_key}{any}{opus}"),
+                Release::V18,
+            ),
+            (format!("{newer}{any}{opus}"), Release::V19Post1),
+            (
+                format!("{newer}{any}{opus} both w1 and w2 must be marked"),
+                Release::H,
+            ),
+        ] {
+            let text = format!("def get_2stage_cfgs(\n32768\n{marks}");
+            assert_eq!(of_text(text.as_bytes()), Ok(release), "{marks}");
+        }
+        assert!(of_text(b"def get_2stage_cfgs(\n16384").is_err());
+        assert!(of_text(b"32768").is_err());
+    }
+}
