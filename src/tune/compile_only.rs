@@ -49,8 +49,15 @@ impl Target {
         }
     }
 
-    /// A device of this kind, as far as the space of settings asks. Shared memory is left out: what does not fit is the
-    /// compiler's to say.
+    /// Shared memory that a block may use, bytes (CDNA3 and CDNA4 ISA guides).
+    const fn shared_bytes(self) -> u64 {
+        match self {
+            Self::Gfx942 => 64 << 10,
+            Self::Gfx950 => 160 << 10,
+        }
+    }
+
+    /// A device of this kind, as far as the space of settings asks: what is compiled is what would be raced.
     fn device(self) -> Device {
         Device {
             protocol: super::protocol::VERSION,
@@ -61,7 +68,7 @@ impl Target {
             index: 0,
             visible: 0,
             l2_bytes: 0,
-            smem_bytes: 0,
+            smem_bytes: self.shared_bytes(),
             versions: BTreeMap::new(),
             kernel_hash: String::new(),
             capabilities: Vec::new(),
@@ -490,18 +497,47 @@ mod tests {
         assert_eq!(jobs_for(Target::Gfx942, &alike).len(), one.len());
         let other = [shape(4096, 4096, 4096), shape(4095, 4096, 4096)];
         assert!(jobs_for(Target::Gfx942, &other).len() > one.len());
-        // 4 x 5 tiles, 3 steps that divide the scale block, 2 warp counts.
-        assert_eq!(one.len(), 120);
+        // 4 x 5 tiles, 3 steps that divide the scale block, 2 warp counts, but for the one that does not fit.
+        assert_eq!(one.len(), 119);
     }
 
     #[test]
-    fn what_needs_too_much_shared_memory_is_left_to_the_compiler_to_say() {
-        let found = jobs_for(Target::Gfx942, &[shape(4096, 4096, 4096)]);
-        assert!(
-            found
-                .iter()
-                .any(|(_, one)| one["BLOCK_SIZE_M"] == 256 && one["BLOCK_SIZE_N"] == 256)
+    fn what_needs_more_shared_memory_than_there_is_is_not_compiled() {
+        let found = |target, warps| {
+            let jobs = jobs_for(target, &[shape(4096, 4096, 4096)]);
+            let largest = |(_, one): &(Value, Candidate)| {
+                ["BLOCK_SIZE_M", "BLOCK_SIZE_N"]
+                    .iter()
+                    .all(|name| one[*name] == 256)
+                    && (&one["BLOCK_SIZE_K"], &one["num_warps"]) == (&json!(128), &json!(warps))
+            };
+            jobs.iter().any(largest)
+        };
+        assert!(!found(Target::Gfx942, 4) && found(Target::Gfx942, 8));
+        assert!(found(Target::Gfx950, 4));
+    }
+
+    /// The programs of the recorded run that could not: none of them is offered any more.
+    #[test]
+    fn none_of_aiters_programs_that_the_compiler_refused_is_offered() {
+        let shapes = [shape(4096, 2112, 7168)];
+        let offered = jobs_of(
+            Target::Gfx942,
+            Kernel::AiterTriton {
+                shapes: &shapes,
+                root: None,
+            },
         );
+        let has = |m: u32, n: u32, warps: u32, stages: u32| {
+            offered.iter().any(|(_, one)| {
+                let said = ["BLOCK_SIZE_M", "BLOCK_SIZE_N", "num_warps", "num_stages"]
+                    .map(|name| one[name].clone());
+                said == [m, n, warps, stages].map(|value| json!(value))
+            })
+        };
+        assert!(!has(256, 256, 4, 2) && has(256, 256, 8, 2));
+        assert!(!has(128, 128, 1, 3) && !has(128, 128, 2, 3) && has(128, 128, 4, 3));
+        assert!(!has(16, 256, 4, 3) && has(16, 256, 4, 2));
     }
 
     #[test]

@@ -126,8 +126,18 @@ impl SglangMoe {
             .collect()
     }
 
+    /// SGLang's space of dense GEMMs, on ROCm with tiles of 16 rows too: the matrix instruction has 16, what a token's experts
+    /// have in decode is fewer, and its own tuner for fused MoE begins with 32 there (0.5.16).
     fn space(&self, device: &Device) -> Space {
-        Space::of(device, self.block.1)
+        let space = Space::of(device, self.block.1);
+        if is_rocm(device) {
+            Space {
+                block_m: &[16, 32, 64, 128, 256],
+                ..space
+            }
+        } else {
+            space
+        }
     }
 }
 

@@ -4,7 +4,7 @@ use serde_json::{Map, Value, json};
 
 use crate::problem::Shape;
 use crate::tune::backends::settings::{each, one_step};
-use crate::tune::backends::sglang_triton::space::{Config, is_rocm};
+use crate::tune::backends::sglang_triton::space::{Config, LANES, is_rocm};
 use crate::tune::protocol::{Candidate, Device};
 
 /// Scale block along K; aiter's wrapper asserts that the step is one.
@@ -147,9 +147,6 @@ const CUDA: Space = Space {
     sides: &[],
 };
 
-/// Threads of a wavefront (CDNA3 and CDNA4 ISA guides).
-const LANES: u32 = 64;
-
 /// Elements that a thread may sum: more than these do not fit its 512 registers beside the operands.
 const MOST_SUMMED: u32 = 256;
 
@@ -191,6 +188,11 @@ impl Space {
         found = each(&found, self.stages, |row, value| row.stages = value);
         found = each(&found, &splits(shape.k), |row, value| row.splits = value);
         found.retain(|setting| self.makes_sense(setting, device, shape));
+        if is_rocm(device) && shape.m == 1 {
+            // Triton 3.6 fails on each of them for gfx942 (`docs/evidence/compile-only`). As steps from the leaders they are
+            // tried all the same: another compiler may take them.
+            found.retain(|setting| setting.stages < 3);
+        }
         if !self.waves.is_empty() {
             for setting in &mut found {
                 setting.waves = Some(setting.first_waves());
@@ -249,8 +251,13 @@ impl Space {
         let shared = u64::from(setting.stages.saturating_sub(1).max(1))
             * u64::from(setting.block_m + setting.block_n)
             * u64::from(setting.block_k);
+        let fits = if is_rocm(device) {
+            setting.as_sglang().fits_on_rocm(device.smem_bytes)
+        } else {
+            device.smem_bytes == 0 || shared <= device.smem_bytes
+        };
         group == Some(setting.group_m)
-            && (device.smem_bytes == 0 || shared <= device.smem_bytes)
+            && fits
             && (setting.block_m <= 16 || setting.block_m < 2 * shape.m.next_power_of_two().max(32))
             && (setting.block_n <= 16 || setting.block_n < 2 * shape.n.next_power_of_two())
             && setting.block_m * setting.block_n <= setting.warps * LANES * MOST_SUMMED
@@ -313,6 +320,19 @@ mod tests {
                 assert!(splits(7168).contains(&one.splits));
             }
         }
+    }
+
+    #[test]
+    fn what_no_compiler_took_for_one_row_is_no_beginning_but_a_step() {
+        let device = gfx942();
+        let (space, one) = (Space::of(&device), shape(1, 2112, 7168));
+        let settings = space.settings(&device, &one);
+        assert!(settings.iter().all(|setting| setting.stages < 3));
+        let two = settings.iter().find(|setting| setting.stages == 2).unwrap();
+        let around = space.around(two, &device, &one);
+        assert!(around.iter().any(|setting| setting.stages == 3));
+        let more = space.settings(&device, &shape(16, 2112, 7168));
+        assert!(more.iter().any(|setting| setting.stages == 3));
     }
 
     #[test]

@@ -91,9 +91,29 @@ impl Config {
 
     /// Bytes of operand tiles in flight: FP8, one byte an element.
     pub fn tile_bytes(&self) -> u64 {
-        u64::from(self.stages) * u64::from(self.block_m + self.block_n) * u64::from(self.block_k)
+        u64::from(self.stages) * self.step_bytes()
+    }
+
+    fn step_bytes(&self) -> u64 {
+        u64::from(self.block_m + self.block_n) * u64::from(self.block_k)
+    }
+
+    /// Whether AMD's compiler fits the tiles into `limit` bytes of shared memory: it holds a step less than there are stages, and
+    /// with 64 rows of X and more to a wavefront their scales besides. So it was for each of the 1,287 programs of two stages
+    /// and more in `docs/evidence/compile-only` (Triton 3.6).
+    pub fn fits_on_rocm(&self, limit: u64) -> bool {
+        let steps = u64::from(self.stages.saturating_sub(1).max(1)) * self.step_bytes();
+        let scales = if self.stages > 1 && self.block_m >= LANES * self.warps {
+            4 * u64::from(self.block_m)
+        } else {
+            0
+        };
+        limit == 0 || steps + scales <= limit
     }
 }
+
+/// Threads of a wavefront (CDNA3 and CDNA4 ISA guides).
+pub const LANES: u32 = 64;
 
 /// The values each setting may take on one kind of device.
 #[derive(Clone, Copy, Debug)]
@@ -247,10 +267,18 @@ impl Space {
         lowest.unwrap_or(config.group_m)
     }
 
+    fn fits(config: &Config, device: &Device) -> bool {
+        if is_rocm(device) {
+            config.fits_on_rocm(device.smem_bytes)
+        } else {
+            device.smem_bytes == 0 || config.tile_bytes() <= device.smem_bytes
+        }
+    }
+
     fn makes_sense(&self, config: &Config, device: &Device, shape: &Shape) -> bool {
         let steps = shape.k.div_ceil(config.block_k);
         self.scale_k.is_multiple_of(config.block_k)
-            && (device.smem_bytes == 0 || config.tile_bytes() <= device.smem_bytes)
+            && Self::fits(config, device)
             && config.group_m == self.shortest_group(config, shape)
             && config.split_k <= steps.max(1)
             // Padding X to more than twice the smallest tile that holds it is never cheaper; but the MMA
@@ -286,6 +314,32 @@ pub(in crate::tune::backends) mod tests {
             prepare_slots: 8,
             candidates: Vec::new(),
             shipped: String::new(),
+        }
+    }
+
+    /// The recorded programs say what fits: `docs/evidence/compile-only`.
+    #[test]
+    fn what_fits_on_an_amd_gpu_is_what_its_compiler_said() {
+        let config = |(block_m, block_n, warps, stages)| Config {
+            block_m,
+            block_n,
+            block_k: 128,
+            warps,
+            stages,
+            ..Config::default_for(128, 128)
+        };
+        let fits = |setting| config(setting).fits_on_rocm(64 << 10);
+        for runs in [
+            (256, 256, 8, 2),
+            (128, 256, 4, 2),
+            (128, 128, 4, 3),
+            (256, 256, 4, 1),
+        ] {
+            assert!(fits(runs), "{runs:?}");
+        }
+        // The scales of 256 rows, or of 128, are what is too much.
+        for cannot in [(256, 256, 4, 2), (128, 128, 2, 3), (16, 256, 1, 3)] {
+            assert!(!fits(cannot), "{cannot:?}");
         }
     }
 
