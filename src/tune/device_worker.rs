@@ -56,6 +56,8 @@ pub(super) enum Message<P> {
     },
     /// A timing request was answered; what the device's clock did meanwhile.
     Clocks(Clocks),
+    /// The device was held so many seconds more, by a race that is over or not.
+    Held(f64),
     /// A race is over.
     Finished(Box<Row<P>>),
     /// A race ended without a winner.
@@ -188,6 +190,13 @@ impl<'a, P: Task> DeviceWorker<'a, P> {
             busy_s: self.busy_s,
             active_s: active.as_secs_f64(),
         });
+    }
+
+    /// Books seconds that race `index` held the device.
+    fn held(&mut self, index: usize, busy_s: f64) {
+        self.busy_s += busy_s;
+        self.open[index].busy_s += busy_s;
+        self.tell(Message::Held(busy_s));
     }
 
     fn tell(&self, message: Message<P>) {

@@ -183,7 +183,7 @@ pub fn run<P: Task>(
         results: kept,
         timings: std::io::BufWriter::new(timings.into_parts().0),
         events,
-        started,
+        began: Instant::now(),
         pace: Pace::default(),
         outcome: TuneOutcome::new(device.clone()),
         broken: None,
@@ -291,7 +291,8 @@ struct Coordinator<'a, P: Task> {
     results: Results<P>,
     timings: std::io::BufWriter<std::fs::File>,
     events: &'a mut dyn FnMut(&TuneEvent<P>),
-    started: Instant,
+    /// When the first race could begin: opening the device is no part of a pace.
+    began: Instant,
     pace: Pace,
     outcome: TuneOutcome<P>,
     broken: Option<ResultsError>,
@@ -337,6 +338,7 @@ impl<P: Task> Coordinator<'_, P> {
                 us,
             } => self.keep_timing(&shape, &candidate, &us),
             Message::Clocks(clocks) => self.outcome.clocks.add(&clocks),
+            Message::Held(seconds) => self.pace.held(seconds),
             Message::Finished(row) => self.keep_row(&row)?,
             Message::NoWinner { shape, reason } => {
                 self.queue.finished(&shape, None);
@@ -375,10 +377,7 @@ impl<P: Task> Coordinator<'_, P> {
         self.queue.finished(&row.shape, Some(row.candidate.clone()));
         let left = self.queue.may_come();
         let costs: Vec<f64> = left.iter().map(Task::cost).collect();
-        let busy_s = self.pace.seconds(&costs);
-        let elapsed = self.started.elapsed().as_secs_f64();
-        // Wall time per second of device time, as it was so far: compiling and several devices included.
-        let eta_s = busy_s * elapsed / self.pace.total_s().max(1e-9);
+        let eta_s = self.pace.left_s(&costs, self.began.elapsed().as_secs_f64());
         let event = TuneEvent::Finished {
             row: Box::new(row.clone()),
             done: self.pace.races(),

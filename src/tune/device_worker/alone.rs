@@ -108,8 +108,7 @@ impl<P: Task> DeviceWorker<'_, P> {
                 throttle_reasons,
             } if outcomes.len() == entrants.len() => {
                 self.tell_clocks(&clocks_mhz, throttle_reasons);
-                self.busy_s += busy_s;
-                self.open[index].busy_s += busy_s;
+                self.held(index, busy_s);
                 Ok(outcomes)
             }
             other => Err(garbled(&other)),
@@ -126,8 +125,7 @@ impl<P: Task> DeviceWorker<'_, P> {
         let limit = deadlines.floor + check_time(&deadlines, &open.shape);
         match self.ask_device(ask, limit)? {
             Answer::Checked { outcomes, busy_s } if outcomes.len() == 1 => {
-                self.busy_s += busy_s;
-                self.open[index].busy_s += busy_s;
+                self.held(index, busy_s);
                 outcomes
                     .into_iter()
                     .next()

@@ -172,8 +172,7 @@ impl<P: Task> DeviceWorker<'_, P> {
         self.under_way.remove(place);
         self.answered = Instant::now();
         self.single_file = self.single_file.saturating_sub(1);
-        self.busy_s += busy_s;
-        self.open[index].busy_s += busy_s;
+        self.held(index, busy_s);
     }
 
     /// The index of the race `key`; one that waits for an answer stays open until it has it.
