@@ -82,13 +82,18 @@ class Routes(unittest.TestCase):
             float16="f16",
             float32="f32",
             compiler=types.SimpleNamespace(is_compiling=lambda: self.compiling),
-            cuda=types.SimpleNamespace(is_current_stream_capturing=lambda: self.capturing),
+            cuda=types.SimpleNamespace(
+                is_current_stream_capturing=lambda: self.capturing,
+                current_device=lambda: 0,
+                get_device_name=lambda index: "NVIDIA H200",
+                get_device_properties=lambda index: types.SimpleNamespace(multi_processor_count=132),
+            ),
         )
         self.recorder = Recorder()
         self.families = Families()
 
-    def router(self):
-        router = route.Router(self.torch, ROWS, self.recorder, self.families)
+    def router(self, raced_on=("NVIDIA H200", 132)):
+        router = route.Router(self.torch, ROWS, self.recorder, self.families, raced_on=raced_on)
         return router.instead_of("w8a8_block_fp8_matmul_deepgemm", original)
 
     def call(self, routed, m, n=4096, k=4096, by_columns=True, dtype="bf16", block=(128, 128), scales="f32"):
@@ -166,6 +171,17 @@ class Routes(unittest.TestCase):
         self.assertEqual([self.call(routed, 4), self.call(routed, 4)], ["sglang", "sglang"])
         self.assertEqual(self.recorder.errors, ["w8a8_block_fp8_matmul_deepgemm: out of resources"])
         self.assertEqual(self.call(routed, 16), "stream-wg")
+
+    def test_a_route_of_another_device_routes_nothing_and_says_so_once(self):
+        for raced_on in (("NVIDIA H20", 78), ("NVIDIA H200", 114)):
+            self.recorder = Recorder()
+            routed = self.router(raced_on)
+            self.assertEqual([self.call(routed, 4), self.call(routed, 16)], ["sglang", "sglang"])
+            said = [one["switch"]["detail"] for one in self.recorder.said]
+            self.assertEqual(len(said), 1)
+            self.assertIn("served by NVIDIA H200 (132)", said[0])
+        # A file from before multiprocessors were counted.
+        self.assertEqual(self.call(self.router(("NVIDIA H200", None)), 4), "stream")
 
     def test_what_is_traced_by_the_compiler_is_left_to_sglang(self):
         routed = self.router()

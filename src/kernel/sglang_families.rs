@@ -90,6 +90,24 @@ fn route_of(deployment: &Deployment) -> Result<Route, Error> {
     })
 }
 
+/// Refuses a route that was raced on another device than the one inspected.
+fn refuse_foreign(
+    route: &Route,
+    inspection: &Inspection,
+    kind: ErrorKind,
+    which: &Utf8Path,
+) -> Result<(), Error> {
+    let name = inspection.identity.get("device").map_or("", String::as_str);
+    match route.of_another_device(name, inspection.cu_num) {
+        None => Ok(()),
+        Some(why) => Err(Error::new(
+            kind,
+            format!("the route `{which}` is not for this device: {why}"),
+        )
+        .hint("`gemmtune tune --backend sglang-families` races one here")),
+    }
+}
+
 impl Kernels for SglangFamilies {
     fn inspect(&self) -> Result<Inspection, Error> {
         let answer = self.site.look()?;
@@ -205,12 +223,13 @@ impl Kernels for SglangFamilies {
         raced::race(&self.site, &backend, shapes, place, observer, interrupt).map(Tuned::from)
     }
 
-    fn take(&self, _inspection: &Inspection, table: &Utf8Path) -> Result<Vec<TunedTable>, Error> {
+    fn take(&self, inspection: &Inspection, table: &Utf8Path) -> Result<Vec<TunedTable>, Error> {
         let bytes = fs_err::read(table).map_err(|error| Error::file(&error))?;
         let route = Route::read(&bytes).map_err(|why| {
             Error::new(ErrorKind::Usage, format!("`{table}` is no route: {why}"))
                 .hint("`gemmtune tune --backend sglang-families` writes a `route.json`")
         })?;
+        refuse_foreign(&route, inspection, ErrorKind::Usage, table)?;
         Ok(vec![TunedTable {
             name: ROUTE.to_owned(),
             rows: TunedRows::Route(route),
@@ -220,7 +239,7 @@ impl Kernels for SglangFamilies {
     fn deploy(
         &self,
         run: &RunDir,
-        _inspection: &Inspection,
+        inspection: &Inspection,
         tuned: &Tuned,
     ) -> Result<Deployment, Error> {
         let route = tuned.tables.iter().find_map(|table| match &table.rows {
@@ -230,6 +249,12 @@ impl Kernels for SglangFamilies {
         let Some(route) = route else {
             return Err(Error::new(ErrorKind::Bug, "the race wrote no route"));
         };
+        refuse_foreign(
+            route,
+            inspection,
+            ErrorKind::NotResumable,
+            Utf8Path::new(ROUTE),
+        )?;
         let placed = Placed::write(run, "", &tuned.tables)?;
         let table = placed.folder.join(ROUTE);
         let options = OverlayOptions {

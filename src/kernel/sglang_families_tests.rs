@@ -17,6 +17,7 @@ fn route() -> Route {
     Route {
         format: 1,
         device: "NVIDIA H200".to_owned(),
+        cu_num: Some(132),
         versions: BTreeMap::new(),
         rows: vec![
             row("stream", 256, 1, 8),

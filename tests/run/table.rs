@@ -78,6 +78,35 @@ fn a_table_that_this_server_cannot_read_is_refused_and_one_that_serves_nothing_i
 }
 
 #[test]
+fn a_route_that_was_raced_on_another_device_is_refused_by_the_device() {
+    let scene = Scene::new(6, &["--backend", "deepgemm"]);
+    scene.change(|config| config.replace("kind = \"sglang-triton\"", "kind = \"sglang-families\""));
+    let theirs = scene.folder.join("route.json");
+    let route = |device: &str, cu_num: u32| {
+        serde_json::json!({"format": 1, "device": device, "cu_num": cu_num, "versions": {}, "rows": [
+            {"N": 384, "K": 256, "min_M": 1, "max_M": 8, "family": "stream", "setting": {"DEPTH": 1}, "us": 6.0, "default_us": 9.0}]})
+    };
+    for (device, cu_num, said) in [
+        (
+            "NVIDIA H200",
+            132,
+            "raced on NVIDIA H200 with 132 multiprocessors, and this is NVIDIA Stand-in",
+        ),
+        (
+            "NVIDIA Stand-in",
+            78,
+            "with 78 multiprocessors, and this one has 132",
+        ),
+    ] {
+        fs_err::write(&theirs, route(device, cu_num).to_string()).unwrap();
+        let refused = scene.run(&["run", "--new", "--table", theirs.as_str()], &[]);
+        assert_eq!(refused.status.code(), Some(2), "{}", stderr(&refused));
+        assert!(stderr(&refused).contains(said), "{}", stderr(&refused));
+        assert!(!scene.latest().join("deploy.json").exists());
+    }
+}
+
+#[test]
 fn a_csv_table_of_a_colleague_is_judged_on_the_reference_engine() {
     let tuned = Site::new(&Change::default());
     assert!(tuned.run(&["run", "--until", "deploy"]).status.success());

@@ -1,6 +1,6 @@
 """Routes block-FP8 GEMMs to other kernel families than the one SGLang chose, by (N, K) and ranges of M.
 
-    {"format": 1, "rows": [
+    {"format": 1, "device": "NVIDIA H200", "cu_num": 132, "rows": [
         {"N": 4096, "K": 4096, "min_M": 1, "max_M": 8, "family": "stream", "setting": {"ROW_TILES": 2, …}}]}
 
 The functions below SGLang's block-FP8 linears take quantised operands, (A, B, As, Bs, block_size, output_dtype), in all
@@ -10,6 +10,9 @@ takes them, goes the way it went before. The families are the GPU worker's (`gpu
 serves is what was raced. The family `triton` is the module's own Triton kernel, its setting a row of a table.
 
 Every GEMM is counted with what computed it: `gemmtune:FAMILY`, or the function that was there before.
+
+A route of another device than the one that serves (its name, and its multiprocessors where the file has them) routes nothing: what
+was fastest there need not be here. That is looked at by the first GEMM, since nothing may touch the device before.
 
 A kernel is loaded at its first call. During the capture of a graph nothing may be loaded, so a GEMM whose first call that is
 goes the old way and is recorded; SGLang runs each batch size twice before it captures it.
@@ -33,10 +36,12 @@ BY_COLUMNS = ("cublaslt",)
 
 def patch(module, path, recorder):
     """Replaces those of FUNCTIONS that `module` defines."""
-    rows = _read(path)
+    document = _read(path)
+    rows = document["rows"]
     torch = sys.modules["torch"]
     triton = TritonRows(module) if hasattr(module, TRITON) and hasattr(module, LOOKUP) else None
-    router = Router(torch, rows, recorder, triton=triton)
+    raced_on = (document.get("device"), document.get("cu_num"))
+    router = Router(torch, rows, recorder, triton=triton, raced_on=raced_on)
     for name in FUNCTIONS:
         original = getattr(module, name, None)
         if original is not None:
@@ -49,7 +54,7 @@ def _read(path):
         document = json.load(file)
     if document.get("format") != FORMAT:
         raise ValueError(f"{path} has format {document.get('format')!r}, expected {FORMAT}")
-    return document["rows"]
+    return document
 
 
 class TritonRows:
@@ -82,12 +87,14 @@ class TritonRows:
 class Router:
     """Which family computes a GEMM, and the families that have been opened."""
 
-    def __init__(self, torch, rows, recorder, families=None, triton=None):
+    def __init__(self, torch, rows, recorder, families=None, triton=None, raced_on=(None, None)):
         self._torch = torch
         self._rows = rows
         self._recorder = recorder
         self._families = families
         self._triton = triton
+        self._raced_on = raced_on
+        self._is_here = None
         self._chosen = {}
         self._loaded = set()
 
@@ -120,8 +127,20 @@ class Router:
         if problem not in self._chosen:
             m, n, k = problem
             fits = (one for one in self._rows if (one["N"], one["K"]) == (n, k) and one["min_M"] <= m <= one["max_M"])
-            self._chosen[problem] = next(fits, None)
+            self._chosen[problem] = next(fits, None) if self._here() else None
         return self._chosen[problem]
+
+    def _here(self):
+        """Whether the route is of the device that serves; said once where it is not."""
+        if self._is_here is None:
+            cuda, (name, cu_num) = self._torch.cuda, self._raced_on
+            index = cuda.current_device()
+            found = cuda.get_device_name(index), cuda.get_device_properties(index).multi_processor_count
+            self._is_here = name in (None, found[0]) and cu_num in (None, found[1])
+            if not self._is_here:
+                detail = f"raced on {name} ({cu_num} multiprocessors), served by {found[0]} ({found[1]})"
+                self._recorder.once({"switch": {"do": "route to families", "ok": False, "detail": detail}})
+        return self._is_here
 
     def _compute(self, row, A, B, As, Bs, block_size, args, kwargs):
         """The product by the row's family, or None where it is not for these operands or cannot be had now."""

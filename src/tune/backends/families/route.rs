@@ -17,6 +17,9 @@ pub struct Route {
     pub format: u32,
     /// The device it was raced on.
     pub device: String,
+    /// Its multiprocessors: parts of one name differ in them. Unknown in routes of gemmtune before they were written down.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub cu_num: Option<u32>,
     /// Software it was raced with.
     pub versions: std::collections::BTreeMap<String, String>,
     /// GEMMs that go to another family; every other one stays where SGLang sends it.
@@ -91,6 +94,7 @@ impl Route {
         Self {
             format: FORMAT,
             device: device.name.clone(),
+            cu_num: Some(device.cu_num),
             versions: device.versions.clone(),
             rows: found,
         }
@@ -113,6 +117,25 @@ impl Route {
             )),
             None => Ok(route),
         }
+    }
+
+    /// Says so where the route was raced on another device than this one: what is fastest there need not be here, and
+    /// gemmtune's own kernels are compiled for their device's multiprocessors.
+    pub fn of_another_device(&self, name: &str, cu_num: u32) -> Option<String> {
+        let other = |cu_num: &u32| format!("{} with {cu_num} multiprocessors", self.device);
+        if self.device != name {
+            return Some(format!(
+                "it was raced on {}, and this is {name}",
+                self.cu_num
+                    .as_ref()
+                    .map_or_else(|| self.device.clone(), other)
+            ));
+        }
+        let theirs = self.cu_num.as_ref().filter(|theirs| **theirs != cu_num)?;
+        Some(format!(
+            "it was raced on {}, and this one has {cu_num}",
+            other(theirs)
+        ))
     }
 
     /// The row that computes a GEMM; none where it stays with SGLang.
@@ -234,6 +257,26 @@ mod tests {
         );
         assert!(route.row(4096, 512, 1).is_none());
         assert_eq!(Route::read(route.to_json().as_bytes()), Ok(route));
+    }
+
+    #[test]
+    fn a_route_is_of_the_device_by_its_name_and_its_multiprocessors() {
+        let route = Route::of(&h100(&[]), &[]);
+        let (name, units) = (h100(&[]).name, 132);
+        assert_eq!(route.of_another_device(&name, units), None);
+        let said = route.of_another_device("NVIDIA H200", units).unwrap();
+        assert!(said.contains("this is NVIDIA H200"), "{said}");
+        let said = route.of_another_device(&name, 114).unwrap();
+        assert!(
+            said.contains("132 multiprocessors") && said.contains("has 114"),
+            "{said}"
+        );
+        // Written before they were counted.
+        let older = Route {
+            cu_num: None,
+            ..route
+        };
+        assert_eq!(older.of_another_device(&name, 114), None);
     }
 
     #[test]
