@@ -198,6 +198,7 @@ fn check_table(bytes: &[u8]) {
         shapes: &shapes,
         tables: std::slice::from_ref(&table),
         configs: &[],
+        files: &[],
         model: None,
         capture: &[1, 8],
         chunk: Some(100),

@@ -268,3 +268,42 @@ fn a_device_whose_rates_are_not_known_is_planned_for_with_a_remark() {
         Some(2)
     );
 }
+
+#[test]
+fn rows_of_aiters_triton_gemm_are_planned_by_bucket_where_a_table_is_its_file_or_the_backend_says_so()
+ {
+    let folder = tempfile::tempdir().unwrap();
+    let path = |name: &str| folder.path().join(name).to_str().unwrap().to_owned();
+    fs_err::write(
+        path("s.csv"),
+        "op,M,N,K,dtype,records\n\
+         gemm_a8w8_blockscale,33,1280,4096,,9\n\
+         gemm_a8w8_blockscale,64,1280,4096,,1\n\
+         gemm_a8w8_blockscale,64,1280,5120,,1\n",
+    )
+    .unwrap();
+    let file = path("gfx942-GEMM-A8W8_BLOCKSCALE-N=1280-K=5120.json");
+    fs_err::write(&file, r#"{"any": {"BLOCK_SIZE_M": 16}}"#).unwrap();
+    let (shapes, untuned) = (path("s.csv"), path("u.csv"));
+    let said = document(&["--shapes", &shapes, "--backend", "aiter-triton"]);
+    assert_eq!(said["fold"], "bucket");
+    assert_eq!(said["tune"].as_array().unwrap().len(), 2);
+    let document = document(&["--shapes", &shapes, "--table", &file, "-o", &untuned]);
+    assert_eq!(document["fold"], "bucket");
+    assert_eq!(document["cost"][0]["tuner"], "gemmtune race");
+    assert_eq!(document["served"][0]["K"], 5120);
+    assert_eq!(
+        fs_err::read_to_string(untuned).unwrap(),
+        "M,N,K\n33,1280,4096\n"
+    );
+    for arguments in [
+        &["--table", &file, "--backend", "aiter"][..],
+        &["--backend", "aiter-triton", "--op", "gemm_a8w8"],
+        &["--backend", "aiter-triton", "--revision", "A"],
+        &["--table", "gfx942-GEMM-A8W8_PER_TOKEN_SCALE.json"],
+    ] {
+        let mut all = vec!["--shapes", shapes.as_str()];
+        all.extend(arguments);
+        assert_eq!(plan(&all).status.code(), Some(2), "{arguments:?}");
+    }
+}

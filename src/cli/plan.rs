@@ -3,6 +3,8 @@
 mod fused_moe;
 mod moe;
 mod place;
+mod tables;
+mod triton;
 
 use std::collections::BTreeSet;
 
@@ -19,9 +21,7 @@ use crate::plan::model::{self, Parallel, Prediction, Scheme};
 use crate::plan::sizes::{self, Capture};
 use crate::plan::{self, Plan, PlanError, PlanInput};
 use crate::problem::{Op, Shape};
-use crate::proc::quoted;
 use crate::run::error::{Error, ErrorKind};
-use crate::store::file::entries;
 use crate::table::aiter::Table;
 use crate::table::fmoe::rules::Release;
 use crate::table::lookup::Rules;
@@ -29,7 +29,6 @@ use crate::table::moe::problem::{self, CountedProblem};
 use crate::table::moe::release::Release as SglangRelease;
 use crate::table::revision::Revision;
 use crate::table::serves;
-use crate::table::sglang_json::{Config, FileName};
 use crate::table::shapes::{self, CountedShape, ShapesError};
 use place::Place;
 
@@ -45,7 +44,7 @@ pub struct PlanArgs {
     #[arg(long, value_name = "S.csv", required_unless_present_any = ["model", "thin"])]
     shapes: Option<Utf8PathBuf>,
 
-    /// A tuned table the server has today (aiter CSV, SGLang JSON or a folder of those); repeatable
+    /// A tuned table the server has today (aiter CSV, SGLang JSON, files of aiter's Triton GEMM, or a folder of those); repeatable
     #[arg(long = "table", value_name = "T.csv")]
     tables: Vec<Utf8PathBuf>,
 
@@ -76,6 +75,11 @@ pub struct PlanArgs {
     /// SGLang release of the server, which decides whether a shared expert is computed as a routed one
     #[arg(long, default_value = "0.5.23", value_name = "VERSION")]
     sglang: SglangRelease,
+
+    /// Who tunes block-FP8 GEMMs of aiter: its own tuner, or `aiter-triton`, whose rows each serve a bucket of M whatever `--fold`
+    /// says [default: aiter-triton where a table is one of its files, else aiter]
+    #[arg(long, value_enum, value_name = "BACKEND", conflicts_with = "thin")]
+    backend: Option<BackendArg>,
 
     /// Operation to plan for, where shapes or the model leave a choice
     #[arg(long)]
@@ -157,6 +161,15 @@ pub struct PlanArgs {
     moe_output: Option<Utf8PathBuf>,
 }
 
+/// Backends of `gemmtune tune` between which an operation leaves a choice.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, clap::ValueEnum)]
+enum BackendArg {
+    /// aiter's kernels, by rows of its CSV tables
+    Aiter,
+    /// aiter's Triton GEMM, by rows of its JSON files
+    AiterTriton,
+}
+
 fn parse_fold(text: &str) -> Result<Fold, String> {
     match text {
         "exact" => Ok(Fold::Exact),
@@ -180,7 +193,12 @@ pub fn run(args: &PlanArgs, printer: &Printer) -> Result<(), Error> {
         .as_deref()
         .map(|path| predict(path, args))
         .transpose()?;
-    let (tables, configs) = read_tables(&args.tables)?;
+    let tables::Tables {
+        csv: tables,
+        configs,
+        files,
+    } = tables::read(&args.tables)?;
+    let is_triton = triton::is_planned(args, &files)?;
     if let Some(output) = &args.output {
         let inputs = args.model.iter().chain(&args.shapes).chain(&args.tables);
         files::refuse_overwriting(output, inputs.map(Utf8PathBuf::as_path))?;
@@ -188,21 +206,27 @@ pub fn run(args: &PlanArgs, printer: &Printer) -> Result<(), Error> {
     if let Some(max_m) = args.thin {
         return thin(args, &tables, max_m, printer);
     }
-    let op_hint = args.op.or_else(|| op_of_model(prediction.as_ref(), args));
+    let op = args.op.or(is_triton.then_some(Op::Blockscale));
+    let op_hint = op.or_else(|| op_of_model(prediction.as_ref(), args));
     let (seen, problems) = read_shapes(args, op_hint, &tables)?;
-    let ops = ops(args, &seen, prediction.as_ref());
+    let ops = ops(op, args, &seen, prediction.as_ref());
     let place = Place::of(args, &tables, &ops)?;
     let (capture, chunk) = sizes_of(args, &place, prediction.as_ref());
 
     let mut plans: Vec<Plan> = Vec::new();
     let mut budget_s = args.budget;
     for op in ops {
-        let cost = Cost::of(op, &place.gfx);
+        let cost = if is_triton {
+            Cost::triton_race()
+        } else {
+            Cost::of(op, &place.gfx)
+        };
         let mut plan = plan::make(&PlanInput {
             op,
             shapes: &seen,
             tables: &tables,
             configs: &configs,
+            files: &files,
             model: prediction.as_ref(),
             capture: &capture,
             chunk,
@@ -210,13 +234,16 @@ pub fn run(args: &PlanArgs, printer: &Printer) -> Result<(), Error> {
             gfx: &place.gfx,
             cu_num: place.cu_num,
             device: &place.device,
-            fold: args.fold,
+            fold: if is_triton { Fold::Bucket } else { args.fold },
             refine: args.refine,
             cost: &cost,
             budget_s,
         })
         .map_err(refused)?;
         plan.notes.extend(place.note.clone());
+        if is_triton {
+            plan.notes.extend(triton::notes(args, &files, &place.gfx));
+        }
         if op == Op::TritonBlockFp8 {
             plan.notes.extend(serves::unread(&place.device.name));
         }
@@ -369,8 +396,13 @@ fn read_shapes(
     Ok((shapes::read(&bytes, Some(op)).map_err(wrong)?, problems))
 }
 
-fn ops(args: &PlanArgs, seen: &[CountedShape], prediction: Option<&Prediction>) -> Vec<Op> {
-    if let Some(op) = args.op {
+fn ops(
+    op: Option<Op>,
+    args: &PlanArgs,
+    seen: &[CountedShape],
+    prediction: Option<&Prediction>,
+) -> Vec<Op> {
+    if let Some(op) = op {
         return vec![op];
     }
     let ops: BTreeSet<Op> = seen.iter().map(|counted| counted.shape.op).collect();
@@ -378,74 +410,6 @@ fn ops(args: &PlanArgs, seen: &[CountedShape], prediction: Option<&Prediction>) 
         return op_of_model(prediction, args).into_iter().collect();
     }
     ops.into_iter().collect()
-}
-
-/// The tables of all operations, and SGLang's files.
-type Tables = (Vec<Table>, Vec<(FileName, Config)>);
-
-fn read_tables(paths: &[Utf8PathBuf]) -> Result<Tables, Error> {
-    let (mut tables, mut configs) = (Vec::new(), Vec::new());
-    for path in paths {
-        let files = if path.is_dir() {
-            let files = files_of(path)?;
-            if files.is_empty() {
-                return Err(Error::new(
-                    ErrorKind::Usage,
-                    format!("the folder `{path}` holds no table"),
-                )
-                .hint("aiter's tables have `tuned` in their names, SGLang's begin with `N=`"));
-            }
-            files
-        } else {
-            vec![path.clone()]
-        };
-        for file in files {
-            let bytes = crate::store::file::read(&file)
-                .map_err(|error| Error::to(ErrorKind::Usage, "read a table", error))?;
-            let wrong = |error: Box<dyn std::error::Error + Send + Sync>| {
-                Error::to(ErrorKind::Usage, "use a table", error).hint(format!(
-                    "`gemmtune lint {}` says more about the file",
-                    quoted(&file)
-                ))
-            };
-            if file.extension() == Some("json") {
-                let name: FileName = file
-                    .file_name()
-                    .unwrap_or("")
-                    .parse()
-                    .map_err(|error| wrong(Box::new(error)))?;
-                let config =
-                    Config::read(file.as_str(), &bytes).map_err(|error| wrong(Box::new(error)))?;
-                configs.push((name, config));
-            } else {
-                let table = Table::read(file.as_str(), &bytes, None)
-                    .map_err(|error| wrong(Box::new(error)))?;
-                tables.push(table);
-            }
-        }
-    }
-    Ok((tables, configs))
-}
-
-/// SGLang's block-FP8 files and the CSV files of a folder, by name.
-fn files_of(folder: &Utf8Path) -> Result<Vec<Utf8PathBuf>, Error> {
-    let failed = |error| Error::to(ErrorKind::Usage, "look through the tables", error);
-    let mut files = Vec::new();
-    for entry in entries(folder).map_err(failed)? {
-        let block_fp8 = |name: FileName| name.dtype == "fp8_w8a8";
-        let wanted = match entry.path().extension() {
-            Some("csv") => {
-                entry.file_name().contains("tuned") && !entry.file_name().contains("untuned")
-            }
-            Some("json") => entry.file_name().parse().is_ok_and(block_fp8),
-            _ => false,
-        };
-        if wanted {
-            files.push(entry.into_path());
-        }
-    }
-    files.sort();
-    Ok(files)
 }
 
 /// Captured sizes and the prefill chunk: as said, else as a server does by default where a model is
@@ -484,6 +448,10 @@ fn refused(error: PlanError) -> Error {
         PlanError::NoShapes(_) => (
             ErrorKind::NoShapes,
             "`gemmtune shapes LOG -o S.csv` collects shapes; --op says for which operation to plan",
+        ),
+        PlanError::Names => (
+            ErrorKind::Usage,
+            "`--revision` says which aiter serves; from v0.1.9 on keys are bounds of M",
         ),
         PlanError::Tables(_) | PlanError::Lookup(_) | PlanError::Config(_) => (
             ErrorKind::Usage,

@@ -17,22 +17,22 @@ use crate::proc::{Interrupt, Keeper};
 use crate::run::error::{Error, ErrorKind};
 use crate::store::lock::LockError;
 use crate::table::aiter::Table;
-use crate::table::aiter_triton::Rules as AiterRules;
+use crate::table::aiter_triton::{Rules as AiterRules, representatives};
 use crate::table::shapes::{self, CountedShape};
 use crate::tune::backends::Backend;
 use crate::tune::backends::aiter_triton::AiterTriton;
-use crate::tune::backends::aiter_triton::files::representatives;
 use crate::tune::backends::compiled::Known;
 use crate::tune::backends::families::Families;
 use crate::tune::backends::reference::Reference;
 use crate::tune::backends::sglang_moe::Engine;
 use crate::tune::backends::sglang_triton::{SglangTriton, worker_files};
 use crate::tune::compile_only::Target;
+use crate::tune::ends;
 use crate::tune::pool::look_at_device;
 use crate::tune::results::ResultsError;
 use crate::tune::task::Task;
 use crate::tune::worker::WorkerCommand;
-use crate::tune::{self, Effort, TuneError, TuneOutcome, TuneRequest};
+use crate::tune::{self, Effort, TuneError, TuneEvent, TuneOutcome, TuneRequest};
 use crate::workload::duration::Span;
 
 /// Arguments of `gemmtune tune`.
@@ -241,7 +241,7 @@ pub fn run(args: &TuneArgs, printer: &Printer) -> Result<(), Error> {
         BackendArg::SglangMoe => {
             let backend = args.moe.backend(args.block, args.table.as_deref(), engine);
             let problems = tune_moe::problems(&args.shapes, &bytes, args.block)?;
-            return race(args, &backend, problems, printer);
+            return race(args, &backend, problems, tune::run, printer);
         }
         BackendArg::Aiter => {
             if args.launcher.is_some() {
@@ -271,23 +271,31 @@ pub fn run(args: &TuneArgs, printer: &Printer) -> Result<(), Error> {
             return args.aiter.run(&common, printer);
         }
         BackendArg::AiterTriton => {
-            let backend = aiter_triton(args);
+            let backend = aiter_triton(args)?;
             let counted = counted_shapes(args, &bytes, backend.op())?;
             // The finest buckets of any revision: those of an older one are made of them.
             let raced = representatives(&counted, AiterRules::Bounds { from: 1 });
             let shapes = raced.into_iter().map(|counted| counted.shape).collect();
-            return race(args, &backend, shapes, printer);
+            return race(args, &backend, shapes, ends::run, printer);
         }
     };
     let shapes = shapes_of(args, &bytes, backend.op())?;
-    race(args, &*backend, shapes, printer)
+    race(args, &*backend, shapes, tune::run, printer)
 }
 
-/// Races `shapes`, or says what would be raced.
+/// How a race is run: as every one, or with what its backend asks for besides.
+type Run<P> = fn(
+    &TuneRequest<'_, P>,
+    &mut dyn FnMut(&TuneEvent<P>),
+    &Interrupt,
+) -> Result<TuneOutcome<P>, TuneError>;
+
+/// Races `shapes` by `run`, or says what would be raced.
 fn race<P: Task>(
     args: &TuneArgs,
     backend: &dyn Backend<P>,
     shapes: Vec<P>,
+    run: Run<P>,
     printer: &Printer,
 ) -> Result<(), Error> {
     let keeper = Keeper::this_binary()
@@ -320,7 +328,7 @@ fn race<P: Task>(
         return preview(&request, &interrupt, printer);
     }
     let mut progress = TuneProgress::new(printer, std::io::stderr().is_terminal());
-    let outcome = tune::run(&request, &mut |event| progress.tell(event), &interrupt);
+    let outcome = run(&request, &mut |event| progress.tell(event), &interrupt);
     progress.finish();
     let outcome = outcome.map_err(|error| failure(error, &args.output))?;
     if !compiled.is_empty() && !compiled.iter().any(|file| file.is_of(&outcome.device)) {
@@ -354,8 +362,18 @@ fn counted_shapes(args: &TuneArgs, bytes: &[u8], op: Op) -> Result<Vec<CountedSh
     Ok(counted)
 }
 
-fn aiter_triton(args: &TuneArgs) -> AiterTriton {
-    AiterTriton {
+fn aiter_triton(args: &TuneArgs) -> Result<AiterTriton, Error> {
+    // Said before a worker opens a device to say the same.
+    if let Some(root) = &args.aiter.aiter_root
+        && !root.join("aiter/ops/triton").is_dir()
+    {
+        return Err(Error::new(
+            ErrorKind::Usage,
+            format!("`--aiter-root {root}` is no aiter tree: it has no folder aiter/ops/triton"),
+        )
+        .hint("name the checkout, or the folder that holds the package `aiter`"));
+    }
+    Ok(AiterTriton {
         // Absolute: a worker may be started elsewhere.
         root: args
             .aiter
@@ -364,7 +382,7 @@ fn aiter_triton(args: &TuneArgs) -> AiterTriton {
             .map(|root| root.canonicalize_utf8().unwrap_or_else(|_| root.clone())),
         config_for: args.config_for.clone(),
         tables: args.table.clone(),
-    }
+    })
 }
 
 fn reference(args: &TuneArgs) -> Result<Box<dyn Backend>, Error> {
@@ -485,8 +503,17 @@ fn failure(error: TuneError, folder: &Utf8Path) -> Error {
         error,
         TuneError::Results(ResultsError::OtherIdentity { .. })
     );
+    let operation = matches!(
+        error,
+        TuneError::OtherOperation {
+            backend: "aiter-triton",
+            ..
+        }
+    );
     let failure = Error::to(kind, "tune", error);
-    if other {
+    if operation {
+        failure.hint("SGLang calls aiter's Triton GEMM for plain block-scaled weights alone; `--backend aiter` tunes preshuffled and per-channel ones")
+    } else if other {
         failure.hint(format!(
             "give another folder than `{folder}` with -o, or remove it"
         ))

@@ -173,6 +173,9 @@ impl<'a> TuneProgress<'a> {
             },
             seconds(outcome.seconds)
         ));
+        for remark in &outcome.remarks {
+            printer.say(remark);
+        }
         if let Some(remark) = outcome.clocks.remark() {
             printer.warn(remark);
         }

@@ -11,7 +11,7 @@ use camino::{Utf8Path, Utf8PathBuf};
 use serde_json::json;
 
 use super::placed::{self, Check, Placed, Rows, tile_name};
-use super::{gone, raced};
+use super::{gone, raced, tune_error};
 use crate::engine::ports::{Deployed, Kernels, PlanTerms, TuneOrder};
 use crate::log::summary::LogSummary;
 use crate::overlay::OverlayOptions;
@@ -23,13 +23,12 @@ use crate::run::documents::{Deployment, Engagement, Inspection, Tuned};
 use crate::run::error::{Error, ErrorKind};
 use crate::server::sglang::Site;
 use crate::store::run_dir::RunDir;
-use crate::table::aiter_triton::{Configs, FileName, Rules};
+use crate::table::aiter_triton::{Configs, FileName, Rules, refusal};
 use crate::table::revision::Revision;
 use crate::table::roofline::Device as Rates;
-use crate::table::shapes::CountedShape;
 use crate::tune::TuneEvent;
 use crate::tune::backends::aiter_triton::AiterTriton as Candidates;
-use crate::tune::backends::aiter_triton::files::representatives;
+use crate::tune::ends;
 use crate::tune::tuned::{TunedRows, TunedTable};
 use crate::workload::config::Config;
 use crate::workload::env::Environment;
@@ -158,11 +157,13 @@ impl Kernels for AiterTriton {
         Ok(PlanTerms {
             tables: Vec::new(),
             configs: Vec::new(),
-            revision: Revision::H,
+            revision: match rules(inspection) {
+                Rules::Bounds { from: 1 } => Revision::H,
+                _ => Revision::P,
+            },
             device: Rates::of_key(&inspection.gfx, inspection.cu_num)
                 .unwrap_or_else(|| Rates::unknown(name, inspection.cu_num)),
-            // One row serves a bucket of M; of each bucket one M is raced.
-            fold: Fold::Exact,
+            fold: Fold::Bucket,
             cost: Cost::triton_race(),
         })
     }
@@ -172,29 +173,12 @@ impl Kernels for AiterTriton {
         order: &TuneOrder<'_>,
         observer: &mut dyn FnMut(&TuneEvent),
     ) -> Result<Tuned, Error> {
-        // Planned shapes are in the order of what they are worth, so the first of a bucket stands for it.
-        let counted = order
-            .shapes
-            .iter()
-            .zip((1..=order.shapes.len() as u64).rev());
-        let counted: Vec<CountedShape> = counted
-            .map(|(shape, records)| CountedShape {
-                shape: shape.clone(),
-                records,
-            })
-            .collect();
-        let raced = representatives(&counted, rules(order.inspection));
-        let shapes = raced.into_iter().map(|one| one.shape).collect();
-        let place = (order.folder.to_owned(), order.budget);
-        raced::race(
-            &self.site,
-            &Candidates::default(),
-            shapes,
-            place,
-            observer,
-            order.interrupt,
-        )
-        .map(Tuned::from)
+        let backend = Candidates::default();
+        let (shapes, folder) = (order.shapes.to_vec(), order.folder.to_owned());
+        let request = raced::request(&self.site, &backend, shapes, folder, Some(order.budget))?;
+        ends::run(&request, observer, order.interrupt)
+            .map(Tuned::from)
+            .map_err(|error| tune_error(&error))
     }
 
     fn take(&self, inspection: &Inspection, table: &Utf8Path) -> Result<Vec<TunedTable>, Error> {
@@ -209,10 +193,14 @@ impl Kernels for AiterTriton {
             Ok(TunedRows::ByBucket(read.into()))
         })?;
         if taken.is_empty() {
+            let why = table
+                .file_name()
+                .and_then(refusal)
+                .map_or_else(String::new, |why| format!(": {why}"));
             return Err(Error::new(
                 ErrorKind::Usage,
                 format!(
-                    "`{table}` holds no file that aiter would look for on {}",
+                    "`{table}` holds no file that the block-scaled Triton GEMM would look for on {}{why}",
                     inspection.gfx
                 ),
             )

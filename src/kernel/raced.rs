@@ -17,7 +17,7 @@ use crate::tune::worker::WorkerCommand;
 use crate::tune::{Effort, TuneEvent, TuneOutcome, TuneRequest};
 
 /// A race of `backend` over `shapes`, its files in `folder`.
-fn request<'a, P: Task>(
+pub(crate) fn request<'a, P: Task>(
     site: &Site,
     backend: &'a dyn Backend<P>,
     shapes: Vec<P>,

@@ -2,6 +2,7 @@
 
 use std::collections::BTreeSet;
 
+use super::buckets::Buckets;
 use crate::problem::dtype;
 use crate::problem::{Op, Shape};
 use crate::table::aiter::{Row, Table, Text};
@@ -20,6 +21,8 @@ pub enum Fold {
     Fine,
     /// The coarse grid: powers of two.
     Coarse,
+    /// The M between two bounds of aiter's Triton GEMM, whose row is that of the M called most.
+    Bucket,
 }
 
 /// The GPU whose look-up is asked, and how it asks.
@@ -50,7 +53,8 @@ impl Target {
     pub fn row_m(&self, shape: &Shape) -> u32 {
         let Shape { op, m, n, k, .. } = shape;
         match (op, self.fold) {
-            (_, Fold::Exact) => *m,
+            // Which M of a bucket is raced depends on the others ([`Serving::row_m`]).
+            (_, Fold::Exact | Fold::Bucket) => *m,
             // The module compiled for this operation rounds in its own way, and chooses the kernel.
             _ if module_looks_up(*op) => lookup::padded_m_of_a8w8_module(*m),
             _ if !self.rules.pads_m => *m,
@@ -94,6 +98,8 @@ enum Runtime {
     Aiter { table: Table, target: Target },
     /// SGLang's: the key nearest to M among those of a weight.
     Nearest,
+    /// That of aiter's Triton GEMM.
+    Buckets(Buckets),
 }
 
 impl Serving {
@@ -129,6 +135,23 @@ impl Serving {
                 .map(|(n, k, m)| (n, k, String::new(), m))
                 .collect(),
             planned: BTreeSet::new(),
+        }
+    }
+
+    /// The files of aiter's Triton GEMM.
+    pub(super) fn buckets(buckets: Buckets) -> Self {
+        Self {
+            runtime: Runtime::Buckets(buckets),
+            keys: BTreeSet::new(),
+            planned: BTreeSet::new(),
+        }
+    }
+
+    /// The M of the row that is to serve `shape`, if no row is there yet.
+    pub fn row_m(&self, target: &Target, shape: &Shape) -> u32 {
+        match &self.runtime {
+            Runtime::Buckets(buckets) => buckets.row_m(shape),
+            Runtime::Aiter { .. } | Runtime::Nearest => target.row_m(shape),
         }
     }
 
@@ -185,7 +208,25 @@ impl Serving {
                     .collect())
             }
             Runtime::Nearest => Ok(shapes.iter().map(|shape| self.nearest_key(shape)).collect()),
+            Runtime::Buckets(buckets) => {
+                let served = |shape: &Shape| {
+                    self.planned_in(buckets, shape)
+                        .or_else(|| buckets.of_file(shape))
+                };
+                Ok(shapes.iter().map(served).collect())
+            }
         }
+    }
+
+    fn planned_in(&self, buckets: &Buckets, shape: &Shape) -> Option<Served> {
+        let key = |m: u32| (shape.n, shape.k, String::new(), m);
+        let mut rows = self.planned.range(key(0)..=key(u32::MAX));
+        let row = rows.find(|(_, _, _, m)| buckets.holds(*m, shape))?;
+        Some(Served {
+            m: row.3,
+            line: 0,
+            coarse: false,
+        })
     }
 
     fn nearest_key(&self, shape: &Shape) -> Option<Served> {

@@ -2,6 +2,7 @@
 
 use std::collections::{BTreeMap, BTreeSet};
 
+use super::buckets::Buckets;
 use super::cost::Cost;
 use super::document::{Because, Plan};
 use super::fold::{Fold, RowKey, Served, Serving, Target};
@@ -10,6 +11,7 @@ use super::sizes;
 use super::write::Writer;
 use crate::problem::{Op, Shape};
 use crate::table::aiter::{Row, Table};
+use crate::table::aiter_triton;
 use crate::table::lookup::LookupError;
 use crate::table::merge::{self, MergeError, Outcome, Policy};
 use crate::table::revision::Revision;
@@ -28,6 +30,8 @@ pub struct PlanInput<'a> {
     pub tables: &'a [Table],
     /// SGLang's files for this device, for an operation of its own.
     pub configs: &'a [(FileName, Config)],
+    /// Files of aiter's Triton GEMM, where rows are planned for it ([`Fold::Bucket`]).
+    pub files: &'a [(aiter_triton::FileName, aiter_triton::Configs)],
     /// The model's layers, where its config is known.
     pub model: Option<&'a Prediction>,
     /// M that decode graphs are captured for; empty if unknown.
@@ -58,6 +62,11 @@ pub enum PlanError {
     /// Neither shapes of the operation nor a model.
     #[error("plan for {0}: there are no shapes of it")]
     NoShapes(Op),
+    /// aiter's Triton GEMM of a revision whose keys are names of sizes.
+    #[error(
+        "plan for aiter's Triton GEMM at v0.1.7: keys of its files are names of sizes, for which no row is tuned"
+    )]
+    Names,
     /// The tables cannot be used together.
     #[error("use the given tables")]
     Tables(#[from] MergeError),
@@ -90,7 +99,10 @@ pub fn make(input: &PlanInput<'_>) -> Result<Plan, PlanError> {
     }
     let shapes: Vec<Shape> = demands.keys().cloned().collect();
     let good = Good::of(input)?;
-    let mut serving = good.serving(&target);
+    let mut serving = match input.fold {
+        Fold::Bucket => Serving::buckets(buckets(input, &demands)?),
+        _ => good.serving(&target),
+    };
     let before = serving.serve(&shapes)?;
     // Nearest-M always finds something; only a key tuned for the size counts.
     let coarse_will_do = !input.refine && input.op.aiter().is_some();
@@ -98,7 +110,7 @@ pub fn make(input: &PlanInput<'_>) -> Result<Plan, PlanError> {
         |served: &Option<Served>| served.is_some_and(|served| !served.coarse || coarse_will_do);
     for (shape, served) in shapes.iter().zip(&before) {
         if !is_good(served) {
-            let key = serving.key(shape, target.row_m(shape));
+            let key = serving.key(shape, serving.row_m(&target, shape));
             serving.plan(key);
         }
     }
@@ -126,6 +138,22 @@ pub fn make(input: &PlanInput<'_>) -> Result<Plan, PlanError> {
         after: &after,
     };
     Ok(writer.plan())
+}
+
+/// The buckets of aiter's Triton GEMM, and the M of each that was called most.
+fn buckets(input: &PlanInput<'_>, demands: &BTreeMap<Shape, Demand>) -> Result<Buckets, PlanError> {
+    let rules = aiter_triton::Rules::from(input.revision);
+    if rules == aiter_triton::Rules::Names {
+        return Err(PlanError::Names);
+    }
+    let counted: Vec<CountedShape> = demands
+        .iter()
+        .map(|(shape, demand)| CountedShape {
+            shape: shape.clone(),
+            records: demand.calls as u64,
+        })
+        .collect();
+    Ok(Buckets::of(input.files, input.gfx, rules, &counted))
 }
 
 /// Takes back planned rows that no shape finds (another is nearer), until each serves one.
@@ -285,6 +313,14 @@ impl Good {
         shape: &Shape,
         served: Served,
     ) -> (String, u64) {
+        if input.fold == Fold::Bucket {
+            let name = aiter_triton::FileName {
+                gfx: input.gfx.to_owned(),
+                preshuffled: false,
+                weight: Some((shape.n, shape.k)),
+            };
+            return (name.to_string(), 0);
+        }
         if input.op.aiter().is_none() {
             let file = input
                 .configs

@@ -25,6 +25,9 @@ struct Case {
     shapes: Vec<CountedShape>,
     tables: Vec<Table>,
     configs: Vec<(FileName, Config)>,
+    files: Vec<(aiter_triton::FileName, aiter_triton::Configs)>,
+    fold: Fold,
+    revision: Revision,
     capture: Vec<u32>,
     chunk: Option<u32>,
     refine: bool,
@@ -38,6 +41,9 @@ impl Case {
             shapes,
             tables: Vec::new(),
             configs: Vec::new(),
+            files: Vec::new(),
+            fold: Fold::Fine,
+            revision: Revision::H,
             capture: Vec::new(),
             chunk: None,
             refine: false,
@@ -51,14 +57,15 @@ impl Case {
             shapes: &self.shapes,
             tables: &self.tables,
             configs: &self.configs,
+            files: &self.files,
             model,
             capture: &self.capture,
             chunk: self.chunk,
-            revision: Revision::H,
+            revision: self.revision,
             gfx: "gfx942",
             cu_num: 304,
             device: &Device::of_key("gfx942", 304).unwrap(),
-            fold: Fold::Fine,
+            fold: self.fold,
             refine: self.refine,
             cost: &Cost::of(self.op, "gfx942"),
             budget_s: self.budget_s,
@@ -346,4 +353,101 @@ fn a_plan_without_shapes_is_an_error_and_tables_of_other_operations_are_left_alo
     let plan = case.plan();
     assert_eq!(plan.tune[0].shape.dtype, "torch.float8_e4m3fnuz");
     assert_eq!(plan.notes[0], "1 tables of other operations are left alone");
+}
+
+/// A file of aiter's Triton GEMM for N = 512, K = 7168 on `gfx`.
+fn triton_file(gfx: &str, keys: &[&str]) -> (aiter_triton::FileName, aiter_triton::Configs) {
+    let name = format!("{gfx}-GEMM-A8W8_BLOCKSCALE-N=512-K=7168.json");
+    let rows: serde_json::Map<String, serde_json::Value> = keys
+        .iter()
+        .map(|key| ((*key).to_owned(), serde_json::json!({})))
+        .collect();
+    let bytes = serde_json::to_vec(&rows).unwrap();
+    (
+        name.parse().unwrap(),
+        aiter_triton::Configs::read(&bytes).unwrap(),
+    )
+}
+
+fn buckets(ms: &[(u32, u64)]) -> Case {
+    let shapes = ms
+        .iter()
+        .map(|&(m, records)| seen(Op::Blockscale, m, 512, 7168, records));
+    Case {
+        fold: Fold::Bucket,
+        ..Case::new(Op::Blockscale, shapes.collect())
+    }
+}
+
+fn rows_and_what_they_serve(plan: &Plan) -> Vec<(u32, Vec<u32>)> {
+    let mut rows: Vec<(u32, Vec<u32>)> = plan
+        .tune
+        .iter()
+        .map(|row| (row.shape.m, row.serves.clone()))
+        .collect();
+    rows.sort();
+    rows
+}
+
+#[test]
+fn a_row_of_aiters_triton_gemm_is_planned_for_each_bucket_at_its_most_called_m() {
+    let case = buckets(&[(1, 1), (2, 9), (4, 1), (40, 3), (64, 3), (9000, 1)]);
+    let plan = case.plan();
+    assert_eq!(
+        rows_and_what_they_serve(&plan),
+        [
+            (1, vec![1]),
+            (2, vec![2, 4]),
+            (64, vec![40, 64]),
+            (9000, vec![9000])
+        ]
+    );
+    assert_eq!(plan.fold, Fold::Bucket);
+    let folded: Vec<(u32, u32)> = plan
+        .folded
+        .iter()
+        .map(|one| (one.shape.m, one.into))
+        .collect();
+    assert_eq!(folded, [(4, 2), (40, 64)]);
+    // Before v0.1.20 no bound of 1 is looked for.
+    let older = Case {
+        revision: Revision::P,
+        ..case
+    };
+    assert_eq!(
+        rows_and_what_they_serve(&older.plan())[0],
+        (2, vec![1, 2, 4])
+    );
+    let oldest = Case {
+        revision: Revision::A,
+        ..older
+    };
+    assert!(matches!(oldest.with_model(None), Err(PlanError::Names)));
+}
+
+#[test]
+fn a_bucket_that_the_weights_own_file_serves_needs_no_row() {
+    let case = Case {
+        files: vec![
+            triton_file("gfx942", &["M_LEQ_4", "M_LEQ_128"]),
+            triton_file("gfx950", &["any"]),
+        ],
+        ..buckets(&[(4, 1), (64, 5), (100, 5), (300, 2)])
+    };
+    let plan = case.plan();
+    assert_eq!(rows_and_what_they_serve(&plan), [(300, vec![300])]);
+    assert_eq!((plan.served[1].shape.m, plan.served[1].by), (64, 128));
+    assert_eq!(
+        plan.served[0].table,
+        "gfx942-GEMM-A8W8_BLOCKSCALE-N=512-K=7168.json"
+    );
+    // The row up to 128 was tuned for more than a bucket.
+    let refined = Case {
+        refine: true,
+        ..case
+    };
+    assert_eq!(
+        rows_and_what_they_serve(&refined.plan()),
+        [(64, vec![64]), (300, vec![300])]
+    );
 }

@@ -4,6 +4,7 @@
 //! good row already serves are dropped; the rest is weighed by calls times roofline time. The room
 //! computes in memory: it reads and writes no file.
 
+mod buckets;
 pub mod cost;
 pub mod document;
 pub mod fold;

@@ -13,6 +13,7 @@ use std::str::FromStr;
 use serde_json::{Map, Value};
 
 use super::revision::Revision;
+use super::shapes::CountedShape;
 
 /// Bounds of `M_LEQ_x` and `M_GEQ_x` that are looked for, smallest first; 1 is one of them since e4048607 only.
 const BOUNDS: [u32; 13] = [1, 4, 8, 16, 32, 64, 128, 256, 512, 1024, 2048, 4096, 8192];
@@ -103,6 +104,64 @@ impl FromStr for FileName {
     }
 }
 
+/// Why no row is tuned for the file of this name, where it is that of another of aiter's Triton GEMMs.
+///
+/// Of those for FP8 weights, 19 releases of SGLang from 0.5.6 to 0.5.23 import two (`aiter.ops.triton`): the block-scaled GEMM and the
+/// batched one of MLA; 0.5.5 imports none.
+pub fn refusal(name: &str) -> Option<&'static str> {
+    let stem = name
+        .strip_suffix(".json")
+        .filter(|stem| stem.starts_with("gfx"))?;
+    if stem.contains("-BATCHED_GEMM-A8W8-A_PER_TOKEN_GROUP_PREQUANT") {
+        return Some(
+            "it is of the batched GEMM of MLA's absorbed projections, for which no row is tuned",
+        );
+    }
+    let (_, kernel) = stem.split_once("-GEMM-")?;
+    if kernel.starts_with("A8W8_BLOCKSCALE_PRESHUFFLED") {
+        return Some(
+            "it is of the GEMM for preshuffled weights, which SGLang never calls itself: rows of aiter's CSV tables whose libtype is triton do",
+        );
+    }
+    if name.parse::<FileName>().is_ok() {
+        return None;
+    }
+    Some(
+        if kernel.starts_with("A8W8-")
+            || kernel.starts_with("A8W8_PER_TOKEN_SCALE")
+            || kernel == "A8W8"
+        {
+            "it is of a GEMM with a scale for each row, which SGLang never calls: such weights run `gemm_a8w8_bpreshuffle`"
+        } else {
+            "it is of another of aiter's Triton kernels, for which no row is tuned"
+        },
+    )
+}
+
+/// The M that one row serves, by their upper bound; the last bucket has none.
+pub type Bucket = Option<u32>;
+
+/// The shapes to race: of each weight and bucket the M that was called most often, the larger of equals, in the order in which they
+/// were asked for. `rules` may be those of the revision with the most bounds: its buckets lie within any other's.
+pub fn representatives(shapes: &[CountedShape], rules: Rules) -> Vec<CountedShape> {
+    let mut chosen: BTreeMap<_, &CountedShape> = BTreeMap::new();
+    for one in shapes {
+        let rank = |shape: &CountedShape| (shape.records, shape.shape.m);
+        let there = chosen
+            .entry((one.shape.weight(), rules.bucket(one.shape.m)))
+            .or_insert(one);
+        if rank(one) > rank(there) {
+            *there = one;
+        }
+    }
+    let kept: Vec<&CountedShape> = chosen.into_values().collect();
+    shapes
+        .iter()
+        .filter(|one| kept.iter().any(|kept| std::ptr::eq(*kept, *one)))
+        .cloned()
+        .collect()
+}
+
 /// How a revision of aiter picks a configuration by M.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Rules {
@@ -132,6 +191,17 @@ impl Rules {
             Self::Names => Vec::new(),
             Self::Bounds { from } => BOUNDS.into_iter().filter(|bound| *bound >= from).collect(),
         }
+    }
+
+    /// The bucket that holds `m`: the M above one bound up to the next.
+    pub fn bucket(self, m: u32) -> Bucket {
+        self.bounds().into_iter().find(|bound| m <= *bound)
+    }
+
+    /// The first M of the bucket that holds `m`, and its last; the last bucket has no end, so it ends at `m`.
+    pub fn ends(self, m: u32) -> (u32, u32) {
+        let below = self.bounds().into_iter().rfind(|bound| *bound < m);
+        (below.unwrap_or(0) + 1, self.bucket(m).unwrap_or(m))
     }
 
     /// The keys that are tried for `m`, in this order.

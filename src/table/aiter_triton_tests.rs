@@ -28,6 +28,63 @@ fn the_key_is_the_one_that_aiters_own_code_takes_at_every_revision() {
     assert_eq!(checked, 896);
 }
 
+const NEW: Rules = Rules::Bounds { from: 1 };
+const OLD: Rules = Rules::Bounds { from: 4 };
+
+#[test]
+fn the_most_called_m_of_each_bucket_is_raced() {
+    let counted = |m, records| CountedShape {
+        shape: crate::problem::Shape {
+            op: crate::problem::Op::Blockscale,
+            m,
+            n: 512,
+            k: 7168,
+            dtype: String::new(),
+        },
+        records,
+    };
+    let shapes = [
+        counted(1, 5),
+        counted(3, 1),
+        counted(4, 1),
+        counted(100, 9),
+        counted(65, 2),
+        counted(9000, 1),
+    ];
+    let raced = |rules| -> Vec<u32> {
+        let raced = representatives(&shapes, rules);
+        raced.iter().map(|one| one.shape.m).collect()
+    };
+    assert_eq!(raced(NEW), [1, 4, 100, 9000]);
+    assert_eq!(raced(OLD), [1, 100, 9000]);
+}
+
+#[test]
+fn a_bucket_ends_where_the_next_one_begins() {
+    let ends = |rules: Rules| [1, 3, 4, 5, 64, 65, 8192, 9000].map(|m| rules.ends(m));
+    assert_eq!(
+        ends(NEW),
+        [
+            (1, 1),
+            (2, 4),
+            (2, 4),
+            (5, 8),
+            (33, 64),
+            (65, 128),
+            (4097, 8192),
+            (8193, 9000)
+        ]
+    );
+    assert_eq!(ends(OLD)[..3], [(1, 4), (1, 4), (1, 4)]);
+    // Every M of a bucket has the same ends, and its ends are in it.
+    for m in 1..9000 {
+        let (first, last) = NEW.ends(m);
+        assert!((first..=last).contains(&m));
+        assert_eq!(NEW.bucket(first), NEW.bucket(last));
+        assert!(first == 1 || NEW.bucket(first - 1) != NEW.bucket(first));
+    }
+}
+
 #[test]
 fn a_name_is_read_back_as_written_and_others_are_none() {
     for text in [
@@ -93,5 +150,48 @@ fn what_stops_a_server_is_told_before_what_is_only_useless() {
 fn what_is_no_file_of_configurations_is_refused() {
     for text in ["[]", "{\"any\": 3}", "{"] {
         assert!(Configs::read(text.as_bytes()).is_err(), "{text}");
+    }
+}
+
+#[test]
+fn files_of_aiters_other_gemms_are_refused_by_what_they_are_of() {
+    for (name, said) in [
+        ("gfx942-GEMM-A8W8_BLOCKSCALE-N=512-K=7168.json", None),
+        ("gfx950-GEMM-A8W8_BLOCKSCALE.json", None),
+        (
+            "gfx950-GEMM-A8W8_BLOCKSCALE_PRESHUFFLED-N=1536-K=4096.json",
+            Some("preshuffled"),
+        ),
+        (
+            "gfx942-GEMM-A8W8-N=2880-K=4096.json",
+            Some("scale for each row"),
+        ),
+        ("gfx942-GEMM-A8W8.json", Some("scale for each row")),
+        (
+            "gfx950-GEMM-A8W8_PER_TOKEN_SCALE-N=1024-K=8192.json",
+            Some("scale for each row"),
+        ),
+        (
+            "gfx942-GEMM-A16W16-N=128-K=2880.json",
+            Some("another of aiter's"),
+        ),
+        (
+            "gfx942-BATCHED_GEMM-A8W8-A_PER_TOKEN_GROUP_PREQUANT_W_PER_BATCHED_TENSOR_QUANT-N=128-K=512.json",
+            Some("batched GEMM of MLA"),
+        ),
+        (
+            "N=512,K=7168,device_name=NVIDIA_H200,dtype=fp8_w8a8,block_shape=[128, 128].json",
+            None,
+        ),
+        ("a8w8_blockscale_tuned_gemm.csv", None),
+    ] {
+        let refused = refusal(name);
+        assert_eq!(refused.is_some(), said.is_some(), "{name}: {refused:?}");
+        assert!(
+            refused
+                .unwrap_or_default()
+                .contains(said.unwrap_or_default()),
+            "{name}: {refused:?}"
+        );
     }
 }

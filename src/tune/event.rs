@@ -124,6 +124,9 @@ pub struct TuneOutcome<P = Shape> {
     pub lost: Vec<String>,
     /// What the devices' clocks did while candidates were timed.
     pub clocks: Clocks,
+    /// What a reader of the result has to know.
+    #[serde(skip_serializing_if = "Vec::is_empty")]
+    pub remarks: Vec<String>,
     /// Seconds devices were held by requests, all together.
     pub busy_s: f64,
     /// Seconds device workers had work, all together.
@@ -149,6 +152,7 @@ impl<P> TuneOutcome<P> {
             restarts: 0,
             lost: Vec::new(),
             clocks: Clocks::default(),
+            remarks: Vec::new(),
             busy_s: 0.0,
             active_s: 0.0,
             seconds: 0.0,

@@ -10,6 +10,7 @@ pub mod backends;
 pub mod clocks;
 pub mod compile_only;
 mod device_worker;
+pub mod ends;
 pub mod event;
 mod pace;
 pub mod points;

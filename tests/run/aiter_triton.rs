@@ -28,6 +28,11 @@ fn rows_of_aiters_triton_gemm_are_tuned_deployed_by_overlay_and_taken_back() {
 
     let inspect = document(&run.join("inspect.json"));
     assert_eq!(inspect["gfx"], "gfx942");
+    // One row for a bucket, and what won was tried where its bucket ends.
+    let plan = document(&run.join("plan.json"));
+    assert_eq!(plan["fold"], "bucket");
+    let tried = fs_err::read_to_string(run.join("tune/ends/results.jsonl")).unwrap();
+    assert!(tried.lines().count() > 1, "{tried}");
     let deploy = document(&run.join("deploy.json"));
     let files = deploy["env"]["GEMMTUNE_AITER_TRITON"].as_str().unwrap();
     let names: Vec<String> = fs_err::read_dir(files)

@@ -185,6 +185,35 @@ fn wrong_input_is_named_and_nothing_is_written() {
 }
 
 #[test]
+fn a_tree_that_is_none_of_aiters_is_named_before_a_device_is_asked_for() {
+    let sandbox = sandbox(SHAPES);
+    let root = sandbox.path.join("elsewhere");
+    fs_err::create_dir(&root).unwrap();
+    // No interpreter of that name is there: whoever asks for a device first stumbles over it.
+    let said = Command::new(env!("CARGO_BIN_EXE_gemmtune"))
+        .args([
+            "tune",
+            "--backend",
+            "aiter-triton",
+            "--dry-run",
+            "--python",
+            "/no/python",
+            "--shapes",
+        ])
+        .arg("s.csv")
+        .args(["-o", "out", "--aiter-root", root.as_str()])
+        .current_dir(&sandbox.path)
+        .output()
+        .unwrap();
+    assert_eq!(said.status.code(), Some(2), "{}", stderr(&said));
+    assert!(
+        stderr(&said).contains("is no aiter tree"),
+        "{}",
+        stderr(&said)
+    );
+}
+
+#[test]
 fn a_dry_run_says_what_would_be_raced_and_writes_nothing() {
     let sandbox = sandbox(SHAPES);
     let output = output(&sandbox.path, &["--dry-run", "--json", "--budget", "10m"]);

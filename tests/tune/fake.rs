@@ -1,6 +1,6 @@
 //! A backend whose candidates say themselves how they behave, and the worker that obeys them.
 //!
-//! A candidate is `{"us": 12.0, "does": "…"}`; see [`behave`]. The worker is this test program, started
+//! A candidate is `{"us": 12.0, "does": "…"}`; see [`behave`]. `{"at": {"64": {…}}}` says what it is at M = 64 instead. The worker is this test program, started
 //! again on [`fake_worker`] by a line of shell that turns the arguments of a worker into a variable.
 
 use std::collections::{BTreeMap, VecDeque};
@@ -25,12 +25,15 @@ use gemmtune::tune::worker::WorkerCommand;
 pub(crate) struct Fake {
     pub(crate) candidates: Vec<Candidate>,
     pub(crate) pace: Pace,
+    /// A device of this index that says it is another one than the others.
+    pub(crate) odd: Option<u32>,
 }
 
 impl Fake {
     pub(crate) fn new(candidates: &[Candidate]) -> Self {
         Self {
             candidates: candidates.to_vec(),
+            odd: None,
             pace: Pace {
                 batch: 3,
                 side_by_side: 2,
@@ -54,7 +57,7 @@ impl Backend for Fake {
     }
 
     fn options(&self) -> serde_json::Value {
-        serde_json::json!({})
+        serde_json::json!({ "odd": self.odd })
     }
 
     fn op(&self) -> Op {
@@ -188,11 +191,16 @@ fn waits_for_another(ask: &Ask) -> bool {
 
 fn answer(request: &Request, index: u32, replies: &mut impl std::io::Write) -> Answer {
     match &request.ask {
-        Ask::Hello { .. } => Answer::Hello {
+        Ask::Hello { options } => Answer::Hello {
             device: Device {
                 protocol: VERSION,
                 backend: "fake".to_owned(),
-                name: "fake device".to_owned(),
+                name: if options["odd"] == index {
+                    "another device"
+                } else {
+                    "fake device"
+                }
+                .to_owned(),
                 arch: "none".to_owned(),
                 cu_num: 1,
                 index,
@@ -221,10 +229,13 @@ fn answer(request: &Request, index: u32, replies: &mut impl std::io::Write) -> A
             }
         }
         Ask::Time {
-            candidates, timing, ..
+            candidates,
+            timing,
+            shape,
         } => Answer::Timed {
             outcomes: candidates
                 .iter()
+                .map(|candidate| at(candidate, shape))
                 .map(|candidate| {
                     if candidate["does"] == "fault in company" && candidates.len() > 1 {
                         std::process::abort();
@@ -236,9 +247,10 @@ fn answer(request: &Request, index: u32, replies: &mut impl std::io::Write) -> A
             clocks_mhz: Vec::new(),
             throttle_reasons: None,
         },
-        Ask::Check { candidates, .. } => Answer::Checked {
+        Ask::Check { candidates, shape } => Answer::Checked {
             outcomes: candidates
                 .iter()
+                .map(|candidate| at(candidate, shape))
                 .map(|candidate| Outcome::Done {
                     result: Numerics {
                         err_ratio: 0.0,
@@ -251,6 +263,13 @@ fn answer(request: &Request, index: u32, replies: &mut impl std::io::Write) -> A
         },
         Ask::Quit => Answer::Bye,
     }
+}
+
+/// What a candidate is at the M of a shape.
+fn at<'a>(candidate: &'a Candidate, shape: &Shape) -> &'a Candidate {
+    candidate["at"]
+        .get(shape.m.to_string())
+        .unwrap_or(candidate)
 }
 
 /// Whether the file `path` was not there yet.

@@ -2,6 +2,7 @@
 //! reference engine's own.
 
 mod command;
+mod ends;
 mod fake;
 mod moe;
 mod pool;

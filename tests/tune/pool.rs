@@ -10,12 +10,12 @@ use serde_json::json;
 
 use super::fake::{self, Fake};
 
-struct Folder {
+pub(super) struct Folder {
     _keep: tempfile::TempDir,
     path: Utf8PathBuf,
 }
 
-fn folder() -> Folder {
+pub(super) fn folder() -> Folder {
     let keep = tempfile::tempdir().unwrap();
     let path = Utf8PathBuf::try_from(keep.path().join("out")).unwrap();
     Folder { _keep: keep, path }
@@ -33,7 +33,7 @@ fn shapes(ms: &[u32]) -> Vec<Shape> {
         .collect()
 }
 
-fn request<'a>(backend: &'a Fake, ms: &[u32], folder: &Folder) -> TuneRequest<'a> {
+pub(super) fn request<'a>(backend: &'a Fake, ms: &[u32], folder: &Folder) -> TuneRequest<'a> {
     TuneRequest {
         backend,
         shapes: shapes(ms),
@@ -54,7 +54,7 @@ fn run(request: &TuneRequest<'_>) -> (Result<TuneOutcome, TuneError>, Vec<TuneEv
 }
 
 /// The winners' times by M, as the table has them.
-fn table(folder: &Folder) -> String {
+pub(super) fn table(folder: &Folder) -> String {
     fs_err::read_to_string(folder.path.join("table.txt")).unwrap()
 }
 
@@ -310,5 +310,21 @@ fn a_worker_that_does_not_come_up_is_an_error_that_quotes_its_log() {
     assert!(
         cause.contains("code 3") && cause.contains("no CUDA device"),
         "{cause}"
+    );
+}
+
+#[test]
+fn a_worker_on_another_device_than_the_first_races_nothing_and_is_named() {
+    let folder = folder();
+    let mut backend = Fake::new(&[json!({"us": 20.0}), json!({"us": 10.0, "does": "slow"})]);
+    backend.odd = Some(1);
+    let mut request = request(&backend, &[8, 16, 32], &folder);
+    request.workers = Some(2);
+    let outcome = run(&request).0.unwrap();
+    assert_eq!(table(&folder), "8 10.0\n16 10.0\n32 10.0\n");
+    assert_eq!(outcome.device.name, "fake device");
+    assert_eq!(
+        outcome.lost,
+        ["its device differs in device: `another device`, the others have `fake device`"]
     );
 }

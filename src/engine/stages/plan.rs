@@ -135,6 +135,7 @@ fn dense(
             shapes: captured,
             tables: &terms.tables,
             configs: &terms.configs,
+            files: &[],
             model: prediction,
             capture: &told.graphs,
             chunk: told.chunk,

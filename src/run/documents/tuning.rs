@@ -140,6 +140,7 @@ impl From<TuneOutcome> for Tuned {
                 .map(|bad| format!("{} {}: {}", bad.shape, bad.candidate, bad.evidence))
                 .collect(),
             lost: outcome.lost,
+            remarks: outcome.remarks,
             files: outcome.files,
             tables: outcome.tables,
             clocks: outcome.clocks,

@@ -11,46 +11,11 @@ use serde_json::{Map, Value};
 
 use crate::store::file::write_atomic;
 use crate::table::aiter_triton::{Configs, FileName, Rules};
-use crate::table::shapes::CountedShape;
 use crate::tune::protocol::Candidate;
 use crate::tune::tuned::{TunedRows, TunedTable};
 
 /// Held while a file is read, merged and written.
 const LOCK: &str = ".gemmtune-tables.lock";
-
-/// A bucket by its upper bound; the last has none.
-pub type Bucket = Option<u32>;
-
-/// The bucket that holds `m`.
-pub fn bucket(rules: Rules, m: u32) -> Bucket {
-    rules.bounds().into_iter().find(|bound| m <= *bound)
-}
-
-/// The shapes to race: of each weight and bucket the M that was called most often, the larger of equals. `rules` may be those of
-/// the revision with the most bounds: its buckets lie within any other's.
-pub fn representatives(shapes: &[CountedShape], rules: Rules) -> Vec<CountedShape> {
-    let mut chosen: BTreeMap<_, CountedShape> = BTreeMap::new();
-    for one in shapes {
-        let key = (
-            one.shape.weight(),
-            bucket(rules, one.shape.m).unwrap_or(u32::MAX),
-        );
-        let rank = |shape: &CountedShape| (shape.records, shape.shape.m);
-        match chosen.get_mut(&key) {
-            Some(there) if rank(there) >= rank(one) => {}
-            Some(there) => *there = one.clone(),
-            None => {
-                chosen.insert(key, one.clone());
-            }
-        }
-    }
-    // In the order in which they were asked for.
-    shapes
-        .iter()
-        .filter(|one| chosen.values().any(|kept| kept == *one))
-        .cloned()
-        .collect()
-}
 
 /// The file that serves a weight: its own, else the one for all.
 pub fn in_force(folder: &Utf8Path, name: &FileName) -> Option<Configs> {
@@ -79,7 +44,7 @@ pub fn placed(
     let mut by_bucket: BTreeMap<u32, Candidate> = BTreeMap::new();
     for (&m, row) in raced {
         // Ascending: the row raced for the largest M of a bucket stays.
-        by_bucket.insert(bucket(rules, m).unwrap_or(u32::MAX), row.clone());
+        by_bucket.insert(rules.bucket(m).unwrap_or(u32::MAX), row.clone());
     }
     let buckets = rules.bounds().into_iter().chain([u32::MAX]);
     let mut rows: Vec<(u32, Option<Candidate>)> = buckets
@@ -143,7 +108,6 @@ mod tests {
     use proptest::prelude::*;
     use serde_json::json;
 
-    use super::super::tests::shape;
     use super::*;
 
     const NEW: Rules = Rules::Bounds { from: 1 };
@@ -159,32 +123,6 @@ mod tests {
 
     fn id(configs: &Configs, rules: Rules, m: u32) -> Option<u64> {
         configs.find(rules, m)?.1.get("id")?.as_u64()
-    }
-
-    #[test]
-    fn the_most_called_m_of_each_bucket_is_raced() {
-        let counted = |m, records| CountedShape {
-            shape: shape(m, 512, 7168),
-            records,
-        };
-        let shapes = [
-            counted(1, 5),
-            counted(3, 1),
-            counted(4, 1),
-            counted(100, 9),
-            counted(65, 2),
-            counted(9000, 1),
-        ];
-        let raced: Vec<u32> = representatives(&shapes, NEW)
-            .iter()
-            .map(|one| one.shape.m)
-            .collect();
-        assert_eq!(raced, [1, 4, 100, 9000]);
-        let raced: Vec<u32> = representatives(&shapes, OLD)
-            .iter()
-            .map(|one| one.shape.m)
-            .collect();
-        assert_eq!(raced, [1, 100, 9000]);
     }
 
     #[test]
@@ -231,7 +169,7 @@ mod tests {
             let rows: BTreeMap<u32, Value> = raced.iter().map(|&m| (m, json!({"id": m}))).collect();
             let found = written(&placed(&rows, Some(&file), rules).unwrap());
             for m in (1..200).chain([255, 256, 257, 1000, 4096, 8192, 8193, 19_999, 100_000]) {
-                let own = raced.iter().filter(|&&other| bucket(rules, other) == bucket(rules, m)).max();
+                let own = raced.iter().filter(|&&other| rules.bucket(other) == rules.bucket(m)).max();
                 let expected = own.map(|&m| u64::from(m)).or(id(&file, rules, m));
                 prop_assert_eq!(id(&found, rules, m), expected, "M = {}", m);
             }
