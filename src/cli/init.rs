@@ -145,6 +145,7 @@ fn made(args: &InitArgs, printer: &Printer) -> Result<Outcome, Error> {
         find: &find,
         machine: machine(),
         gpu: gpu(),
+        gfx: gfx(),
     };
     match (&args.script, args.pid) {
         (Some(path), _) => from_script(path, &made),
@@ -414,6 +415,25 @@ pub(super) fn gpu() -> Option<String> {
     model(&text)
 }
 
+/// The architecture of the first AMD GPU of this machine, as the kernel's driver tells it.
+fn gfx() -> Option<String> {
+    let nodes = entries(Utf8Path::new("/sys/class/kfd/kfd/topology/nodes")).ok()?;
+    nodes
+        .iter()
+        .find_map(|node| target(&fs_err::read_to_string(node.path().join("properties")).ok()?))
+}
+
+/// The architecture in a node's properties: `gfx_target_version 90402` is gfx942, the last two numbers in hexadecimal (Linux,
+/// `amdkfd/kfd_device.c`); a CPU's is 0.
+fn target(properties: &str) -> Option<String> {
+    let line = properties
+        .lines()
+        .find_map(|line| line.strip_prefix("gfx_target_version "))?;
+    let version: u32 = line.trim().parse().ok().filter(|version| *version > 0)?;
+    let (major, minor, step) = (version / 10_000, version / 100 % 100, version % 100);
+    Some(format!("gfx{major}{minor:x}{step:x}"))
+}
+
 /// The model that the driver's file on a GPU names.
 fn model(information: &str) -> Option<String> {
     let line = information
@@ -444,5 +464,18 @@ mod tests {
         let text = "Model: \t\t NVIDIA H200\nIRQ:   \t\t 20\n";
         assert_eq!(model(text).as_deref(), Some("NVIDIA H200"));
         assert_eq!(model("IRQ: 20\n"), None);
+    }
+
+    #[test]
+    fn the_drivers_number_is_an_architecture() {
+        for (version, gfx) in [
+            ("90402", Some("gfx942")),
+            ("90500", Some("gfx950")),
+            ("90010", Some("gfx90a")),
+            ("0", None),
+        ] {
+            let text = format!("cpu_cores_count 0\ngfx_target_version {version}\nvendor_id 4098\n");
+            assert_eq!(target(&text).as_deref(), gfx);
+        }
     }
 }

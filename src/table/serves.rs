@@ -1,8 +1,10 @@
-//! What SGLang's block-FP8 linears run on an NVIDIA device when no flag says otherwise, and whether a Triton table is read
-//! there.
+//! What SGLang's block-FP8 linears run when no flag says otherwise, and which table is read there: on an NVIDIA device, and with
+//! aiter on AMD.
 //!
 //! From `_dispatch_auto_backend` and `initialize_fp8_gemm_config` of SGLang 0.5.16 (Apache-2.0); the order is the same from
 //! 0.5.6.post2 to 0.5.23.
+
+use super::moe::release::Release;
 
 /// What computes the GEMMs of a device by default.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -92,6 +94,38 @@ pub fn unread(device: &str) -> Option<String> {
     ))
 }
 
+/// What computes block-FP8 GEMMs where SGLang runs with aiter.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum WithAiter {
+    /// aiter's CK entry point, which reads CSV tables.
+    Ck,
+    /// aiter's Triton GEMM, which reads JSON files.
+    Triton,
+    /// One or the other, by the shape of the weight and its M.
+    ByShape,
+}
+
+impl WithAiter {
+    /// What serves with the release `version` of SGLang on `gfx`; `wants_ck` is whether `SGLANG_AITER_GFX942_BLOCKSCALE_USE_CK` is
+    /// set. None where that depends on an architecture that is not known, or the version is no release's.
+    ///
+    /// From `aiter_w8a8_block_fp8_linear` in `fp8_utils.py` of 18 releases from 0.5.5 to 0.5.23 (Apache-2.0).
+    pub fn on(version: &str, gfx: Option<&str>, wants_ck: bool) -> Option<Self> {
+        let release: Release = version.parse().ok()?;
+        if release < Release(0, 5, 6) {
+            return Some(Self::Ck);
+        }
+        if release < Release(0, 5, 10) {
+            return Some(Self::Triton);
+        }
+        Some(match gfx? {
+            "gfx942" if wants_ck && release >= Release(0, 5, 22) => Self::Ck,
+            "gfx950" => Self::ByShape,
+            _ => Self::Triton,
+        })
+    }
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
@@ -115,6 +149,28 @@ mod tests {
             ("", None),
         ] {
             assert_eq!(ByDefault::on(name), by_default, "{name}");
+        }
+    }
+
+    #[test]
+    fn with_aiter_the_release_the_architecture_and_a_switch_decide() {
+        use WithAiter::{ByShape, Ck, Triton};
+        for (version, gfx, wants_ck, serves) in [
+            ("0.5.5", Some("gfx942"), false, Some(Ck)),
+            ("0.5.6.post2", None, false, Some(Triton)),
+            ("0.5.9", Some("gfx950"), false, Some(Triton)),
+            ("0.5.10.post1", Some("gfx950"), false, Some(ByShape)),
+            ("0.5.16", Some("gfx942"), true, Some(Triton)),
+            ("0.5.23", Some("gfx942"), true, Some(Ck)),
+            ("0.5.23", Some("gfx942"), false, Some(Triton)),
+            ("0.5.23", None, false, None),
+            ("main", Some("gfx942"), false, None),
+        ] {
+            assert_eq!(
+                WithAiter::on(version, gfx, wants_ck),
+                serves,
+                "{version} {gfx:?}"
+            );
         }
     }
 

@@ -42,7 +42,14 @@ fn a_running_server_is_observed_with_every_variable_it_may_read() {
     });
     let output = job.init(&["--pid", &pid]);
     assert!(output.status.success(), "{}", text(&output.stderr));
+    // Which GPU and which weights is not known here, so what can tune either way is proposed, and the other kind is said.
+    let said = text(&output.stderr);
+    assert!(
+        said.contains("aiter's Triton GEMM, which reads no CSV table"),
+        "{said}"
+    );
     let config: toml::Table = job.written().parse().unwrap();
+    assert_eq!(config["backend"]["kind"].as_str(), Some("aiter"));
     let server = &config["server"];
     assert_eq!(config["workload"]["tp"].as_integer(), Some(2));
     assert_eq!(server["port"].as_integer().unwrap().to_string(), port);

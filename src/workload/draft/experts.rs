@@ -14,21 +14,26 @@ pub(super) const ALONE: &str = "the model has experts, whose fused MoE is most o
 pub(super) const TOO: &str = "the model has experts: their fused MoE is tuned in the same run where it is on SGLang's Triton kernel (`backend.fused_moe = \"leave\"` \
      leaves it); `backend.kind = \"sglang-moe\"` tunes it alone";
 
-/// Whether the `config.json` of the model's folder names routed experts, and no flag takes them off SGLang's Triton kernel.
-pub(super) fn there(subject: &Subject<'_>, made: &Made<'_>) -> bool {
+/// The `config.json` of the model's folder; null where there is none to be read.
+pub(super) fn model_config(subject: &Subject<'_>, made: &Made<'_>) -> Value {
     let argv = &subject.found.argv;
     let model = flag(argv, &["--model-path", "--model"]).or_else(|| served(argv));
     let Some(model) = model.as_ref().and_then(Word::known) else {
-        return false;
+        return Value::Null;
     };
     let folder = match &subject.found.folder {
         Word::Known(folder) => Utf8Path::new(folder).join(model),
         Word::Unknown { .. } => Utf8Path::new(model).to_owned(),
     };
     let text = (made.surroundings.read)(&folder.join("config.json"));
-    let config: Value = text
-        .and_then(|text| serde_json::from_str(&text).ok())
-        .unwrap_or_default();
+    text.and_then(|text| serde_json::from_str(&text).ok())
+        .unwrap_or_default()
+}
+
+/// Whether the model's config names routed experts, and no flag takes them off SGLang's Triton kernel.
+pub(super) fn there(subject: &Subject<'_>, made: &Made<'_>) -> bool {
+    let argv = &subject.found.argv;
+    let config = model_config(subject, made);
     let runner = flag(argv, &["--moe-runner-backend"]);
     let runner = runner.as_ref().map(|word| word.known().unwrap_or_default());
     names_experts(&config) && matches!(runner, None | Some("auto" | "triton"))

@@ -1,5 +1,6 @@
 //! A first `gemmtune.toml` from what was watched, read or observed, with a question for everything that was not.
 
+mod amd;
 mod benchmark;
 mod experts;
 mod server;
@@ -65,6 +66,8 @@ pub struct Made<'a> {
     pub machine: Option<(&'static str, &'static str)>,
     /// The first NVIDIA GPU of this machine, by name.
     pub gpu: Option<String>,
+    /// The architecture of the first AMD GPU of this machine, such as `gfx942`.
+    pub gfx: Option<String>,
 }
 
 /// A server, and what it answered itself.

@@ -4,7 +4,7 @@ use std::collections::BTreeMap;
 
 use camino::{Utf8Path, Utf8PathBuf};
 
-use super::{Draft, Made, Subject, experts, plain, resolve};
+use super::{Draft, Made, Subject, amd, experts, plain, resolve};
 use crate::problem::Op;
 use crate::table::serves::ByDefault;
 use crate::workload::config::{SGLANG_DEFAULT_PORT, SGLANG_READY_LINE};
@@ -338,15 +338,7 @@ impl Draft {
             .and_then(Word::known)
             .or_else(|| subject.resolved("fp8_gemm_runner_backend")?.as_str())
             .filter(|backend| *backend != "auto");
-        let aiter = server
-            .env
-            .get("SGLANG_USE_AITER")
-            .cloned()
-            .or_else(|| (made.surroundings.variable)("SGLANG_USE_AITER").map(Word::Known));
-        let uses_aiter = matches!(
-            aiter.as_ref().and_then(Word::known),
-            Some("1" | "true" | "True")
-        );
+        let uses_aiter = flag_is_on(subject, made, "SGLANG_USE_AITER");
         let experts = experts::there(subject, made);
         match (forced, uses_aiter, made.machine) {
             (Some("triton"), ..) => {
@@ -360,7 +352,11 @@ impl Draft {
                 }
             }
             (Some("deep_gemm"), ..) => self.value("kind", "sglang-families", None),
-            (Some("aiter"), ..) | (None, true, _) => self.value("kind", "aiter", None),
+            (Some("aiter"), ..) | (None, true, _) => {
+                let proposed = amd::proposal(subject, made);
+                self.value("kind", proposed.kind, proposed.why);
+                self.notes.extend(proposed.note);
+            }
             (Some(other), ..) => {
                 let why = format!("`--fp8-gemm-backend {}` is not one that gemmtune tunes (aiter, deep_gemm, triton)", quoted(other));
                 self.ask("kind", why, true);
@@ -370,7 +366,15 @@ impl Draft {
                 "sglang-moe",
                 Some(experts::ALONE.to_owned()),
             ),
-            (None, false, Some((kind, why))) => self.value("kind", kind, Some(why.to_owned())),
+            (None, false, Some((kind, why))) => {
+                self.value("kind", kind, Some(why.to_owned()));
+                if kind == "aiter" {
+                    self.notes.push(
+                        "the server has no `SGLANG_USE_AITER=1`: it then runs SGLang's own Triton kernel on AMD, which no table of aiter's reaches"
+                            .to_owned(),
+                    );
+                }
+            }
             (None, false, None) => self.ask(
                 "kind",
                 "neither SGLANG_USE_AITER=1 nor `--fp8-gemm-backend` was seen: `aiter` on AMD, `sglang-families` on NVIDIA, where Hopper's default is DeepGEMM",
@@ -422,6 +426,16 @@ impl Draft {
             self.ask(name, why, true);
         }
     }
+}
+
+/// Whether a variable of the server's is on, in its own environment or in the one it inherits.
+pub(super) fn flag_is_on(subject: &Subject<'_>, made: &Made<'_>, name: &str) -> bool {
+    let set = subject.found.env.get(name).cloned();
+    let set = set.or_else(|| (made.surroundings.variable)(name).map(Word::Known));
+    matches!(
+        set.as_ref().and_then(Word::known),
+        Some("1" | "true" | "True")
+    )
 }
 
 /// `` `A`, `B` `` for a sentence.

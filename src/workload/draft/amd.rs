@@ -1,0 +1,134 @@
+//! Which of aiter's kernels a server with aiter is tuned in: those that tables in CSV are read for, or its Triton GEMM.
+
+use serde_json::Value;
+
+use super::server::flag_is_on;
+use super::{Made, Subject, experts};
+use crate::table::serves::WithAiter;
+use crate::workload::script::Word;
+
+/// The variable that names the table of aiter's block-scaled operation.
+const TABLE: &str = "AITER_CONFIG_GEMM_A8W8_BLOCKSCALE";
+
+/// What is proposed.
+#[derive(Debug, PartialEq, Eq)]
+pub(super) struct Proposal {
+    /// `backend.kind`.
+    pub(super) kind: &'static str,
+    /// Why, beside it.
+    pub(super) why: Option<String>,
+    /// What the reader should know.
+    pub(super) note: Option<String>,
+}
+
+/// What to tune of the server that was seen.
+pub(super) fn proposal(subject: &Subject<'_>, made: &Made<'_>) -> Proposal {
+    let version = subject.resolved("version").and_then(Value::as_str);
+    let config = experts::model_config(subject, made);
+    let quantized = &config["quantization_config"];
+    let in_blocks = (!quantized.is_null()).then(|| quantized["weight_block_size"].is_array());
+    let wants_ck = flag_is_on(subject, made, "SGLANG_AITER_GFX942_BLOCKSCALE_USE_CK");
+    let has_table = subject.found.env.get(TABLE).and_then(Word::known).is_some();
+    propose(
+        version,
+        made.gfx.as_deref(),
+        wants_ck,
+        (in_blocks, has_table),
+    )
+}
+
+/// `in_blocks`: whether the weights have a scale for each block, where the model's config says it.
+fn propose(
+    version: Option<&str>,
+    gfx: Option<&str>,
+    wants_ck: bool,
+    (in_blocks, has_table): (Option<bool>, bool),
+) -> Proposal {
+    let aiter = |note: Option<String>| Proposal {
+        kind: "aiter",
+        why: None,
+        note,
+    };
+    if in_blocks == Some(false) {
+        return aiter(None);
+    }
+    let unread = if has_table {
+        format!(", so the table that `{TABLE}` names is not read there")
+    } else {
+        String::new()
+    };
+    let other = "`aiter` tunes kernels that CSV tables name and sends the GEMMs to them that become faster, `aiter-triton` tunes the rows of the \
+                 Triton GEMM and switches nothing";
+    match (
+        version.map(|version| (version, WithAiter::on(version, gfx, wants_ck))),
+        in_blocks,
+    ) {
+        (Some((version, Some(WithAiter::Triton))), Some(true)) => Proposal {
+            kind: "aiter-triton",
+            why: Some(format!(
+                "SGLang {version} runs this model's block-FP8 GEMMs with aiter's Triton kernel{unread}"
+            )),
+            note: Some(format!(
+                "SGLang {version} runs block-FP8 GEMMs with aiter's Triton kernel here, which reads JSON files and no CSV table{unread}: {other}"
+            )),
+        },
+        (Some((_, Some(WithAiter::Ck))), _) => aiter(None),
+        (Some((version, Some(WithAiter::ByShape))), _) => aiter(Some(format!(
+            "SGLang {version} on gfx950 runs some block-FP8 weights with aiter's Triton GEMM, which reads no CSV table: {other}"
+        ))),
+        (Some((version, Some(WithAiter::Triton))), _) => aiter(Some(format!(
+            "if the weights have a scale for each block, SGLang {version} runs them with aiter's Triton GEMM, which reads no CSV table{unread}: {other}"
+        ))),
+        (Some((_, None)) | None, _) => aiter(Some(format!(
+            "from 0.5.6 on SGLang runs block-FP8 GEMMs on MI300X and MI325X with aiter's Triton GEMM, which reads no CSV table{unread}: {other}"
+        ))),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn kind(
+        version: Option<&str>,
+        gfx: Option<&str>,
+        in_blocks: Option<bool>,
+    ) -> (&'static str, bool) {
+        let found = propose(version, gfx, false, (in_blocks, false));
+        (found.kind, found.note.is_some())
+    }
+
+    #[test]
+    fn the_triton_gemm_is_proposed_where_it_is_known_to_serve() {
+        let (gfx942, gfx950) = (Some("gfx942"), Some("gfx950"));
+        assert_eq!(
+            kind(Some("0.5.16"), gfx942, Some(true)),
+            ("aiter-triton", true)
+        );
+        // Before 0.5.10 on every architecture.
+        assert_eq!(
+            kind(Some("0.5.9"), None, Some(true)),
+            ("aiter-triton", true)
+        );
+        // Not known, or not everywhere: what can tune either way, and how to have the other.
+        assert_eq!(kind(Some("0.5.16"), gfx950, Some(true)), ("aiter", true));
+        assert_eq!(kind(Some("0.5.16"), gfx942, None), ("aiter", true));
+        assert_eq!(kind(Some("0.5.16"), None, Some(true)), ("aiter", true));
+        assert_eq!(kind(None, gfx942, Some(true)), ("aiter", true));
+        // CK serves, or the weights have no blocks.
+        assert_eq!(kind(Some("0.5.5"), gfx942, Some(true)), ("aiter", false));
+        assert_eq!(kind(Some("0.5.16"), gfx942, Some(false)), ("aiter", false));
+        let ck = propose(Some("0.5.22"), gfx942, true, (Some(true), false));
+        assert_eq!((ck.kind, ck.note), ("aiter", None));
+    }
+
+    #[test]
+    fn a_table_that_the_path_does_not_read_is_named() {
+        let found = propose(Some("0.5.16"), Some("gfx942"), false, (Some(true), true));
+        let said = found.note.unwrap();
+        assert!(
+            said.contains(&format!("`{TABLE}` names is not read there")),
+            "{said}"
+        );
+    }
+}
