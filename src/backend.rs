@@ -49,7 +49,7 @@ pub fn of(config: &config::Config, keeper: &Keeper) -> Result<Backend, Error> {
             Backend {
                 server: site.clone(),
                 kernels: None,
-                fused_moe: Some(Arc::new(kernel::sglang_moe::SglangMoe::new(site))),
+                fused_moe: Some(Arc::new(kernel::sglang_moe::SglangMoe::new(site, config))),
             }
         }
         BackendKind::AiterTriton => {
@@ -85,6 +85,7 @@ fn is_wanted(config: &config::Config) -> bool {
 /// That of SGLang's Triton kernel.
 fn beside(config: &config::Config, site: &Arc<Site>) -> Option<Arc<dyn FusedMoeKernels>> {
     is_wanted(config).then(|| {
-        Arc::new(kernel::sglang_moe::SglangMoe::new(site.clone())) as Arc<dyn FusedMoeKernels>
+        Arc::new(kernel::sglang_moe::SglangMoe::new(site.clone(), config))
+            as Arc<dyn FusedMoeKernels>
     })
 }

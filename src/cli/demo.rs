@@ -105,6 +105,7 @@ pub fn run(args: &DemoArgs, printer: &Printer) -> Result<ExitCode, Error> {
             table: None,
             switch: crate::workload::config::Switch::default(),
             fused_moe: crate::workload::config::FusedMoe::default(),
+            expert_routing: crate::workload::config::Routing::default(),
         },
         compare: Compare {
             metric: "output_throughput".to_owned(),

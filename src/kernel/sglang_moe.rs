@@ -29,8 +29,9 @@ use crate::table::moe::release::Release;
 use crate::table::moe::serve::{Pair, Server, Source};
 use crate::table::roofline::Device as Rates;
 use crate::tune::TuneEvent;
-use crate::tune::backends::sglang_moe::SglangMoe as Candidates;
+use crate::tune::backends::sglang_moe::{Routing, SglangMoe as Candidates};
 use crate::tune::moe::{MoeTask, Sizes};
+use crate::workload::config::{self, Config};
 use crate::workload::env::Environment;
 
 /// Folder in the run's tune folder: the race of dense GEMMs has files of the same names.
@@ -51,11 +52,19 @@ const START_S: f64 = 60.0;
 #[derive(Debug)]
 pub(crate) struct SglangMoe {
     site: Arc<Site>,
+    /// The routing under which rows are raced.
+    routing: Routing,
 }
 
 impl SglangMoe {
-    pub(crate) fn new(site: Arc<Site>) -> Self {
-        Self { site }
+    pub(crate) fn new(site: Arc<Site>, config: &Config) -> Self {
+        Self {
+            site,
+            routing: match config.backend.expert_routing {
+                config::Routing::Uniform => Routing::Uniform,
+                config::Routing::Skewed => Routing::Skewed,
+            },
+        }
     }
 
     /// The tables that the server reads today: those of its package, or what a variable names in their place.
@@ -217,7 +226,8 @@ impl FusedMoeKernels for SglangMoe {
         order: &MoeOrder<'_>,
         observer: &mut dyn FnMut(&TuneEvent<MoeTask>),
     ) -> Result<TunedMoe, Error> {
-        let backend = Candidates::new(BLOCK);
+        let mut backend = Candidates::new(BLOCK);
+        backend.routing = self.routing;
         let folder = order.run.tune().join(FOLDER);
         let tasks = order.tasks.to_vec();
         let place = (folder, order.budget);

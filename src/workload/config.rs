@@ -53,7 +53,7 @@ use serde::{Deserialize, Serialize};
 
 pub use check::ConfigError;
 pub use contradiction::Find;
-pub use fused_moe::FusedMoe;
+pub use fused_moe::{FusedMoe, Routing};
 pub use missing::{Missing, missing};
 
 use super::duration::Span;
@@ -226,6 +226,10 @@ pub struct Backend {
     /// `sglang-families` and `aiter`); without experts it changes nothing.
     #[serde(default, skip_serializing_if = "FusedMoe::is_default")]
     pub fused_moe: FusedMoe,
+    /// How tokens are spread over experts while a fused MoE is raced: `skewed` where a few experts get most of the traffic. The
+    /// server's own routing is whatever the workload brings.
+    #[serde(default, skip_serializing_if = "Routing::is_default")]
+    pub expert_routing: Routing,
 }
 
 /// Which GEMMs go to the tuned operation.

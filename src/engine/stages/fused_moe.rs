@@ -20,6 +20,7 @@ use crate::table::moe::problem::{CountedProblem, MoeProblem, with_problems};
 use crate::table::roofline::Device;
 use crate::tune::moe::MoeTask;
 use crate::tune::results::Row;
+use crate::workload::config::Routing;
 
 /// What the instrumented server ran; refused where nothing else is tuned and it ran none.
 pub(super) fn seen(
@@ -196,6 +197,11 @@ pub(super) fn tune(
     })?;
     if engine.interrupt.is_raised() {
         return Err(Error::interrupted());
+    }
+    if engine.config.backend.expert_routing == Routing::Skewed {
+        engine.remark(
+            "fused MoE was raced with a few experts busy, as `backend.expert_routing = \"skewed\"` says",
+        );
     }
     Ok(Some(tuned))
 }

@@ -1,6 +1,6 @@
 //! What a configuration must be beyond having the right types.
 
-use super::{BackendKind, Config, FusedMoe, Load};
+use super::{BackendKind, Config, FusedMoe, Load, Routing};
 use crate::workload::load;
 
 /// Why a `gemmtune.toml` is not usable.
@@ -76,6 +76,17 @@ impl Config {
             return Err(ConfigError::Missing {
                 name: "backend.python",
                 why: "the interpreter that runs the server decides which trees are used",
+            });
+        }
+        let is_raced = matches!(
+            self.backend.kind,
+            BackendKind::SglangMoe | BackendKind::SglangTriton | BackendKind::SglangFamilies
+        );
+        if self.backend.expert_routing == Routing::Skewed && !is_raced {
+            return Err(ConfigError::Value {
+                name: "backend.expert_routing".to_owned(),
+                value: "\"skewed\"".to_owned(),
+                why: "only the fused MoE of SGLang's Triton kernel is raced under a routing: kinds `sglang-moe`, `sglang-triton` and `sglang-families`",
             });
         }
         if self.backend.kind == BackendKind::SglangMoe {

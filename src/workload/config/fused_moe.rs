@@ -14,9 +14,55 @@ pub enum FusedMoe {
     Leave,
 }
 
+/// Which token goes to which experts while the rows of a fused MoE are raced.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[cfg_attr(test, derive(schemars::JsonSchema))]
+#[serde(rename_all = "kebab-case")]
+pub enum Routing {
+    /// Every expert is as likely as any other, as in a balanced model.
+    #[default]
+    Uniform,
+    /// The r-th expert is r times less likely than the first.
+    Skewed,
+}
+
+impl Routing {
+    #[expect(clippy::trivially_copy_pass_by_ref, reason = "what serde asks for")]
+    pub(super) fn is_default(&self) -> bool {
+        *self == Self::default()
+    }
+}
+
 impl FusedMoe {
     #[expect(clippy::trivially_copy_pass_by_ref, reason = "what serde asks for")]
     pub(super) fn is_default(&self) -> bool {
         *self == Self::default()
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use crate::workload::config::{Config, Routing};
+
+    fn parsed(kind: &str) -> Result<Config, String> {
+        let text = format!(
+            "[workload]\nname = \"x\"\n[server]\ncommand = [\"serve\"]\n[benchmark]\ncommand = [\"bench\"]\nresults = \"r.jsonl\"\n\
+             [backend]\nkind = \"{kind}\"\npython = \"python3\"\nexpert_routing = \"skewed\"\n"
+        );
+        Config::parse(&text).map_err(|error| error.to_string())
+    }
+
+    #[test]
+    fn a_routing_is_taken_where_a_fused_moe_is_raced_under_one() {
+        for kind in ["sglang-moe", "sglang-triton", "sglang-families"] {
+            assert_eq!(
+                parsed(kind).unwrap().backend.expert_routing,
+                Routing::Skewed
+            );
+        }
+        for kind in ["aiter", "aiter-triton"] {
+            let refused = parsed(kind).unwrap_err();
+            assert!(refused.contains("backend.expert_routing"), "{refused}");
+        }
     }
 }
