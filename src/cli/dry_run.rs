@@ -139,7 +139,12 @@ fn notes(config: &Config) -> Vec<String> {
     let taken = config.backend.table.as_ref();
     let taken = taken.map(|table| format!("nothing would be tuned: {table} is judged as it is"));
     let unread = super::init::gpu().and_then(|gpu| config.unread_tables(&gpu));
-    taken.into_iter().chain(unread).collect()
+    let loads = match config.measure() {
+        Ok(Measure::Builtin(loads)) => loads,
+        _ => &[],
+    };
+    let few = loads.iter().filter_map(Load::remark);
+    taken.into_iter().chain(unread).chain(few).collect()
 }
 
 /// The newest run of this workload that has served it as it is, and how long that took.

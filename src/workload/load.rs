@@ -16,6 +16,9 @@ use serde::{Deserialize, Serialize};
 
 use super::config::ConfigError;
 
+/// Up to this concurrency loads of as many requests gave intervals of 1 to 3 % (docs/evidence/sglang-h200-route).
+const MEASURED: u32 = 32;
+
 /// One load.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 #[cfg_attr(test, derive(schemars::JsonSchema))]
@@ -44,6 +47,20 @@ pub struct Load {
 }
 
 impl Load {
+    /// Says so where the load has too few requests to stay at its concurrency.
+    pub fn remark(&self) -> Option<String> {
+        let least = 2 * u64::from(self.concurrency);
+        (self.concurrency > MEASURED && u64::from(self.prompts) < least).then(|| {
+            format!(
+                "{} has {} requests at concurrency {}: all prefill at once and then all decode, and it falls below its concurrency when the \
+                 first ones end; {least} and more (`prompts`) keep it there longer",
+                self.name.as_deref().unwrap_or("the load"),
+                self.prompts,
+                self.concurrency,
+            )
+        })
+    }
+
     /// Counts that may not be zero, by name.
     pub(super) fn counts(&self) -> [(&'static str, Option<u64>); 4] {
         [
@@ -118,6 +135,27 @@ mod tests {
         assert_eq!(loads.len(), 2);
         assert_eq!(loads[0].metric.as_deref(), Some("median_tpot_ms"));
         assert_eq!(Config::parse(&config.to_toml()).unwrap(), config);
+    }
+
+    #[test]
+    fn a_load_that_cannot_stay_at_its_concurrency_is_remarked() {
+        let of = |concurrency, prompts| super::Load {
+            name: Some("decode".to_owned()),
+            metric: None,
+            concurrency,
+            prompts,
+            input_len: 128,
+            output_len: 256,
+            warmup: 1,
+            seed: 0,
+        };
+        let said = of(128, 128).remark().unwrap();
+        assert!(
+            said.contains("256 and more") && said.starts_with("decode has 128"),
+            "{said}"
+        );
+        assert_eq!(of(128, 256).remark(), None);
+        assert_eq!(of(32, 32).remark(), None);
     }
 
     #[test]

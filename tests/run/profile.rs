@@ -1,6 +1,10 @@
 //! Where the time of a step goes, told by the played server's profiler.
 
+use std::time::{Duration, Instant};
+
 use camino::Utf8Path;
+use nix::sys::signal::{Signal, kill};
+use nix::unistd::Pid;
 
 use super::schema::check;
 use super::sglang_triton::Scene;
@@ -113,6 +117,38 @@ fn a_server_that_its_profiler_ends_has_served_its_baseline() {
 fn a_trace_that_was_cut_off_is_remarked() {
     let remark = remarked("torn");
     assert!(remark.contains("ends early"), "{remark}");
+}
+
+#[test]
+fn an_interruption_during_the_profile_keeps_the_baseline_that_was_timed() {
+    let scene = Scene::new(1, &[]);
+    let mut interrupted = scene
+        .command(&["run", "--until", "capture"])
+        .env("STANDIN_PROFILER", "hangs")
+        .stderr(std::process::Stdio::null())
+        .stdout(std::process::Stdio::null())
+        .spawn()
+        .unwrap();
+    let until = Instant::now() + Duration::from_secs(120);
+    while !scene.folder.join("runs/latest/profile/1-prefill").exists() {
+        assert!(Instant::now() < until, "the profile never began");
+        assert!(interrupted.try_wait().unwrap().is_none());
+        std::thread::sleep(Duration::from_millis(20));
+    }
+    kill(
+        Pid::from_raw(interrupted.id().cast_signed()),
+        Signal::SIGINT,
+    )
+    .unwrap();
+    assert_eq!(interrupted.wait().unwrap().code(), Some(130));
+    let output = scene.run(&["run", "--until", "capture"], &[]);
+    assert!(output.status.success(), "{}", stderr(&output));
+    let trials = fs_err::read_dir(scene.latest().join("trials")).unwrap();
+    let names: Vec<String> = trials
+        .map(|trial| trial.unwrap().file_name().into_string().unwrap())
+        .collect();
+    let of = |role: &str| names.iter().filter(|name| name.contains(role)).count();
+    assert_eq!((of("baseline"), of("capture")), (1, 1), "{names:?}");
 }
 
 #[test]

@@ -12,6 +12,7 @@ use crate::proc::Interrupt;
 use crate::run::error::{Error, ErrorKind};
 use crate::run::event::Role;
 use crate::run::stage::Stage;
+use crate::workload::config::{Load, Measure};
 
 /// The server's greedy answers, in its trial's folder.
 pub(super) const ANSWERS: &str = "parity.json";
@@ -24,20 +25,36 @@ pub(super) fn baseline(engine: &mut Engine<'_>) -> Result<Done, Error> {
         may_build: true,
     };
     let (limit, interrupt) = (engine.benchmark_limit(), engine.interrupt.clone());
+    if let Ok(Measure::Builtin(loads)) = engine.config.measure() {
+        let few: Vec<String> = loads.iter().filter_map(Load::remark).collect();
+        for remark in few {
+            engine.remark(remark);
+        }
+    }
     let asked = profile::asked(engine);
-    let mut recorded = Vec::new();
+    let (mut recorded, mut broken_off) = (Vec::new(), false);
     let done = engine.trial(&order, &mut |server, folder| {
         let answers = record_answers(server, limit, &interrupt)?;
         write_json(&folder.join(ANSWERS), &answers)?;
         server.check_alive()?;
         // From here on the server has done what it was started for: its profiler may end it.
         if let Some(asked) = &asked {
-            recorded = profile::record(asked, server)?;
+            // An interruption costs the profile, not the trial that was timed.
+            match profile::record(asked, server) {
+                Ok(found) => recorded = found,
+                Err(error) if error.kind() == ErrorKind::Interrupted => broken_off = true,
+                Err(error) => return Err(error),
+            }
         }
         Ok(())
     })?;
     if asked.is_some() {
         profile::conclude(engine, &done.folder, recorded)?;
+    }
+    if broken_off {
+        engine.remark(
+            "where the time of a step goes is not told: the profile was interrupted; `gemmtune run --new` makes another",
+        );
     }
     let runs = result::read(&done.folder.join(RESULTS))
         .map_err(|error| Error::caused(ErrorKind::WorkloadFailed, &error))?;

@@ -68,6 +68,8 @@ pub(super) struct Recorded {
     decode: Vec<Utf8PathBuf>,
     /// What went wrong.
     trouble: Option<String>,
+    /// Ranks that wrote nothing.
+    missing: Vec<String>,
 }
 
 /// What a profile of `engine`'s loads takes; nothing where none is wanted or the server has no profiler.
@@ -119,6 +121,7 @@ fn one_load(asked: &Asked, url: &str, index: usize, load: &Load, stop: &AtomicBo
         prefill: Vec::new(),
         decode: Vec::new(),
         trouble: None,
+        missing: Vec::new(),
     };
     let Some(profiler) = asked.server.profiler() else {
         return recorded;
@@ -159,6 +162,9 @@ fn one_load(asked: &Asked, url: &str, index: usize, load: &Load, stop: &AtomicBo
                 })
             });
             recorded.prefill = recorder.wait(&folders.0, &|| serving.is_finished())?;
+            recorded
+                .missing
+                .extend(missing("prefill", recorded.prefill.len(), asked.ranks));
             let since = Instant::now();
             while answering.load(Ordering::Relaxed) < concurrency && !serving.is_finished() {
                 if stop.load(Ordering::Relaxed) {
@@ -174,12 +180,22 @@ fn one_load(asked: &Asked, url: &str, index: usize, load: &Load, stop: &AtomicBo
             }
             recorder.start(&folders.1, DECODE_STEPS)?;
             recorded.decode = recorder.wait(&folders.1, &|| serving.is_finished())?;
+            recorded
+                .missing
+                .extend(missing("decode", recorded.decode.len(), asked.ranks));
             Ok(())
         })();
         over.store(true, Ordering::Relaxed);
         recorded.trouble = result.err();
     });
     recorded
+}
+
+/// Says so where fewer ranks wrote a trace than there are.
+fn missing(phase: &str, traces: usize, ranks: usize) -> Option<String> {
+    (traces < ranks).then(|| {
+        format!("{} of {ranks} ranks wrote no trace of their {phase} steps: what is said is of the others", ranks - traces)
+    })
 }
 
 /// Starts recordings and waits for their traces.
@@ -275,7 +291,12 @@ pub(super) fn conclude(
             .iter()
             .find(|run| named(run.fields.get("tag")))
             .and_then(|run| run.number("median_tpot_ms"));
-        let mut trouble: Vec<String> = recorded.trouble.iter().cloned().collect();
+        let mut trouble: Vec<String> = recorded
+            .trouble
+            .iter()
+            .chain(&recorded.missing)
+            .cloned()
+            .collect();
         let prefill = read_all(&recorded.prefill, &mut trouble);
         let decode = read_all(&recorded.decode, &mut trouble);
         let mut profiles = by_rank(prefill, decode);
@@ -421,5 +442,21 @@ pub(super) fn read(engine: &Engine<'_>) -> Result<Profiled, Error> {
         read_document(&engine.run)
     } else {
         Ok(Profiled::default())
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_rank_that_wrote_no_trace_is_remarked_and_a_trace_more_is_not() {
+        let said = missing("decode", 1, 2).unwrap();
+        assert!(
+            said.starts_with("1 of 2 ranks wrote no trace of their decode"),
+            "{said}"
+        );
+        assert_eq!(missing("decode", 2, 2), None);
+        assert_eq!(missing("prefill", 3, 2), None);
     }
 }

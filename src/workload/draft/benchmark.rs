@@ -6,6 +6,7 @@ use camino::Utf8Path;
 
 use super::{Draft, Made, Subject, uncertain};
 use crate::workload::env::matters;
+use crate::workload::load::Load;
 use crate::workload::quote::{cut, quoted};
 use crate::workload::role::{self, Client};
 use crate::workload::script::{Found, Word};
@@ -25,6 +26,22 @@ struct Described {
     seed: u32,
     /// The least share of the lengths, in hundredths, where they are drawn and not fixed.
     ratio: Option<u32>,
+}
+
+impl Described {
+    /// As one of gemmtune's own loads.
+    fn load(&self, name: &str) -> Load {
+        Load {
+            name: Some(name.to_owned()),
+            metric: None,
+            concurrency: self.concurrency,
+            prompts: self.prompts,
+            input_len: self.input_len,
+            output_len: self.output_len,
+            warmup: self.warmup,
+            seed: self.seed.into(),
+        }
+    }
 }
 
 impl Draft {
@@ -116,6 +133,7 @@ impl Draft {
                             "the mean: the benchmark draws lengths between {ratio} % and all of what it is given (`--random-range-ratio`)"
                         )
                     });
+                    self.notes.extend(load.load(&name).remark());
                     self.value("name", name, None);
                     self.value("concurrency", i64::from(load.concurrency), None);
                     self.value("prompts", i64::from(load.prompts), None);
