@@ -3,7 +3,8 @@
     moe.py SITE        (with the overlay in front and its variables set, where they are to be tried)
 
 `launches`: what the GPU worker would launch for both GEMMs beside what SGLang's own `fused_experts` launches, argument by
-argument. `answers`: what the look-up answers for a few M, called as the runtime calls it.
+argument. `answers`: what the look-up answers for a few M, called as the runtime calls it. `left`: what it answers for an (E, N)
+without a table of ours.
 """
 
 import ast
@@ -116,13 +117,21 @@ def answers():
     return found
 
 
+def left_alone():
+    """What the look-up answers for an (E, N) that no table is injected for."""
+    module = _import([f"{name}_triton_config" for name in MODULES])
+    asked = ((64, 1536, 2048), (64, 2048, 768), 8, "fp8_w8a8", 4)
+    up, _ = getattr(module, LOOKUP)(*asked, block_shape=[128, 128], return_down_config=True)
+    return dict(up)
+
+
 def main():
     if importlib.util.find_spec("sgl_kernel") is None:
         sys.meta_path.append(CompiledPackage())
     package = os.path.join(sys.argv[1], "sglang")
     version = next(name for name in os.listdir(sys.argv[1]) if name.startswith("sglang-") and name.endswith("-info"))
     release = tuple(int(part) for part in version.split("-")[1].split(".")[:3])
-    document = {"launches": launches(package, release), "answers": answers()}
+    document = {"launches": launches(package, release), "answers": answers(), "left": left_alone()}
     print(json.dumps(document))
 
 

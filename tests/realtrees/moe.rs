@@ -36,6 +36,8 @@ fn ask(python: &str, site: &Utf8Path, scratch: &Utf8Path) -> Result<Value, Strin
         .unwrap();
     }
     let options = OverlayOptions {
+        // What is asked is counted in the same process: a release is imported once.
+        shapes: true,
         moe_tables: Some(tables),
         records: Some(scratch.join("records")),
         ..OverlayOptions::default()
@@ -83,6 +85,7 @@ fn check(python: &str, site: &Utf8Path, scratch: &Utf8Path) -> Vec<String> {
             problems.push(format!("the look-up at M = {m} answers {answer}"));
         }
     }
+    problems.extend(miscounted(&scratch.join("records")));
     let records = record_objects(&scratch.join("records"));
     let served: Vec<&Value> = records
         .iter()
@@ -100,7 +103,37 @@ fn check(python: &str, site: &Utf8Path, scratch: &Utf8Path) -> Vec<String> {
     if !(injected(1, 1) && injected(30, 1) && injected(4096, 64)) {
         problems.push(format!("the records say {served:?}"));
     }
+    // The (E, N) without a table is SGLang's own affair, and said to be.
+    let left = served
+        .iter()
+        .any(|served| served["E"] == 64 && served["source"] == "sglang" && served["key"].is_null());
+    if !left || document["left"] == json!(null) {
+        problems.push(format!(
+            "a problem without a table: {served:?}, {}",
+            document["left"]
+        ));
+    }
     problems
+}
+
+/// What is wrong with the calls that `gemmtune shapes` reads out of the records: each M was looked up twice.
+fn miscounted(records: &Utf8Path) -> Option<String> {
+    let files = records.read_dir_utf8().unwrap();
+    let output = Command::new(env!("CARGO_BIN_EXE_gemmtune"))
+        .arg("shapes")
+        .args(files.map(|file| file.unwrap().path().to_owned()))
+        .output()
+        .unwrap();
+    let csv = String::from_utf8_lossy(&output.stdout).into_owned();
+    let wanted =
+        [1, 30, 4096].map(|m| format!("fused_moe_triton,{m},768,2048,fp8_w8a8,2,128,8,128x128"));
+    let missing = wanted
+        .iter()
+        .find(|line| !csv.lines().any(|found| found == *line))?;
+    Some(format!(
+        "`gemmtune shapes` does not say {missing}: {csv}{}",
+        String::from_utf8_lossy(&output.stderr)
+    ))
 }
 
 #[expect(
