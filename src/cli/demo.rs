@@ -106,6 +106,7 @@ pub fn run(args: &DemoArgs, printer: &Printer) -> Result<ExitCode, Error> {
             switch: crate::workload::config::Switch::default(),
             fused_moe: crate::workload::config::FusedMoe::default(),
             expert_routing: crate::workload::config::Routing::default(),
+            err_ratio: None,
         },
         compare: Compare {
             metric: "output_throughput".to_owned(),

@@ -12,6 +12,7 @@ use serde::Deserialize;
 
 use super::printer::Printer;
 use super::tune_progress::TuneProgress;
+use crate::problem::op::ERR_RATIO_LIMIT;
 use crate::problem::{Op, Shape};
 use crate::proc::Keeper;
 use crate::run::error::{Error, ErrorKind};
@@ -24,6 +25,7 @@ use crate::tune::aiter::{
 use crate::tune::results::ResultsError;
 use crate::workload::duration::Span;
 use crate::workload::env;
+use crate::workload::share::Share;
 
 /// Arguments that only `--backend aiter` reads.
 #[derive(Debug, clap::Args)]
@@ -56,6 +58,10 @@ pub(super) struct AiterArgs {
     /// A time limit such as `task=3m`: task (a candidate), silence (no sign of life), batch, build
     #[arg(long = "limit", value_name = "WHAT=TIME", value_parser = limit)]
     limits: Vec<(LimitOf, Duration)>,
+
+    /// Largest share of wrong elements a row may have, in each stage [default: 0.05, or 0.1 for fused_moe]
+    #[arg(long, value_name = "SHARE")]
+    err_ratio: Option<Share>,
 
     /// Try shapes again that failed in an earlier run
     #[arg(long)]
@@ -192,7 +198,7 @@ impl AiterArgs {
             folder: &output,
             key: None,
             budget: common.budget,
-            limits: self.limits(),
+            limits: self.limits(ERR_RATIO_LIMIT),
             settings: Settings {
                 shipped: Self::shipped(common)?,
                 batch: self.batch,
@@ -223,8 +229,8 @@ impl AiterArgs {
         verdict(&outcome)
     }
 
-    fn limits(&self) -> Limits {
-        let mut limits = Limits::default();
+    fn limits(&self, usual: f64) -> Limits {
+        let mut limits = Limits::with(self.err_ratio, usual);
         for (what, time) in &self.limits {
             *match what {
                 LimitOf::Task => &mut limits.task,

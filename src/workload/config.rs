@@ -58,6 +58,7 @@ pub use missing::{Missing, missing};
 
 use super::duration::Span;
 pub use super::load::Load;
+use super::share::Share;
 use crate::problem::Op;
 
 /// Name of the configuration file, looked for in the current folder.
@@ -230,6 +231,11 @@ pub struct Backend {
     /// server's own routing is whatever the workload brings.
     #[serde(default, skip_serializing_if = "Routing::is_default")]
     pub expert_routing: Routing,
+    /// Largest share of wrong elements that a row of aiter's tuner may have, in each of its stages: 0.05 when absent, 0.1 for the
+    /// fused MoE.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    #[cfg_attr(test, schemars(with = "Option<f64>"))]
+    pub err_ratio: Option<Share>,
 }
 
 /// Which GEMMs go to the tuned operation.

@@ -15,4 +15,5 @@ pub mod quote;
 pub mod role;
 pub mod script;
 pub mod secret;
+pub mod share;
 pub mod watch;

@@ -10,7 +10,6 @@ use super::{AiterArgs, Common, absolute, failure, kept_env, preview};
 use crate::proc::Keeper;
 use crate::run::error::{Error, ErrorKind};
 use crate::table::fmoe::{ERR_LIMIT, requests};
-use crate::tune::aiter::Limits;
 use crate::tune::aiter::fmoe::{self, FmoeOrder, FmoeOutcome};
 
 impl AiterArgs {
@@ -53,10 +52,7 @@ impl AiterArgs {
             calls: &calls,
             folder: &output,
             budget: common.budget,
-            limits: Limits {
-                err_ratio: ERR_LIMIT,
-                ..self.limits()
-            },
+            limits: self.limits(ERR_LIMIT),
             batch: self.batch,
             devices: common.devices,
             retry_failed: self.retry_failed,
@@ -88,6 +84,14 @@ fn summary(printer: &Printer, outcome: &FmoeOutcome) {
         outcome.failed.len(),
         outcome.seconds
     ));
+    let above = outcome.rows.iter().filter(|row| row.above_default).count();
+    if above > 0 {
+        printer.warn(format!(
+            "{above} of the rows have more wrong numbers than the {:.1} % taken by default, and at most {:.1} %",
+            outcome.default_err_ratio * 100.0,
+            outcome.err_ratio * 100.0
+        ));
+    }
     if !outcome.not_reached.is_empty() && !outcome.interrupted {
         printer.warn(format!(
             "{} calls were not reached; run the same command again to go on",

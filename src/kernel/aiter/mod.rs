@@ -29,6 +29,7 @@ use crate::plan::fold::Fold;
 use crate::probe::found::{KernelTime, LayoutCheck, Probed};
 use crate::probe::ran::{Seen, judge};
 use crate::probe::{self, LOOKUPS_TOLD, ProbeError};
+use crate::problem::op::ERR_RATIO_LIMIT;
 use crate::problem::{Op, Shape};
 use crate::proc::RunError;
 use crate::run::documents::{DeployedTable, Deployment, Engagement, Inspection, Tuned};
@@ -44,6 +45,7 @@ use crate::tune::tuned::TunedTable;
 use crate::tune::{TuneEvent, TuneOutcome};
 use crate::workload::config::{Config, Switch};
 use crate::workload::env::Environment;
+use crate::workload::share::Share;
 
 /// SGLang with aiter.
 #[derive(Debug)]
@@ -58,6 +60,8 @@ pub(crate) struct Aiter {
     /// The folder with the model's `config.json`, where it is one.
     model: Option<Utf8PathBuf>,
     switch: Switch,
+    /// Share of wrong numbers of a row, where the configuration says one.
+    err_ratio: Option<Share>,
     /// A first call may compile a module, as a first server start may.
     ready_limit: Duration,
 }
@@ -73,6 +77,7 @@ impl Aiter {
             op: config.backend.op,
             model: config.model_folder(),
             switch: config.backend.switch,
+            err_ratio: config.backend.err_ratio,
             ready_limit: Duration::from_secs(config.server.ready_timeout_s),
         }
     }
@@ -280,7 +285,7 @@ impl Kernels for Aiter {
                 folder: order.folder,
                 key: Some((inspection.gfx.clone(), inspection.cu_num)),
                 budget: Some(order.budget),
-                limits: Limits::default(),
+                limits: Limits::with(self.err_ratio, ERR_RATIO_LIMIT),
                 settings: Settings::default(),
                 keeper: &self.site.keeper,
                 interrupt: order.interrupt,

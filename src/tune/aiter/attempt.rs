@@ -12,7 +12,7 @@ use camino::{Utf8Path, Utf8PathBuf};
 use super::output::{Heard, Said};
 use super::queue::Why;
 use super::rows::{Tail, Watched};
-use super::{AiterTuneError, memory};
+use super::{AiterTuneError, Limits, memory, site};
 use crate::proc::interrupt::Urgency;
 use crate::proc::{Interrupt, Keeper, Spawn};
 use crate::table::aiter::Row;
@@ -33,6 +33,22 @@ pub(super) struct Patience {
     pub(super) build: Duration,
 }
 
+impl Patience {
+    /// With the tuner's own limit of a task at `task`: where that one is `sure` to act, silence is borne for as long.
+    pub(super) fn of(limits: &Limits, task: Duration, sure: bool) -> Self {
+        let silence = limits.silence;
+        Self {
+            silence: if sure {
+                silence.max(task + silence)
+            } else {
+                silence
+            },
+            batch: limits.batch.max(task),
+            build: limits.build,
+        }
+    }
+}
+
 /// The files of an attempt, all in one folder.
 #[derive(Clone, Debug)]
 pub(super) struct Files {
@@ -45,6 +61,17 @@ pub(super) struct Files {
 }
 
 impl Files {
+    /// That `script`, which these are of, ended with `code` before it did anything.
+    pub(super) fn broken(&self, script: &Utf8Path, code: u8) -> AiterTuneError {
+        let said =
+            fs_err::read(&self.stderr).map_or_else(|_| String::new(), |bytes| site::tail(&bytes));
+        AiterTuneError::Broken {
+            script: script.to_owned(),
+            code,
+            said,
+        }
+    }
+
     pub(super) fn new(folder: Utf8PathBuf) -> Self {
         Self {
             untuned: folder.join("untuned.csv"),

@@ -12,6 +12,7 @@ mod command;
 pub mod flags;
 pub mod fmoe;
 mod keep;
+mod kept;
 mod memory;
 mod outcome;
 mod output;
@@ -22,6 +23,7 @@ mod run;
 pub mod scripts;
 mod site;
 mod starts;
+mod told;
 
 use std::collections::BTreeMap;
 use std::time::Duration;
@@ -29,10 +31,12 @@ use std::time::Duration;
 use camino::{Utf8Path, Utf8PathBuf};
 
 use super::results::ResultsError;
+use crate::problem::op::ERR_RATIO_LIMIT;
 use crate::problem::{Op, Shape};
 use crate::proc::{Interrupt, Keeper, RunError, SpawnError};
 use crate::pyedit::source::SourceError;
 use crate::store::journal::JournalError;
+use crate::workload::share::Share;
 
 pub use command::FlagError;
 pub use outcome::{Accepted, AiterOutcome, LibraryCount, Refused};
@@ -70,6 +74,27 @@ pub struct Limits {
     pub err_ratio: f64,
 }
 
+impl Limits {
+    /// The default ones, with `err_ratio` for the share of wrong elements where it is given, else `usual`.
+    pub fn with(err_ratio: Option<Share>, usual: f64) -> Self {
+        Self {
+            err_ratio: err_ratio.map_or(usual, Share::get),
+            ..Self::default()
+        }
+    }
+
+    /// What is to be said of rows where more wrong numbers are allowed than `usual`.
+    fn lenient(&self, usual: f64) -> Option<String> {
+        (self.err_ratio > usual).then(|| {
+            format!(
+                "rows are taken here with up to {:.1} % of a stage's numbers wrong, and {:.1} % is what is allowed otherwise",
+                self.err_ratio * 100.0,
+                usual * 100.0
+            )
+        })
+    }
+}
+
 impl Default for Limits {
     fn default() -> Self {
         Self {
@@ -79,7 +104,7 @@ impl Default for Limits {
             batch: Duration::from_secs(45 * 60),
             // 142 to 726 seconds have been seen for one module (ROCm/aiter issues 5266, 882).
             build: Duration::from_secs(60 * 60),
-            err_ratio: crate::problem::op::ERR_RATIO_LIMIT,
+            err_ratio: ERR_RATIO_LIMIT,
         }
     }
 }

@@ -113,7 +113,10 @@ pub(super) fn read(line: &str) -> Option<Said> {
     if let Some(at) = FAILED.iter().find(|mark| text.starts_with(**mark)) {
         let (_, rest) = text[at.len()..].split_once(" info:(")?;
         let (info, text) = rest.split_once("): ").unwrap_or((rest, rest));
-        return Some(warned(info, text));
+        // What compares results names the candidate once more: `info:((…), 16) res[0] catastrophic error: …`.
+        let again = text.strip_prefix("info:(");
+        let said = again.and_then(|text| text.split_once("] "));
+        return Some(warned(info, said.map_or(text, |(_, said)| said)));
     }
     if text.starts_with("[!] Task ") && text.contains(" timed out after ") {
         return Some(Said::TimedOut {
@@ -356,6 +359,14 @@ mod tests {
                     size: Some((16, 256, 512)),
                     library: Some("asm".to_owned()),
                     text: "No module named 'module_x'".to_owned(),
+                },
+            ),
+            (
+                "Unexpected Error in process:4743 info:(('gfx942', 304, 8, 256, 128, 4, 2, <ActivationType.Silu: 0>, 1, 0), 'stage1', 'fmoe_stage1_16x128', 16): info:(('gfx942', 304, 8, 256, 128, 4, 2, <ActivationType.Silu: 0>, 1, 0), 'stage1', 'fmoe_stage1_16x128', 16) res[0] catastrophic error: max abs delta 222.0000, 2.6% (61 of 2304) elements mismatch",
+                Said::Warned {
+                    size: Some((8, 256, 128)),
+                    library: None,
+                    text: "catastrophic error: max abs delta 222.0000, 2.6% (61 of 2304) elements mismatch".to_owned(),
                 },
             ),
             (

@@ -8,10 +8,10 @@ use serde::Serialize;
 
 use super::attempt::{Files, Patience};
 use super::command::{self, Line, Wanted};
-use super::flags::{Flags, FlagsFrom, Takes};
+use super::flags::FlagsFrom;
 use super::queue::{Manner, Round};
 use super::scripts::{self, Script};
-use super::site::{self, Asker, Seen};
+use super::site::{Asked, Asker, Seen};
 use super::{AiterOrder, AiterTuneError};
 use crate::table::kernels::Library;
 
@@ -70,17 +70,24 @@ pub struct DeviceSeen {
     pub count: u32,
 }
 
+impl From<Seen> for DeviceSeen {
+    fn from(seen: Seen) -> Self {
+        Self {
+            name: seen.name,
+            gfx: seen.gfx,
+            cu_num: seen.cu_num,
+            count: seen.count,
+        }
+    }
+}
+
 /// What is known once everything was asked.
 pub(super) struct Site {
     pub(super) script: Script,
-    pub(super) flags: Flags,
-    pub(super) seen: Option<Seen>,
-    pub(super) devices: Option<u32>,
+    pub(super) asked: Asked,
     pub(super) batch: usize,
     pub(super) split_k: bool,
-    pub(super) env: BTreeMap<String, Option<String>>,
     pub(super) to_compile: Vec<String>,
-    pub(super) remarks: Vec<String>,
     /// Candidates of one shape, once the tuner has said how many there are.
     pub(super) candidates: Option<u32>,
     /// What one candidate took of a device, once tasks were seen to finish.
@@ -112,17 +119,15 @@ impl Site {
             keeper: order.keeper,
             interrupt: order.interrupt,
         };
-        let env = site::env(asker);
-        let mut remarks = Vec::new();
-        let seen = match site::devices(asker, scratch) {
-            Ok(seen) => Some(seen),
-            Err(error) if must => return Err(error),
-            Err(error) => {
-                remarks.push(format!("devices cannot be counted here: {error}"));
-                None
-            }
-        };
-        if let (Some(seen), Some((gfx, cu_num))) = (&seen, &order.key)
+        let mut asked = Asked::about(
+            &script.path,
+            &script.flags,
+            asker,
+            order.settings.devices,
+            scratch,
+            must,
+        )?;
+        if let (Some(seen), Some((gfx, cu_num))) = (&asked.seen, &order.key)
             && (*gfx != seen.gfx || *cu_num != seen.cu_num)
         {
             return Err(AiterTuneError::OtherKey {
@@ -130,34 +135,6 @@ impl Site {
                 found: format!("{} with {}", seen.gfx, seen.cu_num),
             });
         }
-        let flags = match &seen {
-            Some(_) => match site::help(asker, &script.path, scratch)? {
-                Ok(help) => {
-                    let other = help.missing_in(&script.flags);
-                    if !other.is_empty() {
-                        remarks.push(format!(
-                            "flags that its source does not show: {}",
-                            other.join(", ")
-                        ));
-                    }
-                    help.with_defaults_of(&script.flags)
-                }
-                Err(reason) => {
-                    remarks.push(format!("flags were read from source: {reason}"));
-                    script.flags.clone()
-                }
-            },
-            None => script.flags.clone(),
-        };
-        let devices = order
-            .settings
-            .devices
-            // The script takes more than there are as all there are.
-            .map(|wanted| {
-                seen.as_ref()
-                    .map_or(wanted, |seen| wanted.clamp(1, seen.count))
-            })
-            .or_else(|| seen.as_ref().map(|seen| seen.count));
         let default = if script.poisons_batches() {
             BATCH_WHERE_POISONED
         } else {
@@ -170,45 +147,44 @@ impl Site {
             .clamp(1, order.untuned.len());
         let split_k = order.settings.split_k.unwrap_or(script.obeys_split_k);
         if split_k && !script.obeys_split_k {
-            remarks.push(format!(
+            asked.remarks.push(format!(
                 "splits of K are searched although this tree's {} ignores them",
                 order.op
             ));
         }
-        if devices == Some(1) && flags.get("--shape_grouped").is_some() && script.shares_outputs() {
-            remarks.push(
+        let site = Self {
+            to_compile: to_compile(&script, &asked.env, order),
+            script,
+            asked,
+            batch,
+            split_k,
+            candidates: None,
+            pace: None,
+        };
+        Ok(site.warned())
+    }
+
+    /// Says what its grouping would let through.
+    fn warned(mut self) -> Self {
+        if self.is_grouped() && self.script.shares_outputs() {
+            self.asked.remarks.push(
                 "with one device this tuner groups candidates and does not clear outputs between them: a kernel that \
                  writes nothing may pass; the layout check after deployment is what finds it"
                     .to_owned(),
             );
         }
-        Ok(Self {
-            to_compile: to_compile(&script, &env, order),
-            script,
-            flags,
-            seen,
-            devices,
-            batch,
-            split_k,
-            env,
-            remarks,
-            candidates: None,
-            pace: None,
-        })
+        self
     }
 
     /// Whether the tuner hands a shape's candidates to one worker as one task.
     pub(super) fn is_grouped(&self) -> bool {
-        self.devices == Some(1) && self.flags.get("--shape_grouped").is_some()
+        self.asked.devices == Some(1) && self.asked.flags.get("--shape_grouped").is_some()
     }
 
     /// The tuner's own limit of a task in a round, and how long to wait for it.
     pub(super) fn patience(&self, order: &AiterOrder<'_>, round: &Round) -> (Duration, Patience) {
         let limits = &order.limits;
-        let own = self
-            .flags
-            .get("--timeout")
-            .is_some_and(|flag| flag.takes == Takes::One);
+        let own = self.asked.has_own_limit();
         let most = order.op.aiter().map_or(0, |aiter| aiter.candidates.most());
         let candidates = self
             .candidates
@@ -218,7 +194,7 @@ impl Site {
             .pace
             .map_or(CANDIDATE, |pace| (pace * 4).min(CANDIDATE));
         let of_shape = one.min(limits.task) * candidates;
-        let devices = self.devices.unwrap_or(1).max(1);
+        let devices = self.asked.devices.unwrap_or(1).max(1);
         let mut task = limits.task;
         if self.is_grouped() {
             task += of_shape;
@@ -235,16 +211,7 @@ impl Site {
             && (self.is_grouped()
                 || !self.script.counts_queueing()
                 || round.manner == Manner::Alone);
-        let silence = if sure {
-            limits.silence.max(task + limits.silence)
-        } else {
-            limits.silence
-        };
-        let patience = Patience {
-            silence,
-            batch: limits.batch.max(task),
-            build: limits.build,
-        };
+        let patience = Patience::of(limits, task, sure);
         (task, patience)
     }
 
@@ -258,11 +225,11 @@ impl Site {
         Ok(command::line(&Wanted {
             python: order.python,
             script: &self.script,
-            flags: &self.flags,
+            flags: &self.asked.flags,
             untuned: files.untuned.clone(),
             tuned: files.tuned.clone(),
             profile: files.profile.clone(),
-            devices: self.devices,
+            devices: self.asked.devices,
             batch: round.batch,
             libtype: order.settings.libtype.as_deref(),
             split_k: self.split_k,
@@ -325,25 +292,17 @@ pub fn preview(order: &AiterOrder<'_>, scratch: &Utf8Path) -> Result<Preview, Ai
     let (task, _) = site.patience(order, &round);
     let files = Files::new(order.folder.join(ATTEMPTS).join("01"));
     let line = site.line(order, &files, &round, task)?;
-    let env = attempt_env(&site, &files)
-        .into_iter()
-        .filter(|(name, value)| order.env.get(name) != Some(value))
-        .collect();
-    let mut remarks = site.remarks;
+    let env = Asked::added(attempt_env(&site, &files), order.env);
+    let mut remarks = site.asked.remarks;
     remarks.extend(line.remarks);
     Ok(Preview {
         script: site.script.path,
         digest: site.script.digest,
         keys: site.script.keys,
-        flags_from: site.flags.from,
+        flags_from: site.asked.flags.from,
         command: line.argv,
         env,
-        device: site.seen.map(|seen| DeviceSeen {
-            name: seen.name,
-            gfx: seen.gfx,
-            cu_num: seen.cu_num,
-            count: seen.count,
-        }),
+        device: site.asked.seen.map(DeviceSeen::from),
         shapes: order.untuned.len(),
         batch: site.batch,
         to_compile: site.to_compile,
@@ -355,7 +314,7 @@ pub fn preview(order: &AiterOrder<'_>, scratch: &Utf8Path) -> Result<Preview, Ai
 
 /// Variables of one start.
 pub(super) fn attempt_env(site: &Site, files: &Files) -> BTreeMap<String, Option<String>> {
-    let mut env = site.env.clone();
+    let mut env = site.asked.env.clone();
     // One path is used as it is. Unset, the import would merge shipped tables into a file that every process of this
     // host shares; with two paths it would rewrite the user's files.
     if let Some(aiter) = site.script.op.aiter() {

@@ -12,15 +12,16 @@ use camino::{Utf8Path, Utf8PathBuf};
 use super::accept::Place;
 use super::attempt::{Attempt, Files, Left, Moved};
 use super::keep::Keep;
+use super::kept::Kept;
 use super::outcome::AiterOutcome;
 use super::output::{Heard, Said};
 use super::prepare::{ATTEMPTS, Site, attempt_env};
-use super::queue::{Ended, Manner, Queue, Round, Why};
-use super::site;
+use super::queue::{Ended, Queue, Round, Why};
 use super::starts::Starts;
-use super::{AiterOrder, AiterTuneError, BACKEND, memory, rows};
+use super::{AiterOrder, AiterTuneError, BACKEND, memory, rows, told};
 use crate::problem::Shape;
 use crate::problem::dtype;
+use crate::problem::op::ERR_RATIO_LIMIT;
 use crate::store::file::entries;
 use crate::table::aiter::Row;
 use crate::tune::event::{TuneEvent, Unserved};
@@ -62,7 +63,7 @@ struct Session<'a> {
     site: Site,
     device: Device,
     place: Place,
-    keep: Keep,
+    keep: Keep<Shape, Kept>,
     queue: Queue,
     /// Shapes with a row from an earlier run.
     resumed: Vec<Shape>,
@@ -87,7 +88,7 @@ impl<'a> Session<'a> {
         site: Site,
         began: Instant,
     ) -> Result<Self, AiterTuneError> {
-        let seen = site.seen.clone().unwrap_or_default();
+        let seen = site.asked.seen.clone().unwrap_or_default();
         let device = Device {
             protocol: protocol::VERSION,
             backend: BACKEND.to_owned(),
@@ -95,7 +96,7 @@ impl<'a> Session<'a> {
             arch: seen.gfx.clone(),
             cu_num: seen.cu_num,
             index: 0,
-            visible: site.devices.unwrap_or(1),
+            visible: site.asked.devices.unwrap_or(1),
             l2_bytes: 0,
             smem_bytes: 0,
             versions: seen.versions.clone(),
@@ -126,7 +127,11 @@ impl<'a> Session<'a> {
             resumed: Vec::new(),
             unserved: Vec::new(),
             asked: 0,
-            remarks: site.remarks.clone(),
+            remarks: [
+                order.limits.lenient(ERR_RATIO_LIMIT).as_slice(),
+                &site.asked.remarks,
+            ]
+            .concat(),
             logs: Vec::new(),
             attempts: 0,
             busy_s: 0.0,
@@ -153,7 +158,7 @@ impl<'a> Session<'a> {
         }
         let mut open = Vec::new();
         for shape in &shapes {
-            if self.keep.has(shape) {
+            if self.keep.of(shape).is_some() {
                 self.resumed.push(shape.clone());
             } else if let Some(reason) = self.cannot_ask(shape) {
                 self.unserved.push(Unserved {
@@ -256,10 +261,10 @@ impl<'a> Session<'a> {
             }
             match starts.after(&left) {
                 Ok(why) => self.stopped = why,
-                Err(code) => return Err(self.broken(&files, code)),
+                Err(code) => return Err(files.broken(&self.site.script.path, code)),
             }
             if self.keep.rows.is_empty() && !left.heard.broken_modules.is_empty() {
-                return Err(self.broken(&files, left.code.unwrap_or(0)));
+                return Err(files.broken(&self.site.script.path, left.code.unwrap_or(0)));
             }
             self.settle(round, &left, taken, observer)?;
         }
@@ -354,37 +359,21 @@ impl<'a> Session<'a> {
             self.site.candidates = self.site.candidates.max(seen);
         }
         self.learn_pace(said);
-        match said {
-            Said::Waiting { .. } | Said::TaskDone { .. } => {
-                if let Some((done, of)) = heard.tasks {
-                    observer(&TuneEvent::Batch {
-                        done,
-                        of,
-                        left_at_most: self.left(),
-                        eta_s: self.eta(),
-                    });
-                }
-            }
-            // A fault is printed and logged: two streams, one event.
-            Said::Faulted { text }
-                if heard.faults.iter().filter(|known| *known == text).count() > 1 => {}
-            Said::TimedOut { text } | Said::Faulted { text } => {
-                observer(&TuneEvent::WorkerRestarted {
-                    worker: 0,
-                    reason: text.clone(),
-                });
-            }
-            Said::BuildStarted(module) => observer(&TuneEvent::Remark {
-                text: format!("compiling {module}"),
-            }),
-            Said::BuildFailed(module) => {
-                let text = format!("{module} could not be compiled: its kernels are not measured");
-                self.remark(text, observer);
-            }
-            Said::WaitsForLock(lock) => observer(&TuneEvent::Remark {
-                text: format!("waiting for the build lock `{lock}`"),
-            }),
-            _ => {}
+        if matches!(said, Said::Waiting { .. } | Said::TaskDone { .. })
+            && let Some((done, of)) = heard.tasks
+        {
+            observer(&TuneEvent::Batch {
+                done,
+                of,
+                left_at_most: self.left(),
+                eta_s: self.eta(),
+            });
+        }
+        if let Some(event) = told::event(said, heard) {
+            observer(&event);
+        }
+        if let Some(text) = told::remark(said) {
+            self.remark(text, observer);
         }
     }
 
@@ -443,19 +432,8 @@ impl<'a> Session<'a> {
             self.settled += 1;
             observer(&TuneEvent::Failed(failed));
         }
-        let what = match left.why {
-            Why::Silent => Some("it stood still".to_owned()),
-            Why::BatchTooLong => Some("a batch took too long".to_owned()),
-            Why::Died(code) if manner != Manner::Alone || code >= 128 => {
-                Some(format!("it died with exit code {code}"))
-            }
-            _ => None,
-        };
-        if let Some(what) = what {
-            self.remark(
-                format!("the tuner was restarted: {what}; finished rows are kept"),
-                observer,
-            );
+        if let Some(text) = told::restarted(left.why, manner) {
+            self.remark(text, observer);
         }
         let more = self.queue.repeats_left().saturating_sub(repeats);
         if more > 0 {
@@ -471,16 +449,6 @@ impl<'a> Session<'a> {
         if !self.remarks.contains(&text) {
             observer(&TuneEvent::Remark { text: text.clone() });
             self.remarks.push(text);
-        }
-    }
-
-    fn broken(&self, files: &Files, code: u8) -> AiterTuneError {
-        let said =
-            fs_err::read(&files.stderr).map_or_else(|_| String::new(), |bytes| site::tail(&bytes));
-        AiterTuneError::Broken {
-            script: self.site.script.path.clone(),
-            code,
-            said,
         }
     }
 

@@ -9,7 +9,7 @@ use camino::{Utf8Path, Utf8PathBuf};
 use serde::Deserialize;
 
 use super::AiterTuneError;
-use super::flags::Flags;
+use super::flags::{Flags, Takes};
 use crate::proc::{self, Interrupt, Keeper, RunError};
 
 /// The program that is asked about devices; see its own header.
@@ -59,11 +59,93 @@ pub(super) struct Asker<'a> {
     pub(super) interrupt: &'a Interrupt,
 }
 
+/// What was asked of an interpreter about a script.
+pub(super) struct Asked {
+    /// What the tuner would see; absent where it cannot be said here.
+    pub(super) seen: Option<Seen>,
+    /// The script's flags.
+    pub(super) flags: Flags,
+    /// Devices to use.
+    pub(super) devices: Option<u32>,
+    /// Variables that a start gets, but for its own.
+    pub(super) env: BTreeMap<String, Option<String>>,
+    /// What is worth knowing of it.
+    pub(super) remarks: Vec<String>,
+}
+
+impl Asked {
+    /// Asks about `script`, whose source has the flags `source`, with `scratch` for files of its own. `must` refuses what a
+    /// dry run only remarks upon.
+    pub(super) fn about(
+        script: &Utf8Path,
+        source: &Flags,
+        asker: Asker<'_>,
+        devices_wanted: Option<u32>,
+        scratch: &Utf8Path,
+        must: bool,
+    ) -> Result<Self, AiterTuneError> {
+        let mut remarks = Vec::new();
+        let seen = match devices(asker, scratch) {
+            Ok(seen) => Some(seen),
+            Err(error) if must => return Err(error),
+            Err(error) => {
+                remarks.push(format!("devices cannot be counted here: {error}"));
+                None
+            }
+        };
+        let mut flags = source.clone();
+        if seen.is_some() {
+            match help(asker, script, scratch)? {
+                Ok(help) => {
+                    let other = help.missing_in(source);
+                    if !other.is_empty() {
+                        remarks.push(format!(
+                            "flags that its source does not show: {}",
+                            other.join(", ")
+                        ));
+                    }
+                    flags = help.with_defaults_of(source);
+                }
+                Err(reason) => remarks.push(format!("flags were read from source: {reason}")),
+            }
+        }
+        let count = seen.as_ref().map(|seen| seen.count);
+        let devices = match (devices_wanted, count) {
+            // The script takes more than there are as all there are.
+            (Some(wanted), Some(count)) => Some(wanted.clamp(1, count)),
+            (wanted, count) => wanted.or(count),
+        };
+        Ok(Self {
+            env: env(asker),
+            seen,
+            flags,
+            devices,
+            remarks,
+        })
+    }
+
+    /// Whether the tuner ends a task by a limit of its own.
+    pub(super) fn has_own_limit(&self) -> bool {
+        let flag = self.flags.get("--timeout");
+        flag.is_some_and(|flag| flag.takes == Takes::One)
+    }
+
+    /// Those of `env` that the caller's own do not have.
+    pub(super) fn added(
+        env: BTreeMap<String, Option<String>>,
+        own: &BTreeMap<String, Option<String>>,
+    ) -> BTreeMap<String, Option<String>> {
+        env.into_iter()
+            .filter(|(name, value)| own.get(name) != Some(value))
+            .collect()
+    }
+}
+
 /// Variables the tuner and everything asked about it get, on top of the order's.
 ///
 /// `PYTHONPATH` leads with the tree, so that the script and `import aiter` are one tree. Log lines are brought to the
 /// form that is read here, whatever the user set.
-pub(super) fn env(asker: Asker<'_>) -> BTreeMap<String, Option<String>> {
+fn env(asker: Asker<'_>) -> BTreeMap<String, Option<String>> {
     let mut env = asker.env.clone();
     let set = |env: &mut BTreeMap<String, Option<String>>, name: &str, value: &str| {
         env.insert(name.to_owned(), Some(value.to_owned()));
@@ -89,7 +171,7 @@ pub(super) fn env(asker: Asker<'_>) -> BTreeMap<String, Option<String>> {
 }
 
 /// Asks which devices the tuner would use, and that it would use this tree.
-pub(super) fn devices(asker: Asker<'_>, folder: &Utf8Path) -> Result<Seen, AiterTuneError> {
+fn devices(asker: Asker<'_>, folder: &Utf8Path) -> Result<Seen, AiterTuneError> {
     let file = folder.join("devices.py");
     crate::store::file::write_atomic(&file, DEVICES.as_bytes()).map_err(AiterTuneError::Write)?;
     let argv = [asker.python.as_str(), file.as_str()].map(str::to_owned);
@@ -135,7 +217,7 @@ pub(super) fn devices(asker: Asker<'_>, folder: &Utf8Path) -> Result<Seen, Aiter
 }
 
 /// The script's own help, where it can be had; a reason where not.
-pub(super) fn help(
+fn help(
     asker: Asker<'_>,
     script: &Utf8Path,
     folder: &Utf8Path,

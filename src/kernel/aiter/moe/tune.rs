@@ -71,10 +71,7 @@ impl AiterMoe {
                 calls: &calls,
                 folder: &folder,
                 budget: Some(order.budget),
-                limits: Limits {
-                    err_ratio: ERR_LIMIT,
-                    ..Limits::default()
-                },
+                limits: Limits::with(self.aiter.err_ratio, ERR_LIMIT),
                 batch: None,
                 devices: None,
                 retry_failed: false,

@@ -4,7 +4,6 @@
 //! to half of their numbers wrong, and adds times of stages up that leave work between them out.
 
 mod call;
-mod keep;
 mod outcome;
 mod prepare;
 mod row;

@@ -16,6 +16,8 @@ pub struct Taken {
     /// The tuner's row, every column of it.
     #[serde(serialize_with = "named")]
     pub row: Line,
+    /// Whether more of its numbers are wrong than [`crate::table::fmoe::ERR_LIMIT`] allows: it passed because the limit was raised.
+    pub above_default: bool,
 }
 
 /// A row the tuner wrote and gemmtune does not take.
@@ -41,6 +43,10 @@ pub struct FmoeOutcome {
     pub rows: Vec<Taken>,
     /// Of them, those of an earlier run.
     pub resumed: Vec<Call>,
+    /// Share of wrong numbers in a stage up to which rows were taken, and the one that holds where none is given.
+    pub err_ratio: f64,
+    /// The latter.
+    pub default_err_ratio: f64,
     /// Rows not taken.
     pub refused: Vec<Refused>,
     /// Calls without a row, with the reason.

@@ -14,10 +14,9 @@ use crate::table::fmoe::rules::Rounding;
 use crate::table::fmoe::table::UNTUNED;
 use crate::tune::aiter::attempt::{Files, Patience};
 use crate::tune::aiter::command::{Fit, Line};
-use crate::tune::aiter::flags::{Flags, Takes};
 use crate::tune::aiter::prepare::{ATTEMPTS, BATCH, CANDIDATE};
 use crate::tune::aiter::queue::{Manner, Round};
-use crate::tune::aiter::site::{self, Asker, Seen};
+use crate::tune::aiter::site::{Asked, Asker, Seen};
 use crate::tune::aiter::{AiterTuneError, DeviceSeen, Preview};
 use crate::tune::event::Unserved;
 
@@ -34,18 +33,14 @@ const VARIABLE: &str = "AITER_CONFIG_FMOE";
 /// What is known once everything was asked.
 pub(super) struct Site {
     pub(super) script: FmoeScript,
-    pub(super) flags: Flags,
-    pub(super) seen: Option<Seen>,
-    pub(super) devices: Option<u32>,
+    pub(super) asked: Asked,
     pub(super) batch: usize,
     /// Distinct calls that the tuner can be asked for, in the order's order.
     pub(super) calls: Vec<Call>,
     /// Those that it would make no row for.
     pub(super) unserved: Vec<Unserved<Call>>,
-    pub(super) remarks: Vec<String>,
     /// Candidates of one call, once the tuner has said how many there are.
     pub(super) candidates: Option<u32>,
-    env: BTreeMap<String, Option<String>>,
 }
 
 impl Site {
@@ -67,40 +62,23 @@ impl Site {
             keeper: order.keeper,
             interrupt: order.interrupt,
         };
-        let env = site::env(asker);
-        let mut remarks: Vec<String> = script.remark().into_iter().collect();
-        let seen = match site::devices(asker, scratch) {
-            Ok(seen) => Some(seen),
-            Err(error) if must => return Err(error),
-            Err(error) => {
-                remarks.push(format!("devices cannot be counted here: {error}"));
-                None
-            }
-        };
-        let mut flags = script.flags.clone();
-        if seen.is_some() {
-            match site::help(asker, &script.path, scratch)? {
-                Ok(help) => flags = help.with_defaults_of(&script.flags),
-                Err(reason) => remarks.push(format!("flags were read from source: {reason}")),
-            }
-        }
-        let count = seen.as_ref().map(|seen| seen.count);
-        let devices = match (order.devices, count) {
-            (Some(wanted), Some(count)) => Some(wanted.clamp(1, count)),
-            (wanted, count) => wanted.or(count),
-        };
-        let (calls, unserved) = calls(order.calls, &script, seen.as_ref(), &mut remarks);
+        let mut asked = Asked::about(
+            &script.path,
+            &script.flags,
+            asker,
+            order.devices,
+            scratch,
+            must,
+        )?;
+        asked.remarks.extend(script.remark());
+        let (calls, unserved) = calls(order.calls, &script, &mut asked);
         Ok(Self {
             batch: order.batch.unwrap_or(BATCH).clamp(1, calls.len().max(1)),
             script,
-            flags,
-            seen,
-            devices,
+            asked,
             calls,
             unserved,
-            remarks,
             candidates: None,
-            env,
         })
     }
 
@@ -111,31 +89,20 @@ impl Site {
         round: &Round<Call>,
     ) -> (Duration, Patience) {
         let limits = &order.limits;
-        let own = self
-            .flags
-            .get("--timeout")
-            .is_some_and(|flag| flag.takes == Takes::One);
+        let own = self.asked.has_own_limit();
         let mut task = limits.task;
         if self.script.counts_queueing {
             let tasks = self.candidates.unwrap_or(CANDIDATES)
                 * u32::try_from(round.batch).unwrap_or(u32::MAX);
-            task +=
-                CANDIDATE.min(limits.task).saturating_mul(tasks) / self.devices.unwrap_or(1).max(1);
+            let devices = self.asked.devices.unwrap_or(1).max(1);
+            task += CANDIDATE.min(limits.task).saturating_mul(tasks) / devices;
         }
         if round.manner == Manner::First {
             task += limits.build;
         }
         // As for dense operations: a batch that stands still is ended, and its calls go alone, where the tuner's limit is sure to act.
         let sure = own && (!self.script.counts_queueing || round.manner != Manner::Together);
-        let patience = Patience {
-            silence: if sure {
-                limits.silence.max(task + limits.silence)
-            } else {
-                limits.silence
-            },
-            batch: limits.batch.max(task),
-            build: limits.build,
-        };
+        let patience = Patience::of(limits, task, sure);
         (task, patience)
     }
 
@@ -150,14 +117,14 @@ impl Site {
         let argv = [order.python, &runner, &candidates, &self.script.path]
             .map(ToString::to_string)
             .to_vec();
-        let mut fit = Fit::new(argv, &self.script.path, &self.flags);
+        let mut fit = Fit::new(argv, &self.script.path, &self.asked.flags);
         fit.need("-i", Some(files.untuned.to_string()))?;
         fit.need("-o", Some(files.tuned.to_string()))?;
         // The script takes what this says for good; its own default is half of all numbers at 303a583c.
         fit.need("--errRatio", Some(order.limits.err_ratio.to_string()))?;
         let profile = files.profile.to_string();
         fit.give("-o2", Some(profile), "what came second is not known")?;
-        if let Some(devices) = self.devices {
+        if let Some(devices) = self.asked.devices {
             let devices = Some(devices.to_string());
             fit.give("--mp", devices, "it chooses the devices itself")?;
         }
@@ -175,7 +142,7 @@ impl Site {
 
     /// Variables of one start.
     pub(super) fn attempt_env(&self, files: &Files) -> BTreeMap<String, Option<String>> {
-        let mut env = self.env.clone();
+        let mut env = self.asked.env.clone();
         // Unset, the import would merge shipped tables into a file that every process of this host shares.
         env.insert(VARIABLE.to_owned(), Some(files.tuned.to_string()));
         env
@@ -204,8 +171,7 @@ pub(super) fn write_input(files: &Files, calls: &[Call]) -> Result<(), AiterTune
 fn calls(
     counted: &[Counted],
     script: &FmoeScript,
-    seen: Option<&Seen>,
-    remarks: &mut Vec<String>,
+    about: &mut Asked,
 ) -> (Vec<Call>, Vec<Unserved<Call>>) {
     // The second tier of v0.1.14 and later falls back to the row of the first.
     let rounding = if script.keys_gfx() {
@@ -226,13 +192,14 @@ fn calls(
         if !known.insert(shape.clone()) {
             continue;
         }
+        let seen = about.seen.as_ref();
         match seen.and_then(|seen| cannot_ask(call, &shape, seen)) {
             Some(reason) => unserved.push(Unserved { shape, reason }),
             None => asked.push(shape),
         }
     }
     if rounded > 0 {
-        remarks.push(format!(
+        about.remarks.push(format!(
             "{rounded} calls have tokens that no look-up asks for: they are tuned as their look-up rounds them"
         ));
     }
@@ -282,12 +249,8 @@ pub fn preview(order: &FmoeOrder<'_>, scratch: &Utf8Path) -> Result<Preview, Ait
     let (task, _) = site.patience(order, &round);
     let files = Files::new(order.folder.join(ATTEMPTS).join("01"));
     let line = site.line(order, &files, site.batch, task)?;
-    let env = site
-        .attempt_env(&files)
-        .into_iter()
-        .filter(|(name, value)| order.env.get(name) != Some(value))
-        .collect();
-    let mut remarks = site.remarks;
+    let env = Asked::added(site.attempt_env(&files), order.env);
+    let mut remarks = site.asked.remarks;
     remarks.extend(
         site.unserved
             .iter()
@@ -298,15 +261,10 @@ pub fn preview(order: &FmoeOrder<'_>, scratch: &Utf8Path) -> Result<Preview, Ait
         script: site.script.path,
         digest: site.script.digest,
         keys: site.script.keys,
-        flags_from: site.flags.from,
+        flags_from: site.asked.flags.from,
         command: line.argv,
         env,
-        device: site.seen.map(|seen| DeviceSeen {
-            name: seen.name,
-            gfx: seen.gfx,
-            cu_num: seen.cu_num,
-            count: seen.count,
-        }),
+        device: site.asked.seen.map(DeviceSeen::from),
         shapes: site.calls.len(),
         batch: site.batch,
         to_compile: Vec::new(),

@@ -4,9 +4,12 @@ use camino::Utf8Path;
 use serde::ser::SerializeMap as _;
 use serde::{Deserialize, Serialize, Serializer};
 
+use super::call::Call;
+use crate::table::fmoe::ERR_LIMIT;
 use crate::table::fmoe::rules::FALLBACK_TAG;
 use crate::table::fmoe::table::{Row, Table};
 use crate::table::lint::{Report, Severity};
+use crate::tune::aiter::keep::Found;
 
 /// A row as text: nothing of what the tuner wrote is lost, whatever columns it has.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
@@ -23,6 +26,28 @@ impl Line {
         let table = Table::read("tuned_fmoe.csv", table([self]).as_bytes()).ok()?;
         let row = table.rows.into_iter().next()?;
         Some(Row { line: 0, ..row })
+    }
+}
+
+/// The file's field `line`.
+#[derive(Debug, Serialize, Deserialize)]
+pub(in crate::tune::aiter) struct Stored {
+    line: Line,
+}
+
+impl Found<Call> for Line {
+    type Stored = Stored;
+
+    fn store(&self, _: &Call) -> Stored {
+        Stored { line: self.clone() }
+    }
+
+    fn restore(stored: Stored, _: &Call) -> Option<Self> {
+        Some(stored.line)
+    }
+
+    fn is_copy_of(&self, other: &Self) -> bool {
+        self == other
     }
 }
 
@@ -82,6 +107,12 @@ fn whole(bytes: &[u8]) -> Vec<Line> {
         // A row for machines without FlyDSL stands beside the one it falls back from.
         .filter(|line| line.row().is_some_and(|row| &*row.tag != FALLBACK_TAG))
         .collect()
+}
+
+/// Whether more of the numbers of `line` are wrong than is usual.
+pub(super) fn is_above_default(line: &Line) -> bool {
+    let err = line.row().map(|row| row.err).unwrap_or_default();
+    err.iter().flatten().any(|err| *err > ERR_LIMIT)
 }
 
 /// Why `line` cannot be deployed on a card of `gfx` with `cu_num` compute units, if it cannot: what `lint` calls an error, and more

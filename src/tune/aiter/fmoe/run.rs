@@ -6,18 +6,19 @@ use std::time::Instant;
 use camino::{Utf8Path, Utf8PathBuf};
 
 use super::call::Call;
-use super::keep::Keep;
 use super::outcome::{FmoeOutcome, Refused, Taken};
 use super::prepare::{Site, write_input};
 use super::row::{self, Line};
 use super::{FmoeOrder, OP};
+use crate::table::fmoe::ERR_LIMIT;
 use crate::tune::aiter::attempt::{Attempt, Files, Left, Moved};
+use crate::tune::aiter::keep::Keep;
 use crate::tune::aiter::output::{Heard, Said};
 use crate::tune::aiter::prepare::ATTEMPTS;
-use crate::tune::aiter::queue::{Ended, Manner, Queue, Round, Why};
+use crate::tune::aiter::queue::{Ended, Queue, Round, Why};
 use crate::tune::aiter::run::{SYS, earlier_attempts};
 use crate::tune::aiter::starts::Starts;
-use crate::tune::aiter::{AiterTuneError, BACKEND, memory, site};
+use crate::tune::aiter::{AiterTuneError, BACKEND, memory, told};
 use crate::tune::event::{TuneEvent, Unserved};
 use crate::tune::protocol::{self, Device};
 use crate::tune::results::{self, Identity};
@@ -59,7 +60,7 @@ struct Session<'a> {
     folder: &'a Utf8Path,
     site: Site,
     device: Device,
-    keep: Keep,
+    keep: Keep<Call, Line>,
     queue: Queue<Call>,
     resumed: Vec<Call>,
     /// Calls that cannot be asked for, or failed in an earlier run.
@@ -84,7 +85,7 @@ impl<'a> Session<'a> {
         folder: &'a Utf8Path,
         site: Site,
     ) -> Result<Self, AiterTuneError> {
-        let seen = site.seen.clone().unwrap_or_default();
+        let seen = site.asked.seen.clone().unwrap_or_default();
         let device = Device {
             protocol: protocol::VERSION,
             backend: BACKEND.to_owned(),
@@ -92,7 +93,7 @@ impl<'a> Session<'a> {
             arch: seen.gfx,
             cu_num: seen.cu_num,
             index: 0,
-            visible: site.devices.unwrap_or(1),
+            visible: site.asked.devices.unwrap_or(1),
             l2_bytes: 0,
             smem_bytes: 0,
             versions: seen.versions,
@@ -104,8 +105,9 @@ impl<'a> Session<'a> {
         };
         let options = serde_json::json!({ "op": OP, "err_ratio": order.limits.err_ratio });
         let keep = Keep::open(folder, &Identity::of(&device, &options))?;
-        let mut remarks = site.remarks.clone();
+        let mut remarks = site.asked.remarks.clone();
         remarks.push(NOT_END_TO_END.to_owned());
+        remarks.extend(order.limits.lenient(ERR_LIMIT));
         Ok(Self {
             order,
             folder,
@@ -135,7 +137,7 @@ impl<'a> Session<'a> {
         let mut open = Vec::new();
         for call in &self.site.calls {
             let failed = self.keep.failed.iter().find(|failed| failed.shape == *call);
-            if self.keep.has(call) {
+            if self.keep.of(call).is_some() {
                 self.resumed.push(call.clone());
             } else if let Some(failed) = failed.filter(|_| !self.order.retry_failed) {
                 self.unserved.push(failed.clone());
@@ -190,7 +192,7 @@ impl<'a> Session<'a> {
             }
             match starts.after(&left) {
                 Ok(why) => self.stopped = why,
-                Err(code) => return Err(self.broken(&files, code)),
+                Err(code) => return Err(files.broken(&self.site.script.path, code)),
             }
             self.settle(round, &left, judged, observer)?;
         }
@@ -270,23 +272,13 @@ impl<'a> Session<'a> {
                     });
                 }
             }
-            // A fault is printed and logged: two streams, one event.
-            Said::Faulted { text }
-                if heard.faults.iter().filter(|known| *known == text).count() > 1 => {}
-            Said::TimedOut { text } | Said::Faulted { text } => {
-                observer(&TuneEvent::WorkerRestarted {
-                    worker: 0,
-                    reason: text.clone(),
-                });
-            }
-            Said::BuildStarted(module) => observer(&TuneEvent::Remark {
-                text: format!("compiling {module}"),
-            }),
-            Said::BuildFailed(module) => {
-                let text = format!("{module} could not be compiled: its kernels are not measured");
-                self.remark(text, observer);
-            }
             _ => {}
+        }
+        if let Some(event) = told::event(said, heard) {
+            observer(&event);
+        }
+        if let Some(text) = told::remark(said) {
+            self.remark(text, observer);
         }
     }
 
@@ -316,11 +308,17 @@ impl<'a> Session<'a> {
                 judged.refused.insert(call, reason);
                 continue;
             }
-            if self.keep.row(&call, line)? {
+            if self.keep.of(&call).is_none() {
+                self.keep.put(&call, line.clone())?;
+                let doubt = if row::is_above_default(line) {
+                    ", with more wrong numbers than are taken by default"
+                } else {
+                    ""
+                };
                 let names: Vec<&str> = row.kernels.iter().flatten().map(AsRef::as_ref).collect();
                 observer(&TuneEvent::Remark {
                     text: format!(
-                        "{call}: {:.1} us by {}",
+                        "{call}: {:.1} us by {}{doubt}",
                         row.us[2].unwrap_or(f64::INFINITY),
                         names.join(" and ")
                     ),
@@ -368,7 +366,11 @@ impl<'a> Session<'a> {
                 observer,
             );
         }
-        let said: BTreeSet<&String> = left.heard.warnings.values().collect();
+        // How far off numbers are differs from candidate to candidate.
+        let said = left.heard.warnings.values();
+        let said: BTreeSet<&str> = said
+            .filter_map(|text| text.split(": max abs delta").next())
+            .collect();
         for text in said {
             self.remark(
                 format!(
@@ -377,18 +379,9 @@ impl<'a> Session<'a> {
                 observer,
             );
         }
-        let what = match left.why {
-            Why::Silent => "it stood still".to_owned(),
-            Why::BatchTooLong => "a batch took too long".to_owned(),
-            Why::Died(code) if manner != Manner::Alone || code >= 128 => {
-                format!("it died with exit code {code}")
-            }
-            _ => return Ok(()),
-        };
-        self.remark(
-            format!("the tuner was restarted: {what}; finished rows are kept"),
-            observer,
-        );
+        if let Some(text) = told::restarted(left.why, manner) {
+            self.remark(text, observer);
+        }
         Ok(())
     }
 
@@ -396,16 +389,6 @@ impl<'a> Session<'a> {
         if !self.remarks.contains(&text) {
             observer(&TuneEvent::Remark { text: text.clone() });
             self.remarks.push(text);
-        }
-    }
-
-    fn broken(&self, files: &Files, code: u8) -> AiterTuneError {
-        let said =
-            fs_err::read(&files.stderr).map_or_else(|_| String::new(), |bytes| site::tail(&bytes));
-        AiterTuneError::Broken {
-            script: self.site.script.path.clone(),
-            code,
-            said,
         }
     }
 
@@ -418,9 +401,12 @@ impl<'a> Session<'a> {
         let calls = &self.site.calls;
         let left: BTreeSet<Call> = self.queue.left().into_iter().collect();
         let row = |call: &Call| {
-            let (shape, row) = self.keep.rows.iter().find(|(known, _)| known == call)?;
-            let (shape, row) = (shape.clone(), row.clone());
-            Some(Taken { shape, row })
+            let row = self.keep.of(call)?;
+            Some(Taken {
+                above_default: row::is_above_default(row),
+                shape: call.clone(),
+                row: row.clone(),
+            })
         };
         let rows: Vec<Taken> = calls.iter().filter_map(row).collect();
         let now = self.keep.failed.iter().filter(|failed| {
@@ -444,6 +430,8 @@ impl<'a> Session<'a> {
             device: self.device,
             rows,
             resumed: self.resumed,
+            err_ratio: self.order.limits.err_ratio,
+            default_err_ratio: ERR_LIMIT,
             refused: refused
                 .filter(|(call, _, _)| calls.contains(call))
                 .map(|(shape, row, reason)| Refused { shape, row, reason })

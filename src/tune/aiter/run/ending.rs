@@ -32,7 +32,7 @@ impl Session<'_> {
             .iter()
             .filter(|failed| {
                 shapes.contains(&failed.shape)
-                    && !self.keep.has(&failed.shape)
+                    && self.keep.of(&failed.shape).is_none()
                     && !left.contains(&failed.shape)
                     && !self.unserved.contains(failed)
             })
@@ -63,7 +63,11 @@ impl Session<'_> {
                 .refused
                 .into_iter()
                 .filter(|(shape, _, _)| shapes.contains(shape))
-                .map(|(shape, row, reason)| Refused { shape, row, reason })
+                .map(|(shape, kept, reason)| Refused {
+                    shape,
+                    row: kept.row,
+                    reason,
+                })
                 .collect(),
             failed,
             not_reached,

@@ -6,7 +6,7 @@ use super::Session;
 use crate::problem::Shape;
 use crate::table::aiter::Row;
 use crate::tune::aiter::attempt::Files;
-use crate::tune::aiter::keep::Kept;
+use crate::tune::aiter::kept::Kept;
 use crate::tune::aiter::outcome::Accepted;
 use crate::tune::aiter::{AiterTuneError, Incumbent, accept, rows};
 use crate::tune::event::TuneEvent;
@@ -40,7 +40,11 @@ impl Session<'_> {
             let (row, timed, unmeasured) = match self.refusal(row) {
                 None => (row.clone(), timed(&all), lost(&all)),
                 Some(reason) => {
-                    if self.keep.refuse(shape, row, &reason)? {
+                    let refused = Kept {
+                        row: row.clone(),
+                        ..Kept::default()
+                    };
+                    if self.keep.refuse(shape, &refused, &reason)? {
                         observer(&TuneEvent::Quarantined(Quarantined {
                             shape: shape.clone(),
                             candidate: candidate(row),
@@ -59,14 +63,14 @@ impl Session<'_> {
             if unmeasured > 0 {
                 taken.doubtful.insert(shape.clone());
             }
-            let had = self.keep.has(shape);
-            let news = self.keep.row(Kept {
-                shape: shape.clone(),
+            let had = self.keep.of(shape).is_some();
+            let kept = Kept {
                 row,
                 timed,
                 unmeasured,
                 busy_s,
-            })?;
+            };
+            let news = self.keep.row(shape, kept)?;
             if !had {
                 self.settled += 1;
             }
@@ -147,7 +151,7 @@ impl Session<'_> {
     }
 
     pub(super) fn accepted(&self, shape: &Shape) -> Option<Accepted> {
-        let kept = self.keep.rows.iter().find(|kept| kept.shape == *shape)?;
+        let kept = self.keep.of(shape)?;
         let incumbent = self.incumbent(shape);
         Some(Accepted {
             shape: shape.clone(),
