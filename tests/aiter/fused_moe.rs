@@ -2,17 +2,15 @@
 
 use std::process::Command;
 
-use gemmtune::workload::env::variable;
 use nix::sys::signal::{Signal, kill};
 use nix::unistd::Pid;
 
-use crate::real::trees;
 use crate::support::{Like, Ran, Site, write};
 
-const HEADER: &str = "token,model_dim,inter_dim,expert,topk,act_type,dtype,q_dtype_a,q_dtype_w,q_type,use_g1u1,doweight_stage1";
+pub(crate) const HEADER: &str = "token,model_dim,inter_dim,expert,topk,act_type,dtype,q_dtype_a,q_dtype_w,q_type,use_g1u1,doweight_stage1";
 const FP8: &str = "torch.float8_e4m3fnuz";
 
-fn call(token: u32) -> String {
+pub(crate) fn call(token: u32) -> String {
     format!(
         "{token},7168,256,257,9,ActivationType.Silu,torch.bfloat16,{FP8},{FP8},QuantType.per_1x128,1,0"
     )
@@ -29,7 +27,7 @@ fn site(like: Like, tokens: &[u32]) -> Site {
     site
 }
 
-fn tokens(ran: &Ran, field: &str) -> Vec<u64> {
+pub(crate) fn tokens(ran: &Ran, field: &str) -> Vec<u64> {
     ran.list(field)
         .iter()
         .map(|entry| {
@@ -39,7 +37,7 @@ fn tokens(ran: &Ran, field: &str) -> Vec<u64> {
         .collect()
 }
 
-fn remarks(ran: &Ran) -> String {
+pub(crate) fn remarks(ran: &Ran) -> String {
     ran.list("remarks")
         .iter()
         .map(|remark| remark.as_str().unwrap().to_owned() + "\n")
@@ -156,6 +154,38 @@ fn rows_with_too_many_wrong_numbers_are_refused_by_name_though_the_tuner_takes_t
 }
 
 #[test]
+fn a_raised_limit_lets_rows_through_that_say_so() {
+    let faults = "err=0.17@*:64x7168x256";
+    let site = site(Like::Old, &[64, 128])
+        .faults(faults)
+        .args(&["--err-ratio", "0.2"]);
+    let ran = site.run(&["--dry-run"]);
+    let command = ran.json["command"].to_string();
+    assert!(command.contains(r#""--errRatio","0.2""#), "{command}");
+    let ran = site.run(&[]);
+    assert_eq!(ran.code, Some(0), "{}", ran.stderr);
+    let above: Vec<bool> = ran
+        .list("rows")
+        .iter()
+        .map(|row| row["above_default"].as_bool().unwrap())
+        .collect();
+    assert_eq!(above, [true, false]);
+    let limits = ["err_ratio", "default_err_ratio"].map(|name| ran.json[name].as_f64());
+    assert_eq!(limits, [Some(0.2), Some(0.1)]);
+    let said = "up to 20.0 % of a stage's numbers wrong, and 10.0 % is what is allowed otherwise";
+    assert!(remarks(&ran).contains(said), "{}", remarks(&ran));
+    assert!(
+        ran.stderr
+            .contains("with more wrong numbers than are taken by default"),
+        "{}",
+        ran.stderr
+    );
+    // Rows of another limit are not mixed with these.
+    let strict = site.without("--err-ratio").run(&[]);
+    assert_eq!(strict.code, Some(17), "{}", strict.stderr);
+}
+
+#[test]
 fn what_the_tuner_would_make_no_row_for_is_named_and_not_asked() {
     let site = site(Like::Old, &[]);
     let other_fp8 = call(16).replace("fnuz", "fn");
@@ -267,57 +297,4 @@ fn another_key_than_the_known_one_is_refused_by_name() {
     assert_eq!(ran.code, Some(11), "{}", ran.stderr);
     let said = format!("{} {}", ran.json, ran.stderr);
     assert!(said.contains("hidden_pad"), "{said}");
-}
-
-/// A call that a CPU can compute: four experts of 256 x 128.
-fn small(token: u32) -> String {
-    call(token).replace(",7168,256,257,9,", ",256,128,4,2,")
-}
-
-#[test]
-#[ignore = "needs tests/aiter/run"]
-fn the_real_tuner_makes_rows_and_its_tree_stays_as_it_was() {
-    let python = variable("GEMMTUNE_AITER_PYTHON").expect("tests/aiter/run sets it");
-    let real = |tokens: &[u32]| {
-        let site = Site::real(&trees()["303a583c"], &python, &[]);
-        let lines: Vec<String> = tokens.iter().map(|token| small(*token) + "\n").collect();
-        let text = format!("{HEADER}\n{}", lines.concat());
-        write(&site.folder.join("s.csv"), &text);
-        site
-    };
-    let in_the_tree = trees()["303a583c"].join("aiter/configs/profile_fmoe.csv");
-    let site = real(&[8, 64]);
-    let ran = site.run(&[]);
-    assert_eq!(ran.code, Some(0), "{}", ran.stderr);
-    assert_eq!(tokens(&ran, "rows"), [8, 64]);
-    for row in ran.list("rows") {
-        let row = &row["row"];
-        assert!(
-            row["kernelName1"]
-                .as_str()
-                .unwrap()
-                .starts_with("moe_ck2stages_gemm1_")
-        );
-        assert_eq!(
-            (&row["err1"], &row["err2"]),
-            (&"0.0%".into(), &"0.0%".into())
-        );
-    }
-    assert!(remarks(&ran).contains("aiter_tensor_t only supports CUDA tensors"));
-    // Four of the six candidates: the stand-ins have no activation for split sums.
-    let candidates = site.folder.join("out/attempts/01/candidates.csv");
-    assert_eq!(
-        fs_err::read_to_string(candidates).unwrap().lines().count(),
-        1 + 6
-    );
-    assert!(!in_the_tree.exists());
-    // Wrong numbers of every kernel: no row.
-    let wrong = real(&[8]).env("CPU_FAULTS", "wrong@moe:*:*");
-    let ran = wrong.run(&[]);
-    assert_eq!(ran.code, Some(15), "{}", ran.stderr);
-    let reason = ran.list("failed")[0]["reason"].as_str().unwrap();
-    assert!(
-        reason.contains("no candidate gave right numbers"),
-        "{reason}"
-    );
 }

@@ -3,6 +3,7 @@
 
 mod faults;
 mod fused_moe;
+mod fused_moe_real;
 mod real;
 mod real_flags;
 #[path = "../schema/mod.rs"]

@@ -24,7 +24,7 @@ pub(crate) struct Site {
     _keep: tempfile::TempDir,
     pub(crate) folder: Utf8PathBuf,
     tree: Utf8PathBuf,
-    env: Vec<(String, String)>,
+    pub(crate) env: Vec<(String, String)>,
     args: Vec<String>,
 }
 
@@ -122,6 +122,8 @@ impl Site {
             ("ROCM_HOME", cpu.as_str()),
             ("GPU_ARCHS", "gfx942"),
             ("CU_NUM", "304"),
+            // Two workers share the cores.
+            ("OMP_NUM_THREADS", "1"),
             ("PYTHONDONTWRITEBYTECODE", "1"),
         ]
         .map(|(name, value)| (name.to_owned(), value.to_owned()))
@@ -168,6 +170,15 @@ impl Site {
         self
     }
 
+    /// Takes a flag back with its value.
+    #[must_use]
+    pub(crate) fn without(mut self, flag: &str) -> Self {
+        if let Some(at) = self.args.iter().position(|arg| arg == flag) {
+            self.args.drain(at..at + 2);
+        }
+        self
+    }
+
     pub(crate) fn without_fault(&mut self) {
         self.env
             .retain(|(name, _)| !["STANDIN_FAULTS", "CPU_FAULTS"].contains(&name.as_str()));
@@ -207,14 +218,14 @@ impl Site {
             .collect()
     }
 
-    /// Kills the script itself; its keeper and its workers are other processes.
-    /// Kills the tuner itself. The stand-in's workers are forks with the same command line, and their numbers may be
+    /// Kills the tuner itself, not its keeper, nor its workers. The stand-in's workers are forks with the same command line, and their numbers may be
     /// smaller where the system's have wrapped around; the tuner is the one whose parent is none of them.
     pub(crate) fn kill_the_tuner(&self) {
         let is_tuner = |pid: &u32| {
             let line = fs_err::read(format!("/proc/{pid}/cmdline")).unwrap_or_default();
             let words: Vec<&[u8]> = line.split(|byte| *byte == 0).collect();
-            words.len() > 1 && words[1].ends_with(b"_tune.py")
+            // The fused MoE's is the third argument of its runner.
+            words.iter().take(4).any(|word| word.ends_with(b"_tune.py"))
         };
         let parent = |pid: u32| -> Option<u32> {
             let status = fs_err::read_to_string(format!("/proc/{pid}/status")).ok()?;

@@ -104,7 +104,7 @@ def ask(question):
     if not using:
         return answer | {"raises": failure}
     stage, xbf16, arm, first, second = USING.match(using[-1]).groups()
-    answer |= {"stage": stage, "xbf16": bool(xbf16), "line": using[-1]}
+    answer |= {"stage": stage, "xbf16": bool(xbf16), "kernels": [first, second], "line": using[-1]}
     if arm == "default":
         answer["answer"] = "default"
     else:

@@ -238,9 +238,8 @@ def write(path, rows, columns=COLUMNS):
 def run(tree, gfx, cu, groups):
     env = os.environ | {
         "PYTHONPATH": tree,
-        "FMOE_STANDINS": os.path.join(HERE, "../cpu/jit"),
-        "AITER_JIT_DIR": os.path.join(HERE, "jit"),
-        "PATH": ":".join([os.path.join(HERE, "bin"), os.path.join(HERE, "../cpu/bin"), os.environ["PATH"]]),
+        "AITER_JIT_DIR": os.path.join(HERE, "../cpu/jit"),
+        "PATH": os.pathsep.join([os.path.join(HERE, "../cpu/bin"), os.environ["PATH"]]),
         "ROCM_HOME": os.path.join(HERE, "../cpu"),
         "GPU_ARCHS": gfx,
         "CU_NUM": str(cu),

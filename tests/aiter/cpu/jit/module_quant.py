@@ -1,3 +1,3 @@
 """Of the fused MoE."""
 
-from standins_moe import dynamic_per_token_scaled_quant  # noqa: F401
+from standins_moe import _set_current_hip_stream, dynamic_per_token_scaled_quant  # noqa: F401

@@ -1,5 +1,6 @@
 """Replaces what torch would ask of a GPU, and computes what a kernel would."""
 
+import fnmatch
 import os
 import signal
 import time
@@ -9,7 +10,7 @@ import zlib
 import torch
 import torch.overrides
 
-GFX, UNITS, GPUS = "gfx942", 304, int(os.environ.get("CPU_GPUS", "2"))
+GFX, UNITS, GPUS = os.environ["GPU_ARCHS"], int(os.environ["CU_NUM"]), int(os.environ.get("CPU_GPUS", "2"))
 LAUNCHES = []
 
 
@@ -113,6 +114,9 @@ def install():
     torch.profiler.profile = Profile
     mode = Placement()
     mode.__enter__()
+    # The mode is off inside an operator that is given no tensor, where aiter makes one.
+    empty = torch.empty
+    torch.empty = lambda *args, **options: empty(*args, **{name: mode.here(value) for name, value in options.items()})
     torch._stood_in_mode = mode
     try:
         import triton
@@ -137,7 +141,7 @@ def fault(library, kernel, size):
         kind, _, where = text.partition("@")
         kind, _, value = kind.partition("=")
         at = where.split(":")
-        if all(one in ("*", str(this)) for one, this in zip(at, (library, kernel, size))):
+        if all(fnmatch.fnmatchcase(str(this), one) for one, this in zip(at, (library, kernel, size))):
             found[kind] = value
     return found
 

@@ -1,1 +1,0 @@
-from module_aiter_core import *  # noqa: F403
