@@ -197,8 +197,13 @@ impl Engagement {
 
     /// The two counts in words.
     pub fn sentence(&self) -> String {
+        let left = if self.unplanned.is_empty() {
+            String::new()
+        } else {
+            format!("; for {} of them none is deployed", self.unplanned.len())
+        };
         format!(
-            "{} of {} shapes that the tuned server looked up took the row deployed for them",
+            "{} of {} shapes that the tuned server looked up took the row deployed for them{left}",
             self.hit,
             self.looked_up()
         )
