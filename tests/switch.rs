@@ -302,16 +302,23 @@ fn a_branch_that_was_edited_by_hand_is_followed_and_refused() {
 #[test]
 #[ignore = "needs a folder of wheels in GEMMTUNE_WHEELS"]
 fn released_wheels_are_switched_and_restored() {
-    for tree in trees::wheels() {
-        for (arch, rocm, bound) in machines() {
-            for wish in [
-                &["--to", "ck"][..],
-                &["--to", "triton"],
-                &["--to", "ck", "--route", "512,7168"],
-            ] {
-                let done = there_and_back(&tree, arch, rocm, wish, bound);
-                assert!(done.is_some(), "{} {arch} {rocm} {wish:?}", tree.version);
-            }
+    let trees = trees::wheels();
+    std::thread::scope(|scope| {
+        for half in trees.chunks(trees.len().div_ceil(2)) {
+            scope.spawn(|| half.iter().for_each(every_switch));
+        }
+    });
+}
+
+fn every_switch(tree: &Tree) {
+    for (arch, rocm, bound) in machines() {
+        for wish in [
+            &["--to", "ck"][..],
+            &["--to", "triton"],
+            &["--to", "ck", "--route", "512,7168"],
+        ] {
+            let done = there_and_back(tree, arch, rocm, wish, bound);
+            assert!(done.is_some(), "{} {arch} {rocm} {wish:?}", tree.version);
         }
     }
 }

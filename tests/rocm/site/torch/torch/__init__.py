@@ -30,12 +30,28 @@ class dtype:
     def __repr__(self):
         return f"torch.{self.name}"
 
-    def round(self, value):
-        if self.bits is None or value == 0 or not math.isfinite(value):
-            return value
-        exponent = builtins.max(math.frexp(value)[1] - 1, self.lowest)
-        step = 2.0 ** (exponent - self.bits)
-        return builtins.min(builtins.max(round(value / step) * step, -self.largest), self.largest)
+    def round(self, values):
+        """Each to the nearest number of this format, ties to even, as far as the largest."""
+        if self.bits is None:
+            return values
+        # A significand of frexp lies in [0.5, 1): it has one bit before those of the format.
+        frexp, ldexp, scale, below = math.frexp, math.ldexp, 2.0 ** (self.bits + 1), self.bits + 1
+        lowest, largest, finite = self.lowest + 1, self.largest, math.isfinite
+        rounded = []
+        for value in values:
+            if finite(value):
+                significand, exponent = frexp(value)
+                if exponent >= lowest:
+                    value = ldexp(round(significand * scale), exponent - below)
+                else:
+                    step = ldexp(1.0, lowest - below)
+                    value = round(value / step) * step
+                if value > largest:
+                    value = largest
+                elif value < -largest:
+                    value = -largest
+            rounded.append(value)
+        return rounded
 
 
 float64 = dtype("float64", None, 0, 0)
@@ -78,7 +94,7 @@ class Tensor:
     def to(self, dtype):
         if dtype is self.dtype:
             return self
-        return Tensor(list(map(dtype.round, self.values)), self.shape, dtype)
+        return Tensor(dtype.round(self.values), self.shape, dtype)
 
     def float(self):
         return Tensor(self.values, self.shape, float32)
@@ -96,14 +112,25 @@ class Tensor:
         return Tensor(list(map(builtins.abs, self.values)), self.shape, self.dtype)
 
     def amax(self, dim):
-        kept = [axis for axis in range(len(self.shape)) if axis not in dim]
-        largest = {}
-        for index, value in zip(_indices(self.shape), self.values):
-            key = tuple(index[axis] for axis in kept)
-            if value > largest.get(key, -math.inf):
-                largest[key] = value
-        shape = [self.shape[axis] for axis in kept]
-        return Tensor([largest[index] for index in _indices(shape)], shape, self.dtype)
+        values, shape = self.values, list(self.shape)
+        for axis in sorted(dim, reverse=True):
+            # Behind the axis lie `inner` numbers that are compared place by place.
+            inner = math.prod(shape[axis + 1 :])
+            if inner == 1:
+                chunks = (values[at : at + shape[axis]] for at in range(0, len(values), shape[axis]))
+                values = list(map(builtins.max, chunks))
+            else:
+                values = list(
+                    chain.from_iterable(
+                        map(
+                            builtins.max,
+                            *(values[at + i * inner : at + (i + 1) * inner] for i in range(shape[axis])),
+                        )
+                        for at in range(0, len(values), inner * shape[axis])
+                    )
+                )
+            del shape[axis]
+        return Tensor(values, shape, self.dtype)
 
     def repeat_interleave(self, times, dim):
         assert dim == 0
@@ -120,7 +147,7 @@ class Tensor:
 
     def t(self):
         m, n = self.shape
-        return Tensor([self.values[i * n + j] for j in range(n) for i in range(m)], (n, m), self.dtype)
+        return Tensor(list(chain.from_iterable(self.values[j::n] for j in range(n))), (n, m), self.dtype)
 
     def sum(self):
         return Tensor([math.fsum(self.values)], (), self.dtype)
@@ -165,24 +192,19 @@ class Tensor:
             return Tensor([combine(value, other) for value in self.values], self.shape, self.dtype)
         if other.shape == self.shape:
             return Tensor(list(map(combine, self.values, other.values)), self.shape)
-        assert len(other.shape) == len(self.shape)
-        strides, step = [], 1
-        for size in reversed(other.shape):
-            strides.insert(0, 0 if size == 1 else step)
-            step *= size
-        places = (sum(map(operator.mul, index, strides)) for index in _indices(self.shape))
-        return Tensor([combine(value, other.values[at]) for value, at in zip(self.values, places)], self.shape)
+        return Tensor(list(map(combine, self.values, other._spread(self.shape))), self.shape)
 
-
-def _indices(shape):
-    index = [0] * len(shape)
-    for _ in range(math.prod(shape)):
-        yield tuple(index)
-        for axis in range(len(shape) - 1, -1, -1):
-            index[axis] += 1
-            if index[axis] < shape[axis]:
-                break
-            index[axis] = 0
+    def _spread(self, shape):
+        """The numbers of this tensor repeated along the axes in which it has one and `shape` more."""
+        assert len(self.shape) == len(shape)
+        values, inner = self.values, 1
+        for own, wanted in zip(reversed(self.shape), reversed(shape)):
+            if own != wanted:
+                assert own == 1
+                blocks = (values[at : at + inner] for at in range(0, len(values), inner))
+                values = list(chain.from_iterable(block * wanted for block in blocks))
+            inner *= wanted
+        return values
 
 
 def manual_seed(seed):
