@@ -8,14 +8,14 @@ import types
 from itertools import chain
 
 import torch
-from torch import Tensor, device, dtype, float32
+from torch import Tensor, device, float32
 
-int32 = dtype("int32", None, 0, 0)
+int32 = torch.dtype("int32", None, 0, 0)
 _to, _clone, _sum = Tensor.to, Tensor.clone, Tensor.sum
 
 
-def to(self, kind):
-    return self if isinstance(kind, device) else _to(self, kind)
+def to(self, dtype):
+    return self if isinstance(dtype, device) else _to(self, dtype)
 
 
 def clone(self):
