@@ -29,6 +29,9 @@ const OURS: &str = "tuned-fused-moe.csv";
 /// Why each row of the tables before is in the deployed one or not.
 const PROVENANCE: &str = "tuned-fused-moe.provenance.csv";
 
+/// The deployment as a line for a shell, to be used beyond the run; that of dense GEMMs is beside it.
+const ENVIRONMENT: &str = "fused-moe-env.sh";
+
 /// The activation that tuned rows are of (`plan::fused_moe::of_model`).
 const ACTIVATION: &str = "Silu";
 
@@ -142,7 +145,12 @@ impl AiterMoe {
         let written = fs_err::create_dir_all(&folder)
             .and_then(|()| write_atomic(&folder.join(OURS), ours.as_bytes()))
             .and_then(|()| write_atomic(&folder.join(PROVENANCE), merging.provenance.as_bytes()))
-            .and_then(|()| write_atomic(&table, merging.csv.as_bytes()));
+            .and_then(|()| write_atomic(&table, merging.csv.as_bytes()))
+            .and_then(|()| {
+                // The path of a table has nothing in it that a shell would read otherwise.
+                let line = format!("export {VARIABLE}={table}\n");
+                write_atomic(&folder.join(ENVIRONMENT), line.as_bytes())
+            });
         written.map_err(|error| Error::file(&error))?;
         Ok(DeployedMoe {
             env: BTreeMap::from([(VARIABLE.to_owned(), table.to_string())]),
@@ -192,6 +200,7 @@ pub(super) fn take_away(deployed: &DeployedMoe) -> Result<(), Error> {
         deployed.table.clone(),
         beside(&deployed.table, OURS),
         beside(&deployed.table, PROVENANCE),
+        beside(&deployed.table, ENVIRONMENT),
     ] {
         gone(fs_err::remove_file(file))?;
     }
@@ -219,4 +228,81 @@ pub(super) fn resolver<'t>(
     let mut site = lookups.site.clone();
     site.is_shuffled = is_shuffled;
     Resolver::new(table, lookups.rules, site).map_err(|error| unusable(&error))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::super::rows::tests::TABLE;
+    use super::*;
+    use crate::table::fmoe::rules::Release;
+    use crate::table::moe::problem::{MoeProblem, Scales};
+
+    /// What `TABLE` has rows for, at 64 tokens.
+    fn task(experts_of_all: Option<u32>) -> MoeTask {
+        let problem = MoeProblem {
+            experts: 257,
+            n: 256,
+            hidden: Some(7168),
+            topk: Some(9),
+            dtype: "fp8_w8a8".to_owned(),
+            scales: Scales::Block(128, 128),
+            experts_of_all,
+        };
+        MoeTask::of_aiter(&problem, 64).unwrap()
+    }
+
+    /// Both rows before a table in use of these lines, and what a look-up of the first then misses.
+    fn placed(release: Release, in_use: &str, task: &MoeTask) -> (String, Option<String>) {
+        let keep = tempfile::tempdir().unwrap();
+        let path = Utf8PathBuf::try_from(keep.path().join("tuned_fmoe.csv")).unwrap();
+        fs_err::write(&path, in_use).unwrap();
+        let lookups = Lookups::on_mi300x(release, vec![path]);
+        let merging = Merging::of(&lookups, TABLE).unwrap();
+        let (row, _) = rows::candidates(TABLE.as_bytes()).swap_remove(0);
+        let miss = merging.miss(&lookups, task, &row).unwrap();
+        (merging.csv, miss)
+    }
+
+    #[test]
+    fn our_row_is_found_whatever_stood_under_its_key_and_the_others_are_carried_along() {
+        let gelu = TABLE.replace("Silu", "Gelu").replace(",a,", ",gelu_a,");
+        let other = TABLE.lines().nth(1).unwrap().replace("7168", "6144");
+        let repeated = TABLE.replace(",a,", ",older,");
+        let in_use = format!("{gelu}{}{other}\n", repeated.split_once('\n').unwrap().1);
+        for (release, has_gelu) in [(Release::P, true), (Release::H, false)] {
+            let (csv, miss) = placed(release, &in_use, &task(None));
+            assert_eq!(miss, None, "{release}");
+            assert!(!csv.contains("older") && csv.contains(",6144,"), "{csv}");
+            // Where activations are not matched a row of the other one would lend its kernels.
+            assert_eq!(csv.contains("Gelu"), has_gelu, "{csv}");
+        }
+    }
+
+    #[test]
+    fn a_row_that_no_look_up_asks_for_under_expert_parallelism_is_missed() {
+        let in_use = TABLE.lines().next().unwrap().to_owned() + "\n";
+        let (_, miss) = placed(Release::P, &in_use, &task(Some(256)));
+        assert_eq!(miss, None, "303a583c asks for the topk there is");
+        let (_, miss) = placed(Release::H, &in_use, &task(Some(256)));
+        assert!(miss.unwrap().contains("asks for topk=8, one less"));
+    }
+
+    #[test]
+    fn a_silu_row_that_stands_behind_a_gelu_row_is_missed() {
+        let (row, _) = rows::candidates(TABLE.as_bytes()).swap_remove(0);
+        let gelu = TABLE.replace("Silu", "Gelu").replace(",a,", ",gelu_a,");
+        let text = gelu + TABLE.split_once('\n').unwrap().1;
+        let table = Table::read("shadowed", text.as_bytes()).unwrap();
+        let shadowed = |release| {
+            let lookups = Lookups::on_mi300x(release, Vec::new());
+            let resolver = lookups.resolver(&table).unwrap();
+            dry(&table, &resolver, &lookups, &task(None), &row).unwrap()
+        };
+        assert_eq!(shadowed(Release::P), None);
+        assert!(
+            shadowed(Release::H)
+                .unwrap()
+                .contains("the row is of ActivationType.Gelu")
+        );
+    }
 }

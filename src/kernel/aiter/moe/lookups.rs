@@ -74,6 +74,21 @@ impl Lookups {
         })
     }
 
+    /// On MI300X, with these files in use.
+    #[cfg(test)]
+    pub(super) fn on_mi300x(
+        release: crate::table::fmoe::rules::Release,
+        files: Vec<Utf8PathBuf>,
+    ) -> Self {
+        Self {
+            rules: Rules::new(release),
+            site: Site::new("gfx942", 304),
+            today: joined(&files).unwrap(),
+            files,
+            has_small: false,
+        }
+    }
+
     /// The call of `problem` with `tokens`; none where the sizes are not all known.
     pub(super) fn request(&self, problem: &MoeProblem, tokens: u32) -> Option<Request> {
         Some(Request {
