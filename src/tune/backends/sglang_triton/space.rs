@@ -99,8 +99,8 @@ impl Config {
     }
 
     /// Whether AMD's compiler fits the tiles into `limit` bytes of shared memory: it holds a step less than there are stages, and
-    /// with 64 rows of X and more to a wavefront their scales besides. So it was for each of the 1,287 programs of two stages
-    /// and more in `docs/evidence/compile-only` (Triton 3.6).
+    /// with 64 rows of X and more to a wavefront their scales besides. So it was for every program of two stages and
+    /// more in `docs/evidence/compile-only` (Triton 3.6).
     pub fn fits_on_rocm(&self, limit: u64) -> bool {
         let steps = u64::from(self.stages.saturating_sub(1).max(1)) * self.step_bytes();
         let scales = if self.stages > 1 && self.block_m >= LANES * self.warps {
@@ -294,6 +294,8 @@ pub fn is_rocm(device: &Device) -> bool {
 
 #[cfg(test)]
 pub(in crate::tune::backends) mod tests {
+    use std::io::Read as _;
+
     use super::*;
     use crate::problem::Op;
 
@@ -317,30 +319,37 @@ pub(in crate::tune::backends) mod tests {
         }
     }
 
-    /// The recorded programs say what fits: `docs/evidence/compile-only`.
+    /// Every recorded program of two stages and more that was compiled, or refused for its shared memory.
     #[test]
     fn what_fits_on_an_amd_gpu_is_what_its_compiler_said() {
-        let config = |(block_m, block_n, warps, stages)| Config {
-            block_m,
-            block_n,
-            block_k: 128,
-            warps,
-            stages,
-            ..Config::default_for(128, 128)
-        };
-        let fits = |setting| config(setting).fits_on_rocm(64 << 10);
-        for runs in [
-            (256, 256, 8, 2),
-            (128, 256, 4, 2),
-            (128, 128, 4, 3),
-            (256, 256, 4, 1),
-        ] {
-            assert!(fits(runs), "{runs:?}");
+        let folder = concat!(env!("CARGO_MANIFEST_DIR"), "/docs/evidence/compile-only");
+        let (mut fit, mut refused) = (0, 0);
+        for file in fs_err::read_dir(folder).unwrap() {
+            let path = file.unwrap().path();
+            if path.extension().is_none_or(|ending| ending != "gz") {
+                continue;
+            }
+            let mut text = String::new();
+            flate2::read::GzDecoder::new(fs_err::File::open(&path).unwrap())
+                .read_to_string(&mut text)
+                .unwrap();
+            let mut lines = text.lines();
+            let head: Value = serde_json::from_str(lines.next().unwrap()).unwrap();
+            let limit = head["shared_limit"].as_u64().unwrap();
+            for line in lines {
+                let answer: Value = serde_json::from_str(line).unwrap();
+                let config = Config::read(&answer["candidate"]).unwrap();
+                let too_much = answer["detail"]
+                    .as_str()
+                    .is_some_and(|detail| detail.contains("shared memory"));
+                if config.stages < 2 || (answer.get("refused").is_some() && !too_much) {
+                    continue;
+                }
+                assert_eq!(config.fits_on_rocm(limit), !too_much, "{path:?}: {line}");
+                *if too_much { &mut refused } else { &mut fit } += 1;
+            }
         }
-        // The scales of 256 rows, or of 128, are what is too much.
-        for cannot in [(256, 256, 4, 2), (128, 128, 2, 3), (16, 256, 1, 3)] {
-            assert!(!fits(cannot), "{cannot:?}");
-        }
+        assert_eq!((fit, refused), (1335, 40));
     }
 
     pub(in crate::tune::backends) fn shape(m: u32, n: u32, k: u32) -> Shape {
