@@ -12,8 +12,8 @@ use crate::probe::found::KernelTime;
 use crate::probe::ran::{Ran, Seen, judge};
 use crate::probe::{self, Found, LIMIT, Order, ProbeError};
 use crate::problem::{Op, Shape};
-use crate::proc::RunError;
-use crate::run::documents::Deployment;
+use crate::proc::{RunError, quoted};
+use crate::run::documents::{DeployedTable, Deployment};
 use crate::run::error::{Error, ErrorKind};
 use crate::run::stage::Stage;
 use crate::table::aiter::{Row, Table};
@@ -77,6 +77,8 @@ struct Target {
     /// SGLang's function that reaches the operation, where it is known.
     linear: Option<String>,
     table: Table,
+    /// Tables that the run deployed for further operations.
+    others: Vec<DeployedTable>,
 }
 
 #[derive(Debug, Serialize)]
@@ -129,6 +131,14 @@ pub fn run(args: &ProbeArgs, printer: &Printer) -> Result<ExitCode, Error> {
         None => of_run(&super::status::chosen(args.run.as_ref()))?,
     };
     let op = target.table.op;
+    for other in &target.others {
+        printer.warn(format!(
+            "the run deployed a table of {} too: `gemmtune probe --python {} --table {}` tries it",
+            other.op,
+            quoted(&target.python),
+            quoted(&other.table)
+        ));
+    }
     let rows: Vec<_> = target
         .table
         .rows
@@ -347,6 +357,7 @@ fn of_table(args: &ProbeArgs, path: &Utf8Path) -> Result<Target, Error> {
         env,
         linear: None,
         table,
+        others: Vec::new(),
     })
 }
 
@@ -386,9 +397,8 @@ fn of_run(path: &Utf8Path) -> Result<Target, Error> {
             .map(|(name, value)| (name, Some(value))),
     );
     env.extend(deployment.environment());
-    // Of several operations the first; the others are tried by `verify`, as that one is.
-    let first = deployment.tables(&inspection).into_iter().next();
-    let (operation, table) = first.ok_or_else(|| {
+    let mut tables = deployment.tables(&inspection).into_iter();
+    let (operation, table) = tables.next().ok_or_else(|| {
         Error::new(
             ErrorKind::Usage,
             "the run deployed no table of dense GEMMs, whose operation can be tried",
@@ -402,6 +412,7 @@ fn of_run(path: &Utf8Path) -> Result<Target, Error> {
         env,
         linear: operation.linear,
         table: read_table(&ours, Some(operation.op))?,
+        others: tables.map(|(_, table)| table).collect(),
     })
 }
 

@@ -296,6 +296,13 @@ fn two_operations_of_one_server_are_tuned_deployed_verified_and_taken_back_in_on
         "{text}"
     );
 
+    // As a single step the first is tried, and the other is named.
+    let probed = site.run(&["probe", "--json"]);
+    assert_eq!(probed.status.code(), Some(0), "{}", stderr(&probed));
+    let printed: Value = serde_json::from_slice(&probed.stdout).unwrap();
+    assert_eq!(printed["op"], OP);
+    assert!(stderr(&probed).contains(&block), "{}", stderr(&probed));
+
     let output = site.run(&["undo"]);
     assert_eq!(output.status.code(), Some(0), "{}", stderr(&output));
     assert_eq!(site.trees(), before);

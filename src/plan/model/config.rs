@@ -18,14 +18,14 @@ pub enum ModelError {
     #[error("predict the model's layers: its config has no `{0}`")]
     Missing(&'static str),
     /// A dimension is no usable number.
-    #[error(
-        "predict the model's layers: `{key}` is {value}, not a whole number from 1 to 16777216"
-    )]
+    #[error("predict the model's layers: `{key}` is {value}, not a whole number from 1 to {most}")]
     NotANumber {
         /// The key.
         key: &'static str,
         /// The value, shortened.
         value: String,
+        /// The largest that is taken.
+        most: u64,
     },
     /// A list with one entry per layer has fewer.
     #[error("predict the model's layers: `{key}` does not name all {layers} layers")]
@@ -129,6 +129,7 @@ impl Config {
             None => Err(ModelError::NotANumber {
                 key,
                 value: value.to_string().chars().take(40).collect(),
+                most: LARGEST,
             }),
         }
     }

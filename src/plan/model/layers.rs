@@ -111,6 +111,7 @@ impl<'a> Builder<'a> {
             return Err(ModelError::NotANumber {
                 key: "num_hidden_layers",
                 value: depth.to_string(),
+                most: MOST_LAYERS,
             });
         }
         Ok(Self {

@@ -521,26 +521,24 @@ fn configs_that_predict_nothing_say_why() {
             .unwrap_err()
             .to_string()
     };
-    assert!(error("{").starts_with("read the model's config"));
-    assert!(error("[]").contains("no JSON object"));
-    assert!(error("{}").contains("quantization_config"));
     let fp8 = r#""model_type": "llama", "quantization_config": {"quant_method": "fp8", "weight_block_size": [128, 128]}"#;
-    assert_eq!(
-        error(&format!("{{{fp8}}}")),
-        "predict the model's layers: its config has no `num_hidden_layers`"
-    );
     let with = |rest: &str| format!("{{{fp8}, {rest}}}");
-    assert!(error(&with(r#""num_hidden_layers": -3"#)).contains("`num_hidden_layers` is -3"));
-    assert!(
-        error(&with(r#""num_hidden_layers": 16777216, "hidden_size": 8"#))
-            .contains("num_hidden_layers")
-    );
-    for method in ["quark", "modelopt", "awq"] {
-        let text = format!(r#"{{"quantization_config": {{"quant_method": "{method}"}}}}"#);
-        assert!(error(&text).contains(method));
-    }
-    let per_tensor = r#"{"quantization_config": {"quant_method": "fp8"}}"#;
-    assert!(error(per_tensor).contains("one scale per tensor"));
+    let quantised =
+        |method: &str| format!(r#"{{"quantization_config": {{"quant_method": "{method}"}}}}"#);
+    let texts = [
+        "{".to_owned(),
+        "[]".to_owned(),
+        "{}".to_owned(),
+        format!("{{{fp8}}}"),
+        with(r#""num_hidden_layers": -3"#),
+        with(r#""num_hidden_layers": 16777216, "hidden_size": 8"#),
+        quantised("quark"),
+        quantised("modelopt"),
+        quantised("awq"),
+        quantised("fp8"),
+    ];
+    let said = texts.map(|text| format!("{text}\n    {}", error(&text)));
+    insta::assert_snapshot!("refused_configs", said.join("\n"));
 }
 
 #[test]

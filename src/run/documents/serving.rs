@@ -299,4 +299,28 @@ mod tests {
             );
         }
     }
+
+    #[test]
+    fn a_table_that_serves_nothing_is_refused_although_that_of_another_operation_serves() {
+        let asked = |hit, missed| Asked { hit, missed };
+        let seen = |block: Asked| Engagement {
+            hit: 40 + block.hit,
+            missed: vec!["b".to_owned(); block.missed],
+            operations: [("channel", asked(40, 0)), ("block", block)]
+                .map(|(op, asked)| (op.to_owned(), asked))
+                .into(),
+            ..Engagement::default()
+        };
+        assert_eq!(seen(asked(3, 1)).refusal(), None);
+        assert_eq!(
+            seen(asked(0, 0)).refusal(),
+            None,
+            "the workload ran none of it"
+        );
+        let refusal = seen(asked(0, 4)).refusal().unwrap();
+        assert!(
+            refusal.contains("none of the 4 shapes of block"),
+            "{refusal}"
+        );
+    }
 }
