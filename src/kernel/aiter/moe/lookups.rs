@@ -113,18 +113,25 @@ impl Lookups {
         let keys: BTreeSet<u32> = tokens
             .map(|tokens| self.rules.rounding.token(tokens))
             .collect();
-        let (mut rows, mut odd) = (0, None);
+        let (mut rows, mut odd) = (0, Vec::new());
         for token in &keys {
             let Some(request) = self.request(problem, *token) else {
                 continue;
             };
             let answer = resolver.find(&request);
-            rows += usize::from(answer.served.row().is_some());
-            if odd.is_none() {
-                odd = reason::why(&self.today, &resolver, &request, &answer)
-                    .map(|why| format!("; at M = {token}: {why}"));
+            let hits = answer.served.row().is_some();
+            rows += usize::from(hits);
+            if let Some(why) = reason::why(&self.today, &resolver, &request, &answer) {
+                // A row that serves and should not tells most, a size without a row least.
+                let tells = match hits {
+                    true => 0,
+                    false if !why.starts_with("no row has token") => 1,
+                    false => 2,
+                };
+                odd.push((tells, format!("; at M = {token}: {why}")));
             }
         }
+        let odd = odd.into_iter().min_by_key(|(tells, _)| *tells);
         let served = match keys.len() - rows {
             0 => "rows of the tables in use".to_owned(),
             left if rows == 0 => {
@@ -134,7 +141,7 @@ impl Lookups {
                 "rows of the tables in use at {rows} sizes and aiter's own choice at {left}"
             ),
         };
-        Ok(served + &odd.unwrap_or_default())
+        Ok(served + &odd.map_or_else(String::new, |(_, why)| why))
     }
 
     /// Why a row for `problem` at `m` tokens is not worth tuning.
@@ -208,6 +215,42 @@ pub(super) fn unusable(error: &LookupError) -> Error {
 mod tests {
     use super::*;
     use crate::table::moe::problem::Scales;
+
+    #[test]
+    fn of_all_reasons_the_one_that_tells_most_is_said() {
+        use crate::kernel::aiter::moe::rows::tests::TABLE;
+        use crate::table::fmoe::rules::Release;
+
+        let keep = tempfile::tempdir().unwrap();
+        let path = Utf8PathBuf::try_from(keep.path().join("tuned_fmoe.csv")).unwrap();
+        let problem = |experts_of_all| MoeProblem {
+            experts: 257,
+            n: 256,
+            hidden: Some(7168),
+            topk: Some(9),
+            dtype: "fp8_w8a8".to_owned(),
+            scales: Scales::Block(128, 128),
+            experts_of_all,
+        };
+        let today = |text: &str, experts_of_all| {
+            fs_err::write(&path, text).unwrap();
+            let lookups = Lookups::on_mi300x(Release::H, vec![path.clone()]);
+            let tokens = [1, 2, 64].into_iter();
+            lookups.today(&problem(experts_of_all), tokens).unwrap()
+        };
+        let shadowed = today(&TABLE.replace("Silu", "Gelu"), None);
+        assert!(
+            shadowed.contains("at M = 64: the row is of ActivationType.Gelu"),
+            "{shadowed}"
+        );
+        let masked = today(TABLE, Some(512));
+        assert!(masked.contains("asks for topk=8, one less"), "{masked}");
+        let missing = today(TABLE, None);
+        assert!(
+            missing.contains("at M = 1: no row has token=1"),
+            "{missing}"
+        );
+    }
 
     #[test]
     fn sglangs_own_kernel_takes_the_sizes_it_was_made_for_and_no_others() {
