@@ -70,6 +70,12 @@ impl Site {
             let around = fs_err::read_to_string(tests.join("rocm/real/with_tables.py")).unwrap();
             let standin = fs_err::read_to_string(package.join("__init__.py")).unwrap();
             fs_err::write(package.join("__init__.py"), standin + &around).unwrap();
+            // The played fused MoE needs the played torch.
+            fs_err::copy(
+                tests.join("rocm/real/fused_moe.py"),
+                package.join("fused_moe.py"),
+            )
+            .unwrap();
         } else {
             for part in ["torch", "sglang"] {
                 copy_folder(&played.join(part), &folder.join(part));

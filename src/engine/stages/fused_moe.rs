@@ -76,7 +76,9 @@ pub(super) fn plan(
     inspection: &Inspection,
     told: &Captured,
 ) -> Result<Planned, Error> {
-    let Some(kernels) = &engine.backend.fused_moe else {
+    // Of a model without experts nothing is asked, not even which look-up its kernels have.
+    let ran = !told.fused_moe.is_empty();
+    let Some(kernels) = engine.backend.fused_moe.as_ref().filter(|_| ran) else {
         return Ok(Planned {
             device: Device::unknown(&inspection.gfx, inspection.cu_num),
             rows: Vec::new(),
