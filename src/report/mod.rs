@@ -10,7 +10,7 @@ mod loads;
 mod markdown;
 pub mod model;
 mod number;
-mod operations;
+pub mod operations;
 mod page;
 mod section;
 mod step;

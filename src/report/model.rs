@@ -5,6 +5,7 @@
 
 use serde::{Deserialize, Serialize};
 
+use super::operations::DenseOperation;
 use crate::bench::parity::Agreement;
 use crate::compare::{Comparison, MetricResult, Verdict};
 use crate::problem::Op;
@@ -336,28 +337,6 @@ impl Stays {
         };
         format!("stays on {}: {} {at}", self.on, self.why)
     }
-}
-
-/// One of several operations of dense GEMMs.
-#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
-pub struct DenseOperation {
-    pub op: Op,
-    /// What served it before, in words.
-    pub today: String,
-    /// Shapes of it that were captured.
-    pub captured: usize,
-    /// Its share of the estimated time of all dense GEMMs that were planned, 0 to 1.
-    pub share: f64,
-    /// Rows planned.
-    pub planned: usize,
-    /// Of them tuned, and of these faster than what serves today; absent before.
-    pub tuned: Option<usize>,
-    pub faster: Option<usize>,
-    /// Rows in its deployed table; absent where it has none.
-    pub deployed: Option<usize>,
-    /// Shapes that the tuned server looked up, and those that took the row deployed for them; absent before.
-    pub looked_up: Option<usize>,
-    pub hits: Option<usize>,
 }
 
 /// Something that was not done.

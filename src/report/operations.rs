@@ -1,10 +1,34 @@
 //! The operations of dense GEMMs, where a run tuned several: what each is worth and what became of it.
 
 use maud::{Markup, html};
+use serde::{Deserialize, Serialize};
 
-use super::model::{DenseOperation, Report};
+use super::model::Report;
 use super::number::{percent, whole};
 use super::section::{Number, Wide, table};
+use crate::problem::Op;
+
+/// One of several operations of dense GEMMs.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+pub struct DenseOperation {
+    pub op: Op,
+    /// What served it before, in words.
+    pub today: String,
+    /// Shapes of it that were captured.
+    pub captured: usize,
+    /// Its share of the estimated time of all dense GEMMs that were planned, 0 to 1.
+    pub share: f64,
+    /// Rows planned.
+    pub planned: usize,
+    /// Of them tuned, and of these faster than what serves today; absent before.
+    pub tuned: Option<usize>,
+    pub faster: Option<usize>,
+    /// Rows in its deployed table; absent where it has none.
+    pub deployed: Option<usize>,
+    /// Shapes that the tuned server looked up, and those that took the row deployed for them; absent before.
+    pub looked_up: Option<usize>,
+    pub hits: Option<usize>,
+}
 
 /// The columns of a table.
 pub(super) const HEAD: [&str; 6] = [
@@ -56,7 +80,6 @@ fn line(one: &DenseOperation) -> [String; 6] {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::problem::Op;
 
     #[test]
     fn what_did_not_take_place_has_no_number() {

@@ -1,7 +1,8 @@
 //! What became of each operation of dense GEMMs, where a run tunes several.
 
 use crate::plan::Plan;
-use crate::report::model::{DenseOperation, ShapeRow};
+use crate::report::model::ShapeRow;
+use crate::report::operations::DenseOperation;
 use crate::run::documents::{Deployment, Inspection, Tuned, Verified};
 
 /// A line for each; none where there is one only.

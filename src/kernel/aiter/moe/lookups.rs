@@ -122,16 +122,11 @@ impl Lookups {
             let hits = answer.served.row().is_some();
             rows += usize::from(hits);
             if let Some(why) = reason::why(&self.today, &resolver, &request, &answer) {
-                // A row that serves and should not tells most, a size without a row least.
-                let tells = match hits {
-                    true => 0,
-                    false if !why.starts_with("no row has token") => 1,
-                    false => 2,
-                };
-                odd.push((tells, format!("; at M = {token}: {why}")));
+                odd.push((hits, format!("; at M = {token}: {why}")));
             }
         }
-        let odd = odd.into_iter().min_by_key(|(tells, _)| *tells);
+        // A row that serves and should not tells more than a size without a row.
+        let odd = odd.into_iter().min_by_key(|(hits, _)| !hits);
         let served = match keys.len() - rows {
             0 => "rows of the tables in use".to_owned(),
             left if rows == 0 => {
