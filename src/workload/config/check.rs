@@ -89,6 +89,14 @@ impl Config {
                 why: "only the fused MoE of SGLang's Triton kernel is raced under a routing: kinds `sglang-moe`, `sglang-triton` and `sglang-families`",
             });
         }
+        let limit = self.backend.err_ratio;
+        if let Some(share) = limit.filter(|_| self.backend.kind != BackendKind::Aiter) {
+            return Err(ConfigError::Value {
+                name: "backend.err_ratio".to_owned(),
+                value: share.get().to_string(),
+                why: "it is a limit of aiter's own tuners: kind `aiter`",
+            });
+        }
         if self.backend.kind == BackendKind::SglangMoe {
             let (name, value, why) = if self.backend.fused_moe == FusedMoe::Leave {
                 let why = "`kind = \"sglang-moe\"` tunes nothing else";

@@ -44,25 +44,37 @@ impl FusedMoe {
 mod tests {
     use crate::workload::config::{Config, Routing};
 
-    fn parsed(kind: &str) -> Result<Config, String> {
+    fn parsed(kind: &str, choice: &str) -> Result<Config, String> {
         let text = format!(
             "[workload]\nname = \"x\"\n[server]\ncommand = [\"serve\"]\n[benchmark]\ncommand = [\"bench\"]\nresults = \"r.jsonl\"\n\
-             [backend]\nkind = \"{kind}\"\npython = \"python3\"\nexpert_routing = \"skewed\"\n"
+             [backend]\nkind = \"{kind}\"\npython = \"python3\"\n{choice}\n"
         );
         Config::parse(&text).map_err(|error| error.to_string())
     }
 
     #[test]
     fn a_routing_is_taken_where_a_fused_moe_is_raced_under_one() {
+        let skewed = "expert_routing = \"skewed\"";
         for kind in ["sglang-moe", "sglang-triton", "sglang-families"] {
             assert_eq!(
-                parsed(kind).unwrap().backend.expert_routing,
+                parsed(kind, skewed).unwrap().backend.expert_routing,
                 Routing::Skewed
             );
         }
         for kind in ["aiter", "aiter-triton"] {
-            let refused = parsed(kind).unwrap_err();
+            let refused = parsed(kind, skewed).unwrap_err();
             assert!(refused.contains("backend.expert_routing"), "{refused}");
+        }
+    }
+
+    #[test]
+    fn a_limit_of_aiters_tuner_is_taken_where_that_runs() {
+        let limit = "err_ratio = 0.2";
+        let share = parsed("aiter", limit).unwrap().backend.err_ratio;
+        assert_eq!(share.map(crate::workload::share::Share::get), Some(0.2));
+        for kind in ["reference", "sglang-moe", "sglang-triton", "aiter-triton"] {
+            let refused = parsed(kind, limit).unwrap_err();
+            assert!(refused.contains("backend.err_ratio"), "{refused}");
         }
     }
 }
