@@ -1,8 +1,10 @@
 //! `gemmtune init` on forty launch scripts in the shapes of public ones: each is watched and read, and what reading
 //! takes for known must be what was really started.
 
+#[path = "ports/mod.rs"]
+mod ports;
+
 use std::collections::BTreeMap;
-use std::net::TcpListener;
 use std::os::unix::fs::PermissionsExt as _;
 use std::process::{Command, Output};
 use std::sync::Mutex;
@@ -89,9 +91,7 @@ impl Home {
 
     /// A folder of its own for one script, with ports that are free.
     fn place(&self, script: &Utf8Path) -> (Utf8PathBuf, String) {
-        let listeners = [0, 1].map(|_| TcpListener::bind("127.0.0.1:0").unwrap());
-        let [port, next] =
-            listeners.map(|listener| listener.local_addr().unwrap().port().to_string());
+        let [port, next] = [0, 1].map(|_| ports::reserve().to_string());
         let place = self.folder.join(script.file_stem().unwrap());
         fs_err::create_dir(&place).unwrap();
         let of = |text: &str| {

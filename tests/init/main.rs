@@ -1,5 +1,7 @@
 //! `gemmtune init` on real files and a real process.
 
 mod observing;
+#[path = "../ports/mod.rs"]
+mod ports;
 mod reading;
 mod support;

@@ -4,12 +4,12 @@ use std::process::Command;
 
 use serde_json::Value;
 
-use crate::support::{Job, Running, free_port, python3, text, tree_of, wait_for, watching};
+use crate::support::{Job, Running, python3, text, tree_of, wait_for, watching};
 
 #[test]
 fn a_running_server_is_observed_with_every_variable_it_may_read() {
     let job = Job::new("");
-    let port = free_port();
+    let port = crate::ports::reserve().to_string();
     let server = Running(
         python3(&job)
             .args([
@@ -105,12 +105,12 @@ fn a_process_that_is_no_server_is_refused() {
 
 #[test]
 fn ctrl_c_ends_what_init_started_and_nothing_else() {
-    let port = free_port();
+    let port = crate::ports::reserve().to_string();
     let job = Job::new(&format!(
         "export SGLANG_USE_AITER=1\nsetsid nohup python3 -m sglang.launch_server --model-path /m --port {port} > log 2>&1 &\nsleep 600\n"
     ));
     // Another server with the same command line.
-    let other_port = free_port();
+    let other_port = crate::ports::reserve().to_string();
     let mut other = Running(
         python3(&job)
             .args([

@@ -57,12 +57,6 @@ pub(crate) fn site() -> Utf8PathBuf {
     Utf8Path::new(env!("CARGO_MANIFEST_DIR")).join("testdata/init/site")
 }
 
-/// A port that nobody uses.
-pub(crate) fn free_port() -> String {
-    let listener = std::net::TcpListener::bind("127.0.0.1:0").unwrap();
-    listener.local_addr().unwrap().port().to_string()
-}
-
 /// A child that is ended with its test.
 pub(crate) struct Running(pub(crate) std::process::Child);
 

@@ -1,6 +1,8 @@
 //! `gemmtune run` on an AMD site that is played: a reduced SGLang tree, an aiter with look-ups and modules of its own, a
 //! torch in Python floats, aiter's tuner as a stand-in. No GPU, no package; `docs/rocm.md` says what that shows.
 
+#[path = "../ports/mod.rs"]
+mod ports;
 #[path = "../schema/mod.rs"]
 #[allow(dead_code, reason = "each test file includes it and uses its part")]
 mod schema;

@@ -1,8 +1,6 @@
 //! An AMD site that is played, in a folder of its own, driven through the real binary.
 
-use std::net::TcpListener;
 use std::process::{Command, Output};
-use std::sync::atomic::{AtomicU16, Ordering};
 use std::time::{Duration, Instant, SystemTime};
 
 use camino::{Utf8Path, Utf8PathBuf};
@@ -124,7 +122,7 @@ impl Site {
 
     fn write_config(&self, change: &Change<'_>) {
         let folder = &self.folder;
-        let port = free_port();
+        let port = crate::ports::reserve();
         let mut env = vec![
             ("PYTHONPATH", self.path(change.real.as_ref())),
             ("PYTHONDONTWRITEBYTECODE", "1".to_owned()),
@@ -417,18 +415,6 @@ impl Site {
         while alive() {
             assert!(Instant::now() < until, "something is still alive");
             std::thread::sleep(Duration::from_millis(20));
-        }
-    }
-}
-
-/// A port that nobody is given by chance: below those that Linux hands out, so that it is still free at the next start.
-fn free_port() -> u16 {
-    static NEXT: AtomicU16 = AtomicU16::new(0);
-    let first = 20_000 + u16::try_from(std::process::id() % 1_200).unwrap() * 10;
-    loop {
-        let port = first + NEXT.fetch_add(1, Ordering::Relaxed) % 10;
-        if TcpListener::bind(("127.0.0.1", port)).is_ok() {
-            return port;
         }
     }
 }

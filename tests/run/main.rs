@@ -7,6 +7,8 @@ mod first_hour;
 mod fused_moe;
 mod interrupts;
 mod loops;
+#[path = "../ports/mod.rs"]
+mod ports;
 mod profile;
 mod rest;
 mod route;

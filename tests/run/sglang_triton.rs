@@ -1,7 +1,6 @@
 //! The loop against a stand-in for an SGLang server on an NVIDIA GPU (`testdata/sglang-standin`): the real overlay,
 //! record files, race, table look-up and comparison; GEMMs and the GPU worker are played.
 
-use std::net::TcpListener;
 use std::process::{Command, Output};
 
 use camino::{Utf8Path, Utf8PathBuf};
@@ -22,9 +21,7 @@ impl Scene {
             .unwrap();
         let testdata = Utf8Path::new(env!("CARGO_MANIFEST_DIR")).join("testdata");
         let standin = testdata.join("sglang-standin");
-        let free = TcpListener::bind("127.0.0.1:0").unwrap();
-        let port = free.local_addr().unwrap().port().to_string();
-        drop(free);
+        let port = crate::ports::reserve().to_string();
         let python = standin.join("python");
         let mut command = vec![python.as_str(), "-m", "standin.server", "--port", &port];
         command.extend(server);

@@ -1,6 +1,5 @@
 //! A run in a folder of its own, driven through the real binary.
 
-use std::net::TcpListener;
 use std::process::{Child, Command, Output, Stdio};
 use std::time::{Duration, Instant};
 
@@ -38,12 +37,7 @@ impl Site {
         let model = folder.join("model");
         fs_err::create_dir(&model).unwrap();
         fs_err::write(model.join("config.json"), MODEL).unwrap();
-        let port = TcpListener::bind("127.0.0.1:0")
-            .unwrap()
-            .local_addr()
-            .unwrap()
-            .port()
-            .to_string();
+        let port = crate::ports::reserve().to_string();
         let mut command = vec![
             env!("CARGO_BIN_EXE_gemmtune"),
             "reference-server",
