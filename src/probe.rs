@@ -49,13 +49,10 @@ pub fn sizes(shapes: &BTreeSet<Shape>) -> Vec<Shape> {
 /// What is to be tried.
 #[derive(Debug)]
 pub struct Order<'a> {
-    /// The server's interpreter.
     pub python: &'a str,
-    /// Its working folder.
     pub folder: Option<Utf8PathBuf>,
     /// The environment of the server, on top of our own.
     pub env: BTreeMap<String, Option<String>>,
-    /// The operation.
     pub op: Op,
     /// SGLang's function that reaches a per-channel operation, where it is known.
     pub linear: Option<&'a str>,
@@ -65,16 +62,13 @@ pub struct Order<'a> {
     pub times: &'a [Shape],
     /// Longest that all of it may take; the first call may compile a module.
     pub limit: Duration,
-    /// Starts the process.
     pub keeper: &'a Keeper,
-    /// Ends it early.
     pub interrupt: &'a Interrupt,
 }
 
 /// The numbers of one shape.
 #[derive(Clone, Debug, PartialEq, Serialize)]
 pub struct Check {
-    /// The problem.
     pub shape: Shape,
     /// Relative Frobenius error; absent where there is none.
     pub error: Option<f64>,
@@ -94,7 +88,6 @@ impl Check {
 /// The time of one shape.
 #[derive(Clone, Debug, PartialEq, Serialize)]
 pub struct Time {
-    /// The problem.
     pub shape: Shape,
     /// Of one call, µs.
     pub us: Option<f64>,
@@ -135,12 +128,7 @@ pub enum ProbeError {
     Write(#[source] std::io::Error),
     /// It ended before it tried anything.
     #[error("try the deployed operation with `{python}`: {said}")]
-    Nothing {
-        /// The interpreter.
-        python: String,
-        /// Its last words.
-        said: String,
-    },
+    Nothing { python: String, said: String },
 }
 
 /// Refuses an operation whose operands the program does not know.

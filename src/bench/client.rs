@@ -19,7 +19,6 @@ pub enum RequestError {
     /// No answer, a reset, or the deadline passed.
     #[error("{0}")]
     Transport(String),
-    /// The deadline passed.
     #[error("no end of the answer within {0:?}")]
     Deadline(Duration),
     /// A status other than 200.
@@ -37,12 +36,7 @@ pub enum RequestError {
     Malformed(String),
     /// The stream ended before the answer did.
     #[error("the answer ended early, after {pieces} pieces: {cause}")]
-    CutOff {
-        /// Pieces received.
-        pieces: usize,
-        /// What ended it.
-        cause: String,
-    },
+    CutOff { pieces: usize, cause: String },
     /// The caller asked to stop.
     #[error("stopped")]
     Stopped,

@@ -16,7 +16,6 @@ pub struct Load {
     pub model: String,
     /// Requests in flight at once.
     pub concurrency: usize,
-    /// Requests measured.
     pub requests: usize,
     /// Requests sent before, at the same concurrency, with prompts of their own; not measured.
     pub warmup: usize,
@@ -24,7 +23,6 @@ pub struct Load {
     pub input_len: usize,
     /// Tokens generated for each.
     pub output_len: usize,
-    /// Names the prompts.
     pub seed: u64,
     /// What prompts are made of.
     pub prompt: prompt::Kind,
@@ -95,7 +93,6 @@ pub enum Progress {
     Answered {
         /// Ended so far.
         done: usize,
-        /// Asked for.
         of: usize,
         /// Failed so far.
         failed: usize,

@@ -36,7 +36,6 @@ pub struct Parity {
     pub input_len: usize,
     /// Tokens generated for each.
     pub output_len: usize,
-    /// Names the prompts.
     pub seed: u64,
     /// What prompts are made of.
     pub prompt: prompt::Kind,
@@ -48,11 +47,9 @@ pub struct Parity {
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Recording {
     pub format: u32,
-    /// Names the prompts.
     pub seed: u64,
     /// Length of each prompt.
     pub input_len: usize,
-    /// Tokens asked for.
     pub output_len: usize,
     /// One round per concurrency.
     pub rounds: Vec<Round>,
@@ -77,9 +74,7 @@ pub enum ParityError {
         "record the answers: {failed} of {of} requests failed at concurrency {concurrency}; the first: {first}"
     )]
     Requests {
-        /// Failed requests.
         failed: usize,
-        /// Requests sent.
         of: usize,
         /// Requests in flight.
         concurrency: usize,
@@ -177,7 +172,6 @@ pub struct Divergence {
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
 pub struct Agreement {
     pub relation: Relation,
-    /// Answers compared.
     pub answers: usize,
     /// Answers equal to the last byte.
     pub equal_answers: usize,

@@ -74,11 +74,9 @@ pub struct Engine<'a> {
 pub struct Surroundings<'a> {
     /// Finds what serves and what is tuned.
     pub backend: FindBackend,
-    /// Keeps children.
     pub keeper: Keeper,
     /// The user's wish to stop.
     pub interrupt: Interrupt,
-    /// Told of everything.
     pub observer: &'a mut dyn FnMut(&Notice),
     /// The command line, for whoever finds the run locked.
     pub command: String,

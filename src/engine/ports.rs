@@ -34,7 +34,6 @@ use crate::workload::env::Environment;
 /// What serves, and the kernels that are tuned for it.
 #[derive(Clone)]
 pub struct Backend {
-    /// What serves.
     pub server: Arc<dyn Server>,
     /// The kernels of its dense GEMMs; absent where those are left to whatever serves them.
     pub kernels: Option<Arc<dyn Kernels>>,
@@ -48,7 +47,6 @@ pub type FindBackend = fn(&Config, &Keeper) -> Result<Backend, Error>;
 /// What a tune step needs.
 #[derive(Debug)]
 pub struct TuneOrder<'a> {
-    /// The run.
     pub run: &'a RunDir,
     /// Where results of this operation lie.
     pub folder: &'a Utf8Path,
@@ -69,22 +67,18 @@ pub struct PlanTerms {
     pub tables: Vec<Table>,
     /// SGLang's tables that serve today, by the names they are found under.
     pub configs: Vec<(FileName, TritonConfig)>,
-    /// Look-up rules.
     pub revision: Revision,
     /// Rates that weigh shapes against one another.
     pub device: Device,
     /// How many M share a row.
     pub fold: Fold,
-    /// What tuning costs.
     pub cost: Cost,
 }
 
 /// What is deployed, and where what belongs to it lies.
 #[derive(Clone, Copy, Debug)]
 pub struct Deployed<'a> {
-    /// The run.
     pub run: &'a RunDir,
-    /// What was found.
     pub inspection: &'a Inspection,
     /// What was put in place.
     pub deployment: &'a Deployment,

@@ -18,9 +18,7 @@ use crate::workload::loopback::{agent, take_no_proxy};
 /// How a server is started and recognised as ready.
 #[derive(Clone, Debug)]
 pub struct ServerOrder {
-    /// Program and arguments.
     pub argv: Vec<String>,
-    /// Working folder.
     pub folder: Utf8PathBuf,
     /// Environment on top of our own.
     pub env: Environment,

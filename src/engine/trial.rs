@@ -38,7 +38,6 @@ pub(crate) const PROMPTS: prompt::Kind = prompt::Kind::TokenIds {
 pub(crate) struct TrialOrder {
     /// The stage it belongs to.
     pub(crate) stage: Stage,
-    /// What for.
     pub(crate) role: Role,
     /// Environment of the server on top of the configured one.
     pub(crate) env: Environment,
@@ -50,18 +49,14 @@ pub(crate) struct TrialOrder {
 /// A trial that ended well.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub(crate) struct TrialDone {
-    /// Its number.
     pub(crate) number: u32,
-    /// Its folder.
     pub(crate) folder: Utf8PathBuf,
 }
 
 /// What was started in a trial, for people who want to do it again.
 #[derive(Clone, Debug, Serialize, Deserialize)]
 pub(crate) struct Started {
-    /// Server command.
     pub(crate) argv: Vec<String>,
-    /// Its folder.
     pub(crate) folder: Utf8PathBuf,
     /// Variables set or removed.
     pub(crate) env: Environment,

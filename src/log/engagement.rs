@@ -35,7 +35,6 @@ pub struct Lookup {
 /// What a look-up found.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub enum Outcome {
-    /// A row.
     Hit(Hit),
     /// None: the operation's default kernel runs.
     Miss {

@@ -11,7 +11,6 @@ use crate::table::moe::name::TableName;
 /// What a line says of a table.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(super) enum Said {
-    /// It was read.
     Read,
     /// That of another Triton version was read.
     OtherTriton,

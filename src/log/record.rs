@@ -149,7 +149,6 @@ pub enum Record {
     Dispatch {
         /// Qualified name and module.
         identity: String,
-        /// Times said.
         count: u64,
     },
     /// A hooked module was loaded from a file.
@@ -166,12 +165,10 @@ pub enum Record {
         n: u32,
         /// Input features.
         k: u32,
-        /// What served it.
         served: TritonServed,
     },
     /// Calls of one fused MoE.
     MoeCalls {
-        /// The problem.
         problem: MoeProblem,
         /// Tokens of the forward.
         m: u32,
@@ -184,16 +181,13 @@ pub enum Record {
     },
     /// What a fused MoE was served with, once per problem, M and process.
     MoeServed {
-        /// The problem.
         problem: MoeProblem,
         /// Tokens of the forward.
         m: u32,
-        /// What served it.
         served: MoeServed,
     },
     /// Calls of aiter's fused MoE.
     AiterMoeCalls {
-        /// The call.
         call: AiterMoe,
         /// How the calls ran.
         kind: CallKind,
@@ -204,9 +198,7 @@ pub enum Record {
     },
     /// What a call of aiter's fused MoE was served with, once per call and process.
     AiterMoeServed {
-        /// The call.
         call: AiterMoe,
-        /// What served it.
         served: AiterMoeServed,
     },
     /// What computed a GEMM that may be routed.

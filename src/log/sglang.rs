@@ -35,7 +35,6 @@ pub struct Capture {
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Serialize)]
 #[serde(rename_all = "snake_case")]
 pub enum CaptureUnit {
-    /// Requests.
     Bs,
     NumTokens,
 }

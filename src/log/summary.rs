@@ -147,7 +147,6 @@ pub struct Malformed {
     /// Position of its first byte.
     pub offset: u64,
     pub reason: String,
-    /// Its beginning.
     pub text: String,
 }
 

@@ -23,7 +23,6 @@ pub struct Rung {
 /// The terms of the estimate.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
 pub struct Cost {
-    /// Who tunes.
     pub tuner: Cow<'static, str>,
     /// Candidates per shape.
     pub candidates: f64,
@@ -33,7 +32,6 @@ pub struct Cost {
     pub shape_s: f64,
     /// How much slower than the roofline a candidate runs on average.
     pub slowdown: f64,
-    /// The rungs.
     pub rungs: Vec<Rung>,
     /// Where the terms come from.
     pub source: Cow<'static, str>,

@@ -17,7 +17,6 @@ use crate::table::roofline::Device;
 pub enum Verdict {
     /// Rows are worth tuning.
     Tune,
-    /// Nothing is.
     Nothing,
 }
 
@@ -56,9 +55,7 @@ pub struct PlannedRow {
 /// A shape in the plan's document.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub struct PlannedShape {
-    /// Operation.
     pub op: Op,
-    /// Tokens.
     #[serde(rename = "M")]
     pub m: u32,
     /// Output features.
@@ -87,7 +84,6 @@ impl PlannedShape {
 /// A shape that another row will serve.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
 pub struct Folded {
-    /// The shape.
     #[serde(flatten)]
     pub shape: PlannedShape,
     /// M of the row that will serve it.
@@ -97,14 +93,12 @@ pub struct Folded {
 /// A shape that a good row serves already.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
 pub struct AlreadyServed {
-    /// The shape.
     #[serde(flatten)]
     pub shape: PlannedShape,
     /// M of the row.
     pub by: u32,
     /// The table it stands in.
     pub table: String,
-    /// Its line.
     pub line: u64,
 }
 
@@ -165,7 +159,6 @@ pub struct Plan {
     pub calls: f64,
     /// Estimated time of those calls in microseconds.
     pub estimated_us: f64,
-    /// Hit rates.
     pub hit_rate: HitRates,
     /// Estimated seconds of one device for `tune`.
     pub gpu_seconds: f64,

@@ -72,7 +72,6 @@ fn module_looks_up(op: Op) -> bool {
 /// The row that serves a shape.
 #[derive(Clone, Copy, Debug, PartialEq)]
 pub struct Served {
-    /// Its M.
     pub m: u32,
     /// Its line in the table it comes from; 0 for a planned row.
     pub line: u64,

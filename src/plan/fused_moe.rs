@@ -47,7 +47,6 @@ pub struct Wanted {
     pub problem: Problem,
     /// The rounded tokens.
     pub token: u32,
-    /// Why.
     pub because: Because,
     /// Calls seen that ask for it.
     pub records: u64,
@@ -58,7 +57,6 @@ pub struct Wanted {
 /// Rows to tune, largest first, and what was left out.
 #[derive(Clone, Debug, Default, PartialEq)]
 pub struct Plan {
-    /// Rows to tune.
     pub rows: Vec<Wanted>,
     /// Keys that a row serves already.
     pub served: usize,

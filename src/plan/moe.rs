@@ -58,12 +58,10 @@ impl Ladder {
 /// A row worth tuning: the same M for the up and the down projection.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
 pub struct PlannedMoe {
-    /// The operation.
     pub op: Cow<'static, str>,
     /// Tokens of a forward, over all ranks of attention data parallelism.
     #[serde(rename = "M")]
     pub m: u32,
-    /// The problem.
     #[serde(flatten)]
     pub problem: MoeProblem,
     /// Calls that the row will serve, where records say them, else calls of one forward.

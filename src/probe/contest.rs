@@ -41,7 +41,6 @@ pub struct Gain {
 /// A shape, what serves it today, and what was tuned for it.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
 pub struct Contest {
-    /// The problem.
     pub shape: Shape,
     /// What serves it today, for people: `Triton`, `the row in use`.
     pub today: String,
@@ -58,7 +57,6 @@ pub struct Contest {
     pub gain: Option<Gain>,
     /// Whether the two were timed in turn, in one process.
     pub in_turn: bool,
-    /// The outcome.
     pub finding: Finding,
     /// Whether the tuned row serves the shape from now on.
     pub takes_over: bool,

@@ -9,13 +9,11 @@ use crate::problem::Shape;
 /// The deployed operation against a reference in higher precision, on one shape.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
 pub struct LayoutCheck {
-    /// Tokens.
     pub m: u32,
     /// Output features.
     pub n: u32,
     /// Input features.
     pub k: u32,
-    /// Kernel that ran.
     pub kernel: String,
     /// ‖y − ref‖ / ‖ref‖; absent when the output was not finite.
     pub relative_error: Option<f64>,
@@ -33,7 +31,6 @@ impl LayoutCheck {
 /// How long a deployed kernel takes, against what the tuner measured.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
 pub struct KernelTime {
-    /// The problem.
     pub shape: Shape,
     /// The tuner's time, µs.
     pub tuned_us: f64,
@@ -60,9 +57,7 @@ impl KernelTime {
 /// What a fresh process found about the deployed operation.
 #[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize)]
 pub struct Probed {
-    /// Its numbers.
     pub layout: Vec<LayoutCheck>,
-    /// Its times.
     pub times: Vec<KernelTime>,
     /// The modules it loaded.
     pub modules: Vec<Module>,
@@ -90,9 +85,7 @@ impl Probed {
 /// A compiled module that the process loaded.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Module {
-    /// Its name.
     pub name: String,
-    /// The file.
     pub path: Utf8PathBuf,
     /// Of its bytes.
     pub digest: String,

@@ -19,7 +19,6 @@ const CLOCK: f64 = 0.10;
 pub struct Seen<'a> {
     /// The kernel that the table names.
     pub row: &'a str,
-    /// What was found.
     pub time: &'a KernelTime,
     /// Whether the runtime asks its module for that kernel by name, and so stops where it is not there.
     pub by_name: bool,

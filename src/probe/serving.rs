@@ -33,10 +33,7 @@ pub enum Ways {
     /// The tuned one; the environment leads there.
     Tuned,
     /// Both, in turn: the process takes the tuned one while this switch is on.
-    InTurn {
-        /// The overlay's decision.
-        switch: Utf8PathBuf,
-    },
+    InTurn { switch: Utf8PathBuf },
 }
 
 impl Ways {
@@ -52,17 +49,13 @@ impl Ways {
 /// What is to be timed.
 #[derive(Debug)]
 pub struct Order<'a> {
-    /// The server's interpreter.
     pub python: &'a str,
-    /// Its working folder.
     pub folder: Option<Utf8PathBuf>,
     /// The environment of the server, on top of our own.
     pub env: BTreeMap<String, Option<String>>,
-    /// The operation.
     pub op: Op,
     /// SGLang's function that reaches it, where there are several.
     pub linear: Option<&'a str>,
-    /// What is timed.
     pub shapes: &'a [Shape],
     /// On which ways.
     pub ways: Ways,
@@ -72,7 +65,6 @@ pub struct Order<'a> {
     pub identity: &'a str,
     /// Longest time without an answer; a first call may compile a module.
     pub silence: Duration,
-    /// Starts the process.
     pub keeper: &'a Keeper,
     /// Ends it early; what was answered stays.
     pub interrupt: &'a Interrupt,
@@ -81,7 +73,6 @@ pub struct Order<'a> {
 /// The times of one GEMM through SGLang's linear: quantiser, kernel and what is around them, weights from memory.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
 pub struct Served {
-    /// Tokens.
     #[serde(rename = "M")]
     pub m: u32,
     /// Output features.

@@ -11,7 +11,6 @@ use super::Op;
 /// The order is that of every file gemmtune writes: operation, N, K, M, dtype.
 #[derive(Clone, Debug, PartialEq, Eq, Hash, Serialize, Deserialize)]
 pub struct Shape {
-    /// The operation.
     pub op: Op,
     /// Rows of the activation: tokens of this forward.
     pub m: u32,
@@ -27,7 +26,6 @@ pub struct Shape {
 /// What a GEMM multiplies by: a [`Shape`] without its M. One weight serves every M of a run.
 #[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize)]
 pub struct Weight {
-    /// The operation.
     pub op: Op,
     /// Rows: output features on this rank.
     pub n: u32,

@@ -59,7 +59,6 @@ pub enum SpawnError {
 /// A command to start: argument vector, folder, environment, and where its output goes.
 #[derive(Clone, Debug)]
 pub struct Spawn {
-    /// Program and arguments.
     pub argv: Vec<String>,
     /// Working folder; ours when absent.
     pub folder: Option<Utf8PathBuf>,

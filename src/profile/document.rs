@@ -70,7 +70,6 @@ pub struct ClassTime {
     pub us: f64,
     /// The same as a share of the step.
     pub share: f64,
-    /// Kernels begun.
     pub kernels: f64,
     /// By library or kind, the largest first.
     pub families: Vec<FamilyTime>,

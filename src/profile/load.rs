@@ -20,7 +20,6 @@ pub struct LoadProfile {
     /// The same if those GEMMs took their time at the device's peak rates; absent where these or the calls are not known.
     #[serde(default)]
     pub at_peak: Option<AtPeak>,
-    /// By rank.
     pub ranks: Vec<Profile>,
 }
 

@@ -15,7 +15,6 @@ pub(super) struct Rule {
     pub(super) all: &'static [&'static str],
     /// Parts that the name has one of; empty where `all` says it.
     pub(super) any: &'static [&'static str],
-    /// Operation.
     pub(super) class: Class,
     /// Library or kind, for people.
     pub(super) family: &'static str,

@@ -17,7 +17,6 @@ use super::trace::{Device, Span, Trace};
 pub enum Phase {
     /// One token a running request.
     Decode,
-    /// Prompt tokens.
     Prefill,
     /// Both in one pass (SGLang's mixed chunks).
     Mixed,
@@ -70,7 +69,6 @@ pub(super) struct Step {
     pub(super) start: f64,
     pub(super) end: f64,
     pub(super) phase: Phase,
-    /// Requests in it.
     pub(super) requests: Option<u32>,
     /// Prompt tokens in it.
     pub(super) tokens: Option<u32>,

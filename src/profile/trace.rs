@@ -166,7 +166,6 @@ struct Reading {
     trace: Trace,
     name_of: HashMap<String, u32>,
     device_of: HashMap<String, usize>,
-    /// Kernels and spans.
     kept: usize,
     /// What there was too much of.
     beyond: Option<&'static str>,

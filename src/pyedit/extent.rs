@@ -32,7 +32,6 @@ pub(super) fn excess(text: &str) -> Option<(usize, &'static str)> {
 
 #[derive(Default)]
 struct Scan {
-    /// Open brackets.
     depth: usize,
     /// Tokens of the statement so far.
     tokens: usize,

@@ -71,7 +71,6 @@ pub enum StmtKind {
     },
     /// `try` with its handlers.
     Try {
-        /// The guarded statements.
         body: Vec<Stmt>,
         /// One list per `except`.
         handlers: Vec<Vec<Stmt>>,
@@ -79,7 +78,6 @@ pub enum StmtKind {
         rest: Vec<Stmt>,
     },
     With {
-        /// The context expressions.
         items: Vec<Expr>,
         /// The statements, behind an assignment for each `as`.
         body: Vec<Stmt>,
@@ -213,7 +211,6 @@ pub enum ExprKind {
     },
     /// `(name := value)`
     Named(Box<Expr>, Box<Expr>),
-    /// Anything else.
     Other,
 }
 

@@ -142,7 +142,6 @@ pub struct Arm {
     pub name: String,
     /// What sets it apart, in a sentence.
     pub description: String,
-    /// Server starts measured.
     pub trials: usize,
     /// The server's command line.
     pub command: Option<String>,
@@ -156,7 +155,6 @@ pub struct Arm {
 pub enum Phase {
     /// One token a running request.
     Decode,
-    /// Prompt tokens.
     Prefill,
 }
 
@@ -164,7 +162,6 @@ pub enum Phase {
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
 pub struct ShapeRow {
     pub op: Op,
-    /// Tokens.
     pub m: u32,
     /// Output features.
     pub n: u32,
@@ -288,7 +285,6 @@ pub struct Roofline {
 #[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize)]
 #[serde(default)]
 pub struct PlanSummary {
-    /// Distinct shapes captured.
     pub captured: usize,
     /// Rows that were to be tuned.
     pub to_tune: usize,
@@ -302,7 +298,6 @@ pub struct PlanSummary {
     pub estimated_s: Option<f64>,
     /// Device time used, seconds.
     pub used_s: Option<f64>,
-    /// Candidates timed.
     pub candidates: Option<u64>,
 }
 
@@ -351,7 +346,6 @@ pub struct Skipped {
 pub struct LayoutCheck {
     /// What was probed: operation, N, K.
     pub what: String,
-    /// Tokens.
     pub m: u32,
     /// Relative error ‖y − ref‖ / ‖ref‖ against a reference in higher precision; absent when an output was not finite.
     pub error_ratio: Option<f64>,

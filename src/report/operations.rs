@@ -18,7 +18,6 @@ pub struct DenseOperation {
     pub captured: usize,
     /// Its share of the estimated time of all dense GEMMs that were planned, 0 to 1.
     pub share: f64,
-    /// Rows planned.
     pub planned: usize,
     /// Of them tuned, and of these faster than what serves today; absent before.
     pub tuned: Option<usize>,

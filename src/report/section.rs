@@ -13,7 +13,6 @@ use crate::workload::duration::spoken;
 
 /// A section of the page with its anchor; absent when there is nothing to say.
 pub(super) struct Section {
-    /// Anchor and id.
     pub(super) id: &'static str,
     /// Heading, also in the table of contents.
     pub(super) title: &'static str,

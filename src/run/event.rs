@@ -47,7 +47,6 @@ pub enum Role {
     Pair {
         /// Counted from 0.
         pair: u32,
-        /// The half.
         arm: Arm,
     },
 }
@@ -69,7 +68,6 @@ impl Role {
 pub struct Header {
     /// [`FORMAT`] of the writer.
     pub format: u32,
-    /// Version of gemmtune.
     pub tool_version: String,
     /// Named facts: digests of the configuration, versions, device.
     pub identity: BTreeMap<String, String>,
@@ -86,7 +84,6 @@ pub enum Event {
     },
     /// Another process went on with the run.
     RunResumed {
-        /// Its host.
         host: String,
         /// Its version of gemmtune.
         tool_version: String,
@@ -98,14 +95,12 @@ pub enum Event {
     },
     /// A stage began. Without an end it is in doubt on resume and is run again.
     StageStarted {
-        /// The stage.
         stage: Stage,
         /// Counted from 1.
         attempt: u32,
     },
     /// A stage passed its guard.
     StageFinished {
-        /// The stage.
         stage: Stage,
         /// Counted from 1.
         attempt: u32,
@@ -119,20 +114,17 @@ pub enum Event {
     },
     /// A stage did not pass its guard.
     StageFailed {
-        /// The stage.
         stage: Stage,
         /// Counted from 1.
         attempt: u32,
         /// Wall time of this attempt.
         seconds: f64,
-        /// Why.
         reason: String,
     },
     /// A server is about to be started.
     TrialStarted {
         /// Counted from 1 over the whole run.
         trial: u32,
-        /// What for.
         #[serde(flatten)]
         role: Role,
         /// On which host.
@@ -140,7 +132,6 @@ pub enum Event {
     },
     /// A trial ended with all its requests completed.
     TrialFinished {
-        /// Its number.
         trial: u32,
         /// Wall time, start to stop.
         seconds: f64,
@@ -149,21 +140,16 @@ pub enum Event {
         /// Seconds of the slowest benchmark run.
         benchmark_seconds: f64,
     },
-    /// A trial failed.
     TrialFailed {
-        /// Its number.
         trial: u32,
-        /// Why.
         reason: String,
     },
     /// What the deploy stage did was taken back.
     Undone {
-        /// Why.
         reason: String,
     },
     /// The user stopped the run.
     Interrupted {
-        /// In which stage.
         stage: Stage,
     },
 }
@@ -186,9 +172,7 @@ pub struct Progress {
 /// What an observer of a run is told.
 #[derive(Clone, Debug, PartialEq)]
 pub enum Notice {
-    /// Something was recorded.
     Recorded(Event),
-    /// Something moved.
     Progress(Progress),
     /// Something worth knowing that changes nothing.
     Remark(String),

@@ -26,7 +26,6 @@ pub enum Stage {
     Capture,
     /// Decides which shapes are worth tuning.
     Plan,
-    /// Tunes them.
     Tune,
     /// Puts the tuned table and the kernel switch in place.
     Deploy,
@@ -108,11 +107,7 @@ pub enum StageStatus {
     /// Started, with no end recorded: the process was killed, or is still at work.
     InDoubt,
     /// The last attempt failed.
-    Failed {
-        /// Why.
-        reason: String,
-    },
-    /// Passed.
+    Failed { reason: String },
     Finished {
         /// One line for people.
         summary: String,
@@ -124,29 +119,21 @@ pub enum StageStatus {
 pub struct Trial {
     /// Counted from 1 over the whole run.
     pub number: u32,
-    /// What for.
     pub role: Role,
     /// On which host.
     pub host: String,
-    /// How it stands.
     pub end: TrialEnd,
 }
 
 /// How a trial stands.
 #[derive(Clone, Debug, PartialEq)]
 pub enum TrialEnd {
-    /// No end recorded.
     InDoubt,
-    /// Failed.
     Failed {
-        /// Why.
         reason: String,
     },
-    /// All requests completed.
     Finished {
-        /// Start to stop.
         seconds: f64,
-        /// Start to ready.
         ready_seconds: f64,
         /// The slowest benchmark run.
         benchmark_seconds: f64,
@@ -317,23 +304,19 @@ impl State {
 /// What to do next.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Action {
-    /// Run this stage.
     Start {
-        /// The stage.
         stage: Stage,
         /// Counted from 1.
         attempt: u32,
     },
     /// The stage the user asked for is done; the run is not.
     Pause,
-    /// Everything is done.
     Finish,
 }
 
 /// Which stages a run goes through.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum RunMode {
-    /// All of them.
     Full,
     /// Both arms are the baseline: nothing is captured, tuned or deployed, and what the compare stage
     /// finds is the noise of the set-up.

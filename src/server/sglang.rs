@@ -28,7 +28,6 @@ const HOOKED: &str = "sglang.srt.layers.quantization.fp8_utils";
 pub(crate) struct Site {
     /// Starts what is asked.
     pub(crate) keeper: Keeper,
-    /// The server's interpreter.
     pub(crate) python: Utf8PathBuf,
     entry: Entry,
     folder: Option<Utf8PathBuf>,

@@ -66,9 +66,7 @@ pub enum Recorded {
     Edit {
         /// The file, links resolved.
         path: Utf8PathBuf,
-        /// Digest before.
         before: String,
-        /// Digest after.
         after: String,
         /// Mode bits.
         mode: u32,
@@ -78,7 +76,6 @@ pub enum Recorded {
     /// See [`Change::Create`].
     Create {
         path: Utf8PathBuf,
-        /// Digest.
         after: String,
         /// Folders that were created for it, outermost first.
         folders: Vec<Utf8PathBuf>,
@@ -89,7 +86,6 @@ pub enum Recorded {
     MoveAside {
         /// The file or folder.
         path: Utf8PathBuf,
-        /// Where it went.
         aside: Utf8PathBuf,
         /// Whether undoing deletes what appeared at `path`.
         regenerated: bool,
@@ -138,7 +134,6 @@ enum Event {
 pub enum Progress {
     /// Begun and never finished: the process was killed.
     Interrupted,
-    /// In place.
     Applied,
     /// Being undone when the process was killed.
     UndoInterrupted,

@@ -19,7 +19,6 @@ const POLL: Duration = Duration::from_millis(10);
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Holder {
     pub pid: u32,
-    /// Host name.
     pub host: String,
     /// What it does: a command line.
     pub command: String,
@@ -70,18 +69,13 @@ pub enum LockError {
     /// Another process holds it.
     #[error("lock `{path}`: held by {holder}")]
     Held {
-        /// The lock file.
         path: String,
         /// In words: process, host, since when, doing what.
         holder: String,
     },
     /// The file could not be opened or locked.
     #[error("lock `{path}`")]
-    Io {
-        /// The lock file.
-        path: String,
-        source: io::Error,
-    },
+    Io { path: String, source: io::Error },
 }
 
 /// A held lock; let go when dropped or when the process ends, however it ends.

@@ -153,9 +153,7 @@ pub enum Fault {
     BadKey {
         /// 1-based line.
         line: u64,
-        /// The column.
         column: &'static str,
-        /// The cell.
         text: String,
     },
     /// A cell that has to be a number and is not; the row is kept.
@@ -163,9 +161,7 @@ pub enum Fault {
     BadNumber {
         /// 1-based line.
         line: u64,
-        /// The column.
         column: &'static str,
-        /// The cell.
         text: String,
     },
     /// Bytes that are not UTF-8; the row is dropped.
@@ -203,7 +199,6 @@ impl Fault {
 /// A file that is no tuned table, or not one this program can use.
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
 pub enum TableError {
-    /// No header line.
     #[error("read `{name}`: the file is empty")]
     Empty {
         /// Name of the table.
@@ -220,7 +215,6 @@ pub enum TableError {
     DuplicateColumn {
         /// Name of the table.
         name: String,
-        /// The column.
         column: String,
     },
     /// Columns without which no row can be found.
@@ -236,7 +230,6 @@ pub enum TableError {
     NotGemm {
         /// Name of the table.
         name: String,
-        /// What it is.
         kind: &'static str,
     },
     /// A table of a family that is no operation's: its keys and kernels have rules of their own.

@@ -270,7 +270,6 @@ pub struct Configs(BTreeMap<String, Map<String, Value>>);
 /// A file that aiter could not use.
 #[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
 pub enum ConfigsError {
-    /// Not JSON.
     #[error("read it as JSON: {0}")]
     Json(String),
     /// Not an object of objects.
@@ -378,24 +377,14 @@ pub enum Fault {
         m: u32,
     },
     /// A tile along K that is no scale block.
-    Asserts {
-        /// The key.
-        key: String,
-        /// The tile.
-        block_k: u64,
-    },
+    Asserts { key: String, block_k: u64 },
     /// Names that the kernel needs are not there.
     Incomplete {
-        /// The key.
         key: String,
-        /// The names.
         missing: Vec<&'static str>,
     },
     /// A key that the look-up never asks for.
-    NeverFound {
-        /// The key.
-        key: String,
-    },
+    NeverFound { key: String },
 }
 
 impl Fault {

@@ -46,7 +46,6 @@ pub fn padded_m_of_a8w8_module(m: u32) -> u32 {
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash, serde::Serialize)]
 #[serde(rename_all = "lowercase")]
 pub enum Probe {
-    /// M itself.
     Exact,
     /// M on the fine grid.
     Fine,
@@ -73,7 +72,6 @@ impl Probe {
 /// [`Rules::new`] has them per revision; a tree in between is described by its own.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Rules {
-    /// The operation.
     pub op: Op,
     /// Whether M is padded after the exact probe (`bpreshuffle` at [`Revision::A`] does not).
     pub pads_m: bool,
@@ -137,7 +135,6 @@ pub enum LookupError {
     MissingKeyColumn {
         /// Name of the table.
         table: String,
-        /// The column.
         column: &'static str,
     },
     /// A line that makes pandas refuse the file, or turn a key column into text that nothing equals.
@@ -147,7 +144,6 @@ pub enum LookupError {
         table: String,
         /// What happens at run time.
         consequence: &'static str,
-        /// The line.
         #[source]
         fault: Fault,
     },
@@ -161,14 +157,11 @@ pub enum LookupError {
 pub enum Resolution<'table> {
     /// A row serves the shape.
     Hit {
-        /// The row.
         row: &'table Row,
-        /// Its M.
         padded_m: u32,
         /// The probe that found it.
         probe: Probe,
     },
-    /// No row does.
     Miss,
 }
 

@@ -46,7 +46,6 @@ impl Default for Policy {
 /// Tables that cannot be merged without guessing or losing rows.
 #[derive(Debug, Clone, PartialEq, thiserror::Error)]
 pub enum MergeError {
-    /// Nothing to merge.
     #[error("merge: no table was given")]
     NoTables,
     /// Tables of two operations.
@@ -56,11 +55,9 @@ pub enum MergeError {
     DifferentOps {
         /// Name of the first table.
         first: String,
-        /// Its operation.
         first_op: Op,
         /// Name of the other.
         second: String,
-        /// Its operation.
         second_op: Op,
     },
     /// A line that cannot be read and would be lost.
@@ -68,7 +65,6 @@ pub enum MergeError {
     Unreadable {
         /// Name of the table.
         table: String,
-        /// The line.
         #[source]
         fault: Fault,
     },
@@ -77,7 +73,6 @@ pub enum MergeError {
     MissingColumn {
         /// Name of the table.
         table: String,
-        /// The column.
         column: &'static str,
     },
     /// Rows of one key differ in a column of which nothing is known.
@@ -95,7 +90,6 @@ pub enum MergeError {
         other_line: u64,
         /// The key, as `M=… N=… K=…`.
         key: String,
-        /// The column.
         column: String,
     },
     /// A row without architecture whose compute units do not say it.

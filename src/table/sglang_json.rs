@@ -145,7 +145,6 @@ impl FromStr for FileName {
 /// One top-level entry of a file, as it stands.
 #[derive(Clone, Debug, PartialEq)]
 pub struct Entry {
-    /// The key's text.
     pub key: String,
     /// 1-based line of the key; 0 when the entry comes from no file.
     pub line: u64,

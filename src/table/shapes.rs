@@ -12,7 +12,6 @@ use crate::problem::{Op, Shape, UnknownOp};
 /// it counts calls, graph replays included.
 #[derive(Clone, Debug, PartialEq, Eq, Hash)]
 pub struct CountedShape {
-    /// The problem.
     pub shape: Shape,
     /// Times seen, at least 1.
     pub records: u64,
@@ -32,7 +31,6 @@ pub enum ShapesError {
     /// A column that must be there is not.
     #[error("find column `{column}` among `{header}` (line 1)")]
     MissingColumn {
-        /// The column.
         column: &'static str,
         /// The header as it stands.
         header: String,
@@ -42,9 +40,7 @@ pub enum ShapesError {
     BadNumber {
         /// 1-based line.
         line: u64,
-        /// The column.
         column: &'static str,
-        /// The cell.
         text: String,
     },
     /// The scales of a fused MoE's weights are none of the known kinds.
@@ -52,7 +48,6 @@ pub enum ShapesError {
     BadScales {
         /// 1-based line.
         line: u64,
-        /// The cell.
         text: String,
     },
     /// The operation of a line is unknown, or the file has no `op` column and none was given.
@@ -60,14 +55,12 @@ pub enum ShapesError {
     BadOp {
         /// 1-based line.
         line: u64,
-        /// Why.
         #[source]
         source: UnknownOp,
     },
     /// Shapes of GEMMs that this program does not tune: their keys have further parts.
     #[error("take `{name}` for shapes of an FP8 or FP4 GEMM: {because}")]
     OtherGemm {
-        /// The file.
         name: String,
         /// What gives it away.
         because: String,

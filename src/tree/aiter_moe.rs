@@ -25,15 +25,12 @@ pub enum AiterMoeError {
     /// The look-up is none that is known.
     #[error("tell how `{path}` looks a fused MoE up: {why}")]
     Unknown {
-        /// The file.
         path: Utf8PathBuf,
-        /// What is missing.
         why: &'static str,
     },
     /// A file cannot be read.
     #[error(transparent)]
     Aiter(#[from] AiterError),
-    /// Likewise.
     #[error(transparent)]
     Read(#[from] std::io::Error),
 }

@@ -19,7 +19,6 @@ pub const GEMM: &str = Op::PER_CHANNEL.name();
 /// A place where a linear calls the GEMM, or what may be the GEMM.
 #[derive(Debug)]
 pub struct GemmCall<'a> {
-    /// The linear's name.
     pub linear: &'static str,
     /// The statement with the call.
     pub stmt: &'a Stmt,

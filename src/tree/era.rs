@@ -62,7 +62,6 @@ pub struct Binding {
     /// The name in the leaf.
     pub alias: String,
     pub kernel: Kernel,
-    /// The import statement.
     pub span: Span,
 }
 

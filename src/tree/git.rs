@@ -45,7 +45,6 @@ pub struct Submodule {
     pub path: String,
     /// The commit that is checked out there, or recorded for it where none is.
     pub commit: String,
-    /// How it stands.
     pub state: SubmoduleState,
 }
 
@@ -55,7 +54,6 @@ pub struct Submodule {
 pub enum SubmoduleState {
     /// At the recorded commit.
     Current,
-    /// Not initialised.
     Missing,
     /// At another commit.
     Other,

@@ -120,9 +120,7 @@ const DISPATCH_CALL: &str = "_gemmtune_log_dispatch(self)  # gemmtune instrument
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize)]
 #[serde(rename_all = "snake_case")]
 pub enum Presence {
-    /// Not there.
     Absent,
-    /// Written by gemmtune.
     Gemmtune,
     /// One was put there by hand; it is left as it is.
     ByHand,
@@ -131,12 +129,10 @@ pub enum Presence {
 /// The hooks of a tree.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize)]
 pub struct Instrumented {
-    /// The shape lines.
     pub shapes: Presence,
     /// The shape lines of the per-channel linears; absent where the tree's linears never reach aiter's GEMM.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub per_channel: Option<Presence>,
-    /// The dispatch lines.
     pub dispatch: Presence,
 }
 

@@ -49,7 +49,6 @@ pub struct Question {
 pub struct Answer {
     /// `sys.executable`.
     pub executable: Utf8PathBuf,
-    /// Python version.
     pub version: String,
     /// `sys.prefix`: the virtual environment, if it is one.
     pub prefix: Utf8PathBuf,
@@ -78,10 +77,10 @@ pub enum Place {
         folder: Utf8PathBuf,
     },
     /// Folders of that name without `__init__.py`: an import succeeds and gives nothing.
-    Empty { folders: Vec<Utf8PathBuf> },
-    /// The finders fail.
+    Empty {
+        folders: Vec<Utf8PathBuf>,
+    },
     Broken {
-        /// Their error.
         text: String,
     },
 }
@@ -145,7 +144,6 @@ pub enum LocateError {
         package: String,
         folder: Utf8PathBuf,
     },
-    /// The finders fail.
     #[error("find `{package}`: the import machinery fails with {text}")]
     Broken { package: String, text: String },
     /// Another tree than the one meant.
@@ -157,7 +155,6 @@ pub enum LocateError {
         what: &'static str,
         /// The tree in use.
         used: Utf8PathBuf,
-        /// The tree inspected.
         meant: Utf8PathBuf,
     },
 }

@@ -79,7 +79,6 @@ pub struct Choice {
 #[derive(Clone, Debug, PartialEq, Eq, Serialize)]
 pub struct ForceCk {
     pub arch: Arch,
-    /// The preferred means.
     pub means: Means,
     pub detail: String,
 }

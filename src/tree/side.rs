@@ -19,7 +19,6 @@ pub struct Sides {
     pub side_exits: Vec<Side>,
     /// Users of `aiter.gemm_a8w8_bpreshuffle`: per-token and per-channel FP8, another table.
     pub per_token: Vec<Side>,
-    /// compressed-tensors checkpoints.
     pub compressed_tensors: Vec<Side>,
     /// Routed experts: aiter's fused MoE, another table.
     pub moe: Vec<Side>,

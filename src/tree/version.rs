@@ -139,7 +139,6 @@ impl fmt::Display for Release {
 /// Why an SGLang release is not tuned.
 #[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
 pub enum Unserved {
-    /// Too old.
     #[error(
         "SGLang {0} is older than {OLDEST_SGLANG}: its block-FP8 linear calls CK as its default, with no Triton \
          path beside it, so there is no safe baseline to compare with"

@@ -108,20 +108,16 @@ pub enum Kernel<'a> {
 /// What to compile, with what, and where to.
 #[derive(Debug)]
 pub struct Request<'a> {
-    /// The GPU.
     pub target: Target,
-    /// The candidates.
     pub kernel: Kernel<'a>,
     /// Interpreter with Triton, and SGLang or aiter where no tree is named.
     pub python: &'a str,
-    /// The output folder.
     pub folder: &'a Utf8Path,
 }
 
 /// What was found.
 #[derive(Clone, Debug, PartialEq, Serialize)]
 pub struct Report {
-    /// The GPU.
     pub target: String,
     /// Where the kernel was found in SGLang's or aiter's package, or `gemmtune`.
     pub kernel: String,
@@ -156,9 +152,7 @@ pub enum CompileError {
     /// It ended with an error: no Triton, or no kernel it can take.
     #[error("compile with `{python}`: exit code {code}\n{said}")]
     Failed {
-        /// The interpreter.
         python: String,
-        /// Its exit code.
         code: u8,
         /// The end of what it said.
         said: String,

@@ -15,11 +15,8 @@ use crate::problem::Shape;
 pub enum TuneEvent<P = Shape> {
     /// The device is open and earlier results are read.
     Started {
-        /// The device.
         device: Box<Device>,
-        /// Workers.
         workers: u32,
-        /// Shapes asked for.
         shapes: usize,
         /// Of them, done by an earlier run.
         resumed: usize,
@@ -28,7 +25,6 @@ pub enum TuneEvent<P = Shape> {
     },
     /// A candidate is the fastest so far for its shape.
     Leads {
-        /// The shape.
         shape: P,
         /// Its time so far, µs.
         us: f64,
@@ -37,7 +33,6 @@ pub enum TuneEvent<P = Shape> {
     },
     /// A race is over and its row is durable.
     Finished {
-        /// The row.
         row: Box<Row<P>>,
         /// Races finished in this run.
         done: usize,
@@ -52,37 +47,29 @@ pub enum TuneEvent<P = Shape> {
     Quarantined(Quarantined<P>),
     /// A worker died and a fresh one took its place.
     WorkerRestarted {
-        /// Its device.
         worker: u32,
-        /// What was seen.
         reason: String,
     },
     /// A worker could not be started again; others race its shapes.
     DeviceLost {
-        /// Its device.
         worker: u32,
-        /// What was seen.
         reason: String,
     },
     /// How far a tuner that measures many shapes in one go is.
     Batch {
         /// Tasks done of those at work.
         done: usize,
-        /// Tasks at work.
         of: usize,
         /// Shapes that may still come.
         left_at_most: usize,
         /// Seconds to go, once a shape was finished.
         eta_s: Option<f64>,
     },
-    /// Something worth knowing.
     Remark {
-        /// What.
         text: String,
     },
     /// A file of the table was written.
     Wrote {
-        /// The file.
         path: Utf8PathBuf,
     },
 }
@@ -90,16 +77,13 @@ pub enum TuneEvent<P = Shape> {
 /// A shape without a winner.
 #[derive(Clone, Debug, PartialEq, Serialize)]
 pub struct Unserved<P = Shape> {
-    /// The shape.
     pub shape: P,
-    /// Why.
     pub reason: String,
 }
 
 /// What a tuning run left.
 #[derive(Clone, Debug, Serialize)]
 pub struct TuneOutcome<P = Shape> {
-    /// The device.
     pub device: Device,
     /// A row for every shape raced, by this run or an earlier one.
     pub rows: Vec<Row<P>>,
@@ -118,7 +102,6 @@ pub struct TuneOutcome<P = Shape> {
     /// The tables in them, as rows.
     #[serde(skip)]
     pub tables: Vec<TunedTable>,
-    /// Restarted workers.
     pub restarts: u32,
     /// What was lost for good: why a device worker gave up, or a library of which no candidate was measured.
     pub lost: Vec<String>,

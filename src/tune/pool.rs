@@ -30,15 +30,12 @@ pub const TIMINGS: &str = "timings.jsonl";
 
 /// What to tune, how, and where to.
 pub struct TuneRequest<'a, P: Task = Shape> {
-    /// The backend.
     pub backend: &'a dyn Backend<P>,
-    /// The shapes.
     pub shapes: Vec<P>,
     /// The output folder; made if missing.
     pub folder: Utf8PathBuf,
     /// How to start workers.
     pub command: WorkerCommand,
-    /// What keeps them.
     pub keeper: Keeper,
     /// Workers; `None` for one on each device the first worker sees.
     pub workers: Option<u32>,
@@ -52,17 +49,13 @@ pub struct TuneRequest<'a, P: Task = Shape> {
 /// outcome.
 #[derive(Debug, thiserror::Error)]
 pub enum TuneError {
-    /// Nothing to tune.
     #[error("find a shape to tune")]
     NoShapes,
     /// A shape of an operation that the backend does not tune.
     #[error("tune `{shape}` with backend {backend}, which tunes {op}")]
     OtherOperation {
-        /// The shape.
         shape: String,
-        /// The backend.
         backend: &'static str,
-        /// What it tunes.
         op: String,
     },
     /// No worker came up.
@@ -74,9 +67,7 @@ pub enum TuneError {
     /// The output folder or the table cannot be written.
     #[error("write into `{folder}`")]
     Write {
-        /// The output folder.
         folder: Utf8PathBuf,
-        /// The cause.
         source: std::io::Error,
     },
     /// The user asked to stop before anything was measured.

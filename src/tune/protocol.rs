@@ -75,25 +75,20 @@ pub enum Ask<P = Shape> {
     Prepare {
         /// The problem; what is compiled may serve other shapes too.
         shape: P,
-        /// The candidate.
         candidate: Candidate,
     },
     /// Measure candidates, interleaved. Answered by [`Answer::Timed`].
     Time {
-        /// The problem.
         shape: P,
         /// The candidates; never the same one twice unless an A/A pair is wanted.
         candidates: Vec<Candidate>,
-        /// How to measure.
         timing: Timing,
     },
     /// Compare candidates with a float32 reference. Answered by [`Answer::Checked`].
     ///
     /// The output is filled with NaN before each launch, so that an element never written shows.
     Check {
-        /// The problem.
         shape: P,
-        /// The candidates.
         candidates: Vec<Candidate>,
     },
     /// Answer [`Answer::Bye`], end all children and exit 0.
@@ -105,7 +100,6 @@ pub enum Ask<P = Shape> {
 pub struct Timing {
     /// Launches not counted, before the first sample.
     pub warmups: u32,
-    /// Samples to take.
     pub samples: u32,
     /// A sample covers at least this much device time, by repeating the launch.
     pub min_sample_us: f64,
@@ -116,11 +110,8 @@ pub struct Timing {
 /// One line from a worker.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
 pub struct Reply {
-    /// The request's.
     pub id: u64,
-    /// The request's.
     pub attempt: u32,
-    /// The result.
     pub answer: Answer,
 }
 
@@ -140,7 +131,6 @@ pub enum Answer {
     },
     /// To `time`: one outcome per candidate, in the request's order.
     Timed {
-        /// The outcomes.
         outcomes: Vec<Outcome<Samples>>,
         /// Seconds the device was held by this request, set-up of operands included.
         busy_s: f64,
@@ -152,7 +142,6 @@ pub enum Answer {
     },
     /// To `check`: one outcome per candidate, in the request's order.
     Checked {
-        /// The outcomes.
         outcomes: Vec<Outcome<Numerics>>,
         /// Seconds the device was held by this request.
         busy_s: f64,
@@ -160,24 +149,18 @@ pub enum Answer {
     /// To `quit`.
     Bye,
     /// The request could not be served.
-    Failed {
-        /// Why, for people.
-        error: String,
-    },
+    Failed { error: String },
 }
 
 /// What became of one candidate.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
 #[serde(tag = "outcome", rename_all = "snake_case")]
 pub enum Outcome<T> {
-    /// It ran.
     Done {
-        /// What was found.
         result: T,
     },
     /// It cannot run here. This is data: the candidate is dropped for this shape.
     Refused {
-        /// Why.
         reason: Refusal,
         /// The evidence, for people: the compiler's or driver's words.
         detail: String,

@@ -74,9 +74,7 @@ pub struct Rules {
 pub enum Step {
     /// Time these; any subset in any order, one report each. A candidate still being compiled may wait.
     Time {
-        /// Who.
         entrants: Vec<Entrant>,
-        /// How.
         timing: Timing,
     },
     /// Add relatives of these with [`Race::add`], zero or more.
@@ -88,14 +86,10 @@ pub enum Step {
     RunOff {
         /// The incumbent first where there is one.
         entrants: Vec<Entrant>,
-        /// How.
         timing: Timing,
     },
     /// Compare this one with the reference and report with [`Race::checked`].
-    Check {
-        /// Who.
-        entrant: Entrant,
-    },
+    Check { entrant: Entrant },
     /// The race is over.
     Done(Decision),
 }
@@ -112,7 +106,6 @@ pub enum Decision {
 /// The candidate that may serve the shape.
 #[derive(Clone, Copy, Debug, PartialEq)]
 pub struct Winner {
-    /// Who.
     pub entrant: Entrant,
     /// Whether it is the incumbent.
     pub incumbent: bool,
@@ -151,7 +144,6 @@ struct State {
     err_ratio: Option<f64>,
     /// Too slow so far; called back if all who were faster turn out not to run.
     cut: bool,
-    /// Out for good.
     out: bool,
 }
 

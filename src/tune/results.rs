@@ -31,11 +31,9 @@ const FORMAT: u32 = 1;
 pub struct Identity {
     /// Version of the file format.
     pub format: u32,
-    /// The backend.
     pub backend: String,
     /// The backend's settings, as `hello` carried them.
     pub options: serde_json::Value,
-    /// Device name.
     pub device: String,
     /// Its architecture.
     pub arch: String,
@@ -98,7 +96,6 @@ impl Identity {
 /// The result of one race.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
 pub struct Row<P = Shape> {
-    /// The problem.
     pub shape: P,
     /// What may serve it from now on.
     pub candidate: Candidate,
@@ -114,7 +111,6 @@ pub struct Row<P = Shape> {
     pub noise: f64,
     /// Share of wrong elements of the winner.
     pub err_ratio: f64,
-    /// Candidates timed.
     pub timed: u32,
     /// Seconds of device time the race took.
     pub busy_s: f64,
@@ -125,11 +121,8 @@ pub struct Row<P = Shape> {
 /// A candidate that faulted twice, the second time alone on a fresh worker.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
 pub struct Quarantined<P = Shape> {
-    /// The problem.
     pub shape: P,
-    /// The candidate.
     pub candidate: Candidate,
-    /// What was seen.
     pub evidence: String,
 }
 
@@ -152,20 +145,14 @@ pub enum ResultsError {
     Lock(#[from] LockError),
     /// The first line is not a header.
     #[error("read `{path}`: it does not begin with the header of tuning results")]
-    NoHeader {
-        /// The file.
-        path: Utf8PathBuf,
-    },
+    NoHeader { path: Utf8PathBuf },
     /// The results there were measured on something else.
     #[error("add to `{path}`: it was measured with {field} `{theirs}`, now it is `{ours}`")]
     OtherIdentity {
-        /// The file.
         path: Utf8PathBuf,
-        /// What differs.
         field: &'static str,
         /// The value in the file.
         theirs: String,
-        /// The value now.
         ours: String,
     },
 }

@@ -65,7 +65,6 @@ pub enum Fault {
     /// It said nothing in time.
     #[error("hear from the worker: no reply within {limit:?}{log}")]
     Late {
-        /// The deadline.
         limit: Duration,
         /// The end of its log.
         log: String,

@@ -4,7 +4,6 @@
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Role {
     Server,
-    /// A serving benchmark.
     Benchmark,
     /// A request to a URL, as a script makes it to see whether the server is up.
     Probe,

@@ -53,14 +53,12 @@ pub enum Ending {
     Exited,
     /// Every server ended before it was ready, and none was started again.
     ServerEnded,
-    /// The user's word.
     Interrupted,
 }
 
 /// An answer of a server that is up.
 #[derive(Clone, Debug, PartialEq)]
 pub struct Answer {
-    /// Where it listens.
     pub address: SocketAddr,
     /// Its resolved arguments, where it gives them.
     pub info: Option<Value>,

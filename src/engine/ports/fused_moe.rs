@@ -17,9 +17,7 @@ use crate::workload::env::Environment;
 /// What a race of fused MoE needs.
 #[derive(Debug)]
 pub struct MoeOrder<'a> {
-    /// The run.
     pub run: &'a RunDir,
-    /// What was found.
     pub inspection: &'a Inspection,
     /// Sizes to race, as whole operations.
     pub tasks: &'a [MoeTask],
@@ -32,11 +30,8 @@ pub struct MoeOrder<'a> {
 /// The deployed tables, and what belongs to them.
 #[derive(Clone, Copy, Debug)]
 pub struct DeployedMoePart<'a> {
-    /// The run.
     pub run: &'a RunDir,
-    /// What was found.
     pub inspection: &'a Inspection,
-    /// What was tuned.
     pub tuned: &'a TunedMoe,
     /// What was put in place.
     pub deployed: &'a DeployedMoe,

@@ -24,7 +24,6 @@ const NAME: &str = "foreseen";
 /// What is expected of one load.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
 pub(crate) struct Foreseen {
-    /// Its name.
     pub(crate) load: String,
     /// The latency that decides for it.
     pub(crate) metric: String,

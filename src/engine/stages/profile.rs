@@ -51,7 +51,6 @@ const SEED: u64 = 0x9e37_79b9;
 pub(super) struct Asked {
     server: Arc<dyn Server>,
     loads: Vec<Load>,
-    /// Where traces go.
     folder: Utf8PathBuf,
     /// Traces expected of each recording.
     ranks: usize,
@@ -66,7 +65,6 @@ pub(super) struct Recorded {
     prefill: Vec<Utf8PathBuf>,
     /// While every request decodes.
     decode: Vec<Utf8PathBuf>,
-    /// What went wrong.
     trouble: Option<String>,
     /// Ranks that wrote nothing.
     missing: Vec<String>,

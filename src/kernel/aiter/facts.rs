@@ -47,7 +47,6 @@ pub(super) struct Way {
     pub(super) no_triton: bool,
     /// Whether weights are laid out for one kernel when they are loaded.
     pub(super) shuffles: bool,
-    /// In words.
     pub(super) because: String,
 }
 

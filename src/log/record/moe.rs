@@ -11,7 +11,6 @@ use crate::table::moe::problem::{MoeProblem, Scales};
 pub struct MoeServed {
     /// Whether they come from tables that the overlay put in place.
     pub injected: bool,
-    /// The up projection's.
     pub up: serde_json::Value,
     /// The down projection's; null where the up projection's row serves both.
     pub down: serde_json::Value,

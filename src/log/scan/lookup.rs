@@ -156,7 +156,6 @@ impl Scanner<'_> {
 enum Wrapped {
     /// Yes, and it ends here.
     Until(usize),
-    /// No.
     Not,
     /// The lines behind it are not in memory.
     Unknown,

@@ -33,7 +33,6 @@ pub struct Served {
 pub(in crate::log) enum Logger {
     /// aiter's own.
     Aiter,
-    /// Any other.
     Server,
 }
 

@@ -20,7 +20,6 @@ pub enum ModelError {
     /// A dimension is no usable number.
     #[error("predict the model's layers: `{key}` is {value}, not a whole number from 1 to {most}")]
     NotANumber {
-        /// The key.
         key: &'static str,
         /// The value, shortened.
         value: String,
@@ -30,7 +29,6 @@ pub enum ModelError {
     /// A list with one entry per layer has fewer.
     #[error("predict the model's layers: `{key}` does not name all {layers} layers")]
     TooShort {
-        /// The key.
         key: &'static str,
         /// Layers of the model.
         layers: u64,
@@ -55,7 +53,6 @@ pub enum ModelError {
     Key {
         /// The architecture.
         architecture: String,
-        /// The key.
         key: String,
         /// What the key is of.
         what: &'static str,

@@ -125,7 +125,6 @@ pub struct DeployedMoe {
     pub env: BTreeMap<String, String>,
     /// Their folder, or the one file that holds them all.
     pub table: Utf8PathBuf,
-    /// Their content digest.
     pub digest: String,
     /// Rows in them; SGLang's are each for the up and the down projection.
     pub rows: usize,
@@ -140,7 +139,6 @@ pub struct DeployedMoe {
 /// The deployed fused MoE against a reference, at one size.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
 pub struct MoeCheck {
-    /// The size.
     #[serde(flatten)]
     pub task: MoeTask,
     /// The row that served it, in words; the failure where it did not run.
@@ -167,7 +165,6 @@ impl MoeCheck {
 /// What the verify stage found of the deployed fused MoE.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
 pub struct VerifiedMoe {
-    /// Its numbers.
     pub checks: Vec<MoeCheck>,
     /// Which sizes were served by the deployed tables; `families` holds each table.
     pub engagement: Engagement,

@@ -33,14 +33,12 @@ pub struct Inspection {
     /// Further operations of dense GEMMs that the workload runs and that are tuned with it.
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
     pub also: Vec<AlsoTuned>,
-    /// Worth knowing.
     pub remarks: Vec<String>,
 }
 
 /// What serves a further operation today; everything else is as for the first.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
 pub struct AlsoTuned {
-    /// The operation.
     pub op: Op,
     /// The kernel path that serves it, in words.
     pub path: String,
@@ -83,9 +81,7 @@ pub struct Captured {
     pub inspection: Option<Inspection>,
     /// Number of the capture trial.
     pub trial: u32,
-    /// Distinct shapes.
     pub distinct: usize,
-    /// GEMM calls seen.
     pub calls: u64,
     /// Identities of the dispatch.
     pub dispatch: Vec<String>,

@@ -164,9 +164,7 @@ pub struct Deployment {
     pub notes: Vec<String>,
     /// The table deployed; of several operations, that of the first.
     pub table: Utf8PathBuf,
-    /// Its content digest.
     pub digest: String,
-    /// Rows in it.
     pub rows: usize,
     /// The operation it serves, where several are tuned.
     #[serde(default, skip_serializing_if = "Option::is_none")]
@@ -193,13 +191,9 @@ pub struct Deployment {
 /// The table of one of several operations.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
 pub struct DeployedTable {
-    /// The operation.
     pub op: Op,
-    /// The table.
     pub table: Utf8PathBuf,
-    /// Its content digest.
     pub digest: String,
-    /// Rows in it.
     pub rows: usize,
 }
 

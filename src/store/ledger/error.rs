@@ -47,7 +47,6 @@ pub enum LedgerError {
     #[error("undo `{name}`: `{later}` changed `{path}` after it")]
     Stacked {
         name: String,
-        /// The later one.
         later: String,
         path: Utf8PathBuf,
     },

@@ -95,9 +95,7 @@ pub enum PathState {
     Changed,
     /// As it was before the operation.
     Original,
-    /// Edited since.
     Edited,
-    /// Gone.
     Missing,
 }
 

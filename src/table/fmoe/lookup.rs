@@ -50,7 +50,6 @@ pub enum LookupError {
     Repeats {
         /// Name of the table.
         table: String,
-        /// The release.
         release: &'static str,
         /// 1-based line of the first row.
         first: u64,
@@ -74,13 +73,11 @@ pub enum LookupError {
 /// What a call gets.
 #[derive(Clone, Debug, PartialEq)]
 pub enum Served<'table> {
-    /// A row's kernels.
     Row(&'table Row),
     /// aiter's own choice.
     Default(Default),
     /// A row was found; aiter's own choice runs, and the log line looks like a row's without names.
     Bypassed(&'table Row, Default),
-    /// An exception.
     Raises(&'static str),
 }
 
@@ -110,7 +107,6 @@ pub enum Dropped {
 /// What a table holds for a key, before anything about kernels is asked.
 #[derive(Clone, Debug, PartialEq)]
 pub struct Answer<'table> {
-    /// What runs.
     pub served: Served<'table>,
     /// The `token` of the key.
     pub token: u32,

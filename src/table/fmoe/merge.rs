@@ -27,7 +27,6 @@ pub struct Policy {
 /// What became of a row.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Decision {
-    /// The table.
     pub table: String,
     /// 1-based line.
     pub line: u64,
@@ -83,11 +82,9 @@ pub enum MergeError {
     /// A line that cannot be read.
     #[error("read `{table}`: line {line}: {what}")]
     Line {
-        /// The table.
         table: String,
         /// 1-based line.
         line: u64,
-        /// What is wrong.
         what: String,
     },
     /// Rows of one key for several activations, and nobody says which one counts.
@@ -102,11 +99,9 @@ pub enum MergeError {
     row.line, row.table, row.activation, other.line, other.table, other.activation
 )]
 pub struct Clash {
-    /// The later row.
     row: Origin,
     /// The one before it.
     other: Origin,
-    /// The release.
     release: &'static str,
 }
 

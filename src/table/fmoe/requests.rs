@@ -8,7 +8,6 @@ use super::{Problem, Request, member};
 /// A call, the card it was made on where that is known, and how often it was seen.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Counted {
-    /// The call.
     pub request: Request,
     /// Architecture and compute units.
     pub card: Card,
@@ -36,9 +35,7 @@ pub enum RequestsError {
     Cell {
         /// 1-based line.
         line: u64,
-        /// The column.
         column: String,
-        /// The cell.
         text: String,
     },
 }

@@ -175,7 +175,6 @@ impl Rounding {
 /// What the activation of a row counts for.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum ActivationRule {
-    /// It is matched.
     Matched,
     /// It is matched; where no row has it, the first row of any activation serves.
     MatchedFirst,
@@ -200,18 +199,15 @@ pub const FALLBACK_TAG: &str = "flydsl_fallback";
 /// Rows of block-scaled FP8 with Silu that are ignored.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Bypass {
-    /// None.
     Nothing,
     /// Those of a token times topk up to 128.
     Small,
-    /// All.
     All,
 }
 
 /// The rules of a release.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Rules {
-    /// The release.
     pub release: Release,
     /// How tokens are rounded.
     pub rounding: Rounding,

@@ -199,7 +199,6 @@ pub enum TableError {
     DuplicateColumn {
         /// Name of the table.
         name: String,
-        /// The column.
         column: String,
     },
 }

@@ -42,13 +42,10 @@ pub struct Finding {
     pub rule: &'static str,
     /// Severity of the rule.
     pub severity: Severity,
-    /// The file.
     pub file: String,
     /// 1-based line, where the finding has one.
     pub line: Option<u64>,
-    /// What stands there.
     pub message: String,
-    /// Why it matters.
     pub why: &'static str,
     /// What to do.
     pub fix: &'static str,
@@ -57,7 +54,6 @@ pub struct Finding {
 /// What was checked and what was found.
 #[derive(Clone, Debug, Default, PartialEq, Serialize)]
 pub struct Report {
-    /// Files checked.
     pub files: usize,
     /// Rows of CSV files and entries of JSON files checked.
     pub rows: usize,
@@ -70,7 +66,6 @@ pub struct Report {
 /// A file no rule is for.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize)]
 pub struct Skipped {
-    /// The file.
     pub file: String,
     /// Why no rule is for it.
     pub reason: String,

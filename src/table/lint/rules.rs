@@ -27,7 +27,6 @@ pub struct Rule {
     pub severity: Severity,
     /// What it says about a place, as a headline.
     pub title: &'static str,
-    /// Why that matters.
     pub why: &'static str,
     /// What to do about it.
     pub fix: &'static str,
@@ -40,7 +39,6 @@ pub struct Rule {
 pub struct Example {
     /// The file's name, which some rules judge.
     pub file: &'static str,
-    /// The file's content.
     pub text: &'static str,
     /// Where such a file was found; empty if the example is made up after a shipped row.
     pub found: &'static str,

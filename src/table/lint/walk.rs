@@ -20,26 +20,16 @@ pub enum LintError {
     /// The path, or a file below it, cannot be read.
     #[error("read `{path}`")]
     Read {
-        /// The path.
         path: Utf8PathBuf,
-        /// Why.
         #[source]
         source: io::Error,
     },
     /// A file beyond any table's size.
     #[error("check `{path}`: {bytes} bytes are no table")]
-    TooLarge {
-        /// The path.
-        path: Utf8PathBuf,
-        /// Its size.
-        bytes: u64,
-    },
+    TooLarge { path: Utf8PathBuf, bytes: u64 },
     /// A file that was named and is neither CSV nor JSON.
     #[error("check `{path}`: neither a .csv nor a .json file")]
-    UnknownKind {
-        /// The path.
-        path: Utf8PathBuf,
-    },
+    UnknownKind { path: Utf8PathBuf },
 }
 
 /// The revision of aiter that is to run a table, where that is known.

@@ -33,12 +33,10 @@ pub enum Found {
     Exact(Utf8PathBuf),
     /// In another version's folder.
     OtherTriton {
-        /// The file.
         path: Utf8PathBuf,
         /// The version whose folder it is.
         triton: String,
     },
-    /// Nowhere.
     Nowhere,
 }
 
@@ -58,7 +56,6 @@ impl Found {
     "ValueError: from SGLang 0.5.12 on every folder `triton_*` is read as a version, and `{folder}` is none"
 )]
 pub struct NoVersion {
-    /// The folder.
     pub folder: Utf8PathBuf,
 }
 

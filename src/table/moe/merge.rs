@@ -14,11 +14,9 @@ use crate::table::sglang_json::{Config, Entry, Params};
 /// A table of the up projection, and that of the down projection beside it.
 #[derive(Clone, Debug)]
 pub struct Input {
-    /// The file.
     pub path: String,
     /// What its name says.
     pub name: TableName,
-    /// Its rows.
     pub up: Config,
     /// The rows of the down projection, where there is a table of them.
     pub down: Option<Config>,
@@ -54,13 +52,10 @@ impl Outcome {
 pub struct Provenance {
     /// The file it stands in.
     pub table: String,
-    /// Its key.
     pub key: String,
-    /// Its line.
     pub line: u64,
     /// What became of it.
     pub outcome: Outcome,
-    /// Why.
     pub reason: String,
 }
 

@@ -154,11 +154,9 @@ impl fmt::Display for MoeProblem {
 /// A problem at one M, with how often it was seen.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct CountedProblem {
-    /// The problem.
     pub problem: MoeProblem,
     /// Tokens of the forward, where the source says them.
     pub m: Option<u32>,
-    /// How often.
     pub records: u64,
 }
 

@@ -25,7 +25,6 @@ pub struct Server<'a> {
 pub enum Source {
     /// From a table.
     File {
-        /// The file.
         path: Utf8PathBuf,
         /// The Triton version whose folder it lies in, where that is not the running one.
         other_triton: Option<String>,

@@ -28,7 +28,6 @@ const SHOWN: usize = 40;
 #[derive(Clone, Debug, PartialEq, Eq, Serialize)]
 pub struct Plan {
     pub root: Utf8PathBuf,
-    /// Its head before.
     pub previous: Previous,
     /// Commit to check out, as it was named.
     pub target: String,
@@ -63,16 +62,15 @@ pub struct Previous {
 #[derive(Clone, Debug, PartialEq, Eq, Serialize)]
 #[serde(tag = "step", rename_all = "kebab-case")]
 pub enum Step {
-    /// A git command.
-    Git { arguments: Vec<String> },
+    Git {
+        arguments: Vec<String>,
+    },
     /// Compiled modules and build folders go aside.
     MoveAside {
-        /// What goes.
         paths: Vec<Utf8PathBuf>,
     },
     /// The tree is installed again into the interpreter that uses it.
     Install {
-        /// Program and arguments.
         argv: Vec<String>,
     },
 }
@@ -140,7 +138,6 @@ pub enum FixError {
     )]
     CannotInstall {
         target: String,
-        /// What it needs.
         requirement: String,
         /// Versions that are there.
         versions: Vec<String>,
@@ -163,7 +160,6 @@ pub enum FixError {
         /// What went wrong on the way back.
         back: String,
     },
-    /// Nothing to undo.
     #[error("undo: no realignment of `{0}` is recorded")]
     NothingDone(Utf8PathBuf),
 }

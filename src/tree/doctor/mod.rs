@@ -81,16 +81,13 @@ pub struct Aiter {
     /// What git says instead, where it does not: "dubious ownership" in most containers.
     pub unreadable: Option<String>,
     pub products: Products,
-    /// Tuner scripts.
     pub tuners: Vec<Utf8PathBuf>,
 }
 
 /// What git says of a checkout.
 #[derive(Clone, Debug, Serialize)]
 pub struct CheckoutFacts {
-    /// Top folder.
     pub root: Utf8PathBuf,
-    /// Commit checked out.
     pub head: String,
     /// Branch, unless detached.
     pub branch: Option<String>,

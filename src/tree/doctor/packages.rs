@@ -48,9 +48,7 @@ pub type Installed = BTreeMap<String, String>;
 #[derive(Clone, Copy, Debug)]
 pub struct Python<'a> {
     pub path: &'a Utf8Path,
-    /// Starts it.
     pub keeper: &'a Keeper,
-    /// Ends it early.
     pub interrupt: &'a Interrupt,
 }
 

@@ -21,7 +21,6 @@ pub struct Products {
     pub other_revision: Vec<Utf8PathBuf>,
     /// Modules older than a source file.
     pub older_than_sources: Vec<Utf8PathBuf>,
-    /// Build folders.
     pub builds: Vec<Utf8PathBuf>,
     /// Locks that no living builder holds, or that are older than any build takes.
     pub stale_locks: Vec<Utf8PathBuf>,

@@ -18,7 +18,6 @@ const LOCAL: Duration = Duration::from_secs(60);
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Urls {
     pub file: Utf8PathBuf,
-    /// Values by key.
     pub values: BTreeMap<String, String>,
 }
 

@@ -26,7 +26,6 @@ const GRACE: Duration = Duration::from_secs(3);
 /// How long to wait.
 #[derive(Clone, Copy, Debug)]
 pub(super) struct Patience {
-    /// Without any sign.
     pub(super) silence: Duration,
     pub(super) batch: Duration,
     /// Without any sign while a module is compiled.

@@ -35,7 +35,6 @@ pub enum FlagError {
         script: Utf8PathBuf,
         op: Op,
         choices: String,
-        /// What would do.
         wanted: String,
     },
 }

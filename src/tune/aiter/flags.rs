@@ -11,9 +11,7 @@ pub enum Takes {
     /// None: it is a switch.
     Nothing,
     One,
-    /// None or one.
     Optional,
-    /// One or more.
     Several,
 }
 
@@ -34,7 +32,6 @@ pub struct Flag {
 pub enum FlagsFrom {
     /// The script said so itself.
     Help,
-    /// Its argparse definitions.
     Source,
 }
 

@@ -117,7 +117,6 @@ pub struct Settings {
     /// Shapes in a batch: what a kill costs, at most.
     pub batch: Option<usize>,
     pub devices: Option<u32>,
-    /// Library to search.
     pub libtype: Option<String>,
     /// Whether to search splits of K; where they have an effect when absent.
     pub split_k: Option<bool>,
@@ -146,7 +145,6 @@ pub struct AiterOrder<'a> {
     /// Wall time, after which what was found is kept.
     pub budget: Option<Duration>,
     pub limits: Limits,
-    /// OverlayOptions.
     pub settings: Settings,
     /// Keeps the tuner's processes.
     pub keeper: &'a Keeper,
@@ -162,11 +160,7 @@ pub enum AiterTuneError {
     NoShapes,
     /// A shape of another operation.
     #[error("tune `{shape}` with the tuner of {op}")]
-    OtherOperation {
-        shape: Shape,
-        /// The order's operation.
-        op: Op,
-    },
+    OtherOperation { shape: Shape, op: Op },
     /// The folder holds no aiter.
     #[error("find aiter's tuner: `{tree}` holds no `aiter/utility/base_tuner.py`")]
     NoTree { tree: Utf8PathBuf },
@@ -175,7 +169,6 @@ pub enum AiterTuneError {
     NoScript {
         op: Op,
         tree: Utf8PathBuf,
-        /// Scripts looked for.
         tried: String,
     },
     /// The tree has no tuner for the fused MoE.
@@ -207,16 +200,11 @@ pub enum AiterTuneError {
     },
     /// torch or aiter cannot be imported.
     #[error("import torch and aiter with `{python}`: {error}")]
-    CannotImport {
-        python: Utf8PathBuf,
-        /// Python's words.
-        error: String,
-    },
+    CannotImport { python: Utf8PathBuf, error: String },
     /// The interpreter imports another tree.
     #[error("tune with `{meant}`: `{python}` imports aiter from `{used}`")]
     OtherTree {
         python: Utf8PathBuf,
-        /// What it imports.
         used: Utf8PathBuf,
         /// The tree of the order.
         meant: Utf8PathBuf,
@@ -236,7 +224,6 @@ pub enum AiterTuneError {
     OtherKey {
         /// The key of the order.
         wanted: String,
-        /// The tuner's.
         found: String,
     },
     /// The tuner ended before it tuned anything.

@@ -129,7 +129,6 @@ pub struct AiterOutcome {
     pub rows: Vec<Accepted>,
     /// Of them, those of an earlier run.
     pub resumed: Vec<Shape>,
-    /// Rows not taken.
     pub refused: Vec<Refused>,
     /// Shapes without a row, with the reason.
     pub failed: Vec<Unserved>,

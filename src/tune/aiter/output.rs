@@ -211,7 +211,6 @@ pub(super) struct Heard {
     pub(super) no_kernel: BTreeSet<Size>,
     /// The last refusal of a candidate, by size.
     pub(super) warnings: BTreeMap<Size, String>,
-    /// Tasks given up.
     pub(super) timed_out: usize,
     pub(super) faults: Vec<String>,
     /// Restarts of the pool.

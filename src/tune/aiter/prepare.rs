@@ -45,7 +45,6 @@ pub struct Preview {
     pub env: BTreeMap<String, Option<String>>,
     /// Devices seen; absent where the interpreter could not be asked.
     pub device: Option<DeviceSeen>,
-    /// Shapes asked for.
     pub shapes: usize,
     /// Shapes in a batch.
     pub batch: usize,
@@ -66,7 +65,6 @@ pub struct DeviceSeen {
     pub gfx: String,
     /// Compute units.
     pub cu_num: u32,
-    /// How many.
     pub count: u32,
 }
 

@@ -21,7 +21,6 @@ const FRUITLESS_REPEATS: u32 = 2;
 pub(super) enum Manner {
     /// One shape, with time to compile the candidates.
     First,
-    /// In batches.
     Together,
     /// Each in a batch of its own.
     Alone,

@@ -28,7 +28,6 @@ pub struct Seen {
     /// Package folder that `import aiter` gives.
     #[serde(default)]
     pub package: Option<Utf8PathBuf>,
-    /// Visible devices.
     #[serde(default)]
     pub count: u32,
     /// Compute units of the current one, as torch counts them and the tuner writes them.
@@ -63,9 +62,7 @@ pub(super) struct Asker<'a> {
 pub(super) struct Asked {
     /// What the tuner would see; absent where it cannot be said here.
     pub(super) seen: Option<Seen>,
-    /// The script's flags.
     pub(super) flags: Flags,
-    /// Devices to use.
     pub(super) devices: Option<u32>,
     /// Variables that a start gets, but for its own.
     pub(super) env: BTreeMap<String, Option<String>>,

@@ -122,9 +122,7 @@ fn key(shape: &Value, candidate: &Candidate) -> String {
 /// A backend whose candidates are ordered by what was compiled.
 #[derive(Clone, Copy)]
 pub struct Known<'a, P: Task> {
-    /// The backend.
     pub backend: &'a dyn Backend<P>,
-    /// What was compiled.
     pub compiled: &'a [Compiled],
 }
 

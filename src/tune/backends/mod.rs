@@ -69,7 +69,6 @@ pub struct Pace {
     pub under_way: usize,
     /// Whether workers on one host share what they measure, so that only one may measure at a time.
     pub one_at_a_time: bool,
-    /// Deadlines.
     pub deadlines: Deadlines,
 }
 

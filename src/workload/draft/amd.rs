@@ -15,7 +15,6 @@ const TABLE: &str = "AITER_CONFIG_GEMM_A8W8_BLOCKSCALE";
 pub(super) struct Proposal {
     /// `backend.kind`.
     pub(super) kind: &'static str,
-    /// Why, beside it.
     pub(super) why: Option<String>,
     /// What the reader should know.
     pub(super) note: Option<String>,

@@ -59,7 +59,6 @@ pub type Find<'a> = &'a dyn Fn(&str, &str) -> Option<Utf8PathBuf>;
 pub struct Made<'a> {
     /// Files and variables of the place that `init` runs in.
     pub surroundings: &'a Surroundings<'a>,
-    /// Looks programs up.
     pub find: Find<'a>,
     /// GPUs of this machine that decide what can be tuned here: `aiter` where AMD's driver is, `sglang-families` where
     /// NVIDIA's is; with the reason.

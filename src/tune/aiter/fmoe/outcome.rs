@@ -11,7 +11,6 @@ use crate::tune::protocol::Device;
 /// A row that may be compared end to end with what serves today.
 #[derive(Clone, Debug, Serialize)]
 pub struct Taken {
-    /// The call.
     pub shape: Call,
     /// The tuner's row, every column of it.
     #[serde(serialize_with = "named")]
@@ -23,12 +22,10 @@ pub struct Taken {
 /// A row the tuner wrote and gemmtune does not take.
 #[derive(Clone, Debug, Serialize)]
 pub struct Refused {
-    /// The call.
     pub shape: Call,
     /// The tuner's row, every column of it.
     #[serde(serialize_with = "named")]
     pub row: Line,
-    /// Why.
     pub reason: String,
 }
 
@@ -37,7 +34,6 @@ pub struct Refused {
 pub struct FmoeOutcome {
     /// `fused_moe`.
     pub op: &'static str,
-    /// The device.
     pub device: Device,
     /// One row for every call with one, by this run or an earlier one, in the order of the calls.
     pub rows: Vec<Taken>,
@@ -45,9 +41,7 @@ pub struct FmoeOutcome {
     pub resumed: Vec<Call>,
     /// Share of wrong numbers in a stage up to which rows were taken, and the one that holds where none is given.
     pub err_ratio: f64,
-    /// The latter.
     pub default_err_ratio: f64,
-    /// Rows not taken.
     pub refused: Vec<Refused>,
     /// Calls without a row, with the reason.
     pub failed: Vec<Unserved<Call>>,

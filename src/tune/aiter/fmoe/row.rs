@@ -14,7 +14,6 @@ use crate::tune::aiter::keep::Found;
 /// A row as text: nothing of what the tuner wrote is lost, whatever columns it has.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Line {
-    /// Column names.
     pub columns: Vec<String>,
     /// Cells, as many.
     pub cells: Vec<String>,

@@ -19,7 +19,6 @@ const SMALL_TILE: u32 = 16;
 pub struct FmoeScript {
     /// The folder that holds the package `aiter`.
     pub root: Utf8PathBuf,
-    /// The script.
     pub path: Utf8PathBuf,
     /// Columns that identify a row, in the order it writes them.
     pub keys: Vec<String>,

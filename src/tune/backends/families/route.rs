@@ -38,12 +38,9 @@ pub struct RouteRow {
     /// Fewest rows of the activation.
     #[serde(rename = "min_M")]
     pub min_m: u32,
-    /// Most rows.
     #[serde(rename = "max_M")]
     pub max_m: u32,
-    /// The family.
     pub family: String,
-    /// Its settings.
     pub setting: Value,
     /// Median time at `max_M`, µs.
     pub us: f64,

@@ -74,7 +74,6 @@ pub struct MoeTask {
     pub topk: u32,
     /// Of `experts` and `topk`, the fused shared experts: every token goes to them.
     pub shared: u32,
-    /// What is raced.
     pub part: Part,
     /// The BLOCK_SIZE_M under which a GEMM is raced; 0 for the whole operation, whose rows say it.
     #[serde(default, skip_serializing_if = "is_zero")]

@@ -29,7 +29,6 @@ pub fn read_rows(path: &Utf8Path) -> Option<Rows> {
 /// One table in a folder.
 #[derive(Clone, Debug)]
 pub struct TableFile<'a> {
-    /// The folder.
     pub folder: &'a Utf8Path,
     /// What the table is for.
     pub name: FileName,
