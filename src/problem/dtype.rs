@@ -9,13 +9,13 @@ pub const FLOAT8: [&str; 5] = [
     "torch.float8_e8m0fnu",
 ];
 
-/// [`FLOAT8`] and INT8.
+/// FP8 dtypes and INT8: every weight dtype of one byte an element.
 pub const EIGHT_BITS: [&str; 6] = [FLOAT8[0], FLOAT8[1], FLOAT8[2], FLOAT8[3], FLOAT8[4], INT8];
 
-/// INT8.
+/// INT8 as torch prints it.
 pub const INT8: &str = "torch.int8";
 
-/// MXFP4, packed, and how it is stored where torch has no such dtype.
+/// MXFP4, packed two values a byte, and the dtype it is stored as where torch does not have it.
 pub const FLOAT4: [&str; 2] = ["torch.float4_e2m1fn_x2", "torch.uint8"];
 
 /// The FP8 dtype that aiter uses on an architecture (`aiter/utility/dtypes.py`): OCP except on gfx94x.

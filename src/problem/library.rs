@@ -2,7 +2,7 @@
 
 use super::Op;
 
-/// Where a kernel comes from: the meaning of the `libtype` column.
+/// Where a kernel comes from: the values of the `libtype` column.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
 pub enum Library {
     /// Composable Kernel instances.
@@ -20,7 +20,7 @@ pub enum Library {
 }
 
 impl Library {
-    /// Every library.
+    /// Every library, in the order of [`Self`]'s variants.
     pub const ALL: [Self; 6] = [
         Self::Ck,
         Self::CkTile,
@@ -30,7 +30,7 @@ impl Library {
         Self::Opus,
     ];
 
-    /// The text of the `libtype` column.
+    /// The value of the `libtype` column that means this library.
     pub const fn name(self) -> &'static str {
         match self {
             Self::Ck => "ck",
@@ -42,14 +42,14 @@ impl Library {
         }
     }
 
-    /// The library `libtype` names.
+    /// The library that `libtype` names; `None` for a value that is unknown or names several.
     pub fn of_libtype(libtype: &str) -> Option<Self> {
         Self::ALL
             .into_iter()
             .find(|library| library.name() == libtype)
     }
 
-    /// The library a kernel of this name comes from, where aiter's naming says it.
+    /// The library of a kernel, judged by its name; `None` where aiter's naming scheme does not tell.
     pub fn of_kernel(name: &str) -> Option<Self> {
         let of_aiter = || Op::ALL.into_iter().filter_map(Op::aiter);
         if name.starts_with("_ZN") {

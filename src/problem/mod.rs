@@ -1,7 +1,7 @@
 //! The problem a kernel solves, and everything that is known of the operations that solve it.
 //!
-//! Every room speaks of GEMMs in these types. What distinguishes one operation from another stands in one file of
-//! [`op`] and nowhere else. Nothing here reads or writes files.
+//! Every room describes GEMMs with these types. What distinguishes one operation from another is in that operation's
+//! file in [`op`] and nowhere else. Nothing here reads or writes files.
 
 pub mod dtype;
 pub mod library;

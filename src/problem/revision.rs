@@ -5,8 +5,8 @@ use std::str::FromStr;
 
 /// An aiter revision whose rules this program knows, oldest first.
 ///
-/// Trees in between behave like one of these per feature; what a tree can do is read from its files,
-/// never from its version number.
+/// Trees in between behave like one of these, feature by feature; what a tree can do is read from its files, never
+/// from its version number.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
 pub enum Revision {
     /// Tag v0.1.7, commit de14bec0ca, November 2025.
@@ -26,7 +26,7 @@ impl Revision {
     /// Every revision, oldest first.
     pub const ALL: [Self; 5] = [Self::A, Self::B, Self::P, Self::H, Self::N];
 
-    /// Those that a table or a log of today may belong to, where nobody says which.
+    /// The revisions that a current table or log may belong to, where nothing names one.
     pub const TODAY: [Self; 2] = [Self::H, Self::N];
 
     /// Tag or commit, as a person would look it up.
@@ -58,7 +58,7 @@ impl fmt::Display for Revision {
     }
 }
 
-/// The text names no known revision.
+/// The text does not name a known revision.
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
 #[error(
     "name the aiter revision: `{0}` is not one of A, B, P, H, N, v0.1.7, v0.1.9, 303a583c, e4048607, aiter#5586"

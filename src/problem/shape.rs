@@ -36,7 +36,7 @@ pub struct Weight {
 }
 
 impl Weight {
-    /// The problem of multiplying M rows of activation by it.
+    /// The problem of multiplying `m` rows of activation by it.
     pub fn with_m(&self, m: u32) -> Shape {
         Shape {
             op: self.op,
@@ -65,7 +65,7 @@ impl Shape {
         }
     }
 
-    /// Whether both are one operation of one size; what a log says of dtypes is not always whole.
+    /// Whether both have the same operation, M, N and K. dtypes are ignored, since a log may cut them short.
     pub fn is_same_problem(&self, other: &Self) -> bool {
         (self.op, self.m, self.n, self.k) == (other.op, other.m, other.n, other.k)
     }

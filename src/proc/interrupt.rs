@@ -1,4 +1,4 @@
-//! Ctrl-C as a value: nothing polls a global flag, waiters are woken.
+//! Ctrl-C as a value: waiters are woken, and nothing polls a global flag.
 
 use std::sync::mpsc::Sender;
 use std::sync::{Arc, Mutex, PoisonError};
@@ -10,7 +10,7 @@ use signal_hook::iterator::Signals;
 /// How urgently the user wants gemmtune to stop.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
 pub enum Urgency {
-    /// Finish what is being written, end children politely, keep the journal.
+    /// Finish what is being written, terminate children gracefully, keep the journal.
     Stop,
     /// End children at once.
     Kill,
@@ -49,7 +49,7 @@ impl Interrupt {
         Ok(())
     }
 
-    /// Asks to stop, or, when that was asked before, to stop at once.
+    /// Requests a stop; the second call requests an immediate one.
     pub fn raise(&self) {
         let mut state = self.lock();
         let urgency = match state.urgency {
@@ -60,17 +60,17 @@ impl Interrupt {
         state.waiters.retain(|waiter| waiter.send(urgency).is_ok());
     }
 
-    /// What was asked for, if anything.
+    /// How urgently a stop was requested; `None` if none was.
     pub fn urgency(&self) -> Option<Urgency> {
         self.lock().urgency
     }
 
-    /// Whether a stop was asked for.
+    /// Whether a stop was requested.
     pub fn is_raised(&self) -> bool {
         self.urgency().is_some()
     }
 
-    /// Sends every later request to `waiter`, and at once what was already asked for.
+    /// Sends every later request to `waiter`, and an earlier one at once.
     pub fn subscribe(&self, waiter: Sender<Urgency>) {
         let mut state = self.lock();
         let already = state.urgency;
@@ -79,7 +79,7 @@ impl Interrupt {
         }
     }
 
-    /// Sleeps for `duration`, less when a stop is asked for; says whether one was.
+    /// Sleeps for `duration`, or until a stop is requested; returns whether one was.
     pub fn sleep(&self, duration: std::time::Duration) -> bool {
         let (sender, receiver) = std::sync::mpsc::channel();
         self.subscribe(sender);

@@ -1,7 +1,7 @@
 //! The keeper: a small process between gemmtune and one child.
 //!
-//! It runs in the hidden subcommand `gemmtune keeper`. It starts no process but its child and ends no
-//! process but its own descendants.
+//! It runs in the hidden subcommand `gemmtune keeper`. It starts no process other than its child and ends no process
+//! other than its own descendants.
 
 use std::io::Read as _;
 use std::os::unix::process::ExitStatusExt as _;
@@ -12,16 +12,17 @@ use std::time::Duration;
 
 use super::tree;
 
-/// The byte on the lifeline that asks to end the tree with its grace; so does closing the lifeline.
+/// The byte on the lifeline that asks the keeper to end the tree with its grace period; closing the lifeline asks the
+/// same.
 pub(super) const STOP: u8 = b's';
 
-/// The byte on the lifeline that means: no grace, kill now. It may follow a [`STOP`].
+/// The byte on the lifeline that means: kill now, without a grace period. It may follow a [`STOP`].
 pub(super) const KILL_NOW: u8 = b'k';
 
 /// The keeper's exit code when its child could not be started; the reason is on standard error.
 pub const CANNOT_START: u8 = 127;
 
-/// How often a keeper that lingers looks whether anything is left.
+/// How often a lingering keeper checks whether any descendant is left.
 const LINGER_POLL: Duration = Duration::from_millis(100);
 
 enum Woken {
@@ -29,12 +30,12 @@ enum Woken {
     Lifeline { kill_now: bool },
 }
 
-/// Runs `command` until it exits or the lifeline closes, then ends whatever it left running. With `linger` what it
-/// left running may outlive it, until that ends by itself or the lifeline closes.
+/// Runs `command` until it exits or the lifeline closes, then ends every process it left running. With `linger`, such
+/// processes may outlive it until they exit or the lifeline closes.
 ///
-/// `lifeline` is the number of an inherited descriptor: the read end of a pipe whose write end only
-/// gemmtune holds. The return value is the exit code for this process: the child's own, 128 plus the
-/// signal that ended it, or [`CANNOT_START`] with the error.
+/// `lifeline` is the number of an inherited descriptor: the read end of a pipe whose write end only gemmtune holds.
+/// The return value is the exit code for this process: the child's own, 128 plus the signal that ended it, or
+/// [`CANNOT_START`] with the error.
 pub fn keep(
     lifeline: u32,
     grace: Duration,
@@ -99,7 +100,7 @@ pub fn keep(
     (status.map_or(CANNOT_START, exit_code), None)
 }
 
-/// Ends all descendants; returns the child's status if it came in meanwhile.
+/// Ends all descendants; returns the child's status if it arrives meanwhile.
 fn end_all(grace: Duration, receiver: &Receiver<Woken>) -> Option<ExitStatus> {
     let mut status = None;
     let mut kill_now = false;

@@ -3,7 +3,7 @@
 //! A child that gemmtune starts is started by a *keeper*: this same binary, in a process group of its
 //! own, that is the child subreaper of everything below it and holds the read end of a lifeline pipe.
 //! When the lifeline closes, because gemmtune asked for it or because gemmtune was killed, the keeper
-//! ends every descendant, daemons with sessions of their own included, and then itself. So the sweep
+//! ends every descendant, including daemons with sessions of their own, and then itself. So the sweep
 //! only ever reaches processes that gemmtune started, and a SIGKILL of gemmtune leaves none of them.
 //!
 //! This room knows nothing of servers, stages or tuning.

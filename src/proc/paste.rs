@@ -1,13 +1,13 @@
 //! Commands that a person can paste into a shell.
 
-/// A word as a shell takes it: quoted where it has to be.
+/// A word as a shell reads it: quoted where necessary.
 pub fn quoted(word: impl AsRef<str>) -> String {
     let word = word.as_ref();
-    // A word with a NUL byte can be no argument.
+    // A word with a NUL byte cannot be an argument at all.
     shlex::try_quote(word).map_or_else(|_| word.to_owned(), Into::into)
 }
 
-/// A command line.
+/// A command line, quoted for a shell.
 pub fn line<'word>(argv: impl IntoIterator<Item = &'word String>) -> String {
     let words: Vec<String> = argv.into_iter().map(quoted).collect();
     words.join(" ")

@@ -42,7 +42,7 @@ fn sockets(pid: u32) -> Vec<u64> {
         .collect()
 }
 
-/// Address and inode of a row of `/proc/net/tcp` or `tcp6` that listens (state 0A of `include/net/tcp_states.h`).
+/// Address and inode of a row of `/proc/net/tcp` or `tcp6` in state LISTEN (0A, `include/net/tcp_states.h`).
 fn listener(row: &str) -> Option<(SocketAddr, u64)> {
     let fields: Vec<&str> = row.split_ascii_whitespace().collect();
     if *fields.get(3)? != "0A" {
@@ -50,7 +50,7 @@ fn listener(row: &str) -> Option<(SocketAddr, u64)> {
     }
     let (address, port) = fields.get(1)?.split_once(':')?;
     let port = u16::from_str_radix(port, 16).ok()?;
-    // Each group of eight digits is a word in the machine's order.
+    // Each group of eight digits is a word in the machine's byte order.
     let words: Vec<[u8; 4]> = (0..address.len() / 8)
         .map(|at| u32::from_str_radix(&address[at * 8..at * 8 + 8], 16).map(u32::to_ne_bytes))
         .collect::<Result<_, _>>()

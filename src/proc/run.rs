@@ -1,4 +1,4 @@
-//! Running a short command to its end, with a deadline, and reading what it said.
+//! Running a short command to its end, with a deadline, and capturing its output.
 
 use std::time::Duration;
 
@@ -7,7 +7,7 @@ use camino::Utf8PathBuf;
 use super::interrupt::{Interrupt, Urgency};
 use super::spawn::{Ended, Keeper, Spawn, SpawnError};
 
-/// What a command that ended by itself left.
+/// Exit code and output of a command that ended on its own.
 #[derive(Clone, Debug)]
 pub struct Ran {
     /// Exit code; 128 + n for signal n.
@@ -32,7 +32,7 @@ pub enum RunError {
     /// The user asked to stop.
     #[error("run `{0}`: interrupted")]
     Interrupted(String),
-    /// Its output could not be kept or read.
+    /// Its output could not be stored or read.
     #[error("read the output of `{program}`")]
     Output {
         program: String,
@@ -42,7 +42,7 @@ pub enum RunError {
 
 /// Runs `argv` in `folder` with `env` on top of our own environment, for at most `limit`.
 ///
-/// Output goes through files, so neither stream can block the command however much it says.
+/// Output goes through files, so neither stream can block the command, however much it prints.
 pub fn run(
     keeper: &Keeper,
     argv: &[String],

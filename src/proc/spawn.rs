@@ -17,7 +17,7 @@ use super::interrupt::{Interrupt, Urgency};
 use super::keeper::{CANNOT_START, KILL_NOW, STOP};
 use super::tree;
 
-/// The binary whose hidden subcommand `keeper` keeps children: gemmtune itself.
+/// The binary whose hidden subcommand `keeper` supervises children: gemmtune itself.
 #[derive(Clone, Debug)]
 pub struct Keeper {
     program: Utf8PathBuf,
@@ -44,10 +44,9 @@ impl Keeper {
 /// Failed to start a child.
 #[derive(Debug, thiserror::Error)]
 pub enum SpawnError {
-    /// The keeper itself could not be started, or its files not be opened.
+    /// The keeper itself could not be started, or its files could not be opened.
     #[error("start `{program}`")]
     Start {
-        /// The program asked for.
         program: String,
         source: std::io::Error,
     },
@@ -56,26 +55,26 @@ pub enum SpawnError {
     Empty,
 }
 
-/// A command to start: argument vector, folder, environment, and where its output goes.
+/// A command to start: argument vector, working folder, environment, and where its output goes.
 #[derive(Clone, Debug)]
 pub struct Spawn {
     pub argv: Vec<String>,
-    /// Working folder; ours when absent.
+    /// Working folder; that of this process when absent.
     pub folder: Option<Utf8PathBuf>,
-    /// Variables set (`Some`) or removed (`None`) on top of our own environment.
+    /// Variables set (`Some`) or removed (`None`) relative to the environment of this process.
     pub env: BTreeMap<String, Option<String>>,
-    /// Standard output goes here; appended to.
+    /// File that standard output is appended to.
     pub stdout: Utf8PathBuf,
-    /// Standard error goes here; may be the same file.
+    /// File that standard error is appended to; may be the same one.
     pub stderr: Utf8PathBuf,
-    /// How long descendants have between SIGTERM and SIGKILL.
+    /// Time between SIGTERM and SIGKILL for the descendants.
     pub grace: Duration,
-    /// What the command leaves running outlives it, until [`Kept::stop`] or until it ends by itself.
+    /// Whether processes that the command leaves running outlive it, until [`Kept::stop`] or until they exit.
     pub linger: bool,
 }
 
 impl Spawn {
-    /// A command with both streams appended to `log`, and ten seconds of grace.
+    /// A command with both streams appended to `log`, and a grace period of ten seconds.
     pub fn new(argv: Vec<String>, log: &Utf8Path) -> Self {
         Self {
             argv,
@@ -94,12 +93,11 @@ impl Spawn {
         self
     }
 
-    /// Starts the command under `keeper`.
     pub fn start(&self, keeper: &Keeper) -> Result<Kept, SpawnError> {
         self.start_piped(keeper, Pipes::default())
     }
 
-    /// Starts the command under `keeper`, with `pipes` in place of some of its descriptors.
+    /// Starts the command under `keeper`, with `pipes` in place of some of its streams.
     pub fn start_piped(&self, keeper: &Keeper, pipes: Pipes) -> Result<Kept, SpawnError> {
         let program = self.argv.first().ok_or(SpawnError::Empty)?;
         self.start_inner(keeper, pipes)
@@ -112,8 +110,8 @@ impl Spawn {
     fn start_inner(&self, keeper: &Keeper, pipes: Pipes) -> std::io::Result<Kept> {
         let (read_end, lifeline) = std::io::pipe()?;
         let read_end = OwnedFd::from(read_end);
-        // Both ends were made close-on-exec. Only the read end is let through to the keeper; a child
-        // that another thread starts in this moment would inherit a read end, which is harmless.
+        // Both ends were created close-on-exec. Only the read end is passed on to the keeper; a child that another
+        // thread starts at this moment would inherit a read end, which is harmless.
         fcntl(&read_end, FcntlArg::F_SETFD(FdFlag::empty()))?;
         let mut command = Command::new(keeper.program());
         command
@@ -150,25 +148,25 @@ impl Spawn {
     }
 }
 
-/// Pipe ends for a child that is talked to; what is absent stays as [`Spawn`] says.
+/// Pipe ends for a child to communicate with; absent ones leave the stream as [`Spawn`] sets it.
 #[derive(Debug, Default)]
 pub struct Pipes {
     pub stdin: Option<PipeReader>,
     pub stdout: Option<PipeWriter>,
-    /// A descriptor the child inherits under the number it has here; the caller tells it that number.
+    /// A descriptor the child inherits under the number it has here; the caller passes it that number.
     ///
     /// A child that another thread starts in the same moment inherits it too and holds it open, so
     /// its reader must not take the end of file as the only sign that the child is gone.
     pub inherited: Option<PipeWriter>,
 }
 
-/// Set in every keeper, and so in its tree, to a value of its own: by it the tree of a keeper that was killed is found.
+/// Set in every keeper, and so in its tree, to a unique value, by which the tree of a killed keeper is found.
 const MARK: &str = "GEMMTUNE_KEEPER";
 
 fn fresh_mark() -> String {
     static STARTED: AtomicU64 = AtomicU64::new(0);
     let serial = STARTED.fetch_add(1, Ordering::Relaxed);
-    // Process ids come again, and not within the same nanosecond.
+    // Process ids are reused, but not within the same nanosecond.
     let at = jiff::Timestamp::now().as_nanosecond();
     format!("{}-{serial}-{at}", std::process::id())
 }
@@ -176,7 +174,7 @@ fn fresh_mark() -> String {
 fn append(path: &Utf8Path) -> std::io::Result<Stdio> {
     use fs_err::os::unix::fs::OpenOptionsExt as _;
 
-    // A server prints the arguments it was started with, keys included.
+    // Private, because a server prints the arguments it was started with, API keys included.
     let file = fs_err::OpenOptions::new()
         .create(true)
         .append(true)
@@ -196,7 +194,7 @@ pub enum Ended {
     Interrupted(Urgency),
 }
 
-/// A child under its keeper. Dropping it ends the whole tree at once.
+/// A child under its keeper. Dropping it ends the whole process tree at once.
 #[derive(Debug)]
 pub struct Kept {
     pid: u32,
@@ -213,7 +211,7 @@ impl Kept {
         thread::spawn(move || {
             let code = child.wait().ok().and_then(|status| status.code());
             if code.is_none() {
-                // A keeper that was itself killed has no code, and has left its tree alive.
+                // A keeper that was itself killed has no exit code and left its tree running.
                 tree::kill_all(|| tree::marked(MARK, &mark));
             }
             let _ = sender.send(code.map_or(CANNOT_START, |code| code as u8));
@@ -240,7 +238,7 @@ impl Kept {
         self.code
     }
 
-    /// Waits until the child exits, `limit` passes or the user asks to stop.
+    /// Waits until the child exits, `limit` passes or the user requests a stop.
     pub fn wait(&mut self, limit: Duration, interrupt: &Interrupt) -> Ended {
         let (sender, raised) = channel();
         interrupt.subscribe(sender);
@@ -256,8 +254,8 @@ impl Kept {
             if now >= until {
                 return Ended::DeadlinePassed;
             }
-            // Two channels, one thread: the exit is waited for in slices no longer than a person
-            // notices, the interrupt is looked at between them.
+            // Two channels, one thread: wait for the exit in slices too short for a person to notice, and check for
+            // an interrupt between them.
             let slice = (until - now).min(Duration::from_millis(50));
             match self.exit.recv_timeout(slice) {
                 Ok(code) => self.code = Some(code),
@@ -267,8 +265,8 @@ impl Kept {
         }
     }
 
-    /// Ends the whole tree: politely, or at once when `urgency` is [`Urgency::Kill`] or the user asks
-    /// for it meanwhile. Returns the exit code.
+    /// Ends the whole tree: gracefully, or at once when `urgency` is [`Urgency::Kill`] or the user requests that
+    /// meanwhile. Returns the exit code.
     pub fn stop(&mut self, urgency: Urgency, interrupt: &Interrupt) -> u8 {
         if let Some(code) = self.exited() {
             return code;
@@ -280,7 +278,7 @@ impl Kept {
         } else {
             STOP
         });
-        // The keeper needs its grace, and after it the time in which it gives up killing.
+        // The keeper's grace period, and the time after which it gives up killing.
         let until = Instant::now() + self.grace + Duration::from_secs(15);
         while Instant::now() < until {
             if let Ok(code) = self.exit.recv_timeout(Duration::from_millis(20)) {
@@ -295,7 +293,7 @@ impl Kept {
     }
 
     fn ask(&mut self, what: u8) {
-        // A keeper that is already gone has closed its end; its exit code then says so.
+        // A keeper that has already exited closed its end, and its exit code is collected below.
         let _ = self.lifeline.write_all(&[what]);
     }
 }

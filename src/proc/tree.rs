@@ -1,4 +1,4 @@
-//! Who descends from whom, read from `/proc`, and how a whole tree of processes is ended.
+//! Process trees, read from `/proc`, and how a whole tree is ended.
 
 use std::collections::BTreeMap;
 use std::thread;
@@ -8,17 +8,17 @@ use nix::sys::signal::{Signal, kill};
 use nix::sys::wait::{WaitPidFlag, waitpid};
 use nix::unistd::Pid;
 
-/// How often the table of processes is read again while a tree is being ended.
+/// How often the process table is read again while a tree is being ended.
 const POLL: Duration = Duration::from_millis(10);
 
-/// A process that cannot be killed within this time sits in an uninterruptible system call.
+/// A process that survives SIGKILL this long is in an uninterruptible system call.
 const KILL_PATIENCE: Duration = Duration::from_secs(10);
 
-/// The living descendants of `root`, without `root` itself, parents before children.
+/// The live descendants of `root`, without `root` itself, parents before children.
 pub fn descendants(root: u32) -> Vec<u32> {
     let mut children: BTreeMap<u32, Vec<(u32, bool)>> = BTreeMap::new();
     for pid in processes() {
-        // A process that ended since the listing has no row any more.
+        // A process that ended since the listing has no entry any more.
         let Ok(stat) = fs_err::read_to_string(format!("/proc/{pid}/stat")) else {
             continue;
         };
@@ -32,7 +32,7 @@ pub fn descendants(root: u32) -> Vec<u32> {
     while let Some(parent) = queue.pop() {
         for &(pid, is_dead) in children.get(&parent).map_or(&[][..], Vec::as_slice) {
             if is_dead {
-                // Only our own dead children can be reaped here; others answer an error.
+                // Only this process's own children can be reaped here; for others the call fails.
                 let _ = waitpid(Pid::from_raw(pid.cast_signed()), Some(WaitPidFlag::WNOHANG));
             } else {
                 found.push(pid);
@@ -43,14 +43,14 @@ pub fn descendants(root: u32) -> Vec<u32> {
     found
 }
 
-/// Whether threads of a process are left whose first one has ended: until they end too, its memory, its devices and its
-/// ports are taken.
+/// Whether a process whose main thread has exited still has other threads: until they exit too, its memory, devices
+/// and ports stay in use.
 fn has_threads(pid: u32) -> bool {
     fs_err::read_dir(format!("/proc/{pid}/task")).is_ok_and(|threads| threads.count() > 1)
 }
 
-/// Parent and zombie state from the text of `/proc/PID/stat`. The command name stands in
-/// parentheses and may itself hold blanks and parentheses, so fields count from the last one.
+/// Parent and zombie state from the text of `/proc/PID/stat`. The command name is in parentheses and may itself
+/// contain blanks and parentheses, so fields are counted from the last one.
 fn parent_and_state(stat: &str) -> Option<(u32, bool)> {
     let mut fields = stat.rsplit_once(')')?.1.split_ascii_whitespace();
     let state = fields.next()?;
@@ -59,7 +59,7 @@ fn parent_and_state(stat: &str) -> Option<(u32, bool)> {
 }
 
 /// Ends every descendant of `root`: SIGTERM, then SIGKILL after `grace`. Returns what could not be
-/// ended. `hurry` is asked between rounds and cuts the grace short.
+/// ended. `hurry` is called between rounds; once it returns true the grace period is over.
 pub fn end_descendants(root: u32, grace: Duration, mut hurry: impl FnMut() -> bool) -> Vec<u32> {
     if !grace.is_zero() {
         for pid in descendants(root) {
@@ -76,8 +76,8 @@ pub fn end_descendants(root: u32, grace: Duration, mut hurry: impl FnMut() -> bo
     kill_all(|| descendants(root))
 }
 
-/// Kills what `alive` lists until it lists nothing; returns what cannot be killed. It is asked again
-/// before every round, because a process may fork between the listing and the signal.
+/// Kills what `alive` lists until it lists nothing; returns what cannot be killed. `alive` is called before every
+/// round, because a process may fork between the listing and the signal.
 pub fn kill_all(alive: impl Fn() -> Vec<u32>) -> Vec<u32> {
     let until = Instant::now() + KILL_PATIENCE;
     loop {
@@ -116,7 +116,7 @@ pub fn is_keeper(pid: u32) -> bool {
         .is_ok_and(|line| line.split(|&byte| byte == 0).nth(1) == Some(b"keeper"))
 }
 
-/// The parent of a process, and whether it is dead and only waits to be reaped; `None` when there is no such process.
+/// The parent of a process, and whether it is a zombie; `None` when there is no such process.
 pub(super) fn parent(pid: u32) -> Option<(u32, bool)> {
     parent_and_state(&fs_err::read_to_string(format!("/proc/{pid}/stat")).ok()?)
 }
@@ -135,7 +135,7 @@ pub(super) fn processes() -> impl Iterator<Item = u32> {
 }
 
 fn send(pid: u32, signal: Signal) {
-    // The only error possible for a descendant is that it has just ended.
+    // The only possible error for a descendant is that it has just ended.
     let _ = kill(Pid::from_raw(pid.cast_signed()), signal);
 }
 
@@ -185,7 +185,7 @@ mod tests {
             .env("GEMMTUNE_TEST_MARK", "a/b")
             .spawn()
             .unwrap();
-        // The environment is there once the new program is.
+        // The variable appears only once the new program has replaced the fork.
         let until = Instant::now() + Duration::from_secs(5);
         while marked("GEMMTUNE_TEST_MARK", "a/b").is_empty() && Instant::now() < until {
             thread::sleep(POLL);

@@ -1,33 +1,33 @@
-//! Which programs run in a tree of processes, read from `/proc` often enough that a short one is not missed.
+//! Which programs run in a process tree, read from `/proc` often enough that a short-lived one is not missed.
 //!
-//! No event source is open to everybody: the process connector and fanotify's exec events need root, and a tracer or a
-//! preloaded library would change what is watched. But the last process id that was given out stands in
-//! `/proc/loadavg`: one small read says whether anything was started since, and which ids to look at.
+//! No event source works without privileges: the process connector and fanotify's exec events need root, and a tracer
+//! or a preloaded library would change what is watched. But `/proc/loadavg` has the process id that was assigned
+//! last: one small read tells whether anything was started since, and which ids to check.
 
 use std::collections::BTreeMap;
 use std::time::{Duration, Instant};
 
 use super::tree;
 
-/// How often to look. A Python program lives for 10 ms at the least, a shell's child for about one.
+/// How often to check. A Python program lives for at least 10 ms, a child of a shell for about one.
 pub const PACE: Duration = Duration::from_millis(2);
 
-/// The same where `/proc/loadavg` names no process (gVisor, LXCFS), so that every look lists all processes.
+/// The same where `/proc/loadavg` has no process id (gVisor, LXCFS), so that every check lists all processes.
 const SLOW_PACE: Duration = Duration::from_millis(10);
 
-/// How often all processes are listed all the same: a process that was seen before its parent was known is found then.
+/// How often all processes are listed nevertheless: this finds a process that was seen before its parent was known.
 const FULL: Duration = Duration::from_millis(250);
 
-/// More new ids than this are not looked at one by one.
+/// Beyond this many new ids, all processes are listed instead of checking each id.
 const MANY: u32 = 2000;
 
-/// Looks at an id for which there is no process yet: it is given out a moment before the process can be seen.
+/// How often an id without a process is checked again: it is assigned a moment before the process becomes visible.
 const TRIES: u8 = 5;
 
 /// Something that happened in the tree.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Event {
-    /// A process runs a program, or calls itself something else, which looks the same.
+    /// A process runs a program, or changed its title, which looks the same.
     Runs { pid: u32, parent: u32 },
     /// A process has ended.
     Ended(u32),
@@ -51,7 +51,7 @@ struct Node {
 }
 
 impl Watcher {
-    /// Watches what descends from `root`, which itself is not reported.
+    /// Watches the descendants of `root`, which itself is not reported.
     pub fn new(root: u32) -> Self {
         Self {
             root,
@@ -62,12 +62,12 @@ impl Watcher {
         }
     }
 
-    /// How long to wait between two looks.
+    /// How long to wait between two checks.
     pub fn pace(&self) -> Duration {
         if self.last.is_some() { PACE } else { SLOW_PACE }
     }
 
-    /// What has happened since the last look.
+    /// What has happened since the last call.
     pub fn look(&mut self) -> Vec<Event> {
         self.find_new();
         let mut events = Vec::new();
@@ -75,14 +75,14 @@ impl Watcher {
         for (&pid, node) in &mut self.known {
             match fs_err::read(format!("/proc/{pid}/cmdline")) {
                 Ok(line) if line.is_empty() => {
-                    // A zombie, or a program that is being started in this moment.
+                    // A zombie, or a program that is just being started.
                     if tree::parent(pid).is_none_or(|(_, is_dead)| is_dead) {
                         ended.push(pid);
                     }
                 }
                 Ok(line) if !node.is_leaf && line != node.line => {
                     node.line = line;
-                    // An orphan gets another parent; the one that started it is of interest.
+                    // An orphan gets a new parent; the one that started it is reported.
                     events.push(Event::Runs {
                         pid,
                         parent: node.parent,
@@ -99,14 +99,14 @@ impl Watcher {
         events
     }
 
-    /// What a process starts from now on is its own business: only its end is reported.
+    /// Stops following what a process starts: from now on only its end is reported.
     pub fn leave_alone(&mut self, pid: u32) {
         if let Some(node) = self.known.get_mut(&pid) {
             node.is_leaf = true;
         }
     }
 
-    /// Processes of the tree that live.
+    /// Live processes of the tree.
     pub fn alive(&self) -> impl Iterator<Item = u32> {
         self.known.keys().copied()
     }
@@ -127,7 +127,7 @@ impl Watcher {
         self.pending.extend(few.map(|pid| (pid, TRIES)));
         self.last = now;
         for (pid, tries) in std::mem::take(&mut self.pending) {
-            // One that has ended and was not waited for yet is not new.
+            // A zombie that was not reaped yet is not new.
             let parent = tree::parent(pid).filter(|(_, is_dead)| !is_dead);
             let parent = parent.map(|(parent, _)| parent);
             let is_ours = parent.is_some_and(|parent| {
@@ -149,14 +149,14 @@ impl Watcher {
     }
 }
 
-/// The last process id that was given out (the fifth field of `/proc/loadavg`, proc(5)).
+/// The process id that was assigned last (the fifth field of `/proc/loadavg`, proc(5)).
 fn last_pid() -> Option<u32> {
     let text = fs_err::read_to_string("/proc/loadavg").ok()?;
     let last = text.split_ascii_whitespace().nth(4)?.parse().ok()?;
     (last > 0).then_some(last)
 }
 
-/// Whether an id is that of a thread other than its process's first.
+/// Whether an id belongs to a thread other than its process's main thread.
 fn is_thread(pid: u32) -> bool {
     let status = fs_err::read_to_string(format!("/proc/{pid}/status")).unwrap_or_default();
     status

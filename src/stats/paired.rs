@@ -14,7 +14,7 @@ pub const MIN_PAIRS: usize = 6;
 /// The confidence an interval must reach to carry a verdict.
 pub const LEVEL: f64 = 0.95;
 
-/// A median with the interval between two order statistics and the confidence that interval has.
+/// A median with an interval between two order statistics and the exact confidence of that interval.
 #[derive(Clone, Copy, Debug, PartialEq, Serialize, Deserialize)]
 pub struct Interval {
     /// The median of the sample.

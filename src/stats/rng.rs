@@ -16,8 +16,8 @@ impl SplitMix64 {
         Self { state: seed }
     }
 
-    /// A generator for item `index` of the collection that `seed` names, so that item 7 is the same
-    /// whether or not items 0 to 6 were asked for.
+    /// A generator for item `index` of the collection that `seed` identifies, so that item 7 is the same whether or
+    /// not items 0 to 6 were generated.
     pub fn for_item(seed: u64, index: u64) -> Self {
         let mut mixer = Self::new(seed ^ index.wrapping_mul(0xd1b5_4a32_d192_ed03));
         Self::new(mixer.next_u64())

@@ -1,4 +1,4 @@
-//! Digests that tell contents apart.
+//! SHA-256 digests by which contents are identified.
 
 use std::fmt::Write as _;
 

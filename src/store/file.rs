@@ -1,4 +1,4 @@
-//! Whole-file writes that a kill cannot halve, and reads that end.
+//! Whole-file writes that a kill cannot truncate, and reads that are sure to end.
 
 use std::io::{self, Read as _, Write as _};
 
@@ -11,7 +11,7 @@ const PRIVATE: u32 = 0o600;
 ///
 /// The bytes go to a temporary sibling, are synced, renamed over `path`, and the folder is synced,
 /// so that after a crash a reader sees the old file or the new one. The mode bits of a file that
-/// was there are kept. What is no regular file (a device, a pipe) is refused and never replaced.
+/// existed before are kept. Anything but a regular file (a device, a pipe) is refused and never replaced.
 pub fn write_atomic(path: &Utf8Path, bytes: &[u8]) -> io::Result<()> {
     write_with_mode(path, bytes, mode_of(path))
 }
@@ -46,10 +46,10 @@ fn write_with_mode(
     sync_folder(folder)
 }
 
-/// Opens a regular file to read it. Anything else is refused unopened: a pipe may never be written to, a device may
-/// never end.
+/// Opens a regular file for reading. Anything else is refused without being opened: a pipe may never be written to, a
+/// device may never end.
 pub fn open(path: &Utf8Path) -> io::Result<fs_err::File> {
-    // Opening what is not there, or a folder, is an error of the system's that says so.
+    // For a missing file or a folder the system's own error says what is wrong.
     if fs_err::metadata(path).is_ok_and(|data| !data.is_file() && !data.is_dir()) {
         let message = format!(
             "read `{path}`: it is a device or a pipe, no regular file; where standard input can be read it is `-`"
@@ -84,7 +84,7 @@ pub fn entries(folder: &Utf8Path) -> io::Result<Vec<Utf8DirEntry>> {
     found.map(|entry| entry.map_err(named)).collect()
 }
 
-/// Whether a rename over `path` would replace at most a regular file.
+/// Succeeds if a rename over `path` replaces a regular file or nothing.
 ///
 /// For root a rename over `/dev/null` takes the device away from the whole machine; `/dev/stdout` is a link to whatever
 /// standard output is.
@@ -110,7 +110,7 @@ pub fn sync_folder(folder: &Utf8Path) -> io::Result<()> {
 
 fn mode_of(path: &Utf8Path) -> std::fs::Permissions {
     use std::os::unix::fs::PermissionsExt as _;
-    // 0o644 less the umask: what a plain create would have given.
+    // 0o644 less the umask, as for any newly created file.
     fs_err::metadata(path).map_or_else(
         |_| std::fs::Permissions::from_mode(0o644),
         |data| data.permissions(),
@@ -172,7 +172,7 @@ mod tests {
         }
         let kind = fs_err::symlink_metadata(&socket).unwrap().file_type();
         assert!(kind.is_socket() && link.is_symlink());
-        // Asked only, so that a failing test takes nothing from the machine.
+        // Only checked, never written: a failing test must not damage the machine.
         for path in ["/dev/null", "/dev/stdout", "/proc/self/exe"] {
             assert!(replaceable(Utf8Path::new(path)).is_err(), "{path}");
         }

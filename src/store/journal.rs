@@ -1,7 +1,7 @@
-//! The journal: append-only JSON Lines, each line durable before anyone acts on it.
+//! The journal: append-only JSON Lines, each line durable before anything relies on it.
 //!
-//! A half-written last line is the normal trace of a killed process: it is cut off and the run goes
-//! on. A bad line anywhere else is damage and is refused with its number.
+//! A half-written last line is the normal trace of a killed process: it is cut off and the run goes on. A bad line
+//! anywhere else is damage and is refused with its line number.
 
 use std::fs::File;
 use std::io::{self, Seek as _, Write as _};
@@ -11,7 +11,7 @@ use serde::{Deserialize, Serialize, de::DeserializeOwned};
 
 use super::file::sync_folder;
 
-/// One line: when, and what.
+/// One line of the journal: a time stamp and its content.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
 pub struct Record<T> {
     /// UTC.
@@ -43,12 +43,12 @@ pub enum JournalError {
 pub struct Journal {
     path: Utf8PathBuf,
     file: File,
-    /// Bytes of whole records.
+    /// Length of the part that holds complete records, in bytes.
     whole: u64,
 }
 
 impl Journal {
-    /// Starts a journal; the file must not exist.
+    /// Starts a journal; the file must not exist yet.
     pub fn create(path: &Utf8Path) -> Result<Self, JournalError> {
         let failed = |source| JournalError::Io {
             path: path.to_owned(),
@@ -69,12 +69,12 @@ impl Journal {
         })
     }
 
-    /// Reads every whole record of the journal at `path`, without writing to it.
+    /// Reads every complete record of the journal at `path`, without writing to it.
     pub fn read<T: DeserializeOwned>(path: &Utf8Path) -> Result<Vec<Record<T>>, JournalError> {
         Ok(read_whole(path)?.0)
     }
 
-    /// Opens a journal to continue it: its records, and the writer behind the last whole one.
+    /// Opens a journal to continue it: returns its records, and a writer positioned after the last complete one.
     pub fn open<T: DeserializeOwned>(
         path: &Utf8Path,
     ) -> Result<(Self, Vec<Record<T>>), JournalError> {
@@ -99,8 +99,8 @@ impl Journal {
         ))
     }
 
-    /// Appends one record; it is on the disk when this returns. A record that could not be written whole is taken out
-    /// again: the next one, written when there is space, must not stand behind half a line.
+    /// Appends one record, which is on disk when this returns. A record that could not be written completely is
+    /// removed again: the next one, written when there is space, must not follow half a line.
     pub fn append<T: Serialize>(&mut self, record: &Record<T>) -> Result<(), JournalError> {
         let failed = |source| JournalError::Io {
             path: self.path.clone(),
@@ -113,7 +113,7 @@ impl Journal {
             .write_all(&line)
             .and_then(|()| self.file.sync_data());
         if let Err(error) = written {
-            // Should this fail as well, opening the journal cuts a torn last line off.
+            // Should this fail as well, opening the journal will cut the torn last line off.
             let _ = self.file.set_len(self.whole);
             return Err(failed(error));
         }
@@ -136,7 +136,7 @@ fn read_whole<T: DeserializeOwned>(path: &Utf8Path) -> Result<(Vec<Record<T>>, u
         }
         match serde_json::from_slice(line) {
             Ok(record) => records.push(record),
-            // Torn blocks of a crashed file system can end in a newline too; only the last line may.
+            // After a crash a torn block may end in a newline too; only the last line may be torn.
             Err(_) if whole + line.len() == bytes.len() => break,
             Err(source) => {
                 return Err(JournalError::Damaged {
@@ -191,7 +191,7 @@ mod tests {
 
     #[test]
     fn a_record_that_found_no_space_leaves_nothing_in_front_of_the_next() {
-        // The test below, with a limit on the size of files in place of a full disk.
+        // Runs the test below under a file size limit, which stands in for a full disk.
         let limited = "trap '' XFSZ; ulimit -f 1; exec \"$0\" --ignored --exact \
                        store::journal::tests::write_until_there_is_no_space";
         let output = std::process::Command::new("bash")

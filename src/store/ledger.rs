@@ -1,13 +1,12 @@
 //! The ledger: everything gemmtune changed in files that are not its own, and how to change it back.
 //!
-//! A folder with a journal and the saved bytes. An operation is written down before anything is
-//! touched, the new bytes are staged beside each file before the first is renamed into place, and
-//! opening the ledger finishes or rolls back whatever a killed process left: at any moment every
-//! file is the old one or the new one, and the way back is on the disk. Undoing restores bytes, mode
-//! and owner exactly, and refuses a file that was edited since.
+//! It is a folder with a journal and the saved bytes. An operation is recorded before anything is touched, the new
+//! bytes are staged beside each file before the first is renamed into place, and opening the ledger finishes or rolls
+//! back whatever a killed process left: at any moment every file is either the old one or the new one, and what undo
+//! needs is on disk. Undoing restores bytes, mode and owner exactly, and refuses a file that was edited since.
 //!
-//! Files are replaced by renaming, so a file that shares its inode with a package cache (as `uv`
-//! and `conda` link them) is parted from it instead of changing the cache.
+//! Files are replaced by renaming, so a file that shares its inode with a package cache (as `uv` and `conda` link
+//! them) is separated from the cache instead of changing it.
 
 use std::io;
 
@@ -25,14 +24,12 @@ mod restore;
 pub use error::LedgerError;
 pub use restore::PathState;
 
-/// The ledger's journal.
 const JOURNAL: &str = "ledger.jsonl";
 /// Saved bytes, by digest.
 const SAVED: &str = "saved";
-/// Lock file.
 const LOCK: &str = "lock";
 
-/// Mode of a file that was not there before.
+/// Mode of a file that did not exist before.
 const NEW_FILE_MODE: u32 = 0o644;
 
 /// One change to make.
@@ -49,16 +46,15 @@ pub enum Change {
     },
     /// Creates a file, and the folders above it.
     Create { path: Utf8PathBuf, bytes: Vec<u8> },
-    /// Moves a file or folder out of the way, to a name beside it that no build looks for.
+    /// Moves a file or folder aside, to a name beside it that no build looks for.
     MoveAside {
-        /// The file or folder.
         path: Utf8PathBuf,
-        /// Whatever appears at `path` later is a build product, and undoing deletes it.
+        /// Whether what appears at `path` later is a build product, which undoing deletes.
         regenerated: bool,
     },
 }
 
-/// A change as the journal has it.
+/// A change as the journal records it.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(tag = "kind", rename_all = "snake_case")]
 pub enum Recorded {
@@ -102,7 +98,7 @@ impl Recorded {
         }
     }
 
-    /// How the path stands now.
+    /// The current state of the path, compared with this change.
     pub fn state(&self) -> Result<PathState, LedgerError> {
         restore::state(self)
     }
@@ -128,7 +124,7 @@ enum Event {
     },
 }
 
-/// How far an operation got.
+/// How far an operation has got.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize)]
 #[serde(rename_all = "snake_case")]
 pub enum Progress {
@@ -147,7 +143,7 @@ pub struct Operation {
     pub id: u32,
     /// What the caller named it, such as `instrument`.
     pub name: String,
-    /// What the caller wanted to remember with it.
+    /// What the caller stores with it.
     pub detail: serde_json::Value,
     /// When it began, UTC.
     pub at: jiff::Timestamp,
@@ -190,10 +186,10 @@ impl Ledger {
         let is_new = !folder.join(JOURNAL).exists();
         let opened = Self::open_folder(folder, command);
         match &opened {
-            // Another process is making it right now.
+            // Another process is creating it at this moment.
             Err(LedgerError::Lock(LockError::Held { .. })) | Ok(_) => {}
             Err(_) if is_new => {
-                // There is no record of anything in it yet.
+                // The lock was taken before the journal existed, so nothing is recorded yet.
                 let _ = fs_err::remove_dir_all(folder);
             }
             Err(_) => {}
@@ -209,7 +205,7 @@ impl Ledger {
             let (journal, records) = Journal::open(&path)?;
             (journal, fold(&records))
         } else {
-            // The ledger may stand inside a checkout: git need not show it.
+            // The ledger may be inside a checkout, where git should not list it.
             let ignore = folder.join(".gitignore");
             write_atomic(&ignore, b"*\n").map_err(io_at(&ignore))?;
             (Journal::create(&path)?, Vec::new())
@@ -224,12 +220,11 @@ impl Ledger {
         Ok(ledger)
     }
 
-    /// The operations, oldest first.
     pub fn operations(&self) -> &[Operation] {
         &self.operations
     }
 
-    /// The newest operation called `name` that is in place.
+    /// The newest operation called `name` whose changes are in place.
     pub fn live(&self, name: &str) -> Option<&Operation> {
         self.operations
             .iter()
@@ -272,7 +267,7 @@ impl Ledger {
             .make(changes, &recorded)
             .and_then(|()| self.append(jiff::Timestamp::now(), Event::Done { id }));
         if let Err(error) = made {
-            // If the way back fails too, opening the ledger again continues it.
+            // If rolling back fails too, opening the ledger again continues it.
             let _ = self.take_back(id);
             return Err(error);
         }
@@ -281,7 +276,7 @@ impl Ledger {
     }
 
     fn make(&self, changes: &[Change], recorded: &[Recorded]) -> Result<(), LedgerError> {
-        // Everything that needs space first; renames need none.
+        // Everything that needs disk space first; renames need none.
         for (change, record) in changes.iter().zip(recorded) {
             match (change, record) {
                 (
@@ -318,8 +313,7 @@ impl Ledger {
     }
 
     /// Undoes operation `id`: bytes, modes and names are as before it. Undoing twice changes
-    /// nothing. Refuses, with nothing touched, when a file was edited since or a later operation
-    /// stands on this one.
+    /// nothing. Refuses, with nothing touched, when a file was edited since or a later operation changed the same file.
     pub fn undo(&mut self, id: u32) -> Result<(), LedgerError> {
         let Some(operation) = self
             .operations
@@ -353,12 +347,12 @@ impl Ledger {
         fs_err::remove_dir_all(&self.folder).map_err(io_at(&self.folder))
     }
 
-    /// Restores what `id` changed and says so in the journal.
+    /// Restores what `id` changed and records that in the journal.
     fn take_back(&mut self, id: u32) -> Result<(), LedgerError> {
         let Some(operation) = self.operations.iter().find(|found| found.id == id).cloned() else {
             return Ok(());
         };
-        // One that cannot be taken back is no reason to leave the others.
+        // A change that cannot be undone is no reason to keep the others.
         let mut failed = None;
         for change in operation.changes.iter().rev() {
             if let Err(error) = restore::restore(change, &operation.name, &self.folder.join(SAVED))

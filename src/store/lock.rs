@@ -1,4 +1,4 @@
-//! One process works on a run folder at a time, and the next one learns which.
+//! One process works on a run folder at a time, and the next one is told which.
 
 use std::fmt;
 use std::fs::{File, TryLockError};
@@ -9,25 +9,24 @@ use std::time::{Duration, Instant};
 use camino::Utf8Path;
 use serde::{Deserialize, Serialize};
 
-/// How long a held lock is asked for again.
+/// How long to retry before a lock counts as held.
 const PATIENCE: Duration = Duration::from_millis(200);
 
-/// How often.
 const POLL: Duration = Duration::from_millis(10);
 
-/// Who holds a lock.
+/// The process that holds a lock.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Holder {
     pub pid: u32,
     pub host: String,
-    /// What it does: a command line.
+    /// What it does: its command line.
     pub command: String,
     /// Since when, UTC.
     pub since: jiff::Timestamp,
 }
 
 impl Holder {
-    /// This process, doing `command`.
+    /// This process, with `command` as what it does.
     pub fn this_process(command: &str) -> Self {
         Self {
             pid: std::process::id(),
@@ -54,7 +53,7 @@ pub fn host_name() -> String {
         .map_or_else(|_| "unknown".to_owned(), |name| name.trim().to_owned())
 }
 
-/// The name of this host and the start it is in: machines that are handed out for an hour often share one name.
+/// The name of this host and its boot id: machines that are rented by the hour often share one name.
 pub fn host_and_boot() -> String {
     let boot = fs_err::read_to_string("/proc/sys/kernel/random/boot_id").unwrap_or_default();
     match boot.trim().get(..8) {
@@ -70,7 +69,7 @@ pub enum LockError {
     #[error("lock `{path}`: held by {holder}")]
     Held {
         path: String,
-        /// In words: process, host, since when, doing what.
+        /// A description: process, host, since when, doing what.
         holder: String,
     },
     /// The file could not be opened or locked.
@@ -78,14 +77,14 @@ pub enum LockError {
     Io { path: String, source: io::Error },
 }
 
-/// A held lock; let go when dropped or when the process ends, however it ends.
+/// A held lock. It is released when dropped or when the process ends, however it ends.
 #[derive(Debug)]
 pub struct Lock {
     _file: File,
 }
 
 impl Lock {
-    /// Takes the lock file at `path` for `holder`, or says who has it.
+    /// Takes the lock file at `path` for `holder`, or returns an error that names its holder.
     ///
     /// The lock belongs to the open file, so a killed process never leaves it held; the text inside
     /// only names the holder and is not what locks.
@@ -101,7 +100,7 @@ impl Lock {
             .truncate(false)
             .open(path)
             .map_err(failed)?;
-        // Whoever only looks holds it for a moment.
+        // A process that only checks holds it for a moment.
         let patience = Instant::now() + PATIENCE;
         loop {
             match file.try_lock() {
@@ -123,7 +122,7 @@ impl Lock {
         Ok(Self { _file: file })
     }
 
-    /// Who holds the lock file at `path`, in words, if any process does. Nothing is written.
+    /// A description of the process that holds the lock file at `path`, if one does. Writes nothing.
     pub fn holder(path: &Utf8Path) -> Option<String> {
         let mut file = File::open(path).ok()?;
         match file.try_lock_shared() {

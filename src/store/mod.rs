@@ -1,4 +1,4 @@
-//! What lasts: atomic files, the run folder with its lock and journal, the ledger.
+//! What outlasts a process: atomic files, the run folder with its lock and journal, the ledger.
 
 pub mod digest;
 pub mod file;

@@ -1,7 +1,7 @@
-//! The run folder: where everything that one run of the loop asked, did and found is kept.
+//! The run folder, which holds everything that one run of the loop was asked to do, did and found.
 //!
-//! Constants for every name stand here and nowhere else. A run folder can be copied to another
-//! machine and reported on there: nothing in it points outside, except paths of the measured site.
+//! Every file name is a constant here and nowhere else. A run folder can be copied to another machine and reported on
+//! there: nothing in it refers to files outside, except for paths of the measured installation.
 
 use std::io;
 
@@ -22,7 +22,7 @@ pub struct RunDir {
 impl RunDir {
     /// Creates `parent/<UTC stamp>-<name>` and points `parent/latest` at it.
     ///
-    /// Two runs started in the same second get different folders: the later one counts up.
+    /// Of two runs started in the same second the later one gets a number appended.
     pub fn create(parent: &Utf8Path, name: &str, now: jiff::Timestamp) -> io::Result<Self> {
         fs_err::create_dir_all(parent)?;
         let parent = &parent.canonicalize_utf8()?;
@@ -68,7 +68,7 @@ impl RunDir {
 
     /// The run folder at `path`, which must hold a journal.
     pub fn open(path: &Utf8Path) -> io::Result<Self> {
-        // `latest` is resolved once, so that a run started meanwhile does not move under us.
+        // `latest` is resolved once, so that a run started meanwhile does not redirect this one.
         let path = path.canonicalize_utf8().map_err(|error| {
             io::Error::new(
                 error.kind(),
@@ -104,22 +104,22 @@ impl RunDir {
         fs_err::rename(&fresh, parent.join(LATEST))
     }
 
-    /// The folder itself.
+    /// Path of the folder.
     pub fn path(&self) -> &Utf8Path {
         &self.path
     }
 
-    /// The append-only record of the run.
+    /// The append-only journal of the run.
     pub fn journal(&self) -> Utf8PathBuf {
         self.path.join("journal.jsonl")
     }
 
-    /// What was asked, resolved.
+    /// The configuration, resolved.
     pub fn config(&self) -> Utf8PathBuf {
         self.path.join("run.toml")
     }
 
-    /// Who works on the run.
+    /// The lock file, which names the process at work on the run.
     pub fn lock(&self) -> Utf8PathBuf {
         self.path.join("lock")
     }
@@ -183,7 +183,7 @@ impl RunDir {
         self.path.join("table.csv")
     }
 
-    /// What a stage found, as JSON.
+    /// What `stage` found, as JSON.
     pub fn stage(&self, stage: &str) -> Utf8PathBuf {
         self.path.join(format!("{stage}.json"))
     }

@@ -62,7 +62,7 @@ pub(super) const FACTS: Facts = Facts {
     }),
 };
 
-/// `_ck_a8w8_supported`.
+/// Follows `_ck_a8w8_supported` of aiter.
 fn without_table(call: Call<'_>) -> Option<Runs> {
     let supported = call.gfx.starts_with("gfx9");
     (call.revision >= Revision::H && !supported).then_some(Runs::Default(NO_TABLE))

@@ -27,7 +27,7 @@ pub(super) const FACTS: Facts = Facts {
         source: "aiter/ops/gemm_op_a8w8.py",
         lines: &[LookupLine::Plain],
         compiled_names: "a8w8_blockscale_",
-        // CKTile names are shared with the pre-shuffled operation, so they say nothing.
+        // CK Tile's names are shared with the pre-shuffled operation, so they identify neither.
         own_names: "a8w8_blockscale_1x128x128_",
         ck_names: include_str!("ck/gemm_a8w8_blockscale.txt"),
         older_spelling: Some(before_wave_map),
@@ -39,9 +39,10 @@ pub(super) const FACTS: Facts = Facts {
         reuses_largest_from: None,
         module_looks_up: false,
         row_first_from: Some(Revision::N),
-        // It dropped it until v0.1.13, so that every candidate was timed up to five times under names that mean nothing.
+        // Until v0.1.13 the split was ignored, so that every candidate was timed up to five times under names that
+        // mean nothing.
         split_k: SplitK::AsTheTreeSays,
-        // CK and CKTile add partial sums into bf16 with atomics, in an order of their own (ROCm/aiter#4581).
+        // CK and CK Tile add partial sums into bf16 with atomics, in no fixed order (ROCm/aiter#4581).
         unordered_split: Some(2),
         candidates: Candidates {
             gfx950: 52,
@@ -55,7 +56,7 @@ pub(super) const FACTS: Facts = Facts {
                 "module_gemm_a8w8_blockscale_cktile_tune",
             ],
         }],
-        // The dispatcher ends in an assertion for anything but CK and CKTile.
+        // The dispatcher ends in an assertion for every libtype except CK and CKTile.
         libtypes: &["both", "all", "ck"],
         assembly_dtype: None,
     }),
@@ -84,7 +85,7 @@ fn hit(call: Call<'_>, row: FoundRow<'_>) -> Runs {
     }
 }
 
-/// From aiter#5586 on large calls run Triton (`_BLOCKSCALE_TRITON_FALLBACK_MIN_M`).
+/// From aiter#5586 on, large calls run Triton (`_BLOCKSCALE_TRITON_FALLBACK_MIN_M`).
 fn miss(call: Call<'_>) -> Runs {
     let triton_from = match call.gfx {
         "gfx942" => Some(2048),
@@ -99,7 +100,7 @@ fn miss(call: Call<'_>) -> Runs {
     })
 }
 
-/// A name as it was before its wave-map field (`2x2`, the seventh) was added.
+/// A kernel's name without its wave-map field (`2x2`, the seventh), as it was before that field was added.
 fn before_wave_map(name: &str) -> String {
     let fields = name.split('_').enumerate().filter(|(index, _)| *index != 6);
     fields.map(|(_, field)| field).collect::<Vec<_>>().join("_")

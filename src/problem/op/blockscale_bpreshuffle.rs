@@ -37,8 +37,8 @@ pub(super) const FACTS: Facts = Facts {
         reuses_largest_from: None,
         module_looks_up: false,
         row_first_from: None,
-        // CK and CKTile never take one; only assembly does, whose splits aiter withdrew for many shapes
-        // (ROCm/aiter#4326), so it is not searched unless asked for.
+        // CK and CK Tile never split K. Assembly does, but aiter withdrew its splits for many shapes
+        // (ROCm/aiter#4326), so they are searched only on request.
         split_k: SplitK::Dropped,
         // As for the plain operation (ROCm/aiter#4581).
         unordered_split: Some(2),

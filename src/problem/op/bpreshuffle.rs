@@ -43,7 +43,7 @@ pub(super) const FACTS: Facts = Facts {
         row_first_from: None,
         split_k: SplitK::Obeyed,
         unordered_split: None,
-        // FlyDSL's are thinned out by the script before they are timed.
+        // The script prunes FlyDSL's candidates before it times them.
         candidates: Candidates {
             gfx950: 2730,
             older: 2800,

@@ -1,7 +1,8 @@
-//! Operations: what their runtimes call them, and all that distinguishes one from another, a file an operation.
+//! Operations: what their runtimes call them and what distinguishes one from another, one file for each.
 //!
-//! A new operation is a file here and three lines below: `mod`, the variant, and its arms in [`Op::ALL`] and
-//! [`Op::facts`]. `toy.rs` is one that exists in tests only, so that no other room can match on every operation.
+//! A new operation is a file here and three entries below: `mod`, the variant, and its arms in [`Op::ALL`] and
+//! [`Op::facts`]. `toy.rs` is an operation that exists in tests only, so that no other room can match exhaustively on
+//! operations.
 
 use std::fmt;
 use std::str::FromStr;
@@ -24,7 +25,7 @@ mod unsaid;
 
 use runs::{Call, FoundRow, Runs};
 
-/// A GEMM operation as the runtime names it; each has its own tuned table and its own look-up rules.
+/// A GEMM operation as its runtime names it. Each has its own tuned table and look-up rules.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize)]
 #[cfg_attr(test, derive(schemars::JsonSchema))]
 pub enum Op {
@@ -47,7 +48,7 @@ pub enum Op {
     /// SGLang's own Triton kernel `w8a8_block_fp8_matmul`, configured by its JSON files.
     #[serde(rename = "w8a8_block_fp8_matmul")]
     TritonBlockFp8,
-    /// No operation of any runtime: it shows what a new one needs.
+    /// No operation of any runtime: an example of what a new operation needs.
     #[cfg(test)]
     #[serde(rename = "gemm_a9w9_toy")]
     #[schemars(skip)]
@@ -67,7 +68,7 @@ impl Op {
         Self::Toy,
     ];
 
-    /// All that is known of it.
+    /// Everything that is known of the operation.
     pub const fn facts(self) -> &'static Facts {
         match self {
             Self::Blockscale => &blockscale::FACTS,
@@ -81,18 +82,18 @@ impl Op {
         }
     }
 
-    /// The runtime's own name for the operation, as it stands in CSV files and logs.
+    /// The runtime's own name for the operation, as CSV files and logs spell it.
     pub const fn name(self) -> &'static str {
         self.facts().name
     }
 
-    /// What is known of it as one of aiter's; `None` for an operation that aiter does not have.
+    /// What is known of it as one of aiter's operations; `None` for an operation that aiter does not have.
     pub const fn aiter(self) -> Option<&'static AiterFacts> {
         self.facts().aiter.as_ref()
     }
 }
 
-/// All that distinguishes an operation from another.
+/// Everything that distinguishes an operation from another.
 #[derive(Debug)]
 pub struct Facts {
     /// The runtime's own name for it.
@@ -113,11 +114,11 @@ pub struct Facts {
     pub weight_dtype_from: Option<Revision>,
     /// Whether the probe can make its operands and run it in a process of its own (`python/aiter_probe`).
     pub can_be_probed: bool,
-    /// What an architecture does with a call whatever the table says.
+    /// What an architecture does with a call regardless of the table.
     pub without_table: fn(Call<'_>) -> Option<Runs>,
     /// What runs for a row that was found.
     pub hit: fn(Call<'_>, FoundRow<'_>) -> Runs,
-    /// What runs for want of a row, on `call.m` rows of activation.
+    /// What runs when no row was found, on `call.m` rows of activation.
     pub miss: fn(Call<'_>) -> Runs,
     /// What aiter has of it; `None` for an operation of SGLang's own, whose tables are its JSON files.
     pub aiter: Option<AiterFacts>,
@@ -138,11 +139,11 @@ pub struct AiterFacts {
     pub source: &'static str,
     /// Forms in which that function logs a look-up; the first is today's.
     pub lines: &'static [LookupLine],
-    /// What the names of its compiled kernels begin with; CK's go on with a digit, CKTile's with `cktile_`.
+    /// What the names of its compiled kernels begin with; a digit follows for CK, `cktile_` for CK Tile.
     pub compiled_names: &'static str,
-    /// The beginning of a kernel's name that belongs to this operation alone.
+    /// The prefix of kernel names that belong to this operation alone.
     pub own_names: &'static str,
-    /// Names of its CK instances at e4048607a5 by id, a line each. Ids denote the same instances from v0.1.7 on.
+    /// Names of its CK instances at e4048607a5 by id, one a line. Ids denote the same instances from v0.1.7 on.
     pub ck_names: &'static str,
     /// A CK instance's name as it was up to v0.1.9, where that differs.
     pub older_spelling: Option<fn(&str) -> String>,
@@ -155,24 +156,24 @@ pub struct AiterFacts {
     pub reuses_largest_from: Option<Revision>,
     /// Whether its compiled module rounds M by rules of its own and chooses the kernel itself.
     pub module_looks_up: bool,
-    /// The first revision that asks for a row before it asks what the architecture does without a table.
+    /// The first revision that looks for a row before it considers what the architecture does without a table.
     pub row_first_from: Option<Revision>,
-    /// Whether the runtime obeys a row's split of K.
+    /// Whether the runtime applies a row's split of K.
     pub split_k: SplitK,
-    /// The exponent of a split of K from which on two runs differ.
+    /// The exponent of a split of K from which on results are not reproducible.
     pub unordered_split: Option<i64>,
     /// Kernels that aiter's tuner tries for a shape.
     pub candidates: Candidates,
-    /// Scripts that tune it, newest first: the first that a tree has is taken.
+    /// Scripts that tune it, newest first: the first one found in a tree is used.
     pub scripts: &'static [TunerScript],
-    /// Values of the tuner's `--libtype`, best first: the widest whose kernels the dispatcher calls.
+    /// Values of the tuner's `--libtype`, best first: the widest one whose kernels the dispatcher can call.
     pub libtypes: &'static [&'static str],
-    /// The one dtype that its assembly kernels take, where they do not take all.
+    /// The only dtype that its assembly kernels take, where they do not take all.
     pub assembly_dtype: Option<&'static str>,
 }
 
 impl AiterFacts {
-    /// The library of a kernel that is compiled for this operation, by its name.
+    /// The library of a kernel compiled for this operation, judged by its name.
     pub(super) fn library_of_compiled(&self, name: &str) -> Option<Library> {
         let rest = name.strip_prefix(self.compiled_names)?;
         if rest.starts_with("cktile_") {
@@ -192,25 +193,25 @@ impl AiterFacts {
     }
 }
 
-/// A form in which aiter logs a look-up.
+/// A format in which aiter logs a look-up.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum LookupLine {
     /// M, N and K, the file and the kernel's name.
     Plain,
-    /// With the weight's dtype.
+    /// The same, and the weight's dtype.
     Quantised,
-    /// `CKGEMM or asmGEMM` for a miss, and a split of K with each hit.
+    /// `CKGEMM or asmGEMM` for a miss, and the split of K with each hit.
     CkOrAsm,
 }
 
-/// Whether the runtime hands a row's `splitK` to the kernels that the tuner multiplies by it.
+/// Whether the runtime passes a row's `splitK` to the kernels that the tuner multiplies by it.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum SplitK {
     /// At every revision.
     Obeyed,
     /// At none.
     Dropped,
-    /// Where the function's text reads the column.
+    /// Where the source of the serving function reads the column.
     AsTheTreeSays,
 }
 
@@ -234,25 +235,26 @@ impl Candidates {
         }
     }
 
-    /// How many there are at most.
+    /// The larger of both counts.
     pub fn most(self) -> u32 {
         self.gfx950.max(self.older)
     }
 }
 
-/// A script of aiter that tunes an operation. Paths, modes and modules as in v0.1.7, v0.1.9, 303a583c89 and e4048607a5.
+/// A script of aiter that tunes an operation. Paths, modes and modules are those of v0.1.7, v0.1.9, 303a583c89 and
+/// e4048607a5.
 #[derive(Debug)]
 pub struct TunerScript {
-    /// Where the script is.
     pub path: &'static str,
-    /// A flag that turns it to this operation; it tunes the operation only where it has that flag.
+    /// The flag that selects this operation; the script tunes it only where it has that flag.
     pub mode: Option<&'static str>,
     /// Modules with the candidates, compiled at first use (`aiter/jit/optCompilerConfig.json`).
     pub modules: &'static [&'static str],
 }
 
-/// The largest share of wrong numbers that a kernel may give: aiter's tuner rejects candidates with `errRatio` above it
-/// (`--errRatio`, default 0.05, `aiter/utility/base_tuner.py`). A kernel that rounds as the reference does is far below.
+/// The largest share of wrong elements that a kernel may produce: aiter's tuner rejects candidates with `errRatio`
+/// above it (`--errRatio`, default 0.05, `aiter/utility/base_tuner.py`). A kernel that rounds as the reference does
+/// is far below.
 pub const ERR_RATIO_LIMIT: f64 = 0.05;
 
 impl fmt::Display for Op {

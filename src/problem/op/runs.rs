@@ -1,6 +1,7 @@
 //! What runs after a look-up: a hit does not always mean the row's kernel, and a miss has a default.
 //!
-//! Each operation's file says it for its own; here is what they share. Texts are for people and `--json`.
+//! Each operation's file defines this for its own operation; here is what they share. The texts are shown to people
+//! and appear in `--json`.
 
 use super::super::revision::Revision;
 
@@ -9,16 +10,16 @@ use super::super::revision::Revision;
 pub enum Runs {
     /// The row's kernel, passed by name or looked up again in the compiled module.
     RowKernel(&'static str),
-    /// The operation's default, for want of a row or whatever the row.
+    /// The operation's default kernel, because there is no row or whatever the row contains.
     Default(&'static str),
-    /// The operation's default although there is a row: its library is not called.
+    /// The operation's default although a row was found: the row's library is never called.
     Ignored(&'static str),
     /// An exception at the first such GEMM.
     Raises(&'static str),
 }
 
 impl Runs {
-    /// The sentence.
+    /// The sentence shown to people and in `--json`.
     pub fn text(self) -> &'static str {
         match self {
             Self::RowKernel(text)
@@ -29,7 +30,7 @@ impl Runs {
     }
 }
 
-/// A call of an operation.
+/// A call of an operation, as far as it decides what runs.
 #[derive(Clone, Copy, Debug)]
 pub struct Call<'a> {
     /// The aiter that serves it.
@@ -69,22 +70,22 @@ pub struct FoundRow<'a> {
 }
 
 impl FoundRow<'_> {
-    /// Whether `int(config["splitK"])` raises: an empty cell is NaN.
+    /// Whether `int(config["splitK"])` raises, because an empty cell is NaN.
     pub(super) fn splits_by_nan(&self) -> bool {
         self.has_split_k && self.split_k.is_none()
     }
 }
 
-/// No default: the architecture does as the table says.
+/// For operations that no architecture serves without a table: the table decides.
 pub(super) const fn by_table(_: Call<'_>) -> Option<Runs> {
     None
 }
 
-/// At revisions that compile a table into the module.
+/// The kernel of a row at revisions that compile the table into the module.
 pub const COMPILED: &str = "the kernel compiled for this row; a table newer than the module does nothing until it is rebuilt";
-/// At revisions that pass a row's `kernelName` on.
+/// The kernel of a row at revisions that pass its `kernelName` on.
 pub const BY_NAME: &str = "the kernel of this name; the module must have been built with it";
-/// A row that names aiter's Triton kernel.
+/// The kernel of a row that names aiter's Triton kernel.
 pub const TRITON: &str = "aiter's Triton kernel, configured by its own tables";
 pub(super) const NO_NAME: &str =
     "a RuntimeError: the row names no kernel, and the module has none called `nan`";

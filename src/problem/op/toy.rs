@@ -1,7 +1,7 @@
-//! An operation of no runtime, in tests only: everything about it stands in this file.
+//! An operation of no runtime, in tests only; everything about it is in this file.
 //!
-//! As it is a variant of [`Op`], a match on operations in another room does not compile under test; and the test below
-//! follows it through the rooms that must take an operation they have never heard of.
+//! As it is a variant of [`Op`], an exhaustive match on operations in another room does not compile under test. The
+//! test below follows it through the rooms that must accept an operation they do not know.
 
 use super::runs::{BY_NAME, Runs, by_table};
 use super::{AiterFacts, Candidates, Facts, LookupLine, SplitK, TunerScript};

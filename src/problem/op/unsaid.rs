@@ -1,17 +1,17 @@
-//! Which operation is meant where a file, a line or a record does not name it.
+//! Which operation is meant where a file, a log line or a record does not name it.
 
 use super::{LookupLine, Op};
 use crate::problem::dtype::INT8;
 use crate::problem::revision::Revision;
 
 impl Op {
-    /// The operation that is meant where nothing says another: the playbook's.
+    /// The operation that is assumed where nothing names another: the playbook's.
     pub const UNSAID: Self = Self::Blockscale;
 
-    /// The operation that a model with one scale per output channel of its weights calls.
+    /// The operation that serves a model whose weights have one scale per output channel.
     pub const PER_CHANNEL: Self = Self::Bpreshuffle;
 
-    /// The operation that a kernel's name belongs to, where aiter's naming alone says it.
+    /// The operation that a kernel belongs to, where its name alone tells.
     pub fn of_kernel_name(name: &str) -> Option<Self> {
         let owns = |op: &Self| {
             op.aiter()
@@ -20,7 +20,7 @@ impl Op {
         Self::ALL.into_iter().find(owns)
     }
 
-    /// The operation whose tables of today have a column for the weight's dtype, and for the library, as said.
+    /// The operation whose current tables have, or lack, a column for the weight's dtype and one for the library.
     pub fn of_columns(weight_dtype: bool, libtype: bool) -> Self {
         if !weight_dtype {
             return Self::UNSAID;
@@ -32,14 +32,14 @@ impl Op {
         Self::ALL.into_iter().find(alike).unwrap_or(Self::UNSAID)
     }
 
-    /// The operation of an untuned table that is keyed by the weight's dtype, which is `dtype` in its first row: INT8
-    /// weights are the plain operation's alone.
+    /// The operation of an untuned table that is keyed by the weight's dtype, given the `dtype` of its first row:
+    /// INT8 weights occur only in the plain operation.
     pub fn of_weight_dtype(dtype: &str) -> Self {
         Self::of_columns(true, dtype != INT8)
     }
 
-    /// The operation that the text of a record means, which names it, its linear, or aiter alone. The playbook's text
-    /// names `gemm_a8w8_blockscale / bpreshuffle` as one pair of candidates: that is the plain operation unless said
+    /// The operation that a record's text means by naming it, its linear, or aiter alone. The playbook's text names
+    /// `gemm_a8w8_blockscale / bpreshuffle` as one pair of candidates: that is the plain operation unless stated
     /// otherwise, because the hook sits above the choice between the two.
     pub fn of_text(text: &[u8]) -> Option<Self> {
         let names = |name: &str| memchr::memmem::find(text, name.as_bytes()).is_some();
@@ -49,8 +49,8 @@ impl Op {
             .or_else(|| (names("aiter") || names(Self::UNSAID.name())).then_some(Self::UNSAID))
     }
 
-    /// The operation that every one of `identities` serves (what a server says of its linears), if it is one of SGLang's
-    /// own, else [`Self::UNSAID`].
+    /// The operation that every one of `identities` (which a server logs for its linears) serves, if it is one of
+    /// SGLang's own, else [`Self::UNSAID`].
     pub fn of_identities(identities: &[&str]) -> Self {
         let serves = |op: &Self| {
             let linears = op.facts().linears;
@@ -60,8 +60,8 @@ impl Op {
         Self::ALL.into_iter().find(serves).unwrap_or(Self::UNSAID)
     }
 
-    /// The operation that logged a look-up in `form`. Tables may have any name; where `named`, the file's family, does not
-    /// log so, it is the operation that the form is mostly used for.
+    /// The operation that logged a look-up in `form`. Tables may have any name: where `named`, the file's family,
+    /// does not use that format, it is the operation that the format is mostly used for.
     pub fn of_line(form: LookupLine, has_libtype: bool, named: Option<Self>) -> Self {
         let logs = |op: &Self| {
             op.aiter().is_some_and(|aiter| aiter.lines.contains(&form))
@@ -79,12 +79,12 @@ impl Op {
             .unwrap_or(Self::UNSAID)
     }
 
-    /// Whether the tables of this operation were keyed by the weight's dtype from the first revision known on.
+    /// Whether the tables of this operation were keyed by the weight's dtype from the first known revision on.
     pub fn is_always_keyed_by_dtype(self) -> bool {
         self.facts().weight_dtype_from == Some(Revision::ALL[0])
     }
 
-    /// Whether they are keyed by it today and were not always.
+    /// Whether they are keyed by it today but were not always.
     pub fn became_keyed_by_dtype(self) -> bool {
         self.facts().weight_dtype_from.is_some() && !self.is_always_keyed_by_dtype()
     }

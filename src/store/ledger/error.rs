@@ -23,10 +23,10 @@ pub enum LedgerError {
     /// Another process uses the ledger.
     #[error(transparent)]
     Lock(#[from] LockError),
-    /// No write permission for anyone: the file is meant to stay as it is.
+    /// The file has no write permission for anyone, so it is meant to stay as it is.
     #[error("change `{path}`: it is read-only")]
     ReadOnly { path: Utf8PathBuf },
-    /// The file is not what the caller read.
+    /// The file changed since the caller read it.
     #[error("change `{path}`: it changed while it was being read")]
     Moving { path: Utf8PathBuf },
     /// A path to be created or moved to is taken.

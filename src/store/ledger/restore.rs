@@ -1,4 +1,4 @@
-//! One change at a time: staged, put back, and whether putting it back would lose work.
+//! One change at a time: staging it, undoing it, and checking whether undoing it would lose work.
 
 use std::io;
 use std::os::unix::fs::{MetadataExt as _, PermissionsExt as _};
@@ -8,7 +8,7 @@ use camino::Utf8Path;
 use super::{LedgerError, Recorded, digest, io_at};
 use crate::store::file::sync_folder;
 
-/// A diff longer than this is cut: it is there to recognise an edit, not to store it.
+/// A longer diff is cut: it is there to recognise an edit, not to store it.
 const DIFF_LINES: usize = 200;
 
 /// Mode bits of the file at `path`.
@@ -41,14 +41,14 @@ fn dress(path: &Utf8Path, mode: u32, like: &Utf8Path) -> Result<(), LedgerError>
     if let Ok(owner) = fs_err::metadata(like) {
         let own = fs_err::metadata(path).map_err(&failed)?;
         if (owner.uid(), owner.gid()) != (own.uid(), own.gid()) {
-            // Only root can; for anyone else the owners are equal or the rename would not succeed.
+            // Only root can; for anyone else the owner is the same or the rename would fail anyway.
             let _ = std::os::unix::fs::chown(path, Some(owner.uid()), Some(owner.gid()));
         }
     }
     fs_err::set_permissions(path, std::fs::Permissions::from_mode(mode)).map_err(failed)
 }
 
-/// Renames and makes it durable.
+/// Renames `from` to `to` and makes that durable.
 pub(super) fn rename(from: &Utf8Path, to: &Utf8Path) -> Result<(), LedgerError> {
     fs_err::rename(from, to).map_err(io_at(to))?;
     match to.parent() {
@@ -87,7 +87,7 @@ fn now(path: &Utf8Path, before: Option<&str>, after: &str) -> Result<Now, Ledger
     })
 }
 
-/// How the path of a change stands now.
+/// The current state of a changed path.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, serde::Serialize)]
 #[serde(rename_all = "snake_case")]
 pub enum PathState {
@@ -99,7 +99,7 @@ pub enum PathState {
     Missing,
 }
 
-/// How the path of `change` stands now.
+/// The current state of the path of `change`.
 pub(super) fn state(change: &Recorded) -> Result<PathState, LedgerError> {
     let of = |now: Now| match now {
         Now::Missing => PathState::Missing,
@@ -126,7 +126,7 @@ pub(super) fn state(change: &Recorded) -> Result<PathState, LedgerError> {
     }
 }
 
-/// Whether `change` can be taken back without losing anybody's work.
+/// Succeeds if `change` can be undone without losing an edit made since.
 pub(super) fn check(change: &Recorded, name: &str, saved: &Utf8Path) -> Result<(), LedgerError> {
     let missing = |path: &Utf8Path| LedgerError::Missing {
         name: name.to_owned(),
@@ -168,8 +168,8 @@ pub(super) fn check(change: &Recorded, name: &str, saved: &Utf8Path) -> Result<(
     }
 }
 
-/// Takes `change` back. What is already back is left alone, and so is a file that is neither the
-/// old nor the new one (an interrupted operation whose file was edited meanwhile).
+/// Undoes `change`. What is already restored is left alone, and so is a file that is neither the old nor the new one
+/// (an interrupted operation whose file was edited meanwhile).
 pub(super) fn restore(change: &Recorded, name: &str, saved: &Utf8Path) -> Result<(), LedgerError> {
     match change {
         Recorded::Edit {
@@ -184,8 +184,7 @@ pub(super) fn restore(change: &Recorded, name: &str, saved: &Utf8Path) -> Result
                 if stage(staged, &bytes, *mode, path).is_ok() {
                     rename(staged, path)?;
                 } else {
-                    // No space for a copy: the saved file itself goes back, where it is on the
-                    // same file system.
+                    // No space for a copy: move the saved file itself back, if it is on the same file system.
                     let kept = saved.join(before);
                     dress(&kept, *mode, path)?;
                     rename(&kept, path)?;
@@ -204,7 +203,7 @@ pub(super) fn restore(change: &Recorded, name: &str, saved: &Utf8Path) -> Result
                 remove_file(path)?;
             }
             for folder in folders.iter().rev() {
-                // Only while empty: something may have been put there.
+                // Only if empty: other files may have been created in it.
                 let _ = fs_err::remove_dir(folder);
             }
             Ok(())

@@ -129,7 +129,7 @@ fn a_failing_change_takes_back_the_ones_before_it() {
     let site = Site::new();
     let file = site.write("a.py", "one\n");
     let mut ledger = site.ledger();
-    // The parent of the created file is a file: found out only when it is made.
+    // The parent of the file to create is itself a file, which shows only when it is created.
     let error = ledger
         .apply(
             "deploy",
@@ -203,7 +203,7 @@ fn a_kill_after_any_record_is_recovered() {
             let kept: String = all.split_inclusive('\n').take(records).collect();
             fs_err::write(&journal, &kept).unwrap();
             if records == 0 {
-                // Nothing is written down before the first record, so nothing was done either.
+                // Nothing is recorded before the first record, so nothing was changed either.
                 fs_err::write(&file, "one\n").unwrap();
             } else if records != 2 && !applied {
                 fs_err::write(&file, "one\n").unwrap();
