@@ -1,14 +1,14 @@
-//! The overlay: a folder in front of SGLang on `PYTHONPATH` that captures, injects tables and switches
-//! kernels, with nothing in SGLang's tree touched.
+//! The overlay: a folder in front of SGLang on `PYTHONPATH` that captures, injects tables and switches kernels, with
+//! nothing in SGLang's tree touched.
 //!
-//! The Python files are in `python/overlay/` and embedded in the binary; this module writes them to a
-//! folder and says which variables a server needs to run with them. Removing the variables removes the
-//! overlay. It starts no process.
+//! The Python files are in `python/overlay/` and embedded in the binary; this module writes them to a folder and
+//! returns the variables that a server needs to run with them. Removing the variables removes the overlay. It starts
+//! no process.
 //!
-//! The hooks stand at import time (`sitecustomize`, every release from 0.5.5 to 0.5.23) with SGLang's plugin
-//! registry (0.5.11 and later) as a second door for environments in which another `sitecustomize` comes
-//! first. The registry alone would be too late for a switch: it applies its hooks after `fp8.py` has copied the
-//! predicate that decides whether weights are shuffled.
+//! The hooks are installed at import time (`sitecustomize`, every release from 0.5.5 to 0.5.23), with SGLang's plugin
+//! registry (0.5.11 and later) as a fallback for environments in which another `sitecustomize` comes first. The
+//! registry alone would be too late for a switch: it applies its hooks after `fp8.py` has copied the predicate that
+//! decides whether weights are shuffled.
 
 use std::borrow::Cow;
 use std::io;
@@ -23,7 +23,7 @@ use crate::tree::force::{Rule, Step};
 /// Name of the plugin entry point, for `SGLANG_PLUGINS`.
 const PLUGIN_NAME: &str = "gemmtune";
 
-/// Every file of the overlay, by path inside its folder.
+/// Every file of the overlay, by path within its folder.
 const FILES: [(&str, &str); 17] = {
     macro_rules! embedded {
         ($($path:literal),* $(,)?) => {
@@ -52,14 +52,14 @@ const FILES: [(&str, &str); 17] = {
     ]
 };
 
-/// What the overlay is asked to do in a server.
+/// What the overlay does in a server.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct OverlayOptions {
-    /// Shapes into the server log and the record files.
+    /// Write shapes to the server log and the record files.
     pub shapes: bool,
-    /// The identity of the block-FP8 linear into the server log and the record files.
+    /// Write the identity of the block-FP8 linear to the server log and the record files.
     pub dispatch: bool,
-    /// Folder for one record file per process.
+    /// Folder in which each process writes a record file.
     pub records: Option<Utf8PathBuf>,
     /// Folder of SGLang Triton tables to serve instead of the shipped ones.
     pub triton_tables: Option<Utf8PathBuf>,
@@ -67,14 +67,14 @@ pub struct OverlayOptions {
     pub moe_tables: Option<Utf8PathBuf>,
     /// Folder of files of aiter's Triton GEMM to serve instead of the shipped ones of the same names.
     pub aiter_triton: Option<Utf8PathBuf>,
-    /// File that says which kernel family computes which GEMM; the folder then holds the GPU worker's files as well.
+    /// File with the kernel family of each routed GEMM; the folder then contains the GPU worker's files as well.
     pub route: Option<Utf8PathBuf>,
-    /// File of a [`decision`].
+    /// File with a [`decision`].
     pub switch: Option<Utf8PathBuf>,
 }
 
 impl OverlayOptions {
-    /// Everything that a capture run records.
+    /// Records everything that a capture run needs.
     pub fn capture(records: Utf8PathBuf) -> Self {
         Self {
             shapes: true,
@@ -85,7 +85,7 @@ impl OverlayOptions {
     }
 }
 
-/// Writes the overlay's files under `folder`; files that are there already and equal are left alone.
+/// Writes the overlay's files to `folder`; files that are already there with the same content are not touched.
 pub fn write(folder: &Utf8Path) -> io::Result<()> {
     for (path, text) in FILES {
         let file = folder.join(path);
@@ -102,8 +102,8 @@ pub fn write(folder: &Utf8Path) -> io::Result<()> {
 
 /// The variables that start a server with the overlay in `folder`.
 ///
-/// `present` answers what a variable is set to for that server without the overlay: `PYTHONPATH` is
-/// extended in front, and an allow-list in `SGLANG_PLUGINS` gets our name appended.
+/// `present` returns the value that a variable has for that server without the overlay: `PYTHONPATH` gets the folder
+/// prepended, and an allow-list in `SGLANG_PLUGINS` gets our name appended.
 pub fn environment(
     folder: &Utf8Path,
     options: &OverlayOptions,
@@ -149,8 +149,8 @@ pub fn environment(
     variables
 }
 
-/// The variables of a server with the overlay in `folder`, as a file for the shell's `.`: one assignment a line, and what
-/// `PYTHONPATH` held stays behind ours.
+/// The variables of a server with the overlay in `folder`, as a file for the shell's `.`: one assignment a line, with
+/// the previous value of `PYTHONPATH` kept after ours.
 pub fn assignments(folder: &Utf8Path, options: &OverlayOptions) -> String {
     let variables = environment(folder, options, |_| None);
     let line = |(name, value): &(String, String)| {
@@ -164,8 +164,8 @@ pub fn assignments(folder: &Utf8Path, options: &OverlayOptions) -> String {
     variables.iter().map(line).collect()
 }
 
-/// What the overlay reads (`GEMMTUNE_SWITCH`) to carry out `steps` in order, right after `fp8_utils` executed: format 1,
-/// which `python/overlay/gemmtune_overlay/switch.py` documents.
+/// What the overlay reads (`GEMMTUNE_SWITCH`) to apply `steps` in order, right after `fp8_utils` was executed: format
+/// 1, which `python/overlay/gemmtune_overlay/switch.py` documents.
 pub fn decision(steps: &[Step]) -> String {
     let actions: Vec<Value> = steps.iter().map(action).collect();
     let mut text = format!("{:#}", json!({ "format": 1, "actions": actions }));
@@ -187,7 +187,7 @@ fn action(step: &Step) -> Value {
     }
 }
 
-/// A bound that is absent does not restrict.
+/// An absent bound does not restrict the rule.
 fn rule(rule: &Rule) -> Value {
     let mut object = json!({ "N": rule.n, "K": rule.k });
     for (name, bound) in [("min_M", rule.min_m), ("max_M", rule.max_m)] {

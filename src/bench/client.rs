@@ -7,7 +7,7 @@ use serde_json::{Value, json};
 
 use super::sse::Events;
 
-/// How long a question about the server itself (not a completion) may take.
+/// Deadline of a query about the server itself (not a completion).
 const QUESTION_DEADLINE: Duration = Duration::from_secs(10);
 
 /// The longest part of a server's error text that is kept.
@@ -28,10 +28,10 @@ pub enum RequestError {
         /// The start of the body.
         body: String,
     },
-    /// The server said so in the stream.
+    /// The server reported it in the stream.
     #[error("the server reported: {0}")]
     Server(String),
-    /// An event that is no completion.
+    /// An event that is not a completion.
     #[error("an event is no completion: {0}")]
     Malformed(String),
     /// The stream ended before the answer did.
@@ -42,14 +42,14 @@ pub enum RequestError {
     Stopped,
 }
 
-/// What to ask for.
+/// A completion request: where it goes, its prompt and its limits.
 #[derive(Clone, Debug)]
 pub struct Completion<'a> {
     /// Base URL, for example `http://127.0.0.1:30000`.
     pub url: &'a str,
     /// Model name as the server knows it.
     pub model: &'a str,
-    /// The `prompt` field.
+    /// The request's `prompt` field: text, or a list of token ids.
     pub prompt: Value,
     /// Tokens to generate; the end-of-text token is ignored.
     pub output_len: usize,
@@ -62,7 +62,7 @@ pub struct Completion<'a> {
 pub struct Answer {
     /// From sending the request to the first piece.
     pub ttft: f64,
-    /// Between successive pieces.
+    /// Seconds between successive pieces.
     pub itls: Vec<f64>,
     /// From sending the request to the last piece.
     pub e2e: f64,
@@ -85,7 +85,7 @@ impl Answer {
     }
 }
 
-/// Sends the request and reads the answer as it comes. `stop` is asked after each piece.
+/// Sends the request and reads the answer as it arrives. `stop` is called after each piece.
 pub fn complete(
     completion: &Completion<'_>,
     stop: &dyn Fn() -> bool,
@@ -162,8 +162,8 @@ pub fn complete(
         let text = choice["text"].as_str().unwrap_or_default();
         let finished = !choice["finish_reason"].is_null();
         ended |= finished;
-        // A token may have no text of its own yet (half of a character); the event that only says why
-        // the answer ended is no token.
+        // A token may have no text of its own yet (half of a character); the event that only carries the finish
+        // reason is not a token.
         if !text.is_empty() || !finished {
             let since = |moment: Instant| now.duration_since(moment).as_secs_f64();
             if answer.pieces.is_empty() {
@@ -185,8 +185,8 @@ pub fn complete(
     Ok(answer)
 }
 
-/// The server's resolved arguments: `/server_info`, or `/get_server_info` of SGLang 0.5.5. `None` when
-/// the server has neither or answers no JSON.
+/// The server's resolved arguments: `/server_info`, or `/get_server_info` of SGLang 0.5.5. `None` when the server has
+/// neither or does not answer with JSON.
 pub fn server_info(url: &str) -> Option<Value> {
     ["server_info", "get_server_info"].iter().find_map(|path| {
         let url = format!("{}/{path}", url.trim_end_matches('/'));
@@ -217,7 +217,7 @@ pub fn first_model(url: &str) -> Option<String> {
     Some(models["data"].get(0)?["id"].as_str()?.to_owned())
 }
 
-/// Empties the server's prefix cache (`POST /flush_cache`). Whether it said yes.
+/// Empties the server's prefix cache (`POST /flush_cache`); returns whether the server accepted.
 pub fn flush_cache(url: &str) -> bool {
     let url = format!("{}/flush_cache", url.trim_end_matches('/'));
     agent(QUESTION_DEADLINE)
@@ -226,8 +226,8 @@ pub fn flush_cache(url: &str) -> bool {
         .is_ok_and(|response| response.status() == 200)
 }
 
-/// A connection of its own for each request, so that a server that closes idle connections fails
-/// no one; no proxy, whatever the environment says, because the server is named by its address.
+/// A new connection for each request, so that a server that closes idle connections causes no failures; no proxy,
+/// whatever the environment specifies, because the server is named by its address.
 fn agent(deadline: Duration) -> ureq::Agent {
     ureq::Agent::config_builder()
         .timeout_global(Some(deadline))

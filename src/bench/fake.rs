@@ -21,7 +21,7 @@ pub(super) enum Fault {
     Status500,
     ErrorEvent,
     NoJson,
-    /// The third piece of every prompt is another word when other requests are in flight.
+    /// The third piece of every answer is another word while other requests are in flight.
     DivergesWhenBusy,
 }
 
@@ -53,7 +53,7 @@ impl FakeServer {
                 }
                 let shared = Arc::clone(&accepting);
                 std::thread::spawn(move || {
-                    // A client that hung up is no fault of the fake.
+                    // A client that hangs up is not an error of the fake.
                     let _ = stream.and_then(|stream| serve(stream, fault, &shared));
                 });
             }
@@ -177,7 +177,7 @@ fn answer(
         "usage": {"prompt_tokens": prompt, "completion_tokens": count},
     });
     send(&last.to_string())?;
-    // Before the client can know of the end and send its next request.
+    // Before the client can notice the end and send its next request.
     shared.in_flight.fetch_sub(1, Ordering::Relaxed);
     send("[DONE]")?;
     stream.write_all(b"0\r\n\r\n")

@@ -3,7 +3,7 @@
 //! Rates are per second of the whole run, latencies milliseconds with `numpy`'s percentiles, arrays
 //! under `details` seconds, and only answered requests count, all as SGLang writes them (0.5.16).
 //! Where that script has no request-rate limit it writes a bare `Infinity`; here it is `null`, which
-//! every JSON reader takes. What SGLang does not say is under `gemmtune`.
+//! every JSON reader takes. What SGLang's format has no key for is under `gemmtune`.
 
 use std::io::Write as _;
 
@@ -22,7 +22,7 @@ pub struct Extra {
     pub tag: Option<String>,
     /// The server's resolved arguments.
     pub server_info: Option<Value>,
-    /// The place of this trial among all trials of both arms: what pairs them in time.
+    /// Position of this trial among all trials of both arms, by which trials are paired.
     pub sequence: Option<u64>,
     /// When the run began, RFC 3339.
     pub started: Option<String>,
@@ -30,7 +30,7 @@ pub struct Extra {
     pub details: bool,
 }
 
-/// The line's object.
+/// The line as a JSON object, with the keys and units of `sglang.bench_serving`.
 pub fn document(load: &Load, outcome: &Outcome, extra: &Extra) -> Map<String, Value> {
     let answers: Vec<(f64, &Answer)> = outcome
         .requests
@@ -222,9 +222,8 @@ fn details(line: &mut Map<String, Value>, load: &Load, outcome: &Outcome) {
     }
 }
 
-/// Appends `line` to the result file at `path` as `bench_serving` does, in one write, and syncs it. A
-/// last line that an earlier program left without its end is closed first, so that it stays the only
-/// damaged one.
+/// Appends `line` to the result file at `path` as `bench_serving` does, in one write, and syncs it. If an earlier
+/// program left the last line without a line end, that is added first, so that only that line is damaged.
 pub fn append(path: &Utf8Path, line: &Map<String, Value>) -> std::io::Result<()> {
     use std::io::{Read as _, Seek as _, SeekFrom};
     let mut file = fs_err::OpenOptions::new()

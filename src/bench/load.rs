@@ -1,4 +1,4 @@
-//! A closed-loop load: so many requests, so many at once, each timed on its own.
+//! A closed-loop load: a number of requests at a fixed concurrency, each timed individually.
 
 use std::cell::Cell;
 use std::sync::Mutex;
@@ -17,7 +17,7 @@ pub struct Load {
     /// Requests in flight at once.
     pub concurrency: usize,
     pub requests: usize,
-    /// Requests sent before, at the same concurrency, with prompts of their own; not measured.
+    /// Requests sent first, at the same concurrency, with prompts of their own; not measured.
     pub warmup: usize,
     /// Length of each prompt, in tokens or words.
     pub input_len: usize,
@@ -30,26 +30,26 @@ pub struct Load {
     pub deadline: Duration,
 }
 
-/// The load cannot be run as asked.
+/// The load cannot be run as requested.
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
 pub enum LoadError {
-    /// No requests, or no concurrency to send them with.
+    /// No requests, or a concurrency of zero.
     #[error("run the load: {0} must be at least 1")]
     Zero(&'static str),
-    /// Only plain HTTP is spoken.
+    /// The URL is not plain HTTP.
     #[error("run the load: `{0}` does not begin with http://")]
     Url(String),
     /// The range of token ids is empty.
     #[error("run the load: token ids from {first} to {last} are none")]
     TokenIds {
-        /// Lowest id.
+        /// Lowest token id.
         first: u32,
-        /// Highest id.
+        /// Highest token id.
         last: u32,
     },
 }
 
-/// One measured request.
+/// One measured request: when it was sent, and its answer or error.
 #[derive(Clone, Debug, PartialEq)]
 pub struct Request {
     /// When it was sent, seconds after the first one.
@@ -58,12 +58,12 @@ pub struct Request {
     pub outcome: Result<Answer, RequestError>,
 }
 
-/// A load that was run.
+/// The measurements of a load.
 #[derive(Clone, Debug, PartialEq)]
 pub struct Outcome {
     /// From sending the first request to the end of the last, seconds.
     pub duration: f64,
-    /// Every measured request, in prompt order; fewer than asked only if stopped.
+    /// Every measured request, in prompt order; fewer than requested only if stopped.
     pub requests: Vec<Request>,
     /// Warm-up requests that failed.
     pub warmup_failed: usize,
@@ -79,31 +79,31 @@ impl Outcome {
     }
 }
 
-/// How far a load has got.
+/// Progress of a load.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Progress {
     /// One more measured request has its first token.
     Answering,
-    /// The warm-up requests are answered.
+    /// All warm-up requests have ended.
     WarmedUp {
         /// How many of them failed.
         failed: usize,
     },
     /// One more measured request ended.
     Answered {
-        /// Ended so far.
+        /// Measured requests that have ended so far.
         done: usize,
         of: usize,
-        /// Failed so far.
+        /// Those of them that failed.
         failed: usize,
     },
 }
 
-/// Warm-up prompts are items from here on, so that none shares a prefix with a measured one.
+/// Warm-up prompts are items from this index on, so that none shares a prefix with a measured one.
 const WARMUP_ITEMS: u64 = 1 << 40;
 
-/// Runs the load. `progress` is called from worker threads; once `stop` is true no request is begun
-/// and those in flight end at their next piece.
+/// Runs the load. `progress` is called from worker threads; once `stop` returns true no request is started and those
+/// in flight end at their next piece.
 pub fn run(
     load: &Load,
     stop: &AtomicBool,
@@ -163,8 +163,8 @@ fn failures(requests: &[Request]) -> usize {
         .count()
 }
 
-/// Sends `count` requests, `load.concurrency` at once: each worker takes the next as soon as its last
-/// one ended. `begun` is called at each first piece.
+/// Sends `count` requests, `load.concurrency` at once: each worker takes the next one as soon as its last one ended.
+/// `begun` is called at each first piece.
 fn in_flight(
     load: &Load,
     count: usize,
@@ -197,7 +197,7 @@ fn in_flight(
                 deadline: load.deadline,
             };
             let sent = started.elapsed().as_secs_f64();
-            // It is asked before the first piece, and again after each.
+            // It is called before the first piece, and again after each.
             let asked = Cell::new(0_u32);
             let after_a_piece = || {
                 asked.set(asked.get().saturating_add(1));

@@ -1,10 +1,10 @@
-//! Greedy parity: do two servers say the same?
+//! Greedy parity: do two servers give the same answers?
 //!
-//! Seeded prompts are answered greedily at several concurrencies, so that the kernels of several M
-//! are in it, and the texts recorded. Two recordings are compared token by token. Another kernel sums
-//! in another order, so a near tie may fall the other way, and from there on the two texts are free to
-//! differ; hence what is counted are *steps*: tokens said after an equal beginning. A kernel that is
-//! wrong (another scale layout, a wrong row) disagrees at nearly every step.
+//! Seeded prompts are answered greedily at several concurrencies, so that kernels of several M are covered, and the
+//! texts are recorded. Two recordings are compared token by token. Another kernel sums in another order, so a near
+//! tie may be decided differently, and from there on the two texts are free to differ; hence what is counted are
+//! *steps*: tokens generated after an equal prefix. A kernel that is wrong (another scale layout, a wrong row)
+//! disagrees at nearly every step.
 
 use std::sync::atomic::AtomicBool;
 use std::time::Duration;
@@ -14,23 +14,23 @@ use serde::{Deserialize, Serialize};
 use super::load::{self, Load, LoadError, Progress};
 use super::prompt;
 
-/// Version of the recording's form.
+/// Version of the recording's format.
 pub const FORMAT: u32 = 1;
 
-/// The share of steps that must agree where answers are not all equal: 95 %. A layout fault leaves
-/// about one in the vocabulary's size, rounding alone leaves more than this.
+/// The share of steps that must agree where answers are not all equal: 95 %. With a layout fault agreement is about
+/// one in the vocabulary's size; with rounding alone it is higher than this.
 pub const LEAST_AGREEMENT: f64 = 0.95;
 
-/// What to ask a server.
+/// The prompts and concurrencies of a parity check, and the server to send them to.
 #[derive(Clone, Debug)]
 pub struct Parity {
     /// Base URL of the server.
     pub url: String,
     /// Model name as the server knows it.
     pub model: String,
-    /// Requests in flight, one round each; decode M follows them.
+    /// Requests in flight, one round for each; the M of decode steps follows from them.
     pub concurrencies: Vec<usize>,
-    /// Prompts a round.
+    /// Prompts in each round.
     pub prompts: usize,
     /// Length of each prompt.
     pub input_len: usize,
@@ -43,7 +43,7 @@ pub struct Parity {
     pub deadline: Duration,
 }
 
-/// What a server said.
+/// The answers of a server.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Recording {
     pub format: u32,
@@ -67,7 +67,7 @@ pub struct Round {
 /// Parity cannot be established.
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
 pub enum ParityError {
-    /// The prompts cannot be sent as asked.
+    /// The prompts cannot be sent as requested.
     #[error("record the answers")]
     Load(#[from] LoadError),
     #[error(
@@ -78,7 +78,7 @@ pub enum ParityError {
         of: usize,
         /// Requests in flight.
         concurrency: usize,
-        /// Why the first of them failed.
+        /// The error of the first failed request.
         first: String,
     },
     /// The recordings are not of the same prompts.
@@ -86,7 +86,7 @@ pub enum ParityError {
     OtherPrompts(&'static str),
 }
 
-/// Asks the server at `parity.url` and records what it says. `progress` as in [`load::run`].
+/// Sends the prompts to the server at `parity.url` and records its answers. `progress` as in [`load::run`].
 pub fn record(
     parity: &Parity,
     stop: &AtomicBool,
@@ -145,7 +145,7 @@ pub fn record(
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "lowercase")]
 pub enum Relation {
-    /// Every answer is equal to the last byte.
+    /// Every answer is identical.
     Equal,
     /// Not all are, but enough steps agree.
     Accepted,
@@ -153,18 +153,18 @@ pub enum Relation {
     Refused,
 }
 
-/// The first token at which two recordings part.
+/// The first token at which two recordings diverge.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Divergence {
     /// Requests in flight.
     pub concurrency: usize,
-    /// Prompt, from 0.
+    /// Index of the prompt, from 0.
     pub prompt: usize,
     /// Token of the answer, from 0.
     pub token: usize,
-    /// What the baseline said there.
+    /// The baseline's token there.
     pub baseline: String,
-    /// What the tuned server said from there on (at most 40 characters).
+    /// The tuned server's text from there on (at most 40 characters).
     pub tuned: String,
 }
 
@@ -175,13 +175,13 @@ pub struct Agreement {
     pub answers: usize,
     /// Answers equal to the last byte.
     pub equal_answers: usize,
-    /// Tokens said after an equal beginning.
+    /// Tokens generated after an equal prefix.
     pub steps: usize,
     /// Share of those on which both agree, 0 to 1.
     pub step_agreement: f64,
-    /// The share that was asked for.
+    /// The share that was required.
     pub least: f64,
-    /// The earliest parting, by token.
+    /// The earliest divergence, by token.
     pub first_divergence: Option<Divergence>,
     /// What was accepted or refused, in one sentence.
     pub because: String,
@@ -275,8 +275,8 @@ pub fn compare(
     })
 }
 
-/// How many tokens of `said` the text `says` begins with, and where in `says` they end. The server may
-/// group its tokens otherwise each time, so only the first side's grouping counts.
+/// How many tokens of `said` the text `says` begins with, and at which byte of `says` they end. The servers may group
+/// tokens differently, so only the first side's grouping counts.
 fn common_tokens(said: &[String], says: &str) -> (usize, usize) {
     let mut at = 0;
     for (token, text) in said.iter().enumerate() {
@@ -357,7 +357,7 @@ mod tests {
         let said = recording(&[&["a", "b", "c", "d"], &["e", "f", "g", "h"]]);
         let says = recording(&[&["a", "b", "x", "y"], &["ef", "gh"]]);
         let found = compare(&said, &says, 0.5).unwrap();
-        // Two agreed and one parted in the first answer; four agreed in the second, however grouped.
+        // Two agreed and one diverged in the first answer; four agreed in the second, however grouped.
         assert_eq!((found.steps, found.equal_answers), (7, 1));
         assert!((found.step_agreement - 6.0 / 7.0).abs() < 1e-12);
         assert_eq!(found.relation, Relation::Accepted);

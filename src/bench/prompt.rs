@@ -9,12 +9,12 @@ use crate::stats::rng::SplitMix64;
 pub enum Kind {
     /// A list of token ids, each in `first..=last`: exact lengths without a tokenizer.
     TokenIds {
-        /// Lowest id.
+        /// Lowest token id.
         first: u32,
-        /// Highest id.
+        /// Highest token id.
         last: u32,
     },
-    /// English words, for servers that take text only; the number of tokens is the server's to say.
+    /// English words, for servers that take text only; how many tokens they are depends on the server's tokenizer.
     Words,
 }
 
@@ -134,7 +134,7 @@ mod tests {
 
     #[test]
     fn the_prompts_of_a_seed_never_change() {
-        // Recorded runs name their prompts by seed: a change here is a change of their meaning.
+        // Recorded runs identify their prompts by seed: a change here changes what they mean.
         let ids = prompt(Kind::default(), 1, 0, 4);
         assert_eq!(ids.to_string(), "[194,473,37,393]");
     }

@@ -2,8 +2,8 @@
 //!
 //! Python's `json.dumps` writes what JSON does not have: an unlimited request rate is the bare token
 //! `Infinity`, a mean of nothing is `NaN`, and text that was not valid Unicode keeps lone surrogate
-//! escapes. All three are read. Key names are those of SGLang's `bench_serving` (0.5.5 to 0.5.23). Some programs wrap a
-//! run or several in one object, `{"config": …, "results": …}`: what stands around them is kept with each.
+//! escapes. All three are accepted. Key names are those of SGLang's `bench_serving` (0.5.5 to 0.5.23). Some programs wrap a
+//! run or several in one object, `{"config": …, "results": …}`: the keys around them are kept with each.
 
 use std::borrow::Cow;
 use std::fmt;
@@ -16,7 +16,7 @@ use serde_json::{Map, Value};
 pub struct Source {
     /// The file as the caller named it.
     pub file: String,
-    /// Line, from 1.
+    /// Line number, from 1.
     pub line: usize,
 }
 
@@ -31,13 +31,13 @@ impl fmt::Display for Source {
 pub struct Run {
     /// Where it was read.
     pub source: Source,
-    /// Every key as it stood; bare `Infinity`, `-Infinity` and `NaN` as strings of that name.
+    /// Every key and value as read; bare `Infinity`, `-Infinity` and `NaN` as strings of that name.
     pub fields: Map<String, Value>,
 }
 
 impl Run {
-    /// The number under `key`, also where it was a bare `Infinity` or `NaN`. `None` when the key is
-    /// absent, null or no number.
+    /// The number under `key`, including a bare `Infinity` or `NaN`. `None` when the key is absent, null or not a
+    /// number.
     pub fn number(&self, key: &str) -> Option<f64> {
         match self.fields.get(key)? {
             Value::Number(number) => number.as_f64(),
@@ -52,7 +52,7 @@ impl Run {
     }
 
     /// Requests that failed: from `failed`, else the non-empty strings of `errors` (which
-    /// `bench_serving` writes with `--output-details`). `None` when the run says neither.
+    /// `bench_serving` writes with `--output-details`). `None` when the run has neither.
     pub fn failed(&self) -> Option<u64> {
         if let Some(failed) = self.fields.get("failed").and_then(Value::as_u64) {
             return Some(failed);
@@ -64,14 +64,14 @@ impl Run {
         Some(failed.count() as u64)
     }
 
-    /// The place of this run's trial among all trials of both arms, where the program that ran them
-    /// wrote it (`gemmtune.sequence`).
+    /// Position of this run's trial among all trials of both arms, where the program that ran them recorded it
+    /// (`gemmtune.sequence`).
     pub fn sequence(&self) -> Option<u64> {
         self.fields.get("gemmtune")?.get("sequence")?.as_u64()
     }
 }
 
-/// A result file cannot be read.
+/// A result file that cannot be read.
 #[derive(Debug, thiserror::Error)]
 pub enum ReadError {
     /// The file cannot be opened or is not UTF-8.
@@ -79,16 +79,16 @@ pub enum ReadError {
     Io {
         /// The file as the caller named it.
         file: String,
-        /// What the system said.
+        /// The system's error.
         #[source]
         source: std::io::Error,
     },
-    /// Text that is no JSON, or that ends inside a value.
+    /// Text that is not JSON, or that ends inside a value.
     #[error("read `{file}:{line}`: {reason}")]
     Syntax {
         /// The file as the caller named it.
         file: String,
-        /// Line of the fault, from 1.
+        /// Line of the error, from 1.
         line: usize,
         /// What is wrong with it.
         reason: String,
@@ -96,7 +96,7 @@ pub enum ReadError {
     /// A JSON value that is not an object.
     #[error("read `{0}`: expected a JSON object, one per benchmark run")]
     NotAnObject(Source),
-    /// No run at all.
+    /// The file holds no run at all.
     #[error("read `{0}`: the file holds no benchmark run")]
     Empty(String),
 }
@@ -110,8 +110,8 @@ pub fn read(path: &Utf8Path) -> Result<Vec<Run>, ReadError> {
     parse(path.as_str(), &text)
 }
 
-/// Reads every run in `text`; `file` is the name that sources and errors carry. Objects may be one a
-/// line, spread over lines, or the elements of one array.
+/// Reads every run in `text`; `file` is the name used in sources and errors. Objects may be one a line, spread over
+/// lines, or the elements of one array.
 pub fn parse(file: &str, text: &str) -> Result<Vec<Run>, ReadError> {
     let text = strict_json(text.trim_start_matches('\u{feff}'));
     let mut stream = serde_json::Deserializer::from_str(&text).into_iter::<Value>();
@@ -174,8 +174,8 @@ pub fn parse(file: &str, text: &str) -> Result<Vec<Run>, ReadError> {
     Ok(runs)
 }
 
-/// The runs that an object stands for: itself, or those in the one place of it that holds some. The keys around them
-/// belong to each.
+/// The runs in an object: itself, or those in the one member of it that holds some. The keys around them are added to
+/// each.
 fn unwrapped(mut fields: Map<String, Value>) -> Vec<Map<String, Value>> {
     if is_run(&fields) {
         return vec![fields];
@@ -213,7 +213,7 @@ fn unwrapped(mut fields: Map<String, Value>) -> Vec<Map<String, Value>> {
     .collect()
 }
 
-/// Whether an object is a run itself: it says what was measured.
+/// Whether an object is a run itself: it has measurements.
 fn is_run(fields: &Map<String, Value>) -> bool {
     fields.keys().any(|key| {
         matches!(
@@ -224,15 +224,15 @@ fn is_run(fields: &Map<String, Value>) -> bool {
     })
 }
 
-/// Whether the first line of `text` ends inside a string, which no JSON line does unless it was torn.
+/// Whether the first line of `text` ends inside a string, as no JSON line does unless it is torn.
 fn ends_in_string(text: &str) -> bool {
     let line = text.lines().next().unwrap_or("");
     serde_json::from_str::<Value>(line)
         .is_err_and(|error| error.is_eof() && error.to_string().contains("parsing a string"))
 }
 
-/// What `json.dumps` may write, as JSON: bare `Infinity`, `-Infinity` and `NaN` outside strings
-/// become strings, lone surrogate escapes inside strings become U+FFFD. Lines stay where they are.
+/// Converts what `json.dumps` may write to JSON: bare `Infinity`, `-Infinity` and `NaN` outside strings become
+/// strings, lone surrogate escapes inside strings become U+FFFD. Line numbers are preserved.
 pub fn strict_json(text: &str) -> Cow<'_, str> {
     const BARE: [&str; 3] = ["-Infinity", "Infinity", "NaN"];
     let bytes = text.as_bytes();
@@ -249,7 +249,7 @@ pub fn strict_json(text: &str) -> Cow<'_, str> {
                     copied = at;
                     continue;
                 }
-                // A surrogate pair is one unit: its low half is not to be taken for a lone one.
+                // A surrogate pair is one unit: its low half must not be mistaken for a lone one.
                 at += if surrogate(&bytes[at..]).is_some() {
                     12
                 } else {
@@ -289,7 +289,7 @@ fn surrogate(bytes: &[u8]) -> Option<u32> {
     (0xd800..0xe000).contains(&unit).then_some(unit)
 }
 
-/// The length of a surrogate escape at the start of `bytes` that is no half of a pair.
+/// The length of a surrogate escape at the start of `bytes` that is not half of a pair.
 fn lone_surrogate(bytes: &[u8]) -> Option<usize> {
     let first = surrogate(bytes)?;
     let paired = first < 0xdc00
@@ -345,7 +345,7 @@ mod tests {
                 .starts_with("read `b.jsonl:2`: the last object is cut off"),
             "{error}"
         );
-        // Torn, and another program went on behind it.
+        // A torn line, after which another program continued.
         let torn = "{\"a\": 1}\n{\"a\": 2, \"b\": \"x\n{\"a\": 3}\n";
         let error = parse("b.jsonl", torn).unwrap_err();
         assert!(
@@ -382,7 +382,7 @@ mod tests {
             .collect();
         assert_eq!(durations, [1.0, 2.0, 3.0]);
         assert_eq!(runs[1].fields["model"], "m");
-        // Two places, or none: the object is left as it stands.
+        // Two members with runs, or none: the object is left as it is.
         for text in [
             r#"{"a": {"duration": 1}, "b": {"duration": 2}}"#,
             r#"{"a": {"x": 1}, "b": []}"#,

@@ -1,8 +1,8 @@
-//! Server-sent events, as much as completion streams use: the data of one event after another.
+//! Server-sent events, as far as completion streams use them: the data of one event after another.
 
 use std::io::{self, BufRead};
 
-/// The longest line accepted: one event holds a few tokens, so this is a server gone wrong.
+/// The longest line accepted: one event holds a few tokens, so a longer one means a faulty server.
 const LONGEST_LINE: u64 = 1 << 20;
 
 /// Reads events from a stream.

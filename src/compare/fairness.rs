@@ -1,7 +1,7 @@
 //! What makes two arms incomparable: other arguments, another server, failed or missing requests.
 //!
-//! Every finding is one line of text with both sides' values; nothing is repaired here. Which keys a
-//! restart may change without harm is said in [`is_reading`].
+//! Every finding is one line of text with both sides' values; nothing is repaired here. [`is_reading`] lists the keys
+//! that may differ between two starts of one server.
 
 use std::collections::{BTreeMap, BTreeSet};
 
@@ -10,7 +10,7 @@ use serde_json::Value;
 use super::trial::{LOAD_KEYS, Pairing, Trial, load};
 use crate::bench::result::Run;
 
-/// How many requests a load has.
+/// The key for the number of requests of a load.
 const PROMPTS_KEY: &str = "num_prompts";
 
 /// Arguments of the benchmark that must agree besides the load itself. `model…`, `num_prompts` and
@@ -27,12 +27,12 @@ const ARGUMENT_KEYS: [&str; 9] = [
     "goodput_slos_ms",
 ];
 
-/// How far two totals of tokens may lie apart before the arms did different work: the lengths that a
-/// sampled data set or an early end-of-text give differ by less.
+/// How far two totals of tokens may differ before the arms did different work: lengths sampled from a data set and
+/// early end-of-text tokens differ by less.
 const TOKEN_TOLERANCE: f64 = 0.02;
 
-/// How far two capacities of the key-value cache may lie apart: they follow the memory that happened
-/// to be free at the start, and a few pages more change nothing.
+/// How far two capacities of the key-value cache may differ: they follow the memory that happened to be free at the
+/// start, and a few pages make no difference.
 const CAPACITY_TOLERANCE: f64 = 0.05;
 
 /// Capacities computed from free memory (SGLang `server_info`).
@@ -46,13 +46,13 @@ const CAPACITY_KEYS: [&str; 3] = [
 pub(super) struct Findings {
     /// Reasons not to compare.
     pub(super) unfair: Vec<String>,
-    /// Differences the caller said to expect.
+    /// Differences that the caller declared as expected.
     pub(super) expected: Vec<String>,
-    /// Things to know that do not stand in the way.
+    /// Remarks that do not prevent a comparison.
     pub(super) notes: Vec<String>,
 }
 
-/// Looks at every run of both arms.
+/// Examines every run of both arms.
 pub(super) fn examine(
     baseline: &[Trial],
     tuned: &[Trial],
@@ -103,7 +103,7 @@ pub(super) fn examine(
         whole_sweeps(baseline, tuned, pairing, &mut findings);
     }
     for key in ARGUMENT_KEYS {
-        // Each load of a sweep has a number of prompts of its own.
+        // Each load of a sweep has its own number of prompts.
         if key == PROMPTS_KEY && !pairing.points.is_empty() {
             continue;
         }
@@ -123,7 +123,7 @@ fn all_runs(trials: &[Trial]) -> Vec<&Run> {
     trials.iter().flat_map(Trial::runs).collect()
 }
 
-/// Failed requests, and runs that completed fewer than asked.
+/// Failed requests, and runs that completed fewer requests than they were given.
 fn requests_completed(arms: &[Vec<&Run>; 2], requests: Option<u64>, findings: &mut Findings) {
     for run in arms.iter().flatten() {
         let completed = run.fields.get("completed").and_then(Value::as_u64);
@@ -146,7 +146,7 @@ fn requests_completed(arms: &[Vec<&Run>; 2], requests: Option<u64>, findings: &m
     }
 }
 
-/// The same requests and, nearly, the same tokens in every run of one load.
+/// Every run of one load has the same requests and nearly the same number of tokens.
 fn same_work(arms: &[Vec<&Run>; 2], findings: &mut Findings) {
     same_value(
         "completed",
@@ -206,7 +206,7 @@ fn whole_sweeps(
     }
 }
 
-/// One value of `key` in every run of both arms, else a finding (absent counts as null).
+/// `key` has one value in every run of both arms, else it is a finding (absent counts as null).
 fn same_value(
     key: &str,
     arms: &[Vec<&Run>; 2],
@@ -249,7 +249,7 @@ fn report_difference(
     }
 }
 
-/// A difference is expected when its key, or the last part of it, was named.
+/// Whether a difference is expected: its key, or the last part of it, was named.
 fn is_expected(key: &str, expected: &[String]) -> bool {
     let last = key.rsplit('.').next().unwrap_or(key);
     expected.iter().any(|name| name == key || name == last)
@@ -278,7 +278,7 @@ fn values_text(seen: &Seen<'_>) -> String {
     texts.join(" and ")
 }
 
-/// A JSON value in at most 60 characters; the `Infinity` that was bare is shown bare.
+/// A JSON value in at most 60 characters; an `Infinity` that was bare is shown bare.
 fn shortened(value: &str) -> String {
     let value = match value {
         "\"Infinity\"" => "Infinity",
@@ -291,7 +291,7 @@ fn shortened(value: &str) -> String {
     format!("{start}…")
 }
 
-/// The resolved server arguments agree, key by key; so does what a wrapped result says of its configuration.
+/// The resolved server arguments agree, key by key; so does the configuration recorded in a wrapped result.
 fn same_server(arms: &[Vec<&Run>; 2], expected: &[String], findings: &mut Findings) {
     same_settings("server_info", arms, expected, findings);
     same_settings("config", arms, expected, findings);
@@ -346,7 +346,7 @@ fn same_settings(name: &str, arms: &[Vec<&Run>; 2], expected: &[String], finding
             }
         }
     }
-    // A key that some runs lack is null there, unless no run of either arm has another value.
+    // A key that some runs lack counts as null there, unless no run of either arm has another value.
     for (arm, runs) in arms.iter().enumerate() {
         let Some(first) = runs.iter().copied().find(|run| has(run)) else {
             continue;
@@ -366,7 +366,7 @@ fn same_settings(name: &str, arms: &[Vec<&Run>; 2], expected: &[String], finding
         if all.len() < 2 || within_tolerance(key, &all) {
             continue;
         }
-        // `internal_states` repeats the arguments: the same difference is reported once.
+        // `internal_states` repeats the arguments: report the same difference once.
         let plain = key
             .split_once("internal_states[")
             .and_then(|(_, rest)| rest.split_once("]."))
@@ -403,10 +403,10 @@ fn flatten(path: &str, value: &Value, leaves: &mut Vec<(String, String)>) {
     }
 }
 
-/// Whether a key of `server_info` is a reading or a name that each start of a server has for itself,
-/// rather than a setting: ports and addresses, process ids, seeds, memory and speed readings, times,
-/// file names for output. Keys that begin with `_` are SGLang's notes on how a setting was resolved
-/// (0.5.16 writes sets there, in any order); the settings themselves are compared.
+/// Whether a key of `server_info` is a measurement or a name that differs with each start of a server, rather than a
+/// setting: ports and addresses, process ids, seeds, memory and speed readings, times, names of output files. Keys
+/// that begin with `_` are SGLang's notes on how a setting was resolved (0.5.16 writes sets there, in any order); the
+/// settings themselves are compared.
 fn is_reading(key: &str) -> bool {
     const NAMES: [&str; 27] = [
         "host",
@@ -464,7 +464,7 @@ fn is_reading(key: &str) -> bool {
         || PARTS.iter().any(|part| key.contains(part))
 }
 
-/// A capacity that follows free memory may differ a little.
+/// Whether the values of a capacity, which follows free memory, are close enough.
 fn within_tolerance(key: &str, values: &BTreeSet<&String>) -> bool {
     let last = key.rsplit('.').next().unwrap_or(key);
     if !CAPACITY_KEYS.contains(&last) {

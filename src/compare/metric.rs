@@ -4,13 +4,13 @@ use serde::{Deserialize, Serialize};
 
 use crate::bench::result::Run;
 
-/// Which way a metric improves.
+/// The direction in which a metric improves.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "lowercase")]
 pub enum Better {
-    /// Throughput.
+    /// A higher value, as for throughput.
     Higher,
-    /// Latency, duration.
+    /// A lower value, as for a latency or duration.
     Lower,
 }
 
@@ -18,29 +18,28 @@ pub enum Better {
 pub struct Metric {
     /// Key in the result file, and the name on the command line.
     pub key: &'static str,
-    /// The same quantity under the name vLLM's `benchmark_serving.py` gives it; empty where it is the
-    /// same or absent there.
+    /// The name of the same quantity in vLLM's `benchmark_serving.py`; empty where it is the same or absent there.
     alias: &'static str,
     /// Unit of the value.
     pub unit: &'static str,
-    /// Which way is better.
+    /// The direction in which it improves.
     pub better: Better,
-    /// Whether people see it when they ask for no particular metric.
+    /// Whether it is shown when no particular metric is requested.
     pub headline: bool,
 }
 
-/// What one run says about a metric.
+/// The value of a metric in one run.
 #[derive(Clone, Copy, Debug, PartialEq)]
 pub enum Reading {
     /// A finite number above zero.
     Usable(f64),
-    /// Zero, negative, infinite or NaN: no ratio can be made of it.
+    /// Zero, negative, infinite or NaN, so no ratio can be computed.
     Unusable(f64),
-    /// The key is absent, null or no number.
+    /// The key is absent, null or not a number.
     Missing,
 }
 
-/// The metric that decides unless the user names another one beforehand.
+/// The metric that decides unless the user chose another one beforehand.
 pub const DEFAULT: &str = "output_throughput";
 
 const fn rate(
@@ -68,7 +67,7 @@ const fn time(key: &'static str, alias: &'static str, headline: bool) -> Metric 
     }
 }
 
-/// Every metric that has a direction, in the order people see them. Keys: SGLang `bench_serving`
+/// Every metric that has a direction, in display order. Keys: SGLang `bench_serving`
 /// 0.5.5 to 0.5.23; aliases: `vllm bench serve`; per GPU: InferenceX. The last also writes times in seconds, under the
 /// same names without `_ms`.
 pub const METRICS: &[Metric] = &[
@@ -108,12 +107,12 @@ pub const METRICS: &[Metric] = &[
     },
 ];
 
-/// The metric of that name.
+/// The metric with that key; `None` if there is none.
 pub fn named(name: &str) -> Option<&'static Metric> {
     if name.is_empty() {
         return None;
     }
-    // Times in seconds have the same name without `_ms`.
+    // Times in seconds have the same name with `_s` in place of `_ms`.
     let milliseconds = format!("{}_ms", name.strip_suffix("_s").unwrap_or(name));
     let has = |metric: &&Metric, name: &str| metric.key == name || metric.alias == name;
     let metrics = || METRICS.iter();
@@ -123,7 +122,7 @@ pub fn named(name: &str) -> Option<&'static Metric> {
 }
 
 impl Metric {
-    /// What `run` says about this metric.
+    /// The value of this metric in `run`.
     pub fn reading(&self, run: &Run) -> Reading {
         let Some(number) = self.number(run) else {
             return Reading::Missing;

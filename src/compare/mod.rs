@@ -1,9 +1,9 @@
 //! Compares two arms of benchmark trials and says *better*, *worse*, *same* or *inconclusive*.
 //!
-//! One metric, chosen before the trials ran, decides. Its verdict needs the whole exact interval of
-//! the median paired ratio on one side of a noise band; other metrics are reported beside it. Arms
-//! that differ in anything but the tuning get no verdict unless the caller insists. Pure: files are
-//! read by `bench::result`, text is made by the command.
+//! One metric, chosen before the trials ran, decides. Its verdict needs the whole exact interval of the median paired
+//! ratio on one side of a noise band; other metrics are reported beside it. Arms that differ in anything but the
+//! tuning get no verdict unless the caller allows it. Pure: files are read by `bench::result`, and the command
+//! formats the text.
 
 mod fairness;
 pub mod metric;
@@ -20,23 +20,24 @@ use crate::stats::{paired, sample};
 /// one H100 differed by 0.7 to 1.8 % in median TPOT (SGLang 0.5.16, concurrencies 1 to 32).
 pub const DEFAULT_BAND: f64 = 0.01;
 
-/// The narrowest band A/A pairs can give: a gain below 0.5 % is not worth a deployed table, however
-/// quiet the machine is.
+/// The narrowest band that A/A pairs can give: a gain below 0.5 % is not worth a deployed table, however little the
+/// machine's noise.
 pub const LEAST_BAND: f64 = 0.005;
 
-/// Keys named of a run without any metric, and letters of each.
+/// Keys listed for a run without any metric, and letters shown of each.
 const KEYS_SHOWN: usize = 12;
 const KEY_SHOWN: usize = 40;
 
-/// Values farther than this many scaled median absolute deviations from the median log ratio are
-/// named as outliers. They stay in.
+/// Values farther than this many scaled median absolute deviations from the median log ratio are named as outliers.
+/// They are not dropped.
 const OUTLIER_LIMIT: f64 = 5.0;
 
-/// Pairs that differ by this factor say more about the machine than about the table. The six pairs of a quiet demo are
-/// within 1.03 of one another (README), those of SGLang on one H200 within 1.02 (docs/evidence/sglang-h200).
+/// Pairs that differ by this factor tell more about the machine than about the table. The six pairs of a demo on an
+/// idle machine are within 1.03 of one another (README), those of SGLang on one H200 within 1.02
+/// (docs/evidence/sglang-h200).
 const BUSY: f64 = 1.25;
 
-/// What a comparison says.
+/// The outcome of a comparison.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, Serialize, Deserialize)]
 #[serde(rename_all = "lowercase")]
 pub enum Verdict {
@@ -51,7 +52,7 @@ pub enum Verdict {
 }
 
 impl Verdict {
-    /// The word, as JSON has it.
+    /// The word for it, as JSON spells it.
     pub const fn word(self) -> &'static str {
         match self {
             Self::Better => "better",
@@ -68,12 +69,12 @@ impl std::fmt::Display for Verdict {
     }
 }
 
-/// How large a ratio may be without meaning anything: from `1 / (1 + width)` to `1 + width`.
+/// How far a ratio may be from 1 without being significant: from `1 / (1 + width)` to `1 + width`.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
 pub struct Band {
     /// Width: 0.01 is 1 %.
     pub width: f64,
-    /// Where the width comes from, for people.
+    /// Where the width comes from, for display.
     pub source: String,
 }
 
@@ -87,7 +88,7 @@ impl Default for Band {
 }
 
 impl Band {
-    /// A band the user chose.
+    /// A band that the user chose.
     pub fn chosen(width: f64) -> Self {
         Self {
             width,
@@ -95,10 +96,9 @@ impl Band {
         }
     }
 
-    /// The band that A/A trials (all of one arm, in the order they ran) show for `metric`: successive
-    /// trials are paired, and the band reaches as far from 1 as the interval of their median ratio
-    /// does, or the farthest pair where there are fewer than six. At least [`LEAST_BAND`]. `None`
-    /// when no pair has a usable value.
+    /// The band measured by A/A trials (all of one arm, in the order they ran) for `metric`: successive trials are
+    /// paired, and the band extends as far from 1 as the interval of their median ratio, or as the most distant pair
+    /// where there are fewer than six. At least [`LEAST_BAND`]. `None` when no pair has a usable value.
     pub fn from_aa(trials: &[Trial], metric: &Metric) -> Option<Self> {
         let logs: Vec<f64> = trials
             .as_chunks::<2>()
@@ -124,7 +124,7 @@ impl Band {
         })
     }
 
-    /// Where an interval lies with respect to this band.
+    /// Where an interval is relative to this band.
     pub fn verdict(&self, ratio: &paired::Interval) -> Verdict {
         let (floor, ceiling) = (1.0 / (1.0 + self.width), 1.0 + self.width);
         if ratio.low > ceiling {
@@ -172,9 +172,9 @@ pub struct Pair {
     pub tuned: f64,
     /// Ratio, above 1 when the tuned trial is better.
     pub ratio: f64,
-    /// Where the baseline trial was read.
+    /// Where the baseline trial was read from.
     pub baseline_source: String,
-    /// Where the tuned trial was read.
+    /// Where the tuned trial was read from.
     pub tuned_source: String,
 }
 
@@ -185,9 +185,9 @@ pub struct MetricResult {
     pub metric: String,
     /// Unit of the values.
     pub unit: String,
-    /// Which way is better.
+    /// The direction in which it improves.
     pub better: Better,
-    /// Whether people are shown it unasked.
+    /// Whether it is shown by default.
     pub headline: bool,
     /// Whether this is the metric that decides.
     pub decides: bool,
@@ -201,11 +201,11 @@ pub struct MetricResult {
     /// Where the interval lies; a verdict only where `decides`.
     pub reading: Verdict,
     pub each: Vec<Pair>,
-    /// Values no ratio can be made of, named.
+    /// Values from which no ratio can be computed, by name.
     pub problems: Vec<String>,
 }
 
-/// The answer: the document `gemmtune compare --json` prints.
+/// The result of a comparison: the document `gemmtune compare --json` prints.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
 pub struct Comparison {
     /// The metric that decides.
@@ -217,30 +217,30 @@ pub struct Comparison {
     /// Why the arms cannot be compared; the verdict is `inconclusive` while this is not empty, unless
     /// the caller allowed it.
     pub unfair: Vec<String>,
-    /// One sentence on how the verdict came about.
+    /// One sentence that explains the verdict.
     pub because: String,
     /// Pairs still missing for a verdict.
     pub more_pairs_needed: usize,
     pub band: Band,
-    /// Differences the caller said to expect (the tuning itself).
+    /// Differences that the caller declared as expected (the tuning itself).
     pub expected_differences: Vec<String>,
-    /// Things to know that do not stand in the way.
+    /// Remarks that do not prevent a comparison.
     pub notes: Vec<String>,
-    /// Every metric the files have, the deciding one first.
+    /// Every metric in the files, the deciding one first.
     pub metrics: Vec<MetricResult>,
-    /// Each of several loads on its own; empty where there was one.
+    /// The result for each of several loads; empty where there was one load.
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
     pub loads: Vec<LoadComparison>,
 }
 
-/// One of several loads, judged on its own by its own metric.
+/// One of several loads, judged by its own metric.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
 pub struct LoadComparison {
     pub load: String,
     /// The ratio predicted from kernel times before anything was deployed.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub predicted: Option<f64>,
-    /// The answer for it.
+    /// The result for this load.
     pub comparison: Comparison,
 }
 
@@ -251,7 +251,7 @@ impl LoadComparison {
     }
 }
 
-/// What to compare and how.
+/// What to compare, and under which rules.
 #[derive(Debug)]
 pub struct Question<'a> {
     /// Trials of the untuned arm, in order.
@@ -263,13 +263,13 @@ pub struct Question<'a> {
     pub band: Band,
     /// Keys whose difference between the arms is the tuning itself.
     pub expected: &'a [String],
-    /// Requests each run was asked for, where the files do not say.
+    /// Requests that each run was given, where the files do not record it.
     pub requests: Option<u64>,
     /// Give a verdict although the arms differ.
     pub allow_unfair: bool,
 }
 
-/// There is nothing to compare.
+/// There is nothing that can be compared.
 #[derive(Debug, thiserror::Error)]
 pub enum CompareError {
     /// An arm has no trial.
@@ -280,9 +280,9 @@ pub enum CompareError {
     MetricAbsent {
         /// The metric asked for.
         metric: String,
-        /// The arm that lacks it.
+        /// The arm without it.
         arm: &'static str,
-        /// Metrics that arm has.
+        /// Metrics that this arm has.
         present: Vec<String>,
     },
     /// No run of an arm has any metric.
@@ -401,7 +401,7 @@ pub fn compare(question: &Question<'_>) -> Result<Comparison, CompareError> {
     })
 }
 
-/// Whether several trials were read from one and the same file.
+/// Whether several trials were read from the same file.
 fn of_one_file(trials: &[Trial]) -> bool {
     let file = |trial: &Trial| trial.runs().first().map(|run| run.source.file.clone());
     trials.len() > 1 && trials.iter().all(|trial| file(trial) == file(&trials[0]))
@@ -457,7 +457,7 @@ fn measure(
     }
 }
 
-/// Says that a usual metric reads the other way than the verdict.
+/// A remark that another headline metric contradicts the verdict.
 fn against(metric: &MetricResult, verdict: Verdict) -> Option<String> {
     let opposite = matches!(
         (verdict, metric.reading),
@@ -472,7 +472,7 @@ fn against(metric: &MetricResult, verdict: Verdict) -> Option<String> {
     })
 }
 
-/// One sentence on how the verdict of `decisive` came about.
+/// One sentence that explains the verdict on `decisive`.
 fn because(decisive: &MetricResult, band: &Band, needed: usize, refused: Option<usize>) -> String {
     if let Some(reasons) = refused {
         let makes = if reasons == 1 {
@@ -508,7 +508,7 @@ fn because(decisive: &MetricResult, band: &Band, needed: usize, refused: Option<
     )
 }
 
-/// Says that the pairs are far apart: then the median is known to about one digit.
+/// A remark that the pairs are far apart, so that the median is known to about one digit.
 fn spread_note(result: &MetricResult) -> Option<String> {
     let ratios = result.each.iter().map(|pair| pair.ratio);
     let least = ratios.clone().fold(f64::INFINITY, f64::min);
@@ -538,7 +538,7 @@ fn outlier_notes(result: &MetricResult) -> Vec<String> {
         .collect()
 }
 
-/// Runs that stand in the input twice: a measured duration does not repeat to the last digit.
+/// Runs that appear twice in the input: a measured duration does not repeat to the last digit.
 fn repeated_runs(question: &Question<'_>) -> Option<String> {
     let mut seen = std::collections::BTreeMap::new();
     let mut repeats = Vec::new();

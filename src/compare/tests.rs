@@ -351,8 +351,8 @@ fn noisy(name: &str, count: usize, centre: f64, spread: f64, rng: &mut SplitMix6
 
 #[test]
 fn arms_that_do_not_differ_are_hardly_ever_called_different() {
-    // At the level of the interval 5 % would be false alarms, half of them "better"; the band makes
-    // them rarer. 400 seeded comparisons per setting.
+    // At the level of the interval 5 % would be false alarms, half of them "better"; the band makes them rarer. 400
+    // seeded comparisons for each setting.
     let mut rng = SplitMix64::new(77);
     for (count, spread) in [(6, 0.002), (6, 0.02), (8, 0.01), (12, 0.01), (20, 0.005)] {
         let runs = 400;

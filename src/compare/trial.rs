@@ -1,10 +1,10 @@
-//! Trials out of result files, and which trial of one arm meets which of the other.
+//! Groups the runs of result files into trials, and pairs the trials of both arms.
 //!
-//! The unit of replication is the trial. An arm given as several files has one trial a file, and the
-//! lines of a file are runs of that trial. An arm given as one file has one trial a line. Lines that
-//! differ in their workload arguments (a sweep over concurrencies) are points of one trial: the r-th
-//! line of each point belongs to trial r. So do the files of an arm whose files hold one load each, and
-//! not all the same: the r-th file of each load belongs to trial r.
+//! The unit of replication is the trial. An arm given as several files has one trial for each file, and the lines of
+//! a file are runs of that trial. An arm given as one file has one trial for each line. Lines that differ in their
+//! workload arguments (a sweep over concurrencies) are points of one trial: the r-th line of each point belongs to
+//! trial r. The same holds for an arm whose files have one load each, not all the same: the r-th file of each load
+//! belongs to trial r.
 
 use std::collections::{BTreeMap, BTreeSet};
 
@@ -12,7 +12,7 @@ use super::metric::{Metric, Reading};
 use crate::bench::result::Run;
 use crate::stats::{paired, sample};
 
-/// The arguments of `bench_serving` that say which load was offered; the last three are InferenceX's.
+/// The arguments of `bench_serving` that identify the load; the last three are InferenceX's.
 pub(super) const LOAD_KEYS: [&str; 10] = [
     "dataset_name",
     "request_rate",
@@ -26,11 +26,11 @@ pub(super) const LOAD_KEYS: [&str; 10] = [
     "conc",
 ];
 
-/// What a trial is in the files of one arm.
+/// What counts as one trial in the files of one arm.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub enum Unit {
-    /// A line where the arm has one file, a file where it has several; the files of a round where each holds one
-    /// load of several.
+    /// A line where the arm has one file, a file where it has several; where each file has one of several loads, one
+    /// file of each load.
     #[default]
     Auto,
     /// Each file is one trial, however many lines it has.
@@ -47,7 +47,7 @@ pub struct Trial {
 }
 
 impl Trial {
-    /// A trial of these runs; `None` when there is none.
+    /// A trial of these runs; `None` when there are none.
     pub fn new(runs: Vec<Run>) -> Option<Self> {
         (!runs.is_empty()).then_some(Self { runs })
     }
@@ -62,7 +62,7 @@ impl Trial {
         Self::new(self.runs.iter().filter(named).cloned().collect())
     }
 
-    /// Where the trial was read, for people: `T.jsonl:3`, or the file for all of its lines.
+    /// Where the trial was read from, for display: `T.jsonl:3`, or the file for all of its lines.
     pub fn name(&self) -> String {
         match self.runs.as_slice() {
             [run] => run.source.to_string(),
@@ -81,7 +81,7 @@ impl Trial {
         }
     }
 
-    /// Place of this trial in time among those of both arms, where the runs say so.
+    /// Position of this trial in time among those of both arms, where the runs recorded it.
     pub fn sequence(&self) -> Option<u64> {
         self.runs.iter().find_map(Run::sequence)
     }
@@ -98,7 +98,7 @@ impl Trial {
     }
 }
 
-/// The load a run was given, as text that is equal for equal loads.
+/// The load of a run, as text that is equal for equal loads.
 pub(super) fn load(run: &Run) -> String {
     let arguments: Vec<String> = LOAD_KEYS
         .iter()
@@ -107,7 +107,7 @@ pub(super) fn load(run: &Run) -> String {
     arguments.join(" ")
 }
 
-/// The trials of one arm.
+/// Groups the runs of one arm, given by file, into trials.
 pub fn trials(files: Vec<Vec<Run>>, unit: Unit) -> Vec<Trial> {
     match unit {
         Unit::Auto if files.len() > 1 => {
@@ -128,7 +128,7 @@ pub fn trials(files: Vec<Vec<Run>>, unit: Unit) -> Vec<Trial> {
     }
 }
 
-/// Whether every file holds runs of one load, and not all of the same.
+/// Whether every file has runs of one load, and not all of the same.
 fn one_load_each(files: &[Vec<Run>]) -> bool {
     let mut loads = BTreeSet::new();
     for file in files {
@@ -143,7 +143,7 @@ fn one_load_each(files: &[Vec<Run>]) -> bool {
     loads.len() > 1
 }
 
-/// Trials out of groups of runs that have one load each: the r-th group of each load belongs to trial r.
+/// Trials from groups of runs that have one load each: the r-th group of each load belongs to trial r.
 fn rounds(groups: Vec<Vec<Run>>) -> Vec<Trial> {
     let mut seen: BTreeMap<String, usize> = BTreeMap::new();
     let mut rounds: Vec<Vec<Run>> = Vec::new();
@@ -161,22 +161,22 @@ fn rounds(groups: Vec<Vec<Run>>) -> Vec<Trial> {
     rounds.into_iter().filter_map(Trial::new).collect()
 }
 
-/// Trials of both arms, matched.
+/// Trials of both arms, paired.
 #[derive(Debug)]
 pub(super) struct Pairing<'a> {
-    /// (baseline, tuned), in the order they are compared.
+    /// (baseline, tuned), in comparison order.
     pub(super) pairs: Vec<(&'a Trial, &'a Trial)>,
-    /// Trials without a partner: how many of the baseline, how many of the tuned arm.
+    /// Trials without a partner: of the baseline, and of the tuned arm.
     pub(super) alone: (usize, usize),
-    /// Whether the trials are known to have been run A B or B A, pair by pair; `None` when the files
-    /// do not say.
+    /// Whether the trials are known to have been run A B or B A, pair by pair; `None` when the files do not record
+    /// it.
     pub(super) interleaved: Option<bool>,
-    /// The points of the sweep both arms were run over; empty when each trial is taken as a whole.
+    /// The points of the sweep that both arms were run over; empty when each trial is taken as a whole.
     pub(super) points: Vec<String>,
 }
 
-/// Matches the i-th trial of one arm with the i-th of the other: in the order they were run when
-/// every trial carries its place in time, else in the order given.
+/// Pairs the i-th trial of one arm with the i-th of the other: in the order they were run when every trial has its
+/// position in time, else in the order given.
 pub(super) fn pair<'a>(baseline: &'a [Trial], tuned: &'a [Trial]) -> Pairing<'a> {
     let mut arms = [
         baseline.iter().collect::<Vec<&Trial>>(),
@@ -238,7 +238,7 @@ pub(super) struct PairValue {
     pub(super) log_ratio: f64,
 }
 
-/// The values of `metric` in one pair, or what keeps a ratio from being made.
+/// The values of `metric` in one pair, or the reason why no ratio can be computed.
 pub(super) fn pair_value(
     metric: &Metric,
     (baseline, tuned): (&Trial, &Trial),
@@ -383,10 +383,10 @@ mod tests {
             assert_eq!(sources, [["1a", "1b"], ["2a", "2b"]]);
             assert_eq!(found[0].name(), "1a and 1 more");
         }
-        // One load in every file: a file is a trial, as ever. So it is where it is asked for.
+        // One load in every file: each file is a trial, as usual, and also when requested.
         assert_eq!(trials(vec![of("1", 4), of("2", 4)], Unit::Auto).len(), 2);
         assert_eq!(trials(vec![of("1", 4), of("2", 8)], Unit::File).len(), 2);
-        // A file with a whole sweep in it is a trial too.
+        // A file with a whole sweep is one trial too.
         let sweep = [of("1", 4), of("1", 8)].concat();
         assert_eq!(trials(vec![sweep.clone(), sweep], Unit::Auto).len(), 2);
     }

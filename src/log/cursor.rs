@@ -1,4 +1,4 @@
-//! Reading fields out of bytes, left to right.
+//! Parses fields from bytes, left to right.
 
 /// A position in bytes that only moves forward.
 #[derive(Clone, Copy, Debug)]
@@ -11,25 +11,25 @@ impl<'bytes> Cursor<'bytes> {
         Self { rest: bytes }
     }
 
-    /// What has not been read yet.
+    /// The bytes that have not been read yet.
     pub(super) fn rest(&self) -> &'bytes [u8] {
         self.rest
     }
 
-    /// Steps over `text` if it is next.
+    /// Skips `text` if it is next.
     pub(super) fn eat(&mut self, text: &[u8]) -> Option<()> {
         self.rest = self.rest.strip_prefix(text)?;
         Some(())
     }
 
-    /// Steps over blanks.
+    /// Skips blanks.
     pub(super) fn blanks(&mut self) {
         while let [b' ', rest @ ..] = self.rest {
             self.rest = rest;
         }
     }
 
-    /// Reads decimal digits as a number that fits.
+    /// Reads decimal digits as a number; `None` if there are none or the number does not fit.
     pub(super) fn number(&mut self) -> Option<u32> {
         let digits = self.rest.iter().take_while(|byte| byte.is_ascii_digit());
         let length = digits.count();
@@ -38,7 +38,7 @@ impl<'bytes> Cursor<'bytes> {
         Some(number)
     }
 
-    /// Reads up to `end` and steps over it.
+    /// Reads up to `end` and skips it.
     pub(super) fn until(&mut self, end: &[u8]) -> Option<&'bytes [u8]> {
         let at = find(self.rest, end)?;
         let text = &self.rest[..at];
@@ -46,7 +46,7 @@ impl<'bytes> Cursor<'bytes> {
         Some(text)
     }
 
-    /// Reads the longest run of bytes that `wanted` takes.
+    /// Reads the longest run of bytes that satisfy `wanted`.
     pub(super) fn run(&mut self, wanted: impl Fn(u8) -> bool) -> &'bytes [u8] {
         let length = self.rest.iter().take_while(|byte| wanted(**byte)).count();
         let (run, rest) = self.rest.split_at(length);
@@ -55,15 +55,15 @@ impl<'bytes> Cursor<'bytes> {
     }
 }
 
-/// Where `text` first stands in `bytes`.
+/// Position of the first `text` in `bytes`.
 ///
-/// For short texts in short bytes: `memmem` spends more on preparing than this on looking.
+/// For short texts in short bytes, where `memmem` spends more time on preparing than this on searching.
 pub(super) fn find(bytes: &[u8], text: &[u8]) -> Option<usize> {
     let first = *text.first()?;
     memchr::memchr_iter(first, bytes).find(|at| bytes[*at..].starts_with(text))
 }
 
-/// Where `text` last stands in `bytes`.
+/// Position of the last `text` in `bytes`.
 pub(super) fn rfind(bytes: &[u8], text: &[u8]) -> Option<usize> {
     let first = *text.first()?;
     memchr::memrchr_iter(first, bytes).find(|at| bytes[*at..].starts_with(text))
@@ -81,7 +81,7 @@ pub(super) fn decimal(digits: &[u8]) -> Option<u32> {
     })
 }
 
-/// The number whose digits end `bytes`, and what stands before it.
+/// The number whose digits end `bytes`, and the bytes before it.
 pub(super) fn trailing_number(bytes: &[u8]) -> Option<(&[u8], u32)> {
     let digits = bytes
         .iter()

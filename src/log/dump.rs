@@ -1,10 +1,10 @@
-//! `[GEMM_shape_dump]` records: the fields behind `csv_row:`, and a tally that meets each text once.
+//! `[GEMM_shape_dump]` records: the fields after `csv_row:`, and a tally that parses each distinct text once.
 
 use super::cursor::Cursor;
 use super::plausible;
 use crate::problem::Op;
 
-/// What a dump record says.
+/// The fields of a dump record.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
 pub(super) struct Dump {
     /// The operation, where the record's own text names one.
@@ -16,9 +16,10 @@ pub(super) struct Dump {
     pub(super) dtype: &'static str,
 }
 
-/// Reads `M,N,K,dtype` at the start of `payload`; gives the record and the payload's length.
+/// Reads `M,N,K,dtype` at the start of `payload`; returns the record and the payload's length.
 ///
-/// `op` is what the text before says. What follows the dtype must not be a part of it or a further field.
+/// `op` is the operation named in the text before it. What follows the dtype must be neither part of it nor a further
+/// field.
 pub(super) fn parse_payload(payload: &[u8], op: Option<Op>) -> Result<(Dump, usize), &'static str> {
     const TORN: &str = "torn: no complete M,N,K,dtype behind `csv_row:`";
     let mut cursor = Cursor::new(payload);
@@ -47,7 +48,7 @@ pub(super) fn parse_payload(payload: &[u8], op: Option<Op>) -> Result<(Dump, usi
             "the dtype is not one of torch.float8_*"
         });
     };
-    // `, ` goes on in prose, `,x` is a fifth field.
+    // `, ` continues in prose, `,x` is a fifth field.
     if matches!(cursor.rest(), [b',', next, ..] if *next != b' ') {
         return Err("more fields than M,N,K,dtype");
     }
@@ -62,7 +63,7 @@ fn is_dtype_byte(byte: u8) -> bool {
 
 /// The operation that a record's text names, between the tag and `csv_row:`.
 ///
-/// An explicit ` op=<name>` right behind the tag counts first.
+/// An explicit ` op=<name>` right after the tag takes precedence.
 pub(super) fn op_of_text(text: &[u8]) -> Option<Op> {
     if let Some(named) = text.strip_prefix(b" op=") {
         let mut cursor = Cursor::new(named);
@@ -77,16 +78,16 @@ pub(super) fn op_of_text(text: &[u8]) -> Option<Op> {
 /// Longest payload the tally takes: `16384,106496,53248,torch.float8_e4m3fnuz`. Longer ones are parsed each time.
 const KEY_MAX: usize = 8 * (STARTS + ENDS);
 
-/// Shortest: `1,8,8,torch.float8_e5m2`.
+/// Shortest payload: `1,8,8,torch.float8_e5m2`.
 const KEY_MIN: usize = 23;
 
-/// Words at the start of a payload that hold its sizes.
+/// Words at the start of a payload, which hold its sizes.
 const STARTS: usize = 3;
 
-/// Words at its end, which hold nothing but dtype.
+/// Words at its end, which hold nothing but the dtype.
 const ENDS: usize = 2;
 
-/// Where the names of aiter's operations differ in a record's text: behind ` op=gemm_a8w8_bloc`.
+/// Offset at which the names of aiter's operations differ in a record's text: after ` op=gemm_a8w8_bloc`.
 const OP_DIFFERS: usize = 18;
 
 /// Slots of the index. A server writes hundreds to thousands of distinct rows; a full tally is emptied into the log summary
@@ -98,15 +99,15 @@ const FULL: usize = SLOTS * 3 / 4;
 
 /// Counts records by the bytes of their payload, so that a repeated record costs one comparison.
 ///
-/// Rows lie close together, half a cache line each: what is met at random should stay in the second-level cache.
+/// Rows are packed, half a cache line each, so that random accesses stay in the second-level cache.
 #[derive(Debug)]
 pub(super) struct Tally {
-    /// Per slot the number of its row, from 1 on; 0 for an empty slot.
+    /// For each slot the number of its row, from 1 on; 0 for an empty slot.
     index: Box<[u16; SLOTS]>,
     rows: Vec<Row>,
     counts: Vec<u64>,
     dumps: Vec<Dump>,
-    /// The ends of payloads known: one for each dtype.
+    /// The distinct ends of payloads: one for each dtype.
     ends: Vec<[u64; ENDS]>,
 }
 
@@ -123,21 +124,21 @@ struct Row {
 pub(super) struct Payload {
     start: [u64; STARTS],
     end: [u64; ENDS],
-    /// Its length, and a hash of how the record's text begins.
+    /// Its length, and a hash of the text before it.
     kind: u32,
 }
 
 impl Payload {
     /// The payload's words; `None` when it is too short or too long for a dump record.
     ///
-    /// `text` is what stands before it, tag excluded: the same payload behind other words may be another operation's.
+    /// `text` is what precedes it, without the tag: the same payload after different text may belong to another operation.
     #[inline]
     pub(super) fn new(bytes: &[u8], text: &[u8]) -> Option<Self> {
         let length = bytes.len();
         if !(KEY_MIN..=KEY_MAX).contains(&length) {
             return None;
         }
-        // Words that would reach past the end are the last eight bytes again: nothing is left out.
+        // Words that would extend past the end are replaced by the last eight bytes, so nothing is left out.
         let last = length - 8;
         let word = |at: usize| {
             let at = at.min(last);
@@ -187,7 +188,7 @@ impl Tally {
         }
     }
 
-    /// Counts `payload` if it is known.
+    /// Counts `payload` and returns true, if it is known.
     #[inline]
     pub(super) fn count(&mut self, payload: &Payload) -> bool {
         let Some(end) = self.ends.iter().position(|end| *end == payload.end) else {
@@ -207,8 +208,8 @@ impl Tally {
         }
     }
 
-    /// Takes `payload`, which is not known yet, with a count of one. Gives `false` when the tally is full: then
-    /// it has to be drained first.
+    /// Adds `payload`, which is not known yet, with a count of one. Returns `false` when the tally is full and has to
+    /// be drained first.
     pub(super) fn learn(&mut self, payload: &Payload, dump: Dump) -> bool {
         if self.rows.len() >= FULL {
             return false;
@@ -229,7 +230,7 @@ impl Tally {
         true
     }
 
-    /// Empties the tally: every record with its count, in the order first seen.
+    /// Empties the tally: yields every record with its count, in the order first seen.
     pub(super) fn drain(&mut self) -> impl Iterator<Item = (Dump, u64)> {
         self.index.fill(0);
         self.rows.clear();
@@ -324,7 +325,7 @@ mod tests {
         for (at, one) in named.iter().enumerate() {
             assert!(!named[at + 1..].contains(one), "{at}");
         }
-        // Payloads that differ in their dtype alone, or in one digit of the longest sizes.
+        // Payloads that differ only in their dtype, or in one digit of the longest sizes.
         let mut tally = Tally::new();
         let texts = [
             "1,8,8,torch.float8_e4m3fn",

@@ -1,9 +1,9 @@
-//! aiter's look-up lines: what it looked for, and which row of which table it found.
+//! aiter's look-up lines: the shape it looked up, and which row of which table it found.
 //!
-//! The wordings are those of `get_CKGEMM_config`, `get_bpreshuffle_GEMM_config`,
-//! `get_GEMM_config_with_quant_type` (`aiter/ops/gemm_op_a8w8.py`) and `get_GEMM_config` (`gemm_op_a4w4.py`) at v0.1.7, v0.1.9,
-//! 303a583c and e4048607, and of main after ROCm/aiter#5586. A hit line proves that Python found a row; before e4048607 it does not prove that the
-//! compiled module holds that row's kernel.
+//! The wordings are those of `get_CKGEMM_config`, `get_bpreshuffle_GEMM_config`, `get_GEMM_config_with_quant_type`
+//! (`aiter/ops/gemm_op_a8w8.py`) and `get_GEMM_config` (`gemm_op_a4w4.py`) at v0.1.7, v0.1.9, 303a583c and e4048607,
+//! and of main after ROCm/aiter#5586. A hit line proves that Python found a row; before e4048607 it does not prove
+//! that the compiled module holds that row's kernel.
 
 use super::cursor::{Cursor, lossy, rfind};
 use super::plausible;
@@ -27,7 +27,7 @@ pub struct Lookup {
     pub n: u32,
     /// Input features.
     pub k: u32,
-    /// dtype of the weight, where the line says it.
+    /// dtype of the weight, where the line has it.
     pub dtype: Option<String>,
     pub outcome: Outcome,
 }
@@ -38,12 +38,12 @@ pub enum Outcome {
     Hit(Hit),
     /// None: the operation's default kernel runs.
     Miss {
-        /// The table; v0.1.7 and v0.1.9 do not say it for `gemm_a4w4`.
+        /// The table; v0.1.7 and v0.1.9 do not print it for `gemm_a4w4`.
         file: Option<String>,
     },
 }
 
-/// The row a look-up found, as far as the line tells.
+/// The row a look-up found, as far as the line describes it.
 #[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord, serde::Serialize)]
 pub struct Hit {
     /// M of the row.
@@ -65,8 +65,8 @@ pub struct Hit {
     pub split_k: Option<String>,
 }
 
-/// The first look-up a line reports; `None` for a line without one, with a torn one, or of a family that is no
-/// operation's.
+/// The first look-up a line reports; `None` for a line without one, with a torn one, or with a look-up of a family
+/// that is not one of our operations.
 pub fn classify(line: &[u8]) -> Option<Lookup> {
     let mut starts: Vec<usize> = memchr::memmem::find_iter(line, b"shape is M:")
         .chain(memchr::memmem::find_iter(line, b"shape M:"))
@@ -81,7 +81,7 @@ pub fn classify(line: &[u8]) -> Option<Lookup> {
         })
 }
 
-/// Where the look-up line starts whose text continues at `at`; `None` when it does not start nearby.
+/// Where the look-up line starts that continues at `at`; `None` when it does not start nearby.
 pub(super) fn head_start(bytes: &[u8], at: usize) -> Option<usize> {
     let from = at.saturating_sub(HEAD_MAX);
     let before = &bytes[from..at];
@@ -96,7 +96,7 @@ pub(super) fn head_start(bytes: &[u8], at: usize) -> Option<usize> {
     })
 }
 
-/// Whether a look-up line whose beginning is lost continues at `at`: `K:7168, ` stands before it, and in its line no word
+/// Whether a look-up line whose beginning is lost continues at `at`: `K:7168, ` precedes it, and its line has no word
 /// `shape` that would make it another operation's.
 pub(super) fn lost_head(bytes: &[u8], at: usize) -> bool {
     let before = &bytes[at.saturating_sub(HEAD_MAX)..at];
@@ -111,16 +111,16 @@ pub(super) fn lost_head(bytes: &[u8], at: usize) -> bool {
     head.ends_with(b"K:") && super::cursor::find(before, b"shape").is_none()
 }
 
-/// What a whole look-up line says.
+/// What a complete look-up line reports.
 #[derive(Clone, Debug)]
 pub(super) enum Said<'log> {
     /// A look-up of one of our operations.
     Lookup(Line<'log>),
-    /// One in the tables of another family, by its stem.
+    /// A look-up in the tables of another family, by its stem.
     Other(String),
 }
 
-/// A [`Lookup`] whose texts are still in the log.
+/// A [`Lookup`] that borrows its texts from the log.
 #[derive(Clone, Copy, Debug)]
 pub(super) struct Line<'log> {
     pub(super) op: Op,
@@ -131,14 +131,14 @@ pub(super) struct Line<'log> {
     pub(super) outcome: LineOutcome<'log>,
 }
 
-/// An [`Outcome`] whose texts are still in the log.
+/// An [`Outcome`] that borrows its texts from the log.
 #[derive(Clone, Copy, Debug)]
 pub(super) enum LineOutcome<'log> {
     Hit(LineHit<'log>),
     Miss { file: Option<&'log [u8]> },
 }
 
-/// A [`Hit`] whose texts are still in the log.
+/// A [`Hit`] that borrows its texts from the log.
 #[derive(Clone, Copy, Debug)]
 pub(super) struct LineHit<'log> {
     padded_m: u32,
@@ -202,7 +202,7 @@ pub(super) fn parse(text: &[u8]) -> Option<(Said<'_>, usize)> {
     if n == 0 || k == 0 || n > plausible::MAX_NK || k > plausible::MAX_NK {
         return None;
     }
-    // A hit has a blank before the dtype, a miss a comma too.
+    // A hit has a blank before the dtype, a miss a comma as well.
     let dtype = (cursor.eat(b" q_dtype_w:").is_some() || cursor.eat(b", q_dtype_w:").is_some())
         .then(|| cursor.run(|byte| byte.is_ascii_alphanumeric() || matches!(byte, b'.' | b'_')));
     let (op, outcome) = if cursor.eat(b", not found tuned config, will use").is_some() {
@@ -248,7 +248,7 @@ pub(super) fn parse(text: &[u8]) -> Option<(Said<'_>, usize)> {
     Some((said, text.len() - cursor.rest().len()))
 }
 
-/// The table of a miss; also where the line is cut off behind it, because nothing follows then.
+/// The table of a miss, also where the line is cut off right after it, because nothing follows there.
 fn missed_file<'log>(cursor: &mut Cursor<'log>) -> Option<&'log [u8]> {
     const END: &[u8] = b", will use default config!";
     if let Some(file) = cursor.until(END) {
@@ -257,7 +257,7 @@ fn missed_file<'log>(cursor: &mut Cursor<'log>) -> Option<&'log [u8]> {
     let rest = cursor.rest();
     let end = rfind(rest, b".csv")? + b".csv".len();
     let cut_off = END.starts_with(rest[end..].trim_ascii_end());
-    // What follows a torn line may end with a table's name too.
+    // What follows a torn line may end with a table's name as well.
     if !cut_off || rest[..end].contains(&b' ') {
         return None;
     }
@@ -265,8 +265,9 @@ fn missed_file<'log>(cursor: &mut Cursor<'log>) -> Option<&'log [u8]> {
     Some(&rest[..end])
 }
 
-/// The family that the text behind M, N and K tells, of a line that is no look-up of ours: `aiter/tuned_gemm.py` goes on
-/// ` dtype=torch.bfloat16 otype=…`, the F4/F8 assembly GEMM of main `, b_intype:mxfp8, a_preshuffle:1, …`.
+/// The family that the text after M, N and K identifies, for a line that is not one of our look-ups:
+/// `aiter/tuned_gemm.py` continues with ` dtype=torch.bfloat16 otype=…`, the F4/F8 assembly GEMM of main with `,
+/// b_intype:mxfp8, a_preshuffle:1, …`.
 pub(super) fn other_head(rest: &[u8]) -> Option<&'static str> {
     if rest.starts_with(b" dtype=") {
         Some("bf16_tuned_gemm")
@@ -278,7 +279,7 @@ pub(super) fn other_head(rest: &[u8]) -> Option<&'static str> {
 }
 
 /// The largest row of a weight, which `gemm_a8w8_bpreshuffle` of main after ROCm/aiter#5586 takes for every M above it.
-/// The line comes once a weight, behind the miss of the first such M.
+/// The line appears once for each weight, after the miss of the first such M.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub(super) struct Reuse {
     pub(super) n: u32,
@@ -289,7 +290,7 @@ pub(super) struct Reuse {
 }
 
 impl Reuse {
-    /// What it amounts to: a hit of that row, of the table whose look-up missed.
+    /// Its effect: a hit of that row, in the table whose look-up missed.
     pub(super) fn hit(&self, file: &str) -> Hit {
         Hit {
             padded_m: self.m,
@@ -303,7 +304,7 @@ impl Reuse {
     }
 }
 
-/// The reuse whose line goes on as `text` behind ` is above the tuned table for N:`.
+/// The reuse whose line continues with `text` after ` is above the tuned table for N:`.
 pub(super) fn reuse(text: &[u8]) -> Option<Reuse> {
     let mut cursor = Cursor::new(text);
     let n = cursor.number()?;
@@ -316,7 +317,7 @@ pub(super) fn reuse(text: &[u8]) -> Option<Reuse> {
     Some(Reuse { n, k, m, kernel })
 }
 
-/// The operation of a table whose name says it, or the stem of another family's.
+/// The operation of a table where its name tells it, or the stem of another family.
 type OpOrFamily = Result<Op, String>;
 
 fn form_of_miss(file: &[u8], has_dtype: bool) -> LookupLine {
@@ -327,8 +328,8 @@ fn form_of_miss(file: &[u8], has_dtype: bool) -> LookupLine {
     }
 }
 
-/// Whose table `file` is. Tables may have any name; aiter's own names tell the family, and another name is taken for the
-/// operation that the line's form is mostly used for.
+/// The operation that `file` belongs to. Tables may have any name; aiter's own names tell the family, and another
+/// name is attributed to the operation that the line's format is mostly used for.
 fn op_of(file: &[u8], form: LookupLine, has_libtype: bool) -> OpOrFamily {
     let named = match std::str::from_utf8(file)
         .ok()
@@ -336,7 +337,7 @@ fn op_of(file: &[u8], form: LookupLine, has_libtype: bool) -> OpOrFamily {
     {
         Some(Family::Other(stem)) => return Err(stem),
         Some(Family::Op(op)) => Some(op),
-        // v0.1.7's default for bf16, without a word of what it is.
+        // v0.1.7's default for bf16, whose name tells nothing else.
         None if file.ends_with(b"/configs/tuned_gemm.csv") => {
             return Err("bf16_tuned_gemm".to_owned());
         }
@@ -345,7 +346,7 @@ fn op_of(file: &[u8], form: LookupLine, has_libtype: bool) -> OpOrFamily {
     Ok(Op::of_line(form, has_libtype, named))
 }
 
-/// ` is tuned on cu_num = <n> in <file> , kernel name is <name>!`, and `gemm_a4w4`'s form of it.
+/// ` is tuned on cu_num = <n> in <file> , kernel name is <name>!`, and `gemm_a4w4`'s variant of it.
 fn plain_hit<'log>(
     cursor: &mut Cursor<'log>,
     padded_m: u32,
@@ -374,8 +375,8 @@ fn plain_hit<'log>(
     Some((op_of(hit.file, LookupLine::Plain, false), hit))
 }
 
-/// `<file>!`, `<file>, libtype is <lib>!` (v0.1.9), or `<file>!` with ` libtype is <lib>!` and
-/// ` kernelName is <name> (kernelId <id>)!` behind it.
+/// `<file>!`, `<file>, libtype is <lib>!` (v0.1.9), or `<file>!` followed by ` libtype is <lib>!` and ` kernelName is
+/// <name> (kernelId <id>)!`.
 fn quantised_hit<'log>(
     cursor: &mut Cursor<'log>,
     padded_m: u32,

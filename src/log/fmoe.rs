@@ -1,7 +1,7 @@
-//! What aiter's fused MoE says once for each key in each process: hit, miss and the whole key in one line.
+//! What aiter's fused MoE logs once for each key in each process: hit or miss and the whole key, in one line.
 //!
-//! `[fused_moe] using 1stage xbf16 (kernelName1='…', kernelName2=nan) for ('gfx950', 256, 64, …) ` at e4048607; `xbf16` from
-//! v0.1.13 and `gfx` from v0.1.16 on, the activation quoted or as `<ActivationType.Silu: 0>` by release
+//! `[fused_moe] using 1stage xbf16 (kernelName1='…', kernelName2=nan) for ('gfx950', 256, 64, …) ` at e4048607;
+//! `xbf16` from v0.1.13 and `gfx` from v0.1.16 on, the activation quoted or as `<ActivationType.Silu: 0>` by release
 //! (`aiter/fused_moe.py`, `get_2stage_cfgs`). The look-up is cached, so lines count processes and never calls.
 
 use std::collections::{BTreeMap, BTreeSet};
@@ -24,8 +24,8 @@ const NAME_MAX: usize = 512;
 /// Cells of a key without the architecture.
 const CELLS: usize = 13;
 
-/// A key that was looked up, as the line prints it: tokens rounded, and under expert parallelism one expert less from
-/// v0.1.16 on.
+/// A key that was looked up, as the line prints it: tokens are rounded, and under expert parallelism the expert count
+/// is one lower from v0.1.16 on.
 #[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord)]
 pub struct LookedUp {
     /// Weights and how they are used.
@@ -41,12 +41,12 @@ pub struct LookedUp {
 pub struct Found {
     /// Whether one kernel does both stages.
     pub one_stage: bool,
-    /// The kernels of a row; nothing on a miss, two empty names where rows are bypassed.
+    /// The kernels of a row; `None` on a miss, two empty names where rows are bypassed.
     pub kernels: Option<[String; 2]>,
 }
 
 impl Found {
-    /// Whether a row was found and is used.
+    /// Whether a row was found and used.
     pub fn is_hit(&self) -> bool {
         self.kernels
             .as_ref()
@@ -57,15 +57,15 @@ impl Found {
 /// Processes that looked a key up, and what the last of them found.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Served {
-    /// Processes that found a row.
+    /// Processes that found a row and used it.
     pub hits: u64,
-    /// Processes that found none, or had to leave it.
+    /// Processes that found none or could not use it.
     pub misses: u64,
-    /// What was found last.
+    /// What the last of them found.
     pub found: Found,
 }
 
-/// Lines of one log by logger: a server's repeats what aiter's wrote.
+/// Lines of one log by logger: a server's logger repeats what aiter's wrote.
 #[derive(Debug, Default)]
 struct Said {
     hits: [u64; 2],
@@ -73,12 +73,13 @@ struct Said {
     found: Option<Found>,
 }
 
-/// What logs say of the fused MoE.
+/// What logs report about the fused MoE.
 #[derive(Debug, Default)]
 pub struct FusedMoe {
     said: BTreeMap<LookedUp, Said>,
     calls: BTreeMap<LookedUp, Served>,
-    /// Kernels that a row names and the compiled module does not have: its own choice ran, whatever the line said.
+    /// Kernels that a row names but the compiled module does not have: the module's own choice ran, whatever the line
+    /// reported.
     pub not_found: BTreeSet<String>,
 }
 
@@ -107,7 +108,7 @@ pub struct Listed<'a> {
 }
 
 impl FusedMoe {
-    /// Every key and what served it.
+    /// Every key and how it was served.
     pub fn calls(&self) -> impl Iterator<Item = (&LookedUp, &Served)> {
         self.calls.iter()
     }
@@ -154,7 +155,7 @@ impl FusedMoe {
         self.not_found.extend(later.not_found);
     }
 
-    /// Ends a log: its lines count once each, whoever repeated them.
+    /// Ends a log: its lines count once each, however many loggers wrote them.
     pub(super) fn end_log(&mut self) {
         for (call, said) in std::mem::take(&mut self.said) {
             let Some(found) = said.found else { continue };
@@ -238,7 +239,7 @@ impl FusedMoe {
     }
 }
 
-/// What stands behind `[fused_moe] using `; nothing where the line is torn or says something else.
+/// What follows `[fused_moe] using `; `None` where the line is torn or reports something else.
 pub(super) fn parse(text: &[u8]) -> Option<(LookedUp, Found)> {
     let start = find(text, b" for (")?;
     let (head, key) = (&text[..start], &text[start + b" for (".len()..]);
@@ -327,7 +328,7 @@ mod tests {
             lines += 1;
             hits += usize::from(found.is_hit());
             by_release.insert(release.to_owned());
-            // The architecture is in the key from v0.1.16 on.
+            // From v0.1.16 on the key includes the architecture.
             let (tag, gfx) = release.split_once(' ').unwrap();
             let keyed = matches!(tag, "v0.1.16" | "v0.1.18" | "HEAD");
             assert_eq!(call.card.gfx.as_deref(), keyed.then_some(gfx), "{line}");
@@ -340,7 +341,7 @@ mod tests {
                 "{line}"
             );
             assert_eq!(said.contains("1stage"), found.one_stage, "{line}");
-            // Written out it is what was read.
+            // Writing it out gives back what was read.
             let row = untuned_cells(&call.problem, call.token, call.problem.topk);
             let read = crate::table::fmoe::requests::read(
                 format!("{}\n{row}\n", UNTUNED.join(",")).as_bytes(),

@@ -1,10 +1,10 @@
-//! A hash for keys of a few small numbers: a multiplication each, where the standard one takes tens.
+//! A hash for keys of a few small numbers: one multiplication for each, where the standard hash needs tens of operations.
 //!
 //! Not safe against keys chosen to collide. The maps that use it are bounded, so such keys only cost time.
 
 use std::hash::{BuildHasherDefault, Hasher};
 
-/// A hash map with [`Numbers`].
+/// A hash map that uses [`Numbers`].
 pub(super) type NumberMap<K, V> = std::collections::HashMap<K, V, BuildHasherDefault<Numbers>>;
 
 #[derive(Clone, Copy, Debug, Default)]
@@ -21,7 +21,7 @@ impl Numbers {
 impl Hasher for Numbers {
     #[inline]
     fn finish(&self) -> u64 {
-        // The map takes its slot from the low bits, a product has its best ones on top.
+        // The map takes its slot from the low bits, but a product's best bits are its high ones.
         self.0.rotate_left(26)
     }
 

@@ -6,13 +6,13 @@ use camino::{Utf8Path, Utf8PathBuf};
 
 use crate::store::file::{self, entries};
 
-/// What the first bytes of a compressed file are (RFC 1952; RFC 8878).
+/// Magic numbers of compressed files (RFC 1952; RFC 8878).
 const GZIP: [u8; 2] = [0x1f, 0x8b];
 const ZSTD: [u8; 4] = [0x28, 0xb5, 0x2f, 0xfd];
 
-/// The bytes of `path`, decompressed and made UTF-8 if its first bytes say so; its name does not matter.
+/// The bytes of `path`, decompressed and converted to UTF-8 as its first bytes require; its name does not matter.
 ///
-/// Plain files are read as they are up to their end at that moment, so a log may still be growing.
+/// Plain files are read up to their end at that moment, so a log may still be growing.
 pub fn open(path: &Utf8Path) -> io::Result<Box<dyn Read>> {
     let mut file = file::open(path)?;
     let mut start = [0; 4];
@@ -20,14 +20,14 @@ pub fn open(path: &Utf8Path) -> io::Result<Box<dyn Read>> {
     whole(start, length, file)
 }
 
-/// The bytes of `input`, decompressed and made UTF-8 if they say so.
+/// The bytes of `input`, decompressed and converted to UTF-8 as its first bytes require.
 pub fn decompressed(mut input: impl Read + 'static) -> io::Result<Box<dyn Read>> {
     let mut start = [0; 4];
     let length = read_up_to(&mut input, &mut start)?;
     whole(start, length, input)
 }
 
-/// An input of which the first `length` bytes were looked at.
+/// An input whose first `length` bytes were consumed by peeking.
 fn whole(start: [u8; 4], length: usize, rest: impl Read + 'static) -> io::Result<Box<dyn Read>> {
     let input = io::Cursor::new(start).take(length as u64).chain(rest);
     if !is_compressed(&start[..length]) {
@@ -40,7 +40,7 @@ fn whole(start: [u8; 4], length: usize, rest: impl Read + 'static) -> io::Result
     Ok(text(start, length, inner))
 }
 
-/// `input` as UTF-8, where its first bytes `start` say that it is UTF-16.
+/// `input` as UTF-8, where its first bytes `start` identify it as UTF-16.
 fn text(start: [u8; 4], length: usize, input: impl Read + 'static) -> Box<dyn Read> {
     match utf16(&start[..length]) {
         Some(order) => Box::new(Utf16 {
@@ -54,7 +54,7 @@ fn text(start: [u8; 4], length: usize, input: impl Read + 'static) -> Box<dyn Re
     }
 }
 
-/// Whether `path` is a regular file with plain bytes, which can be read a second time.
+/// Whether `path` is a regular, uncompressed file, which can be read a second time.
 pub fn is_plain_file(path: &Utf8Path) -> bool {
     let read = || {
         let mut file = file::open(path)?;
@@ -66,8 +66,8 @@ pub fn is_plain_file(path: &Utf8Path) -> bool {
     read().unwrap_or(false)
 }
 
-/// The files that `path` stands for: itself, or every file in the folder and its folders, sorted. Links to folders
-/// are not followed, nor links to files that are found by themselves (`latest.log`).
+/// The files that `path` denotes: itself, or every file in the folder and its subfolders, sorted. Links to folders
+/// are not followed, nor are links to files that are found anyway (`latest.log`).
 pub fn files(path: &Utf8Path) -> io::Result<Vec<Utf8PathBuf>> {
     if !path.metadata()?.is_dir() {
         return Ok(vec![path.to_owned()]);
@@ -101,7 +101,8 @@ enum Order {
     High,
 }
 
-/// Whether the first bytes of an input are UTF-16: by its mark, else by two letters of which every other byte is zero.
+/// Whether the first bytes of an input are UTF-16: by its byte order mark, else by two letters with zero bytes in
+/// between.
 fn utf16(start: &[u8]) -> Option<Order> {
     let letter = |byte: u8| (0x09..0x7f).contains(&byte);
     match *start {
@@ -113,19 +114,20 @@ fn utf16(start: &[u8]) -> Option<Order> {
     }
 }
 
-/// UTF-16 made UTF-8 as it is read; what is no character becomes U+FFFD, and a mark at the beginning stays one.
+/// Converts UTF-16 to UTF-8 while reading; invalid units become U+FFFD, and a byte order mark at the beginning is
+/// kept.
 struct Utf16<R> {
     input: R,
     order: Order,
     /// First byte of a unit whose second has not been read.
     odd: Option<u8>,
-    /// First half of a pair whose second has not been read.
+    /// First half of a surrogate pair whose second has not been read.
     high: Option<u16>,
     ready: io::Cursor<Vec<u8>>,
 }
 
 impl<R: Read> Utf16<R> {
-    /// Makes the next characters ready; none at the end of the input.
+    /// Decodes the next characters; none at the end of the input.
     fn fill(&mut self) -> io::Result<()> {
         let mut bytes = [0; 16 << 10];
         let from = usize::from(self.odd.is_some());
@@ -155,7 +157,7 @@ impl<R: Read> Utf16<R> {
         let text = String::from_utf16_lossy(&units);
         let empty = text.is_empty();
         self.ready = io::Cursor::new(text.into_bytes());
-        // A pair or a unit that is split over two reads.
+        // A surrogate pair or a unit may be split over two reads.
         if empty && !end { self.fill() } else { Ok(()) }
     }
 }
@@ -175,8 +177,8 @@ fn is_compressed(start: &[u8]) -> bool {
     start.starts_with(&GZIP) || start.starts_with(&ZSTD) || is_skippable(start)
 }
 
-/// Whether a Zstandard frame without data starts here: pzstd and seekable writers put one before or behind each
-/// frame with data (RFC 8878, 3.1.2).
+/// Whether a Zstandard frame without data starts here: pzstd and seekable writers put one before or after each frame
+/// with data (RFC 8878, 3.1.2).
 fn is_skippable(start: &[u8]) -> bool {
     matches!(start, [0x50..=0x5f, 0x2a, 0x4d, 0x18, ..])
 }
@@ -210,7 +212,7 @@ fn decompress(input: impl Read + 'static) -> io::Result<Box<dyn Read>> {
 
 type Frame<R> = ruzstd::decoding::StreamingDecoder<Ahead<R>, ruzstd::decoding::FrameDecoder>;
 
-/// Zstandard frames one after another, as `cat a.zst b.zst` and multi-threaded writers make them.
+/// Consecutive Zstandard frames, as `cat a.zst b.zst` and multi-threaded writers produce them.
 struct Frames<R: Read> {
     frame: Option<Frame<R>>,
 }
@@ -250,14 +252,14 @@ fn next_frame<R: Read>(mut input: Ahead<R>) -> io::Result<Option<Frame<R>>> {
     }
 }
 
-/// An input of which the next four bytes can be looked at before they are read.
+/// An input whose next four bytes can be peeked at.
 struct Ahead<R> {
     ahead: io::Cursor<Vec<u8>>,
     input: R,
 }
 
 impl<R: Read> Ahead<R> {
-    /// The next four bytes, fewer at the end. What was looked at before has to be read.
+    /// The next four bytes, fewer at the end. What was peeked at before has to be read first.
     fn peek(&mut self) -> io::Result<&[u8]> {
         let mut start = [0; 4];
         let length = read_up_to(self, &mut start)?;
@@ -315,7 +317,7 @@ mod tests {
             assert_eq!(read(&folder.join("b.gz")).unwrap(), plain);
             assert!(is_plain_file(&folder.join("b.gz")));
         }
-        // Cut off in the middle: what was there is read, then the error comes.
+        // Cut off in the middle: what was there is read, then the error follows.
         write(&folder.join("c.gz"), &two[..two.len() - 12]);
         assert!(read(&folder.join("c.gz")).is_err());
     }
@@ -345,7 +347,7 @@ mod tests {
             gzip.write_all(&marked).unwrap();
             write(&folder.join("a.gz"), &gzip.finish().unwrap());
             assert_eq!(read(&folder.join("a.gz")).unwrap(), expected);
-            // A byte at a time, and cut inside a unit and inside a pair.
+            // One byte at a time, and cut inside a unit and inside a surrogate pair.
             let one = Utf16 {
                 input: OneByte(io::Cursor::new(bytes.clone())),
                 order: utf16(&bytes[..4]).unwrap(),
@@ -406,7 +408,7 @@ mod tests {
         link(&folder, "sub/loop");
         let both = [folder.join("b.log"), folder.join("sub/a.log")];
         assert_eq!(files(&folder).unwrap(), both);
-        // A second name of the same log is no second log; one that leads out of the folder is a log of its own.
+        // A second name of the same log is not a second log; a link that leads out of the folder is a log of its own.
         link(Utf8Path::new("sub/a.log"), "latest.log");
         link(Utf8Path::new("gone.log"), "dead.log");
         assert_eq!(files(&folder).unwrap(), both);

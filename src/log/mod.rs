@@ -1,7 +1,7 @@
 //! Server logs and overlay records: which GEMMs ran, how often, and which table rows served them.
 //!
-//! [`scan::scan`] reads one input into a [`LogSummary`], [`sections::scan_file`] a plain file on several cores; any number of inputs add up. This room reads bytes and returns
-//! facts; only [`input`] opens files, and nothing here starts a process or prints.
+//! [`scan::scan`] reads one input into a [`LogSummary`], [`sections::scan_file`] a plain file on several cores; any
+//! number of inputs add up. Only [`input`] opens files; nothing here starts a process or prints.
 
 mod cursor;
 mod dump;

@@ -1,22 +1,22 @@
 //! SGLang's lines about the tables of its fused MoE (0.5.5 to 0.5.23, `fused_moe_triton_config.py`).
 //!
-//! A line names E and N and no M: each process says it once for each table. A hit says that the file was read, not which row
-//! ran. Where there is no table of the down projection the line calls the performance sub-optimal although the up projection's
-//! row serves both, so the words of a line decide and not that.
+//! A line names E and N but no M: each process logs it once for each table. A hit means that the file was read, not
+//! which row ran. Where there is no table of the down projection the line calls the performance sub-optimal although
+//! the up projection's row serves both, so the exact wording decides, not that claim.
 
 use super::cursor::{find, lossy, rfind};
 use super::plausible;
 use crate::table::moe::name::TableName;
 
-/// What a line says of a table.
+/// What a line reports about a table.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(super) enum Said {
     Read,
-    /// That of another Triton version was read.
+    /// The table of another Triton version was read.
     OtherTriton,
-    /// There is none of the up projection: the default serves.
+    /// The up projection has no table: the default serves.
     Missing,
-    /// There is none of the down projection.
+    /// The down projection has no table.
     DownMissing,
 }
 
@@ -30,7 +30,7 @@ pub(super) struct TableLine {
 
 /// Longest path kept.
 const PATH_MAX: usize = 1024;
-/// The reason given for a line that is not whole.
+/// The reason given for an incomplete line.
 const TORN: &str = "torn: no complete `E=…,N=…,device_name=…` file name";
 
 /// The line around `MoE kernel config`; `None` for other words around it.
@@ -48,7 +48,7 @@ pub(super) fn config(before: &[u8], text: &[u8]) -> Option<Result<TableLine, &'s
             None
         };
     }
-    // Deterministic inference runs the default too, says so in other words and names no table.
+    // Deterministic inference runs the default as well, but logs it in other words and names no table.
     if before.ends_with(b"Using default ") {
         not_found(Said::Missing)
     } else if text.starts_with(b" with down_moe=False") {
@@ -86,7 +86,7 @@ mod tests {
 
     const NAME: &str = "E=128,N=768,device_name=NVIDIA_H200,dtype=fp8_w8a8,block_shape=[128, 128]";
 
-    // The lines as SGLang 0.5.16 wrote them, `{}` for the file.
+    // The lines as SGLang 0.5.16 wrote them, with `{}` for the file.
     #[test]
     fn each_line_says_what_serves_and_not_whether_it_sounds_bad() {
         let said = |line: &str| {

@@ -1,22 +1,22 @@
-//! Which M, N, K and dtype a GEMM can have: the difference between a record and a torn one.
+//! Which M, N, K and dtype a GEMM can have, which distinguishes a record from a torn one.
 
 use crate::problem::Op;
 use crate::problem::dtype::FLOAT8;
 
-/// Largest M taken for real. Prefill chunks end at 16384 tokens by default (SGLang 0.5.5 to 0.5.23); the factor
-/// of 1024 leaves room for offline engines while two glued numbers still stand out.
+/// Largest plausible M. Prefill chunks end at 16384 tokens by default (SGLang 0.5.5 to 0.5.23); the factor
+/// of 1024 leaves room for offline engines, while two numbers run together are still recognised.
 pub const MAX_M: u32 = 1 << 24;
 
-/// Largest N or K taken for real: eight times the largest dense projection in the model tables known here
+/// Largest plausible N or K: eight times the largest dense projection in the model tables known here
 /// (Llama-3.1-405B gate_up at TP1, 106496), rounded up.
 pub const MAX_NK: u32 = 1 << 20;
 
-/// The FP8 dtype of which `dtype` is the whole name. A name cut short is not one.
+/// The FP8 dtype whose full name is `dtype`; `None` for a truncated name.
 pub fn float8(dtype: &str) -> Option<&'static str> {
     FLOAT8.into_iter().find(|whole| *whole == dtype)
 }
 
-/// The FP8 dtypes whose names continue where `dtype` ends: `dtype` may be one of them, torn.
+/// The FP8 dtypes whose names continue `dtype`: it may be one of them, truncated.
 pub fn longer(dtype: &str) -> impl Iterator<Item = &'static str> {
     FLOAT8
         .into_iter()
@@ -35,8 +35,8 @@ pub fn nk(n: u32, k: u32) -> Result<(), &'static str> {
     }
 }
 
-/// Whether a fused MoE can have `experts` experts and a width of `n` on a rank. The largest models have 512 experts; redundant ones
-/// are added to them.
+/// Whether a fused MoE can have `experts` experts and a width of `n` on a rank. The largest models have 512 experts,
+/// to which redundant ones are added.
 pub fn experts(experts: u32, n: u32) -> Result<(), &'static str> {
     if experts == 0 || experts > 1 << 16 {
         Err("E is from 1 to 65536")
@@ -58,7 +58,7 @@ pub fn m(m: u32) -> Result<(), &'static str> {
     }
 }
 
-/// Whether a GEMM of `op` can have these sizes and this dtype; else what is wrong, as a rule.
+/// Whether a GEMM of `op` can have these sizes and this dtype; the error is the rule that it violates.
 pub fn shape(op: Op, m: u32, n: u32, k: u32, dtype: &str) -> Result<(), &'static str> {
     self::m(m)?;
     nk(n, k)?;

@@ -3,21 +3,21 @@
 //! # Format, version 1
 //!
 //! **One append-only file per process**, JSON Lines, UTF-8, each line one object ended by `\n` and written
-//! with one `write` (so that a killed process leaves at most one half line, which readers drop). Any
-//! file name; by convention `gemmtune-records-<pid>-<start>.jsonl` in the folder the overlay was given, where
-//! `<start>` is the process start in nanoseconds, so that a reused pid never appends to an old file.
+//! with one `write` (so that a killed process leaves at most one half line, which readers drop). Any file name; by
+//! convention `gemmtune-records-<pid>-<start>.jsonl` in the folder the overlay was given, where `<start>` is the
+//! process start in nanoseconds, so that a reused pid never appends to an old file.
 //!
-//! The **first line** is the hello record, written as soon as the overlay is loaded in a worker process, before
-//! any GEMM. A process without one was not instrumented; that is how a missing rank is noticed.
+//! The **first line** is the hello record, written as soon as the overlay is loaded in a worker process, before any
+//! GEMM. A process without one was not instrumented; that is how a missing rank is noticed.
 //!
 //! ```json
 //! {"gemmtune":"hello","pid":4711,"rank":0,"world":8,"version":1}
 //! ```
 //!
-//! `pid` integer; `rank` tensor-parallel rank and `world` tensor-parallel size, or `null` when they
-//! is unknown; `version` the version of this format, the integer 1. Further keys are welcome and
-//! ignored here (`sglang`, `aiter`, `torch`, `device`, `arch`, `cu_num` …). Rank and world may become known later: a
-//! process may then write a second hello with the same pid, which replaces the first.
+//! `pid` integer; `rank` tensor-parallel rank and `world` tensor-parallel size, or `null` where unknown; `version`
+//! the version of this format, the integer 1. Further keys are ignored here (`sglang`, `aiter`, `torch`, `device`,
+//! `arch`, `cu_num` …). Rank and world may become known later: a process may then write a second hello with the same
+//! pid, which replaces the first.
 //!
 //! **Shape records** count Python-level calls of a GEMM:
 //!
@@ -27,7 +27,7 @@
 //!
 //! - `op`: a name of [`crate::problem::Op`]. `M`, `N`, `K`: positive integers. `dtype`: `str(weight.dtype)`.
 //! - `kind`: `"eager"` when the call ran at once; `"capture"` when the current stream was capturing a graph
-//!   (`torch.cuda.is_current_stream_capturing()`), so that the call runs at each replay and never by itself; `"warmup"`
+//!   (`torch.cuda.is_current_stream_capturing()`), so that the call runs at each replay and not otherwise; `"warmup"`
 //!   for the Python passes a runner makes before it captures, which serve no request.
 //! - `bs`: for `capture` the number of the graph, counted from 1 in the order of captures in this process, else `null`. It
 //!   is the key of the replay and capture records. It is no batch size: several graphs have the same one (segments of
@@ -42,23 +42,27 @@
 //! {"fused_moe":"fused_moe_triton","M":32,"E":128,"N":768,"K":2048,"topk":8,"dtype":"fp8_w8a8","scales":"128x128","kind":"capture","bs":7,"count":48}
 //! ```
 //!
-//! M are the tokens of the forward, E the local experts, N the width between the two GEMMs, K the hidden size, `dtype` SGLang's word
-//! (empty for weights that are not quantised), `scales` `128x128`, `channel` or empty. What served each of them is said once:
+//! M are the tokens of the forward, E the local experts, N the width between the two GEMMs, K the hidden size,
+//! `dtype` SGLang's name for it (empty for weights that are not quantised), `scales` `128x128`, `channel` or empty.
+//! What served each of them is recorded once:
 //!
 //! ```json
 //! {"served_moe":{"E":128,"N":768,"K":2048,"topk":8,"M":32,"dtype":"fp8_w8a8","block":[128,128],"source":"sglang","up":{"BLOCK_SIZE_M":16},"down":null}}
 //! ```
 //!
-//! `source` is `injected` for a row that the overlay put in place; `down` is null where the up projection's row serves both.
+//! `source` is `injected` for a row that the overlay put in place; `down` is null where the up projection's row
+//! serves both.
 //!
-//! Those of aiter's fused MoE have the key that is looked up, but for the tokens, which are those of the forward, and `topk`, which is
-//! the width of `topk_ids`; `experts_of_all` is the length of the expert mask, null where none is passed, -1 where it is not known:
+//! Those of aiter's fused MoE have the key that is looked up, but for the tokens, which are those of the forward, and
+//! `topk`, which is the width of `topk_ids`; `experts_of_all` is the length of the expert mask, null where none is
+//! passed, -1 where it is not known:
 //!
 //! ```json
 //! {"fused_moe":"fused_moe_aiter","M":5,"model_dim":7168,"inter_dim":256,"expert":257,"topk":9,"act_type":"Silu","dtype":"torch.bfloat16","q_dtype_a":"torch.float8_e4m3fnuz","q_dtype_w":"torch.float8_e4m3fnuz","q_type":"per_1x128","use_g1u1":true,"doweight_stage1":false,"experts_of_all":null,"is_shuffled":true,"kind":"eager","bs":null,"count":58}
 //! ```
 //!
-//! `{"served_aiter_moe":{…}}` has the same, and `one_stage`, `kernels` (two names, empty where aiter chose), `block_m`, `table`.
+//! `{"served_aiter_moe":{…}}` has the same, and `one_stage`, `kernels` (two names, empty where aiter chose),
+//! `block_m`, `table`.
 //!
 //! **Replay records** count graph replays, again as increments:
 //!
@@ -68,8 +72,8 @@
 //!
 //! `replay` is the number of the graph that ran, `tokens` the M that most of its GEMMs have.
 //!
-//! **Capture records** say how often a graph was captured, because one that is captured again under its number counts its
-//! shapes again. Without one, one capture is assumed:
+//! **Capture records** count how often a graph was captured, because one that is captured again under its number
+//! counts its shapes again. Without such a record, one capture is assumed:
 //!
 //! ```json
 //! {"capture":7,"tokens":32,"count":1}
@@ -108,14 +112,14 @@ use crate::table::moe::problem::MoeProblem;
 /// Highest format version this program reads.
 pub const VERSION: u64 = 1;
 
-/// What every record file starts with. Writers put the key first, as Python's `json.dumps` does for a
-/// dict that was built so; blanks after the colon are tolerated by [`is_record_file`].
+/// What every record file starts with. Writers put the key first, as Python's `json.dumps` does for a dict built in
+/// that order; [`is_record_file`] tolerates blanks after the colon.
 const FIRST_KEY: &[u8] = b"{\"gemmtune\":";
 
 /// One line of a record file.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub enum Record {
-    /// The process is instrumented.
+    /// The first record of an instrumented process.
     Hello(Hello),
     /// Calls of one shape.
     Calls {
@@ -151,7 +155,7 @@ pub enum Record {
         identity: String,
         count: u64,
     },
-    /// A hooked module was loaded from a file.
+    /// A hooked module and the file it was loaded from.
     Module {
         /// Dotted name.
         name: String,
@@ -243,15 +247,15 @@ pub struct Hello {
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash, Deserialize)]
 #[serde(rename_all = "lowercase")]
 pub enum CallKind {
-    /// At once.
+    /// Executed immediately.
     Eager,
     /// Into a graph: they run at each replay.
     Capture,
-    /// Before a capture, serving no request.
+    /// Before a capture, not serving any request.
     Warmup,
 }
 
-/// A line of a record file that says nothing usable.
+/// A line of a record file from which nothing can be used.
 #[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
 pub enum RecordError {
     /// Not one JSON object with fields of the right types.
@@ -265,7 +269,7 @@ pub enum RecordError {
     Impossible(&'static str),
 }
 
-/// Every key of every kind; which are there tells the kind.
+/// Every key of every kind; which of them are present determines the kind.
 #[derive(Deserialize)]
 struct Line {
     gemmtune: Option<String>,

@@ -6,7 +6,7 @@ use super::record;
 use super::summary::{CUT_OFF, LogSummary, Place};
 use super::window::{BUFFER, Window};
 
-/// Adds every line to `log summary`, and what the file's captures amount to.
+/// Adds every line to `log_summary`, and then the calls that the file's captures stand for.
 pub(super) fn scan(
     window: &mut Window,
     input: &mut impl Read,
@@ -40,7 +40,8 @@ pub(super) fn scan(
             Ok(0) => {
                 let tail = window.unread();
                 if !tail.is_empty() && !skipping {
-                    // A writer killed in mid-line, or one that is about to go on: complete or not at all.
+                    // Either a writer killed in mid-line, or one that is about to continue: use the line only if it
+                    // is complete.
                     let place = Place {
                         line: Some(line + 1),
                         offset: window.offset,

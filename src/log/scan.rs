@@ -1,9 +1,10 @@
 //! Reads a log or a record file once, through a rolling buffer, into a [`LogSummary`].
 //!
-//! A log is any bytes. Records are looked for anywhere: behind progress bars, rank prefixes and colours, several in
+//! A log is any bytes. Records are searched for anywhere: after progress bars, rank prefixes and colours, several in
 //! a line. A record starts at its tag and ends at the next line end (`\n` or `\r`), at the latest after
-//! [`RECORD_MAX`] bytes; only a look-up line that was wrapped when it was copied may continue. What is found depends on the
-//! bytes alone, never on how they arrive. Memory does not depend on the size of the input, nor on the length of its lines.
+//! [`RECORD_MAX`] bytes; only a look-up line that was wrapped when it was copied may continue. What is found depends
+//! on the bytes alone, never on how they arrive. Memory does not depend on the size of the input, nor on the length
+//! of its lines.
 
 mod lookup;
 
@@ -26,7 +27,7 @@ pub(super) use lookup::{WRAPPED_MAX, may_go_on};
 /// Longest record: a capture list of 4096 sizes is 24 KiB.
 const RECORD_MAX: usize = 32 << 10;
 
-/// Bytes kept before a position that may still be a tag: the longest head a reader looks back for.
+/// Bytes kept before a position that may still be a tag: the longest head that a reader looks back for.
 const LOOK_BACK: usize = 1 << 10;
 
 /// Whether lines are counted while reading.
@@ -34,12 +35,12 @@ const LOOK_BACK: usize = 1 << 10;
 pub enum Lines {
     /// Count them, so that malformed records have line numbers at once.
     Count,
-    /// Do not; [`number_lines`] fills the numbers in from a second look at the same bytes.
+    /// Do not; [`number_lines`] adds the numbers in a second pass over the same bytes.
     Later,
 }
 
-/// Reads `input` to its current end and adds what it says to `log summary`; `name` is what malformed records are listed
-/// under. Gives the number of bytes read.
+/// Reads `input` to its current end and adds what it reports to `log_summary`; malformed records are listed under
+/// `name`. Returns the number of bytes read.
 ///
 /// An error of the reader ends the reading; what was found until then stays in the log summary.
 pub fn scan(
@@ -63,17 +64,17 @@ pub fn scan(
     read.map(|()| window.end())
 }
 
-/// One part of a log, read on its own and not yet added to what stands before it.
+/// One part of a log, read independently and not yet added to the parts before it.
 pub(super) struct Part {
     log_summary: LogSummary,
     tail: Option<Tail>,
-    /// Whether it was read to its end; not where it holds too many shapes.
+    /// Whether it was read to its end; `false` where it has too many shapes.
     read: io::Result<bool>,
 }
 
 impl Part {
-    /// Reads `input`, whose first byte starts a line and stands at `offset` of the log `name`. It is given up soon
-    /// after more than `shapes_max` shapes were met.
+    /// Reads `input`, whose first byte starts a line and is at `offset` of the log `name`. Gives up soon after more
+    /// than `shapes_max` shapes were found.
     pub(super) fn read(mut input: impl Read, offset: u64, name: &str, shapes_max: usize) -> Self {
         let mut log_summary = LogSummary::default();
         let mut window = Window::new(offset);
@@ -88,8 +89,8 @@ impl Part {
         }
     }
 
-    /// Adds what was found to what the parts before it hold. `false` says that the part was given up and nothing of it
-    /// was added, an error that it was read only up to it.
+    /// Adds what was found to what the parts before it hold. `false` means that reading the part was given up and
+    /// nothing was added; an error, that it was read only up to that error.
     pub(super) fn add_to(self, name: &str, log_summary: &mut LogSummary) -> io::Result<bool> {
         if let Ok(false) = self.read {
             return self.read;
@@ -127,10 +128,10 @@ fn scan_log(
     read.map(|_| ())
 }
 
-/// A valid dump record that ends with its input, and may be torn in its dtype.
+/// A valid dump record that ends with its input, so its dtype may be truncated.
 type Tail = (dump::Dump, Place);
 
-/// Adds the record at the end of an input, unless longer names elsewhere say that its dtype is cut off.
+/// Adds the record at the end of an input, unless longer names elsewhere show that its dtype is truncated.
 fn add_tail(tail: Option<Tail>, name: &str, log_summary: &mut LogSummary) {
     if let Some((dump, place)) = tail {
         if log_summary.expects_longer_than(dump.dtype) {
@@ -141,7 +142,7 @@ fn add_tail(tail: Option<Tail>, name: &str, log_summary: &mut LogSummary) {
     }
 }
 
-/// Fills in the line numbers of malformed records of `name`, from the same bytes once more.
+/// Adds the line numbers of malformed records of `name`, from a second pass over the same bytes.
 pub fn number_lines(
     mut input: impl Read,
     name: &str,
@@ -186,7 +187,7 @@ struct Scanner<'log_summary> {
     tally: Tally,
     find_row: memchr::memmem::Finder<'static>,
     lines: Lines,
-    /// The reading is given up soon after more shapes than this were met.
+    /// Reading is given up soon after more shapes than this were found.
     shapes_max: usize,
     /// With [`Lines::Count`]: input position up to which newlines are counted, and how many there are.
     counted: (u64, u64),
@@ -198,7 +199,7 @@ struct Scanner<'log_summary> {
     prefill: Sizes,
 }
 
-/// Bytes of a window that [`Scanner::block`] is done with.
+/// The part of a window that [`Scanner::block`] has finished.
 struct Done {
     /// Where the search continues.
     resume: usize,
@@ -237,7 +238,7 @@ impl<'log_summary> Scanner<'log_summary> {
         }
     }
 
-    /// Reads to the end of the input; `false` where that was given up.
+    /// Reads to the end of the input; `false` where reading was given up.
     fn run(&mut self, window: &mut Window, input: &mut impl Read) -> io::Result<bool> {
         let mut resume = 0;
         let mut last = false;
@@ -253,7 +254,7 @@ impl<'log_summary> Scanner<'log_summary> {
             resume = done.resume - done.keep;
             match window.fill(input) {
                 Ok(read) => last = read == 0,
-                // What was read before the error is good, up to a record the error cuts off.
+                // What was read before the error is valid, except for a record that the error cuts off.
                 Err(error) => {
                     self.block(window.unread(), window.offset, resume, true);
                     return Err(error);
@@ -264,8 +265,8 @@ impl<'log_summary> Scanner<'log_summary> {
 
     /// Handles every record that is complete in `bytes`, from `resume` on.
     ///
-    /// The tag behind a record is found before the record is handled: then no byte is searched twice, and the record is
-    /// known to be alone in its line.
+    /// The tag after a record is found before the record is handled, so that no byte is searched twice and it is
+    /// known whether the record is alone in its line.
     fn block(&mut self, bytes: &[u8], offset: u64, resume: usize, last: bool) -> Done {
         let mut at = resume;
         let floor = self.floor.saturating_sub(offset) as usize;
@@ -311,7 +312,7 @@ impl<'log_summary> Scanner<'log_summary> {
         }
     }
 
-    /// Handles the record behind one tag; gives where the search continues, or nothing where more bytes are needed.
+    /// Handles the record after one tag; returns where the search continues, or `None` where more bytes are needed.
     #[inline]
     fn record(&mut self, segment: &Segment<'_>, found: Found) -> Option<usize> {
         if found.tag == Tag::Dump {
@@ -419,10 +420,10 @@ impl<'log_summary> Scanner<'log_summary> {
         Some(found.end)
     }
 
-    /// A dump record that ends its line and whose payload has been met before: nothing is parsed.
+    /// A dump record that ends its line and whose payload is known already, so that nothing is parsed.
     #[inline]
     fn known_dump(&mut self, segment: &Segment<'_>, found: Found) -> Option<usize> {
-        // A second record in the line: read with care.
+        // With a second record in the line, parse it carefully.
         if segment.cut_off || !segment.alone {
             return None;
         }
@@ -447,10 +448,10 @@ impl<'log_summary> Scanner<'log_summary> {
         Some(segment.end)
     }
 
-    /// A dump record in any surroundings.
+    /// A dump record in any context.
     fn dump(&mut self, segment: &Segment<'_>, found: Found) -> usize {
         let text = &segment.bytes[found.end..segment.end];
-        // The record ends where the next one starts, if its fields come no sooner.
+        // The record ends where the next one starts, unless its fields come first.
         let next = find(text, b"[GEMM_shape_dump]").unwrap_or(text.len());
         let row = self.find_row.find(&text[..next]);
         let Some(row) = row else {
@@ -476,7 +477,7 @@ impl<'log_summary> Scanner<'log_summary> {
                 start + length
             }
             Err(reason) => {
-                // Colours inside the fields.
+                // There may be colour sequences inside the fields.
                 if let Some(dump) = uncoloured(payload, op) {
                     self.log_summary.add_dump(dump, 1);
                 } else {
@@ -497,7 +498,7 @@ impl<'log_summary> Scanner<'log_summary> {
         }
     }
 
-    /// Adds what was held back until the end of the input, except for the record there, which it gives.
+    /// Adds what was held back until the end of the input, except for the record there, which it returns.
     fn finish(mut self) -> Option<Tail> {
         self.empty_tally();
         self.decode.pour(&mut self.log_summary.decode_batches);
@@ -521,7 +522,7 @@ impl<'log_summary> Scanner<'log_summary> {
         Place { line, offset }
     }
 
-    /// The line of `bytes[at]`; bytes before what was counted already are counted back.
+    /// The line of `bytes[at]`; for bytes before the part counted already, newlines are counted backwards.
     fn line_at(&mut self, bytes: &[u8], offset: u64, at: usize) -> u64 {
         let (counted, line) = self.counted;
         let done = usize::try_from(counted.saturating_sub(offset)).unwrap_or(usize::MAX);
@@ -548,7 +549,7 @@ struct Segment<'bytes> {
     alone: bool,
 }
 
-/// The record of a payload with colour sequences (`ESC [ … letter`) in it.
+/// Parses a payload with colour sequences (`ESC [ … letter`) in it.
 fn uncoloured(payload: &[u8], op: Option<crate::problem::Op>) -> Option<dump::Dump> {
     memchr::memchr(0x1b, payload)?;
     let mut plain = Vec::with_capacity(payload.len());

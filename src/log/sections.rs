@@ -1,8 +1,8 @@
-//! A plain log read in sections side by side: the same log summary as [`scan`] gives, in a fraction of the time.
+//! Reads a plain log in parallel sections: the same log summary as [`scan`] gives, in a fraction of the time.
 //!
-//! No record goes past the end of its line, except for a look-up line that was wrapped: so a log can be cut behind any
-//! line end where none is open, and what the sections hold adds up. They are added in the order they stand in, because
-//! some facts are those said last or first.
+//! No record extends past the end of its line, except for a wrapped look-up line. So a log can be split at any line
+//! end that is not inside one, and the results of the sections add up. They are added in file order, because for some
+//! facts the first or last mention counts.
 
 use std::io::{self, Read};
 use std::thread;
@@ -14,17 +14,17 @@ use super::record;
 use super::scan::{Lines, Part, WRAPPED_MAX, may_go_on, scan, scan_rest};
 use super::summary::LogSummary;
 
-/// Shortest section: below it a thread costs more than it brings.
+/// Shortest section: below it a thread costs more than it gains.
 pub const SECTION_MIN: u64 = 16 << 20;
 
-/// Most sections. Each needs a few MB, and what reading costs is memory bandwidth, which few cores use up.
+/// Most sections. Each needs a few MB, and reading is limited by memory bandwidth, which a few cores saturate.
 pub const SECTIONS_MAX: usize = 4;
 
-/// Most shapes of a section, beside those its tally holds. A log with more is read from there on by one thread, so that
+/// Most shapes of a section, besides those in its tally. The rest of a log with more is read by one thread, so that
 /// memory does not grow with the number of sections.
 const SHAPES_MAX: usize = 12_000;
 
-/// Most places looked at for the start of a section: a log that is wrapped all over is read by one thread.
+/// Most candidates examined for the start of a section: a log with wrapped lines throughout is read by one thread.
 const TRIES_MAX: usize = 4096;
 
 /// How many sections this machine reads at once.
@@ -32,11 +32,11 @@ pub fn sections_here() -> usize {
     thread::available_parallelism().map_or(1, |cores| cores.get().min(SECTIONS_MAX))
 }
 
-/// Reads the plain file `path` to its current end, in at most `sections` sections of at least `section_min` bytes, and
-/// adds what it says to `log summary`. Gives the number of bytes read.
+/// Reads the plain file `path` to its current end, in at most `sections` sections of at least `section_min` bytes,
+/// and adds what it reports to `log_summary`. Returns the number of bytes read.
 ///
-/// `on_read` is told how many bytes were read, from the threads that read them. An error of a reader ends the reading
-/// there: what stands before it stays in the log summary.
+/// `on_read` is called with the number of bytes read, from the threads that read them. An error ends the reading
+/// there: what precedes it stays in the log summary.
 pub fn scan_file(
     path: &Utf8Path,
     sections: usize,
@@ -99,8 +99,8 @@ fn scan_sections(
     Ok(log_summary.bytes - before)
 }
 
-/// Where the sections start: at the beginning, and behind a line end near each equal share. One section for a file
-/// of records, whose lines belong together.
+/// Where the sections start: at the beginning, and after a line end near each equal share. A record file is one
+/// section, because its lines belong together.
 fn starts(file: &fs_err::File, sections: usize, section_min: u64) -> io::Result<Vec<u64>> {
     let length = file.metadata()?.len();
     let sections = (sections as u64).min(length / section_min.max(1)).max(1);

@@ -1,6 +1,7 @@
 //! SGLang's own lines: configuration files, batches, captured sizes, limits, dispatch identity.
 //!
-//! Each reader gets the bytes around its tag and returns the fact, or `None` for a torn line. Wordings: SGLang 0.5.5 to 0.5.23.
+//! Each reader takes the bytes around its tag and returns what they report, or `None` for a torn line. Wordings:
+//! SGLang 0.5.5 to 0.5.23.
 
 use serde::Serialize;
 
@@ -39,7 +40,7 @@ pub enum CaptureUnit {
     NumTokens,
 }
 
-/// What the scheduler resolved its limits to; `None` where the line does not say.
+/// The scheduler's resolved limits; `None` where the line does not have one.
 #[derive(Clone, Debug, Default, PartialEq, Eq, PartialOrd, Ord, Serialize)]
 pub struct Limits {
     /// Tokens in the KV pool.
@@ -48,15 +49,15 @@ pub struct Limits {
     pub chunked_prefill_size: Option<u32>,
     /// Tokens of one prefill batch.
     pub max_prefill_tokens: Option<u32>,
-    /// Requests in flight.
+    /// Most requests that run at the same time.
     pub max_running_requests: Option<u32>,
 }
 
-/// A decode batch.
+/// What the log line of a decode batch reports.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(super) struct Decode {
     pub(super) requests: u32,
-    /// Whether the line says that no graph was used.
+    /// Whether the line reports that no graph was used.
     pub(super) eager: bool,
 }
 
@@ -66,9 +67,9 @@ const SIZES_MAX: usize = 8192;
 /// Longest path or identity kept.
 const TEXT_MAX: usize = 1024;
 
-/// `<path>/N=…,K=…,device_name=…,dtype=fp8_w8a8,block_shape=[…].json` behind either configuration tag.
+/// `<path>/N=…,K=…,device_name=…,dtype=fp8_w8a8,block_shape=[…].json` after either configuration tag.
 ///
-/// `text` starts behind the tag. The tag of the hit line serves other kernels too; only the block-FP8 one counts.
+/// `text` starts after the tag. The tag of the hit line is used by other kernels too; only the block-FP8 one counts.
 pub(super) fn config_file(text: &[u8], hit: bool) -> Option<Result<ConfigFile, &'static str>> {
     const TORN: &str = "torn: no complete `N=…,K=…,device_name=…` file name";
     if hit {
@@ -135,7 +136,7 @@ pub(super) fn prefill(before: &[u8]) -> Option<u32> {
     in_one_line.then_some(tokens)
 }
 
-/// `[1, 2, 4]`, from behind the bracket.
+/// Parses `[1, 2, 4]`, starting after the bracket.
 fn sizes(text: &[u8]) -> Option<Vec<u32>> {
     let mut cursor = Cursor::new(text);
     let mut sizes = Vec::new();
@@ -152,7 +153,7 @@ fn sizes(text: &[u8]) -> Option<Vec<u32>> {
     }
 }
 
-/// `Capture cuda graph bs [1, 2, 4]`.
+/// Parses `Capture cuda graph bs [1, 2, 4]`.
 pub(super) fn capture_list(text: &[u8]) -> Option<Capture> {
     Some(Capture {
         role: "decode".to_owned(),
@@ -162,7 +163,7 @@ pub(super) fn capture_list(text: &[u8]) -> Option<Capture> {
     })
 }
 
-/// `Capture target decode CUDA graph begin. backend=full, num_tokens_per_req=1, bs=[1, 2, 4], …`.
+/// Parses `Capture target decode CUDA graph begin. backend=full, num_tokens_per_req=1, bs=[1, 2, 4], …`.
 pub(super) fn capture(before: &[u8], text: &[u8]) -> Option<Capture> {
     let near = &before[before.len().saturating_sub(64)..];
     let start = rfind(near, b"Capture ")? + b"Capture ".len();
@@ -185,7 +186,8 @@ pub(super) fn capture(before: &[u8], text: &[u8]) -> Option<Capture> {
     })
 }
 
-/// `max_total_num_tokens=…, chunked_prefill_size=…, max_prefill_tokens=…, max_running_requests=…`, from behind the first `=`.
+/// Parses `max_total_num_tokens=…, chunked_prefill_size=…, max_prefill_tokens=…, max_running_requests=…`, starting
+/// after the first `=`.
 pub(super) fn limits(text: &[u8]) -> Option<Limits> {
     let max_running_requests = field(text, b"max_running_requests=");
     max_running_requests?;
@@ -202,7 +204,7 @@ fn field(text: &[u8], name: &[u8]) -> Option<u32> {
     Cursor::new(&text[at + name.len()..]).number()
 }
 
-/// The identity behind `block_quant w8a8_block_fp8_linear=`: `qualified name (module)`, or the rest of the line.
+/// The identity after `block_quant w8a8_block_fp8_linear=`: `qualified name (module)`, or the rest of the line.
 pub(super) fn dispatch(text: &[u8]) -> Option<String> {
     let mut cursor = Cursor::new(text);
     let name = cursor.run(|byte| byte.is_ascii_graphic() && byte != b'(');

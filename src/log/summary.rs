@@ -25,11 +25,11 @@ use lookups::Said;
 pub use lookups::Served;
 pub use moe::{MoeSummary, MoeTables};
 
-/// Most distinct shapes kept. Six weights with every M from 1 to 16384 are 98304; more come from no workload, and
-/// their records are counted in [`LogSummary::left_out`].
+/// Most distinct shapes kept. Six weights with every M from 1 to 16384 are 98304; no workload has more, and the
+/// records of further ones are counted in [`LogSummary::left_out`].
 pub const SHAPES_MAX: usize = 150_000;
 
-/// Most entries of every other list: batch sizes, identities, tables, kernel names.
+/// Most entries of every other collection: batch sizes, identities, tables, kernel names.
 const ENTRIES_MAX: usize = 40_000;
 
 /// Longest table path kept.
@@ -41,7 +41,7 @@ pub const MALFORMED_SHOWN: usize = 20;
 /// The reason given for a record that the end of its input cuts off.
 pub(super) const CUT_OFF: &str = "cut off by the end of the input";
 
-/// Everything the logs say about GEMMs.
+/// Everything that the logs report about GEMMs.
 #[derive(Debug, Default)]
 pub struct LogSummary {
     /// Bytes read, after decompression.
@@ -52,11 +52,11 @@ pub struct LogSummary {
     pub malformed_shown: Vec<Malformed>,
     /// Records of shapes beyond [`SHAPES_MAX`].
     pub left_out: u64,
-    /// Dispatch identities and how often each was said.
+    /// Dispatch identities and how often each was logged.
     pub dispatch: BTreeMap<String, u64>,
     /// Weights (N, K) that SGLang's Triton kernel named without M.
     pub nk_only: BTreeMap<(u32, u32), NkOnly>,
-    /// Lists of captured sizes and how often each was said.
+    /// Lists of captured sizes and how often each was logged.
     pub captures: BTreeMap<Capture, u64>,
     /// Decode batches by number of running requests.
     pub decode_batches: BTreeMap<u32, u64>,
@@ -64,32 +64,32 @@ pub struct LogSummary {
     pub decode_eager: BTreeMap<u32, u64>,
     /// Prefill batches by number of new tokens.
     pub prefill_batches: BTreeMap<u32, u64>,
-    /// Resolved scheduler limits and how often each set was said.
+    /// Resolved scheduler limits and how often each set was logged.
     pub limits: BTreeMap<Limits, u64>,
-    /// Tables that aiter said have no `gfx` column.
+    /// Tables that, according to aiter, have no `gfx` column.
     pub legacy_tables: BTreeMap<String, u64>,
-    /// Look-ups in tables of other families than our operations', by the stem of the family.
+    /// Look-ups in tables of families other than our operations', by the stem of the family.
     pub others: BTreeMap<String, u64>,
-    /// Keys that aiter's fused MoE looked for, as it prints them.
+    /// Keys that aiter's fused MoE looked up, as it prints them.
     pub fused_moe: BTreeSet<String>,
-    /// The same with what served them.
+    /// The same keys with what served them.
     pub fmoe: FusedMoe,
     /// Calls of aiter's fused MoE.
     pub aiter_moe: AiterMoeSummary,
-    /// SGLang's fused MoE.
+    /// What is known of SGLang's fused MoE.
     pub moe: MoeSummary,
     /// Processes that were instrumented.
     pub hellos: BTreeSet<Hello>,
     /// Modules that instrumented processes hooked, with the files they were loaded from.
     pub modules: BTreeSet<(String, String)>,
-    /// What served the GEMMs of SGLang's Triton kernel, by (N, K, M). Where processes differ, whatever was not
-    /// put in place by the overlay: it is the one to know of.
+    /// What served the GEMMs of SGLang's Triton kernel, by (N, K, M). Where processes differ, the one that the
+    /// overlay did not put in place, because that is the one to know about.
     pub triton_served: BTreeMap<(u32, u32, u32), TritonServed>,
     /// What computed the GEMMs that may be routed, by (N, K, M), with the Python-level calls of each.
     pub kernels: BTreeMap<(u32, u32, u32), BTreeMap<String, u64>>,
-    /// Look-ups by what was looked for, of logs that were read to their end.
+    /// Look-ups by key, from logs that were read to their end.
     served: NumberMap<Key, Served>,
-    /// Those of the log that is being read.
+    /// Look-ups of the log that is being read.
     said: Said,
     /// Rows of `gemm_a8w8_bpreshuffle` that serve every M above theirs, by (N, K).
     reused: BTreeMap<(u32, u32), Reuse>,
@@ -98,7 +98,7 @@ pub struct LogSummary {
     texts: Texts,
 }
 
-/// The last text and row said: consecutive lines mostly say the same, and share it then.
+/// The last text and row logged: consecutive lines are mostly equal, and then share it.
 #[derive(Debug, Default)]
 struct Texts {
     text: Option<Arc<str>>,
@@ -127,13 +127,13 @@ impl Texts {
 /// A weight that is known without M.
 #[derive(Clone, Debug, Default, PartialEq, Eq, Serialize)]
 pub struct NkOnly {
-    /// Times the default configuration was taken for want of a file.
+    /// Times the default configuration was used because there was no file.
     pub default_config: u64,
     /// Times a file was used.
     pub tuned_config: u64,
     /// Device name in the file name.
     pub device: String,
-    /// The file that was used or looked for, as last said.
+    /// The file that was used or looked for, as last logged.
     pub file: String,
 }
 
@@ -158,7 +158,7 @@ pub struct Seen {
     pub records: u64,
 }
 
-/// The dtypes a key can have; the empty one is "unsaid".
+/// The dtypes a key can have; the empty one means "not known".
 const DTYPES: [&str; 9] = [
     "",
     "torch.float8_e4m3fn",
@@ -171,7 +171,7 @@ const DTYPES: [&str; 9] = [
     "torch.uint8",
 ];
 
-/// A shape in 20 bytes. `op` is unsaid for dump records that do not name it.
+/// A shape in 20 bytes. `op` is unknown for dump records that do not name it.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
 struct Key {
     op: Option<Op>,
@@ -189,7 +189,7 @@ fn dtype_index(dtype: &str) -> u8 {
     known.unwrap_or(0) as u8
 }
 
-/// Counts of one record file, until its end tells what its captures amount to.
+/// Counts of one record file, until its end determines how many calls its captures stand for.
 #[derive(Debug, Default)]
 struct RecordFile {
     captured: BTreeMap<(Option<u32>, Key), u64>,
@@ -198,7 +198,7 @@ struct RecordFile {
 }
 
 impl RecordFile {
-    /// What `count` calls that went into graph `bs` amount to.
+    /// The number of calls that `count` captured calls in graph `bs` stand for.
     fn calls(&self, bs: Option<u32>, count: u64) -> u64 {
         let of = |counts: &BTreeMap<u32, u64>| bs.and_then(|bs| counts.get(&bs).copied());
         let captures = of(&self.captures).unwrap_or(1).max(1);
@@ -211,9 +211,9 @@ impl RecordFile {
 impl LogSummary {
     /// The shapes, in the order of [`Shape`].
     ///
-    /// Dump records that do not name their operation count for `dump_op`; without one for SGLang's Triton kernel if
-    /// that is the only identity seen, else for `gemm_a8w8_blockscale`. A record without a dtype counts for the
-    /// same shape with one, when there is exactly one.
+    /// Dump records that do not name their operation are attributed to `dump_op`; without one to SGLang's Triton
+    /// kernel if that is the only identity seen, else to `gemm_a8w8_blockscale`. A record without a dtype is
+    /// attributed to the same shape with one, if there is exactly one.
     pub fn shapes(&self, dump_op: Option<Op>) -> Vec<Seen> {
         let dump_op = dump_op.unwrap_or_else(|| self.op_by_dispatch());
         let mut shapes: BTreeMap<Problem, Vec<(u8, u64)>> = BTreeMap::new();
@@ -249,17 +249,17 @@ impl LogSummary {
         self.counts.values().sum::<u64>() + self.moe.calls() + self.left_out
     }
 
-    /// Whether nothing at all was found that says which GEMMs ran.
+    /// Whether nothing was found that tells which GEMMs ran.
     pub fn is_empty(&self) -> bool {
         self.counts.is_empty() && self.nk_only.is_empty() && self.moe.is_empty()
     }
 
-    /// Whether a fused MoE was named in lines of a log only, which have no M.
+    /// Whether a fused MoE was named only in log lines, which have no M.
     pub fn has_moe_without_m(&self) -> bool {
         !self.moe.tables.is_empty() && self.moe.calls() == 0
     }
 
-    /// Distinct shapes kept, before dtypes and operations that are unsaid are settled.
+    /// Distinct shapes kept, before missing dtypes and operations are resolved.
     pub(super) fn shapes_kept(&self) -> usize {
         self.counts.len() + self.said.shapes()
     }
@@ -300,7 +300,7 @@ impl LogSummary {
         entry.file = file.path;
     }
 
-    /// Folds a record into the file being read.
+    /// Adds a record to the counts of the file being read.
     pub(super) fn add_record(&mut self, record: Record) {
         match record {
             Record::Hello(hello) => {
@@ -387,7 +387,7 @@ impl LogSummary {
         }
     }
 
-    /// Ends a record file: captured calls become as many as the replays made of them. A captured shape that was
+    /// Ends a record file: captured calls are multiplied by the replays of their graph. A captured shape that was
     /// never replayed counts once, so that it is not lost.
     pub(super) fn end_record_file(&mut self) {
         let mut file = std::mem::take(&mut self.records);
@@ -411,8 +411,8 @@ impl LogSummary {
         }
     }
 
-    /// Whether a dtype that continues where `dtype` ends has been seen, and `dtype` itself has not: then
-    /// `dtype` at the very end of a file is a longer name cut off.
+    /// Whether a dtype that continues `dtype` has been seen, and `dtype` itself has not: then `dtype` at the very end
+    /// of a file is a truncated name.
     pub(super) fn expects_longer_than(&self, dtype: &str) -> bool {
         let seen = |wanted: &str| {
             let wanted = dtype_index(wanted);
@@ -430,7 +430,7 @@ pub(super) struct Place {
     pub(super) offset: u64,
 }
 
-/// Counts of small numbers, kept flat while one log is read: there may be millions.
+/// Counts of small numbers, in an array while one log is read: there may be millions.
 #[derive(Debug, Default)]
 pub(super) struct Sizes {
     flat: Vec<u64>,
@@ -438,7 +438,7 @@ pub(super) struct Sizes {
 }
 
 impl Sizes {
-    /// Numbers below it are counted flat: more than any decode batch or default prefill chunk.
+    /// Numbers below it are counted in the array: it exceeds any decode batch or default prefill chunk.
     const FLAT: usize = 1 << 15;
 
     pub(super) fn add(&mut self, size: u32) {
@@ -452,7 +452,7 @@ impl Sizes {
         self.flat[at] += 1;
     }
 
-    /// Moves the counts over.
+    /// Moves the counts into `counts`.
     pub(super) fn pour(&mut self, counts: &mut BTreeMap<u32, u64>) {
         let flat = std::mem::take(&mut self.flat);
         let flat = flat.into_iter().enumerate().filter(|(_, count)| *count > 0);

@@ -1,9 +1,9 @@
 //! What a log is searched for, and a search that looks at one byte in thirteen.
 //!
-//! A tag is fixed text that only interesting records hold. Of each tag one window of [`WINDOW`] bytes is chosen,
+//! A tag is fixed text that only relevant records contain. Of each tag one window of [`WINDOW`] bytes is chosen,
 //! away from text that progress bars and access lines are full of. A window holds [`STRIDE`] overlapping grams of
 //! [`GRAM`] bytes, one for each residue of the position modulo `STRIDE`; so looking up the gram at every
-//! `STRIDE`-th position of the input in a table of all grams meets every window once, wherever it stands. That is
+//! `STRIDE`-th position of the input in a table of all grams finds every window once, wherever it is. That is
 //! one load, one multiplication and one table look-up for thirteen bytes, for all tags together.
 
 use std::sync::LazyLock;
@@ -11,47 +11,47 @@ use std::sync::LazyLock;
 /// What a tag announces.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(super) enum Tag {
-    /// A shape dump; the fields follow behind `csv_row:`.
+    /// A shape dump; the fields follow after `csv_row:`.
     Dump,
-    /// Begin of a look-up line of aiter's; one of the next three follows.
+    /// Beginning of a look-up line of aiter's; one of the next three follows.
     LookupHead,
-    /// aiter found a row; M, N, K stand before.
+    /// aiter found a row; M, N, K precede it.
     FoundPadded,
-    /// aiter's look-up with a dtype; M, N, K stand before.
+    /// aiter's look-up with a dtype; M, N, K precede it.
     WeightDtype,
-    /// aiter found no row; M, N, K stand before.
+    /// aiter found no row; M, N, K precede it.
     NotFound,
     /// aiter takes the largest row of a weight for an M above it; the weight follows.
     Reused,
-    /// aiter's MX-scaled GEMM says how a look-up in its own table ended.
+    /// aiter's MX-scaled GEMM reports the outcome of a look-up in its own table.
     MxScale,
-    /// Begin of a look-up line of aiter's batched GEMM.
+    /// Beginning of a look-up line of aiter's batched GEMM.
     Batched,
-    /// aiter's fused MoE says what it runs for a key.
+    /// aiter's fused MoE reports what it runs for a key.
     FusedMoe,
     /// A compiled module lacks the kernel that a row of the fused MoE names; the name follows.
     NoKernel,
-    /// SGLang says which table its fused MoE is served from, or that there is none.
+    /// SGLang reports which table serves its fused MoE, or that there is none.
     MoeConfig,
     /// SGLang found no table of the fused MoE's down projection.
     MoeDownMissing,
-    /// aiter says a table lacks the `gfx` column; its name stands before.
+    /// aiter reports that a table has no `gfx` column; its name precedes it.
     NoGfxColumn,
     /// SGLang found no configuration file for an (N, K).
     DefaultConfig,
-    /// SGLang found one.
+    /// SGLang found a configuration file for an (N, K).
     UsingConfig,
     /// A decode batch, the number of requests follows.
     Decode,
-    /// The same in a release that numbers its forwards.
+    /// A decode batch, in a release that numbers its forwards.
     DecodeNumbered,
-    /// A prefill batch, the number of new tokens stands before.
+    /// A prefill batch; the number of new tokens precedes it.
     Prefill,
     /// The resolved limits of the scheduler.
     Limits,
     /// The list of captured batch sizes, up to SGLang 0.5.13.
     CaptureList,
-    /// Begin of a capture, from 0.5.10 (piecewise) and 0.5.14 (decode) on.
+    /// Beginning of a capture, from 0.5.10 (piecewise) and 0.5.14 (decode) on.
     CaptureBegin,
     /// End of a capture.
     CaptureEnd,
@@ -59,7 +59,7 @@ pub(super) enum Tag {
     Dispatch,
 }
 
-/// Text, where its window starts, what it announces.
+/// Text, offset of its window, what it announces.
 ///
 /// Sources: the shape dump and dispatch lines are the playbook's own; aiter `aiter/ops/gemm_op_a8w8.py` and
 /// `gemm_op_a4w4.py`, `batched_gemm_op_a8w8.py`, `fused_moe.py` at v0.1.7, v0.1.9, 303a583c, e4048607 and main of
@@ -75,8 +75,8 @@ static TAGS: [(&[u8], usize, Tag); 24] = [
     (b"mxscale bpreshuffle (", 0, Tag::MxScale),
     (b"[aiter] shape is B:", 0, Tag::Batched),
     (b"[fused_moe] using ", 0, Tag::FusedMoe),
-    // `ck kernel not found: NAME` of `gemm_moe_ck2stages.cu`, at 303a583c and e4048607. No more of it, because another tag
-    // begins with `not found `.
+    // `ck kernel not found: NAME` of `gemm_moe_ck2stages.cu`, at 303a583c and e4048607. Shortened, because another
+    // tag begins with `not found `.
     (b"ck kernel not fou", 0, Tag::NoKernel),
     (b"MoE kernel config", 0, Tag::MoeConfig),
     (
@@ -91,7 +91,7 @@ static TAGS: [(&[u8], usize, Tag); 24] = [
         Tag::DefaultConfig,
     ),
     (b"Using configuration from ", 6, Tag::UsingConfig),
-    // Not `batch, …`: every bar of a capture says `batches`.
+    // Not `batch, …`: every progress bar of a capture contains `batches`.
     (b"h, #running-req: ", 0, Tag::Decode),
     (b"], #running-req: ", 0, Tag::DecodeNumbered),
     (b", #cached-token: ", 0, Tag::Prefill),
@@ -106,7 +106,7 @@ static TAGS: [(&[u8], usize, Tag); 24] = [
 /// Bytes of a gram.
 const GRAM: usize = 5;
 
-/// Distance of two looked-at positions: the number of grams in a window.
+/// Distance between two examined positions: the number of grams in a window.
 const STRIDE: usize = WINDOW - GRAM + 1;
 
 /// Bytes of a window: the length of the shortest tag.
@@ -125,29 +125,29 @@ pub(super) struct Found {
     pub(super) end: usize,
 }
 
-/// What [`Searcher::next`] says.
+/// The result of [`Searcher::next`].
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(super) enum Next {
     Found(Found),
-    /// Text that starts a tag and is cut off by the end of the input, from here on.
+    /// Text that starts a tag and is cut off by the end of the input, from this position on.
     CutOff(usize),
     Nothing,
 }
 
-/// The gram table.
+/// Finds tags by looking up grams in a hash table.
 #[derive(Debug)]
 pub(super) struct Searcher {
     /// Odd multiplier under which no two grams of the tags share a slot without sharing a fingerprint.
     multiplier: u64,
     /// Fingerprint per slot, always odd; 0 for an empty slot.
     fingerprints: Box<[u8; 1 << BITS]>,
-    /// Per slot: where its tags stand in `uses`, and how many.
+    /// For each slot: where its tags are in `uses`, and how many.
     slots: Box<[(u16, u8)]>,
     /// Tag index and position of the gram within the tag.
     uses: Vec<(u8, u8)>,
 }
 
-/// Made once: finding the multiplier takes a millisecond.
+/// Built once: finding the multiplier takes a millisecond.
 static SEARCHER: LazyLock<Searcher> = LazyLock::new(Searcher::new);
 
 impl Searcher {
@@ -253,7 +253,7 @@ impl Searcher {
         None
     }
 
-    /// Whether one of the tags with the gram at `at` stands there.
+    /// Whether the text of one of the tags with the gram at `at` is there.
     #[inline]
     fn verify(&self, bytes: &[u8], at: usize, floor: usize, last: bool) -> Next {
         let mut word = [0; 8];
@@ -280,8 +280,8 @@ impl Searcher {
     }
 }
 
-/// `bytes.starts_with(text)`, the first [`WINDOW`] bytes compared as three overlapping words: the most frequent tag is
-/// no longer, and calling a library for it costs more than comparing.
+/// `bytes.starts_with(text)`, with the first [`WINDOW`] bytes compared as three overlapping words: the most frequent
+/// tag is no longer than that, and a library call costs more than the comparison.
 #[inline]
 fn starts_with(bytes: &[u8], text: &[u8]) -> bool {
     let (Some(here), Some(wanted)) = (bytes.first_chunk::<WINDOW>(), text.first_chunk::<WINDOW>())
@@ -330,7 +330,7 @@ mod tests {
                         Next::Nothing
                     );
                 }
-                // Cut inside the tag but behind its window.
+                // Cut inside the tag but after its window.
                 for cut in window + WINDOW..text.len() {
                     let mut bytes = vec![b'.'; before];
                     bytes.extend_from_slice(&text[..cut]);

@@ -2,10 +2,10 @@
 
 use std::io::{self, Read};
 
-/// Bytes read at a time: with what a log's records are counted in it fits the second-level cache.
+/// Bytes read at a time: together with the counters of a log it fits the second-level cache.
 pub const BUFFER: usize = 256 << 10;
 
-/// The bytes in memory, and where they stand in the input.
+/// The bytes in memory, and their position in the input.
 pub(super) struct Window {
     buffer: Box<[u8]>,
     length: usize,
@@ -14,7 +14,7 @@ pub(super) struct Window {
 }
 
 impl Window {
-    /// An empty one, for an input whose first byte stands at `offset`.
+    /// An empty window, for an input whose first byte is at `offset`.
     pub(super) fn new(offset: u64) -> Self {
         Self {
             buffer: vec![0; BUFFER].into_boxed_slice(),
@@ -39,7 +39,7 @@ impl Window {
         Ok(read)
     }
 
-    /// Forgets the first `count` bytes.
+    /// Discards the first `count` bytes.
     pub(super) fn drop_front(&mut self, count: usize) {
         self.buffer.copy_within(count..self.length, 0);
         self.length -= count;

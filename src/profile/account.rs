@@ -1,7 +1,8 @@
-//! Each moment of a device given away once.
+//! Assigns every moment of a device to kernels, exactly once.
 //!
-//! Kernels of several streams overlap, and so do kernels of one stream that begin before the one before has ended. A moment in
-//! which several run is shared equally among them, so that the times of all kernels add up to the time in which anything ran.
+//! Kernels of several streams overlap, and so do kernels of one stream when one begins before the previous one has
+//! ended. A moment in which several run is shared equally among them, so that the times of all kernels add up to the
+//! time in which anything ran.
 
 use super::class::Operation;
 use super::steps::{Phase, Step};
@@ -10,19 +11,19 @@ use super::trace::Kernel;
 /// Time of one phase, µs.
 #[derive(Clone, Debug, Default, PartialEq)]
 pub(super) struct Account {
-    /// Of all its steps.
+    /// Total time of its steps.
     pub(super) total: f64,
-    /// In which anything ran.
+    /// Time in which anything ran.
     pub(super) busy: f64,
-    /// By name of the kernel: its part, and how often it began.
+    /// For each kernel name: its share of the time, and how often it began.
     pub(super) kernels: Vec<(f64, u64)>,
-    /// In which a kernel of each operation ran, alone or not.
+    /// Time in which a kernel of each operation ran, alone or not.
     pub(super) ran: [f64; Operation::ALL.len()],
-    /// In which a kernel of any of them ran.
+    /// Time in which a kernel of any of them ran.
     pub(super) any_ran: f64,
 }
 
-/// What begins or ends; at one moment ends come first.
+/// What begins or ends; ends sort before beginnings of the same moment.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
 enum Edge {
     KernelEnds,
@@ -33,8 +34,8 @@ enum Edge {
 
 const PHASES: usize = Phase::ALL.len();
 
-/// The accounts of the phases that `steps` have, as [`Phase::ALL`] orders them. `kernels` have one of `names` names, and
-/// `operation` says what one is for.
+/// The accounts of the phases of `steps`, in the order of [`Phase::ALL`]. Kernels refer to `names` by index, and
+/// `operation` returns the operation of a kernel.
 pub(super) fn accounts(
     kernels: &[Kernel],
     steps: &[Step],
@@ -44,7 +45,7 @@ pub(super) fn accounts(
     let mut edges: Vec<(f64, Edge, usize)> = Vec::with_capacity(2 * (kernels.len() + steps.len()));
     for (index, kernel) in kernels.iter().enumerate() {
         edges.push((kernel.start, Edge::KernelBegins, index));
-        // One that took no time still began.
+        // A kernel of zero duration still counts as begun.
         if kernel.end > kernel.start {
             edges.push((kernel.end, Edge::KernelEnds, index));
         }
@@ -60,8 +61,8 @@ pub(super) fn accounts(
         kernels: vec![(0.0, 0); names],
         ..Account::default()
     });
-    // What a kernel that ran from the beginning had been given, by phase: a kernel's part is the difference between its end
-    // and its beginning.
+    // For each phase, the time assigned to a kernel that has run from the beginning: a kernel's share is the
+    // difference between the values at its end and its beginning.
     let mut given = [0.0; PHASES];
     let mut given_before = vec![[0.0; PHASES]; kernels.len()];
     let mut running = 0_u64;
@@ -176,10 +177,10 @@ mod tests {
         ];
         let [decode, prefill, ..] = accounts(&kernels, &steps, 2, &moe_is_zero);
         assert_eq!((prefill.total, prefill.kernels[0]), (4.0, (4.0, 1)));
-        // It began in the prefill; the one that took no time began here.
+        // The first began in the prefill; the kernel of zero duration began here.
         assert_eq!((decode.total, decode.kernels[0]), (8.0, (6.0, 0)));
         assert_eq!(decode.kernels[1], (0.0, 1));
-        // What runs outside of steps is nobody's.
+        // Kernels outside of steps are assigned to none.
         let [decode, ..] = accounts(
             &[kernel(20.0, 30.0, 0)],
             &[step(0.0, 12.0, Phase::Decode)],

@@ -1,17 +1,17 @@
 //! What tuning can bring at most (Amdahl): the step without the time in which a kernel of an operation ran.
 //!
-//! No kernel takes no time, so nothing reaches the bound; a bound near 1 says that there is nothing to gain, and that is what
-//! it is for. Time in which other kernels ran as well is taken away with it, as if they fitted elsewhere: a bound must not
-//! be too low.
+//! No kernel takes zero time, so the bound cannot be reached; its purpose is to show, by being near 1, that there is
+//! nothing to gain. Time in which other kernels ran at the same moment is removed as well, as if they fitted
+//! elsewhere, because a bound must not be too low.
 
 use serde::{Deserialize, Serialize};
 
 use super::class::Operation;
 
-/// Bounds of a step.
+/// The most that tuning can gain in a step.
 #[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize)]
 pub struct Bound {
-    /// The step's time before over its time if no operation below took any; absent where nothing would be left.
+    /// The step's time divided by its time if no operation below took any; absent where nothing would be left.
     pub at_most: Option<f64>,
     /// µs of the step in which a kernel of any operation below ran.
     pub us: f64,
@@ -27,11 +27,12 @@ pub struct OperationBound {
     pub us: f64,
     /// The same as a share of the step.
     pub share: f64,
-    /// The step's time before over its time if these kernels took none; absent where nothing would be left.
+    /// The step's time divided by its time if these kernels took none; absent where nothing would be left.
     pub at_most: Option<f64>,
 }
 
-/// The bounds of a step of `step` µs, in `ran` of which a kernel of each operation ran and in `any` one of any.
+/// The bounds of a step of `step` µs, where a kernel of each operation ran for `ran` µs and a kernel of any of them
+/// for `any` µs.
 pub(super) fn bound(step: f64, ran: [f64; Operation::ALL.len()], any: f64) -> Bound {
     let mut operations: Vec<OperationBound> = Operation::ALL
         .into_iter()
@@ -52,7 +53,7 @@ pub(super) fn bound(step: f64, ran: [f64; Operation::ALL.len()], any: f64) -> Bo
     }
 }
 
-/// A remainder below this share of the step is rounding.
+/// A remainder below this share of the step is a rounding error.
 const NOTHING: f64 = 1e-6;
 
 fn without(step: f64, us: f64) -> Option<f64> {
@@ -61,7 +62,7 @@ fn without(step: f64, us: f64) -> Option<f64> {
 }
 
 impl Bound {
-    /// `fused MoE 61 % and dense FP8 GEMMs 12 %`; nothing where neither ran.
+    /// A phrase like `fused MoE 61 % and dense FP8 GEMMs 12 %`; `None` where neither ran.
     pub(super) fn shares(&self) -> Option<String> {
         let parts: Vec<String> = self
             .operations
@@ -71,7 +72,7 @@ impl Bound {
         (!parts.is_empty()).then(|| parts.join(" and "))
     }
 
-    /// `tuning it can bring at most 2.56x`.
+    /// A phrase like `tuning it can bring at most 2.56x`.
     pub(super) fn gain(&self) -> String {
         let it = match self.operations.as_slice() {
             [only] if only.operation == Operation::DenseFp8 => "tuning them",

@@ -1,4 +1,4 @@
-//! What a kernel does in a step, by its name.
+//! What a kernel does in a step, judged by its name.
 
 use std::fmt;
 
@@ -6,7 +6,7 @@ use serde::{Deserialize, Serialize};
 
 use super::rules::{RULES, Rule};
 
-/// The operation that a kernel belongs to.
+/// What a kernel is used for.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Serialize, Deserialize)]
 #[serde(rename_all = "snake_case")]
 pub enum Class {
@@ -17,19 +17,19 @@ pub enum Class {
     MoeOther,
     /// Dense FP8 GEMMs.
     DenseFp8,
-    /// Activations into FP8.
+    /// Quantisation of activations to FP8.
     Quantisation,
     /// Every other GEMM: the output head, the router, unquantised layers.
     OtherGemm,
     Attention,
     /// All-reduce and its kin. A rank waits here for the slowest one.
     Communication,
-    /// Norms, rotary embedding, activations, sampling, copies, and what no rule knows.
+    /// Norms, rotary embedding, activations, sampling, copies, and kernels that no rule matches.
     Rest,
 }
 
 impl Class {
-    /// All of them, in the order people read them.
+    /// All classes, in display order.
     pub const ALL: [Self; 8] = [
         Self::MoeGemm,
         Self::MoeOther,
@@ -41,7 +41,7 @@ impl Class {
         Self::Rest,
     ];
 
-    /// The name for people.
+    /// The name for display.
     pub fn name(self) -> &'static str {
         match self {
             Self::MoeGemm => "fused MoE GEMMs",
@@ -62,7 +62,7 @@ impl fmt::Display for Class {
     }
 }
 
-/// What gemmtune can tune.
+/// An operation that gemmtune can tune.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Serialize, Deserialize)]
 #[serde(rename_all = "snake_case")]
 pub enum Operation {
@@ -71,10 +71,11 @@ pub enum Operation {
 }
 
 impl Operation {
-    /// Both of them.
+    /// Every operation.
     pub const ALL: [Self; 2] = [Self::FusedMoe, Self::DenseFp8];
 
-    /// The kernels whose time a table decides. What surrounds a GEMM (quantiser, sorting) keeps its own time.
+    /// The class of kernels whose time a table decides. What surrounds a GEMM (quantiser, sorting) is not affected by
+    /// tuning.
     pub(super) fn class(self) -> Class {
         match self {
             Self::FusedMoe => Class::MoeGemm,
@@ -82,7 +83,7 @@ impl Operation {
         }
     }
 
-    /// The name for people, as the subject of a sentence.
+    /// The name for display, as the subject of a sentence.
     pub fn name(self) -> &'static str {
         match self {
             Self::FusedMoe => "fused MoE",
@@ -91,10 +92,10 @@ impl Operation {
     }
 }
 
-/// The family of kernels that no rule knows.
+/// The family of kernels that no rule matches.
 pub(super) const UNKNOWN: &str = "unknown";
 
-/// Class and family of the kernel called `name`, by the first rule that fits.
+/// Class and family of the kernel called `name`, by the first rule that matches.
 pub fn classify(name: &str) -> (Class, &'static str) {
     RULES
         .iter()
@@ -113,7 +114,7 @@ impl Rule {
 mod tests {
     use super::*;
 
-    /// Names as profilers print them: Triton's and hand-written ones bare, templates demangled.
+    /// Names as profilers print them: Triton and hand-written kernels bare, templates demangled.
     #[test]
     fn kernels_of_servers_are_known_by_name() {
         for (name, class, family) in [
@@ -248,7 +249,7 @@ mod tests {
         for (index, rule) in RULES.iter().enumerate() {
             assert!(!rule.source.is_empty(), "{:?}", rule.family);
             assert!(!(rule.all.is_empty() && rule.any.is_empty()));
-            // A name made of the rule's own parts is not taken by an earlier rule.
+            // A name that consists of a rule's own parts is not matched by an earlier rule.
             let alone: Vec<String> = if rule.any.is_empty() {
                 vec![rule.all.join(" ")]
             } else {

@@ -10,63 +10,65 @@ use super::class::{Class, Operation, UNKNOWN, classify};
 use super::steps::{Phase, Steps, ToldBy, steps};
 use super::trace::{Device, Trace};
 
-/// Kernels that are listed by name where no rule knows them.
+/// Most kernels without a rule that are listed by name.
 const LISTED: usize = 12;
 
-/// Bytes of a kernel's name in a document: what tells templates apart stands in front of their arguments.
+/// Bytes kept of a kernel's name in a document: what distinguishes templates comes before their arguments.
 const SHOWN_NAME: usize = 160;
 
-/// What one rank's device did.
+/// What one rank's device did, by phase.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
 pub struct Profile {
     /// Which of the server's processes: `TP-0`.
     pub rank: String,
-    /// The trace's file name.
+    /// File name of the trace.
     pub file: String,
-    /// What the device is called, where the trace says it.
+    /// Name of the device, where the trace has it.
     #[serde(default)]
     pub device: Option<String>,
     pub phases: Vec<PhaseProfile>,
 }
 
-/// Where a step's time goes. Times are µs of a step on average, or of the whole trace where steps are not told apart.
+/// How a step's time is spent. Times are µs, averaged over steps, or of the whole trace where steps cannot be
+/// distinguished.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
 pub struct PhaseProfile {
     pub phase: Phase,
     pub told_by: ToldBy,
-    /// Steps that were averaged; absent where they are not told apart.
+    /// Steps that were averaged; absent where they cannot be distinguished.
     pub steps: Option<u64>,
-    /// Decode steps left out, because something stood between two of them.
+    /// Decode steps left out, because something ran between two of them.
     pub left_out: u64,
-    /// Fewest and most requests in a step, where the trace says it.
+    /// Fewest and most requests in a step, where the trace records it.
     #[serde(default)]
     pub requests: Option<(u32, u32)>,
-    /// Prompt tokens of a step on average, where the trace says it.
+    /// Average number of prompt tokens in a step, where the trace records it.
     #[serde(default)]
     pub tokens: Option<f64>,
-    /// As it was profiled; profiling lengthens the time between kernels.
+    /// Time of the step while profiling, which lengthens the time between kernels.
     pub profiled_us: f64,
-    /// Without the profiler, where it is known from a benchmark.
+    /// Time of the step without the profiler, where a benchmark measured it.
     #[serde(default)]
     pub unprofiled_us: Option<f64>,
-    /// What shares and bounds are of: the unprofiled time where it is known, never less than the kernels took.
+    /// The time that shares and bounds refer to: the unprofiled time where it is known, but never less than the
+    /// kernels took.
     pub step_us: f64,
-    /// In which anything ran.
+    /// Time in which anything ran.
     pub busy_us: f64,
-    /// In which nothing ran.
+    /// Time in which nothing ran.
     pub idle_us: f64,
     /// Every operation that ran; with `idle_us` they add up to the step.
     pub operations: Vec<ClassTime>,
-    /// The largest kernels that no rule knows; they are part of the rest.
+    /// The largest kernels without a rule; they are part of [`Class::Rest`].
     pub unknown: Vec<KernelTime>,
     pub bound: Bound,
 }
 
-/// One operation's part.
+/// The share of one operation in a step.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
 pub struct ClassTime {
     pub operation: Class,
-    /// Time, µs; where kernels overlap each has its equal part.
+    /// Time, µs; where kernels overlap each gets an equal share.
     pub us: f64,
     /// The same as a share of the step.
     pub share: f64,
@@ -75,14 +77,14 @@ pub struct ClassTime {
     pub families: Vec<FamilyTime>,
 }
 
-/// A library's part of an operation.
+/// The share of a library in an operation.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
 pub struct FamilyTime {
     pub family: String,
     pub us: f64,
 }
 
-/// A kernel's part.
+/// The share of a kernel that no rule matches.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
 pub struct KernelTime {
     pub name: String,
@@ -112,7 +114,7 @@ pub(super) fn profiles(trace: &Trace, file: &str) -> Vec<Profile> {
         .collect()
 }
 
-/// The ranks that SGLang names a trace after: `TP-0`, `TP-3-EP-1`.
+/// The rank in the name that SGLang gives a trace: `TP-0`, `TP-3-EP-1`.
 pub fn rank(file: &str) -> Option<String> {
     let stem = file.split(".trace").next()?;
     let words: Vec<&str> = stem.split('-').collect();
@@ -128,7 +130,7 @@ pub fn rank(file: &str) -> Option<String> {
     (!ranks.is_empty()).then(|| ranks.join("-"))
 }
 
-/// Of several ranks, the one that the others wait for: it computes longest, communication aside, in the phase `phase`.
+/// The rank that the others wait for: the one that computes longest, communication aside, in the phase `phase`.
 pub fn slowest(profiles: &[Profile], phase: Phase) -> Option<&Profile> {
     let computes = |profile: &Profile| {
         let phase = profile.phases.iter().find(|found| found.phase == phase)?;
@@ -257,7 +259,7 @@ fn of_phase(
 }
 
 impl Profile {
-    /// Leaves in every bound only what is tuned.
+    /// Removes operations from every bound that are not in `tuned`.
     pub fn restrict(&mut self, tuned: &[Operation]) {
         for phase in &mut self.phases {
             phase.restrict(tuned);
@@ -266,8 +268,8 @@ impl Profile {
 }
 
 impl PhaseProfile {
-    /// Takes shares and bounds of a step as long as it is without the profiler, µs. A step is never shorter than the time in
-    /// which its kernels ran, nor longer than it was profiled.
+    /// Relates shares and bounds to a step of `us` µs, its duration without the profiler. A step is never shorter
+    /// than the time in which its kernels ran, nor longer than it was profiled.
     pub fn set_unprofiled(&mut self, us: f64) {
         if !us.is_finite() || us <= 0.0 {
             return;
@@ -277,7 +279,7 @@ impl PhaseProfile {
         self.relate();
     }
 
-    /// Brings what is relative to the step in line with it.
+    /// Recomputes what is relative to the step.
     fn relate(&mut self) {
         let step = self.step_us;
         self.idle_us = (step - self.busy_us).max(0.0);
@@ -291,7 +293,7 @@ impl PhaseProfile {
         self.bound = bound(step, ran, self.bound.us);
     }
 
-    /// Leaves in the bound only what is tuned.
+    /// Removes operations from the bound that are not in `tuned`.
     fn restrict(&mut self, tuned: &[Operation]) {
         let parts = &mut self.bound.operations;
         parts.retain(|part| tuned.contains(&part.operation));
@@ -303,13 +305,13 @@ impl PhaseProfile {
         self.relate();
     }
 
-    /// Whether an operation is one that the bound takes away.
+    /// Whether the bound removes the time of this operation.
     pub fn tunes(&self, class: Class) -> bool {
         let parts = &self.bound.operations;
         parts.iter().any(|part| part.operation.class() == class)
     }
 
-    /// Which steps these are: `decode: 24 steps of 9041.3 µs, 8 requests; longer steps left out: 1`.
+    /// A description of the steps: `decode: 24 steps of 9041.3 µs, 8 requests; longer steps left out: 1`.
     pub fn describe(&self) -> String {
         let (name, us) = (self.phase.name(), self.profiled_us);
         let mut text = match self.steps {
@@ -341,8 +343,8 @@ impl PhaseProfile {
             .sum()
     }
 
-    /// `fused MoE 61 % of a decode step at concurrency 8; tuning it can bring at most 2.56x`. `at` says the load, in words
-    /// that follow `a decode step`; empty for none.
+    /// A sentence like `fused MoE 61 % of a decode step at concurrency 8; tuning it can bring at most 2.56x`. `at` is
+    /// the load, in words that follow `a decode step`; may be empty.
     pub fn sentence(&self, at: &str) -> String {
         let step = self.phase.step();
         let gap = if at.is_empty() { "" } else { " " };

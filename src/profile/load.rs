@@ -1,4 +1,4 @@
-//! The profile of one load, all ranks of it.
+//! The profile of one load, on all ranks.
 
 use serde::{Deserialize, Serialize};
 
@@ -13,11 +13,11 @@ pub struct LoadProfile {
     /// Its name; empty where there is only one.
     pub load: String,
     pub concurrency: u32,
-    /// What it comes to, in a sentence.
+    /// The conclusion, in a sentence.
     pub says: String,
-    /// What tuning can bring to the step of `says` at most; absent where nothing bounds it.
+    /// The most that tuning can gain in the step of `says`; absent where there is no bound.
     pub at_most: Option<f64>,
-    /// The same if those GEMMs took their time at the device's peak rates; absent where these or the calls are not known.
+    /// The same if those GEMMs ran at the device's peak rates; absent where the rates or the calls are not known.
     #[serde(default)]
     pub at_peak: Option<AtPeak>,
     pub ranks: Vec<Profile>,
@@ -26,17 +26,17 @@ pub struct LoadProfile {
 /// A step whose tuned GEMMs run at the device's peak rates.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
 pub struct AtPeak {
-    /// The step's time before over its time then.
+    /// The step's time divided by its time in that case.
     pub ratio: f64,
-    /// µs of the step that they take then.
+    /// µs of the step that the GEMMs take in that case.
     pub us: f64,
-    /// What was assumed: rates and where they come from.
+    /// The assumed rates and where they come from.
     pub assumed: String,
 }
 
 impl AtPeak {
-    /// A step of `step` µs whose tuned GEMMs took what `bound` says, if each takes `least` µs; nothing where one of them is
-    /// not known. None takes longer than it did.
+    /// A step of `step` µs whose tuned GEMMs took what `bound` records, if each takes `least` µs; `None` where one of
+    /// them is not known. None takes longer than it did.
     pub fn new(
         step: f64,
         bound: &Bound,
@@ -66,7 +66,7 @@ impl AtPeak {
 }
 
 impl LoadProfile {
-    /// The profile of the load called `load`, of which `tuned` is tuned.
+    /// The profile of the load called `load`, in which the operations `tuned` are tuned.
     pub fn new(
         load: String,
         concurrency: u32,
@@ -101,7 +101,7 @@ impl LoadProfile {
         profile
     }
 
-    /// Each phase as the slowest rank has it: decode first.
+    /// Each phase on its slowest rank, decode first.
     pub fn phases(&self) -> Vec<(&Profile, &PhaseProfile)> {
         Phase::ALL
             .into_iter()
@@ -127,7 +127,7 @@ mod tests {
         };
         let (moe, dense) = (Operation::FusedMoe, Operation::DenseFp8);
         assert_eq!(peak(&[(moe, 15.0), (dense, 5.0)]), Some((20.0, 2.0)));
-        // A cache may be faster than the memory that was assumed: then nothing is to be gained there.
+        // A cache may be faster than the assumed memory: then there is nothing to gain.
         assert_eq!(peak(&[(moe, 10.0), (dense, 50.0)]), Some((20.0, 2.0)));
         assert_eq!(peak(&[(moe, 15.0)]), None, "half is not known");
     }

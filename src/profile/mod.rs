@@ -1,8 +1,8 @@
-//! Where the time of a served step goes: a trace of torch.profiler into time by operation, and what tuning can bring at
-//! most.
+//! Where the time of a served step goes: a trace of torch.profiler into time by operation, and what tuning can bring
+//! at most.
 //!
-//! [`read`] takes a trace in as a stream, [`profiles`] splits it into decode and prefill steps and gives each moment of a
-//! device to an operation once. This room measures nothing and prints nothing.
+//! [`read`] reads a trace as a stream; [`profiles`] splits it into decode and prefill steps and assigns each moment
+//! of a device to operations exactly once. This room measures nothing and prints nothing.
 
 mod account;
 mod bound;
@@ -20,8 +20,8 @@ pub use load::{AtPeak, LoadProfile};
 pub use steps::{Phase, ToldBy};
 pub use trace::{ProfileError, Trace, read};
 
-/// The profiles of `trace`, one a device, in the order of the trace. `file` is the trace's name: SGLang says there which
-/// rank wrote it and, where stages were recorded apart, which stage it holds.
+/// The profiles of `trace`, one for each device, in trace order. `file` is the trace's name: it contains the rank
+/// that wrote it and, where SGLang recorded stages separately, the stage.
 pub fn profiles(trace: &Trace, file: &str) -> Vec<Profile> {
     document::profiles(trace, file)
 }

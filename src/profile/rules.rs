@@ -1,24 +1,24 @@
-//! The names of kernels: one table, the first rule that fits decides.
+//! Rules that match kernel names, in one table; the first match decides.
 //!
-//! A name is what the profiler recorded: Triton's and hand-written kernels bare, C++ templates demangled, and those whose
-//! symbol is longer than Kineto demangles (1024 letters, libkineto/src/Demangle.cpp) as they are. Nothing here is a guess from
-//! a word like "gemm": what no rule knows is shown under its own name.
+//! A name is what the profiler recorded: Triton and hand-written kernels bare, C++ templates demangled, and those
+//! whose symbol is longer than Kineto demangles (1024 letters, libkineto/src/Demangle.cpp) mangled. No rule guesses
+//! from a word like "gemm": a kernel that no rule matches is shown under its own name.
 
 use super::class::Class;
 use super::class::Class::{
     Attention, Communication, DenseFp8, MoeGemm, MoeOther, OtherGemm, Quantisation, Rest,
 };
 
-/// Which kernels belong to a class.
+/// A rule: which kernels belong to a class.
 pub(super) struct Rule {
-    /// Parts that the name has all of.
+    /// Substrings that the name must all contain.
     pub(super) all: &'static [&'static str],
-    /// Parts that the name has one of; empty where `all` says it.
+    /// Substrings of which the name must contain one; empty where `all` decides alone.
     pub(super) any: &'static [&'static str],
     pub(super) class: Class,
-    /// Library or kind, for people.
+    /// Library or kind, for display.
     pub(super) family: &'static str,
-    /// Where the names were read.
+    /// Where the names were found.
     #[cfg_attr(not(test), expect(dead_code, reason = "for who reads the table"))]
     pub(super) source: &'static str,
 }
@@ -82,10 +82,10 @@ const fn both(
     }
 }
 
-/// Narrow names come before wide ones.
+/// Specific names come before general ones.
 #[rustfmt::skip]
 pub(super) const RULES: &[Rule] = &[
-    // A collective that also norms or quantises is a collective: that is what its time depends on.
+    // A collective that also norms or quantises counts as a collective, because that determines its time.
     any(Communication, "NCCL", VENDOR, &["ncclDevKernel", "ncclKernel", "rcclDevKernel", "mscclKernel", "mscclpp"]),
     any(Communication, "custom all-reduce", SGL_KERNEL, &[
         "cross_device_reduce", "all_reduce_1shot", "all_reduce_2shot", "one_shot_all_reduce", "two_shot_all_reduce",

@@ -1,9 +1,9 @@
-//! The steps of a trace: where one forward pass begins and the next one does.
+//! The steps of a trace: where each forward pass begins.
 //!
-//! SGLang 0.5.11 and later name every forward pass (`step[DECODE bs=8]`, `step[EXTEND bs=2 toks=1024]`) where the CPU is
-//! recorded too; the device shows the name from a pass's first kernel on. Before that a decode pass is seen by the launch of
-//! its graph. A step lasts until the next one begins, so that sampling and the time nothing runs belong to it; the last one
-//! has no end and is left out.
+//! SGLang 0.5.11 and later name every forward pass (`step[DECODE bs=8]`, `step[EXTEND bs=2 toks=1024]`) if the CPU is
+//! recorded too; on the device the name starts with a pass's first kernel. Before that a decode pass is recognised by
+//! the launch of its graph. A step lasts until the next one begins, so that it includes sampling and idle time; the
+//! last one has no end and is left out.
 
 use std::collections::{BTreeMap, BTreeSet};
 
@@ -11,24 +11,24 @@ use serde::{Deserialize, Serialize};
 
 use super::trace::{Device, Span, Trace};
 
-/// Which part of serving.
+/// The phase of serving that a step belongs to.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Serialize, Deserialize)]
 #[serde(rename_all = "snake_case")]
 pub enum Phase {
-    /// One token a running request.
+    /// One token for each running request.
     Decode,
     Prefill,
     /// Both in one pass (SGLang's mixed chunks).
     Mixed,
-    /// The trace does not say.
+    /// Unknown: the trace does not tell.
     All,
 }
 
 impl Phase {
-    /// All of them, in the order people read them.
+    /// All phases, in display order.
     pub(super) const ALL: [Self; 4] = [Self::Decode, Self::Prefill, Self::Mixed, Self::All];
 
-    /// Its name.
+    /// Its name, as documents spell it.
     pub fn name(self) -> &'static str {
         match self {
             Self::Decode => "decode",
@@ -38,7 +38,7 @@ impl Phase {
         }
     }
 
-    /// What a sentence calls its time.
+    /// The phrase for one of its steps in a sentence.
     pub fn step(self) -> &'static str {
         match self {
             Self::Decode => "a decode step",
@@ -49,7 +49,7 @@ impl Phase {
     }
 }
 
-/// What told steps apart.
+/// How steps were distinguished.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "snake_case")]
 pub enum ToldBy {
@@ -57,13 +57,13 @@ pub enum ToldBy {
     StepSpans,
     /// Launches of decode graphs.
     GraphLaunches,
-    /// The name of the file says the phase; steps are not told apart.
+    /// The phase is in the file's name; steps cannot be distinguished.
     FileName,
-    /// Nothing: the whole trace is one.
+    /// Not at all: the whole trace is one.
     Nothing,
 }
 
-/// A step.
+/// One forward pass on a device; times on the trace's clock, µs.
 #[derive(Clone, Debug, PartialEq)]
 pub(super) struct Step {
     pub(super) start: f64,
@@ -85,15 +85,15 @@ impl Step {
 pub(super) struct Steps {
     pub(super) all: Vec<Step>,
     pub(super) told_by: ToldBy,
-    /// Decode steps that were left out: something stood between two of them.
+    /// Decode steps that were left out, because something ran between two of them.
     pub(super) left_out: u64,
 }
 
-/// A decode step this many times as long as the median held more than a decode step: a pause between requests, or, where
-/// only graphs are seen, a prefill.
+/// A decode step this many times longer than the median includes something else: a pause between requests, or, where
+/// only graphs are visible, a prefill.
 const PAUSE: f64 = 2.0;
 
-/// Whether a span's name is a step's.
+/// Whether a span's name is that of a step.
 pub(super) fn is_step(label: &str) -> bool {
     label.starts_with("step[") || label.starts_with("ProfilerStep#")
 }
@@ -107,7 +107,7 @@ pub(super) fn steps(trace: &Trace, device: &Device, file: &str) -> Steps {
     } else {
         ToldBy::StepSpans
     };
-    // A device's profiler may give graphs no span. Without them a prefill would last until the next one.
+    // A device's profiler may record no span for graphs. Without these a prefill would last until the next one.
     let is_named = inside(&device.spans);
     starts.extend(
         graphs(trace, device)
@@ -143,7 +143,7 @@ pub(super) fn steps(trace: &Trace, device: &Device, file: &str) -> Steps {
     }
 }
 
-/// The phase that SGLang appends to the name where it records stages apart (`…-TP-0-DECODE.trace.json.gz`).
+/// The phase that SGLang appends to the name where it records stages separately (`…-TP-0-DECODE.trace.json.gz`).
 fn phase_of_file(file: &str) -> Option<Phase> {
     let stem = file.split(".trace").next().unwrap_or(file);
     let stem = stem.split(".json").next().unwrap_or(stem);
@@ -154,7 +154,7 @@ fn phase_of_file(file: &str) -> Option<Phase> {
     }
 }
 
-/// Steps as spans name them, each until its span's end.
+/// Steps by named spans, each until its span's end.
 fn spans(device: &Device, by_file: Option<Phase>) -> Vec<Step> {
     let passes = one_a_pass(&device.spans);
     let (named, numbered): (Vec<&Span>, Vec<&Span>) = passes
@@ -178,8 +178,8 @@ fn spans(device: &Device, by_file: Option<Phase>) -> Vec<Step> {
     spans.iter().filter_map(of).collect()
 }
 
-/// A span has a copy on each stream that it launched on. They show one record, whose number they share; where they have
-/// none, the stream with the most of them is the one that passes begin on.
+/// A span has a copy on each stream that it launched on. Copies share the number of their record; where they have
+/// none, the stream with the most spans is taken for the one on which passes begin.
 fn one_a_pass(spans: &[Span]) -> Vec<Span> {
     let records: BTreeSet<u64> = spans.iter().filter_map(|span| span.record).collect();
     if records.len() > 1 && spans.iter().all(|span| span.record.is_some()) {
@@ -204,7 +204,7 @@ fn one_a_pass(spans: &[Span]) -> Vec<Span> {
     spans.iter().filter(on_main).cloned().collect()
 }
 
-/// Whether a moment lies in one of `spans`, which are in order of their starts.
+/// Whether a moment is within one of `spans`, which are sorted by start.
 fn inside(spans: &[Span]) -> impl Fn(f64) -> bool {
     let mut latest = f64::NEG_INFINITY;
     let ends: Vec<(f64, f64)> = spans
@@ -220,7 +220,7 @@ fn inside(spans: &[Span]) -> impl Fn(f64) -> bool {
     }
 }
 
-/// What a span's name says; nothing for a draft model's pass, which belongs to the step of its target, and for passes
+/// Parses a span's name; `None` for a draft model's pass, which belongs to the step of its target, and for passes
 /// without requests.
 fn read_label(label: &str) -> Option<(Phase, Option<u32>, Option<u32>)> {
     let Some(inside) = label.strip_prefix("step[") else {
@@ -269,7 +269,7 @@ fn graphs(trace: &Trace, device: &Device) -> Vec<Step> {
     steps.into_iter().map(|(_, step)| step).collect()
 }
 
-/// Each step until the next one begins. The last one is left out, unless it is the only one.
+/// Extends each step until the next one begins. The last one is left out, unless it is the only one.
 fn until_the_next(starts: &[Step]) -> Vec<Step> {
     if let [only] = starts {
         return vec![only.clone()];

@@ -1,4 +1,4 @@
-//! Whole traces: the ones under testdata/profile, whose sums are done by hand, and hostile ones.
+//! Whole traces: those under testdata/profile, with sums computed by hand, and malformed ones.
 
 use camino::{Utf8Path, Utf8PathBuf};
 use proptest::prelude::*;
@@ -87,7 +87,7 @@ fn the_rank_that_computes_longest_is_the_slowest() {
         load.says
     );
     assert_eq!(load.phases().len(), 2);
-    // What this run leaves alone is no part of its bound.
+    // What this run does not tune is not part of its bound.
     let load = LoadProfile::new(String::new(), 8, ranks, &[Operation::DenseFp8]);
     assert_eq!(
         load.says,
@@ -178,7 +178,7 @@ fn a_known_step_time_bounds_what_the_profiler_stretched() {
     close(decode.idle_us, 5.0);
     close(decode.bound.at_most.unwrap(), 95.0 / 35.0);
     close(decode.share(Class::MoeGemm), 50.0 / 95.0);
-    // Never below what ran, never above what was seen.
+    // Never below what ran, never above what was recorded.
     decode.set_unprofiled(40.0);
     close(decode.step_us, 90.0);
     decode.set_unprofiled(1e6);
@@ -187,7 +187,7 @@ fn a_known_step_time_bounds_what_the_profiler_stretched() {
     close(decode.step_us, 100.0);
 }
 
-/// What reading `bytes` comes to.
+/// Reads `bytes` as a trace.
 fn reading(bytes: &[u8]) -> Result<Trace, ProfileError> {
     let keep = tempfile::tempdir().unwrap();
     let path = Utf8PathBuf::try_from(keep.path().join("1-TP-0.trace.json")).unwrap();
@@ -255,7 +255,7 @@ fn values_of_other_types_are_as_good_as_none() {
         r#"{"cat":"cuda_runtime","name":"cudaGraphLaunch","args":{"correlation":-1}}"#,
         "{}",
     ];
-    // Neither the form (the array alone) nor the order of events matters.
+    // Neither the form (a bare array) nor the order of events matters.
     let text = format!("[{},{good}]", bad.join(","));
     let trace = reading(text.as_bytes()).unwrap();
     let found = profiles(&trace, "x");
@@ -285,7 +285,7 @@ fn devices_of_one_trace_are_profiled_apart() {
     );
 }
 
-/// The account of whole microseconds, one at a time.
+/// The account computed one microsecond at a time.
 fn slowly(kernels: &[Kernel], steps: &[Step], names: usize) -> (f64, f64, Vec<f64>, f64) {
     let (mut total, mut busy, mut parts, mut tunable) = (0.0, 0.0, vec![0.0; names], 0.0);
     for moment in 0..400 {
@@ -318,7 +318,7 @@ proptest! {
             include_bytes!("../../testdata/profile/1762000000.1-TP-0.trace.json").to_vec();
         for (place, byte) in changes {
             let length = bytes.len();
-            // Digits make other times; any byte makes other JSON, or none.
+            // Digits give other times; other bytes give different or invalid JSON.
             bytes[place % length] = if place % 3 == 0 { byte } else { b'0' + byte % 10 };
         }
         let length = bytes.len();

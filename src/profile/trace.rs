@@ -1,9 +1,9 @@
 //! A trace of torch.profiler, read as a stream: files hold millions of events, of which kernels, step spans and graph
 //! launches are kept.
 //!
-//! The form is Chrome's: an object with `traceEvents`, or the array alone. An event has `ph` ("X": with a duration), `cat`,
-//! `name`, `pid`, `tid`, `ts` and `dur` in µs, and `args`. What a value is said to be is not relied on: a field of another
-//! type is as good as none, and text that is not JSON is an error.
+//! The format is Chrome's: an object with `traceEvents`, or the array alone. An event has `ph` ("X": with a
+//! duration), `cat`, `name`, `pid`, `tid`, `ts` and `dur` in µs, and `args`. Types are not relied on: a field of
+//! another type counts as absent, and text that is not JSON is an error.
 
 use std::collections::{BTreeSet, HashMap};
 use std::io::{self, BufReader, Read as _};
@@ -14,22 +14,23 @@ use serde::de::{Deserializer, IgnoredAny, MapAccess, SeqAccess, Visitor};
 
 use crate::log::input;
 
-/// A trace larger than this unpacked is no trace of a few steps: 16 times the largest that SGLang's own guide speaks of.
+/// A trace larger than this when unpacked does not hold a few steps: 16 times the largest that SGLang's own guide
+/// mentions.
 const MOST_BYTES: u64 = 8 << 30;
 
-/// Kernels kept; ten thousand steps of a thousand kernels each.
+/// Most kernels kept: ten thousand steps of a thousand kernels each.
 const MOST_KERNELS: usize = 10_000_000;
 
-/// Names kept; a server runs a few hundred kernels.
+/// Most names kept; a server runs a few hundred kernels.
 const MOST_NAMES: usize = 100_000;
 
-/// No clock shows so many µs: three thousand years since 1970.
+/// No valid clock reads this many µs: three thousand years since 1970.
 const LATEST: f64 = 1e17;
 
 /// Bytes of a name that are kept: templates of CUTLASS reach a few thousand.
 const LONGEST_NAME: usize = 8192;
 
-/// A trace cannot be used.
+/// A trace that cannot be used.
 #[derive(Debug, thiserror::Error)]
 pub enum ProfileError {
     /// It cannot be opened or unpacked.
@@ -39,10 +40,10 @@ pub enum ProfileError {
         #[source]
         source: io::Error,
     },
-    /// It ends in the middle.
+    /// It is cut off.
     #[error("read the trace `{path}`: it ends early, so it was cut off or is still being written")]
     Torn { path: Utf8PathBuf },
-    /// It is no JSON, or not of this form.
+    /// It is not JSON, or not in this format.
     #[error("read the trace `{path}`")]
     Form {
         path: Utf8PathBuf,
@@ -53,42 +54,42 @@ pub enum ProfileError {
     #[error("read the trace `{path}`: it has more than {most}")]
     TooLarge {
         path: Utf8PathBuf,
-        /// What there is too much of.
+        /// What exceeds its limit.
         most: String,
     },
-    /// Nothing ran on a device. A trace of the CPU alone is one.
+    /// Nothing ran on a device, as in a trace of the CPU alone.
     #[error(
         "use the trace `{0}`: it holds no GPU kernels, so it was recorded without the activity \"GPU\", or nothing was served meanwhile"
     )]
     NoKernels(Utf8PathBuf),
 }
 
-/// What a device ran at once. Times are µs on the trace's clock.
+/// A run of a kernel, a copy or a fill on the device. Times are µs on the trace's clock.
 #[derive(Clone, Debug, PartialEq)]
 pub(super) struct Kernel {
     pub(super) start: f64,
     pub(super) end: f64,
     /// Index of its name in the trace.
     pub(super) name: u32,
-    /// The launch it belongs to; all kernels of a graph share their graph's.
+    /// The launch it belongs to; all kernels of a graph have the same.
     pub(super) correlation: u64,
 }
 
-/// A named span on a stream: what a `record_function` around launches became on the device.
+/// A named span on a stream: a `record_function` around launches, as seen on the device.
 #[derive(Clone, Debug, PartialEq)]
 pub(super) struct Span {
     pub(super) start: f64,
     pub(super) end: f64,
     pub(super) label: String,
     pub(super) stream: String,
-    /// The `record_function` it shows; each stream that it launched on has a copy.
+    /// The `record_function` it belongs to; there is a copy on each stream that it launched on.
     pub(super) record: Option<u64>,
 }
 
 /// One device of a trace.
 #[derive(Clone, Debug, Default, PartialEq)]
 pub(super) struct Device {
-    /// How the trace calls it (`pid`).
+    /// Its identifier in the trace (`pid`).
     pub(super) id: String,
     /// Kernels, copies and fills, by start.
     pub(super) kernels: Vec<Kernel>,
@@ -96,17 +97,17 @@ pub(super) struct Device {
     pub(super) spans: Vec<Span>,
 }
 
-/// A trace.
+/// What is kept of a trace: kernels, step spans and graph launches by device.
 #[derive(Clone, Debug, Default, PartialEq)]
 pub struct Trace {
     pub(super) names: Vec<String>,
-    /// Those that ran something.
+    /// Devices that ran something.
     pub(super) devices: Vec<Device>,
     /// Correlations of graph launches.
     pub(super) graphs: BTreeSet<u64>,
-    /// What the device is called.
+    /// Name of the device.
     pub(super) device_name: Option<String>,
-    /// The process's rank among all, where it says so.
+    /// The process's rank among all, where the trace records it.
     pub(super) rank: Option<u64>,
 }
 
@@ -119,7 +120,7 @@ pub fn read(path: &Utf8Path) -> Result<Trace, ProfileError> {
     let torn = || ProfileError::Torn {
         path: path.to_owned(),
     };
-    // Unpacking looks ahead, so a file of a few bytes shows here that it was cut.
+    // Decompression reads ahead, so for a file of a few bytes truncation shows here.
     let input = input::open(path).map_err(|error| match error.kind() {
         io::ErrorKind::UnexpectedEof => torn(),
         _ => failed(error),
@@ -160,14 +161,14 @@ fn is_cut(error: &serde_json::Error) -> bool {
     error.is_eof() || error.io_error_kind() == Some(io::ErrorKind::UnexpectedEof)
 }
 
-/// What has been kept so far.
+/// The state while reading.
 #[derive(Default)]
 struct Reading {
     trace: Trace,
     name_of: HashMap<String, u32>,
     device_of: HashMap<String, usize>,
     kept: usize,
-    /// What there was too much of.
+    /// What exceeds its limit.
     beyond: Option<&'static str>,
 }
 
@@ -261,12 +262,12 @@ impl Reading {
     }
 }
 
-/// `name` up to the longest that is kept.
+/// `name`, truncated to the longest that is kept.
 fn cut(name: &str) -> &str {
     &name[..name.floor_char_boundary(LONGEST_NAME)]
 }
 
-/// Categories that matter; Kineto has written them in both cases.
+/// The categories that matter; Kineto has spelled them in both cases.
 #[derive(Clone, Copy, PartialEq, Eq)]
 enum Kind {
     Kernel,
@@ -287,7 +288,7 @@ impl Kind {
     }
 }
 
-/// A document on its way into a trace.
+/// Deserialises a document into a trace.
 #[derive(Default)]
 struct Document {
     reading: Reading,
@@ -360,7 +361,7 @@ impl<'de> Deserialize<'de> for Document {
     }
 }
 
-/// Takes events one at a time, so that only what is kept is held.
+/// Deserialises events one at a time, so that only what is kept is in memory.
 struct Events<'a>(&'a mut Reading);
 
 impl<'de> serde::de::DeserializeSeed<'de> for Events<'_> {
@@ -414,7 +415,7 @@ struct Event {
     args: Args,
 }
 
-/// The arguments of an event that matter.
+/// The arguments of an event that are used.
 #[derive(Default)]
 struct Args {
     correlation: Loose,
@@ -478,7 +479,7 @@ impl<'de> Deserialize<'de> for Args {
     }
 }
 
-/// A value of any type: a number, a text, or something that does not matter.
+/// A value of any type: a number, a text, or something that is ignored.
 #[derive(Debug, Default)]
 enum Loose {
     Number(f64),
@@ -495,7 +496,7 @@ impl Loose {
         }
     }
 
-    /// A finite number; traces of some versions quote theirs.
+    /// A finite number; some versions quote theirs.
     fn number(&self) -> Option<f64> {
         let number = match self {
             Self::Number(number) => *number,

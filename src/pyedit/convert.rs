@@ -1,4 +1,4 @@
-//! From the parser's tree to our own. The only file that knows the parser's types.
+//! Converts the parser's tree to our own. The only file that uses the parser's types.
 
 use ruff_python_ast::visitor::{self, Visitor};
 use ruff_python_ast::{self as ast};
@@ -8,15 +8,15 @@ use super::syntax::{
     Alias, Branch, Comparison, Expr, ExprKind, Function, Mention, Span, Stmt, StmtKind,
 };
 
-/// Stack of the parsing thread. The parser descends once per nesting level; `extent` bounds the
-/// levels, and an unoptimised build needs several kilobytes for each.
+/// Stack of the parsing thread. The parser descends once per nesting level; `extent` limits their number, and an
+/// unoptimised build needs several kilobytes for each.
 const STACK: usize = 256 << 20;
 
-/// An expression nested deeper than this is [`ExprKind::Other`]: it is not used, and what is used
-/// later is walked on an ordinary stack.
+/// An expression nested deeper than this becomes [`ExprKind::Other`], because later code walks the tree on a stack of
+/// ordinary size.
 const MAX_DEPTH: usize = 100;
 
-/// Parses `text`, or says what is wrong and where.
+/// Parses `text`; the error is what is wrong and where.
 pub(super) fn parse(text: &str) -> Result<Parsed, (String, Span)> {
     let failed = |what: &str| (format!("{what} the parser"), Span::at(0));
     std::thread::scope(|scope| {
@@ -47,13 +47,13 @@ fn parse_here(text: &str) -> Result<Parsed, (String, Span)> {
     })
 }
 
-/// A parsed file in our own terms.
+/// A parsed file in our own types.
 pub(super) struct Parsed {
     pub(super) body: Vec<Stmt>,
     pub(super) tokens: Vec<(TokenClass, Span)>,
 }
 
-/// The tokens that edits care about.
+/// The classes of tokens that edits distinguish.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(super) enum TokenClass {
     Comment,
@@ -149,7 +149,7 @@ fn statement(stmt: &ast::Stmt) -> Stmt {
             head: expression(&repeat.test),
             body: [block(&repeat.body), block(&repeat.orelse)].concat(),
         },
-        // The target means something else afterwards: what, is not read.
+        // The target is bound to a new value, which is not read.
         ast::Stmt::AugAssign(assign) => StmtKind::Assign {
             targets: vec![expression(&assign.target)],
             value: Some(unread(span(stmt.range()))),
@@ -175,7 +175,7 @@ fn statement(stmt: &ast::Stmt) -> Stmt {
     }
 }
 
-/// `for target in …` and `with … as target`: an assignment of something that is not known, in front of the block.
+/// `for target in …` and `with … as target`: an assignment of an unknown value, in front of the block.
 fn bound_by_block(target: &ast::Expr) -> Stmt {
     let span = span(target.range());
     Stmt {
@@ -187,7 +187,7 @@ fn bound_by_block(target: &ast::Expr) -> Stmt {
     }
 }
 
-/// A value that is not read; names in `span` may be part of it.
+/// A value that is not read; `span` may contain names that it uses.
 fn unread(span: Span) -> Expr {
     Expr {
         span,
@@ -227,7 +227,7 @@ fn function(definition: &ast::StmtFunctionDef) -> Function {
     }
 }
 
-/// Collects every name and attribute of a function body.
+/// Collects every name and attribute used in a function body.
 #[derive(Default)]
 struct Mentions {
     found: Vec<Mention>,
@@ -236,7 +236,7 @@ struct Mentions {
 }
 
 impl Mentions {
-    /// `name` at `at`, as the end of the expression `whole`.
+    /// Records `name` at `at`, as the last part of the expression `whole`.
     fn mention(&mut self, name: String, at: TextRange, whole: TextRange) {
         let keywords = self
             .called

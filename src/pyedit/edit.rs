@@ -1,4 +1,4 @@
-//! Changes to a file as data: byte ranges and what stands there afterwards.
+//! Changes to a file as data: byte ranges and their replacements.
 
 use super::source::{Source, SourceError};
 use super::syntax::Span;
@@ -7,9 +7,9 @@ use super::syntax::Span;
 /// deletion.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Edit {
-    /// The bytes that go.
+    /// The bytes to replace.
     pub span: Span,
-    /// The bytes that come.
+    /// The replacement.
     pub text: String,
 }
 
@@ -34,7 +34,7 @@ impl Edit {
 /// Why a patch cannot be applied.
 #[derive(Debug, thiserror::Error)]
 pub enum EditError {
-    /// Two edits touch the same bytes; which should win is not for a program to say.
+    /// Two edits touch the same bytes, and no program can decide which should win.
     #[error("two edits of `{path}` overlap at bytes {}..{} and {}..{}", first.start, first.end, second.start, second.end)]
     Overlap {
         path: camino::Utf8PathBuf,
@@ -49,12 +49,12 @@ pub enum EditError {
         path: camino::Utf8PathBuf,
         span: Span,
     },
-    /// The edited text is not Python any more.
+    /// The edited text is no longer valid Python.
     #[error("the edited text is refused: {0}")]
     Broken(#[source] SourceError),
 }
 
-/// The edits of one file.
+/// A set of edits to one file, applied together.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct Patch {
     edits: Vec<Edit>,
@@ -76,7 +76,7 @@ impl Patch {
         &self.edits
     }
 
-    /// `source` with the edits made, parsed again. Bytes outside the edits are copied as they are.
+    /// Applies the edits to `source` and parses the result. Bytes outside the edits are copied unchanged.
     pub fn apply(&self, source: &Source) -> Result<Source, EditError> {
         let mut edits: Vec<&Edit> = self.edits.iter().collect();
         edits.sort_by_key(|edit| (edit.span.start, edit.span.end));

@@ -1,5 +1,5 @@
-//! How large the parts of a file are, found without parsing it: a parser descends once per nesting
-//! level, and a file made to nest without end must be refused before it exhausts the stack.
+//! Size limits of a file, checked without parsing it: the parser recurses once for each nesting level, so a file with
+//! excessive nesting must be refused before it exhausts the stack.
 
 /// Brackets may nest this deep; CPython's tokenizer refuses more (MAXLEVEL, `Parser/lexer/state.h`).
 const MAX_BRACKETS: usize = 200;
@@ -9,7 +9,7 @@ const MAX_INDENTS: usize = 100;
 /// to 0.5.23, has fewer than 500.
 const MAX_TOKENS: usize = 4000;
 
-/// Where `text` is larger than any file worth reading, and in what.
+/// The first place at which `text` exceeds a limit, and which one.
 pub(super) fn excess(text: &str) -> Option<(usize, &'static str)> {
     let mut scan = Scan::default();
     let bytes = text.as_bytes();
@@ -35,16 +35,16 @@ struct Scan {
     depth: usize,
     /// Tokens of the statement so far.
     tokens: usize,
-    /// Widths of the open blocks.
+    /// Widths of the enclosing blocks' indentations.
     indents: Vec<usize>,
-    /// Whether the byte before was part of a word.
+    /// Whether the previous byte was part of a word.
     in_word: bool,
-    /// Whether anything but space was on this line.
+    /// Whether this line has had anything but blanks.
     in_line: bool,
 }
 
 impl Scan {
-    /// Takes the byte at `at`, a whole string or a whole comment, and returns where to continue.
+    /// Consumes the byte at `at`, a whole string or a whole comment, and returns where to continue.
     fn step(&mut self, bytes: &[u8], at: usize) -> usize {
         let byte = bytes[at];
         if !self.in_line && self.depth == 0 && !byte.is_ascii_whitespace() && byte != b'#' {
@@ -60,7 +60,7 @@ impl Scan {
         match byte {
             b'#' => return end_of_line(bytes, at),
             b'"' | b'\'' => return end_of_string(bytes, at),
-            // A continued line is no new statement.
+            // A continued line does not start a statement.
             b'\\' => return (at + 2).min(bytes.len()),
             b'(' | b'[' | b'{' => self.depth += 1,
             b')' | b']' | b'}' => self.depth = self.depth.saturating_sub(1),

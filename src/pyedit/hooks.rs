@@ -1,5 +1,5 @@
-//! Where lines can be put into a file: an insertion point knows its indentation, its line ending
-//! and that it does not split a statement, a docstring, a comment or a continuation.
+//! Where lines can be inserted into a file: an insertion point has its indentation and line ending, and does not
+//! split a statement, a docstring, a comment or a continuation.
 
 use super::edit::Edit;
 use super::refusal::Refusal;
@@ -86,8 +86,8 @@ impl InsertionPoint {
         }
     }
 
-    /// The edit that puts `lines` here. `lines` is written with `\n` and four spaces per step; it
-    /// gets this place's indentation, this file's step and this file's line ends.
+    /// The edit that inserts `lines` here. `lines` uses `\n` and four spaces for each level; it is converted to the
+    /// indentation of this place and to the file's own indentation width and line ends.
     pub fn insert(&self, lines: &str) -> Edit {
         let mut text = String::new();
         if self.unended {
@@ -100,7 +100,7 @@ impl InsertionPoint {
                 for _ in 0..(line.len() - bare.len()) / 4 {
                     text.push_str(&self.step);
                 }
-                // Continuations inside brackets may be indented by any amount.
+                // Continuation lines inside brackets may be indented by any amount.
                 text.push_str(&" ".repeat((line.len() - bare.len()) % 4));
                 text.push_str(bare);
             }
@@ -114,8 +114,7 @@ impl InsertionPoint {
     }
 }
 
-/// The line end of the line that holds `offset`: a file may mix them, and an insertion looks like
-/// its neighbours.
+/// The line end of the line at `offset`: a file may mix them, and an insertion should match its neighbours.
 fn line_end(source: &Source, offset: usize) -> Newline {
     let rest = &source.text()[source.line_range(offset).end..];
     if rest.starts_with("\r\n") {

@@ -3,7 +3,7 @@
 //! A [`source::Source`] is one file: its bytes, its style and its statements as the small tree of
 //! [`syntax`]. An [`edit::Patch`] is byte ranges and their replacements; applying it parses the
 //! result again, so an edit that breaks the file is never returned. The parser's own types stay
-//! inside `convert.rs`. This room reads and writes no file and starts no process.
+//! inside `convert.rs`. This room neither reads nor writes files, and starts no process.
 
 mod convert;
 pub mod edit;

@@ -8,9 +8,9 @@ use camino::Utf8PathBuf;
 use super::source::Source;
 use super::syntax::Span;
 
-/// Source that is not what was expected: where, what was expected, and what to do.
+/// Source that is not as expected: where, what was expected, and what to do.
 ///
-/// Its text is a caret snippet of the lines in question.
+/// It is displayed as a caret snippet of the lines in question.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Refusal {
     pub file: Utf8PathBuf,
@@ -22,8 +22,8 @@ pub struct Refusal {
 }
 
 impl Refusal {
-    /// A refusal about `span` of `source`: `what` is wrong, `label` stands under the caret, and
-    /// `expected` says what would have been understood.
+    /// A refusal about `span` of `source`: `what` is wrong, `label` is shown under the caret, and `expected`
+    /// describes what would have been accepted.
     pub fn new(
         source: &Source,
         span: Span,
@@ -50,7 +50,7 @@ impl Refusal {
         expected: &str,
     ) -> Self {
         let what = what.into();
-        // A caret under a whole function would print all of it: the first line is enough.
+        // A caret under a whole function would print all of it, so only the first line is marked.
         let start = floor_boundary(text, span.start);
         let line_end = text[start..]
             .find(['\n', '\r'])
@@ -87,7 +87,7 @@ fn floor_boundary(text: &str, offset: usize) -> usize {
 
 impl fmt::Display for Refusal {
     fn fmt(&self, formatter: &mut fmt::Formatter<'_>) -> fmt::Result {
-        // The renderer starts with `error: `, which the command's own prefix says already.
+        // The renderer starts with `error: `, which duplicates the command's own prefix.
         formatter.write_str(
             self.snippet
                 .strip_prefix("error: ")

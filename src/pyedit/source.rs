@@ -19,22 +19,22 @@ pub enum SourceError {
     #[error("`{path}` is not UTF-8 at byte {offset}")]
     Encoding {
         path: Utf8PathBuf,
-        /// The first bad byte.
+        /// Offset of the first invalid byte.
         offset: usize,
     },
-    /// The text is not Python.
+    /// The text is not valid Python.
     #[error(transparent)]
     Syntax(#[from] Refusal),
 }
 
-/// How a file ends its lines.
+/// The line ending that a file uses.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Newline {
     /// `\n`
     Lf,
     /// `\r\n`
     CrLf,
-    /// `\r`, as old Macs wrote it.
+    /// `\r`, as classic Mac OS wrote it.
     Cr,
 }
 
@@ -135,7 +135,7 @@ impl Source {
         &self.text
     }
 
-    /// The bytes as they are on disk when the text is `text`.
+    /// The bytes to write to disk when the text is `text`: with the byte order mark, if the file has one.
     pub fn bytes_of(&self, text: &str) -> Vec<u8> {
         let mut bytes = if self.bom { BOM.to_vec() } else { Vec::new() };
         bytes.extend_from_slice(text.as_bytes());
@@ -146,7 +146,7 @@ impl Source {
         &self.body
     }
 
-    /// One step of indentation, as the first indented block has it.
+    /// One level of indentation, as the first indented block has it.
     pub fn indent(&self) -> &str {
         &self.indent
     }
@@ -190,7 +190,7 @@ impl Source {
         start..end
     }
 
-    /// Where the line after the one that holds `offset` starts, and whether there is a line end.
+    /// Where the line after the one at `offset` starts, and whether that one has a line end.
     pub fn next_line(&self, offset: usize) -> (usize, bool) {
         let end = self.line_range(offset).end;
         let rest = &self.text[end..];
@@ -201,7 +201,7 @@ impl Source {
         }
     }
 
-    /// The whitespace before the first word of the line that holds `offset`.
+    /// The leading whitespace of the line at `offset`.
     pub fn indentation_at(&self, offset: usize) -> &str {
         let line = self.line_at(offset);
         &line[..line.len() - line.trim_start_matches([' ', '\t', '\x0c']).len()]

@@ -1,6 +1,6 @@
 //! The statements and expressions of a Python file, as far as gemmtune reads them.
 //!
-//! Everything has its byte span. What no reader asks about is [`ExprKind::Other`] or
+//! Everything has its byte span. What gemmtune has no use for is [`ExprKind::Other`] or
 //! [`StmtKind::Other`]: its text is still there through the span, and every name inside a function
 //! is still listed in [`Function::mentions`].
 
@@ -35,7 +35,7 @@ impl Span {
 
 #[derive(Clone, Debug)]
 pub struct Stmt {
-    /// Where it is, without its trailing newline.
+    /// Its bytes, without the trailing newline.
     pub span: Span,
     pub kind: StmtKind,
 }
@@ -47,14 +47,15 @@ pub enum StmtKind {
     Import(Vec<Alias>),
     /// `from .module import name as alias`
     ImportFrom {
-        /// The module, empty for `from . import x`.
+        /// The module; empty for `from . import x`.
         module: String,
         /// How many leading dots.
         level: u32,
-        /// What is imported; `*` is a name.
+        /// The imported names; `*` is one of them.
         names: Vec<Alias>,
     },
-    /// `a = b = value` and `a: T = value`; `a: T` has no value. `a += b` and `del a` give it one that is not read.
+    /// `a = b = value` and `a: T = value`; `a: T` has no value. For `a += b` and `del a` the value is one that is not
+    /// read.
     Assign {
         targets: Vec<Expr>,
         value: Option<Expr>,
@@ -79,14 +80,14 @@ pub enum StmtKind {
     },
     With {
         items: Vec<Expr>,
-        /// The statements, behind an assignment for each `as`.
+        /// The statements, preceded by an assignment for each `as`.
         body: Vec<Stmt>,
     },
     /// `for` or `while`.
     Loop {
         /// The iterable or the test.
         head: Expr,
-        /// The statements, `else` included, behind an assignment for the target of a `for`.
+        /// The statements, `else` included, preceded by an assignment to the target of a `for`.
         body: Vec<Stmt>,
     },
     /// An expression on its own, such as a docstring or a call.
@@ -109,9 +110,9 @@ pub struct Branch {
 /// One name of an import.
 #[derive(Clone, Debug)]
 pub struct Alias {
-    /// The name as the other module calls it.
+    /// The name in the other module.
     pub name: String,
-    /// The name it gets here, where that differs in the source.
+    /// The name after `as`.
     pub asname: Option<String>,
     /// `name as asname` in the text.
     pub span: Span,
@@ -135,20 +136,20 @@ pub struct Function {
     pub decorated: bool,
     /// Its statements, docstring included.
     pub body: Vec<Stmt>,
-    /// Every name and attribute used anywhere inside, in source order.
+    /// Every name and attribute used in it, in source order.
     pub mentions: Vec<Mention>,
-    /// Names of the module that it says it binds (`global`).
+    /// Names that it declares `global`.
     pub globals: Vec<String>,
 }
 
-/// A name or an attribute (`b` in `a.b`) somewhere in a function.
+/// A use of a name or an attribute (`b` in `a.b`) in a function.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Mention {
     pub name: String,
     pub span: Span,
     /// Whether it is called here.
     pub called: bool,
-    /// Names of the keyword arguments it is called with.
+    /// Names of the keyword arguments of that call.
     pub keywords: Vec<String>,
 }
 
@@ -204,9 +205,9 @@ pub enum ExprKind {
     /// `then if test else otherwise`
     Conditional {
         test: Box<Expr>,
-        /// The value when it holds.
+        /// The value if the test holds.
         then: Box<Expr>,
-        /// The value when it does not.
+        /// The value if it does not.
         otherwise: Box<Expr>,
     },
     /// `(name := value)`
@@ -237,7 +238,7 @@ pub enum Comparison {
 }
 
 impl Expr {
-    /// The dotted name this expression is, such as `torch.bfloat16`.
+    /// The dotted name that this expression is, such as `torch.bfloat16`; `None` for any other expression.
     pub fn dotted(&self) -> Option<String> {
         match &self.kind {
             ExprKind::Name(name) => Some(name.clone()),
@@ -257,7 +258,8 @@ pub fn walk<'a>(body: &'a [Stmt], visit: &mut dyn FnMut(&'a Stmt)) {
     }
 }
 
-/// The same without the arms of an `if` that its tests rule out as they stand there (`if False:`, `if TYPE_CHECKING:`).
+/// The same without the branches of an `if` that can never run, judged by their tests alone (`if False:`, `if
+/// TYPE_CHECKING:`).
 pub fn walk_live<'a>(body: &'a [Stmt], visit: &mut dyn FnMut(&'a Stmt)) {
     for stmt in body {
         visit(stmt);
@@ -279,7 +281,7 @@ pub fn walk_live<'a>(body: &'a [Stmt], visit: &mut dyn FnMut(&'a Stmt)) {
     }
 }
 
-/// The truth of a test that names nothing of the program.
+/// The value of a test that depends on no name of the program.
 fn literal_truth(test: &Expr) -> Option<bool> {
     match &test.kind {
         ExprKind::Bool(value) => Some(*value),

@@ -1,4 +1,4 @@
-//! The six pictures of the page. Each has a data table beside it that says the same.
+//! The charts of the page. Each has a data table beside it with the same content.
 
 use maud::{Markup, html};
 
@@ -8,16 +8,16 @@ use super::svg::{Frame, Scale, Series, WIDTH, at, axes, chart, label, line, mark
 use crate::compare::{Comparison, MetricResult};
 use crate::profile::PhaseProfile;
 
-/// Place above a plot for its legend and the title of the vertical axis.
+/// Space above a plot for its legend and the title of the vertical axis.
 const HEAD: f64 = 40.0;
 
 /// Units from one row of the interval chart to the next.
 const ROW: f64 = 30.0;
 
-/// Units a bold letter takes at most on average, at the 12 units of the style sheet.
+/// Average width of a bold letter, at most, at the style sheet's font size of 12 units.
 const LETTER: f64 = 7.2;
 
-/// The two marks with their words, above a plot.
+/// The marks of both arms with their labels, above a plot.
 fn legend(before: &str, after: &str) -> Markup {
     let second = WIDTH - 12.0 - 7.0 * after.chars().count() as f64;
     let first = second - 34.0 - 7.0 * before.chars().count() as f64;
@@ -96,7 +96,7 @@ pub(super) fn pairs(metric: &MetricResult) -> Option<Markup> {
     ))
 }
 
-/// The ratio of every usual metric with its interval, the noise band hatched around 1.
+/// The ratio of every headline metric with its interval, the noise band hatched around 1.
 pub(super) fn intervals(comparison: &Comparison) -> Option<Markup> {
     let rows: Vec<(&MetricResult, f64, f64, f64)> = comparison
         .metrics
@@ -114,7 +114,7 @@ pub(super) fn intervals(comparison: &Comparison) -> Option<Markup> {
     let ends = rows.iter().flat_map(|(_, _, low, high)| [*low, *high]);
     let (low, high) = span(ends, 0.0)?;
     let (low, high) = (low.min(floor), high.max(ceiling));
-    // Names stand left of the plot and values right of it, so that no line runs through either.
+    // Names are left of the plot and values right of it, so that no line crosses either.
     let name = |metric: &MetricResult| {
         let mark = if metric.decides { " (decides)" } else { "" };
         format!("{}{mark}", plain_name(metric))
@@ -167,7 +167,7 @@ pub(super) fn intervals(comparison: &Comparison) -> Option<Markup> {
     ))
 }
 
-/// A bar of two parts or one, its label above, its value at the right.
+/// A bar of one or two parts, its label above it, its value to the right.
 struct Bar {
     label: String,
     value: String,
@@ -226,7 +226,7 @@ pub(super) fn time_shares(shares: &[TimeShare]) -> Option<Markup> {
     Some(bars(&summary, &key, &rows, full))
 }
 
-/// Where the time of a step goes: a bar an operation, and one for the time nothing ran.
+/// How the time of a step is spent: a bar for each operation, and one for idle time.
 pub(super) fn step(phase: &PhaseProfile) -> Option<Markup> {
     let idle = phase.idle_us / phase.step_us;
     let parts = phase.operations.iter();
@@ -394,7 +394,7 @@ pub(super) fn roofline(limits: &Roofline, rows: &[ShapeRow]) -> Option<Markup> {
             .map(|tick| (scale.place(tick), label(tick)))
             .collect()
     };
-    // Where the slope is labelled: two thirds of the way up, in logarithms.
+    // Where the slope is labelled: two thirds of the way up, on the logarithmic scale.
     let middle = thin * (ridge.clamp(thin, thick) / thin).powf(0.67);
     let slope = place(&(middle, reach(middle)));
     let summary = format!(

@@ -1,4 +1,4 @@
-//! "Is it still right, and does it really run": what the verify stage found.
+//! The checks of the verify stage: are the results still right, and do the deployed kernels really run?
 
 use maud::{Markup, html};
 
@@ -7,7 +7,7 @@ use super::number::{significant, whole};
 use super::section::{Number, Text, Wide, remarks, table};
 use crate::bench::parity::Agreement;
 
-/// The section, where anything was checked.
+/// The section; absent where nothing was checked.
 pub(super) fn section(report: &Report) -> Option<Markup> {
     if report.parity.is_none() && report.layout.is_empty() && report.engagement.is_none() {
         return None;

@@ -8,7 +8,6 @@ use super::model::{FusedMoe, FusedMoeRow, Phase, Report};
 use super::number::{ratio, significant, whole};
 use super::section::{Number, Text, Wide, table};
 
-/// The columns of a table.
 pub(super) const HEAD: [&str; 8] = [
     "M",
     "phase",
@@ -41,7 +40,7 @@ pub(super) fn section(report: &Report) -> Option<Markup> {
     })
 }
 
-/// A heading and its lines for each (E, N).
+/// A heading and its rows for each (E, N).
 pub(super) fn lines(report: &Report) -> Vec<(String, Vec<[String; 8]>)> {
     let one = |experts: &FusedMoe| {
         let lines = experts.rows.iter().map(line).collect();

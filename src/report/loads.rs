@@ -1,4 +1,4 @@
-//! Several loads, each judged on its own.
+//! Several loads, each judged by its own metric.
 
 use maud::{Markup, html};
 
@@ -34,7 +34,7 @@ pub(super) fn section(report: &Report) -> Option<Markup> {
     })
 }
 
-/// A line for each load: name, metric, both values, ratio, interval, verdict, prediction, how far it was off.
+/// A row for each load: name, metric, both values, ratio, interval, verdict, prediction, error of the prediction.
 pub(super) fn lines(comparison: &Comparison) -> Vec<Vec<String>> {
     let line = |load: &LoadComparison| {
         let own = &load.comparison;

@@ -1,4 +1,4 @@
-//! The summary for a pull request or a chat: what the page says, without its pictures.
+//! The summary for a pull request or a chat: the content of the page without its charts.
 
 use std::fmt::Write as _;
 
@@ -256,7 +256,7 @@ fn list(text: &mut String, heading: &str, items: &[String]) {
     }
 }
 
-/// Text that Markdown leaves alone and that stays in its cell.
+/// Text in which Markdown interprets nothing and that does not break its table cell.
 fn escaped(text: &str) -> String {
     let mut escaped = String::with_capacity(text.len());
     for character in text.chars() {

@@ -30,7 +30,7 @@ pub const DOCUMENT: &str = "report.json";
 /// Name of the summary.
 pub const SUMMARY: &str = "report.md";
 
-/// A report cannot be written or read.
+/// A report that cannot be written or read.
 #[derive(Debug, thiserror::Error)]
 pub enum ReportError {
     /// A file cannot be written.
@@ -39,7 +39,7 @@ pub enum ReportError {
     /// The document cannot be read.
     #[error("read the report")]
     Read(#[source] std::io::Error),
-    /// The document is not one of this form.
+    /// The document does not have this form.
     #[error("read `{path}`")]
     Form {
         path: Utf8PathBuf,
@@ -84,7 +84,7 @@ pub fn read(folder: &Utf8Path) -> Result<Report, ReportError> {
         path: path.clone(),
         source,
     };
-    // The format first: a newer document may have another shape.
+    // The format first: a newer document may have a different structure.
     let document: serde_json::Value = serde_json::from_str(&text).map_err(form)?;
     let found = document["format"].as_u64().unwrap_or(0) as u32;
     if found > model::FORMAT {

@@ -1,7 +1,7 @@
-//! The report as data: what a run found, in the order people read it. `report.json` is this document.
+//! The report as data: what a run found, in reading order. `report.json` is this document.
 //!
-//! Everything a backend or an unfinished run cannot say is absent, and the page says so; nothing here
-//! is computed from what is absent. Times of kernels are microseconds, of stages seconds.
+//! What a backend or an unfinished run does not know is absent, and the page says so; nothing here is computed from
+//! absent values. Times of kernels are microseconds, of stages seconds.
 
 use serde::{Deserialize, Serialize};
 
@@ -14,7 +14,7 @@ use crate::profile::LoadProfile;
 /// Version of the document. A newer one is refused, older ones are read.
 pub const FORMAT: u32 = 1;
 
-/// One run of the loop, or as much of it as there is.
+/// The result of one run of the loop, finished or not.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
 #[serde(default)]
 pub struct Report {
@@ -25,13 +25,13 @@ pub struct Report {
     pub made: String,
     /// Version of gemmtune that ran.
     pub gemmtune: String,
-    /// What ended the run before a comparison: nothing to gain, a failed check that was undone.
+    /// Why the run ended before a comparison: nothing to gain, or a failed check that was undone.
     pub ended_early: Option<String>,
-    /// The first things a reader asks: machine, model, what was changed. Each in a few words.
+    /// What a reader wants to know first: machine, model, what was changed. Each in a few words.
     pub facts: Vec<Fact>,
     /// The shell command with which the server keeps the tuned table; absent where nothing was deployed.
     pub keep: Option<String>,
-    /// The command that takes the deployment back; absent where nothing was deployed.
+    /// The command that undoes the deployment; absent where nothing was deployed.
     pub undo: Option<String>,
     /// The verdict with its pairs and metrics.
     pub comparison: Option<Comparison>,
@@ -41,7 +41,7 @@ pub struct Report {
     pub machine: Vec<Fact>,
     /// How each arm was started.
     pub arms: Vec<Arm>,
-    /// Where the time of a step goes in the untuned server, by load.
+    /// Where the time of a step goes in the untuned server, for each load.
     pub profile: Vec<LoadProfile>,
     /// Captured shapes with their times.
     pub shapes: Vec<ShapeRow>,
@@ -53,31 +53,31 @@ pub struct Report {
     pub operations: Vec<DenseOperation>,
     /// Share of calls and of GEMM time served by the table.
     pub hit_rates: Vec<HitRate>,
-    /// Limits of the device, for the roofline picture.
+    /// Limits of the device, for the roofline chart.
     pub roofline: Option<Roofline>,
     pub plan: Option<PlanSummary>,
-    /// Shapes that are left with what served them before, and by how much the tuned kernel lost.
+    /// Shapes that keep what served them before, and by how much the tuned kernel lost.
     pub stays: Vec<Stays>,
     /// What was not done, and why.
     pub skipped: Vec<Skipped>,
-    /// Whether both servers say the same.
+    /// Whether both servers give the same answers.
     pub parity: Option<Agreement>,
-    /// Numbers of the deployed kernels against a reference, per M.
+    /// Numerical checks of the deployed kernels against a reference, for each M.
     pub layout: Vec<LayoutCheck>,
     /// Whether the deployed kernels really ran.
     pub engagement: Option<Engagement>,
     /// Commands that reproduce the run, in order.
     pub commands: Vec<Command>,
-    /// Digests of what went in and came out.
+    /// Digests of inputs and outputs.
     pub digests: Vec<Fact>,
     /// How long each stage took.
     pub stages: Vec<StageTime>,
-    /// Anything a reader must know besides: what could not be measured, what is only predicted.
+    /// Further remarks: what could not be measured, what is only predicted.
     pub notes: Vec<String>,
 }
 
 impl Report {
-    /// Time of all stages together, s; nothing where there are not several.
+    /// Time of all stages together, s; `None` unless there are several.
     pub(super) fn seconds(&self) -> Option<f64> {
         (self.stages.len() > 1).then(|| self.stages.iter().map(|stage| stage.seconds).sum())
     }
@@ -140,7 +140,7 @@ impl Fact {
 pub struct Arm {
     /// `baseline` or `tuned`.
     pub name: String,
-    /// What sets it apart, in a sentence.
+    /// What distinguishes it, in a sentence.
     pub description: String,
     pub trials: usize,
     /// The server's command line.
@@ -149,11 +149,11 @@ pub struct Arm {
     pub environment: Vec<Fact>,
 }
 
-/// Which part of serving a shape belongs to.
+/// The phase of serving that a shape belongs to.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Serialize, Deserialize)]
 #[serde(rename_all = "lowercase")]
 pub enum Phase {
-    /// One token a running request.
+    /// One token for each running request.
     Decode,
     Prefill,
 }
@@ -202,30 +202,30 @@ impl ShapeRow {
 /// A kernel and its time.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
 pub struct Timing {
-    /// Microseconds a call.
+    /// Microseconds for one call.
     pub us: f64,
     /// Name of the kernel or configuration.
     pub kernel: String,
 }
 
-/// A fused MoE on one rank: what one table is about.
+/// A fused MoE on one rank: the subject of one table.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
 pub struct FusedMoe {
     /// Local experts, a fused shared expert included.
     pub experts: u32,
     /// Columns between its two GEMMs.
     pub n: u32,
-    /// Hidden columns.
+    /// Hidden size.
     pub k: Option<u32>,
-    /// Experts of a token.
+    /// Experts for each token.
     pub topk: Option<u32>,
     /// Calls in the captured run, graph replays counted.
     pub calls: f64,
     /// Calls of one forward pass, where a captured graph showed them.
     pub per_forward: Option<u32>,
-    /// What served it before, in words.
+    /// What served it before, described in words.
     pub today: String,
-    /// What was timed as the whole operation: `fused_experts`, or `two GEMMs`; absent before it was raced.
+    /// What was timed as the whole operation: `fused_experts`, or `two GEMMs`; absent if it was not raced.
     #[serde(default)]
     pub timed: Option<String>,
     /// Its sizes by M.
@@ -240,7 +240,7 @@ pub struct FusedMoeRow {
     /// Decode or prefill, where it is known.
     #[serde(default)]
     pub phase: Option<Phase>,
-    /// Calls that this M stands for; absent where none was seen.
+    /// Calls that this M stands for; absent where none was recorded.
     #[serde(default)]
     pub calls: Option<f64>,
     /// The rows that served before.
@@ -254,7 +254,7 @@ pub struct FusedMoeRow {
 }
 
 impl FusedMoeRow {
-    /// Before over after, where both were timed.
+    /// Time before divided by time after, where both were measured.
     pub fn ratio(&self) -> Option<f64> {
         Some(self.before.as_ref()?.us / self.after.as_ref()?.us)
     }
@@ -263,7 +263,7 @@ impl FusedMoeRow {
 /// A hit rate before and after.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
 pub struct HitRate {
-    /// What is counted: `calls`, `GEMM time`; and whether predicted or measured.
+    /// What is counted: `calls`, `GEMM time`; and whether it is predicted or measured.
     pub of: String,
     /// Share before, 0 to 1; absent where it was not measured.
     pub before: Option<f64>,
@@ -271,14 +271,14 @@ pub struct HitRate {
     pub after: f64,
 }
 
-/// What the device can do at best.
+/// The peak rates of the device.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
 pub struct Roofline {
     /// Peak FP8 rate, TFLOP/s.
     pub tflops: f64,
     /// Memory bandwidth, GB/s.
     pub gbps: f64,
-    /// Where the two come from: measured here, or whose figure.
+    /// Where the two come from: measured here, or a published figure.
     pub source: String,
 }
 
@@ -301,7 +301,7 @@ pub struct PlanSummary {
     pub candidates: Option<u64>,
 }
 
-/// Neighbouring M of one weight that are left with what served them before.
+/// Neighbouring M of one weight that keep what served them before.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Stays {
     /// Output features.
@@ -366,13 +366,13 @@ impl LayoutCheck {
 pub struct Engagement {
     /// Whether it was enough.
     pub passed: bool,
-    /// Shapes that the server looked up and whose deployed row it took.
+    /// Shapes that the server looked up and for which it used the deployed row.
     pub hits: Option<u64>,
-    /// Shapes that it looked up and that another row or none served: those of `missing`.
+    /// Shapes that it looked up and that another row or none served: the entries of `missing`.
     pub misses: Option<u64>,
     /// Each of them, with what served it where that is known.
     pub missing: Vec<String>,
-    /// How it was seen, in a sentence.
+    /// How it was determined, in a sentence.
     pub because: String,
 }
 
@@ -475,7 +475,7 @@ impl Report {
         .collect()
     }
 
-    /// Usual metrics that read the other way than a verdict of better, same or worse.
+    /// Headline metrics that contradict a verdict of better, same or worse.
     pub fn against(&self) -> Vec<&MetricResult> {
         let Some(comparison) = &self.comparison else {
             return Vec::new();
@@ -492,7 +492,7 @@ impl Report {
     }
 }
 
-/// A metric's name for people: `output throughput`, `median TTFT`.
+/// A metric's name for display: `output throughput`, `median TTFT`.
 pub fn plain_name(metric: &MetricResult) -> String {
     let name = metric.metric.trim_end_matches("_ms").replace('_', " ");
     name.split(' ')

@@ -1,8 +1,8 @@
-//! Numbers as people read them.
+//! Numbers formatted for display.
 
 use crate::compare::MetricResult;
 
-/// `value` with `digits` significant digits, thousands separated by a thin space; `–` for none.
+/// `value` with `digits` significant digits, thousands separated by a thin space; `–` for `None`.
 pub(super) fn significant(value: Option<f64>, digits: i32) -> String {
     let Some(value) = value.filter(|value| value.is_finite()) else {
         return "–".to_owned();

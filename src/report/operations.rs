@@ -1,4 +1,4 @@
-//! The operations of dense GEMMs, where a run tuned several: what each is worth and what became of it.
+//! The operations of dense GEMMs, where a run tuned several: the value and the outcome of each.
 
 use maud::{Markup, html};
 use serde::{Deserialize, Serialize};
@@ -12,24 +12,23 @@ use crate::problem::Op;
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
 pub struct DenseOperation {
     pub op: Op,
-    /// What served it before, in words.
+    /// What served it before, described in words.
     pub today: String,
     /// Shapes of it that were captured.
     pub captured: usize,
     /// Its share of the estimated time of all dense GEMMs that were planned, 0 to 1.
     pub share: f64,
     pub planned: usize,
-    /// Of them tuned, and of these faster than what serves today; absent before.
+    /// Shapes that were tuned and are faster than what serves today; absent before tuning.
     pub tuned: Option<usize>,
     pub faster: Option<usize>,
     /// Rows in its deployed table; absent where it has none.
     pub deployed: Option<usize>,
-    /// Shapes that the tuned server looked up, and those that took the row deployed for them; absent before.
+    /// Shapes that the tuned server looked up, and those for which it used the deployed row; absent before.
     pub looked_up: Option<usize>,
     pub hits: Option<usize>,
 }
 
-/// The columns of a table.
 pub(super) const HEAD: [&str; 6] = [
     "operation",
     "share of GEMM time",
@@ -56,7 +55,7 @@ pub(super) fn section(report: &Report) -> Option<Markup> {
     })
 }
 
-/// A line for each.
+/// A row for each operation.
 pub(super) fn lines(report: &Report) -> Vec<[String; 6]> {
     report.operations.iter().map(line).collect()
 }

@@ -9,7 +9,7 @@ use crate::compare::Verdict;
 
 const STYLE: &str = include_str!("style.css");
 
-/// Reasons against a comparison that stand beside the verdict; all of them are in its section.
+/// Most reasons against a comparison that are shown beside the verdict; its section lists all of them.
 const SHOWN_REASONS: usize = 5;
 
 /// The text of `report.html`.
@@ -24,7 +24,7 @@ pub(super) fn html(report: &Report) -> String {
                 meta charset="utf-8";
                 meta name="viewport" content="width=device-width, initial-scale=1";
                 meta name="color-scheme" content="light dark";
-                // Even a value that found a way round the escaping could fetch or run nothing.
+                // Even a value that escaped the escaping could neither fetch nor run anything.
                 meta http-equiv="Content-Security-Policy" content="default-src 'none'; style-src 'unsafe-inline'";
                 title { (title) }
                 style { (PreEscaped(STYLE)) }
@@ -45,7 +45,7 @@ pub(super) fn html(report: &Report) -> String {
                     }
                     (next_steps(report))
                     @if let Some(comparison) = &report.comparison {
-                        // An inconclusive sentence has said it already.
+                        // The sentence of an inconclusive verdict includes it already.
                         @if comparison.verdict != Verdict::Inconclusive {
                             p.because { (first_upper(&comparison.because)) "." }
                         }
@@ -83,7 +83,7 @@ pub(super) fn html(report: &Report) -> String {
     .into_string()
 }
 
-/// A class and a sign for the verdict; the sentence carries the word.
+/// A CSS class and a sign for the verdict; the sentence has the word.
 fn headline(report: &Report) -> (&'static str, &'static str) {
     match report
         .comparison
@@ -98,7 +98,7 @@ fn headline(report: &Report) -> (&'static str, &'static str) {
     }
 }
 
-/// One line on what was run where: machine, model, what was changed, and the day.
+/// One line on what was run where: machine, model, what was changed, and the date.
 fn facts(report: &Report) -> Markup {
     let day = report.made.split('T').next().unwrap_or_default();
     html! {
@@ -111,7 +111,7 @@ fn facts(report: &Report) -> Markup {
     }
 }
 
-/// How to keep what was deployed and how to take it back; a deployment that did not help is not offered to keep.
+/// How to keep what was deployed and how to undo it; keeping a deployment that did not help is not offered.
 fn next_steps(report: &Report) -> Markup {
     let helped = report
         .comparison
@@ -151,7 +151,7 @@ fn contents(sections: &[Section]) -> Markup {
     }
 }
 
-/// Hatches that charts fill with; they take the colour of the series from the style sheet.
+/// Hatches used by charts; the style sheet gives them the colour of the series.
 fn patterns() -> Markup {
     let hatch = |id: &str, class: &str, turn: &str| {
         html! {

@@ -1,4 +1,4 @@
-//! The sections of the page: each a heading, a sentence, a picture and its table.
+//! The sections of the page: each a heading, a sentence, a chart and its table.
 
 use std::collections::BTreeMap;
 use std::fmt::Write as _;
@@ -11,7 +11,7 @@ use super::number::{measured, percent, ratio, significant, whole};
 use crate::compare::{Better, Comparison};
 use crate::workload::duration::spoken;
 
-/// A section of the page with its anchor; absent when there is nothing to say.
+/// A section of the page with its anchor.
 pub(super) struct Section {
     pub(super) id: &'static str,
     /// Heading, also in the table of contents.
@@ -20,7 +20,7 @@ pub(super) struct Section {
     pub(super) body: Markup,
 }
 
-/// Every section that has something to say, in reading order.
+/// Every section that has content, in reading order.
 pub(super) fn all(report: &Report) -> Vec<Section> {
     let section = |id, title, body: Option<Markup>| body.map(|body| Section { id, title, body });
     [
@@ -65,7 +65,7 @@ pub(super) fn all(report: &Report) -> Vec<Section> {
     .collect()
 }
 
-/// What a column holds, which is how it is set.
+/// What a column holds, which determines its layout.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(super) enum Holds {
     Number,
@@ -88,14 +88,14 @@ impl Holds {
 /// A column of a table: its heading and what it holds.
 pub(super) type Column<'a> = (&'a str, Holds);
 
-/// Whether the columns do not fit side by side on a phone: there each row is shown as a card.
+/// Whether the columns do not fit side by side on a phone, where each row is then shown as a card.
 fn becomes_cards(columns: &[Column<'_>]) -> bool {
     let has_wide = columns.iter().any(|(_, holds)| *holds == Wide);
     columns.len() > 5 || (columns.len() > 2 && has_wide)
 }
 
-/// A table in a region of its own that scrolls where it is too long. The roles are what the elements mean anyway;
-/// browsers forget that where a style sheet shows rows as cards.
+/// A table in a region of its own that scrolls where it is too wide. The explicit roles repeat the elements' meaning,
+/// because browsers drop it where a style sheet shows rows as cards.
 pub(super) fn table(caption: &str, columns: &[Column<'_>], rows: &[Vec<String>]) -> Markup {
     let class = becomes_cards(columns).then_some("cards");
     html! {
@@ -128,7 +128,7 @@ pub(super) fn table(caption: &str, columns: &[Column<'_>], rows: &[Vec<String>])
     }
 }
 
-/// A picture with its caption, and its table beside it.
+/// A chart with its caption and its table.
 pub(super) fn figure(picture: Option<Markup>, caption: &str, table: &Markup) -> Markup {
     html! {
         div.figure {
@@ -140,7 +140,7 @@ pub(super) fn figure(picture: Option<Markup>, caption: &str, table: &Markup) -> 
     }
 }
 
-/// `05-tuned/bench.jsonl:1`: where a trial was read, without the folders above its own.
+/// `05-tuned/bench.jsonl:1`: where a trial was read from, without the folders above the run.
 fn within_the_run(source: &str) -> &str {
     let mut slashes = source.rmatch_indices('/').map(|(at, _)| at + 1);
     slashes.nth(1).map_or(source, |at| &source[at..])
@@ -280,8 +280,8 @@ fn time(report: &Report) -> Option<Markup> {
     ))
 }
 
-/// Weights whose pictures are shown at once; the others are folded away, so that a model with many
-/// shapes still gives a page one can read.
+/// Weights whose charts are shown at once; the others are folded, so that a model with many shapes still gives a
+/// readable page.
 const SHOWN_WEIGHTS: usize = 8;
 
 fn shapes(report: &Report) -> Option<Markup> {
@@ -292,7 +292,7 @@ fn shapes(report: &Report) -> Option<Markup> {
     for row in &report.shapes {
         groups.entry((row.op, row.n, row.k)).or_default().push(row);
     }
-    // Those on which most time is spent first, as in the section before.
+    // Those with the most time first, as in the section before.
     let shares = report.time_shares();
     let place = |n: u32, k: u32| {
         let found = shares.iter().position(|share| (share.n, share.k) == (n, k));
@@ -318,7 +318,7 @@ fn shapes(report: &Report) -> Option<Markup> {
     })
 }
 
-/// One (N, K): its picture and its rows.
+/// One (N, K): its chart and its rows.
 fn weight(title: &str, rows: &[&ShapeRow]) -> Markup {
     let columns = [
         ("M", Number),
@@ -362,7 +362,7 @@ fn weight(title: &str, rows: &[&ShapeRow]) -> Markup {
     }
 }
 
-/// What tuning this weight is worth: over the captured calls, and at the M that gains most.
+/// What tuning this weight gains: over the captured calls, and at the M that gains most.
 fn gain(rows: &[&ShapeRow]) -> String {
     let times: Vec<(&ShapeRow, f64, f64)> = rows
         .iter()
@@ -497,7 +497,7 @@ fn reproduce(report: &Report) -> Option<Markup> {
     if report.commands.is_empty() && report.arms.is_empty() && report.digests.is_empty() {
         return None;
     }
-    // These two stand below the verdict.
+    // These two are shown below the verdict.
     let shown = [&report.keep, &report.undo];
     let is_shown = |command: &&Command| !shown.contains(&&Some(command.command.clone()));
     Some(html! {

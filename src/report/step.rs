@@ -1,4 +1,4 @@
-//! Where the time of a served step goes, by load, and what tuning can bring at most.
+//! Where the time of a served step goes, for each load, and the most that tuning can gain.
 
 use std::fmt::Write as _;
 
@@ -58,7 +58,7 @@ pub(super) const COLUMNS: [(&str, super::section::Holds); 5] = [
     ("by", Wide),
 ];
 
-/// Which steps these are.
+/// The heading: which steps these are.
 pub(super) fn heading(load: &LoadProfile, rank: &Profile, phase: &PhaseProfile) -> String {
     let mut text = first_upper(&phase.describe());
     if let Some(us) = phase.unprofiled_us {
@@ -78,7 +78,7 @@ pub(super) fn heading(load: &LoadProfile, rank: &Profile, phase: &PhaseProfile) 
     text
 }
 
-/// A line for each operation and for the time nothing ran.
+/// A row for each operation and for idle time.
 pub(super) fn lines(phase: &PhaseProfile) -> Vec<Vec<String>> {
     let us = |us: f64| significant(Some(us), 4);
     let mut lines: Vec<Vec<String>> = phase
@@ -109,7 +109,7 @@ pub(super) fn lines(phase: &PhaseProfile) -> Vec<Vec<String>> {
     lines
 }
 
-/// The kernels that are part of the rest because no rule knows them.
+/// The kernels that count as rest because no rule matches them.
 pub(super) fn unknown(phase: &PhaseProfile) -> Vec<String> {
     phase
         .unknown
@@ -125,7 +125,7 @@ const RANK_COLUMNS: [(&str, super::section::Holds); 4] = [
     ("communicates, µs", Number),
 ];
 
-/// A line for each rank, of its first phase.
+/// A row for each rank, for its first phase.
 fn ranks(load: &LoadProfile) -> Vec<Vec<String>> {
     let us = |us: f64| significant(Some(us), 4);
     load.ranks

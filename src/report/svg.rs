@@ -9,10 +9,10 @@ use maud::{Markup, html};
 /// Width of every chart in its own units.
 pub(super) const WIDTH: f64 = 420.0;
 
-/// Width of a digit at the 12 units of the style sheet, at most.
+/// Width of a digit, at most, at the style sheet's font size of 12 units.
 const DIGIT: f64 = 7.6;
 
-/// Linear or logarithmic mapping from values to places.
+/// Linear or logarithmic mapping from values to coordinates.
 #[derive(Clone, Copy, Debug)]
 pub(super) struct Scale {
     from: (f64, f64),
@@ -21,7 +21,7 @@ pub(super) struct Scale {
 }
 
 impl Scale {
-    /// Values `from` (low, high) to places `to`. A span of nothing is widened around its value.
+    /// Maps values `from` (low, high) to coordinates `to`. An empty span is widened around its value.
     pub(super) fn linear(from: (f64, f64), to: (f64, f64)) -> Self {
         let (low, high) = from;
         let from = if high > low {
@@ -37,7 +37,7 @@ impl Scale {
         }
     }
 
-    /// The same on logarithms; both ends must be above 0.
+    /// The same on a logarithmic scale; both ends must be above 0.
     pub(super) fn log(from: (f64, f64), to: (f64, f64)) -> Self {
         let (low, high) = (from.0.max(f64::MIN_POSITIVE), from.1.max(f64::MIN_POSITIVE));
         let from = if high > low {
@@ -52,7 +52,7 @@ impl Scale {
         }
     }
 
-    /// The place of `value`.
+    /// The coordinate of `value`.
     pub(super) fn place(&self, value: f64) -> f64 {
         let map = |value: f64| if self.log { value.ln() } else { value };
         let (low, high) = (map(self.from.0), map(self.from.1));
@@ -98,7 +98,7 @@ pub(super) fn at(value: f64) -> String {
     text.trim_end_matches('0').trim_end_matches('.').to_owned()
 }
 
-/// A tick's label: as few digits as tell it from its neighbours.
+/// A tick's label: as few digits as distinguish it from its neighbours.
 pub(super) fn label(value: f64) -> String {
     let size = value.abs();
     if size >= 1e6 && (value % 1e5).abs() < 1.0 {
@@ -131,7 +131,7 @@ pub(super) fn mark(series: Series, x: f64, y: f64) -> Markup {
     }
 }
 
-/// Points as an attribute.
+/// Points as the value of an SVG attribute.
 pub(super) fn polyline(points: &[(f64, f64)]) -> String {
     let points: Vec<String> = points
         .iter()
@@ -158,8 +158,8 @@ pub(super) struct Frame {
     pub(super) bottom: f64,
 }
 
-/// Axis lines with ticks, horizontal grid and both titles. Tick places and labels are given, so that
-/// a category axis is drawn the same way.
+/// Axis lines with ticks, horizontal grid and both titles. Tick positions and labels are given, so that a category
+/// axis is drawn the same way.
 pub(super) fn axes(
     frame: Frame,
     (x_ticks, x_title): (&[(f64, String)], &str),
@@ -182,7 +182,7 @@ pub(super) fn axes(
     }
 }
 
-/// The ticks whose labels, centred below them, do not touch the one before.
+/// The ticks whose labels, centred below them, do not touch the previous one.
 fn apart(ticks: &[(f64, String)]) -> Vec<&(f64, String)> {
     let mut end = f64::NEG_INFINITY;
     ticks
@@ -198,7 +198,7 @@ fn apart(ticks: &[(f64, String)]) -> Vec<&(f64, String)> {
         .collect()
 }
 
-/// A whole chart; `summary` says in words what it shows.
+/// A whole chart; `summary` describes it in words.
 pub(super) fn chart(height: f64, summary: &str, body: &Markup) -> Markup {
     html! {
         svg viewBox={ "0 0 " (WIDTH) " " (at(height)) } role="img" aria-label=(summary) {

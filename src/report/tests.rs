@@ -1,4 +1,4 @@
-//! The three files of a report, on the sample and on nearly nothing.
+//! The three files of a report, for the sample and for a nearly empty run.
 
 use camino::Utf8PathBuf;
 
@@ -94,7 +94,7 @@ fn where_the_time_goes_is_said_by_load_and_operation() {
         page.contains(&format!("<strong>{says}.</strong>")),
         "{says}"
     );
-    // Nothing that could not be told has a place on the page.
+    // What is not known does not appear on the page.
     let without = Report {
         profile: Vec::new(),
         ..report

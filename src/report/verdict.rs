@@ -1,13 +1,13 @@
-//! The verdict in one sentence: the same one on the page, in the summary and on the terminal.
+//! The verdict in one sentence, the same on the page, in the summary and on the terminal.
 
 use super::model::plain_name;
 use crate::compare::{Better, Comparison, Verdict};
 
-/// From this quotient of its ends on an interval is given as multiples: a percentage would claim digits that were not
-/// measured. The quiet demo's interval spans a factor of 1.02, that of a busy machine 1.4 and more.
+/// From this quotient of its ends on, an interval is shown as multiples: a percentage would claim digits that were
+/// not measured. On an idle machine the demo's interval spans a factor of 1.02, on a busy one 1.4 and more.
 const WIDE: f64 = 1.1;
 
-/// What was found, without a full stop.
+/// The result, without a full stop.
 pub fn sentence(comparison: &Comparison) -> String {
     let (Some(metric), Some(median), Some(low), Some(high), Some(confidence)) = (
         comparison.metrics.first(),
@@ -23,7 +23,7 @@ pub fn sentence(comparison: &Comparison) -> String {
         1 => "1 pair".to_owned(),
         pairs => format!("{pairs} pairs"),
     };
-    // The ratio is turned so that above 1 is better; what people read is the value itself.
+    // The ratio is oriented so that above 1 is better; the sentence is about the value itself.
     let (times, from, to) = match metric.better {
         Better::Higher => (median, low, high),
         Better::Lower => (1.0 / median, 1.0 / high, 1.0 / low),
@@ -66,7 +66,7 @@ mod tests {
     use super::*;
     use crate::compare::{Band, Question, Trial, Unit, compare, metric, trials};
 
-    /// Both arms' values of one metric, a pair for each.
+    /// Pairs of both arms' values of one metric.
     fn comparison(key: &str, baseline: &[f64], tuned: &[f64]) -> Comparison {
         let folder = tempfile::tempdir().unwrap();
         let arm = |name: &str, values: &[f64]| -> Vec<Trial> {

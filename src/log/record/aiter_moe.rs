@@ -20,16 +20,16 @@ pub struct AiterMoe {
     pub is_shuffled: bool,
 }
 
-/// What the look-up of a call was answered with.
+/// The result of the look-up for a call.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct AiterMoeServed {
     /// Whether one kernel does both stages.
     pub one_stage: bool,
-    /// The kernels that are asked for, by name; empty where aiter chose.
+    /// The kernels that are requested by name; empty where aiter chose.
     pub kernels: [String; 2],
-    /// Rows of a tile.
+    /// Rows of activation in one tile.
     pub block_m: u32,
-    /// The file that was looked in.
+    /// The file that was searched.
     pub table: String,
 }
 
@@ -92,7 +92,7 @@ struct Counted {
     bs: Option<u32>,
 }
 
-/// The record of calls that is `line`.
+/// The call record in `line`, which was made `count` times.
 pub(super) fn calls(line: &[u8], count: u64) -> Result<Record, RecordError> {
     let Counted { call, kind, bs } =
         serde_json::from_slice(line).map_err(|error| RecordError::Json(error.to_string()))?;
@@ -104,7 +104,7 @@ pub(super) fn calls(line: &[u8], count: u64) -> Result<Record, RecordError> {
     })
 }
 
-/// `{"served_aiter_moe": {…}}`.
+/// The line `{"served_aiter_moe": {…}}`.
 #[derive(Deserialize)]
 pub(super) struct ServedLine {
     #[serde(flatten)]

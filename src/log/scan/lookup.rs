@@ -1,28 +1,30 @@
-//! Look-up lines of aiter among the records of a log: whole, torn, and wrapped where a person copied them.
+//! Look-up lines of aiter among the records of a log: complete, torn, and wrapped where they were copied from a
+//! terminal.
 
 use super::{CUT_OFF, Found, Next, Scanner, Segment, Tag};
 use crate::log::cursor::{find, rfind};
 use crate::log::engagement::{self, Said};
 use crate::log::summary::Logger;
 
-/// The reason given for a look-up line that is not whole.
+/// The reason given for an incomplete look-up line.
 const TORN_LOOKUP: &str = "torn: no complete look-up line of aiter";
 
-/// How far behind its first line a wrapped look-up line reaches: a path of 512 bytes and a kernel's name.
+/// How far after its first line a wrapped look-up line extends: a path of 512 bytes and a kernel's name.
 pub(in crate::log) const WRAPPED_MAX: usize = 1 << 10;
 
-/// Most lines that the rest of a wrapped look-up line stands on: the longest are 400 letters, a terminal has 80 columns.
+/// Most lines over which the rest of a wrapped look-up line is spread: the longest have 400 letters, a terminal has
+/// 80 columns.
 const WRAPPED_LINES: usize = 5;
 
 /// Longest key of a fused MoE that is kept.
 const MOE_KEY_MAX: usize = 512;
 
-/// Longest text of a batched look-up before it says how it ended.
+/// Longest text of a batched look-up before its outcome.
 const BATCHED_MAX: usize = 128;
 
 impl Scanner<'_> {
-    /// A look-up line of aiter, whose head stands before its tag. Gives where the search continues, or nothing where more
-    /// bytes tell what it is.
+    /// A look-up line of aiter, whose head precedes its tag. Returns where the search continues, or `None` where more
+    /// bytes are needed to decide.
     pub(super) fn lookup(&mut self, segment: &Segment<'_>, found: Found) -> Option<usize> {
         let bytes = segment.bytes;
         let start = engagement::head_start(bytes, found.start)
@@ -52,8 +54,8 @@ impl Scanner<'_> {
         Some(next.map_or(segment.end, |next| found.end + next))
     }
 
-    /// The head of a look-up line: torn if nothing in the rest of its line says how the look-up ended, and the line was
-    /// not wrapped. A whole line is read when that is met.
+    /// The head of a look-up line: torn if nothing in the rest of its line reports an outcome and the line was not
+    /// wrapped. A complete line is handled at its later tag.
     pub(super) fn lookup_head(&mut self, segment: &Segment<'_>, found: Found) -> Option<usize> {
         let text = &segment.bytes[found.end..segment.end];
         let length = find(text, b"[aiter] shape is M:").unwrap_or(text.len());
@@ -68,7 +70,7 @@ impl Scanner<'_> {
             at = next.end;
         }
         let start = found.end - b"shape is M:".len();
-        // Other families', and a miss that names no table.
+        // Look-ups of other families, and misses that name no table.
         if let Some((said, _)) = engagement::parse(&segment.bytes[start..found.end + length]) {
             self.say(said, Logger::Aiter);
             return Some(found.end);
@@ -101,12 +103,12 @@ impl Scanner<'_> {
         self.malformed(segment, start, reason);
     }
 
-    /// Whether the look-up line from `start` on continues on the lines after it; then it is counted.
+    /// Whether the look-up line from `start` on continues on the following lines; if so, it is counted.
     #[cold]
     fn wrapped(&mut self, segment: &Segment<'_>, start: usize, logger: Logger) -> Wrapped {
         let bytes = segment.bytes;
         let head = &bytes[start..segment.end];
-        // Every whole look-up ends with it.
+        // Every complete look-up ends with it.
         if memchr::memchr(b'!', head).is_some() {
             return Wrapped::Not;
         }
@@ -115,7 +117,7 @@ impl Scanner<'_> {
             return Wrapped::Unknown;
         }
         let reach = reach.min(bytes.len());
-        // Broken where a line was full, or at a blank.
+        // Wrapped at the terminal's width, or at a blank.
         for between in [&b""[..], b" "] {
             let mut whole = head.trim_ascii_end().to_vec();
             let (mut at, mut lines) = (segment.end, 0);
@@ -132,7 +134,7 @@ impl Scanner<'_> {
                     break;
                 }
                 lines += 1;
-                // No wrapped line continues after its end, so that a log can be cut there.
+                // No wrapped line continues past its end, so a log can be split there.
                 let own = memchr::memchr(b'!', line).map_or(line, |at| &line[..=at]);
                 whole.extend_from_slice(between);
                 whole.extend_from_slice(own);
@@ -161,12 +163,12 @@ enum Wrapped {
     Unknown,
 }
 
-/// Whether a look-up line may continue after `bytes`, which end with a line.
+/// Whether a look-up line may continue after `bytes`, which end at a line end.
 pub(in crate::log) fn may_go_on(bytes: &[u8]) -> bool {
     rfind(bytes, b"shape ").is_some_and(|at| memchr::memchr(b'!', &bytes[at..]).is_none())
 }
 
-/// The family of a batched look-up, by what stands behind its head.
+/// The family of a batched look-up, judged by what follows its head.
 pub(super) fn batched(text: &[u8]) -> &'static str {
     if find(text, b" dtype is bf16").is_some() {
         "bf16_tuned_batched_gemm"
@@ -176,7 +178,7 @@ pub(super) fn batched(text: &[u8]) -> &'static str {
 }
 
 /// The family of a batched look-up that a server's logger wrote, whose outcome follows `before`. Those of aiter's own
-/// logger are met by their head.
+/// logger are recognised by their head.
 fn batched_of_the_server(before: &[u8]) -> Option<&'static str> {
     let before = &before[before.len().saturating_sub(BATCHED_MAX)..];
     let line = memchr::memrchr2(b'\n', b'\r', before).map_or(0, |end| end + 1);

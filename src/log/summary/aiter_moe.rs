@@ -1,4 +1,4 @@
-//! What records say of aiter's fused MoE: which calls ran, how often, and what each look-up was answered with.
+//! What record files report about aiter's fused MoE: which calls ran, how often, and the result of each look-up.
 
 use std::collections::BTreeMap;
 use std::fmt::Write as _;
@@ -11,12 +11,13 @@ use crate::table::fmoe::table::UNTUNED;
 /// Everything that processes with the overlay recorded.
 #[derive(Debug, Default)]
 pub struct AiterMoeSummary {
-    /// Calls, graph replays counted.
+    /// Calls, with graph replays counted.
     pub calls: BTreeMap<AiterMoe, u64>,
-    /// What each was answered with, every answer once: processes may differ.
+    /// The results of each look-up, without duplicates: processes may differ.
     pub served: BTreeMap<AiterMoe, Vec<AiterMoeServed>>,
     captured: BTreeMap<(Option<u32>, AiterMoe), u64>,
-    /// Calls of a problem in one captured graph, the most that any has: one forward pass. The tokens are left out.
+    /// Calls of a problem in one captured graph, which is one forward pass; the maximum over all graphs. The tokens
+    /// are left out.
     per_graph: BTreeMap<AiterMoe, u64>,
 }
 
@@ -32,7 +33,7 @@ impl AiterMoeSummary {
         u32::try_from(*calls).ok()
     }
 
-    /// The calls as CSV: what a tuner's input has, with the tokens of the forward, and how often each was made.
+    /// The calls as CSV: the columns of a tuner's input, with the tokens of the forward, and the number of calls.
     pub fn to_csv(&self) -> String {
         let mut text = format!("{},ep,records\n", UNTUNED.join(","));
         for (call, records) in &self.calls {
@@ -43,7 +44,7 @@ impl AiterMoeSummary {
         text
     }
 
-    /// Counts calls; gives how many are left out because there are too many.
+    /// Counts calls; returns how many are left out because there are too many.
     pub(super) fn add_calls(
         &mut self,
         call: AiterMoe,
@@ -85,7 +86,7 @@ impl AiterMoeSummary {
         }
     }
 
-    /// Ends a record file: captured calls become as many as its replays made of them.
+    /// Ends a record file: captured calls are multiplied by the replays of their graph.
     pub(super) fn end_record_file(&mut self, file: &RecordFile) {
         for ((bs, call), count) in std::mem::take(&mut self.captured) {
             if bs.is_some() {

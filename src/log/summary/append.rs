@@ -1,10 +1,10 @@
-//! What a later part of a log holds, added to what stands before it.
+//! Adding a later part of a log to the summary of what precedes it.
 
 use super::{ENTRIES_MAX, LogSummary, MALFORMED_SHOWN, add_one};
 
 impl LogSummary {
-    /// Adds what a later part of the same log holds, with the result of reading both in one go. What only record
-    /// files say is not part of a log.
+    /// Adds a later part of the same log; the result equals reading both in one go. What only record files contain is
+    /// not part of a log.
     pub(in crate::log) fn append(&mut self, later: Self) {
         self.bytes += later.bytes;
         self.malformed += later.malformed;
@@ -36,7 +36,7 @@ impl LogSummary {
             known.device = said.device;
             known.file = said.file;
         }
-        // In order, so that the same shapes are kept each time when there are more than are kept.
+        // Sorted, so that the same shapes are kept each time when there are more than the limit.
         let mut counts: Vec<_> = later.counts.into_iter().collect();
         counts.sort_unstable();
         for (key, count) in counts {

@@ -1,8 +1,8 @@
 //! Look-ups as aiter logged them, each counted once however many loggers wrote it.
 //!
-//! A server has two loggers more often than not: aiter's own, which begins a line with `[aiter] `, and that of the
-//! server, which the line reaches too. What one log says is therefore counted by logger until the log ends, and the
-//! logger that said more counts.
+//! A server usually has two loggers: aiter's own, which begins a line with `[aiter] `, and the server's, to which the
+//! line is propagated. The lines of one log are therefore counted by logger until the log ends, and the higher count
+//! is used.
 
 use std::collections::BTreeMap;
 use std::sync::Arc;
@@ -15,7 +15,7 @@ use crate::log::engagement::{Hit, Line, LineOutcome, Reuse};
 use crate::log::hash::NumberMap;
 use crate::problem::{Op, Shape};
 
-/// How a shape's look-ups ended. aiter caches look-ups, so these count processes more than calls.
+/// How a shape's look-ups ended. aiter caches look-ups, so these count processes rather than calls.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct Served {
     /// Look-ups that found a row.
@@ -31,13 +31,13 @@ pub struct Served {
 /// Who wrote a line.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(in crate::log) enum Logger {
-    /// aiter's own.
+    /// The logger of aiter itself.
     Aiter,
     Server,
 }
 
 impl Logger {
-    /// The writer of a line in which `before` stands before what it says.
+    /// The logger of a line in which `before` precedes the message.
     pub(in crate::log) fn of(before: &[u8]) -> Self {
         if before.ends_with(b"[aiter] ") {
             Self::Aiter
@@ -46,7 +46,7 @@ impl Logger {
         }
     }
 
-    /// The writer of the line that `before` ends in.
+    /// The logger of the line that `before` ends in.
     pub(in crate::log) fn of_line(before: &[u8]) -> Self {
         let line = memchr::memrchr2(b'\n', b'\r', before).map_or(0, |end| end + 1);
         match find(&before[line..], b"[aiter] ") {
@@ -75,7 +75,7 @@ impl ByLogger {
     }
 }
 
-/// What one log says of the look-ups of one shape.
+/// Hits and misses that one log reports for one shape.
 #[derive(Debug, Default)]
 struct Ends {
     hits: ByLogger,
@@ -84,7 +84,7 @@ struct Ends {
     missed_in: Option<Arc<str>>,
 }
 
-/// What the log that is being read says of look-ups.
+/// The look-ups in the log that is being read.
 #[derive(Debug, Default)]
 pub(super) struct Said {
     ours: NumberMap<Key, Ends>,
@@ -152,7 +152,7 @@ impl LogSummary {
         }
     }
 
-    /// Adds what a later part of the log that is being read says.
+    /// Adds a later part of the log that is being read.
     pub(super) fn append_lookups(&mut self, later: Said) {
         let mut ours: Vec<_> = later.ours.into_iter().collect();
         ours.sort_unstable_by_key(|(key, _)| *key);
@@ -162,7 +162,7 @@ impl LogSummary {
                 continue;
             }
             let known = self.said.ours.entry(key).or_default();
-            // The last miss counts, also where it names no table.
+            // The last miss counts, even if it names no table.
             if ends.misses.once() > 0 {
                 known.missed_in = ends.missed_in;
             }
@@ -179,7 +179,7 @@ impl LogSummary {
     pub(in crate::log) fn end_log(&mut self) {
         self.fmoe.end_log();
         let said = std::mem::take(&mut self.said);
-        // In order, so that the same shapes are kept each time when there are more than are kept.
+        // Sorted, so that the same shapes are kept each time when there are more than the limit.
         let mut ours: Vec<_> = said.ours.into_iter().collect();
         ours.sort_unstable_by_key(|(key, _)| *key);
         for (key, ends) in ours {
@@ -201,13 +201,13 @@ impl LogSummary {
         }
     }
 
-    /// Every shape that aiter looked up, and how that ended.
+    /// Every shape that aiter looked up, and the outcome.
     pub fn served(&self) -> impl Iterator<Item = (Shape, Served)> {
         let mut served: Vec<_> = self.served.iter().collect();
         served.sort_unstable_by_key(|(key, _)| **key);
         served.into_iter().map(|(key, served)| {
             let mut served = served.clone();
-            // Its look-up missed, and the function went on with the largest row.
+            // Its look-up missed, and the function continued with the largest row.
             if let Some(reuse) = self.reuse(*key).filter(|_| served.misses > 0) {
                 served.hits += std::mem::take(&mut served.misses);
                 let file = served.missed_in.take();
@@ -224,15 +224,15 @@ impl LogSummary {
         })
     }
 
-    /// Look-ups that found a row, and that found none.
+    /// Look-ups that found a row, and look-ups that did not.
     pub fn hits_and_misses(&self) -> (u64, u64) {
         self.served().fold((0, 0), |(hits, misses), (_, served)| {
             (hits + served.hits, misses + served.misses)
         })
     }
 
-    /// The same for each of `seen`, which are all the shapes of [`LogSummary::shapes`]. Look-ups that do not say a dtype
-    /// are of the shape that has one, as its records are.
+    /// The same for each of `seen`, which are all the shapes of [`LogSummary::shapes`]. Look-ups without a dtype are
+    /// attributed to the shape that has one, as its records are.
     pub fn hits_and_misses_of(&self, seen: &[Seen]) -> Vec<(u64, u64)> {
         let problem = |shape: &Shape| -> Problem { (shape.op, shape.n, shape.k, shape.m) };
         let mut dtypes: BTreeMap<Problem, usize> = BTreeMap::new();

@@ -1,4 +1,5 @@
-//! What logs and records say of SGLang's fused MoE: which tables servers looked for, which problems ran, and what served them.
+//! What logs and records report about SGLang's fused MoE: which tables servers looked for, which problems ran, and
+//! what served them.
 
 use std::collections::BTreeMap;
 
@@ -15,40 +16,42 @@ pub(super) type AtM = (MoeProblem, u32);
 /// Everything about fused MoE.
 #[derive(Debug, Default)]
 pub struct MoeSummary {
-    /// Tables that a server looked for, by their problem; hidden size and topk are not in a line.
+    /// Tables that a server looked for, by their problem; a line has neither hidden size nor topk.
     pub tables: BTreeMap<MoeProblem, MoeTables>,
-    /// What served each problem and M, where the overlay recorded it; of several the one that it did not put in place itself.
+    /// What served each problem and M, where the overlay recorded it; if there are several, the one that the overlay
+    /// did not put in place itself.
     pub served: BTreeMap<AtM, MoeServed>,
     calls: BTreeMap<AtM, u64>,
     captured: BTreeMap<(Option<u32>, AtM), u64>,
-    /// Calls of a problem in one captured graph, the most that any has: one forward pass.
+    /// Calls of a problem in one captured graph, which is one forward pass; the maximum over all graphs.
     per_graph: BTreeMap<MoeProblem, u64>,
 }
 
-/// What servers said of the tables of one (E, N).
+/// What servers logged about the tables of one (E, N).
 #[derive(Clone, Debug, Default, PartialEq, Eq, Serialize)]
 pub struct MoeTables {
-    /// Times a table was read, one for each process.
+    /// Times a table was read, once for each process.
     pub tuned_config: u64,
-    /// Times that of another Triton version was.
+    /// Times the table of another Triton version was read.
     pub other_triton: u64,
-    /// Times the default was taken for want of one.
+    /// Times the default was used because there was no table.
     pub default_config: u64,
-    /// Times there was none of the down projection.
+    /// Times the down projection had no table.
     pub without_down: u64,
     /// Device name in the file name.
     pub device: String,
-    /// The up projection's file that was read or looked for, as last said.
+    /// The up projection's file that was read or looked for, as last logged.
     pub file: String,
 }
 
 impl MoeSummary {
-    /// Whether nothing says that a fused MoE ran.
+    /// Whether there is no trace of a fused MoE.
     pub fn is_empty(&self) -> bool {
         self.tables.is_empty() && self.calls.is_empty()
     }
 
-    /// Calls of problems, and one record without M for each table's problem that no call is of: what a shapes file holds.
+    /// Calls of problems, and for each table whose problem has no call one record without M: the content of a shapes
+    /// file.
     pub fn problems(&self) -> Vec<CountedProblem> {
         let calls = self
             .calls
@@ -100,7 +103,7 @@ impl MoeSummary {
         let tables = self.tables.entry(problem).or_default();
         match (line.said, line.name.down) {
             (Said::DownMissing, _) => tables.without_down += 1,
-            // One process, one count: the up projection's line is the one that counts.
+            // One process is one count: only the up projection's line counts.
             (_, true) => {}
             (Said::Read, false) => tables.tuned_config += 1,
             (Said::OtherTriton, false) => tables.other_triton += 1,
@@ -112,7 +115,7 @@ impl MoeSummary {
         tables.device = line.name.device_name;
     }
 
-    /// Counts calls; gives how many are left out because there are too many problems.
+    /// Counts calls; returns how many are left out because there are too many problems.
     pub(super) fn add_calls(
         &mut self,
         problem: AtM,
@@ -152,7 +155,7 @@ impl MoeSummary {
         }
     }
 
-    /// Ends a record file: captured calls become as many as its replays made of them.
+    /// Ends a record file: captured calls are multiplied by the replays of their graph.
     pub(super) fn end_record_file(&mut self, file: &RecordFile) {
         for ((bs, problem), count) in std::mem::take(&mut self.captured) {
             if bs.is_some() {
@@ -163,7 +166,7 @@ impl MoeSummary {
         }
     }
 
-    /// Adds what a later part of the same log holds.
+    /// Adds a later part of the same log.
     pub(super) fn append(&mut self, later: Self) {
         for (problem, said) in later.tables {
             if self.tables.len() >= ENTRIES_MAX && !self.tables.contains_key(&problem) {
