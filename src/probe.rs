@@ -400,11 +400,7 @@ mod tests {
         let found = found(&asked, &[], stdout, "Segmentation fault\n");
         assert_eq!(found.checks.len(), 2, "those after it were not tried");
         assert_eq!(found.checks[1].shape.m, 2);
-        let said = found.checks[1].said.clone().unwrap();
-        assert!(
-            said.contains("signal 11") && said.contains("Segmentation fault"),
-            "{said}"
-        );
+        insta::assert_snapshot!(found.checks[1].said.as_ref().unwrap(), @"signal 11 ended the process; its last words: Segmentation fault");
     }
 
     #[test]
@@ -413,6 +409,6 @@ mod tests {
         let stdout = "gemmtune-aiter-probe: {\"failed\": \"ModuleNotFoundError: No module named 'torch'\"}\n";
         let found = found(&asked, &[], stdout, "Traceback\n");
         assert!(found.checks.is_empty());
-        assert!(found.broke_off.unwrap().contains("No module named 'torch'"));
+        insta::assert_snapshot!(found.broke_off.unwrap(), @"ModuleNotFoundError: No module named 'torch'; its last words: Traceback");
     }
 }

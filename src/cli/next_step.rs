@@ -40,7 +40,7 @@ mod tests {
     #[test]
     fn an_error_without_a_hint_gets_the_next_step_of_its_kind() {
         let bare = with_next_step(Error::new(ErrorKind::Usage, "no such file"), "lint");
-        assert!(bare.hints()[0].contains("`gemmtune help lint`"), "{bare:?}");
+        insta::assert_snapshot!(bare.hints()[0], @"`gemmtune help lint` describes the arguments");
         let hinted = Error::new(ErrorKind::Usage, "no such file").hint("look");
         assert_eq!(with_next_step(hinted, "lint").hints(), ["look"]);
     }

@@ -92,31 +92,32 @@ mod tests {
             tasks[0].to_string(),
             "fused_moe_triton E=128 N=768 K=2048 topk=8 M=64"
         );
-        for (line, word) in [
-            (
-                "fused_moe_triton,,192,,fp8_w8a8,1,128,,128x128",
-                "M, K and topk",
-            ),
-            (
-                "fused_moe_triton,64,768,2048,fp8_w8a8,1,128,8,channel",
-                "only FP8",
-            ),
-            ("fused_moe_triton,64,768,2048,,1,128,8,", "only FP8"),
-            (
-                "fused_moe_triton,64,192,5120,fp8_w8a8,1,160,8,128x128",
-                "would not load",
-            ),
-        ] {
-            let error = read(line).unwrap_err();
-            assert!(error.contains(word), "{error}");
-        }
+        let said = [
+            "fused_moe_triton,,192,,fp8_w8a8,1,128,,128x128",
+            "fused_moe_triton,64,768,2048,fp8_w8a8,1,128,8,channel",
+            "fused_moe_triton,64,768,2048,,1,128,8,",
+            "fused_moe_triton,64,192,5120,fp8_w8a8,1,160,8,128x128",
+        ]
+        .map(|line| read(line).unwrap_err());
+        insta::assert_snapshot!(said.join("\n"), @"
+        tune `fused_moe_triton E=128 N=192`: the file does not say its M, K and topk
+        tune `fused_moe_triton E=128 N=768 K=2048 topk=8`: only FP8 experts (dtype fp8_w8a8) with scales of 128x128 are raced
+        tune `fused_moe_triton E=128 N=768 K=2048 topk=8`: only FP8 experts (dtype fp8_w8a8) with scales of 128x128 are raced
+        tune `fused_moe_triton E=160 N=192 K=5120 topk=8`: SGLang would not load it: N and K have to be multiples of 128 and 128, and topk at most E
+        ");
     }
 
     #[test]
     fn a_file_without_a_fused_moe_is_refused_before_a_worker_is_started() {
-        for text in ["", "M,N,K\n16,256,512\n", HEADER] {
-            let error = problems(Utf8Path::new("s.csv"), text.as_bytes(), (128, 128)).unwrap_err();
-            assert!(error.to_string().contains("no fused MoE"), "{error}");
-        }
+        let said = ["", "M,N,K\n16,256,512\n", HEADER].map(|text| {
+            let file = Utf8Path::new("s.csv");
+            let error = problems(file, text.as_bytes(), (128, 128)).unwrap_err();
+            error.to_string()
+        });
+        insta::assert_snapshot!(said.join("\n"), @"
+        `s.csv` names no fused MoE to tune
+        `s.csv` names no fused MoE to tune
+        `s.csv` names no fused MoE to tune
+        ");
     }
 }

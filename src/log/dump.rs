@@ -257,17 +257,31 @@ mod tests {
 
     #[test]
     fn torn_and_impossible_payloads_say_why() {
-        let why = |text: &str| parse(text).unwrap_err();
-        assert!(why("128,2112").starts_with("torn"));
-        assert!(why("128,2112,7168,torch.float8_e4").starts_with("torn"));
-        assert!(why("128,2112,7168,").starts_with("torn"));
-        assert!(why("0,2112,7168,torch.float8_e4m3fn").contains("at least 1"));
-        assert!(why("1,2113,7168,torch.float8_e4m3fn").contains("multiples of 8"));
-        assert!(why("1,2112,7168,torch.bfloat16").contains("float8"));
-        assert!(why("1,2112,7168,torch.float8_e4m3fnCapturing").contains("float8"));
-        assert!(why("99999999999,8,8,torch.float8_e4m3fn").contains("2^32"));
-        assert!(why("1,8,8,torch.float8_e4m3fn,4").contains("more fields"));
-        assert!(why("-1,8,8,torch.float8_e4m3fn").starts_with("torn"));
+        let said = [
+            "128,2112",
+            "128,2112,7168,torch.float8_e4",
+            "128,2112,7168,",
+            "0,2112,7168,torch.float8_e4m3fn",
+            "1,2113,7168,torch.float8_e4m3fn",
+            "1,2112,7168,torch.bfloat16",
+            "1,2112,7168,torch.float8_e4m3fnCapturing",
+            "99999999999,8,8,torch.float8_e4m3fn",
+            "1,8,8,torch.float8_e4m3fn,4",
+            "-1,8,8,torch.float8_e4m3fn",
+        ]
+        .map(|text| format!("{text}: {}", parse(text).unwrap_err()));
+        insta::assert_snapshot!(said.join("\n"), @"
+        128,2112: torn: no complete M,N,K,dtype behind `csv_row:`
+        128,2112,7168,torch.float8_e4: torn: no complete M,N,K,dtype behind `csv_row:`
+        128,2112,7168,: torn: no complete M,N,K,dtype behind `csv_row:`
+        0,2112,7168,torch.float8_e4m3fn: M is at least 1
+        1,2113,7168,torch.float8_e4m3fn: N and K are positive multiples of 8
+        1,2112,7168,torch.bfloat16: the dtype is not one of torch.float8_*
+        1,2112,7168,torch.float8_e4m3fnCapturing: the dtype is not one of torch.float8_*
+        99999999999,8,8,torch.float8_e4m3fn: M, N and K are numbers below 2^32
+        1,8,8,torch.float8_e4m3fn,4: more fields than M,N,K,dtype
+        -1,8,8,torch.float8_e4m3fn: torn: no complete M,N,K,dtype behind `csv_row:`
+        ");
     }
 
     #[test]

@@ -194,7 +194,15 @@ mod tests {
         let source = Source::parse("a.py", b"def f(x): return x\n").unwrap();
         let (_, function) = syntax::function(source.body(), "f").unwrap();
         let refusal = InsertionPoint::top_of(&source, function).unwrap_err();
-        assert!(refusal.to_string().contains("shares its line"), "{refusal}");
+        insta::assert_snapshot!(refusal, @"
+        no room for a line here
+         --> a.py:1:11
+          |
+        1 | def f(x): return x
+          |           ^^^^^^^^ this statement shares its line with another
+          |
+          = note: a statement on lines of its own, as every SGLang release has it
+        ");
     }
 
     #[test]

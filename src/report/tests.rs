@@ -32,11 +32,6 @@ fn the_page_says_the_verdict_first_and_fetches_nothing() {
     let page = page::html(&sample());
     let verdict = page.find("<h1").unwrap();
     assert!(verdict < page.find("<h2").unwrap());
-    assert!(
-        page.contains("Better: output throughput rose by"),
-        "{}",
-        &page[..4000]
-    );
     for forbidden in [
         "http://", "https://", "<script", "<link", "<img", "src=", "@import", "url(\"",
     ] {
@@ -132,29 +127,17 @@ fn what_stands_against_a_verdict_is_said_beside_it() {
     let mut report = sample();
     let header = |report: &Report| {
         let page = page::html(report);
-        page[..page.find("<nav").unwrap()].to_owned()
+        let header = &page[page.find("<header").unwrap()..page.find("<nav").unwrap()];
+        header.replace("><", ">\n<")
     };
     let good = header(&report);
-    assert!(
-        good.contains("Against it: </strong>median TTFT reads worse"),
-        "{good}"
-    );
-    assert!(!good.contains("Checks that fail"));
+    insta::assert_snapshot!("head_of_the_sample", good);
     report.layout[1].error_ratio = None;
     if let Some(comparison) = &mut report.comparison {
         comparison.verdict = crate::compare::Verdict::Inconclusive;
         comparison.unfair = vec!["max_concurrency: baseline 1, tuned 2".to_owned()];
     }
-    let bad = header(&report);
-    assert!(
-        bad.contains("Checks that fail: </strong>layout probes."),
-        "{bad}"
-    );
-    assert!(
-        bad.contains("<li>max_concurrency: baseline 1, tuned 2</li>"),
-        "{bad}"
-    );
-    assert!(bad.contains("class=\"verdict inconclusive\""));
+    insta::assert_snapshot!("head_of_an_unfair_comparison", header(&report));
 }
 
 #[test]

@@ -211,6 +211,6 @@ mod tests {
         let keep = tempfile::tempdir().unwrap();
         let path = Utf8PathBuf::try_from(keep.path().to_owned()).unwrap();
         let error = RunDir::open(&path).unwrap_err();
-        assert!(error.to_string().contains("no run folder"), "{error}");
+        insta::assert_snapshot!(error.to_string().replace(path.as_str(), "[folder]"), @"open `[folder]`: it is no run folder (no journal.jsonl)");
     }
 }

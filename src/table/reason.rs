@@ -189,15 +189,15 @@ mod tests {
             at(33, (512, 4096)),
             "no row of this (N, K) has M=33, 48, 64: a gap between the rows of M=16 and M=256"
         );
-        assert!(at(300, (512, 4096)).ends_with(": the largest row is M=256"));
-        assert!(at(16, (512, 1)).ends_with("there is K=4096, 7168"));
-        assert!(at(16, (4096, 512)).contains("swapped"));
+        insta::assert_snapshot!(at(300, (512, 4096)), @"no row of this (N, K) has M=300, 320, 512: the largest row is M=256");
+        insta::assert_snapshot!(at(16, (512, 1)), @"no row has N=512 with K=1; there is K=4096, 7168");
+        insta::assert_snapshot!(at(16, (4096, 512)), @"no row has N=4096 K=512, but some have N=512 K=4096: are the two swapped?");
         assert_eq!(at(16, (3, 3)), "no row has N=3, with whatever K");
     }
 
     #[test]
     fn a_dtype_that_is_no_part_of_the_key_is_no_reason() {
         let reason = why(Op::Blockscale, 300, (1024, 4096), "torch.float8_e4m3fn");
-        assert!(reason.contains("the largest row is M=16"), "{reason}");
+        insta::assert_snapshot!(reason, @"no row of this (N, K) has M=300, 320, 512: the largest row is M=16");
     }
 }

@@ -179,17 +179,42 @@ mod tests {
 
     #[test]
     fn a_use_that_is_not_understood_is_refused() {
-        for body in [
+        let said = [
             "    output = twice(gemm_a8w8_bpreshuffle(q, w))",
             "    output = gemm_a8w8_bpreshuffle(quantise(input), weight)",
             "    gemm = gemm_a8w8_bpreshuffle\n    output = gemm(input, weight)",
             "    output = gemm_a8w8_bpreshuffle(*operands)",
-        ] {
-            let refused = calls(&source(body)).unwrap_err().to_string();
-            assert!(
-                refused.contains("in a way that is not known"),
-                "{body}: {refused}"
-            );
-        }
+        ]
+        .map(|body| calls(&source(body)).unwrap_err().to_string());
+        insta::assert_snapshot!(said.join("\n"), @"
+        `apply_fp8_linear` uses `gemm_a8w8_bpreshuffle` in a way that is not known
+         --> fp8_utils.py:2:20
+          |
+        2 |     output = twice(gemm_a8w8_bpreshuffle(q, w))
+          |                    ^^^^^^^^^^^^^^^^^^^^^ its activation and weight have to be names, or the wrong shapes would be logged
+          |
+          = note: a call such as `output = gemm_a8w8_bpreshuffle(XQ=qinput, WQ=weight.T, …)`, as SGLang 0.5.5 to 0.5.23 have it
+        `apply_fp8_linear` uses `gemm_a8w8_bpreshuffle` in a way that is not known
+         --> fp8_utils.py:2:14
+          |
+        2 |     output = gemm_a8w8_bpreshuffle(quantise(input), weight)
+          |              ^^^^^^^^^^^^^^^^^^^^^^^^^^^^^^^^^^^^^^^^^^^^^^ its activation and weight have to be names, or the wrong shapes would be logged
+          |
+          = note: a call such as `output = gemm_a8w8_bpreshuffle(XQ=qinput, WQ=weight.T, …)`, as SGLang 0.5.5 to 0.5.23 have it
+        `apply_fp8_linear` uses `gemm_a8w8_bpreshuffle` in a way that is not known
+         --> fp8_utils.py:2:12
+          |
+        2 |     gemm = gemm_a8w8_bpreshuffle
+          |            ^^^^^^^^^^^^^^^^^^^^^ its activation and weight have to be names, or the wrong shapes would be logged
+          |
+          = note: a call such as `output = gemm_a8w8_bpreshuffle(XQ=qinput, WQ=weight.T, …)`, as SGLang 0.5.5 to 0.5.23 have it
+        `apply_fp8_linear` uses `gemm_a8w8_bpreshuffle` in a way that is not known
+         --> fp8_utils.py:2:14
+          |
+        2 |     output = gemm_a8w8_bpreshuffle(*operands)
+          |              ^^^^^^^^^^^^^^^^^^^^^^^^^^^^^^^^ its activation and weight have to be names, or the wrong shapes would be logged
+          |
+          = note: a call such as `output = gemm_a8w8_bpreshuffle(XQ=qinput, WQ=weight.T, …)`, as SGLang 0.5.5 to 0.5.23 have it
+        ");
     }
 }

@@ -552,11 +552,11 @@ mod tests {
         let report = counted(head, &answers, "f.jsonl".into());
         assert_eq!((report.programs, report.fit, report.spilling), (3, 1, 1));
         assert_eq!(report.refused["out_of_resources"], 1);
-        assert!(
-            report
-                .to_text()
-                .contains("1 cannot run (1 out of resources)")
-        );
+        insta::assert_snapshot!(report.to_text(), @"
+        gfx942: 3 programs of `k.py` compiled, none run (triton 3.6.0)
+          1 fit, 1 spill registers, 1 cannot run (1 out of resources)
+          each of them: f.jsonl
+        ");
         assert!(matches!(read("Traceback"), Err(CompileError::Garbled(_))));
     }
 }

@@ -348,13 +348,8 @@ mod tests {
             device: "another cpu".to_owned(),
             ..identity()
         };
-        let error = Results::<Shape>::open(&folder, &other)
-            .unwrap_err()
-            .to_string();
-        assert!(
-            error.contains("device `cpu`, now it is `another cpu`"),
-            "{error}"
-        );
+        let error = Results::<Shape>::open(&folder, &other).unwrap_err();
+        insta::assert_snapshot!(error.to_string().replace(folder.as_str(), "[folder]"), @"add to `[folder]/results.jsonl`: it was measured with device `cpu`, now it is `another cpu`");
     }
 
     #[test]

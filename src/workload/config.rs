@@ -532,55 +532,64 @@ mod tests {
     #[test]
     fn an_unknown_name_is_refused_with_its_line() {
         let error = error(&SMALL.replace("port = 31000", "prot = 31000"));
-        assert!(error.contains("prot"), "{error}");
-        assert!(error.contains("line 6"), "{error}");
+        insta::assert_snapshot!(error, @"
+        read the configuration: TOML parse error at line 6, column 9
+          |
+        6 |         prot = 31000
+          |         ^^^^
+        unknown field `prot`, expected one of `command`, `script`, `cwd`, `env`, `unset`, `port`, `ready_url`, `ready_log`, `ready_timeout_s`, `stop_timeout_s`
+        ");
     }
 
     #[test]
     fn exactly_one_way_to_start_and_to_measure_is_accepted() {
         let both = SMALL.replace("port = 31000", "script = \"launch.sh\"");
-        assert!(error(&both).contains("has both"), "{}", error(&both));
         let neither = SMALL.replace("builtin =", "# builtin =");
-        assert!(
-            error(&neither).contains("has neither"),
-            "{}",
-            error(&neither)
-        );
         let blind = SMALL.replace(
             "builtin = { concurrency = 4, prompts = 16, input_len = 128, output_len = 64 }",
             "command = [\"bench\"]",
         );
-        assert!(
-            error(&blind).contains("benchmark.results"),
-            "{}",
-            error(&blind)
-        );
+        let said = [both, neither, blind].map(|text| error(&text));
+        insta::assert_snapshot!(said.join("\n"), @"
+        accept the configuration: `[server]` needs exactly one of `command` and `script`, and has both
+        accept the configuration: `[benchmark]` needs exactly one of `command` and `builtin`, and has neither
+        accept the configuration: `benchmark.results` is missing: `benchmark.command` writes its results to a file, and only you know which
+        ");
     }
 
     #[test]
     fn values_no_run_could_work_with_are_refused_by_name() {
-        for (from, to, name) in [
-            ("\"demo\"", "\"../demo\"", "workload.name"),
-            ("\"demo\"", "\"\"", "workload.name"),
-            ("prompts = 16", "prompts = 0", "benchmark.builtin.prompts"),
-            ("port = 31000", "port = 0", "server.port"),
-            ("port = 31000", "env = { \"A=B\" = \"1\" }", "server.env"),
-            (
-                "port = 31000",
-                "env = { A = \"1\" }\nunset = [\"A\"]",
-                "server.unset",
-            ),
-            ("kind = \"reference\"", "kind = \"aiter\"", "backend.python"),
-            ("kind = \"reference\"", "kind = \"cuda\"", "sglang-triton"),
+        let said = [
+            ("\"demo\"", "\"../demo\""),
+            ("\"demo\"", "\"\""),
+            ("prompts = 16", "prompts = 0"),
+            ("port = 31000", "port = 0"),
+            ("port = 31000", "env = { \"A=B\" = \"1\" }"),
+            ("port = 31000", "env = { A = \"1\" }\nunset = [\"A\"]"),
+            ("kind = \"reference\"", "kind = \"aiter\""),
+            ("kind = \"reference\"", "kind = \"cuda\""),
             (
                 "\"gemmtune\", \"reference-server\", \"--port\", \"31000\"",
                 "",
-                "server.command",
             ),
-        ] {
-            let error = error(&SMALL.replacen(from, to, 1));
-            assert!(error.contains(name), "{to}: {error}");
-        }
+        ]
+        .map(|(from, to)| error(&SMALL.replacen(from, to, 1)));
+        insta::assert_snapshot!(said.join("\n"), @r#"
+        accept the configuration: `workload.name = "../demo"`: letters, digits, `.`, `_` and `-`, and no `.` in front: it names a folder
+        accept the configuration: `workload.name = ""`: letters, digits, `.`, `_` and `-`, and no `.` in front: it names a folder
+        accept the configuration: `benchmark.builtin.prompts = 0`: at least 1 is expected
+        accept the configuration: `server.port = 0`: at least 1 is expected
+        accept the configuration: `server.env = "A=B"`: the name of an environment variable is expected
+        accept the configuration: `server.unset = "A"`: the same variable is set in `server.env`
+        accept the configuration: `backend.python` is missing: the interpreter that runs the server decides which trees are used
+        read the configuration: TOML parse error at line 10, column 16
+           |
+        10 |         kind = "cuda"
+           |                ^^^^^^
+        unknown variant `cuda`, expected one of `reference`, `sglang-triton`, `sglang-families`, `sglang-moe`, `aiter`, `aiter-triton`
+
+        accept the configuration: `server.command = []`: a program is expected
+        "#);
     }
 
     #[test]

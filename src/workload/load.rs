@@ -150,28 +150,31 @@ mod tests {
             seed: 0,
         };
         let said = of(128, 128).remark().unwrap();
-        assert!(
-            said.contains("256 and more") && said.starts_with("decode has 128"),
-            "{said}"
-        );
+        insta::assert_snapshot!(said, @"decode has 128 requests at concurrency 128: all prefill at once and then all decode, and it falls below its concurrency when the first ones end; 256 and more (`prompts`) keep it there longer");
         assert_eq!(of(128, 256).remark(), None);
         assert_eq!(of(32, 32).remark(), None);
     }
 
     #[test]
     fn loads_are_refused_by_what_is_wrong_with_them() {
-        for (from, to, says) in [
-            ("name = \"prefill\"", "name = \"decode\"", "two loads"),
-            ("name = \"prefill\"", "", "benchmark.loads.name"),
-            ("prompts = 8", "prompts = 0", "prompts"),
+        let said = [
+            ("name = \"prefill\"", "name = \"decode\""),
+            ("name = \"prefill\"", ""),
+            ("prompts = 8", "prompts = 0"),
             (
                 "[[benchmark.loads]]\n        name = \"decode\"",
                 "[benchmark]\nbuiltin = { concurrency = 1, prompts = 1, input_len = 1, output_len = 1 }\n[[benchmark.loads]]\nname = \"decode\"",
-                "`builtin` and `loads`",
             ),
-        ] {
+        ]
+        .map(|(from, to)| {
             let error = Config::parse(&TWO.replacen(from, to, 1)).unwrap_err();
-            assert!(error.to_string().contains(says), "{to}: {error}");
-        }
+            error.to_string()
+        });
+        insta::assert_snapshot!(said.join("\n"), @r#"
+        accept the configuration: `benchmark.loads.name = "decode"`: two loads have this name
+        accept the configuration: `benchmark.loads.name` is missing: each of several loads is judged on its own, under its name
+        accept the configuration: `benchmark.builtin.prompts = 0`: at least 1 is expected
+        accept the configuration: `[benchmark]` needs exactly one of `builtin` and `loads`, and has both
+        "#);
     }
 }

@@ -249,11 +249,7 @@ mod tests {
         };
         write("cmdline", b"sglang::scheduler_TP0\0\0\0\0");
         write("stat", b"77 (sglang::sched) S 42 77 0");
-        let error = observe(root, 77).unwrap_err().to_string();
-        assert!(
-            error.contains("`sglang::scheduler_TP0`") && error.contains("process 42"),
-            "{error}"
-        );
+        insta::assert_snapshot!(observe(root, 77).unwrap_err(), @"look at process 77: it calls itself `sglang::scheduler_TP0`, which is no command line; it was started by process 42, which may be the one meant");
         write("cmdline", b"");
         assert!(matches!(
             observe(root, 77),

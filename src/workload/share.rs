@@ -69,10 +69,16 @@ mod tests {
         for (text, number) in [("0", 0.0), ("0.17", 0.17), ("1", 1.0)] {
             assert_eq!(text.parse(), Ok(Share(number)));
         }
-        for text in ["-0.1", "1.5", "17%", "NaN", "inf", ""] {
-            let error = text.parse::<Share>().unwrap_err().to_string();
-            assert!(error.contains("from 0 to 1"), "{error}");
-        }
+        let said = ["-0.1", "1.5", "17%", "NaN", "inf", ""]
+            .map(|text| text.parse::<Share>().unwrap_err().to_string());
+        insta::assert_snapshot!(said.join("\n"), @"
+        a number from 0 to 1 is expected, such as 0.1, and not -0.1
+        a number from 0 to 1 is expected, such as 0.1, and not 1.5
+        a number from 0 to 1 is expected, such as 0.1, and not `17%`
+        a number from 0 to 1 is expected, such as 0.1, and not NaN
+        a number from 0 to 1 is expected, such as 0.1, and not inf
+        a number from 0 to 1 is expected, such as 0.1, and not ``
+        ");
         assert!(serde_json::from_str::<Share>("2").is_err());
         assert_eq!(Share(0.17).to_string(), "17.0 %");
     }

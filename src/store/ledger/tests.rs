@@ -95,7 +95,14 @@ fn undo_refuses_a_file_edited_since_and_shows_the_edit() {
         .unwrap();
     fs_err::write(&second, "two\nmine\n").unwrap();
     let error = ledger.undo(id).unwrap_err();
-    assert!(error.to_string().contains("+mine"), "{error}");
+    insta::assert_snapshot!(error.to_string().replace(site.root.as_str(), "[site]"), @"
+    undo `switch`: `[site]/b.py` was edited since
+    --- as gemmtune left it
+    +++ as it is now
+    @@ -1 +1,2 @@
+     two
+    +mine
+    ");
     assert_eq!(text(&first), "two\n", "a refusal touches nothing");
     fs_err::write(&second, "two\n").unwrap();
     ledger.undo(id).unwrap();

@@ -524,16 +524,8 @@ mod tests {
         );
         let check = &checkout(&facts(Ancestry::Unrelated), &unable)[0];
         assert_eq!(check.verdict, Verdict::Failure);
-        assert!(
-            check.found.contains("rewritten in March 2026"),
-            "{}",
-            check.found
-        );
-        assert!(check.fix.as_ref().unwrap().contains("--fix"));
-        assert!(
-            checkout(&facts(Ancestry::Shallow), &unable)[0]
-                .found
-                .contains("shallow")
-        );
+        insta::assert_snapshot!(check.found, @"de14bec0ca00 on no branch shares no history with the pin: aiter's main branch was rewritten in March 2026, and `git pull` cannot get over that");
+        insta::assert_snapshot!(check.fix.as_ref().unwrap(), @"`gemmtune doctor --fix` realigns the checkout (see `--dry-run` first)");
+        insta::assert_snapshot!(checkout(&facts(Ancestry::Shallow), &unable)[0].found, @"de14bec0ca00 on no branch, a shallow clone, which does not hold the ancestry");
     }
 }

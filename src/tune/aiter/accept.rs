@@ -186,7 +186,7 @@ mod tests {
         assert_eq!(why(Op::BlockscaleBpreshuffle, &asm), None);
         let tree = Some(vec![Library::Ck, Library::CkTile]);
         let reason = why_at(Op::Bpreshuffle, &asm, tree).unwrap();
-        assert!(reason.contains("this tree"), "{reason}");
+        insta::assert_snapshot!(reason, @"this tree's dispatcher of gemm_a8w8_bpreshuffle does not call kernels of asm");
         let mut rowwise = row();
         rowwise.split_k = Some(3);
         rowwise.kernel_name = Some("a8w8_rowwise_256x128".into());

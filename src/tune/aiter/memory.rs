@@ -108,11 +108,11 @@ mod tests {
             .unwrap();
         }
         assert_eq!(taken(sys), Some((3 << 30) + 5));
-        assert!(before(sys).unwrap().contains("3 GiB"));
+        insta::assert_snapshot!(before(sys).unwrap(), @"3 GiB of GPU memory are taken before tuning begins: another process on these GPUs makes times wrong");
         let interrupt = Interrupt::new();
         assert!(after(sys, "nobody", Some(3 << 30), &interrupt).is_empty());
         interrupt.raise();
         let found = after(sys, "nobody", Some(0), &interrupt);
-        assert!(found[0].contains("3 GiB more"), "{found:?}");
+        insta::assert_snapshot!(found.join("\n"), @"3 GiB more GPU memory are taken than before the tuner ran");
     }
 }

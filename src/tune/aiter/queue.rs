@@ -311,7 +311,7 @@ mod tests {
             assert_eq!(round.manner, Manner::Alone);
             let failed = queue.settle(round, &ended(Why::Died(137), &[], 0));
             if let Some(failed) = failed.first() {
-                assert!(failed.reason.contains("137"));
+                insta::assert_snapshot!(failed.reason, @"the tuner died over it with exit code 137");
             }
         }
         assert_eq!(queue.next(), None);

@@ -48,7 +48,7 @@ mod tests {
         let said =
             |kind: &str, launch: &str, device: &str| config(kind, launch).unread_tables(device);
         let sentence = said("sglang-triton", silent, "NVIDIA H200").unwrap();
-        assert!(sentence.contains("DeepGEMM"), "{sentence}");
+        insta::assert_snapshot!(sentence, @r#"on NVIDIA H200 SGLang runs block-FP8 GEMMs with DeepGEMM unless the server says `--fp8-gemm-backend triton` or cannot import it, and that reads no Triton table; what is tuned there is a route between kernels below it (`backend.kind = "sglang-families"`, `gemmtune tune --backend sglang-families`)"#);
         assert_eq!(said("sglang-triton", told, "NVIDIA H200"), None);
         assert_eq!(said("sglang-triton", silent, "NVIDIA L40S"), None);
         assert_eq!(said("sglang-families", silent, "NVIDIA H200"), None);

@@ -61,10 +61,11 @@ mod tests {
                 Routing::Skewed
             );
         }
-        for kind in ["aiter", "aiter-triton"] {
-            let refused = parsed(kind, skewed).unwrap_err();
-            assert!(refused.contains("backend.expert_routing"), "{refused}");
-        }
+        let said = ["aiter", "aiter-triton"].map(|kind| parsed(kind, skewed).unwrap_err());
+        insta::assert_snapshot!(said.join("\n"), @r#"
+        accept the configuration: `backend.expert_routing = "skewed"`: only the fused MoE of SGLang's Triton kernel is raced under a routing: kinds `sglang-moe`, `sglang-triton` and `sglang-families`
+        accept the configuration: `backend.expert_routing = "skewed"`: only the fused MoE of SGLang's Triton kernel is raced under a routing: kinds `sglang-moe`, `sglang-triton` and `sglang-families`
+        "#);
     }
 
     #[test]
@@ -72,9 +73,13 @@ mod tests {
         let limit = "err_ratio = 0.2";
         let share = parsed("aiter", limit).unwrap().backend.err_ratio;
         assert_eq!(share.map(crate::workload::share::Share::get), Some(0.2));
-        for kind in ["reference", "sglang-moe", "sglang-triton", "aiter-triton"] {
-            let refused = parsed(kind, limit).unwrap_err();
-            assert!(refused.contains("backend.err_ratio"), "{refused}");
-        }
+        let said = ["reference", "sglang-moe", "sglang-triton", "aiter-triton"]
+            .map(|kind| parsed(kind, limit).unwrap_err());
+        insta::assert_snapshot!(said.join("\n"), @"
+        accept the configuration: `backend.err_ratio = 0.2`: it is a limit of aiter's own tuners: kind `aiter`
+        accept the configuration: `backend.err_ratio = 0.2`: it is a limit of aiter's own tuners: kind `aiter`
+        accept the configuration: `backend.err_ratio = 0.2`: it is a limit of aiter's own tuners: kind `aiter`
+        accept the configuration: `backend.err_ratio = 0.2`: it is a limit of aiter's own tuners: kind `aiter`
+        ");
     }
 }

@@ -284,7 +284,7 @@ mod tests {
         let (_, miss) = placed(Release::P, &in_use, &task(Some(256)));
         assert_eq!(miss, None, "303a583c asks for the topk there is");
         let (_, miss) = placed(Release::H, &in_use, &task(Some(256)));
-        assert!(miss.unwrap().contains("asks for topk=8, one less"));
+        insta::assert_snapshot!(miss.unwrap(), @"with an expert mask aiter v0.1.20 asks for topk=8, one less than topk_ids has columns (it expects a column for masked experts that servers do not add, ROCm/aiter#3999); the rows have topk=9");
     }
 
     #[test]
@@ -299,10 +299,6 @@ mod tests {
             dry(&table, &resolver, &lookups, &task(None), &row).unwrap()
         };
         assert_eq!(shadowed(Release::P), None);
-        assert!(
-            shadowed(Release::H)
-                .unwrap()
-                .contains("the row is of ActivationType.Gelu")
-        );
+        insta::assert_snapshot!(shadowed(Release::H).unwrap(), @"the row is of ActivationType.Gelu: aiter v0.1.20 takes the first row in file order whatever its activation; its kernel name may be unknown to the Silu module, which then runs its own choice and says `ck kernel not found`");
     }
 }

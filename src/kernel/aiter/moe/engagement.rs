@@ -189,25 +189,21 @@ mod tests {
         assert_eq!((engagement.hit, engagement.looked_up()), (1, 1));
         assert_eq!(engagement.families["E=257 N=256"].hit, 1);
         assert!(engagement.unseen.is_empty());
-        for (other, says) in [
-            (
-                ("/deployed.csv", ["", ""]),
-                "aiter's own choice in place of a and b",
-            ),
-            (
-                ("/tmp/aiter_configs/tuned_fmoe.csv", ["a", "b"]),
-                "looked up in /tmp/aiter_configs",
-            ),
-        ] {
+        let missed = [
+            ("/deployed.csv", ["", ""]),
+            ("/tmp/aiter_configs/tuned_fmoe.csv", ["a", "b"]),
+        ]
+        .map(|other| {
             let engagement = engaged(Release::P, false, &[OURS, other], "");
             assert_eq!(engagement.hit, 0, "one rank is enough");
-            assert!(engagement.missed[0].contains(says), "{engagement:?}");
-        }
+            engagement.missed[0].clone()
+        });
+        insta::assert_snapshot!(missed.join("\n"), @"
+        E=257 N=256 M=50: aiter's own choice in place of a and b
+        E=257 N=256 M=50: it was looked up in /tmp/aiter_configs/tuned_fmoe.csv
+        ");
         let other = engaged(Release::P, false, &[("/deployed.csv", ["a", "c"])], "");
-        assert!(
-            other.other_kernel[0].contains("a and c instead of a and b"),
-            "{other:?}"
-        );
+        insta::assert_snapshot!(other.other_kernel[0], @"E=257 N=256 M=50: a and c instead of a and b");
     }
 
     #[test]
@@ -219,10 +215,7 @@ mod tests {
             "[aiter WARNING] ck kernel not found: b\n",
         );
         assert_eq!(engagement.hit, 0);
-        assert!(
-            engagement.other_kernel[0].contains("has no kernel `b`"),
-            "{engagement:?}"
-        );
+        insta::assert_snapshot!(engagement.other_kernel[0], @"E=257 N=256 M=50: the compiled module has no kernel `b`, and its own choice ran although the log names the row's");
         // Of another row it says nothing.
         let other = engaged(
             Release::P,

@@ -86,7 +86,7 @@ mod tests {
         assert_eq!(won.finding, Finding::Faster);
         let same = judge(&rounds(50.0, 3.0), &rounds(49.0, 3.0));
         assert_eq!(same.finding, Finding::Same, "2 % is within the band");
-        assert!(why_not(same).contains("no faster beyond the noise"));
+        insta::assert_snapshot!(why_not(same), @"no faster beyond the noise end to end (1.020x)");
         let lost = judge(&rounds(50.0, 1.0), &rounds(60.0, 1.0));
         assert_eq!(lost.finding, Finding::Slower);
         assert_eq!(why_not(lost), "1.20x slower end to end");

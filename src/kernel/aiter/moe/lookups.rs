@@ -234,17 +234,14 @@ mod tests {
             lookups.today(&problem(experts_of_all), tokens).unwrap()
         };
         let shadowed = today(&TABLE.replace("Silu", "Gelu"), None);
-        assert!(
-            shadowed.contains("at M = 64: the row is of ActivationType.Gelu"),
-            "{shadowed}"
-        );
         let masked = today(TABLE, Some(512));
-        assert!(masked.contains("asks for topk=8, one less"), "{masked}");
         let missing = today(TABLE, None);
-        assert!(
-            missing.contains("at M = 1: no row has token=1"),
-            "{missing}"
-        );
+        let said = [shadowed, masked, missing].join("\n");
+        insta::assert_snapshot!(said.replace(path.as_str(), "[table]"), @"
+        rows of the tables in use at 1 sizes and aiter's own choice at 2; at M = 64: the row is of ActivationType.Gelu: aiter v0.1.20 takes the first row in file order whatever its activation; its kernel name may be unknown to the Silu module, which then runs its own choice and says `ck kernel not found`
+        aiter's own choice, for no row serves any of 3 sizes; at M = 1: with an expert mask aiter v0.1.20 asks for topk=8, one less than topk_ids has columns (it expects a column for masked experts that servers do not add, ROCm/aiter#3999); the rows have topk=9
+        rows of the tables in use at 1 sizes and aiter's own choice at 2; at M = 1: no row has token=1; there are 64, 128
+        ");
     }
 
     #[test]

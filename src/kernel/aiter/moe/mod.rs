@@ -420,25 +420,13 @@ mod tests {
         assert_eq!(problem.sizes(), "E=33 N=2048 K=7168 topk=9 of 257 experts");
         assert!(MoeTask::of_aiter(&problem, 8).is_ok());
         let unknown = |call: &mut Call| call.request.ep = true;
-        assert!(
-            problem_of(&call(unknown), "gfx942")
-                .unwrap_err()
-                .contains("mask")
-        );
+        insta::assert_snapshot!(problem_of(&call(unknown), "gfx942").unwrap_err(), @"the length of its expert mask was not seen");
         let gelu = |call: &mut Call| call.request.problem.activation = "Gelu".to_owned();
-        assert!(
-            problem_of(&call(gelu), "gfx942")
-                .unwrap_err()
-                .contains("Silu")
-        );
+        insta::assert_snapshot!(problem_of(&call(gelu), "gfx942").unwrap_err(), @"`run` tunes FP8 experts with Silu on bf16 tokens");
         // e4m3fnuz on a card that has e4m3fn.
         assert!(problem_of(&call(|_| ()), "gfx950").is_err());
         let channel = |call: &mut Call| call.request.problem.q_type = "per_Token".to_owned();
         let problem = problem_of(&call(channel), "gfx942").unwrap();
-        assert!(
-            MoeTask::of_aiter(&problem, 8)
-                .unwrap_err()
-                .contains("128x128")
-        );
+        insta::assert_snapshot!(MoeTask::of_aiter(&problem, 8).unwrap_err(), @"only FP8 experts (dtype fp8_w8a8) with scales of 128x128 are raced");
     }
 }
