@@ -68,8 +68,8 @@ impl Rule {
 pub fn reference() -> String {
     let mut page = String::from(
         "# Rules of `gemmtune lint`\n\n\
-         Errors make the command exit with 15; warnings do not. Each rule is shown with a file that it\n\
-         fires on. Examples are shipped rows, or made up after one where no table has the defect.\n\n\
+         Errors make the command exit with 15; warnings do not. Each rule is shown with a file that\n\
+         triggers it. Examples are shipped rows, or modelled on one if no table has the defect.\n\n\
          | rule | severity | what it says |\n|---|---|---|\n",
     );
     for rule in ALL {

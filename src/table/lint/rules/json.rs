@@ -4,12 +4,12 @@
 use super::super::Severity::{Error, Warning};
 use super::{Example, Rule};
 
-/// The runtime never opens a file of this name.
+/// The runtime never opens a file with this name.
 pub const FILE_NAME_UNREAD: Rule = Rule {
     id: "file-name-unread",
     severity: Error,
-    title: "The runtime never opens a file of this name",
-    why: "The name is built from N, K, the device and the block shape and compared byte by byte; a blank too many or too few is enough to run the default configuration, silently on most ranks. SGLang has one after the comma of the block shape, vLLM none. Below a folder `vllm` its spelling counts, elsewhere SGLang's.",
+    title: "The runtime never opens a file with this name",
+    why: "The name is built from N, K, the device and the block shape and compared byte by byte; one extra or missing blank is enough to run the default configuration, silently on most ranks. SGLang writes a blank after the comma of the block shape, vLLM none. Below a folder `vllm` its spelling applies, elsewhere SGLang's.",
     fix: "Rename the file as the message says.",
     example: Example {
         file: "N=1536,K=7168,device_name=NVIDIA_H200,dtype=fp8_w8a8,block_shape=[128,128].json",
@@ -18,13 +18,13 @@ pub const FILE_NAME_UNREAD: Rule = Rule {
     },
 };
 
-/// The device is not known here.
+/// The device is unknown to gemmtune.
 pub const DEVICE_NAME_UNKNOWN: Rule = Rule {
     id: "device-name-unknown",
     severity: Warning,
-    title: "The device is not known here",
+    title: "The device is unknown to gemmtune",
     why: "If no device reports this name the file is never opened.",
-    fix: "Compare with `torch.cuda.get_device_name()`, blanks turned into underscores.",
+    fix: "Compare with `torch.cuda.get_device_name()`, with blanks replaced by underscores.",
     example: Example {
         file: "N=1536,K=7168,device_name=NVIDIA_X900,dtype=fp8_w8a8,block_shape=[128, 128].json",
         text: include_str!("examples/device-name-unknown.json"),
@@ -32,12 +32,12 @@ pub const DEVICE_NAME_UNKNOWN: Rule = Rule {
     },
 };
 
-/// A key is no integer.
+/// A key is not an integer.
 pub const KEY_NOT_INTEGER: Rule = Rule {
     id: "key-not-integer",
     severity: Error,
-    title: "A key is no integer",
-    why: "The loader turns every key into an integer and raises on the first that is not one: the whole file is lost.",
+    title: "A key is not an integer",
+    why: "The loader converts every key to an integer and raises on the first that is not one, so the whole file is unusable.",
     fix: "Correct or remove the key.",
     example: Example {
         file: "N=1536,K=7168,device_name=NVIDIA_H200,dtype=fp8_w8a8,block_shape=[128, 128].json",
@@ -51,7 +51,7 @@ pub const CONFIG_EMPTY: Rule = Rule {
     id: "config-empty",
     severity: Error,
     title: "A configuration file without entries",
-    why: "The nearest of no keys is an error at the first GEMM.",
+    why: "With no keys there is no nearest one, which is an error at the first GEMM.",
     fix: "Remove the file, or tune.",
     example: Example {
         file: "N=1536,K=7168,device_name=NVIDIA_H200,dtype=fp8_w8a8,block_shape=[128, 128].json",
@@ -79,7 +79,7 @@ pub const CONFIG_KEY_MISSING: Rule = Rule {
     id: "config-key-missing",
     severity: Error,
     title: "A parameter is missing",
-    why: "The launch raises at the first GEMM that takes the entry.",
+    why: "The launch raises at the first GEMM that uses the entry.",
     fix: "Tune the entry again.",
     example: Example {
         file: "N=1536,K=7168,device_name=NVIDIA_H200,dtype=fp8_w8a8,block_shape=[128, 128].json",
@@ -88,12 +88,12 @@ pub const CONFIG_KEY_MISSING: Rule = Rule {
     },
 };
 
-/// A parameter has a value the kernel cannot be built for.
+/// A parameter has a value that the kernel cannot be built with.
 pub const CONFIG_VALUE_INVALID: Rule = Rule {
     id: "config-value-invalid",
     severity: Error,
-    title: "A parameter has a value the kernel cannot be built for",
-    why: "Compilation fails at the first GEMM that takes the entry.",
+    title: "A parameter has a value that the kernel cannot be built with",
+    why: "Compilation fails at the first GEMM that uses the entry.",
     fix: "Tune the entry again.",
     example: Example {
         file: "N=1536,K=7168,device_name=NVIDIA_H200,dtype=fp8_w8a8,block_shape=[128, 128].json",
@@ -107,7 +107,7 @@ pub const BLOCK_K_CLAMPED: Rule = Rule {
     id: "block-k-clamped",
     severity: Warning,
     title: "BLOCK_SIZE_K is changed on loading",
-    why: "From 0.5.12.post1 a BLOCK_SIZE_K below the scale block is raised to it (on CUDA only if it does not divide it), so another kernel runs than was tuned.",
+    why: "From 0.5.12.post1 a BLOCK_SIZE_K below the scale block is raised to it (on CUDA only if it does not divide it), so the kernel that runs is not the one that was tuned.",
     fix: "Tune the entry again.",
     example: Example {
         file: "N=1536,K=7168,device_name=AMD_Instinct_MI300X,dtype=fp8_w8a8,block_shape=[128, 128].json",
@@ -121,8 +121,8 @@ pub const M_SET_TRUNCATED: Rule = Rule {
     id: "m-set-truncated",
     severity: Error,
     title: "The small M are missing, as after the multi-GPU overwrite",
-    why: "The tuner deals M values out to GPUs and each of them overwrote the file: only one GPU's share is left. With the nearest key every decode runs a configuration made for prefill, up to a third slower (sgl-project/sglang#20366).",
-    fix: "Tune the file again with a tuner that merges, such as `gemmtune tune`; until then removing it, which runs the default, may be faster.",
+    why: "The tuner distributes M values over GPUs, and each GPU overwrote the file, so only one GPU's share is left. By the nearest key every decode runs a configuration made for prefill, up to a third slower (sgl-project/sglang#20366).",
+    fix: "Tune the file again with a tuner that merges, such as `gemmtune tune`; until then, removing the file may be faster, because the default then runs.",
     example: Example {
         file: "N=1536,K=7168,device_name=NVIDIA_L20Y,dtype=fp8_w8a8,block_shape=[128, 128].json",
         text: include_str!("examples/m-set-truncated.json"),
@@ -135,7 +135,7 @@ pub const M_SET_SHORT: Rule = Rule {
     id: "m-set-short",
     severity: Warning,
     title: "The large M are missing",
-    why: "Every larger M runs the last entry's configuration, so all of prefill does.",
+    why: "Every larger M runs the last entry's configuration, including all of prefill.",
     fix: "Tune the larger M too.",
     example: Example {
         file: "N=8192,K=1280,device_name=NVIDIA_H200,dtype=fp8_w8a8,block_shape=[32, 32].json",
