@@ -373,7 +373,7 @@ pub const ABOVE_ROOFLINE: Rule = Rule {
     id: "above-roofline",
     severity: Error,
     title: "Faster than the device can be",
-    why: "The time is below what the arithmetic or the bytes need at the vendor's peak rates, so it was not measured, or not for this shape; it wins every merge.",
+    why: "The time is below what the arithmetic or the bytes need at the maker's peak, so it was not measured, or not for this work; it wins every merge.",
     fix: "Remove the row and tune the shape again.",
     example: Example {
         file: "a8w8_blockscale_bpreshuffle_tuned_gemm.csv",
