@@ -1,4 +1,4 @@
-//! Rows of aiter's Triton GEMM, each of which serves a bucket of M.
+//! Rows of aiter's Triton GEMM, each of which serves a range of M called a bucket.
 
 use std::collections::BTreeMap;
 
@@ -7,7 +7,7 @@ use crate::problem::Shape;
 use crate::table::aiter_triton::{Bucket, Configs, FileName, Rules, representatives};
 use crate::table::shapes::CountedShape;
 
-/// The files in force on one architecture, and the M that each bucket would be raced at.
+/// The files that apply on one architecture, and the M at which each bucket would be raced.
 #[derive(Clone, Debug)]
 pub(super) struct Buckets {
     rules: Rules,
@@ -16,7 +16,7 @@ pub(super) struct Buckets {
 }
 
 impl Buckets {
-    /// Of `files` those for `gfx` serve; `demands` are what has to be served, with their calls.
+    /// Uses those of `files` that are for `gfx`; `demands` are the shapes to serve, with their calls.
     pub(super) fn of(
         files: &[(FileName, Configs)],
         gfx: &str,
@@ -49,7 +49,7 @@ impl Buckets {
         self.rules.bucket(m) == self.rules.bucket(shape.m)
     }
 
-    /// The row of the weight's own file. A row of a wider bucket counts as one that was tuned for another size; the file for all
+    /// The row of the weight's own file. A row of a wider bucket counts as tuned for another size; the file for all
     /// weights is what runs without a row.
     pub(super) fn of_file(&self, shape: &Shape) -> Option<Served> {
         let configs = self.files.get(&(shape.n, shape.k))?;
@@ -58,7 +58,7 @@ impl Buckets {
             .strip_prefix("M_LEQ_")
             .and_then(|bound| bound.parse().ok());
         Some(Served {
-            // `any` has no bound: the row is the M's own.
+            // `any` has no bound, so the row counts as that of M itself.
             m: bound.unwrap_or(shape.m),
             line: 1,
             coarse: bound != self.rules.bucket(shape.m),

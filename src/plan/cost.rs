@@ -1,9 +1,9 @@
 //! How long tuning will take on one device.
 //!
-//! `seconds(row) = shape + Σ over rungs: candidates × share × (setup + repeats × us × slowdown)`,
-//! where `us` is the roofline time of the row, `setup` is paid in the first rung only, and `slowdown` is
-//! how much slower than its roofline a candidate runs on average. Terms are measured where someone
-//! published a measurement, and said to be assumed where not; an estimate is good to a factor of two.
+//! `seconds(row) = shape + Σ over rungs: candidates × share × (setup + repeats × us × slowdown)`, where `us` is the
+//! roofline time of the row, `setup` is paid in the first rung only, and `slowdown` is how much slower than its
+//! roofline a candidate runs on average. Terms are measured where a measurement has been published, and labelled as
+//! assumed otherwise; an estimate is accurate to a factor of two.
 
 use std::borrow::Cow;
 
@@ -11,7 +11,7 @@ use serde::{Deserialize, Serialize};
 
 use crate::problem::Op;
 
-/// One rung of a race, or a tuner's only one.
+/// One rung of a race, or the only one of a tuner.
 #[derive(Clone, Copy, Debug, PartialEq, Serialize, Deserialize)]
 pub struct Rung {
     /// Share of the candidates that are timed in it.
@@ -28,7 +28,7 @@ pub struct Cost {
     pub candidates: f64,
     /// Seconds before a candidate's first call: compiling, launching, making inputs.
     pub setup_s: f64,
-    /// Seconds per shape besides.
+    /// Further seconds for each shape.
     pub shape_s: f64,
     /// How much slower than the roofline a candidate runs on average.
     pub slowdown: f64,
@@ -38,7 +38,7 @@ pub struct Cost {
 }
 
 impl Cost {
-    /// Whoever tunes `op` on `gfx`: the reference engine's devices have names of their own.
+    /// The cost of tuning `op` on `gfx`, where the reference engine's devices have names of their own.
     pub fn of(op: Op, gfx: &str) -> Self {
         match op.aiter() {
             None => Self::triton_race(),

@@ -1,4 +1,4 @@
-//! The plan as a document: what other rooms read and `--json` prints.
+//! The plan as a document, which other rooms read and `--json` prints.
 
 use std::borrow::Cow;
 
@@ -24,7 +24,7 @@ pub enum Verdict {
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize)]
 #[serde(rename_all = "lowercase")]
 pub enum Because {
-    /// A shape it serves was seen.
+    /// A shape that it serves was captured.
     Seen,
     /// A decode graph is captured for an M it serves.
     Graph,
@@ -35,7 +35,6 @@ pub enum Because {
 /// A row worth tuning.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
 pub struct PlannedRow {
-    /// The shape to tune.
     #[serde(flatten)]
     pub shape: PlannedShape,
     /// Calls of the shapes it will serve.
@@ -44,9 +43,9 @@ pub struct PlannedRow {
     pub estimated_us: f64,
     /// Share of the estimated time of all shapes.
     pub share: f64,
-    /// The M it will serve that were seen or predicted, ascending.
+    /// The M that it will serve and that were seen or predicted, ascending.
     pub serves: Vec<u32>,
-    /// Why it is here.
+    /// Why it is planned.
     pub because: Because,
     /// Estimated seconds of one device to tune it.
     pub tuning_s: f64,
@@ -69,7 +68,7 @@ pub struct PlannedShape {
 }
 
 impl PlannedShape {
-    /// The shape in the words of every other room.
+    /// As the [`Shape`] that the other rooms use.
     pub fn shape(&self) -> Shape {
         Shape {
             op: self.op,
@@ -90,19 +89,19 @@ pub struct Folded {
     pub into: u32,
 }
 
-/// A shape that a good row serves already.
+/// A shape that a good row already serves.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
 pub struct AlreadyServed {
     #[serde(flatten)]
     pub shape: PlannedShape,
     /// M of the row.
     pub by: u32,
-    /// The table it stands in.
+    /// The table that has the row.
     pub table: String,
     pub line: u64,
 }
 
-/// How many of the calls, and how much of the estimated time, a table serves.
+/// The share of calls, and of the estimated time, that a table serves.
 #[derive(Clone, Copy, Debug, PartialEq, Serialize, Deserialize)]
 pub struct HitRate {
     /// By calls, 0 to 1.
@@ -114,13 +113,13 @@ pub struct HitRate {
 /// Hit rates before and after the planned tuning.
 #[derive(Clone, Copy, Debug, PartialEq, Serialize, Deserialize)]
 pub struct HitRates {
-    /// With the given tables' good rows.
+    /// With the good rows of the given tables.
     pub before: HitRate,
     /// With the planned rows as well.
     pub after: HitRate,
 }
 
-/// The plan.
+/// What to tune, in order, with what is left out and what it costs and gains.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
 pub struct Plan {
     /// Whether there is anything to do.
@@ -129,42 +128,42 @@ pub struct Plan {
     pub reason: String,
     /// The operations planned for.
     pub ops: Vec<Op>,
-    /// Architecture.
+    /// Architecture: `gfx942`.
     pub gfx: String,
-    /// Compute units.
+    /// Compute units of the device.
     pub cu_num: u32,
     /// The device that times are estimated for.
     pub device: String,
-    /// Where its rates come from.
+    /// Where its peak rates come from.
     pub device_source: Cow<'static, str>,
     /// How many M share a row.
     pub fold: Fold,
     /// Distinct shapes that were seen.
     pub seen: usize,
-    /// Shapes of other operations, left alone.
+    /// Shapes of other operations, which are ignored.
     pub other_ops: usize,
-    /// Rows to tune, most worth first.
+    /// Rows to tune, those that gain most first.
     pub tune: Vec<PlannedRow>,
-    /// Rows beyond the budget.
+    /// Rows that exceed the budget.
     pub left_out: Vec<PlannedRow>,
     /// Seen shapes that another row will serve.
     pub folded: Vec<Folded>,
     /// Seen shapes that a good row serves already.
     pub served: Vec<AlreadyServed>,
-    /// M that were added although not seen, with why: captured sizes and prefill sizes.
+    /// M that were added although not seen: captured sizes and prefill sizes.
     pub added: usize,
-    /// Seen shapes per row to tune; the larger, the more was folded.
+    /// Seen shapes divided by rows to tune; the larger, the more was folded.
     pub fold_ratio: f64,
     /// Calls of all shapes.
     pub calls: f64,
     /// Estimated time of those calls in microseconds.
     pub estimated_us: f64,
     pub hit_rate: HitRates,
-    /// Estimated seconds of one device for `tune`.
+    /// Estimated seconds on one device for `tune`.
     pub gpu_seconds: f64,
     /// The terms of that estimate, one entry per operation.
     pub cost: Vec<Cost>,
-    /// Fused-MoE rows to tune, most worth first; they are not part of the figures above.
+    /// Fused-MoE rows to tune, those that gain most first; they are not part of the figures above.
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
     pub fused_moe: Vec<PlannedMoe>,
     /// The model's layers, where its config was given.
@@ -172,7 +171,7 @@ pub struct Plan {
     /// How seen and predicted weights differ, one sentence each.
     #[serde(default)]
     pub difference: Vec<String>,
-    /// What else a person should know.
+    /// Further remarks.
     #[serde(default)]
     pub notes: Vec<String>,
 }
@@ -221,7 +220,7 @@ impl Plan {
         }
     }
 
-    /// Two plans for different operations of one server, as one.
+    /// Merges two plans for different operations of one server.
     #[must_use]
     pub fn join(self, other: Self) -> Self {
         let estimated_us = self.estimated_us + other.estimated_us;
@@ -277,7 +276,7 @@ impl Plan {
             reason: format!("{}; {}", self.reason, other.reason),
             ops: self.ops.into_iter().chain(other.ops).collect(),
             seen,
-            // What is another operation to each is planned for by the other.
+            // What is another operation to one plan is covered by the other.
             other_ops: self.other_ops.min(other.other_ops),
             fold_ratio: if seen_rows > 0 {
                 (seen - served.len()) as f64 / seen_rows as f64

@@ -1,4 +1,4 @@
-//! Which rows serve which M: folding, proved by the runtime's own look-up.
+//! Which rows serve which M: folding, verified with the runtime's own look-up.
 
 use std::collections::BTreeSet;
 
@@ -15,17 +15,17 @@ use crate::table::revision::{self, Revision};
 )]
 #[serde(rename_all = "lowercase")]
 pub enum Fold {
-    /// None: a row per M.
+    /// Only one: a row for each M.
     Exact,
     /// The fine grid: steps of 16, 32, 64 and 128.
     Fine,
     /// The coarse grid: powers of two.
     Coarse,
-    /// The M between two bounds of aiter's Triton GEMM, whose row is that of the M called most.
+    /// All between two bounds of aiter's Triton GEMM; the row is raced at the M with most calls.
     Bucket,
 }
 
-/// The GPU whose look-up is asked, and how it asks.
+/// The GPU for which rows are looked up, and the rules of the look-up.
 #[derive(Clone, Debug, PartialEq)]
 pub struct Target {
     /// Architecture, as the table's `gfx` column has it.
@@ -49,13 +49,13 @@ impl Target {
         }
     }
 
-    /// The M of the row that is to serve `shape`, if no row is there yet.
+    /// The M of the row that should serve `shape`, if no row exists yet.
     pub fn row_m(&self, shape: &Shape) -> u32 {
         let Shape { op, m, n, k, .. } = shape;
         match (op, self.fold) {
-            // Which M of a bucket is raced depends on the others ([`Serving::row_m`]).
+            // At which M of a bucket a row is raced depends on the others ([`Serving::row_m`]).
             (_, Fold::Exact | Fold::Bucket) => *m,
-            // The module compiled for this operation rounds in its own way, and chooses the kernel.
+            // The module compiled for this operation rounds by its own rules, and chooses the kernel.
             _ if module_looks_up(*op) => lookup::padded_m_of_a8w8_module(*m),
             _ if !self.rules.pads_m => *m,
             (_, Fold::Fine) => Probe::Fine.m(*m, *n, *k),
@@ -79,11 +79,10 @@ pub struct Served {
     pub coarse: bool,
 }
 
-/// What a look-up tells rows apart by, once the device is fixed: N, K, dtype of the weight (empty where
-/// it is no part of the key), M.
+/// The key of a row once the device is fixed: N, K, dtype of the weight (empty where it is not part of the key), M.
 pub type RowKey = (u32, u32, String, u32);
 
-/// Rows under one look-up: those of tables, and those planned.
+/// Rows of tables and planned rows, under one kind of look-up.
 #[derive(Clone, Debug)]
 pub struct Serving {
     runtime: Runtime,
@@ -95,14 +94,14 @@ pub struct Serving {
 enum Runtime {
     /// aiter's look-up, which the reference engine shares.
     Aiter { table: Table, target: Target },
-    /// SGLang's: the key nearest to M among those of a weight.
+    /// SGLang's look-up: the key nearest to M among those of a weight.
     Nearest,
-    /// That of aiter's Triton GEMM.
+    /// The look-up of aiter's Triton GEMM.
     Buckets(Buckets),
 }
 
 impl Serving {
-    /// The rows of `table`, which has to hold valid rows only, each key once, and a gfx column.
+    /// Serves from `table`, which must contain only valid rows, each key once, and have a gfx column.
     pub fn aiter(table: Table, target: Target) -> Self {
         let keys = table
             .rows
@@ -125,7 +124,7 @@ impl Serving {
         }
     }
 
-    /// The keys (N, K, M) of SGLang's files.
+    /// Serves from the keys (N, K, M) of SGLang's files.
     pub fn nearest(keys: impl IntoIterator<Item = (u32, u32, u32)>) -> Self {
         Self {
             runtime: Runtime::Nearest,
@@ -137,7 +136,7 @@ impl Serving {
         }
     }
 
-    /// The files of aiter's Triton GEMM.
+    /// Serves from the files of aiter's Triton GEMM.
     pub(super) fn buckets(buckets: Buckets) -> Self {
         Self {
             runtime: Runtime::Buckets(buckets),
@@ -146,7 +145,7 @@ impl Serving {
         }
     }
 
-    /// The M of the row that is to serve `shape`, if no row is there yet.
+    /// The M of the row that should serve `shape`, if no row exists yet.
     pub fn row_m(&self, target: &Target, shape: &Shape) -> u32 {
         match &self.runtime {
             Runtime::Buckets(buckets) => buckets.row_m(shape),
@@ -154,7 +153,7 @@ impl Serving {
         }
     }
 
-    /// The key of the row of `m` for the weight of `shape`.
+    /// The key of a row at `m` for the weight of `shape`.
     pub fn key(&self, shape: &Shape, m: u32) -> RowKey {
         let dtype = match &self.runtime {
             Runtime::Aiter { target, .. } if target.rules.keys_weight_dtype => {
@@ -165,21 +164,21 @@ impl Serving {
         (shape.n, shape.k, dtype, m)
     }
 
-    /// Adds a planned row, if none of this key is there.
+    /// Adds a planned row, unless there is one with this key.
     pub fn plan(&mut self, key: RowKey) {
         if self.keys.insert(key.clone()) {
             self.planned.insert(key);
         }
     }
 
-    /// Takes back a planned row.
+    /// Removes a planned row.
     pub fn withdraw(&mut self, key: &RowKey) {
         if self.planned.remove(key) {
             self.keys.remove(key);
         }
     }
 
-    /// The planned rows.
+    /// The keys of all planned rows.
     pub fn planned(&self) -> &BTreeSet<RowKey> {
         &self.planned
     }
@@ -233,7 +232,7 @@ impl Serving {
         let key = |m: u32| (n, k, String::new(), m);
         let below = self.keys.range(key(0)..=key(m)).next_back();
         let above = self.keys.range(key(m)..=key(u32::MAX)).next();
-        // Files are written in ascending order, so of two keys equally near the smaller stands first.
+        // Files are written in ascending order, so of two equally near keys the smaller comes first.
         let found = match (below, above) {
             (Some(below), Some(above)) if above.3 - m < m - below.3 => above,
             (Some(below), _) => below,
@@ -242,7 +241,7 @@ impl Serving {
         Some(Served {
             m: found.3,
             line: u64::from(!self.planned.contains(found)),
-            // Tuned for this size if the fine grid puts both into one step.
+            // Tuned for this size if the fine grid rounds both to one step.
             coarse: Probe::Fine.m(found.3, n, k) != Probe::Fine.m(m, n, k),
         })
     }
@@ -264,12 +263,12 @@ fn aiter_row(resolver: &Resolver<'_>, shape: &Shape) -> Option<Served> {
                 && row.m != shape.m
                 && row.m != Probe::Fine.m(shape.m, shape.n, shape.k),
         }),
-        // The largest row is better than nothing, but tuned for a smaller size: the shape is worth one of its own.
+        // The largest row is better than nothing, but tuned for a smaller size, so the shape deserves its own.
         Resolution::Miss | Resolution::Hit { .. } => None,
     }
 }
 
-/// The weight's dtype as a table's key has it.
+/// The weight's dtype as a table's key spells it.
 pub fn weight_dtype<'a>(shape: &'a Shape, gfx: &str) -> &'a str {
     if shape.dtype.is_empty() {
         dtype::fp8_of(gfx)
@@ -278,7 +277,7 @@ pub fn weight_dtype<'a>(shape: &'a Shape, gfx: &str) -> &'a str {
     }
 }
 
-/// The untuned table of `rows` as the tuner of `op` at `revision` reads it.
+/// An untuned table of `rows`, in the form that the tuner of `op` at `revision` reads.
 pub fn untuned_csv<'a>(
     op: Op,
     revision: Revision,

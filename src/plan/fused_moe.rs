@@ -1,4 +1,4 @@
-//! What is worth tuning of aiter's fused MoE: the rows that calls will really ask for and do not find.
+//! What is worth tuning of aiter's fused MoE: the rows that calls will look up but not find.
 
 use std::collections::{BTreeMap, BTreeSet};
 
@@ -12,19 +12,19 @@ use crate::table::fmoe::rules::Rules;
 use crate::table::fmoe::{Request, table::Row};
 use crate::table::moe::problem::{MoeProblem, Scales};
 
-/// What the plan is made from.
+/// The input of a plan.
 pub struct Input<'a> {
-    /// Calls that were seen, or whose weights a model has.
+    /// Calls that were captured, or calls with the weights of a model.
     pub calls: &'a [Counted],
     /// The table that serves today.
     pub table: Option<&'a Resolver<'a>>,
     /// Rules of the aiter that runs.
     pub rules: Rules,
-    /// Tokens of forwards that will come besides those seen: captured decode sizes.
+    /// Tokens of forwards that will occur besides those captured: captured decode sizes.
     pub decode: &'a [u32],
-    /// The largest prefill chunk; every token up to it is asked for sooner or later.
+    /// The largest prefill chunk; every number of tokens up to it will occur sooner or later.
     pub chunk: Option<u32>,
-    /// Whether rows that are found are tuned again.
+    /// Whether rows that are found should be tuned again.
     pub refine: bool,
 }
 
@@ -32,25 +32,25 @@ pub struct Input<'a> {
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Serialize)]
 #[serde(rename_all = "lowercase")]
 pub enum Because {
-    /// A call asked for it.
+    /// A captured call looks it up.
     Seen,
     /// A graph of that decode size is captured.
     Decode,
-    /// Prefill chunks may have so many tokens.
+    /// Prefill chunks may have this many tokens.
     Prefill,
 }
 
 /// A row to tune.
 #[derive(Clone, Debug, PartialEq)]
 pub struct Wanted {
-    /// The problem, `topk` as the key has it.
+    /// The problem, with `topk` as the key has it.
     pub problem: Problem,
-    /// The rounded tokens.
+    /// Tokens of the key: those of the forward, rounded.
     pub token: u32,
     pub because: Because,
-    /// Calls seen that ask for it.
+    /// Captured calls that look it up.
     pub records: u64,
-    /// Tokens seen that round to it.
+    /// Tokens of captured calls that are rounded to it.
     pub serves: BTreeSet<u32>,
 }
 
@@ -58,22 +58,22 @@ pub struct Wanted {
 #[derive(Clone, Debug, Default, PartialEq)]
 pub struct Plan {
     pub rows: Vec<Wanted>,
-    /// Keys that a row serves already.
+    /// Keys that a row already serves.
     pub served: usize,
 }
 
 impl Plan {
-    /// The tuner's input.
+    /// The rows as the input of aiter's tuner (`untuned_fmoe.csv`).
     pub fn untuned_csv(&self) -> String {
         untuned(self.rows.iter().map(|row| (row.problem.clone(), row.token)))
     }
 }
 
-/// The problem of aiter's fused MoE that a model's experts are on a card of `gfx`; `None` for scales that its look-up has no
-/// kind for, and where the sizes are not all known.
+/// The problem of aiter's fused MoE for a model's experts on a card of `gfx`; `None` for scales that its look-up does
+/// not support, and where the sizes are not all known.
 ///
-/// What SGLang passes: bf16 tokens, gate and up projection as one weight, Silu, the router's weight applied last; the input is
-/// quantised to the weights' dtype, which is the architecture's FP8.
+/// This is what SGLang passes: bf16 tokens, gate and up projection as one weight, Silu, the router's weight applied
+/// last; the input is quantised to the weights' dtype, which is the architecture's FP8.
 pub fn of_model(experts: &MoeProblem, gfx: &str) -> Option<Problem> {
     let q_type = match experts.scales {
         Scales::Block(128, 128) => "per_1x128",
@@ -96,7 +96,7 @@ pub fn of_model(experts: &MoeProblem, gfx: &str) -> Option<Problem> {
     })
 }
 
-/// Makes the plan.
+/// The plan for `input`: every row that its calls look up and do not find, by the number of calls.
 pub fn make(input: &Input<'_>) -> Plan {
     type Key = (Problem, u32);
     let mut wanted: BTreeMap<Key, Wanted> = BTreeMap::new();
@@ -156,13 +156,14 @@ pub fn make(input: &Input<'_>) -> Plan {
             plan.rows.push(row);
         }
     }
-    // A tuner that is stopped early has done what serves most calls.
+    // So that a tuner that is stopped early has done the rows with most calls.
     plan.rows
         .sort_by_key(|row| (row.because, std::cmp::Reverse(row.records), row.token));
     plan
 }
 
-/// The row of exactly this key, of its own activation: one that another tier or another activation lends is worth replacing.
+/// The row with exactly this key and activation: a row that another tier or another activation provides is worth
+/// replacing.
 fn serves<'a>(table: &Resolver<'a>, row: &Wanted) -> Option<&'a Row> {
     let answer = table.find(&Request {
         problem: row.problem.clone(),

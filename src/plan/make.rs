@@ -1,4 +1,4 @@
-//! The plan itself: from shapes, tables and a model's layers to rows in order of worth.
+//! Making the plan: from shapes, tables and a model's layers to rows in order of gain.
 
 use std::collections::{BTreeMap, BTreeSet};
 
@@ -19,16 +19,16 @@ use crate::table::roofline::Device;
 use crate::table::sglang_json::{Config, FileName};
 use crate::table::shapes::CountedShape;
 
-/// Everything a plan is made from.
+/// The input of a plan.
 #[derive(Clone, Debug)]
 pub struct PlanInput<'a> {
-    /// The operation to plan for; shapes of others are counted and left alone.
+    /// The operation to plan for; shapes of others are counted but ignored.
     pub op: Op,
-    /// Shapes that were seen, with how often.
+    /// Shapes that were captured, with their counts.
     pub shapes: &'a [CountedShape],
-    /// Tables the runtime has today.
+    /// Tables that the runtime uses today.
     pub tables: &'a [Table],
-    /// SGLang's files for this device, for an operation of its own.
+    /// SGLang's files for this device, for an operation of SGLang's own.
     pub configs: &'a [(FileName, Config)],
     /// Files of aiter's Triton GEMM, where rows are planned for it ([`Fold::Bucket`]).
     pub files: &'a [(aiter_triton::FileName, aiter_triton::Configs)],
@@ -44,25 +44,25 @@ pub struct PlanInput<'a> {
     pub gfx: &'a str,
     /// Compute units, as tables have them.
     pub cu_num: u32,
-    /// Rates that times are estimated with.
+    /// Peak rates with which times are estimated.
     pub device: &'a Device,
     /// How many M share a row.
     pub fold: Fold,
-    /// Whether a shape that only the coarse grid serves is tuned again.
+    /// Whether a shape that only the coarse grid serves should be tuned again.
     pub refine: bool,
     /// Terms of the cost estimate.
     pub cost: &'a Cost,
-    /// Seconds of one device the tuning may take; rows beyond it are left out.
+    /// Seconds on one device that tuning may take; rows beyond that are left out.
     pub budget_s: Option<f64>,
 }
 
-/// A plan cannot be made.
+/// Why no plan can be made.
 #[derive(Debug, thiserror::Error)]
 pub enum PlanError {
-    /// Neither shapes of the operation nor a model.
+    /// There are neither shapes of the operation nor a model.
     #[error("plan for {0}: there are no shapes of it")]
     NoShapes(Op),
-    /// aiter's Triton GEMM of a revision whose keys are names of sizes.
+    /// An aiter revision in whose Triton GEMM keys are names of sizes.
     #[error(
         "plan for aiter's Triton GEMM at v0.1.7: keys of its files are names of sizes, for which no row is tuned"
     )]
@@ -70,21 +70,22 @@ pub enum PlanError {
     /// The tables cannot be used together.
     #[error("use the given tables")]
     Tables(#[from] MergeError),
-    /// The look-up refuses a table.
+    /// The look-up rejects a table.
     #[error("ask the look-up")]
     Lookup(#[from] LookupError),
-    /// A file's keys are not what the runtime can load.
+    /// The runtime cannot load a file's keys.
     #[error("use `{0}`: a key is no integer, so the runtime cannot load the file")]
     Config(String),
 }
 
-/// A shape that has to be served.
+/// How often a shape has to be served, and why.
 pub(super) struct Demand {
     pub(super) calls: f64,
     pub(super) because: Because,
 }
 
-/// Makes the plan.
+/// The plan for `input`: rows to tune in order of gain, with what they serve, cost and leave out. Fails where there
+/// are neither shapes nor a model, or where a table cannot be used.
 pub fn make(input: &PlanInput<'_>) -> Result<Plan, PlanError> {
     let target = Target::new(
         input.op,
@@ -104,7 +105,7 @@ pub fn make(input: &PlanInput<'_>) -> Result<Plan, PlanError> {
         _ => good.serving(&target),
     };
     let before = serving.serve(&shapes)?;
-    // Nearest-M always finds something; only a key tuned for the size counts.
+    // Nearest-M always finds something; only a key tuned for this size counts.
     let coarse_will_do = !input.refine && input.op.aiter().is_some();
     let is_good =
         |served: &Option<Served>| served.is_some_and(|served| !served.coarse || coarse_will_do);
@@ -115,7 +116,7 @@ pub fn make(input: &PlanInput<'_>) -> Result<Plan, PlanError> {
         }
     }
     let after = settle(&mut serving, &shapes)?;
-    // A shape that finds an existing row even now is served by it: with nearest-M the planned row for it
+    // A shape for which an existing row is found even now is served by that: with nearest-M the planned row for it
     // turned out to be further away.
     let existing =
         |shape: &Shape, served: &Served| !serving.planned().contains(&serving.key(shape, served.m));
@@ -140,7 +141,7 @@ pub fn make(input: &PlanInput<'_>) -> Result<Plan, PlanError> {
     Ok(writer.plan())
 }
 
-/// The buckets of aiter's Triton GEMM, and the M of each that was called most.
+/// The buckets of aiter's Triton GEMM, with the M of each that has most calls.
 fn buckets(input: &PlanInput<'_>, demands: &BTreeMap<Shape, Demand>) -> Result<Buckets, PlanError> {
     let rules = aiter_triton::Rules::from(input.revision);
     if rules == aiter_triton::Rules::Names {
@@ -156,7 +157,7 @@ fn buckets(input: &PlanInput<'_>, demands: &BTreeMap<Shape, Demand>) -> Result<B
     Ok(Buckets::of(input.files, input.gfx, rules, &counted))
 }
 
-/// Takes back planned rows that no shape finds (another is nearer), until each serves one.
+/// Removes planned rows that no shape is served by (another is nearer), until each serves one.
 fn settle(serving: &mut Serving, shapes: &[Shape]) -> Result<Vec<Option<Served>>, LookupError> {
     loop {
         let served = serving.serve(shapes)?;
@@ -175,7 +176,7 @@ fn settle(serving: &mut Serving, shapes: &[Shape]) -> Result<Vec<Option<Served>>
     }
 }
 
-/// What has to be served: the shapes that were seen, and what graphs and prefill will add.
+/// The shapes to serve: those that were captured, and those that graphs and prefill will add.
 fn demands(input: &PlanInput<'_>) -> BTreeMap<Shape, Demand> {
     let mut demands: BTreeMap<Shape, Demand> = BTreeMap::new();
     let mut weights: BTreeMap<(u32, u32, String), f64> = BTreeMap::new();
@@ -193,7 +194,7 @@ fn demands(input: &PlanInput<'_>) -> BTreeMap<Shape, Demand> {
         });
         demand.calls += *records as f64;
     }
-    // Without a log the model says which weights there are; every size then counts as one forward.
+    // Without a log the weights come from the model, and every size counts as one forward.
     if weights.is_empty()
         && let Some(model) = input.model
     {
@@ -227,10 +228,10 @@ fn demands(input: &PlanInput<'_>) -> BTreeMap<Shape, Demand> {
     demands
 }
 
-/// The rows of the given tables that can be relied on.
+/// The rows of the given tables that are reliable.
 pub(super) struct Good {
     table: Table,
-    /// Table and line of each row of `table`, in its order.
+    /// Table and line number of each row of `table`, in order.
     places: Vec<(String, u64)>,
     keys: Vec<(u32, u32, u32)>,
     pub(super) notes: Vec<String>,
@@ -274,12 +275,12 @@ impl Good {
                 .into_iter()
                 .filter(|entry| entry.outcome == Outcome::Kept);
             for entry in kept {
-                // A table without the column matches by compute units alone.
+                // A table without the gfx column matches by compute units alone.
                 let here = entry.row.cu_num == Some(input.cu_num)
                     && entry.row.gfx.as_deref().is_none_or(|gfx| gfx == input.gfx);
                 if here {
                     good.places.push((entry.table, entry.row.line));
-                    // The index stands in for the line until the plan is written.
+                    // The index replaces the line number until the plan is written.
                     let line = good.places.len() as u64;
                     good.table.rows.push(Row {
                         gfx: Some(input.gfx.into()),

@@ -89,7 +89,7 @@ fn table(rows: &[(u32, &str)]) -> Table {
     Table::read("shipped.csv", text.as_bytes(), None).unwrap()
 }
 
-/// 6,000 distinct prefill shapes of four weights, M from 1 to 16384 in no order.
+/// 6,000 distinct prefill shapes of four weights, M from 1 to 16384, unordered.
 fn prefill_log() -> Vec<CountedShape> {
     let mut state = 12345u64;
     let mut shapes = BTreeMap::new();
@@ -123,7 +123,7 @@ fn a_prefill_log_folds_seven_to_one_and_every_shape_still_finds_its_row() {
                 .count(),
         6000
     );
-    // The look-up is asked once more, on a table written and read back.
+    // Look up once more, in a table that was written and read back.
     let mut tuned = Table::new("tuned.csv", Op::Blockscale, Revision::H);
     tuned.rows = plan
         .tune
@@ -169,7 +169,7 @@ fn a_prefill_log_folds_seven_to_one_and_every_shape_still_finds_its_row() {
 fn shapes_that_a_good_row_serves_are_dropped_and_those_a_bad_one_hides_are_not() {
     let shapes = [1, 50, 60, 100, 120].map(|m| seen(Op::Blockscale, m, 512, 7168, 10));
     let mut case = Case::new(Op::Blockscale, shapes.to_vec());
-    // 64 serves 50 and 60; the row of 112 is a failed measurement; 1 has a row of its own.
+    // 64 serves 50 and 60; the row of 112 is a failed measurement; 1 has its own row.
     case.tables = vec![table(&[(1, "6.0"), (64, "7.0"), (112, "-1"), (200, "9.0")])];
     let plan = case.plan();
     let served: Vec<_> = plan
@@ -243,7 +243,7 @@ fn graphs_and_chunks_add_the_m_a_log_has_not_seen() {
     assert_eq!(because(48), Some(Because::Graph));
     assert_eq!(because(8192), Some(Because::Prefill));
     assert!(plan.added > 3 && plan.seen == 1);
-    // Every prefill of up to the chunk finds a row now.
+    // Every prefill of up to the chunk size now finds a row.
     let rows: BTreeSet<u32> = plan.tune.iter().map(|row| row.shape.m).collect();
     for m in 17..=8192 {
         let probes = [0, 1].map(|gl| crate::table::lookup::padded_m(gl, m, 7168, 2048));
@@ -312,7 +312,7 @@ fn a_model_alone_makes_a_plan_and_beside_a_log_explains_the_difference() {
     );
     assert!(plan.difference.is_empty() && plan.seen == 0);
 
-    // A log of the same model with qkv and gate_up fused, and one layer not run.
+    // A log of the same model with qkv and gate_up fused, and one layer that did not run.
     case.shapes = vec![
         seen(Op::Blockscale, 16, 3584 + 17408, 5120, 1),
         seen(Op::Blockscale, 16, 5120, 2560, 1),
@@ -409,7 +409,7 @@ fn a_row_of_aiters_triton_gemm_is_planned_for_each_bucket_at_its_most_called_m()
         .map(|one| (one.shape.m, one.into))
         .collect();
     assert_eq!(folded, [(4, 2), (40, 64)]);
-    // Before v0.1.20 no bound of 1 is looked for.
+    // Before v0.1.20 a bound of 1 is not looked up.
     let older = Case {
         revision: Revision::P,
         ..case
@@ -441,7 +441,7 @@ fn a_bucket_that_the_weights_own_file_serves_needs_no_row() {
         plan.served[0].table,
         "gfx942-GEMM-A8W8_BLOCKSCALE-N=512-K=7168.json"
     );
-    // The row up to 128 was tuned for more than a bucket.
+    // The row up to 128 was tuned for more than one bucket.
     let refined = Case {
         refine: true,
         ..case

@@ -1,8 +1,8 @@
-//! What is worth tuning, in which order, what it will bring and what it will cost.
+//! What is worth tuning, in which order, and what it will gain and cost.
 //!
-//! Shapes that one row will serve are folded, which the runtime's own look-up proves; shapes that a
-//! good row already serves are dropped; the rest is weighed by calls times roofline time. The room
-//! computes in memory: it reads and writes no file.
+//! Shapes that one row will serve are folded, which the runtime's own look-up verifies; shapes that a good row
+//! already serves are dropped; the rest is weighted by calls times roofline time. This room computes in memory: it
+//! neither reads nor writes files.
 
 mod buckets;
 pub mod cost;

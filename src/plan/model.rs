@@ -1,9 +1,9 @@
 //! Which GEMM weights a model has on each rank, from its `config.json` alone.
 //!
-//! The formulas are those of SGLang's model code (0.5.5 to 0.5.23): how projections are merged, which
-//! layers are replicated, where tensor parallelism splits. An architecture that is not known, or a key that
-//! changes weights, is refused by name: a guess would be tuned for hours and serve nothing. A dump of a live server is the better
-//! source; this one needs no server and tells what a dump should hold. No file is read here.
+//! The formulas are those of SGLang's model code (0.5.5 to 0.5.23): how projections are merged, which layers are
+//! replicated, where tensor parallelism splits. An unknown architecture, or a key that changes weights, is refused by
+//! name: a wrong guess would be tuned for hours and serve nothing. A dump of a running server is the better source;
+//! this one needs no server and predicts what a dump should contain. No file is read here.
 
 mod attention;
 mod config;
@@ -28,27 +28,27 @@ pub use quant::Scheme;
 use config::Config;
 use known::Family;
 
-/// How the server is started.
+/// The parallelism and options with which the server is started.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Parallel {
-    /// `--tp-size`.
+    /// `--tp-size`: ranks of tensor parallelism.
     pub tp: u32,
     /// `--dp-size` with `--enable-dp-attention`; 1 without. Attention is split over tp / dp ranks.
     pub dp_attention: u32,
     /// `--moe-dense-tp-size`, where given: the split of dense MLP layers in MoE models.
     pub moe_dense_tp: Option<u32>,
-    /// Whether shared experts are computed as routed ones; by default where SGLang does so.
+    /// Whether shared experts are computed as routed ones; `None` for SGLang's default.
     pub shared_experts_fusion: Option<bool>,
-    /// `--ep-size`: routed experts are split over so many ranks, and their width over tp / ep.
+    /// `--ep-size`: routed experts are split over this many ranks, and their width over tp / ep.
     pub ep: u32,
-    /// SGLang's release, which decides by default whether a shared expert is fused.
+    /// SGLang's release, which determines whether a shared expert is fused by default.
     pub release: Release,
-    /// Whether the server runs on AMD with aiter, which decides it too.
+    /// Whether the server runs on AMD with aiter, which also affects that.
     pub is_hip: bool,
 }
 
 impl Parallel {
-    /// Tensor parallelism over `tp` ranks and nothing else.
+    /// Tensor parallelism over `tp` ranks, with all else at its default.
     pub fn tp(tp: u32) -> Self {
         Self {
             tp,
@@ -67,7 +67,7 @@ impl Parallel {
     }
 }
 
-/// One kind of linear layer, per rank.
+/// One kind of linear layer, on each rank.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Layer {
     /// Its name in SGLang's model code.
@@ -80,39 +80,38 @@ pub struct Layer {
     pub k: u32,
     /// How many layers of the model have it; each is one call per forward.
     pub count: u32,
-    /// Whether every rank holds the whole weight.
+    /// Whether every rank has the whole weight.
     pub replicated: bool,
     /// Under which condition the layer exists or runs; `None` for always.
     pub condition: Option<Cow<'static, str>>,
-    /// Whether the layer exists with the server started as said.
+    /// Whether the layer exists in a server started this way.
     pub present: bool,
 }
 
-/// What a model's linear layers are on each rank.
+/// The linear layers of a model on each rank.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
 pub struct Prediction {
     /// Architecture, as the config names it.
     pub architecture: String,
     /// How the weights are quantised.
     pub scheme: Scheme,
-    /// Ranks of tensor parallelism.
+    /// `--tp-size` of the server.
     pub tp: u32,
     /// Ranks that attention is split over.
     pub attention_tp: u32,
-    /// The layers, in the order a forward meets them; those not present say under which condition
-    /// they would be.
+    /// The layers in the order of a forward pass; those not present have the condition under which they would be.
     pub layers: Vec<Layer>,
     /// The routed experts, which run in the fused MoE operation; `None` in dense models.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub experts: Option<Experts>,
-    /// Why the server would refuse to load the model so, one reason per layer.
+    /// Why the server would refuse to load the model this way, one reason for each layer.
     pub rejected: Vec<String>,
-    /// What else a person should know.
+    /// Further remarks.
     pub notes: Vec<String>,
 }
 
 impl Prediction {
-    /// The (N, K) of the layers that are present, each once, with how many calls a forward makes.
+    /// The distinct (N, K) of the layers that are present, with the number of calls in a forward pass.
     pub fn weights(&self) -> Vec<(u32, u32, u32)> {
         let mut weights = std::collections::BTreeMap::<(u32, u32), u32>::new();
         for layer in self.layers.iter().filter(|layer| layer.present) {

@@ -1,8 +1,9 @@
-//! Which M of which fused MoE are worth a row.
+//! At which M a fused MoE is worth a row.
 //!
-//! In SGLang's tables the row nearest to M serves it, so a table holds a ladder of sizes and no size of its own for each M that occurs:
-//! SGLang's tuner sweeps 18 sizes up to 4096. What a plan adds is the largest prefill, because the last row serves everything above it. In
-//! aiter's table M is rounded first, and nothing but the row of exactly that number serves it.
+//! In SGLang's tables the row nearest to M serves it, so a table has a ladder of sizes rather than a row for each M
+//! that occurs: SGLang's tuner sweeps 18 sizes up to 4096. A plan adds the largest prefill, because the last row
+//! serves everything above it. In aiter's table M is rounded first, and only the row for exactly that number serves
+//! it.
 
 use std::borrow::Cow;
 use std::collections::{BTreeMap, BTreeSet};
@@ -15,7 +16,8 @@ use crate::table::fmoe::rules::Rounding;
 use crate::table::moe::problem::{CountedProblem, MoeProblem};
 use crate::table::roofline::Device;
 
-/// The sizes that SGLang's tuner sweeps (`benchmark/kernels/fused_moe_triton/common_utils.py`), then its default prefill chunks above.
+/// The sizes that SGLang's tuner sweeps (`benchmark/kernels/fused_moe_triton/common_utils.py`), followed by its
+/// larger default prefill chunks.
 const LADDER: [u32; 20] = [
     1, 2, 4, 8, 16, 24, 32, 48, 64, 96, 128, 256, 512, 1024, 1536, 2048, 3072, 4096, 8192, 16384,
 ];
@@ -25,7 +27,7 @@ const LADDER: [u32; 20] = [
 pub enum Ladder {
     /// The row nearest to M serves it.
     Nearest,
-    /// The row of what M is rounded to.
+    /// The row for the rounded M serves it.
     Rounded(Rounding),
 }
 
@@ -38,7 +40,7 @@ impl Ladder {
         }
     }
 
-    /// The rows that sizes up to `largest` need.
+    /// The M of the rows needed for sizes up to `largest`.
     fn up_to(self, largest: u32) -> Vec<u32> {
         match self {
             Self::Nearest => {
@@ -64,32 +66,33 @@ pub struct PlannedMoe {
     pub m: u32,
     #[serde(flatten)]
     pub problem: MoeProblem,
-    /// Calls that the row will serve, where records say them, else calls of one forward.
+    /// Calls that the row will serve, where records have them, else calls in one forward pass.
     pub calls: f64,
-    /// Estimated time of those calls in microseconds: the weights of the experts that are hit, or the arithmetic.
+    /// Estimated time of those calls in microseconds: that of reading the experts' weights, or that of the
+    /// arithmetic.
     pub estimated_us: f64,
-    /// Why it is here.
+    /// Why it is planned.
     pub because: Because,
 }
 
 impl PlannedMoe {
-    /// The line of a shapes file.
+    /// As a line of a shapes file.
     pub fn counted(&self) -> CountedProblem {
         CountedProblem {
             problem: self.problem.clone(),
             m: Some(self.m),
-            // A shapes file counts from one.
+            // Counts in a shapes file start at one.
             records: (self.calls.max(1.0)) as u64,
         }
     }
 }
 
-/// What is planned from.
+/// The input of a plan.
 #[derive(Clone, Copy, Debug)]
 pub struct MoeInput<'a> {
-    /// Problems that were seen.
+    /// Problems that were captured.
     pub seen: &'a [CountedProblem],
-    /// The model, for problems that no record shows and for what a log line does not say.
+    /// The model, for problems without a record and for what a log line does not contain.
     pub model: Option<&'a Prediction>,
     /// M that decode graphs are captured for, on one rank of attention data parallelism.
     pub capture: &'a [u32],
@@ -97,9 +100,9 @@ pub struct MoeInput<'a> {
     pub chunk: Option<u32>,
     /// Ranks of attention data parallelism: a fused MoE gets the tokens of all of them.
     pub dp_attention: u32,
-    /// Whether steps of the ladder that were not seen get rows too, after all others, up to the largest that can come.
+    /// Whether steps of the ladder that were not seen also get rows, after all others, up to the largest possible.
     pub fill: bool,
-    /// Rates that times are estimated with.
+    /// Peak rates with which times are estimated.
     pub device: &'a Device,
     /// The operation, as a shapes file names it.
     pub op: &'static str,
@@ -107,7 +110,7 @@ pub struct MoeInput<'a> {
     pub ladder: Ladder,
 }
 
-/// The rows worth tuning, most worth first, and what a person should know.
+/// The rows worth tuning, those that gain most first, and remarks.
 pub fn make(input: MoeInput<'_>) -> (Vec<PlannedMoe>, Vec<String>) {
     let mut notes = Vec::new();
     let mut rows: BTreeMap<(MoeProblem, u32), (f64, Because)> = BTreeMap::new();
@@ -142,7 +145,7 @@ pub fn make(input: MoeInput<'_>) -> (Vec<PlannedMoe>, Vec<String>) {
             None if input.seen.is_empty() => {
                 predict(input, &experts.problem, f64::from(experts.count), &mut rows);
             }
-            // What was seen is what runs.
+            // What was captured takes precedence.
             None => {}
         }
         if experts.fused_shared > 0 {
@@ -172,7 +175,7 @@ pub fn make(input: MoeInput<'_>) -> (Vec<PlannedMoe>, Vec<String>) {
     (rows, notes)
 }
 
-/// A problem of a log line, with what the model knows of the same (E, N).
+/// Completes a problem from a log line with what the model has for the same (E, N).
 fn completed(seen: &MoeProblem, predicted: Option<&MoeProblem>) -> MoeProblem {
     let same = predicted.filter(|predicted| {
         (
@@ -189,7 +192,7 @@ fn completed(seen: &MoeProblem, predicted: Option<&MoeProblem>) -> MoeProblem {
     }
 }
 
-/// The step of the ladder that the row for `m` stands on.
+/// The step of the ladder whose row serves `m`.
 fn nearest(m: u32) -> u32 {
     let step = LADDER.into_iter().min_by_key(|step| step.abs_diff(m));
     step.unwrap_or(m)
@@ -219,8 +222,8 @@ fn predict(
     }
 }
 
-/// Time of one call at the device's peak rates, µs: weights of the experts that are hit at most, activations in and out, or
-/// the arithmetic. 0 where the hidden size or topk is not known.
+/// Time of one call at the device's peak rates, µs: reading the weights of at most as many experts as are hit and
+/// moving the activations, or the arithmetic. 0 where the hidden size or topk is not known.
 pub fn estimate_us(problem: &MoeProblem, m: u32, device: &Device) -> f64 {
     let (Some(hidden), Some(topk)) = (problem.hidden, problem.topk) else {
         return 0.0;

@@ -4,20 +4,20 @@
 
 use crate::table::lookup::padded_m;
 
-/// How decode graphs are captured.
+/// The server's settings for capturing decode graphs.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Capture {
-    /// `--cuda-graph-max-bs`.
+    /// `--cuda-graph-max-bs`: the largest batch size to capture.
     pub max_bs: u32,
     /// `--max-running-requests`, where known.
     pub max_running: Option<u32>,
-    /// Whether speculative decoding is on: smaller steps.
+    /// Whether speculative decoding is on, which uses smaller steps.
     pub speculative: bool,
     /// Sizes must be multiples of this (attention ranks under DP attention).
     pub multiple_of: u32,
 }
 
-/// No graph is captured for more requests.
+/// Most requests for which a graph is captured.
 const MOST_REQUESTS: u32 = 65_536;
 
 /// The batch sizes that graphs are captured for, ascending.
@@ -38,7 +38,7 @@ pub fn capture_list(capture: &Capture) -> Vec<u32> {
         sizes.extend((512..=max.max(512)).step_by(32));
         sizes
     };
-    // 0.5.10.post1 and later capture the largest size itself too.
+    // 0.5.10.post1 and later also capture the largest size itself.
     sizes.push(max);
     if let Some(most) = capture.max_running {
         sizes.push(most.min(max));
@@ -51,8 +51,8 @@ pub fn capture_list(capture: &Capture) -> Vec<u32> {
     sizes
 }
 
-/// What a server does by default on a device with so much memory: chunked prefill size, largest batch
-/// that is captured.
+/// SGLang's defaults on a device with this much memory: chunked prefill size, and the largest batch size that is
+/// captured.
 pub fn defaults(memory_gib: Option<u32>, tp: u32) -> (u32, u32) {
     let by_tp = |few: u32, many: u32| if tp < 4 { few } else { many };
     match memory_gib {
@@ -93,8 +93,8 @@ pub fn memory_gib(gfx: &str, cu_num: u32, device_name: Option<&str>) -> Option<u
     }
 }
 
-/// The M whose rows let a look-up find something for every prefill of up to `chunk` tokens: the whole
-/// chunk, and the coarse grid below it.
+/// The M whose rows ensure that every prefill of up to `chunk` tokens finds a row: the whole chunk, and the coarse
+/// grid below it.
 pub fn prefill_cover(chunk: u32, n: u32, k: u32) -> Vec<u32> {
     let mut cover: Vec<u32> = (0..32)
         .map(|power| 1u32 << power)

@@ -1,8 +1,8 @@
 //! The fewest rows of a table that give every M the kernel it has now.
 //!
-//! Shipped tables repeat themselves: a row whose kernel a padded sibling would give anyway does nothing.
-//! The minimum is exact, not greedy: the coarse row of a group of M is tried present and absent, and
-//! under either choice each step of the fine grid is its own small problem.
+//! Shipped tables are redundant: a row has no effect if a padded sibling has the same kernel anyway. The minimum is
+//! exact, not greedy: the coarse row of a group of M is tried present and absent, and under either choice each step
+//! of the fine grid is a small problem of its own.
 
 use std::collections::{BTreeMap, BTreeSet};
 
@@ -18,14 +18,14 @@ pub struct Thinned {
     pub rows: usize,
 }
 
-/// A kernel as the look-up hands it on.
+/// A kernel as the look-up returns it.
 type Kernel<'a> = (Option<&'a str>, Option<&'a str>, Option<i64>);
 
 /// The rows of one weight: index in the table and kernel, by M.
 type Weight<'a> = BTreeMap<u32, (usize, Kernel<'a>)>;
 
-/// Finds the fewest rows of `table` for GPUs `gfx`/`cu_num` such that each M from 1 to `max_m` is given
-/// the same kernel as by the whole table, or none where it had none. Of equal keys the first row counts.
+/// Finds the fewest rows of `table` for GPUs `gfx`/`cu_num` such that each M from 1 to `max_m` gets the same kernel
+/// as from the whole table, or none where it had none. Of equal keys the first row counts.
 pub fn thin(table: &Table, rules: Rules, gfx: &str, cu_num: u32, max_m: u32) -> Thinned {
     let mut weights: BTreeMap<(u32, u32, Option<&Text>), Weight<'_>> = BTreeMap::new();
     let mut rows = 0;
@@ -90,8 +90,8 @@ impl<'a> Thinner<'a> {
     }
 
     fn kept(&self, max_m: u32) -> BTreeSet<u32> {
-        // Below 17 one fine step spans several coarse groups; there the five rows that serve others
-        // are tried in all combinations. Above, groups do not share rows.
+        // Below 17 one fine step spans several coarse groups; there the five shared rows are tried in all
+        // combinations. Above that, groups do not share rows.
         let small: Vec<u32> = (1..=max_m.min(16)).collect();
         let mut kept = self.best_of(&[1, 2, 4, 8, 16], &small);
         let mut groups: BTreeMap<u32, Vec<u32>> = BTreeMap::new();
@@ -128,11 +128,11 @@ impl<'a> Thinner<'a> {
                 best = Some(rows);
             }
         }
-        // With every row present nothing changes, so some choice is always possible.
+        // With every row present nothing changes, so at least one choice is valid.
         best.unwrap_or_else(|| shared.into_iter().collect())
     }
 
-    /// The rows needed for `members` when of `shared` exactly `present` are there.
+    /// The rows needed for `members` when exactly `present` of `shared` are kept.
     fn with(
         &self,
         present: &BTreeSet<u32>,
@@ -148,7 +148,7 @@ impl<'a> Thinner<'a> {
         }
         let mut rows = present.clone();
         for (fine, members) in steps {
-            // Whether the step's own row is there is decided already if it is a shared one.
+            // Whether the step's own row is kept is already decided if it is a shared one.
             let choices: &[bool] = match (shared.contains(&fine), self.weight.contains_key(&fine)) {
                 (false, true) => &[false, true],
                 _ => &[false],
@@ -184,7 +184,7 @@ impl<'a> Thinner<'a> {
             if found == self.wanted(*m) {
                 continue;
             }
-            // Only a row of its own can give M its kernel; one that serves others too is no choice here.
+            // Only its own row can give M its kernel; a shared row is not a choice here.
             let own = self.own(*m).is_some() && !shared.contains(m) && *m != fine;
             if !own {
                 return None;
@@ -232,7 +232,7 @@ mod tests {
         }
     }
 
-    /// Every M of every weight, asked of both tables through the look-up itself.
+    /// Every M of every weight, looked up in both tables.
     fn same_kernels(whole: &Table, thinned: &Table, max_m: u32) -> usize {
         let resolver = |table| Resolver::new(table, rules(), "gfx942", 304).unwrap();
         let (before, after) = (resolver(whole), resolver(thinned));
@@ -280,7 +280,7 @@ mod tests {
 
     #[test]
     fn no_smaller_table_does_for_small_ones_tried_exhaustively() {
-        // Kernels by M, chosen to make exact, fine and coarse rows compete.
+        // Kernels by M, chosen so that exact, fine and coarse rows compete.
         let cases: [&[(u32, &str)]; 5] = [
             &[(1, "a"), (2, "a"), (4, "b"), (8, "a"), (16, "a"), (32, "b")],
             &[(3, "a"), (16, "b"), (48, "a"), (64, "a"), (50, "b")],

@@ -1,4 +1,4 @@
-//! From demands and the rows that serve them to the plan's document.
+//! Writes the plan's document from demands and the rows that serve them.
 
 use std::collections::{BTreeMap, BTreeSet};
 
@@ -10,7 +10,7 @@ use super::make::{Demand, Good, PlanInput};
 use super::model::Prediction;
 use crate::problem::Shape;
 
-/// Everything the document is written from.
+/// The input of the document.
 pub(super) struct Writer<'a> {
     pub(super) input: &'a PlanInput<'a>,
     pub(super) good: &'a Good,
@@ -33,7 +33,7 @@ impl Writer<'_> {
                 0.0
             };
         }
-        // Most worth first; of equals the smaller shape, so that the order never depends on chance.
+        // Those that gain most first; of equals the smaller shape, so that the order is deterministic.
         rows.sort_by(|a, b| {
             let key = |row: &PlannedRow| (row.shape.n, row.shape.k, row.shape.m);
             b.estimated_us
@@ -97,7 +97,7 @@ impl Writer<'_> {
             .is_some_and(|demand| demand.because == Because::Seen)
     }
 
-    /// Calls of a shape and their estimated time in microseconds.
+    /// Calls of a shape, and their estimated time in microseconds.
     fn weight(&self, shape: &Shape) -> (f64, f64) {
         let calls = self.demands.get(shape).map_or(0.0, |demand| demand.calls);
         (calls, calls * self.input.device.estimate_us(shape))
@@ -110,7 +110,7 @@ impl Writer<'_> {
             m,
             n,
             k,
-            // A key without the dtype is no reason to forget it: whoever tunes the row makes weights of it.
+            // The dtype is kept even if the key does not have it: the tuner needs it to make weights.
             dtype: if keyed.is_empty() {
                 shape.dtype.clone()
             } else {
@@ -119,7 +119,7 @@ impl Writer<'_> {
         }
     }
 
-    /// Rows to tune, seen shapes they fold, seen shapes that are served already.
+    /// Rows to tune, seen shapes that are folded into them, and seen shapes that are served already.
     fn sort_out(&self) -> (Vec<PlannedRow>, Vec<Folded>, Vec<AlreadyServed>) {
         let mut rows: BTreeMap<RowKey, PlannedRow> = BTreeMap::new();
         let (mut folded, mut already) = (Vec::new(), Vec::new());
@@ -255,8 +255,8 @@ impl Writer<'_> {
     }
 }
 
-/// Rows in order until the budget is spent; a row that no longer fits is left out, a later smaller one
-/// may still fit.
+/// Takes rows in order until the budget is spent; a row that does not fit is left out, but a smaller one after it may
+/// still fit.
 fn within(rows: Vec<PlannedRow>, budget_s: Option<f64>) -> (Vec<PlannedRow>, Vec<PlannedRow>) {
     let Some(mut left) = budget_s else {
         return (rows, Vec::new());
@@ -270,7 +270,7 @@ fn within(rows: Vec<PlannedRow>, budget_s: Option<f64>) -> (Vec<PlannedRow>, Vec
     })
 }
 
-/// How the weights that were seen differ from those the model predicts.
+/// How the captured weights differ from those the model predicts.
 fn difference(input: &PlanInput<'_>) -> Vec<String> {
     let Some(model) = input.model else {
         return Vec::new();
@@ -293,7 +293,7 @@ fn difference(input: &PlanInput<'_>) -> Vec<String> {
         let weight = (layer.n, layer.k);
         let shown = format!("{} ({}x{})", layer.name, layer.n, layer.k);
         match (layer.present, seen.contains(&weight)) {
-            // Another operation's GEMM.
+            // A GEMM of another operation.
             (true, false) if elsewhere(weight) => {}
             (true, false) => lines.push(match &layer.condition {
                 Some(condition) => format!("{shown} is predicted and was not seen: it runs {condition}"),
@@ -322,7 +322,7 @@ fn difference(input: &PlanInput<'_>) -> Vec<String> {
     lines
 }
 
-/// A guess at where an unpredicted weight comes from, and no more than that.
+/// A guess at where an unpredicted weight comes from, phrased as one.
 fn explain(model: &Prediction, n: u32, k: u32) -> String {
     for a in &model.layers {
         for b in model

@@ -1,8 +1,9 @@
-//! What an aiter tree reads for an operation: the variable, the tables behind it, and the compiled modules a table
-//! goes into.
+//! What an aiter tree reads for an operation: the variable, the tables it names, and the compiled modules that are
+//! built from a table.
 //!
-//! Source: `aiter/jit/core.py` (`AITER_CONFIG.get_config_file`, `get_user_jit_dir`), `aiter/jit/optCompilerConfig.json`
-//! and `aiter/ops/gemm_op_a8w8.py` at 303a583c and e4048607. Reads files, changes none.
+//! Source: `aiter/jit/core.py` (`AITER_CONFIG.get_config_file`, `get_user_jit_dir`),
+//! `aiter/jit/optCompilerConfig.json` and `aiter/ops/gemm_op_a8w8.py` at 303a583c and e4048607. Reads files, changes
+//! none.
 
 use camino::{Utf8Path, Utf8PathBuf};
 
@@ -13,7 +14,7 @@ use crate::table::kernels::Library;
 use crate::table::lookup::Rules;
 use crate::table::revision::Revision;
 
-/// Failed to tell what an aiter tree reads.
+/// Failed to determine what an aiter tree reads.
 #[derive(Debug, thiserror::Error)]
 pub enum AiterError {
     /// The tree does not read the operation's variable.
@@ -30,7 +31,7 @@ pub enum AiterError {
     /// A file of the tree cannot be read.
     #[error(transparent)]
     Read(#[from] std::io::Error),
-    /// `optCompilerConfig.json` is no JSON object.
+    /// `optCompilerConfig.json` is not a JSON object.
     #[error("read `{path}`: {source}")]
     Modules {
         path: Utf8PathBuf,
@@ -38,7 +39,7 @@ pub enum AiterError {
     },
 }
 
-/// The variable an operation's table is named by.
+/// The environment variable that names the table of `op`.
 pub fn variable(op: Op) -> Result<&'static str, AiterError> {
     op.aiter()
         .map(|aiter| aiter.variable)
@@ -50,15 +51,16 @@ pub fn variable(op: Op) -> Result<&'static str, AiterError> {
 pub struct Tables {
     /// Files that exist, in the order aiter merges them.
     pub files: Vec<Utf8PathBuf>,
-    /// Files that the variable names and that are not there.
+    /// Files that the variable names but that do not exist.
     pub missing: Vec<Utf8PathBuf>,
     /// Whether the variable names them; otherwise they are the shipped ones.
     pub from_variable: bool,
 }
 
-/// The tables that the tree of `package` uses for `op` where `variable` answers what the environment sets.
+/// The tables that the tree of `package` uses for `op`, where `variable` returns the value of an environment
+/// variable.
 ///
-/// An empty variable counts as unset, as in aiter. Several paths are joined by `:` there and merged.
+/// As in aiter, an empty variable counts as unset, and several paths, joined by `:`, are merged.
 pub fn tables(
     package: &Utf8Path,
     op: Op,
@@ -72,7 +74,8 @@ pub fn tables(
     })
 }
 
-/// The tables that `variable` names, or the shipped ones whose names hold `stem`; `None` where the tree reads no such variable.
+/// The tables that `variable` names, or the shipped ones whose names contain `stem`; `None` where the tree does not
+/// read that variable.
 pub(super) fn named_by(
     package: &Utf8Path,
     variable: &str,
@@ -80,7 +83,7 @@ pub(super) fn named_by(
     set: impl Fn(&str) -> Option<String>,
 ) -> Result<Option<Tables>, AiterError> {
     let core = crate::store::file::read(&package.join("jit/core.py"))?;
-    // The name may be the beginning of another operation's.
+    // The name may be a prefix of another operation's.
     let quoted = format!("\"{variable}\"");
     if memchr::memmem::find(&core, quoted.as_bytes()).is_none() {
         return Ok(None);
@@ -110,8 +113,8 @@ fn shipped(package: &Utf8Path, stem: &str, core: &[u8]) -> Result<Vec<Utf8PathBu
     if !folder.is_dir() {
         return Ok(files);
     }
-    // Since some commit between 303a583c and e4048607 only the file's name is asked for "untuned"; before, the whole
-    // path, so that a checkout below a folder with that word loses every model table.
+    // Since some commit between 303a583c and e4048607 only the file name is checked for "untuned"; before that it was
+    // the whole path, so that a checkout below a folder with that word in its name loses every model table.
     let by_name = memchr::memmem::find(core, b"not in p.name").is_some();
     let mut models = Vec::new();
     for entry in entries(&folder)? {
@@ -128,8 +131,8 @@ fn shipped(package: &Utf8Path, stem: &str, core: &[u8]) -> Result<Vec<Utf8PathBu
     Ok(files)
 }
 
-/// The rules a tree looks rows up by, from what it can do: releases between two revisions follow the older one in what
-/// they lack.
+/// The revision whose look-up rules a tree has, judged by its capabilities: a release between two revisions follows
+/// the older one in what it lacks.
 pub fn revision(capabilities: &Capabilities) -> Revision {
     if capabilities.has("triton-fallback") {
         Revision::N
@@ -142,15 +145,15 @@ pub fn revision(capabilities: &Capabilities) -> Revision {
     }
 }
 
-/// The look-up of `op` in a tree with these capabilities.
+/// The look-up rules of `op` in a tree with these capabilities.
 pub fn rules(op: Op, capabilities: &Capabilities) -> Rules {
     let mut rules = Rules::new(op, revision(capabilities));
-    // It came after the revision's other changes.
+    // This one was added after the revision's other changes.
     rules.reuses_largest &= capabilities.has("reuse-largest");
     rules
 }
 
-/// The revision of the tree that `table` lies in, by its code; `None` for a table elsewhere.
+/// The revision of the tree that contains `table`, judged by its code; `None` for a table elsewhere.
 pub fn revision_around(table: &Utf8Path) -> Option<Revision> {
     let folder = table.parent()?;
     let configs = if folder.file_name() == Some("model_configs") {
@@ -217,9 +220,9 @@ pub fn modules(package: &Utf8Path, op: Op) -> Result<Vec<Module>, AiterError> {
     Ok(modules)
 }
 
-/// Names that the compiled module at `path` does not hold; all of them where it cannot be read.
+/// Names that the compiled module at `path` does not contain; all of them where it cannot be read.
 ///
-/// From e4048607 on a module keeps its kernels under their names, which stand in it as strings.
+/// From e4048607 on a module stores its kernels' names as strings.
 pub fn absent_kernels<'n>(path: &Utf8Path, names: &[&'n str]) -> Vec<&'n str> {
     let bytes = fs_err::read(path).unwrap_or_default();
     names
@@ -229,7 +232,7 @@ pub fn absent_kernels<'n>(path: &Utf8Path, names: &[&'n str]) -> Vec<&'n str> {
         .collect()
 }
 
-/// The tree's commit or version, as far as its own files tell.
+/// The tree's commit or version, as far as its own files contain it.
 pub fn named_version(package: &Utf8Path) -> Option<String> {
     let text = fs_err::read_to_string(caps::file(package, "aiter/_version.py")?).ok()?;
     text.lines().find_map(|line| {
@@ -366,7 +369,7 @@ mod tests {
             ..Capabilities::default()
         };
         assert_eq!(revision(&of(&["runtime-libtype"])), Revision::P);
-        // v0.1.13: gfx is a key already, kernels are still compiled in.
+        // v0.1.13: gfx is a key already, but kernels are still compiled in.
         assert_eq!(
             revision(&of(&["runtime-libtype", "runtime-gfx"])),
             Revision::H

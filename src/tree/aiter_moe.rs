@@ -8,21 +8,21 @@ use camino::{Utf8Path, Utf8PathBuf};
 use super::aiter::{self, AiterError, Tables};
 use crate::table::fmoe::rules::Release;
 
-/// The variable that names the table; one that is set replaces every table that aiter ships.
+/// The variable that names the table; if it is set, it replaces every table that aiter ships.
 pub const VARIABLE: &str = "AITER_CONFIG_FMOE";
 
-/// What the shipped tables have in their names.
+/// What the names of the shipped tables contain.
 const STEM: &str = "tuned_fmoe";
 
-/// Failed to tell what a tree does.
+/// Failed to determine what a tree does.
 #[derive(Debug, thiserror::Error)]
 pub enum AiterMoeError {
-    /// No such variable in the tree.
+    /// The tree does not read the variable.
     #[error(
         "find where `{0}` reads a table of the fused MoE: no `{VARIABLE}` in aiter/jit/core.py"
     )]
     NoVariable(Utf8PathBuf),
-    /// The look-up is none that is known.
+    /// The look-up is not one of the known ones.
     #[error("tell how `{path}` looks a fused MoE up: {why}")]
     Unknown {
         path: Utf8PathBuf,
@@ -35,7 +35,7 @@ pub enum AiterMoeError {
     Read(#[from] std::io::Error),
 }
 
-/// The tables that the tree of `package` uses where `set` answers what the environment sets.
+/// The tables that the tree of `package` uses, where `set` returns the value of an environment variable.
 pub fn tables(
     package: &Utf8Path,
     set: impl Fn(&str) -> Option<String>,
@@ -44,8 +44,8 @@ pub fn tables(
         .ok_or_else(|| AiterMoeError::NoVariable(package.to_owned()))
 }
 
-/// The release whose look-up the tree of `package` has, from the texts in which they differ. Trees before v0.1.12 are refused: 303a583c
-/// is the oldest that `run` tunes.
+/// The release whose look-up the tree of `package` has, judged by the passages in which they differ. Trees before
+/// v0.1.12 are refused: 303a583c is the oldest that `run` tunes.
 pub fn release(package: &Utf8Path) -> Result<Release, AiterMoeError> {
     let path = package.join("fused_moe.py");
     let text = crate::store::file::read(&path)?;
@@ -73,7 +73,7 @@ fn of_text(text: &[u8]) -> Result<Release, &'static str> {
     if !has("topk -= int(is_ep)") {
         return Ok(Release::V14);
     }
-    // The key has the activation as text again.
+    // The key includes the activation as text again.
     if has("        str(activation),\n        str(dtype),") {
         return Ok(Release::V18);
     }

@@ -1,10 +1,10 @@
 //! SGLang's FP8 linears with one scale per token and per output channel, and the calls of aiter's GEMM in them.
 //!
-//! Both are in `fp8_utils.py` of every release from 0.5.6 to 0.5.23: `apply_fp8_linear` is handed the weight as (K, N) and
-//! reaches aiter's GEMM only for some inputs, `apply_fp8_ptpc_linear` is handed (N, K), laid out in (16, 16) tiles, and
-//! always does. compressed-tensors checkpoints with one scale per channel take the second, Quark and
-//! `SGLANG_USE_AITER_FP8_PER_TOKEN` the first; 0.5.5 has only that one. From 0.5.22 on it picks between the GEMM and a kernel
-//! of its own.
+//! Both are in `fp8_utils.py` of every release from 0.5.6 to 0.5.23: `apply_fp8_linear` takes the weight as (K, N)
+//! and calls aiter's GEMM only for some inputs, `apply_fp8_ptpc_linear` takes it as (N, K), laid out in (16, 16)
+//! tiles, and always calls the GEMM. compressed-tensors checkpoints with one scale per channel take the second, Quark
+//! and `SGLANG_USE_AITER_FP8_PER_TOKEN` the first; 0.5.5 has only that one. From 0.5.22 on that one chooses between
+//! the GEMM and a kernel of SGLang's own.
 
 use crate::problem::Op;
 use crate::pyedit::refusal::Refusal;
@@ -13,24 +13,24 @@ use crate::pyedit::syntax::{self, Expr, ExprKind, Span, Stmt, StmtKind};
 
 pub const LINEARS: &[&str] = Op::PER_CHANNEL.facts().linears;
 
-/// The GEMM, as aiter names it; its weight is (N, K) wherever it is called.
+/// The GEMM's name in aiter; its weight is (N, K) at every call.
 pub const GEMM: &str = Op::PER_CHANNEL.name();
 
-/// A place where a linear calls the GEMM, or what may be the GEMM.
+/// A place where a linear calls the GEMM, or something that may be the GEMM.
 #[derive(Debug)]
 pub struct GemmCall<'a> {
     pub linear: &'static str,
     /// The statement with the call.
     pub stmt: &'a Stmt,
-    /// What is called, as the source has it.
+    /// The callee, as written in the source.
     pub callee: String,
-    /// The quantised activation (M, K), as the source has it.
+    /// The quantised activation (M, K), as written in the source.
     pub activation: String,
-    /// The weight (N, K), as the source has it.
+    /// The weight (N, K), as written in the source.
     pub weight: String,
 }
 
-/// Every such place in `fp8_utils.py`; none where the tree's linears never reach the GEMM.
+/// Every such place in `fp8_utils.py`; empty where the tree's linears never call the GEMM.
 pub fn calls(source: &Source) -> Result<Vec<GemmCall<'_>>, Refusal> {
     let mut found = Vec::new();
     for &linear in LINEARS {
@@ -115,7 +115,7 @@ fn is_gemm(dotted: &str) -> bool {
     dotted.rsplit('.').next() == Some(GEMM)
 }
 
-/// The name that `stmt` binds to the GEMM or to something else, by a test.
+/// The name that `stmt` binds either to the GEMM or to something else, depending on a condition.
 fn picks(stmt: &Stmt, value: &Expr) -> Option<String> {
     let (
         StmtKind::Assign { targets, .. },

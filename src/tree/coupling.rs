@@ -1,9 +1,9 @@
-//! How a table gets into the kernels that run: compiled into a module, or asked for by name.
+//! How a table reaches the kernels that run: compiled into a module, or by kernel name.
 //!
-//! Decided for each operation and library from the Python function that calls the module: it passes the row's
-//! `kernelName` on, or it does not. One function of a file may while its neighbour does not: at 303a583c, v0.1.13 and v0.1.14 only the
-//! assembly branch of `gemm_a8w8_blockscale_bpreshuffle` does, and no CK or CKTile call. What is not recognised counts as
-//! compiled in, which costs a rebuild; the other mistake serves another table's kernels.
+//! This is decided for each operation and library from the Python function that calls the module: either it passes
+//! the row's `kernelName` on, or it does not. Functions of one file may differ: at 303a583c, v0.1.13 and v0.1.14 only
+//! the assembly branch of `gemm_a8w8_blockscale_bpreshuffle` does, and no CK or CKTile call. What is not recognised
+//! counts as compiled in, which costs a rebuild; the opposite mistake would serve another table's kernels.
 //!
 //! Source: `aiter/ops/gemm_op_a8w8.py` and `gemm_op_a4w4.py`, every tag from v0.1.7 to v0.1.20.post1 and e4048607.
 
@@ -16,21 +16,21 @@ use crate::pyedit::source::Source;
 use crate::pyedit::syntax::{self, Expr, ExprKind, Function, Span, Stmt, StmtKind};
 use crate::table::kernels::Library;
 
-/// How a table gets into the kernels that run.
+/// How a table reaches the kernels that run.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Coupling {
-    /// The module is generated from the table: another table is ignored until the module is built again.
+    /// The module is generated from the table: another table has no effect until the module is built again.
     CompiledIn,
-    /// The row's kernel is asked for by name: a module without that name stops the server.
+    /// The row's kernel is requested by name: if the module does not have it, the server stops.
     ByName,
 }
 
-/// aiter's operations, whose modules are made from a table, in table order.
+/// aiter's operations, whose modules are built from a table, in table order.
 pub fn tabled() -> impl Iterator<Item = (Op, &'static AiterFacts)> {
     Op::ALL.into_iter().filter_map(|op| Some((op, op.aiter()?)))
 }
 
-/// The Python name of the compiled function that serves `op` from `library`, where there is one.
+/// The Python name of the compiled function that serves `op` from `library`; `None` where there is none.
 pub fn function(op: Op, library: Library) -> Option<&'static str> {
     op.aiter()?.function(library)
 }
@@ -43,7 +43,7 @@ pub fn is_among(named: &[String], op: Op, library: Library) -> bool {
     function(op, library).is_some_and(|function| named.iter().any(|name| name == function))
 }
 
-/// The compiled functions of the tree of `package` that are asked for a row's kernel by name.
+/// The compiled functions of the tree of `package` that take the row's kernel by name.
 pub fn by_name(package: &Utf8Path) -> Vec<String> {
     let mut found = Vec::new();
     let mut files: Vec<&str> = tabled().map(|(_, aiter)| aiter.source).collect();
@@ -64,8 +64,9 @@ pub fn by_name(package: &Utf8Path) -> Vec<String> {
     found
 }
 
-/// Whether `op`'s function asks `called` for the row's kernel: every call that is chosen by the row's library does, and
-/// where no call is chosen so, at least one does. A call for want of a row names none at any revision.
+/// Whether `op`'s function passes the row's kernel to `called` by name: every call in a branch for the row's library
+/// does, and where there is no such branch, at least one call does. A call made when no row was found passes no name
+/// at any revision.
 fn is_named(body: &[Stmt], op: Op, library: Library, called: &str) -> bool {
     let Some((_, caller)) = syntax::function(body, op.name()) else {
         return false;
@@ -139,7 +140,7 @@ mod tests {
         by_name(&package)
     }
 
-    /// A function as aiter has it, with `ck` and `asm` as what its calls say of the kernel.
+    /// A function like aiter's, whose calls pass `ck` and `asm` as the kernel.
     fn shuffled(parameter: &str, ck: &str, default: &str) -> String {
         format!(
             "def gemm_a8w8_blockscale_bpreshuffle_ck(XQ, WQ, Out{parameter}): ...\n\

@@ -1,4 +1,4 @@
-//! What SGLang's own list of environment variables says of one.
+//! Defaults in SGLang's own list of environment variables.
 
 use super::package::Package;
 use crate::pyedit::syntax::{self, ExprKind, StmtKind};
@@ -6,7 +6,7 @@ use crate::pyedit::syntax::{self, ExprKind, StmtKind};
 /// Where the list is (SGLang 0.5.4 to 0.5.23): `class Envs`, one `NAME = EnvBool(default)` each.
 const ENVIRON: &str = "srt/environ.py";
 
-/// The truth of `envs.<name>` when the variable is not set; `None` where the list does not say.
+/// The truth of `envs.<name>` when the variable is not set; `None` where the list does not tell.
 pub(super) fn unset(package: &Package, name: &str) -> Option<bool> {
     let source = package.read(ENVIRON).ok()?;
     let mut unset = None;

@@ -18,7 +18,7 @@ pub const PREDICATE: &str = "use_aiter_triton_gemm_w8a8_tuned_gfx950";
 /// A group of SGLang releases with one dispatch structure.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash, serde::Serialize)]
 pub enum Era {
-    /// 0.5.5: CK everywhere. Also a later tree whose import was swapped by hand.
+    /// 0.5.5: CK everywhere. Also a later tree whose import was changed by hand.
     E0,
     /// 0.5.6 to 0.5.9: Triton everywhere.
     E1,
@@ -56,7 +56,7 @@ impl Era {
     }
 }
 
-/// A kernel name that the leaf uses and the import that binds it.
+/// A kernel name that the leaf uses, and the import that binds it.
 #[derive(Clone, Debug)]
 pub struct Binding {
     /// The name in the leaf.
@@ -69,7 +69,7 @@ pub struct Binding {
 #[derive(Clone, Debug)]
 pub struct Dispatch<'a> {
     pub era: Era,
-    /// The era the tree had before its import was swapped by hand.
+    /// The era the tree had before its import was changed by hand.
     pub patched_from: Option<Era>,
     /// The leaf function and its statement.
     pub leaf: (&'a Stmt, &'a Function),
@@ -80,7 +80,7 @@ pub struct Dispatch<'a> {
 }
 
 impl Dispatch<'_> {
-    /// The name the leaf calls `kernel` by.
+    /// The name under which the leaf calls `kernel`.
     pub fn alias(&self, kernel: Kernel) -> Option<&str> {
         self.bindings
             .iter()
@@ -100,7 +100,7 @@ impl Dispatch<'_> {
         }
     }
 
-    /// Which kernels the imports of the leaf bring: `ck`, `triton` or `both`.
+    /// Which kernels the leaf imports: `ck`, `triton` or `both`.
     pub fn import_kind(&self) -> &'static str {
         let triton = self.alias(Kernel::Triton).is_some();
         let ck = self.alias(Kernel::Ck).is_some() || self.alias(Kernel::Bpreshuffle).is_some();
@@ -112,7 +112,7 @@ impl Dispatch<'_> {
     }
 }
 
-/// Reads the dispatch of `fp8_utils.py`, or refuses it.
+/// Determines the dispatch structure of `fp8_utils.py`, or refuses the file.
 pub fn dispatch(source: &Source) -> Result<Dispatch<'_>, Refusal> {
     let Some(leaf) = syntax::function(source.body(), LEAF) else {
         return Err(Refusal::new(
@@ -180,12 +180,12 @@ pub fn dispatch(source: &Source) -> Result<Dispatch<'_>, Refusal> {
     })
 }
 
-/// The kernel names that the leaf uses, each with the last import that binds it. Comments bind
-/// nothing, and a name that only looks alike (`gemm_a8w8_bpreshuffle`) is another operation.
+/// The kernel names that the leaf uses, each with the last import that binds it. A name in a comment does not count,
+/// and a similar name (`gemm_a8w8_bpreshuffle`) is another operation.
 fn bindings(source: &Source, leaf: &Function) -> Vec<Binding> {
     let mut found = BTreeMap::new();
     syntax::walk_live(source.body(), &mut |stmt| {
-        // A relative import is of the tree itself, whatever the module is called.
+        // A relative import refers to the tree itself, whatever the module's name.
         let StmtKind::ImportFrom {
             module,
             level: 0,
@@ -272,7 +272,7 @@ fn chain<'a>(
     Ok(chain)
 }
 
-/// No known combination of kernel imports: name the first kernel-like name that nothing binds.
+/// The kernel imports are not a known combination: name the first kernel-like name that nothing binds.
 fn unknown_imports(source: &Source, leaf: (&Stmt, &Function), bindings: &[Binding]) -> Refusal {
     let expected = "the imports of `gemm_a8w8_blockscale` from `aiter` and from \
                     `aiter.ops.triton.gemm_a8w8_blockscale` that SGLang 0.5.5 to 0.5.23 have";

@@ -1,10 +1,9 @@
-//! How a kernel can be forced, per era, architecture and ROCm version: one decision for `trace`,
-//! `switch` and the overlay.
+//! How a kernel can be forced, per era, architecture and ROCm version: one decision for `trace`, `switch` and the
+//! overlay.
 //!
-//! A [`Plan`] says what must hold, not by which mechanism: the overlay carries its steps out at
-//! import, `switch --mode patch` writes them into the tree. What makes the table long is what goes
-//! wrong silently: a shape predicate that two modules read, weights laid out at load, scales whose
-//! strides CK ignores, and shapes for which CK returns NaN above some M.
+//! A [`Plan`] is independent of the mechanism: the overlay applies its steps at import, `switch --mode patch` writes
+//! them into the tree. What makes the table long are silent failures: a shape predicate that two modules read,
+//! weights laid out at load, scales whose strides CK ignores, and shapes for which CK returns NaN above some M.
 
 use serde::Serialize;
 
@@ -12,13 +11,13 @@ use super::era::{Dispatch, Era, PREDICATE};
 use super::flow::{Arch, Kernel, Rocm};
 use super::route::ForceCk;
 
-/// aiter's CK entry point.
+/// aiter's CK entry point, as `module:attribute`.
 pub const AITER_CK: &str = "aiter:gemm_a8w8_blockscale";
-/// Its Triton twin.
+/// aiter's Triton kernel for the same operation, as `module:attribute`.
 pub const AITER_TRITON: &str = "aiter.ops.triton.gemm_a8w8_blockscale:gemm_a8w8_blockscale";
 
-/// Largest M for which CK is right on gfx95x below ROCm 7.2, by (N, K): SGLang 0.5.16,
-/// `fp8_utils.py`, `_AITER_GFX95_CK_W8A8_MAX_SAFE_M`. Older releases have fewer rows or none.
+/// Largest M for which CK is correct on gfx95x below ROCm 7.2, by (N, K): SGLang 0.5.16, `fp8_utils.py`,
+/// `_AITER_GFX95_CK_W8A8_MAX_SAFE_M`. Older releases have fewer entries or none.
 pub const SAFE_M: [(u64, u64, u64); 4] = [
     (2560, 4096, 2048),
     (4096, 1024, 4096),
@@ -65,7 +64,7 @@ pub enum Target {
     Triton,
 }
 
-/// GEMMs of one (N, K) that go elsewhere: all M, or those within bounds.
+/// GEMMs of one (N, K) that are routed elsewhere: all M, or those within bounds.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize)]
 pub struct Rule {
     /// Output features.
@@ -78,64 +77,64 @@ pub struct Rule {
     pub max_m: Option<u64>,
 }
 
-/// One thing that must hold in `fp8_utils` before weights are loaded, in order.
+/// A change to `fp8_utils`, applied in order before weights are loaded.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize)]
 #[serde(tag = "do", rename_all = "snake_case")]
 pub enum Step {
-    /// The name `name` is the kernel `to` (`module:attribute`, `self` being `fp8_utils`).
+    /// Binds `name` to the kernel `to` (`module:attribute`, `self` being `fp8_utils`).
     Rebind {
         /// Name in `fp8_utils`.
         name: String,
         to: String,
     },
-    /// GEMMs that fit a rule go from `name` to `to`.
+    /// Routes GEMMs that match a rule from `name` to `to`.
     Route {
         /// Name in `fp8_utils`.
         name: String,
         to: String,
-        /// A GEMM that fits any of them goes to `to`.
+        /// A GEMM that matches any of them goes to `to`.
         rules: Vec<Rule>,
     },
-    /// The shape predicate answers `value` (true is Triton), except for the shapes in `except`.
+    /// Makes the shape predicate return `value` (true is Triton), except for the shapes in `except`.
     Predicate {
         value: bool,
-        /// Shapes that get the other answer.
+        /// Shapes for which it returns the opposite.
         except: Vec<(u64, u64)>,
     },
-    /// `set_force_ck_w8a8(True)`: the predicate answers false in every module.
+    /// `set_force_ck_w8a8(True)`: the predicate returns false in every module.
     SetForceCk,
 }
 
 /// What to do to force a kernel.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize)]
 pub struct Plan {
-    /// The least invasive one.
+    /// The least invasive way that works.
     pub means: Means,
     pub detail: String,
     /// Variables to set for the server.
     pub env: Vec<(String, String)>,
     /// Variables that must not be set.
     pub unset: Vec<String>,
-    /// Steps for the overlay or the patch; empty where the environment alone does it.
+    /// Steps for the overlay or the patch; empty where environment variables suffice.
     pub steps: Vec<Step>,
 }
 
 #[derive(Clone, Debug)]
 pub struct SwitchRequest<'a> {
     pub to: Target,
-    /// Only these GEMMs go to CK, every other one to Triton. Empty: all.
+    /// If not empty, only these GEMMs go to CK and all others to Triton.
     pub routes: &'a [Rule],
     pub arch: Arch,
     /// The ROCm version, where known.
     pub rocm: Option<Rocm>,
-    /// Whether an environment switch may be used; a patch or overlay was asked for otherwise.
+    /// Whether an environment switch may be used; false if a patch or an overlay was requested.
     pub env: bool,
 }
 
-/// Why a request cannot be granted.
+/// Why a request cannot be fulfilled.
 #[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
 pub enum ForceError {
-    /// The answer depends on the ROCm version.
+    /// The answer depends on the ROCm version, which is not known.
     #[error("what must be done on {} depends on the ROCm version", .0.as_str())]
     NeedsRocm(Arch),
     /// Routes with a bound on M where weights are laid out at load.
@@ -149,7 +148,7 @@ pub enum ForceError {
         /// Input features.
         k: u64,
     },
-    /// Routes say where CK runs; they make no sense with Triton everywhere.
+    /// Routes specify where CK runs, so they contradict Triton everywhere.
     #[error("routes name the GEMMs that go to CK, and Triton was asked for")]
     RoutesToTriton,
     /// The leaf does not use the name that would have to be bound.
@@ -185,7 +184,7 @@ pub fn plan(
                 .map_or_else(|| AITER_CK.to_owned(), |alias| format!("self:{alias}"))
         },
         ck_name: dispatch.alias(Kernel::Ck).map(str::to_owned),
-        // The one name every GEMM goes through in E0 and E1, the Triton branch's name later.
+        // The only name through which GEMMs go in E0 and E1, the Triton branch's name later.
         main: match era {
             Era::E0 => name(Kernel::Ck, "CK")?,
             _ => name(Kernel::Triton, "Triton")?,
@@ -198,7 +197,7 @@ pub fn plan(
     }
 }
 
-/// Rows above which CK must not run: only gfx95x below ROCm 7.2 needs them, or a ROCm not known.
+/// The largest M up to which CK is safe: needed only on gfx95x below ROCm 7.2, or with an unknown ROCm.
 fn guard(request: &SwitchRequest<'_>, tree: &[(u64, u64, u64)]) -> Vec<Rule> {
     if request.arch == Arch::Gfx942 || request.rocm == Some(Rocm::From72) {
         return Vec::new();
@@ -280,7 +279,7 @@ impl Planner<'_> {
         let shuffles = shuffles(self.era, self.request.arch, self.request.rocm)?;
         let gfx942 = self.request.arch == Arch::Gfx942;
         if self.era == Era::E0 {
-            // Nothing to force; what no such tree has is the guard.
+            // Nothing to force; but no such tree has the guard.
             return Ok(self.guarded(&self.main).map_or_else(
                 || nothing(CK_ALREADY),
                 |guard| {
@@ -391,7 +390,7 @@ impl Planner<'_> {
         Ok(plan)
     }
 
-    /// A route as a rule, not above the M that is safe.
+    /// A route as a rule, limited to the M that are safe.
     fn capped(&self, route: Rule) -> Rule {
         let unsafe_machine =
             self.request.arch == Arch::Gfx950 && self.request.rocm != Some(Rocm::From72);
@@ -440,7 +439,7 @@ impl Planner<'_> {
         Ok(plan)
     }
 
-    /// 0.5.23: a kernel of the tree itself takes five shapes at M <= 32 before the dispatch.
+    /// 0.5.23: one of the tree's own kernels takes five shapes at M <= 32 before the dispatch.
     fn without_small_m(&self, plan: &mut Plan) {
         if self.era == Era::E7b
             && self.request.arch == Arch::Gfx950
@@ -455,7 +454,7 @@ impl Planner<'_> {
     }
 }
 
-/// How CK is forced on `arch`, over both ROCm versions that dispatch tells apart.
+/// How CK is forced on `arch`, over both ROCm versions that dispatch distinguishes.
 pub fn summary(dispatch: &Dispatch<'_>, tree_safe_m: &[(u64, u64, u64)], arch: Arch) -> ForceCk {
     let on = |rocm| {
         plan(

@@ -1,4 +1,4 @@
-//! What git says about a checkout, through the `git` command: the user's configuration and credentials apply.
+//! A checkout as seen through the `git` command, so that the user's configuration and credentials apply.
 //!
 //! Reading never changes the checkout, not even its index.
 
@@ -9,10 +9,10 @@ use serde::Serialize;
 
 use crate::proc::{Interrupt, Keeper, RunError, run};
 
-/// For commands that only look at what is on the disk.
+/// Time limit of commands that only read the disk.
 const LOCAL: Duration = Duration::from_secs(120);
 
-/// For commands that talk to a remote: a clone with submodules is gigabytes.
+/// Time limit of commands that contact a remote: a clone with submodules is gigabytes.
 pub const REMOTE: Duration = Duration::from_secs(1800);
 
 #[derive(Clone, Debug)]
@@ -23,7 +23,7 @@ pub struct Checkout<'a> {
     pub root: Utf8PathBuf,
 }
 
-/// How a commit stands to what is checked out.
+/// How a commit relates to what is checked out.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize)]
 #[serde(rename_all = "kebab-case")]
 pub enum Ancestry {
@@ -31,9 +31,9 @@ pub enum Ancestry {
     Ancestor,
     /// It is newer than what is checked out, or on another branch of the same history.
     NotAncestor,
-    /// The histories share no commit: one of them was rewritten.
+    /// The histories have no commit in common: one of them was rewritten.
     Unrelated,
-    /// The repository does not hold it.
+    /// The repository does not have it.
     Absent,
     /// The clone is shallow, so history cannot tell.
     Shallow,
@@ -43,24 +43,24 @@ pub enum Ancestry {
 pub struct Submodule {
     /// Its folder, relative to the root.
     pub path: String,
-    /// The commit that is checked out there, or recorded for it where none is.
+    /// The commit that is checked out there, or the recorded one if none is.
     pub commit: String,
     pub state: SubmoduleState,
 }
 
-/// How a submodule stands to the commit recorded for it.
+/// How a submodule relates to the commit recorded for it.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize)]
 #[serde(rename_all = "kebab-case")]
 pub enum SubmoduleState {
     /// At the recorded commit.
     Current,
     Missing,
-    /// At another commit.
+    /// At a commit other than the recorded one.
     Other,
     Conflict,
 }
 
-/// Why git cannot answer.
+/// Why git gives no answer.
 #[derive(Debug, thiserror::Error)]
 pub enum GitError {
     /// It cannot be run.
@@ -70,15 +70,15 @@ pub enum GitError {
     Failed {
         command: String,
         root: Utf8PathBuf,
-        /// The end of what it said.
+        /// The end of its output.
         said: String,
     },
 }
 
 impl<'a> Checkout<'a> {
-    /// The checkout that holds `folder`, or `None` where there is none (a wheel).
+    /// The checkout that contains `folder`, or `None` where there is none (a wheel).
     pub fn of(folder: &Utf8Path, keeper: &'a Keeper, interrupt: &'a Interrupt) -> Option<Self> {
-        // A worktree and a submodule have a file there.
+        // In a worktree or a submodule `.git` is a file.
         let root = folder
             .ancestors()
             .find(|folder| folder.join(".git").exists())?;
@@ -89,7 +89,7 @@ impl<'a> Checkout<'a> {
         })
     }
 
-    /// Runs git and answers with its standard output.
+    /// Runs git and returns its standard output.
     pub fn git(&self, arguments: &[&str], limit: Duration) -> Result<String, GitError> {
         let (code, stdout, stderr) = self.try_git(arguments, limit)?;
         if code == 0 {
@@ -121,7 +121,7 @@ impl<'a> Checkout<'a> {
             set("LC_ALL", "C"),
             set("GIT_TERMINAL_PROMPT", "0"), // a question that no one sees is a hang
             set("GIT_OPTIONAL_LOCKS", "0"),
-            // Set where gemmtune is started from a hook; they would name another repository.
+            // Set where gemmtune is started from a hook; they would redirect git to another repository.
             ("GIT_DIR".to_owned(), None),
             ("GIT_WORK_TREE".to_owned(), None),
             ("GIT_INDEX_FILE".to_owned(), None),
@@ -150,8 +150,8 @@ impl<'a> Checkout<'a> {
         Ok((code == 0).then(|| stdout.trim().to_owned()))
     }
 
-    /// Tracked files with changes that are nowhere committed, submodules' own included. A submodule that merely stands at
-    /// another commit is no change of the user's.
+    /// Tracked files with changes that are nowhere committed, submodules' own included. A submodule that is merely at
+    /// another commit does not count as a change.
     pub fn changed_files(&self) -> Result<Vec<String>, GitError> {
         let own = self.git(
             &[
@@ -174,7 +174,7 @@ impl<'a> Checkout<'a> {
             .collect())
     }
 
-    /// The remote to fetch from: `origin`, or the only one there is where none has that name.
+    /// The remote to fetch from: `origin`, or the only remote if none has that name.
     pub fn remote(&self) -> Result<String, GitError> {
         let listed = self.local(&["remote"])?;
         let remotes: Vec<&str> = listed.lines().collect();
@@ -185,12 +185,12 @@ impl<'a> Checkout<'a> {
         .to_owned())
     }
 
-    /// Whether history is cut off.
+    /// Whether the clone is shallow.
     pub fn is_shallow(&self) -> Result<bool, GitError> {
         Ok(self.local(&["rev-parse", "--is-shallow-repository"])? == "true")
     }
 
-    /// The full name of a commit that the repository holds.
+    /// The full name of a commit that the repository has; `None` if it does not.
     pub fn commit(&self, name: &str) -> Result<Option<String>, GitError> {
         let (code, stdout, _) = self.try_git(
             &[
@@ -204,7 +204,7 @@ impl<'a> Checkout<'a> {
         Ok((code == 0).then(|| stdout.trim().to_owned()))
     }
 
-    /// How `commit` stands to what is checked out.
+    /// How `commit` relates to what is checked out.
     pub fn ancestry(&self, commit: &str) -> Result<Ancestry, GitError> {
         if self.commit(commit)?.is_none() {
             return Ok(if self.is_shallow()? {
@@ -266,7 +266,7 @@ fn submodule(line: &str) -> Option<Submodule> {
         _ => return None,
     };
     let (commit, path) = line.get(1..)?.split_once(' ')?;
-    // `path (describe)`, where a path may hold blanks and a missing submodule has no description.
+    // `path (describe)`, where a path may contain blanks and a missing submodule has no description.
     let path = path.rsplit_once(" (").map_or(path, |(path, _)| path);
     Some(Submodule {
         path: path.to_owned(),

@@ -1,15 +1,14 @@
 //! `instrument --mode patch`: the playbook's hooks as edits of the tree.
 //!
-//! - Shapes: one line at the top of `aiter_w8a8_block_fp8_linear`, the one function that every block
-//!   FP8 GEMM of 20 releases passes, whatever the input was (2-D, 3-D, quantised tuple). Hooking the
-//!   layer instead, as the playbook's snippet does, misses the plain tensor, which is nearly
-//!   everything on gfx942.
-//! - Per-channel shapes: one line before each call of `gemm_a8w8_bpreshuffle` in the two linears that make it; it says which
-//!   of them serves as well.
+//! - Shapes: one line at the top of `aiter_w8a8_block_fp8_linear`, the one function that every block FP8 GEMM of 20
+//! releases passes through, whatever the input (2-D, 3-D, quantised tuple). Hooking the layer instead, as the
+//! playbook's snippet does, misses plain tensors, which are nearly all inputs on gfx942.
+//! - Per-channel shapes: one line before each call of `gemm_a8w8_bpreshuffle` in the two linears that make it; it
+//! also logs which of them serves.
 //! - Dispatch: one line in `Fp8LinearMethod.__init__`, after the implementation is chosen.
 //!
-//! Both read their variable at each call and do nothing without it, nothing while `torch.compile`
-//! traces, and never look at tensor values, so graph capture is safe.
+//! Both read their variable at each call. They do nothing if it is not set or while `torch.compile` traces, and never
+//! read tensor values, so graph capture is safe.
 
 mod channel;
 
@@ -24,18 +23,18 @@ use crate::pyedit::refusal::Refusal;
 use crate::pyedit::source::Source;
 use crate::pyedit::syntax::{self, ExprKind, Function, Span, Stmt, StmtKind};
 
-/// Switches the shape lines on.
+/// Enables the shape lines.
 pub const DUMP: &str = "SGLANG_DUMP_AITER_FP8_GEMM_SHAPES";
-/// Switches the dispatch lines on.
+/// Enables the dispatch lines.
 pub const LOG_DISPATCH: &str = "SGLANG_LOG_FP8_BLOCK_GEMM_DISPATCH";
 
-/// Our functions in the tree; their presence is how an instrumented tree is recognised.
+/// Our functions in the tree, by which an instrumented tree is recognised.
 const DUMP_HOOK: &str = "_gemmtune_dump_shape";
 const RANK_HOOK: &str = "_gemmtune_rank";
 const DISPATCH_HOOK: &str = "_gemmtune_log_dispatch";
 
-/// The record's text is the playbook's, so that its parsers read it. A process whose rank cannot be
-/// known says so and gives its pid: it is not taken for rank 0, and not lost either.
+/// The record's text is the playbook's, so that its parsers can read it. A process whose rank cannot be determined
+/// logs its pid instead: it is neither mistaken for rank 0 nor lost.
 const RANK_FUNCTION: &str = r#"
 
 # gemmtune instrument: begin (`gemmtune instrument undo` removes it)
@@ -116,38 +115,38 @@ def _gemmtune_log_dispatch(method):
 
 const DISPATCH_CALL: &str = "_gemmtune_log_dispatch(self)  # gemmtune instrument\n";
 
-/// How one of the two hooks stands in a tree.
+/// Whether one of the two hooks is in a tree.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize)]
 #[serde(rename_all = "snake_case")]
 pub enum Presence {
     Absent,
     Gemmtune,
-    /// One was put there by hand; it is left as it is.
+    /// One was added by hand; it is left as it is.
     ByHand,
 }
 
-/// The hooks of a tree.
+/// The hooks found in a tree.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize)]
 pub struct Instrumented {
     pub shapes: Presence,
-    /// The shape lines of the per-channel linears; absent where the tree's linears never reach aiter's GEMM.
+    /// The shape lines of the per-channel linears; absent where the tree's linears never call aiter's GEMM.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub per_channel: Option<Presence>,
     pub dispatch: Presence,
 }
 
-/// What patching would do.
+/// The edits that would be made.
 #[derive(Clone, Debug)]
 pub struct PatchPlan {
     /// The files to change.
     pub edits: Vec<FileEdit>,
-    /// What is there now.
+    /// The hooks that are there now.
     pub now: Instrumented,
-    /// What a reader should know.
+    /// Remarks for the reader.
     pub notes: Vec<String>,
 }
 
-/// How the hooks stand in `package`.
+/// Which hooks `package` has.
 pub fn presence(package: &Package) -> Result<Instrumented, TreeError> {
     let utils = package.read(FP8_UTILS)?;
     let fp8 = package.read(FP8)?;
@@ -158,7 +157,7 @@ pub fn presence(package: &Package) -> Result<Instrumented, TreeError> {
     })
 }
 
-/// Plans the edits; nothing is written. Hooks that are there already are not added again.
+/// Plans the edits; nothing is written. Hooks that are already there are not added again.
 pub fn plan(package: &Package) -> Result<PatchPlan, TreeError> {
     let utils = package.read(FP8_UTILS)?;
     let fp8 = package.read(FP8)?;
@@ -298,8 +297,8 @@ fn assigns(stmt: &Stmt, target: &str) -> bool {
     found
 }
 
-/// What the playbook's hooks use and `fp8.py` need not import: the leaf, with which they compare (up to 0.5.10), and
-/// `prod` (no release). Either is a NameError when the first layer is built, or called.
+/// Names that the playbook's hooks use but `fp8.py` may not import: the leaf, with which they compare (up to 0.5.10),
+/// and `prod` (no release). Either causes a NameError when the first layer is built, or called.
 const USED_BY_HAND: [(&str, &str); 2] = [
     ("sglang.srt.layers.quantization.fp8_utils", LEAF),
     ("math", "prod"),
@@ -344,7 +343,7 @@ fn dispatch_hook(fp8: &Source) -> Presence {
     }
 }
 
-/// Where `word` stands in the text outside comments.
+/// Where `word` occurs in the text outside comments.
 fn spoken<'a>(source: &'a Source, word: &'a str) -> impl Iterator<Item = usize> + 'a {
     source
         .text()
@@ -364,9 +363,9 @@ fn functions(source: &Source) -> Vec<(&Stmt, &Function)> {
     found
 }
 
-/// Whether a shape hook is there. One by hand counts when it sees every GEMM; one that is defined
-/// and never called is inert; one that sees only quantised tuples is refused, since adding ours
-/// would count those GEMMs twice and leaving it alone would miss nearly all others.
+/// Whether a shape hook is there. One added by hand counts if it sees every GEMM; one that is defined but never
+/// called has no effect; one that sees only quantised tuples is refused, since adding ours would count those GEMMs
+/// twice and leaving it alone would miss nearly all others.
 fn shape_hook(utils: &Source, fp8: &Source) -> Result<(Presence, Vec<String>), Refusal> {
     if syntax::function(utils.body(), DUMP_HOOK).is_some() {
         return Ok((Presence::Gemmtune, Vec::new()));
@@ -436,9 +435,9 @@ struct Call<'a> {
     source: &'a Source,
     span: Span,
     function: String,
-    /// Under an `if isinstance(…, tuple)`.
+    /// Whether it is under an `if isinstance(…, tuple)`.
     tuples_only: bool,
-    /// The argument is `x[0]`.
+    /// Whether the argument is `x[0]`.
     first_of_tensor: bool,
 }
 

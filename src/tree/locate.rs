@@ -1,8 +1,9 @@
-//! Where an interpreter imports SGLang and aiter from: asked of that interpreter, in the server's environment.
+//! Where an interpreter imports SGLang and aiter from, determined by running that interpreter in the server's
+//! environment.
 //!
-//! Nothing is imported and no GPU is touched: the question goes to `importlib`'s finders, which also answer for
-//! editable installs. Paths read from scripts are hints; this answer is the authority until a running server has
-//! said itself ([`ran_from`]).
+//! Nothing is imported and no GPU is touched: the probe uses `importlib`'s finders, which also handle editable
+//! installs. Paths found in scripts are hints; this answer is authoritative until a running server has reported its
+//! own ([`ran_from`]).
 
 use std::collections::BTreeMap;
 use std::time::Duration;
@@ -12,39 +13,39 @@ use serde::{Deserialize, Serialize};
 
 use crate::proc::{Interrupt, Keeper, RunError, run};
 
-/// The program that is asked; see its own header for what it prints.
+/// The probe program; its header describes what it prints.
 const PROBE: &str = include_str!("../../python/probe/probe.py");
 
-/// What the answer line starts with.
+/// The prefix of the answer line.
 const TAG: &str = "gemmtune-probe: ";
 
-/// Longest that an interpreter may take to answer: a cold network file system takes seconds to list a large
-/// site-packages, never minutes.
+/// Time limit for the interpreter to answer: on a cold network file system listing a large site-packages takes
+/// seconds, never minutes.
 const LIMIT: Duration = Duration::from_secs(60);
 
-/// How the server is started, which decides what comes first on its path.
+/// How the server is started, which determines what comes first on its path.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Entry {
     /// `python -m sglang.launch_server`: the working directory comes first.
     Module,
-    /// A console script such as `sglang serve`: it does not.
+    /// A console script such as `sglang serve`: the working directory is not on the path.
     Script,
 }
 
-/// Whom to ask, and in which surroundings.
+/// Which interpreter to run, and in which environment.
 #[derive(Clone, Debug)]
 pub struct Question {
-    /// The interpreter: a path, or a name to be found on `PATH`.
+    /// The interpreter: a path, or a name to search for on `PATH`.
     pub python: Utf8PathBuf,
     /// How the server is started.
     pub entry: Entry,
     /// The server's working directory.
     pub folder: Option<Utf8PathBuf>,
-    /// Variables set (`Some`) or taken away (`None`) on top of our own.
+    /// Variables set (`Some`) or removed (`None`) relative to our own environment.
     pub env: Vec<(String, Option<String>)>,
 }
 
-/// What an interpreter says about itself and its packages.
+/// What an interpreter reports about itself and its packages.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Answer {
     /// `sys.executable`.
@@ -52,13 +53,13 @@ pub struct Answer {
     pub version: String,
     /// `sys.prefix`: the virtual environment, if it is one.
     pub prefix: Utf8PathBuf,
-    /// `-E` or `-I` is in force: `PYTHONPATH` means nothing, and an overlay cannot work.
+    /// Whether `-E` or `-I` is in force, so that `PYTHONPATH` is ignored and an overlay cannot work.
     pub ignores_environment: bool,
     /// `sys.path` as the server would have it.
     pub path: Vec<String>,
-    /// What an import of each package would load. Packages that are nowhere are absent.
+    /// What an import of each package would load. Packages that are not found are absent.
     pub packages: BTreeMap<String, Place>,
-    /// Every folder on the path that holds the package, first come first served.
+    /// Every folder on the path that contains the package, in search order.
     pub candidates: BTreeMap<String, Vec<Utf8PathBuf>>,
     /// Installed distributions of the packages.
     pub distributions: Vec<Distribution>,
@@ -76,7 +77,7 @@ pub enum Place {
         /// Its folder, links resolved.
         folder: Utf8PathBuf,
     },
-    /// Folders of that name without `__init__.py`: an import succeeds and gives nothing.
+    /// Folders of that name without `__init__.py`: importing them succeeds but gives an empty package.
     Empty {
         folders: Vec<Utf8PathBuf>,
     },
@@ -85,7 +86,7 @@ pub enum Place {
     },
 }
 
-/// An installed distribution.
+/// An installed distribution (PEP 376) of one of the packages.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Distribution {
     /// The import package it installs.
@@ -95,11 +96,11 @@ pub struct Distribution {
     pub version: String,
     /// The folder its metadata is in.
     pub site: Option<Utf8PathBuf>,
-    /// The checkout it points to, if it is editable and says so.
+    /// The checkout it points to, if it is an editable install that records it.
     pub editable: Option<Utf8PathBuf>,
 }
 
-/// What torch's `version.py` says.
+/// The contents of torch's `version.py`.
 #[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Torch {
     pub version: Option<String>,
@@ -109,7 +110,7 @@ pub struct Torch {
     pub cuda: Option<String>,
 }
 
-/// Why the origin of a package is unknown, or not usable.
+/// Why the origin of a package is unknown or cannot be used.
 #[derive(Debug, thiserror::Error)]
 pub enum LocateError {
     /// The interpreter cannot be run or did not end in time.
@@ -123,13 +124,13 @@ pub enum LocateError {
     NoAnswer {
         python: Utf8PathBuf,
         code: u8,
-        /// The end of what it said.
+        /// The end of its output.
         said: String,
     },
     /// The answer cannot be read.
     #[error("read the probe's answer")]
     Unreadable(#[from] serde_json::Error),
-    /// The package is nowhere.
+    /// The package is not found.
     #[error("find `{package}`: `{python}` cannot import it")]
     Absent {
         package: String,
@@ -146,7 +147,7 @@ pub enum LocateError {
     },
     #[error("find `{package}`: the import machinery fails with {text}")]
     Broken { package: String, text: String },
-    /// Another tree than the one meant.
+    /// A tree other than the intended one.
     #[error(
         "{what} uses `{used}`, not `{meant}`: what is inspected and edited there would not run"
     )]
@@ -191,7 +192,7 @@ pub fn ask(
     }
 }
 
-/// The answer in what the probe printed: a `sitecustomize` may have printed before it.
+/// The answer line in the probe's output, which a `sitecustomize` may precede with its own.
 fn answer_line(stdout: &[u8]) -> Option<&[u8]> {
     let at = memchr::memmem::rfind(stdout, TAG.as_bytes())? + TAG.len();
     let line = &stdout[at..];
@@ -215,7 +216,7 @@ fn last_words(stderr: &[u8]) -> String {
 }
 
 impl Answer {
-    /// The folder of a package, or why there is none to work with.
+    /// The folder of a package, or an error if it cannot be worked with.
     pub fn folder(&self, package: &str) -> Result<&Utf8Path, LocateError> {
         let owned = package.to_owned();
         match self.packages.get(package) {
@@ -235,7 +236,7 @@ impl Answer {
         }
     }
 
-    /// Folders on the path that hold the package and are not the one an import would load.
+    /// Folders on the path that contain the package but are not the one an import would load.
     pub fn shadowed(&self, package: &str) -> Vec<&Utf8Path> {
         let used = self.folder(package).ok();
         let folders = self.candidates.get(package).map_or(&[][..], Vec::as_slice);
@@ -246,8 +247,8 @@ impl Answer {
             .collect()
     }
 
-    /// The distribution that installed the folder an import would load: the one whose site folder or whose checkout
-    /// holds it. Metadata of another install says nothing about this one.
+    /// The distribution that installed the folder an import would load: the one whose site folder or checkout
+    /// contains it. Metadata of another installation does not apply to it.
     pub fn distribution(&self, package: &str) -> Option<&Distribution> {
         let folder = self.folder(package).ok()?;
         self.distributions
@@ -260,14 +261,14 @@ impl Answer {
             })
     }
 
-    /// Makes sure that an import would load the package from `root` (the package, or the folder that holds it).
+    /// Checks that an import would load the package from `root` (the package, or the folder that contains it).
     pub fn imports_from(&self, package: &str, root: &Utf8Path) -> Result<(), LocateError> {
         same(self.folder(package)?, root, "the interpreter")
     }
 }
 
-/// Makes sure that a running server, whose overlay recorded that a module was loaded from `file`, uses the tree that
-/// was inspected in `folder`.
+/// Checks that a running server, whose overlay recorded that a module was loaded from `file`, uses the tree that was
+/// inspected in `folder`.
 pub fn ran_from(file: &Utf8Path, folder: &Utf8Path) -> Result<(), LocateError> {
     same(file, folder, "the running server")
 }

@@ -1,4 +1,4 @@
-//! The SGLang tree under the server: what it is, which GEMM path it takes, and how to change that.
+//! The SGLang tree under the server: its version and structure, which GEMM path it takes, and how to change that.
 //!
 //! Reading goes through `pyedit`; nothing here imports SGLang or runs any of its code.
 

@@ -1,4 +1,4 @@
-//! Where the `sglang` package is, and which version its own files say.
+//! Where the `sglang` package is, and its version according to its own files.
 
 use camino::{Utf8Path, Utf8PathBuf};
 
@@ -30,26 +30,26 @@ pub enum TreeError {
     /// The structure is not one of a known release.
     #[error(transparent)]
     Refused(#[from] Refusal),
-    /// The edits do not go together, or leave no Python behind.
+    /// The edits conflict, or the result is not valid Python.
     #[error("edit the tree: {0}")]
     Edit(#[from] EditError),
-    /// The edited tree does not do what was asked: nothing was written.
+    /// The edited tree does not do what was requested: nothing was written.
     #[error("{0}")]
     NotAsAsked(String),
 }
 
-/// A file before and after.
+/// A file before and after an edit.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct FileEdit {
     pub path: Utf8PathBuf,
-    /// Its bytes.
+    /// Its bytes before the edit.
     pub before: Vec<u8>,
-    /// Its bytes with the edits made, parsed again.
+    /// Its bytes after the edit, which were parsed again.
     pub after: Vec<u8>,
 }
 
 impl FileEdit {
-    /// Applies `patch` to `source` in memory; `None` where it holds no edit.
+    /// Applies `patch` to `source` in memory; `None` if it has no edits.
     pub fn new(source: &Source, patch: &Patch) -> Result<Option<Self>, TreeError> {
         if patch.is_empty() {
             return Ok(None);
@@ -62,7 +62,7 @@ impl FileEdit {
         }))
     }
 
-    /// Unified diff, for people.
+    /// Unified diff, for display.
     pub fn diff(&self) -> String {
         let text = |bytes: &[u8]| String::from_utf8_lossy(bytes).into_owned();
         similar::TextDiff::from_lines(text(&self.before), text(&self.after))
@@ -77,13 +77,13 @@ impl FileEdit {
 pub struct Package {
     /// The folder named `sglang` (or whatever the user's copy is called), absolute.
     pub folder: Utf8PathBuf,
-    /// What the package's own files say; `None` where they do not hold a literal version.
+    /// The version according to the package's own files; `None` if they have no literal version.
     pub version: Option<String>,
 }
 
 impl Package {
-    /// Finds the package: `root` may be the package, a folder that holds it (site-packages, the
-    /// `python` folder), or a source checkout.
+    /// Finds the package: `root` may be the package, a folder that contains it (site-packages, the `python` folder),
+    /// or a source checkout.
     pub fn find(root: &Utf8Path) -> Result<Self, TreeError> {
         let absolute = std::path::absolute(root)
             .ok()
@@ -103,8 +103,8 @@ impl Package {
         Ok(Self { folder, version })
     }
 
-    /// Where single commands keep the ledger of this tree: beside the package, so that it is found
-    /// any caller, and gone once everything is undone.
+    /// Where single commands store the ledger of this tree: beside the package, so that every caller finds it; it is
+    /// removed once everything is undone.
     pub fn ledger_folder(&self) -> Utf8PathBuf {
         self.beside(".gemmtune-ledger")
     }
@@ -136,7 +136,7 @@ impl Package {
     }
 }
 
-/// The version of the `sglang` package that `path` lies in.
+/// The version of the `sglang` package that contains `path`.
 pub fn release_around(path: &Utf8Path) -> Option<String> {
     let absolute = std::path::absolute(path).ok()?;
     let absolute = Utf8PathBuf::from_path_buf(absolute).ok()?;
@@ -145,7 +145,7 @@ pub fn release_around(path: &Utf8Path) -> Option<String> {
     version(absolute.ancestors().find(is_package)?)
 }
 
-/// `triton.__version__` of the site-packages that `path` lies in.
+/// `triton.__version__` of the site-packages that contains `path`.
 pub fn triton_around(path: &Utf8Path) -> Option<String> {
     let absolute = std::path::absolute(path).ok()?;
     let absolute = Utf8PathBuf::from_path_buf(absolute).ok()?;
@@ -184,7 +184,7 @@ fn literal_version(path: &Utf8Path) -> Option<String> {
     })
 }
 
-/// The version of the one `sglang-*.dist-info` beside the package; two of them say nothing.
+/// The version of the only `sglang-*.dist-info` beside the package; `None` if there are two.
 fn metadata_version(folder: &Utf8Path) -> Option<String> {
     let beside = folder.parent()?;
     let mut found = fs_err::read_dir(beside)

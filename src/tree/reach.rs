@@ -1,6 +1,5 @@
-//! Whether the aiter path is what its callers get: nothing binds the names of its functions a second time, and the
-//! dispatcher hands out no other function where aiter is on. And whether both readers of the shape predicate hear what a
-//! switch makes it say.
+//! Whether callers really get the aiter path: nothing rebinds the names of its functions, and the dispatcher returns
+//! no other function where aiter is on. And whether a switch affects both readers of the shape predicate.
 
 use super::era::{self, Dispatch, Era};
 use super::flow::{Arch, Flow, HandedOut, Rocm};
@@ -10,7 +9,7 @@ use crate::pyedit::refusal::Refusal;
 use crate::pyedit::source::Source;
 use crate::pyedit::syntax::{self, Alias, Expr, ExprKind, Span, Stmt, StmtKind};
 
-/// What conditions ask of NVIDIA's hardware and libraries; on ROCm no such thing holds.
+/// Conditions on NVIDIA's hardware and libraries, which are false on ROCm.
 const NVIDIA: [&str; 6] = [
     "blackwell",
     "is_sm",
@@ -69,8 +68,8 @@ pub(super) fn check<'a>(
     }
 }
 
-/// Refuses a plan that changes the answer of the shape predicate in a tree whose other reader, which lays weights out
-/// when they are loaded, would not hear of it.
+/// Refuses a plan that changes the result of the shape predicate in a tree whose other reader, which lays weights out
+/// when they are loaded, would not be affected.
 pub fn both_readers(
     package: &Package,
     era: Era,
@@ -133,17 +132,17 @@ pub fn both_readers(
     .into())
 }
 
-/// Whether a way through the dispatcher ends in the aiter path, or is none that a block-FP8 layer takes on ROCm with
-/// aiter on and its backend chosen, by hand or by itself.
+/// Whether a path through the dispatcher ends in the aiter path, or cannot be taken by a block-FP8 layer on ROCm with
+/// aiter on and its backend chosen, explicitly or automatically.
 fn leads_on(way: &HandedOut<'_>) -> bool {
     let elsewhere = |text: &str, answer: bool| {
         let lower = text.to_ascii_lowercase();
         let nvidia = !lower.contains("not ") && NVIDIA.iter().any(|word| lower.contains(word));
-        // Blocks of another width than 128 are no layer of ours (0.5.21).
+        // Layers with blocks of a width other than 128 (0.5.21) are not relevant here.
         let other_blocks = lower.contains("weight_block_size[1] != 128");
         (answer && (nvidia || other_blocks)) || (!answer && text == "_use_aiter")
     };
-    // `backend.is_auto()`, or `backend != "auto"` answered the other way.
+    // `backend.is_auto()`, or `backend != "auto"` with the opposite outcome.
     let automatic = way
         .tests
         .iter()
@@ -164,12 +163,12 @@ fn leads_on(way: &HandedOut<'_>) -> bool {
             .any(|(test, answer)| elsewhere(&test.text, *answer))
 }
 
-/// Whether a condition asks if aiter was chosen by hand: `backend.is_aiter()`, `backend == "aiter"`.
+/// Whether a condition tests if aiter was chosen explicitly: `backend.is_aiter()`, `backend == "aiter"`.
 fn asks_for_aiter(text: &str) -> bool {
     text.contains("is_aiter(") || text.contains("\"aiter\"") || text.contains("'aiter'")
 }
 
-/// Where `name` is bound at the module's level behind its definition at `definition`.
+/// Where `name` is bound at module level after its definition at `definition`.
 fn bound_after(body: &[Stmt], name: &str, definition: Span) -> Option<Span> {
     body.iter().find_map(|stmt| {
         let blocks = |blocks: &[&[Stmt]]| {

@@ -1,17 +1,17 @@
-//! What binds the names of the dispatch where the trace does not follow: attributes set from outside, strings, `global`, `*`. And
-//! what the layers of `fp8.py` call instead of what the dispatcher hands out.
+//! Bindings of the dispatch's names that the trace does not follow: attributes set from outside, strings, `global`,
+//! `*`. And layers of `fp8.py` that call something other than what the dispatcher returns.
 //!
-//! [`super::flow`] reads the statements of one module in their order. None of these is such a statement, so each is
-//! refused where it stands rather than followed.
+//! [`super::flow`] reads the statements of one module in order. None of these is such a statement, so each is refused
+//! rather than followed.
 
 use super::era::{DISPATCHER, Dispatch, LEAF, PREDICATE};
 use crate::pyedit::refusal::Refusal;
 use crate::pyedit::source::Source;
 use crate::pyedit::syntax::{self, Expr, ExprKind, Span, Stmt, StmtKind};
 
-/// Where every block FP8 layer keeps what it calls.
+/// The attribute in which every block FP8 layer stores the function it calls.
 const HELD: &str = "self.w8a8_block_fp8_linear";
-/// Makes the shape predicate answer false (0.5.14 and later).
+/// Makes the shape predicate return false (0.5.14 and later).
 const SET_FORCE_CK: &str = "set_force_ck_w8a8";
 /// Ways to bind a name of the module through a string.
 const BY_STRING: [&str; 6] = [
@@ -53,7 +53,7 @@ fn again(source: &Source, span: Span, what: String) -> Refusal {
     )
 }
 
-/// A name that decides and that nothing binds is a NameError at the first GEMM.
+/// A name that the dispatch depends on and that nothing binds is a NameError at the first GEMM.
 fn unbound(utils: &Source, dispatch: &Dispatch<'_>) -> Result<(), Refusal> {
     let mut bound = Vec::new();
     let mut star = false;
@@ -109,8 +109,8 @@ fn attributes(source: &Source, names: &[&str]) -> Result<(), Refusal> {
     })
 }
 
-/// `global name` for a kernel or a function of the dispatch; and for what those ask, where the module itself calls the
-/// function that does it.
+/// `global name` for a kernel or a function of the dispatch; and for the names those read, if the module itself calls
+/// the function that contains it.
 fn declared(utils: &Source, dispatch: &Dispatch<'_>, names: &[&str]) -> Result<(), Refusal> {
     let predicate = syntax::function(utils.body(), PREDICATE).map(|(_, found)| found);
     let readers = dispatch.chain.iter().copied();
@@ -139,7 +139,7 @@ fn declared(utils: &Source, dispatch: &Dispatch<'_>, names: &[&str]) -> Result<(
     Ok(())
 }
 
-/// The statements that run when the module is imported: not those of functions.
+/// The statements that run when the module is imported, that is, not those of functions.
 fn imported<'a>(body: &'a [Stmt], visit: &mut dyn FnMut(&'a Stmt)) {
     for stmt in body {
         if matches!(stmt.kind, StmtKind::Function(_)) {
@@ -174,7 +174,7 @@ fn by_string(utils: &Source) -> Result<(), Refusal> {
         else {
             return;
         };
-        // A docstring only speaks of it.
+        // A docstring only mentions it.
         let text = utils.slice(stmt.span);
         if !matches!(value.kind, ExprKind::Str(_)) || matches!(stmt.kind, StmtKind::Assign { .. }) {
             let used = |way: &str| {
@@ -192,7 +192,7 @@ fn by_string(utils: &Source) -> Result<(), Refusal> {
     })
 }
 
-/// `from … import *` behind the kernel imports: `aiter` itself exports a `gemm_a8w8_blockscale`.
+/// `from … import *` after the kernel imports: `aiter` itself exports a `gemm_a8w8_blockscale`.
 fn stars(utils: &Source, dispatch: &Dispatch<'_>) -> Result<(), Refusal> {
     let first = dispatch.bindings.first().map(|binding| binding.span.start);
     let mut found = None;
@@ -209,7 +209,7 @@ fn stars(utils: &Source, dispatch: &Dispatch<'_>) -> Result<(), Refusal> {
     })
 }
 
-/// Refuses an `fp8.py` whose layers call something else than what the dispatcher hands out.
+/// Refuses an `fp8.py` whose layers call something other than what the dispatcher returns.
 fn held(fp8: &Source) -> Result<(), Refusal> {
     let mut dispatched = false;
     let mut stray = None;
@@ -222,7 +222,7 @@ fn held(fp8: &Source) -> Result<(), Refusal> {
                 dispatched = true;
             }
             ExprKind::Name(name) if name == LEAF => dispatched = true,
-            // Ascend's layers (0.5.20) are not ours.
+            // Ascend's layers (0.5.20) are not relevant here.
             _ if tests.contains("npu") => {}
             _ => stray = stray.or(Some(target.span)),
         },
@@ -260,7 +260,7 @@ fn held(fp8: &Source) -> Result<(), Refusal> {
     ))
 }
 
-/// Every assignment of what a layer calls, with the tests of the `if`s around it.
+/// Every assignment of what a layer calls, with the tests of the enclosing `if`s.
 fn holders<'a>(
     body: &'a [Stmt],
     tests: &str,

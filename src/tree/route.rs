@@ -1,7 +1,7 @@
 //! `trace`: which GEMM kernel a tree calls, on which architecture and ROCm version, and why.
 //!
-//! The era is a name for the structure; the kernel is not looked up by era but followed through the
-//! tree's own code ([`super::flow`]), so an edited tree is reported as it is.
+//! The era only names the structure; the kernel is not looked up by era but determined by following the tree's own
+//! code ([`super::flow`]), so an edited tree is reported as it is.
 
 use serde::Serialize;
 
@@ -22,23 +22,23 @@ use crate::pyedit::syntax::{self, ExprKind, Span, StmtKind};
 /// The document of `trace --json`.
 #[derive(Clone, Debug, Serialize)]
 pub struct Trace {
-    /// What the package's files say, `null` where they do not.
+    /// The version according to the package's files, `null` where they have none.
     pub sglang_version: Option<String>,
     pub era: Era,
-    /// The era before the import was swapped by hand, where that is visible.
+    /// The era before the import was changed by hand, where that can be recognised.
     pub patched_from: Option<Era>,
     pub package: String,
     /// The dispatching file, relative to the package.
     pub file: &'static str,
     /// Dispatcher, functions between, leaf.
     pub dispatch: String,
-    /// Which kernels the leaf's imports bring: `ck`, `triton` or `both`.
+    /// Which kernels the leaf imports: `ck`, `triton` or `both`.
     pub imports: &'static str,
     /// The effective kernel per architecture and ROCm version, with `SGLANG_USE_AITER=1`.
     pub paths: Vec<Path>,
     /// How CK can be forced per architecture.
     pub force_ck: Vec<ForceCk>,
-    /// The lines this rests on.
+    /// The source lines that this is based on.
     pub evidence: Vec<Evidence>,
     /// The shapes that stay on Triton on gfx95x, where the tree lists them.
     pub triton_shapes: Vec<(u64, u64)>,
@@ -47,7 +47,7 @@ pub struct Trace {
     /// Paths beside the main one.
     #[serde(flatten)]
     pub sides: Sides,
-    /// What a reader should know and no field says.
+    /// Remarks that no field covers.
     pub notes: Vec<String>,
 }
 
@@ -60,18 +60,18 @@ pub struct Path {
     /// `ck`, `triton`, `bpreshuffle`, or `depends` where the tree alone does not decide.
     pub kernel: &'static str,
     pub because: String,
-    /// The kernel per condition, where it depends.
+    /// The kernel for each condition, where it depends.
     pub choices: Vec<Choice>,
-    /// The kernel where every variable that decides is unset, if those alone decide.
+    /// The kernel if all deciding variables are unset, where only variables decide.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub by_default: Option<Kernel>,
 }
 
-/// One of the kernels of a path that depends.
+/// One of the possible kernels of a path.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize)]
 pub struct Choice {
     pub kernel: Kernel,
-    /// The condition, as the source has it.
+    /// The condition, as written in the source.
     pub when: String,
 }
 
@@ -83,12 +83,12 @@ pub struct ForceCk {
     pub detail: String,
 }
 
-/// One line of the tree.
+/// One source line of the tree.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize)]
 pub struct Evidence {
-    /// The file, absolute.
+    /// Absolute path of the file.
     pub file: String,
-    /// The line, from 1.
+    /// The line number, from 1.
     pub line: usize,
     pub text: String,
 }
@@ -158,7 +158,7 @@ pub fn trace(package: &Package) -> Result<Trace, TreeError> {
     })
 }
 
-/// How CK can be forced in this tree: as its era has it, if following the tree with that carried out bears it out.
+/// How CK can be forced in this tree: as in its era, if following the tree with that applied confirms it.
 fn force_ck(
     source: &Source,
     dispatch: &Dispatch<'_>,
@@ -174,7 +174,7 @@ fn force_ck(
                 .any(|choice| choice.kernel == Kernel::Triton)
     };
     let found = force::summary(dispatch, safe_m, arch);
-    // What gemmtune switched already is switched otherwise after an undo, which brings back the tree of that era.
+    // What gemmtune has switched already is switched differently after an undo, which restores the tree of that era.
     let settled = matches!(found.means, Means::None | Means::Refused);
     if settled || switch::is_switched(source) {
         return found;
@@ -357,7 +357,7 @@ fn path(package: &Package, arch: Arch, ways: &[Way], kernels: &[Kernel]) -> Path
     }
 }
 
-/// The one kernel left where every variable in `tests` is unset.
+/// The only kernel left if every variable in `tests` is unset.
 fn by_default(ways: &[Way], kernels: &[Kernel], tests: &[Test]) -> Option<Kernel> {
     let unset = |text: &str| {
         let test = tests.iter().find(|test| test.text == text)?;
@@ -379,7 +379,7 @@ fn by_default(ways: &[Way], kernels: &[Kernel], tests: &[Test]) -> Option<Kernel
     left.all(|kernel| kernel == first).then_some(first)
 }
 
-/// The tests whose answer changes which kernels can be reached.
+/// The tests whose outcome changes which kernels can be reached.
 fn deciding(ways: &[Way], kernels: &[Kernel]) -> Vec<Test> {
     let reached = |text: &str, wanted: bool| {
         let mut found: Vec<Kernel> = ways
@@ -399,7 +399,7 @@ fn deciding(ways: &[Way], kernels: &[Kernel]) -> Vec<Test> {
     let mut tests: Vec<Test> = Vec::new();
     for (test, _) in ways.iter().flat_map(|way| &way.tests) {
         let (yes, no) = (reached(&test.text, true), reached(&test.text, false));
-        // A test whose other answer leaves through an early exit chooses no main kernel.
+        // A test whose other outcome leaves through an early exit does not choose a main kernel.
         let chooses = !yes.is_empty() && !no.is_empty() && yes != no;
         if chooses && !tests.iter().any(|known| known.text == test.text) {
             tests.push(test.clone());
@@ -442,7 +442,7 @@ fn named(kernel: Kernel) -> &'static str {
     }
 }
 
-/// The line of an import statement that names the alias: the statement may span several.
+/// The line of an import statement that has the alias: the statement may span several.
 fn binding_line(source: &Source, statement: Span, alias: &str) -> Span {
     let text = source.slice(statement);
     text.rfind(alias)
@@ -499,7 +499,7 @@ pub fn triton_shapes(source: &Source) -> Vec<(u64, u64)> {
     shapes
 }
 
-/// The rows of the tree's table of the largest safe M.
+/// The entries of the tree's table of the largest safe M.
 pub fn safe_m(source: &Source) -> Vec<(u64, u64, u64)> {
     source
         .body()

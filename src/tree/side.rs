@@ -1,4 +1,4 @@
-//! FP8 GEMMs that do not come out of the main exit of the block FP8 path.
+//! FP8 GEMMs that do not pass through the main exit of the block FP8 path.
 
 use serde::Serialize;
 
@@ -28,7 +28,7 @@ pub struct Sides {
 pub struct Side {
     /// The file, relative to the package.
     pub file: String,
-    /// The line, from 1.
+    /// The line number, from 1.
     pub line: usize,
     /// The function or condition there.
     pub what: String,

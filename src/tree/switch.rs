@@ -1,9 +1,8 @@
 //! `switch --mode patch`: the steps of a [`Plan`] as edits of `fp8_utils.py`.
 //!
-//! Nothing is replaced: lines are put after the kernel imports (names bound again) and at the top of
-//! the shape predicate. `fp8.py` imports that predicate by name, so one edit reaches both of its
-//! readers. What the edited tree then does is followed again before a byte is written: an edit that
-//! does not lead where it was meant to is refused.
+//! Nothing is replaced: lines are inserted after the kernel imports (names rebound) and at the top of the shape
+//! predicate. `fp8.py` imports that predicate by name, so one edit reaches both of its readers. The edited tree is
+//! followed again before a byte is written: an edit that does not lead where it should is refused.
 
 use std::fmt::Write as _;
 
@@ -18,17 +17,17 @@ use crate::pyedit::refusal::Refusal;
 use crate::pyedit::source::Source;
 use crate::pyedit::syntax::{self, Stmt, StmtKind};
 
-/// First line of what is put in; its presence is how a switched tree is recognised.
+/// First line of an insertion, by which a switched tree is recognised.
 const MARK: &str = "# gemmtune switch: begin (`gemmtune switch undo` removes it)";
 const END: &str = "# gemmtune switch: end";
 
-/// Whether `source` holds lines of ours.
+/// Whether `source` contains our lines.
 pub fn is_switched(source: &Source) -> bool {
     source.text().contains(MARK)
 }
 
-/// The edit that carries out `plan` for `request`; `None` where the plan has no step for a tree. Whatever the means, the tree
-/// with the plan carried out is followed, and a plan that does not lead where the request wants is refused.
+/// The edit that applies `plan` for `request`; `None` where the plan has no step for a tree. In any case the tree
+/// with the plan applied is followed, and a plan that does not lead where the request wants is refused.
 pub fn edit(
     source: &Source,
     dispatch: &Dispatch<'_>,
@@ -79,7 +78,7 @@ pub fn edit(
     Ok(edit)
 }
 
-/// What a name is bound to: `base`, except for the GEMMs that fit a rule.
+/// What a name is rebound to: `base`, except for the GEMMs that match a rule.
 struct Rebound {
     name: String,
     base: Option<String>,
@@ -111,8 +110,8 @@ fn bindings(steps: &[Step]) -> Vec<Rebound> {
     names
 }
 
-/// The lines that bind `names` again. The kernels are held under names of ours first, since a name
-/// that is bound again may be another one's target.
+/// The lines that rebind `names`. The kernels are bound to names of our own first, since a rebound name may be
+/// another one's target.
 fn rebound(dispatch: &Dispatch<'_>, names: &[Rebound]) -> String {
     let kernel_of = |name: &str| {
         dispatch
@@ -150,7 +149,7 @@ fn rebound(dispatch: &Dispatch<'_>, names: &[Rebound]) -> String {
     format!("{MARK}\n{held}{functions}\n{END}\n")
 }
 
-/// The kernels under names of ours: the line that binds each.
+/// The kernels under names of our own: the line that binds each.
 #[derive(Default)]
 struct Held {
     ck: Option<String>,
@@ -158,9 +157,9 @@ struct Held {
 }
 
 impl Held {
-    /// The statement that calls `target`, which is bound on first use.
+    /// The expression that calls `target`, which is bound on first use.
     fn call(&mut self, target: &str, ck: bool) -> String {
-        // CK reads a scale's memory and ignores its strides; Triton honours them.
+        // CK reads a scale's memory and ignores its strides; Triton respects them.
         let (slot, variable, scale) = if ck {
             (&mut self.ck, "_gemmtune_ck", "x_scale.contiguous()")
         } else {
@@ -188,8 +187,7 @@ fn condition(rule: &Rule) -> String {
     text
 }
 
-/// `lines` under the flag of the architecture, where the tree has one: the same tree may run on
-/// other machines.
+/// `lines` under the flag of the architecture, if the tree has one: the same tree may run on other machines.
 fn gated(source: &Source, arch: Arch, lines: &str) -> String {
     if !imports::binds(source, "_use_aiter_gfx95") {
         return lines.to_owned();
@@ -209,7 +207,7 @@ fn gated(source: &Source, arch: Arch, lines: &str) -> String {
     text
 }
 
-/// The lines that make the predicate answer, at its top.
+/// The lines at the top of the predicate that determine its result.
 fn answer(
     source: &Source,
     era: Era,
@@ -243,7 +241,7 @@ fn answer(
     }
 }
 
-/// The place after the last kernel import, in its block.
+/// The position after the last kernel import, in its block.
 fn after_imports(source: &Source, dispatch: &Dispatch<'_>) -> Result<InsertionPoint, TreeError> {
     let last = dispatch.bindings.iter().map(|binding| binding.span).max();
     let mut found: Option<&Stmt> = None;
@@ -274,7 +272,7 @@ fn after_imports(source: &Source, dispatch: &Dispatch<'_>) -> Result<InsertionPo
     Ok(InsertionPoint::after(source, stmt)?)
 }
 
-/// Whether a way is taken with the plan's variables: it meets no test of one that falls the other way.
+/// Whether a path is taken with the plan's variables, that is, none of its tests contradicts them.
 fn open(way: &Way, plan: &Plan) -> bool {
     let set = plan.env.iter().map(|(name, value)| (name, value == "1"));
     let values: Vec<_> = set
@@ -290,7 +288,7 @@ fn open(way: &Way, plan: &Plan) -> bool {
     })
 }
 
-/// Follows the file and refuses it unless it leads where the request wants, with the variables set as the plan has them.
+/// Follows the file and refuses it unless it leads where the request wants, with the plan's variables set.
 fn check(source: &Source, plan: &Plan, request: &SwitchRequest<'_>) -> Result<(), TreeError> {
     let dispatch = era::dispatch(source)?;
     let guarded = plan
@@ -313,7 +311,7 @@ fn check(source: &Source, plan: &Plan, request: &SwitchRequest<'_>) -> Result<()
         kernels.dedup();
         let triton = kernels.contains(&Kernel::Triton);
         let ck = kernels.iter().any(|kernel| *kernel != Kernel::Triton);
-        // The tree's own guard above the safe M (0.5.15 and later) keeps Triton within reach too.
+        // The tree's own guard above the safe M (0.5.15 and later) keeps Triton reachable too.
         let own_guard = dispatch.era >= Era::E6 && request.arch == Arch::Gfx950;
         let right = match (request.to, request.routes.is_empty()) {
             (Target::Triton, _) => triton && !ck,

@@ -1,6 +1,6 @@
-//! Release numbers, and which SGLang releases are served.
+//! Release numbers, and which SGLang releases are supported.
 //!
-//! A number is a hint: forks, nightlies and patched trees keep the number of what they grew from. What a
+//! A number is a hint: forks, nightlies and patched trees keep the number of the release they are based on. What a
 //! tree *does* is read from its code ([`super::era`]); the number only decides what is refused outright.
 
 use std::cmp::Ordering;
@@ -10,12 +10,12 @@ use std::str::FromStr;
 /// Oldest SGLang release that gemmtune tunes.
 pub const OLDEST_SGLANG: &str = "0.5.6";
 
-/// What setuptools-scm and `sglang/version.py` fall back to when they do not know (0.5.7 and later).
+/// The fallback of setuptools-scm and `sglang/version.py` for an unknown version (0.5.7 and later).
 const UNKNOWN: &str = "0.0.0.dev0";
 
 /// A release number as Python packages write it (PEP 440): `0.5.10.post1`, `0.5.6rc1`, `0.1.12.post2.dev33+g303a583c8`.
 ///
-/// Ordered as PEP 440 orders them, except that the local part after `+` counts for nothing.
+/// Ordered as PEP 440 orders them, except that the local part after `+` is ignored.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Release {
     text: String,
@@ -27,7 +27,7 @@ pub struct Release {
     dev: Option<u64>,
 }
 
-/// A text that is no release number.
+/// A text that is not a release number.
 #[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
 #[error("read `{0}` as a release number")]
 pub struct ReleaseError(String);
@@ -55,7 +55,7 @@ impl FromStr for Release {
             if !number.is_empty() {
                 release.numbers.push(number.parse().map_err(|_| wrong())?);
             }
-            // `6rc1` holds a number and a marker, `post1` a marker alone.
+            // `6rc1` has a number and a marker, `post1` only a marker.
             while !rest.is_empty() {
                 let word_end = rest
                     .find(|character: char| !character.is_ascii_alphabetic())
@@ -86,12 +86,12 @@ impl FromStr for Release {
 }
 
 impl Release {
-    /// Whether the tree did not know its own number.
+    /// Whether the tree does not know its own number.
     pub fn is_unknown(&self) -> bool {
         self.numbers.iter().all(|number| *number == 0)
     }
 
-    /// The abbreviated commit that setuptools-scm put into the local part, if any.
+    /// The abbreviated commit that setuptools-scm put in the local part, if any.
     pub fn commit(&self) -> Option<&str> {
         let local = self.text.split_once('+')?.1;
         local
@@ -146,8 +146,8 @@ pub enum Unserved {
     TooOld(Release),
 }
 
-/// Whether the SGLang release that a tree says it is can be tuned. A tree that does not know its number
-/// (`None`, `0.0.0.dev0`, something unreadable) is let through: its code decides.
+/// Whether the SGLang release that a tree claims to be can be tuned. A tree that does not know its number (`None`,
+/// `0.0.0.dev0`, something unreadable) is accepted: its code decides.
 pub fn served(version: Option<&str>) -> Result<(), Unserved> {
     let Some(Ok(release)) = version
         .filter(|text| *text != UNKNOWN)

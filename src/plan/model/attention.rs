@@ -3,7 +3,7 @@
 use super::config::{Config, ModelError};
 use super::layers::{Builder, Kind};
 
-/// Why `kv_b_proj` is rarely seen.
+/// The condition on `kv_b_proj`: why it is rarely called.
 const PREFILL: &str =
     "only in prefill without weight absorption; M is the tokens of the prefix chunk";
 
@@ -66,7 +66,7 @@ impl Builder<'_> {
         Ok(())
     }
 
-    /// Grouped-query attention, and the linear attention that Qwen3-Next and Qwen3.5 mix it with.
+    /// Grouped-query attention, and the linear attention that Qwen3-Next and Qwen3.5 combine with it.
     pub(super) fn grouped_attention(&mut self) -> Result<(), ModelError> {
         let ranks = u64::from(self.parallel.attention_tp());
         let config = self.config;
@@ -77,7 +77,7 @@ impl Builder<'_> {
             .unwrap_or(self.hidden / all_heads)
             .max(1);
         let linear = LinearAttention::of(config)?;
-        // Qwen3-Next and Qwen3.5 gate the output unless the config says not to.
+        // Qwen3-Next and Qwen3.5 gate the output unless the config disables that.
         let gate = config.get("attn_output_gate");
         let gated = gate
             .and_then(serde_json::Value::as_bool)
@@ -105,7 +105,7 @@ impl Builder<'_> {
         has: impl Fn(u64) -> bool,
     ) {
         let query = self.part("num_attention_heads", heads.query, ranks);
-        // Fewer KV heads than ranks are repeated.
+        // Fewer KV heads than ranks are replicated.
         let kv = if heads.kv >= ranks {
             self.part("num_key_value_heads", heads.kv, ranks)
         } else {
@@ -141,7 +141,7 @@ impl Builder<'_> {
         );
         let other = |index: u64| !linear.is_full(index);
         let hidden = self.hidden;
-        // Qwen3-Next's checkpoints hold one weight, those of Qwen3.5 two that are merged when they are loaded.
+        // Qwen3-Next's checkpoints have one weight, those of Qwen3.5 two that are merged at load.
         let modules = [
             "linear_attn.in_proj_qkvz",
             "linear_attn.in_proj_qkv",
@@ -164,11 +164,11 @@ pub(super) struct Heads {
     pub(super) kv: u64,
     /// Elements of one head.
     pub(super) dim: u64,
-    /// Whether each query head has a gate beside it.
+    /// Whether each query head also has a gate.
     pub(super) gated: bool,
 }
 
-/// Which layers choose tokens themselves; the others take what a layer before them chose and hold no indexer
+/// Which layers select tokens themselves; the others reuse the selection of an earlier layer and have no indexer
 /// (`dsa_layer_skips_topk` of SGLang 0.5.23).
 struct IndexerLayers {
     kinds: Option<Vec<String>>,
@@ -184,7 +184,7 @@ impl IndexerLayers {
             kinds: config.words("indexer_types"),
             pattern: pattern.and_then(|text| text.as_str().map(str::to_owned)),
             every: config.number("index_topk_freq")?.unwrap_or(1),
-            // Without the key layers 0 and 1 choose, and so on from there.
+            // Without the key layers 0 and 1 select, and so on from there.
             offset: config.number("index_skip_topk_offset")?.unwrap_or(2),
         })
     }
@@ -203,7 +203,7 @@ impl IndexerLayers {
     }
 }
 
-/// Gated delta-net layers: sizes over all ranks, and every how many layers full attention stands.
+/// Gated delta-net layers: sizes over all ranks, and the interval at which full attention layers occur.
 struct LinearAttention {
     key: u64,
     value: u64,

@@ -42,7 +42,7 @@ impl Builder<'_> {
     }
 }
 
-/// Which layers choose compressed tokens: those that compress by 4.
+/// Which layers select compressed tokens: those that compress by 4.
 struct Ratios(Vec<bool>);
 
 impl Ratios {
@@ -55,7 +55,7 @@ impl Ratios {
                 .iter()
                 .map(|ratio| ratio.as_u64() == Some(4))
                 .collect(),
-            // As transformers 5 writes it.
+            // As transformers 5 spells it.
             (None, Some(kinds)) => kinds
                 .iter()
                 .map(|kind| kind == "compressed_sparse_attention")

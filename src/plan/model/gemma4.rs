@@ -6,7 +6,7 @@ use super::layers::Builder;
 
 impl Builder<'_> {
     pub(super) fn sliding_and_global_attention(&mut self) -> Result<(), ModelError> {
-        // `Gemma4Attention` splits over all ranks, whatever attention data parallelism says.
+        // `Gemma4Attention` splits over all ranks, regardless of attention data parallelism.
         let ranks = u64::from(self.parallel.tp);
         let config = self.config;
         let kinds = config
@@ -30,8 +30,8 @@ impl Builder<'_> {
             dim: config.needed("head_dim")?,
             gated: false,
         };
-        // The number of global KV heads counts only where K stands for V too (transformers' `Gemma4TextConfig`);
-        // the weight has V's rows all the same, filled from K.
+        // The number of global KV heads applies only where K doubles as V (transformers' `Gemma4TextConfig`); the
+        // weight has V's rows nevertheless, filled from K.
         let shared = config
             .get("attention_k_eq_v")
             .and_then(serde_json::Value::as_bool)

@@ -1,30 +1,30 @@
-//! Which architectures are known, and which keys of a config give a model other weights than its
-//! architecture has otherwise.
+//! Which architectures are known, and which keys of a config give a model weights other than its architecture's usual
+//! ones.
 //!
-//! Classes are those that SGLang 0.5.23 registers, each compared with the linear layers that it builds
-//! there. What is not known is refused: a plan of weights that a model does not have costs hours of tuning,
-//! and no look-up ever asks for its rows.
+//! Classes are those that SGLang 0.5.23 registers, each compared with the linear layers that it builds there. What is
+//! not known is refused: a plan of weights that a model does not have costs hours of tuning, and its rows are never
+//! looked up.
 
 use serde_json::Value;
 
 use super::config::{Config, ModelError};
 
-/// How the layers of a decoder are made.
+/// How the layers of a decoder are built.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(super) enum Family {
     /// Grouped-query attention.
     Grouped,
     /// Multi-head latent attention.
     Latent,
-    /// Gated delta-net layers, with grouped-query attention among them.
+    /// Gated delta-net layers, with grouped-query attention in between.
     GatedDelta,
-    /// DeepSeek-V4.
+    /// DeepSeek-V4: one KV head and a grouped low-rank output projection.
     DeepseekV4,
-    /// Gemma-4.
+    /// Gemma-4: heads of two sizes, by the kind of layer.
     Gemma4,
 }
 
-/// Family, class, model type. A model type that two classes share stands beside the first of them.
+/// Family, class, model type. A model type that two classes share is listed with the first of them.
 const KNOWN: &[(Family, &str, &str)] = &[
     (Family::Grouped, "LlamaForCausalLM", "llama"),
     (Family::Grouped, "InternLM3ForCausalLM", "internlm3"),
@@ -83,7 +83,7 @@ const KNOWN: &[(Family, &str, &str)] = &[
     (Family::Latent, "DeepseekV32ForCausalLM", "deepseek_v32"),
     (Family::Latent, "GlmMoeDsaForCausalLM", "glm_moe_dsa"),
     (Family::Latent, "Glm4MoeLiteForCausalLM", "glm4_moe_lite"),
-    // Kimi-K2 itself says DeepseekV3ForCausalLM.
+    // Kimi-K2 itself uses DeepseekV3ForCausalLM.
     (
         Family::Latent,
         "KimiK25ForConditionalGeneration",
@@ -120,7 +120,7 @@ const WINDOWS: &str = "its sliding-window layers have other heads than its full-
 const OTHER: &str = "its attention is built another way, which is not predicted";
 const PER_LAYER: &str = "its layers differ in size from each other, which is not predicted";
 
-/// Beginnings of classes, and what is not predicted of them. Model types are compared with the same letters.
+/// Prefixes of classes, and what cannot be predicted of them. Model types are compared by the same letters.
 const REFUSED: &[(&str, &str)] = &[
     ("KimiLinear", DELTA),
     ("KimiK3", DELTA),
@@ -168,7 +168,7 @@ const REFUSED: &[(&str, &str)] = &[
     ("Qwen4Exp", OTHER),
 ];
 
-/// Keys that change weights: how a key begins, what it is of, and for which families it is predicted.
+/// Keys that change weights: the key's prefix, what it concerns, and for which families it is predicted.
 const CHANGES: &[(&str, &str, &[Family])] = &[
     (
         "o_lora_rank",
@@ -269,14 +269,14 @@ const CHANGES: &[(&str, &str, &[Family])] = &[
     ("engram_", "engrams", &[]),
 ];
 
-/// Keys of `CHANGES` by their beginning that change no weight: numbers of the recurrence or of a kernel.
+/// Keys that match a prefix in `CHANGES` but change no weight: parameters of the recurrence or of a kernel.
 const NO_CHANGE: &[&str] = &[
     "swa_rope_theta",
     "mamba_ssm_dtype",
     "linear_conv_kernel_dim",
 ];
 
-/// Kinds of layer that the families build.
+/// Kinds of layer that the families have.
 const LAYER_KINDS: &[&str] = &[
     "full_attention",
     "sliding_attention",
@@ -287,7 +287,7 @@ const LAYER_KINDS: &[&str] = &[
     "heavily_compressed_attention",
 ];
 
-/// Keys that name a size and are read, or size no linear layer of a decoder.
+/// Keys that name a size but are either read, or do not size a linear layer of a decoder.
 const HARMLESS: &[&str] = &[
     "bos_token_id",
     "decoder_sparse_step",
@@ -340,7 +340,7 @@ const HARMLESS: &[&str] = &[
     "vocab_size_per_layer_input",
 ];
 
-/// Refuses what is known not to be predicted, whatever else the config says.
+/// Refuses what is known to be unpredictable, whatever else the config contains.
 pub(super) fn refuse(config: &Config) -> Result<(), ModelError> {
     let class = config.class();
     let named = class.as_deref().into_iter().chain(config.model_types());
@@ -353,13 +353,13 @@ pub(super) fn refuse(config: &Config) -> Result<(), ModelError> {
     })
 }
 
-/// The family of a config, or why its layers cannot be predicted; and what to remark of its keys.
+/// The family of a config, or why its layers cannot be predicted; and remarks on its keys.
 pub(super) fn family(config: &Config) -> Result<(Family, Vec<String>), ModelError> {
     let class = config.class();
     let name = config.architecture();
     let family = match &class {
         Some(class) => KNOWN.iter().find(|(_, known, _)| known == class),
-        // The whole model before its text part.
+        // The model type of the whole model before that of its text part.
         None => config
             .model_types()
             .find_map(|kind| KNOWN.iter().find(|(_, _, known)| *known == kind)),
@@ -370,7 +370,7 @@ pub(super) fn family(config: &Config) -> Result<(Family, Vec<String>), ModelErro
     let keys = config.text();
     let same = |key: &str, value: &Value| match key {
         "v_head_dim" => keys.get("head_dim") == Some(value),
-        // MiniMax: 1 for each layer of full attention, as all of M2 are.
+        // MiniMax: 1 for each layer with full attention, which all of M2 have.
         "attn_type_list" => value
             .as_array()
             .is_some_and(|kinds| kinds.iter().all(|kind| kind.as_u64() == Some(1))),
@@ -419,7 +419,7 @@ pub(super) fn family(config: &Config) -> Result<(Family, Vec<String>), ModelErro
     Ok((family, remarks))
 }
 
-/// Whether `name`, a class or a model type, is of a refused architecture.
+/// Whether `name`, a class or a model type, belongs to a refused architecture.
 fn refused(name: &str) -> Option<&'static str> {
     let letters = |text: &str| text.replace('_', "").to_ascii_lowercase();
     let plain = letters(name);
@@ -429,12 +429,12 @@ fn refused(name: &str) -> Option<&'static str> {
     found.map(|(_, why)| *why)
 }
 
-/// Whether a key is meant by an entry of `CHANGES`: itself, or any that begins so where the entry ends in `_`.
+/// Whether a key matches an entry of `CHANGES`: exactly, or by prefix where the entry ends in `_`.
 fn begins(key: &str, change: &str) -> bool {
     key == change || (change.ends_with('_') && key.starts_with(change))
 }
 
-/// Values that switch a key off.
+/// Values that disable a key.
 fn nothing(value: &Value) -> bool {
     match value {
         Value::Null | Value::Bool(false) => true,
@@ -446,7 +446,7 @@ fn nothing(value: &Value) -> bool {
     }
 }
 
-/// Whether a key's name says that it sizes something.
+/// Whether a key's name suggests that it sizes something.
 fn sizes(key: &str) -> bool {
     const ENDS: &[&str] = &[
         "_rank",

@@ -1,11 +1,11 @@
-//! Linear layers as they are counted, checked as the loader checks them, and kept.
+//! Linear layers as they are counted, validated as the loader validates them, and stored.
 
 use super::config::{Config, ModelError};
 use super::known::Family;
 use super::quant::{Ignored, Scheme};
 use super::{Layer, Parallel};
 
-/// No decoder has more layers.
+/// Largest number of layers accepted.
 const MOST_LAYERS: u64 = 4096;
 
 pub(super) struct Builder<'a> {
@@ -23,18 +23,18 @@ pub(super) struct Builder<'a> {
 
 /// How a weight is split over ranks.
 enum Split {
-    /// Whole on every rank.
+    /// The whole weight on every rank.
     Replicated,
-    /// Output features over this many ranks: the parts that are merged, each on one rank.
+    /// Output features split over this many ranks, for each of the merged parts.
     Column(Vec<u64>, u64),
-    /// Input features over this many ranks.
+    /// Input features split over this many ranks.
     Row(u64),
 }
 
-/// One kind of layer before it is checked and counted; N and K on one rank.
+/// One kind of layer before it is validated and counted; N and K on one rank.
 pub(super) struct Kind<'k> {
     name: &'static str,
-    /// Names of the checkpoint's modules that are merged into it.
+    /// Names of the checkpoint's modules that it is merged from.
     modules: &'k [&'static str],
     n: u64,
     k: u64,
@@ -44,7 +44,7 @@ pub(super) struct Kind<'k> {
 }
 
 impl<'k> Kind<'k> {
-    /// The whole weight on every rank.
+    /// A layer with the whole weight on every rank.
     pub(super) fn replicated(
         name: &'static str,
         modules: &'k [&'static str],
@@ -62,7 +62,7 @@ impl<'k> Kind<'k> {
         }
     }
 
-    /// Output features split over `ranks`; `parts` are merged, and `times[i]` of each.
+    /// A layer with output features split over `ranks`; of each of the merged `parts` there are `times[i]`.
     pub(super) fn column(
         name: &'static str,
         modules: &'k [&'static str],
@@ -77,7 +77,7 @@ impl<'k> Kind<'k> {
         }
     }
 
-    /// Input features split over `ranks`.
+    /// A layer with input features split over `ranks`.
     pub(super) fn row(
         name: &'static str,
         modules: &'k [&'static str],
@@ -91,7 +91,7 @@ impl<'k> Kind<'k> {
         }
     }
 
-    /// The layer exists, or runs, under a condition.
+    /// Sets the condition under which the layer exists, or runs.
     pub(super) fn only(mut self, condition: Option<&'static str>, present: bool) -> Self {
         self.condition = condition;
         self.present = present;
@@ -135,17 +135,17 @@ impl<'a> Builder<'a> {
         (self.layers, self.rejected, self.notes)
     }
 
-    /// What a person should know.
+    /// Adds a remark for display.
     pub(super) fn note(&mut self, note: impl Into<String>) {
         self.notes.push(note.into());
     }
 
-    /// Why the server would refuse to load the model.
+    /// Adds a reason why the server would refuse to load the model.
     pub(super) fn reject(&mut self, reason: String) {
         self.rejected.push(reason);
     }
 
-    /// Checks what the loader checks, counts the decoder layers that have the kind, and keeps it.
+    /// Validates the layer as the loader does, counts the decoder layers that have it, and stores it.
     pub(super) fn add(&mut self, kind: &Kind<'_>, has: impl Fn(u64) -> bool) {
         let count = (0..self.depth)
             .filter(|index| has(*index))
@@ -193,7 +193,7 @@ impl<'a> Builder<'a> {
         });
     }
 
-    /// `Fp8LinearMethod.create_weights`: split sides have to be whole scale blocks.
+    /// `Fp8LinearMethod.create_weights`: split sides must be whole scale blocks.
     fn check_blocks(&mut self, kind: &Kind<'_>) {
         let Some((block_n, block_k)) = self.block else {
             return;
@@ -215,7 +215,8 @@ impl<'a> Builder<'a> {
         }
     }
 
-    /// `total` over `ranks`, or a reason and the rounded-down part.
+    /// `total` divided by `ranks`; if that leaves a remainder, the server would reject it for that reason, and the
+    /// result is rounded down.
     pub(super) fn part(&mut self, what: &str, total: u64, ranks: u64) -> u64 {
         if !total.is_multiple_of(ranks) {
             self.rejected.push(format!(

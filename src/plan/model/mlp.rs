@@ -1,4 +1,4 @@
-//! Gated MLP of dense layers, and shared experts; routed experts are no plain GEMM.
+//! Gated MLP of dense layers, and shared experts; routed experts are not plain GEMMs.
 
 use super::config::{Config, ModelError};
 use super::known::Family;
@@ -8,12 +8,12 @@ use super::quant::Scheme;
 
 /// Why shared experts' layers may be missing.
 const FUSED: &str = "only with --disable-shared-experts-fusion, expert parallelism through DeepEP, or two-batch overlap";
-/// The same for Qwen, whose fusion came later and for aiter first.
+/// The same for Qwen, whose fusion was added later and for aiter first.
 const FUSED_BY_AITER: &str =
     "not where the release computes it as one more routed expert (with aiter in newer releases)";
 
 impl Builder<'_> {
-    /// Gated MLP of dense layers, and shared experts; routed experts, which are no plain GEMM, are given back.
+    /// Gated MLP of dense layers, and shared experts; returns the routed experts, which are not plain GEMMs.
     pub(super) fn mlp(&mut self, scheme: &Scheme) -> Result<Option<Experts>, ModelError> {
         let config = self.config;
         let tp = u64::from(self.parallel.tp);
@@ -22,7 +22,7 @@ impl Builder<'_> {
             (Some(_), Some(ranks)) => u64::from(ranks.max(1)),
             _ => tp,
         };
-        // Gemma-4 has a dense MLP beside the experts in every layer.
+        // Gemma-4 has a dense MLP in addition to the experts in every layer.
         let instead = experts.is_some() && self.family != Family::Gemma4;
         let is_dense = DenseLayers::of(config, instead)?;
         if (0..self.depth).any(|index| is_dense.has(index)) {
@@ -60,7 +60,7 @@ impl Builder<'_> {
             // On by default for these expert counts on gfx942 and newer, and on SM80 and newer.
             let by_default = count == 1
                 && match self.family {
-                    // DeepSeek-V3.2 compares its class with V3's name, in every release.
+                    // DeepSeek-V3.2's own class name is compared with V3's, in every release.
                     Family::Latent => {
                         experts == 256 && config.architecture() != "DeepseekV32ForCausalLM"
                     }
@@ -122,7 +122,7 @@ impl DenseLayers {
             .flatten()
             .filter_map(serde_json::Value::as_u64)
             .collect();
-        // Some configs say per layer whether it has experts.
+        // Some configs specify for each layer whether it has experts.
         let per_layer = config
             .get("moe_layer_freq")
             .and_then(serde_json::Value::as_array);

@@ -1,8 +1,8 @@
 //! The routed experts of a model: which fused MoE one rank runs.
 //!
-//! Sizes: `FusedMoE.__init__` in SGLang's `layers/moe/fused_moe_triton/layer.py`. Experts are split over expert-parallel ranks, the width
-//! between the two GEMMs over the rest of tensor parallelism. A shared expert that is computed as one more routed one is on every
-//! rank, and every token takes it.
+//! Sizes: `FusedMoE.__init__` in SGLang's `layers/moe/fused_moe_triton/layer.py`. Experts are split over
+//! expert-parallel ranks, the width between the two GEMMs over the rest of tensor parallelism. A shared expert that
+//! is computed as an additional routed one is on every rank, and every token uses it.
 
 use serde::{Deserialize, Serialize};
 
@@ -16,31 +16,32 @@ use crate::table::moe::release::Release;
 /// The routed experts on one rank.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Experts {
-    /// The problem of each forward.
+    /// The problem of each forward pass.
     #[serde(flatten)]
     pub problem: MoeProblem,
     /// How many layers of the model have it; each is one call per forward.
     pub count: u32,
-    /// Shared experts that are computed as routed ones: E and topk hold them.
+    /// Shared experts that are computed as routed ones; E and topk include them.
     pub fused_shared: u32,
-    /// Why the server would refuse to load the experts so.
+    /// Why the server would refuse to load the experts this way.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub rejected: Option<String>,
 }
 
-/// How the server runs a model, as far as it decides whether a shared expert is fused.
+/// How the server runs a model, as far as it affects whether a shared expert is fused.
 #[derive(Clone, Copy, Debug)]
 pub(super) struct Server<'a> {
     pub(super) class: &'a str,
     pub(super) release: Release,
-    /// AMD, with aiter.
+    /// Whether it runs on AMD with aiter.
     pub(super) is_hip: bool,
     pub(super) ep: u64,
 }
 
-/// Shared experts that SGLang computes as routed ones, unless it is told not to: what `determine_num_fused_shared_experts` and
-/// `can_fuse_shared_expert` decide in 0.5.5 to 0.5.23. `shared` shared experts beside `routed` ones; `alike` where both kinds have
-/// one size. DeepEP and its kind, which never fuse by default, are not asked here.
+/// Shared experts that SGLang computes as routed ones unless disabled: what `determine_num_fused_shared_experts` and
+/// `can_fuse_shared_expert` decide in 0.5.5 to 0.5.23. There are `shared` shared experts beside `routed` routed ones;
+/// `alike` means that both kinds have one size. DeepEP and similar backends, which never fuse by default, are not
+/// considered here.
 pub(super) fn fused_shared(server: Server<'_>, routed: u64, shared: u64, alike: bool) -> u64 {
     let Server {
         class,
@@ -61,14 +62,14 @@ pub(super) fn fused_shared(server: Server<'_>, routed: u64, shared: u64, alike: 
         | "Qwen3NextForCausalLM"
         | "Qwen3_5MoeForCausalLM"
         | "Qwen3_5MoeForConditionalGeneration" => alike && is_hip && release >= Release(0, 5, 11),
-        // DeepSeek-V3.2 has the code and another name than it compares with; Kimi-K2 other experts.
+        // DeepSeek-V3.2 runs this code, but with a class name other than it compares with; Kimi-K2 has other experts.
         _ => false,
     };
     u64::from(fuses && shared == 1)
 }
 
 impl Builder<'_> {
-    /// The routed experts, of which `routed` are in each of `count` layers.
+    /// The routed experts: `routed` of them in each of `count` layers.
     pub(super) fn routed_experts(
         &mut self,
         routed: u64,
@@ -80,7 +81,7 @@ impl Builder<'_> {
             return Ok(None);
         }
         let config = self.config;
-        // Mixtral and MiniMax-M2 have experts only, and call their size the MLP's.
+        // Mixtral and MiniMax-M2 have experts only, and their size is under the MLP's key.
         let inter = match config.first(&["moe_intermediate_size"])? {
             Some(inter) => inter,
             None => config.needed("intermediate_size")?,
@@ -178,14 +179,12 @@ mod tests {
         prediction.experts.unwrap()
     }
 
-    /// E, N, topk.
     fn sizes(model: &str, parallel: &Parallel) -> (u32, u32, u32) {
         let experts = at(model, parallel);
         let problem = experts.problem;
         (problem.experts, problem.n, problem.topk.unwrap())
     }
 
-    /// On NVIDIA.
     fn cuda(tp: u32, ep: u32, release: &str) -> Parallel {
         Parallel {
             ep,
@@ -223,7 +222,8 @@ mod tests {
         assert_eq!(deepseek.problem.scales, Scales::Block(128, 128));
     }
 
-    // E and topk as aiter's shipped tables have them too: 7168/256/257/9 (V3 TP8), 7168/2048/33/9 (EP8), 4096/1536/16/8 (235B EP8).
+    // aiter's shipped tables have the same E and topk: 7168/256/257/9 (V3 TP8), 7168/2048/33/9 (EP8), 4096/1536/16/8
+    // (235B EP8).
     #[test]
     fn a_shared_expert_is_fused_as_the_release_and_the_device_do_it() {
         assert_eq!(sizes("deepseek-v3", &cuda(8, 1, "0.5.6")), (257, 256, 9));

@@ -1,4 +1,4 @@
-//! How a checkpoint's weights are quantised, and which modules are left out.
+//! How a checkpoint's weights are quantised, and which modules are not.
 
 use serde::{Deserialize, Serialize};
 use serde_json::Value;
@@ -11,16 +11,16 @@ use super::config::{Config, ModelError};
 pub enum Scheme {
     /// One scale per block of the weight: `gemm_a8w8_blockscale` and its variants.
     Block {
-        /// Output side of a block.
+        /// Output features of a block.
         n: u32,
-        /// Input side of a block.
+        /// Input features of a block.
         k: u32,
     },
     /// One scale per output channel and per token: `gemm_a8w8_bpreshuffle`.
     PerChannel,
 }
 
-/// The scheme, or why there is none that is tuned here.
+/// The quantisation scheme, or why there is none that is tuned here.
 pub(super) fn scheme(config: &Config) -> Result<Scheme, ModelError> {
     let not = |text: &str| Err(ModelError::NotFp8(text.to_owned()));
     let Some(quantization) = quantization(config) else {
@@ -95,7 +95,7 @@ fn quantization(config: &Config) -> Option<&Value> {
         .or_else(|| config.get("compression_config"))
 }
 
-/// Modules the checkpoint left in their own type.
+/// Modules that the checkpoint left unquantised.
 #[derive(Debug)]
 pub(super) struct Ignored(Vec<String>);
 
@@ -116,7 +116,8 @@ impl Ignored {
         Self(entries.collect())
     }
 
-    /// Whether `module` of decoder layer `index` is left out, itself or through a module around it.
+    /// Whether `module` of decoder layer `index` is left unquantised, either itself or with a module that contains
+    /// it.
     pub(super) fn has(&self, index: u64, module: &str) -> bool {
         if self.0.is_empty() {
             return false;
@@ -143,8 +144,8 @@ impl Ignored {
     }
 }
 
-/// What stands before `layers` in the names of a decoder's modules: nothing, or what a model and a multimodal
-/// wrapper call it. Towers for images have other names, and layers of the same number.
+/// What precedes `layers` in the names of a decoder's modules: nothing, or the prefix of a model or a multimodal
+/// wrapper. Vision towers have other names, and layers with the same numbers.
 const AROUND: [&str; 5] = [
     "model.",
     "",
@@ -153,7 +154,7 @@ const AROUND: [&str; 5] = [
     "language_model.",
 ];
 
-/// The part of regular expressions that such lists use, as a pattern with `*`.
+/// Converts the subset of regular expressions used in such lists to a pattern with `*`.
 fn glob(expression: &str) -> String {
     expression
         .replace(".*", "*")
@@ -161,7 +162,7 @@ fn glob(expression: &str) -> String {
         .replace(['^', '$', '\\'], "")
 }
 
-/// Whether `text` is `pattern`, in which `*` stands for anything.
+/// Whether `text` matches `pattern`, in which `*` stands for anything.
 fn matches(pattern: &str, text: &str) -> bool {
     let mut parts = pattern.split('*');
     let first = parts.next().unwrap_or("");

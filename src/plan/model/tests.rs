@@ -14,7 +14,7 @@ fn model(name: &str, tp: u32) -> Prediction {
     predict(&config(name), &Parallel::tp(tp)).unwrap()
 }
 
-/// The layers a table calls by these names.
+/// Layers by the names used in a table.
 fn name_of(layer: &str) -> &str {
     match layer {
         "fused_qkv_a" => "fused_qkv_a_proj_with_mqa",
@@ -30,7 +30,7 @@ fn name_of(layer: &str) -> &str {
 
 #[test]
 fn every_layer_of_every_table_is_predicted_and_no_other() {
-    /// Layer, N, K.
+    /// Layer name, N, K.
     type Layers = BTreeSet<(String, u32, u32)>;
     let mut expected: BTreeMap<(String, u32), Layers> = BTreeMap::new();
     let mut rejected: BTreeSet<(String, u32)> = BTreeSet::new();
@@ -128,7 +128,7 @@ fn attention_ranks_and_dense_ranks_may_differ_from_tp() {
 
 #[test]
 fn qwen3_next_has_the_weights_of_the_table_aiter_ships_for_it() {
-    // a8w8_blockscale_tuned_gemm_qwen3_next_80b_a3b.csv of aiter e4048607a5 holds these at TP1, 2 and 4.
+    // a8w8_blockscale_tuned_gemm_qwen3_next_80b_a3b.csv of aiter e4048607a5 has these at TP1, 2 and 4.
     let shipped = BTreeSet::from([
         (256, 2048),
         (1024, 2048),
@@ -176,7 +176,7 @@ fn weights(name: &str, sizes: &[u32]) -> BTreeSet<(u32, u32)> {
 #[test]
 fn deepseek_v4_has_the_weights_of_the_tables_aiter_ships_for_it() {
     // dsv4_a8w8_blockscale_bpreshuffle_tuned_gemm.csv and dsv4_a8w8_blockscale_tuned_gemm.csv of aiter e4048607a5,
-    // without (7168, 7168), which is a projection of the layer that drafts.
+    // without (7168, 7168), which is a projection of the draft layer.
     let shipped = [
         (768, 7168),
         (1536, 4096),
@@ -264,7 +264,7 @@ fn glm_5_has_the_weights_of_the_tables_aiter_ships_for_it_and_5_2_fewer_indexers
     assert_eq!(weights("glm-5", &[8]), shipped);
     let shipped = [(2624, 6144), (4096, 2048), (6144, 4096), (7168, 512)];
     assert!(weights("glm-5.2", &[4]).is_superset(&BTreeSet::from(shipped)));
-    // Layers 0, 1, 2 and then every fourth choose tokens; the others hold no indexer.
+    // Layers 0, 1, 2 and then every fourth select tokens; the others have no indexer.
     let indexers = |name| {
         let prediction = model(name, 8);
         let layers = prediction.layers.into_iter();

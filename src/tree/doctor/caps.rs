@@ -1,9 +1,9 @@
 //! What an aiter tree can do, read from its files.
 //!
-//! Neither its version number nor its ancestry tells: aiter's main branch was rewritten in March 2026, release
-//! branches carry some features of a later main and not others, and `_version.py` is frozen at installation. So each
-//! capability is a mark in a file, as found in the tagged trees v0.1.7 to v0.1.20.post1: a text that stands nowhere else, or, where a
-//! text could be of a neighbouring function, what the function itself does.
+//! Neither its version number nor its ancestry is reliable: aiter's main branch was rewritten in March 2026, release
+//! branches have some features of a later main but not others, and `_version.py` is frozen at installation. So each
+//! capability is recognised by a mark in a file, as found in the tagged trees v0.1.7 to v0.1.20.post1: a text that
+//! occurs nowhere else, or, where a text could belong to a neighbouring function, what the function itself does.
 
 use camino::{Utf8Path, Utf8PathBuf};
 use serde::Serialize;
@@ -23,25 +23,25 @@ const CORE: &str = "aiter/jit/core.py";
 const BATON: &str = "aiter/jit/utils/file_baton.py";
 const SETUP: &str = "setup.py";
 
-/// What shows a capability.
+/// How a capability is recognised.
 #[derive(Clone, Copy, Debug)]
 enum Mark {
-    /// A text of the file.
+    /// A text in the file.
     Text(&'static str),
-    /// A name that this function of the file uses.
+    /// A name used by the function that serves this operation.
     Uses(Op, &'static str),
-    /// Both modules of this operation are asked for a kernel by name.
+    /// Both modules of this operation take a kernel by name.
     Named(Op),
 }
 
-/// A capability: its name, what it means, and what shows it.
+/// A capability: its name, what it means, and how it is recognised.
 #[derive(Clone, Copy, Debug)]
 struct Known {
     name: &'static str,
     meaning: &'static str,
     file: &'static str,
     mark: Mark,
-    /// Present at the pin: without it a tree is too old to be tuned safely.
+    /// Whether the pin has it, so that a tree without it is too old to be tuned safely.
     needed: bool,
 }
 
@@ -71,7 +71,7 @@ const fn of_function(
     }
 }
 
-/// In the order of their appearance in aiter.
+/// In the order in which aiter gained them.
 const CAPABILITIES: [Known; 27] = [
     known(
         "libtype",
@@ -261,12 +261,12 @@ const CAPABILITIES: [Known; 27] = [
 /// What a tree can and cannot do.
 #[derive(Clone, Debug, Default, PartialEq, Eq, Serialize)]
 pub struct Capabilities {
-    /// Names of what is there.
+    /// Names of the capabilities it has.
     pub present: Vec<&'static str>,
-    /// Names of what is needed and is not there, each with what it would mean.
+    /// Names of needed capabilities that it lacks, with the meaning of each.
     pub missing: Vec<(&'static str, &'static str)>,
-    /// Compiled functions that are asked for a row's kernel by name, such as `gemm_a8w8_blockscale_ck`. The table of
-    /// every other one is compiled into its module.
+    /// Compiled functions that take a row's kernel by name, such as `gemm_a8w8_blockscale_ck`. For all others the
+    /// table is compiled into the module.
     pub by_name: Vec<String>,
 }
 
@@ -301,12 +301,12 @@ impl Capabilities {
         }
     }
 
-    /// Whether it has the capability.
+    /// Whether it has the capability `name`.
     pub fn has(&self, name: &str) -> bool {
         self.present.contains(&name)
     }
 
-    /// Whether a row of `libtype` in `op`'s table is asked for by its kernel's name, so that no other kernel answers.
+    /// Whether a row of `libtype` in `op`'s table is served by kernel name, so that no other kernel can run for it.
     pub fn is_named(&self, op: Op, libtype: Option<&str>) -> bool {
         match libtype.and_then(Library::of_libtype) {
             // Loaded from `hsa/` by its symbol, at every revision that has it.
@@ -326,7 +326,7 @@ impl Capabilities {
     }
 }
 
-/// Where a file of aiter is: in a checkout beside the package; in a wheel `csrc` is under `aiter_meta`.
+/// Path of a file of aiter: in a checkout it is beside the package; in a wheel `csrc` is under `aiter_meta`.
 pub fn file(package: &Utf8Path, relative: &str) -> Option<Utf8PathBuf> {
     let beside = package.parent()?;
     let candidates = match relative.strip_prefix("aiter/") {

@@ -1,38 +1,38 @@
-//! Which GPUs there are: readers for what `rocminfo`, `amd-smi`, `rocm-smi` and `nvidia-smi` print.
+//! The GPUs of a machine: parsers for the output of `rocminfo`, `amd-smi`, `rocm-smi` and `nvidia-smi`.
 //!
-//! Pure: the caller runs the programs. `rocminfo` is what aiter itself asks, so it decides for AMD; the others are asked
-//! where it sees nothing.
+//! Pure: the caller runs the programs. aiter itself uses `rocminfo`, so on AMD that decides; the others are used
+//! where it finds nothing.
 
 use serde::Serialize;
 use serde_json::Value;
 
-/// One GPU.
+/// A GPU, as far as the vendors' tools describe it.
 #[derive(Clone, Debug, Default, PartialEq, Eq, Serialize)]
 pub struct Gpu {
     /// Architecture: `gfx942`, or a compute capability such as `9.0`.
     pub arch: String,
     /// Marketing name.
     pub name: String,
-    /// Compute units; `nvidia-smi` does not tell.
+    /// Compute units; `nvidia-smi` does not report them.
     pub compute_units: Option<u32>,
     /// Memory in MiB.
     pub memory_mib: Option<u64>,
 }
 
-/// Arguments of `amd-smi` whose answer [`amd_smi`] reads.
+/// Arguments of `amd-smi` for [`amd_smi`].
 pub const AMD_SMI: [&str; 4] = ["static", "--asic", "--vram", "--json"];
 
-/// Arguments of `rocm-smi` whose answer [`rocm_smi`] reads. Not its memory: with partitions it gives each the memory
-/// of the whole device (ROCm issue 4750).
+/// Arguments of `rocm-smi` for [`rocm_smi`]. Memory is not included: with partitions it reports the memory of the
+/// whole device for each (ROCm issue 4750).
 pub const ROCM_SMI: [&str; 2] = ["--showproductname", "--json"];
 
-/// Arguments of `nvidia-smi` whose answer [`nvidia_smi`] reads.
+/// Arguments of `nvidia-smi` for [`nvidia_smi`].
 pub const NVIDIA_SMI: [&str; 2] = [
     "--query-gpu=name,compute_cap,memory.total",
     "--format=csv,noheader,nounits",
 ];
 
-/// Variables that hide devices, and whom they hide them from.
+/// Variables that hide devices, and from which software.
 pub const VISIBLE: [(&str, &str); 4] = [
     (
         "ROCR_VISIBLE_DEVICES",
@@ -43,7 +43,7 @@ pub const VISIBLE: [(&str, &str); 4] = [
     ("GPU_DEVICE_ORDINAL", "HIP"),
 ];
 
-/// Variables that replace what the hardware says in aiter, and what they replace.
+/// Variables that override hardware properties in aiter, and which ones.
 pub const PRETENDED: [(&str, &str); 3] = [
     ("GPU_ARCHS", "the architecture aiter builds for"),
     (
@@ -56,7 +56,7 @@ pub const PRETENDED: [(&str, &str); 3] = [
     ),
 ];
 
-/// The GPU agents of `rocminfo`, in order.
+/// The GPU agents in the output of `rocminfo`, in order.
 pub fn rocminfo(text: &str) -> Vec<Gpu> {
     let mut gpus = Vec::new();
     // An agent starts with a line `Agent N` between two lines of stars.
@@ -73,7 +73,7 @@ pub fn rocminfo(text: &str) -> Vec<Gpu> {
         let Some(arch) = value("Name").and_then(arch) else {
             continue;
         };
-        // The first pool of an agent is its memory: `Size: 201310208(0xbffc000) KB`.
+        // The first pool of an agent has its memory: `Size: 201310208(0xbffc000) KB`.
         let kib = agent.iter().find_map(|line| {
             let size = line.trim().strip_prefix("Size:")?.trim();
             size.split('(')
@@ -109,7 +109,7 @@ fn agents(text: &str) -> Vec<Vec<&str>> {
     agents
 }
 
-/// The JSON document in `text`; notices may stand before it (ROCm 7.1: which device nodes cannot be opened).
+/// The JSON document in `text`, which warnings may precede (ROCm 7.1: which device nodes cannot be opened).
 fn json(text: &str) -> Option<Value> {
     let starts = std::iter::once(0).chain(text.match_indices('\n').map(|(at, _)| at + 1));
     starts
@@ -120,7 +120,7 @@ fn json(text: &str) -> Option<Value> {
         })
 }
 
-/// A string that says something: these tools write `N/A` for what they do not know.
+/// The first non-empty string under one of `names`: these tools write `N/A` for what they do not know.
 fn known<'a>(object: &'a Value, names: &[&str]) -> Option<&'a str> {
     names
         .iter()
@@ -151,8 +151,8 @@ fn mebibytes(size: &Value) -> Option<u64> {
     }
 }
 
-/// The devices of `amd-smi static --asic --vram --json`: a list, from ROCm 7 on in `gpu_data`. Before ROCm 6.3 it names
-/// no architecture, so nothing is read.
+/// The devices of `amd-smi static --asic --vram --json`: a list, from ROCm 7 on in `gpu_data`. Before ROCm 6.3 the
+/// output has no architecture, so the result is empty.
 pub fn amd_smi(text: &str) -> Vec<Gpu> {
     let document = json(text).unwrap_or_default();
     let list = document.get("gpu_data").unwrap_or(&document).as_array();
@@ -176,7 +176,7 @@ pub fn amd_smi(text: &str) -> Vec<Gpu> {
     list.into_iter().flatten().filter_map(read).collect()
 }
 
-/// The devices of `rocm-smi` with [`ROCM_SMI`]: `card0`, `card1`, … beside other sections.
+/// The devices in the output of `rocm-smi` with [`ROCM_SMI`]: `card0`, `card1`, … beside other sections.
 pub fn rocm_smi(text: &str) -> Vec<Gpu> {
     let document = json(text).unwrap_or_default();
     let cards = document.as_object().into_iter().flatten();
@@ -193,11 +193,11 @@ pub fn rocm_smi(text: &str) -> Vec<Gpu> {
         .collect()
 }
 
-/// The devices of `nvidia-smi` with [`NVIDIA_SMI`].
+/// The devices in the output of `nvidia-smi` with [`NVIDIA_SMI`].
 pub fn nvidia_smi(text: &str) -> Vec<Gpu> {
     text.lines()
         .filter_map(|line| {
-            // The name may hold commas, the two numbers behind it do not.
+            // The name may contain commas, the two numbers after it cannot.
             let mut parts = line.rsplitn(3, ',').map(str::trim);
             let (memory, arch, name) = (parts.next()?, parts.next()?, parts.next()?);
             let is_capability = arch.split_once('.').is_some_and(|(major, minor)| {
@@ -229,7 +229,7 @@ impl std::fmt::Display for Gpu {
     }
 }
 
-/// The devices in words, equal ones counted.
+/// The devices in words, with equal ones counted.
 pub fn listed(gpus: &[Gpu]) -> String {
     let mut kinds: Vec<(&Gpu, usize)> = Vec::new();
     for gpu in gpus {
@@ -245,7 +245,7 @@ pub fn listed(gpus: &[Gpu]) -> String {
     words.join(" beside ")
 }
 
-/// Whether a set of AMD GPUs is unusable as one: aiter stops when their compute units differ.
+/// Whether a set of AMD GPUs cannot be used together: aiter stops when their compute units differ.
 pub fn mixed(gpus: &[Gpu]) -> bool {
     gpus.first().is_some_and(|first| {
         first.arch.starts_with("gfx")
@@ -255,7 +255,7 @@ pub fn mixed(gpus: &[Gpu]) -> bool {
     })
 }
 
-/// Compute units of whole devices by a part of their name. From AMD's data sheets.
+/// Compute units of whole devices by a part of their name, from AMD's data sheets.
 const WHOLE: [(&str, u32); 7] = [
     ("MI300X", 304),
     ("MI325X", 304),
@@ -266,8 +266,8 @@ const WHOLE: [(&str, u32); 7] = [
     ("MI350P", 128),
 ];
 
-/// Whether `gpu` is a part of a device: it then misses every shipped row, whose key holds the count. Containers often
-/// know no names; then any count of a whole device of the architecture passes.
+/// Whether `gpu` is a partition of a device: it then misses every shipped row, whose key includes the compute units.
+/// In containers names are often missing; then any count that a whole device of the architecture has is accepted.
 pub fn partitioned(gpu: &Gpu) -> bool {
     let Some(count) = gpu.compute_units else {
         return false;
@@ -282,13 +282,13 @@ pub fn partitioned(gpu: &Gpu) -> bool {
     }
 }
 
-/// Why a program that ran told of no GPU, in its own words: the last line of its errors, else the first of its output
-/// that is no greeting.
+/// Why a program reported no GPU, in its own words: the last line of its errors, else the first line of its output
+/// that is not a banner.
 pub fn complaint(stdout: &str, stderr: &str) -> Option<String> {
     let plain = |line: &str| {
         let mut text = String::new();
         for (at, part) in line.split('\u{1b}').enumerate() {
-            // `ESC [ 31m` and the like: `rocminfo` colours its lines even without a terminal.
+            // `ESC [ 31m` and the like: `rocminfo` colours its output even without a terminal.
             text.push_str(match part.strip_prefix('[').filter(|_| at > 0) {
                 Some(coloured) => coloured.split_once('m').map_or("", |(_, rest)| rest),
                 None => part,
@@ -330,7 +330,7 @@ mod tests {
     fn published_rocminfo_outputs_give_the_gpus_and_not_the_processors() {
         let mi300x = gpu("gfx942", "AMD Instinct MI300X VF", Some(304), Some(196_288));
         let part = gpu("gfx942", "AMD Instinct MI300X", Some(38), Some(24_574));
-        // Its processors have the accelerator's name, and its GPUs none.
+        // Its CPU agents have the accelerator's name, and its GPU agents none.
         let mi300a = gpu("gfx942", "", Some(228), Some(96_002));
         let mi350x = gpu("gfx950", "AMD Instinct MI350X VF", Some(256), Some(294_592));
         for (text, expected, is_part) in [
@@ -341,7 +341,7 @@ mod tests {
         ] {
             assert_eq!(rocminfo(text), std::slice::from_ref(&expected));
             assert_eq!(partitioned(&expected), is_part, "{expected}");
-            // Carriage returns, as copied through a terminal, change nothing.
+            // Carriage returns, as copied from a terminal, change nothing.
             assert_eq!(rocminfo(&text.replace('\n', "\r\n")), [expected]);
         }
         assert_eq!(rocminfo(MI300A)[0].to_string(), "gfx942, 228 CUs, 93 GiB");
@@ -359,7 +359,7 @@ mod tests {
             "1 x gfx950, 256 CUs beside 2 x gfx950, 32 CUs"
         );
         assert!(!mixed(&gpus[1..]));
-        // aiter's rule does not hold on NVIDIA.
+        // aiter's rule does not apply to NVIDIA.
         let nvidia = nvidia_smi("NVIDIA A, 9.0, 81559\nNVIDIA B, 8.9, 24564\n");
         assert!(!mixed(&nvidia));
         assert_eq!(
@@ -400,7 +400,7 @@ mod tests {
                 Some(32_768)
             )]
         );
-        // ROCm 7, with what 7.1 says before it where device nodes are closed.
+        // ROCm 7, with the warnings that 7.1 prints first where device nodes are not accessible.
         let enveloped = "Permission needed to access required GPU device node(s):\n  \
             - /dev/dri/card0: Permission denied; owner=root(0):video(39);\n\n\
             {\"gpu_data\": [{\"gpu\": 0, \"asic\": {\"market_name\": \"AMD Instinct MI355X\", \"num_compute_units\": 256, \
@@ -415,7 +415,7 @@ mod tests {
                 gpu("gfx950", "", None, None)
             ]
         );
-        // ROCm 6.0 to 6.2 name no architecture.
+        // ROCm 6.0 to 6.2 report no architecture.
         let old = r#"[{"gpu": 0, "asic": {"market_name": "MI300X-O", "rev_id": "0x0"}, "vram": {"vram_type": "HBM",
             "vram_size_mb": "196592 MB"}}]"#;
         for nothing in [
@@ -454,7 +454,7 @@ mod tests {
         let noisy = "WARNING: AMD GPU device(s) is/are in a low-power state. Check power control/runtime_status\n\
             {\"card0\": {\"Card series\": \"N/A\", \"GFX Version\": \"gfx942\"}, \"system\": {\"Driver version\": \"6.10.5\"}}";
         assert_eq!(rocm_smi(noisy), [gpu("gfx942", "", None, None)]);
-        // ROCm 5 names no architecture.
+        // ROCm 5 reports no architecture.
         for nothing in [
             r#"{"card0": {"Card series": "Arcturus GL-XL [AMD Instinct MI100]", "Card SKU": "D34316"}}"#,
             "WARNING: No JSON data to report\n",
@@ -470,7 +470,7 @@ mod tests {
             nvidia_smi("NVIDIA H100 80GB HBM3, 9.0, 81559\nNVIDIA H100 80GB HBM3, 9.0, 81559\n"),
             [h100.clone(), h100]
         );
-        // A GB10 shares the host's memory and tells no size.
+        // A GB10 shares the host's memory and reports no size.
         assert_eq!(
             nvidia_smi("NVIDIA GB10, 12.1, [N/A]\n"),
             [gpu("12.1", "NVIDIA GB10", None, None)]

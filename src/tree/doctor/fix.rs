@@ -1,8 +1,9 @@
-//! Realigns an aiter checkout: the steps of the playbook, each shown before it runs, all of them undone when one fails.
+//! Realigns an aiter checkout: the steps of the playbook, each announced before it runs, all of them undone when one
+//! fails.
 //!
-//! Nothing is deleted: compiled modules and build folders are moved aside, so that going back is moving them back. The
-//! checkout's previous head is recorded before the first step. Application code is never touched: a
-//! missing `aiter_tensor_t` is cured by one tree with modules of its own, not by a shim.
+//! Nothing is deleted: compiled modules and build folders are moved aside, so that undoing means moving them back.
+//! The checkout's previous head is recorded before the first step. Application code is never touched: a missing
+//! `aiter_tensor_t` is fixed by one tree with its own modules, not by a shim.
 
 use std::time::Duration;
 
@@ -15,16 +16,17 @@ use crate::proc::{Interrupt, Keeper, RunError, run};
 use crate::store::file::write_atomic;
 use crate::tree::git::{Checkout, GitError, REMOTE, SubmoduleState};
 
-/// Folder inside the git folder for what is moved aside and recorded.
+/// Folder inside the git folder for files moved aside and for the record.
 const ASIDE: &str = "gemmtune";
 
-/// Longest that installing may take: it builds nothing by default, but downloads what it depends on.
+/// Time limit of an installation: it builds nothing by default, but downloads its dependencies.
 const INSTALL: Duration = Duration::from_secs(1800);
 
-/// Lines of an installation that failed: pip's reason stands some lines above its last one, under a traceback of `setup.py`.
+/// Lines shown of a failed installation: pip's reason is some lines before the last one, under a traceback of
+/// `setup.py`.
 const SHOWN: usize = 40;
 
-/// What is to be done to a checkout.
+/// The steps that realign a checkout, for review before they run.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize)]
 pub struct Plan {
     pub root: Utf8PathBuf,
@@ -36,7 +38,7 @@ pub struct Plan {
 }
 
 impl Plan {
-    /// The interpreter that is installed into.
+    /// The interpreter that aiter is installed into.
     pub fn python<'a>(&'a self, keeper: &'a Keeper, interrupt: &'a Interrupt) -> Python<'a> {
         let path = self.steps.iter().find_map(|step| match step {
             Step::Install { argv } => argv.first(),
@@ -58,18 +60,18 @@ pub struct Previous {
     pub branch: Option<String>,
 }
 
-/// One step.
+/// One step of a plan.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize)]
 #[serde(tag = "step", rename_all = "kebab-case")]
 pub enum Step {
     Git {
         arguments: Vec<String>,
     },
-    /// Compiled modules and build folders go aside.
+    /// Moves compiled modules and build folders aside.
     MoveAside {
         paths: Vec<Utf8PathBuf>,
     },
-    /// The tree is installed again into the interpreter that uses it.
+    /// Installs the tree again into the interpreter that uses it.
     Install {
         argv: Vec<String>,
     },
@@ -91,7 +93,7 @@ impl std::fmt::Display for Step {
     }
 }
 
-/// What was done, for the way back; kept in the git folder.
+/// What was done, for undoing it; stored in the git folder.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Done {
     /// What was checked out before.
@@ -100,13 +102,13 @@ pub struct Done {
     pub moved: Vec<(Utf8PathBuf, Utf8PathBuf)>,
     /// Submodules that were not initialised before.
     pub initialised: Vec<String>,
-    /// Submodules that stood at another commit than the recorded one, and at which: it may be nowhere else.
+    /// Submodules that were at a commit other than the recorded one, and which: it may exist nowhere else.
     #[serde(default)]
     pub stood: Vec<(String, String)>,
     /// URLs that `submodule sync` and `init` may rewrite.
     #[serde(default)]
     pub urls: Vec<Urls>,
-    /// The interpreter that was installed into.
+    /// The interpreter that aiter was installed into.
     #[serde(default)]
     pub python: Utf8PathBuf,
     /// What the installation changed there, besides the tree itself.
@@ -119,19 +121,19 @@ pub struct Done {
 /// Why a checkout was not realigned.
 #[derive(Debug, thiserror::Error)]
 pub enum FixError {
-    /// There are changes that a checkout could lose.
+    /// There are changes that could be lost.
     #[error("change `{root}`: {} tracked files are changed there: {}", files.len(), files.join(", "))]
     Dirty {
         root: Utf8PathBuf,
         files: Vec<String>,
     },
-    /// git fails before anything was changed.
+    /// git failed before anything was changed.
     #[error(transparent)]
     Git(#[from] GitError),
     /// Something could not be written before anything was changed.
     #[error("prepare the way back")]
     Prepare(#[source] std::io::Error),
-    /// The commit's own requirements cannot be had.
+    /// A package that the commit itself requires is not available.
     #[error(
         "install {target}: its setup.py needs {requirement}, which pip's registry does not have (it has {}); the tree is as it was",
         listed(versions)
@@ -139,33 +141,33 @@ pub enum FixError {
     CannotInstall {
         target: String,
         requirement: String,
-        /// Versions that are there.
+        /// Versions that are available.
         versions: Vec<String>,
-        /// The oldest later commit whose requirements are there.
+        /// The oldest later commit whose requirements are available.
         later: Option<String>,
     },
-    /// A step failed, and the tree is as it was.
+    /// A step failed, and the tree was restored.
     #[error("{step}: {said}\nthe tree is as it was{left}")]
     StepFailed {
         step: String,
         said: String,
-        /// What of the interpreter is not, in words; empty where all is.
+        /// What could not be restored in the interpreter, in words; empty if everything was.
         left: String,
     },
-    /// A step failed, and so did the way back.
+    /// A step failed, and so did undoing.
     #[error("{step}: {said}; and going back failed too: {back}")]
     Stuck {
         step: String,
         said: String,
-        /// What went wrong on the way back.
+        /// The error while undoing.
         back: String,
     },
     #[error("undo: no realignment of `{0}` is recorded")]
     NothingDone(Utf8PathBuf),
 }
 
-/// Plans the realignment of `checkout` to `target`. `products` is what was compiled there, `python` the interpreter to
-/// install into. Refuses a tree with changes.
+/// Plans the realignment of `checkout` to `target`. `products` is what was compiled there, `python` the interpreter
+/// to install into. Refuses a tree with uncommitted changes.
 pub fn plan(
     checkout: &Checkout<'_>,
     target: &str,
@@ -190,7 +192,7 @@ pub fn plan(
     let present = checkout.commit(target)?;
     if present.is_none() {
         let remote = checkout.remote()?;
-        // A shallow clone must be deepened, or the commit does not come with it.
+        // A shallow clone must be deepened, or the commit is not fetched with it.
         steps.push(if checkout.is_shallow()? {
             git(&["fetch", "--unshallow", "--tags", &remote])
         } else {
@@ -205,7 +207,7 @@ pub fn plan(
     if !products.is_empty() {
         steps.push(Step::MoveAside { paths: products });
     }
-    // What the playbook runs; it builds nothing, modules are compiled at first use.
+    // The playbook's command; it builds nothing, since modules are compiled at first use.
     let install = [python.as_str(), "setup.py", "develop"];
     steps.push(Step::Install {
         argv: install.map(str::to_owned).to_vec(),
@@ -218,7 +220,7 @@ pub fn plan(
     })
 }
 
-/// Carries the plan out, saying each step before it starts. When a step fails, everything before it is taken back.
+/// Carries out the plan, announcing each step before it starts. When a step fails, everything before it is undone.
 pub fn execute(
     checkout: &Checkout<'_>,
     plan: &Plan,
@@ -266,7 +268,7 @@ pub fn execute(
         if std::mem::take(&mut unchecked)
             && let Err(error) = installable(checkout, &plan.target, python)
         {
-            // Only fetched so far: there is nothing but the record to take back.
+            // Only a fetch was done so far, so there is nothing to undo but the record.
             fs_err::remove_file(aside.join("done.json")).map_err(FixError::Prepare)?;
             return Err(error);
         }
@@ -276,7 +278,7 @@ pub fn execute(
     Ok(done)
 }
 
-/// What of the interpreter could not be put back, as the end of a sentence.
+/// What could not be restored in the interpreter, as the end of a sentence.
 fn told(left: &[String]) -> String {
     if left.is_empty() {
         String::new()
@@ -285,7 +287,8 @@ fn told(left: &[String]) -> String {
     }
 }
 
-/// Refuses a commit whose `setup.py` needs what the registry does not have, and looks for the oldest later one that does not.
+/// Refuses a commit whose `setup.py` requires what the registry does not have, and suggests the oldest later commit
+/// that does not.
 pub fn installable(
     checkout: &Checkout<'_>,
     target: &str,
@@ -330,7 +333,7 @@ pub fn installable(
     Ok(())
 }
 
-/// Commits after `target` that changed `setup.py`, oldest first: those of the remote's main line, where it is known.
+/// Commits after `target` that changed `setup.py`, oldest first; on the remote's main line, where it is known.
 fn newer(checkout: &Checkout<'_>, target: &str) -> Result<String, GitError> {
     let remote = checkout.remote()?;
     let mut line = vec!["--all".to_owned()];
@@ -359,7 +362,7 @@ fn listed(versions: &[String]) -> String {
     }
 }
 
-/// Takes the last realignment back; answers what was recorded, and what of the interpreter could not be put back.
+/// Undoes the last realignment; returns its record, and what could not be restored in the interpreter.
 pub fn undo(
     checkout: &Checkout<'_>,
     keeper: &Keeper,
@@ -425,7 +428,7 @@ fn carry_out(
                 let to = aside
                     .join("products")
                     .join(from.strip_prefix("/").unwrap_or(from));
-                // Recorded first: a kill in between leaves a record of a move that is easily seen not to have been made.
+                // Recorded first: after a kill in between, it is easy to see that a recorded move was not made.
                 done.moved.push((from.clone(), to.clone()));
                 record(aside, done).map_err(|error| error.to_string())?;
                 let parent = to.parent().unwrap_or(aside);
@@ -436,7 +439,7 @@ fn carry_out(
             Ok(())
         }
         Step::Install { argv } => {
-            // Without it, newer setup.py files replace the installed Triton, which is the baseline to be beaten.
+            // Without it, newer setup.py files replace the installed Triton, which is the baseline to compare with.
             let env = [("AITER_USE_SYSTEM_TRITON".to_owned(), Some("1".to_owned()))];
             let before = python.installed();
             let ran = run(
@@ -465,8 +468,8 @@ fn carry_out(
     }
 }
 
-/// Puts everything back that was changed, in reverse order; answers what of the interpreter could not be. The tree's own
-/// installation needs no undoing where it was there before: it points to the folder.
+/// Restores everything that was changed, in reverse order; returns what could not be restored in the interpreter. The
+/// tree's own installation needs no undoing if it existed before: it points to the folder.
 fn back(
     checkout: &Checkout<'_>,
     aside: &Utf8Path,
@@ -481,7 +484,7 @@ fn back(
             .map_err(|error| error.to_string())
     };
     for (from, to) in done.moved.iter().rev().filter(|(_, to)| to.exists()) {
-        // What was compiled since belongs to the other revision.
+        // What was compiled since then belongs to the other revision.
         if from.is_dir() {
             fs_err::remove_dir_all(from).map_err(|error| error.to_string())?;
         }
@@ -496,7 +499,7 @@ fn back(
             .unwrap_or(&done.previous.commit),
     ])?;
     for path in &done.initialised {
-        // Fails where the step never came to this one.
+        // Fails if this step was never reached.
         let _ = git(&["submodule", "deinit", "--force", path]);
     }
     let update = ["submodule", "update", "--recursive"];

@@ -1,4 +1,4 @@
-//! Checks of the machine: GPUs, ROCm, and the variables that hide or replace them.
+//! Checks of the machine: GPUs, ROCm, and the variables that hide GPUs or override their properties.
 
 use std::time::Duration;
 
@@ -9,16 +9,16 @@ use super::{Check, Verdict};
 use crate::proc::keeper::CANNOT_START;
 use crate::proc::{Interrupt, Keeper, Ran, RunError, run};
 
-/// What was seen of GPUs.
+/// The GPUs that were found.
 #[derive(Clone, Debug, Default)]
 pub struct Seen {
     pub gpus: Vec<Gpu>,
-    /// Where there are none: what the programs that ran said instead, `program: line`.
+    /// If none were found: what the programs reported instead, `program: line`.
     pub said: Vec<String>,
 }
 
 impl Seen {
-    /// What was found where nothing was, in words.
+    /// A description of why no GPU was found.
     pub fn nothing(&self) -> String {
         let asked = "none seen by rocminfo, amd-smi, rocm-smi or nvidia-smi";
         if self.said.is_empty() {
@@ -28,7 +28,7 @@ impl Seen {
         }
     }
 
-    /// What fixes that.
+    /// How to fix that.
     pub fn remedy(&self) -> &'static str {
         let denied = |line: &String| {
             ["Permission", "permitted", "required groups", "not member"]
@@ -44,7 +44,7 @@ impl Seen {
     }
 }
 
-/// Checks of the GPUs and the variables around them.
+/// Checks of the GPUs and the related variables.
 pub fn checks(
     seen: &Seen,
     rocm: Option<&str>,
@@ -112,10 +112,10 @@ pub fn checks(
     checks
 }
 
-/// A program to ask, its arguments, and who reads its answer.
+/// A program, its arguments, and the parser of its output.
 type Source = (&'static str, &'static [&'static str], fn(&str) -> Vec<Gpu>);
 
-/// In the order in which they are asked, until one tells of a GPU.
+/// In the order in which they are tried, until one reports a GPU.
 const SOURCES: [Source; 4] = [
     ("rocminfo", &[], devices::rocminfo),
     ("amd-smi", &devices::AMD_SMI, devices::amd_smi),
@@ -123,7 +123,7 @@ const SOURCES: [Source; 4] = [
     ("nvidia-smi", &devices::NVIDIA_SMI, devices::nvidia_smi),
 ];
 
-/// The GPUs of this machine: asked of `rocminfo` as aiter does, then of the vendors' tools.
+/// The GPUs of this machine: from `rocminfo`, as aiter does, then from the vendors' tools.
 pub fn gpus(keeper: &Keeper, interrupt: &Interrupt) -> Seen {
     let mut seen = Seen::default();
     for (program, arguments, read) in SOURCES {
@@ -141,7 +141,7 @@ pub fn gpus(keeper: &Keeper, interrupt: &Interrupt) -> Seen {
             | Err(RunError::Spawn(_)) => None,
             Ok(ran) => {
                 let stdout = String::from_utf8_lossy(&ran.stdout);
-                // The exit code says little: with a warning about one device the others are still listed.
+                // The exit code is not reliable: with a warning about one device the others are still listed.
                 seen.gpus = read(&stdout);
                 let stderr = String::from_utf8_lossy(&ran.stderr);
                 let complaint = (ran.code != 0).then(|| devices::complaint(&stdout, &stderr));
@@ -163,7 +163,7 @@ pub fn gpus(keeper: &Keeper, interrupt: &Interrupt) -> Seen {
     seen
 }
 
-/// The installed ROCm version: `$ROCM_PATH` or `/opt/rocm`, file `.info/version`.
+/// The installed ROCm version: file `.info/version` in `$ROCM_PATH` or `/opt/rocm`.
 pub fn rocm(variable: impl Fn(&str) -> Option<String>) -> Option<String> {
     let root = variable("ROCM_PATH").unwrap_or_else(|| "/opt/rocm".to_owned());
     let text = fs_err::read_to_string(Utf8Path::new(&root).join(".info/version")).ok()?;

@@ -1,6 +1,6 @@
-//! Whether this machine and its trees are fit to be tuned: a table of checks, each with its fix.
+//! Whether this machine and its trees can be tuned: a table of checks, each with its fix.
 //!
-//! Looking changes nothing. What changes something is [`fix`], and only when asked.
+//! The checks change nothing. Only [`fix`] does, and only on request.
 
 pub mod caps;
 pub mod devices;
@@ -29,24 +29,24 @@ use products::Products;
 /// The oldest aiter that is tuned: "Add run_config and compare in tuner (#2375)", 14 April 2026.
 pub const PIN: &str = "303a583c89fe392a39cad7e45d616cc43bde3278";
 
-/// How a check ended.
+/// The result of a check.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Serialize)]
 #[serde(rename_all = "lowercase")]
 pub enum Verdict {
     /// As it should be.
     Good,
-    /// Nothing to do, but good to know.
+    /// No action needed, but worth knowing.
     Note,
-    /// May make a run slower or its result hard to read.
+    /// May make a run slower or its result hard to interpret.
     Warning,
     /// A run would fail or mislead.
     Failure,
 }
 
-/// One line of the table.
+/// One row of the table.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize)]
 pub struct Check {
-    /// What was looked at.
+    /// What was checked.
     pub name: &'static str,
     pub verdict: Verdict,
     pub found: String,
@@ -70,35 +70,35 @@ impl Check {
     }
 }
 
-/// What is known of an aiter tree.
+/// What is known about an aiter tree.
 #[derive(Clone, Debug, Serialize)]
 pub struct Aiter {
     pub package: Utf8PathBuf,
-    /// What it can do.
+    /// Its capabilities.
     pub capabilities: Capabilities,
-    /// Its checkout, if it is one that git reads.
+    /// Its checkout, if it is one that git can read.
     pub checkout: Option<CheckoutFacts>,
-    /// What git says instead, where it does not: "dubious ownership" in most containers.
+    /// git's error where it cannot: "dubious ownership" in most containers.
     pub unreadable: Option<String>,
     pub products: Products,
     pub tuners: Vec<Utf8PathBuf>,
 }
 
-/// What git says of a checkout.
+/// What git reports about a checkout.
 #[derive(Clone, Debug, Serialize)]
 pub struct CheckoutFacts {
     pub root: Utf8PathBuf,
     pub head: String,
     /// Branch, unless detached.
     pub branch: Option<String>,
-    /// How the pin stands to it.
+    /// How the pin relates to it.
     pub pin: Ancestry,
     /// Tracked files with changes.
     pub changed: Vec<String>,
     pub submodules: Vec<Submodule>,
 }
 
-/// Looks at the aiter tree whose package is in `package`. What git refuses to read hides nothing else.
+/// Inspects the aiter tree whose package is in `package`. A checkout that git refuses to read hides nothing else.
 pub fn look_at_aiter(
     package: &Utf8Path,
     variable: impl Fn(&str) -> Option<String>,
@@ -124,7 +124,7 @@ pub fn look_at_aiter(
     }
 }
 
-/// What git says of a checkout, and when its head was moved to another commit.
+/// What git reports about a checkout, and when its head was moved to another commit.
 fn facts_of(checkout: &Checkout<'_>) -> Result<(CheckoutFacts, Option<SystemTime>), GitError> {
     let head = checkout.head()?;
     let moved = checkout
@@ -142,7 +142,7 @@ fn facts_of(checkout: &Checkout<'_>) -> Result<(CheckoutFacts, Option<SystemTime
     Ok((facts, moved))
 }
 
-/// What git said instead of reading a checkout.
+/// The check for a checkout that git could not read.
 fn unreadable(said: &str) -> Check {
     let check = Check::new("aiter", Verdict::Failure, said);
     let root = said
@@ -157,8 +157,8 @@ fn unreadable(said: &str) -> Check {
     }
 }
 
-/// Adds that the reference engine runs here, and makes notes of what only the other engines need: for someone who
-/// tunes nothing else, a missing torch or SGLang is no fault.
+/// Adds that the reference engine runs here, and downgrades to notes what only the other engines need: for someone
+/// who tunes nothing else, a missing torch or SGLang is not an error.
 pub fn for_reference_alone(checks: &mut Vec<Check>) {
     for check in checks
         .iter_mut()
@@ -178,7 +178,7 @@ pub fn for_reference_alone(checks: &mut Vec<Check>) {
     ));
 }
 
-/// Checks of an interpreter and the SGLang it imports.
+/// Checks of an interpreter and of the SGLang that it imports.
 pub fn interpreter(answer: &Answer) -> Vec<Check> {
     let mut checks = Vec::new();
     let python = format!("{} (Python {})", answer.executable, answer.version);
@@ -320,7 +320,7 @@ pub fn aiter(aiter: &Aiter) -> Vec<Check> {
     checks
 }
 
-/// Which operations need their modules built again for a new table.
+/// Which operations need their modules rebuilt for a new table.
 fn after_a_table_change(capabilities: &Capabilities) -> Check {
     let by_name = |functions: &[(Library, &str)], op| {
         functions
@@ -370,7 +370,7 @@ fn checkout(facts: &CheckoutFacts, capabilities: &Capabilities) -> Vec<Check> {
             Verdict::Good,
             format!("{place}, the pin {} is an ancestor", &PIN[..12]),
         ),
-        // Ancestry is not the measure: what the tree can do is.
+        // Ancestry is not what counts; capabilities are.
         _ if able => (
             Verdict::Good,
             format!(

@@ -1,4 +1,4 @@
-//! What an installation needs of a registry, and what it changes in the interpreter.
+//! What an installation needs from a registry, and what it changes in the interpreter.
 
 use std::collections::BTreeMap;
 use std::time::Duration;
@@ -10,20 +10,20 @@ use crate::proc::{Interrupt, Keeper, Ran, run};
 use crate::pyedit::source::Source;
 use crate::pyedit::syntax::{ExprKind, StmtKind};
 
-/// For pip to ask its registry, and to put one distribution back.
+/// Time limit for pip to query its registry, or to restore one distribution.
 const PIP: Duration = Duration::from_secs(600);
 
-/// Lists every distribution as `name==version`; not by pip, which an interpreter may lack.
+/// Lists every distribution as `name==version`, without pip, which an interpreter may lack.
 const LIST: &str = "import importlib.metadata as m\n\
     for d in m.distributions():\n    print((d.metadata['Name'] or '?').lower().replace('_', '-'), d.version, sep='==')";
 
-/// A distribution that is not as it was.
+/// A distribution that differs from before.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Change {
     pub name: String,
-    /// Its version before; absent where it was not there.
+    /// Its version before; absent where it was not installed.
     pub before: Option<String>,
-    /// Its version after; absent where it is gone.
+    /// Its version after; absent where it is no longer installed.
     pub after: Option<String>,
 }
 
@@ -41,10 +41,10 @@ impl std::fmt::Display for Change {
     }
 }
 
-/// The distributions of an interpreter, by name.
+/// The distributions of an interpreter: versions by name.
 pub type Installed = BTreeMap<String, String>;
 
-/// An interpreter to be installed into.
+/// An interpreter to install into.
 #[derive(Clone, Copy, Debug)]
 pub struct Python<'a> {
     pub path: &'a Utf8Path,
@@ -74,7 +74,7 @@ impl Python<'_> {
         .ok()
     }
 
-    /// What is installed; nothing where the interpreter cannot say.
+    /// The installed distributions; empty where the interpreter cannot list them.
     pub fn installed(&self) -> Installed {
         let said = self.ask(&["-c", LIST]);
         let text = said.map_or_else(String::new, |ran| {
@@ -86,8 +86,8 @@ impl Python<'_> {
             .collect()
     }
 
-    /// Versions of `requirement` that the registry has instead, where it has not that one. `None` where pip would install it, and
-    /// where it cannot be asked: then the installation itself will tell.
+    /// Versions of `requirement` that the registry has instead, where it does not have that one. `None` where pip
+    /// would install it, and where the registry cannot be queried: then the installation itself will tell.
     pub fn lacking(&self, requirement: &str) -> Option<Vec<String>> {
         let ran = self.ask(&[
             "-m",
@@ -115,7 +115,7 @@ impl Python<'_> {
         )
     }
 
-    /// Puts distributions back as they were; answers those that could not be, each with why.
+    /// Restores distributions to their earlier versions; returns those that could not be, each with the reason.
     pub fn take_back(&self, changes: &[Change]) -> Vec<String> {
         let one = |change: &Change| -> Option<String> {
             let ran = match &change.before {
@@ -140,8 +140,8 @@ impl Python<'_> {
     }
 }
 
-/// What differs between two lists, but for the tree's own distribution where it was installed before: that one points to its
-/// folder, whatever is checked out there.
+/// The differences between two lists, except for the tree's own distribution where it was installed before: that one
+/// points to its folder, whatever is checked out there.
 pub fn changes(before: &Installed, after: &Installed) -> Vec<Change> {
     let own = ["aiter", "amd-aiter"];
     let names: std::collections::BTreeSet<&String> = before.keys().chain(after.keys()).collect();
@@ -157,8 +157,8 @@ pub fn changes(before: &Installed, after: &Installed) -> Vec<Change> {
         .collect()
 }
 
-/// The exact requirements that a `setup.py` names in variables of its own, such as `flydsl==0.1.2`: aiter's installs them by pip as
-/// it is read.
+/// The exact requirements that a `setup.py` has in variables of its own, such as `flydsl==0.1.2`: aiter's installs
+/// them by pip while it is being read.
 pub fn pinned(setup: &[u8]) -> Vec<String> {
     let Ok(source) = Source::parse("setup.py", setup) else {
         return Vec::new();
@@ -189,7 +189,7 @@ pub fn pinned(setup: &[u8]) -> Vec<String> {
         .collect()
 }
 
-/// The end of what a program said, both streams.
+/// The last lines of a program's output, both streams.
 pub fn last_lines(ran: &Ran, count: usize) -> String {
     let text = String::from_utf8_lossy(&ran.stdout).into_owned()
         + "\n"

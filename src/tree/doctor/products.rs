@@ -1,7 +1,8 @@
 //! What aiter has compiled on this machine: modules, build folders, locks, and whether they fit the tree.
 //!
-//! aiter rebuilds a module only when its file is missing (or, later, when it lacks the architecture): neither the tree's
-//! commit nor the sources nor a table are part of its check, so an old module is used silently.
+//! aiter rebuilds a module only when its file is missing (in later versions, also when it lacks the architecture):
+//! neither the tree's commit nor the sources nor a table are part of its check, so an outdated module is used
+//! silently.
 
 use std::time::{Duration, SystemTime};
 
@@ -11,7 +12,7 @@ use serde::Serialize;
 /// A lock older than this is suspicious: the longest single module builds in well under an hour.
 const LOCK_AGE: Duration = Duration::from_secs(3600);
 
-/// What was found in the folder of compiled modules.
+/// The contents of the folder of compiled modules.
 #[derive(Clone, Debug, Default, PartialEq, Eq, Serialize)]
 pub struct Products {
     pub folder: Utf8PathBuf,
@@ -22,11 +23,11 @@ pub struct Products {
     /// Modules older than a source file.
     pub older_than_sources: Vec<Utf8PathBuf>,
     pub builds: Vec<Utf8PathBuf>,
-    /// Locks that no living builder holds, or that are older than any build takes.
+    /// Locks that no live builder holds, or that are older than any build takes.
     pub stale_locks: Vec<Utf8PathBuf>,
 }
 
-/// The folder aiter keeps its modules in: `AITER_JIT_DIR`, else `aiter/jit` where it can be written to, else `~/.aiter/jit`.
+/// The folder in which aiter stores its modules: `AITER_JIT_DIR`, else `aiter/jit` if writable, else `~/.aiter/jit`.
 pub fn folder(package: &Utf8Path, variable: impl Fn(&str) -> Option<String>) -> Utf8PathBuf {
     if let Some(folder) = variable("AITER_JIT_DIR").filter(|folder| !folder.is_empty()) {
         return folder.into();
@@ -40,7 +41,7 @@ pub fn folder(package: &Utf8Path, variable: impl Fn(&str) -> Option<String>) -> 
     }
 }
 
-/// Looks at `folder`, the modules of the tree `package`, whose present commit was checked out at `checked_out`.
+/// Inspects `folder`, the modules of the tree `package`, whose current commit was checked out at `checked_out`.
 pub fn inspect(
     folder: &Utf8Path,
     package: &Utf8Path,
@@ -86,7 +87,7 @@ pub fn inspect(
     products
 }
 
-/// A lock names its owner from v0.1.18 on (`pid` and host); before, only its age tells.
+/// From v0.1.18 on a lock has its owner (`pid` and host); before that, only its age is known.
 fn stale(lock: &Utf8Path, now: SystemTime) -> bool {
     let text = fs_err::read_to_string(lock).unwrap_or_default();
     let pid = text

@@ -1,4 +1,4 @@
-//! The URLs in a checkout's git configuration, which `git submodule sync` rewrites, and the way back.
+//! The URLs in a checkout's git configuration, which `git submodule sync` rewrites, and how to restore them.
 
 use std::collections::BTreeMap;
 use std::time::Duration;
@@ -34,7 +34,7 @@ pub fn read(checkout: &Checkout<'_>, git_folder: &Utf8Path) -> Vec<Urls> {
         .collect()
 }
 
-/// Puts values back that are not as they were.
+/// Restores values that have changed.
 pub fn restore(checkout: &Checkout<'_>, before: &[Urls]) -> Result<(), GitError> {
     for urls in before.iter().filter(|urls| urls.file.is_file()) {
         let now = values(checkout, &urls.file);
@@ -55,7 +55,7 @@ pub fn restore(checkout: &Checkout<'_>, before: &[Urls]) -> Result<(), GitError>
 }
 
 fn values(checkout: &Checkout<'_>, file: &Utf8Path) -> BTreeMap<String, String> {
-    // git fails where no key is there.
+    // git fails where the key does not exist.
     let said = checkout
         .git(
             &["config", "--file", file.as_str(), "--get-regexp", KEYS],
@@ -76,7 +76,7 @@ fn configurations(git_folder: &Utf8Path, found: &mut Vec<Utf8PathBuf>) {
     below(&git_folder.join("modules"), found);
 }
 
-/// Git folders below a `modules` folder; a submodule's name may hold slashes.
+/// Git folders below a `modules` folder; a submodule's name may contain slashes.
 fn below(folder: &Utf8Path, found: &mut Vec<Utf8PathBuf>) {
     for entry in entries(folder).unwrap_or_default() {
         let path = entry.into_path();

@@ -1,4 +1,4 @@
-//! Expressions: what each is worth on the ways that lead through it.
+//! Expressions: the value of each on the paths that lead through it.
 
 use super::Flow;
 use super::machine::{Arch, Kernel, Rocm};
@@ -7,15 +7,15 @@ use crate::pyedit::refusal::Refusal;
 use crate::pyedit::syntax::{Comparison, Expr, ExprKind, Function, Span};
 use crate::tree::era::LEAF;
 
-/// Operations beside the block-FP8 GEMM whose results releases return: the per-token GEMM (0.5.21), the kernel for few
-/// rows (0.5.23), and an empty tensor for no rows (0.5.22).
+/// Operations other than the block-FP8 GEMM whose results releases return: the per-token GEMM (0.5.21), the kernel
+/// for few rows (0.5.23), and an empty tensor for no rows (0.5.22).
 const BESIDE: [&str; 3] = [
     "apply_fp8_ptpc_linear",
     "try_smallm_fp8_bs_linear",
     "new_empty",
 ];
 
-/// Functions of the file are followed into each other this deep.
+/// Depth to which calls between functions of the file are followed.
 const MAX_DEPTH: usize = 6;
 
 fn is_beside(call: &Expr) -> bool {
@@ -29,7 +29,7 @@ fn is_beside(call: &Expr) -> bool {
 }
 
 impl<'a> Flow<'a> {
-    /// The value of `expr` on every way through it.
+    /// The value of `expr` on every path through it.
     pub(super) fn eval(
         &self,
         expr: &'a Expr,
@@ -149,7 +149,7 @@ impl<'a> Flow<'a> {
         }
     }
 
-    /// What an expression that is not read may give: the result whose name stands in it (`output + bias`).
+    /// The possible value of an expression that is not read: the result whose name occurs in it (`output + bias`).
     fn derived(&self, span: Span, state: &State<'a>) -> Value<'a> {
         let words = self
             .source
@@ -246,7 +246,7 @@ impl<'a> Flow<'a> {
             ExprKind::Name(name) => matches!(self.lookup(name, &state), Value::Function(_)),
             _ => false,
         };
-        // A function of the file by one of those names is what the file makes it.
+        // A function of that name defined in the file takes precedence.
         if let Some(value) = self.platform(expr, function, args).filter(|_| !own) {
             return Ok(vec![(state, value)]);
         }
@@ -331,7 +331,7 @@ impl<'a> Flow<'a> {
                 Ok(result)
             }
             _ => {
-                // A method of a result, or a function that is given one: what is made of it.
+                // A method of a result, or a function called with one: what it returns is derived from that result.
                 let handed = args.iter().chain(keywords.iter().map(|(_, value)| value));
                 let result = std::iter::once(callee)
                     .chain(handed)
@@ -342,7 +342,7 @@ impl<'a> Flow<'a> {
         }
     }
 
-    /// What calling a predicate gives: a constant, or a test that names it.
+    /// The value of calling a predicate: a constant, or a test that names it.
     fn truth_of(
         &self,
         function: &'a Function,
@@ -377,7 +377,7 @@ impl<'a> Flow<'a> {
         })
     }
 
-    /// Calls whose answer the machine fixes, or that read the environment.
+    /// Calls whose value is fixed by the machine, or that read the environment.
     fn platform(&self, expr: &Expr, function: &Expr, args: &[Expr]) -> Option<Value<'a>> {
         let dotted = function.dotted()?;
         let text_of = |at: usize| match args.get(at).map(|argument| &argument.kind) {
@@ -385,7 +385,7 @@ impl<'a> Flow<'a> {
             _ => None,
         };
         let (variable, unset) = match dotted.as_str() {
-            // Whatever is neither "true" nor "1" counts as false (`sglang.srt.utils`, every release).
+            // Anything other than "true" or "1" counts as false (`sglang.srt.utils`, every release).
             "get_bool_env_var" => (
                 text_of(0),
                 match args.get(1) {
@@ -461,7 +461,7 @@ impl<'a> Flow<'a> {
         let split = vec![7, 2, 0];
         let bound: Vec<i64> = wanted.iter().copied().chain([0, 0, 0]).take(3).collect();
         match (op, self.rocm) {
-            // The version is somewhere below 7.2: only a bound at or above 7.2 decides.
+            // The version is somewhere below 7.2, so only a bound at or above 7.2 decides.
             (Comparison::GreaterOrEqual, Rocm::Below72) if bound >= split => Some(false),
             (Comparison::Less, Rocm::Below72) if bound >= split => Some(true),
             (Comparison::GreaterOrEqual, Rocm::From72) if bound <= split => Some(true),

@@ -1,4 +1,4 @@
-//! The kernels and machines that dispatch tells apart.
+//! The kernels and machines that dispatch distinguishes.
 
 /// A GEMM operation of aiter.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash, serde::Serialize)]
@@ -22,7 +22,7 @@ impl Kernel {
         }
     }
 
-    /// Which kernel `name` of the module `module` is.
+    /// The kernel that `name` of the module `module` is; `None` if it is not one of them.
     pub fn imported(module: &str, name: &str) -> Option<Self> {
         // aiter's top level re-exports the CK entry points of `aiter.ops.gemm_op_a8w8`.
         let entry = matches!(module, "aiter" | "aiter.ops.gemm_op_a8w8");
@@ -35,19 +35,19 @@ impl Kernel {
     }
 }
 
-/// Whether a module is one of aiter's Triton kernels: they moved within the folder.
+/// Whether a module contains aiter's Triton kernels: they were moved within the folder.
 fn is_triton(module: &str) -> bool {
     let rest = module.strip_prefix("aiter.ops.triton");
     rest.is_some_and(|rest| rest.is_empty() || rest.starts_with('.'))
 }
 
-/// A GPU architecture that dispatch tells apart.
+/// A GPU architecture that dispatch distinguishes.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash, serde::Serialize)]
 #[serde(rename_all = "lowercase")]
 pub enum Arch {
-    /// MI300X, MI325X
+    /// CDNA3: MI300X, MI325X
     Gfx942,
-    /// MI350X, MI355X
+    /// CDNA4: MI350X, MI355X
     Gfx950,
 }
 
@@ -61,7 +61,7 @@ impl Arch {
     }
 }
 
-/// The ROCm versions that dispatch tells apart: every release compares with (7, 2, 0) or not at all.
+/// The ROCm versions that dispatch distinguishes: every release compares with (7, 2, 0) or not at all.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
 pub enum Rocm {
     /// Below 7.2.
@@ -71,7 +71,8 @@ pub enum Rocm {
 }
 
 impl Rocm {
-    /// That of a version, such as `7.1` or torch's `7.2.26015-…`; `None` where it has not two numbers in front.
+    /// The class of a version such as `7.1` or torch's `7.2.26015-…`; `None` where it does not start with two
+    /// numbers.
     pub fn of_version(text: &str) -> Option<Self> {
         let mut parts = text.split(['.', '-']).map(str::parse::<u64>);
         let version = (parts.next()?.ok()?, parts.next()?.ok()?);

@@ -1,10 +1,10 @@
-//! Follows a function through its branches without running it: which GEMM kernel does each way
-//! through it call, on a given architecture and ROCm version?
+//! Follows a function through its branches without running it: which GEMM kernel does each path through it call, on a
+//! given architecture and ROCm version?
 //!
-//! Values that the tree fixes (`_use_aiter_gfx95` on gfx942 is false) decide a branch; anything
-//! else (an environment variable, the shape, the number of rows) splits the way in two and is
-//! written down. Nothing is assumed about code that is not understood: a call of something unknown
-//! is simply no known kernel, and the caller refuses a way without one.
+//! Values that the tree fixes (`_use_aiter_gfx95` on gfx942 is false) decide a branch; anything else (an environment
+//! variable, the shape, the number of rows) splits the path in two and is recorded. Nothing is assumed about code
+//! that is not understood: a call of something unknown is simply not a known kernel, and the caller refuses a path
+//! without one.
 
 use std::cell::Cell;
 use std::collections::HashMap;
@@ -21,25 +21,25 @@ pub use machine::{Arch, Kernel, Rocm};
 pub(super) use value::{Cause, Test};
 use value::{State, Value, assign, bind_module, merged, split, truth};
 
-/// More ways than this through one function means that it is not the one we know.
+/// More paths than this through one function mean that it is not the one we know.
 const MAX_WAYS: usize = 4096;
 
-/// Statements looked at, over all ways, before the code is given up as not the one we know. The
-/// largest release (0.5.23) takes fewer than 3000.
+/// Statements evaluated, over all paths, before the code is given up as not the one we know. The largest release
+/// (0.5.23) takes fewer than 3000.
 const MAX_STEPS: usize = 200_000;
 
-/// One way through the followed function, from its first line to a `return`.
+/// One path through the followed function, from its first line to a `return`.
 #[derive(Clone, Debug)]
 pub(super) struct Way {
     /// The kernel whose result is returned, with the place of its call.
     pub(super) kernel: Option<(Kernel, Span)>,
-    /// Whether it is known where what is returned comes from: a kernel, or an operation beside them.
+    /// Whether the origin of the returned value is known: a kernel, or an operation beside them.
     pub(super) known: bool,
-    /// The conditions met and how they fell.
+    /// The conditions on it and their outcomes.
     pub(super) tests: Vec<(Test, bool)>,
     /// The `return` statement that ended it.
     pub(super) end: Span,
-    /// Whether it is one of the ways that GEMMs of the block-FP8 layers take: it ends in a `return` directly in the
+    /// Whether it is one of the paths that GEMMs of the block-FP8 layers take: it ends in a `return` directly in the
     /// function's body, or it leaves early with the result of one of their kernels.
     pub(super) main: bool,
 }
@@ -50,23 +50,23 @@ struct Exit<'a> {
     end: Span,
 }
 
-/// Whether a way that leaves early computed the layer's GEMM on it. Releases leave early with bpreshuffle only for
-/// weights of another kind (0.5.23, `_mxscale_w_scale`), and never with plain CK or Triton: that is a route.
+/// Whether a path that leaves early computed the layer's GEMM. Releases leave early with bpreshuffle only for weights
+/// of another kind (0.5.23, `_mxscale_w_scale`), and never with plain CK or Triton: that is a route.
 fn leaves_with_gemm(value: &Value<'_>) -> bool {
     matches!(value, Value::Result(Some((Kernel::Ck | Kernel::Triton, _))))
 }
 
-/// What a dispatcher hands out on one way.
+/// What a dispatcher returns on one path.
 pub(super) struct HandedOut<'a> {
-    /// The function, where it is one of the file.
+    /// The function, if it is defined in the file.
     pub(super) function: Option<&'a Function>,
-    /// The conditions met and how they fell.
+    /// The conditions on it and their outcomes.
     pub(super) tests: Vec<(Test, bool)>,
-    /// The `return` statement, that of a followed function where it gave something else than the aiter path.
+    /// The `return` statement; that of a followed function if it returned something other than the aiter path.
     pub(super) end: Span,
 }
 
-/// The facts of one machine, and the module's globals under them.
+/// The facts of one machine, and the values of the module's globals on it.
 pub(super) struct Flow<'a> {
     source: &'a Source,
     arch: Arch,
@@ -96,7 +96,7 @@ impl<'a> Flow<'a> {
         Ok(flow)
     }
 
-    /// Every way through `function`, arguments unknown.
+    /// Every path through `function`, with unknown arguments.
     pub(super) fn ways(&self, function: &'a Function) -> Result<Vec<Way>, Refusal> {
         let mut state = State::default();
         for param in &function.params {
@@ -117,7 +117,7 @@ impl<'a> Flow<'a> {
                 end: exit.end,
             })
             .collect();
-        // Falling off the end returns None: a way whose kernel, if any, is still worth a look.
+        // Falling off the end returns None: a path whose kernel, if any, is still relevant.
         ways.extend(ended.into_iter().map(|state| Way {
             kernel: None,
             known: false,
@@ -128,7 +128,7 @@ impl<'a> Flow<'a> {
         Ok(ways)
     }
 
-    /// What every way through `function` returns, arguments unknown.
+    /// What every path through `function` returns, with unknown arguments.
     pub(super) fn handed_out(&self, function: &'a Function) -> Result<Vec<HandedOut<'a>>, Refusal> {
         let mut state = State::default();
         for param in &function.params {
@@ -227,7 +227,7 @@ impl<'a> Flow<'a> {
                 names,
             } => {
                 for alias in names {
-                    // `from .aiter import …` is a module of the tree, whatever it is called.
+                    // `from .aiter import …` is a module of the tree, whatever its name.
                     let value = Some(())
                         .filter(|()| *level == 0)
                         .and_then(|()| Kernel::imported(module, &alias.name))
@@ -330,7 +330,7 @@ impl<'a> Flow<'a> {
                             None => self.test(test.span),
                         },
                     };
-                    // Both ways get a copy of everything known so far.
+                    // Both paths get a copy of everything known so far.
                     self.steps.set(self.steps.get() + state.locals.len());
                     let (yes, no) = split(state, &test);
                     taken.extend(yes);

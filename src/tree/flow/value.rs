@@ -1,16 +1,16 @@
-//! What a name can mean while a function is followed, and the state of one way through it.
+//! What a name can be bound to while a function is followed, and the state of one path through it.
 
 use std::collections::HashMap;
 
 use super::machine::Kernel;
 use crate::pyedit::syntax::{Alias, Expr, ExprKind, Function, Span, StmtKind};
 
-/// What decides between two ways.
+/// What a branch depends on.
 #[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
 pub(in crate::tree) enum Cause {
-    /// A function of the file that looks at (N, K).
+    /// A function of the file that tests (N, K).
     Predicate(String),
-    /// An environment variable, and its truth when it is not set, where the reading call says it.
+    /// An environment variable, and its truth when it is not set, if the reading call gives it.
     Env(String, Option<bool>),
     /// The number of rows, M.
     Rows,
@@ -19,7 +19,7 @@ pub(in crate::tree) enum Cause {
 /// A truth value that only the running process knows.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub(in crate::tree) struct Test {
-    /// The condition as the source has it, on one line.
+    /// The condition as written in the source, on one line.
     pub(in crate::tree) text: String,
     /// What it depends on, as far as that is known.
     pub(in crate::tree) causes: Vec<Cause>,
@@ -37,8 +37,8 @@ pub(super) enum Value<'a> {
     Kernel(Kernel),
     Module(String),
     Function(&'a Function),
-    /// What a GEMM of aiter gave, with the place of its call, or `None` for a known operation beside them; and what was
-    /// made of it.
+    /// The result of a GEMM of aiter, with the place of its call, or `None` for a known operation beside them; or a
+    /// value derived from it.
     Result(Option<(Kernel, Span)>),
     Test(Test),
     /// Bound to different kernels by code whose condition is not known.
@@ -46,16 +46,16 @@ pub(super) enum Value<'a> {
     Unknown,
 }
 
-/// What one way through a function did.
+/// The state of one path through a function.
 #[derive(Clone, Debug, Default)]
 pub(super) struct State<'a> {
     pub(super) locals: HashMap<String, Value<'a>>,
     pub(super) tests: Vec<(Test, bool)>,
-    /// The `return` of the followed function that ended last, if it gave something else than the aiter path.
+    /// The `return` of the followed function that ended last, if it returned something other than the aiter path.
     pub(super) left: Option<Span>,
 }
 
-/// The two continuations of `state` after `test`, or the one that earlier answers leave.
+/// The two continuations of `state` after `test`, or the one that is consistent with earlier tests.
 pub(super) fn split<'a>(state: State<'a>, test: &Test) -> (Vec<State<'a>>, Vec<State<'a>>) {
     let answered = state
         .tests
@@ -82,7 +82,7 @@ pub(super) fn split<'a>(state: State<'a>, test: &Test) -> (Vec<State<'a>>, Vec<S
 pub(super) fn assign<'a>(target: &Expr, value: &Value<'a>, state: &mut State<'a>) {
     match (&target.kind, value) {
         (ExprKind::Name(name), value) => {
-            // An answer about a name is void once the name means something else.
+            // A test of a name is void once the name is rebound.
             state.tests.retain(|(test, _)| !names(&test.text, name));
             state.locals.insert(name.clone(), value.clone());
         }
@@ -100,7 +100,7 @@ pub(super) fn assign<'a>(target: &Expr, value: &Value<'a>, state: &mut State<'a>
     }
 }
 
-/// Whether `name` stands in `text` as a word of its own.
+/// Whether `name` occurs in `text` as a whole word.
 fn names(text: &str, name: &str) -> bool {
     text.split(|letter: char| !letter.is_alphanumeric() && letter != '_')
         .any(|word| word == name)
@@ -116,7 +116,7 @@ pub(super) fn bind_module(alias: &Alias, state: &mut State<'_>) {
     state.locals.insert(name, Value::Module(module));
 }
 
-/// The truth of a value the tree fixes.
+/// The truth of a value that the tree fixes.
 pub(super) fn truth(value: &Value<'_>) -> Option<bool> {
     match value {
         Value::Bool(value) => Some(*value),
@@ -133,7 +133,7 @@ pub(super) fn truth(value: &Value<'_>) -> Option<bool> {
     }
 }
 
-/// Whether every `return` of `function` gives a truth value, and it only tests and returns.
+/// Whether every `return` of `function` returns a truth value, and its body contains only tests and returns.
 pub(super) fn is_predicate(function: &Function) -> bool {
     fn truthy(expr: &Expr) -> bool {
         match &expr.kind {
@@ -153,8 +153,8 @@ pub(super) fn is_predicate(function: &Function) -> bool {
     returns > 0 && all
 }
 
-/// One set of globals from the ways through one top-level statement. A name that means different
-/// kernels on different ways is ambiguous; other differences are simply not known.
+/// Merges the globals of all paths through one top-level statement. A name that is bound to different kernels on
+/// different paths is ambiguous; other differing names become unknown.
 pub(super) fn merged(states: Vec<State<'_>>, span: Span) -> HashMap<String, Value<'_>> {
     let mut states = states.into_iter();
     let Some(first) = states.next() else {
@@ -167,7 +167,7 @@ pub(super) fn merged(states: Vec<State<'_>>, span: Span) -> HashMap<String, Valu
             let (left, right) = (result.get(&name), state.locals.get(&name));
             let merged = match (left, right) {
                 (Some(left), Some(right)) if same(left, right) => continue,
-                // Bound on one way only: where it is not bound it cannot be called.
+                // Bound on one path only: where it is unbound it cannot be called.
                 (Some(value), None) | (None, Some(value)) => value.clone(),
                 (Some(left), Some(right)) if is_gemm(left) || is_gemm(right) => {
                     Value::Ambiguous(span)
@@ -189,7 +189,7 @@ fn same(left: &Value<'_>, right: &Value<'_>) -> bool {
         (Value::Bool(left), Value::Bool(right)) => left == right,
         (Value::None, Value::None)
         | (Value::HipVersion, Value::HipVersion)
-        // It stays with the statement that made it so.
+        // It remains attributed to the statement that made it ambiguous.
         | (Value::Ambiguous(_), Value::Ambiguous(_))
         | (Value::Unknown, Value::Unknown) => true,
         (Value::Int(left), Value::Int(right)) => left == right,

@@ -11,10 +11,10 @@ use crate::pyedit::syntax::{self, Span, StmtKind};
 use crate::tree::channel::{self, LINEARS};
 use crate::tree::package::TreeError;
 
-/// Our function in the tree.
+/// Name of our function in the tree.
 const HOOK: &str = "_gemmtune_dump_channel";
 
-/// `gemm` may be a kernel of SGLang's own, which no table of aiter's serves.
+/// `gemm` may be one of SGLang's own kernels, which no aiter table serves.
 const FUNCTION: &str = r#"
 
 # gemmtune instrument: begin (`gemmtune instrument undo` removes it)
@@ -57,7 +57,7 @@ def _gemmtune_dump_channel(linear, gemm, x, weight):
 # gemmtune instrument: end
 "#;
 
-/// How the hook stands in `fp8_utils.py`; `None` where its linears never reach the GEMM.
+/// Whether the hook is in `fp8_utils.py`; `None` where its linears never call the GEMM.
 pub(super) fn presence(utils: &Source) -> Result<Option<Presence>, Refusal> {
     if syntax::function(utils.body(), HOOK).is_some() {
         return Ok(Some(Presence::Gemmtune));
@@ -78,7 +78,7 @@ pub(super) fn presence(utils: &Source) -> Result<Option<Presence>, Refusal> {
     }))
 }
 
-/// Adds the hook to `patch`, which has the one of the block-FP8 leaf already where that is added.
+/// Adds the hook to `patch`, which already has the one of the block-FP8 leaf if that is added.
 pub(super) fn hook(
     source: &Source,
     patch: &mut Patch,
