@@ -1,8 +1,8 @@
-//! Trying aiter's deployed operation in a process of its own, with the server's environment.
+//! Tries aiter's deployed operation in a process of its own, with the server's environment.
 //!
-//! The program is `python/aiter_probe/probe.py`, embedded; its header says what it does. A process of its own, because a
-//! table is read once and a module loaded once per process, and because a kernel may end the process: what it had
-//! answered by then counts, and the shape it was at is named.
+//! The program is `python/aiter_probe/probe.py`, embedded and documented in its header. It runs in a process of its
+//! own because a table is read and a module loaded only once in a process, and because a kernel may end the process:
+//! what it had answered by then counts, and the shape it was working on is reported.
 
 pub mod contest;
 pub mod found;
@@ -20,21 +20,21 @@ use crate::log::summary::LogSummary;
 use crate::problem::{Op, Shape};
 use crate::proc::{Interrupt, Keeper, RunError, run};
 
-/// The program.
+/// Source of the program that runs in the server's interpreter.
 const PROGRAM: &str = include_str!("../python/aiter_probe/probe.py");
 
-/// What each of its answers starts with.
+/// The prefix of each answer line.
 const TAG: &str = "gemmtune-aiter-probe: ";
 
 /// Largest accepted relative error against the float64 product of the same quantised operands: rounding to bf16 costs 0.0016
 /// to 0.0018, a scale read in the wrong layout about 0.2, a weight in the wrong layout about 1.4.
 pub const LIMIT: f64 = 0.005;
 
-/// Rows that are timed at most: the profiler is started for each, which takes about half a second.
+/// Most rows that are timed: the profiler is started for each, which takes about half a second.
 pub const TIMED: usize = 64;
 
-/// Every weight of `shapes` at M of 1, 2, 33, 128 and the largest among them. M = 1 alone shows nothing: a transposed
-/// scale of one row is the scale itself.
+/// Every weight of `shapes` at M of 1, 2, 33, 128 and the largest among them. M = 1 alone is not enough: a transposed
+/// scale of one row equals the scale itself.
 pub fn sizes(shapes: &BTreeSet<Shape>) -> Vec<Shape> {
     let largest = shapes.iter().map(|shape| shape.m).max().unwrap_or(1);
     let mut sized = BTreeSet::new();
@@ -46,35 +46,35 @@ pub fn sizes(shapes: &BTreeSet<Shape>) -> Vec<Shape> {
     sized.into_iter().collect()
 }
 
-/// What is to be tried.
+/// What to try, and in which process.
 #[derive(Debug)]
 pub struct Order<'a> {
     pub python: &'a str,
     pub folder: Option<Utf8PathBuf>,
-    /// The environment of the server, on top of our own.
+    /// The server's environment, relative to our own.
     pub env: BTreeMap<String, Option<String>>,
     pub op: Op,
-    /// SGLang's function that reaches a per-channel operation, where it is known.
+    /// SGLang's function that calls a per-channel operation, where it is known.
     pub linear: Option<&'a str>,
     /// Shapes whose numbers are compared.
     pub checks: &'a [Shape],
     /// Shapes that are timed.
     pub times: &'a [Shape],
-    /// Longest that all of it may take; the first call may compile a module.
+    /// Time limit for everything; the first call may compile a module.
     pub limit: Duration,
     pub keeper: &'a Keeper,
     pub interrupt: &'a Interrupt,
 }
 
-/// The numbers of one shape.
+/// The numerical check of one shape.
 #[derive(Clone, Debug, PartialEq, Serialize)]
 pub struct Check {
     pub shape: Shape,
-    /// Relative Frobenius error; absent where there is none.
+    /// Relative error in the Frobenius norm; absent where it could not be computed.
     pub error: Option<f64>,
-    /// Why there is none.
+    /// Why it is absent.
     pub said: Option<String>,
-    /// The kernel that the look-up named, or what the log says instead.
+    /// The kernel that the look-up named, or what was logged instead.
     pub kernel: String,
 }
 
@@ -89,7 +89,7 @@ impl Check {
 #[derive(Clone, Debug, PartialEq, Serialize)]
 pub struct Time {
     pub shape: Shape,
-    /// Of one call, µs.
+    /// Time of one call, µs.
     pub us: Option<f64>,
     /// `device`, or `wall` where there is no GPU.
     pub clock: String,
@@ -99,18 +99,18 @@ pub struct Time {
     pub said: Option<String>,
 }
 
-/// What was found.
+/// The answers of the process.
 #[derive(Debug, Default, Serialize)]
 pub struct Found {
     /// What the process imported.
     pub about: BTreeMap<String, Option<String>>,
-    /// Numbers, in the order asked.
+    /// Numerical checks, in the requested order.
     pub checks: Vec<Check>,
-    /// Times, in the order asked.
+    /// Times, in the requested order.
     pub times: Vec<Time>,
     /// Compiled modules of aiter's GEMMs that the process loaded, and their files.
     pub modules: BTreeMap<String, Utf8PathBuf>,
-    /// How the process ended, where it did not answer everything.
+    /// How the process ended, if it did not answer everything.
     pub broke_off: Option<String>,
 }
 
@@ -131,7 +131,7 @@ pub enum ProbeError {
     Nothing { python: String, said: String },
 }
 
-/// Refuses an operation whose operands the program does not know.
+/// Refuses an operation whose operands the program does not support.
 fn answerable(op: Op) -> Result<(), ProbeError> {
     if !op.facts().can_be_probed {
         return Err(ProbeError::Operation(op));
@@ -139,7 +139,8 @@ fn answerable(op: Op) -> Result<(), ProbeError> {
     Ok(())
 }
 
-/// Tries the operation.
+/// Checks the numbers of `order.checks` and times `order.times` in a fresh process. A process that breaks off gives
+/// the answers it had; it is an error only where there are none.
 pub fn probe(order: &Order<'_>) -> Result<Found, ProbeError> {
     answerable(order.op)?;
     let keep = tempfile::tempdir().map_err(ProbeError::Write)?;
@@ -159,7 +160,7 @@ pub fn probe(order: &Order<'_>) -> Result<Found, ProbeError> {
         path.to_string_lossy().into_owned(),
     ];
     let mut env = order.env.clone();
-    // The look-ups are logged in the form that is read here, whatever the user set.
+    // Look-ups must be logged in the format that is parsed here, whatever the user set.
     for (name, value) in LOOKUPS_TOLD {
         env.insert(name.to_owned(), Some(value.to_owned()));
     }
@@ -194,7 +195,8 @@ pub fn probe(order: &Order<'_>) -> Result<Found, ProbeError> {
     Ok(found)
 }
 
-/// Variables that make aiter name every look-up (`aiter/__init__.py`, `aiter/jit/core.py`): hits too, one line each.
+/// Variables that make aiter log every look-up (`aiter/__init__.py`, `aiter/jit/core.py`), hits included, one line
+/// each.
 pub const LOOKUPS_TOLD: [(&str, &str); 3] = [
     ("AITER_LOG_TUNED_CONFIG", "1"),
     ("AITER_LOG_MORE", "0"),
@@ -235,7 +237,7 @@ struct Answer {
     failed: Option<String>,
 }
 
-/// What the two streams of the process say.
+/// Parses both streams of the process.
 fn read(order: &Order<'_>, stdout: &[u8], stderr: &[u8], ended: Option<String>) -> Found {
     let mut log_summary = LogSummary::default();
     // Reading from memory does not fail.
@@ -274,7 +276,7 @@ fn read(order: &Order<'_>, stdout: &[u8], stderr: &[u8], ended: Option<String>) 
             failed = Some(said);
         }
     }
-    // The first shape without an answer is the one the process was at.
+    // The first shape without an answer is the one the process was working on.
     let cut = found.checks.len() < order.checks.len() || found.times.len() < order.times.len();
     if !cut {
         return found;

@@ -1,6 +1,7 @@
-//! What serves a shape today against the row that was tuned for it: which of the two the shape is left with.
+//! What serves a shape today against the row that was tuned for it, and which of the two should serve it.
 //!
-//! Pure. Both times are of SGLang's own linear, so that a kernel that needs another quantiser or a copy pays for it.
+//! Pure. Both times are of SGLang's own linear, so that a kernel that needs another quantiser or a copy is charged
+//! for it.
 
 use serde::{Deserialize, Serialize};
 
@@ -10,7 +11,7 @@ use crate::problem::Shape;
 use crate::stats::paired::{LEVEL, MIN_PAIRS, ratio_interval};
 use crate::stats::sample::median;
 
-/// How much faster than beyond the interval: `min_gain` of the race's rules for a GPU (`src/tune/rules.rs`).
+/// Minimum gain beyond the interval: `min_gain` of the race's rules for a GPU (`src/tune/rules.rs`).
 const BAND: f64 = 0.005;
 
 /// The outcome for one shape.
@@ -19,22 +20,22 @@ const BAND: f64 = 0.005;
 pub enum Finding {
     /// The tuned row is faster beyond the noise.
     Faster,
-    /// The two cannot be told apart.
+    /// The two cannot be distinguished.
     Same,
     /// The tuned row is slower beyond the noise.
     Slower,
-    /// One of them has no time.
+    /// One of them was not timed.
     NotTimed,
 }
 
-/// How much faster the tuned row is, with the interval it rests on. Above 1 is faster.
+/// How much faster the tuned row is, with its interval. Above 1 is faster.
 #[derive(Clone, Copy, Debug, PartialEq, Serialize, Deserialize)]
 pub struct Gain {
     /// Time today over time tuned.
     pub median: f64,
-    /// Lower end.
+    /// Lower end of the interval.
     pub low: f64,
-    /// Upper end.
+    /// Upper end of the interval.
     pub high: f64,
 }
 
@@ -42,9 +43,9 @@ pub struct Gain {
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
 pub struct Contest {
     pub shape: Shape,
-    /// What serves it today, for people: `Triton`, `the row in use`.
+    /// What serves it today, for display: `Triton`, `the row in use`.
     pub today: String,
-    /// The kernel of it that took longest, as the profiler named it.
+    /// The kernel in it that took longest, by the profiler's name.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub today_kernel: Option<String>,
     /// The library of the tuned row: `CK`, `CKTile`.
@@ -53,14 +54,14 @@ pub struct Contest {
     pub today_us: Option<f64>,
     /// The same with the tuned row, µs.
     pub tuned_us: Option<f64>,
-    /// Today over tuned.
+    /// Time today divided by time tuned.
     pub gain: Option<Gain>,
-    /// Whether the two were timed in turn, in one process.
+    /// Whether the two were timed alternately in one process.
     pub in_turn: bool,
     pub finding: Finding,
     /// Whether the tuned row serves the shape from now on.
     pub takes_over: bool,
-    /// Why it does although it is not faster, or does not although it is.
+    /// Why it takes over although it is not faster, or does not although it is.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub because: Option<String>,
     /// Why there is no time.
@@ -69,8 +70,8 @@ pub struct Contest {
 }
 
 impl Contest {
-    /// Judges `tuned`, the answer of the tuned way, against `today`: rounds in turn where `tuned` has both, otherwise
-    /// those of two processes.
+    /// Judges `tuned`, the times on the tuned path, against `today`: alternate rounds where `tuned` has both,
+    /// otherwise the rounds of two processes.
     pub fn judge(
         shape: &Shape,
         names: (&str, &str),
@@ -101,7 +102,7 @@ impl Contest {
                 .find_map(|served| served.said.clone())
                 .or_else(|| Some("it was not timed".to_owned())),
         };
-        // Two processes may differ by as much as a kernel does from itself.
+        // Two processes may differ by as much as one kernel's times do.
         let band = if in_turn { BAND } else { KernelTime::TOLERANCE };
         let finding = match gain {
             None => Finding::NotTimed,
@@ -125,7 +126,7 @@ impl Contest {
         }
     }
 
-    /// How the tuned row did, in a clause.
+    /// The outcome for the tuned row, as a clause.
     pub fn outcome(&self) -> String {
         let ratio = self.gain.map(|gain| gain.median);
         match (self.finding, ratio) {
@@ -144,7 +145,7 @@ impl Contest {
     }
 }
 
-/// Rounds in turn are pairs.
+/// Alternate rounds form pairs.
 fn in_turn_gain(before: &[f64], after: &[f64]) -> Option<Gain> {
     let pairs: Vec<(f64, f64)> = before.iter().copied().zip(after.iter().copied()).collect();
     if pairs.len() < MIN_PAIRS {
@@ -157,7 +158,7 @@ fn in_turn_gain(before: &[f64], after: &[f64]) -> Option<Gain> {
     })
 }
 
-/// Rounds of two processes pair with nothing: the interval goes from the worst case to the best.
+/// Rounds of two processes cannot be paired: the interval spans from the worst case to the best.
 fn apart_gain(before: &[f64], after: &[f64]) -> Option<Gain> {
     if before.len().min(after.len()) < MIN_PAIRS {
         return None;
@@ -212,7 +213,7 @@ mod tests {
     #[test]
     fn rounds_in_turn_are_judged_as_pairs() {
         let both = |today, tuned| served(&[(TODAY, today, 0.05), (TUNED, tuned, 0.05)]);
-        // Each pair moves together: what drifts over both ways is no noise of their ratio.
+        // Both of a pair drift together, and a common drift is no noise in their ratio.
         let won = judged(None, Some(&both(50.0, 49.0)));
         assert_eq!(won.finding, Finding::Faster);
         assert!(won.in_turn && won.takes_over);
@@ -261,7 +262,7 @@ mod tests {
         assert_eq!(contest.finding, Finding::NotTimed);
         assert_eq!(contest.outcome(), "not timed: today: out of resource");
         assert!(!judged(None, None).takes_over);
-        // Too few rounds have no interval.
+        // With too few rounds there is no interval.
         let mut few = served(&[(TODAY, 50.0, 0.0), (TUNED, 10.0, 0.0)]);
         for times in few.us.values_mut() {
             times.truncate(5);

@@ -1,4 +1,4 @@
-//! What a fresh process found about a deployed operation.
+//! What a fresh process measured of a deployed operation.
 
 use camino::Utf8PathBuf;
 use serde::{Deserialize, Serialize};
@@ -28,45 +28,45 @@ impl LayoutCheck {
     }
 }
 
-/// How long a deployed kernel takes, against what the tuner measured.
+/// How long a deployed kernel takes, compared with the tuner's measurement.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
 pub struct KernelTime {
     pub shape: Shape,
     /// The tuner's time, µs.
     pub tuned_us: f64,
-    /// The deployed operation's, µs, in a process of its own; absent where it could not be timed.
+    /// The deployed operation's time, µs, in a process of its own; absent where it could not be timed.
     pub us: Option<f64>,
-    /// What `us` is a time of: `device` or `wall`.
+    /// What `us` measures: `device` or `wall` time.
     pub clock: String,
-    /// The device's name of the kernel that ran longest, where there is one.
+    /// The kernel that ran longest, by the device's name for it, where there is one.
     #[serde(default)]
     pub kernel: Option<String>,
 }
 
 impl KernelTime {
-    /// How far the two may be apart and count as the same kernel.
+    /// Relative difference up to which both times count as the same kernel's.
     pub const TOLERANCE: f64 = 0.03;
 
-    /// Whether the deployed operation takes the time that was tuned.
+    /// Whether the deployed operation takes as long as was measured while tuning.
     pub fn agrees(&self) -> bool {
         self.us
             .is_some_and(|us| (us / self.tuned_us - 1.0).abs() <= Self::TOLERANCE)
     }
 }
 
-/// What a fresh process found about the deployed operation.
+/// What a fresh process measured of the deployed operation.
 #[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize)]
 pub struct Probed {
     pub layout: Vec<LayoutCheck>,
     pub times: Vec<KernelTime>,
-    /// The modules it loaded.
+    /// The compiled modules that it loaded.
     pub modules: Vec<Module>,
-    /// What that says of the kernels that ran.
+    /// Which kernels ran, judged by names and times.
     pub ran: Ran,
 }
 
 impl Probed {
-    /// What a process found about a further operation. Of what ran the worst stands.
+    /// Merges what a process measured of another operation. The worse of both verdicts on what ran is kept.
     pub fn add(&mut self, other: Self) {
         self.layout.extend(other.layout);
         self.times.extend(other.times);
@@ -87,8 +87,8 @@ impl Probed {
 pub struct Module {
     pub name: String,
     pub path: Utf8PathBuf,
-    /// Of its bytes.
+    /// Digest of its bytes.
     pub digest: String,
-    /// Whether it is asked for a kernel by name; otherwise a table is compiled into it.
+    /// Whether it takes a kernel by name; otherwise a table is compiled into it.
     pub by_name: bool,
 }

@@ -1,8 +1,8 @@
 //! Whether the kernels that ran are those of the table.
 //!
-//! A look-up that says "is tuned" says what the table holds, not what ran: a module built from another table answers with
-//! its default kernel, under the same log line and with right numbers. What ran shows in the process: in the names of the
-//! kernels that its device executed, and in their times.
+//! A look-up that logs "is tuned" tells what the table contains, not what ran: a module built from another table runs
+//! its default kernel, with the same log line and correct numbers. What ran can be seen in the process: by the names
+//! of the kernels that its device executed, and by their times.
 
 use std::collections::{BTreeMap, BTreeSet};
 
@@ -10,34 +10,35 @@ use serde::{Deserialize, Serialize};
 
 use super::found::KernelTime;
 
-/// How far all times may be off by one common factor and count as the device's clock: a power cap or a warmer device moves
-/// every kernel alike. Our choice; a default kernel that is no further off costs no more than that.
+/// By how much all times may deviate by one common factor and still be attributed to the device's clock: a power cap
+/// or a warmer device affects every kernel alike. Our choice; a default kernel within that range costs no more than
+/// that.
 const CLOCK: f64 = 0.10;
 
-/// A tuned row, and what a fresh process saw of it.
+/// A tuned row, and how it ran in a fresh process.
 #[derive(Clone, Copy, Debug)]
 pub struct Seen<'a> {
     /// The kernel that the table names.
     pub row: &'a str,
     pub time: &'a KernelTime,
-    /// Whether the runtime asks its module for that kernel by name, and so stops where it is not there.
+    /// Whether the runtime requests the kernel from its module by name, and so stops if it is not there.
     pub by_name: bool,
 }
 
-/// What the kernels that ran show.
+/// The conclusion about the kernels that ran.
 #[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "snake_case", tag = "kind", content = "because")]
 pub enum Ran {
-    /// Tuned kernels take the time they were tuned at.
+    /// Tuned kernels take as long as they did while tuning.
     #[default]
     Tuned,
-    /// None does, and this is why it says nothing against them.
+    /// None does, but for this reason that does not count against them.
     Explained(String),
-    /// Other kernels than the table's.
+    /// Kernels other than the table's.
     Other(String),
 }
 
-/// Judges what was seen of the tuned rows.
+/// Judges the tuned rows by how they ran.
 pub fn judge(seen: &[Seen<'_>]) -> Ran {
     let timed: Vec<&Seen<'_>> = seen
         .iter()
@@ -81,7 +82,7 @@ pub fn judge(seen: &[Seen<'_>]) -> Ran {
     ))
 }
 
-/// A kernel that ran for rows of several kernels, at another time than theirs.
+/// A kernel that ran for rows of several kernels, at times other than theirs.
 fn one_for_several(timed: &[&Seen<'_>]) -> Option<String> {
     let mut by_kernel: BTreeMap<&str, Vec<&Seen<'_>>> = BTreeMap::new();
     for seen in timed {
@@ -105,8 +106,8 @@ fn one_for_several(timed: &[&Seen<'_>]) -> Option<String> {
     })
 }
 
-/// Whether rows of different kernels and one K ran kernels of different names. One K, because a kernel's name on the
-/// device depends on how K divides.
+/// Whether rows with different kernels and the same K ran kernels of different names. The same K, because a kernel's
+/// name on the device depends on how K divides.
 fn each_its_own(timed: &[&Seen<'_>]) -> bool {
     let mut by_k: BTreeMap<u32, BTreeMap<&str, BTreeSet<&str>>> = BTreeMap::new();
     for seen in timed {
@@ -119,7 +120,7 @@ fn each_its_own(timed: &[&Seen<'_>]) -> bool {
     told && by_k.values().any(|rows| rows.len() > 1)
 }
 
-/// The factor by which all are slower or faster, where it is one and small. Two could share one by chance.
+/// The factor by which all are slower or faster, if there is a single, small one. Two rows could share one by chance.
 fn common_factor(timed: &[&Seen<'_>]) -> Option<f64> {
     let mut factors: Vec<f64> = timed
         .iter()
@@ -185,7 +186,7 @@ mod tests {
             time(64, 25.0, 61.0, Some("default")),
         ];
         assert!(matches!(judged(&["a", "b"], &times, false), Ran::Other(_)));
-        // Two names for one kernel, both at their time.
+        // Two names for one kernel, each with its own time.
         let times = [times[0].clone(), time(64, 25.0, 25.1, Some("default"))];
         assert_eq!(judged(&["a", "b"], &times, false), Ran::Tuned);
     }

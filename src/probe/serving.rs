@@ -1,8 +1,8 @@
-//! How long SGLang's own linear takes for a GEMM, on the way that serves it today and on the tuned one.
+//! How long SGLang's own linear takes for a GEMM, on the path that serves it today and on the tuned one.
 //!
-//! The same program as the probe's, in a process of its own. Its answers are lines of a file, each on the disk before
-//! the next GEMM begins: a killed process resumes where it was. A GEMM that ends the process, or makes it hang, is
-//! named and not tried again, and a fresh process does the rest.
+//! The program is the same as the probe's, in a process of its own. Its answers are lines of a file, each on disk
+//! before the next GEMM begins, so a killed process resumes where it was. A GEMM that ends or hangs the process is
+//! recorded and not tried again, and a fresh process continues with the rest.
 
 use std::collections::BTreeMap;
 use std::time::{Duration, Instant};
@@ -15,24 +15,24 @@ use crate::problem::{Op, Shape};
 use crate::proc::interrupt::Urgency;
 use crate::proc::{Ended, Interrupt, Keeper, RunError, Spawn};
 
-/// Processes that may end without an answer before the GEMMs that are left count as not timed: then it is not this GEMM
-/// or that one.
+/// How many processes may end without an answer before the remaining GEMMs count as not timed: then the cause is not
+/// an individual GEMM.
 const DEATHS: usize = 3;
 
-/// The way that serves today, in the answers.
+/// The key of today's path in the answers.
 pub const TODAY: &str = "today";
 
-/// The tuned way, in the answers.
+/// The key of the tuned path in the answers.
 pub const TUNED: &str = "tuned";
 
-/// Which ways are timed.
+/// Which paths are timed.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub enum Ways {
-    /// The one of today.
+    /// Today's path.
     Today,
-    /// The tuned one; the environment leads there.
+    /// The tuned path, which the environment selects.
     Tuned,
-    /// Both, in turn: the process takes the tuned one while this switch is on.
+    /// Both alternately: the process takes the tuned path while this switch is on.
     InTurn { switch: Utf8PathBuf },
 }
 
@@ -46,31 +46,31 @@ impl Ways {
     }
 }
 
-/// What is to be timed.
+/// The shapes to time, and the process to time them in.
 #[derive(Debug)]
 pub struct Order<'a> {
     pub python: &'a str,
     pub folder: Option<Utf8PathBuf>,
-    /// The environment of the server, on top of our own.
+    /// The server's environment, relative to our own.
     pub env: BTreeMap<String, Option<String>>,
     pub op: Op,
-    /// SGLang's function that reaches it, where there are several.
+    /// SGLang's function that calls it, where there are several.
     pub linear: Option<&'a str>,
     pub shapes: &'a [Shape],
-    /// On which ways.
+    /// The paths to time.
     pub ways: Ways,
-    /// Where answers go; those that are there and of the same `identity` stand.
+    /// Where answers are written; existing ones with the same `identity` are reused.
     pub answers: &'a Utf8Path,
-    /// What the answers are of: whatever decides which kernels run.
+    /// What the answers depend on: everything that determines which kernels run.
     pub identity: &'a str,
     /// Longest time without an answer; a first call may compile a module.
     pub silence: Duration,
     pub keeper: &'a Keeper,
-    /// Ends it early; what was answered stays.
+    /// Ends it early; existing answers are kept.
     pub interrupt: &'a Interrupt,
 }
 
-/// The times of one GEMM through SGLang's linear: quantiser, kernel and what is around them, weights from memory.
+/// The times of one GEMM through SGLang's linear: quantiser, kernel and overhead, with weights read from memory.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
 pub struct Served {
     #[serde(rename = "M")]
@@ -81,10 +81,10 @@ pub struct Served {
     /// Input features.
     #[serde(rename = "K")]
     pub k: u32,
-    /// Device time of a call by way, µs, one for each round.
+    /// Device time of a call by path, µs, one entry for each round.
     #[serde(default)]
     pub us: BTreeMap<String, Vec<f64>>,
-    /// The kernel that took most of it by way, as the profiler names it.
+    /// The kernel that took most of it by path, by the profiler's name.
     #[serde(default)]
     pub kernels: BTreeMap<String, String>,
     /// `device`, or `wall` where there is no GPU.
@@ -120,17 +120,17 @@ enum Line {
     About(BTreeMap<String, Option<String>>),
 }
 
-/// What stands in a file of answers.
+/// The contents of an answer file.
 #[derive(Debug, Default)]
 struct Answers {
     of: Option<String>,
     served: BTreeMap<Problem, Served>,
-    /// Begun and not answered.
+    /// Started but not answered.
     doing: Option<Problem>,
 }
 
 impl Answers {
-    /// Lines that do not parse were cut by a kill: what they would have said is asked again.
+    /// Lines that do not parse were cut by a kill: those answers are requested again.
     fn read(path: &Utf8Path) -> std::io::Result<Self> {
         let bytes = match fs_err::read(path) {
             Ok(bytes) => bytes,
@@ -155,7 +155,8 @@ impl Answers {
     }
 }
 
-/// Times every shape of the order, and tells `observer` how many are done. The answers are in the order of the shapes.
+/// Times every shape of the order, and calls `observer` with the number done. The answers are in the order of the
+/// shapes.
 pub fn serving(
     order: &Order<'_>,
     observer: &mut dyn FnMut(usize),
@@ -214,11 +215,11 @@ pub fn serving(
     }
 }
 
-/// Makes sure that what stands in the file is of the order's identity, and that a line can be added.
+/// Ensures that the file's contents have the order's identity, and that a line can be appended.
 fn begin(order: &Order<'_>) -> Result<(), ProbeError> {
     let there = Answers::read(order.answers).map_err(ProbeError::Write)?;
     if there.of.as_deref() == Some(order.identity) {
-        // Behind a line that a kill cut short.
+        // After a line that a kill cut short.
         return write(order.answers, b"\n");
     }
     let mut text =
@@ -240,7 +241,7 @@ fn write(path: &Utf8Path, bytes: &[u8]) -> Result<(), ProbeError> {
         .map_err(ProbeError::Write)
 }
 
-/// One process for what is left; says how it ended.
+/// Runs one process for what is left; returns how it ended.
 fn process(
     order: &Order<'_>,
     left: &[&Shape],
@@ -340,7 +341,7 @@ mod tests {
         assert_eq!(answers.of.as_deref(), Some("x"));
         assert_eq!(answers.doing, Some((2, 512, 7168)));
         assert_eq!(answers.served.len(), 1);
-        // What is written behind it is a line of its own.
+        // What is written after it is a line of its own.
         write(&path, b"\n").unwrap();
         write(&path, served(2, 7.0).as_bytes()).unwrap();
         let answers = Answers::read(&path).unwrap();

@@ -1,6 +1,7 @@
-//! What each stage hands to the later ones: one document a stage, declared once, written and read whole.
+//! What each stage passes to later ones: one document for each stage, declared once, written and read as a whole.
 //!
-//! A document is JSON in the run folder; fields may be added with a default, so that a run begun before goes on.
+//! A document is JSON in the run folder. Fields may be added with a default, so that a run begun with an older
+//! version can continue.
 
 mod fused_moe;
 mod profiled;
@@ -22,7 +23,7 @@ use crate::store::run_dir::RunDir;
 
 /// A document of a run.
 pub trait Document: Serialize + DeserializeOwned {
-    /// Where it lies in `run`.
+    /// Its path in `run`.
     fn path(run: &RunDir) -> Utf8PathBuf;
 }
 

@@ -1,15 +1,15 @@
-//! Why a command or a run cannot go on: what kind of error, what happened, and what to do next.
+//! Why a command or a run cannot continue: the kind of error, what happened, and what to do next.
 
 use std::error::Error as StdError;
 use std::fmt;
 
 use serde::ser::{Serialize, SerializeStruct as _, Serializer};
 
-/// What kind of error; the number is the process exit code. Scripts rely on the numbers, so they never change.
+/// The kind of an error; the number is the process exit code. Scripts rely on the numbers, so they never change.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 #[repr(u8)]
 pub enum ErrorKind {
-    /// gemmtune contradicts itself.
+    /// A bug: an internal contradiction in gemmtune.
     Bug = 1,
     /// The command line, a configuration file or an input file is wrong.
     Usage = 2,
@@ -49,10 +49,10 @@ Exit codes:
    17  the run cannot be resumed: another process holds it, or its identity changed
   130  interrupted; what was finished is kept";
 
-/// A command or a run that cannot go on.
+/// Why a command or a run cannot continue.
 ///
-/// Displays as one line: the message, then each cause that the message does not quote already. Hints are not part of
-/// that line, because journals and reports quote the error without them.
+/// Displayed as one line: the message, then each cause that the message does not already include. Hints are not part
+/// of that line, because journals and reports quote the error without them.
 #[derive(Debug)]
 pub struct Error {
     kind: ErrorKind,
@@ -72,7 +72,7 @@ impl Error {
         }
     }
 
-    /// An error doing `what` (a lower-case verb phrase), caused by `source`.
+    /// Failed to do `what` (a lower-case verb phrase), because of `source`.
     pub fn to(
         kind: ErrorKind,
         what: &str,
@@ -84,8 +84,8 @@ impl Error {
         }
     }
 
-    /// An error whose whole text is `error` and its chain of causes. Library errors are fragments that follow
-    /// "failed to"; those of files begin with it already.
+    /// An error whose text is `error` and its chain of causes. Library errors are fragments that follow "failed to";
+    /// those of files begin with it already.
     pub fn caused(kind: ErrorKind, error: &dyn StdError) -> Self {
         let text = error.to_string();
         let message = if text.starts_with("failed to ") {
@@ -101,7 +101,7 @@ impl Error {
         Self::caused(ErrorKind::Environment, error)
     }
 
-    /// What is said when the user stopped a run.
+    /// The error of a run that the user interrupted.
     pub fn interrupted() -> Self {
         Self::new(
             ErrorKind::Interrupted,
@@ -116,7 +116,7 @@ impl Error {
         self
     }
 
-    /// The same error with its text and its hints in other words, for example without secrets.
+    /// The same error with its text and hints rewritten, for example without secrets.
     #[must_use]
     pub fn rewritten(self, rewrite: impl Fn(&str) -> String) -> Self {
         Self {
@@ -127,7 +127,6 @@ impl Error {
         }
     }
 
-    /// What kind of error this is.
     pub fn kind(&self) -> ErrorKind {
         self.kind
     }
@@ -143,7 +142,7 @@ impl Error {
     }
 }
 
-/// `text` followed by each cause that it does not quote already.
+/// `text` followed by each cause that it does not already include.
 fn with_causes(mut text: String, mut cause: Option<&(dyn StdError + 'static)>) -> String {
     while let Some(error) = cause {
         let line = error.to_string();

@@ -1,7 +1,7 @@
 //! What happens in a run: the one vocabulary of the engine, the journal and the screen.
 //!
-//! Recorded events are written to the journal before their effect is relied on; the state of a run is
-//! their fold. Progress is for people only and is never recorded.
+//! Events are written to the journal before their effect is relied on; the state of a run is their fold. Progress is
+//! for display only and is never recorded.
 
 use std::collections::BTreeMap;
 
@@ -10,7 +10,7 @@ use serde::{Deserialize, Serialize};
 use crate::run::stage::Stage;
 
 /// Version of the journal's vocabulary. A reader accepts this and older ones; a newer journal is
-/// refused, because going on with it would drop what this version does not know.
+/// refused, because continuing it would drop what this version does not know.
 pub const FORMAT: u32 = 1;
 
 /// Which side of the comparison a server start belongs to.
@@ -45,7 +45,7 @@ pub enum Role {
     Verify,
     /// One half of a pair of the compare stage.
     Pair {
-        /// Counted from 0.
+        /// Index of the pair, from 0.
         pair: u32,
         arm: Arm,
     },
@@ -63,13 +63,13 @@ impl Role {
     }
 }
 
-/// Who a run is. A resumed run must find the same values.
+/// The identity of a run. A resumed run must find the same values.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Header {
     /// [`FORMAT`] of the writer.
     pub format: u32,
     pub tool_version: String,
-    /// Named facts: digests of the configuration, versions, device.
+    /// Facts by name: digests of the configuration, versions, device.
     pub identity: BTreeMap<String, String>,
 }
 
@@ -79,43 +79,43 @@ pub struct Header {
 pub enum Event {
     /// The first record of every journal.
     RunStarted {
-        /// Who the run is.
+        /// The run's identity.
         header: Header,
     },
-    /// Another process went on with the run.
+    /// Another process continued the run.
     RunResumed {
         host: String,
         /// Its version of gemmtune.
         tool_version: String,
     },
-    /// The site has been looked at; from now on these must not change.
+    /// The installation was inspected; from now on these facts must not change.
     Identified {
-        /// Facts of the site: versions, digests, device.
+        /// Facts about the installation: versions, digests, device.
         identity: BTreeMap<String, String>,
     },
-    /// A stage began. Without an end it is in doubt on resume and is run again.
+    /// A stage began. Without a recorded end its outcome is unknown when the run is resumed, and it runs again.
     StageStarted {
         stage: Stage,
-        /// Counted from 1.
+        /// Number of the attempt, from 1.
         attempt: u32,
     },
     /// A stage passed its guard.
     StageFinished {
         stage: Stage,
-        /// Counted from 1.
+        /// Number of the attempt, from 1.
         attempt: u32,
         /// Wall time of this attempt.
         seconds: f64,
-        /// One line for people.
+        /// One line for display.
         summary: String,
-        /// Set by `plan` when nothing is worth tuning: the loop goes straight to its report.
+        /// Set by `plan` when nothing is worth tuning: the loop continues with the report.
         #[serde(default, skip_serializing_if = "Option::is_none")]
         nothing_to_gain: Option<String>,
     },
     /// A stage did not pass its guard.
     StageFailed {
         stage: Stage,
-        /// Counted from 1.
+        /// Number of the attempt, from 1.
         attempt: u32,
         /// Wall time of this attempt.
         seconds: f64,
@@ -123,11 +123,11 @@ pub enum Event {
     },
     /// A server is about to be started.
     TrialStarted {
-        /// Counted from 1 over the whole run.
+        /// Number of the trial, from 1 over the whole run.
         trial: u32,
         #[serde(flatten)]
         role: Role,
-        /// On which host.
+        /// Name of the host it runs on.
         host: String,
     },
     /// A trial ended with all its requests completed.
@@ -137,14 +137,14 @@ pub enum Event {
         seconds: f64,
         /// Seconds from start to ready.
         ready_seconds: f64,
-        /// Seconds of the slowest benchmark run.
+        /// Duration of the slowest benchmark run, s.
         benchmark_seconds: f64,
     },
     TrialFailed {
         trial: u32,
         reason: String,
     },
-    /// What the deploy stage did was taken back.
+    /// The deployment was undone.
     Undone {
         reason: String,
     },
@@ -154,26 +154,26 @@ pub enum Event {
     },
 }
 
-/// How far a piece of long work is, for people.
+/// Progress of a long operation, for display.
 #[derive(Clone, Debug, PartialEq)]
 pub struct Progress {
-    /// The stage at work.
+    /// The current stage.
     pub stage: Stage,
-    /// What is being done now, and the best so far where there is one.
+    /// What is being done now, and the best result so far where there is one.
     pub doing: String,
-    /// Steps done and steps in all, where they can be counted.
+    /// Steps done and total steps, where they can be counted.
     pub steps: Option<(u64, u64)>,
-    /// Seconds until the stage ends, where they can be estimated.
+    /// Estimated seconds until the stage ends, where they can be estimated.
     pub eta_seconds: Option<f64>,
-    /// Whether it is only worth a live line: superseded within moments.
+    /// Whether it will be superseded within moments, so that only a live line should show it.
     pub passing: bool,
 }
 
-/// What an observer of a run is told.
+/// What an observer of a run receives.
 #[derive(Clone, Debug, PartialEq)]
 pub enum Notice {
     Recorded(Event),
     Progress(Progress),
-    /// Something worth knowing that changes nothing.
+    /// Information that has no effect.
     Remark(String),
 }

@@ -1,4 +1,4 @@
-//! The vocabulary of a run: its stages, its events, its errors, and the pure function that says what is next.
+//! The vocabulary of a run: its stages, its events, its errors, and the pure function that decides what is next.
 //!
 //! Nothing in this room reads, writes, starts or waits.
 

@@ -1,4 +1,4 @@
-//! The stages of the loop, the state of a run, and the pure function that says what is next.
+//! The stages of the loop, the state of a run, and the pure function that decides what is next.
 //!
 //! Nothing here reads, writes, starts or waits.
 
@@ -18,7 +18,7 @@ use crate::run::event::{Arm, Event, Role};
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize)]
 #[serde(rename_all = "snake_case")]
 pub enum Stage {
-    /// Finds interpreter, trees, versions, device and the GEMM path taken.
+    /// Finds interpreter, trees, versions, device and the current GEMM path.
     Inspect,
     /// Serves and measures as the user does today.
     Baseline,
@@ -81,7 +81,7 @@ impl fmt::Display for Stage {
     }
 }
 
-/// The text names no stage.
+/// The text does not name a stage.
 #[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
 #[error(
     "name the stage: `{0}` is not one of inspect, baseline, capture, plan, tune, deploy, verify, compare, report"
@@ -99,33 +99,33 @@ impl FromStr for Stage {
     }
 }
 
-/// Where one stage stands.
+/// The status of one stage.
 #[derive(Clone, Debug, PartialEq)]
 pub enum StageStatus {
-    /// Never tried, or taken back.
+    /// Never tried, or undone.
     Pending,
-    /// Started, with no end recorded: the process was killed, or is still at work.
+    /// Started, with no end recorded: the process was killed, or is still running.
     InDoubt,
     /// The last attempt failed.
     Failed { reason: String },
     Finished {
-        /// One line for people.
+        /// One line for display.
         summary: String,
     },
 }
 
-/// One trial of the run.
+/// One trial of the run: a server start with its benchmark runs.
 #[derive(Clone, Debug, PartialEq)]
 pub struct Trial {
-    /// Counted from 1 over the whole run.
+    /// Number of the trial, from 1 over the whole run.
     pub number: u32,
     pub role: Role,
-    /// On which host.
+    /// Name of the host it ran on.
     pub host: String,
     pub end: TrialEnd,
 }
 
-/// How a trial stands.
+/// The outcome of a trial.
 #[derive(Clone, Debug, PartialEq)]
 pub enum TrialEnd {
     InDoubt,
@@ -135,7 +135,7 @@ pub enum TrialEnd {
     Finished {
         seconds: f64,
         ready_seconds: f64,
-        /// The slowest benchmark run.
+        /// Duration of the slowest benchmark run, s.
         benchmark_seconds: f64,
     },
 }
@@ -151,7 +151,7 @@ pub struct State {
 }
 
 impl State {
-    /// Takes one event into account.
+    /// Applies one event.
     pub fn apply(&mut self, event: &Event) {
         match event {
             Event::RunStarted { header } => self.identity.extend(header.identity.clone()),
@@ -248,7 +248,7 @@ impl State {
         }
     }
 
-    /// Where `stage` stands, and how often it was tried.
+    /// The number of attempts of `stage`, and its status.
     pub fn status(&self, stage: Stage) -> (u32, &StageStatus) {
         self.statuses
             .get(&stage)
@@ -257,7 +257,7 @@ impl State {
             })
     }
 
-    /// Whether `stage` passed.
+    /// Whether `stage` has passed.
     pub fn has_finished(&self, stage: Stage) -> bool {
         matches!(self.status(stage).1, StageStatus::Finished { .. })
     }
@@ -275,7 +275,7 @@ impl State {
             .find(|trial| trial.role == role && matches!(trial.end, TrialEnd::Finished { .. }))
     }
 
-    /// Number of the next trial.
+    /// The number that the next trial gets.
     pub fn next_trial_number(&self) -> u32 {
         self.trials
             .iter()
@@ -285,31 +285,31 @@ impl State {
             + 1
     }
 
-    /// Facts the run must keep finding.
+    /// Facts that must not change during the run.
     pub fn identity(&self) -> &BTreeMap<String, String> {
         &self.identity
     }
 
-    /// Why nothing is worth tuning, when the plan found so.
+    /// Why nothing is worth tuning, if that was the plan's result.
     pub fn nothing_to_gain(&self) -> Option<&str> {
         self.nothing_to_gain.as_deref()
     }
 
-    /// Why deployments were taken back, oldest first.
+    /// Why deployments were undone, oldest first.
     pub fn undone(&self) -> &[String] {
         &self.undone
     }
 }
 
-/// What to do next.
+/// What the engine should do next.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Action {
     Start {
         stage: Stage,
-        /// Counted from 1.
+        /// Number of the attempt, from 1.
         attempt: u32,
     },
-    /// The stage the user asked for is done; the run is not.
+    /// The requested stage is done, but the run is not.
     Pause,
     Finish,
 }
@@ -318,8 +318,8 @@ pub enum Action {
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum RunMode {
     Full,
-    /// Both arms are the baseline: nothing is captured, tuned or deployed, and what the compare stage
-    /// finds is the noise of the set-up.
+    /// Both arms are the baseline: nothing is captured, tuned or deployed, and the compare stage measures the noise
+    /// of the setup.
     OnlyNoise,
 }
 
@@ -335,7 +335,7 @@ impl RunMode {
     }
 }
 
-/// The next thing to do for a run in `state` that is to go on up to and including `until`.
+/// What to do next for a run in `state` that should continue up to and including `until`.
 pub fn next(state: &State, mode: RunMode, until: Stage) -> Action {
     for stage in Stage::ALL {
         let skipped = mode.skips(stage, state);
@@ -352,10 +352,9 @@ pub fn next(state: &State, mode: RunMode, until: Stage) -> Action {
     Action::Finish
 }
 
-/// The half of a pair to run next, so that pairs are interleaved A B, B A, A B, …; `None` when all
-/// `pairs` are there.
+/// The half of a pair to run next, so that pairs are interleaved A B, B A, A B, …; `None` when all `pairs` are complete.
 ///
-/// A pair whose first half was measured on another host is begun anew: a pair never spans two hosts.
+/// A pair whose first half was measured on another host starts over: a pair never spans two hosts.
 pub fn next_half(trials: &[Trial], pairs: u32, host: &str) -> Option<(u32, Arm)> {
     (0..pairs).find_map(|pair| {
         let order = match pair % 2 {

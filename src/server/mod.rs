@@ -1,4 +1,4 @@
-//! What serves: the reference engine, and SGLang. Each fills [`crate::engine::ports::Server`].
+//! The servers: the reference engine and SGLang. Each implements [`crate::engine::ports::Server`].
 
 pub(crate) mod reference;
 pub(crate) mod sglang;

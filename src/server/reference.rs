@@ -1,4 +1,5 @@
-//! The built-in CPU engine as a server: it logs its shapes and look-ups as SGLang and aiter do, and answers for its numbers.
+//! The built-in CPU engine as a server: it logs its shapes and look-ups as SGLang and aiter do, and offers a check of
+//! its numbers.
 
 use std::collections::BTreeMap;
 use std::time::Duration;
@@ -82,7 +83,7 @@ impl Server for Reference {
     }
 }
 
-/// Variables that are set.
+/// An environment that sets these variables.
 pub(crate) fn set(pairs: &[(&str, &str)]) -> Environment {
     pairs
         .iter()
@@ -90,11 +91,11 @@ pub(crate) fn set(pairs: &[(&str, &str)]) -> Environment {
         .collect()
 }
 
-/// Largest accepted error of the engine's kernels: rounding to bfloat16 costs about 0.0017 in norm, a
-/// wrong scale layout 0.18 and more.
+/// Largest accepted error of the engine's kernels: rounding to bfloat16 costs about 0.0017 in norm, a wrong scale
+/// layout 0.18 or more.
 const LIMIT: f64 = 0.004;
 
-/// What `/gemm_check` answers, as far as it is needed here.
+/// The part of the `/gemm_check` response that is used here.
 #[derive(Debug, Deserialize)]
 struct Answer {
     #[serde(rename = "kernelName")]

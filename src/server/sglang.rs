@@ -1,4 +1,4 @@
-//! SGLang as a server: the interpreter and what it imports, the overlay, and whether every rank was instrumented.
+//! SGLang as a server: its interpreter and what that imports, the overlay, and whether every rank was instrumented.
 
 mod profiler;
 
@@ -26,7 +26,7 @@ const HOOKED: &str = "sglang.srt.layers.quantization.fp8_utils";
 /// An SGLang installation as the configured server would import it.
 #[derive(Debug)]
 pub(crate) struct Site {
-    /// Starts what is asked.
+    /// Starts the interpreter.
     pub(crate) keeper: Keeper,
     pub(crate) python: Utf8PathBuf,
     entry: Entry,
@@ -38,7 +38,7 @@ pub(crate) struct Site {
 }
 
 impl Site {
-    /// The site of a configuration.
+    /// The installation that a configuration names.
     pub(crate) fn new(config: &Config, keeper: &Keeper) -> Result<Self, Error> {
         let python = config.backend.python.clone().ok_or_else(|| {
             Error::new(
@@ -67,7 +67,7 @@ impl Site {
         })
     }
 
-    /// Asks the interpreter, in the server's environment, where it imports from.
+    /// Runs the interpreter in the server's environment and returns where it imports packages from.
     pub(crate) fn look(&self) -> Result<Answer, Error> {
         let question = Question {
             python: self.python.clone(),
@@ -90,7 +90,8 @@ impl Site {
         Ok(answer)
     }
 
-    /// The SGLang tree that the interpreter imports: the one meant, and a release that can be tuned.
+    /// The SGLang tree that the interpreter imports; an error unless it is the intended one and a release that can be
+    /// tuned.
     pub(crate) fn sglang(&self, answer: &Answer) -> Result<Package, Error> {
         let environment =
             |error: &dyn std::error::Error| Error::caused(ErrorKind::Environment, error);
@@ -111,7 +112,7 @@ impl Site {
         Ok(package)
     }
 
-    /// What a variable is set to for the server, before gemmtune adds anything.
+    /// The value of a variable for the server, before gemmtune adds anything.
     pub(crate) fn variable(&self, name: &str) -> Option<String> {
         match self.env.get(name) {
             Some(value) => value.clone(),
@@ -119,7 +120,7 @@ impl Site {
         }
     }
 
-    /// What makes each server start slower than it has to be, in words.
+    /// A remark on what makes every server start slower than necessary.
     pub(crate) fn slow_starts(&self) -> Option<String> {
         // 61 to 75 s instead of 42 to 50 s for SGLang 0.5.16 (docs/evidence/sglang-h100, sglang-h200).
         self.variable("PYTHONDONTWRITEBYTECODE")
@@ -130,7 +131,7 @@ impl Site {
             })
     }
 
-    /// What a reader of the result has to know of the device and of what its server runs, in words.
+    /// Remarks on the device and on what its server runs.
     pub(crate) fn remarks(&self, device: &Device) -> Vec<String> {
         let several =
             (device.visible > 1).then(|| format!("{} devices are visible", device.visible));
@@ -142,12 +143,12 @@ impl Site {
             .collect()
     }
 
-    /// The server's environment on top of our own.
+    /// The server's environment, relative to our own.
     pub(crate) fn environment(&self) -> &Environment {
         &self.env
     }
 
-    /// Writes the overlay into the run folder, and says what starts a server with it.
+    /// Writes the overlay into the run folder, and returns the environment that starts a server with it.
     pub(crate) fn overlay(
         &self,
         run: &RunDir,
@@ -162,7 +163,7 @@ impl Site {
             .collect())
     }
 
-    /// Refuses records that do not come from every rank, or come from another tree than `package`.
+    /// Refuses records that do not come from every rank, or that come from a tree other than `package`.
     pub(crate) fn check_records(
         &self,
         log_summary: &LogSummary,
@@ -192,7 +193,7 @@ impl Site {
             .filter_map(|hello| hello.world)
             .max();
         let world = world.unwrap_or(self.tp);
-        // A process that never learnt its rank can only be told from another one by a second rank.
+        // A process that never learnt its rank can only be distinguished by a second rank.
         let silent: Vec<String> = (0..world)
             .filter(|rank| !ranks.contains(rank))
             .map(|rank| rank.to_string())
@@ -213,7 +214,7 @@ impl Site {
 }
 
 impl Server for Site {
-    /// Where the server's interpreter looks before its own packages; the variable may be left unset.
+    /// Where the server's interpreter looks before its own packages; the variable may be unset.
     fn surroundings(&self) -> BTreeMap<String, String> {
         let path = self.variable("PYTHONPATH").unwrap_or_default();
         BTreeMap::from([("PYTHONPATH".to_owned(), path)])

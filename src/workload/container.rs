@@ -1,6 +1,7 @@
-//! Commands that start something elsewhere: what is inside them, as far as it stands in plain words.
+//! Commands that start something elsewhere, and what runs inside them, as far as the text tells.
 //!
-//! gemmtune starts servers where it runs itself, so nothing of this is taken over; it is shown, with the way to go.
+//! gemmtune starts servers only on its own machine, so none of this is used in a configuration; it is shown, with
+//! advice on how to proceed.
 
 use std::fmt::Write as _;
 
@@ -9,10 +10,10 @@ use camino::Utf8Path;
 use super::quote::cut;
 use super::secret::masked;
 
-/// A server's command line may be long, and is worth reading whole.
+/// Most characters shown of a server's command line, which may be long and worth reading in full.
 const COMMAND_WIDTH: usize = 600;
 
-/// Options of `docker run` and `docker exec` that take no value (Docker 29, podman 5); every other one takes one.
+/// Options of `docker run` and `docker exec` that take no value (Docker 29, podman 5); all others do.
 const SWITCHES: [&str; 18] = [
     "--detach",
     "--interactive",
@@ -37,8 +38,8 @@ const SWITCHES: [&str; 18] = [
 /// Short options of one letter that take no value.
 const SHORT_SWITCHES: &str = "ditPq";
 
-/// What runs inside, for a message: `in lmsysorg/sglang:dev with SGLANG_USE_AITER=1: python3 -m sglang.launch_server …`.
-/// `None` where nothing of it names SGLang.
+/// What runs inside, for a message: `in lmsysorg/sglang:dev with SGLANG_USE_AITER=1: python3 -m sglang.launch_server
+/// …`. `None` if nothing in it names SGLang.
 pub fn inside(tool: &str, argv: &[&str]) -> Option<String> {
     let (place, env, inner) = match tool.split(' ').collect::<Vec<_>>().as_slice() {
         [_, verb @ ("run" | "exec" | "create")] if !tool.starts_with("kubectl") => {
@@ -47,7 +48,7 @@ pub fn inside(tool: &str, argv: &[&str]) -> Option<String> {
         }
         _ => {
             let at = argv.iter().position(|word| names_sglang(word))?;
-            // From the interpreter on, where there is one.
+            // Starting with the interpreter, if there is one.
             let start = argv[..at]
                 .iter()
                 .rposition(|word| super::role::name_of(word).starts_with("python"));
@@ -80,7 +81,7 @@ pub fn inside(tool: &str, argv: &[&str]) -> Option<String> {
     Some(text)
 }
 
-/// Image or container, variables, and command of `docker run` or `docker exec`, from what stands after the verb.
+/// Image or container, variables, and command of `docker run` or `docker exec`, given the arguments after the verb.
 fn container<'a>(argv: &[&'a str]) -> Option<(Option<&'a str>, Vec<&'a str>, Vec<&'a str>)> {
     let mut env = Vec::new();
     let mut at = 0;
@@ -99,7 +100,7 @@ fn container<'a>(argv: &[&'a str]) -> Option<(Option<&'a str>, Vec<&'a str>, Vec
                 {
                     continue;
                 }
-                // `-eA=1`, `-p80:80`; `-ite A=1` has its value in the next word.
+                // `-eA=1`, `-p80:80`; in `-ite A=1` the value is the next word.
                 let is_cluster = letters[..letters.len() - 1]
                     .chars()
                     .all(|letter| SHORT_SWITCHES.contains(letter));
@@ -136,7 +137,7 @@ pub fn names_sglang(word: &str) -> bool {
         .any(|name| word.contains(name))
 }
 
-/// What to do about a command that leads elsewhere.
+/// Advice on a command that starts something elsewhere.
 pub fn advice(tool: &str) -> String {
     match tool.split(' ').next().unwrap_or_default() {
         "docker" | "podman" | "nerdctl" | "docker-compose" | "kubectl" | "singularity"
@@ -157,7 +158,7 @@ pub fn advice(tool: &str) -> String {
     }
 }
 
-/// What of a file that is no script but describes containers: `compose`, `Kubernetes`.
+/// The kind of a file that describes containers rather than being a script: `compose`, `Kubernetes`.
 pub fn manifest(name: &str, text: &str) -> Option<&'static str> {
     let has = |key: &str| {
         text.lines().any(|line| {
@@ -180,7 +181,8 @@ pub fn manifest(name: &str, text: &str) -> Option<&'static str> {
     })
 }
 
-/// Lines of a manifest that name SGLang's server, for a message; with the lines that its options are spread over.
+/// Lines of a manifest that name SGLang's server, for a message, including the lines that its options are spread
+/// over.
 pub fn commands_in(text: &str) -> Vec<String> {
     let lines: Vec<&str> = text.lines().collect();
     let mut found = Vec::new();

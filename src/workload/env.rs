@@ -1,10 +1,10 @@
-//! The one place of the library that reads the process environment.
+//! The only place in the library that reads the process environment.
 
 use std::collections::BTreeMap;
 
 use camino::Utf8PathBuf;
 
-/// Variables on top of an environment: set (`Some`) or removed (`None`).
+/// Changes to an environment: variables set (`Some`) or removed (`None`).
 pub type Environment = BTreeMap<String, Option<String>>;
 
 /// A variable of our own environment, if it is set and is UTF-8.
@@ -13,20 +13,20 @@ pub fn variable(name: &str) -> Option<String> {
     std::env::var(name).ok()
 }
 
-/// Our whole environment, without what is not UTF-8.
+/// Our whole environment, except for values that are not UTF-8.
 pub fn all() -> Vec<(String, String)> {
     std::env::vars_os()
         .filter_map(|(name, value)| Some((name.into_string().ok()?, value.into_string().ok()?)))
         .collect()
 }
 
-/// The folder we were started in.
+/// The folder in which this process was started.
 pub fn folder() -> std::io::Result<Utf8PathBuf> {
     Utf8PathBuf::try_from(std::env::current_dir()?).map_err(std::io::Error::other)
 }
 
-/// Starts of the names of variables that change what a server computes or how fast: SGLang, aiter, the GPU stacks,
-/// the communication libraries, and where Python and the loader find things.
+/// Prefixes of variables that change what a server computes or how fast: SGLang, aiter, the GPU stacks, the
+/// communication libraries, and where Python and the loader search.
 const MATTERS: [&str; 43] = [
     "SGLANG_",
     "SGL_",
@@ -117,7 +117,7 @@ const SESSION: [&str; 40] = [
     "which_declare",
 ];
 
-/// Starts of such names; functions that bash exports are among them.
+/// Prefixes of such names, including those of functions that bash exports.
 const OF_A_SESSION: [&str; 6] = [
     "BASH_FUNC_",
     "XDG_SESSION",

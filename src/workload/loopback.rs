@@ -1,7 +1,7 @@
-//! What is asked of this host goes straight there, whatever proxy the environment names.
+//! Requests to this host bypass any proxy that the environment names.
 //!
 //! A proxy cannot reach the loopback of another machine, so with one a server is never found ready, and a benchmark
-//! client measures the proxy. Our own requests take none ([`agent`]); children are told the same.
+//! client measures the proxy. Our own requests use none ([`agent`]); children are configured the same way.
 
 use std::time::Duration;
 
@@ -17,13 +17,13 @@ const PROXIES: [&str; 6] = [
     "ALL_PROXY",
 ];
 
-/// Variables that name what is asked without one. Python reads the first where both are set.
+/// Variables that list the hosts to reach without a proxy. Python reads the first if both are set.
 const EXCEPTIONS: [&str; 2] = ["no_proxy", "NO_PROXY"];
 
-/// The names of this host's loopback.
+/// Names of this host's loopback interface.
 const LOOPBACK: [&str; 3] = ["127.0.0.1", "localhost", "::1"];
 
-/// A blocking HTTP client whose every call ends within `limit`, whatever its status, and takes no proxy.
+/// A blocking HTTP client that uses no proxy and whose every call ends within `limit`, whatever its status.
 pub fn agent(limit: Duration) -> ureq::Agent {
     ureq::Agent::config_builder()
         .timeout_global(Some(limit))
@@ -33,7 +33,7 @@ pub fn agent(limit: Duration) -> ureq::Agent {
         .into()
 }
 
-/// Adds to a child's environment that loopback takes no proxy, where there is one.
+/// If a child's environment has a proxy, excludes loopback from it.
 pub fn take_no_proxy(environment: &mut Environment) {
     let value = |name: &str| match environment.get(name) {
         Some(value) => value.clone(),
@@ -87,7 +87,7 @@ mod tests {
 
     #[test]
     fn a_child_without_a_proxy_is_left_as_it_is() {
-        // Taken away, should this test run behind one.
+        // Removed, in case this test runs behind one.
         let none: Vec<_> = PROXIES.iter().map(|name| (*name, None)).collect();
         let mut child = environment(&none);
         let before = child.clone();

@@ -1,7 +1,6 @@
-//! The workload: how the user starts the server and measures it, as `gemmtune.toml` says it.
+//! The workload: how the user starts the server and measures it, as described in `gemmtune.toml`.
 //!
-//! This room reads launch scripts and live processes and writes nothing. Only `env` may look
-//! at the process environment.
+//! This room reads launch scripts and live processes and writes nothing. Only `env` may read the process environment.
 
 pub mod config;
 pub mod container;

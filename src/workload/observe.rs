@@ -13,17 +13,17 @@ use super::quote::quoted;
 pub struct Process {
     pub pid: u32,
     pub argv: Vec<String>,
-    /// Environment at its start; a variable that is not UTF-8 is left out.
+    /// Environment at its start; variables that are not UTF-8 are left out.
     pub env: BTreeMap<String, String>,
     pub folder: Utf8PathBuf,
-    /// The program file: for a server, the interpreter behind all links.
+    /// The program file: for a server, the interpreter with all links resolved.
     pub program: Utf8PathBuf,
 }
 
 impl Process {
-    /// The program as it was called: the link of a virtual environment rather than the interpreter behind it, which
-    /// would import from elsewhere. Its first argument may be any text (`exec -a`), so each candidate has to lead to the
-    /// file that really runs.
+    /// The program as it was invoked: the link in a virtual environment rather than the interpreter it leads to,
+    /// which would import from elsewhere. Its first argument may be any text (`exec -a`), so a candidate must lead to
+    /// the file that is really running.
     pub fn invoked(&self) -> Utf8PathBuf {
         let named = self.argv.first().map_or("", String::as_str);
         let mut candidates = Vec::new();
@@ -55,7 +55,7 @@ impl Process {
         name.starts_with("python") || name.starts_with("pypy")
     }
 
-    /// The command line with the program as [`Self::invoked`] in front.
+    /// The command line, with [`Self::invoked`] as its program.
     pub fn command(&self) -> Vec<String> {
         let mut command = self.argv.clone();
         if let Some(first) = command.first_mut() {
@@ -65,8 +65,8 @@ impl Process {
     }
 }
 
-/// CPUs and memory nodes a process may use, where they are other than ours: what `taskset` and `numactl` in front of it
-/// have set, in words of its own.
+/// CPUs and memory nodes that a process may use, where they differ from ours: what `taskset` and `numactl` set, in
+/// their own syntax.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct Placement {
     /// CPUs, as `taskset -c` takes them.
@@ -77,7 +77,7 @@ pub struct Placement {
     pub limits: Vec<String>,
 }
 
-/// Where process `pid` is placed otherwise than this one.
+/// How the placement of process `pid` differs from that of this one.
 pub fn placement(pid: u32) -> Placement {
     let read = |pid: &str, name: &str| {
         fs_err::read_to_string(format!("/proc/{pid}/{name}")).unwrap_or_default()
@@ -121,10 +121,10 @@ pub fn placement(pid: u32) -> Placement {
 /// Why a process cannot be observed.
 #[derive(Debug, thiserror::Error)]
 pub enum ObserveError {
-    /// No such process, or not ours to look at.
+    /// There is no such process, or it may not be inspected.
     #[error("look at process {pid}")]
     Read { pid: u32, source: std::io::Error },
-    /// It renamed itself, so how it was started is no longer there.
+    /// It changed its title, so its command line is lost.
     #[error(
         "look at process {pid}: it calls itself `{}`, which is no command line; \
          it was started by process {parent}, which may be the one meant",
@@ -132,7 +132,7 @@ pub enum ObserveError {
     )]
     Renamed {
         pid: u32,
-        /// What it calls itself.
+        /// Its title.
         title: String,
         parent: u32,
     },
@@ -143,7 +143,7 @@ pub enum ObserveError {
 
 /// Observes process `pid` under `proc`, which is `/proc` outside tests.
 pub fn observe(proc: &Utf8Path, pid: u32) -> Result<Process, ObserveError> {
-    // A program that is being started in this moment may have its new file and still its old command line.
+    // A program that is just being started may have its new file but still its old command line.
     let mut seen = look(proc, pid)?;
     for _ in 0..5 {
         let again = look(proc, pid)?;
@@ -164,7 +164,8 @@ fn look(proc: &Utf8Path, pid: u32) -> Result<Process, ObserveError> {
     let Some(first) = argv.first() else {
         return Err(ObserveError::NoCommand(pid));
     };
-    // A title set later is one string, often padded with NULs; SGLang's ranks are `sglang::scheduler_TP0` and the like.
+    // A title set later is one string, often padded with NULs; SGLang's ranks are `sglang::scheduler_TP0` and the
+    // like.
     if argv.len() == 1 && (first.contains("::") || first.contains(' ')) {
         let title = first.trim().to_owned();
         return Err(ObserveError::Renamed {
@@ -201,7 +202,7 @@ fn strings(bytes: &[u8]) -> Vec<String> {
     if trimmed.is_empty() {
         return Vec::new();
     }
-    // An empty argument in the middle is an argument.
+    // An empty argument in the middle counts.
     trimmed
         .split(|byte| *byte == 0)
         .filter_map(|part| String::from_utf8(part.to_vec()).ok())

@@ -1,4 +1,5 @@
-//! How text from another file or process is shown: cut, and with nothing in it that a terminal would act on.
+//! How text from another file or process is displayed: shortened, and without anything that a terminal would
+//! interpret.
 
 /// The most characters of foreign text in one message.
 const WIDTH: usize = 80;
@@ -25,7 +26,7 @@ pub fn cut(text: &str, width: usize) -> String {
     shown
 }
 
-/// Whether a terminal shows the character as it stands: no control character, and none that reorders text.
+/// Whether a terminal displays the character as it is: neither a control character nor one that reorders text.
 pub fn is_plain(character: char) -> bool {
     let reorders = matches!(character, '\u{200e}' | '\u{200f}' | '\u{202a}'..='\u{202e}' | '\u{2066}'..='\u{2069}');
     !character.is_control() && !reorders

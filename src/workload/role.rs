@@ -1,17 +1,18 @@
-//! What a command line is: an SGLang server, a serving benchmark, a readiness probe, a wrapper that leads elsewhere.
+//! The role of a command line: an SGLang server, a serving benchmark, a readiness probe, a wrapper that starts
+//! something elsewhere.
 
 /// What a command is for.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Role {
     Server,
     Benchmark,
-    /// A request to a URL, as a script makes it to see whether the server is up.
+    /// A request to a URL, with which a script checks whether the server is up.
     Probe,
     /// A server that gemmtune does not tune.
     OtherServer,
 }
 
-/// A benchmark client, by the flags it takes and the results it writes.
+/// A benchmark client, which determines its flags and result files.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Client {
     /// SGLang's `bench_serving` (0.5.5 to 0.5.23): `--output-file` gets a JSON line a run.
@@ -22,8 +23,8 @@ pub enum Client {
     Other,
 }
 
-/// Programs that become the rest of their line by `execve`, with CPUs, memory or priorities set: what they start is
-/// only the same with them in front. With each, the options that take a value of their own.
+/// Programs that run the rest of their line through `execve` with CPUs, memory or priorities set: what they start is
+/// only the same if they precede it. Each is listed with its options that take a value.
 pub(super) const KEPT: [(&str, &[&str]); 8] = [
     (
         "numactl",
@@ -49,8 +50,8 @@ pub(super) const KEPT: [(&str, &[&str]); 8] = [
     ("prlimit", &[]),
 ];
 
-/// Commands that run the rest of their line somewhere else: in a container, on another node, as a batch job, in an
-/// environment of their own making.
+/// Commands that run the rest of their line elsewhere: in a container, on another node, as a batch job, in an
+/// environment of their own.
 const ELSEWHERE: [&str; 14] = [
     "docker",
     "docker-compose",
@@ -68,7 +69,7 @@ const ELSEWHERE: [&str; 14] = [
     "enroot",
 ];
 
-/// Interpreter options that take a value of their own (CPython 3.8 to 3.14).
+/// Interpreter options that take a value (CPython 3.8 to 3.14).
 const PYTHON_VALUED: [&str; 3] = ["-X", "-W", "--check-hash-based-pycs"];
 
 /// The last part of a path.
@@ -76,7 +77,7 @@ pub(super) fn name_of(program: &str) -> &str {
     program.rsplit('/').next().unwrap_or(program)
 }
 
-/// `argv` from the program on that [`KEPT`] wrappers start.
+/// `argv` without leading [`KEPT`] wrappers.
 pub fn looked_through<'a, 'b>(argv: &'a [&'b str]) -> &'a [&'b str] {
     match wrapper(argv) {
         0 => argv,
@@ -84,7 +85,7 @@ pub fn looked_through<'a, 'b>(argv: &'a [&'b str]) -> &'a [&'b str] {
     }
 }
 
-/// How many words of `argv` are a [`KEPT`] wrapper with its options.
+/// How many words of `argv` are a [`KEPT`] wrapper and its options.
 pub(super) fn wrapper(argv: &[&str]) -> usize {
     let first = argv.first().map_or("", |first| name_of(first));
     let Some((wrapper, valued)) = KEPT.iter().find(|(wrapper, _)| *wrapper == first) else {
@@ -116,7 +117,7 @@ enum Runs<'a> {
     Script(&'a str, &'a [&'a str]),
 }
 
-/// What an interpreter is told to run: `-m MODULE` or a file, with its arguments.
+/// What an interpreter runs: `-m MODULE` or a file, with its arguments.
 fn runs<'a>(argv: &'a [&'a str]) -> Option<Runs<'a>> {
     let mut at = 1;
     while let Some(&word) = argv.get(at) {
@@ -135,7 +136,7 @@ fn runs<'a>(argv: &'a [&'a str]) -> Option<Runs<'a>> {
     None
 }
 
-/// What the command is for, if it matters. Wrappers are not looked through.
+/// The role of the command, if it is a relevant one. Wrappers are not skipped.
 pub fn role(argv: &[&str]) -> Option<Role> {
     let program = name_of(argv.first()?);
     let (what, arguments) = if program.starts_with("python") || program == "pypy3" {
@@ -198,7 +199,7 @@ pub fn client(argv: &[&str]) -> Client {
     }
 }
 
-/// The wrapper that takes this command elsewhere, if one does: `docker run`, `srun`, `ssh`.
+/// The wrapper that runs this command elsewhere, if there is one: `docker run`, `srun`, `ssh`.
 pub fn elsewhere(argv: &[&str]) -> Option<String> {
     let argv = looked_through(argv);
     let name = name_of(argv.first()?);
@@ -208,7 +209,7 @@ pub fn elsewhere(argv: &[&str]) -> Option<String> {
     if !ELSEWHERE.contains(&name) {
         return None;
     }
-    // Options of the program itself may stand before its verb: `docker --context x run`.
+    // Options of the program itself may precede its verb: `docker --context x run`.
     let has = |verbs: &[&str]| {
         argv.iter()
             .take(6)
@@ -231,8 +232,8 @@ pub fn elsewhere(argv: &[&str]) -> Option<String> {
     }
 }
 
-/// The value of a flag: `--name value` or `--name=value`; the last one counts, and a beginning that is nothing else
-/// stands for the name, as in argparse.
+/// The value of a flag: `--name value` or `--name=value`; the last one counts, and as in argparse an unambiguous
+/// prefix of the name is accepted.
 pub fn flag<'a>(argv: &[&'a str], names: &[&str]) -> Option<&'a str> {
     let mut found = None;
     for (at, &word) in argv.iter().enumerate() {
@@ -247,13 +248,13 @@ pub fn flag<'a>(argv: &[&'a str], names: &[&str]) -> Option<&'a str> {
     found
 }
 
-/// Whether a flag is there, with or without a value.
+/// Whether a flag is present, with or without a value.
 pub fn has_flag(argv: &[&str], names: &[&str]) -> bool {
     argv.iter()
         .any(|word| is_meant(word.split('=').next().unwrap_or(word), names))
 }
 
-/// What argparse cannot tell apart it refuses, so a command that works has no ambiguous beginnings.
+/// argparse refuses ambiguous prefixes, so a command that works has none.
 fn is_meant(text: &str, names: &[&str]) -> bool {
     let is_beginning = text.len() > 3 && text.starts_with("--");
     names

@@ -1,7 +1,7 @@
-//! What must not be shown: which names hold secrets, and texts and documents without their values.
+//! Secrets: which names hold them, and how texts and documents are stripped of their values.
 //!
-//! A secret is recognised by the name it stands under: a variable, an option of a command, a key of a document. Its
-//! value is then also taken out of texts that repeat it, such as the last line of a server's log.
+//! A secret is recognised by the name it is stored under: a variable, an option of a command, a key of a document.
+//! Its value is then also removed from texts that repeat it, such as the last line of a server's log.
 
 use std::borrow::Cow;
 use std::fmt;
@@ -12,10 +12,10 @@ use serde_json::Value;
 
 use super::config::Config;
 
-/// Stands where a secret stood.
+/// The replacement for a secret.
 pub const MASK: &str = "***";
 
-/// A name with one of these words holds a secret.
+/// A name that contains one of these words holds a secret.
 const WORDS: [&str; 9] = [
     "SECRET",
     "SECRETS",
@@ -28,7 +28,7 @@ const WORDS: [&str; 9] = [
     "AUTHORIZATION",
 ];
 
-/// A name that ends in one of these and `KEY` does too.
+/// So does a name that ends in one of these followed by `KEY`.
 const KEYS: [&str; 8] = [
     "API",
     "ACCESS",
@@ -40,14 +40,13 @@ const KEYS: [&str; 8] = [
     "MASTER",
 ];
 
-/// A name that ends in `TOKEN` holds a secret, except behind one of these: then it is a token of a text.
+/// A name that ends in `TOKEN` holds a secret, except after one of these: then it means a token of text.
 const TEXT_TOKENS: [&str; 17] = [
     "PER", "EOS", "BOS", "PAD", "UNK", "SEP", "CLS", "MASK", "SPECIAL", "STOP", "START", "END",
     "THINK", "IMPLICIT", "IMAGE", "AUDIO", "VIDEO",
 ];
 
-/// A shorter value is masked where it stands under its name, and not looked for elsewhere: it would be found in words
-/// that have nothing to do with it.
+/// A shorter value is masked under its own name but not searched for elsewhere: it would match unrelated words.
 const SHORTEST: usize = 8;
 
 /// Whether what is called `name` (`HF_TOKEN`, `--api-key`, `apiKey`) is a secret.
@@ -85,15 +84,15 @@ fn words(name: &str) -> Vec<String> {
     words
 }
 
-/// Secrets that are known by value, to be taken out of whatever repeats them.
+/// Secrets known by value, to be removed from whatever repeats them.
 #[derive(Clone, Default)]
 pub struct Secrets {
-    /// Longest first, so that none is masked in part.
+    /// Longest first, so that none is masked only partially.
     values: Vec<String>,
 }
 
 impl Secrets {
-    /// Those of a configuration, and of the environment (names and values) that its server inherits.
+    /// The secrets of a configuration, and of the environment (names and values) that its server inherits.
     pub fn of(config: &Config, inherited: impl IntoIterator<Item = (String, String)>) -> Self {
         let mut secrets = Self::default();
         let commands = [&config.server.command, &config.benchmark.command];
@@ -127,7 +126,7 @@ impl Secrets {
         }
     }
 
-    /// `text` without secrets: the known values, and what stands under a secret name (`HF_TOKEN=…`, `--api-key …`,
+    /// `text` without secrets: neither known values, nor values under a secret name (`HF_TOKEN=…`, `--api-key …`,
     /// `"api_key": "…"`, `Bearer …`, `https://user:…@host`).
     pub fn mask<'text>(&self, text: &'text str) -> Cow<'text, str> {
         let mut masked = Cow::Borrowed(text);
@@ -142,7 +141,7 @@ impl Secrets {
         }
     }
 
-    /// Takes secrets out of a document: values of secret keys, words behind secret options, and texts.
+    /// Removes secrets from a document: values of secret keys, words after secret options, and secrets in texts.
     pub fn mask_json(&self, document: &mut Value) {
         match document {
             Value::String(text) => {
@@ -208,13 +207,13 @@ pub fn masked(argv: &[impl AsRef<str>]) -> Vec<String> {
     masked_command(&argv)
 }
 
-/// Whether a command line holds nothing that would be masked.
+/// Whether a command line contains nothing that would be masked.
 pub fn is_open(argv: &[impl AsRef<str>]) -> bool {
     let words = argv.iter().map(AsRef::as_ref);
     masked(argv).iter().map(String::as_str).eq(words)
 }
 
-/// Where the secret options of a command stand, and where their values: in the same word for `--api-key=…`.
+/// Positions of a command's secret options and of their values: the same word for `--api-key=…`.
 fn secret_options(argv: &[String]) -> Vec<(usize, usize)> {
     let option = |at: usize| {
         let word = argv[at].strip_prefix('-')?;
@@ -251,10 +250,10 @@ static VALUE: LazyLock<Regex> = LazyLock::new(|| {
 static PASSWORD: LazyLock<Regex> =
     LazyLock::new(|| Regex::new(r#"^[^/\s@'"]+@"#).expect("a constant expression"));
 
-/// `text` without what stands under secret names; `None` when nothing does.
+/// `text` without the values under secret names; `None` if there are none.
 fn named(text: &str) -> Option<String> {
     let mut masked = String::new();
-    // Up to where `text` was copied, and from where it is looked at.
+    // `text` is copied up to one position and searched from the other.
     let (mut copied, mut from) = (0, 0);
     while let Some(found) = BOUND.captures_at(text, from) {
         let whole = found.get(0)?;
@@ -300,7 +299,7 @@ fn named(text: &str) -> Option<String> {
     (copied > 0).then(|| masked + &text[copied..])
 }
 
-/// Whether a text is the value of a secret: nothing, a reference to a variable and what says that there is none are not.
+/// Whether a text is a secret's value: an empty text, a reference to a variable and words that mean "none" are not.
 fn is_value(text: &str) -> bool {
     let bare = text.trim_matches(['"', '\'']);
     !matches!(
@@ -309,7 +308,7 @@ fn is_value(text: &str) -> bool {
     ) && !bare.starts_with('$')
 }
 
-/// Whether this is the column `token` of aiter's fused-MoE tables: so many tokens, 131072 at most.
+/// Whether this is the column `token` of aiter's fused-MoE tables: a number of tokens, at most 131072.
 fn is_count(name: &str, text: &str) -> bool {
     let bare = text.trim_matches(['"', '\'', ':']);
     name == "token" && bare.len() <= 6 && bare.bytes().all(|digit| digit.is_ascii_digit())

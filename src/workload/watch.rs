@@ -1,7 +1,8 @@
-//! Watches what a launch script really starts: servers, benchmark clients, and commands that lead elsewhere.
+//! Watches what a launch script actually starts: servers, benchmark clients, and commands that start something
+//! elsewhere.
 //!
 //! The script runs as the user runs it; nothing is added to its environment but the keeper's mark. Each program is
-//! looked at in `/proc` within milliseconds of its start, before a process title can replace its command line.
+//! inspected in `/proc` within milliseconds of its start, before a process title can replace its command line.
 
 use std::collections::BTreeMap;
 use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr};
@@ -20,17 +21,17 @@ use crate::bench::client;
 use crate::proc::watch::{Event, Watcher};
 use crate::proc::{Interrupt, Kept, ports};
 
-/// No benchmark for this long after one has ended means that the last one has: a script that sweeps starts the next one
-/// within seconds.
+/// If no benchmark starts for this long after one has ended, it was the last: a script that sweeps starts the next
+/// one within seconds.
 const SETTLED: Duration = Duration::from_secs(20);
 
-/// A server that ended before it was ready may be started again by its script within this time.
+/// Within this time a script may restart a server that ended before it was ready.
 const RESTART: Duration = Duration::from_secs(5);
 
-/// How often servers are asked whether they are ready.
+/// How often servers are checked for readiness.
 const ASK_EVERY: Duration = Duration::from_millis(200);
 
-/// How long one answer may take: an idle server that is loading answers late or not at all.
+/// Time limit of one response: a server that is loading responds late or not at all.
 const ASK: Duration = Duration::from_secs(5);
 
 /// When to stop watching.
@@ -47,7 +48,7 @@ pub enum Until {
 /// What ended the watching.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Ending {
-    /// What was waited for has come.
+    /// The awaited event has occurred.
     Reached,
     /// Everything the command started has ended.
     Exited,
@@ -56,30 +57,30 @@ pub enum Ending {
     Interrupted,
 }
 
-/// An answer of a server that is up.
+/// The response of a server that is up.
 #[derive(Clone, Debug, PartialEq)]
 pub struct Answer {
     pub address: SocketAddr,
-    /// Its resolved arguments, where it gives them.
+    /// Its resolved arguments, if it reports them.
     pub info: Option<Value>,
 }
 
 /// A server or a benchmark that was started.
 #[derive(Clone, Debug, PartialEq)]
 pub struct Seen {
-    /// What it is for.
+    /// Its role.
     pub role: Role,
     /// How it was started.
     pub process: Process,
-    /// What stood in front of it and became it: `numactl …`.
+    /// The command that preceded it and became it through `execve`: `numactl …`.
     pub front: Vec<String>,
-    /// A program that started it with the rest of its own line, by name: `rocprofv3`.
+    /// Name of a program that started it with the rest of its own command line: `rocprofv3`.
     pub under: Option<String>,
-    /// CPUs, memory and limits other than ours.
+    /// CPUs, memory and limits, where they differ from ours.
     pub placement: Placement,
-    /// Its answer once it was ready.
+    /// Its response once it was ready.
     pub answer: Option<Answer>,
-    /// Whether it still runs.
+    /// Whether it is still running.
     pub is_alive: bool,
 }
 
@@ -107,9 +108,9 @@ pub enum Tell<'a> {
     Started(&'a Seen),
     /// A server is ready.
     Ready(&'a Seen),
-    /// A command that leads elsewhere was started.
+    /// A command that starts something elsewhere was started.
     Elsewhere(&'a str),
-    /// Nothing new; the moment to pass output on.
+    /// Nothing new; an opportunity to forward output.
     Tick,
 }
 
@@ -146,14 +147,14 @@ pub fn watch(
     }
 }
 
-/// What is known of the tree at one moment.
+/// What is known of the process tree at one moment.
 struct View {
     watcher: Watcher,
     seen: Vec<Seen>,
     elsewhere: Vec<(String, Vec<String>)>,
-    /// The latest command line of every process, with those before it in the same process.
+    /// Every process's command lines, the latest last.
     lines: BTreeMap<u32, Vec<Vec<String>>>,
-    /// Python programs that are no server by their command line.
+    /// Python programs whose command line is not that of a server.
     others: BTreeMap<u32, (Process, Placement)>,
     /// The command itself, and whether it has ended.
     command: Option<(u32, bool)>,
@@ -179,7 +180,7 @@ impl View {
             match event {
                 Event::Runs { pid, parent } => {
                     self.command.get_or_insert((pid, false));
-                    // A process that renamed itself, or ended in this moment, shows nothing.
+                    // A process that changed its title or has just ended shows nothing.
                     if let Ok(process) = observe::observe(Utf8Path::new("/proc"), pid) {
                         self.runs(parent, process, tell);
                     }
@@ -201,7 +202,7 @@ impl View {
             .entry(pid)
             .or_default()
             .push(process.argv.clone());
-        // podman's `docker` is a shell script, and others are.
+        // `docker` may be a shell script, as podman's is.
         let is_shell = matches!(
             argv.first().map(|first| role::name_of(first)),
             Some("sh" | "bash" | "dash")
@@ -276,7 +277,7 @@ impl View {
         }
     }
 
-    /// What may be a server that is about to listen: id, and the port of a server that names it.
+    /// Processes that may be servers about to listen: id, and the port of a server that names it.
     fn candidates(&self) -> Vec<Candidate> {
         let servers = self
             .seen
@@ -329,7 +330,7 @@ impl View {
         if until == Until::Ready && is_ready {
             return Some(Ending::Reached);
         }
-        // The script has gone and left its server up: nothing more will come.
+        // The script has exited and left its server running, so nothing more will come.
         if command_ended && is_ready && serving && !busy {
             return Some(Ending::Reached);
         }
@@ -344,7 +345,7 @@ impl View {
     }
 }
 
-/// Programs that start the rest of their line and change nothing about it but its environment or how long it lives.
+/// Programs that start the rest of their line and change only its environment or its lifetime.
 const HARMLESS: [&str; 22] = [
     "timeout",
     "time",
@@ -370,12 +371,12 @@ const HARMLESS: [&str; 22] = [
     "su",
 ];
 
-/// What stood in front of a process that became it: an earlier command line of the same process that ends with this one
-/// and begins with a wrapper that matters.
+/// The command that preceded a process and became it: an earlier command line of the same process that ends with this
+/// one and begins with a relevant wrapper.
 fn front(before: &[Vec<String>], process: &Process) -> Vec<String> {
     let wrapped = before.iter().find(|line| {
         let first = line.first().map_or("", |first| role::name_of(first));
-        // `timeout` stays in front as a process of its own, and its child is a copy of it for a moment.
+        // `timeout` remains the parent process, and its child is a copy of it for a moment.
         first != "timeout"
             && role::KEPT.iter().any(|(name, _)| *name == first)
             && line.ends_with(&process.argv)
@@ -385,11 +386,11 @@ fn front(before: &[Vec<String>], process: &Process) -> Vec<String> {
     })
 }
 
-/// What may be a server that is about to listen: its id, and the port of one that is a server by its command line, 0 where
+/// A process that may be a server about to listen: its id, and the port if it is a server by its command line, 0 if
 /// that names none.
 type Candidate = (u32, Option<u16>);
 
-/// Asks candidates whether they are up, beside the watching: an answer may take seconds.
+/// Polls candidates for readiness in a thread of its own, because a response may take seconds.
 struct Prober {
     wanted: Arc<Mutex<Vec<Candidate>>>,
     answers: Receiver<(u32, Answer)>,
@@ -432,9 +433,10 @@ impl Drop for Prober {
     }
 }
 
-/// Asks one candidate; `false` when no one waits for answers any more.
+/// Polls one candidate; `false` when the receiver is gone.
 ///
-/// Only sockets of the process itself are asked, never those of its ranks: a rendezvous is no place for HTTP.
+/// Only sockets of the process itself are tried, never those of its ranks, which may be rendezvous ports and should
+/// not receive HTTP.
 fn probe(pid: u32, server: Option<u16>, answers: &Sender<(u32, Answer)>) -> bool {
     let named = server.filter(|port| *port != 0);
     for address in ports::listening(&[pid]) {
@@ -459,13 +461,13 @@ fn url(address: SocketAddr) -> String {
     let host = match address.ip() {
         ip if !ip.is_unspecified() => ip,
         IpAddr::V4(_) => IpAddr::V4(Ipv4Addr::LOCALHOST),
-        // A socket of any IPv6 address takes IPv4 too by default.
+        // A socket on any IPv6 address accepts IPv4 as well by default.
         IpAddr::V6(_) => IpAddr::V6(Ipv6Addr::LOCALHOST),
     };
     format!("http://{}", SocketAddr::new(host, address.port()))
 }
 
-/// Asks a running server, once, whether it is one: for `init --pid`.
+/// Checks once whether a running process is a server: for `init --pid`.
 pub fn ask(pid: u32) -> Option<Answer> {
     let (sender, answers) = channel();
     probe(pid, None, &sender);

@@ -1,4 +1,4 @@
-//! The fused MoE beside the dense GEMMs: what was seen of it, tuned, put in place and verified.
+//! The fused MoE beside the dense GEMMs: what was captured, tuned, deployed and verified.
 
 use std::collections::BTreeMap;
 
@@ -14,7 +14,7 @@ use crate::tune::moe::{MoeTask, Part};
 use crate::tune::results::Row;
 use crate::tune::tuned::TunedTable;
 
-/// A fused MoE that the workload was seen to run.
+/// A fused MoE that the workload runs.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
 pub struct SeenMoe {
     /// The problem on one rank.
@@ -22,14 +22,14 @@ pub struct SeenMoe {
     pub problem: MoeProblem,
     /// Calls by M (tokens of the forward), graph replays counted.
     pub calls: BTreeMap<u32, u64>,
-    /// Calls of one forward pass, counted in a captured graph; absent where none was captured.
+    /// Calls in one forward pass, counted in a captured graph; absent where none was captured.
     pub per_forward: Option<u32>,
-    /// What serves it today, in words.
+    /// What serves it today, described in words.
     pub today: String,
 }
 
 impl SeenMoe {
-    /// What was seen, in words.
+    /// A description of what was captured.
     pub fn sentence(&self) -> String {
         format!(
             "fused MoE {} at {} M from {} calls",
@@ -39,7 +39,7 @@ impl SeenMoe {
         )
     }
 
-    /// `E=128 N=768`: what one table is about.
+    /// A short name such as `E=128 N=768`: the subject of one table.
     pub fn in_short(&self) -> String {
         format!("E={} N={}", self.problem.experts, self.problem.n)
     }
@@ -48,30 +48,30 @@ impl SeenMoe {
 /// What the tune stage found of fused MoE.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
 pub struct TunedMoe {
-    /// The device, in words.
+    /// A description of the device.
     pub device: String,
     /// What was timed as the whole operation: `fused_experts`, `two GEMMs` where that could not be run, or aiter's `fused_moe`.
     pub whole: String,
     /// One row for every size that was raced, as a whole operation.
     pub rows: Vec<Row<MoeTask>>,
-    /// Sizes without a winner, with the reason.
+    /// Sizes without a winner, each with the reason.
     pub failed: Vec<String>,
-    /// Sizes the budget left out.
+    /// Sizes that exceeded the budget.
     pub not_reached: Vec<MoeTask>,
-    /// Candidates that fault, hang or compute wrong numbers, with the evidence.
+    /// Candidates that fault, hang or compute wrong numbers, each with the evidence.
     pub quarantined: Vec<String>,
-    /// What was lost for good.
+    /// What was lost permanently.
     pub lost: Vec<String>,
     /// Files of the tables, as the tuner wrote them.
     pub files: Vec<Utf8PathBuf>,
-    /// The tables in them, as rows: what is deployed.
+    /// The same tables as rows: what is deployed.
     #[serde(default)]
     pub tables: Vec<TunedTable>,
-    /// What the devices' clocks did while candidates were timed.
+    /// The devices' clocks while candidates were timed.
     pub clocks: Clocks,
     /// Pairs of rows that were timed as whole operations.
     pub candidates: u64,
-    /// Seconds devices were held by requests, all together.
+    /// Total seconds for which requests held devices.
     pub busy_seconds: f64,
     /// Seconds from start to end of the last attempt.
     pub seconds: f64,
@@ -121,18 +121,18 @@ impl From<TuneOutcome<MoeTask>> for TunedMoe {
 /// The deployed tables of fused MoE.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
 pub struct DeployedMoe {
-    /// Environment that serves them.
+    /// Environment with which they are served.
     pub env: BTreeMap<String, String>,
-    /// Their folder, or the one file that holds them all.
+    /// Their folder, or the file that has them all.
     pub table: Utf8PathBuf,
     pub digest: String,
     /// Rows in them; SGLang's are each for the up and the down projection.
     pub rows: usize,
-    /// Of them, rows that are faster than what served before; the others are what serves anyway.
+    /// How many of them are faster than what served before; the others repeat what serves anyway.
     pub won: usize,
-    /// What undo takes back, in words.
+    /// What undo would revert, in words.
     pub takes_back: Vec<String>,
-    /// What a reader of the result has to know.
+    /// Remarks that a reader needs to interpret the result.
     pub notes: Vec<String>,
 }
 
@@ -141,16 +141,16 @@ pub struct DeployedMoe {
 pub struct MoeCheck {
     #[serde(flatten)]
     pub task: MoeTask,
-    /// The row that served it, in words; the failure where it did not run.
+    /// The row that served it, in words; the error if it did not run.
     pub kernel: String,
     /// ‖y − ref‖ / ‖ref‖; absent when the output was not finite.
     pub relative_error: Option<f64>,
     /// The largest error accepted.
     pub limit: f64,
-    /// Time of a call, µs, where it was taken.
+    /// Time of a call, µs, if it was measured.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub us: Option<f64>,
-    /// What it was when the row was judged, µs.
+    /// The time with which the row was judged, µs.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub tuned_us: Option<f64>,
 }
@@ -166,13 +166,13 @@ impl MoeCheck {
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
 pub struct VerifiedMoe {
     pub checks: Vec<MoeCheck>,
-    /// Which sizes were served by the deployed tables; `families` holds each table.
+    /// Which sizes the deployed tables served; `families` has an entry for each table.
     pub engagement: Engagement,
 }
 
 impl VerifiedMoe {
-    /// Why the deployed tables are not what serves; `None` where they are. A table is put in place for a whole process, so
-    /// a single size that another row served means a process without it.
+    /// Why the deployed tables cannot be what serves; `None` if they are. A table is put in place for a whole
+    /// process, so a single size served by another row means a process without the tables.
     pub fn refusal(&self) -> Option<String> {
         let engagement = &self.engagement;
         let idle = |(_, asked): &(&String, &Asked)| asked.hit == 0 && asked.missed == 0;

@@ -1,4 +1,4 @@
-//! What the baseline server's profiler said. It belongs to no stage's document: a run without it goes on as well.
+//! What the baseline server's profiler recorded. It is not part of a stage's document: a run continues without it.
 
 use camino::Utf8PathBuf;
 use serde::{Deserialize, Serialize};
@@ -7,13 +7,13 @@ use super::Document;
 use crate::profile::LoadProfile;
 use crate::store::run_dir::RunDir;
 
-/// Where the time of a step goes, by load.
+/// Where the time of a step goes, for each load.
 #[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize)]
 #[serde(default)]
 pub struct Profiled {
-    /// Those that could be profiled.
+    /// The loads that could be profiled.
     pub loads: Vec<LoadProfile>,
-    /// What could not be told, and why.
+    /// What could not be determined, and why.
     pub remarks: Vec<String>,
 }
 

@@ -1,4 +1,4 @@
-//! What was found of a server: before it is instrumented, instrumented, and tuned.
+//! What was found about a server: before it is instrumented, instrumented, and tuned.
 
 use std::collections::BTreeMap;
 
@@ -17,32 +17,33 @@ use crate::report::model::Phase;
 pub struct Inspection {
     /// Facts that must not change while the run lasts.
     pub identity: BTreeMap<String, String>,
-    /// Operation that will be tuned; where only a fused MoE is, the one that the server's dense GEMMs are recorded as.
+    /// Operation that will be tuned; where only a fused MoE is, the one that the server's dense GEMMs are recorded
+    /// as.
     pub op: Op,
-    /// Architecture as the tables name it.
+    /// Architecture, as in the tables: `gfx942`.
     pub gfx: String,
-    /// Compute units as the tables count them.
+    /// Compute units, as in the tables.
     pub cu_num: u32,
-    /// The kernel path that serves the operation today, in words.
+    /// A description of the kernel path that serves the operation today.
     pub path: String,
-    /// The server's function that was seen to reach the operation, once the workload was captured.
+    /// The server's function that calls the operation, once the workload was captured.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub linear: Option<String>,
     /// Table the environment uses before tuning, if any.
     pub table: Option<Utf8PathBuf>,
-    /// Further operations of dense GEMMs that the workload runs and that are tuned with it.
+    /// Further dense GEMM operations that the workload runs and that are tuned in the same run.
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
     pub also: Vec<AlsoTuned>,
     pub remarks: Vec<String>,
 }
 
-/// What serves a further operation today; everything else is as for the first.
+/// What serves a further operation today; everything else is the same as for the first.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
 pub struct AlsoTuned {
     pub op: Op,
-    /// The kernel path that serves it, in words.
+    /// A description of the kernel path that serves it.
     pub path: String,
-    /// The server's function that was seen to reach it.
+    /// The server's function that calls it.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub linear: Option<String>,
     /// Table the environment uses for it, if any.
@@ -50,7 +51,7 @@ pub struct AlsoTuned {
 }
 
 impl Inspection {
-    /// One inspection for each operation that is tuned, the one with most calls first.
+    /// An inspection for each operation that is tuned, the one with most calls first.
     pub fn operations(&self) -> Vec<Self> {
         let first = Self {
             also: Vec::new(),
@@ -76,25 +77,25 @@ impl Inspection {
 /// What the capture stage found, beside the shapes themselves.
 #[derive(Clone, Debug, Serialize, Deserialize)]
 pub struct Captured {
-    /// What was inspected, as the workload was seen to use it.
+    /// The inspection, updated by what the workload was seen to use.
     #[serde(default)]
     pub inspection: Option<Inspection>,
     /// Number of the capture trial.
     pub trial: u32,
     pub distinct: usize,
     pub calls: u64,
-    /// Identities of the dispatch.
+    /// Identities of the dispatch, as logged.
     pub dispatch: Vec<String>,
     /// Records that were torn or impossible.
     pub malformed: u64,
-    /// Sizes of decode batches seen, in requests.
+    /// Sizes of decode batches, in requests.
     pub decode: Vec<u32>,
-    /// Sizes of prefill batches seen, in tokens.
+    /// Sizes of prefill batches, in tokens.
     pub prefill: Vec<u32>,
     /// M of the decode graphs that were captured.
     #[serde(default)]
     pub graphs: Vec<u32>,
-    /// Tokens of one prefill chunk, where the server said.
+    /// Tokens of one prefill chunk, where the server logged it.
     #[serde(default)]
     pub chunk: Option<u32>,
     /// Fused MoE that ran, where it is to be tuned.
@@ -103,7 +104,7 @@ pub struct Captured {
 }
 
 impl Captured {
-    /// Which part of serving a GEMM with M of `m` belongs to, where the log says.
+    /// The phase of serving that a GEMM with M of `m` belongs to, where the log tells.
     pub fn phase(&self, m: u32) -> Option<Phase> {
         match (self.decode.contains(&m), self.prefill.contains(&m)) {
             (true, false) => Some(Phase::Decode),
@@ -127,12 +128,12 @@ pub struct Verified {
     pub parity: Agreement,
     /// Share of the look-ups that the deployed table served.
     pub hit_rate: Option<f64>,
-    /// Which planned shapes were served by the deployed table; empty where no dense GEMM was tuned.
+    /// Which planned shapes the deployed table served; empty where no dense GEMM was tuned.
     pub engagement: Engagement,
     /// How long deployed kernels take, where the platform times them.
     #[serde(default)]
     pub times: Vec<KernelTime>,
-    /// The modules that the process loaded, where the platform has any.
+    /// The modules that the process loaded, if the platform has any.
     #[serde(default)]
     pub modules: Vec<Module>,
     /// Whether the kernels that ran are the table's.
@@ -143,38 +144,38 @@ pub struct Verified {
     pub fused_moe: Option<VerifiedMoe>,
 }
 
-/// Look-ups a tuned server reported while it served the workload.
+/// Look-ups that a tuned server reported while it served the workload.
 #[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize)]
 pub struct Engagement {
-    /// Shapes looked up that hit the row meant for them.
+    /// Shapes looked up that hit their deployed row.
     pub hit: usize,
-    /// Shapes looked up that missed although a row is meant for them, named.
+    /// Shapes looked up that missed although there is a row for them, by name.
     pub missed: Vec<String>,
-    /// Rows that the workload did not bring up this time, named.
+    /// Rows that the workload did not use this time, by name.
     pub unseen: Vec<String>,
-    /// Shapes looked up that no row is meant for, named.
+    /// Shapes looked up for which there is no row, by name.
     pub unplanned: Vec<String>,
-    /// Hits that named another kernel than the one deployed.
+    /// Hits with a kernel other than the deployed one.
     pub other_kernel: Vec<String>,
-    /// Of a route: what each family that it names was asked for.
+    /// For a route: the shapes of each family in it.
     #[serde(default, skip_serializing_if = "BTreeMap::is_empty")]
     pub families: BTreeMap<String, Asked>,
-    /// Where several operations are deployed: what the table of each was asked for.
+    /// Where several operations are deployed: the shapes of each one's table.
     #[serde(default, skip_serializing_if = "BTreeMap::is_empty")]
     pub operations: BTreeMap<String, Asked>,
 }
 
-/// Shapes that a route gives to a family, or that a table has rows for.
+/// Shapes that a route assigns to a family, or that a table has rows for.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Asked {
-    /// Computed by it, by the row deployed for them.
+    /// Those that it computed, with their deployed row.
     pub hit: usize,
-    /// Computed by something else.
+    /// Those that something else computed.
     pub missed: usize,
 }
 
 impl Engagement {
-    /// Shapes looked up that no deployed row served, named. Terminal and report count and list these.
+    /// Shapes looked up that no deployed row served, by name. Terminal and report count and list these.
     pub fn not_served(&self) -> Vec<String> {
         let lists = [&self.missed, &self.other_kernel, &self.unplanned];
         lists.into_iter().flatten().cloned().collect()
@@ -185,13 +186,13 @@ impl Engagement {
         self.hit + self.not_served().len()
     }
 
-    /// Share of the shapes looked up that took the row deployed for them.
+    /// Share of the shapes looked up that used their deployed row.
     pub fn hit_rate(&self) -> Option<f64> {
         let looked_up = self.looked_up();
         (looked_up > 0).then(|| self.hit as f64 / looked_up as f64)
     }
 
-    /// The two counts in words.
+    /// A sentence with both counts.
     pub fn sentence(&self) -> String {
         let left = if self.unplanned.is_empty() {
             String::new()
@@ -205,13 +206,14 @@ impl Engagement {
         )
     }
 
-    /// Why the deployed table is not what serves; `None` where it is.
+    /// Why the deployed table cannot be what serves; `None` if it is.
     ///
-    /// The kernel's name in the log comes from the table the server reads, so another table contradicts or misses
-    /// nearly every look-up; single contradictions are torn lines, the head of one look-up with the tail of another.
+    /// The kernel's name in the log comes from the table that the server reads, so with another table nearly every
+    /// look-up misses or contradicts; single contradictions are torn lines, the beginning of one look-up with the end
+    /// of another.
     pub fn refusal(&self) -> Option<String> {
         let missed = self.missed.len();
-        // A family that does not run is as good as not deployed, whatever the others do.
+        // A family that does not run counts as not deployed, whatever the others do.
         let idle = |(_, asked): &(&String, &Asked)| asked.hit == 0 && asked.missed > 0;
         if let Some((family, asked)) = self.families.iter().find(idle) {
             let first = self
@@ -224,7 +226,7 @@ impl Engagement {
                 first.map_or_else(String::new, |shape| format!(", first {shape}"))
             ));
         }
-        // So is the table of an operation.
+        // The same holds for the table of an operation.
         if let Some((op, asked)) = self.operations.iter().find(idle) {
             return Some(format!(
                 "none of the {} shapes of {op} that the tuned server looked up took the row deployed for them",

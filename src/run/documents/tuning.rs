@@ -1,4 +1,4 @@
-//! What was tuned, and what of it was put in place.
+//! What was tuned, and what of that was deployed.
 
 use std::collections::BTreeMap;
 
@@ -14,50 +14,50 @@ use crate::tune::results::Row;
 use crate::tune::tuned::TunedTable;
 use crate::workload::env::Environment;
 
-/// What the tune stage found, in the form later stages and the report read.
+/// What the tune stage found, as later stages and the report read it.
 #[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize)]
 pub struct Tuned {
-    /// The device, in words.
+    /// A description of the device.
     pub device: String,
     /// One row for every shape that was raced.
     pub rows: Vec<Row>,
-    /// Shapes without a winner, with the reason.
+    /// Shapes without a winner, each with the reason.
     pub failed: Vec<String>,
-    /// Shapes the budget left out.
+    /// Shapes that exceeded the budget.
     pub not_reached: Vec<Shape>,
-    /// Candidates that fault, hang or compute wrong numbers, with the evidence.
+    /// Candidates that fault, hang or compute wrong numbers, each with the evidence.
     pub quarantined: Vec<String>,
-    /// What was lost for good: why a device gave up, or a library of which no candidate was measured.
+    /// What was lost permanently: why a device was given up, or a library without a measured candidate.
     #[serde(default)]
     pub lost: Vec<String>,
-    /// What serves each planned shape today against its row; none where that was not timed.
+    /// What serves each planned shape today against its row; empty where that was not timed.
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
     pub contests: Vec<Contest>,
-    /// What a reader of the result has to know.
+    /// Remarks that a reader needs to interpret the result.
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
     pub remarks: Vec<String>,
     /// Files of the table, as the tuner wrote them.
     pub files: Vec<Utf8PathBuf>,
-    /// The tables in them, as rows: what is deployed.
+    /// The same tables as rows: what is deployed.
     #[serde(default)]
     pub tables: Vec<TunedTable>,
-    /// Where the table comes from that was taken as it is; then nothing was tuned.
+    /// Where the table was taken from that is deployed unchanged; nothing was tuned then.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub taken_from: Option<Utf8PathBuf>,
-    /// What the devices' clocks did while candidates were timed; empty where the tuner does not tell.
+    /// The devices' clocks while candidates were timed; empty where the tuner does not report them.
     #[serde(default)]
     pub clocks: Clocks,
-    /// Seconds devices were held by requests, all together.
+    /// Total seconds for which requests held devices.
     pub busy_seconds: f64,
     /// Seconds from start to end of the last attempt.
     pub seconds: f64,
-    /// What was found of fused MoE, where it was raced.
+    /// The results for fused MoE, where it was raced.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub fused_moe: Option<TunedMoe>,
 }
 
 impl Tuned {
-    /// Of a run in which no dense GEMM was raced.
+    /// The result of a run in which no dense GEMM was raced.
     pub fn of_fused_moe(tuned: TunedMoe) -> Self {
         Self {
             device: tuned.device.clone(),
@@ -72,7 +72,7 @@ impl Tuned {
         self.taken_from.is_some() || self.rows.iter().any(|row| !row.incumbent_kept)
     }
 
-    /// A table that was taken from elsewhere as it is.
+    /// A table that was taken unchanged from elsewhere.
     pub fn taken(from: &Utf8Path, device: &str, tables: Vec<TunedTable>) -> Self {
         Self {
             device: device.to_owned(),
@@ -85,13 +85,13 @@ impl Tuned {
         }
     }
 
-    /// How the row of a problem did against what serves it today.
+    /// The comparison of a problem's row with what serves it today.
     pub fn contest(&self, shape: &Shape) -> Option<&Contest> {
         let is_of = |contest: &&Contest| contest.shape.is_same_problem(shape);
         self.contests.iter().find(is_of)
     }
 
-    /// The row of a problem.
+    /// The tuned row of a problem.
     pub fn row(&self, shape: &Shape) -> Option<&Row> {
         self.rows
             .iter()
@@ -104,7 +104,7 @@ impl Tuned {
         rows.filter(move |row| row.shape.op == op && !row.incumbent_kept)
     }
 
-    /// With what was found of another operation of the same server.
+    /// Merges the results for another operation of the same server.
     #[must_use]
     pub fn with(mut self, other: Self) -> Self {
         self.rows.extend(other.rows);
@@ -154,15 +154,15 @@ impl From<TuneOutcome> for Tuned {
 /// What the deploy stage did.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
 pub struct Deployment {
-    /// Environment of the tuned arm, on top of the baseline's.
+    /// Environment of the tuned arm, relative to the baseline's.
     pub env: BTreeMap<String, String>,
     /// Variables of the baseline that the tuned arm must not have.
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
     pub unset: Vec<String>,
-    /// What a reader of the result has to know.
+    /// Remarks that a reader needs to interpret the result.
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
     pub notes: Vec<String>,
-    /// The table deployed; of several operations, that of the first.
+    /// The deployed table; of several operations, that of the first.
     pub table: Utf8PathBuf,
     pub digest: String,
     pub rows: usize,
@@ -172,18 +172,18 @@ pub struct Deployment {
     /// The tables of further operations.
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
     pub also: Vec<DeployedTable>,
-    /// Files and folders that were not there before and appear when the deployment is used: build products, which go
-    /// with it.
+    /// Files and folders that appear when the deployment is first used: build products, which undo deletes.
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
     pub appear: Vec<Utf8PathBuf>,
-    /// What undo takes back, in words.
+    /// What undo would revert, in words.
     pub takes_back: Vec<String>,
     /// Whether the next server start may build code.
     pub may_build: bool,
-    /// Whether a table of dense GEMMs is part of it; without one `table`, `digest` and `rows` are those of the fused MoE.
+    /// Whether it includes a table of dense GEMMs; without one, `table`, `digest` and `rows` are those of the fused
+    /// MoE.
     #[serde(default = "yes", skip_serializing_if = "is_yes")]
     pub dense: bool,
-    /// The fused MoE in it; its environment is in `env` already.
+    /// The fused MoE in it; its environment is already in `env`.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub fused_moe: Option<DeployedMoe>,
 }
@@ -206,7 +206,7 @@ const fn is_yes(yes: &bool) -> bool {
     *yes
 }
 
-/// One that puts nothing in place.
+/// A deployment of nothing.
 impl Default for Deployment {
     fn default() -> Self {
         Self {
@@ -228,7 +228,7 @@ impl Default for Deployment {
 }
 
 impl Deployment {
-    /// Dense GEMMs whose `table` an overlay puts in front of what serves them.
+    /// Dense GEMMs whose `table` an overlay serves in place of the shipped ones.
     pub fn by_overlay(
         table: Utf8PathBuf,
         digest: String,
@@ -247,7 +247,7 @@ impl Deployment {
         }
     }
 
-    /// A deployment of nothing but fused MoE.
+    /// A deployment of fused MoE only.
     pub fn of_fused_moe(deployed: DeployedMoe) -> Self {
         let nothing = Self {
             table: deployed.table.clone(),
@@ -259,7 +259,7 @@ impl Deployment {
         nothing.with_fused_moe(deployed)
     }
 
-    /// The same with a fused MoE beside the dense GEMMs.
+    /// Adds a fused MoE to the dense GEMMs.
     #[must_use]
     pub fn with_fused_moe(mut self, deployed: DeployedMoe) -> Self {
         self.env.extend(deployed.env.clone());
@@ -291,19 +291,19 @@ impl Deployment {
         .collect()
     }
 
-    /// Rows of its tables of dense GEMMs.
+    /// Number of rows in its tables of dense GEMMs.
     pub fn dense_rows(&self) -> usize {
         let also: usize = self.also.iter().map(|table| table.rows).sum();
         if self.dense { self.rows + also } else { 0 }
     }
 
-    /// Rows of all its tables.
+    /// Number of rows in all its tables.
     pub fn all_rows(&self) -> usize {
         let experts = self.fused_moe.as_ref().map_or(0, |experts| experts.rows);
         self.dense_rows() + experts
     }
 
-    /// What the tuned arm's environment differs by.
+    /// The tuned arm's environment, relative to the baseline's.
     pub fn environment(&self) -> Environment {
         let unset = self.unset.iter().map(|name| (name.clone(), None));
         let set = self.env.iter();

@@ -1,7 +1,8 @@
 //! How long each stage took, over all its attempts.
 //!
-//! A run made in slices finishes a stage in a later attempt than it began it in, and the time of the earlier ones was
-//! spent as well. An attempt that was killed has no end: it counts up to the last record it wrote, so for less than it took.
+//! A run done in several sessions finishes a stage in a later attempt than the one that began it, and the earlier
+//! attempts took time as well. An attempt that was killed has no end: it counts up to the last record it wrote, which
+//! is less than it took.
 
 use std::collections::BTreeMap;
 
@@ -10,14 +11,14 @@ use jiff::Timestamp;
 use super::Stage;
 use crate::run::event::Event;
 
-/// An attempt without an end so far.
+/// An attempt without a recorded end so far.
 struct Attempt {
     stage: Stage,
     began: Timestamp,
     last: Timestamp,
 }
 
-/// Seconds spent in each stage that was begun, from the journal's records in order.
+/// Seconds spent in each stage that was started, from the journal's records in order.
 pub fn spent<'a>(
     records: impl IntoIterator<Item = (Timestamp, &'a Event)>,
 ) -> BTreeMap<Stage, f64> {
@@ -26,7 +27,7 @@ pub fn spent<'a>(
     let mut open: Option<Attempt> = None;
     for (at, event) in records {
         match event {
-            // The engine's clock does not jump, so where it was read it is believed.
+            // The engine's own clock does not jump, so its value is preferred.
             Event::StageFinished { stage, seconds, .. }
             | Event::StageFailed { stage, seconds, .. } => {
                 open = None;
@@ -100,7 +101,7 @@ mod tests {
         }
     }
 
-    /// Seconds of `stage` after records made at these seconds.
+    /// Seconds of `stage` for records written at these seconds.
     fn seconds(stage: Stage, records: &[(i64, Event)]) -> Option<f64> {
         let at = |second: &i64| Timestamp::from_second(*second).unwrap();
         spent(records.iter().map(|(second, event)| (at(second), event)))

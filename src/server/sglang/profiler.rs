@@ -1,8 +1,9 @@
 //! SGLang's own profiler: `/start_profile` and `/stop_profile`, the same in every release from 0.5.5 to 0.5.23.
 //!
-//! Asked for a number of steps, the scheduler of each rank runs torch.profiler over so many forward passes and exports
-//! `<time>-TP-<rank>.trace.json.gz`; it answers once the profiler runs, and serves nothing while it exports. Stages are not
-//! recorded apart (`profile_by_stage`): a prefill between decode steps starts a second profiler there and ends the server.
+//! Given a number of steps, the scheduler of each rank runs torch.profiler over that many forward passes and exports
+//! `<time>-TP-<rank>.trace.json.gz`; it responds once the profiler runs, and serves no requests while it exports.
+//! Stages are not recorded separately (`profile_by_stage`), because then a prefill between decode steps starts a
+//! second profiler, which ends the server.
 
 use std::time::Duration;
 
@@ -16,13 +17,13 @@ use crate::workload::loopback::agent;
 /// Starting it loads the device's tracing library into each rank, which takes seconds the first time.
 const START: Duration = Duration::from_secs(60);
 
-/// A wish to stop is answered once traces are exported.
+/// A stop request is answered once traces are exported.
 const STOP: Duration = Duration::from_secs(30);
 
-/// Set, `/start_profile` takes stages only and ends the scheduler over anything else (0.5.6 on).
+/// If set, `/start_profile` only accepts stages and ends the scheduler on anything else (0.5.6 on).
 const OTHER_PROFILER: &str = "SGLANG_PROFILE_V2";
 
-/// As much of an answer as a remark quotes.
+/// Most characters of a response that a remark quotes.
 const QUOTED: usize = 200;
 
 impl Profiler for Site {
@@ -37,7 +38,7 @@ impl Profiler for Site {
         let order = json!({
             "output_dir": folder,
             "num_steps": steps,
-            // The CPU names the steps (0.5.11 on); stacks and shapes cost time and are not read.
+            // The CPU's events name the steps (0.5.11 on); stacks and shapes cost time and are not used.
             "activities": ["CPU", "GPU"],
             "with_stack": false,
             "record_shapes": false,
@@ -61,7 +62,7 @@ impl Profiler for Site {
     }
 
     fn stop(&self, base_url: &str) {
-        // It refuses where nothing is recorded, which is as good.
+        // If nothing is being recorded it refuses, which is fine.
         let _ = agent(STOP)
             .post(&format!("{base_url}/stop_profile"))
             .send_empty();

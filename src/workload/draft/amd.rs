@@ -1,4 +1,4 @@
-//! Which of aiter's kernels a server with aiter is tuned in: those that tables in CSV are read for, or its Triton GEMM.
+//! Which of aiter's kernels to tune for a server with aiter: those configured by CSV tables, or its Triton GEMM.
 
 use serde_json::Value;
 
@@ -10,17 +10,17 @@ use crate::workload::script::Word;
 /// The variable that names the table of aiter's block-scaled operation.
 const TABLE: &str = "AITER_CONFIG_GEMM_A8W8_BLOCKSCALE";
 
-/// What is proposed.
+/// A proposed backend.
 #[derive(Debug, PartialEq, Eq)]
 pub(super) struct Proposal {
-    /// `backend.kind`.
+    /// The value of `backend.kind`.
     pub(super) kind: &'static str,
     pub(super) why: Option<String>,
-    /// What the reader should know.
+    /// A remark for the reader.
     pub(super) note: Option<String>,
 }
 
-/// What to tune of the server that was seen.
+/// The backend to tune for the given server.
 pub(super) fn proposal(subject: &Subject<'_>, made: &Made<'_>) -> Proposal {
     let version = subject.resolved("version").and_then(Value::as_str);
     let config = experts::model_config(subject, made);
@@ -36,7 +36,7 @@ pub(super) fn proposal(subject: &Subject<'_>, made: &Made<'_>) -> Proposal {
     )
 }
 
-/// `in_blocks`: whether the weights have a scale for each block, where the model's config says it.
+/// `in_blocks`: whether the weights have a scale for each block, if the model's config tells.
 fn propose(
     version: Option<&str>,
     gfx: Option<&str>,
@@ -104,17 +104,18 @@ mod tests {
             kind(Some("0.5.16"), gfx942, Some(true)),
             ("aiter-triton", true)
         );
-        // Before 0.5.10 on every architecture.
+        // Before 0.5.10, on every architecture.
         assert_eq!(
             kind(Some("0.5.9"), None, Some(true)),
             ("aiter-triton", true)
         );
-        // Not known, or not everywhere: what can tune either way, and how to have the other.
+        // Where it is not known, or differs by architecture: a kind that works either way, and how to choose the
+        // other.
         assert_eq!(kind(Some("0.5.16"), gfx950, Some(true)), ("aiter", true));
         assert_eq!(kind(Some("0.5.16"), gfx942, None), ("aiter", true));
         assert_eq!(kind(Some("0.5.16"), None, Some(true)), ("aiter", true));
         assert_eq!(kind(None, gfx942, Some(true)), ("aiter", true));
-        // CK serves, or the weights have no blocks.
+        // CK serves, or the weights are not scaled by block.
         assert_eq!(kind(Some("0.5.5"), gfx942, Some(true)), ("aiter", false));
         assert_eq!(kind(Some("0.5.16"), gfx942, Some(false)), ("aiter", false));
         let ck = propose(Some("0.5.22"), gfx942, true, (Some(true), false));

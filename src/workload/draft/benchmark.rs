@@ -12,7 +12,7 @@ use crate::workload::role::{self, Client};
 use crate::workload::script::{Found, Word};
 use crate::workload::secret::{is_secret, masked};
 
-/// The result file where the command names none.
+/// The result file if the command does not name one.
 const RESULTS: &str = "bench.jsonl";
 
 /// A load that a benchmark's flags describe.
@@ -24,12 +24,12 @@ struct Described {
     output_len: u32,
     warmup: u32,
     seed: u32,
-    /// The least share of the lengths, in hundredths, where they are drawn and not fixed.
+    /// The lower bound of the lengths, in percent, where they are drawn rather than fixed.
     ratio: Option<u32>,
 }
 
 impl Described {
-    /// As one of gemmtune's own loads.
+    /// Converts it to one of gemmtune's own loads.
     fn load(&self, name: &str) -> Load {
         Load {
             name: Some(name.to_owned()),
@@ -110,8 +110,8 @@ impl Draft {
         }
     }
 
-    /// Several different benchmarks: gemmtune's own loads where their flags describe such, the commands in a row where
-    /// they do not and each adds a line to the results.
+    /// Several different benchmarks: gemmtune's own loads if their flags describe such, otherwise the commands one
+    /// after another, if each appends a line to the results.
     fn several(&mut self, subject: Option<&Subject<'_>>, founds: &[&Found]) {
         let described: Result<Vec<Described>, String> =
             founds.iter().map(|found| describe(found)).collect();
@@ -189,7 +189,7 @@ impl Draft {
         }
     }
 
-    /// A benchmark as a line for a shell; `None` where a word of it is not known or a secret.
+    /// A benchmark as a shell command line; `None` if one of its words is unknown or a secret.
     fn shell_line(&mut self, found: &Found, subject: Option<&Subject<'_>>) -> Option<String> {
         let (mut started, ..) = with_results(found, Client::Sglang);
         set_flag(&mut started.argv, "--output-file", RESULTS);
@@ -205,7 +205,7 @@ impl Draft {
             .flatten()
     }
 
-    /// What a benchmark's own environment adds to the server's, which it gets as well.
+    /// Adds what a benchmark's own environment sets in addition to the server's, which it inherits.
     fn with_environment(&mut self, found: &Found, subject: Option<&Subject<'_>>) -> Vec<Word> {
         let empty = BTreeMap::new();
         let server = subject.map_or(&empty, |subject| &subject.found.env);
@@ -230,7 +230,7 @@ impl Draft {
         front
     }
 
-    /// A benchmark that asks another port measures something else.
+    /// A benchmark that uses another port measures something else.
     fn port(&mut self, subject: Option<&Subject<'_>>, argv: &[&str]) {
         let asked = role::flag(argv, &["--port"])
             .map(str::to_owned)
@@ -256,7 +256,7 @@ impl Draft {
     }
 }
 
-/// A command line without where its results go: repeated runs differ in nothing else.
+/// A command line without its result options, in which repeated runs do not differ.
 fn without_results(argv: &[Word]) -> Vec<String> {
     let mut rest = Vec::new();
     let mut words = argv.iter().map(Word::text);
@@ -301,7 +301,7 @@ fn set_flag(argv: &mut Vec<Word>, name: &str, value: &str) {
     argv.extend([name, value].map(Word::of));
 }
 
-/// The command with its results in the folder it runs in, the name of the file, and what was changed.
+/// The command with its results in the folder it runs in, the name of the result file, and what was changed.
 fn with_results(found: &Found, client: Client) -> (Found, Word, Option<String>) {
     let mut started = found.clone();
     let file_name = |word: &Word| match word {
@@ -338,7 +338,7 @@ fn with_results(found: &Found, client: Client) -> (Found, Word, Option<String>) 
     (started, results, None)
 }
 
-/// The command with paths that begin in its working directory made absolute: it runs in the trial's folder.
+/// The command with paths relative to its working directory made absolute, because it runs in the trial's folder.
 fn absolute(found: &Found) -> Vec<Word> {
     let Some(folder) = found.folder.known().map(Utf8Path::new) else {
         return found.argv.clone();
@@ -364,10 +364,11 @@ fn absolute(found: &Found) -> Vec<Word> {
     argv
 }
 
-/// The load that a benchmark's flags describe, or why they describe none that gemmtune's generator makes.
+/// The load that a benchmark's flags describe, or why gemmtune's generator cannot produce it.
 ///
-/// Names and defaults are those of SGLang 0.5.16's `bench_serving` and vLLM 0.11's `bench serve`: random prompts are
-/// asked for by name, 1000 of them, 1024 tokens in and (vLLM) 128 out, without a limit of rate or concurrency.
+/// Names and defaults are those of SGLang 0.5.16's `bench_serving` and vLLM 0.11's `bench serve`: random prompts must
+/// be requested by name; the defaults are 1000 of them, 1024 tokens in and (vLLM) 128 out, without a limit on rate or
+/// concurrency.
 fn describe(found: &Found) -> Result<Described, String> {
     if let Some(why) = uncertain(found) {
         return Err(why);
@@ -419,14 +420,14 @@ fn describe(found: &Found) -> Result<Described, String> {
         Some(text) => text
             .parse()
             .map_err(|_| format!("`{}` is no ratio", quoted(text)))?,
-        // vLLM's own ratio is a spread around the length, of none by default; SGLang's is the least share.
+        // vLLM's ratio is a spread around the length, 0 by default; SGLang's is the lower bound.
         None if is_vllm => 1.0,
         None => 0.0,
     };
     if !(0.0..=1.0).contains(&ratio) {
         return Err(format!("the ratio {ratio} is not between 0 and 1"));
     }
-    // `vllm bench serve` draws around the length, the scripts below it: both have these means.
+    // `vllm bench serve` draws lengths around the given one, the scripts below it: both have these means.
     let is_around = is_vllm
         && !texts
             .iter()

@@ -1,4 +1,4 @@
-//! Whether the model that is served has experts, which are most of its GEMM time.
+//! Whether the served model has experts, which account for most of its GEMM time.
 
 use camino::Utf8Path;
 use serde_json::Value;
@@ -7,14 +7,14 @@ use super::server::served;
 use super::{Made, Subject};
 use crate::workload::script::{Word, flag};
 
-/// Why the fused MoE alone is proposed where the server chooses its kernels itself.
+/// Why only the fused MoE is proposed where the server chooses its kernels itself.
 pub(super) const ALONE: &str = "the model has experts, whose fused MoE is most of its FP8 GEMM time; `sglang-families` tunes its dense GEMMs in the same run";
 
-/// What is said where the server's flags choose a kind for its dense GEMMs.
+/// The remark where the server's flags select a kind for its dense GEMMs.
 pub(super) const TOO: &str = "the model has experts: their fused MoE is tuned in the same run where it is on SGLang's Triton kernel (`backend.fused_moe = \"leave\"` \
      leaves it); `backend.kind = \"sglang-moe\"` tunes it alone";
 
-/// The `config.json` of the model's folder; null where there is none to be read.
+/// The `config.json` of the model's folder; null if it cannot be read.
 pub(super) fn model_config(subject: &Subject<'_>, made: &Made<'_>) -> Value {
     let argv = &subject.found.argv;
     let model = flag(argv, &["--model-path", "--model"]).or_else(|| served(argv));
@@ -30,7 +30,7 @@ pub(super) fn model_config(subject: &Subject<'_>, made: &Made<'_>) -> Value {
         .unwrap_or_default()
 }
 
-/// Whether the model's config names routed experts, and no flag takes them off SGLang's Triton kernel.
+/// Whether the model's config has routed experts, and no flag moves them off SGLang's Triton kernel.
 pub(super) fn there(subject: &Subject<'_>, made: &Made<'_>) -> bool {
     let argv = &subject.found.argv;
     let config = model_config(subject, made);
@@ -42,7 +42,7 @@ pub(super) fn there(subject: &Subject<'_>, made: &Made<'_>) -> bool {
 /// Whether a model's config has several routed experts, under any of the names that SGLang's models read.
 fn names_experts(config: &Value) -> bool {
     const COUNTS: [&str; 3] = ["num_experts", "n_routed_experts", "num_local_experts"];
-    // A model that sees has its language model's numbers in a table of their own.
+    // A vision model has its language model's numbers in a nested table.
     [config, &config["text_config"]].into_iter().any(|table| {
         let mut counts = COUNTS.iter().filter_map(|name| table[*name].as_u64());
         counts.any(|count| count > 1)

@@ -22,7 +22,7 @@ use super::secret::masked;
 use super::watch::{Answer, Ending, Seen, Watched};
 use server::Environment;
 
-/// A question's reason may quote a whole command.
+/// A longer limit for a question's reason, because it may quote a whole command.
 const REASON_WIDTH: usize = 1200;
 
 /// Something only the user knows.
@@ -40,9 +40,9 @@ pub struct Question {
 #[derive(Clone, Debug, Default, PartialEq)]
 pub struct Draft {
     tables: Vec<(&'static str, Vec<Line>)>,
-    /// What has to be asked.
+    /// What the user has to answer.
     pub questions: Vec<Question>,
-    /// What the reader should know.
+    /// Remarks for the reader.
     pub notes: Vec<String>,
 }
 
@@ -52,16 +52,16 @@ enum Line {
     Asked(String, String),
 }
 
-/// Looks a program up along a `PATH`; answers with the file's path.
+/// Searches for a program along a `PATH`; returns the file's path.
 pub type Find<'a> = &'a dyn Fn(&str, &str) -> Option<Utf8PathBuf>;
 
-/// What a draft is made with besides what was seen.
+/// What a draft is made from, besides what was observed.
 pub struct Made<'a> {
-    /// Files and variables of the place that `init` runs in.
+    /// Files and variables of the environment that `init` runs in.
     pub surroundings: &'a Surroundings<'a>,
     pub find: Find<'a>,
-    /// GPUs of this machine that decide what can be tuned here: `aiter` where AMD's driver is, `sglang-families` where
-    /// NVIDIA's is; with the reason.
+    /// The backend that this machine's GPUs allow: `aiter` with AMD's driver, `sglang-families` with NVIDIA's; with
+    /// the reason.
     pub machine: Option<(&'static str, &'static str)>,
     /// The first NVIDIA GPU of this machine, by name.
     pub gpu: Option<String>,
@@ -69,7 +69,7 @@ pub struct Made<'a> {
     pub gfx: Option<String>,
 }
 
-/// A server, and what it answered itself.
+/// A server, and its own response if it gave one.
 struct Subject<'a> {
     found: &'a Found,
     answer: Option<&'a Answer>,
@@ -79,7 +79,7 @@ impl Subject<'_> {
     /// One of the server's resolved arguments.
     fn resolved(&self, name: &str) -> Option<&Json> {
         let info = self.answer?.info.as_ref()?;
-        // 0.5.5 to 0.5.23 answer with the arguments themselves; a nested form is looked into all the same.
+        // 0.5.5 to 0.5.23 respond with the arguments themselves; a nested form is searched as well.
         info.get(name)
             .or_else(|| info.get("server_args")?.get(name))
             .filter(|value| !value.is_null())
@@ -87,7 +87,7 @@ impl Subject<'_> {
 }
 
 impl Draft {
-    /// A draft from a script that has been read.
+    /// A draft from a parsed script.
     pub fn from_script(name: &str, facts: &Facts, made: &Made<'_>) -> Self {
         let mut draft = Self {
             notes: facts.notes.iter().map(|note| cut(note, 300)).collect(),
@@ -105,7 +105,7 @@ impl Draft {
         }
         let mut servers: Vec<&Found> = Vec::new();
         for server in facts.of(Role::Server) {
-            // A command that stands in several branches is one.
+            // One command in several branches counts once.
             let is_same = |other: &&Found| other.argv == server.argv && other.env == server.env;
             if !servers.iter().any(is_same) {
                 servers.push(server);
@@ -124,7 +124,7 @@ impl Draft {
             draft.notes.push(format!(
                 "not all of the script was followed: {why}; `gemmtune init -- bash SCRIPT` sees all that it starts"
             ));
-            // Whether more of them run is not known.
+            // It is not known whether more of them run.
             if let Some(line) = facts.missed_benchmarks.first() {
                 let why = format!("line {line} names a benchmark too, and {why}");
                 for benchmark in &mut benchmarks {
@@ -137,7 +137,7 @@ impl Draft {
         draft
     }
 
-    /// A draft from what a command really started.
+    /// A draft from what a command actually started.
     pub fn from_watched(
         name: &str,
         watched: &Watched,
@@ -190,7 +190,8 @@ impl Draft {
         draft
     }
 
-    /// A draft from a live server: there is no benchmark to see, and no shell to take its environment's difference to.
+    /// A draft from a live server: no benchmark can be seen, and there is no parent shell to compare its environment
+    /// with.
     pub fn from_process(
         process: &Process,
         answer: Option<&Answer>,
@@ -242,7 +243,7 @@ impl Draft {
         self.backend(subject, made);
     }
 
-    /// Which of the servers that were started is the one, or why none is.
+    /// Which of the started servers to use, or why none.
     fn one_server(&mut self, seen: &[&Seen]) -> (Option<usize>, Option<String>) {
         let alike = |seen: &Seen| {
             let mut words = seen.process.argv.iter().skip(1);
@@ -266,7 +267,7 @@ impl Draft {
             .iter()
             .filter(|other| alike(other) != alike(first))
             .collect();
-        // One that became ready stands for those that were only tries.
+        // One that became ready supersedes failed attempts.
         let at = seen
             .iter()
             .position(|seen| seen.answer.is_some())
@@ -289,7 +290,7 @@ impl Draft {
         (Some(at), None)
     }
 
-    /// What a command line and an environment do not say.
+    /// Remarks on what a command line and an environment do not tell.
     fn remarks(&mut self, seen: &Seen, ending: Ending) {
         if seen.answer.is_none() {
             self.notes.push(match ending {
@@ -364,14 +365,14 @@ impl Draft {
         })
     }
 
-    /// The configuration file: what was asked stands in it as a comment.
+    /// The configuration file, with open questions as comments.
     pub fn to_toml(&self, origin: &str) -> String {
         let mut text = format!("# Made from {} by `gemmtune init`.\n", cut(origin, 300));
         if !self.questions.is_empty() {
             text.push_str("# Lines that start with `# ?` are unknown and yours to fill in.\n");
         }
         for (table, lines) in &self.tables {
-            // Each load is a table of an array.
+            // Each load is a table in an array.
             let heading = match *table {
                 "benchmark.loads" => "[[benchmark.loads]]".to_owned(),
                 table => format!("[{table}]"),
@@ -396,7 +397,7 @@ impl Draft {
     }
 }
 
-/// Why none of the servers of a script is the one.
+/// Why none of the servers in a script can be used.
 fn why_no_server(facts: &Facts, servers: &[&Found]) -> Option<String> {
     match (
         servers,
@@ -451,13 +452,13 @@ fn why_no_server(facts: &Facts, servers: &[&Found]) -> Option<String> {
     }
 }
 
-/// Why nothing is certain about a command of a script, where that is so.
+/// Why a command of a script is uncertain, if it is.
 fn uncertain(found: &Found) -> Option<String> {
     let why = found.clouded.as_ref()?;
     Some(format!("line {} is not certain: {why}", found.line))
 }
 
-/// What was seen, as a script would have said it.
+/// Converts what was observed to the form that a parsed script has.
 fn found(seen: &Seen, ours: &BTreeMap<String, String>) -> Found {
     let environment = Environment::difference(&seen.process.env, ours);
     let mut argv = seen.front.clone();
@@ -476,7 +477,7 @@ fn found(seen: &Seen, ours: &BTreeMap<String, String>) -> Found {
     }
 }
 
-/// The program file a command would start, where that is known.
+/// The program file that a command would start, if it is known.
 fn resolve(found: &Found, made: &Made<'_>) -> Option<Utf8PathBuf> {
     let program = found.argv.first()?.known()?;
     if program.contains('/') {

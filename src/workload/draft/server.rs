@@ -14,11 +14,11 @@ use crate::workload::role;
 use crate::workload::script::{Found, Word, flag};
 use crate::workload::secret::{is_open, is_secret, masked};
 
-/// Options of the server that hold keys nobody but gemmtune's requests would need.
+/// Options of the server that hold keys, which a server used only by gemmtune does not need.
 const KEYS: [&str; 2] = ["--api-key", "--admin-api-key"];
 
-/// Variables that make a server write down or tune what it runs, which the baseline then does as well: aiter's online
-/// tuning and logs (aiter 303a583c, `aiter/ops/gemm_op_a8w8.py`, `aiter/jit/core.py`), SGLang's dumps.
+/// Variables that make a server log or tune what it runs, which then also affects the baseline: aiter's online tuning
+/// and logs (aiter 303a583c, `aiter/ops/gemm_op_a8w8.py`, `aiter/jit/core.py`), SGLang's dumps.
 const INSTRUMENTS: [&str; 6] = [
     "AITER_TUNE_GEMM",
     "AITER_ONLINE_TUNE",
@@ -35,7 +35,7 @@ pub(super) struct Environment {
 }
 
 impl Environment {
-    /// Of a process that descends from us: whatever is different was made so on the way.
+    /// For a descendant of this process: all differences were made by the script.
     pub(super) fn difference(
         theirs: &BTreeMap<String, String>,
         ours: &BTreeMap<String, String>,
@@ -54,8 +54,8 @@ impl Environment {
         }
     }
 
-    /// Of a process that was started from somewhere else: everything but what belongs to a login, so that no variable
-    /// that the server reads is lost; with the names of what was left out.
+    /// For a process that was started from elsewhere: everything except variables of a login session, so that no
+    /// variable that the server reads is lost; also returns the names of what was left out.
     pub(super) fn of_process(
         theirs: &BTreeMap<String, String>,
         ours: &BTreeMap<String, String>,
@@ -214,8 +214,8 @@ impl Draft {
         self.environment(server, made);
     }
 
-    /// The server's command without its keys: a server that only gemmtune asks needs none, and a key is no one else's
-    /// business.
+    /// The server's command without its keys: a server that only gemmtune uses needs none, and a key should not be
+    /// copied.
     fn without_keys(&mut self, argv: &[Word]) -> Vec<Word> {
         let mut rest = Vec::new();
         let mut words = argv.iter();
@@ -250,7 +250,7 @@ impl Draft {
         for (name, word) in &server.env {
             match word {
                 Word::Known(value) if is_secret(name) || !is_open(&[value]) => {
-                    // What is set here already reaches the server as it is.
+                    // What is set here already reaches the server unchanged.
                     let is_here = (made.surroundings.variable)(name).is_some();
                     if is_here {
                         self.notes.push(format!("`{name}` looks like a secret and was not copied: it is taken from where gemmtune is started"));
@@ -273,7 +273,8 @@ impl Draft {
         }
     }
 
-    /// Says what goes into the baseline that a user may not want there, and what reaches it from this shell alone.
+    /// Remarks on what ends up in the baseline although the user may not want it there, and on what comes only from
+    /// this shell.
     fn baseline(&mut self, server: &Found, made: &Made<'_>) {
         let is_instrument = |name: &str| {
             INSTRUMENTS.contains(&name)
@@ -390,7 +391,7 @@ impl Draft {
         }
     }
 
-    /// A command, its program resolved; every word that is not known is asked for, and so is one that holds a secret.
+    /// A command with its program resolved; for every word that is unknown or contains a secret a question is added.
     pub(super) fn command(&mut self, name: &str, found: &Found, made: &Made<'_>) {
         let mut unknown: Vec<_> = found
             .argv
@@ -409,7 +410,7 @@ impl Draft {
             if let Some(program) = resolve(found, made) {
                 argv[0] = program.to_string();
             }
-            // Behind `taskset` and its like the interpreter is looked for along the same path.
+            // After `taskset` and similar wrappers the interpreter is searched for along the same path.
             let at = found.argv.iter().position(is_python).filter(|at| *at > 0);
             if let Some((at, Ok(python))) = at.map(|at| (at, interpreter(found, made)))
                 && role::looked_through(&words).first() == words.get(at)
@@ -428,7 +429,7 @@ impl Draft {
     }
 }
 
-/// Whether a variable of the server's is on, in its own environment or in the one it inherits.
+/// Whether a variable is on for the server, in its own environment or in the one it inherits.
 pub(super) fn flag_is_on(subject: &Subject<'_>, made: &Made<'_>, name: &str) -> bool {
     let set = subject.found.env.get(name).cloned();
     let set = set.or_else(|| (made.surroundings.variable)(name).map(Word::Known));
@@ -447,7 +448,7 @@ fn list(names: &[&str]) -> String {
     quoted.join(", ")
 }
 
-/// Other ways of parallelism of the server, as a remark beside `tp`.
+/// Other kinds of parallelism that the server uses, as a remark beside `tp`.
 fn others(argv: &[Word]) -> Option<String> {
     const SIZES: [(&str, &[&str]); 4] = [
         (
@@ -465,7 +466,7 @@ fn others(argv: &[Word]) -> Option<String> {
     (!sizes.is_empty()).then(|| sizes.join(", "))
 }
 
-/// Why a server is no whole one: a rank of several nodes, or one side of a disaggregated pair.
+/// Why a server is only a part of one: a rank of several nodes, or one side of a disaggregated pair.
 fn one_of_several(argv: &[Word]) -> Option<String> {
     if let Some(nodes) = flag(argv, &["--nnodes"]).filter(|nodes| nodes.text() != "1") {
         return Some(format!(
@@ -488,7 +489,7 @@ pub(super) fn served(argv: &[Word]) -> Option<Word> {
         .cloned()
 }
 
-/// Why an option that is not in a command may be set all the same: it may stand in a file, or behind an unknown word.
+/// Why an option that is not in a command may still be set: it may be in a file, or after an unknown word.
 fn uncertain(argv: &[Word]) -> Option<String> {
     if let Some(file) = flag(argv, &["--config"]) {
         return Some(format!(
@@ -531,7 +532,7 @@ fn interpreter(found: &Found, made: &Made<'_>) -> Result<Utf8PathBuf, String> {
     }
 }
 
-/// Wrappers such as numactl stand in front of the interpreter.
+/// Wrappers such as numactl precede the interpreter.
 fn is_python(word: &Word) -> bool {
     word.known().is_some_and(|word| {
         Utf8Path::new(word)

@@ -1,4 +1,4 @@
-//! Commands: those of the shell, those that matter, and those that lead elsewhere.
+//! Commands: shell builtins, those with a relevant role, and those that start something elsewhere.
 
 use brush_parser::ast::{Assignment, CommandPrefixOrSuffixItem as Item, IoRedirect, SimpleCommand};
 
@@ -9,20 +9,20 @@ use crate::workload::container;
 use crate::workload::quote::quoted;
 use crate::workload::role::{self, Role, name_of};
 
-/// Programs that run the rest of their line in a way that does not matter here: gemmtune starts processes itself, and
-/// has limits of its own.
+/// Programs that run the rest of their line in a way that is irrelevant here: gemmtune starts processes itself, and
+/// has its own limits.
 const DROPPED: [&str; 4] = ["nohup", "setsid", "exec", "timeout"];
 
-/// Builtins (bash 5), and functions that environments bring, whose effects only running them shows.
+/// Builtins (bash 5) and functions of common environments whose effects can only be found by running them.
 const OPAQUE: &str = "source . eval shift getopts read mapfile readarray let declare typeset local readonly alias unalias \
     shopt enable pushd popd builtin fc compopt conda mamba micromamba module ml spack activate deactivate pyenv nvm sdk \
     workon asdf mise direnv guix";
 
-/// Words of `set` that change how failures and output are treated, and nothing of what a script that works starts.
+/// Arguments of `set` that affect only failures and output, not what a working script starts.
 const SET: &str = "-e -u -x -v -eu -ex -ux -eux -euo -exo -euxo -eo -o +e +u +x +ex +eu errexit nounset xtrace pipefail";
 
 impl Shell<'_> {
-    /// A simple command; whether it succeeds, if that is known.
+    /// Evaluates a simple command; returns whether it succeeds, if that is known.
     pub(super) fn simple(&mut self, command: &SimpleCommand) -> Option<bool> {
         let prefix = command.prefix.iter().flat_map(|prefix| &prefix.0);
         let assignments = prefix.filter_map(|item| match item {
@@ -35,7 +35,7 @@ impl Shell<'_> {
             for assignment in assignments {
                 all_known &= self.assign(assignment, false);
             }
-            // The status is that of a substitution, where there is one.
+            // The status is that of a substitution, if there is one.
             return all_known.then_some(true);
         };
         let mut argv = self.expand(&name.value);
@@ -65,7 +65,7 @@ impl Shell<'_> {
         if assignments.is_empty() {
             return self.started(&argv);
         }
-        // Only this command sees them.
+        // They are visible only to this command.
         let before = (self.state.variables.clone(), self.state.unset.clone());
         for assignment in assignments {
             self.assign(assignment, true);
@@ -78,11 +78,11 @@ impl Shell<'_> {
         status
     }
 
-    /// A command of these words.
+    /// Evaluates a command of these words.
     fn started(&mut self, argv: &[Word]) -> Option<bool> {
         let (first, words) = argv.split_first()?;
         let Word::Known(name) = first else {
-            // It may be anything, a builtin too.
+            // It may be anything, even a builtin.
             let text = quoted(first.text());
             self.only_running(&format!("runs `{text}`, which is not known"));
             self.note_sglang(first.text(), argv);
@@ -131,7 +131,7 @@ impl Shell<'_> {
                 self.facts.notes.push(note.to_owned());
                 None
             }
-            // `command -v` only looks.
+            // `command -v` only checks for a command.
             "command" if !is_option(words.first()) => self.started(words),
             _ => {
                 let leaves = name == "exec" && !words.is_empty();
@@ -155,7 +155,7 @@ impl Shell<'_> {
         None
     }
 
-    /// The words of an `export` that are no assignments as they stand.
+    /// Evaluates the words of an `export` that are not literal assignments.
     fn export(&mut self, words: &[Word]) -> Option<bool> {
         for word in words {
             let text = word.known().unwrap_or("-");
@@ -188,7 +188,7 @@ impl Shell<'_> {
         Some(true)
     }
 
-    /// A program: recorded where it matters.
+    /// Evaluates a program: records it if its role is relevant.
     fn program(&mut self, argv: &[Word]) {
         let texts = argv.iter().map(|word| word.known().unwrap_or_default());
         let texts: Vec<&str> = texts.collect();
@@ -235,7 +235,7 @@ impl Shell<'_> {
         }
     }
 
-    /// A command that leads to a server through something that is not known.
+    /// Notes a command that leads to a server through something that is not known.
     fn note_sglang(&mut self, tool: &str, words: &[Word]) {
         let texts: Vec<&str> = words.iter().map(Word::text).collect();
         if texts.iter().any(|word| container::names_sglang(word)) || container::names_sglang(tool) {

@@ -1,11 +1,12 @@
 //! Reads a simple launch script: what it starts, with which environment, without running it.
 //!
-//! Watching a script (`init -- bash launch.sh`) is the answer for every other one, so reading never guesses. Followed are
-//! assignments, arrays of arguments, `export`, `unset`, `cd`, arithmetic, and conditions and loops over known values. A
-//! value that the text does not hold is [`Word::Unknown`] with the reason, and becomes a question. Whatever else could
-//! change what follows (a function that is called, `source`, `eval`, a condition that is not decided and does more than
-//! talk or leave) makes everything after it uncertain. The text is split into commands and words by `brush-parser`, which
-//! has bash's own rules. This module starts nothing and looks at files only through the [`Surroundings`] it is given.
+//! Every other script can be watched instead (`init -- bash launch.sh`), so reading never guesses. It evaluates
+//! assignments, arrays of arguments, `export`, `unset`, `cd`, arithmetic, and conditions and loops over known values.
+//! A value that the text does not determine is [`Word::Unknown`] with the reason, and becomes a question. Anything
+//! else that could affect what follows (a function call, `source`, `eval`, an undecided condition whose body does
+//! more than print, wait or exit) makes everything after it uncertain. The text is split into commands and words by
+//! `brush-parser`, which implements bash's rules. This module starts nothing and reads files only through the
+//! [`Surroundings`] it is given.
 
 mod commands;
 mod reckon;
@@ -23,28 +24,28 @@ use super::container;
 use super::role;
 pub use super::role::Role;
 
-/// Commands that only name a server: what they say, look for or end is not started.
+/// Commands that may mention a server without starting it: they print, search or end something.
 const TALK: [&str; 8] = [
     "echo", "printf", "pkill", "pgrep", "grep", "ps", "cat", "tee",
 ];
 
-/// The longest text that is read. The longest public launch scripts have some 30 KB.
+/// The longest text that is read. The longest public launch scripts have about 30 KB.
 pub const LONGEST: usize = 256 * 1024;
 
-/// The parser's time doubles twice with each open bracket, and its stack grows with each open compound command.
+/// The parser's time grows fourfold with each open bracket, and its stack with each open compound command.
 const DEEPEST_BRACKETS: i32 = 7;
 const DEEPEST_COMPOUNDS: i32 = 40;
 
-/// What a text within the limits may take to parse; usual scripts take milliseconds.
+/// Time limit for parsing a text within the other limits; usual scripts take milliseconds.
 const PARSE_LIMIT: Duration = Duration::from_secs(5);
 
 /// A word of the script after expansion.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub enum Word {
     Known(String),
-    /// The script does not say it.
+    /// The script's text does not determine it.
     Unknown {
-        /// As written.
+        /// The word as written.
         text: String,
         /// What it depends on.
         why: String,
@@ -60,14 +61,14 @@ impl Word {
         }
     }
 
-    /// The text as far as it is known, for people.
+    /// The text as far as it is known, for display.
     pub fn text(&self) -> &str {
         match self {
             Self::Known(text) | Self::Unknown { text, .. } => text,
         }
     }
 
-    /// A known word.
+    /// A word whose text is known.
     pub fn of(text: impl Into<String>) -> Self {
         Self::Known(text.into())
     }
@@ -80,9 +81,9 @@ impl Word {
     }
 }
 
-/// What a script can look at besides its own text.
+/// What a script can depend on besides its own text.
 pub struct Surroundings<'a> {
-    /// The text of a file, if it is a plain one of usual size and can be read.
+    /// The text of a file, if it is a regular file of ordinary size and can be read.
     pub read: &'a dyn Fn(&Utf8Path) -> Option<String>,
     /// A variable of the environment the script would be started in.
     pub variable: &'a dyn Fn(&str) -> Option<String>,
@@ -92,21 +93,21 @@ pub struct Surroundings<'a> {
     pub arguments: Option<Vec<String>>,
 }
 
-/// A command that matters, with everything it would run with.
+/// A command with a relevant role, and everything it would run with.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Found {
     /// What it is for.
     pub role: Role,
-    /// Program and arguments, without `exec`, `nohup` and the like in front.
+    /// Program and arguments, without a leading `exec`, `nohup` and the like.
     pub argv: Vec<Word>,
     /// Variables set for it.
     pub env: BTreeMap<String, Word>,
-    /// Inherited variables taken away.
+    /// Inherited variables that are removed.
     pub unset: Vec<String>,
     pub folder: Word,
-    /// Line of the script, from 1; 0 for a process.
+    /// Line number in the script, from 1; 0 for a process.
     pub line: usize,
-    /// Why nothing about it is certain, as a clause: `line 2 sources `env.sh`, which only running it follows`.
+    /// Why it is uncertain, as a clause: `line 2 sources `env.sh`, which only running it follows`.
     pub clouded: Option<String>,
 }
 
@@ -116,24 +117,24 @@ pub struct Elsewhere {
     /// The wrapper: `docker run`, `srun`, `loadTracer.sh`.
     pub tool: String,
     pub line: usize,
-    /// What runs inside, as far as it stands there.
+    /// What runs inside, as far as the text tells.
     pub inside: Option<String>,
 }
 
-/// What a script says.
+/// The result of reading a script.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct Facts {
     /// Servers and benchmarks, in order.
     pub found: Vec<Found>,
-    /// Commands that lead elsewhere: shown, not entered.
+    /// Commands that start something elsewhere: reported, but not followed.
     pub elsewhere: Vec<Elsewhere>,
-    /// Lines that name SGLang's server and belong to no command that was followed.
+    /// Lines that name SGLang's server but belong to no command that was followed.
     pub missed: Vec<usize>,
-    /// Lines that name a benchmark and belong to no command that was followed.
+    /// Lines that name a benchmark but belong to no command that was followed.
     pub missed_benchmarks: Vec<usize>,
     /// Why not all of the script was followed, as a clause.
     pub clouded: Option<String>,
-    /// What else the reader should know, as sentences.
+    /// Further remarks, as sentences.
     pub notes: Vec<String>,
 }
 
@@ -147,12 +148,12 @@ impl Facts {
 /// Why a script cannot be read at all.
 #[derive(Debug, thiserror::Error)]
 pub enum ScriptError {
-    /// Bash would not take it either, or it is more than a launch script.
+    /// bash would reject it as well, or it is larger than a launch script.
     #[error("read the script: {0}")]
     Syntax(String),
 }
 
-/// Reads the script `text`, which stands in the file `path`.
+/// Reads the script `text`, whose path is `path`.
 pub fn read(
     text: &str,
     path: &Utf8Path,
@@ -189,7 +190,8 @@ fn names_benchmark(text: &str) -> bool {
         .any(|name| text.contains(name))
 }
 
-/// The last line of the command that starts at `line`: as long as lines end with a backslash, or a quote is open.
+/// The last line of the command that starts at `line`: it continues while lines end with a backslash or a quote is
+/// open.
 fn last_line(lines: &[&str], line: usize) -> usize {
     let mut open = false;
     let goes_on = |content: &&&str| {
@@ -211,7 +213,7 @@ fn parse(text: &str) -> Result<Program, ScriptError> {
     }
     let (sender, answer) = channel();
     let owned = text.to_owned();
-    // A parser that recurses needs room, and one that is stuck must not hold us up: the process ends soon after.
+    // A recursive parser needs stack, and one that hangs must not block us: the process ends soon after anyway.
     std::thread::Builder::new()
         .stack_size(128 << 20)
         .spawn(move || {
@@ -237,7 +239,7 @@ fn nests_too_deeply(text: &str) -> bool {
         match byte {
             b'(' => brackets += 1,
             b')' => brackets -= 1,
-            // Brackets of a `case` label only close.
+            // In a `case` label there are only closing brackets.
             b'\n' => brackets = brackets.max(0),
             _ => {}
         }
@@ -258,13 +260,13 @@ fn nests_too_deeply(text: &str) -> bool {
         || pairs.iter().any(|run| *run > DEEPEST_COMPOUNDS)
 }
 
-/// How often `part` stands in one line at most.
+/// The highest number of occurrences of `part` in one line.
 fn longest_run(text: &str, part: &str) -> i32 {
     let counts = text.lines().map(|line| line.matches(part).count());
     i32::try_from(counts.max().unwrap_or(0)).unwrap_or(i32::MAX)
 }
 
-/// The value of a flag among words, as [`role::flag`] finds it; an unknown word may be its value.
+/// The value of a flag among words, found as [`role::flag`] does; an unknown word may be its value.
 pub fn flag(argv: &[Word], names: &[&str]) -> Option<Word> {
     let texts: Vec<&str> = argv.iter().map(Word::text).collect();
     let value = role::flag(&texts, names)?;

@@ -10,7 +10,7 @@ use super::Word;
 use super::walk::Shell;
 
 impl Shell<'_> {
-    /// `[[ … ]]`.
+    /// Evaluates `[[ … ]]`; `None` if the result is not known.
     pub(super) fn extended_test(&mut self, test: &Test) -> Option<bool> {
         match test {
             Test::And(left, right) => {
@@ -41,7 +41,7 @@ impl Shell<'_> {
         }
     }
 
-    /// Whether a value matches a pattern of `case` or `[[ == ]]` that is plain text, or a star alone.
+    /// Whether a value matches a pattern of `case` or `[[ == ]]` that is plain text or a single star.
     pub(super) fn matches(&mut self, value: &Word, pattern: &Written) -> Option<bool> {
         if pattern.value == "*" {
             return Some(true);
@@ -49,12 +49,12 @@ impl Shell<'_> {
         let is_plain = |text: &str| !text.contains(['*', '?', '[', '(', '\\']);
         let value = value.known()?;
         let pattern = is_plain(&pattern.value).then(|| self.scalar(&pattern.value, false))?;
-        // What a variable holds is a pattern too, unless it is quoted.
+        // The value of a variable is a pattern too, unless it is quoted.
         let pattern = pattern.known().filter(|text| is_plain(text))?;
         Some(pattern == value)
     }
 
-    /// An arithmetic expression as written, variables in it expanded first.
+    /// Evaluates an arithmetic expression after expanding variables in it.
     pub(super) fn arithmetic(&mut self, written: &str) -> Option<i64> {
         let expanded = self.quoted_text(written);
         let parsed = expanded.known().map(|text| arithmetic::parse(text.trim()));
@@ -68,7 +68,7 @@ impl Shell<'_> {
     fn reckoned(&self, expression: &ArithmeticExpr) -> Option<i64> {
         match expression {
             ArithmeticExpr::Literal(value) => Some(*value),
-            // One that is not set may be set outside.
+            // A variable that is not set here may be set outside.
             ArithmeticExpr::Reference(ArithmeticTarget::Variable(name)) => {
                 integer(self.lookup(name)?.known()?.trim())
             }
@@ -88,14 +88,14 @@ impl Shell<'_> {
     }
 }
 
-/// A decimal number; a leading zero makes it octal for bash, which is not followed.
+/// Parses a decimal number; with a leading zero bash reads octal, which is not supported.
 fn integer(text: &str) -> Option<i64> {
     let digits = text.strip_prefix('-').unwrap_or(text);
     let is_octal = digits.len() > 1 && digits.starts_with('0');
     text.parse().ok().filter(|_| !is_octal)
 }
 
-/// `[ … ]` and `test …` of one comparison, from the words between.
+/// Evaluates `[ … ]` and `test …` with one comparison, given the words in between.
 pub(super) fn test(words: &[Word]) -> Option<bool> {
     let words: Vec<&str> = words.iter().map(Word::known).collect::<Option<_>>()?;
     match words.as_slice() {

@@ -1,4 +1,4 @@
-//! Scripts as people write them, and what is read from each.
+//! Typical scripts, and what is read from each.
 
 use super::*;
 
@@ -25,7 +25,7 @@ fn read_plain(text: &str) -> Facts {
     read_as(text, None).unwrap()
 }
 
-/// `text => what is expected`, a line each; `\\n` in a text is a new line.
+/// Rows of the form `text => expectation`; `\\n` in a text is a line break.
 fn rows(table: &'static str) -> impl Iterator<Item = (String, &'static str)> {
     let lines = table.lines().filter(|line| !line.is_empty());
     lines.map(|line| {
@@ -56,7 +56,7 @@ fn env<'a>(found: &'a Found, name: &str) -> Option<&'a str> {
         .map(|word| word.known().unwrap_or("???"))
 }
 
-/// The one server of a script as it would be started, `???` for each word that is not known.
+/// The one server of a script as it would be started, with `???` for each unknown word.
 fn server_of(text: &str) -> String {
     let facts = read_plain(text);
     let server = only(&facts, Role::Server);
@@ -64,7 +64,7 @@ fn server_of(text: &str) -> String {
     line(server)
 }
 
-/// Why a server that a script starts after `text` is not certain.
+/// Why a server that a script starts after `text` is uncertain.
 fn clouded_after(text: &str) -> String {
     let facts = read_plain(&format!("{text}\n{START} --tp 8"));
     let last = facts.of(Role::Server).last();
@@ -128,7 +128,7 @@ kill $SERVER
     assert!(facts.missed.is_empty(), "{facts:#?}");
 }
 
-/// The words of a command that are not known, by their reasons.
+/// The reasons of a command's unknown words.
 fn reasons(found: &Found) -> Vec<String> {
     let unknown = found.argv.iter().filter_map(|word| match word {
         Word::Unknown { why, .. } => Some(why.clone()),
@@ -219,7 +219,7 @@ X=aa; for i in $(echo) 1 2; do X=$X$X; done  =>  how often the loop at line 1 ru
         clouded_after(&doubling),
         "line 2 sets `X`, which only running it follows"
     );
-    // A subshell, a pipe and the background keep what they do to themselves.
+    // Effects in a subshell, a pipe and the background stay there.
     for text in ["(source env.sh)", "source env.sh | cat", "f() { :; }\nf &"] {
         let facts = read_plain(&format!("{text}\n{START} --tp 8"));
         assert_eq!(only(&facts, Role::Server).clouded, None, "{text}");

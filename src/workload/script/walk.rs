@@ -1,7 +1,7 @@
-//! The walk through a script: its variables and folder, conditions and loops.
+//! Evaluates a script: its variables and folder, conditions and loops.
 //!
-//! One rule for all that may run or not, or any number of times: it may talk, wait or leave; if it starts something or
-//! changes what commands after it see, nothing is certain from there on.
+//! One rule applies to everything that may or may not run, or runs any number of times: it may print, wait or exit;
+//! if it starts something or changes what later commands see, everything after it is uncertain.
 
 use std::collections::{BTreeMap, BTreeSet};
 
@@ -14,13 +14,13 @@ use camino::{Utf8Path, Utf8PathBuf};
 
 use super::{Facts, LONGEST, Surroundings, Word, reckon};
 
-/// How many commands are walked, with loops: enough for any script that is read to be worth it.
+/// Most commands evaluated, counting loops: enough for any script worth reading.
 const LONGEST_WALK: usize = 2_000;
 
-/// Commands that a script relies on: what stands behind their `&&` runs.
+/// Commands that a script relies on to succeed, so that what follows their `&&` runs.
 const RELIED_ON: [&str; 3] = ["cd", "sleep", "mkdir"];
 
-/// What a variable holds.
+/// The value of a variable.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub(super) enum Value {
     Scalar(Word),
@@ -42,19 +42,19 @@ pub(super) struct Variable {
     pub(super) exported: bool,
 }
 
-/// What a subshell gets a copy of.
+/// The part of the state that a subshell gets a copy of.
 #[derive(Clone, PartialEq, Eq)]
 pub(super) struct State {
     pub(super) variables: BTreeMap<String, Variable>,
     pub(super) unset: BTreeSet<String>,
     pub(super) folder: Word,
-    /// Why nothing that follows is certain.
+    /// Why everything that follows is uncertain.
     pub(super) clouded: Option<String>,
-    /// The shell has left: `exit`, `return`, `exec`.
+    /// Whether the shell has exited: `exit`, `return`, `exec`.
     pub(super) gone: bool,
 }
 
-/// The interpreter of the script.
+/// The interpreter of scripts.
 pub(super) struct Shell<'a> {
     pub(super) surroundings: &'a Surroundings<'a>,
     /// The script's own path.
@@ -63,13 +63,13 @@ pub(super) struct Shell<'a> {
     pub(super) functions: BTreeSet<String>,
     pub(super) state: State,
     pub(super) facts: Facts,
-    /// Lines of commands that were followed.
+    /// Lines of commands that were evaluated.
     pub(super) followed: BTreeSet<usize>,
-    /// The line of the present command.
+    /// The line of the current command.
     pub(super) line: usize,
-    /// Why the present command may run or not.
+    /// Why the current command may or may not run.
     pub(super) condition: Option<String>,
-    /// Whether the innermost loop is walked value by value, so that leaving it early matters.
+    /// Whether the innermost loop is evaluated value by value, so that leaving it early matters.
     pub(super) is_counted: bool,
     steps: usize,
 }
@@ -97,7 +97,7 @@ impl<'a> Shell<'a> {
         }
     }
 
-    /// Walks commands one after another; the status of the last one, if it is known.
+    /// Evaluates commands one after another; returns the status of the last one, if it is known.
     pub(super) fn list(&mut self, list: &CompoundList) -> Option<bool> {
         let mut status = Some(true);
         for item in &list.0 {
@@ -143,7 +143,7 @@ impl<'a> Shell<'a> {
         status.map(|status| status != pipeline.bang)
     }
 
-    /// Something that runs in a shell of its own: the state after it is the one before.
+    /// Evaluates something in a subshell: afterwards the state is the one before it.
     fn apart<T>(&mut self, walk: impl FnOnce(&mut Self) -> T) -> T {
         let before = self.state.clone();
         let result = walk(self);
@@ -221,7 +221,7 @@ impl<'a> Shell<'a> {
         })
     }
 
-    /// A condition's status; where it is not known, the condition may change nothing itself.
+    /// The status of a condition; if it is not known, the condition must not change anything itself.
     fn decided(&mut self, condition: &CompoundList, why: &str) -> Option<bool> {
         let before = self.state.clone();
         let status = self.list(condition);
@@ -231,7 +231,8 @@ impl<'a> Shell<'a> {
         status
     }
 
-    /// Walks the one way whose condition holds. From the first that is not decided on, all that may be taken are tried.
+    /// Evaluates the one branch whose condition holds. From the first undecided condition on, all possible branches
+    /// are evaluated.
     fn one_of<'l, W>(
         &mut self,
         ways: impl Iterator<Item = (W, &'l CompoundList)>,
@@ -255,13 +256,13 @@ impl<'a> Shell<'a> {
             if decided == Some(true) {
                 break;
             }
-            // Where it leaves, what follows runs only if it was not taken.
+            // If it exits, what follows runs only if this branch was not taken.
             is_open |= !leaves;
         }
         None
     }
 
-    /// Something that may run or not. Whether it leaves the script.
+    /// Evaluates something that may or may not run; returns whether it exits the script.
     fn maybe<T>(&mut self, why: &str, walk: impl FnOnce(&mut Self) -> T) -> bool {
         let before = self.state.clone();
         let found = self.facts.found.len();
@@ -278,7 +279,7 @@ impl<'a> Shell<'a> {
         false
     }
 
-    /// Something that runs any number of times.
+    /// Evaluates something that runs any number of times.
     fn repeated<T>(&mut self, line: usize, walk: impl FnOnce(&mut Self) -> T) -> Option<bool> {
         let why = format!("how often the loop at line {line} runs is not known");
         let outer = std::mem::replace(&mut self.is_counted, false);
@@ -307,7 +308,7 @@ impl<'a> Shell<'a> {
         self.repeated(line, |shell| shell.list(&clause.body.list))
     }
 
-    /// Assigns; whether the value is known.
+    /// Evaluates an assignment; returns whether the value is known.
     pub(super) fn assign(&mut self, assignment: &Assignment, exported: bool) -> bool {
         let value = match &assignment.value {
             AssignmentValue::Scalar(word) => Value::Scalar(self.scalar(&word.value, true)),
@@ -346,7 +347,7 @@ impl<'a> Shell<'a> {
             self.only_running(&format!("sets `{name}`"));
             return;
         }
-        // A variable that came with the environment stays exported when it is set again.
+        // A variable inherited from the environment stays exported when it is set again.
         let is_exported = match self.state.variables.get(name) {
             Some(variable) => variable.exported,
             None if self.state.unset.contains(name) => false,
@@ -357,20 +358,20 @@ impl<'a> Shell<'a> {
         self.state.variables.insert(name.to_owned(), variable);
     }
 
-    /// From here on nothing is certain.
+    /// Marks everything that follows as uncertain.
     pub(super) fn cloud(&mut self, why: String) {
         self.facts.clouded.get_or_insert_with(|| why.clone());
         self.state.clouded.get_or_insert(why);
     }
 
-    /// From here on nothing is certain, for what the present command does; its status is not known.
+    /// Marks everything that follows as uncertain because of the current command, whose status is unknown.
     pub(super) fn only_running(&mut self, does: &str) -> Option<bool> {
         let line = self.line;
         self.cloud(format!("line {line} {does}, which only running it follows"));
         None
     }
 
-    /// The arguments of the script, one unknown word where they were not given.
+    /// The arguments of the script, as one unknown word if they were not given.
     pub(super) fn arguments(&self) -> Vec<Word> {
         match &self.surroundings.arguments {
             Some(arguments) => arguments.iter().map(Word::of).collect(),
@@ -388,7 +389,7 @@ impl<'a> Shell<'a> {
             .collect()
     }
 
-    /// A path of the script, from its working directory on.
+    /// A path relative to the script's working directory.
     pub(super) fn below(&self, path: &Word) -> Word {
         match (path, &self.state.folder) {
             (Word::Known(path), _) if path.starts_with('/') => Word::of(clean(Utf8Path::new(path))),
@@ -400,7 +401,7 @@ impl<'a> Shell<'a> {
     }
 }
 
-/// The line that something starts at, from 1.
+/// The line at which a syntax node starts, from 1.
 fn line_of(node: &impl SourceLocation) -> usize {
     node.location().map_or(0, |span| span.start.line)
 }
@@ -417,7 +418,7 @@ fn undecided(what: &str, line: usize) -> String {
     format!("the {what} at line {line} is not decided by reading")
 }
 
-/// Whether `name` can name a variable.
+/// Whether `name` is a valid variable name.
 pub(super) fn is_name(name: &str) -> bool {
     !name.is_empty()
         && !name.starts_with(|first: char| first.is_ascii_digit())
@@ -436,7 +437,7 @@ fn appended(present: Value, more: Value) -> Value {
     }
 }
 
-/// `a/./b/../c` as `a/c`, by text alone, as `cd` does it.
+/// Simplifies `a/./b/../c` to `a/c` lexically, as `cd` does.
 fn clean(path: &Utf8Path) -> String {
     let mut clean = Utf8PathBuf::new();
     for part in path.components() {

@@ -1,4 +1,4 @@
-//! Expansion of words: quotes, variables, arrays, defaults, tildes. What needs a command to run stays unknown.
+//! Expansion of words: quotes, variables, arrays, defaults, tildes. What depends on running a command stays unknown.
 
 use brush_parser::ParserOptions;
 use brush_parser::word::{
@@ -10,13 +10,13 @@ use super::walk::{Shell, Value};
 use super::{Word, names_benchmark};
 use crate::workload::container;
 
-/// One word while it is put together.
+/// One word under construction.
 #[derive(Default)]
 struct Field {
     text: String,
-    /// The first reason why it is not known.
+    /// The first reason why it is unknown.
     why: Option<String>,
-    /// Whether it is a word although it is empty: it stood in quotes.
+    /// Whether it is a word even if it is empty, because it was quoted.
     is_there: bool,
 }
 
@@ -39,12 +39,12 @@ impl Field {
     }
 }
 
-/// The words that one written word becomes.
+/// The words that one written word expands to.
 #[derive(Default)]
 struct Fields {
     done: Vec<Field>,
     open: Field,
-    /// Whether expansions outside quotes are cut at blanks.
+    /// Whether expansions outside quotes are split at blanks.
     splits: bool,
 }
 
@@ -56,7 +56,8 @@ impl Fields {
         }
     }
 
-    /// The value of an expansion: outside quotes cut at blanks, and a pattern in it stands for file names.
+    /// Adds the value of an expansion: outside quotes it is split at blanks, and a pattern in it expands to file
+    /// names.
     fn value(&mut self, word: &Word, in_quotes: bool) {
         match word {
             Word::Unknown { why, .. } => self.open.unknown(why),
@@ -88,12 +89,12 @@ impl Shell<'_> {
         words.map(|field| field.word(text)).collect()
     }
 
-    /// The one word that a value of an assignment, or an operand of a test, stands for: it is not split.
+    /// The single word that the value of an assignment, or an operand of a test, expands to: it is not split.
     pub(super) fn scalar(&mut self, text: &str, is_assignment: bool) -> Word {
         self.fields(text, false, is_assignment).open.word(text)
     }
 
-    /// Text as it would stand in double quotes: an arithmetic expression, a default in quotes.
+    /// Expands text as in double quotes: an arithmetic expression, a quoted default.
     pub(super) fn quoted_text(&mut self, text: &str) -> Word {
         if text.contains('"') {
             return Word::unknown(text, "quotes within quotes");
@@ -129,7 +130,7 @@ impl Shell<'_> {
             }
             WordPiece::SingleQuotedText(text) => fields.value(&Word::of(text), true),
             WordPiece::DoubleQuotedSequence(pieces) => {
-                // "$@" of nothing is no word at all; any other quotes make one.
+                // "$@" without arguments is no word at all; any other quotes make one.
                 let is_list =
                     matches!(pieces.as_slice(), [only] if self.listed(&only.piece).is_some());
                 fields.open.is_there |= !is_list;
@@ -200,7 +201,7 @@ impl Shell<'_> {
         }
     }
 
-    /// A variable of the script, else of the environment; the first element of an array.
+    /// The value of a variable of the script, else of the environment; for an array, its first element.
     pub(super) fn lookup(&self, name: &str) -> Option<Word> {
         match self.state.variables.get(name) {
             _ if is_of_bash(name) => {
@@ -258,7 +259,7 @@ impl Shell<'_> {
                 default
             }
             (Some(value), _) => return value,
-            // Whoever starts the script may set it.
+            // The caller of the script may set it.
             (None, None) => {
                 let written = parameter.to_string();
                 let name = written.trim_matches(['$', '{', '}']);
@@ -281,8 +282,8 @@ impl Shell<'_> {
         default
     }
 
-    /// What a command prints: known for the few ways in which a script asks for its own folder, while it is in the one
-    /// it was started in.
+    /// The output of a command: known for the few idioms by which a script finds its own folder, as long as it has
+    /// not changed the working directory.
     fn substituted(&mut self, written: &str) -> Word {
         if container::names_sglang(written) || names_benchmark(written) {
             self.only_running("starts something for what it prints");
@@ -300,13 +301,13 @@ impl Shell<'_> {
     }
 }
 
-/// Whether bash itself sets a variable, whatever the environment says (bash 5).
+/// Whether bash itself sets a variable, whatever the environment (bash 5).
 fn is_of_bash(name: &str) -> bool {
     let names = "EPOCHSECONDS EUID HOSTNAME HOSTTYPE IFS LINENO MACHTYPE OLDPWD OSTYPE PPID RANDOM SECONDS SHLVL UID";
     name.starts_with("BASH") || names.split(' ').any(|own| own == name)
 }
 
-/// Whether bash looks for files of this name: a bracket that is not closed is only a bracket, as in `[ -e x ]`.
+/// Whether bash expands this to file names: a bracket that is not closed is only a bracket, as in `[ -e x ]`.
 fn is_pattern(text: &str) -> bool {
     let open = text.find('[');
     let brackets = open.is_some_and(|open| text[open..].contains(']'));
