@@ -77,12 +77,12 @@ pub fn of(config: &config::Config, keeper: &Keeper) -> Result<Backend, Error> {
     })
 }
 
-/// The fused MoE beside the dense GEMMs. A table from elsewhere is judged by itself.
+/// Whether a fused MoE should be tuned beside the dense GEMMs. A table from elsewhere is judged alone.
 fn is_wanted(config: &config::Config) -> bool {
     config.backend.fused_moe == FusedMoe::Tune && config.backend.table.is_none()
 }
 
-/// That of SGLang's Triton kernel.
+/// SGLang's Triton kernels for the fused MoE, if they should be tuned beside the dense GEMMs.
 fn beside(config: &config::Config, site: &Arc<Site>) -> Option<Arc<dyn FusedMoeKernels>> {
     is_wanted(config).then(|| {
         Arc::new(kernel::sglang_moe::SglangMoe::new(site.clone(), config))

@@ -1,18 +1,18 @@
-//! How long to wait: learnt from the baseline where there is one.
+//! How long to wait, learnt from the baseline where there is one.
 //!
-//! The scheme is that of cargo-mutants (`src/timeouts.rs`): what was seen times a factor, with a
-//! floor, and the user's own limit where nothing was seen yet.
+//! The scheme is that of cargo-mutants (`src/timeouts.rs`): the observed time multiplied by a factor, with a minimum,
+//! and the user's own limit while nothing has been observed.
 
 use std::time::Duration;
 
 /// A tuned or instrumented server may be this much slower than the baseline before it counts as hung.
 const FACTOR: f64 = 5.0;
 
-/// Waits shorter than this say more about the machine's mood than about a hang.
+/// Below this, a long wait is more likely caused by a busy machine than by a hang.
 const FLOOR: Duration = Duration::from_secs(30);
 
-/// The limit for something whose baseline took `seen_seconds`; `configured` where none was seen, and
-/// never more than `configured`.
+/// The limit for an operation whose baseline took `seen_seconds`; `configured` if that is unknown, and never more
+/// than `configured`.
 pub fn learned(seen_seconds: Option<f64>, configured: Duration) -> Duration {
     match seen_seconds {
         Some(seconds) if seconds.is_finite() && seconds >= 0.0 => {

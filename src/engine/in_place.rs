@@ -1,8 +1,7 @@
-//! Whether what was deployed still stands.
+//! Whether the deployed files are still in place.
 //!
-//! A tuned arm whose files are gone serves exactly as the baseline does, so a comparison would call a lost
-//! deployment "same". Each tuned start is therefore preceded by a look at every file that `deploy` left in the run
-//! folder.
+//! A tuned arm whose files are gone serves exactly as the baseline does, so a comparison would call a lost deployment
+//! "same". Before each start of a tuned server every file that `deploy` left in the run folder is therefore checked.
 
 use std::collections::BTreeMap;
 use std::io;
@@ -22,7 +21,7 @@ type Files = BTreeMap<Utf8PathBuf, String>;
 /// Name of the document in the run folder.
 const DOCUMENT: &str = "in-place";
 
-/// Keeps what stands now, right after it was deployed.
+/// Records the files and their digests, right after they were deployed.
 pub(crate) fn record(run: &RunDir) -> Result<(), Error> {
     let mut files = Files::new();
     for folder in [run.deploy(), run.overlay()] {
@@ -33,7 +32,7 @@ pub(crate) fn record(run: &RunDir) -> Result<(), Error> {
     write_json(&run.stage(DOCUMENT), &files)
 }
 
-/// Refuses a start with a deployment that is not whole any more.
+/// Refuses to start a server with a deployment that is no longer complete.
 pub(crate) fn check(run: &RunDir) -> Result<(), Error> {
     let document = run.stage(DOCUMENT);
     if !document.is_file() {
@@ -60,7 +59,7 @@ pub(crate) fn check(run: &RunDir) -> Result<(), Error> {
     Ok(())
 }
 
-/// Adds the files below `folder`; what Python compiles beside its sources comes and goes.
+/// Adds the files below `folder`, except for bytecode that Python caches beside its sources.
 fn add(root: &Utf8Path, folder: &Utf8Path, files: &mut Files) -> io::Result<()> {
     for entry in entries(folder)? {
         if entry.file_name() == "__pycache__" {

@@ -1,8 +1,8 @@
-//! The one loop: it asks the pure `stage::next` what to do, does it, and records what happened.
+//! The loop: it gets the next step from the pure `stage::next`, does it, and records what happened.
 //!
-//! Journal first, effect second. A stage that was started and has no recorded end is run again as
-//! the next attempt; what it made durable meanwhile (finished trials, tuned shapes) is not repeated.
-//! The engine never prints: an observer is told.
+//! The journal is written before the effect. A stage that was started and has no recorded end runs again as the next
+//! attempt; what it had made durable (finished trials, tuned shapes) is not repeated. The engine never prints: it
+//! notifies an observer.
 
 pub mod deadline;
 pub(crate) mod in_place;
@@ -38,19 +38,19 @@ use crate::workload::secret::Secrets;
 
 use crate::run::error::{Error, ErrorKind};
 
-/// Set in every process a run starts, to the run folder: by it a resumed run finds what a killed one
-/// left, although its keepers should have ended that already.
+/// Set to the run folder in every process that a run starts. A resumed run uses it to find processes left by a killed
+/// one, although their keepers should have ended them already.
 pub const RUN_VARIABLE: &str = "GEMMTUNE_RUN";
 
 /// Name of the run folder in a run's identity.
 const FOLDER: &str = "run folder";
 
-/// How an invocation of the loop ended without trouble.
+/// How an invocation of the loop ended without an error.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Finish {
     /// The report is written.
     Complete,
-    /// The stage asked for is done.
+    /// The requested stage is done.
     Paused,
 }
 
@@ -72,22 +72,22 @@ pub struct Engine<'a> {
 
 /// What an engine needs from outside the run folder.
 pub struct Surroundings<'a> {
-    /// Finds what serves and what is tuned.
+    /// Finds the server and the kernels to tune.
     pub backend: FindBackend,
     pub keeper: Keeper,
-    /// The user's wish to stop.
+    /// The user's requests to stop.
     pub interrupt: Interrupt,
     pub observer: &'a mut dyn FnMut(&Notice),
-    /// The command line, for whoever finds the run locked.
+    /// The command line, reported to a process that finds the run locked.
     pub command: String,
 }
 
 impl<'a> Engine<'a> {
-    /// Begins a run of `config` in the new folder `run`. Paths in `config` must be absolute.
+    /// Starts a run of `config` in the new folder `run`. Paths in `config` must be absolute.
     pub fn begin(run: RunDir, config: Config, with: Surroundings<'a>) -> Result<Self, Error> {
         let lock = take_lock(&run, &with.command)?;
         let text = config.to_toml();
-        // A configuration may hold keys and tokens, which the server needs.
+        // A configuration may contain keys and tokens, which the server needs.
         write_private(&run.config(), text.as_bytes()).map_err(|error| Error::file(&error))?;
         let header = Header {
             format: FORMAT,
@@ -103,7 +103,7 @@ impl<'a> Engine<'a> {
         Ok(engine)
     }
 
-    /// Goes on with the run in `run`.
+    /// Continues the run in `run`.
     pub fn resume(run: RunDir, with: Surroundings<'a>) -> Result<Self, Error> {
         let lock = take_lock(&run, &with.command)?;
         let (journal, records) =
@@ -166,12 +166,12 @@ impl<'a> Engine<'a> {
         }
     }
 
-    /// The run folder.
+    /// The folder of the run, which holds its journal, documents and trials.
     pub fn run_dir(&self) -> &RunDir {
         &self.run
     }
 
-    /// The state so far.
+    /// The current state of the run.
     pub fn state(&self) -> &State {
         &self.state
     }
@@ -207,7 +207,7 @@ impl<'a> Engine<'a> {
                         reason: error.to_string(),
                     }
                 })?;
-                // A stage that could not put something in place, or find it right, leaves nothing deployed.
+                // If something could not be put in place or verified, nothing stays deployed.
                 let placing = matches!(stage, Stage::Deploy | Stage::Verify);
                 if placing && error.kind() != ErrorKind::Interrupted {
                     self.undo(&error.to_string())?;
@@ -222,7 +222,7 @@ impl<'a> Engine<'a> {
         stages::deployed(self)
     }
 
-    /// Takes back what the deploy stage did.
+    /// Undoes the deployment.
     pub fn undo(&mut self, reason: &str) -> Result<(), Error> {
         stages::undo(self)?;
         self.record(Event::Undone {
@@ -247,7 +247,7 @@ impl<'a> Engine<'a> {
         (self.observer)(&Notice::Progress(progress));
     }
 
-    /// Says what `stage` is doing, where it takes a while and has no steps to count.
+    /// Reports what `stage` is doing, where it takes a while and has no steps to count.
     fn stage_progress(&mut self, stage: Stage, doing: &str) {
         self.progress(Progress {
             stage,
@@ -262,13 +262,13 @@ impl<'a> Engine<'a> {
         (self.observer)(&Notice::Remark(text.into()));
     }
 
-    /// An error without secrets: it may quote a server's log.
+    /// An error with secrets masked, because it may quote a server's log.
     fn masked(&self, error: Error) -> Error {
         error.rewritten(|text| self.secrets.mask(text).into_owned())
     }
 
-    /// Waits until a server that was killed with an earlier process has let go of its port. This comes before the stage
-    /// begins, because a port that stays taken says nothing about what is deployed.
+    /// Waits until a server that was killed with an earlier process has released its port. This is done before the
+    /// stage begins, because a port that stays in use says nothing about the deployment.
     fn wait_for_port(&self) -> Result<(), Error> {
         let is_first = self.state.trials().is_empty();
         let patience = if is_first {
@@ -287,10 +287,11 @@ impl<'a> Engine<'a> {
         write_json(path, &document)
     }
 
-    /// Refuses to share a GPU with another run, and says so of a host: each would measure the other.
+    /// Refuses to share a GPU with another run, and reports other runs on the host, because runs disturb each other's
+    /// measurements.
     fn meet_neighbours(&mut self) -> Result<Option<neighbours::Place>, Error> {
         let this = neighbours::Run::of(&self.config, &self.command);
-        // A host without a folder for temporary files has no place to say so.
+        // A host without a folder for temporary files has nowhere to register.
         let Some((place, others)) =
             neighbours::folder().and_then(|folder| neighbours::join(&folder, &this).ok())
         else {
@@ -315,7 +316,7 @@ impl<'a> Engine<'a> {
         Ok(Some(place))
     }
 
-    /// Records facts of the site, or refuses when a recorded one has changed.
+    /// Records facts about the installation; an error if a recorded one has changed.
     fn identify(&mut self, facts: BTreeMap<String, String>) -> Result<(), Error> {
         let mut fresh = BTreeMap::new();
         for (name, found) in facts {
@@ -340,7 +341,7 @@ impl<'a> Engine<'a> {
         }
     }
 
-    /// Waits for, then ends, processes of this run that a killed gemmtune left.
+    /// Waits for processes of this run that a killed gemmtune left, then ends them.
     fn end_leftovers(&mut self) -> Result<(), Error> {
         let value = self.run.path().as_str().to_owned();
         let alive = || tree::marked(RUN_VARIABLE, &value);
@@ -348,7 +349,8 @@ impl<'a> Engine<'a> {
             return Ok(());
         }
         self.remark("ending what the interrupted run left running");
-        // Their keepers are already at it, with the grace they were given; what has none is nobody's.
+        // Their keepers are already ending them within their grace period; processes without a keeper are not waited
+        // for.
         let until = Instant::now() + Duration::from_secs(15);
         while Instant::now() < until && alive().into_iter().any(tree::is_keeper) {
             if self.interrupt.sleep(Duration::from_millis(50)) {
@@ -366,7 +368,7 @@ impl<'a> Engine<'a> {
     }
 }
 
-/// The configuration a run was begun with, as its journal vouches for it.
+/// The configuration that a run was started with, checked against the digest in its journal.
 fn config_of(run: &RunDir, records: &[Record<Event>]) -> Result<Config, Error> {
     let text = file::read_text(&run.config()).map_err(|error| Error::file(&error))?;
     let Some(Event::RunStarted { header }) = records.first().map(|record| &record.event) else {
@@ -380,15 +382,15 @@ fn config_of(run: &RunDir, records: &[Record<Event>]) -> Result<Config, Error> {
     Config::parse(&text).map_err(|error| Error::caused(ErrorKind::NotResumable, &error))
 }
 
-/// Why a run's records cannot be relied on any more, if they cannot.
+/// Why a run's records can no longer be relied on, if that is so.
 pub fn damage(run: &RunDir) -> Option<Error> {
     read_events(run)
         .and_then(|records| config_of(run, &records))
         .err()
 }
 
-/// Takes back what the ledger of `run` knows of, for a run with [`damage`]; gives what was taken back, in words. With
-/// `dry` nothing is touched.
+/// Undoes what is in the ledger of `run`, for a run with [`damage`]; returns what was undone, in words. With `dry`
+/// nothing is touched.
 pub fn undo_damaged(run: &RunDir, command: &str, dry: bool) -> Result<Vec<String>, Error> {
     let _lock = take_lock(run, command)?;
     let changes = stages::in_ledger(run)?;
@@ -432,7 +434,7 @@ fn check_header(header: &Header, config: &[u8], run: &RunDir) -> Result<(), Erro
     }
 }
 
-/// Documents of a run name files in its folder, so a copy would serve, and take back, what the original deployed.
+/// Documents of a run name files in its folder, so a copy would serve, and undo, what the original deployed.
 fn refuse_copy(state: &State, run: &RunDir) -> Result<(), Error> {
     match state.identity().get(FOLDER) {
         Some(begun) if begun != run.path() => Err(Error::new(
@@ -482,13 +484,14 @@ fn read_json<T: serde::de::DeserializeOwned>(path: &Utf8Path) -> Result<T, Error
     serde_json::from_str(&text).map_err(|error| spoilt(format!("`{path}` does not parse: {error}")))
 }
 
-/// A document of a finished stage is not as the stage left it. Documents are written whole, so something else changed it.
+/// The error for a document of a finished stage that is not as the stage left it. Documents are written atomically,
+/// so something else changed it.
 fn spoilt(reason: String) -> Error {
     Error::new(ErrorKind::NotResumable, reason)
         .hint("put the file back, or begin a new run: `gemmtune run --new`")
 }
 
-/// Writes a document for later stages and for people.
+/// Writes a document for later stages and for readers.
 fn write_json(path: &Utf8Path, document: &impl serde::Serialize) -> Result<(), Error> {
     let mut text = serde_json::to_vec_pretty(document)
         .map_err(|error| Error::new(ErrorKind::Bug, format!("`{path}`: {error}")))?;

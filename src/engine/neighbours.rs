@@ -1,7 +1,7 @@
-//! Other runs of this user on this host: they and this one would measure each other.
+//! Other runs of this user on this host, with which this one would disturb its measurements.
 //!
-//! Each run at work stands in a folder of the host with a locked file of its own. A lock ends with its process, so a
-//! killed run leaves a file that nobody holds, and the next one removes it.
+//! Each active run has a locked file of its own in a folder of the host. A lock is released when its process ends, so
+//! a killed run leaves an unlocked file, which the next one removes.
 
 use std::fs::{File, TryLockError};
 use std::io::{self, Read as _, Write as _};
@@ -15,22 +15,22 @@ use crate::store::lock::Holder;
 use crate::workload::config::{BackendKind, Config};
 use crate::workload::env;
 
-/// Which devices a process may see, by the variables of ROCm and CUDA; the runtime takes the first that is set.
+/// Variables of ROCm and CUDA that list the devices a process may use; the runtime uses the first one that is set.
 const VISIBLE: [&str; 3] = [
     "HIP_VISIBLE_DEVICES",
     "ROCR_VISIBLE_DEVICES",
     "CUDA_VISIBLE_DEVICES",
 ];
 
-/// Every device of the host.
+/// Stands for every device of the host.
 const ALL: &str = "all";
 
-/// A run at work.
+/// An active run.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub(crate) struct Run {
-    /// Who works on it.
+    /// The process that works on it.
     pub(crate) holder: Holder,
-    /// The GPUs it uses, as the variables name them; none for the CPU alone.
+    /// The GPUs it uses, as the variables name them; empty for the CPU alone.
     pub(crate) devices: Vec<String>,
 }
 
@@ -67,7 +67,7 @@ impl Run {
     }
 }
 
-/// The place of a run among those of this host; given back when dropped.
+/// The registration of a run on this host; removed when dropped.
 #[derive(Debug)]
 pub(crate) struct Place {
     path: Utf8PathBuf,
@@ -76,22 +76,22 @@ pub(crate) struct Place {
 
 impl Drop for Place {
     fn drop(&mut self) {
-        // What cannot be removed is found without a holder by the next run.
+        // If it cannot be removed, the next run finds it unlocked.
         let _ = fs_err::remove_file(&self.path);
     }
 }
 
-/// Where this user's runs on this host stand.
+/// The folder in which this user's runs on this host are registered.
 pub(crate) fn folder() -> Option<Utf8PathBuf> {
     let user = fs_err::metadata("/proc/self").ok()?.uid();
     let temporary = Utf8PathBuf::try_from(std::env::temp_dir()).ok()?;
     Some(temporary.join(format!("gemmtune-{user}")))
 }
 
-/// Takes a place for `run` in `folder`, and names the runs that are there already.
+/// Registers `run` in `folder`, and returns the runs that are registered already.
 pub(crate) fn join(folder: &Utf8Path, run: &Run) -> io::Result<(Place, Vec<Run>)> {
     fs_err::create_dir_all(folder)?;
-    // Two that begin at once see each other one after the other.
+    // Of two that start at once, the second sees the first.
     let door = File::options()
         .create(true)
         .truncate(false)
@@ -154,7 +154,7 @@ mod tests {
             })
         );
         drop(first);
-        // As a killed process leaves it.
+        // As a killed process would leave it.
         fs_err::write(folder.join("1-1.json"), "{}").unwrap();
         let (_third, others) = join(&folder, &run(&[])).unwrap();
         assert_eq!(others.len(), 1);

@@ -6,14 +6,14 @@ use std::time::{Duration, Instant};
 use crate::proc::Interrupt;
 use crate::run::error::{Error, ErrorKind};
 
-/// A server that was killed a moment ago holds its port until the kernel has taken its memory and its devices down.
+/// A server that was killed a moment ago holds its port until the kernel has released its memory and devices.
 pub(crate) const PATIENCE: Duration = Duration::from_secs(30);
 
-/// How often a port is asked for that is not free yet.
+/// How often a port that is still in use is tried again.
 const POLL: Duration = Duration::from_millis(100);
 
-/// Waits for at most `patience` until nothing listens on `port`: another server there would answer in our server's place, and
-/// be measured.
+/// Waits for at most `patience` until nothing listens on `port`: another server there would respond in place of ours,
+/// and be measured.
 pub(crate) fn wait_for_port(
     port: u16,
     patience: Duration,

@@ -1,8 +1,8 @@
-//! What the engine asks of whatever serves, and of whatever kernels are tuned for it.
+//! The interfaces between the engine and the server and kernels that it works with.
 //!
-//! The engine names neither SGLang nor aiter: a [`Backend`] is a server with a kernel family for its dense GEMMs, one for its
-//! fused MoE, or both, and each answers questions or does single steps. The order of things, the journal and the trials are
-//! the engine's.
+//! The engine mentions neither SGLang nor aiter: a [`Backend`] is a server with a kernel family for its dense GEMMs,
+//! one for its fused MoE, or both. Each answers questions or performs single steps; the order of steps, the journal
+//! and the trials are the engine's responsibility.
 
 mod fused_moe;
 
@@ -31,84 +31,84 @@ use crate::tune::tuned::TunedTable;
 use crate::workload::config::Config;
 use crate::workload::env::Environment;
 
-/// What serves, and the kernels that are tuned for it.
+/// A server, and the kernels that are tuned for it.
 #[derive(Clone)]
 pub struct Backend {
     pub server: Arc<dyn Server>,
-    /// The kernels of its dense GEMMs; absent where those are left to whatever serves them.
+    /// The kernels of its dense GEMMs; absent if these are not tuned.
     pub kernels: Option<Arc<dyn Kernels>>,
-    /// The kernels of its fused MoE; absent where that is left.
+    /// The kernels of its fused MoE; absent if that is not tuned.
     pub fused_moe: Option<Arc<dyn FusedMoeKernels>>,
 }
 
-/// Finds the backend of a configuration.
+/// Creates the backend of a configuration.
 pub type FindBackend = fn(&Config, &Keeper) -> Result<Backend, Error>;
 
-/// What a tune step needs.
+/// The input of a tune step.
 #[derive(Debug)]
 pub struct TuneOrder<'a> {
     pub run: &'a RunDir,
-    /// Where results of this operation lie.
+    /// Where results of this operation are stored.
     pub folder: &'a Utf8Path,
-    /// What was found of the operation to tune.
+    /// The inspection of the operation to tune.
     pub inspection: &'a Inspection,
-    /// Shapes to tune, most valuable first.
+    /// Shapes to tune, those that gain most first.
     pub shapes: &'a [Shape],
-    /// Wall time; what was found by then is kept.
+    /// Wall time; results found by then are kept.
     pub budget: std::time::Duration,
     /// Ends a search early.
     pub interrupt: &'a Interrupt,
 }
 
-/// What a plan is made with.
+/// The input of a plan.
 #[derive(Debug)]
 pub struct PlanTerms {
-    /// Tables that serve today.
+    /// Tables in use today.
     pub tables: Vec<Table>,
-    /// SGLang's tables that serve today, by the names they are found under.
+    /// SGLang's tables in use today, by their file names.
     pub configs: Vec<(FileName, TritonConfig)>,
     pub revision: Revision,
-    /// Rates that weigh shapes against one another.
+    /// The device whose peak rates weight the shapes.
     pub device: Device,
     /// How many M share a row.
     pub fold: Fold,
     pub cost: Cost,
 }
 
-/// What is deployed, and where what belongs to it lies.
+/// A deployment, and where its files are.
 #[derive(Clone, Copy, Debug)]
 pub struct Deployed<'a> {
     pub run: &'a RunDir,
     pub inspection: &'a Inspection,
-    /// What was put in place.
+    /// What was deployed.
     pub deployment: &'a Deployment,
     /// Ends a check early.
     pub interrupt: &'a Interrupt,
 }
 
-/// A server's own profiler of what its devices run. Why something failed is said in words that end a sentence.
+/// A server's own profiler of its devices. Errors are phrased as the end of a sentence.
 pub trait Profiler: Send + Sync {
-    /// Has the server at `base_url` record its next `steps` forward passes. Each of its ranks then writes a trace of
-    /// torch.profiler into `folder`.
+    /// Makes the server at `base_url` record its next `steps` forward passes. Each of its ranks then writes a trace
+    /// of torch.profiler into `folder`.
     fn start(&self, base_url: &str, folder: &Utf8Path, steps: u32) -> Result<(), String>;
 
-    /// Has it end a recording now and write what it has; nothing happens where none is under way.
+    /// Makes it end a recording now and write what it has; does nothing if none is in progress.
     fn stop(&self, base_url: &str);
 }
 
 /// Something that serves a model.
 pub trait Server: Send + Sync {
-    /// What decides from outside the run folder which code is served, by name. A run is not gone on with under
-    /// another value: its arms would no longer be the same but for the tuning.
+    /// Facts outside the run folder that determine which code is served, by name. A run does not continue if one has
+    /// changed, because its arms would then differ in more than the tuning.
     fn surroundings(&self) -> BTreeMap<String, String>;
 
-    /// Environment that makes it tell its shapes, record files going to `records`.
+    /// Environment with which it reports its shapes and writes record files to `records`.
     fn capture_env(&self, run: &RunDir, records: &Utf8Path) -> Result<Environment, Error>;
 
-    /// Refuses a capture that some of its processes are missing from, or that is another tree's.
+    /// Refuses a capture in which some of its processes are missing, or that comes from another tree.
     fn check_capture(&self, log_summary: &LogSummary) -> Result<(), Error>;
 
-    /// Checks the deployed operation in the server that listens at `base_url`, where it answers such questions.
+    /// Checks the deployed operation in the server that listens at `base_url`, if it can answer such requests.
     fn check_layout(&self, _base_url: &str, _shapes: &[Shape]) -> Result<Vec<LayoutCheck>, Error> {
         Ok(Vec::new())
     }
@@ -124,34 +124,36 @@ pub trait Server: Send + Sync {
     }
 }
 
-/// A family of kernels for dense GEMMs that a server can be tuned with. Most have one operation; where a workload runs several
-/// ([`Inspection::operations`]), plans are made and races are run one by one, and all of it is deployed at once.
+/// A family of kernels for dense GEMMs that a server can be tuned with. Most have one operation; where a workload
+/// runs several ([`Inspection::operations`]), they are planned and raced one by one, and deployed together.
 pub trait Kernels: Send + Sync {
-    /// Finds what serves today.
+    /// Determines what serves today.
     fn inspect(&self) -> Result<Inspection, Error>;
 
-    /// Refuses, before anything is served, a run folder that nothing could be deployed from.
+    /// Refuses, before anything is served, a run folder from which nothing could be deployed.
     fn check_place(&self, _run: &RunDir) -> Result<(), Error> {
         Ok(())
     }
 
-    /// What was found, as the workload was seen to use it; refuses a workload that these kernels do not serve.
+    /// Updates the inspection by what the workload was seen to use; refuses a workload that these kernels do not
+    /// serve.
     fn seen(&self, inspection: &Inspection, log_summary: &LogSummary) -> Result<Inspection, Error>;
 
-    /// What a plan for the operation of `inspection` is made with.
+    /// The input of a plan for the operation of `inspection`.
     fn plan_terms(&self, inspection: &Inspection) -> Result<PlanTerms, Error>;
 
-    /// Tunes one operation.
+    /// Tunes the operation of `order` within its budget. What was finished before is reused, and an interrupt or a
+    /// spent budget gives what there is by then.
     fn tune(
         &self,
         order: &TuneOrder<'_>,
         observer: &mut dyn FnMut(&TuneEvent),
     ) -> Result<Tuned, Error>;
 
-    /// Reads a table from elsewhere, as a tuning would have left it; refuses what cannot be deployed here.
+    /// Reads a table from elsewhere as if it had been tuned; refuses one that cannot be deployed here.
     fn take(&self, inspection: &Inspection, table: &Utf8Path) -> Result<Vec<TunedTable>, Error>;
 
-    /// Puts what was tuned in place, of every operation of `inspection`, in files and variables of its own.
+    /// Deploys what was tuned, for every operation of `inspection`, in files and variables of its own.
     fn deploy(
         &self,
         run: &RunDir,
@@ -159,10 +161,10 @@ pub trait Kernels: Send + Sync {
         tuned: &Tuned,
     ) -> Result<Deployment, Error>;
 
-    /// Takes a deployment back. Doing it twice is doing it once.
+    /// Undoes a deployment. Doing it twice is harmless.
     fn undo(&self, run: &RunDir, deployment: &Deployment) -> Result<(), Error>;
 
-    /// Shapes that the deployed table would not serve, by the runtime's own rules.
+    /// Shapes that the deployed table would not serve, according to the runtime's own rules.
     fn misses(
         &self,
         inspection: &Inspection,
@@ -171,8 +173,8 @@ pub trait Kernels: Send + Sync {
     ) -> Result<Vec<Shape>, Error>;
 
     /// Tries the deployed operation in a fresh process with the tuned server's environment, before such a server is
-    /// started: its numbers on `shapes` and its time on what was tuned. Kernels that only their server can run find
-    /// nothing here and answer [`Server::check_layout`].
+    /// started: its numbers on `shapes` and its time on what was tuned. Kernels that only run in their server return
+    /// nothing here and are checked by [`Server::check_layout`].
     fn probe(
         &self,
         _deployed: &Deployed<'_>,
@@ -182,8 +184,8 @@ pub trait Kernels: Send + Sync {
         Ok(Probed::default())
     }
 
-    /// Environment that makes a server with `deployment` tell which rows it uses, record files going to
-    /// `records`. It goes on top of the deployment's own.
+    /// Environment with which a server with `deployment` reports the rows it uses and writes record files to
+    /// `records`. It is added to the deployment's own.
     fn engagement_env(
         &self,
         run: &RunDir,
@@ -191,7 +193,7 @@ pub trait Kernels: Send + Sync {
         records: &Utf8Path,
     ) -> Result<Environment, Error>;
 
-    /// Which of the tuned shapes the server whose log is `log_summary` was served by the deployed table.
+    /// Which of the tuned shapes the deployed table served, in the server whose log is `log_summary`.
     fn engagement(
         &self,
         inspection: &Inspection,
@@ -199,6 +201,6 @@ pub trait Kernels: Send + Sync {
         log_summary: &LogSummary,
     ) -> Result<Engagement, Error>;
 
-    /// The name of a candidate, for people.
+    /// A candidate's name for display.
     fn kernel_name(&self, candidate: &serde_json::Value) -> String;
 }

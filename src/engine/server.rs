@@ -1,4 +1,4 @@
-//! Starting a server, waiting until it is ready, asking what it resolved its arguments to.
+//! Starting a server, waiting until it is ready, and querying its resolved arguments.
 
 use std::io::{Read as _, Seek as _, SeekFrom};
 use std::sync::atomic::{AtomicBool, Ordering};
@@ -20,17 +20,17 @@ use crate::workload::loopback::{agent, take_no_proxy};
 pub struct ServerOrder {
     pub argv: Vec<String>,
     pub folder: Utf8PathBuf,
-    /// Environment on top of our own.
+    /// Environment relative to our own.
     pub env: Environment,
     /// Loopback port it will listen on.
     pub port: u16,
-    /// Answers 200 once the server is up.
+    /// URL that returns 200 once the server is up.
     pub ready_url: String,
-    /// Text its log must hold as well.
+    /// Text that its log must contain as well.
     pub ready_log: Option<String>,
     /// How long it may take to become ready.
     pub ready_limit: Duration,
-    /// How long its processes have to end by themselves.
+    /// Grace period for its processes between SIGTERM and SIGKILL.
     pub grace: Duration,
 }
 
@@ -43,13 +43,13 @@ pub struct RunningServer {
     ready_seconds: f64,
 }
 
-/// How often readiness is asked for. A cold SGLang needs minutes, the reference engine milliseconds.
+/// How often readiness is checked. A cold SGLang needs minutes, the reference engine milliseconds.
 const POLL: Duration = Duration::from_millis(50);
 
-/// After Ctrl-C requests in flight may end by themselves for this long before the server is ended.
+/// After Ctrl-C requests in flight may finish for this long before the server is ended.
 const PATIENCE: Duration = Duration::from_secs(2);
 
-/// One readiness question may take this long: an idle SGLang generates a token to answer it.
+/// Time limit of one readiness check: an idle SGLang generates a token to respond.
 const ASK: Duration = Duration::from_secs(5);
 
 impl RunningServer {
@@ -139,12 +139,12 @@ impl RunningServer {
         }
     }
 
-    /// `http://127.0.0.1:PORT`.
+    /// The URL that requests go to, `http://127.0.0.1:PORT`.
     pub fn base_url(&self) -> &str {
         &self.base_url
     }
 
-    /// Its log.
+    /// Path of its log.
     pub fn log(&self) -> &Utf8Path {
         &self.log
     }
@@ -154,7 +154,7 @@ impl RunningServer {
         self.ready_seconds
     }
 
-    /// An error if the server has ended although nobody asked it to.
+    /// An error if the server has ended unexpectedly.
     pub fn check_alive(&mut self) -> Result<(), Error> {
         match self.kept.exited() {
             None => Ok(()),
@@ -169,9 +169,8 @@ impl RunningServer {
         }
     }
 
-    /// Does `work` against this server on another thread, so that an interrupt and the server's death end
-    /// it: the flag handed to `work` is raised, and soon after the server is ended, which breaks off
-    /// requests that hang.
+    /// Runs `work` against this server on another thread, so that an interrupt or the server's death ends it: the
+    /// flag passed to `work` is set, and soon after the server is ended, which aborts hanging requests.
     pub fn ask<T: Send>(
         &mut self,
         interrupt: &Interrupt,
@@ -217,12 +216,13 @@ impl RunningServer {
         })
     }
 
-    /// The resolved arguments the server reports, where it does.
+    /// The resolved arguments that the server reports, if it does.
     pub fn info(&self) -> Option<serde_json::Value> {
         crate::bench::client::server_info(&self.base_url)
     }
 
-    /// The first of its processes that was started with one of `variables` set as here, and which.
+    /// The first of its processes that was started with one of `variables` set to the value given here, and which
+    /// variable.
     pub fn carrying<'a>(
         &self,
         mut variables: impl Iterator<Item = (&'a str, &'a str)>,
@@ -273,7 +273,7 @@ fn answers(agent: &ureq::Agent, url: &str) -> bool {
         .is_ok_and(|response| response.status() == 200)
 }
 
-/// Looks for a text in the part of a growing file that was not looked at before.
+/// Searches a growing file for a text, starting where the last search ended.
 struct LogTail<'a> {
     path: &'a Utf8Path,
     text: &'a [u8],
@@ -305,7 +305,7 @@ impl<'a> LogTail<'a> {
             self.read += read as u64;
         }
         self.has_come = memchr::memmem::find(&fresh, self.text).is_some();
-        // The text may stand across two looks.
+        // The text may span two reads.
         let keep = fresh.len().saturating_sub(self.text.len());
         self.end = fresh.split_off(keep);
         self.has_come

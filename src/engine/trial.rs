@@ -1,4 +1,4 @@
-//! One trial: one server start with its benchmark runs, in a folder of its own.
+//! One trial: one server start with its benchmark runs, in its own folder.
 
 use std::time::{Duration, Instant};
 
@@ -34,26 +34,26 @@ pub(crate) const PROMPTS: prompt::Kind = prompt::Kind::TokenIds {
     last: 199,
 };
 
-/// What a trial is to be.
+/// The purpose and settings of a trial.
 pub(crate) struct TrialOrder {
     /// The stage it belongs to.
     pub(crate) stage: Stage,
     pub(crate) role: Role,
-    /// Environment of the server on top of the configured one.
+    /// Environment of the server, relative to the configured one.
     pub(crate) env: Environment,
-    /// Whether the first start after a deployment may build code, so that only the configured limit
+    /// Whether the server may build code, as at the first start after a deployment, so that only the configured limit
     /// applies.
     pub(crate) may_build: bool,
 }
 
-/// A trial that ended well.
+/// The result of a successful trial.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub(crate) struct TrialDone {
     pub(crate) number: u32,
     pub(crate) folder: Utf8PathBuf,
 }
 
-/// What was started in a trial, for people who want to do it again.
+/// What was started in a trial, so that it can be reproduced.
 #[derive(Clone, Debug, Serialize, Deserialize)]
 pub(crate) struct Started {
     pub(crate) argv: Vec<String>,
@@ -63,8 +63,8 @@ pub(crate) struct Started {
 }
 
 impl Engine<'_> {
-    /// Runs a trial; `while_up` may ask the server more after the benchmark. Whether the server is alive after that is for
-    /// `while_up` to say.
+    /// Runs a trial; `while_up` may use the server after the benchmark. Whether the server survives that is up to
+    /// `while_up`.
     pub(crate) fn trial(
         &mut self,
         order: &TrialOrder,
@@ -136,7 +136,7 @@ impl Engine<'_> {
         }
         while_up(&mut server, folder)?;
         let ready_seconds = server.ready_seconds();
-        // What was asked for has been measured: an interruption from here on ends the run behind this trial.
+        // Everything requested has been measured: from here on an interruption takes effect after this trial.
         server.stop(&self.interrupt);
         Ok((ready_seconds, slowest))
     }
@@ -162,7 +162,7 @@ impl Engine<'_> {
         let argv = match self.config.launch() {
             Ok(Launch::Command(command)) => command.to_vec(),
             Ok(Launch::Script(script)) => vec!["bash".to_owned(), script.to_string()],
-            // A configuration without either does not parse.
+            // A configuration with neither is rejected when it is parsed.
             Err(_) => Vec::new(),
         };
         let configured = Duration::from_secs(server.ready_timeout_s);
@@ -394,8 +394,8 @@ impl Engine<'_> {
     }
 }
 
-/// Result lines without secrets: `bench_serving` may write the server's arguments beside its results. Lines that hold
-/// none stay as they are to the byte.
+/// Result lines without secrets: `bench_serving` may write the server's arguments beside its results. Lines without
+/// secrets stay byte for byte as they are.
 fn without_secrets(text: &str, secrets: &Secrets) -> String {
     let masked = |line: &str| {
         let read: serde_json::Value = serde_json::from_str(&result::strict_json(line)).ok()?;
@@ -419,7 +419,7 @@ mod tests {
         let text = without_secrets(&format!("{plain}{keyed}torn"), &Secrets::default());
         let expected = "{\"a\":\"NaN\",\"server_info\":{\"api_key\":\"***\",\"tp\":1}}\n";
         assert_eq!(text, format!("{plain}{expected}torn"));
-        // A text that quotes one stays a text.
+        // A string that contains one stays a string.
         let quoted = "{\"text\": \"token=\\\"abcdef\\\"\"}\n";
         let text = without_secrets(quoted, &Secrets::default());
         let value: serde_json::Value = serde_json::from_str(&text).unwrap();

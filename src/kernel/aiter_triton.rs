@@ -1,7 +1,7 @@
-//! SGLang on ROCm whose block-FP8 linears run aiter's Triton GEMM: rows of aiter's JSON files, put in place by environment and
-//! overlay. Nothing is written into aiter's tree.
+//! SGLang on ROCm with block-FP8 linears that run aiter's Triton GEMM: rows of aiter's JSON files, put in place by
+//! environment and overlay. Nothing is written into aiter's tree.
 //!
-//! That it is this GEMM which serves is not expected but seen: the capture records which function computed each shape.
+//! That this GEMM serves is not assumed but observed: the capture records which function computed each shape.
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::sync::Arc;
@@ -40,17 +40,17 @@ const CHECK: Check = Check {
     longest: Duration::from_secs(600),
 };
 
-/// What the functions of aiter's Triton GEMMs are named by, in the record of what computed a shape.
+/// Prefix of the functions of aiter's Triton GEMMs in the record of what computed a shape.
 const TRITON: &str = "aiter.ops.triton.";
 
-/// How the tree at hand looks rows up, in the identity of a run.
+/// How the tree looks up rows, in the identity of a run.
 const BOUND: &str = "smallest bound of a key";
 
-/// SGLang on ROCm, its block-FP8 linears on aiter's Triton GEMM.
+/// The kernel family of aiter's Triton GEMM under SGLang on ROCm.
 #[derive(Debug)]
 pub(crate) struct AiterTriton {
     site: Arc<Site>,
-    /// The aiter tree that the configuration means.
+    /// The aiter tree that the configuration names.
     meant: Option<Utf8PathBuf>,
 }
 
@@ -288,14 +288,14 @@ impl Kernels for AiterTriton {
     }
 }
 
-/// How the inspected tree looks rows up.
+/// How the inspected tree looks up rows.
 fn rules(inspection: &Inspection) -> Rules {
     let bound = inspection.identity.get(BOUND);
     let from = bound.and_then(|bound| bound.parse().ok()).unwrap_or(1);
     Rules::Bounds { from }
 }
 
-/// The name under which aiter looks for the file of a weight.
+/// The name of the file in which aiter looks up a weight.
 fn file_name(gfx: &str, n: u32, k: u32) -> String {
     let name = FileName {
         gfx: gfx.to_owned(),
@@ -305,7 +305,7 @@ fn file_name(gfx: &str, n: u32, k: u32) -> String {
     name.to_string()
 }
 
-/// Refuses a file that aiter would stop at.
+/// Refuses a file at which aiter would stop.
 fn usable(configs: &Configs, name: &str, rules: Rules, kind: ErrorKind) -> Result<(), Error> {
     match configs.faults(rules).iter().find(|fault| fault.is_fatal()) {
         None => Ok(()),

@@ -1,5 +1,6 @@
-//! The families of kernels that gemmtune tunes, each a file or a folder: the reference engine's, aiter's, its Triton GEMM's, and
-//! SGLang's own. Each fills [`crate::engine::ports::Kernels`] or [`crate::engine::ports::FusedMoeKernels`]; here is what they share.
+//! The families of kernels that gemmtune tunes, each a file or a folder: the reference engine's, aiter's, its Triton
+//! GEMM's, and SGLang's own. Each implements [`crate::engine::ports::Kernels`] or
+//! [`crate::engine::ports::FusedMoeKernels`]; here is what they share.
 
 pub(crate) mod aiter;
 pub(crate) mod aiter_triton;
@@ -27,9 +28,10 @@ use crate::tune::TuneError;
 use crate::tune::results::ResultsError;
 use crate::tune::tuned::TunedTable;
 
-/// What `log summary`, the log of a server that was told to name its look-ups, says about the deployed tables, of each operation one with its rules.
+/// What `log_summary`, from the log of a server that names its look-ups, reports about the deployed tables, one with
+/// its rules for each operation.
 ///
-/// The unit is the shape the server looked up; whether it should have hit is asked of the runtime's own
+/// The unit is the shape that the server looked up; whether it should have hit is determined with the runtime's own
 /// rules, so a shape that no row serves by design is "unplanned", not "missed".
 fn engagement_of(tables: &[(&Resolver<'_>, &Table)], log_summary: &LogSummary) -> Engagement {
     let mut engagement = Engagement::default();
@@ -78,7 +80,7 @@ fn engagement_of(tables: &[(&Resolver<'_>, &Table)], log_summary: &LogSummary) -
     engagement
 }
 
-/// Takes a CSV table of aiter's from elsewhere.
+/// Reads an aiter CSV table from elsewhere.
 fn take_csv(op: Op, table: &Utf8Path) -> Result<Vec<TunedTable>, Error> {
     let bytes = crate::store::file::read(table).map_err(|error| Error::file(&error))?;
     let read = Table::read(table.as_str(), &bytes, Some(op)).map_err(|error| {
@@ -99,7 +101,7 @@ fn take_csv(op: Op, table: &Utf8Path) -> Result<Vec<TunedTable>, Error> {
     Ok(vec![TunedTable::csv("table.csv", &read)])
 }
 
-/// Taking away what is gone already is no trouble: an undo can be repeated.
+/// Removing what is already gone is not an error: an undo can be repeated.
 fn gone(removed: std::io::Result<()>) -> Result<(), Error> {
     match removed {
         Err(error) if error.kind() != std::io::ErrorKind::NotFound => Err(Error::file(&error)),
@@ -107,7 +109,7 @@ fn gone(removed: std::io::Result<()>) -> Result<(), Error> {
     }
 }
 
-/// Results that cannot be gone on with, or a disk that does not take them.
+/// The kind of error: results that cannot be continued, or a disk that cannot be written.
 fn class_of(error: &ResultsError) -> ErrorKind {
     match error {
         ResultsError::Journal(JournalError::Io { .. })
@@ -116,7 +118,7 @@ fn class_of(error: &ResultsError) -> ErrorKind {
     }
 }
 
-/// A tuning run that could not take place, in the loop's words.
+/// The error of a tuning run that could not take place, as the loop reports it.
 fn tune_error(error: &TuneError) -> Error {
     match error {
         TuneError::Interrupted => Error::interrupted(),

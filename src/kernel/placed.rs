@@ -1,5 +1,5 @@
-//! What the kernel families share whose result an overlay puts in front of a server: files in a folder under their digest, the
-//! numbers of what is placed, and which of its rows served.
+//! What the kernel families share whose result an overlay serves: files in a folder named by their digest, numerical
+//! checks, and which of the rows served.
 
 use std::collections::BTreeMap;
 use std::fmt::Write as _;
@@ -23,23 +23,23 @@ use crate::store::run_dir::RunDir;
 use crate::tune::tuned::{TunedRows, TunedTable};
 use crate::workload::env::Environment;
 
-/// What every line of a check starts with (`python/probe/*_check.py`).
+/// The prefix of every output line of a check (`python/probe/*_check.py`).
 const TAG: &str = "gemmtune-check: ";
 
-/// Largest accepted error of a dense GEMM against float32, in norm: rounding to bfloat16 costs about 0.0017 and the FP8 matrix
-/// units of sm_90, which keep 14 bits within a block of K, somewhat less again; a quantiser that rounds an activation the other
-/// way at a tie moves next to nothing. Scales in the wrong place cost 0.3 and more.
+/// Largest accepted error of a dense GEMM against float32, in norm: rounding to bfloat16 costs about 0.0017 and the
+/// FP8 matrix units of sm_90, which keep 14 bits within a block of K, somewhat less again; a quantiser that rounds a
+/// tie the other way changes next to nothing. Scales in the wrong place cost 0.3 or more.
 pub(crate) const DENSE_LIMIT: f64 = 0.01;
 
-/// Files in a folder of the run.
+/// Files that were put in a folder of the run.
 pub(crate) struct Placed {
     pub(crate) folder: Utf8PathBuf,
-    /// Of their names and contents.
+    /// Digest of their names and contents.
     pub(crate) digest: String,
 }
 
 impl Placed {
-    /// Writes `tables` into a folder named by their digest, behind `prefix`.
+    /// Writes `tables` into a folder whose name is `prefix` and their digest.
     pub(crate) fn write<'a>(
         run: &RunDir,
         prefix: &str,
@@ -63,8 +63,8 @@ impl Placed {
         Ok(Self { folder, digest })
     }
 
-    /// The variables that start a server with the overlay and `options`, and what undo takes back of them and the files;
-    /// `they` says what the variables do.
+    /// The variables that start a server with the overlay and `options`, and the description of what undo removes;
+    /// `they` describes the effect of the variables.
     pub(crate) fn in_front(
         &self,
         site: &Site,
@@ -86,8 +86,8 @@ impl Placed {
     }
 }
 
-/// The tables among the files of `table` whose names are `wanted`; `table` is one, or a folder of them. `rows` refuses what cannot
-/// be deployed.
+/// The tables among the files of `table` whose names are `wanted`; `table` is a file or a folder. `rows` refuses what
+/// cannot be deployed.
 pub(crate) fn take(
     table: &Utf8Path,
     wanted: impl Fn(&str) -> bool,
@@ -113,12 +113,13 @@ pub(crate) fn take(
     Ok(taken)
 }
 
-/// A program that compares what is placed with a reference.
+/// A program that compares the deployed kernels with a reference.
 pub(crate) struct Check {
     pub(crate) program: &'static str,
-    /// What it is called, for people.
+    /// Its name for display.
     pub(crate) name: &'static str,
-    /// Importing SGLang or aiter from a network file system takes minutes; the checks themselves seconds each.
+    /// Time limit: importing SGLang or aiter from a network file system takes minutes; the checks themselves seconds
+    /// each.
     pub(crate) longest: Duration,
 }
 
@@ -161,7 +162,7 @@ impl Check {
     }
 }
 
-/// Refuses answers that are about another kernel than the one placed.
+/// Refuses answers about a kernel other than the deployed one.
 pub(crate) fn refuse_other(name: &str, other: Option<String>) -> Result<(), Error> {
     match other {
         None => Ok(()),
@@ -172,15 +173,15 @@ pub(crate) fn refuse_other(name: &str, other: Option<String>) -> Result<(), Erro
     }
 }
 
-/// A family whose files hold rows, of which one serves a weight at an M by the runtime's rule.
+/// A family whose files contain rows, one of which serves a weight at an M by the runtime's rule.
 pub(crate) trait Rows {
-    /// The placed row for (N, K, M), none where none is placed.
+    /// The deployed row for (N, K, M); `None` if there is none.
     fn row(&self, n: u32, k: u32, m: u32) -> Option<Value>;
 
-    /// What a GEMM without a row runs, for people.
+    /// What a GEMM without a row runs, for display.
     fn without(&self) -> &'static str;
 
-    /// What the check's `answers` say; refused where a shape ran with another row than its own.
+    /// The result of the check's `answers`; an error if a shape ran with a row other than its own.
     fn probed(&self, answers: Vec<Checked>) -> Result<Probed, Error> {
         let other = answers.iter().find_map(|answer| {
             let row = self.row(answer.n, answer.k, answer.m)?;
@@ -196,7 +197,7 @@ pub(crate) trait Rows {
         })
     }
 
-    /// What the overlay's record of each GEMM a server ran says about the rows.
+    /// What the overlay's record of each GEMM that a server ran tells about the rows.
     fn engagement(&self, log_summary: &LogSummary) -> Engagement {
         let mut engagement = Engagement::default();
         for (&(n, k, m), served) in &log_summary.triton_served {
@@ -214,7 +215,7 @@ pub(crate) trait Rows {
     }
 }
 
-/// One answer of a check of rows.
+/// A check's answer for one row.
 #[derive(Debug, Deserialize)]
 pub(crate) struct Checked {
     #[serde(rename = "M")]
@@ -230,7 +231,8 @@ pub(crate) struct Checked {
 }
 
 impl Checked {
-    /// Says so when this shape was served by something else than `row`: then the check is about another kernel.
+    /// If something other than `row` served this shape: a description of that, because the check is then about
+    /// another kernel.
     fn not_of(&self, row: &Value, without: &str) -> Option<String> {
         if self.failure.is_some() || self.config.as_ref() == Some(row) {
             return None;
@@ -261,7 +263,7 @@ impl Checked {
     }
 }
 
-/// A row of a Triton kernel for people: `64x128x128, group 1, 4 warps, 3 stages`, and what it has beside these.
+/// A row of a Triton kernel for display: `64x128x128, group 1, 4 warps, 3 stages`, and its further parameters.
 pub(crate) fn tile_name(row: &Value) -> String {
     let number = |name: &str| row[name].as_u64();
     let size = |name: &str| number(name).unwrap_or(1);

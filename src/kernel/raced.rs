@@ -1,4 +1,4 @@
-//! What the platforms share whose kernels gemmtune races itself: the GPU worker in the server's interpreter.
+//! What the kernel families share that gemmtune races itself: the GPU worker in the server's interpreter.
 
 use std::collections::BTreeMap;
 use std::time::Duration;
@@ -37,7 +37,7 @@ pub(crate) fn request<'a, P: Task>(
     })
 }
 
-/// Races `shapes`, its files in `folder`.
+/// Races `shapes`, with the race's files in `folder`.
 pub(crate) fn race<P: Task>(
     site: &Site,
     backend: &dyn Backend<P>,
@@ -50,7 +50,7 @@ pub(crate) fn race<P: Task>(
     crate::tune::run(&request, observer, interrupt).map_err(|error| tune_error(&error))
 }
 
-/// The facts of `device` that must not change while a run lasts.
+/// The facts about `device` that must not change during a run.
 pub(crate) fn identity(device: &Device) -> BTreeMap<String, String> {
     let mut identity = BTreeMap::from([
         ("device".to_owned(), device.name.clone()),
@@ -71,7 +71,7 @@ fn worker(site: &Site, folder: &Utf8Path) -> Result<WorkerCommand, Error> {
     })
 }
 
-/// The first device, as the worker that will time kernels on it sees it.
+/// The first device, as seen by the worker that will time kernels on it.
 pub(crate) fn device<P: Task>(site: &Site, backend: &dyn Backend<P>) -> Result<Device, Error> {
     let scratch = tempfile::tempdir().map_err(|error| Error::file(&error))?;
     let folder = Utf8PathBuf::try_from(scratch.path().to_owned())

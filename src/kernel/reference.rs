@@ -1,4 +1,4 @@
-//! The built-in CPU engine's kernels: everything is done by environment, nothing is edited.
+//! The built-in CPU engine's kernels: everything is configured by environment, nothing is edited.
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::time::Duration;
@@ -29,7 +29,7 @@ use crate::tune::{Effort, TuneEvent, TuneRequest};
 use crate::workload::config::Config;
 use crate::workload::env::Environment;
 
-/// Where the engine looks for its table.
+/// The variable that names the engine's table.
 const TABLE_VARIABLE: &str = "GEMMTUNE_REFERENCE_TABLE";
 
 /// Two 8-lane multiply-adds per clock at 2.4 GHz.
@@ -38,7 +38,7 @@ const FLOPS_PER_CORE: f64 = 7.7e10;
 /// What one core of a server CPU streams from memory.
 const BYTES_PER_CORE: f64 = 1e10;
 
-/// The reference engine's kernels.
+/// The kernel family of the reference engine.
 #[derive(Debug)]
 pub(crate) struct Reference {
     keeper: Keeper,
@@ -120,7 +120,7 @@ impl Kernels for Reference {
             configs: Vec::new(),
             revision: Revision::H,
             device,
-            // On a CPU M = 1 and M = 16 want different kernels, so no row is shared by rounding.
+            // On a CPU M = 1 and M = 16 need different kernels, so no row is shared by rounding.
             fold: Fold::Exact,
             cost: Cost::reference(),
         })
@@ -159,7 +159,7 @@ impl Kernels for Reference {
         for table in &tuned.tables {
             merged.rows.extend_from_slice(table.csv_rows(inspection.op));
         }
-        // What served the environment before goes on serving, except where a tuned row takes its place.
+        // What served the environment before stays in the table, unless a tuned row replaces it.
         if let Some(before) = &inspection.table {
             let key = |row: &Row| (row.gfx.clone(), row.cu_num, row.m, row.n, row.k);
             let ours: BTreeSet<_> = merged.rows.iter().map(key).collect();

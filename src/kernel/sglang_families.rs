@@ -1,7 +1,8 @@
-//! SGLang on NVIDIA with whatever serves its block-FP8 linears today, and a route between kernel families below them.
+//! SGLang on NVIDIA with whatever serves its block-FP8 linears today, and a route between kernel families beneath
+//! them.
 //!
-//! Both arms start the same command; the tuned one has the overlay in front, which hands each GEMM that the route names to
-//! the family that won it. Nothing is written into SGLang's tree.
+//! Both arms start the same command; the tuned one has the overlay, which sends each GEMM in the route to the family
+//! that won it. Nothing is written into SGLang's tree.
 
 use std::collections::BTreeMap;
 use std::sync::Arc;
@@ -35,18 +36,19 @@ use crate::tune::backends::sglang_triton::worker_files;
 use crate::tune::tuned::{TunedRows, TunedTable};
 use crate::workload::env::Environment;
 
-/// What the dispatch calls the linears that a route can stand below, from SGLang 0.5.5 to 0.5.23. The first one falls back
-/// to the second for shapes that DeepGEMM does not take.
+/// The linears, by dispatch identity, that a route can be used with, from SGLang 0.5.5 to 0.5.23. The first one falls
+/// back to the second for shapes that DeepGEMM does not support.
 const LINEARS: [&str; 2] = [
     "deepgemm_w8a8_block_fp8_linear_with_fallback",
     TRITON_LINEAR,
 ];
 const TRITON_LINEAR: &str = "triton_w8a8_block_fp8_linear";
 
-/// Where SGLang's linears have scales in float32; on sm_100 and sm_103 they are packed powers of two (UE8M0).
+/// Architectures on which the scales of SGLang's linears are float32; on sm_100 and sm_103 they are packed powers of
+/// two (UE8M0).
 const ONLY_FLOAT_SCALES: [&str; 3] = ["sm_89", "sm_90", "sm_120"];
 
-/// What the overlay calls a GEMM that a family computed.
+/// Prefix that the overlay's record has for a GEMM that a family computed.
 const OURS: &str = "gemmtune:";
 
 /// Compares SGLang's linear with a reference; DeepGEMM compiles a kernel in 3 to 7 s.
@@ -72,7 +74,7 @@ impl SglangFamilies {
 fn serves_triton(inspection: &Inspection) -> bool {
     match inspection.linear.as_deref() {
         Some(linear) => linear == TRITON_LINEAR,
-        // Not captured yet: SGLang takes DeepGEMM where it is.
+        // Not captured yet: SGLang uses DeepGEMM where it is installed.
         None => !inspection.identity.contains_key(DEFAULT),
     }
 }
@@ -90,7 +92,7 @@ fn route_of(deployment: &Deployment) -> Result<Route, Error> {
     })
 }
 
-/// Refuses a route that was raced on another device than the one inspected.
+/// Refuses a route that was raced on a device other than the inspected one.
 fn refuse_foreign(
     route: &Route,
     inspection: &Inspection,
@@ -196,14 +198,14 @@ impl Kernels for SglangFamilies {
         let name = name.map_or("", String::as_str);
         Ok(PlanTerms {
             tables: Vec::new(),
-            // DeepGEMM reads no table, so none of SGLang's serves there.
+            // DeepGEMM reads no table, so none of SGLang's applies.
             configs: match &inspection.table {
                 Some(folder) if serves_triton(inspection) => tables_in(folder, name)?,
                 _ => Vec::new(),
             },
             revision: Revision::H,
             device: Rates::of_name(name).unwrap_or_else(|| Rates::unknown(name, inspection.cu_num)),
-            // A row of a route spans the M between two that were raced; the race decides which M it needs.
+            // A row of a route spans the M between two raced ones; the race decides which M it needs.
             fold: Fold::Exact,
             cost: Cost::family_race(),
         })
@@ -263,7 +265,7 @@ impl Kernels for SglangFamilies {
         };
         let they = "put the route below SGLang's linears";
         let variables = placed.in_front(&self.site, run, &options, they)?;
-        // The kernels that were raced are those that serve.
+        // The raced kernels are those that serve.
         worker_files::write(&run.overlay()).map_err(|error| Error::file(&error))?;
         Ok(Deployment {
             notes: vec![in_words(route)],
@@ -334,7 +336,7 @@ impl Kernels for SglangFamilies {
 }
 
 impl SglangFamilies {
-    /// The numbers of the server's own linear on `shapes`, with the route in front of it.
+    /// The numbers of the server's own linear on `shapes`, with the route in effect.
     fn check(&self, deployed: &Deployed<'_>, shapes: &[Shape]) -> Result<Vec<Checked>, Error> {
         let records = tempfile::tempdir().map_err(|error| Error::file(&error))?;
         let mut env = deployed.deployment.environment();
@@ -343,7 +345,7 @@ impl SglangFamilies {
                 "GEMMTUNE_RECORD_DIR",
                 records.path().to_string_lossy().into_owned(),
             ),
-            // Else a linear that DeepGEMM serves compiles for minutes at its first call.
+            // Otherwise a linear that DeepGEMM serves compiles for minutes at its first call.
             ("SGLANG_JIT_DEEPGEMM_PRECOMPILE", "0".to_owned()),
         ];
         env.extend(here.map(|(name, value)| (name.to_owned(), Some(value))));
@@ -356,7 +358,7 @@ impl SglangFamilies {
     }
 }
 
-/// `shapes`, and the first and last M that each row of the route serves: no row is left untried.
+/// `shapes`, and the first and last M that each row of the route serves, so that every row is tried.
 fn with_ends(route: &Route, shapes: &[Shape]) -> Vec<Shape> {
     let mut all: std::collections::BTreeSet<Shape> = shapes.iter().cloned().collect();
     for row in &route.rows {
@@ -376,7 +378,7 @@ fn with_ends(route: &Route, shapes: &[Shape]) -> Vec<Shape> {
     all.into_iter().collect()
 }
 
-/// The route in a sentence.
+/// The route as a sentence.
 fn in_words(route: &Route) -> String {
     let mut rows: BTreeMap<&str, usize> = BTreeMap::new();
     for row in &route.rows {
@@ -392,8 +394,8 @@ fn in_words(route: &Route) -> String {
     )
 }
 
-/// What the overlay's record of each GEMM that a server ran says about the route. A GEMM that was computed by something
-/// else even once counts as missed: that call may stand in a captured graph.
+/// What the overlay's record of each GEMM that a server ran tells about the route. A GEMM that something else
+/// computed even once counts as missed, because that call may be in a captured graph.
 fn engagement_of(route: &Route, log_summary: &LogSummary) -> Engagement {
     let mut engagement = Engagement::default();
     let mut used: Vec<&RouteRow> = Vec::new();
@@ -434,7 +436,7 @@ fn engagement_of(route: &Route, log_summary: &LogSummary) -> Engagement {
     engagement
 }
 
-/// One line of the check.
+/// One answer of the check.
 #[derive(Debug, Deserialize)]
 struct Checked {
     #[serde(rename = "M")]
@@ -449,7 +451,8 @@ struct Checked {
 }
 
 impl Checked {
-    /// Says so when this shape was computed by something else than the route says: then the check is about another kernel.
+    /// If something other than the route's family computed this shape: a description of that, because the check is
+    /// then about another kernel.
     fn not_of(&self, route: &Route) -> Option<String> {
         let row = route.row(self.n, self.k, self.m)?;
         let meant = format!("{OURS}{}", row.family);

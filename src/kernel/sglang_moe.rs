@@ -1,4 +1,4 @@
-//! SGLang's Triton kernel for fused MoE: tables are put in place by the overlay, nothing is written into SGLang's tree.
+//! SGLang's Triton kernel for fused MoE: the overlay puts tables in place, nothing is written into SGLang's tree.
 
 mod check;
 mod deployed;
@@ -34,7 +34,7 @@ use crate::tune::moe::{MoeTask, Sizes};
 use crate::workload::config::{self, Config};
 use crate::workload::env::Environment;
 
-/// Folder in the run's tune folder: the race of dense GEMMs has files of the same names.
+/// Folder in the run's tune folder; separate because the race of dense GEMMs has files of the same names.
 const FOLDER: &str = "fused-moe";
 
 /// Scale blocks of the weights.
@@ -44,15 +44,16 @@ const BLOCK: (u32, u32) = (128, 128);
 /// 71 s on one H200 with 16 cores (docs/evidence/fused-moe-tune-h200).
 const PART_S: f64 = 1.4;
 
-/// For the pairs of their winners as whole operations, and before the first of those, for importing SGLang: assumed.
+/// Seconds for timing pairs of winners as whole operations, and for importing SGLang before the first of them:
+/// assumed.
 const WHOLE_S: f64 = 3.0;
 const START_S: f64 = 60.0;
 
-/// SGLang's fused MoE on its Triton kernel.
+/// The kernel family of SGLang's fused MoE on its Triton kernel.
 #[derive(Debug)]
 pub(crate) struct SglangMoe {
     site: Arc<Site>,
-    /// The routing under which rows are raced.
+    /// The routing with which rows are raced.
     routing: Routing,
 }
 
@@ -67,7 +68,7 @@ impl SglangMoe {
         }
     }
 
-    /// The tables that the server reads today: those of its package, or what a variable names in their place.
+    /// The tables that the server reads today: those of its package, or those that a variable names instead.
     fn tables(&self) -> Result<Option<Tables>, Error> {
         let place = match self.site.variable("SGLANG_MOE_CONFIG_DIR") {
             Some(folder) if !folder.is_empty() => Utf8PathBuf::from(folder),
@@ -77,7 +78,7 @@ impl SglangMoe {
     }
 }
 
-/// `refusal` of dense GEMMs, which names the way on where the workload ran a fused MoE.
+/// The `refusal` of dense GEMMs, with a hint on how to proceed if the workload ran a fused MoE.
 pub(crate) fn or_its_experts(refusal: Error, log_summary: &LogSummary) -> Error {
     if log_summary.moe.is_empty() {
         refusal
@@ -86,7 +87,7 @@ pub(crate) fn or_its_experts(refusal: Error, log_summary: &LogSummary) -> Error 
     }
 }
 
-/// What of the inspection decides which table is read.
+/// What determines which table is read.
 struct Machine<'a> {
     device: &'a str,
     triton: &'a str,
@@ -139,7 +140,7 @@ impl FusedMoeKernels for SglangMoe {
         looking.whole = false;
         let device = raced::device(&self.site, &looking)?;
         let mut identity = raced::identity(&device);
-        // How the operation is timed is found out when it is.
+        // How the operation is timed is only known once it is.
         identity.remove("whole");
         Ok(Inspection {
             also: Vec::new(),
@@ -336,7 +337,7 @@ impl FusedMoeKernels for SglangMoe {
     }
 }
 
-/// `64x128x128, group 1, 4 warps, 3 stages`, for both projections where they differ.
+/// A name such as `64x128x128, group 1, 4 warps, 3 stages`, for both projections if they differ.
 fn row_name(candidate: &Value) -> String {
     let (up, down) = (&candidate["up"], &candidate["down"]);
     if down.is_null() || up == down {
@@ -346,7 +347,7 @@ fn row_name(candidate: &Value) -> String {
     }
 }
 
-/// Says which tables are left as they are because none of their rows was beaten.
+/// Lists the tables that are left as they are because none of their rows was beaten.
 fn left_alone(tuned: &TunedMoe, won: &BTreeSet<Sizes>) -> Vec<String> {
     let raced: BTreeSet<Sizes> = tuned.rows.iter().map(|row| row.shape.sizes()).collect();
     raced
@@ -360,8 +361,8 @@ fn left_alone(tuned: &TunedMoe, won: &BTreeSet<Sizes>) -> Vec<String> {
         .collect()
 }
 
-/// What the overlay's record of each fused MoE that a server ran says about the deployed tables. Where a process was served
-/// by another row than the others, that record is the one that counts (`MoeSummary::served`).
+/// What the overlay's record of each fused MoE that a server ran tells about the deployed tables. If a process was
+/// served by a row other than the others', that record counts (`MoeSummary::served`).
 fn engagement_of(deployed: &Deployed, log_summary: &LogSummary) -> Engagement {
     let mut engagement = Engagement::default();
     for (experts, n) in deployed.tables() {

@@ -1,5 +1,4 @@
-//! SGLang's Triton block-FP8 kernel: everything is done by environment and overlay, nothing is
-//! written into SGLang's tree.
+//! SGLang's Triton block-FP8 kernel: configured by environment and overlay, nothing is written into SGLang's tree.
 
 use std::sync::Arc;
 use std::time::Duration;
@@ -43,7 +42,7 @@ const CHECK: Check = Check {
 /// Scale blocks of the weights.
 const BLOCK: (u32, u32) = (128, 128);
 
-/// SGLang on NVIDIA, its block-FP8 linears on its own Triton kernel.
+/// The kernel family of SGLang's own Triton GEMM on NVIDIA.
 #[derive(Debug)]
 pub(crate) struct SglangTriton {
     site: Arc<Site>,
@@ -133,7 +132,7 @@ impl Kernels for SglangTriton {
             },
             revision: Revision::H,
             device: Rates::of_name(name).unwrap_or_else(|| Rates::unknown(name, inspection.cu_num)),
-            // The runtime takes the row of the nearest M; the race decides which M need one.
+            // The runtime uses the row of the nearest M; the race decides which M need one.
             fold: Fold::Exact,
             cost: Cost::triton_race(),
         })
@@ -264,8 +263,8 @@ fn shipped(device: &Device) -> Result<Vec<(FileName, sglang_json::Config)>, Erro
     tables_in(Utf8Path::new(&device.shipped), &device.name)
 }
 
-/// The tables for the device of this name in `folder`; files the runtime could not load are passed over, as
-/// nothing is served from them.
+/// The tables in `folder` for the device of this name; files that the runtime could not load are skipped, because
+/// they serve nothing.
 pub(crate) fn tables_in(
     folder: &Utf8Path,
     device: &str,

@@ -1,4 +1,4 @@
-//! What the engine asks of the kernels of a fused MoE.
+//! The interface between the engine and the kernels of a fused MoE.
 
 use camino::Utf8Path;
 
@@ -14,84 +14,85 @@ use crate::tune::TuneEvent;
 use crate::tune::moe::MoeTask;
 use crate::workload::env::Environment;
 
-/// What a race of fused MoE needs.
+/// The input of a race of fused MoE.
 #[derive(Debug)]
 pub struct MoeOrder<'a> {
     pub run: &'a RunDir,
     pub inspection: &'a Inspection,
     /// Sizes to race, as whole operations.
     pub tasks: &'a [MoeTask],
-    /// Wall time; what was found by then is kept.
+    /// Wall time; results found by then are kept.
     pub budget: std::time::Duration,
     /// Ends a race early.
     pub interrupt: &'a Interrupt,
 }
 
-/// The deployed tables, and what belongs to them.
+/// The deployed tables, and where their files are.
 #[derive(Clone, Copy, Debug)]
 pub struct DeployedMoePart<'a> {
     pub run: &'a RunDir,
     pub inspection: &'a Inspection,
     pub tuned: &'a TunedMoe,
-    /// What was put in place.
+    /// What was deployed.
     pub deployed: &'a DeployedMoe,
-    /// What the tuned server's environment differs by, dense GEMMs included.
+    /// The tuned server's environment relative to the baseline's, dense GEMMs included.
     pub env: &'a Environment,
     /// Ends a check early.
     pub interrupt: &'a Interrupt,
 }
 
-/// What a plan of fused MoE is made with.
+/// The input of a plan of fused MoE.
 pub struct MoeTerms {
-    /// Rates that sizes are weighed with.
+    /// The device whose peak rates weight the sizes.
     pub device: Device,
     /// Which M the table has rows for.
     pub ladder: Ladder,
-    /// Why a row is not worth tuning although it can be; nothing where it is.
+    /// Why a row is not worth tuning although it can be tuned; `None` if it is.
     pub left: Box<LeftOut>,
 }
 
-/// See [`MoeTerms::left`].
+/// The type of [`MoeTerms::left`]: problem and M to the reason for leaving the row out.
 pub type LeftOut = dyn Fn(&MoeProblem, u32) -> Option<String>;
 
-/// The kernels of a fused MoE, tuned beside the dense GEMMs of a server or alone. Its problems and tables are of another
-/// kind than a GEMM's, which is why this is no [`super::Kernels`].
+/// The kernels of a fused MoE, tuned beside the dense GEMMs of a server or alone. Its problems and tables differ from
+/// those of a GEMM, which is why this is not [`super::Kernels`].
 pub trait FusedMoeKernels: Send + Sync {
-    /// Finds what serves today, where no dense kernels have found it.
+    /// Determines what serves today, if no dense kernels have done so.
     fn inspect(&self) -> Result<Inspection, Error>;
 
-    /// The operation, as shapes files name it.
+    /// The operation's name in shapes files.
     fn op(&self) -> &'static str;
 
-    /// The fused MoE that the workload was seen to run on these kernels, and what serves each today; none where none did. With it
-    /// what a person should know of what else ran.
+    /// The fused MoE that the workload runs on these kernels, and what serves each today; `None` if there is none.
+    /// Also remarks on what else ran.
     fn seen(
         &self,
         inspection: &Inspection,
         log_summary: &LogSummary,
     ) -> Result<(Vec<SeenMoe>, Vec<String>), Error>;
 
-    /// Why a workload was not seen to run any, in words, and what to do about it.
+    /// The error for a workload that was not seen to run any, and what to do about it.
     fn unseen(&self) -> Error;
 
-    /// The race of `problem` at `m` tokens; the reason where it cannot be raced.
+    /// The race of `problem` at `m` tokens, or the reason why it cannot be raced.
     fn task(&self, problem: &MoeProblem, m: u32) -> Result<MoeTask, String>;
 
-    /// What a plan is made with.
+    /// The input of a plan.
     fn terms(&self, inspection: &Inspection) -> Result<MoeTerms, Error>;
 
-    /// Seconds of one device that racing `tasks` takes, estimated.
+    /// Estimated seconds on one device to race `tasks`.
     fn race_seconds(&self, tasks: &[MoeTask]) -> f64;
 
-    /// Races.
+    /// Races the sizes of `order` within its budget. What was finished before is reused, and an interrupt or a spent
+    /// budget gives what there is by then.
     fn tune(
         &self,
         order: &MoeOrder<'_>,
         observer: &mut dyn FnMut(&TuneEvent<MoeTask>),
     ) -> Result<TunedMoe, Error>;
 
-    /// Puts the tables in place in which a row won, in files and variables of their own; refuses a table that would
-    /// compute wrong numbers or that its own look-up does not answer as it was raced.
+    /// Deploys the tables in which a row won, in files and variables of its own; refuses a table that would compute
+    /// wrong numbers or for which its own look-up gives rows other than those raced.
     fn deploy(
         &self,
         run: &RunDir,
@@ -99,14 +100,14 @@ pub trait FusedMoeKernels: Send + Sync {
         tuned: &TunedMoe,
     ) -> Result<DeployedMoe, Error>;
 
-    /// Takes a deployment back. Doing it twice is doing it once.
+    /// Undoes a deployment. Doing it twice is harmless.
     fn undo(&self, deployed: &DeployedMoe) -> Result<(), Error>;
 
-    /// Tries the deployed operation in a fresh process with the tuned server's environment; refuses answers that another
-    /// row than the deployed one gave.
+    /// Tries the deployed operation in a fresh process with the tuned server's environment; refuses results of rows
+    /// other than the deployed ones.
     fn probe(&self, part: &DeployedMoePart<'_>) -> Result<Vec<MoeCheck>, Error>;
 
-    /// Environment that makes a tuned server tell which rows it uses, record files going to `records`.
+    /// Environment with which a tuned server reports the rows it uses and writes record files to `records`.
     fn engagement_env(
         &self,
         run: &RunDir,
@@ -114,7 +115,7 @@ pub trait FusedMoeKernels: Send + Sync {
         records: &Utf8Path,
     ) -> Result<Environment, Error>;
 
-    /// Which sizes the server whose records are `log_summary` was served by the deployed tables, on every rank.
+    /// Which sizes the deployed tables served, on every rank of the server whose records are `log_summary`.
     fn engagement(
         &self,
         inspection: &Inspection,
@@ -122,6 +123,6 @@ pub trait FusedMoeKernels: Send + Sync {
         log_summary: &LogSummary,
     ) -> Result<Engagement, Error>;
 
-    /// The name of a pair of rows, for people.
+    /// Name of a pair of rows for display.
     fn row_name(&self, candidate: &serde_json::Value) -> String;
 }

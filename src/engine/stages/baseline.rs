@@ -37,9 +37,9 @@ pub(super) fn baseline(engine: &mut Engine<'_>) -> Result<Done, Error> {
         let answers = record_answers(server, limit, &interrupt)?;
         write_json(&folder.join(ANSWERS), &answers)?;
         server.check_alive()?;
-        // From here on the server has done what it was started for: its profiler may end it.
+        // From here on the server has served its purpose, so the profiler may end it.
         if let Some(asked) = &asked {
-            // An interruption costs the profile, not the trial that was timed.
+            // An interruption costs the profile, not the timed trial.
             match profile::record(asked, server) {
                 Ok(found) => recorded = found,
                 Err(error) if error.kind() == ErrorKind::Interrupted => broken_off = true,
@@ -72,8 +72,8 @@ pub(super) fn baseline(engine: &mut Engine<'_>) -> Result<Done, Error> {
     Ok(Done::new(numbers.join(", ")))
 }
 
-/// The server's greedy answers at one, two and four requests at once, so that prefill and decode run
-/// at several M: at M = 1 a transposed scale is the scale itself.
+/// The server's greedy answers at one, two and four concurrent requests, so that prefill and decode run at several M:
+/// at M = 1 a transposed scale equals the scale itself.
 pub(super) fn record_answers(
     server: &mut RunningServer,
     limit: Duration,

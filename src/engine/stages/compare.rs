@@ -43,7 +43,7 @@ pub(super) fn compare(engine: &mut Engine<'_>) -> Result<Done, Error> {
             Arm::Tuned => Ok(()),
             Arm::Baseline => refuse_deployed(server, &tuned_env, &run),
         })?;
-        // More pairs cannot make arms comparable that are not, and each of them costs two server starts.
+        // More pairs cannot make incomparable arms comparable, and each of them costs two server starts.
         if pair_trials(engine.state.trials(), pair).is_some() && !judged(engine)?.unfair.is_empty()
         {
             break;
@@ -60,7 +60,7 @@ pub(super) fn compare(engine: &mut Engine<'_>) -> Result<Done, Error> {
     Ok(Done::new(parts.join("; ")))
 }
 
-/// A trial whose results are gone or torn was not measured, whatever the journal says.
+/// A trial whose results are missing or torn does not count as measured, whatever the journal says.
 fn forget_lost(engine: &mut Engine<'_>) -> Result<(), Error> {
     let is_lost = |trial: &&stage::Trial| {
         let file = engine
@@ -107,7 +107,7 @@ fn refuse_deployed(
     }
 }
 
-/// `decode-1: better, median_tpot_ms 1.712x [1.690, 1.731]`.
+/// A line such as `decode-1: better, median_tpot_ms 1.712x [1.690, 1.731]`.
 fn one_load(load: &LoadComparison) -> String {
     let ratio = &load.comparison.ratio;
     let number = |value: Option<f64>| value.map_or_else(|| "–".to_owned(), |x| format!("{x:.3}"));
@@ -178,7 +178,7 @@ fn judged(engine: &Engine<'_>) -> Result<Comparison, Error> {
     let mut whole = judge(&arms, metric)?;
     let foreseen = foresee::read(engine)?;
     for load in &engine.config.benchmark.loads {
-        // A configuration whose loads have no names does not parse.
+        // A configuration whose loads have no names is rejected when it is parsed.
         let load_name = load.name.as_deref().unwrap_or_default();
         let of_load = |trials: &Vec<Trial>| -> Vec<Trial> {
             let of_load = trials.iter().filter_map(|trial| trial.of_load(load_name));

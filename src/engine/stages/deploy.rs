@@ -1,4 +1,4 @@
-//! `deploy`: the tuned table in place, and taken back.
+//! `deploy`: puts the tuned table in place, and undoes that.
 
 use super::{Done, foresee, fused_moe};
 use crate::engine::{Engine, in_place, read_document, read_json, write_document};
@@ -28,7 +28,7 @@ pub(super) fn deploy(engine: &mut Engine<'_>) -> Result<Done, Error> {
             "go on with the gemmtune that began this run, or begin a new one: `gemmtune run --new`",
         ));
     }
-    // First: what refuses its tables has put nothing in place.
+    // First, because if its tables are refused nothing has been deployed yet.
     let experts = fused_moe::deploy(engine, &inspection, &tuned)?;
     let kernels = engine.backend.kernels.clone().filter(|_| tuned.has_won());
     let dense = match &kernels {
@@ -46,7 +46,7 @@ pub(super) fn deploy(engine: &mut Engine<'_>) -> Result<Done, Error> {
             ));
         }
     };
-    // The record of what was put in place comes before anybody relies on it.
+    // The record of the deployment is written before anything relies on it.
     write_document(&engine.run, &deployment)?;
     in_place::record(&engine.run)?;
     for note in &deployment.notes {
@@ -81,7 +81,7 @@ pub(super) fn deploy(engine: &mut Engine<'_>) -> Result<Done, Error> {
             served.len()
         )));
     }
-    // Shapes that are left with what serves them need no row.
+    // Shapes that keep what serves them need no row.
     let won = tuned.rows.iter().filter(|row| !row.incumbent_kept);
     let planned: Vec<Shape> = won.map(|row| row.shape.clone()).collect();
     let missing = kernels.misses(&inspection, &deployment, &planned)?;
@@ -141,7 +141,7 @@ pub(super) fn served_of_captured(
     Ok((seen, all))
 }
 
-/// What the run has deployed, in words; nothing when it has not.
+/// What the run has deployed, in words; empty if nothing.
 pub(crate) fn deployed(engine: &Engine<'_>) -> Result<Vec<String>, Error> {
     let path = engine.run.stage(Stage::Deploy.name());
     let undone = !engine.state.has_finished(Stage::Deploy) && !engine.state.undone().is_empty();
@@ -151,7 +151,7 @@ pub(crate) fn deployed(engine: &Engine<'_>) -> Result<Vec<String>, Error> {
     in_ledger(&engine.run)
 }
 
-/// What the run's ledger has changed and not taken back, in words.
+/// What the run's ledger has changed and not undone, in words.
 pub(crate) fn in_ledger(run: &RunDir) -> Result<Vec<String>, Error> {
     let operations = Ledger::read(&run.ledger()).map_err(|error| ledger_error(run, &error))?;
     let live = operations.iter().filter(|operation| operation.is_live());
@@ -161,7 +161,7 @@ pub(crate) fn in_ledger(run: &RunDir) -> Result<Vec<String>, Error> {
         .collect())
 }
 
-/// Takes back what `deploy` did. Doing it twice is doing it once.
+/// Undoes the deployment. Doing it twice is harmless.
 pub(crate) fn undo(engine: &mut Engine<'_>) -> Result<(), Error> {
     let path = engine.run.stage(Stage::Deploy.name());
     if path.is_file() {
@@ -171,7 +171,7 @@ pub(crate) fn undo(engine: &mut Engine<'_>) -> Result<(), Error> {
         }
         fused_moe::undo(engine, &deployment)?;
     }
-    // A deploy stage that was killed has left the ledger and no document.
+    // A deploy stage that was killed has left the ledger but no document.
     take_back(&engine.run)
 }
 
@@ -195,7 +195,7 @@ pub(crate) fn take_back(run: &RunDir) -> Result<(), Error> {
     Ok(())
 }
 
-/// Why something could not be taken back, and what is left to do by hand.
+/// The error for something that could not be undone, with what is left to do by hand.
 fn ledger_error(run: &RunDir, error: &LedgerError) -> Error {
     let undo = format!("gemmtune undo {}", quoted(run.path()));
     let hint = match error {

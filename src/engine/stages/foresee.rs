@@ -1,9 +1,8 @@
-//! What tuning will bring to each load, said before anything is deployed.
+//! Predicts what tuning will gain for each load, before anything is deployed.
 //!
-//! A forward pass calls every weight as often as the model's config says; the race timed each call before and
-//! after. So a load's latency changes by the sum of calls times the difference: the reckoning is the
-//! load's own baseline less that sum. What it leaves out (kernels that overlap, batches of other sizes) shows
-//! when the comparison is in.
+//! A forward pass calls every weight as often as the model's config says; the race timed each call before and after.
+//! So a load's latency changes by the sum of calls times the difference: the prediction is the load's own baseline
+//! minus that sum. What it neglects (kernels that overlap, batches of other sizes) shows in the comparison.
 
 use serde::{Deserialize, Serialize};
 
@@ -21,29 +20,29 @@ use crate::workload::config::Load;
 /// The document's name in the run folder.
 const NAME: &str = "foreseen";
 
-/// What is expected of one load.
+/// The prediction for one load.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
 pub(crate) struct Foreseen {
     pub(crate) load: String,
-    /// The latency that decides for it.
+    /// The latency by which it is judged.
     pub(crate) metric: String,
-    /// Rows of the activation in the forward passes it waits for.
+    /// Rows of the activation in the forward passes that this latency consists of.
     #[serde(rename = "M")]
     pub(crate) m: u32,
     /// The baseline trial's value, ms.
     pub(crate) before_ms: f64,
     /// The value expected with the table, ms.
     pub(crate) after_ms: f64,
-    /// Before over after.
+    /// Latency before divided by latency after.
     pub(crate) ratio: f64,
-    /// What it is made of.
+    /// The contributions to it.
     pub(crate) terms: Vec<Term>,
 }
 
-/// One weight's part, or that of a fused MoE.
+/// The contribution of one weight, or of a fused MoE.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
 pub(crate) struct Term {
-    /// Local experts of a fused MoE, whose N lies between its two GEMMs.
+    /// Local experts of a fused MoE, whose N is the width between its two GEMMs.
     #[serde(rename = "E", default, skip_serializing_if = "Option::is_none")]
     pub(crate) experts: Option<u32>,
     /// Output features.
@@ -62,13 +61,13 @@ pub(crate) struct Term {
     pub(crate) after_us: f64,
 }
 
-/// Reckons what `tuned` will bring and writes it down. Loads judged by a throughput, and models that the plan could
-/// predict nothing of, are left out.
+/// Computes what `tuned` will gain and writes it to the run folder. Loads judged by a throughput, and models for
+/// which the plan predicts nothing, are left out.
 pub(super) fn foresee(engine: &mut Engine<'_>, tuned: &Tuned) -> Result<(), Error> {
     let planned: Plan = read_document(&engine.run)?;
     let captured: Captured = read_document(&engine.run)?;
     let Some(weights) = plan::weights(&planned).or_else(|| {
-        // Nothing is known of the dense GEMMs, and none changes.
+        // Nothing is known of the dense GEMMs, but none changes.
         (!tuned.has_won()).then(Vec::new)
     }) else {
         return Ok(());
@@ -117,7 +116,7 @@ pub(super) fn foresee(engine: &mut Engine<'_>, tuned: &Tuned) -> Result<(), Erro
     write_json(&engine.run.stage(NAME), &all)
 }
 
-/// What was reckoned; nothing where nothing could be.
+/// The predictions; empty if there are none.
 pub(super) fn read(engine: &Engine<'_>) -> Result<Vec<Foreseen>, Error> {
     let path = engine.run.stage(NAME);
     if path.is_file() {
@@ -127,8 +126,8 @@ pub(super) fn read(engine: &Engine<'_>) -> Result<Vec<Foreseen>, Error> {
     }
 }
 
-/// M of the forward passes that `metric` of `load` waits for: of a decode step, in the graph that holds it, or of
-/// the first prefill chunk.
+/// M of the forward passes that `metric` of `load` consists of: of a decode step, in the graph that contains it, or
+/// of the first prefill chunk.
 pub(super) fn rows_of(load: &Load, metric: &str, captured: &Captured) -> Option<u32> {
     if metric.contains("tpot") || metric.contains("itl") {
         let graphs = captured.graphs.iter().copied();
@@ -169,8 +168,8 @@ fn terms(weights: &[(u32, u32, u32)], tuned: &Tuned, m: u32) -> Vec<Term> {
         .collect()
 }
 
-/// Times of a call before and after, µs: through the server's own linear where both were timed so, and unchanged where a
-/// shape is left with what serves it.
+/// Times of a call before and after, µs: through the server's own linear where both were timed that way, and
+/// unchanged where a shape keeps what serves it.
 fn times(tuned: &Tuned, row: &Row) -> (f64, f64) {
     let (before, after) = match tuned.contest(&row.shape) {
         Some(contest) => (contest.today_us.or(contest.tuned_us), contest.tuned_us),
@@ -183,8 +182,8 @@ fn times(tuned: &Tuned, row: &Row) -> (f64, f64) {
     }
 }
 
-/// The latency that is left; none when the kernels are said to save all of it, or when none of the model's weights was
-/// raced: that is no prediction of no change.
+/// The remaining latency; `None` if the kernels supposedly save all of it, or if none of the model's weights was
+/// raced, which does not mean that nothing changes.
 fn after(before_ms: f64, terms: &[Term]) -> Option<f64> {
     if terms.is_empty() {
         return None;
@@ -214,7 +213,7 @@ mod tests {
 
     #[test]
     fn what_kernels_save_comes_off_the_latency() {
-        // The first look on an H100 at concurrency 1: 36 layers, 9.04 ms before and 5.30 ms after.
+        // The first measurement on an H100 at concurrency 1: 36 layers, 9.04 ms before and 5.30 ms after.
         let terms = [
             term(36, 33.0, 16.7),
             term(36, 26.9, 14.8),

@@ -1,5 +1,5 @@
-//! The fused MoE in the stages, beside the dense GEMMs or alone. A run in which none ran, or in which it is left to what
-//! serves it, passes all of this by.
+//! The fused MoE in the stages, beside the dense GEMMs or alone. A run in which none ran, or in which it is not
+//! tuned, does nothing here.
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::time::Duration;
@@ -22,7 +22,7 @@ use crate::tune::moe::MoeTask;
 use crate::tune::results::Row;
 use crate::workload::config::Routing;
 
-/// What the instrumented server ran; refused where nothing else is tuned and it ran none.
+/// The fused MoE that the instrumented server ran; an error if nothing else is tuned and it ran none.
 pub(super) fn seen(
     engine: &mut Engine<'_>,
     inspection: &Inspection,
@@ -41,7 +41,7 @@ pub(super) fn seen(
     Ok(seen)
 }
 
-/// The shapes file of the dense GEMMs with the sizes that were seen.
+/// The shapes file of the dense GEMMs with the captured sizes added.
 pub(super) fn with_sizes(engine: &Engine<'_>, gemms: &str, seen: &[SeenMoe]) -> String {
     match &engine.backend.fused_moe {
         Some(kernels) => with_problems(gemms, kernels.op(), &counted(seen)),
@@ -62,21 +62,21 @@ fn counted(seen: &[SeenMoe]) -> Vec<CountedProblem> {
 
 /// What is worth racing.
 pub(super) struct Planned {
-    /// The device whose rates weigh the sizes.
+    /// The device whose peak rates weight the sizes.
     pub(super) device: Device,
-    /// Sizes, most worth first.
+    /// Sizes, those that gain most first.
     pub(super) rows: Vec<PlannedMoe>,
-    /// What a person should know: what serves each today, what cannot be raced.
+    /// Remarks: what serves each today, what cannot be raced.
     pub(super) notes: Vec<String>,
 }
 
-/// Which sizes of what was captured are worth racing.
+/// Which of the captured sizes are worth racing.
 pub(super) fn plan(
     engine: &Engine<'_>,
     inspection: &Inspection,
     told: &Captured,
 ) -> Result<Planned, Error> {
-    // Of a model without experts nothing is asked, not even which look-up its kernels have.
+    // For a model without experts nothing is queried, not even its kernels' look-up.
     let ran = !told.fused_moe.is_empty();
     let Some(kernels) = engine.backend.fused_moe.as_ref().filter(|_| ran) else {
         return Ok(Planned {
@@ -103,7 +103,7 @@ pub(super) fn plan(
         .collect();
     let (mut rows, more) = make(MoeInput {
         seen: &counted(&told.fused_moe),
-        // Records say all of a problem, and what was seen is what runs.
+        // Records describe a problem completely, and what was captured is what runs.
         model: None,
         capture: &told.graphs,
         chunk: told.chunk,
@@ -135,7 +135,7 @@ pub(super) fn plan(
     })
 }
 
-/// The planned races.
+/// The races that `plan` lists, with the reasons of those that cannot be raced left out.
 pub(super) fn tasks(engine: &Engine<'_>, plan: &Plan) -> Vec<MoeTask> {
     let Some(kernels) = &engine.backend.fused_moe else {
         return Vec::new();
@@ -146,7 +146,8 @@ pub(super) fn tasks(engine: &Engine<'_>, plan: &Plan) -> Vec<MoeTask> {
         .collect()
 }
 
-/// What of `budget` the dense GEMMs get, whose races are estimated to take `dense_s`; the fused MoE gets what they leave.
+/// The part of `budget` for the dense GEMMs, whose races are estimated to take `dense_s`; the fused MoE gets what is
+/// left.
 pub(super) fn dense_share(
     engine: &Engine<'_>,
     budget: Duration,
@@ -168,7 +169,7 @@ fn share(budget: Duration, dense_s: f64, experts_s: f64) -> Duration {
     }
 }
 
-/// Races `tasks`; nothing where there are none.
+/// Races `tasks`; `None` if there are none.
 pub(super) fn tune(
     engine: &mut Engine<'_>,
     inspection: &Inspection,
@@ -208,7 +209,8 @@ pub(super) fn tune(
     Ok(Some(tuned))
 }
 
-/// Whether a row is faster of a size that the workload runs. Rows of sizes between those change nothing that it would show.
+/// Whether a row is faster at a size that the workload runs. Rows at sizes in between would not change the measured
+/// result.
 pub(super) fn gains(plan: &Plan, raced: &TunedMoe) -> bool {
     let is_seen = |row: &Row<MoeTask>| {
         let mut seen = plan.fused_moe.iter().filter(|planned| planned.calls > 0.0);
@@ -217,7 +219,7 @@ pub(super) fn gains(plan: &Plan, raced: &TunedMoe) -> bool {
     raced.won().any(is_seen)
 }
 
-/// Why the fused MoE is left as it is.
+/// Why the fused MoE keeps what serves it.
 pub(super) fn why_left(raced: &TunedMoe) -> String {
     let others = match raced.won().count() {
         0 => String::new(),
@@ -236,7 +238,7 @@ pub(super) fn why_left(raced: &TunedMoe) -> String {
     )
 }
 
-/// What a person should know of a race, and one line on it.
+/// Remarks on a race, and a one-line summary.
 pub(super) fn said(tuned: &TunedMoe, of: usize, budget: &str) -> (Vec<String>, String) {
     let mut remarks: Vec<String> = tuned
         .failed
@@ -267,7 +269,7 @@ pub(super) fn said(tuned: &TunedMoe, of: usize, budget: &str) -> (Vec<String>, S
     (remarks, summary)
 }
 
-/// The deployed tables; nothing where no row won.
+/// Deploys the tables; `None` if no row won.
 pub(super) fn deploy(
     engine: &Engine<'_>,
     inspection: &Inspection,
@@ -281,7 +283,7 @@ pub(super) fn deploy(
     }
 }
 
-/// Takes the tables of `deployment` back.
+/// Undoes the tables of `deployment`.
 pub(super) fn undo(engine: &Engine<'_>, deployment: &Deployment) -> Result<(), Error> {
     match (&engine.backend.fused_moe, &deployment.fused_moe) {
         (Some(kernels), Some(deployed)) => kernels.undo(deployed),
@@ -289,7 +291,7 @@ pub(super) fn undo(engine: &Engine<'_>, deployment: &Deployment) -> Result<(), E
     }
 }
 
-/// The numbers of the deployed tables in a fresh process; nothing where none are deployed.
+/// The numbers of the deployed tables in a fresh process; empty if none are deployed.
 pub(super) fn probe(
     engine: &Engine<'_>,
     inspection: &Inspection,
@@ -336,7 +338,7 @@ fn refuse_wrong_numbers(checks: &[MoeCheck]) -> Result<(), Error> {
     ))
 }
 
-/// What the tuned server was served, with the numbers that were checked before; nothing where no table is deployed.
+/// What served the tuned server, with the numbers that were checked before; `None` if no table is deployed.
 pub(super) fn verified(
     engine: &Engine<'_>,
     inspection: &Inspection,
@@ -353,7 +355,7 @@ pub(super) fn verified(
     }
 }
 
-/// What the fused MoE adds to the latency of a forward pass of `m` tokens, before and after.
+/// The contributions of the fused MoE to the latency of a forward pass of `m` tokens, before and after.
 pub(super) fn terms(plan: &Plan, captured: &Captured, tuned: &Tuned, m: u32) -> Vec<Term> {
     let Some(raced) = &tuned.fused_moe else {
         return Vec::new();
@@ -383,8 +385,8 @@ pub(super) fn terms(plan: &Plan, captured: &Captured, tuned: &Tuned, m: u32) -> 
     captured.fused_moe.iter().filter_map(term).collect()
 }
 
-/// Time of a forward pass's fused MoE over `m` tokens at the peak rates of `device`, µs; nothing where none was seen or its
-/// calls are not known.
+/// Time of the fused MoE in a forward pass of `m` tokens at the peak rates of `device`, µs; `None` if there is none
+/// or its calls are not known.
 pub(super) fn least_us(plan: &Plan, captured: &Captured, m: u32, device: &Device) -> Option<f64> {
     let predicted = plan.model.as_ref().and_then(|model| model.experts.as_ref());
     let of = |seen: &SeenMoe| {
@@ -471,7 +473,7 @@ fn reported_row(
     }
 }
 
-/// What was not raced to its end, and why.
+/// What was not raced to completion, and why.
 pub(super) fn skipped(raced: &TunedMoe) -> Vec<Skipped> {
     let failed = raced.failed.iter().map(|failed| {
         let (what, why) = failed
@@ -489,7 +491,7 @@ pub(super) fn skipped(raced: &TunedMoe) -> Vec<Skipped> {
     all.map(|(what, why)| Skipped { what, why }).collect()
 }
 
-/// What of the verify stage stands beside the layout probes of dense GEMMs.
+/// The layout checks of the verify stage, in the form of those of dense GEMMs.
 pub(super) fn checks(verified: &VerifiedMoe) -> impl Iterator<Item = LayoutCheck> {
     verified.checks.iter().map(|check| LayoutCheck {
         what: format!(

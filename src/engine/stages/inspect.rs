@@ -1,4 +1,4 @@
-//! `inspect`: what serves, on what.
+//! `inspect`: determines what serves, and on which device.
 
 use super::Done;
 use crate::engine::{Engine, write_document};

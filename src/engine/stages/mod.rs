@@ -26,7 +26,7 @@ pub(crate) use deploy::{deployed, in_ledger, take_back, undo};
 
 /// A stage that passed its guard.
 pub(crate) struct Done {
-    /// One line for people.
+    /// One line for display.
     pub(crate) summary: String,
     /// Why the rest of the loop is pointless, if it is.
     pub(crate) nothing_to_gain: Option<String>,
@@ -41,7 +41,7 @@ impl Done {
     }
 }
 
-/// Runs `stage`.
+/// Runs `stage` and writes its document; an error if its guard is not passed.
 pub(crate) fn perform(engine: &mut Engine<'_>, stage: Stage) -> Result<Done, Error> {
     match stage {
         Stage::Inspect => inspect::inspect(engine),
@@ -56,7 +56,8 @@ pub(crate) fn perform(engine: &mut Engine<'_>, stage: Stage) -> Result<Done, Err
     }
 }
 
-/// What was found of what serves, by the capture stage where it has ended: what a workload runs shows when it is served.
+/// The inspection; updated by the capture stage if that has ended, because what a workload runs shows only when it is
+/// served.
 pub(crate) fn inspection(run: &RunDir) -> Result<Inspection, Error> {
     if Captured::path(run).is_file()
         && let Some(inspection) = read_document::<Captured>(run)?.inspection

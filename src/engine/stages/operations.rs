@@ -1,11 +1,11 @@
-//! What became of each operation of dense GEMMs, where a run tunes several.
+//! The outcome of each dense GEMM operation, where a run tunes several.
 
 use crate::plan::Plan;
 use crate::report::model::ShapeRow;
 use crate::report::operations::DenseOperation;
 use crate::run::documents::{Deployment, Inspection, Tuned, Verified};
 
-/// A line for each; none where there is one only.
+/// An entry for each; empty if there is only one.
 pub(super) fn operations(
     inspection: &Inspection,
     shapes: &[ShapeRow],

@@ -1,4 +1,4 @@
-//! `plan`: which of the captured shapes are worth tuning, and what that will bring.
+//! `plan`: which of the captured shapes are worth tuning, and what that will gain.
 
 use std::io;
 
@@ -15,13 +15,13 @@ use crate::run::error::{Error, ErrorKind};
 use crate::table::shapes::{self, CountedShape};
 use crate::workload::config::Config;
 
-/// The (N, K) that the model's config predicted, each once, with the calls of a forward pass; none where nothing was
+/// The distinct (N, K) that the model's config predicts, with their calls in a forward pass; `None` if nothing was
 /// predicted.
 pub(crate) fn weights(plan: &Plan) -> Option<Vec<(u32, u32, u32)>> {
     plan.model.as_ref().map(Prediction::weights)
 }
 
-/// The plan in the report's words.
+/// The plan's figures for the report.
 pub(crate) fn summary(plan: &Plan) -> PlanSummary {
     PlanSummary {
         to_tune: plan.tune.len(),
@@ -111,7 +111,7 @@ pub(super) fn plan(engine: &mut Engine<'_>) -> Result<Done, Error> {
         .join("; ");
     Ok(Done {
         summary,
-        // A table from elsewhere is judged whatever a plan would say.
+        // A table from elsewhere is judged regardless of the plan.
         nothing_to_gain: (plan.verdict == Verdict::Nothing
             && plan.fused_moe.is_empty()
             && engine.config.backend.table.is_none())
@@ -157,7 +157,7 @@ fn dense(
     whole.ok_or_else(|| Error::new(ErrorKind::Bug, "an inspection without an operation"))
 }
 
-/// Each operation with its share of the estimated time of all dense GEMMs; nothing where there is one only.
+/// Each operation with its share of the estimated time of all dense GEMMs; `None` if there is only one.
 fn shares(plan: &Plan) -> Option<String> {
     let of = |op: &Op| {
         let rows = plan.tune.iter().filter(|row| row.shape.op == *op);
@@ -167,7 +167,7 @@ fn shares(plan: &Plan) -> Option<String> {
     (plan.ops.len() > 1).then(|| plan.ops.iter().map(of).collect::<Vec<_>>().join(", "))
 }
 
-/// What tuning can bring to a step at most, of the load where that is most.
+/// The most that tuning can gain in a step, for the load with the largest bound.
 fn bounded(engine: &Engine<'_>) -> Result<Option<String>, Error> {
     let profiled = profile::read(engine)?;
     let bounds = profiled
@@ -186,8 +186,8 @@ fn bounded(engine: &Engine<'_>) -> Result<Option<String>, Error> {
     }))
 }
 
-/// What the model's `config.json` says, so that the plan can explain how it differs from what was seen; nothing where no
-/// model is named, and the reason where nothing can be said of one that is.
+/// The prediction from the model's `config.json`, with which the plan explains differences from the captured shapes;
+/// `None` if no model is named, and the reason if nothing can be predicted for it.
 fn prediction(config: &Config) -> Result<Option<Prediction>, String> {
     let Some(path) = config
         .model_folder()

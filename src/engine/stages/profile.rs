@@ -1,7 +1,7 @@
-//! Where a step's time goes: once the baseline's loads are timed and its answers recorded, the same server serves each load
-//! for a few steps more, and its own profiler says what the devices ran.
+//! Where a step's time goes: once the baseline's loads are timed and its answers recorded, the same server serves
+//! each load for a few more steps while its own profiler records what the devices run.
 //!
-//! Nothing that is timed comes after it: the server ends then. What fails here is remarked and fails nothing.
+//! It is the last thing this server does, so it cannot affect timing. Failures are only remarked on.
 
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
@@ -27,27 +27,28 @@ use crate::store::file::entries;
 use crate::table::roofline::Device;
 use crate::workload::config::{Load, Measure};
 
-/// Forward passes recorded from the first request on. A load of many requests prefills in several passes before it decodes.
+/// Forward passes recorded from the first request on. A load with many requests prefills in several passes before it
+/// decodes.
 const PREFILL_STEPS: u32 = 8;
 
 /// Forward passes recorded while every request decodes: enough to average, few enough for a trace of some megabytes.
 const DECODE_STEPS: u32 = 24;
 
-/// A recording is waited for so long at most; exporting a trace takes a loaded server seconds.
+/// Time limit of a recording; exporting a trace takes a loaded server seconds.
 const PATIENCE: Duration = Duration::from_secs(180);
 
-/// A recording that was ended by hand is exported within this, or not at all: no step is left to be waited for.
+/// Time limit for the export of a recording that was stopped, since no further step has to be waited for.
 const EXPORT: Duration = Duration::from_secs(30);
 
-/// A file that has not grown for so long is complete: ranks write theirs in one go.
+/// A file that has not grown for this long is complete: ranks write theirs in one go.
 const SETTLED: Duration = Duration::from_millis(700);
 
 const POLL: Duration = Duration::from_millis(100);
 
-/// Prompts of their own, so that no prefill is served from the cache of the timed ones.
+/// A seed other than that of the timed prompts, so that no prefill is served from the prefix cache.
 const SEED: u64 = 0x9e37_79b9;
 
-/// What is to be profiled.
+/// What to profile.
 pub(super) struct Asked {
     server: Arc<dyn Server>,
     loads: Vec<Load>,
@@ -61,16 +62,16 @@ pub(super) struct Asked {
 /// The recordings of one load.
 pub(super) struct Recorded {
     load: Load,
-    /// From the first request on.
+    /// Traces from the first request on.
     prefill: Vec<Utf8PathBuf>,
-    /// While every request decodes.
+    /// Traces taken while every request decodes.
     decode: Vec<Utf8PathBuf>,
     trouble: Option<String>,
     /// Ranks that wrote nothing.
     missing: Vec<String>,
 }
 
-/// What a profile of `engine`'s loads takes; nothing where none is wanted or the server has no profiler.
+/// The profile to take of `engine`'s loads; `None` if it is disabled or the server has no profiler.
 pub(super) fn asked(engine: &mut Engine<'_>) -> Option<Asked> {
     let server = engine.backend.server.clone();
     server.profiler()?;
@@ -95,7 +96,7 @@ pub(super) fn asked(engine: &mut Engine<'_>) -> Option<Asked> {
 
 /// Profiles each load on `server`. The only error is an interruption.
 pub(super) fn record(asked: &Asked, server: &mut RunningServer) -> Result<Vec<Recorded>, Error> {
-    // What a killed attempt left is not this one's.
+    // What a killed attempt left does not belong to this one.
     let _ = fs_err::remove_dir_all(&asked.folder);
     let url = server.base_url().to_owned();
     server.ask(&asked.interrupt, |stop| {
@@ -129,7 +130,7 @@ fn one_load(asked: &Asked, url: &str, index: usize, load: &Load, stop: &AtomicBo
         model: client::first_model(url).unwrap_or_default(),
         url: url.to_owned(),
         concurrency,
-        // Served until the recordings are done.
+        // Enough to last until the recordings are done.
         requests: (load.prompts as usize).max(64 * concurrency),
         warmup: 0,
         input_len: load.input_len as usize,
@@ -189,7 +190,7 @@ fn one_load(asked: &Asked, url: &str, index: usize, load: &Load, stop: &AtomicBo
     recorded
 }
 
-/// Says so where fewer ranks wrote a trace than there are.
+/// A remark if fewer ranks wrote a trace than there are.
 fn missing(phase: &str, traces: usize, ranks: usize) -> Option<String> {
     (traces < ranks).then(|| {
         format!("{} of {ranks} ranks wrote no trace of their {phase} steps: what is said is of the others", ranks - traces)
@@ -202,7 +203,7 @@ struct Recorder<'a> {
     url: &'a str,
     ranks: usize,
     patience: Duration,
-    /// Raised where the server has ended or the user has had enough.
+    /// Set when the server has ended or the user has interrupted.
     stop: &'a AtomicBool,
 }
 
@@ -212,8 +213,8 @@ impl Recorder<'_> {
         self.profiler.start(self.url, folder, steps)
     }
 
-    /// The traces in `folder` once every rank has written its own. A load that has ended passes no more steps, so the
-    /// recording is ended by hand then, as it is when patience runs out.
+    /// The traces in `folder` once every rank has written its own. A load that has ended runs no more steps, so the
+    /// recording is then stopped, as it is when time runs out.
     fn wait(
         &self,
         folder: &Utf8Path,
@@ -271,7 +272,7 @@ fn traces(folder: &Utf8Path) -> Vec<(Utf8PathBuf, u64)> {
     found
 }
 
-/// Reads what was recorded and writes it down. Traces are deleted unless they are to be kept.
+/// Reads the recordings and writes the document. Traces are deleted unless they should be kept.
 pub(super) fn conclude(
     engine: &mut Engine<'_>,
     trial: &Utf8Path,
@@ -328,7 +329,7 @@ pub(super) fn conclude(
     write_document(&engine.run, &found)
 }
 
-/// What the run tunes.
+/// The operations that the run tunes.
 fn tuned(engine: &Engine<'_>) -> Vec<Operation> {
     let dense = engine.backend.kernels.is_some();
     let experts = engine.backend.fused_moe.is_some();
@@ -338,8 +339,8 @@ fn tuned(engine: &Engine<'_>) -> Vec<Operation> {
         .collect()
 }
 
-/// Adds to the profile what each load's step takes at the device's peak rates, once it is known how often a forward pass
-/// calls what. A device whose rates nobody published has none.
+/// Adds to the profile how long each load's step takes at the device's peak rates, once it is known how often a
+/// forward pass calls what. For a device without published rates nothing is added.
 pub(super) fn add_peaks(
     engine: &Engine<'_>,
     plan: &Plan,
@@ -403,8 +404,8 @@ fn read_all(files: &[Utf8PathBuf], trouble: &mut Vec<String>) -> Vec<Profile> {
     profiles
 }
 
-/// Each rank's profile: its decode steps from the recording in which every request decodes, its prefill from the first
-/// one, and from the other what one of them lacks.
+/// Each rank's profile: its decode steps from the recording in which every request decodes, its prefill from the
+/// first one, and what one of them lacks from the other.
 fn by_rank(prefill: Vec<Profile>, decode: Vec<Profile>) -> Vec<Profile> {
     let mut ranks: Vec<Profile> = Vec::new();
     let (early, late) = (0, 1);
@@ -432,7 +433,7 @@ fn by_rank(prefill: Vec<Profile>, decode: Vec<Profile>) -> Vec<Profile> {
     ranks
 }
 
-/// What was profiled; nothing where nothing was.
+/// The profile; empty if there is none.
 pub(super) fn read(engine: &Engine<'_>) -> Result<Profiled, Error> {
     if engine.state.finished_trial(Role::Baseline).is_some()
         && Profiled::path(&engine.run).is_file()

@@ -7,7 +7,7 @@ use crate::log::summary::LogSummary;
 use crate::run::error::Error;
 use crate::store::file::entries;
 
-/// Makes `folder` an empty folder: records of an earlier, killed attempt would be counted twice.
+/// Empties `folder`: records of an earlier, killed attempt would be counted twice.
 pub(super) fn clear(folder: &Utf8Path) -> Result<(), Error> {
     let cleared = fs_err::create_dir_all(folder).and_then(|()| {
         fs_err::read_dir(folder)?.try_for_each(|entry| fs_err::remove_file(entry?.path()))
@@ -21,7 +21,7 @@ pub(super) fn files(folder: &Utf8Path) -> Result<Vec<Utf8PathBuf>, Error> {
     Ok(found.into_iter().map(Utf8DirEntry::into_path).collect())
 }
 
-/// Adds what `file` says, up to `most` bytes of it.
+/// Adds the contents of `file`, up to `most` bytes.
 pub(super) fn add(file: &Utf8Path, most: u64, log_summary: &mut LogSummary) -> Result<(), Error> {
     use std::io::Read as _;
 

@@ -231,7 +231,7 @@ fn with_findings(engine: &Engine<'_>, mut report: Report) -> Result<Report, Erro
     Ok(report)
 }
 
-/// What engagement rests on; of a route, how each family did.
+/// What the engagement is based on; for a route, the result of each family.
 fn because(families: &BTreeMap<String, Asked>) -> String {
     const READ: &str = "Read from what the tuned server logged while it served the workload.";
     let each: Vec<String> = families
@@ -254,7 +254,7 @@ fn because(families: &BTreeMap<String, Asked>) -> String {
     }
 }
 
-/// What a reader asks first; what was changed is added once it is known.
+/// The facts a reader wants first; what was changed is added once it is known.
 fn machine_and_model(engine: &Engine<'_>) -> Vec<Fact> {
     let identity = engine.state.identity();
     let device = ["device", "gfx"]
@@ -275,7 +275,7 @@ fn machine_and_model(engine: &Engine<'_>) -> Vec<Fact> {
         .collect()
 }
 
-/// What the deployment is, in a few words.
+/// A short description of the deployment.
 fn changed(deployment: &Deployment, edited: usize) -> String {
     let variables: Vec<&str> = deployment
         .env

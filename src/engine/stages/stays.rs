@@ -1,4 +1,4 @@
-//! Shapes that are left with what serves them today, as the report says it: neighbouring M in one line.
+//! Shapes that keep what serves them today, as the report lists them: neighbouring M in one line.
 
 use std::collections::BTreeMap;
 
@@ -6,7 +6,7 @@ use crate::probe::contest::{Contest, Finding};
 use crate::problem::Op;
 use crate::report::model::Stays;
 
-/// Runs of neighbouring planned M of one weight that stay for one reason.
+/// Runs of neighbouring planned M of one weight that stay for the same reason.
 pub(super) fn stays(contests: &[Contest]) -> Vec<Stays> {
     let mut weights = BTreeMap::<(u32, u32, Op), Vec<&Contest>>::new();
     for contest in contests {
@@ -55,7 +55,7 @@ fn reason(contest: &Contest) -> Reason<'_> {
     )
 }
 
-/// How the tuned rows of a run did: the one that did worst, and the spread where there are several.
+/// The result of the tuned rows of a run: the worst one, and the range if there are several.
 fn why(run: &[&Contest]) -> String {
     let slowest = |contest: &&&Contest| contest.gain.map_or(0.0, |gain| -gain.median);
     let by_ratio = |one: &&&Contest, other: &&&Contest| slowest(one).total_cmp(&slowest(other));

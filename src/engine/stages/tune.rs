@@ -1,4 +1,4 @@
-//! `tune`: the planned shapes, on every device there is.
+//! `tune`: races the planned shapes on all devices.
 
 use std::time::{Duration, Instant};
 
@@ -62,7 +62,7 @@ pub(super) fn tune(engine: &mut Engine<'_>) -> Result<Done, Error> {
     ))
 }
 
-/// Races the dense GEMMs of each operation in turn; nothing where none is planned.
+/// Races the dense GEMMs of each operation in turn; `None` if none are planned.
 fn dense(
     engine: &mut Engine<'_>,
     inspection: &Inspection,
@@ -85,7 +85,7 @@ fn dense(
             continue;
         }
         let remaining = budget.saturating_sub(started.elapsed());
-        // What one operation does not use is the next ones'.
+        // What one operation does not use is left to the next ones.
         let share = if all > mine && mine > 0.0 {
             remaining.mul_f64(mine / all)
         } else {
@@ -110,7 +110,8 @@ fn dense(
                 observer(&Notice::Progress(progress));
             }
         })?;
-        // What was raced so far is kept in the tuner's own folder. The stage is not done: a resumed run races the rest.
+        // The races finished so far are stored in the tuner's own folder. The stage is not done: a resumed run races
+        // the rest.
         if engine.interrupt.is_raised() {
             return Err(Error::interrupted());
         }
@@ -122,7 +123,7 @@ fn dense(
     Ok(whole)
 }
 
-/// Says how both parts went; `planned` are shapes and sizes of fused MoE.
+/// Reports the results of both parts; `planned` counts shapes and sizes of fused MoE.
 fn done(
     engine: &mut Engine<'_>,
     tuned: &Tuned,
@@ -175,7 +176,7 @@ fn done(
         nothing.push(fused_moe::why_left(raced));
     }
     let experts = tuned.fused_moe.as_ref();
-    // What is deployed in part is said: the rest is left as it is.
+    // If only one part won, the summary says that the other is left as it is.
     let won = [
         tuned.has_won(),
         experts.is_some_and(|raced| fused_moe::gains(plan, raced)),
@@ -191,12 +192,12 @@ fn done(
     }
     Done {
         summary: summary.join("; "),
-        // A table of nothing but what serves already would be deployed, and compared with itself.
+        // Otherwise a table of nothing but what serves already would be deployed, and compared with itself.
         nothing_to_gain: (won == [false, false]).then(|| nothing.join("; ")),
     }
 }
 
-/// How each operation went; nothing where there is one only.
+/// The result of each operation; `None` if there is only one.
 fn by_operation(plan: &Plan, tuned: &Tuned) -> Option<String> {
     let of = |op: &Op| {
         let planned = plan.tune.iter().filter(|row| row.shape.op == *op).count();
@@ -207,7 +208,7 @@ fn by_operation(plan: &Plan, tuned: &Tuned) -> Option<String> {
     (plan.ops.len() > 1).then(|| plan.ops.iter().map(of).collect::<Vec<_>>().join(", "))
 }
 
-/// Takes a table from elsewhere in place of a tuned one.
+/// Uses a table from elsewhere in place of a tuned one.
 fn take(engine: &mut Engine<'_>, inspection: &Inspection, table: &Utf8Path) -> Result<Done, Error> {
     let Some(kernels) = &engine.backend.kernels else {
         return Err(Error::new(
@@ -236,7 +237,7 @@ fn take(engine: &mut Engine<'_>, inspection: &Inspection, table: &Utf8Path) -> R
     Ok(Done::new(format!("nothing: {table} is judged as it is")))
 }
 
-/// How near the tuned rows came, where they were timed against what serves today.
+/// How close the tuned rows came, where they were timed against what serves today.
 fn at_best(tuned: &Tuned) -> String {
     let timed = tuned.contests.iter().filter_map(|contest| {
         let gain = contest.gain?;
@@ -256,7 +257,7 @@ fn at_best(tuned: &Tuned) -> String {
     })
 }
 
-/// What an event says to people; `named` is how they know a problem.
+/// An event's message for display; `named` gives the display name of a problem.
 pub(super) fn progress_of<P: std::fmt::Display>(
     event: &TuneEvent<P>,
     named: impl Fn(&P) -> String,

@@ -1,4 +1,4 @@
-//! `verify`: the tuned server is right, and the tuned kernels run.
+//! `verify`: checks that the tuned server is right, and that the tuned kernels run.
 
 use std::collections::BTreeSet;
 
@@ -82,7 +82,7 @@ pub(super) fn verify(engine: &mut Engine<'_>) -> Result<Done, Error> {
     let mut answers = None;
     let mut workload_log = 0;
     let done = engine.trial(&order, &mut |server, folder| {
-        // Up to here the server has served the workload and nothing else.
+        // Up to here the server has served nothing but the workload.
         workload_log = fs_err::metadata(server.log()).map_or(0, |data| data.len());
         let url = server.base_url().to_owned();
         layout.extend(server.ask(&interrupt, |_| serving.check_layout(&url, &probes))??);

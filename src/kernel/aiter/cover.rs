@@ -1,7 +1,9 @@
-//! For which M the deployed table has a row that was tuned here: the GEMMs that a switch sends to the tuned operation.
+//! For which M the deployed table has a row that was tuned here, that is, which GEMMs a switch routes to the tuned
+//! operation.
 //!
-//! A GEMM without a row would run the operation's one default kernel, which is slow at most sizes and has hung servers,
-//! and a row that came with the tree was measured against nothing here: such a GEMM stays where it is today instead.
+//! A GEMM without a row would run the operation's only default kernel, which is slow at most sizes and has hung
+//! servers, and a row that came with the tree was not measured against anything here: such GEMMs stay where they are
+//! today.
 
 use std::collections::BTreeSet;
 
@@ -10,14 +12,15 @@ use crate::problem::{Op, Shape};
 use crate::table::lookup::Resolver;
 use crate::tree::force::Rule;
 
-/// Prefill chunks end well below it; what holds here holds above it.
+/// Prefill chunks are well below it, and above it the result does not change.
 const LARGEST_M: u32 = 1 << 15;
 
-/// (M, N, K) of rows.
+/// Keys of rows: (M, N, K).
 pub(super) type Keys = BTreeSet<(u32, u32, u32)>;
 
-/// The GEMMs with a weight in `weights` that hit a row of `ours` in the table, as ranges of M. `left` has those of rows that
-/// lost against what serves their shapes today and are not in the table: a coarser row must not take their place.
+/// The GEMMs with a weight in `weights` that hit a row of `ours` in the table, as ranges of M. `left` has the keys of
+/// rows that lost against what serves their shapes today and are not in the table: a coarser row must not serve those
+/// shapes.
 fn routes(
     resolver: &Resolver<'_>,
     op: Op,
@@ -69,20 +72,20 @@ fn routes(
     routes
 }
 
-/// What the switch is decided on.
+/// The input of the switch's decision.
 pub(super) struct Covered {
     /// Weights (N, K) of the workload.
     pub(super) weights: BTreeSet<(u32, u32)>,
     /// Rows that were tuned here and are deployed.
     pub(super) ours: Keys,
-    /// Rows whose shapes stay with what serves them today.
+    /// Rows whose shapes keep what serves them today.
     pub(super) left: Keys,
-    /// Weights that take Triton today where not all do.
+    /// Weights that run Triton today, if not all do.
     pub(super) stays_triton: Vec<(u64, u64)>,
 }
 
 impl Covered {
-    /// Of what stays, that which the operation itself serves today, from a table or without.
+    /// The keys in `left` that the operation itself serves today, with or without a table.
     pub(super) fn of_the_operation_today(&self, way: &Way) -> Keys {
         let each = self.left.iter().copied();
         each.filter(|&(_, n, k)| !way.on_triton(&self.stays_triton, (n, k)))
@@ -103,14 +106,14 @@ impl Covered {
             .partition(|&weight| way.on_triton(&self.stays_triton, weight));
         let mut routes = routes(resolver, op, &triton, (&self.ours, &self.left));
         if way.shuffles {
-            // A weight is laid out for one kernel when it is loaded: whole weights only.
+            // A weight is laid out for one kernel when it is loaded, so only whole weights can be routed.
             let routed: BTreeSet<(u64, u64)> =
                 routes.iter().map(|route| (route.n, route.k)).collect();
             let switched =
                 |weight: &&(u32, u32)| routed.contains(&(u64::from(weight.0), u64::from(weight.1)));
             routes = triton.iter().filter(switched).map(whole).collect();
         }
-        // What no rule names goes to Triton: weights that the operation serves today need one to stay.
+        // What no rule covers goes to Triton, so weights that the operation serves today need a rule to stay.
         routes.extend(operation.iter().map(whole));
         routes
     }
@@ -158,7 +161,7 @@ mod tests {
         .collect()
     }
 
-    /// Rows of this K came with the tree.
+    /// K of the rows that came with the tree.
     const SHIPPED_K: u32 = 1536;
 
     #[test]
@@ -171,7 +174,7 @@ mod tests {
         let rows = [(16, 512, 7168), (32, 512, 7168), (64, 512, 7168)];
         assert_eq!(
             ranges(&rows, &[], (512, 7168)),
-            // 33 to 48 pads to 48 on the fine grid and to 64 on the coarse one.
+            // 33 to 48 are padded to 48 on the fine grid and to 64 on the coarse one.
             [(None, Some(64))]
         );
         assert_eq!(

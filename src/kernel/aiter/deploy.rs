@@ -1,8 +1,8 @@
 //! One merged table in one new file, the variable that names it, the modules it is compiled into, and the switch.
 //!
-//! Nothing of the user's is written: the tables that served before are read and merged into a file of the run folder.
-//! What has to go out of the way (a compiled module, a dead builder's lock) goes into the run's ledger, and comes back
-//! with `gemmtune undo`.
+//! No user file is written: the tables in use are read and merged into a file in the run folder. What has to be moved
+//! aside (a compiled module, a dead builder's lock) is recorded in the run's ledger, and `gemmtune undo` moves it
+//! back.
 
 use std::collections::BTreeSet;
 
@@ -35,13 +35,13 @@ use crate::tree::package::FP8_UTILS;
 use crate::tree::{reach, route};
 use crate::workload::config::Switch;
 
-/// The rows that were tuned, without those that served before: what engagement is asked about.
+/// The tuned rows alone, without those in use before: the rows to check for engagement.
 const OURS: &str = "tuned.csv";
 
-/// The ledger's name for what deploying moved.
+/// The ledger's name for the files moved by deploying.
 pub(super) const OPERATION: &str = "deploy";
 
-/// Where the deployed table and what belongs to it lie in a run folder.
+/// The folder of the deployed table and its files in a run folder.
 pub(super) fn folder(run: &RunDir) -> Utf8PathBuf {
     run.deploy()
 }
@@ -67,8 +67,9 @@ impl Aiter {
         Ok(deployment)
     }
 
-    /// The tuned rows as they would be deployed, but in a folder of the tuning, with modules of their own: nothing of the
-    /// trees moves. With it the overlay's decision, where that alone leads from the way of today to the tuned one.
+    /// The tuned rows as they would be deployed, but in a folder of the tune stage, with modules of their own:
+    /// nothing in the trees is moved. Also returns the overlay's decision, if that alone switches from today's path
+    /// to the tuned one.
     pub(super) fn try_out(
         &self,
         run: &RunDir,
@@ -128,8 +129,8 @@ impl Aiter {
         Ok((deployment, decision.filter(|_| by_overlay)))
     }
 
-    /// Writes the table of one operation into `folder`, and decides how its GEMMs get there; nothing where no row of it is faster
-    /// than what serves today.
+    /// Writes the table of one operation into `folder`, and decides how its GEMMs reach it; `None` if none of its
+    /// rows is faster than what serves today.
     fn arrange_one(
         &self,
         run: &RunDir,
@@ -222,7 +223,7 @@ impl Aiter {
         }))
     }
 
-    /// Decides how GEMMs get to the tuned operation: the overlay's steps, and whether they are all of it.
+    /// Decides how GEMMs reach the tuned operation: the steps of the overlay, and whether those are sufficient.
     fn switch(
         &self,
         trees: &Trees,
@@ -291,8 +292,8 @@ impl Aiter {
         Ok((plan.steps, by_overlay))
     }
 
-    /// SGLang 0.5.23 merges rows of its own into aiter's table and points the variable elsewhere in the scheduler's
-    /// process (`models/deepseek_common/amd/aiter_intree_tune.py`); then it would not be known whose rows ran.
+    /// SGLang 0.5.23 merges rows of its own into aiter's table and changes the variable in the scheduler's process
+    /// (`models/deepseek_common/amd/aiter_intree_tune.py`); then it would not be known whose rows ran.
     fn without_tables_of_the_tree(&self, trees: &Trees, deployment: &mut Deployment) {
         const IN_TREE: &str = "SGLANG_AITER_INTREE_GEMM_TUNE";
         let declared = trees.sglang.folder.join("srt/environ.py");
@@ -306,7 +307,7 @@ impl Aiter {
         }
     }
 
-    /// Writes the decision, and puts the overlay in front of whatever PYTHONPATH the server has.
+    /// Writes the decision, and prepends the overlay to the server's PYTHONPATH.
     fn overlay_for(
         &self,
         run: &RunDir,
@@ -333,23 +334,23 @@ impl Aiter {
     }
 }
 
-/// One operation, arranged.
+/// One operation's table, and how its GEMMs reach it.
 pub(super) struct Arranged {
     pub(super) inspection: Inspection,
     pub(super) way: Way,
     deployed: DeployedTable,
-    /// What stands in the deployed table.
+    /// The rows of the deployed table.
     pub(super) rows: Table,
-    /// What the overlay does to get GEMMs there, and whether that is all of it.
+    /// The steps of the overlay that route GEMMs to it, and whether those are sufficient.
     steps: Vec<force::Step>,
     by_overlay: bool,
 }
 
-/// Where what is arranged lies.
+/// Where files are written.
 pub(super) enum Place {
-    /// In the run's folder of the deployment: what serves from now on.
+    /// The run's deployment folder: these files serve from now on.
     Deployed,
-    /// In this folder, for a process that only times it.
+    /// This folder, for a process that only times them.
     Tried(Utf8PathBuf),
 }
 
@@ -362,7 +363,7 @@ impl Place {
     }
 }
 
-/// (M, N, K) of `op` that are left with what serves them today: no row of theirs is deployed.
+/// (M, N, K) of `op` that keep what serves them today: no row is deployed for them.
 fn left(tuned: &Tuned, op: Op) -> Keys {
     let lost = tuned.contests.iter().filter(|contest| !contest.takes_over);
     let kept = tuned.rows.iter().filter(|row| row.incumbent_kept);
@@ -389,7 +390,7 @@ fn resolver<'t>(
         .map_err(|error| Error::caused(ErrorKind::Bug, &error))
 }
 
-/// Takes away what deploying wrote. What it moved is the ledger's.
+/// Removes what deploying wrote. What it moved is undone by the ledger.
 pub(super) fn take_away(run: &RunDir, deployment: &Deployment) -> Result<(), Error> {
     for path in &deployment.appear {
         gone(if path.is_dir() {
@@ -401,7 +402,7 @@ pub(super) fn take_away(run: &RunDir, deployment: &Deployment) -> Result<(), Err
     gone(fs_err::remove_dir_all(folder(run)))
 }
 
-/// Undoes an attempt that was killed after it moved files and before its document was written.
+/// Undoes an attempt that was killed after it moved files but before its document was written.
 fn take_back_unfinished(run: &RunDir) -> Result<(), Error> {
     let failed = |error: LedgerError| Error::caused(ErrorKind::Environment, &error);
     let unfinished: Vec<u32> = Ledger::read(&run.ledger())
@@ -437,7 +438,7 @@ fn weights(run: &RunDir, op: Op) -> Result<BTreeSet<(u32, u32)>, Error> {
         .collect())
 }
 
-/// The deployment as lines for a shell, to be used beyond the run.
+/// The deployment as shell commands, for use after the run.
 fn write_environment(run: &RunDir, deployment: &Deployment) -> Result<(), Error> {
     use std::fmt::Write as _;
     let mut text = String::from("# The tuned arm's environment; `gemmtune undo` takes it back.\n");

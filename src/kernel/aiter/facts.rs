@@ -1,4 +1,4 @@
-//! What serves on an AMD site: the trees, what they can do, the device, and the kernel path taken today.
+//! What serves on an AMD machine: the trees, their capabilities, the device, and the current kernel path.
 
 use std::collections::BTreeMap;
 
@@ -17,10 +17,10 @@ use crate::tree::locate::Answer;
 use crate::tree::package::{FP8_UTILS, Package};
 use crate::tree::{Arch, Rocm, route};
 
-/// The variable of SGLang 0.5.22 and later that makes gfx942 take CK.
+/// The variable of SGLang 0.5.22 and later that selects CK on gfx942.
 const USE_CK: &str = "SGLANG_AITER_GFX942_BLOCKSCALE_USE_CK";
 
-/// What can be told of the trees without a GPU.
+/// What is known of the trees without using a GPU.
 #[derive(Debug)]
 pub(super) struct Trees {
     pub(super) answer: Answer,
@@ -37,13 +37,13 @@ impl Trees {
     }
 }
 
-/// How the operation is reached on this machine.
+/// The path on which the operation is reached on this machine.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub(super) struct Way {
     pub(super) op: Op,
-    /// Whether every GEMM takes Triton today, so that no table serves.
+    /// Whether every GEMM runs Triton today, so that no table is used.
     pub(super) only_triton: bool,
-    /// Whether no GEMM takes Triton today, so that there is nothing to switch.
+    /// Whether no GEMM runs Triton today, so that there is nothing to switch.
     pub(super) no_triton: bool,
     /// Whether weights are laid out for one kernel when they are loaded.
     pub(super) shuffles: bool,
@@ -51,14 +51,14 @@ pub(super) struct Way {
 }
 
 impl Way {
-    /// Whether GEMMs with this weight (N, K) run Triton today; `triton` has those that do where not all do.
+    /// Whether GEMMs with this weight (N, K) run Triton today; `triton` lists those that do, if not all do.
     pub(super) fn on_triton(&self, triton: &[(u64, u64)], (n, k): (u32, u32)) -> bool {
         self.only_triton || !self.no_triton && triton.contains(&(u64::from(n), u64::from(k)))
     }
 }
 
 impl Aiter {
-    /// The trees that the configured server imports, both fit to be tuned.
+    /// The trees that the configured server imports, if both can be tuned.
     pub(super) fn trees(&self) -> Result<Trees, Error> {
         let environment =
             |error: &dyn std::error::Error| Error::caused(ErrorKind::Environment, error);
@@ -163,8 +163,8 @@ impl Aiter {
         })
     }
 
-    /// `fp8_utils.py` takes `1` and `true` and nothing else; `fp8.py` takes more, so another spelling turns half of the
-    /// path on (SGLang 0.5.8.post1 to 0.5.23).
+    /// `fp8_utils.py` accepts only `1` and `true`; `fp8.py` accepts more, so another spelling enables only half of
+    /// the path (SGLang 0.5.8.post1 to 0.5.23).
     fn refuse_without_aiter(&self) -> Result<(), Error> {
         let value = self.site.variable("SGLANG_USE_AITER");
         match value.as_deref().map(str::to_ascii_lowercase).as_deref() {
@@ -216,7 +216,7 @@ impl Aiter {
         })
     }
 
-    /// The way that block-FP8 GEMMs take on this machine.
+    /// The path of block-FP8 GEMMs on this machine.
     pub(super) fn way(&self, trees: &Trees, gfx: &str, rocm: Option<Rocm>) -> Result<Way, Error> {
         let arch = arch_of(gfx)?;
         let recognised =
@@ -288,7 +288,7 @@ impl Aiter {
     }
 }
 
-/// The architecture that dispatch tells apart.
+/// The architecture as dispatch distinguishes it.
 pub(super) fn arch_of(gfx: &str) -> Result<Arch, Error> {
     match gfx {
         "gfx942" => Ok(Arch::Gfx942),
@@ -364,7 +364,7 @@ fn identity(trees: &Trees, gfx: &str, cu_num: u32) -> BTreeMap<String, String> {
     facts
 }
 
-/// The digest of tables, as a fact of this name; none without tables.
+/// The digest of tables, as a fact with this name; `None` without tables.
 fn tables_fact(name: &str, tables: &[Utf8PathBuf]) -> Result<Option<(String, String)>, Error> {
     let mut bytes = Vec::new();
     for table in tables {

@@ -1,4 +1,4 @@
-//! The compiled modules that a process loaded, against the table that is compiled into them.
+//! Checks the compiled modules that a process loaded against the table that is compiled into them.
 
 use std::collections::BTreeMap;
 use std::time::SystemTime;
@@ -14,7 +14,8 @@ use crate::store::digest::short as digest;
 use crate::tree::aiter;
 use crate::tree::coupling::Coupling;
 
-/// The modules of `op`'s table among `paths`, which a process of the deployed environment loaded.
+/// Those of `paths` that are modules of `op`'s table; the paths are of modules that a process with the deployed
+/// environment loaded.
 pub(super) fn modules(
     trees: &Trees,
     op: Op,
@@ -35,7 +36,7 @@ pub(super) fn modules(
         .collect()
 }
 
-/// Where the modules of `op`'s table lie that a process of the deployed environment would load.
+/// Paths of the modules of `op`'s table that a process with the deployed environment would load.
 pub(super) fn expected(
     trees: &Trees,
     op: Op,
@@ -65,7 +66,7 @@ pub(super) fn refuse_stale(modules: &[Module], table: &Utf8Path) -> Result<(), E
     };
     let stale: Vec<&Module> = modules
         .iter()
-        // A name that a module lacks stops the process by itself.
+        // If a module lacks a name, the process stops anyway.
         .filter(|module| !module.by_name)
         .filter(|module| written(&module.path).is_some_and(|built| built < since))
         .collect();

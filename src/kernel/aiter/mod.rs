@@ -1,6 +1,6 @@
 //! SGLang on ROCm with aiter: its own tuner, one merged table, and the switch from Triton to the tuned kernels.
 //!
-//! What of this was run, and on what, is said in `docs/rocm.md`.
+//! `docs/rocm.md` documents what of this was run, and on which hardware.
 
 mod cover;
 mod deploy;
@@ -47,22 +47,22 @@ use crate::workload::config::{Config, Switch};
 use crate::workload::env::Environment;
 use crate::workload::share::Share;
 
-/// SGLang with aiter.
+/// The kernel family of aiter under SGLang on ROCm: the CSV tables of its CK, CK Tile and assembly GEMMs.
 #[derive(Debug)]
 pub(crate) struct Aiter {
     site: Arc<Site>,
     folder: Option<Utf8PathBuf>,
-    /// The tree that the configuration means.
+    /// The tree that the configuration names.
     meant: Option<Utf8PathBuf>,
     gfx: Option<String>,
     cu_num: Option<u32>,
     op: Option<Op>,
-    /// The folder with the model's `config.json`, where it is one.
+    /// The folder with the model's `config.json`, if the model is one.
     model: Option<Utf8PathBuf>,
     switch: Switch,
-    /// Share of wrong numbers of a row, where the configuration says one.
+    /// Accepted share of wrong elements in a row, if the configuration sets one.
     err_ratio: Option<Share>,
-    /// A first call may compile a module, as a first server start may.
+    /// Time limit of a first call, which may compile a module, as a first server start may.
     ready_limit: Duration,
 }
 
@@ -82,7 +82,7 @@ impl Aiter {
         }
     }
 
-    /// Does `work` with the deployed tables as the runtime looks rows up in them, each with its operation.
+    /// Runs `work` with the deployed tables, indexed as the runtime does, each with its operation.
     fn with_tables<T>(
         &self,
         inspection: &Inspection,
@@ -140,7 +140,7 @@ impl Aiter {
             interrupt: deployed.interrupt,
         })
         .map_err(|error| probe_error(&error))?;
-        // Without SGLang's own function nothing was shown of its layouts.
+        // Without SGLang's own function the layouts were not tested.
         let through = found.about.get("through").cloned().flatten();
         let linear = inspection.linear.as_deref().unwrap_or(era::LEAF);
         if !through.as_deref().is_some_and(|name| name.contains(linear)) {
@@ -208,7 +208,7 @@ impl Kernels for Aiter {
         self.inspect_site()
     }
 
-    /// Known before hours are spent on a table that could not be named.
+    /// Checked before hours are spent on a table that could not be named.
     fn check_place(&self, run: &RunDir) -> Result<(), Error> {
         tables::plain(deploy::folder(run).join("table.csv")).map(drop)
     }
@@ -236,7 +236,7 @@ impl Kernels for Aiter {
             self.site.variable(name)
         })
         .map_err(|error| facts::aiter_error(&error))?;
-        // A row that Triton is called past serves nothing: its shape is tuned like any other.
+        // A row is useless if Triton runs anyway: its shape is tuned like any other.
         let tables = if way.only_triton {
             Vec::new()
         } else {
@@ -280,7 +280,8 @@ impl Kernels for Aiter {
                 env: self.site.environment(),
                 op: inspection.op,
                 untuned: order.shapes,
-                // What serves today is timed through SGLang's linear, and is no match for a kernel alone: see `today`.
+                // What serves today is timed through SGLang's linear, and cannot be compared with a kernel alone: see
+                // `today`.
                 incumbents: &BTreeMap::new(),
                 folder: order.folder,
                 key: Some((inspection.gfx.clone(), inspection.cu_num)),
@@ -345,7 +346,7 @@ impl Kernels for Aiter {
             let paths = loaded::expected(&trees, one.op, deployment)?;
             let modules = loaded::modules(&trees, one.op, &paths)?;
             loaded::refuse_stale(&modules, &deployed.table)?;
-            // Rows that served before are in the table too, most of them for other models: only ours were planned.
+            // Rows in use before are in the table too, most of them for other models: only ours were planned.
             planned.push(deploy::tuned_table(&deployed)?);
         }
         self.with_tables(inspection, deployment, |resolvers| {
@@ -375,7 +376,8 @@ impl Kernels for Aiter {
         let library = candidate["libtype"].as_str();
         let split = candidate["splitK"].as_i64().filter(|split| *split > 0);
         match (library, split) {
-            // The assembly kernels count splits, the others have the exponent (`aiter/ops/gemm_op_a8w8.py`).
+            // For assembly kernels it is the number of splits, for the others the exponent
+            // (`aiter/ops/gemm_op_a8w8.py`).
             (Some("asm"), Some(split)) if split > 1 => format!("{name}, split-K {split}"),
             (Some("ck" | "cktile") | None, Some(split)) => {
                 format!("{name}, split-K {}", 1_i64 << split.min(30))

@@ -1,9 +1,8 @@
-//! Which operation is tuned: expected before anything is served, known once the workload was seen.
+//! Which operation is tuned: predicted before anything is served, and known once the workload was captured.
 //!
 //! SGLang's linears reach three of aiter's operations: block-scaled weights one of two, by the device, per-channel
-//! weights `gemm_a8w8_bpreshuffle`. Which of them a model uses follows from its checkpoint; the capture has the last word, and
-//! where both are called, both are tuned.
-//! What `run` cannot finish is refused before a server is started.
+//! weights `gemm_a8w8_bpreshuffle`. Which of them a model uses follows from its checkpoint; the capture decides, and
+//! if both are called, both are tuned. What `run` could not finish is refused before a server is started.
 
 use std::collections::BTreeMap;
 
@@ -20,8 +19,8 @@ use crate::tree::{aiter, era};
 use crate::tune::aiter::scripts::Script;
 
 impl Aiter {
-    /// The operation to expect, and the way to it: what the configuration asks for, else what the model's config says,
-    /// else the block-scaled one.
+    /// The expected operation, and the path to it: the configured one, else what the model's config implies, else the
+    /// block-scaled one.
     pub(super) fn expected(&self, trees: &Trees, gfx: &str) -> Result<Way, Error> {
         let block = self.way(trees, gfx, trees.rocm());
         let wanted = self
@@ -42,7 +41,7 @@ impl Aiter {
         Ok(way)
     }
 
-    /// The way to the operation of `inspection`.
+    /// The path to the operation of `inspection`.
     pub(super) fn way_to(&self, trees: &Trees, inspection: &Inspection) -> Result<Way, Error> {
         if inspection.op == Op::PER_CHANNEL {
             return channel_way(trees);
@@ -50,7 +49,7 @@ impl Aiter {
         self.way(trees, &inspection.gfx, trees.rocm())
     }
 
-    /// Whether the model's config says that its weights have one scale per channel. One that cannot be read says nothing.
+    /// Whether the model's config says that its weights have one scale per channel; false if it cannot be read.
     fn per_channel_model(&self) -> bool {
         let bytes = self
             .model
@@ -59,7 +58,7 @@ impl Aiter {
         bytes.is_some_and(|bytes| matches!(model::scheme(&bytes), Ok(Scheme::PerChannel)))
     }
 
-    /// What the workload was seen to run: the operation asked for, else each that can be tuned, the one with most calls first.
+    /// What the workload runs: the configured operation, else each that can be tuned, the one with most calls first.
     pub(super) fn operation_seen(
         &self,
         inspection: &Inspection,
@@ -89,7 +88,7 @@ impl Aiter {
         };
         let (mut found, mut left) = (Vec::new(), Vec::new());
         match self.op {
-            // The configuration has the last word.
+            // The configuration takes precedence.
             Some(asked) if calls.contains_key(&asked) => found.push(look(asked)?),
             Some(asked) => {
                 let others: Vec<String> =
@@ -185,7 +184,7 @@ impl Aiter {
     }
 }
 
-/// The way that per-channel GEMMs take: the same on every device.
+/// The path of per-channel GEMMs, which is the same on every device.
 fn channel_way(trees: &Trees) -> Result<Way, Error> {
     let recognised =
         |error: &dyn std::error::Error| Error::caused(ErrorKind::SourceNotRecognised, error);
@@ -222,7 +221,7 @@ fn channel_way(trees: &Trees) -> Result<Way, Error> {
     })
 }
 
-/// SGLang's function that reached `op`, as the server said; of two, the one that always does.
+/// SGLang's function that called `op`, according to the server's log; of two, the one that always does.
 fn linear(op: Op, log_summary: &LogSummary) -> Option<String> {
     let said = |name: &&str| {
         log_summary
@@ -259,7 +258,7 @@ fn not_through_aiter(log_summary: &LogSummary) -> Error {
     .hint("the model has to be an FP8 checkpoint with scales per block or per channel, and SGLANG_USE_AITER has to reach every process")
 }
 
-/// Why the operation asked for is not one that this machine's server runs.
+/// The error if this machine's server does not run the configured operation.
 fn cannot_finish(asked: Op, runs: Op) -> Error {
     let why = if asked.facts().linears.is_empty() {
         format!(
@@ -276,8 +275,8 @@ fn cannot_finish(asked: Op, runs: Op) -> Error {
     .hint("a table for other uses is made by `gemmtune tune --backend aiter`, which has an `--op`")
 }
 
-/// Refuses an operation that this aiter cannot be tuned for: without a tuner, a table's variable, or a module made from
-/// the table, the run would end after hours.
+/// Refuses an operation for which this aiter lacks a tuner, a table's variable, or a module built from the table: the
+/// run would fail after hours.
 fn tunable(trees: &Trees, op: Op) -> Result<(), Error> {
     Script::find(&trees.package, op)
         .map_err(|error| Error::caused(ErrorKind::Environment, &error))?;

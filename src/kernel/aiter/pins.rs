@@ -1,16 +1,17 @@
-//! Rows that keep a shape with the kernel it has today, where the operation serves it already.
+//! Rows that keep a shape on the kernel it has today, where the operation serves it already.
 //!
-//! Rows are looked up by padded M, finer before coarser. A shape whose tuned row lost has none in the new table, and could
-//! be found by a coarser row that won elsewhere. Then it gets the row that serves it today, under its own M.
+//! Rows are looked up by padded M, finer before coarser. A shape whose tuned row lost has none in the new table, and
+//! could then be served by a coarser row that won elsewhere. Instead it gets the row that serves it today, under its
+//! own M.
 
 use super::cover::Keys;
 use crate::problem::{Op, Shape};
 use crate::table::aiter::Row;
 use crate::table::lookup::Resolver;
 
-/// Rows to be added to the table of `after` so that each of `left` finds what it finds in that of `before`. Where it finds
-/// nothing there, so that the operation's default kernel serves it, no row can say so; then its own row, of `lost`,
-/// stands: the tuner had the default kernel among its candidates.
+/// Rows to add to the table of `after` so that each of `left` finds what it finds in that of `before`. If it finds
+/// nothing there, so that the operation's default kernel serves it, no row can express that; then its own row from
+/// `lost` is added, since the tuner had the default kernel among its candidates.
 pub(super) fn pins(
     left: &Keys,
     op: Op,

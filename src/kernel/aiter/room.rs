@@ -1,4 +1,4 @@
-//! The compiled modules of a deployment: which do not hold the tables' kernels, and where those are built that do.
+//! The compiled modules of a deployment: which lack kernels of the tables, and where those that have them are built.
 
 use camino::Utf8Path;
 
@@ -13,7 +13,7 @@ use crate::table::kernels::Library;
 use crate::tree::aiter;
 use crate::tree::coupling::Coupling;
 
-/// Which modules do not hold the kernels of `table` and are built again, and whether the baseline runs one that holds its table.
+/// Which modules lack kernels of `table` and are rebuilt, and whether the baseline runs one that has its table.
 fn rebuilt(
     trees: &Trees,
     Arranged {
@@ -36,7 +36,7 @@ fn rebuilt(
             .coupling(inspection.op, module.library);
         let names = kernel_names(table, inspection, module.library);
         let needs = match coupling {
-            // Called by a kernel's number, and only for a row that says so.
+            // Requested by the kernel's number, and only for rows that say so.
             Coupling::CompiledIn if module.library == Library::Opus => !names.is_empty(),
             Coupling::CompiledIn => true,
             Coupling::ByName => {
@@ -61,7 +61,7 @@ fn rebuilt(
     Ok((rebuilt, compiled_in && !way.only_triton))
 }
 
-/// Moves compiled modules out of the way that do not hold the tables' kernels, and locks that nobody holds.
+/// Moves compiled modules aside that lack kernels of the tables, and locks without an owner.
 pub(super) fn make_room(
     run: &RunDir,
     place: &Place,
@@ -77,7 +77,7 @@ pub(super) fn make_room(
         in_baseline |= runs;
     }
     deployment.may_build = !rebuilt.is_empty();
-    // The baseline runs the same modules, and these hold the table: it would run tuned kernels too.
+    // The baseline runs the same modules, so with the table in them it would run tuned kernels too.
     let tried = matches!(place, Place::Tried(_));
     if tried && !rebuilt.is_empty() || in_baseline {
         return private_modules(&place.folder(run), jit, &rebuilt, deployment);
@@ -102,7 +102,7 @@ pub(super) fn make_room(
         }
     }
     for lock in &trees.aiter.products.stale_locks {
-        // One inside a build folder that moves goes with it.
+        // One inside a build folder that is moved is moved with it.
         let inside = rebuilt
             .iter()
             .any(|name| lock.starts_with(jit.join("build").join(name)));
@@ -123,7 +123,7 @@ pub(super) fn make_room(
         .map_err(|error| Error::caused(ErrorKind::Environment, &error))
 }
 
-/// Names of the kernels that this machine's rows ask `library` for.
+/// Names of the kernels that this machine's rows request from `library`.
 fn kernel_names<'t>(table: &'t Table, inspection: &Inspection, library: Library) -> Vec<&'t str> {
     let mut names: Vec<&str> = table
         .rows
@@ -138,7 +138,7 @@ fn kernel_names<'t>(table: &'t Table, inspection: &Inspection, library: Library)
     names
 }
 
-/// A folder of modules for the tuned arm alone: links to all that are built, except for those to be built anew.
+/// A folder of modules for the tuned arm alone: links to all existing ones, except for those to be rebuilt.
 fn private_modules(
     folder: &Utf8Path,
     jit: &Utf8Path,

@@ -1,4 +1,4 @@
-//! The tables of a deployment: those that serve today and the tuned rows as one, in a file that aiter reads.
+//! The tables of a deployment: those in use and the tuned rows as one, in a file that aiter reads.
 
 use std::collections::BTreeMap;
 
@@ -15,7 +15,7 @@ pub(super) fn read_table(path: &Utf8Path, op: Op) -> Result<Table, Error> {
         .map_err(|error| Error::caused(ErrorKind::Environment, &error))
 }
 
-/// The tables before as one, with the rows of `mine` in place of theirs on equal keys.
+/// The previous tables as one, with the rows of `mine` replacing theirs for equal keys.
 pub(super) fn merged(
     mine: Table,
     before: &[Utf8PathBuf],
@@ -42,7 +42,7 @@ pub(super) fn merged(
             row.q_dtype_w.clone(),
         )
     };
-    // Our row was measured here, the others wherever they were tuned: on an equal key ours stands, faster or not.
+    // Our row was measured here, the others wherever they were tuned: for an equal key ours is used, faster or not.
     let mut rows: BTreeMap<_, Row> = table.rows.into_iter().map(|row| (key(&row), row)).collect();
     let mut dropped = 0_usize;
     for entry in provenance {
@@ -51,7 +51,7 @@ pub(super) fn merged(
         if entry.table == name {
             rows.insert(key, entry.row);
         } else if ran {
-            // The merge chose, unless no row of this key is believable: then what served it goes on.
+            // The merge chose a row, unless none of this key is credible; in that case the one in use is kept.
             rows.entry(key).or_insert(entry.row);
         } else if !rows.contains_key(&key) {
             dropped += 1;
@@ -72,7 +72,7 @@ pub(super) fn merged(
     })
 }
 
-/// aiter hands the path to a shell unquoted, and `:` separates paths.
+/// Checks a path: aiter passes it to a shell unquoted, and `:` separates paths.
 pub(super) fn plain(path: Utf8PathBuf) -> Result<Utf8PathBuf, Error> {
     let fits =
         |character: char| character.is_ascii_alphanumeric() || "/._-+=@,".contains(character);

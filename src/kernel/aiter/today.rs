@@ -1,8 +1,9 @@
-//! What serves the planned shapes today, timed before tuning and against the tuned rows after it.
+//! Times what serves the planned shapes today, before tuning, and compares it with the tuned rows after it.
 //!
-//! The tuner's own times are of kernels alone, and of no use against a linear with its quantiser: what counts here is
-//! SGLang's linear on both ways, by the same clock. Where both ways can be had in one process they are timed in turn;
-//! a table is read once in a process, so where a table serves today they are two processes, alike but for the table.
+//! The tuner times kernels alone, which cannot be compared with a linear including its quantiser: SGLang's linear is
+//! timed on both paths, by the same clock. If both paths are available in one process they are timed alternately; a
+//! table is read only once in a process, so if a table serves today two processes are used that differ only in the
+//! table.
 
 use std::collections::BTreeMap;
 use std::collections::btree_map::Entry;
@@ -24,11 +25,11 @@ use crate::tune::TuneEvent;
 use crate::workload::config::Switch;
 use crate::workload::env::Environment;
 
-/// What of a process's answers says that nothing was timed on a device.
+/// The clock in a process's answers if nothing was timed on a device.
 const WALL: &str = "wall";
 
 impl Aiter {
-    /// Times what serves each shape of the order today. Nothing where there is no device to time on.
+    /// Times what serves each shape of the order today. `None` if there is no device to time on.
     pub(super) fn time_today(
         &self,
         order: &TuneOrder<'_>,
@@ -48,7 +49,7 @@ impl Aiter {
         Ok(served)
     }
 
-    /// Times each tuned row, and leaves shapes with what serves them today where the row is not faster.
+    /// Times each tuned row, and leaves shapes on what serves them today if the row is not faster.
     pub(super) fn against_today(
         &self,
         order: &TuneOrder<'_>,
@@ -67,14 +68,14 @@ impl Aiter {
             return Ok(());
         }
         let folder = order.folder.join("tried");
-        // What a killed attempt left: a module of another table, a builder's lock.
+        // Left by a killed attempt: a module of another table, a builder's lock.
         gone(fs_err::remove_dir_all(&folder))?;
         let (arranged, switch) = self.try_out(order.run, order.inspection, tuned, &folder)?;
         let mut env = self.site.environment().clone();
         env.extend(arranged.environment());
         let ways = match switch {
             Some(switch) => {
-                // The program turns it on and off.
+                // The program switches it on and off.
                 env.remove("GEMMTUNE_SWITCH");
                 Ways::InTurn { switch }
             }
@@ -209,7 +210,7 @@ impl Aiter {
     }
 }
 
-/// What decides which kernels a process runs: the trees and the device, its environment, and the files that names.
+/// What determines the kernels of a process: the trees and the device, its environment, and the files named there.
 fn identity(order: &TuneOrder<'_>, env: &Environment, ways: &Ways) -> Result<String, Error> {
     let mut text = format!("{:?}{env:?}{ways:?}", order.inspection.identity);
     let named: Vec<Utf8PathBuf> = env
@@ -228,7 +229,7 @@ fn identity(order: &TuneOrder<'_>, env: &Environment, ways: &Ways) -> Result<Str
     Ok(digest(text.as_bytes()))
 }
 
-/// Where not one shape has a time, it is not this shape or that one.
+/// If not a single shape has a time, the cause is not an individual shape.
 fn refuse_without_times(
     served: &[Served],
     what: &str,
@@ -250,8 +251,8 @@ fn refuse_without_times(
     .hint("a profiler must see the GPU: `gemmtune doctor` looks at the device, `gemmtune probe` times a table"))
 }
 
-/// Where weights are laid out for one kernel when they are loaded, a weight of Triton's goes as a whole or not at all: it
-/// goes if a row of it is faster and none is slower.
+/// Where weights are laid out for one kernel when they are loaded, a weight on Triton is switched as a whole or not
+/// at all: it is switched if one of its rows is faster and none is slower.
 fn whole_weights(contests: &mut [Contest], on_triton: &dyn Fn(&Shape) -> bool) {
     #[derive(Default)]
     struct Weight {
@@ -299,7 +300,7 @@ fn everything(contests: &mut [Contest], on_triton: &dyn Fn(&Shape) -> bool) {
     }
 }
 
-/// The library of a tuned row, for people.
+/// The library of a tuned row, for display.
 fn library(candidate: &serde_json::Value) -> Option<&'static str> {
     let named = |key: &str| candidate[key].as_str();
     let library = named("libtype")
@@ -354,7 +355,7 @@ mod tests {
             contest(4096, 512, Finding::Slower),
             contest(16, 1024, Finding::Faster),
             contest(4096, 1024, Finding::Same),
-            // On the operation today: its rows stand alone.
+            // The operation serves it today, so its rows are independent.
             contest(16, 2048, Finding::Faster),
             contest(4096, 2048, Finding::Slower),
         ];

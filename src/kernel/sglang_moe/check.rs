@@ -22,12 +22,12 @@ const CHECK: Check = Check {
     longest: Duration::from_secs(900),
 };
 
-/// Largest accepted error. Both sides quantise the activations to FP8 twice, and where one rounds the other way at a tie an
-/// element moves by a part in eight: 0.004 to 0.018 on an H200 for three models (docs/evidence/fused-moe-tune-h200). A
+/// Largest accepted error. Both sides quantise the activations to FP8 twice, and where one rounds a tie the other way
+/// an element changes by an eighth: 0.004 to 0.018 on an H200 for three models (docs/evidence/fused-moe-tune-h200). A
 /// BLOCK_SIZE_K over two scale blocks gave 0.45 there.
 const LIMIT: f64 = 0.05;
 
-/// Tries the deployed operation at each size that won, and at sizes where rows of every kind serve.
+/// Tries the deployed operation at each size that won, and at sizes served by rows of every kind.
 pub(super) fn run(
     kernels: &SglangMoe,
     part: &DeployedMoePart<'_>,
@@ -49,7 +49,8 @@ pub(super) fn run(
     Ok(answers.into_iter().map(Answer::into_check).collect())
 }
 
-/// Each size that won, and for each weight M of 1, 2, 33, 128 and the largest: rows that are carried along serve there too.
+/// Each size that won, and for each weight M of 1, 2, 33, 128 and the largest, where rows taken over from the
+/// previous table serve too.
 fn sizes<'a>(won: impl Iterator<Item = &'a MoeTask>) -> Vec<MoeTask> {
     let mut by_weight: BTreeMap<Sizes, BTreeSet<u32>> = BTreeMap::new();
     for task in won {
@@ -62,13 +63,13 @@ fn sizes<'a>(won: impl Iterator<Item = &'a MoeTask>) -> Vec<MoeTask> {
         .collect()
 }
 
-/// One line of the check.
+/// One answer of the check.
 #[derive(Debug, Deserialize)]
 struct Answer {
     #[serde(flatten)]
     task: MoeTask,
     relative_error: Option<f64>,
-    /// The rows that SGLang's look-up answered with: `{"up": …, "down": …}`; null where it was not asked.
+    /// The rows that SGLang's look-up returned: `{"up": …, "down": …}`; null if it was not called.
     rows: Value,
     failure: Option<String>,
 }
@@ -78,8 +79,8 @@ impl Answer {
         (!self.rows.is_null()).then(|| Row::of(&self.rows["up"], &self.rows["down"]))
     }
 
-    /// Says so when this size was served by something else than the row deployed for it: then the check is about another
-    /// kernel.
+    /// If something other than the deployed row served this size: a description of that, because the check is then
+    /// about another kernel.
     fn not_of(&self, deployed: &Deployed) -> Option<String> {
         let meant = deployed.row(self.task.experts, self.task.inter, self.task.m);
         let found = self.row();

@@ -60,7 +60,7 @@ pub(super) struct Deployed {
 }
 
 impl Deployed {
-    /// The tables for `device` in `folder`; one that cannot be read is none.
+    /// The tables for `device` in `folder`; those that cannot be read are left out.
     pub(super) fn of(folder: &Utf8Path, device: &str) -> Self {
         let there = entries(folder).unwrap_or_default();
         let device_name = device.replace(' ', "_");
@@ -81,12 +81,12 @@ impl Deployed {
         }
     }
 
-    /// (E, N) of each.
+    /// (E, N) of each pair.
     pub(super) fn tables(&self) -> impl Iterator<Item = (u32, u32)> {
         self.tables.keys().copied()
     }
 
-    /// Rows of one.
+    /// Number of rows in the table of `sizes`.
     pub(super) fn rows(&self, sizes: Sizes) -> usize {
         let table = self.tables.get(&(sizes.experts, sizes.inter));
         table.map_or(0, |(up, _)| up.len())
@@ -98,7 +98,8 @@ impl Deployed {
         Some(Row::of(nearest(up, m)?, nearest(down, m)?))
     }
 
-    /// Refuses tables that would compute wrong numbers, and tables whose look-up does not answer with what won the race.
+    /// Refuses tables that would compute wrong numbers, and tables in which the look-up does not find the race's
+    /// winners.
     pub(super) fn check(&self, won: &BTreeSet<Sizes>, tuned: &TunedMoe) -> Result<(), Error> {
         let folder = &self.folder;
         let refused = |why: String| {

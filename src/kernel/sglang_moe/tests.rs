@@ -1,4 +1,4 @@
-//! Deployed tables that must be refused, and servers that were served something else.
+//! Deployed tables that must be refused, and servers that were served by something else.
 
 use serde_json::json;
 

@@ -1,4 +1,4 @@
-//! aiter's fused MoE in a process of its own: its numbers, its times, and which kernels were asked for.
+//! Runs aiter's fused MoE in a process of its own: its numbers, its times, and which kernels were requested.
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::time::{Duration, Instant};
@@ -25,39 +25,40 @@ use crate::workload::env::Environment;
 const PROGRAM: &str = include_str!("../../../../python/aiter_probe/fused_moe.py");
 const PROBE: &str = include_str!("../../../../python/aiter_probe/probe.py");
 
-/// What every answer starts with (`python/aiter_probe/probe.py`).
+/// The prefix of every answer line (`python/aiter_probe/probe.py`).
 const TAG: &str = "gemmtune-aiter-probe: ";
 
-/// Processes that may end without an answer before the sizes that are left are not tried: then it is not this one or that.
+/// How many processes may end without an answer before the remaining sizes are given up: then the cause is not an
+/// individual size.
 const DEATHS: usize = 3;
 
-/// What is asked.
+/// The sizes to try, and the process to try them in.
 pub(super) struct Order<'a> {
     pub(super) tasks: &'a [MoeTask],
-    /// The environment of the server, on top of our own.
+    /// The server's environment, relative to our own.
     pub(super) env: Environment,
     /// Whether weights are marked as shuffled.
     pub(super) is_shuffled: bool,
-    /// Which tasks are timed as well, by their numbers.
+    /// Which tasks to time as well, by index.
     pub(super) times: BTreeSet<usize>,
     pub(super) interrupt: &'a Interrupt,
 }
 
-/// What was found of one size.
+/// The results for one size.
 #[derive(Clone, Debug, Default, Deserialize)]
 pub(super) struct Answer {
     pub(super) task: usize,
-    /// ‖y − ref‖ / ‖ref‖; none where an output is not finite.
+    /// ‖y − ref‖ / ‖ref‖; `None` if an output is not finite.
     pub(super) error: Option<f64>,
-    /// Times of a call, µs, one for each round; none without a GPU.
+    /// Times of a call, µs, one for each round; empty without a GPU.
     pub(super) us: Vec<f64>,
-    /// The kernel that took longest, as the profiler names it.
+    /// The kernel that took longest, by the profiler's name.
     pub(super) kernel: Option<String>,
-    /// Why there is nothing.
+    /// Why there is no result.
     pub(super) said: Option<String>,
 }
 
-/// Everything that the processes said.
+/// The results of all processes.
 #[derive(Default)]
 pub(super) struct Answers {
     by_task: BTreeMap<usize, Answer>,
@@ -65,7 +66,7 @@ pub(super) struct Answers {
 }
 
 impl Answers {
-    /// What was found of the task number `task` of the order.
+    /// The result for the task with index `task`.
     pub(super) fn of(&self, task: usize) -> Answer {
         self.by_task.get(&task).cloned().unwrap_or_else(|| Answer {
             said: Some("it was not tried".to_owned()),
@@ -73,7 +74,7 @@ impl Answers {
         })
     }
 
-    /// What the look-up of `request` found, by aiter's own line.
+    /// What the look-up of `request` found, according to aiter's own log line.
     pub(super) fn found(&self, rules: Rules, request: &Request) -> Option<&Found> {
         let token = rules.rounding.token(request.tokens);
         let mut problem = request.problem.clone();
@@ -88,7 +89,7 @@ impl Answers {
         scan(text.as_bytes(), "said", Lines::Count, &mut self.log).unwrap();
     }
 
-    /// Kernels that were asked for by name and that the compiled modules do not have.
+    /// Kernels that were requested by name but are not in the compiled modules.
     pub(super) fn not_found(&self) -> &BTreeSet<String> {
         &self.log.fmoe.not_found
     }
@@ -102,7 +103,8 @@ enum Line {
 }
 
 impl AiterMoe {
-    /// Tries every task of `order`; one that ends its process or hangs is named, and a fresh process does the rest.
+    /// Tries every task of `order`; one that ends or hangs its process is recorded, and a fresh process does the
+    /// rest.
     pub(super) fn ask(
         &self,
         order: &Order<'_>,
@@ -146,7 +148,7 @@ impl AiterMoe {
         }
     }
 
-    /// One process for the tasks that are left: how it ended, and the one it was at.
+    /// Runs one process for the remaining tasks; returns how it ended, and which task it was working on.
     fn process(
         &self,
         order: &Order<'_>,
@@ -218,12 +220,12 @@ impl AiterMoe {
         let output = |name| fs_err::read(path(name)).map_err(|error| Error::file(&error));
         let (stdout, stderr) = (output("stdout")?, output("stderr")?);
         for (name, bytes) in [("stdout", &stdout), ("stderr", &stderr)] {
-            // A read from memory cannot fail.
+            // Reading from memory cannot fail.
             let _ = scan(bytes.as_slice(), name, Lines::Count, &mut answers.log);
         }
         let mut doing = None;
         for line in String::from_utf8_lossy(&stdout).lines() {
-            // What a library prints may stand before it.
+            // A library's own output may precede it.
             let Some((_, said)) = line.split_once(TAG) else {
                 continue;
             };

@@ -1,5 +1,5 @@
-//! One merged table in one new file, and the variable that names it. Nothing is built again: the modules of the fused MoE hold every
-//! kernel, and Python asks for one by name.
+//! One merged table in one new file, and the variable that names it. Nothing is rebuilt: the modules of the fused MoE
+//! contain every kernel, and Python requests one by name.
 
 use std::collections::BTreeMap;
 
@@ -23,19 +23,19 @@ use crate::table::fmoe::table::{Row, Table};
 use crate::tree::aiter_moe::VARIABLE;
 use crate::tune::moe::MoeTask;
 
-/// The rows that were tuned, without those that served before: what engagement is asked about.
+/// The tuned rows alone, without those in use before: the rows to check for engagement.
 const OURS: &str = "tuned-fused-moe.csv";
 
-/// Why each row of the tables before is in the deployed one or not.
+/// For each row of the previous tables, why it is in the deployed one or not.
 const PROVENANCE: &str = "tuned-fused-moe.provenance.csv";
 
-/// The deployment as a line for a shell, to be used beyond the run; that of dense GEMMs is beside it.
+/// The deployment as a shell command, for use after the run; beside that of the dense GEMMs.
 const ENVIRONMENT: &str = "fused-moe-env.sh";
 
-/// The activation that tuned rows are of (`plan::fused_moe::of_model`).
+/// The activation of the tuned rows (`plan::fused_moe::of_model`).
 const ACTIVATION: &str = "Silu";
 
-/// Our rows in front of those that serve today, as one table.
+/// Our rows, followed by those in use, as one table.
 pub(super) struct Merging {
     pub(super) csv: String,
     table: Table,
@@ -44,7 +44,8 @@ pub(super) struct Merging {
 }
 
 impl Merging {
-    /// `ours`, a table as CSV, before the tables in use. Of one key the first row stays: ours was judged here.
+    /// Puts `ours`, a table as CSV, before the tables in use. For equal keys the first row is used: ours was judged
+    /// here.
     pub(super) fn of(lookups: &Lookups, ours: &str) -> Result<Self, Error> {
         let mut tables = vec![("tuned here".to_owned(), ours.as_bytes().to_vec())];
         for path in &lookups.files {
@@ -52,7 +53,7 @@ impl Merging {
         }
         let policy = Policy {
             rules: lookups.rules,
-            // A release that does not match activations would give one of them the other's kernels.
+            // A release that does not compare activations would use one activation's kernels for another.
             activation: (lookups.rules.activation == ActivationRule::Ignored)
                 .then(|| ACTIVATION.to_owned()),
         };
@@ -70,7 +71,7 @@ impl Merging {
         })
     }
 
-    /// Why a look-up of `task` in the merged table does not find `row`; nothing where it does.
+    /// Why a look-up of `task` in the merged table does not find `row`; `None` if it does.
     pub(super) fn miss(
         &self,
         lookups: &Lookups,
@@ -147,7 +148,7 @@ impl AiterMoe {
             .and_then(|()| write_atomic(&folder.join(PROVENANCE), merging.provenance.as_bytes()))
             .and_then(|()| write_atomic(&table, merging.csv.as_bytes()))
             .and_then(|()| {
-                // The path of a table has nothing in it that a shell would read otherwise.
+                // The path was checked for characters that a shell would interpret.
                 let line = format!("export {VARIABLE}={table}\n");
                 write_atomic(&folder.join(ENVIRONMENT), line.as_bytes())
             });
@@ -169,7 +170,8 @@ impl AiterMoe {
         })
     }
 
-    /// Variables under which no row of a deployed table would be used, or the table would not stay as it is.
+    /// Refuses variables with which no row of a deployed table would be used, or with which the table would be
+    /// modified.
     pub(super) fn refuse_side_exits(&self) -> Result<(), Error> {
         for (name, what) in [
             (
@@ -194,7 +196,7 @@ impl AiterMoe {
     }
 }
 
-/// Takes away what deploying wrote.
+/// Removes what deploying wrote.
 pub(super) fn take_away(deployed: &DeployedMoe) -> Result<(), Error> {
     for file in [
         deployed.table.clone(),
@@ -207,7 +209,7 @@ pub(super) fn take_away(deployed: &DeployedMoe) -> Result<(), Error> {
     Ok(())
 }
 
-/// The deployed table, and the rows in it that were tuned for it.
+/// The deployed table, and those of its rows that were tuned.
 pub(super) fn deployed(deployed: &DeployedMoe) -> Result<(Table, Vec<Row>), Error> {
     let table = Table::read("the deployed table", &read(&deployed.table)?)
         .map_err(|error| Error::caused(ErrorKind::Environment, &error))?;
@@ -219,7 +221,7 @@ fn beside(table: &Utf8Path, name: &str) -> Utf8PathBuf {
     table.with_file_name(name)
 }
 
-/// The deployed table as a process whose weights are marked so, or not, holds it.
+/// The deployed table, as indexed by a process whose weights are, or are not, marked as shuffled.
 pub(super) fn resolver<'t>(
     lookups: &Lookups,
     table: &'t Table,
@@ -237,7 +239,7 @@ mod tests {
     use crate::table::fmoe::rules::Release;
     use crate::table::moe::problem::{MoeProblem, Scales};
 
-    /// What `TABLE` has rows for, at 64 tokens.
+    /// The task that `TABLE` has rows for, at 64 tokens.
     fn task(experts_of_all: Option<u32>) -> MoeTask {
         let problem = MoeProblem {
             experts: 257,
@@ -251,7 +253,8 @@ mod tests {
         MoeTask::of_aiter(&problem, 64).unwrap()
     }
 
-    /// Both rows before a table in use of these lines, and what a look-up of the first then misses.
+    /// Places both rows before a table in use with these lines; returns the CSV and what a look-up of the first row
+    /// then misses.
     fn placed(release: Release, in_use: &str, task: &MoeTask) -> (String, Option<String>) {
         let keep = tempfile::tempdir().unwrap();
         let path = Utf8PathBuf::try_from(keep.path().join("tuned_fmoe.csv")).unwrap();
@@ -273,7 +276,7 @@ mod tests {
             let (csv, miss) = placed(release, &in_use, &task(None));
             assert_eq!(miss, None, "{release}");
             assert!(!csv.contains("older") && csv.contains(",6144,"), "{csv}");
-            // Where activations are not matched a row of the other one would lend its kernels.
+            // Where activations are not compared, a row of the other one would supply its kernels.
             assert_eq!(csv.contains("Gelu"), has_gelu, "{csv}");
         }
     }

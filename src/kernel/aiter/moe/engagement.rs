@@ -1,4 +1,4 @@
-//! Whether a server's look-ups were answered by the deployed rows, and whether the kernels that these name were there.
+//! Whether the deployed rows answered a server's look-ups, and whether the kernels they name were present.
 
 use std::collections::BTreeSet;
 
@@ -12,7 +12,7 @@ use crate::table::fmoe::Problem;
 use crate::table::fmoe::lookup::Resolver;
 use crate::table::fmoe::table::Row;
 
-/// The deployed table as processes hold it: with weights that are marked as shuffled, and without.
+/// The deployed table, as indexed by processes: for weights that are marked as shuffled, and for others.
 pub(super) struct Deployed<'t> {
     pub(super) path: &'t Utf8Path,
     pub(super) marked: Resolver<'t>,
@@ -38,15 +38,15 @@ impl<'t> Deployed<'t> {
     }
 }
 
-/// What one process's answer to a call amounts to.
+/// The outcome of a call in one process.
 enum Served {
     Hit,
     Missed(String),
     Other(String),
 }
 
-/// What records and the log say of the deployed table. Of processes that differ the worst counts: a rank without the table is a
-/// server without it.
+/// What records and log report about the deployed table. If processes differ the worst counts: a rank without the
+/// table means a server without it.
 pub(super) fn of(deployed: &Deployed<'_>, log_summary: &LogSummary) -> Engagement {
     let mut engagement = Engagement::default();
     for row in deployed.ours {
@@ -130,7 +130,7 @@ fn judge(
     }
 }
 
-/// What one part of a table is about.
+/// What one part of a table is for.
 fn family(problem: &Problem) -> String {
     format!("E={} N={}", problem.expert, problem.inter_dim)
 }
@@ -228,7 +228,7 @@ mod tests {
 
     #[test]
     fn a_row_that_no_look_up_asks_for_under_expert_parallelism_is_seen_to_be_idle() {
-        // v0.1.16 asks for one expert less than topk_ids has columns, and the row has them all.
+        // v0.1.16 looks up one expert less than topk_ids has columns, and the row has all of them.
         let engagement = engaged(Release::V16, true, &[("/deployed.csv", ["", ""])], "");
         assert_eq!(engagement.unplanned, ["E=257 N=256 M=50"]);
         assert_eq!(engagement.unseen, ["E=257 N=256 M=64"]);

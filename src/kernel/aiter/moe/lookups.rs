@@ -1,4 +1,4 @@
-//! How a server on this site looks a fused MoE up, and what it finds today.
+//! How a server on this machine looks up a fused MoE, and what it finds today.
 
 use std::collections::{BTreeSet, HashSet};
 
@@ -16,22 +16,22 @@ use crate::table::fmoe::table::{Row, Table};
 use crate::table::moe::problem::MoeProblem;
 use crate::tree::aiter_moe::{self, AiterMoeError};
 
-/// Everything that decides which row a call gets.
+/// Everything that determines which row a call gets.
 #[derive(Debug)]
 pub(super) struct Lookups {
     pub(super) rules: Rules,
     pub(super) site: Site,
-    /// Files that serve today, in the order aiter merges them.
+    /// Files in use, in the order in which aiter merges them.
     pub(super) files: Vec<Utf8PathBuf>,
-    /// Their rows as one table, of equal keys the first.
+    /// Their rows as one table; for equal keys, the first.
     today: Table,
-    /// Whether the server has a kernel of its own for few tokens.
+    /// Whether the server has its own kernel for few tokens.
     has_small: bool,
 }
 
-/// Whether SGLang's own kernel for few tokens takes a call before aiter (`SGLANG_ROCM_SMALLM_MOE`, on by default on gfx950 from SGLang
-/// 0.5.21 on): experts of these sizes, up to so many tokens (`kernels/ops/moe/smallm_moe_gfx950/__init__.py` of 0.5.23, `DIM` and
-/// `MAX_TOK_DISPATCH_FP8`).
+/// Whether SGLang's own kernel for few tokens handles a call before aiter (`SGLANG_ROCM_SMALLM_MOE`, on by default on
+/// gfx950 from SGLang 0.5.21 on): experts of these sizes, up to a number of tokens
+/// (`kernels/ops/moe/smallm_moe_gfx950/__init__.py` of 0.5.23, `DIM` and `MAX_TOK_DISPATCH_FP8`).
 fn is_small(problem: &MoeProblem, tokens: u32) -> bool {
     const HIDDEN: u32 = 4096;
     const TOPK: [u32; 2] = [10, 11];
@@ -47,7 +47,7 @@ fn is_small(problem: &MoeProblem, tokens: u32) -> bool {
 }
 
 impl Lookups {
-    /// Those of `trees` on a card of `gfx` with `cu_num` compute units.
+    /// The look-ups of `trees` on a card of `gfx` with `cu_num` compute units.
     pub(super) fn of(moe: &AiterMoe, trees: &Trees, gfx: &str, cu_num: u32) -> Result<Self, Error> {
         let variable = |name: &str| moe.aiter.site.variable(name);
         let rules = Rules::new(aiter_moe::release(&trees.package).map_err(|error| tree(&error))?);
@@ -74,7 +74,7 @@ impl Lookups {
         })
     }
 
-    /// On MI300X, with these files in use.
+    /// Look-ups on MI300X, with these files in use.
     #[cfg(test)]
     pub(super) fn on_mi300x(
         release: crate::table::fmoe::rules::Release,
@@ -89,7 +89,7 @@ impl Lookups {
         }
     }
 
-    /// The call of `problem` with `tokens`; none where the sizes are not all known.
+    /// The call of `problem` with `tokens`; `None` if the sizes are not all known.
     pub(super) fn request(&self, problem: &MoeProblem, tokens: u32) -> Option<Request> {
         Some(Request {
             problem: of_model(problem, &self.site.gfx)?,
@@ -98,7 +98,7 @@ impl Lookups {
         })
     }
 
-    /// `table` as a process on this site holds it.
+    /// `table`, as indexed by a process on this machine.
     pub(super) fn resolver<'t>(&self, table: &'t Table) -> Result<Resolver<'t>, Error> {
         Resolver::new(table, self.rules, self.site.clone()).map_err(|error| unusable(&error))
     }
@@ -125,7 +125,7 @@ impl Lookups {
                 odd.push((hits, format!("; at M = {token}: {why}")));
             }
         }
-        // A row that serves and should not tells more than a size without a row.
+        // A row that serves but should not is more informative than a size without a row.
         let odd = odd.into_iter().min_by_key(|(hits, _)| !hits);
         let served = match keys.len() - rows {
             0 => "rows of the tables in use".to_owned(),
@@ -139,7 +139,7 @@ impl Lookups {
         Ok(served + &odd.map_or_else(String::new, |(_, why)| why))
     }
 
-    /// Why a row for `problem` at `m` tokens is not worth tuning.
+    /// Why a row for `problem` at `m` tokens is not worth tuning; `None` if it is.
     pub(super) fn left(&self, problem: &MoeProblem, m: u32) -> Option<String> {
         if self.has_small && is_small(problem, m) {
             return Some(format!(
@@ -149,25 +149,25 @@ impl Lookups {
         let resolver = self.resolver(&self.today).ok()?;
         let request = self.request(problem, m)?;
         let row = resolver.find(&request).served.row()?;
-        // One that another tier or another activation lends is worth replacing.
+        // A row that another tier or another activation provides is worth replacing.
         let own = row.token == m
             && row.act_type() == format!("ActivationType.{}", request.problem.activation);
         own.then(|| "a row of the tables in use serves it".to_owned())
     }
 }
 
-/// The variable of SGLang's own kernel, and where it is asked for.
+/// The variable of SGLang's own kernel, and where it is read.
 const SMALL_M: &str = "SGLANG_ROCM_SMALLM_MOE";
 const RUNNER: &str = "srt/layers/moe/moe_runner/aiter.py";
 
-/// Whether SGLang marks the weights that it shuffles, as rows of Opus kernels need it: 0.5.13.post1 and later.
+/// Whether SGLang marks the weights that it shuffles, as Opus kernels require: 0.5.13.post1 and later.
 fn marks_shuffled(trees: &Trees) -> bool {
     let file = trees.sglang.folder.join("srt/layers/quantization/fp8.py");
     fs_err::read(file)
         .is_ok_and(|text| memchr::memmem::find(&text, b"w13_weight.is_shuffled").is_some())
 }
 
-/// The rows of all files, of one key the first.
+/// The rows of all files; for equal keys, the first.
 fn joined(files: &[Utf8PathBuf]) -> Result<Table, Error> {
     let mut all = Table {
         name: "the tables in use".to_owned(),

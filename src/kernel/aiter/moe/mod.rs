@@ -1,6 +1,7 @@
-//! aiter's fused MoE beside the dense GEMMs: its own tuner, rows judged end to end, one merged table in `AITER_CONFIG_FMOE`.
+//! aiter's fused MoE beside the dense GEMMs: its own tuner, rows judged end to end, one merged table in
+//! `AITER_CONFIG_FMOE`.
 //!
-//! What of this was run, and on what, is said in `docs/rocm.md`.
+//! `docs/rocm.md` documents what of this was run, and on which hardware.
 
 mod ask;
 mod deploy;
@@ -37,17 +38,17 @@ use crate::tune::TuneEvent;
 use crate::tune::moe::MoeTask;
 use crate::workload::env::Environment;
 
-/// Folder in the run's tune folder: the tuning of dense GEMMs has files of the same names.
+/// Folder in the run's tune folder; separate because the tuning of dense GEMMs has files of the same names.
 const FOLDER: &str = "fused-moe";
 
-/// Seconds of the tuner for one size, once its modules are compiled: SGLang #37072 reports ten for bf16 on MI355X. Then two processes
-/// time it.
+/// Seconds that the tuner takes for one size once its modules are compiled: SGLang #37072 reports ten for bf16 on
+/// MI355X. After that two processes time the row.
 const SIZE_S: f64 = 15.0;
 
-/// For compiling the tuner's modules: minutes each, once (ROCm/aiter issues 5266, 882). Assumed.
+/// Seconds to compile the tuner's modules: minutes each, once (ROCm/aiter issues 5266, 882). Assumed.
 const START_S: f64 = 600.0;
 
-/// aiter's fused MoE.
+/// The kernel family of aiter's fused MoE under SGLang on ROCm.
 #[derive(Debug)]
 pub(crate) struct AiterMoe {
     aiter: Arc<Aiter>,
@@ -67,7 +68,7 @@ impl AiterMoe {
         )
     }
 
-    /// What a reader has to know of how this server gets to aiter's operation.
+    /// Remarks on how this server reaches aiter's operation.
     fn remarks(&self, gfx: &str) -> Result<Vec<String>, Error> {
         const SORTING: &str = "apply_aiter_small_moe_sort_patch";
         let trees = self.aiter.trees()?;
@@ -94,7 +95,7 @@ impl AiterMoe {
     }
 }
 
-/// The problem of a call on a card of `gfx`; why it is not tuned where it is none that `run` knows.
+/// The problem of a call on a card of `gfx`; the error is why `run` does not tune it.
 fn problem_of(call: &Call, gfx: &str) -> Result<MoeProblem, String> {
     let asked = &call.request.problem;
     let problem = MoeProblem {
@@ -277,8 +278,8 @@ impl FusedMoeKernels for AiterMoe {
 }
 
 impl AiterMoe {
-    /// Tries the deployed table in a fresh process: each size that won, and for each weight M of 1, 2, 33 and 128, where rows that are
-    /// carried along serve, or none.
+    /// Tries the deployed table in a fresh process: each size that won, and for each weight M of 1, 2, 33 and 128,
+    /// where rows taken over from the previous tables serve, or none.
     fn check(&self, part: &DeployedMoePart<'_>) -> Result<Vec<MoeCheck>, Error> {
         let lookups = self.lookups(part.inspection)?;
         let (table, _) = deploy::deployed(part.deployed)?;

@@ -1,4 +1,4 @@
-//! Rows of aiter's fused-MoE tuner as candidates: every cell under its column, so that nothing of what the tuner wrote is lost.
+//! Rows of aiter's fused-MoE tuner as candidates: every cell by its column, so that nothing the tuner wrote is lost.
 
 use std::collections::BTreeSet;
 
@@ -7,7 +7,7 @@ use serde_json::{Map, Value};
 use crate::table::fmoe::table::{Row, Table};
 use crate::tune::protocol::Candidate;
 
-/// The rows of a tuned table, as look-ups read them and as they stand there.
+/// The rows of a tuned table, both parsed and as they are.
 pub(super) fn candidates(bytes: &[u8]) -> Vec<(Row, Candidate)> {
     let Ok(table) = Table::read("the tuned table", bytes) else {
         return Vec::new();
@@ -28,7 +28,7 @@ pub(super) fn candidates(bytes: &[u8]) -> Vec<(Row, Candidate)> {
     found
 }
 
-/// A table of `rows`.
+/// A CSV table of `rows`.
 pub(super) fn csv<'c>(rows: impl IntoIterator<Item = &'c Candidate>) -> String {
     let rows: Vec<&Map<String, Value>> = rows.into_iter().filter_map(Value::as_object).collect();
     let columns: BTreeSet<&String> = rows.iter().flat_map(|row| row.keys()).collect();
@@ -48,18 +48,18 @@ pub(super) fn row(candidate: &Candidate) -> Option<Row> {
     table.rows.into_iter().next()
 }
 
-/// The kernels that a row names; empty where it names none.
+/// The kernels that a row names; empty strings if it names none.
 pub(super) fn kernels(row: &Row) -> [String; 2] {
     [0, 1].map(|stage| row.kernels[stage].as_deref().unwrap_or("").to_owned())
 }
 
-/// Whether two rows ask for the same: kernels, stages, tile and split.
+/// Whether two rows specify the same: kernels, stages, tile and split.
 pub(super) fn same(one: &Row, other: &Row) -> bool {
     let asks = |row: &Row| (row.kernels.clone(), row.run_1stage, row.block_m, row.ksplit);
     asks(one) == asks(other)
 }
 
-/// The kernels of a candidate, for people.
+/// The kernels of a candidate, for display.
 pub(super) fn name(candidate: &Candidate) -> String {
     let text = |column: &str| candidate[column].as_str().filter(|text| !text.is_empty());
     let kernels: Vec<&str> = ["kernelName1", "kernelName2"]

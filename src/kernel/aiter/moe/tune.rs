@@ -1,4 +1,4 @@
-//! aiter's own tuner, and each of its rows against what serves today, end to end.
+//! Runs aiter's own tuner, and compares each of its rows with what serves today, end to end.
 
 use std::collections::BTreeMap;
 
@@ -28,13 +28,13 @@ use crate::tune::protocol::Candidate;
 use crate::tune::results::Row;
 use crate::tune::{Effort, TuneEvent};
 
-/// What was timed, as documents name it.
+/// The name of what was timed, in documents.
 const WHOLE: &str = "fused_moe";
 
-/// The rows that are tried, with all that serves today, in the folder of the tuning.
+/// The rows to try and everything in use, in the folder of the tuning.
 const TRIED: &str = "tried.csv";
 
-/// A row of the tuner's for a task.
+/// The tuner's row for a task.
 struct Tuned {
     task: MoeTask,
     row: TableRow,
@@ -96,7 +96,7 @@ impl AiterMoe {
         Ok(result)
     }
 
-    /// Times every row against what serves today, each in a fresh process, and keeps what was found.
+    /// Times every row against what serves today, each in a fresh process, and keeps the results.
     fn judge(
         &self,
         order: &MoeOrder<'_>,
@@ -108,7 +108,7 @@ impl AiterMoe {
     ) -> Result<(), Error> {
         let ours = rows::csv(tuned.iter().map(|tuned| &tuned.candidate));
         let merging = Merging::of(lookups, &ours)?;
-        // What the look-up does not find would be timed against itself.
+        // If the look-up does not find a row, today's would be timed against itself.
         let mut tried = Vec::new();
         for tuned in tuned {
             match merging.miss(lookups, &tuned.task, &tuned.row)? {
@@ -158,7 +158,7 @@ impl AiterMoe {
     }
 }
 
-/// One way of a size: what was measured, and what its look-up found.
+/// One measurement of a size: its time and error, and what its look-up found.
 struct Way {
     answer: Answer,
     found: Option<Found>,
@@ -186,7 +186,7 @@ impl Way {
     }
 }
 
-/// Puts a row where it belongs: kept, left, or not to be had.
+/// Classifies a row as kept, lost or impossible.
 fn settle(tuned: Tuned, today: &Way, then: &Way, ours: &Answers, result: &mut TunedMoe) {
     let Tuned {
         task,
@@ -264,7 +264,7 @@ fn settle(tuned: Tuned, today: &Way, then: &Way, ours: &Answers, result: &mut Tu
     });
 }
 
-/// The tuner's rows by the tasks they are of.
+/// The tuner's rows by their tasks.
 fn of_tasks(
     lookups: &Lookups,
     tasks: &[MoeTask],
@@ -289,7 +289,7 @@ fn of_tasks(
     Ok(tasks.iter().filter_map(of).collect())
 }
 
-/// What the tuner left, before any row is judged.
+/// The tuner's result, before any row is judged.
 fn begun(
     order: &MoeOrder<'_>,
     lookups: &Lookups,
@@ -340,7 +340,7 @@ fn begun(
     }
 }
 
-/// What of the tuner's events is said of the tasks.
+/// The tuner's event in terms of the tasks; `None` for events that are not passed on.
 fn told(event: &TuneEvent<fmoe::Call>) -> Option<TuneEvent<MoeTask>> {
     let remark = |text: String| Some(TuneEvent::Remark { text });
     match event.clone() {
@@ -444,7 +444,7 @@ mod tests {
             rows::name(row.incumbent.as_ref().unwrap()),
             "aiter's own choice"
         );
-        // The tuner's own time says 72.75 us; what counts is the whole.
+        // The tuner's own time is 72.75 us, but the whole operation is what counts.
         let result = settled(&today, &way(99.0, 0.005, OURS), "");
         assert!(result.rows[0].incumbent_kept);
         insta::assert_snapshot!(result.lost[0], @"fused_moe_triton E=257 N=256 K=7168 topk=9 M=64: the tuned row is no faster beyond the noise end to end (1.010x)");
