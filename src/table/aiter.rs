@@ -1,7 +1,7 @@
 //! aiter's tuned CSV tables, read and written by header name.
 //!
 //! One reader serves every operation and every revision, and the reference engine's table, which has
-//! the form of [`Revision::H`]. What the file holds beyond the known columns is kept and written back.
+//! the form of [`Revision::H`]. Further columns of a file are kept and written back.
 //! Nothing here touches the file system.
 
 use std::fmt::Write as _;
@@ -22,11 +22,10 @@ pub type Text = Arc<str>;
 
 /// One row: a tuned kernel for one key.
 ///
-/// A cell that is empty or one of pandas' spellings of "no value" is `None`. A cell of a typed column
-/// whose text is not of that type stands in [`Row::extra`] under its column's name, so that nothing is
-/// lost on writing.
+/// A cell that is empty or one of pandas' spellings of "no value" is `None`. A cell of a typed column whose text is
+/// not of that type is stored in [`Row::extra`] under its column's name, so that nothing is lost on writing.
 ///
-/// In a document it has its columns' names; a time that is no finite number is null there.
+/// In a document its keys are the column names; a time that is not finite is null there.
 #[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize)]
 pub struct Row {
     /// 1-based line of the file; 0 for a row that comes from no file.
@@ -71,13 +70,13 @@ pub struct Row {
     /// Fraction of output elements outside the tuner's tolerance.
     #[serde(rename = "errRatio")]
     pub err_ratio: Option<f64>,
-    /// Cells of further columns, and unreadable cells of known ones, by column name.
+    /// Cells of further columns, and cells of known ones that cannot be parsed, by column name.
     #[serde(default, with = "texts", skip_serializing_if = "Vec::is_empty")]
     pub extra: Vec<(Text, Text)>,
 }
 
 impl Row {
-    /// The text kept for `column` in [`Row::extra`].
+    /// The text stored for `column` in [`Row::extra`].
     pub fn extra(&self, column: &str) -> Option<&str> {
         self.extra
             .iter()
@@ -96,7 +95,7 @@ impl Row {
         }
     }
 
-    /// Whether the rows are equal in every column, as pandas sees it: two spellings of "no value" are equal.
+    /// Whether the rows are equal in every column as pandas compares them: two spellings of "no value" are equal.
     pub fn is_copy_of(&self, other: &Self) -> bool {
         let plain = |row: &Self| {
             let mut row = Self {
@@ -115,27 +114,27 @@ impl Row {
         let timed = self.us.is_some_and(|us| us.is_finite() && us > 0.0);
         let right = match self.err_ratio {
             Some(ratio) => (0.0..=limit).contains(&ratio),
-            // An unreadable ratio proves nothing; an absent one is older tables' habit.
+            // A ratio that cannot be parsed proves nothing; older tables have none.
             None => self.extra("errRatio").is_none(),
         };
         timed && right
     }
 }
 
-/// What is odd about the bytes of a table, though its rows read well.
+/// Oddities in the bytes of a table whose rows can be read.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct Quirks {
     /// The file starts with a byte order mark, which pandas drops.
     pub byte_order_mark: bool,
     /// Lines end in carriage return and line feed.
     pub crlf: bool,
-    /// The last line has no end: text appended to the file is glued to the last row.
+    /// The last line has no line end, so text appended to the file is glued to the last row.
     pub no_final_newline: bool,
     /// Header names written with blanks around them; aiter's look-up does not find such a column.
     pub padded_columns: Vec<String>,
 }
 
-/// A row, or a cell, that could not be read as what it has to be.
+/// A row or a cell that could not be parsed.
 #[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
 pub enum Fault {
     /// More cells than columns: usually two rows glued together.
@@ -148,7 +147,7 @@ pub enum Fault {
         /// Cells of the line.
         found: usize,
     },
-    /// A key cell that is no whole number in range: the row cannot be found by any look-up.
+    /// A key cell that is not a whole number in range, so that no look-up can find the row.
     #[error("line {line}: `{text}` in column {column} is no whole number from 0 to 4294967295")]
     BadKey {
         /// 1-based line.
@@ -156,7 +155,7 @@ pub enum Fault {
         column: &'static str,
         text: String,
     },
-    /// A cell that has to be a number and is not; the row is kept.
+    /// A cell that must be a number but is not; the row is kept.
     #[error("line {line}: `{text}` in column {column} is no number")]
     BadNumber {
         /// 1-based line.
@@ -170,7 +169,7 @@ pub enum Fault {
         /// 1-based line.
         line: u64,
     },
-    /// A quote that nothing closes: all that follows is one cell. The row is dropped.
+    /// A quote that is never closed, so that all that follows is one cell. The row is dropped.
     #[error("line {line} opens a quote that the file never closes")]
     OpenQuote {
         /// 1-based line the row begins on.
@@ -190,13 +189,13 @@ impl Fault {
         }
     }
 
-    /// Whether the row is missing from the table because of it.
+    /// Whether the row is missing from the table because of this.
     pub fn drops_row(&self) -> bool {
         !matches!(self, Self::BadNumber { .. })
     }
 }
 
-/// A file that is no tuned table, or not one this program can use.
+/// A file that is not a tuned table, or not one that this program can use.
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
 pub enum TableError {
     #[error("read `{name}`: the file is empty")]
@@ -210,14 +209,14 @@ pub enum TableError {
         /// Name of the table.
         name: String,
     },
-    /// Two columns of one name: it cannot be told which one counts.
+    /// Two columns with the same name, of which either could be meant.
     #[error("read `{name}`: column `{column}` stands twice in the header")]
     DuplicateColumn {
         /// Name of the table.
         name: String,
         column: String,
     },
-    /// Columns without which no row can be found.
+    /// Columns are missing without which no row can be found.
     #[error("read `{name}`: no column {columns} in the header")]
     MissingColumns {
         /// Name of the table.
@@ -232,7 +231,7 @@ pub enum TableError {
         name: String,
         kind: &'static str,
     },
-    /// A table of a family that is no operation's: its keys and kernels have rules of their own.
+    /// A table of a family that is not one of our operations: its keys and kernels have rules of their own.
     #[error("read `{name}`: a table of `{family}`, a family of its own that is left alone")]
     OtherFamily {
         /// Name of the table.
@@ -240,7 +239,7 @@ pub enum TableError {
         /// The stem of the family's names.
         family: String,
     },
-    /// A row that cannot be read, where every row is needed.
+    /// A row that cannot be parsed, where every row is needed.
     #[error("read `{name}`")]
     Fault {
         /// Name of the table.
@@ -251,10 +250,10 @@ pub enum TableError {
     },
 }
 
-/// A tuned table.
+/// A tuned table: the contents of one CSV file.
 #[derive(Clone, Debug, PartialEq)]
 pub struct Table {
-    /// What messages call it: usually its path.
+    /// Its name in messages: usually its path.
     pub name: String,
     /// The operation it serves.
     pub op: Op,
@@ -262,7 +261,7 @@ pub struct Table {
     pub columns: Vec<Text>,
     /// Rows in file order.
     pub rows: Vec<Row>,
-    /// Lines and cells that could not be read, in file order.
+    /// Lines and cells that could not be parsed, in file order.
     pub faults: Vec<Fault>,
     /// Oddities of the bytes.
     pub quirks: Quirks,
@@ -284,11 +283,11 @@ impl Table {
         }
     }
 
-    /// Reads a table. `op` is taken from the caller, else from the file name, else from kernel names,
-    /// else from the columns.
+    /// Reads a table. The operation is `op` if given, else it is derived from the file name, the kernel names or the
+    /// columns, in this order.
     ///
-    /// Lines that cannot be read are left out and listed in [`Table::faults`]; a caller that needs every
-    /// row asks for [`Table::checked`].
+    /// Lines that cannot be parsed are left out and listed in [`Table::faults`]; a caller that needs every row uses
+    /// [`Table::checked`].
     pub fn read(name: &str, bytes: &[u8], op: Option<Op>) -> Result<Self, TableError> {
         let mut quirks = Quirks {
             byte_order_mark: bytes.starts_with(b"\xef\xbb\xbf"),
@@ -361,7 +360,7 @@ impl Table {
         })
     }
 
-    /// The table itself, or its first fault.
+    /// The table itself, or its first fault as an error.
     pub fn checked(self) -> Result<Self, TableError> {
         match self.faults.first() {
             None => Ok(self),
@@ -405,7 +404,7 @@ pub fn float_cell(value: f64) -> String {
     format!("{value:?}")
 }
 
-/// Whether pandas reads `cell` as "no value", or a tuner's profile wrote it for one (`Null`).
+/// Whether pandas reads `cell` as "no value", or a tuner's profile wrote it to mean that (`Null`).
 pub fn is_unset(cell: &str) -> bool {
     cell == "Null" || is_missing(cell)
 }

@@ -1,10 +1,11 @@
-//! aiter's Triton GEMM for block FP8: its JSON files, one for an architecture and one more for each (N, K), and the look-up in
-//! them by M. They lie in `aiter/ops/triton/configs/gemm` of a tree; e4048607 also looks for files without the architecture in
-//! their names in `<gfx>/triton/gemm/gemm_a8w8_blockscale`, where it has none for this GEMM, and those are not read here.
+//! aiter's Triton GEMM for block FP8: its JSON files, one for an architecture and one more for each (N, K), and the
+//! look-up in them by M. They are in `aiter/ops/triton/configs/gemm` of a tree; e4048607 also looks for files without
+//! the architecture in their names in `<gfx>/triton/gemm/gemm_a8w8_blockscale`, but ships none for this GEMM there,
+//! and those are not read here.
 //!
-//! SGLang calls this kernel on AMD by default from 0.5.6, and it is the only one whose files decide without a switch. The rules
-//! are those of aiter (MIT): `_get_config` of `_triton_kernels/gemm_a8w8_blockscale.py` at v0.1.7, `get_gemm_config` of
-//! `ops/triton/utils/gemm_config_utils.py` since.
+//! SGLang calls this kernel on AMD by default from 0.5.6 on, and it is the only one whose files take effect without a
+//! switch. The rules are those of aiter (MIT): `_get_config` of `_triton_kernels/gemm_a8w8_blockscale.py` at v0.1.7,
+//! `get_gemm_config` of `ops/triton/utils/gemm_config_utils.py` since.
 
 use std::collections::BTreeMap;
 use std::fmt;
@@ -15,10 +16,11 @@ use serde_json::{Map, Value};
 use super::revision::Revision;
 use super::shapes::CountedShape;
 
-/// Bounds of `M_LEQ_x` and `M_GEQ_x` that are looked for, smallest first; 1 is one of them since e4048607 only.
+/// Bounds of the keys `M_LEQ_x` and `M_GEQ_x`, smallest first; 1 is one of them only since e4048607.
 const BOUNDS: [u32; 13] = [1, 4, 8, 16, 32, 64, 128, 256, 512, 1024, 2048, 4096, 8192];
 
-/// What each configuration has in every file that aiter ships (744 of them at e4048607). The kernel has no default for any.
+/// Parameters that each configuration has in every file that aiter ships (744 of them at e4048607). The kernel has no
+/// default for any.
 const REQUIRED: [&str; 7] = [
     "BLOCK_SIZE_M",
     "BLOCK_SIZE_N",
@@ -29,7 +31,7 @@ const REQUIRED: [&str; 7] = [
     "NUM_KSPLIT",
 ];
 
-/// Scale blocks along K: the kernel asserts that its own tile is one.
+/// Scale blocks along K: the kernel asserts that its tile equals one.
 const GROUP_K: u64 = 128;
 
 /// The name of a file: `gfx942-GEMM-A8W8_BLOCKSCALE-N=2112-K=7168.json`.
@@ -37,19 +39,19 @@ const GROUP_K: u64 = 128;
 pub struct FileName {
     /// Architecture.
     pub gfx: String,
-    /// For weights that are shuffled when they are loaded: another kernel.
+    /// Whether it is for weights that are shuffled when they are loaded, which is another kernel.
     pub preshuffled: bool,
-    /// N and K of the weight; none in the file for every other weight.
+    /// N and K of the weight; `None` in the file for all other weights.
     pub weight: Option<(u32, u32)>,
 }
 
-/// The text is no name of such a file.
+/// The text is not the name of such a file.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, thiserror::Error)]
 #[error("read the name as gfx…-GEMM-A8W8_BLOCKSCALE[_PRESHUFFLED][-N=…-K=…].json")]
 pub struct OtherName;
 
 impl FileName {
-    /// The file that serves every weight without one of its own.
+    /// The file that serves every weight without its own.
     #[must_use]
     pub fn default_of(&self) -> Self {
         Self {
@@ -97,17 +99,17 @@ impl FromStr for FileName {
             preshuffled,
             weight,
         };
-        // A number with a sign or zeros in front names no file that is looked for.
+        // A number with a sign or leading zeros is in no file name that is looked up.
         (is_gfx && name.to_string() == text)
             .then_some(name)
             .ok_or(OtherName)
     }
 }
 
-/// Why no row is tuned for the file of this name, where it is that of another of aiter's Triton GEMMs.
+/// Why no row is tuned for the file of this name, if it belongs to another of aiter's Triton GEMMs.
 ///
-/// Of those for FP8 weights, 19 releases of SGLang from 0.5.6 to 0.5.23 import two (`aiter.ops.triton`): the block-scaled GEMM and the
-/// batched one of MLA; 0.5.5 imports none.
+/// Of those for FP8 weights, 19 releases of SGLang from 0.5.6 to 0.5.23 import two (`aiter.ops.triton`): the
+/// block-scaled GEMM and the batched one of MLA; 0.5.5 imports none.
 pub fn refusal(name: &str) -> Option<&'static str> {
     let stem = name
         .strip_suffix(".json")
@@ -138,11 +140,12 @@ pub fn refusal(name: &str) -> Option<&'static str> {
     )
 }
 
-/// The M that one row serves, by their upper bound; the last bucket has none.
+/// A range of M that one row serves, by its upper bound; the last bucket has none.
 pub type Bucket = Option<u32>;
 
-/// The shapes to race: of each weight and bucket the M that was called most often, the larger of equals, in the order in which they
-/// were asked for. `rules` may be those of the revision with the most bounds: its buckets lie within any other's.
+/// The shapes to race: for each weight and bucket the M with most calls (of equals the larger), in the order in which
+/// they were given. `rules` may be those of the revision with the most bounds, because its buckets are subsets of any
+/// other's.
 pub fn representatives(shapes: &[CountedShape], rules: Rules) -> Vec<CountedShape> {
     let mut chosen: BTreeMap<_, &CountedShape> = BTreeMap::new();
     for one in shapes {
@@ -162,14 +165,14 @@ pub fn representatives(shapes: &[CountedShape], rules: Rules) -> Vec<CountedShap
         .collect()
 }
 
-/// How a revision of aiter picks a configuration by M.
+/// How a revision of aiter selects a configuration by M.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Rules {
     /// By names of sizes (`small`, `medium_M64`, `xlarge`): v0.1.7.
     Names,
-    /// The first `M_LEQ_x` that holds, x from the given bound, then the last `M_GEQ_x`, then `any`: v0.1.9 on.
+    /// The first `M_LEQ_x` that M satisfies, from the given bound on, then the last `M_GEQ_x`, then `any`: v0.1.9 on.
     Bounds {
-        /// The smallest x that is looked for.
+        /// The smallest x.
         from: u32,
     },
 }
@@ -185,7 +188,7 @@ impl From<Revision> for Rules {
 }
 
 impl Rules {
-    /// The bounds that are looked for, ascending; none where keys are names.
+    /// The bounds, ascending; empty where keys are names.
     pub fn bounds(self) -> Vec<u32> {
         match self {
             Self::Names => Vec::new(),
@@ -193,18 +196,18 @@ impl Rules {
         }
     }
 
-    /// The bucket that holds `m`: the M above one bound up to the next.
+    /// The bucket that contains `m`: the M above one bound up to the next.
     pub fn bucket(self, m: u32) -> Bucket {
         self.bounds().into_iter().find(|bound| m <= *bound)
     }
 
-    /// The first M of the bucket that holds `m`, and its last; the last bucket has no end, so it ends at `m`.
+    /// The first and the last M of the bucket that contains `m`; the last bucket has no end, so its last M is `m`.
     pub fn ends(self, m: u32) -> (u32, u32) {
         let below = self.bounds().into_iter().rfind(|bound| *bound < m);
         (below.unwrap_or(0) + 1, self.bucket(m).unwrap_or(m))
     }
 
-    /// The keys that are tried for `m`, in this order.
+    /// The keys that are tried for `m`, in order.
     pub fn keys(self, m: u32) -> Vec<String> {
         let mut keys = match self {
             Self::Names => names(m),
@@ -222,7 +225,7 @@ impl Rules {
         keys
     }
 
-    /// Whether a key is looked for at some M.
+    /// Whether a key is looked up for some M.
     pub fn knows(self, key: &str) -> bool {
         let bound = |prefix: &str| key.strip_prefix(prefix)?.parse::<u32>().ok();
         key == "any"
@@ -242,10 +245,11 @@ impl Rules {
     }
 }
 
-/// The names of v0.1.7 for `m`, before `any`. A size that a file lacks goes to `any` at once: the branches are exclusive.
+/// The names of v0.1.7 for `m`, before `any`. If a file lacks the size, `any` follows immediately: the branches are
+/// exclusive.
 fn names(m: u32) -> Vec<String> {
     let rounded = m.next_power_of_two();
-    // `small` is asked first; where a file lacks it, the branch for up to 128 rows is entered, which knows 32 to 128.
+    // `small` is tried first; if a file lacks it, the branch for up to 128 rows is entered, which knows 32 to 128.
     let mut names = Vec::new();
     if m < 32 {
         names.push("small".to_owned());
@@ -267,7 +271,7 @@ fn names(m: u32) -> Vec<String> {
 #[derive(Clone, Debug, PartialEq)]
 pub struct Configs(BTreeMap<String, Map<String, Value>>);
 
-/// A file that aiter could not use.
+/// Why aiter could not use a file.
 #[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
 pub enum ConfigsError {
     #[error("read it as JSON: {0}")]
@@ -278,7 +282,7 @@ pub enum ConfigsError {
 }
 
 impl Configs {
-    /// Reads a file.
+    /// Parses a file's JSON.
     pub fn read(bytes: &[u8]) -> Result<Self, ConfigsError> {
         let whole: Value =
             serde_json::from_slice(bytes).map_err(|error| ConfigsError::Json(error.to_string()))?;
@@ -288,7 +292,7 @@ impl Configs {
         Self::of(whole)
     }
 
-    /// The configurations of `whole`, which is an object of objects.
+    /// The configurations in `whole`, which must be an object of objects.
     pub fn of(whole: Map<String, Value>) -> Result<Self, ConfigsError> {
         let mut configs = BTreeMap::new();
         for (key, value) in whole {
@@ -307,7 +311,7 @@ impl Configs {
         self.0.len()
     }
 
-    /// Its keys.
+    /// The keys of the file.
     pub fn keys(&self) -> impl Iterator<Item = &str> {
         self.0.keys().map(String::as_str)
     }
@@ -317,7 +321,7 @@ impl Configs {
         self.0.is_empty()
     }
 
-    /// The configuration that serves `m`, with its key; none where aiter raises.
+    /// The configuration that serves `m`, with its key; `None` where aiter raises.
     pub fn find(&self, rules: Rules, m: u32) -> Option<(&str, &Map<String, Value>)> {
         rules.keys(m).into_iter().find_map(|key| {
             let (key, config) = self.0.get_key_value(&key)?;
@@ -368,27 +372,27 @@ impl From<Configs> for Map<String, Value> {
     }
 }
 
-/// Something wrong with a file.
+/// A problem with a file, by its effect.
 #[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord)]
 pub enum Fault {
-    /// No key holds for an M.
+    /// For some M no key matches.
     Raises {
-        /// The smallest such power of two.
+        /// The smallest power of two for which this is so.
         m: u32,
     },
-    /// A tile along K that is no scale block.
+    /// A tile along K that differs from the scale block.
     Asserts { key: String, block_k: u64 },
-    /// Names that the kernel needs are not there.
+    /// Parameters that the kernel needs are missing.
     Incomplete {
         key: String,
         missing: Vec<&'static str>,
     },
-    /// A key that the look-up never asks for.
+    /// A key that is never looked up.
     NeverFound { key: String },
 }
 
 impl Fault {
-    /// Whether a server that meets it stops.
+    /// Whether it stops a server.
     pub fn is_fatal(&self) -> bool {
         !matches!(self, Self::NeverFound { .. })
     }

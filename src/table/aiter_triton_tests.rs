@@ -76,7 +76,7 @@ fn a_bucket_ends_where_the_next_one_begins() {
         ]
     );
     assert_eq!(ends(OLD)[..3], [(1, 4), (1, 4), (1, 4)]);
-    // Every M of a bucket has the same ends, and its ends are in it.
+    // Every M of a bucket has the same bounds, and they are in the bucket.
     for m in 1..9000 {
         let (first, last) = NEW.ends(m);
         assert!((first..=last).contains(&m));

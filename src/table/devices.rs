@@ -1,9 +1,9 @@
-//! Devices by the name torch gives them: which names there are, and what the devices can do.
+//! Devices by the name that torch reports: known names, and peak rates.
 //!
-//! Blanks and underscores in a name are one: files have the latter. Rates are the makers' dense peaks, FP8 where the
-//! device has it and INT8 where not; where a maker gives figures with sparsity only, half of them.
+//! Blanks and underscores in a name are equivalent: files have the latter. Rates are the vendors' dense peaks, for
+//! FP8 if the device has it, else for INT8; where a vendor publishes only figures with sparsity, half of them.
 
-/// What a device can do at most.
+/// Peak rates of a device.
 #[derive(Clone, Copy, Debug, PartialEq)]
 pub(super) struct Peak {
     /// Dense FP8 (or INT8) operations per second, in 10^12.
@@ -34,8 +34,8 @@ const fn peak(
     })
 }
 
-/// Names that SGLang 0.5.23 and vLLM 0.20.2 ship files for or that other parts are known to report, with their peaks where
-/// the maker publishes them.
+/// Names that SGLang 0.5.23 and vLLM 0.20.2 ship files for, or that other parts are known to report, with their peak
+/// rates where the vendor publishes them.
 static NAMED: [(&str, Option<Peak>); 53] = [
     ("Intel(R)_Arc(TM)_Pro_B60_Graphics", None),
     ("AMD_Radeon_8060S", None),
@@ -219,7 +219,7 @@ static INSTINCT: [(&str, &str, u32); 9] = [
     ("MI455X", "gfx1250", 256),
 ];
 
-/// A name as files have it.
+/// A name as files spell it.
 fn filed(name: &str) -> String {
     name.trim().replace(' ', "_")
 }
@@ -238,7 +238,7 @@ pub fn names() -> impl Iterator<Item = String> {
     instinct.chain(NAMED.iter().map(|(name, _)| (*name).to_owned()))
 }
 
-/// Architecture and compute units of an Instinct part, also as a virtual function or an OAM reports itself.
+/// Architecture and compute units of an Instinct part, including the names of virtual functions and OAM boards.
 pub fn key(name: &str) -> Option<(&'static str, u32)> {
     let name = filed(name);
     let mut model = name.strip_prefix("AMD_Instinct_")?;
@@ -248,7 +248,7 @@ pub fn key(name: &str) -> Option<(&'static str, u32)> {
     {
         model = rest;
     }
-    // vLLM calls the OAM boards by the number alone (`AMD_Instinct_MI355_OAM`), and the HF part with an underscore.
+    // vLLM names the OAM boards by the number alone (`AMD_Instinct_MI355_OAM`), and the HF part with an underscore.
     let found = |model: &str| INSTINCT.iter().find(|(known, ..)| *known == model);
     let oam = name.ends_with("_OAM").then(|| format!("{model}X"));
     found(model)
@@ -257,7 +257,7 @@ pub fn key(name: &str) -> Option<(&'static str, u32)> {
         .map(|(_, gfx, units)| (*gfx, *units))
 }
 
-/// The peaks of a device that is no Instinct part.
+/// The peak rates of a device that is not an Instinct part.
 pub(super) fn peaks(name: &str) -> Option<Peak> {
     let name = filed(name);
     NAMED.iter().find(|(known, _)| *known == name)?.1

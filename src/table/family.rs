@@ -1,9 +1,9 @@
-//! Which family of tables a file belongs to, by its name.
+//! Which family of tables a file belongs to, judged by its name.
 //!
-//! aiter merges `configs/<stem>.csv` with every `model_configs/*<stem>*.csv`, one stem a family (`aiter/jit/core.py`,
-//! `AITER_CONFIG.*_FILE`). So what stands between the data types (`a8w8`) and the word `tuned` is the family, whole:
-//! `a8w8_blockscale_group32_tuned_gemm` is no table of `a8w8_blockscale_tuned_gemm`. What stands before and behind is a
-//! model's name.
+//! aiter merges `configs/<stem>.csv` with every `model_configs/*<stem>*.csv`, with one stem for each family
+//! (`aiter/jit/core.py`, `AITER_CONFIG.*_FILE`). So everything between the data types (`a8w8`) and the word `tuned`
+//! is the family: `a8w8_blockscale_group32_tuned_gemm` is not a table of `a8w8_blockscale_tuned_gemm`. What precedes
+//! and follows is a model's name.
 //!
 //! The stems of e4048607 and of main of September 2026 were read, and the names of the 422 CSV files that aiter's
 //! branches have had below `aiter/configs`.
@@ -19,16 +19,16 @@ pub enum Family {
     Other(String),
 }
 
-/// Words that begin a stem without data types, or stand before them in one.
+/// Words that begin a stem without data types, or precede them in one.
 const BEGINNINGS: [&str; 13] = [
     "batched", "bf16", "conv3d", "fhmoe", "fmoe", "fp4", "fp8", "fp8fp4", "gdn", "gdr", "grouped",
     "mha", "moe",
 ];
 
-/// Stems of other families that hold one of ours whole.
+/// Stems of other families that contain one of ours.
 const LONGER: [&str; 1] = ["flydsl_a8w8_bpreshuffle_tuned_gemm"];
 
-/// Words that belong to a stem behind the data types: enough to know a family by where no `tuned` ends it.
+/// Words that belong to a stem after the data types: enough to identify a family if no `tuned` follows.
 const PARTS: [&str; 14] = [
     "abpreshuffle",
     "asm",
@@ -46,19 +46,19 @@ const PARTS: [&str; 14] = [
     "triton",
 ];
 
-/// Words behind `tuned` that make it another family; `gemm` is the usual one.
+/// Words after `tuned` that make it another family; `gemm` is the usual one.
 const KINDS: [&str; 6] = ["batched", "bmm", "fhmoe", "fmoe", "grouped", "moe"];
 
-/// The stem of an operation's tables, which aiter's glob asks for; `None` for an operation that aiter does not have.
+/// The stem of an operation's tables, which aiter globs for; `None` for an operation that aiter does not have.
 pub fn stem(op: Op) -> Option<&'static str> {
     op.aiter().map(|aiter| aiter.stem)
 }
 
-/// The family of the last part of `path`; `None` for a name that is not of aiter's making, such as `table.csv`.
+/// The family of the last part of `path`; `None` for a name that is not one of aiter's, such as `table.csv`.
 pub fn of_file_name(path: &str) -> Option<Family> {
     let file = path.rsplit('/').next().unwrap_or(path);
     let name = file.strip_suffix(".csv").unwrap_or(file);
-    // Nearly every name in a log.
+    // This covers nearly every name in a log.
     if let Some(op) = Op::ALL.into_iter().find(|op| stem(*op) == Some(name)) {
         return Some(Family::Op(op));
     }
@@ -78,7 +78,7 @@ pub fn of_file_name(path: &str) -> Option<Family> {
     if let Some(stem) = LONGER.iter().find(|stem| tuned_name.contains(**stem)) {
         return Some(Family::Other((*stem).to_owned()));
     }
-    // What stands before data types is a model's or a person's word, but for these two.
+    // What precedes data types is a model's name or arbitrary, with two exceptions.
     let head = &words[..tuned];
     let start = head
         .iter()
@@ -101,7 +101,7 @@ pub fn of_file_name(path: &str) -> Option<Family> {
     Some(Family::Other(stem.join("_")))
 }
 
-/// The family of a name without `tuned`: its data types and the words behind them that only stems have.
+/// The family of a name without `tuned`: its data types and the words after them that occur only in stems.
 fn by_parts(words: &[&str]) -> Option<Family> {
     let types = words.iter().position(|word| is_types(word))?;
     let mut parts = vec![words[types]];
@@ -120,7 +120,7 @@ fn op_of(words: &[&str]) -> Option<Op> {
     })
 }
 
-/// Whether `word` is data types of activation and weight: `a8w8`, `a16w4`, `a16wi4`.
+/// Whether `word` is the data types of activation and weight: `a8w8`, `a16w4`, `a16wi4`.
 fn is_types(word: &str) -> bool {
     let digits = |text: &str| !text.is_empty() && text.bytes().all(|byte| byte.is_ascii_digit());
     word.strip_prefix('a')
@@ -176,7 +176,7 @@ mod tests {
 
     #[test]
     fn a_longer_stem_is_a_family_of_its_own() {
-        // Every name stood below `aiter/configs` of some branch of ROCm/aiter.
+        // Each of these names existed below `aiter/configs` in some branch of ROCm/aiter.
         for (name, stem) in [
             (
                 "dsv41_a8w8_blockscale_group32_tuned_gemm.csv",

@@ -2,7 +2,7 @@
 //!
 //! Source: aiter (MIT licence), the instance lists below `csrc/ck_gemm_*` at e4048607a5: CK ids denote
 //! the same instances from v0.1.7 on, and only the plain blockscale names changed (a wave-map field
-//! after v0.1.9). Ids of the other libraries move between revisions and are pinned nowhere.
+//! after v0.1.9). Ids of the other libraries change between revisions and are not recorded here.
 
 use std::collections::BTreeMap;
 use std::sync::LazyLock;
@@ -10,18 +10,18 @@ use std::sync::LazyLock;
 use crate::problem::Op;
 pub use crate::problem::library::Library;
 
-/// The name of `op`'s CK instance `id`, in today's spelling.
+/// The name of `op`'s CK instance `id`, in its current spelling.
 pub fn ck_name(op: Op, id: i64) -> Option<&'static str> {
     ck_names(op).get(usize::try_from(id).ok()?).copied()
 }
 
-/// How many CK instances `op` has; 0 for operations CK does not serve.
+/// How many CK instances `op` has; 0 for operations that CK does not serve.
 pub fn ck_count(op: Op) -> usize {
     ck_names(op).len()
 }
 
-/// The first id of the CK instance called `name`, in today's spelling or that before the wave-map
-/// field. A few names stand for two instances.
+/// The first id of the CK instance called `name`, in its current spelling or that before the wave-map field. A few
+/// names belong to two instances.
 pub fn ck_id(op: Op, name: &str) -> Option<i64> {
     let at = ck_names(op)
         .iter()
@@ -29,12 +29,12 @@ pub fn ck_id(op: Op, name: &str) -> Option<i64> {
     i64::try_from(at).ok()
 }
 
-/// Whether `name` is how some revision spells the instance that is called `known` today.
+/// Whether `name` is some revision's spelling of the instance that is called `known` today.
 pub fn is_spelling_of(op: Op, name: &str, known: &str) -> bool {
     name == known || older_spelling(op).is_some_and(|older| name == older(known))
 }
 
-/// Whether `name` is a known instance in the spelling of v0.1.9 and older, which HEAD does not know.
+/// Whether `name` is a known instance in the spelling of v0.1.9 and older, which current aiter does not know.
 pub fn is_old_spelling(op: Op, name: &str) -> bool {
     older_spelling(op).is_some_and(|older| {
         !ck_names(op).contains(&name) && ck_names(op).iter().any(|known| older(known) == name)

@@ -1,9 +1,8 @@
 //! How aiter finds a row for a GEMM: padded M, keys, probe order, per operation and revision.
 //!
-//! Everything here is what `aiter/ops/gemm_op_a8w8.py`, `gemm_op_a4w4.py` and
-//! `csrc/py_itfs_cu/gemm_common.cu` do at the commits of [`Revision`]; the vectors under
-//! `testdata/lookup/` come from running that code. Nothing is guessed: a table aiter refuses is refused
-//! here, with the lines that make it so.
+//! Everything here is what `aiter/ops/gemm_op_a8w8.py`, `gemm_op_a4w4.py` and `csrc/py_itfs_cu/gemm_common.cu` do at
+//! the commits of [`Revision`]; the vectors under `testdata/lookup/` come from running that code. Nothing is guessed:
+//! a table that aiter rejects is rejected here, with the offending lines.
 
 use std::collections::HashMap;
 use std::collections::hash_map::Entry;
@@ -16,7 +15,7 @@ use crate::problem::{Op, Shape};
 /// M as a table may hold it for a GEMM with `m` rows: aiter's `getPaddedM`, the same at every revision.
 ///
 /// `gl` 0 is the fine grid (steps of 16, 32, 64, 128), 1 the coarse one (powers of two; 8192 for
-/// anything larger when N > 4096); any other value leaves M alone. K plays no part.
+/// anything larger when N > 4096); any other value leaves M unchanged. K has no effect.
 pub fn padded_m(gl: i32, m: u32, n: u32, _k: u32) -> u32 {
     let up = |step: u32| m.checked_next_multiple_of(step).unwrap_or(m);
     match gl {
@@ -31,8 +30,8 @@ pub fn padded_m(gl: i32, m: u32, n: u32, _k: u32) -> u32 {
 }
 
 /// M as the table compiled into `gemm_a8w8`'s own module rounds it on its second and last probe
-/// (`csrc/ck_gemm_a8w8/gemm_a8w8.cu`, `rowwise_dispatch`, the same at every revision). So Python may
-/// report row M = 96 while the kernel of row M = 128 runs.
+/// (`csrc/ck_gemm_a8w8/gemm_a8w8.cu`, `rowwise_dispatch`, the same at every revision). So Python may log row M = 96
+/// while the kernel of row M = 128 runs.
 pub fn padded_m_of_a8w8_module(m: u32) -> u32 {
     match m {
         2..=16 => 16,
@@ -51,12 +50,12 @@ pub enum Probe {
     Fine,
     /// M on the coarse grid.
     Coarse,
-    /// The largest M of the weight, where the shape's is larger still.
+    /// The largest M of the weight, if the shape's is larger still.
     Largest,
 }
 
 impl Probe {
-    /// The M this probe asks for.
+    /// The M that this probe looks up.
     pub fn m(self, m: u32, n: u32, k: u32) -> u32 {
         match self {
             // The largest row's M is its own, and does not follow from the shape.
@@ -67,7 +66,7 @@ impl Probe {
     }
 }
 
-/// What a tree's look-up can do: four facts that decide every hit and miss.
+/// What a tree's look-up does: four facts that determine every hit and miss.
 ///
 /// [`Rules::new`] has them per revision; a tree in between is described by its own.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -109,7 +108,7 @@ impl Rules {
     }
 }
 
-/// A table that aiter itself would not take: the first GEMM of the server raises.
+/// A table that aiter itself would reject: the first GEMM of the server raises.
 #[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
 pub enum LookupError {
     /// pandas: `ValueError: DataFrame index must be unique for orient='index'`.
@@ -125,7 +124,7 @@ pub enum LookupError {
         first: u64,
         /// 1-based line of the second.
         second: u64,
-        /// Keys with this fault.
+        /// Number of keys with this fault.
         count: usize,
     },
     /// pandas: `KeyError: "None of ['…'] are in the columns"`.
@@ -137,7 +136,7 @@ pub enum LookupError {
         table: String,
         column: &'static str,
     },
-    /// A line that makes pandas refuse the file, or turn a key column into text that nothing equals.
+    /// A line with which pandas rejects the file, or turns a key column into text that equals nothing.
     #[error("look up in `{table}`: {consequence}")]
     Unusable {
         /// Name of the table.
@@ -152,7 +151,7 @@ pub enum LookupError {
     NotAnAiterOperation(Op),
 }
 
-/// What a look-up gives.
+/// The result of a look-up.
 #[derive(Clone, Copy, Debug, PartialEq)]
 pub enum Resolution<'table> {
     /// A row serves the shape.
@@ -166,7 +165,7 @@ pub enum Resolution<'table> {
 }
 
 impl<'table> Resolution<'table> {
-    /// The row, if any.
+    /// The row, if there is one.
     pub fn row(self) -> Option<&'table Row> {
         match self {
             Self::Hit { row, .. } => Some(row),
@@ -175,16 +174,16 @@ impl<'table> Resolution<'table> {
     }
 }
 
-/// A table indexed for one GPU, as a server process holds it.
+/// A table indexed for one GPU, as a server process does.
 #[derive(Debug)]
 pub struct Resolver<'table> {
     rules: Rules,
     gfx: String,
-    /// Rows of this GPU by (M, N, K, dtype); the dtype is empty when it is no part of the key.
+    /// Rows of this GPU by (M, N, K, dtype); the dtype is empty if it is not part of the key.
     rows: HashMap<(u32, u32, u32, Text), &'table Row>,
-    /// Of each (N, K, dtype) the row with the largest M, under [`Rules::reuses_largest`].
+    /// For each (N, K, dtype) the row with the largest M, under [`Rules::reuses_largest`].
     largest: HashMap<(u32, u32, Text), &'table Row>,
-    /// Whether the table lacks a column the key would have; the runtime warns and goes on.
+    /// Whether the table lacks a column of the key; the runtime warns and continues.
     falls_back_to_cu_num: bool,
 }
 
@@ -274,9 +273,9 @@ impl<'table> Resolver<'table> {
         })
     }
 
-    /// The row the runtime takes for `shape`, whose operation is not looked at.
+    /// The row that the runtime uses for `shape`; its operation is ignored.
     ///
-    /// Where the dtype is part of the key and the shape has none, it is the architecture's FP8 dtype.
+    /// If the dtype is part of the key and the shape has none, the architecture's FP8 dtype is used.
     pub fn find(&self, shape: &Shape) -> Resolution<'table> {
         let dtype = match (self.rules.keys_weight_dtype, shape.dtype.as_str()) {
             (false, _) => Text::from(""),
@@ -325,7 +324,7 @@ impl<'table> Resolver<'table> {
         self.falls_back_to_cu_num
     }
 
-    /// The rules in force.
+    /// The look-up rules in effect.
     pub fn rules(&self) -> Rules {
         self.rules
     }
@@ -367,7 +366,8 @@ fn refuse_faults(table: &Table) -> Result<(), LookupError> {
             Fault::OpenQuote { .. } => {
                 "pandas raises `ParserError` (EOF inside string) at the first GEMM"
             }
-            // An empty key cell, or a number that no M, N, K or cu_num is, only makes its own row unreachable.
+            // An empty key cell, or a number that is not a valid M, N, K or cu_num, only makes its own row
+            // unreachable.
             Fault::BadKey { text, .. }
                 if super::aiter::is_unset(text.trim()) || text.trim().parse::<f64>().is_ok() =>
             {

@@ -61,7 +61,7 @@ fn equal_rows_are_one_and_differing_rows_of_a_key_are_an_error() {
     let same = format!("{header}304,16,512,7168,ck,1,0,1.0,a\n304,16,512,7168,ck,1,0,1.00,a\n");
     let same = table(&same, Op::Blockscale);
     assert!(Resolver::new(&same, rules, "gfx942", 304).is_ok());
-    // The other GPU's duplicate breaks this one's server too.
+    // A duplicate key of another GPU breaks this one's server too.
     let other = format!("{header}80,16,512,7168,ck,1,0,1.0,a\n80,16,512,7168,ck,1,0,2.0,a\n");
     let other = table(&other, Op::Blockscale);
     assert_eq!(
@@ -162,7 +162,7 @@ fn the_a8w8_module_probes_by_itself() {
 
 #[test]
 fn a_number_that_is_no_key_costs_only_its_own_row() {
-    // pandas 3.1.1 with the real `get_CKGEMM_config`: 16.5, -16 and 99999999999 leave the column numbers.
+    // pandas 3.1.1 with the real `get_CKGEMM_config`: with 16.5, -16 and 99999999999 the column stays numeric.
     for odd in ["16.5", "-16", "99999999999", "1e400", ""] {
         let text = format!("cu_num,M,N,K,us\n304,{odd},512,7168,1.0\n304,32,512,7168,2.0\n");
         let table = table(&text, Op::Blockscale);

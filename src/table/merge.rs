@@ -1,9 +1,9 @@
-//! One table out of several: the best valid row per key, and why each row was kept or not.
+//! Merges several tables into one: the best valid row for each key, and why each row was kept or not.
 //!
-//! aiter's own merge takes the lowest `us` whatever it means, fills missing columns with 0 and rewrites
-//! its inputs. This one asks the rules of `lint` about every row: none that they call an error beats a good one, and none
-//! that a runtime cannot use is kept. It fills a column only from evidence and refuses where there is none. It works on
-//! tables in memory; the command writes the files.
+//! aiter's own merge takes the lowest `us` whatever it means, fills missing columns with 0 and rewrites its inputs.
+//! This one applies the rules of `lint` to every row: no row with an error wins over a good one, and none that a
+//! runtime cannot use is kept. It fills a column only from evidence and refuses if there is none. It works on tables
+//! in memory; the command writes the files.
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::fmt::Write as _;
@@ -19,14 +19,14 @@ mod judge;
 
 use judge::{judge, refuse_unknown, unknown};
 
-/// What counts as a valid row, and what may be filled in.
+/// Which rows count as valid, and what may be filled in.
 #[derive(Clone, Debug, PartialEq)]
 pub struct Policy {
     /// Largest error ratio of a valid row; aiter's tuners accept 0.05.
     pub err_ratio_limit: f64,
-    /// Architecture of rows that have none, where their compute units do not say it.
+    /// Architecture of rows that have none, if their compute units do not tell it.
     pub gfx: Option<String>,
-    /// The aiter that is to run the result; without it a row has to do for every aiter of today.
+    /// The aiter that will use the result; without it a row must be valid for every current aiter.
     pub revision: Option<Revision>,
     /// Further columns that are part of the key.
     pub keys: Vec<String>,
@@ -43,7 +43,7 @@ impl Default for Policy {
     }
 }
 
-/// Tables that cannot be merged without guessing or losing rows.
+/// Why tables cannot be merged without guessing or losing rows.
 #[derive(Debug, Clone, PartialEq, thiserror::Error)]
 pub enum MergeError {
     #[error("merge: no table was given")]
@@ -60,7 +60,7 @@ pub enum MergeError {
         second: String,
         second_op: Op,
     },
-    /// A line that cannot be read and would be lost.
+    /// A line that cannot be parsed and would be lost.
     #[error("merge `{table}`")]
     Unreadable {
         /// Name of the table.
@@ -75,7 +75,7 @@ pub enum MergeError {
         table: String,
         column: &'static str,
     },
-    /// Rows of one key differ in a column of which nothing is known.
+    /// Rows with one key differ in a column of unknown meaning.
     #[error(
         "merge line {line} of `{table}` with line {other_line} of `{other}`: they have the key {key} and differ in column `{column}`, which may be a part of it"
     )]
@@ -92,7 +92,7 @@ pub enum MergeError {
         key: String,
         column: String,
     },
-    /// A row without architecture whose compute units do not say it.
+    /// A row without architecture whose compute units do not tell it.
     #[error(
         "merge line {line} of `{table}`: it has no gfx, and {cu_num} compute units do not say which it is"
     )]
@@ -104,7 +104,7 @@ pub enum MergeError {
         /// Compute units of the row.
         cu_num: u32,
     },
-    /// A row without library whose kernel name does not say it.
+    /// A row without library whose kernel name does not tell it.
     #[error(
         "merge line {line} of `{table}`: it has no libtype, and kernel `{kernel}` does not say which it is"
     )]
@@ -118,17 +118,17 @@ pub enum MergeError {
     },
 }
 
-/// What became of an input row.
+/// What was done with an input row.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, serde::Serialize)]
 #[serde(rename_all = "lowercase")]
 pub enum Outcome {
     /// It is in the result.
     Kept,
-    /// A valid row of the same key is faster, or as fast and earlier.
+    /// A valid row with the same key is faster, or as fast and earlier.
     Slower,
-    /// It is the same row as the one kept.
+    /// It equals the row that was kept.
     Copy,
-    /// It is no valid measurement.
+    /// It is not a valid measurement.
     Invalid,
 }
 
@@ -144,14 +144,14 @@ impl Outcome {
     }
 }
 
-/// An input row and what became of it.
+/// An input row and what was done with it.
 #[derive(Clone, Debug, PartialEq)]
 pub struct Provenance {
     /// Name of the input table.
     pub table: String,
-    /// The row as it would stand in the result; its line is that of the input.
+    /// The row as it would be in the result; its line is that of the input.
     pub row: Row,
-    /// What became of it.
+    /// What was done with it.
     pub outcome: Outcome,
     /// Why, and what was filled in.
     pub reason: String,
@@ -166,7 +166,7 @@ pub struct Merged {
     pub provenance: Vec<Provenance>,
     /// Keys left out because none of their rows is valid, as `M=… N=… K=…`.
     pub dropped: Vec<String>,
-    /// Keys whose only row is not what it claims to be, and what it is not.
+    /// Keys whose only row is doubtful, with the reason.
     pub doubtful: Vec<String>,
 }
 
@@ -179,7 +179,7 @@ impl Merged {
             .count()
     }
 
-    /// The provenance as CSV: the key, the input's place, its measurement, what became of it and why.
+    /// The provenance as CSV: the key, the row's origin, its measurement, what was done with it and why.
     pub fn provenance_csv(&self) -> String {
         let mut text =
             String::from("gfx,cu_num,M,N,K,q_dtype_w,file,line,us,errRatio,outcome,reason\n");
@@ -222,7 +222,7 @@ impl Merged {
     }
 }
 
-/// What a look-up compares, in the order of the result.
+/// The columns that a look-up compares, in the order of the result.
 #[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord)]
 struct Key {
     gfx: Option<Text>,
@@ -231,7 +231,7 @@ struct Key {
     k: u32,
     m: u32,
     dtype: Option<Text>,
-    /// Cells of [`Policy::keys`].
+    /// Cells of the columns in [`Policy::keys`].
     more: Vec<Text>,
 }
 
@@ -342,7 +342,7 @@ fn check(first: &Table, tables: &[Table]) -> Result<(), MergeError> {
             });
         }
         let mut needed = vec!["cu_num", "us", "kernelName"];
-        // Nothing in an older row of gemm_a8w8 says its dtype, and an empty one is found by no look-up.
+        // An older row of gemm_a8w8 does not tell its dtype, and no look-up finds an empty one.
         let keyed = first.op.became_keyed_by_dtype()
             && tables.iter().any(|other| other.has_column("q_dtype_w"));
         if first.op.is_always_keyed_by_dtype() || keyed {
@@ -358,8 +358,8 @@ fn check(first: &Table, tables: &[Table]) -> Result<(), MergeError> {
     Ok(())
 }
 
-/// The columns of the result: those any input has, in the newest revision's order, then the others in
-/// the order they are met.
+/// The columns of the result: those of any input, in the newest revision's order, followed by the others in order of
+/// appearance.
 fn union(op: Op, tables: &[Table]) -> Vec<Text> {
     let all: BTreeSet<&str> = tables
         .iter()
@@ -417,7 +417,7 @@ fn fill_gfx(candidate: &mut Candidate<'_>, policy: &Policy) -> Result<(), MergeE
     Ok(())
 }
 
-/// A look-up that has gfx passes the kernel by name, and knows today's spelling only.
+/// A look-up that has gfx passes the kernel by name, and knows only the current spelling.
 fn update_name(candidate: &mut Candidate<'_>, op: Op) {
     let Some(name) = candidate.row.kernel_name.as_deref() else {
         return;
@@ -459,7 +459,7 @@ fn fill_libtype(candidate: &mut Candidate<'_>) -> Result<(), MergeError> {
     Ok(())
 }
 
-/// Puts the candidates of one key on record and returns the winner, with what is doubtful about it.
+/// Records the candidates of one key and returns the winner, with doubts about it if any.
 fn decide(
     candidates: Vec<Candidate<'_>>,
     provenance: &mut Vec<Provenance>,

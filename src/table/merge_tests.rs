@@ -271,7 +271,7 @@ fn a_row_that_lint_calls_an_error_never_beats_a_good_one() {
             assert_eq!(merged.count(Outcome::Invalid), 1);
         }
     }
-    // The aiter at hand calls Triton.
+    // The given aiter calls Triton.
     let triton = finding("crashing-rows/triton_a8w8_blockscale_tuned_gemm.csv");
     let newest = Policy {
         revision: Some(Revision::N),
@@ -315,7 +315,7 @@ fn rows_that_differ_in_an_unknown_column_are_refused_or_all_kept() {
     let both = merge(&tables, &keyed).unwrap();
     assert_eq!(both.table.rows.len(), 2);
     assert!(both.table.to_csv().contains(",fp32\n"));
-    // A table without the column may be of either key.
+    // A table without the column may belong to either key.
     let without = table(
         "a8w8_blockscale_tuned_gemm.csv",
         &format!(

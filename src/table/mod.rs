@@ -1,6 +1,6 @@
 //! Tuned tables: reading, writing, checking and merging them.
 //!
-//! A table is what a runtime looks a kernel up in: aiter's CSV files (which the reference engine
+//! A table is what a runtime looks up kernels in: aiter's CSV files (which the reference engine
 //! shares) and SGLang's block-FP8 JSON files. This room knows their columns, keys and quirks per
 //! revision. It starts no process and touches no device; only `merge` and the commands write files.
 

@@ -35,7 +35,7 @@ impl Clamp {
         }
     }
 
-    /// `block_size_k` as the kernel gets it.
+    /// `block_size_k` as passed to the kernel.
     pub fn apply(self, block_size_k: i64, block_k: i64, is_cuda: bool) -> i64 {
         let small = block_size_k < block_k;
         let divides = block_size_k > 0 && block_k % block_size_k == 0;
@@ -47,7 +47,7 @@ impl Clamp {
     }
 }
 
-/// Where a configuration is for, as far as it changes the look-up.
+/// The properties of server and device that change the look-up.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Site {
     /// Scale block of the weight: N side, K side.
@@ -58,12 +58,12 @@ pub struct Site {
     pub clamp: Clamp,
 }
 
-/// The configuration a file gives for `m`.
+/// The configuration that a file gives for `m`.
 #[derive(Clone, Debug, PartialEq)]
 pub struct Nearest {
-    /// The key that is nearest to M; of two equally near the one that stands first in the file.
+    /// The key nearest to M; of two equally near the first in the file.
     pub key: i64,
-    /// What the kernel is launched with.
+    /// The parameters that the kernel is launched with.
     pub config: Map<String, Value>,
     /// Whether `BLOCK_SIZE_K` was raised to the scale block.
     pub clamped: bool,
@@ -75,13 +75,13 @@ pub enum Unusable {
     /// Python's `int(key)` raises when the file is loaded.
     #[error("a key of the file is no integer: loading it raises ValueError")]
     KeyNoInteger,
-    /// The entry is no object.
+    /// The entry is not an object.
     #[error("the entry of key {0} is no object of parameters")]
     NoObject(i64),
 }
 
-/// The key nearest to `m` with what stands there; of two equally near the one that stands first in the file. `None` for a file
-/// without entries. Fused MoE chooses its rows in the same way.
+/// The key nearest to `m` and its value; of two equally near the first in the file. `None` for a file without
+/// entries. Fused MoE selects its rows in the same way.
 pub fn row(config: &Config, m: u32) -> Result<Option<(i64, &Params)>, Unusable> {
     let by_m = config.by_m().ok_or(Unusable::KeyNoInteger)?;
     // The first of several least elements.
@@ -91,8 +91,8 @@ pub fn row(config: &Config, m: u32) -> Result<Option<(i64, &Params)>, Unusable> 
     Ok(nearest)
 }
 
-/// What the kernel runs with for `m` when the file of its (N, K) holds `config`; `None` for a file without
-/// entries, which counts as no file.
+/// The kernel's parameters for `m` if the file of its (N, K) contains `config`; `None` for a file without entries,
+/// which counts as no file.
 pub fn nearest(config: &Config, m: u32, site: Site) -> Result<Option<Nearest>, Unusable> {
     let Some((key, params)) = row(config, m)? else {
         return Ok(None);
@@ -117,7 +117,7 @@ pub fn nearest(config: &Config, m: u32, site: Site) -> Result<Option<Nearest>, U
     }))
 }
 
-/// What the kernel runs with when there is no file, whatever M is.
+/// The kernel's parameters if there is no file, whatever M is.
 pub fn default_config(block_shape: (u32, u32)) -> Map<String, Value> {
     let pairs = [
         ("BLOCK_SIZE_M", 64),

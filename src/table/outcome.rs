@@ -1,4 +1,4 @@
-//! What runs after a look-up: each operation's own rules ([`crate::problem::op`]), asked about a table's row.
+//! What runs after a look-up: each operation's own rules ([`crate::problem::op`]), applied to a table's row.
 
 use super::aiter::{Row, Table};
 use super::lookup::Resolution;
@@ -22,7 +22,7 @@ pub fn runs(
     }
 }
 
-/// What the operation of `table` does at `revision` on `gfx` with a call that `row` was found for.
+/// What the operation of `table` does at `revision` on `gfx` with a call for which `row` was found.
 pub fn of_row(table: &Table, revision: Revision, gfx: &str, row: &Row) -> Runs {
     let facts = table.op.facts();
     let call = Call {
@@ -101,7 +101,7 @@ mod tests {
         assert!(matches!(after(Blockscale, H, &split), Runs::Raises(_)));
     }
 
-    // What these tests say was seen by running the functions of the four commits with stand-ins for the kernels.
+    // The expectations were observed by running the functions of the four commits with stubs for the kernels.
     #[test]
     fn a_library_the_shuffled_operation_does_not_know_runs_its_default() {
         let other = with_libtype("hipblaslt");
@@ -128,7 +128,7 @@ mod tests {
         assert!(raises(after(Op::Blockscale, Revision::H, &name)));
         assert!(!raises(after(Op::Blockscale, Revision::P, &name)));
         assert!(raises(on("gfx950", Op::A4w4, Revision::P, &name)));
-        // An older table has no column for the library, and the newer call asks for it.
+        // An older table has no column for the library, and the newer call needs it.
         let older = Table::new("t.csv", Op::BlockscaleBpreshuffle, Revision::A);
         let hit = Resolution::Hit {
             row: &ck,
@@ -180,7 +180,7 @@ mod tests {
         );
         let before = on("gfx950", Op::Blockscale, Revision::H, &triton);
         assert!(matches!(before, Runs::Raises(_)));
-        // The table is asked before the architecture.
+        // The table is consulted before the architecture.
         let ck = with_libtype("ck");
         let crash = on("gfx1201", Op::Blockscale, Revision::N, &ck);
         assert!(matches!(crash, Runs::Raises(_)));

@@ -11,7 +11,7 @@ use crate::problem::dtype;
 /// Values named in a sentence; more are counted.
 const NAMED: usize = 4;
 
-/// A table's rows by weight, for one GPU's questions.
+/// A table's rows by weight, indexed for one GPU.
 #[derive(Debug)]
 pub struct Reasons<'table> {
     weights: HashMap<(u32, u32), Vec<&'table Row>>,
@@ -23,7 +23,7 @@ pub struct Reasons<'table> {
 }
 
 impl<'table> Reasons<'table> {
-    /// Sorts the rows of `table`, which is looked up by `rules` on GPUs of `gfx` with `cu_num` compute units.
+    /// Indexes the rows of `table`, which is looked up by `rules` on GPUs of `gfx` with `cu_num` compute units.
     pub fn new(table: &'table Table, rules: Rules, gfx: &'table str, cu_num: u32) -> Self {
         let mut weights: HashMap<(u32, u32), Vec<&Row>> = HashMap::new();
         for row in &table.rows {
@@ -38,7 +38,7 @@ impl<'table> Reasons<'table> {
         }
     }
 
-    /// Why no row serves `shape`, which a look-up missed with.
+    /// Why no row serves `shape`, whose look-up missed.
     pub fn why(&self, shape: &Shape) -> String {
         let Some(rows) = self.weights.get(&(shape.n, shape.k)) else {
             return self.no_weight(shape);
@@ -100,7 +100,7 @@ impl<'table> Reasons<'table> {
         }
     }
 
-    /// Rows of the weight, none at an M that the look-up asks for.
+    /// The weight has rows, but none at an M that is looked up.
     fn gap(&self, shape: &Shape, rows: &BTreeSet<u32>) -> String {
         let mut asked: Vec<u32> = self
             .rules
@@ -118,7 +118,7 @@ impl<'table> Reasons<'table> {
             }
             (Some(below), None) => format!("{asked}: the largest row is M={below}"),
             (None, Some(above)) => format!("{asked}: the smallest row is M={above}"),
-            // A row of this very M is a hit.
+            // A row of this very M would be a hit.
             (None, None) => asked,
         }
     }

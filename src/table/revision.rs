@@ -1,12 +1,12 @@
-//! What differs between aiter revisions: columns, keys, and how a file says which operation it is for.
+//! What differs between aiter revisions: columns, keys, and how a file identifies its operation.
 //!
-//! Source of every list: aiter, the tuner scripts under `csrc/` and `aiter/ops/gemm_op_a8w8.py`,
-//! `gemm_op_a4w4.py`, read at the four commits below and at main of late September 2026.
+//! Source of every list: aiter, the tuner scripts under `csrc/` and `aiter/ops/gemm_op_a8w8.py`, `gemm_op_a4w4.py`,
+//! read at the four commits below and at main of late September 2026.
 
 use crate::problem::Op;
 pub use crate::problem::revision::{Revision, UnknownRevision};
 
-/// The last columns of every tuned table: which kernel, and what was measured of it.
+/// The last columns of every tuned table: the kernel, and what was measured.
 pub const RESULT_COLUMNS: [&str; 7] = [
     "kernelId",
     "splitK",
@@ -17,7 +17,7 @@ pub const RESULT_COLUMNS: [&str; 7] = [
     "errRatio",
 ];
 
-/// Columns any tuner of any revision may write besides: no look-up compares them.
+/// Further columns that a tuner of some revision may write; no look-up compares them.
 pub const NOTE_COLUMNS: [&str; 1] = ["_tag"];
 
 /// The columns of a tuned table, in the order that revision's tuner writes them.
@@ -37,8 +37,8 @@ pub fn tuned_columns(op: Op, revision: Revision) -> Vec<&'static str> {
     columns
 }
 
-/// The columns of an untuned table: exactly the ones the tuner reads, because a further column makes
-/// it tune the same shape twice (it drops duplicates before it drops columns).
+/// The columns of an untuned table: exactly those that the tuner reads, because with a further column it would tune
+/// the same shape twice (it drops duplicates before it drops columns).
 pub fn untuned_columns(op: Op, revision: Revision) -> &'static [&'static str] {
     if has_weight_dtype(op, revision) {
         &["M", "N", "K", "q_dtype_w"]
@@ -47,13 +47,13 @@ pub fn untuned_columns(op: Op, revision: Revision) -> &'static [&'static str] {
     }
 }
 
-/// Whether the tables of `op` are keyed by the weight's dtype too.
+/// Whether the tables of `op` are also keyed by the weight's dtype.
 pub fn has_weight_dtype(op: Op, revision: Revision) -> bool {
     let from = op.facts().weight_dtype_from;
     from.is_some_and(|from| revision >= from)
 }
 
-/// Whether the tables of `op` say which library a kernel comes from.
+/// Whether the tables of `op` have a column for the kernel's library.
 pub fn has_libtype(op: Op, revision: Revision) -> bool {
     let from = op.facts().libtype_from;
     from.is_some_and(|from| revision >= from)

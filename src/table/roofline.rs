@@ -1,7 +1,7 @@
-//! What a device can do at most, and how long a GEMM takes it at least.
+//! Peak rates of devices, and the least time that a GEMM can take.
 //!
-//! The figures are the makers' dense peaks. They bound a measurement from below (lint) and weigh
-//! shapes against one another (plan); they are no prediction of what a kernel reaches.
+//! The figures are the vendors' dense peaks. They bound a measurement from below (lint) and weight shapes relative to
+//! one another (plan); they do not predict what a kernel achieves.
 
 use super::aiter::Row;
 use super::devices;
@@ -10,15 +10,15 @@ use crate::problem::{Op, Shape};
 /// A device's peak rates.
 #[derive(Clone, Debug, PartialEq)]
 pub struct Device {
-    /// What messages call it.
+    /// Its name in messages.
     pub name: String,
     /// Dense FP8 (or INT8) operations per second.
     pub fp8_flops: f64,
     /// Dense FP4 operations per second, where the device has them.
     pub fp4_flops: Option<f64>,
-    /// Main memory, bytes per second, of the slowest part that answers to this name.
+    /// Main memory, bytes per second, of the slowest part with this name.
     pub memory: f64,
-    /// Main memory, bytes per second, of the fastest part that answers to this name.
+    /// Main memory, bytes per second, of the fastest part with this name.
     pub memory_most: f64,
     /// Last-level cache, bytes; 0 where unknown.
     pub cache_bytes: f64,
@@ -37,8 +37,8 @@ const MIB: f64 = 1024.0 * 1024.0;
 const GPU_FLOOR_US: f64 = 2.0;
 
 impl Device {
-    /// The device a table key names. Rates scale with the compute units, memory does not: a partition
-    /// reaches the whole memory of its part.
+    /// The device that a table key identifies. Rates scale with the compute units, memory does not: a partition can
+    /// use the whole bandwidth of its part.
     pub fn of_key(gfx: &str, cu_num: u32) -> Option<Self> {
         let units = f64::from(cu_num);
         let (per_unit, fp4, memory, memory_most, cache, source) = match gfx {
@@ -83,7 +83,7 @@ impl Device {
         })
     }
 
-    /// The device a row was measured on; without an architecture, the one its compute units stand for.
+    /// The device a row was measured on; without an architecture, the one implied by its compute units.
     pub fn of_row(row: &Row) -> Option<Self> {
         let cu_num = row.cu_num?;
         Self::of_key(
@@ -111,10 +111,10 @@ impl Device {
         })
     }
 
-    /// A device of unknown make with `units` multiprocessors or compute units: its rates only weigh shapes against one
-    /// another.
+    /// A device of unknown make with `units` multiprocessors or compute units: its rates only weight shapes relative
+    /// to one another.
     pub fn unknown(name: &str, units: u32) -> Self {
-        // An H100's, by its multiprocessors.
+        // An H100's rates, scaled by the number of multiprocessors.
         let mut device = Self::measured(name, f64::from(units) * 1.5e13, 3e12);
         device.source = "assumed: an H100's rates by its multiprocessors";
         device
@@ -144,7 +144,7 @@ impl Device {
         }
     }
 
-    /// The roofline time of one call in microseconds: the longest of computing, moving and launching.
+    /// The roofline time of one call in microseconds: the largest of arithmetic, memory and launch time.
     pub fn estimate_us(&self, shape: &Shape) -> f64 {
         let flops = self.flops(shape.op).unwrap_or(self.fp8_flops);
         let compute = shape.flops() / flops;
@@ -171,8 +171,8 @@ pub fn bandwidth(op: Op, m: u32, n: u32, k: u32, us: f64) -> f64 {
     bytes(op, m, n, k) / us / 1e3
 }
 
-/// Why `row` claims more than its device can do, if it does. A row whose device is unknown, or without
-/// a positive time, claims nothing.
+/// Why `row` claims more than its device can do, if it does. A row whose device is unknown, or without a positive
+/// time, makes no claim.
 pub fn impossible(op: Op, row: &Row) -> Option<String> {
     let us = row.us.filter(|us| us.is_finite() && *us > 0.0)?;
     let device = Device::of_row(row)?;
@@ -201,7 +201,7 @@ pub fn impossible(op: Op, row: &Row) -> Option<String> {
 }
 
 /// The architecture of a row without one, by its compute units, as aiter's own merge infers it
-/// (`aiter/jit/core.py` at e4048607a5); other counts say nothing.
+/// (`aiter/jit/core.py` at e4048607a5); `None` for other counts.
 pub fn gfx_of_cu_num(cu_num: u32) -> Option<&'static str> {
     match cu_num {
         80 | 304 => Some("gfx942"),

@@ -1,15 +1,15 @@
-//! What SGLang's block-FP8 linears run when no flag says otherwise, and which table is read there: on an NVIDIA device, and with
-//! aiter on AMD.
+//! What SGLang's block-FP8 linears run unless a flag says otherwise, and which table applies: on an NVIDIA device,
+//! and with aiter on AMD.
 //!
-//! From `_dispatch_auto_backend` and `initialize_fp8_gemm_config` of SGLang 0.5.16 (Apache-2.0); the order is the same from
-//! 0.5.6.post2 to 0.5.23.
+//! From `_dispatch_auto_backend` and `initialize_fp8_gemm_config` of SGLang 0.5.16 (Apache-2.0); the order is the
+//! same from 0.5.6.post2 to 0.5.23.
 
 use super::moe::release::Release;
 
-/// What computes the GEMMs of a device by default.
+/// What computes the GEMMs on a device by default.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum ByDefault {
-    /// DeepGEMM, where it can be imported.
+    /// DeepGEMM, if it can be imported.
     DeepGemm,
     /// CUTLASS, from `sgl_kernel`.
     Cutlass,
@@ -17,8 +17,8 @@ pub enum ByDefault {
     Triton,
 }
 
-/// Names of products, each a word or the beginning of two, with what SGLang takes there. Hopper and the Blackwell of data
-/// centres (sm_90, sm_100, sm_103); sm_120; sm_89 and older.
+/// Product names, each a word or the beginning of two, with what SGLang uses there: Hopper and data-centre Blackwell
+/// (sm_90, sm_100, sm_103); sm_120; sm_89 and older.
 const PRODUCTS: [(&[&str], ByDefault); 3] = [
     (
         &[
@@ -45,7 +45,7 @@ const PRODUCTS: [(&[&str], ByDefault); 3] = [
 ];
 
 impl ByDefault {
-    /// What serves on the device that torch gives this name, blanks or underscores in it; none where that is not known.
+    /// What serves on the device with this name, spelt with blanks or underscores; `None` if it is not known.
     pub fn on(device: &str) -> Option<Self> {
         let name = device.replace(['_', '-'], " ");
         let rest = name.strip_prefix("NVIDIA ")?;
@@ -53,7 +53,7 @@ impl ByDefault {
         let is = |product: &&str| {
             let begins = rest.strip_prefix(*product);
             begins.is_some_and(|after| {
-                // `H200` is no `H20`, while an `RTX 4090` is one of the `RTX 40`.
+                // `H200` does not match `H20`, but an `RTX 4090` matches `RTX 40`.
                 product.contains(' ') || after.is_empty() || after.starts_with(' ')
             })
         };
@@ -63,7 +63,7 @@ impl ByDefault {
         found.map(|(_, by_default)| *by_default)
     }
 
-    /// Its name, for people.
+    /// Its name for display.
     pub fn name(self) -> &'static str {
         match self {
             Self::DeepGemm => "DeepGEMM",
@@ -73,7 +73,7 @@ impl ByDefault {
     }
 }
 
-/// Says so where a Triton table is not read on `device` unless the server is told to, and what to tune instead.
+/// A remark if a Triton table is not read on `device` by default, and what to tune instead.
 pub fn unread(device: &str) -> Option<String> {
     let by_default = ByDefault::on(device)?;
     let instead = match by_default {
@@ -106,8 +106,9 @@ pub enum WithAiter {
 }
 
 impl WithAiter {
-    /// What serves with the release `version` of SGLang on `gfx`; `wants_ck` is whether `SGLANG_AITER_GFX942_BLOCKSCALE_USE_CK` is
-    /// set. None where that depends on an architecture that is not known, or the version is no release's.
+    /// What serves with the release `version` of SGLang on `gfx`; `wants_ck` is whether
+    /// `SGLANG_AITER_GFX942_BLOCKSCALE_USE_CK` is set. `None` if that depends on an architecture that is not known,
+    /// or the version is not that of a release.
     ///
     /// From `aiter_w8a8_block_fp8_linear` in `fp8_utils.py` of 18 releases from 0.5.5 to 0.5.23 (Apache-2.0).
     pub fn on(version: &str, gfx: Option<&str>, wants_ck: bool) -> Option<Self> {

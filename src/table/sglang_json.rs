@@ -1,8 +1,8 @@
 //! SGLang's tuned configurations of its Triton block-FP8 kernel: one JSON file per (N, K) and device.
 //!
-//! The runtime reads `{int(key): value}` and takes the key nearest to M; of two keys equally near the
-//! one that stands first in the file wins, so the order of keys is part of a file's meaning and is kept.
-//! Source: SGLang 0.5.23, `kernels/ops/gemm/fp8_kernel.py`, `get_w8a8_block_fp8_configs`.
+//! The runtime reads `{int(key): value}` and uses the key nearest to M; of two equally near keys the first in the
+//! file wins, so the order of keys is significant and is kept. Source: SGLang 0.5.23,
+//! `kernels/ops/gemm/fp8_kernel.py`, `get_w8a8_block_fp8_configs`.
 
 use std::fmt;
 use std::str::FromStr;
@@ -10,7 +10,7 @@ use std::str::FromStr;
 use serde::de::{Deserializer, MapAccess, Visitor};
 use serde_json::Value;
 
-/// Keys of a configuration that are parameters of the kernel without a default.
+/// Parameters that the kernel has no default for.
 pub const REQUIRED_KEYS: [&str; 4] = [
     "BLOCK_SIZE_M",
     "BLOCK_SIZE_N",
@@ -18,8 +18,8 @@ pub const REQUIRED_KEYS: [&str; 4] = [
     "GROUP_SIZE_M",
 ];
 
-/// Keys a configuration may have besides: Triton's options of a launch, which have defaults (72 of vLLM 0.20.2's files for AMD
-/// leave `num_stages` to it), AMD's `waves_per_eu`, and `SPLIT_K`, `SWAP_AB` from 0.5.21.
+/// Further parameters that a configuration may have: Triton's launch options, which have defaults (72 of vLLM
+/// 0.20.2's files for AMD omit `num_stages`), AMD's `waves_per_eu`, and `SPLIT_K`, `SWAP_AB` from 0.5.21.
 pub const OPTIONAL_KEYS: [&str; 5] = [
     "num_warps",
     "num_stages",
@@ -43,7 +43,7 @@ pub struct FileName {
     pub block_shape: Option<(u32, u32)>,
 }
 
-/// A file name that is not of the form the runtime builds.
+/// A file name that does not have the form that the runtime builds.
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
 #[error(
     "read `{0}` as a configuration file name `N=<int>,K=<int>,device_name=<name>,dtype=fp8_w8a8,block_shape=[<int>, <int>].json`"
@@ -92,8 +92,8 @@ impl fmt::Display for FileName {
 impl FromStr for FileName {
     type Err = BadFileName;
 
-    /// Reads a name liberally (blanks after the comma or not); whether the runtime would ever open it
-    /// is whether `to_string` gives the same text back.
+    /// Parses a name liberally (with or without blanks after the comma); the runtime would only open it if
+    /// `to_string` gives the same text.
     fn from_str(text: &str) -> Result<Self, Self::Err> {
         let bad = || BadFileName(text.to_owned());
         let stem = text.strip_suffix(".json").ok_or_else(bad)?;
@@ -105,7 +105,7 @@ impl FromStr for FileName {
             .trim_start()
             .strip_prefix("device_name=")
             .ok_or_else(bad)?;
-        // A device name may hold commas; `dtype=` is what ends it.
+        // A device name may contain commas; `dtype=` ends it.
         let at = rest
             .find(",dtype=")
             .or_else(|| rest.find(", dtype="))
@@ -142,13 +142,13 @@ impl FromStr for FileName {
     }
 }
 
-/// One top-level entry of a file, as it stands.
+/// One top-level entry of a file.
 #[derive(Clone, Debug, PartialEq)]
 pub struct Entry {
     pub key: String,
     /// 1-based line of the key; 0 when the entry comes from no file.
     pub line: u64,
-    /// What Python's `int(key)` gives; `None` where it would raise.
+    /// The value of Python's `int(key)`; `None` where it would raise.
     pub m: Option<i64>,
     /// The configuration, in file order; repeated keys are kept.
     pub params: Params,
@@ -164,7 +164,7 @@ pub enum Params {
 }
 
 impl Params {
-    /// The value of `name`: the last one, as Python's reader has it.
+    /// The value of `name`: the last one, as in Python's parser.
     pub fn get(&self, name: &str) -> Option<&Value> {
         match self {
             Self::Object(pairs) => pairs
@@ -184,7 +184,7 @@ pub struct Config {
     pub entries: Vec<Entry>,
 }
 
-/// A file that Python's JSON reader, or the runtime, would not take.
+/// A file that Python's JSON parser, or the runtime, would reject.
 #[derive(Debug, thiserror::Error)]
 pub enum ConfigError {
     /// Not JSON, or not an object.
@@ -192,14 +192,14 @@ pub enum ConfigError {
     Json {
         /// Name of the file.
         name: String,
-        /// What the reader says, with line and column.
+        /// The parser's error, with line and column.
         #[source]
         source: serde_json::Error,
     },
 }
 
 impl Config {
-    /// Reads a file's bytes.
+    /// Parses a file's bytes.
     pub fn read(name: &str, bytes: &[u8]) -> Result<Self, ConfigError> {
         let named = |source| ConfigError::Json {
             name: name.to_owned(),
@@ -208,7 +208,7 @@ impl Config {
         let pairs: Pairs<Pairs<Value>> = match serde_json::from_slice(bytes) {
             Ok(pairs) => pairs,
             Err(first) => {
-                // Some value is no object: read again without asking for that.
+                // Some value is not an object: parse again without requiring that.
                 let outer: Pairs<Value> =
                     serde_json::from_slice(bytes).map_err(|_| named(first))?;
                 return Ok(Self {
@@ -254,7 +254,7 @@ impl Config {
         }
     }
 
-    /// The file's text in the form SGLang's tuner writes: four blanks of indent, a final newline.
+    /// The file's text in the format of SGLang's tuner: four blanks of indent, a final newline.
     pub fn to_json(&self) -> String {
         let mut text = String::from("{");
         for (index, entry) in self.entries.iter().enumerate() {
@@ -303,8 +303,8 @@ fn entries<T>(bytes: &[u8], pairs: Vec<(String, T)>, params: impl Fn(T) -> Param
         .collect()
 }
 
-/// What Python's `int(text)` gives for ASCII text: blanks around, a sign, single underscores between
-/// digits. Anything else raises there.
+/// The value of Python's `int(text)` for ASCII text: surrounding blanks, a sign, single underscores between digits.
+/// `None` where it would raise.
 pub(super) fn python_int(text: &str) -> Option<i64> {
     let text = text.trim();
     let (sign, digits) = match text.as_bytes().first()? {
@@ -329,7 +329,7 @@ pub(super) fn python_int(text: &str) -> Option<i64> {
         .map(|number| sign * number)
 }
 
-/// 1-based lines of the keys of the outermost object of a text that is valid JSON.
+/// 1-based lines of the keys of the outermost object of a valid JSON text.
 fn key_lines(bytes: &[u8]) -> Vec<u64> {
     let mut lines = Vec::new();
     let (mut line, mut depth, mut index) = (1u64, 0u32, 0usize);

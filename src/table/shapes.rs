@@ -8,8 +8,8 @@ use crate::problem::{Op, Shape, UnknownOp};
 
 /// A shape and how often it was seen.
 ///
-/// Where the file comes from a plain log, `records` counts log records; where it comes from an overlay
-/// it counts calls, graph replays included.
+/// In a file made from a plain log, `records` counts log records; in one made from an overlay it counts calls, graph
+/// replays included.
 #[derive(Clone, Debug, PartialEq, Eq, Hash)]
 pub struct CountedShape {
     pub shape: Shape,
@@ -17,25 +17,25 @@ pub struct CountedShape {
     pub records: u64,
 }
 
-/// A shapes file that cannot be read.
+/// Why a shapes file cannot be read.
 #[derive(Debug, thiserror::Error)]
 pub enum ShapesError {
-    /// The CSV itself is broken.
+    /// The CSV itself is malformed.
     #[error("read the shapes: line {line}: {message}")]
     Csv {
         /// 1-based line.
         line: u64,
-        /// What the CSV reader says.
+        /// The CSV parser's error.
         message: String,
     },
-    /// A column that must be there is not.
+    /// A required column is missing.
     #[error("find column `{column}` among `{header}` (line 1)")]
     MissingColumn {
         column: &'static str,
-        /// The header as it stands.
+        /// The header of the file.
         header: String,
     },
-    /// A cell that must be a positive integer is not.
+    /// A cell that must be a positive integer but is not.
     #[error("read `{text}` in column {column} of line {line} as an integer from 1 to 4294967295")]
     BadNumber {
         /// 1-based line.
@@ -43,7 +43,7 @@ pub enum ShapesError {
         column: &'static str,
         text: String,
     },
-    /// The scales of a fused MoE's weights are none of the known kinds.
+    /// The scales of a fused MoE's weights are not one of the known kinds.
     #[error("read `{text}` in column scales of line {line} as `128x128`, `channel` or nothing")]
     BadScales {
         /// 1-based line.
@@ -62,18 +62,19 @@ pub enum ShapesError {
     #[error("take `{name}` for shapes of an FP8 or FP4 GEMM: {because}")]
     OtherGemm {
         name: String,
-        /// What gives it away.
+        /// How they were recognised.
         because: String,
     },
-    /// Neither the file nor the caller says which operation the shapes belong to.
+    /// Neither the file nor the caller tells which operation the shapes belong to.
     #[error("tell the operation: the shapes have no `op` column")]
     NoOp,
 }
 
-/// The operation that a shapes file without an `op` column is for: a tuner's input says it by its name and columns. `None`
-/// where nothing does.
+/// The operation of a shapes file without an `op` column: a tuner's input tells it by its name and columns. `None` if
+/// nothing does.
 ///
-/// An input of aiter's batched, bf16 or other tuners is refused: its M, N and K would be taken for those of another GEMM.
+/// An input of aiter's batched, bf16 or other tuners is refused, because its M, N and K would be mistaken for those
+/// of another GEMM.
 pub fn said_op(name: &str, bytes: &[u8]) -> Result<Option<Op>, ShapesError> {
     let bytes = bytes.strip_prefix(b"\xef\xbb\xbf").unwrap_or(bytes);
     let mut reader = csv::ReaderBuilder::new()
@@ -130,9 +131,9 @@ pub fn said_op(name: &str, bytes: &[u8]) -> Result<Option<Op>, ShapesError> {
     Ok(named.or(keyed))
 }
 
-/// Reads a shapes file. Columns are found by name; `op`, `dtype` and `records` may be absent (then
-/// `op` is `default_op`, the dtype is unsaid and each line counts once), so that an untuned CSV of a
-/// tuner (`M,N,K`) is a shapes file too. Equal shapes are added up; the result is sorted.
+/// Reads a shapes file. Columns are found by name; `op`, `dtype` and `records` may be absent (then `op` is
+/// `default_op`, the dtype is unknown and each line counts once), so that an untuned CSV of a tuner (`M,N,K`) is a
+/// shapes file too. Equal shapes are added up; the result is sorted.
 pub fn read(bytes: &[u8], default_op: Option<Op>) -> Result<Vec<CountedShape>, ShapesError> {
     let bytes = bytes.strip_prefix(b"\xef\xbb\xbf").unwrap_or(bytes);
     let mut reader = csv::ReaderBuilder::new()
@@ -220,7 +221,7 @@ pub fn write<'shape>(shapes: impl IntoIterator<Item = &'shape CountedShape>) -> 
     text
 }
 
-/// The same with how the look-ups of each shape ended, in two more columns: those that found a row, and those that did not.
+/// The same with the look-ups of each shape in two more columns: those that found a row, and those that did not.
 pub fn write_looked_up(shapes: &[(CountedShape, (u64, u64))]) -> String {
     let mut text = String::from("op,M,N,K,dtype,records,hits,misses\n");
     let ends = shapes

@@ -1,11 +1,11 @@
-//! Cells and columns: what each holds, how it is read into a row and written back.
+//! Cells and columns: the type of each, how it is parsed into a row and written back.
 
 use std::collections::HashSet;
 
 use super::{Fault, Quirks, Row, TableError, Text, float_cell, is_unset};
 use crate::problem::Op;
 
-/// What a column holds.
+/// The meaning of a column.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(super) enum Role {
     Gfx,
@@ -66,7 +66,7 @@ impl Role {
         }
     }
 
-    /// The cell of `row` that a typed field holds; `None` when the text, if any, is in `extra`.
+    /// The cell of `row` that a typed field holds; `None` if its text, if any, is in `extra`.
     pub(super) fn typed(self, row: &Row) -> Option<String> {
         let text = |cell: &Option<Text>| cell.as_ref().map(ToString::to_string);
         match self {
@@ -89,7 +89,7 @@ impl Role {
     }
 }
 
-/// A table's columns and what they hold.
+/// A table's columns and their meanings.
 pub(super) struct Header {
     pub(super) columns: Vec<Text>,
     roles: Vec<Role>,
@@ -121,7 +121,7 @@ impl Header {
             columns.push(Text::from(column));
         }
         let has = |wanted: &str| columns.iter().any(|column| &**column == wanted);
-        // The further key columns of the other families, newest spelling last.
+        // Key columns of other families, newest spelling last.
         let kind = if has("model_dim") {
             Some("MoE")
         } else if has("B") || (has("b") && has("m")) {
@@ -153,14 +153,15 @@ impl Header {
         Ok(Self { columns, roles })
     }
 
-    /// The family that a further key column gives away, whatever the file is called.
+    /// The family that a further key column identifies, whatever the file's name.
     pub(super) fn family(&self) -> Option<String> {
-        // Weights with scales of several block sizes share a table (`_MXSCALE_BPRESHUFFLE_KEYS`, main of September 2026).
+        // Weights with scales of several block sizes share a table (`_MXSCALE_BPRESHUFFLE_KEYS`, main of September
+        // 2026).
         let has = |wanted: &str| self.columns.iter().any(|column| &**column == wanted);
         has("w_scale_block").then(|| "a8w8_blockscale_mxscale_bpreshuffle_tuned_gemm".to_owned())
     }
 
-    /// What the columns alone say, when neither file name nor kernel names do.
+    /// The operation according to the columns, if neither file name nor kernel names tell.
     pub(super) fn op(&self) -> Op {
         let has = |role: Role| self.roles.contains(&role);
         Op::of_columns(has(Role::WeightDtype), has(Role::Libtype))
@@ -271,7 +272,7 @@ impl Header {
     }
 }
 
-/// The line a record's first cell stands on. The reader's own count is that of the blank lines before.
+/// The line of a record's first cell. The reader's own count is that of preceding blank lines.
 pub(super) fn first_line(bytes: &[u8], record: &csv::ByteRecord) -> u64 {
     let Some(position) = record.position() else {
         return 0;
@@ -285,14 +286,14 @@ pub(super) fn first_line(bytes: &[u8], record: &csv::ByteRecord) -> u64 {
     position.line() + blank.filter(|byte| **byte == b'\n').count() as u64
 }
 
-/// Where a record begins in the file.
+/// Offset of a record in the file.
 pub(super) fn record_start(record: &csv::ByteRecord) -> usize {
     let byte = record.position().map_or(0, csv::Position::byte);
     usize::try_from(byte).unwrap_or(usize::MAX)
 }
 
 /// Whether the last record of a file, `tail`, ends inside a quote. The CSV reader takes the end of the file for the
-/// closing one; pandas raises.
+/// closing quote; pandas raises.
 pub(super) fn ends_in_quote(tail: &[u8]) -> bool {
     if memchr::memchr(b'"', tail).is_none() {
         return false;
@@ -306,26 +307,26 @@ pub(super) fn ends_in_quote(tail: &[u8]) -> bool {
         let read = reader.read_byte_record(&mut record).unwrap_or(false);
         read.then(|| record.iter().next_back().map(<[u8]>::to_vec))
     };
-    // Outside a quote a further line is a record of its own.
+    // Outside a quote a further line would be a record of its own.
     last_cell(tail) != last_cell(&[tail, b"\nx"].concat())
 }
 
-/// A whole number, also as pandas writes one in a column that has gaps (`3.0`).
+/// Parses a whole number, also as pandas writes one in a column with gaps (`3.0`).
 fn whole(text: &str) -> Option<i64> {
     if let Ok(number) = text.parse::<i64>() {
         return Some(number);
     }
     let number: f64 = text.parse().ok()?;
-    // 2^53: above it a float no longer names one whole number.
+    // 2^53: above it a float no longer identifies one whole number.
     (number.fract() == 0.0 && number.abs() <= 9_007_199_254_740_992.0).then_some(number as i64)
 }
 
-/// A float, `inf` included; `nan` is one of the spellings of "no value", so it is none here.
+/// Parses a float, `inf` included; `nan` is one of the spellings of "no value", so the result is `None`.
 fn float(text: &str) -> Option<f64> {
     text.parse::<f64>().ok().filter(|value| !value.is_nan())
 }
 
-/// A cell cut to what a message can show.
+/// A cell, truncated for a message.
 fn short(cell: &str) -> String {
     const SHOWN: usize = 60;
     match cell.char_indices().nth(SHOWN) {
@@ -334,7 +335,7 @@ fn short(cell: &str) -> String {
     }
 }
 
-/// Equal cells share their memory.
+/// Makes equal cells share their memory.
 #[derive(Default)]
 pub(super) struct Interner(HashSet<Text>);
 

@@ -103,7 +103,7 @@ fn a_quote_that_is_never_closed_is_a_fault_and_not_a_long_name() {
     let table = read(open);
     assert_eq!(table.rows.len(), 1);
     assert_eq!(table.faults, [Fault::OpenQuote { line: 3 }]);
-    // Quotes that are closed, or stand inside a cell, are none.
+    // Closed quotes, and quotes inside a cell, do not count.
     for name in ["\"b\"", "\"b,\n\"", "b\"c", "\"\"", "\"b\"\"\""] {
         for end in ["", "\n"] {
             let text = format!("cu_num,M,N,K,kernelName\n80,1,2,3,{name}{end}");

@@ -1,10 +1,10 @@
-//! Shared text in a document: serde has no `Arc<str>` unless all of it is built for that.
+//! Serialises shared text: serde supports `Arc<str>` only with a feature that would apply to everything.
 
 use serde::{Deserialize, Deserializer, Serialize, Serializer};
 
 use super::Text;
 
-/// What holds shared text, as what holds text of its own.
+/// Types with shared text, converted to and from owned text.
 pub(super) trait Texts: Sized {
     type Plain: Serialize + for<'de> Deserialize<'de>;
     fn plain(&self) -> Self::Plain;

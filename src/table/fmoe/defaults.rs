@@ -1,10 +1,10 @@
-//! What runs where no row is found: aiter's own choice by sizes (`get_2stage_cfgs`, behind a miss).
+//! What runs if no row is found: aiter's own choice by sizes (`get_2stage_cfgs`, after a miss).
 
 use super::Problem;
 use super::rules::Release;
 use crate::problem::dtype::fp8_of as fp8_dtype;
 
-/// The choice.
+/// The kernel parameters that aiter chooses itself.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Default {
     /// Whether one assembly kernel does both GEMMs.
@@ -18,8 +18,8 @@ pub struct Default {
 /// Rows of a tile of the one-stage kernels (`BLOCK_SIZE_M`).
 const ONE_STAGE_BLOCK: u32 = 32;
 
-/// The choice of `release` for `token`, which is rounded already, and `problem`, whose `topk` is that of the key; `None`
-/// where aiter raises `KeyError`, because it has no list for the architecture.
+/// The choice of `release` for `token`, which is rounded already, and `problem`, whose `topk` is that of the key;
+/// `None` where aiter raises `KeyError` because it has no list for the architecture.
 pub(super) fn choose(
     release: Release,
     token: u32,
@@ -37,7 +37,7 @@ pub(super) fn choose(
         (true, _) => ONE_STAGE_BLOCK,
         (false, true) if release == Release::V7 => 64,
         (false, true) if token > 32 => 64,
-        // v0.1.9 sends weights of another architecture's FP8 to an assembly stage that has no smaller tile.
+        // v0.1.9 sends weights in another architecture's FP8 to an assembly stage that has no smaller tile.
         (false, true) if release == Release::V9 && problem.q_dtype_w != fp8_dtype(gfx) => 32,
         (false, true) => 16,
         (false, false) => tile(token, problem, cu_num),
@@ -68,7 +68,7 @@ fn has_one_stage(release: Release, problem: &Problem, gfx: &str) -> bool {
     let types = (problem.q_dtype_a.as_str(), problem.q_dtype_w.as_str());
     let both = |dtype: &str| types == (dtype, dtype);
     let weighted = problem.doweight_stage1;
-    // The first list had no such column; it was asked for only where no weight is applied to the input.
+    // The first list had no such column; it was used only where no weight is applied to the input.
     if release == Release::V7 && weighted {
         return false;
     }
@@ -102,7 +102,7 @@ fn has_one_stage(release: Release, problem: &Problem, gfx: &str) -> bool {
     }
 }
 
-/// Whether it is taken, where there is one.
+/// Whether the one-stage kernel is used, if there is one.
 fn prefers_one_stage(release: Release, token: u32, problem: &Problem, gfx: &str) -> bool {
     use Release as R;
     let weight = problem.q_dtype_w.as_str();
@@ -127,7 +127,7 @@ fn prefers_one_stage(release: Release, token: u32, problem: &Problem, gfx: &str)
     }
 }
 
-/// The tile that leaves the fewest compute units idle in the last round (`get_block_size_M`).
+/// The tile with which the fewest compute units idle in the last round (`get_block_size_M`).
 fn tile(token: u32, problem: &Problem, cu_num: u32) -> u32 {
     let units = u64::from(cu_num.max(1));
     let columns = u64::from(problem.inter_dim).div_ceil(128);
@@ -145,7 +145,7 @@ fn tile(token: u32, problem: &Problem, cu_num: u32) -> u32 {
     tiles[0]
 }
 
-/// The largest split that gives every compute unit something to do (`get_ksplit`).
+/// The largest split with which every compute unit has work (`get_ksplit`).
 fn split(release: Release, token: u32, problem: &Problem, cu_num: u32) -> u32 {
     let pairs = u64::from(token) * u64::from(problem.topk);
     if pairs > u64::from(problem.expert) {

@@ -1,4 +1,4 @@
-//! The row that serves a call, as the release at hand finds it.
+//! The row that serves a call, as a given release finds it.
 
 use std::collections::HashMap;
 use std::collections::hash_map::Entry;
@@ -12,23 +12,23 @@ use super::{Request, defaults};
 use crate::problem::dtype::fp8_of as fp8_dtype;
 use crate::table::aiter::Text;
 
-/// Where look-ups happen.
+/// The machine and process for which rows are looked up.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Site {
     /// Architecture of the GPU.
     pub gfx: String,
     /// Its compute units.
     pub cu_num: u32,
-    /// Whether the package `flydsl` can be imported: rows of its kernels are not served without.
+    /// Whether the package `flydsl` can be imported, without which rows with its kernels are not used.
     pub has_flydsl: bool,
-    /// Whether both weights are marked `is_shuffled`: rows of Opus kernels are not served without.
+    /// Whether both weights are marked `is_shuffled`, without which rows with Opus kernels are not used.
     pub is_shuffled: bool,
-    /// Whether `AITER_BYPASS_TUNE_CONFIG` is set: rows are found, and not used.
+    /// Whether `AITER_BYPASS_TUNE_CONFIG` is set, with which rows are found but not used.
     pub bypasses: bool,
 }
 
 impl Site {
-    /// A card with everything a served row may need.
+    /// A machine that meets the requirements of every row.
     pub fn new(gfx: &str, cu_num: u32) -> Self {
         Self {
             gfx: gfx.to_owned(),
@@ -40,7 +40,7 @@ impl Site {
     }
 }
 
-/// A table that aiter itself does not take: the first call raises.
+/// A table that aiter itself rejects: the first call raises.
 #[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
 pub enum LookupError {
     /// pandas: `DataFrame index must be unique for orient='index'`.
@@ -58,7 +58,7 @@ pub enum LookupError {
         /// Rows that repeat a key.
         count: usize,
     },
-    /// A line that makes pandas refuse the file, or turn a key column into text.
+    /// A line with which pandas rejects the file, or turns a key column into text.
     #[error("look up in `{table}`: line {line}: {what}; no row of the file can be found then")]
     Unreadable {
         /// Name of the table.
@@ -70,13 +70,13 @@ pub enum LookupError {
     },
 }
 
-/// What a call gets.
+/// What a call is served with.
 #[derive(Clone, Debug, PartialEq)]
 pub enum Served<'table> {
     Row(&'table Row),
     /// aiter's own choice.
     Default(Default),
-    /// A row was found; aiter's own choice runs, and the log line looks like a row's without names.
+    /// A row was found, but aiter's own choice runs; the log line looks like a row's without names.
     Bypassed(&'table Row, Default),
     Raises(&'static str),
 }
@@ -91,20 +91,20 @@ impl<'table> Served<'table> {
     }
 }
 
-/// Why a row that was found does not serve.
+/// Why a row that was found is not used.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Dropped {
-    /// Its kernels are FlyDSL's, and the package is absent.
+    /// Its kernels are FlyDSL's, and the package is not installed.
     NoFlydsl,
     /// Its kernels are Opus's, and the weights are not marked as shuffled.
     NotShuffled,
     /// Its kernels are Opus's, and the architecture or the expert mask rules them out.
     OpusElsewhere,
-    /// The release leaves rows of block-scaled FP8 out at so few tokens, or at all.
+    /// The release does not use rows of block-scaled FP8 for so few tokens, or at all.
     Blockscale,
 }
 
-/// What a table holds for a key, before anything about kernels is asked.
+/// The result of a look-up, before any check of the kernels.
 #[derive(Clone, Debug, PartialEq)]
 pub struct Answer<'table> {
     pub served: Served<'table>,
@@ -112,20 +112,20 @@ pub struct Answer<'table> {
     pub token: u32,
     /// The `topk` of the key.
     pub topk: u32,
-    /// The row that was found and does not serve, with the reason.
+    /// A row that was found but is not used, with the reason.
     pub dropped: Option<(&'table Row, Dropped)>,
 }
 
-/// A table indexed for one card, as a server process holds it.
+/// A table indexed for one machine, as a server process does.
 #[derive(Debug)]
 pub struct Resolver<'table> {
     rules: Rules,
     site: Site,
-    /// Rows by key with the activation.
+    /// Rows by key including the activation.
     exact: HashMap<Key<'table>, &'table Row>,
-    /// The first row of each key without.
+    /// The first row of each key without the activation.
     any: HashMap<Key<'table>, &'table Row>,
-    /// Rows for machines without FlyDSL: by the whole key, or without the activation as the release has it.
+    /// Rows for machines without FlyDSL: by the whole key, or without the activation, as the release does.
     fallback: HashMap<Key<'table>, &'table Row>,
 }
 
@@ -137,7 +137,7 @@ struct Key<'a> {
     flags: [bool; 2],
 }
 
-/// Stands in the key where the activation is not looked at.
+/// Replaces the activation in keys where it is not compared.
 const ANY: &str = "__ignore__";
 
 impl<'table> Resolver<'table> {
@@ -195,18 +195,19 @@ impl<'table> Resolver<'table> {
         Ok(resolver)
     }
 
-    /// The rules in force.
+    /// The look-up rules of the release.
     pub fn rules(&self) -> Rules {
         self.rules
     }
 
-    /// The card.
+    /// The machine and process it is indexed for.
     pub fn site(&self) -> &Site {
         &self.site
     }
 
     fn key_of(&self, row: &'table Row) -> Option<Key<'table>> {
-        // The architecture that unknown compute units get is the one here; any other text never equals it.
+        // For unknown compute units the architecture defaults to that of this machine; any other text never equals
+        // it.
         let gfx = match (self.rules.keys_gfx, row.gfx.as_deref()) {
             (false, _) => "",
             (true, Some(gfx)) => gfx,
@@ -224,7 +225,7 @@ impl<'table> Resolver<'table> {
         })
     }
 
-    /// What `request` gets.
+    /// Looks up `request`.
     pub fn find(&self, request: &Request) -> Answer<'table> {
         let token = self.rules.rounding.token(request.tokens);
         let topk = self.rules.topk(request.problem.topk, request.ep);
@@ -264,7 +265,7 @@ impl<'table> Resolver<'table> {
     }
 
     fn use_row(&self, row: &'table Row) -> Served<'table> {
-        // `bool(int(nan))` of an empty cell, looked at for one-stage rows only.
+        // `bool(int(nan))` of an empty cell, evaluated only for one-stage rows.
         let empty = row
             .xbf16
             .as_deref()
@@ -292,7 +293,7 @@ impl<'table> Resolver<'table> {
         at(token).or_else(|| (token == UPPER_TIER).then(|| at(LOWER_TIER)).flatten())
     }
 
-    /// The key a request is looked up under; `texts` are its [`key_texts`].
+    /// The key under which a request is looked up; `texts` are its [`key_texts`].
     fn key<'a>(
         &self,
         texts: &'a [String; 2],
@@ -379,7 +380,7 @@ fn without_activation(mut key: Key<'_>) -> Key<'_> {
     key
 }
 
-/// The two texts of a key that a request has without their enumeration.
+/// The two texts of a key that a request has without the enumeration's name.
 fn key_texts(request: &Request) -> [String; 2] {
     [
         format!("ActivationType.{}", request.problem.activation),
@@ -387,7 +388,7 @@ fn key_texts(request: &Request) -> [String; 2] {
     ]
 }
 
-/// The kernel of a stage, or nothing.
+/// The kernel of a stage; `None` if the cell is empty.
 pub fn kernel(row: &Row, stage: usize) -> Option<&Text> {
     row.kernels.get(stage).and_then(Option::as_ref)
 }

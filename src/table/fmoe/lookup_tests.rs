@@ -4,7 +4,7 @@ use std::path::PathBuf;
 use super::*;
 use crate::table::fmoe::{Problem, member};
 
-/// Vectors of `tests/aiter/fmoe/make.py`; it makes more than are handed out, and this names their folder.
+/// Names the folder with the vectors of `tests/aiter/fmoe/make.py`, which generates more than are checked in.
 const ELSEWHERE: &str = "GEMMTUNE_FMOE_CASES";
 
 fn path(file: &str) -> PathBuf {
@@ -142,7 +142,7 @@ fn every_answer_is_the_one_aiter_gave() {
         };
         hits += usize::from(expected.0 == 'r');
         let same = match expected.0 {
-            // A row whose first kernel has no number: which one cannot be told from the line.
+            // A row whose first kernel has no number: the line does not tell which row it is.
             'u' => given.0 == 'r' && given.2 == expected.2,
             // The line gives no sizes of a row, and v0.1.9 none of a choice that another path then replaces.
             'd' | 'b' if expected.3.is_empty() => (given.0, &given.2) == (expected.0, &expected.2),

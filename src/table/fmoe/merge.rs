@@ -1,8 +1,8 @@
-//! Several tables of the fused MoE into the one file that `AITER_CONFIG_FMOE` names.
+//! Merges several tables of the fused MoE into the one file that `AITER_CONFIG_FMOE` names.
 //!
-//! That variable replaces every table aiter ships, so the shipped ones are merged along. Of one key the row of the table given
-//! first stays: times of different tuners leave out different parts, and are not compared. What no look-up of the release would
-//! find is left out, and what would make its first call raise is mended.
+//! That variable replaces every table aiter ships, so the shipped ones are merged as well. For equal keys the row of
+//! the table given first is kept: times of different tuners exclude different parts, and are not compared. Rows that
+//! no look-up of the release would find are left out, and what would make its first call raise is repaired.
 
 use std::collections::HashMap;
 use std::fmt::Write as _;
@@ -11,20 +11,21 @@ use super::rules::{ActivationRule, FALLBACK_TAG, Rules, TagRule};
 use super::table::{FLAGS, NUMBERS, Row, TEXTS, Table, TableError};
 use crate::table::aiter::is_unset;
 
-/// Columns that aiter fills with 0 where a table lacks them, and makes numbers of (`merge` of `aiter/jit/core.py` at e4048607).
+/// Columns that aiter fills with 0 if a table lacks them, and converts to numbers (`merge` of `aiter/jit/core.py` at
+/// e4048607).
 const FILLED: [&str; 4] = ["run_1stage", "ksplit", "xbf16", "flat"];
 
 /// How to merge.
 #[derive(Clone, Debug)]
 pub struct Policy {
-    /// Rules of the aiter that is to read the result.
+    /// Rules of the aiter that will read the result.
     pub rules: Rules,
-    /// The one activation whose rows are kept, without its enumeration; where the release does not match activations, a table
-    /// of several gives one of them the other's kernels.
+    /// The only activation whose rows are kept, without the enumeration's name; if the release does not compare
+    /// activations, a table with several uses one activation's kernels for another.
     pub activation: Option<String>,
 }
 
-/// What became of a row.
+/// What was done with a row.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Decision {
     pub table: String,
@@ -34,7 +35,7 @@ pub struct Decision {
     pub left_out: Option<String>,
 }
 
-/// The result.
+/// The merged table, and what was done with each row.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Merged {
     /// The table as CSV.
@@ -52,7 +53,7 @@ impl Merged {
             .count()
     }
 
-    /// Where each row of the result comes from, and why the others are not in it.
+    /// Where each row of the result comes from, and why the others were left out.
     pub fn provenance_csv(&self) -> String {
         let mut writer = csv::Writer::from_writer(Vec::new());
         // Writing to memory cannot fail.
@@ -73,13 +74,13 @@ impl Merged {
     }
 }
 
-/// A merge that cannot be made.
+/// Why tables cannot be merged.
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
 pub enum MergeError {
-    /// A table that cannot be read.
+    /// A table cannot be read.
     #[error(transparent)]
     Table(#[from] TableError),
-    /// A line that cannot be read.
+    /// A line cannot be read.
     #[error("read `{table}`: line {line}: {what}")]
     Line {
         table: String,
@@ -87,12 +88,12 @@ pub enum MergeError {
         line: u64,
         what: String,
     },
-    /// Rows of one key for several activations, and nobody says which one counts.
+    /// There are rows with one key for several activations, and no activation was chosen.
     #[error("{0}")]
     Activations(Box<Clash>),
 }
 
-/// Two rows that a release does not tell apart.
+/// Two rows that the release cannot distinguish.
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
 #[error(
     "line {} of `{}` is of {}, and line {} of `{}` has the same key for {}: aiter {release} does not tell them apart",
@@ -105,7 +106,7 @@ pub struct Clash {
     release: &'static str,
 }
 
-/// Where a row stands and what it is of.
+/// Where a row is, and its activation.
 #[derive(Debug, Clone, PartialEq, Eq)]
 struct Origin {
     table: String,
@@ -116,10 +117,10 @@ struct Origin {
 /// A table: its name and its bytes.
 pub type File = (String, Vec<u8>);
 
-/// The parts of a key; the activation last, and empty where it does not count.
+/// The parts of a key; the activation is last, and empty where it is not compared.
 type Key = (String, [u32; 6], [String; 4], [Option<bool>; 2], String);
 
-/// Merges the tables.
+/// Merges the tables, of which earlier ones take precedence.
 pub fn merge(tables: &[File], policy: &Policy) -> Result<Merged, MergeError> {
     let mut decisions = Vec::new();
     let mut kept: Vec<(usize, Vec<String>)> = Vec::new();
@@ -184,7 +185,7 @@ fn origin(table: &str, row: &Row) -> Origin {
     }
 }
 
-/// Why no look-up would find the row.
+/// Why no look-up would find the row; `None` if one would.
 fn unfit(row: &Row, policy: &Policy) -> Option<String> {
     let rules = policy.rules;
     let wanted = policy
@@ -230,7 +231,7 @@ fn unfit(row: &Row, policy: &Policy) -> Option<String> {
 
 fn key(row: &Row, rules: Rules) -> Key {
     let gfx = if rules.keys_gfx { row.gfx_or("") } else { "" };
-    // Rows for machines without FlyDSL are looked up apart.
+    // Rows for machines without FlyDSL are looked up separately.
     let tag = if &*row.tag == FALLBACK_TAG {
         FALLBACK_TAG
     } else {
@@ -310,7 +311,7 @@ fn written(
     String::from_utf8(writer.into_inner().unwrap_or_default()).unwrap_or_default()
 }
 
-/// What the result says of itself in one line.
+/// A one-line summary of the result.
 pub fn summary(merged: &Merged) -> String {
     let left_out = merged.decisions.len() - merged.kept();
     let mut text = format!("{} rows", merged.kept());
@@ -390,7 +391,7 @@ mod tests {
     fn the_table_given_first_has_the_key_and_every_row_its_reason() {
         let twice = read("repeats");
         let merged = merge(&[twice.clone(), twice], &policy(Release::P, None)).unwrap();
-        // 28 rows, of which four are there twice; of the second table none is taken.
+        // 28 rows, four of them duplicates; none is taken from the second table.
         let kept: Vec<_> = merged
             .decisions
             .iter()

@@ -2,7 +2,7 @@
 //!
 //! The table (`AITER_CONFIG_FMOE`, by default `tuned_fmoe.csv` with every `model_configs/*tuned_fmoe*`) has fourteen key
 //! columns and no shape of a single GEMM: a row tunes the two GEMMs of all experts at once. Everything here follows
-//! `aiter/fused_moe.py` of the releases that [`rules`] names; vectors made by running that file stand in `testdata/lookup`.
+//! `aiter/fused_moe.py` of the releases that [`rules`] names; vectors made by running that file are in `testdata/lookup`.
 
 mod defaults;
 pub mod lookup;
@@ -14,11 +14,11 @@ pub mod table;
 
 use std::fmt;
 
-/// Fraction of wrong elements up to which the tuner takes a kernel at e4048607 (`--errRatio` of `gemm_moe_tune.py`; it was 0.5 at
-/// 303a583c).
+/// Share of wrong elements up to which the tuner accepts a kernel at e4048607 (`--errRatio` of `gemm_moe_tune.py`; it
+/// was 0.5 at 303a583c).
 pub const ERR_LIMIT: f64 = 0.1;
 
-/// The fixed part of a fused MoE on one rank: everything a key holds besides the card and the tokens.
+/// The fixed part of a fused MoE on one rank: everything in a key besides the card and the tokens.
 #[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
 pub struct Problem {
     /// Hidden size: columns of the first weight.
@@ -27,7 +27,7 @@ pub struct Problem {
     pub inter_dim: u32,
     /// Experts whose weights this rank holds, a fused shared one included.
     pub expert: u32,
-    /// Experts a token is sent to: columns of `topk_ids`, before a look-up takes one off.
+    /// Experts for each token: columns of `topk_ids`, before a look-up subtracts one.
     pub topk: u32,
     /// `Silu`, `Gelu`, `Swiglu` or `Situv2`, without the enumeration's name.
     pub activation: String,

@@ -1,4 +1,4 @@
-//! Why no row serves a call although one looks right: the rows that differ from its key least, and how.
+//! Why no row serves a call although one looks right: the rows whose keys differ least, and how they differ.
 
 use std::collections::BTreeSet;
 use std::fmt::Write as _;
@@ -12,16 +12,16 @@ use crate::table::reason;
 /// Values named in a sentence; more are counted.
 const NAMED: usize = 5;
 
-/// Key parts that differ; a set of bits, so that rows can be grouped by it.
+/// Which key parts differ, as a bit set, so that rows can be grouped by it.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
 struct Apart(u16);
 
-/// The parts, by what is said about them: the card, then the columns of a tuner's input.
+/// Names of the parts as sentences use them: the card, then the columns of a tuner's input.
 fn parts() -> impl Iterator<Item = &'static str> {
     std::iter::once("card").chain(UNTUNED)
 }
 
-/// How much a part that differs tells a row from the one that was meant: another model's sizes most, tokens least.
+/// How strongly a differing part suggests that another row was meant: another model's sizes most, tokens least.
 const WEIGHT: [u32; 13] = [2, 1, 9, 8, 3, 2, 2, 3, 2, 2, 6, 6, 6];
 
 impl Apart {
@@ -43,8 +43,8 @@ impl Apart {
     }
 }
 
-/// Why `request`, which `resolver` answered with `answer`, is served by no row of `table`; `None` where a row serves and
-/// nothing about it is odd.
+/// Why no row of `table` serves `request`, for which `resolver` returned `answer`; `None` if a row serves and nothing
+/// about it is odd.
 pub fn why(
     table: &Table,
     resolver: &Resolver<'_>,
@@ -69,7 +69,7 @@ pub fn why(
     Some(no_row(table, resolver, request, answer))
 }
 
-/// A row that serves and is not the one that was meant.
+/// A row that serves but is not the one that was meant.
 fn odd_hit(
     row: &Row,
     resolver: &Resolver<'_>,
@@ -144,7 +144,7 @@ fn no_row(
     let of =
         |cell: fn(&Row) -> u32| list(nearest.iter().map(|row| cell(row)).collect::<BTreeSet<_>>());
     let rules = resolver.rules();
-    // Of several that differ alike, all are told of in one sentence.
+    // Several rows that differ in the same parts are described in one sentence.
     if apart == Apart(0) {
         let tags: BTreeSet<&str> = nearest.iter().map(|row| &*row.tag).collect();
         return format!(
@@ -264,7 +264,7 @@ fn card(row: &Row, resolver: &Resolver<'_>) -> String {
     }
 }
 
-/// The parts of the key of `row` that are not those asked for.
+/// The key parts in which `row` differs from the request.
 fn apart(row: &Row, resolver: &Resolver<'_>, request: &Request, answer: &Answer<'_>) -> Apart {
     let problem = &request.problem;
     let site = resolver.site();

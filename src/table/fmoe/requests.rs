@@ -1,11 +1,11 @@
-//! Calls of the fused MoE as CSV: what a log names, what a look-up is asked for, what a tuner is given.
+//! Calls of the fused MoE as CSV: what a log names, the input of a look-up, the input of a tuner.
 
 use std::fmt::Write as _;
 
 use super::table::UNTUNED;
 use super::{Problem, Request, member};
 
-/// A call, the card it was made on where that is known, and how often it was seen.
+/// A call, the card if it is known, and how often it was made.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Counted {
     pub request: Request,
@@ -24,13 +24,13 @@ pub struct Card {
     pub cu_num: Option<u32>,
 }
 
-/// A CSV that cannot be used.
+/// A CSV file that cannot be used.
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
 pub enum RequestsError {
-    /// Columns without which no call is known.
+    /// Columns are missing without which no call is known.
     #[error("no column {0} in the header")]
     MissingColumns(String),
-    /// A cell that is none of what it must be.
+    /// A cell without a valid value.
     #[error("line {line}: `{text}` in column {column}")]
     Cell {
         /// 1-based line.
@@ -40,7 +40,7 @@ pub enum RequestsError {
     },
 }
 
-/// The calls in `bytes`: the columns of a tuner's input, and of `gfx`, `cu_num`, `ep` and `records` what there is.
+/// The calls in `bytes`: the columns of a tuner's input, and optionally `gfx`, `cu_num`, `ep` and `records`.
 ///
 /// `token` may be any number of tokens: a look-up rounds it. dtypes may be written as aiter's tuner reads them
 /// (`dtypes.bf16`); those that depend on the architecture cannot.
@@ -50,7 +50,7 @@ pub fn read(bytes: &[u8]) -> Result<Vec<Counted>, RequestsError> {
         .flexible(true)
         .trim(csv::Trim::All)
         .from_reader(bytes);
-    // Reading from memory fails on bytes that are not UTF-8 only.
+    // Reading from memory fails only on bytes that are not UTF-8.
     let header = reader.headers().cloned().unwrap_or_default();
     let at = |column: &str| header.iter().position(|name| name == column);
     let missing: Vec<&str> = UNTUNED
@@ -143,7 +143,7 @@ pub fn untuned_cells(problem: &Problem, token: u32, topk: u32) -> String {
     )
 }
 
-/// A tuner's input: these columns and no more, because `gemm_moe_tune.py` drops rows that are equal in all of them.
+/// A tuner's input: exactly these columns, because `gemm_moe_tune.py` drops rows that are equal in all of them.
 pub fn untuned(rows: impl IntoIterator<Item = (Problem, u32)>) -> String {
     let mut text = UNTUNED.join(",");
     text.push('\n');

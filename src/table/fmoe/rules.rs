@@ -8,7 +8,7 @@ use std::str::FromStr;
 
 use crate::table::revision::Revision;
 
-/// A release whose look-up differs from the one before.
+/// A release whose look-up differs from the previous one.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
 pub enum Release {
     /// v0.1.7, November 2025.
@@ -21,7 +21,7 @@ pub enum Release {
     V10,
     /// v0.1.10.post2: only small ones are left out.
     V10Post2,
-    /// v0.1.11: `_tag`, and rows for where FlyDSL is absent.
+    /// v0.1.11: `_tag`, and rows for machines without FlyDSL.
     V11,
     /// v0.1.12, April 2026: powers of two up to 32768.
     V12,
@@ -29,23 +29,23 @@ pub enum Release {
     P,
     /// v0.1.13: `xbf16`.
     V13,
-    /// v0.1.14, May 2026: the activation is not matched; repeats are allowed.
+    /// v0.1.14, May 2026: the activation is not compared; duplicates are allowed.
     V14,
     /// v0.1.16, June 2026: `gfx` in the key, one expert less under expert parallelism.
     V16,
-    /// v0.1.16.post4: any tag but the fallback's.
+    /// v0.1.16.post4: any tag except the fallback's.
     V16Post4,
     /// v0.1.17: Opus kernels on gfx950 only.
     V17,
-    /// v0.1.18, July 2026: the activation is matched again.
+    /// v0.1.18, July 2026: the activation is compared again.
     V18,
-    /// v0.1.19.post1, August 2026: and again not.
+    /// v0.1.19.post1, August 2026: no longer compared.
     V19Post1,
     /// v0.1.20 and commit e4048607, August 2026.
     H,
 }
 
-/// Releases with the version from which they hold; commits between tags have none.
+/// Releases with the version from which they apply; commits between tags have none.
 const RELEASES: [(Release, &str, [u32; 4]); 16] = [
     (Release::V7, "v0.1.7", [0, 1, 7, 0]),
     (Release::V9, "v0.1.9", [0, 1, 9, 0]),
@@ -54,7 +54,7 @@ const RELEASES: [(Release, &str, [u32; 4]); 16] = [
     (Release::V10Post2, "v0.1.10.post2", [0, 1, 10, 2]),
     (Release::V11, "v0.1.11", [0, 1, 11, 0]),
     (Release::V12, "v0.1.12", [0, 1, 12, 0]),
-    // No tag holds it: main between v0.1.12's branch and v0.1.13.
+    // In no tag: main between v0.1.12's branch and v0.1.13.
     (Release::P, "303a583c", [0, 1, 12, 1 << 20]),
     (Release::V13, "v0.1.13", [0, 1, 13, 0]),
     (Release::V14, "v0.1.14", [0, 1, 14, 0]),
@@ -67,7 +67,7 @@ const RELEASES: [(Release, &str, [u32; 4]); 16] = [
 ];
 
 impl Release {
-    /// The first tag, or the commit, that behaves so.
+    /// The first tag, or the commit, that behaves this way.
     pub fn name(self) -> &'static str {
         RELEASES[self as usize].1
     }
@@ -89,7 +89,7 @@ impl fmt::Display for Release {
     }
 }
 
-/// The text names no release whose look-up is known.
+/// The text does not name a release whose look-up is known.
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
 #[error(
     "name the aiter release: `{0}` is no tag from v0.1.7 on, and neither 303a583c nor e4048607"
@@ -140,7 +140,7 @@ pub enum Rounding {
 
 /// The token of the last tier, whose look-up falls back to [`LOWER_TIER`].
 pub(super) const UPPER_TIER: u32 = 131_072;
-/// The token from which rows are shared by everything above.
+/// The token from which on everything above shares one row.
 pub(super) const LOWER_TIER: u32 = 32_768;
 
 impl Rounding {
@@ -164,7 +164,7 @@ impl Rounding {
         }
     }
 
-    /// The tokens that rows can be found at, ascending.
+    /// The tokens at which rows can be found, ascending.
     pub fn tokens(self) -> Vec<u32> {
         let mut tokens: Vec<u32> = (0..=17).map(|power| self.token(1 << power)).collect();
         tokens.dedup();
@@ -172,24 +172,24 @@ impl Rounding {
     }
 }
 
-/// What the activation of a row counts for.
+/// How a look-up treats a row's activation.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum ActivationRule {
     Matched,
-    /// It is matched; where no row has it, the first row of any activation serves.
+    /// It is compared; if no row has it, the first row with any activation serves.
     MatchedFirst,
-    /// It is not looked at: the first row in file order serves.
+    /// It is not compared: the first row in file order serves.
     Ignored,
 }
 
-/// Which rows the `_tag` column leaves in.
+/// Which rows are used, by their `_tag` column.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum TagRule {
     /// All: the column is not known.
     All,
-    /// Untagged ones; those tagged `flydsl_fallback` serve where FlyDSL is needed and absent.
+    /// Untagged ones; those tagged `flydsl_fallback` serve where FlyDSL is needed but missing.
     Untagged,
-    /// All but those tagged `flydsl_fallback`.
+    /// All except those tagged `flydsl_fallback`.
     NoFallback,
 }
 
@@ -200,12 +200,12 @@ pub const FALLBACK_TAG: &str = "flydsl_fallback";
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Bypass {
     Nothing,
-    /// Those of a token times topk up to 128.
+    /// Those with a token times topk of up to 128.
     Small,
     All,
 }
 
-/// The rules of a release.
+/// The look-up rules of a release.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Rules {
     pub release: Release,
@@ -213,13 +213,13 @@ pub struct Rules {
     pub rounding: Rounding,
     /// Whether the architecture is part of the key.
     pub keys_gfx: bool,
-    /// What the activation counts for.
+    /// How the activation is treated.
     pub activation: ActivationRule,
-    /// Whether a look-up with an expert mask asks for one expert less than `topk_ids` has columns.
+    /// Whether a look-up with an expert mask uses one expert less than `topk_ids` has columns.
     pub drops_expert: bool,
-    /// What tags count for.
+    /// How tags are treated.
     pub tags: TagRule,
-    /// Whether two rows of one key make the first call raise.
+    /// Whether two rows with one key make the first call raise.
     pub repeats_raise: bool,
     /// Rows that are ignored.
     pub bypass: Bypass,
@@ -248,7 +248,7 @@ impl Rules {
             drops_expert: release >= R::V16,
             tags: match release {
                 _ if release < R::V11 => TagRule::All,
-                // v0.1.16.post4 has it from main, v0.1.17 was branched off before.
+                // v0.1.16.post4 has it from main, v0.1.17 was branched off before that.
                 R::V16Post4 => TagRule::NoFallback,
                 _ if release >= R::V18 => TagRule::NoFallback,
                 _ => TagRule::Untagged,

@@ -1,4 +1,4 @@
-//! Tuned tables of the fused MoE, read by header name.
+//! Tuned tables of the fused MoE, parsed by header name.
 
 use std::collections::HashSet;
 use std::sync::Arc;
@@ -16,7 +16,7 @@ pub const NUMBERS: [&str; 6] = [
     "topk",
 ];
 
-/// Key columns that hold text; the comparison is of text.
+/// Key columns with text, compared as text.
 pub const TEXTS: [&str; 5] = ["act_type", "dtype", "q_dtype_a", "q_dtype_w", "q_type"];
 
 /// Key columns that hold 0 or 1.
@@ -57,7 +57,7 @@ pub const UNTUNED: [&str; 12] = [
     "doweight_stage1",
 ];
 
-/// One row. A cell that pandas reads as no value is `None`.
+/// One row. A cell that pandas reads as "no value" is `None`.
 #[derive(Clone, Debug, PartialEq)]
 pub struct Row {
     /// 1-based line of the file.
@@ -66,7 +66,7 @@ pub struct Row {
     pub gfx: Option<Text>,
     /// Compute units of the GPU.
     pub cu_num: u32,
-    /// Tokens as a look-up rounds them.
+    /// Tokens of the key, as a look-up rounds them.
     pub token: u32,
     /// Hidden size.
     pub model_dim: u32,
@@ -78,15 +78,15 @@ pub struct Row {
     pub topk: u32,
     /// The text key cells, in the order of [`TEXTS`].
     pub texts: [Text; 5],
-    /// `use_g1u1` and `doweight_stage1`; `None` for another text than 0, 1, True and False, which nothing equals.
+    /// `use_g1u1` and `doweight_stage1`; `None` for a text other than 0, 1, True and False, which equals nothing.
     pub flags: [Option<bool>; 2],
     /// Rows of a tile.
     pub block_m: Option<f64>,
     /// Split of the first GEMM's K.
     pub ksplit: Option<f64>,
-    /// Time of the first stage, of the second and of both, in microseconds, as the tuner counts.
+    /// Time of the first stage, of the second and of both, in microseconds, as the tuner defines them.
     pub us: [Option<f64>; 3],
-    /// Fraction of wrong elements of the first and of the second stage.
+    /// Share of wrong elements of the first and of the second stage.
     pub err: [Option<f64>; 2],
     /// Kernels of the two stages; a one-stage kernel is the first.
     pub kernels: [Option<Text>; 2],
@@ -94,7 +94,7 @@ pub struct Row {
     pub run_1stage: bool,
     /// The cell of `xbf16`; `None` without the column.
     pub xbf16: Option<Text>,
-    /// What `_tag` says; empty for nothing.
+    /// The text of `_tag`; empty for none.
     pub tag: Text,
 }
 
@@ -113,18 +113,18 @@ impl Row {
         [*cu_num, *token, *model_dim, *inter_dim, *expert, *topk]
     }
 
-    /// Text cell `column` of [`TEXTS`].
+    /// The cell of the text column `column`, one of [`TEXTS`].
     fn text(&self, column: &str) -> &Text {
         let at = TEXTS.iter().position(|name| *name == column);
         &self.texts[at.unwrap_or(0)]
     }
 
-    /// `ActivationType.Silu` or what else stands there.
+    /// The cell `act_type`, such as `ActivationType.Silu`.
     pub fn act_type(&self) -> &str {
         self.text("act_type")
     }
 
-    /// `QuantType.per_1x128` or what else stands there.
+    /// The cell `q_type`, such as `QuantType.per_1x128`.
     pub fn q_type(&self) -> &str {
         self.text("q_type")
     }
@@ -156,7 +156,7 @@ impl Row {
         }
     }
 
-    /// The architecture of its key: its own, or the one that its compute units stand for (`gfx_from_cu_num`).
+    /// The architecture of its key: its own, or the one implied by its compute units (`gfx_from_cu_num`).
     pub fn gfx_or<'row>(&'row self, here: &'row str) -> &'row str {
         match self.gfx.as_deref() {
             Some(gfx) => gfx,
@@ -169,7 +169,7 @@ impl Row {
     }
 }
 
-/// A line or cell that cannot be read.
+/// A line or cell that cannot be parsed.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Fault {
     /// 1-based line.
@@ -180,13 +180,13 @@ pub struct Fault {
     pub drops_row: bool,
 }
 
-/// A file that is no tuned table of the fused MoE.
+/// A file that is not a tuned table of the fused MoE.
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
 pub enum TableError {
     /// No header, or one that is not text.
     #[error("read `{0}`: it has no header line of text")]
     NoHeader(String),
-    /// Columns without which nothing can be found.
+    /// Columns are missing without which nothing can be found.
     #[error("read `{name}`: no column {columns} in the header")]
     MissingColumns {
         /// Name of the table.
@@ -194,7 +194,7 @@ pub enum TableError {
         /// The columns, joined by commas.
         columns: String,
     },
-    /// Two columns of one name.
+    /// Two columns have the same name.
     #[error("read `{name}`: column `{column}` stands twice in the header")]
     DuplicateColumn {
         /// Name of the table.
@@ -203,22 +203,22 @@ pub enum TableError {
     },
 }
 
-/// A tuned table.
+/// A tuned table: the contents of one CSV file.
 #[derive(Clone, Debug, PartialEq)]
 pub struct Table {
-    /// What messages call it.
+    /// Its name in messages.
     pub name: String,
     /// Column names in file order.
     pub columns: Vec<String>,
-    /// Rows in file order: where several could serve, the first does.
+    /// Rows in file order: if several could serve, the first does.
     pub rows: Vec<Row>,
-    /// What could not be read, in file order.
+    /// What could not be parsed, in file order.
     pub faults: Vec<Fault>,
-    /// The last line has no end.
+    /// Whether the last line has no line end.
     pub no_final_newline: bool,
 }
 
-/// Whether the header of `bytes` is one of the fused MoE's tables, tuned or not.
+/// Whether the header in `bytes` is that of a fused-MoE table, tuned or not.
 pub fn is_of_moe(bytes: &[u8]) -> bool {
     let columns = header(bytes);
     ["token", "model_dim", "inter_dim", "expert", "topk"]
@@ -226,7 +226,7 @@ pub fn is_of_moe(bytes: &[u8]) -> bool {
         .all(|name| columns.iter().any(|column| column == name))
 }
 
-/// Whether such a table is a tuner's input: nothing in it was measured.
+/// Whether such a table is a tuner's input, without any measurement.
 pub fn is_untuned(bytes: &[u8]) -> bool {
     let columns = header(bytes);
     !columns
@@ -242,7 +242,7 @@ fn header(bytes: &[u8]) -> Vec<String> {
 }
 
 impl Table {
-    /// Reads a table. Lines that cannot be read are left out and listed in [`Table::faults`].
+    /// Reads a table. Lines that cannot be parsed are left out and listed in [`Table::faults`].
     pub fn read(name: &str, bytes: &[u8]) -> Result<Self, TableError> {
         let bytes = bytes.strip_prefix(b"\xef\xbb\xbf").unwrap_or(bytes);
         let mut reader = csv::ReaderBuilder::new()
@@ -344,7 +344,7 @@ impl Table {
         let mut unreadable = Vec::new();
         let number = |column: &str| {
             let text = cell(column).trim();
-            // pandas makes a column with an empty cell one of floats.
+            // A column with an empty cell has floats in pandas.
             let plain = text.strip_suffix(".0").unwrap_or(text);
             plain
                 .parse::<u32>()

@@ -3,7 +3,8 @@
 use super::super::aiter_triton::{Configs, Fault, Rules};
 use super::{Sink, rules};
 
-/// Checks one file; returns how many configurations it has. A fault counts at every revision that the file has to do for.
+/// Checks one file; returns how many configurations it has. Something counts as a fault if it is one at any revision
+/// that may read the file.
 pub(super) fn check(bytes: &[u8], sink: &mut Sink<'_>) -> usize {
     let configs = match Configs::read(bytes) {
         Ok(configs) => configs,

@@ -17,13 +17,13 @@ pub(super) fn check(table: &Table, sink: &mut Sink<'_>) {
     }
 }
 
-/// Without these a row cannot be found, or the kernel it names cannot be run.
+/// Columns without which a row cannot be found, or its kernel cannot be run.
 fn missing(table: &Table, sink: &mut Sink<'_>) {
     let mut needed = vec!["cu_num", "kernelId", "splitK", "us", "kernelName"];
     if table.op.is_always_keyed_by_dtype() {
         needed.push("q_dtype_w");
     }
-    // A table that has gfx claims the newest form, in which libtype is never absent.
+    // A table with gfx claims to have the newest form, in which libtype is always present.
     if table.has_column("gfx") && revision::has_libtype(table.op, Revision::H) {
         needed.push("libtype");
     }
@@ -84,7 +84,7 @@ fn evidence(table: &Table, sink: &mut Sink<'_>) {
     not_recorded(table, "bw", |row| row.bw, bw, sink);
 }
 
-/// Tables that were converted or made by hand have 0 where nothing was recorded; one finding for all of them.
+/// Converted or hand-written tables have 0 where nothing was recorded; one finding for all of them.
 fn not_recorded(
     table: &Table,
     column: &str,
@@ -112,7 +112,7 @@ fn not_recorded(
     );
 }
 
-/// A column in TB/s, say, is one oddity of the file and no contradiction of its rows.
+/// A column in TB/s, for example, is one oddity of the file, not a contradiction in each of its rows.
 fn units(table: &Table, sink: &mut Sink<'_>) {
     let mut all: BTreeMap<(&str, u64), (f64, &Row, usize)> = BTreeMap::new();
     for row in &table.rows {
@@ -190,7 +190,7 @@ fn empty(table: &Table, sink: &mut Sink<'_>) {
     }
 }
 
-/// aiter merges `model_configs/*<merge name>*`; a table there under another name is never read.
+/// aiter merges `model_configs/*<merge name>*`; a table in that folder with another name is never read.
 fn place(table: &Table, sink: &mut Sink<'_>) {
     let mut parts = table.name.rsplit('/');
     let (file, folder) = (parts.next().unwrap_or(""), parts.next());
@@ -207,7 +207,7 @@ fn place(table: &Table, sink: &mut Sink<'_>) {
     }
 }
 
-/// Whether the bytes are those of an untuned table: sizes, and nothing a tuner measured.
+/// Whether the bytes are an untuned table: sizes without any measurement.
 pub(super) fn is_untuned(bytes: &[u8]) -> bool {
     let first = header(bytes);
     let has = |name: &str| first.split(',').any(|column| column.trim() == name);
@@ -224,7 +224,7 @@ pub(super) fn is_untuned(bytes: &[u8]) -> bool {
         .any(has)
 }
 
-/// Rules for an untuned table. Returns how many rows it has.
+/// Applies the rules for an untuned table; returns how many rows it has.
 pub(super) fn untuned(bytes: &[u8], sink: &mut Sink<'_>) -> usize {
     let known = [
         "M",

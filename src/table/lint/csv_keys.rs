@@ -8,7 +8,7 @@ use super::super::kernels::Library;
 use super::{Finding, Severity, Sink, rules};
 use crate::problem::Op;
 
-/// What the look-up compares. `libtype` is no part of it, for any operation.
+/// The columns that the look-up compares. `libtype` is not one of them, for any operation.
 #[derive(Clone, PartialEq, Eq, Hash)]
 struct Key {
     gfx: Option<Text>,
@@ -60,7 +60,7 @@ fn duplicates(table: &Table, sink: &mut Sink<'_>) {
     }
 }
 
-/// The same key in two tables of one operation: where aiter merges them it rewrites the files and raises.
+/// The same key in two tables of one operation: if aiter merges them, it rewrites the files and raises.
 pub(super) fn across(tables: &[Table], findings: &mut Vec<Finding>) {
     let mut seen: HashMap<(Op, Key), (&Table, u64)> = HashMap::new();
     for table in tables {
@@ -83,8 +83,8 @@ pub(super) fn across(tables: &[Table], findings: &mut Vec<Finding>) {
     }
 }
 
-/// Whether aiter merges the two by itself, by the names and places of the files: the default table and those in
-/// `model_configs` beside it that hold its stem.
+/// Whether aiter merges the two on its own, judged by the names and places of the files: the default table and those
+/// in `model_configs` beside it that contain its stem.
 fn are_merged(one: &Table, other: &Table) -> bool {
     let Some(stem) = family::stem(one.op) else {
         return false;
@@ -104,7 +104,7 @@ fn are_merged(one: &Table, other: &Table) -> bool {
     root == other_root && file.contains(stem) && other_file.contains(stem)
 }
 
-/// Ids that are pinned nowhere still have to mean one kernel within a file.
+/// Ids that are not recorded here must still mean one kernel within a file.
 fn ids(table: &Table, sink: &mut Sink<'_>) {
     let mut names: HashMap<NamedKey<'_>, Spellings<'_>> = HashMap::new();
     for row in &table.rows {
@@ -125,7 +125,7 @@ fn ids(table: &Table, sink: &mut Sink<'_>) {
         let Some(all) = names.get(&key).filter(|all| all.len() > 1) else {
             continue;
         };
-        // The name most rows have is taken as right; of equally many, the one that stands first.
+        // The name that most rows have is assumed to be right; of equally frequent ones, the first.
         let Some((usual, _)) = all
             .iter()
             .max_by_key(|(_, (count, line))| (*count, std::cmp::Reverse(*line)))
@@ -146,9 +146,9 @@ fn ids(table: &Table, sink: &mut Sink<'_>) {
     }
 }
 
-/// Library, id and architecture: what has to mean one kernel.
+/// Library, id and architecture, which must identify one kernel.
 type NamedKey<'a> = (Library, i64, Option<&'a str>);
-/// The names of one id, with how many rows have each and the line of the first.
+/// The names for one id, with the number of rows that have each and the line of the first.
 type Spellings<'a> = HashMap<&'a str, (usize, u64)>;
 
 fn named(row: &Row) -> Option<(NamedKey<'_>, &str)> {
@@ -157,8 +157,8 @@ fn named(row: &Row) -> Option<(NamedKey<'_>, &str)> {
         Some(libtype) => Library::of_libtype(libtype)?,
         None => Library::of_kernel(name)?,
     };
-    // CK ids are pinned and have a rule of their own; assembly ids number tile and split together in
-    // some revisions; Triton has one name.
+    // CK ids are recorded and have their own rule; assembly ids number tile and split together in some revisions;
+    // Triton has a single name.
     let checked = matches!(library, Library::CkTile | Library::FlyDsl | Library::Opus);
     let consistent = Library::of_kernel(name).is_none_or(|named| named == library);
     // One id may name different kernels on different architectures.

@@ -1,4 +1,4 @@
-//! Rules about one row, by itself.
+//! Rules about a single row.
 
 use super::super::aiter::{Row, Table};
 use super::super::kernels::{self, Library};
@@ -8,13 +8,13 @@ use super::super::roofline::{self, Device};
 use super::{Sink, rules};
 use crate::problem::Op;
 
-/// Largest error ratio a tuner of GEMMs accepts: `--errRatio` of every aiter GEMM tuner.
+/// Largest error ratio that a tuner of GEMMs accepts: `--errRatio` of every aiter GEMM tuner.
 pub(super) use crate::problem::op::ERR_RATIO_LIMIT;
-/// Relative slack between a derived column and its value recomputed from `us`, which has four digits.
+/// Relative tolerance between a derived column and its value recomputed from `us`, which has four digits.
 const DERIVED_SLACK: f64 = 0.005;
-/// Absolute slack: the columns have two digits.
+/// Absolute tolerance: the columns have two digits.
 const DERIVED_STEP: f64 = 0.011;
-/// Largest split exponent aiter's CK entry points take (`splitK` outside 0..30 is an error at e4048607a5).
+/// Largest split exponent that aiter's CK entry points accept (`splitK` outside 0..30 is an error at e4048607a5).
 const SPLIT_K_MOST: i64 = 30;
 
 /// A rule about one row of a table.
@@ -107,14 +107,14 @@ fn libtype_supported(table: &Table, row: &Row, sink: &mut Sink<'_>) {
         );
         return;
     }
-    // Rows for INT8 weights are another function's, `gemm_a8w8_ASM`.
+    // Rows for INT8 weights belong to another function, `gemm_a8w8_ASM`.
     if row.q_dtype_w.as_deref() == Some("torch.int8") {
         return;
     }
     dispatched(table, row, libtype, sink);
 }
 
-/// What the dispatchers do with the library, at every revision the row has to do for.
+/// What the dispatchers do with the library, at every revision that may read the row.
 fn dispatched(table: &Table, row: &Row, libtype: &str, sink: &mut Sink<'_>) {
     let gfx = row
         .gfx
@@ -124,7 +124,7 @@ fn dispatched(table: &Table, row: &Row, libtype: &str, sink: &mut Sink<'_>) {
     if !is_arch(gfx) {
         return; // no look-up reaches it
     }
-    // Whatever else is wrong with the row has a rule of its own.
+    // Everything else that is wrong with the row has its own rule.
     let sound = Row {
         libtype: row.libtype.clone(),
         split_k: Some(0),
@@ -216,7 +216,7 @@ fn kernel_of_id(table: &Table, row: &Row, sink: &mut Sink<'_>) {
     let (Some(id), Some(name)) = (row.kernel_id, row.kernel_name.as_deref()) else {
         return;
     };
-    // A name of another library or operation has a rule of its own.
+    // A name of another library or operation has its own rule.
     let named_ck = Library::of_kernel(name).is_none_or(|library| library == Library::Ck);
     let same_op = Op::of_kernel_name(name).is_none_or(|op| op == table.op);
     if row_library(row) != Some(Library::Ck) || !named_ck || !same_op {
@@ -308,22 +308,22 @@ fn roofline(table: &Table, row: &Row, sink: &mut Sink<'_>) {
     }
 }
 
-/// How a recorded figure relates to what follows from the row's time.
+/// How a recorded figure relates to the one computed from the row's time.
 #[derive(Clone, Copy, Debug, PartialEq)]
 pub(super) enum Derived {
-    /// It is that, or nothing was recorded.
+    /// It is equal, or nothing was recorded.
     Agrees,
-    /// It is that in a unit so many times larger.
+    /// It is equal in a unit larger by this factor.
     InUnit(f64),
-    /// It is something else.
+    /// It differs.
     Contradicts,
 }
 
-/// Units that tables have been seen in or could be, by how much larger they are: TB for GB, MB for GB.
+/// Ratios of other units to the expected one that occur in tables, or could: TB for GB, MB for GB.
 const UNITS: [f64; 2] = [1e3, 1e-3];
 
 fn relation(cell: Option<f64>, value: f64) -> Derived {
-    // A 0 stands for "not recorded"; `csv_columns::evidence` says so of the column.
+    // A 0 means "not recorded"; `csv_columns::evidence` reports that for the column.
     let Some(cell) = cell.filter(|cell| *cell != 0.0) else {
         return Derived::Agrees;
     };
@@ -333,7 +333,7 @@ fn relation(cell: Option<f64>, value: f64) -> Derived {
     if near(cell, DERIVED_STEP) {
         return Derived::Agrees;
     }
-    // Of fewer digits than two nothing can be told.
+    // With fewer than two digits nothing can be concluded.
     let unit = UNITS
         .into_iter()
         .find(|unit| cell > 0.02 && near(cell * unit, 0.5 * DERIVED_STEP * unit));
@@ -349,7 +349,7 @@ pub(super) fn derived_of(table: &Table, row: &Row) -> (Derived, Derived) {
     let tflops = relation(row.tflops, roofline::tflops(m, n, k, us));
     let bw = relation(row.bw, roofline::bandwidth(table.op, m, n, k, us));
     match (tflops, bw) {
-        // One factor for both is that of the time.
+        // A factor common to both belongs to the time.
         (Derived::InUnit(one), Derived::InUnit(other)) if one.to_bits() == other.to_bits() => {
             (Derived::Contradicts, Derived::Contradicts)
         }
@@ -407,8 +407,8 @@ fn reachable(table: &Table, row: &Row, sink: &mut Sink<'_>) {
     }
 }
 
-/// Sizes no weight of a shipped table has: of 180,000 rows over seven aiter trees none has N below 16, and none of a block-scaled
-/// operation a K that 128 does not divide.
+/// Sizes that no weight of a shipped table has: of 180,000 rows in seven aiter trees none has N below 16, and none of
+/// a block-scaled operation a K that is not a multiple of 128.
 fn likely(table: &Table, row: &Row, sink: &mut Sink<'_>) {
     const LEAST_N: u32 = 16;
     if row.n == 0 || row.k == 0 || !is_amd(row) {
@@ -480,7 +480,7 @@ fn dtype_of_no_gpu(row: &Row) -> Option<String> {
     }
 }
 
-/// Compute units of whole parts, which no part of another architecture has.
+/// Compute units of whole parts that no part of another architecture has.
 const WHOLE_PARTS: [(&str, &[u32]); 2] = [("gfx942", &[304, 228, 80]), ("gfx950", &[256])];
 
 /// Compute units of the parts of an architecture, whole or partitioned (2, 4 and 8 ways).
@@ -505,7 +505,7 @@ fn is_arch(gfx: &str) -> bool {
                     .bytes()
                     .all(|byte| byte.is_ascii_digit() || (b'a'..=b'f').contains(&byte))
         }
-        // The reference engine writes its instruction set.
+        // For the reference engine it is the instruction set.
         None => matches!(gfx, "avx512" | "avx2" | "portable" | "neon"),
     }
 }
@@ -514,7 +514,7 @@ fn is_amd(row: &Row) -> bool {
     row.gfx.as_deref().is_none_or(|gfx| gfx.starts_with("gfx"))
 }
 
-/// The library a row's kernel comes from: its libtype, or in older tables its name's.
+/// The library of a row's kernel: its libtype, or in older tables derived from its name.
 fn row_library(row: &Row) -> Option<Library> {
     match row.libtype.as_deref() {
         Some(libtype) => Library::of_libtype(libtype),

@@ -6,10 +6,10 @@ use super::super::aiter::{Row, Table};
 use super::super::lookup::Probe;
 use super::{Sink, rules};
 
-/// A slower row than this against the one behind it is no measuring noise; shipped neighbours with
-/// the same kernel differ by less.
+/// A row slower than the next one by more than this factor is not explained by measurement noise; shipped neighbours
+/// with the same kernel differ by less.
 const SHADOW_SLACK: f64 = 1.02;
-/// A time may fall by this much from one M to the next: a better kernel may start there.
+/// Factor by which a time may fall from one M to the next, because a better kernel may start there.
 const MONOTONE_SLACK: f64 = 1.10;
 
 /// The rows that compete in look-ups for one weight on one device, by M.
@@ -18,7 +18,7 @@ type Series<'a> = BTreeMap<u32, &'a Row>;
 pub(super) fn check(table: &Table, sink: &mut Sink<'_>) {
     let mut all: BTreeMap<_, Series<'_>> = BTreeMap::new();
     for row in &table.rows {
-        // A time that is no measurement is said elsewhere and would only spoil the comparison.
+        // An invalid time is reported by another rule and would only distort the comparison.
         if row.us.is_some_and(|us| us.is_finite() && us > 0.0) {
             let key = (
                 row.n,

@@ -1,4 +1,4 @@
-//! Checks of aiter's fused-MoE tables: by the rows that a look-up asks for, and by what the times claim.
+//! Checks of aiter's fused-MoE tables: whether a look-up can find a row, and whether its times are plausible.
 
 use std::collections::HashMap;
 
@@ -9,7 +9,7 @@ use super::super::roofline::{Device, gfx_of_cu_num};
 use super::{Sink, rules};
 use crate::table::aiter::is_unset;
 
-/// Sizes of models by (hidden, intermediate, routed experts, experts a token): their `config.json`.
+/// Sizes of models as (hidden, intermediate, routed experts, experts for each token), from their `config.json`.
 const MODELS: [(&str, u32, u32, u32, u32); 8] = [
     ("DeepSeek-V3", 7168, 2048, 256, 8),
     ("Kimi-K2", 7168, 2048, 384, 8),
@@ -21,7 +21,7 @@ const MODELS: [(&str, u32, u32, u32, u32); 8] = [
     ("MiniMax-M2", 3072, 1536, 256, 8),
 ];
 
-/// Checks the table in `bytes`; gives the number of its rows.
+/// Checks the table in `bytes`; returns the number of its rows.
 pub(super) fn check(name: &str, bytes: &[u8], sink: &mut Sink<'_>) -> usize {
     let table = match Table::read(name, bytes) {
         Ok(table) => table,
@@ -46,7 +46,7 @@ pub(super) fn check(name: &str, bytes: &[u8], sink: &mut Sink<'_>) -> usize {
         } else {
             &rules::CELL_NOT_A_NUMBER
         };
-        // The rule about times says so of them itself.
+        // The rule about times reports these itself.
         if !fault.what.contains("column us") {
             sink.add(rule, Some(fault.line), &fault.what);
         }
@@ -186,7 +186,7 @@ fn tags(row: &Row, releases: &[Rules], sink: &mut Sink<'_>) {
     }
 }
 
-/// Bytes of a weight of a dtype; nothing for one that is not known.
+/// Bytes of a weight element of a dtype; `None` for an unknown one.
 fn bytes_of(dtype: &str) -> Option<f64> {
     Some(match dtype.strip_prefix("torch.")? {
         "float8_e4m3fn" | "float8_e4m3fnuz" | "int8" => 1.0,
@@ -234,7 +234,7 @@ fn roofline(row: &Row, sink: &mut Sink<'_>) {
     let share = (f64::from(row.topk) / f64::from(row.expert.max(1))).min(1.0);
     let touched = f64::from(row.expert) * (1.0 - (1.0 - share).powf(f64::from(row.token)));
     let moved = touched * expert * weight;
-    // What the last-level cache may still hold of the weights is taken off.
+    // The part of the weights that may still be in the last-level cache is subtracted.
     if (moved - device.cache_bytes) / us * 1e6 > device.memory_most {
         sink.add(
             &rules::ABOVE_MEMORY,
@@ -303,7 +303,7 @@ fn keys(table: &Table, releases: &[Rules], sink: &mut Sink<'_>) {
     }
 }
 
-/// Rows whose time is, digit for digit, that of half the tokens.
+/// Rows whose time equals, digit for digit, that of half the tokens.
 fn copies(table: &Table, sink: &mut Sink<'_>) {
     type Series<'a> = (Rest<'a>, &'a str, &'a str);
     let mut at: HashMap<(Series<'_>, u32), &Row> = HashMap::new();
@@ -336,7 +336,7 @@ fn copies(table: &Table, sink: &mut Sink<'_>) {
     }
 }
 
-/// Rows with the experts of one rank of expert parallelism, and without those that a look-up with a mask asks for.
+/// Rows with the experts of one rank of expert parallelism, but without those that a look-up with a mask asks for.
 fn expert_parallel(table: &Table, releases: &[Rules], sink: &mut Sink<'_>) {
     if !releases.iter().all(|rules| rules.drops_expert) {
         return;
@@ -425,7 +425,7 @@ mod tests {
         let traps = include_bytes!("../../../testdata/lookup/aiter-fmoe-traps.csv");
         let found = rules_of("tuned_fmoe.csv", traps, Some(Revision::H));
         let lines = |id: &str| found.iter().filter(|(rule, _)| *rule == id).count();
-        // 24, 48 and 100 tokens; two rows of two dtypes and two of an activation; Silu behind Gelu and the reverse.
+        // 24, 48 and 100 tokens; two rows of two dtypes and two of an activation; Silu after Gelu and the reverse.
         assert_eq!(lines("moe-token-unreachable"), 3);
         assert_eq!(lines("moe-key-misspelt"), 6);
         assert_eq!(lines("moe-activation-shadowed"), 7);

@@ -10,14 +10,14 @@ use super::super::sglang_json::{
 use super::{Sink, json_name, rules};
 
 /// The M values SGLang's own tuner sweeps (`benchmark/kernels/quantization/
-/// tuning_block_wise_kernel.py`); with several GPUs it deals them out in runs of neighbours.
+/// tuning_block_wise_kernel.py`); with several GPUs it distributes them in runs of neighbours.
 const TUNER_M: [i64; 18] = [
     1, 2, 4, 8, 16, 24, 32, 48, 64, 96, 128, 256, 512, 1024, 1536, 2048, 3072, 4096,
 ];
-/// A file that stops below this leaves every prefill to its last decode configuration.
+/// A file whose last key is below this serves every prefill with its last decode configuration.
 const SHORT_BELOW: i64 = 512;
-/// Neighbouring keys further apart than this leave M values to a configuration made for another size;
-/// no complete shipped file has more than 2.
+/// With neighbouring keys further apart than this factor, M values in between use a configuration tuned for another
+/// size; no complete shipped file has more than 2.
 const GAP: i64 = 4;
 
 /// Checks one file; returns how many entries it has.
@@ -81,8 +81,8 @@ pub(super) fn duplicates(config: &Config, sink: &mut Sink<'_>) {
     }
 }
 
-/// A key is reachable if it is the nearest to some M of 1 or more; every key from 1 on is nearest to
-/// itself, so only smaller ones can be out of reach.
+/// A key is reachable if it is the nearest to some M of 1 or more; every key from 1 on is nearest to itself, so only
+/// smaller ones can be unreachable.
 pub(super) fn unreachable(config: &Config, keys: &[i64], sink: &mut Sink<'_>) {
     for entry in &config.entries {
         let Some(m) = entry.m.filter(|m| *m < 1) else {
@@ -138,7 +138,7 @@ fn coverage(mut keys: Vec<i64>, sink: &mut Sink<'_>) {
     gaps(&keys, sink);
 }
 
-/// Sorted keys whose neighbours are far apart.
+/// Sorted keys whose neighbours are too far apart.
 pub(super) fn gaps(keys: &[i64], sink: &mut Sink<'_>) {
     for pair in keys.windows(2) {
         let (low, high) = (pair[0].max(1), pair[1]);
@@ -152,7 +152,7 @@ pub(super) fn gaps(keys: &[i64], sink: &mut Sink<'_>) {
     }
 }
 
-/// A parameter that stands twice: Python's reader keeps the last.
+/// A parameter that occurs twice: Python's parser keeps the last.
 pub(super) fn repeated(entry: &Entry, pairs: &[(String, Value)], sink: &mut Sink<'_>) {
     let mut seen: HashMap<&str, &Value> = HashMap::new();
     for (param, value) in pairs {
@@ -175,7 +175,7 @@ pub(super) fn repeated(entry: &Entry, pairs: &[(String, Value)], sink: &mut Sink
     }
 }
 
-/// What the key's value sets; a value that is no object is a finding.
+/// The parameters of the key's value; a value that is not an object is a finding.
 pub(super) fn object<'entry>(
     entry: &'entry Entry,
     sink: &mut Sink<'_>,
@@ -199,7 +199,7 @@ pub(super) fn object<'entry>(
 fn params(entry: &Entry, name: Option<&FileName>, sink: &mut Sink<'_>) {
     let line = Some(entry.line);
     let channelwise = name.is_some_and(|name| name.block_shape.is_none());
-    // Channel-wise files may say `null` for "run the default".
+    // Channel-wise files may have `null`, which means "run the default".
     if channelwise && entry.params == Params::Other(Value::Null) {
         return;
     }
@@ -241,14 +241,15 @@ fn params(entry: &Entry, name: Option<&FileName>, sink: &mut Sink<'_>) {
     clamped(entry, name, sink);
 }
 
-/// Whether a launch takes `param` besides the required ones: those of the kernels, and the options of Triton's backend for the
-/// device (`HIPOptions`, `CUDAOptions`), of which `runtime/jit.py` refuses the other's with a KeyError.
+/// Whether a launch accepts `param` besides the required ones: those of the kernels, and the options of Triton's
+/// backend for the device (`HIPOptions`, `CUDAOptions`); for an option of the other backend `runtime/jit.py` raises a
+/// KeyError.
 fn taken(param: &str, name: Option<&FileName>) -> bool {
     let device = name.map_or("", |name| &name.device_name);
     of_device(param, device).unwrap_or(OPTIONAL_KEYS.contains(&param))
 }
 
-/// Whether `device` takes an option of Triton's backends that is not every device's; `None` for other parameters.
+/// Whether `device` accepts an option that only some of Triton's backends have; `None` for other parameters.
 pub(super) fn of_device(param: &str, device: &str) -> Option<bool> {
     match param {
         "waves_per_eu" | "matrix_instr_nonkdim" | "kpack" => Some(!device.starts_with("NVIDIA")),
@@ -258,14 +259,14 @@ pub(super) fn of_device(param: &str, device: &str) -> Option<bool> {
     }
 }
 
-/// What `param` has to be, if `value` is not that.
+/// What `param` must be, if `value` is not valid.
 pub(super) fn rejected(param: &str, value: &Value) -> Option<&'static str> {
     let number = value.as_u64();
     let power_of_two = |least: u64, most: u64| {
         number.is_some_and(|number| number.is_power_of_two() && (least..=most).contains(&number))
     };
     let (valid, expected) = match param {
-        // Triton needs powers of two for a tile's sides and at least 16 for a matrix instruction.
+        // Triton requires powers of two for a tile's sides, and at least 16 for a matrix instruction.
         "BLOCK_SIZE_M" | "BLOCK_SIZE_N" | "BLOCK_SIZE_K" => {
             (power_of_two(16, 4096), "a power of two from 16 to 4096")
         }
@@ -292,7 +293,7 @@ pub(super) fn rejected(param: &str, value: &Value) -> Option<&'static str> {
     (!valid).then_some(expected)
 }
 
-/// SGLang 0.5.12.post1 and later raise a BLOCK_SIZE_K below the scale block, on CUDA only if it does not divide it.
+/// SGLang 0.5.12.post1 and later raise a BLOCK_SIZE_K below the scale block; on CUDA only if it does not divide it.
 fn clamped(entry: &Entry, name: Option<&FileName>, sink: &mut Sink<'_>) {
     let Some(name) = name.filter(|_| !json_name::is_of_vllm(sink.file)) else {
         return;

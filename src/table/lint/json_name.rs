@@ -1,11 +1,11 @@
-//! Rules about the names of configuration files: a name that is one byte off is never read. SGLang and vLLM read files of the
-//! same content and spell the name differently.
+//! Rules about the names of configuration files: a name that differs by one byte is never read. SGLang and vLLM read
+//! files with the same contents but spell the name differently.
 
 use super::super::devices;
 use super::super::sglang_json::FileName;
 use super::{Sink, rules};
 
-/// Judges the last part of `path`; returns the name where it can be read at all.
+/// Checks the last part of `path`; returns the parsed name if it can be parsed at all.
 pub(super) fn check(path: &str, sink: &mut Sink<'_>) -> Option<FileName> {
     let file = path.rsplit('/').next().unwrap_or(path);
     let name = match file.parse::<FileName>() {
@@ -21,7 +21,7 @@ pub(super) fn check(path: &str, sink: &mut Sink<'_>) -> Option<FileName> {
     Some(name)
 }
 
-/// Whether vLLM reads the folder of the file: the path leads through its package, and not through SGLang's.
+/// Whether vLLM reads the file's folder: the path leads through its package, and not through SGLang's.
 pub(super) fn is_of_vllm(path: &str) -> bool {
     let through = |package: &str| path.split('/').any(|part| part == package);
     through("vllm") && !through("sglang")
@@ -62,24 +62,24 @@ fn kind(name: &FileName, file: &str, sink: &mut Sink<'_>) {
     }
 }
 
-/// Judges a device name as it stands in the name of a file.
+/// Checks a device name as spelt in the name of a file.
 pub(super) fn device(device: &str, sink: &mut Sink<'_>) {
     if device.is_empty() {
         sink.add(&rules::FILE_NAME_UNREAD, None, "the name says no device");
         return;
     }
-    // A blank is one to the list of devices, and none to the runtime.
+    // The list of devices accepts a blank, the runtime does not.
     if devices::is_known(device) && !device.contains(' ') {
         return;
     }
-    // Letters and digits only: what is left when case and separators are mistyped.
+    // Letters and digits only: what is unaffected by wrong case or separators.
     let folded = |text: &str| {
         text.chars()
             .filter(char::is_ascii_alphanumeric)
             .map(|letter| letter.to_ascii_lowercase())
             .collect::<String>()
     };
-    // `AMD_MI300X` for `AMD_Instinct_MI300X`: the vendor and the model, without the brand between them.
+    // `AMD_MI300X` for `AMD_Instinct_MI300X`: the vendor and the model, without the brand in between.
     let model = |text: &str| {
         let (vendor, model) = text.split_once('_').unwrap_or(("", text));
         (vendor.to_ascii_lowercase(), folded(model))

@@ -1,7 +1,7 @@
-//! Checks of tuned tables: what a runtime would trip over, never find, or be slowed down by.
+//! Checks of tuned tables: what a runtime would fail on, never find, or be slowed down by.
 //!
-//! A rule is an entry of [`rules::ALL`] and a small function in one of the sibling modules; a finding
-//! is a rule, a place and one sentence. This room reads files; it writes none.
+//! A rule is an entry of [`rules::ALL`] and a small function in one of the sibling modules; a finding is a rule, a
+//! place and one sentence. This room reads files but writes none.
 
 mod aiter_triton;
 mod csv_columns;
@@ -29,13 +29,13 @@ pub use walk::{LintError, ReleaseOf, RevisionOf, lint_paths};
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Serialize)]
 #[serde(rename_all = "lowercase")]
 pub enum Severity {
-    /// The table, or this row, does harm or is useless.
+    /// The table, or this row, is harmful or useless.
     Error,
     /// It works, but worse than it could, or only with some revisions.
     Warning,
 }
 
-/// One thing that is wrong at one place.
+/// A problem found at one place.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize)]
 pub struct Finding {
     /// Id of the rule.
@@ -47,27 +47,27 @@ pub struct Finding {
     pub line: Option<u64>,
     pub message: String,
     pub why: &'static str,
-    /// What to do.
+    /// What to do about it.
     pub fix: &'static str,
 }
 
-/// What was checked and what was found.
+/// What was checked, and the findings.
 #[derive(Clone, Debug, Default, PartialEq, Serialize)]
 pub struct Report {
     pub files: usize,
     /// Rows of CSV files and entries of JSON files checked.
     pub rows: usize,
-    /// Files that look like tables but are of a kind no rule is for, with the reason.
+    /// Files that look like tables but are of a kind without rules, with the reason.
     pub skipped: Vec<Skipped>,
     /// Findings by file and line.
     pub findings: Vec<Finding>,
 }
 
-/// A file no rule is for.
+/// A file of a kind without rules.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize)]
 pub struct Skipped {
     pub file: String,
-    /// Why no rule is for it.
+    /// Why there are no rules for it.
     pub reason: String,
 }
 
@@ -79,8 +79,8 @@ impl Report {
             .any(|finding| finding.severity == Severity::Error)
     }
 
-    /// Checks a CSV file's bytes; `name` is what findings call it and may say the operation. Without a `revision` a row has
-    /// to do for every aiter of today.
+    /// Checks a CSV file's bytes; `name` is used in findings and may determine the operation. Without a `revision` a
+    /// row must be valid for every current aiter.
     pub fn check_csv(
         &mut self,
         name: &str,
@@ -137,13 +137,13 @@ impl Report {
         }
     }
 
-    /// Checks a JSON configuration's bytes; the last part of `name` is the file name that is judged.
+    /// Checks a JSON configuration's bytes; the last part of `name` is the file name that is checked.
     pub fn check_json(&mut self, name: &str, bytes: &[u8]) {
         self.check_config(name, bytes, None, None);
     }
 
-    /// The same for a release of SGLang, or a revision of aiter where the file is aiter's (without one it has to do for every
-    /// aiter of today); gives a fused-MoE table back, for the rules about several.
+    /// The same for a release of SGLang, or a revision of aiter if the file is aiter's (without one it must be valid
+    /// for every current aiter); returns a fused-MoE table for the rules about several tables.
     fn check_config(
         &mut self,
         name: &str,
@@ -175,22 +175,22 @@ impl Report {
         csv_keys::across(tables, &mut self.findings);
     }
 
-    /// Puts findings in order of file and line.
+    /// Sorts findings by file and line.
     pub fn sort(&mut self) {
         self.findings
             .sort_by(|a, b| (&a.file, a.line, a.rule).cmp(&(&b.file, b.line, b.rule)));
     }
 }
 
-/// Whether a file is a tuned table of the fused MoE. Grouped tables and those with a shared expert apart (`fhmoe`) have further
-/// key columns and a look-up of their own.
+/// Whether a file is a tuned table of the fused MoE. Grouped tables and those with a separate shared expert (`fhmoe`)
+/// have further key columns and a look-up of their own.
 fn is_fused_moe(name: &str, bytes: &[u8]) -> bool {
     use super::fmoe::table::{is_of_moe, is_untuned};
     let file = name.rsplit('/').next().unwrap_or(name);
     let other = ["fhmoe", "grouped", "untuned"]
         .iter()
         .any(|part| file.contains(part));
-    // A header that is torn lacks the columns that would tell.
+    // A torn header lacks the columns that would tell.
     let named = file.contains("tuned_fmoe");
     !other && (named || is_of_moe(bytes) && !is_untuned(bytes))
 }
@@ -199,7 +199,7 @@ fn check_table(table: &Table, sink: &mut Sink<'_>) {
     csv_columns::check(table, sink);
     for fault in &table.faults {
         match fault {
-            // The row rules speak about times and error ratios themselves.
+            // The row rules report times and error ratios themselves.
             Fault::BadNumber {
                 column: "us" | "errRatio",
                 ..
@@ -227,8 +227,8 @@ fn check_table(table: &Table, sink: &mut Sink<'_>) {
     csv_series::check(table, sink);
 }
 
-/// What is wrong with `row` of `table` that no runtime should be given: what `merge` asks before a row may win, the rules
-/// about it are the same. The error limit is not judged here, because a merge has its own.
+/// Why `row` of `table` should not be given to any runtime: `merge` checks this before a row may win, with the same
+/// rules. The error limit is not checked here, because a merge has its own.
 pub(in crate::table) fn judge(
     table: &Table,
     row: &Row,
@@ -243,7 +243,7 @@ pub(in crate::table) fn judge(
     for rule in csv_rows::RULES {
         rule(table, row, &mut sink);
     }
-    // Of a whole table the reader's own faults say it.
+    // For a whole table the parser's own faults cover this.
     for column in ["kernelId", "splitK", "tflops", "bw"] {
         if let Some(text) = row.extra(column).filter(|text| !is_unset(text)) {
             sink.add(
@@ -271,10 +271,10 @@ fn revisions(given: Option<&Revision>) -> &[Revision] {
     given.map_or(&Revision::TODAY, std::slice::from_ref)
 }
 
-/// Where the rules put their findings about one file.
+/// Collects the findings about one file.
 struct Sink<'a> {
     file: &'a str,
-    /// The revisions of aiter that a row has to do for.
+    /// The revisions of aiter for which a row must be valid.
     revisions: &'a [Revision],
     findings: &'a mut Vec<Finding>,
 }
@@ -284,7 +284,7 @@ impl Sink<'_> {
         self.findings.push(rule.finding(self.file, line, message));
     }
 
-    /// The same with another severity than the rule's own.
+    /// The same with a severity other than the rule's own.
     fn add_as(
         &mut self,
         rule: &'static Rule,

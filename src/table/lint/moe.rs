@@ -1,4 +1,4 @@
-//! Rules about SGLang's fused-MoE tables: the content of one, a pair of them, and the folders they lie in.
+//! Rules about SGLang's fused-MoE tables: the contents of one, a pair of them, and the folders they are in.
 
 use std::collections::{BTreeMap, BTreeSet};
 
@@ -15,13 +15,13 @@ use super::json_name::{self, is_of_vllm};
 use super::rules;
 use super::{Finding, Severity, Sink};
 
-/// A decode runs fewer tokens than this; a table whose first key is larger has no row for it.
+/// A decode step has fewer tokens than this; a table whose first key is larger has no row for it.
 const FIRST_AT_MOST: i64 = 16;
-/// SGLang's smallest default of `--chunked-prefill-size` (`server_args.py`, GPUs below 35 GB): a table that ends below it serves
-/// every full prefill with its last row.
+/// SGLang's smallest default of `--chunked-prefill-size` (`server_args.py`, GPUs below 35 GB): a table whose last key
+/// is below it serves every full prefill with its last row.
 const LAST_AT_LEAST: i64 = 2048;
 
-/// A table that was read, for the rules about several.
+/// A table that was parsed, for the rules about several tables.
 pub(super) struct MoeFile {
     path: Utf8PathBuf,
     name: TableName,
@@ -29,7 +29,7 @@ pub(super) struct MoeFile {
     release: Option<Release>,
 }
 
-/// Whether a file name begins as a fused-MoE table's.
+/// Whether a file name begins like a fused-MoE table's.
 pub(super) fn is_name(file: &str) -> bool {
     let named =
         |key: &str| file.contains(&format!(",{key}=")) || file.contains(&format!(", {key}="));
@@ -58,7 +58,7 @@ pub(super) fn check(
     }
     let vllm = is_of_vllm(path);
     for entry in &config.entries {
-        // vLLM writes the version it tuned with into the file and takes it out again.
+        // vLLM writes the Triton version it tuned with into the file and removes it again on reading.
         if vllm && entry.key == "triton_version" {
             continue;
         }
@@ -103,7 +103,7 @@ fn name(path: &str, sink: &mut Sink<'_>) -> Option<TableName> {
     Some(name)
 }
 
-/// Tables lie in a folder per Triton version, those of vLLM do not.
+/// SGLang's tables are in a folder for each Triton version, vLLM's are not.
 fn folder(path: &str, sink: &mut Sink<'_>) {
     let mut above = path.rsplit('/').skip(1);
     if above.next() == Some("configs") && !is_of_vllm(path) {
@@ -204,7 +204,7 @@ fn params(entry: &Entry, name: Option<&TableName>, release: Option<Release>, sin
     {
         sink.add_as(
             &rules::UP_ROW_TMA,
-            // Where nobody says the release, a newer one may be meant.
+            // If no release is given, a newer one may be meant.
             if release.is_some() {
                 Severity::Error
             } else {
@@ -219,7 +219,7 @@ fn params(entry: &Entry, name: Option<&TableName>, release: Option<Release>, sin
     }
 }
 
-/// What is wrong with a row that no runtime should be given, whatever folder its table lies in.
+/// Why a row should not be given to any runtime, whatever the folder of its table.
 pub(in crate::table) fn judge_row(
     name: &TableName,
     entry: &Entry,
@@ -266,7 +266,7 @@ fn triton_of(folder: &Utf8Path) -> Option<String> {
     folders::triton_of_folder(folder.file_name()?)
 }
 
-/// The `configs` folder of a table, or its own folder where that is not one of a Triton version.
+/// The `configs` folder of a table, or its own folder if that is not one of a Triton version.
 fn root(path: &Utf8Path) -> Utf8PathBuf {
     let folder = path.parent().unwrap_or(path);
     match folder.parent() {
@@ -298,7 +298,7 @@ struct Group<'a> {
 }
 
 impl Group<'_> {
-    /// Each up table beside the down table that the runtime reads with it, for every Triton version that has a folder.
+    /// Each up table with the down table that the runtime reads with it, for every Triton version that has a folder.
     fn pairs(&self, findings: &mut Vec<Finding>) {
         let names: BTreeSet<TableName> = self
             .by_path
@@ -390,7 +390,7 @@ impl Group<'_> {
         findings.push(rules::DOWN_OF_OTHER_TRITON.finding(place.as_str(), None, mixed));
     }
 
-    /// Folders that the release opens never, or only where another Triton runs than it requires.
+    /// Folders that the release never opens, or only with a Triton version other than the one it requires.
     fn folders(&self, root: &Utf8Path, findings: &mut Vec<Finding>) {
         let listed = match self.release.map(Release::fallback) {
             Some(Fallback::Listed(listed)) => Some(listed),
@@ -434,7 +434,7 @@ struct Differ {
 }
 
 fn differing_block_m(up: &Config, down: &Config) -> Option<Differ> {
-    // The chosen rows change at the keys and halfway between neighbours only.
+    // The selected rows change only at the keys and halfway between neighbours.
     let mut sizes: BTreeSet<u32> = BTreeSet::new();
     for config in [up, down] {
         let mut keys: Vec<u32> = config

@@ -1,6 +1,6 @@
-//! The rules: what each is called, why it matters, what to do, and an example that it fires on.
+//! The rules: id, why it matters, what to do, and an example that triggers it.
 //!
-//! `docs/lint.md` is this list; a test holds the two together, and another lints every example.
+//! `docs/lint.md` is this list; a test compares the two, and another lints every example.
 
 use std::fmt::Write as _;
 
@@ -21,26 +21,26 @@ pub use moe::*;
 /// A rule. The functions that apply it are in the sibling modules.
 #[derive(Debug, PartialEq, Eq)]
 pub struct Rule {
-    /// What findings call it.
+    /// Its id in findings.
     pub id: &'static str,
     /// How much its findings matter.
     pub severity: Severity,
-    /// What it says about a place, as a headline.
+    /// A headline for the finding.
     pub title: &'static str,
     pub why: &'static str,
     /// What to do about it.
     pub fix: &'static str,
-    /// A file it fires on.
+    /// A file that triggers it.
     pub example: Example,
 }
 
-/// A small file that a rule fires on.
+/// A small file that triggers a rule.
 #[derive(Debug, PartialEq, Eq)]
 pub struct Example {
-    /// The file's name, which some rules judge.
+    /// The file's name, which some rules check.
     pub file: &'static str,
     pub text: &'static str,
-    /// Where such a file was found; empty if the example is made up after a shipped row.
+    /// Where such a file was found; empty if the example is modelled on a shipped row.
     pub found: &'static str,
 }
 
@@ -64,7 +64,7 @@ impl Rule {
     }
 }
 
-/// The rules as the reference page shows them.
+/// The rules as the text of the reference page.
 pub fn reference() -> String {
     let mut page = String::from(
         "# Rules of `gemmtune lint`\n\n\

@@ -13,7 +13,7 @@ fn check(name: &str, text: &str) -> Report {
     report
 }
 
-/// What only shows from several fused-MoE tables.
+/// What only several fused-MoE tables together show.
 fn together(report: &mut Report, files: &[(&str, &str)], release: Option<&str>) {
     let release = release.map(|release| release.parse().unwrap());
     let files: Vec<_> = files
@@ -68,7 +68,7 @@ fn every_rule_fires_on_its_example() {
             rule.id,
             report.findings
         );
-        // A doubled header or the deliberately odd file may break more; everything else is one thing.
+        // A doubled header or the deliberately odd file may break more rules; everything else breaks one.
         let others: BTreeSet<_> = report
             .findings
             .iter()
@@ -144,7 +144,7 @@ fn a_key_that_no_gpu_has_is_told_from_one_that_is_only_unknown() {
     assert_eq!(rule("gfx950", "304"), Some("row-unreachable"));
     assert_eq!(rule("gfx950", "256"), None);
     assert_eq!(rule("gfx908", "120"), Some("row-unreachable"));
-    // CK has no code there, which only an aiter after #5586 finds out too late.
+    // CK has no code there, which only an aiter after #5586 notices too late.
     assert_eq!(rule("gfx1201", "32"), Some("libtype-by-revision"));
 }
 
@@ -178,7 +178,7 @@ fn a_zero_that_stands_for_not_recorded_is_told_once_and_is_no_contradiction() {
 
 #[test]
 fn a_row_is_compared_with_the_row_the_look_up_would_take_without_it() {
-    // Without M=40 the row of M=48 serves it, which is no faster; the one of M=64 would not be asked.
+    // Without M=40 the row of M=48 serves it, which is no faster; the one of M=64 would not be looked up.
     let report = rows(&[
         (40, "7.0", "", "", 0),
         (48, "7.0", "", "", 1),
@@ -407,7 +407,7 @@ fn how_bad_an_up_and_a_down_row_of_different_block_size_m_are_depends_on_the_rel
     assert_eq!(found(Some("0.5.13.post1"), &other), rule(Severity::Warning));
     assert_eq!(found(None, &other), rule(Severity::Error));
     assert_eq!(found(None, MOE_TEXT), []);
-    // The same keys agree, and between them the nearest ones of the two tables do not.
+    // Equal keys agree, but between them the nearest keys of the two tables do not.
     let gap = "{\"1\": {\"BLOCK_SIZE_M\": 64}, \"4096\": {\"BLOCK_SIZE_M\": 64}, \"100\": {\"BLOCK_SIZE_M\": 128}}";
     assert_eq!(found(None, gap).len(), 1);
 }

@@ -11,10 +11,10 @@ use super::moe::{self, MoeFile};
 use super::{Report, Skipped};
 use crate::store::file;
 
-/// Larger files are refused: no table comes near it, and a file is held in memory whole.
+/// Larger files are refused: no table comes close, and a file is read into memory as a whole.
 const LARGEST: u64 = 1 << 30;
 
-/// A path that cannot be checked.
+/// Why a path cannot be checked.
 #[derive(Debug, thiserror::Error)]
 pub enum LintError {
     /// The path, or a file below it, cannot be read.
@@ -24,26 +24,26 @@ pub enum LintError {
         #[source]
         source: io::Error,
     },
-    /// A file beyond any table's size.
+    /// A file larger than any table.
     #[error("check `{path}`: {bytes} bytes are no table")]
     TooLarge { path: Utf8PathBuf, bytes: u64 },
-    /// A file that was named and is neither CSV nor JSON.
+    /// A file that was named but is neither CSV nor JSON.
     #[error("check `{path}`: neither a .csv nor a .json file")]
     UnknownKind { path: Utf8PathBuf },
 }
 
-/// The revision of aiter that is to run a table, where that is known.
+/// The revision of aiter that will run a table, if it is known.
 pub type RevisionOf<'a> = &'a dyn Fn(&Utf8Path) -> Option<Revision>;
 
-/// The release of SGLang that is to read a table, where that is known.
+/// The release of SGLang that will read a table, if it is known.
 pub type ReleaseOf<'a> = &'a dyn Fn(&Utf8Path) -> Option<Release>;
 
 /// Checks files, and every table in and below folders, in the order of their names.
 ///
-/// A file that is named is always checked. In folders only what looks like a table is: CSV files with
-/// M, N and K in the header or `tuned` in the name, and JSON files named or filled like SGLang's.
+/// A file that is named is always checked. In folders only files that look like a table are: CSV files with M, N and
+/// K in the header or `tuned` in the name, and JSON files with a name or contents like SGLang's.
 ///
-/// The path `-` is `input`, an aiter table: SGLang's configurations say in their names what they are for.
+/// The path `-` is `input`, an aiter table, because SGLang's configurations need their names.
 pub fn lint_paths(
     paths: &[Utf8PathBuf],
     mut input: impl io::Read,
@@ -110,7 +110,7 @@ fn collect(folder: &Utf8Path, files: &mut Vec<Utf8PathBuf>) -> Result<(), LintEr
         let entry = entry.map_err(read)?;
         let kind = entry.file_type().map_err(read)?;
         let hidden = entry.file_name().starts_with('.');
-        // Links to folders are not followed, so that a loop of them ends.
+        // Links to folders are not followed, so that a cycle of them ends.
         if kind.is_dir() && !hidden {
             collect(entry.path(), files)?;
         } else if !kind.is_dir() && matches!(extension(entry.path()).as_str(), "csv" | "json") {
@@ -120,7 +120,7 @@ fn collect(folder: &Utf8Path, files: &mut Vec<Utf8PathBuf>) -> Result<(), LintEr
     Ok(())
 }
 
-/// The extension in lower case: `.JSON` is a name the runtime never reads, which has to be said.
+/// The extension in lower case: the runtime never reads `.JSON`, which must be reported.
 fn extension(path: &Utf8Path) -> String {
     path.extension().unwrap_or("").to_ascii_lowercase()
 }
@@ -200,7 +200,7 @@ fn looks_like_config(path: &Utf8Path, bytes: &[u8]) -> bool {
     }
     let first = name.split(['=', ',', '.']).next().unwrap_or("");
     if name.contains('=') {
-        // Other kernels' files name other things first: `world=`, `provider=`, `lora_shrink,`.
+        // Other kernels' files start with other names: `world=`, `provider=`, `lora_shrink,`.
         if moe::is_name(name) {
             return true;
         }

@@ -1,4 +1,4 @@
-//! Which rows may win, and what cannot be decided: the rules of `lint`, asked about one row.
+//! Which rows may win, and what cannot be decided: the rules of `lint`, applied to one row.
 
 use super::super::aiter::{Table, Text};
 use super::super::lint::{self, rules};
@@ -6,7 +6,7 @@ use super::super::revision::{self, Revision};
 use super::{Candidate, Key, MergeError, Policy};
 use crate::problem::Op;
 
-/// What a row is kept in spite of where no better one is there: it runs, but is not what it claims to be.
+/// Rules despite which a row is kept if there is no better one: it runs, but is not what it claims to be.
 const DOUBTS: [&rules::Rule; 5] = [
     &rules::KERNEL_CONTRADICTS_ID,
     &rules::TFLOPS_CONTRADICTS_US,
@@ -15,7 +15,7 @@ const DOUBTS: [&rules::Rule; 5] = [
     &rules::ROW_UNREACHABLE,
 ];
 
-/// The columns of the result that no revision has and nobody has said anything about.
+/// The columns of the result that no revision has and that the policy does not mention.
 pub(super) fn unknown(op: Op, columns: &[Text], policy: &Policy) -> Vec<Text> {
     let known = revision::tuned_columns(op, Revision::N);
     columns
@@ -30,7 +30,7 @@ pub(super) fn unknown(op: Op, columns: &[Text], policy: &Policy) -> Vec<Text> {
         .collect()
 }
 
-/// Rows of one key that differ in an unknown column may be of two keys: neither may take the other's place.
+/// Rows with one key that differ in an unknown column may have two different keys, so neither may replace the other.
 pub(super) fn refuse_unknown(
     key: &Key,
     candidates: &[Candidate<'_>],
@@ -57,10 +57,10 @@ pub(super) fn refuse_unknown(
     Ok(())
 }
 
-/// Asks the rules of `lint` about a row: what makes it unusable, and what makes it doubtful.
+/// Applies the rules of `lint` to a row: what makes it unusable, and what makes it doubtful.
 pub(super) fn judge(candidate: &mut Candidate<'_>, table: &Table, policy: &Policy) {
     let row = &candidate.row;
-    // The merge has a limit of its own.
+    // The merge has its own limit.
     candidate.invalid = match row.err_ratio {
         Some(ratio) if !(0.0..=policy.err_ratio_limit).contains(&ratio) => Some(format!(
             "errRatio {ratio} is not within {}",

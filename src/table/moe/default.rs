@@ -1,4 +1,4 @@
-//! What the kernel runs with where no table serves it (`get_default_config`).
+//! The kernel's parameters if no table serves it (`get_default_config`).
 
 use serde_json::{Map, Value};
 
@@ -24,7 +24,7 @@ pub fn default_config(
 ) -> Map<String, Value> {
     let is_hip = device_name.starts_with("AMD");
     let few = m <= layer.experts;
-    // BLOCK_SIZE_M, N, K, GROUP_SIZE_M, then warps and stages, which are left to Triton for other dtypes than FP8.
+    // BLOCK_SIZE_M, N, K, GROUP_SIZE_M, then warps and stages, which are left to Triton for dtypes other than FP8.
     let (sizes, launch) = match (layer.dtype, layer.block_shape) {
         (Some("fp8_w8a8"), Some((n, k))) => ([64, n, k, 32], Some((4, if is_hip { 2 } else { 3 }))),
         (Some("fp8_w8a8"), None) => {
@@ -58,8 +58,8 @@ pub fn default_config(
     config
 }
 
-/// Whether a block of the device can have less than 128 KiB of shared memory: compute capability 8.6, 8.9 and 12.x, which have 99 KiB
-/// (CUDA C++ Programming Guide, technical specifications per compute capability).
+/// Whether a block of the device has less than 128 KiB of shared memory: compute capability 8.6, 8.9 and 12.x, which
+/// have 99 KiB (CUDA C++ Programming Guide, technical specifications per compute capability).
 fn has_small_shared_memory(device_name: &str) -> bool {
     let name = device_name.replace(' ', "_");
     let exact = [
@@ -94,7 +94,7 @@ mod tests {
         config.values().filter_map(Value::as_i64).collect()
     }
 
-    // The numbers were given by `get_default_config` of the wheels 0.5.6, 0.5.13.post1 and 0.5.23, run with stand-ins.
+    // The numbers are results of `get_default_config` of the wheels 0.5.6, 0.5.13.post1 and 0.5.23, run with stubs.
     #[test]
     fn the_default_is_what_the_wheels_give() {
         let fp8 = Some("fp8_w8a8");

@@ -1,4 +1,5 @@
-//! Where fused-MoE tables lie: a `configs` folder with one folder per Triton version, and the order in which a server looks there.
+//! Where fused-MoE tables are: a `configs` folder with one folder for each Triton version, and the order in which a
+//! server searches it.
 
 use std::collections::BTreeSet;
 use std::io;
@@ -10,7 +11,7 @@ use super::release::{Fallback, NEW_FOLDER, OLD_FOLDER, Release};
 use crate::store::file::entries;
 use crate::table::sglang_json::python_int;
 
-/// The tables below one `configs` folder, or a handful of them without folders per version.
+/// The tables below one `configs` folder, or a number of them without folders for versions.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Tables {
     /// The `configs` folder, or the folder of the tables themselves.
@@ -20,7 +21,7 @@ pub struct Tables {
 
 #[derive(Clone, Debug, PartialEq, Eq)]
 struct Folder {
-    /// `3.6.0` of `triton_3_6_0`; `None` for tables that lie in no such folder.
+    /// `3.6.0` for `triton_3_6_0`; `None` for tables that are in no such folder.
     triton: Option<String>,
     path: Utf8PathBuf,
     files: BTreeSet<String>,
@@ -29,19 +30,19 @@ struct Folder {
 /// Where a server finds a table.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub enum Found {
-    /// In the folder of the Triton version that runs.
+    /// In the folder of the running Triton version.
     Exact(Utf8PathBuf),
     /// In another version's folder.
     OtherTriton {
         path: Utf8PathBuf,
-        /// The version whose folder it is.
+        /// The version that the folder is for.
         triton: String,
     },
     Nowhere,
 }
 
 impl Found {
-    /// The file.
+    /// The file, if one was found.
     pub fn path(&self) -> Option<&Utf8Path> {
         match self {
             Self::Exact(path) | Self::OtherTriton { path, .. } => Some(path),
@@ -70,7 +71,7 @@ pub fn folder_of_triton(version: &str) -> String {
     format!("triton_{}", version.replace('.', "_"))
 }
 
-/// The numbers of a version, where the runtime can read it as such.
+/// The numbers of a version, if the runtime can parse it.
 pub fn version_key(version: &str) -> Option<Vec<i64>> {
     version.split('.').map(python_int).collect()
 }
@@ -92,8 +93,8 @@ impl Tables {
         }
     }
 
-    /// The tables at `path`: an `sglang` package or what holds one, what `SGLANG_MOE_CONFIG_DIR` names, a `configs` folder, one of
-    /// its `triton_X_Y_Z`, a folder of tables, or one table. `None` where there are none.
+    /// The tables at `path`: an `sglang` package or a folder that contains one, the value of `SGLANG_MOE_CONFIG_DIR`,
+    /// a `configs` folder, one of its `triton_X_Y_Z`, a folder of tables, or one table. `None` if there are none.
     pub fn open(path: &Utf8Path) -> io::Result<Option<Self>> {
         if !path.is_dir() {
             let file = path.file_name().unwrap_or_default();
@@ -146,12 +147,12 @@ impl Tables {
         }))
     }
 
-    /// Whether the tables lie in folders per Triton version, so that the version decides which is read.
+    /// Whether the tables are in folders for Triton versions, so that the version determines which is read.
     pub fn by_triton(&self) -> bool {
         self.folders.iter().any(|folder| folder.triton.is_some())
     }
 
-    /// The Triton versions there are folders of, oldest first.
+    /// The Triton versions that have a folder, oldest first.
     pub fn tritons(&self) -> Vec<&str> {
         let mut all: Vec<&str> = self
             .folders

@@ -1,7 +1,9 @@
-//! Several tables of one fused MoE as one: for each M the first valid row, with the down projection's row of the same table.
+//! Merges several tables of one fused MoE into one: for each M the first valid row, with the down projection's row of
+//! the same table.
 //!
-//! Such tables hold no times, so the order in which they are given decides. The down row goes with its up row, because both have to have
-//! one BLOCK_SIZE_M: where a table's down row has another, or there is none, the up row stands in both tables.
+//! Such tables have no times, so the order in which they are given decides. The down row accompanies its up row,
+//! because both must have the same BLOCK_SIZE_M: if a table's down row has another, or there is none, the up row is
+//! used in both tables.
 
 use std::collections::BTreeMap;
 
@@ -11,32 +13,32 @@ use crate::table::lint::judge_moe_row;
 use crate::table::nearest;
 use crate::table::sglang_json::{Config, Entry, Params};
 
-/// A table of the up projection, and that of the down projection beside it.
+/// A table of the up projection, and the down projection's that belongs to it.
 #[derive(Clone, Debug)]
 pub struct Input {
     pub path: String,
-    /// What its name says.
+    /// Its parsed name.
     pub name: TableName,
     pub up: Config,
-    /// The rows of the down projection, where there is a table of them.
+    /// The rows of the down projection, if it has a table.
     pub down: Option<Config>,
 }
 
-/// What became of a row.
+/// What was done with a row.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Outcome {
     /// It is in the result.
     Kept,
-    /// A table that was given earlier has a valid row for the M.
+    /// An earlier table has a valid row for this M.
     Later,
-    /// The same row is in the result already.
+    /// An equal row is in the result already.
     Copy,
     /// The runtime could not use it, or it computes wrong numbers.
     Invalid,
 }
 
 impl Outcome {
-    /// The outcome in the record of a merge.
+    /// Its name in the provenance of a merge.
     pub fn name(self) -> &'static str {
         match self {
             Self::Kept => "kept",
@@ -47,33 +49,33 @@ impl Outcome {
     }
 }
 
-/// One row's fate.
+/// An input row and what was done with it.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Provenance {
-    /// The file it stands in.
+    /// The file that has it.
     pub table: String,
     pub key: String,
     pub line: u64,
-    /// What became of it.
+    /// What was done with it.
     pub outcome: Outcome,
     pub reason: String,
 }
 
-/// The result.
+/// The merged tables, and what was done with each row.
 #[derive(Clone, Debug)]
 pub struct Merged {
     /// The up projection's table.
     pub up: Config,
-    /// The down projection's; there is one where any input has one.
+    /// The down projection's table; present if any input has one.
     pub down: Option<Config>,
     /// Every row of every input.
     pub provenance: Vec<Provenance>,
-    /// M whose down row is a copy of the up row although its table has another one, with why.
+    /// M whose down row is a copy of the up row although its table has another one, with the reason.
     pub uncoupled: Vec<String>,
 }
 
 impl Merged {
-    /// Rows with an outcome.
+    /// Number of rows with an outcome.
     pub fn count(&self, outcome: Outcome) -> usize {
         self.provenance
             .iter()
@@ -82,17 +84,17 @@ impl Merged {
     }
 }
 
-/// The tables are not of one problem.
+/// The tables are not for the same problem.
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
 #[error("`{first}` and `{second}` are tables of different problems, devices or kinds")]
 pub struct DifferentTables {
     /// The first table's name.
     pub first: String,
-    /// The one that differs.
+    /// Name of the one that differs.
     pub second: String,
 }
 
-/// Merges tables of one name; a row has to be valid for `release`, or for every one.
+/// Merges tables with one name; a row must be valid for `release`, or for every one.
 pub fn merge(inputs: &[Input], release: Option<Release>) -> Result<Merged, DifferentTables> {
     let mut rows: BTreeMap<u32, (&Input, &Entry)> = BTreeMap::new();
     let mut provenance = Vec::new();
@@ -105,7 +107,7 @@ pub fn merge(inputs: &[Input], release: Option<Release>) -> Result<Merged, Diffe
         }
         for entry in &input.up.entries {
             let wrong = judge_moe_row(&input.name, entry, release);
-            // Of a key that stands twice the runtime takes the last.
+            // Of a duplicate key the runtime uses the last.
             let doubled = input
                 .up
                 .entries
@@ -176,7 +178,7 @@ pub fn merge(inputs: &[Input], release: Option<Release>) -> Result<Merged, Diffe
     })
 }
 
-/// The row that the input's own down table gives for `m`, if it can stand beside the up row.
+/// The row of the input's own down table for `m`, if it can be used with the up row.
 fn down_row<'a>(
     input: &Input,
     table: &'a Config,

@@ -22,7 +22,7 @@ pub struct TableName {
     pub down: bool,
 }
 
-/// A file name that is not of the form the runtime builds.
+/// A file name that does not have the form that the runtime builds.
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
 #[error(
     "read `{0}` as the name of a fused-MoE table, `E=<int>,N=<int>,device_name=<name>[,dtype=<dtype>][,block_shape=[<int>, <int>]][,per_channel_quant=True][_down].json`"
@@ -39,12 +39,13 @@ impl TableName {
         }
     }
 
-    /// The name vLLM looks for: without the blank in the block shape. vLLM has neither `_down` nor `per_channel_quant`.
+    /// The name vLLM looks for: without the blank in the block shape. vLLM has neither `_down` nor
+    /// `per_channel_quant`.
     pub fn of_vllm(&self) -> String {
         self.to_string().replace(", ", ",")
     }
 
-    /// Whether some FP8, INT8 or INT4 layer makes the runtime ask for a name of this kind.
+    /// Whether some FP8, INT8 or INT4 layer makes the runtime look for such a name.
     pub fn is_asked_for(&self) -> bool {
         let (block, channel) = (self.block_shape.is_some(), self.per_channel);
         let sizes = self.experts > 0 && self.n > 0;
@@ -78,8 +79,8 @@ impl fmt::Display for TableName {
 impl FromStr for TableName {
     type Err = BadTableName;
 
-    /// Reads a name liberally (blanks after commas or not); whether the runtime would ever open it is whether `to_string` gives
-    /// the same text back.
+    /// Parses a name liberally (with or without blanks after commas); the runtime would only open it if `to_string`
+    /// gives the same text.
     fn from_str(text: &str) -> Result<Self, Self::Err> {
         parse(text).ok_or_else(|| BadTableName(text.to_owned()))
     }
@@ -95,7 +96,7 @@ fn parse(text: &str) -> Option<TableName> {
     let (experts, rest) = stem.strip_prefix("E=")?.split_once(',')?;
     let (n, rest) = rest.trim_start().strip_prefix("N=")?.split_once(',')?;
     let rest = rest.trim_start().strip_prefix("device_name=")?;
-    // A device name may hold commas; the next selector is what ends it.
+    // A device name may contain commas; the next selector ends it.
     let end = ["dtype=", "block_shape=", "per_channel_quant="]
         .iter()
         .flat_map(|selector| [format!(",{selector}"), format!(", {selector}")])

@@ -1,7 +1,8 @@
-//! Fused-MoE problems, and how the shapes file holds them beside plain GEMMs.
+//! Fused-MoE problems, and how the shapes file represents them beside plain GEMMs.
 //!
-//! A line of the operation [`OP`] has M tokens, N columns between the GEMMs and K hidden columns, and after the columns of a GEMM
-//! `E,topk,scales`. What a source does not say is an empty cell: a log line of SGLang names E and N only.
+//! A line of the operation [`OP`] has M tokens, N columns between the GEMMs and K hidden columns, and after the
+//! columns of a GEMM `E,topk,scales`. What the source does not tell is an empty cell: a log line of SGLang has only E
+//! and N.
 
 use std::collections::BTreeMap;
 use std::fmt;
@@ -16,10 +17,10 @@ use crate::table::shapes::ShapesError;
 /// The operation in a shapes file: SGLang's Triton kernel for fused MoE.
 pub const OP: &str = "fused_moe_triton";
 
-/// The same, where aiter's fused MoE runs.
+/// The same operation in aiter's fused MoE.
 pub const AITER_OP: &str = "fused_moe_aiter";
 
-/// How the weights of the experts are scaled, as far as it decides which table is read.
+/// How the weights of the experts are scaled, as far as it determines which table is read.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, PartialOrd, Ord, Hash)]
 pub enum Scales {
     /// One scale for a tensor, or none.
@@ -80,17 +81,17 @@ pub struct MoeProblem {
     /// Columns between the GEMMs on this rank.
     #[serde(rename = "N")]
     pub n: u32,
-    /// Hidden columns, where the source says them.
+    /// Hidden size, if the source has it.
     #[serde(rename = "K")]
     pub hidden: Option<u32>,
-    /// Experts of a token, a fused shared expert included, where the source says them.
+    /// Experts for each token, a fused shared expert included, if the source has it.
     pub topk: Option<u32>,
-    /// dtype in the runtime's word (`fp8_w8a8`); empty for weights that are not quantised.
+    /// dtype in the runtime's spelling (`fp8_w8a8`); empty for weights that are not quantised.
     pub dtype: String,
     /// Scales of the weights.
     pub scales: Scales,
-    /// Experts of all ranks, where a call is given a mask of those that this one holds: what aiter looks up depends on it. Nothing where
-    /// a rank holds all, and where the operation is not told.
+    /// Experts of all ranks, if a call is given a mask of those that this rank has, because aiter's look-up depends
+    /// on it. `None` if a rank has all, or if the operation is given no mask.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub experts_of_all: Option<u32>,
 }
@@ -112,7 +113,7 @@ impl MoeProblem {
         }
     }
 
-    /// Its sizes, in words.
+    /// A description of its sizes.
     pub fn sizes(&self) -> String {
         let mut text = format!("E={} N={}", self.experts, self.n);
         let more = [("K", self.hidden), ("topk", self.topk)];
@@ -151,21 +152,22 @@ impl fmt::Display for MoeProblem {
     }
 }
 
-/// A problem at one M, with how often it was seen.
+/// A problem at one M, with the number of its calls.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct CountedProblem {
     pub problem: MoeProblem,
-    /// Tokens of the forward, where the source says them.
+    /// Tokens of the forward, if the source has them.
     pub m: Option<u32>,
     pub records: u64,
 }
 
-/// Whether a cell of a shapes file names a fused MoE, which is no plain GEMM.
+/// Whether a cell of a shapes file names a fused MoE, which is not a plain GEMM.
 pub fn is_op(cell: &str) -> bool {
     cell == OP || cell == AITER_OP
 }
 
-/// The fused-MoE lines of a shapes file; lines of plain GEMMs are passed over. Equal problems are added up; the result is sorted.
+/// The fused-MoE lines of a shapes file; lines of plain GEMMs are skipped. Equal problems are added up; the result is
+/// sorted.
 pub fn read(bytes: &[u8]) -> Result<Vec<CountedProblem>, ShapesError> {
     let bytes = bytes.strip_prefix(b"\xef\xbb\xbf").unwrap_or(bytes);
     let mut reader = csv::ReaderBuilder::new()
@@ -246,13 +248,13 @@ pub fn read(bytes: &[u8]) -> Result<Vec<CountedProblem>, ShapesError> {
         .collect())
 }
 
-/// A shapes file of GEMMs with the lines of `problems` and the columns they need; a GEMM's line ends before those.
+/// A shapes file of GEMMs with the lines of `problems` and the columns they need, which come after those of a GEMM.
 pub fn with_problems(gemms: &str, op: &str, problems: &[CountedProblem]) -> String {
     let (header, rows) = gemms.split_once('\n').unwrap_or((gemms, ""));
     if problems.is_empty() {
         return gemms.to_owned();
     }
-    // What a GEMM has beyond `records`: how its look-ups ended.
+    // Columns of a GEMM after `records`: how its look-ups ended.
     let blank = ",".repeat(header.matches(',').count().saturating_sub(5));
     let lines = lines(op, problems, &blank).concat();
     format!("{header},E,topk,scales\n{rows}{lines}")

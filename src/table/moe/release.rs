@@ -9,7 +9,7 @@ use serde::Serialize;
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
 pub struct Release(pub u32, pub u32, pub u32);
 
-/// The text names no release.
+/// The text does not name a release.
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
 #[error("read `{0}` as a version of SGLang, such as 0.5.23 or 0.5.12.post1")]
 pub struct BadRelease(pub String);
@@ -43,16 +43,16 @@ impl Serialize for Release {
     }
 }
 
-/// Where a release looks when the folder of the running Triton version does not have a table.
+/// Where a release looks if the folder of the running Triton version does not have a table.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Fallback {
-    /// In the folders of these versions, in this order, whatever else lies on disk: up to 0.5.11.
+    /// In the folders of these versions, in this order, whatever else is on disk: up to 0.5.11.
     Listed(&'static [&'static str]),
     /// In every folder on disk, newest version first: from 0.5.12 on.
     EveryFolder,
 }
 
-/// What an up and a down row with different `BLOCK_SIZE_M` lead to; both GEMMs share one sort of the tokens.
+/// The effect of an up and a down row with different `BLOCK_SIZE_M`; both GEMMs share one sort of the tokens.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Mismatch {
     /// An `AssertionError` at the first call: up to 0.5.12.
@@ -76,7 +76,7 @@ impl Release {
         }
     }
 
-    /// Where other Triton versions' tables are looked for.
+    /// Where tables of other Triton versions are looked for.
     pub fn fallback(self) -> Fallback {
         if self < Self(0, 5, 12) {
             Fallback::Listed(LISTED)
@@ -85,7 +85,7 @@ impl Release {
         }
     }
 
-    /// What rows with different `BLOCK_SIZE_M` lead to.
+    /// The effect of rows with different `BLOCK_SIZE_M`.
     pub fn mismatch(self) -> Mismatch {
         if self < Self(0, 5, 13) {
             Mismatch::Raises
@@ -94,13 +94,14 @@ impl Release {
         }
     }
 
-    /// Whether `USE_TMA` may stand in an up row. Before 0.5.18 only the down row's is taken out, and the launch raises on the name.
+    /// Whether an up row may have `USE_TMA`. Before 0.5.18 it is removed only from the down row, and the launch
+    /// raises on the name.
     pub fn takes_tma_of_up_row(self) -> bool {
         self >= Self(0, 5, 18)
     }
 
-    /// The M that rows are chosen by for a forward of `tokens`. Up to 0.5.10 the operation works in chunks of 64 Ki tokens and asks
-    /// once for all whole ones (`CHUNK_SIZE` in `fused_moe.py`).
+    /// The M by which rows are selected for a forward of `tokens`. Up to 0.5.10 the operation works in chunks of 64
+    /// Ki tokens and looks up once for all complete ones (`CHUNK_SIZE` in `fused_moe.py`).
     pub fn looked_up_m(self, tokens: u32) -> u32 {
         if self < Self(0, 5, 11) {
             tokens.min(65536)
@@ -109,7 +110,7 @@ impl Release {
         }
     }
 
-    /// Whether `per_channel_quant` is in the names that are looked for: 0.5.5 does not pass it on.
+    /// Whether names that are looked for contain `per_channel_quant`: 0.5.5 does not pass it on.
     pub fn names_channels(self) -> bool {
         self >= Self(0, 5, 6)
     }
@@ -119,8 +120,9 @@ impl Release {
         self >= Self(0, 5, 14)
     }
 
-    /// The Triton version of the PyTorch that the release requires (`Requires-Dist: torch==` of its wheels, and the Triton that
-    /// PyTorch's CUDA wheel requires). A ROCm build may have another: ask the serving interpreter.
+    /// The Triton version of the PyTorch that the release requires (`Requires-Dist: torch==` of its wheels, and the
+    /// Triton that PyTorch's CUDA wheel requires). A ROCm build may have another, which only the serving interpreter
+    /// knows.
     pub fn required_triton(self) -> Option<&'static str> {
         match self {
             Self(0, 5, 5) => Some("3.4.0"),

@@ -1,4 +1,4 @@
-//! Which rows a server runs its up and its down projection with.
+//! Which rows a server uses for its up and its down projection.
 
 use camino::{Utf8Path, Utf8PathBuf};
 use serde_json::{Map, Value};
@@ -26,7 +26,7 @@ pub enum Source {
     /// From a table.
     File {
         path: Utf8PathBuf,
-        /// The Triton version whose folder it lies in, where that is not the running one.
+        /// The Triton version whose folder it is in, if that is not the running one.
         other_triton: Option<String>,
     },
     /// There is no table of the down projection: the up projection's row serves both.
@@ -40,43 +40,43 @@ pub enum Source {
 pub struct Chosen {
     /// Where it comes from.
     pub source: Source,
-    /// The key nearest to M; of two equally near the one that stands first in the file.
+    /// The key nearest to M; of two equally near the first in the file.
     pub key: Option<i64>,
     /// 1-based line of that key.
     pub line: Option<u64>,
-    /// What the kernel is launched with.
+    /// The parameters that the kernel is launched with.
     pub config: Map<String, Value>,
 }
 
 impl Chosen {
-    /// A number of the configuration.
+    /// A numeric parameter of the configuration.
     pub fn number(&self, name: &str) -> Option<i64> {
         self.config.get(name).and_then(Value::as_i64)
     }
 }
 
-/// What serves one forward.
+/// The rows for one forward pass, and whether they work.
 #[derive(Clone, Debug, PartialEq)]
 pub struct Served {
     /// The up projection's row.
     pub up: Chosen,
     /// The down projection's row, as it is launched.
     pub down: Chosen,
-    /// `BLOCK_SIZE_M` of the down row in its file, where the up row's replaces it.
+    /// `BLOCK_SIZE_M` of the down row in its file, if the up row's replaces it.
     pub overridden: Option<i64>,
     /// The exception the runtime raises, if it does.
     pub raises: Option<String>,
-    /// Why the kernel's numbers are wrong, if they are.
+    /// Why the kernel computes wrong numbers, if it does.
     pub wrong: Option<String>,
 }
 
-/// A table cannot be read as the runtime reads it.
+/// Why a table cannot be read as the runtime reads it.
 #[derive(Debug, thiserror::Error)]
 pub enum ServeError {
     /// A file cannot be read.
     #[error("read the table")]
     Read(#[from] std::io::Error),
-    /// It holds no JSON object: Python's reader raises.
+    /// It is not a JSON object: Python's parser raises.
     #[error(transparent)]
     Config(#[from] ConfigError),
     /// The search, or loading the file, raises.
@@ -84,7 +84,7 @@ pub enum ServeError {
     Raises(String),
 }
 
-/// A table as a server process holds it; both projections' are read once.
+/// The tables as a server process has them; those of both projections are read once.
 #[derive(Clone, Debug)]
 pub struct Pair {
     name: TableName,
@@ -110,7 +110,7 @@ impl Pair {
                 return Ok(None);
             };
             let config = read(path)?;
-            // An empty table is a false value in Python: the default runs.
+            // An empty table is false in Python: the default runs.
             let source = Source::File {
                 path: path.to_owned(),
                 other_triton,
@@ -130,7 +130,7 @@ impl Pair {
         [self.up.as_ref(), self.down.as_ref()].map(|table| table.map(|(source, _)| source))
     }
 
-    /// What serves a forward of `tokens`.
+    /// The rows that serve a forward of `tokens`.
     pub fn serve(&self, tokens: u32) -> Result<Served, ServeError> {
         let m = self.release.looked_up_m(tokens);
         let up = match &self.up {
@@ -200,8 +200,9 @@ impl Pair {
     }
 }
 
-/// Whether a tile of `block_size_k` columns is not within one scale block: the kernel loads one vector of scales per step along K
-/// (`offs_ks = k_start // group_k`), so that it multiplies part of the tile by another block's scale.
+/// Whether a tile of `block_size_k` columns extends beyond one scale block: the kernel loads one vector of scales for
+/// each step along K (`offs_ks = k_start // group_k`), so that it would multiply part of the tile by another block's
+/// scale.
 pub fn beyond_scale_block(name: &TableName, block_size_k: i64) -> bool {
     name.block_shape.is_some_and(|(_, block_k)| {
         let block_k = i64::from(block_k);

@@ -3,7 +3,6 @@
 use super::super::Severity::{Error, Warning};
 use super::{Example, Rule};
 
-/// For some M no key applies.
 pub const KEYS_INCOMPLETE: Rule = Rule {
     id: "keys-incomplete",
     severity: Error,
@@ -17,7 +16,6 @@ pub const KEYS_INCOMPLETE: Rule = Rule {
     },
 };
 
-/// A key is never looked up.
 pub const KEY_NEVER_ASKED: Rule = Rule {
     id: "key-never-asked",
     severity: Warning,
@@ -31,7 +29,6 @@ pub const KEY_NEVER_ASKED: Rule = Rule {
     },
 };
 
-/// The tile along K is not the scale block.
 pub const TILE_NOT_SCALE_BLOCK: Rule = Rule {
     id: "tile-not-scale-block",
     severity: Error,

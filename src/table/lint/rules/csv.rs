@@ -4,7 +4,6 @@
 use super::super::Severity::{Error, Warning};
 use super::{Example, Rule};
 
-/// The file is not a table.
 pub const FILE_UNREADABLE: Rule = Rule {
     id: "file-unreadable",
     severity: Error,
@@ -18,7 +17,6 @@ pub const FILE_UNREADABLE: Rule = Rule {
     },
 };
 
-/// A line cannot be read as a row.
 pub const LINE_UNREADABLE: Rule = Rule {
     id: "line-unreadable",
     severity: Error,
@@ -32,7 +30,6 @@ pub const LINE_UNREADABLE: Rule = Rule {
     },
 };
 
-/// A number is missing or is not a number.
 pub const CELL_NOT_A_NUMBER: Rule = Rule {
     id: "cell-not-a-number",
     severity: Error,
@@ -46,7 +43,6 @@ pub const CELL_NOT_A_NUMBER: Rule = Rule {
     },
 };
 
-/// A required column is missing.
 pub const COLUMN_MISSING: Rule = Rule {
     id: "column-missing",
     severity: Error,
@@ -60,7 +56,6 @@ pub const COLUMN_MISSING: Rule = Rule {
     },
 };
 
-/// The table has the form of an older aiter.
 pub const COLUMN_OLDER_FORM: Rule = Rule {
     id: "column-older-form",
     severity: Warning,
@@ -74,7 +69,6 @@ pub const COLUMN_OLDER_FORM: Rule = Rule {
     },
 };
 
-/// A measured column is missing.
 pub const COLUMN_EVIDENCE: Rule = Rule {
     id: "column-evidence",
     severity: Warning,
@@ -88,7 +82,6 @@ pub const COLUMN_EVIDENCE: Rule = Rule {
     },
 };
 
-/// A column belongs to no revision.
 pub const COLUMN_UNKNOWN: Rule = Rule {
     id: "column-unknown",
     severity: Warning,
@@ -102,7 +95,6 @@ pub const COLUMN_UNKNOWN: Rule = Rule {
     },
 };
 
-/// A measured column is in another unit.
 pub const COLUMN_UNIT: Rule = Rule {
     id: "column-unit",
     severity: Warning,
@@ -116,7 +108,6 @@ pub const COLUMN_UNIT: Rule = Rule {
     },
 };
 
-/// A column name has blanks around it.
 pub const COLUMN_PADDED: Rule = Rule {
     id: "column-padded",
     severity: Error,
@@ -130,7 +121,6 @@ pub const COLUMN_PADDED: Rule = Rule {
     },
 };
 
-/// The last line has no newline.
 pub const NO_FINAL_NEWLINE: Rule = Rule {
     id: "no-final-newline",
     severity: Warning,
@@ -144,7 +134,6 @@ pub const NO_FINAL_NEWLINE: Rule = Rule {
     },
 };
 
-/// A table without rows.
 pub const TABLE_EMPTY: Rule = Rule {
     id: "table-empty",
     severity: Warning,
@@ -158,7 +147,6 @@ pub const TABLE_EMPTY: Rule = Rule {
     },
 };
 
-/// The same row, key or shape appears twice.
 pub const DUPLICATE_EQUAL: Rule = Rule {
     id: "duplicate-equal",
     severity: Warning,
@@ -172,7 +160,6 @@ pub const DUPLICATE_EQUAL: Rule = Rule {
     },
 };
 
-/// One key has two different rows.
 pub const DUPLICATE_CONFLICTING: Rule = Rule {
     id: "duplicate-conflicting",
     severity: Error,
@@ -186,7 +173,6 @@ pub const DUPLICATE_CONFLICTING: Rule = Rule {
     },
 };
 
-/// Two tables of one operation have the same key.
 pub const DUPLICATE_ACROSS_FILES: Rule = Rule {
     id: "duplicate-across-files",
     severity: Error,
@@ -200,7 +186,6 @@ pub const DUPLICATE_ACROSS_FILES: Rule = Rule {
     },
 };
 
-/// No library is named.
 pub const LIBTYPE_UNSET: Rule = Rule {
     id: "libtype-unset",
     severity: Error,
@@ -214,7 +199,6 @@ pub const LIBTYPE_UNSET: Rule = Rule {
     },
 };
 
-/// The operation has no kernels of this library.
 pub const LIBTYPE_UNSUPPORTED: Rule = Rule {
     id: "libtype-unsupported",
     severity: Error,
@@ -228,7 +212,6 @@ pub const LIBTYPE_UNSUPPORTED: Rule = Rule {
     },
 };
 
-/// Only some aiter revisions call this library.
 pub const LIBTYPE_BY_REVISION: Rule = Rule {
     id: "libtype-by-revision",
     severity: Warning,
@@ -242,7 +225,6 @@ pub const LIBTYPE_BY_REVISION: Rule = Rule {
     },
 };
 
-/// No kernel is named.
 pub const KERNEL_NAME_UNSET: Rule = Rule {
     id: "kernel-name-unset",
     severity: Error,
@@ -256,7 +238,6 @@ pub const KERNEL_NAME_UNSET: Rule = Rule {
     },
 };
 
-/// The kernel belongs to another library.
 pub const KERNEL_CONTRADICTS_LIBTYPE: Rule = Rule {
     id: "kernel-contradicts-libtype",
     severity: Error,
@@ -270,7 +251,6 @@ pub const KERNEL_CONTRADICTS_LIBTYPE: Rule = Rule {
     },
 };
 
-/// The kernel belongs to another operation.
 pub const KERNEL_OF_OTHER_OP: Rule = Rule {
     id: "kernel-of-other-op",
     severity: Error,
@@ -284,7 +264,6 @@ pub const KERNEL_OF_OTHER_OP: Rule = Rule {
     },
 };
 
-/// Id and name are different kernels.
 pub const KERNEL_CONTRADICTS_ID: Rule = Rule {
     id: "kernel-contradicts-id",
     severity: Error,
@@ -298,7 +277,6 @@ pub const KERNEL_CONTRADICTS_ID: Rule = Rule {
     },
 };
 
-/// One id has several names in a file.
 pub const KERNEL_ID_DRIFT: Rule = Rule {
     id: "kernel-id-drift",
     severity: Warning,
@@ -312,7 +290,6 @@ pub const KERNEL_ID_DRIFT: Rule = Rule {
     },
 };
 
-/// The name is spelled as before v0.1.10.
 pub const KERNEL_NAME_OLD: Rule = Rule {
     id: "kernel-name-old",
     severity: Warning,
@@ -326,7 +303,6 @@ pub const KERNEL_NAME_OLD: Rule = Rule {
     },
 };
 
-/// The split is out of range.
 pub const SPLIT_K_RANGE: Rule = Rule {
     id: "split-k-range",
     severity: Error,
@@ -340,7 +316,6 @@ pub const SPLIT_K_RANGE: Rule = Rule {
     },
 };
 
-/// The time is not a measurement.
 pub const US_INVALID: Rule = Rule {
     id: "us-invalid",
     severity: Error,
@@ -354,7 +329,6 @@ pub const US_INVALID: Rule = Rule {
     },
 };
 
-/// Too many output elements are wrong.
 pub const ERR_RATIO_HIGH: Rule = Rule {
     id: "err-ratio-high",
     severity: Error,
@@ -368,7 +342,6 @@ pub const ERR_RATIO_HIGH: Rule = Rule {
     },
 };
 
-/// Faster than the device can be.
 pub const ABOVE_ROOFLINE: Rule = Rule {
     id: "above-roofline",
     severity: Error,
@@ -382,7 +355,6 @@ pub const ABOVE_ROOFLINE: Rule = Rule {
     },
 };
 
-/// Faster than memory: timed from a cache.
 pub const ABOVE_MEMORY: Rule = Rule {
     id: "above-memory",
     severity: Warning,
@@ -396,7 +368,6 @@ pub const ABOVE_MEMORY: Rule = Rule {
     },
 };
 
-/// tflops is not 2*M*N*K / us.
 pub const TFLOPS_CONTRADICTS_US: Rule = Rule {
     id: "tflops-contradicts-us",
     severity: Error,
@@ -410,7 +381,6 @@ pub const TFLOPS_CONTRADICTS_US: Rule = Rule {
     },
 };
 
-/// bw is not bytes / us.
 pub const BW_CONTRADICTS_US: Rule = Rule {
     id: "bw-contradicts-us",
     severity: Error,
@@ -424,7 +394,6 @@ pub const BW_CONTRADICTS_US: Rule = Rule {
     },
 };
 
-/// No look-up can reach the row.
 pub const ROW_UNREACHABLE: Rule = Rule {
     id: "row-unreachable",
     severity: Error,
@@ -438,7 +407,6 @@ pub const ROW_UNREACHABLE: Rule = Rule {
     },
 };
 
-/// No known GPU has this many compute units.
 pub const CU_NUM_UNKNOWN: Rule = Rule {
     id: "cu-num-unknown",
     severity: Warning,
@@ -452,7 +420,6 @@ pub const CU_NUM_UNKNOWN: Rule = Rule {
     },
 };
 
-/// A size that no known weight has.
 pub const SIZE_UNLIKELY: Rule = Rule {
     id: "size-unlikely",
     severity: Warning,
@@ -466,7 +433,6 @@ pub const SIZE_UNLIKELY: Rule = Rule {
     },
 };
 
-/// A finer row hides a faster kernel.
 pub const SHADOWS_FASTER: Rule = Rule {
     id: "shadows-faster",
     severity: Warning,
@@ -480,7 +446,6 @@ pub const SHADOWS_FASTER: Rule = Rule {
     },
 };
 
-/// A larger M takes less time.
 pub const TIME_NOT_MONOTONE: Rule = Rule {
     id: "time-not-monotone",
     severity: Warning,
@@ -494,7 +459,6 @@ pub const TIME_NOT_MONOTONE: Rule = Rule {
     },
 };
 
-/// A tuner's input has additional columns.
 pub const UNTUNED_EXTRA_COLUMN: Rule = Rule {
     id: "untuned-extra-column",
     severity: Warning,

@@ -4,7 +4,6 @@
 use super::super::Severity::{Error, Warning};
 use super::{Example, Rule};
 
-/// A cell of the key is spelt as no look-up has it.
 pub const MOE_KEY_MISSPELT: Rule = Rule {
     id: "moe-key-misspelt",
     severity: Error,
@@ -18,7 +17,6 @@ pub const MOE_KEY_MISSPELT: Rule = Rule {
     },
 };
 
-/// No look-up asks for so many tokens.
 pub const MOE_TOKEN_UNREACHABLE: Rule = Rule {
     id: "moe-token-unreachable",
     severity: Error,
@@ -32,7 +30,6 @@ pub const MOE_TOKEN_UNREACHABLE: Rule = Rule {
     },
 };
 
-/// One key has two rows.
 pub const MOE_KEY_TWICE: Rule = Rule {
     id: "moe-key-twice",
     severity: Error,
@@ -46,7 +43,6 @@ pub const MOE_KEY_TWICE: Rule = Rule {
     },
 };
 
-/// A row of another activation stands first.
 pub const MOE_ACTIVATION_SHADOWED: Rule = Rule {
     id: "moe-activation-shadowed",
     severity: Error,
@@ -60,7 +56,6 @@ pub const MOE_ACTIVATION_SHADOWED: Rule = Rule {
     },
 };
 
-/// A cell is empty that Python turns into a number.
 pub const MOE_CELL_EMPTY: Rule = Rule {
     id: "moe-cell-empty",
     severity: Error,
@@ -74,7 +69,6 @@ pub const MOE_CELL_EMPTY: Rule = Rule {
     },
 };
 
-/// The architecture is in no row.
 pub const MOE_GFX_EMPTY: Rule = Rule {
     id: "moe-gfx-empty",
     severity: Error,
@@ -88,7 +82,6 @@ pub const MOE_GFX_EMPTY: Rule = Rule {
     },
 };
 
-/// The time is that of half the tokens.
 pub const MOE_TIME_COPIED: Rule = Rule {
     id: "moe-time-copied",
     severity: Warning,
@@ -102,7 +95,6 @@ pub const MOE_TIME_COPIED: Rule = Rule {
     },
 };
 
-/// Many elements of a stage are wrong.
 pub const MOE_ERR_RATIO_HIGH: Rule = Rule {
     id: "moe-err-ratio-high",
     severity: Warning,
@@ -116,7 +108,6 @@ pub const MOE_ERR_RATIO_HIGH: Rule = Rule {
     },
 };
 
-/// A rank of expert parallelism asks for another topk.
 pub const MOE_EP_UNREACHABLE: Rule = Rule {
     id: "moe-ep-unreachable",
     severity: Warning,
@@ -130,7 +121,6 @@ pub const MOE_EP_UNREACHABLE: Rule = Rule {
     },
 };
 
-/// The row is for where FlyDSL is absent.
 pub const MOE_FALLBACK_ROW: Rule = Rule {
     id: "moe-fallback-row",
     severity: Warning,

@@ -4,7 +4,6 @@
 use super::super::Severity::{Error, Warning};
 use super::{Example, Rule};
 
-/// The runtime never opens a file with this name.
 pub const FILE_NAME_UNREAD: Rule = Rule {
     id: "file-name-unread",
     severity: Error,
@@ -18,7 +17,6 @@ pub const FILE_NAME_UNREAD: Rule = Rule {
     },
 };
 
-/// The device is unknown to gemmtune.
 pub const DEVICE_NAME_UNKNOWN: Rule = Rule {
     id: "device-name-unknown",
     severity: Warning,
@@ -32,7 +30,6 @@ pub const DEVICE_NAME_UNKNOWN: Rule = Rule {
     },
 };
 
-/// A key is not an integer.
 pub const KEY_NOT_INTEGER: Rule = Rule {
     id: "key-not-integer",
     severity: Error,
@@ -46,7 +43,6 @@ pub const KEY_NOT_INTEGER: Rule = Rule {
     },
 };
 
-/// A configuration file without entries.
 pub const CONFIG_EMPTY: Rule = Rule {
     id: "config-empty",
     severity: Error,
@@ -60,7 +56,6 @@ pub const CONFIG_EMPTY: Rule = Rule {
     },
 };
 
-/// The kernel does not take this parameter.
 pub const CONFIG_KEY_UNKNOWN: Rule = Rule {
     id: "config-key-unknown",
     severity: Error,
@@ -74,7 +69,6 @@ pub const CONFIG_KEY_UNKNOWN: Rule = Rule {
     },
 };
 
-/// A parameter is missing.
 pub const CONFIG_KEY_MISSING: Rule = Rule {
     id: "config-key-missing",
     severity: Error,
@@ -88,7 +82,6 @@ pub const CONFIG_KEY_MISSING: Rule = Rule {
     },
 };
 
-/// A parameter has a value that the kernel cannot be built with.
 pub const CONFIG_VALUE_INVALID: Rule = Rule {
     id: "config-value-invalid",
     severity: Error,
@@ -102,7 +95,6 @@ pub const CONFIG_VALUE_INVALID: Rule = Rule {
     },
 };
 
-/// BLOCK_SIZE_K is changed on loading.
 pub const BLOCK_K_CLAMPED: Rule = Rule {
     id: "block-k-clamped",
     severity: Warning,
@@ -116,7 +108,6 @@ pub const BLOCK_K_CLAMPED: Rule = Rule {
     },
 };
 
-/// The small M are missing, as after the multi-GPU overwrite.
 pub const M_SET_TRUNCATED: Rule = Rule {
     id: "m-set-truncated",
     severity: Error,
@@ -130,7 +121,6 @@ pub const M_SET_TRUNCATED: Rule = Rule {
     },
 };
 
-/// The large M are missing.
 pub const M_SET_SHORT: Rule = Rule {
     id: "m-set-short",
     severity: Warning,
@@ -144,7 +134,6 @@ pub const M_SET_SHORT: Rule = Rule {
     },
 };
 
-/// Neighbouring keys are far apart.
 pub const M_SET_GAP: Rule = Rule {
     id: "m-set-gap",
     severity: Warning,

@@ -4,7 +4,6 @@
 use super::super::Severity::{Error, Warning};
 use super::{Example, Rule};
 
-/// BLOCK_SIZE_K spans several scale blocks.
 pub const BLOCK_K_ABOVE_SCALE: Rule = Rule {
     id: "block-k-above-scale",
     severity: Error,
@@ -18,7 +17,6 @@ pub const BLOCK_K_ABOVE_SCALE: Rule = Rule {
     },
 };
 
-/// Up and down rows with different BLOCK_SIZE_M.
 pub const UP_DOWN_BLOCK_M: Rule = Rule {
     id: "up-down-block-m",
     severity: Error,
@@ -32,7 +30,6 @@ pub const UP_DOWN_BLOCK_M: Rule = Rule {
     },
 };
 
-/// Up and down rows of different Triton versions.
 pub const DOWN_OF_OTHER_TRITON: Rule = Rule {
     id: "down-of-other-triton",
     severity: Warning,
@@ -46,7 +43,6 @@ pub const DOWN_OF_OTHER_TRITON: Rule = Rule {
     },
 };
 
-/// A folder that the runtime never opens.
 pub const TRITON_FOLDER_UNREAD: Rule = Rule {
     id: "triton-folder-unread",
     severity: Error,
@@ -60,7 +56,6 @@ pub const TRITON_FOLDER_UNREAD: Rule = Rule {
     },
 };
 
-/// Decode has no rows.
 pub const SMALL_M_MISSING: Rule = Rule {
     id: "small-m-missing",
     severity: Warning,
@@ -74,7 +69,6 @@ pub const SMALL_M_MISSING: Rule = Rule {
     },
 };
 
-/// USE_TMA in an up row.
 pub const UP_ROW_TMA: Rule = Rule {
     id: "up-row-tma",
     severity: Error,
