@@ -32,7 +32,7 @@ pub struct Device {
 
 const TERA: f64 = 1e12;
 const MIB: f64 = 1024.0 * 1024.0;
-/// Smallest believable time in aiter's shipped FP8 tables (e4048607a5: 2.41 us, M=4, N=256, K=512 on
+/// Smallest credible time in aiter's shipped FP8 tables (e4048607a5: 2.41 us, M=4, N=256, K=512 on
 /// gfx950), rounded down; NVIDIA parts are given the same.
 const GPU_FLOOR_US: f64 = 2.0;
 

@@ -224,9 +224,8 @@ impl Config {
         })
     }
 
-    /// The keys the runtime sees, in its order: integers, a repeated one at its first place with its
-    /// last value, as a Python dictionary has it. `None` if any key is no integer: then the file does
-    /// not load at all.
+    /// The keys as the runtime sees them, in order: integers, a repeated one at its first position with its last
+    /// value, as in a Python dictionary. `None` if any key is not an integer, because then the file does not load.
     pub fn by_m(&self) -> Option<Vec<(i64, &Params)>> {
         let mut keys: Vec<(i64, &Params)> = Vec::with_capacity(self.entries.len());
         for entry in &self.entries {

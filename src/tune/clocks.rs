@@ -1,13 +1,13 @@
-//! What the device's clock did while candidates were timed.
+//! The device's clock while candidates were timed.
 //!
-//! A race compares candidates on one device within moments, so a lowered clock seldom changes a winner; it does change
-//! the microseconds that are reported, and with them what tuning is expected to bring. So it is counted and said.
+//! A race compares candidates on one device within moments, so a lowered clock seldom changes a winner; but it does
+//! change the reported times, and with them the expected gain. So it is recorded and reported.
 
 use std::collections::BTreeMap;
 
 use serde::{Deserialize, Serialize};
 
-/// Reasons for which the driver holds the clock below what was asked for: `nvmlClocksThrottleReasons` of NVIDIA's
+/// Reasons for which the driver holds the clock below the requested one: `nvmlClocksThrottleReasons` of NVIDIA's
 /// `nvml.h`. Idle (bit 0), application clocks (1), sync boost (4) and display clocks (8) are choices, not throttling.
 const REASONS: [(u64, &str); 5] = [
     (1 << 2, "power cap"),
@@ -22,19 +22,19 @@ const REASONS: [(u64, &str); 5] = [
 pub struct Clocks {
     /// Timing requests whose reasons could be read.
     pub requests: u32,
-    /// Of them, those that ended on a throttled device.
+    /// Those that ended on a throttled device.
     pub throttled: u32,
     /// Requests by reason; one request may have several.
     pub reasons: BTreeMap<String, u32>,
-    /// Slowest SM clock seen before or after a request, MHz.
+    /// Slowest SM clock before or after a request, MHz.
     pub lowest_mhz: Option<f64>,
-    /// Fastest SM clock seen before or after a request, MHz.
+    /// Fastest SM clock before or after a request, MHz.
     pub highest_mhz: Option<f64>,
 }
 
 impl Clocks {
-    /// The clocks of one timing request: SM clocks around it and NVML's bit set of reasons, `None` where the driver
-    /// does not tell.
+    /// The clocks of one timing request: SM clocks before and after it and NVML's bit set of reasons, `None` if the
+    /// driver does not report them.
     pub fn of_request(mhz: &[f64], reasons: Option<u64>) -> Self {
         let named: BTreeMap<String, u32> = REASONS
             .into_iter()
@@ -65,7 +65,7 @@ impl Clocks {
         self.highest_mhz = either(self.highest_mhz, other.highest_mhz, f64::max);
     }
 
-    /// What a reader of the result has to know; `None` where no request ended on a throttled device.
+    /// A remark for readers of the result; `None` if no request ended on a throttled device.
     pub fn remark(&self) -> Option<String> {
         (self.throttled > 0).then(|| {
             let reasons: Vec<&str> = self.reasons.keys().map(String::as_str).collect();

@@ -1,7 +1,8 @@
-//! What every candidate of a Triton kernel needs on a GPU that is not here: compiled for real, run nowhere.
+//! What every candidate of a Triton kernel needs on a GPU that is not present: it is compiled but not run.
 //!
-//! Triton's wheel carries the compiler of every vendor, so shared memory, registers and spilled registers are known before an
-//! hour of the device is spent. `python/gpu_worker/offline.py` compiles; this module says what and counts.
+//! Triton's wheel includes the compilers of all vendors, so shared memory, registers and spills are known before any
+//! device time is spent. `python/gpu_worker/offline.py` compiles; this module selects the programs and summarises the
+//! results.
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::time::Duration;
@@ -21,10 +22,10 @@ use crate::problem::Shape;
 use crate::proc::{Interrupt, Keeper, RunError, run as run_command};
 use crate::store::file::write_atomic;
 
-/// Longest that all compiles together may take: the whole space is some hundred programs of seconds each.
+/// Time limit for all compiles together: the whole space is some hundred programs of seconds each.
 const LIMIT: Duration = Duration::from_secs(12 * 3600);
 
-/// dtype of the weights on CDNA3, whatever the checkpoint's: SGLang turns them into it when it loads them
+/// dtype of the weights on CDNA3, whatever the checkpoint's: SGLang converts them when it loads them
 /// (`normalize_e4m3fn_to_e4m3fnuz`, 0.5.5 to 0.5.23).
 const CDNA3_DTYPE: &str = "torch.float8_e4m3fnuz";
 
@@ -37,11 +38,11 @@ pub enum Target {
     Gfx950,
 }
 
-/// Every GPU that can be compiled for.
+/// Every GPU for which can be compiled.
 pub(super) const TARGETS: [Target; 2] = [Target::Gfx942, Target::Gfx950];
 
 impl Target {
-    /// Its name.
+    /// The architecture's name, such as `gfx942`.
     pub fn arch(self) -> &'static str {
         match self {
             Self::Gfx942 => "gfx942",
@@ -57,7 +58,8 @@ impl Target {
         }
     }
 
-    /// A device of this kind, as far as the space of settings asks: what is compiled is what would be raced.
+    /// A device of this kind, with the properties that determine the space of settings, so that the compiled programs
+    /// are those that would be raced.
     fn device(self) -> Device {
         Device {
             protocol: super::protocol::VERSION,
@@ -79,7 +81,7 @@ impl Target {
     }
 }
 
-/// Whose candidates are compiled.
+/// The kernel whose candidates are compiled.
 #[derive(Clone, Copy, Debug)]
 pub enum Kernel<'a> {
     /// SGLang's block-FP8 GEMM.
@@ -110,16 +112,16 @@ pub enum Kernel<'a> {
 pub struct Request<'a> {
     pub target: Target,
     pub kernel: Kernel<'a>,
-    /// Interpreter with Triton, and SGLang or aiter where no tree is named.
+    /// Interpreter with Triton, and with SGLang or aiter if no tree is named.
     pub python: &'a str,
     pub folder: &'a Utf8Path,
 }
 
-/// What was found.
+/// The compiled programs by result.
 #[derive(Clone, Debug, PartialEq, Serialize)]
 pub struct Report {
     pub target: String,
-    /// Where the kernel was found in SGLang's or aiter's package, or `gemmtune`.
+    /// Path of the kernel in SGLang's or aiter's package, or `gemmtune`.
     pub kernel: String,
     /// Digest of its source.
     pub kernel_hash: String,
@@ -127,13 +129,13 @@ pub struct Report {
     pub versions: BTreeMap<String, String>,
     /// Shared memory that a block may use, bytes.
     pub shared_limit: u64,
-    /// Programs: settings that differ in what is compiled.
+    /// Programs: settings with distinct compiled code.
     pub programs: usize,
-    /// Programs that fit and keep every register.
+    /// Programs that fit and do not spill.
     pub fit: usize,
-    /// Programs that fit but keep registers in memory, which costs more than the setting can gain.
+    /// Programs that fit but spill registers, which costs more than the setting can gain.
     pub spilling: usize,
-    /// Programs that cannot run, by reason: as the refusals of a worker.
+    /// Programs that cannot run, by reason, named as a worker's refusals.
     pub refused: BTreeMap<String, usize>,
     /// A line that names target, kernel and compiler, and one for each program: shape, candidate, `shared`, `registers`,
     /// `spilled`, or `refused` and `detail`.
@@ -149,20 +151,20 @@ pub enum CompileError {
     /// The interpreter could not be run to its end.
     #[error(transparent)]
     Run(#[from] RunError),
-    /// It ended with an error: no Triton, or no kernel it can take.
+    /// It ended with an error: no Triton, or no supported kernel.
     #[error("compile with `{python}`: exit code {code}\n{said}")]
     Failed {
         python: String,
         code: u8,
-        /// The end of what it said.
+        /// The end of its output.
         said: String,
     },
-    /// It said something else than answers.
+    /// Its output is not in the expected format.
     #[error("understand the answer `{0}`")]
     Garbled(String),
 }
 
-/// The first line of a file of answers.
+/// The first line of a result file.
 #[derive(Debug, Deserialize)]
 pub(super) struct Head {
     pub(super) target: String,
@@ -172,7 +174,7 @@ pub(super) struct Head {
     shared_limit: u64,
 }
 
-/// What became of one program.
+/// The result for one program.
 #[derive(Debug, Deserialize)]
 pub(super) struct Answer {
     pub(super) shape: Value,
@@ -181,12 +183,12 @@ pub(super) struct Answer {
     pub(super) spilled: Option<u64>,
 }
 
-/// Name of the file of answers for a target.
+/// Name of the result file for a target.
 pub(super) fn file_name(target: Target) -> String {
     format!("compiled-{}.jsonl", target.arch())
 }
 
-/// What Triton compiles anew for: an integer that is 1, one that 16 divides, any other.
+/// Triton specialises integer arguments by class: 1, divisible by 16, or any other.
 fn kind(value: u32) -> u8 {
     match value {
         1 => 0,
@@ -195,9 +197,9 @@ fn kind(value: u32) -> u8 {
     }
 }
 
-/// The programs to compile. The first shape of a kind stands for all that run the same ones, and the first GROUP_SIZE_M: the
-/// order in which tiles are walked changes neither shared memory nor registers (14 of 14 programs alike with Triton 3.6 for
-/// gfx942).
+/// The programs to compile. The first shape of a class represents all that run the same programs, and so does the
+/// first GROUP_SIZE_M: the order in which tiles are walked changes neither shared memory nor registers (14 of 14
+/// programs with Triton 3.6 for gfx942).
 fn jobs(request: &Request<'_>) -> Vec<(Value, Candidate)> {
     let device = request.target.device();
     match request.kernel {
@@ -216,8 +218,8 @@ fn jobs(request: &Request<'_>) -> Vec<(Value, Candidate)> {
             });
             programs.collect()
         }),
-        // What the loads of W are told, the K that is left and the parts it is cut into change next to nothing
-        // (`docs/evidence/compile-only`), so one of each stands for all.
+        // The load modifiers of W, the remaining K and its number of parts change next to nothing
+        // (`docs/evidence/compile-only`), so one value of each represents all.
         Kernel::AiterTriton { shapes, .. } => dense(request.target, shapes, |shape| {
             let settings = aiter::Space::of(&device).settings(&device, shape);
             let programs = settings.into_iter().filter(|setting| setting.splits == 1);
@@ -251,7 +253,7 @@ fn jobs(request: &Request<'_>) -> Vec<(Value, Candidate)> {
     }
 }
 
-/// The programs of dense shapes; `programs` are those of one shape, each with what distinguishes it.
+/// The programs of dense shapes; `programs` returns those of one shape, each with what distinguishes it.
 fn dense(
     target: Target,
     shapes: &[Shape],
@@ -337,7 +339,7 @@ pub fn run(
     Ok(counted(head, &answers, file))
 }
 
-/// The answers in a file or in what was said.
+/// Parses the results in a file or in the worker's output.
 pub(super) fn read(said: &str) -> Result<(Head, Vec<Answer>), CompileError> {
     let garbled = |line: &str| CompileError::Garbled(line.chars().take(200).collect());
     let mut lines = said.lines();
@@ -379,7 +381,7 @@ fn counted(head: Head, answers: &[Answer], file: Utf8PathBuf) -> Report {
 }
 
 impl Report {
-    /// The report in words, a few lines.
+    /// The report as a few lines of text.
     pub fn to_text(&self) -> String {
         let refused: usize = self.refused.values().sum();
         let reasons: Vec<String> = self
@@ -451,7 +453,7 @@ mod tests {
             both.iter()
                 .all(|(_, row)| row["NUM_KSPLIT"] == 1 && row["GROUP_SIZE_M"] == 1)
         );
-        // Few rows: low tiles only.
+        // Few rows: only low tiles.
         assert!(found(&[shape(16, 2112, 7168)]).len() < both.len());
     }
 
@@ -491,7 +493,7 @@ mod tests {
         assert_eq!(jobs_for(Target::Gfx942, &alike).len(), one.len());
         let other = [shape(4096, 4096, 4096), shape(4095, 4096, 4096)];
         assert!(jobs_for(Target::Gfx942, &other).len() > one.len());
-        // 4 x 5 tiles, 3 steps that divide the scale block, 2 warp counts, but for the one that does not fit.
+        // 4 x 5 tiles, 3 steps that divide the scale block, 2 warp counts, without the one that does not fit.
         assert_eq!(one.len(), 119);
     }
 
@@ -511,7 +513,7 @@ mod tests {
         assert!(found(Target::Gfx950, 4));
     }
 
-    /// The programs of the recorded run that could not: none of them is offered any more.
+    /// The programs that could not run in the recorded run: none of them is offered any more.
     #[test]
     fn none_of_aiters_programs_that_the_compiler_refused_is_offered() {
         let shapes = [shape(4096, 2112, 7168)];

@@ -1,11 +1,11 @@
 //! A device worker owns one worker process and races shapes on it.
 //!
-//! Several shapes are open side by side: candidates of all are compiled ahead, whoever is ready is
-//! timed. Where the backend says so a worker is given the next request before it has answered the last,
-//! of another race, so that its device need not wait. A fault ends the worker; requests that were under
-//! way together are asked again one at a time; each candidate of a request that died by itself is tried
-//! once more alone on a fresh worker and quarantined if that dies too. A device worker whose worker cannot be
-//! started again gives its shapes back.
+//! Several shapes are open at once: candidates of all of them are compiled ahead, and whichever is ready is timed. If
+//! the backend allows it, a worker is sent the next request, of another race, before it has answered the last, so
+//! that its device does not idle. A fault ends the worker; requests that were in flight together are sent again one
+//! at a time; each candidate of a request that fails by itself is tried once more alone on a fresh worker, and
+//! quarantined if that fails too. A device worker whose worker cannot be started again returns its shapes to the
+//! queue.
 
 mod alone;
 mod talk;
@@ -30,7 +30,7 @@ use super::work_queue::{Taken, WorkQueue};
 use super::worker::{Worker, WorkerCommand};
 use crate::proc::{Interrupt, Keeper};
 
-/// What every device worker shares.
+/// What all device workers share.
 pub(super) struct Shared<'a, P: Task> {
     pub(super) backend: &'a dyn Backend<P>,
     pub(super) effort: Effort,
@@ -39,14 +39,14 @@ pub(super) struct Shared<'a, P: Task> {
     pub(super) interrupt: &'a Interrupt,
     pub(super) logs: Utf8PathBuf,
     pub(super) gate: Option<Mutex<()>>,
-    /// Candidates never to be tried again.
+    /// Candidates that must not be tried again.
     pub(super) quarantined: Vec<Quarantined<P>>,
 }
 
-/// What a device worker tells the coordinator.
+/// A message from a device worker to the coordinator.
 #[derive(Debug)]
 pub(super) enum Message<P> {
-    /// A candidate took the lead.
+    /// A candidate is the fastest so far.
     Leads { shape: P, us: f64, entrants: usize },
     /// A candidate was timed.
     Timed {
@@ -54,9 +54,9 @@ pub(super) enum Message<P> {
         candidate: Candidate,
         us: Vec<f64>,
     },
-    /// A timing request was answered; what the device's clock did meanwhile.
+    /// A timing request was answered; the device's clock during it.
     Clocks(Clocks),
-    /// The device was held so many seconds more, by a race that is over or not.
+    /// A race, finished or not, held the device for this many more seconds.
     Held(f64),
     /// A race is over.
     Finished(Box<Row<P>>),
@@ -68,7 +68,7 @@ pub(super) enum Message<P> {
     Restarted { worker: u32, reason: String },
     /// The device worker gave up.
     Lost { worker: u32, reason: String },
-    /// The device worker is done; seconds its device was held, out of seconds it had work.
+    /// The device worker has ended; seconds for which its device was held, and seconds for which it had work.
     Ended { busy_s: f64, active_s: f64 },
 }
 
@@ -111,24 +111,25 @@ pub(super) struct DeviceWorker<'a, P: Task> {
     worker: Option<Worker>,
     open: Vec<OpenRace<P>>,
     next_key: u64,
-    /// Prepare requests on their way: race and entrant by request id.
+    /// Prepare requests in flight: race and entrant by request id.
     asked: BTreeMap<u64, (u64, Entrant)>,
-    /// After a death between timings: compile so many one at a time, to see whose compiling kills.
+    /// After a death between timings: how many candidates to compile one at a time, to find the one whose compilation
+    /// kills the worker.
     careful: usize,
-    /// When a prepare was last answered, or the first one asked.
+    /// When a prepare request was last answered, or the first one sent.
     heard: Instant,
-    /// Requests that hold the device, in the order they were sent; each of another race.
+    /// Requests in flight that use the device, in the order they were sent; each of a different race.
     under_way: Vec<UnderWay<'a>>,
     /// When one of them was last answered.
     answered: Instant,
-    /// After a death that could have been anybody's: have so many answered with nothing beside them, no compiling
-    /// either, to see whose it was.
+    /// After a death with several possible causes: how many requests to run with nothing else in flight, not even
+    /// compiling, to find the cause.
     single_file: usize,
     busy_s: f64,
 }
 
 impl<'a, P: Task> DeviceWorker<'a, P> {
-    /// A device worker of device `index`; `device` is what all device workers must be like.
+    /// A device worker for device `index`; its device must match `device`.
     pub(super) fn new(
         index: u32,
         shared: &'a Shared<'a, P>,
@@ -192,7 +193,7 @@ impl<'a, P: Task> DeviceWorker<'a, P> {
         });
     }
 
-    /// Books seconds that race `index` held the device.
+    /// Adds seconds for which race `index` held the device.
     fn held(&mut self, index: usize, busy_s: f64) {
         self.busy_s += busy_s;
         self.open[index].busy_s += busy_s;
@@ -204,7 +205,7 @@ impl<'a, P: Task> DeviceWorker<'a, P> {
         let _ = self.messages.send(message);
     }
 
-    /// Opens races until enough are side by side; says what the work queue said last.
+    /// Opens races up to the concurrency limit; returns the queue's last answer.
     fn fill(&mut self) -> Taken<P> {
         while self.open.len() < self.shared.backend.pace().side_by_side {
             match self.queue.take() {
@@ -255,7 +256,7 @@ impl<'a, P: Task> DeviceWorker<'a, P> {
         self.open.push(open);
     }
 
-    /// One turn: hear what is prepared, do one step of one race.
+    /// One iteration: process prepare replies, do one step of one race.
     fn turn(&mut self) -> Result<(), Stop> {
         if self.worker.is_none() {
             self.restart("it was not started yet")?;
@@ -278,7 +279,7 @@ impl<'a, P: Task> DeviceWorker<'a, P> {
         self.watch_deadlines()
     }
 
-    /// A race past its share of the budget goes on to its run-off with what it has.
+    /// Moves a race that has used up its share of the budget to its run-off.
     fn hurry_late_races(&mut self) {
         let over = self.queue.is_over();
         let allowance = self.queue.allowance();
@@ -289,7 +290,7 @@ impl<'a, P: Task> DeviceWorker<'a, P> {
             }
             let open = &mut self.open[index];
             let late = allowance.is_some_and(|allowance| {
-                // Part of the share is left for the run-off and the check.
+                // Part of the share is reserved for the run-off and the check.
                 open.opened.elapsed() > (allowance * side_by_side).mul_f64(0.6)
             });
             if (late || over) && open.race.best().is_some() {
@@ -298,7 +299,7 @@ impl<'a, P: Task> DeviceWorker<'a, P> {
         }
     }
 
-    /// Does or begins one step of race `index` if the candidates for it are ready; says whether it did.
+    /// Does or starts one step of race `index` if the candidates for it are ready; returns whether it did.
     fn advance(&mut self, index: usize) -> Result<bool, Stop> {
         let open = &mut self.open[index];
         match open.race.step() {

@@ -1,8 +1,8 @@
-//! Whether a row of aiter's Triton GEMM that won at one M holds for the bucket that it would serve.
+//! Whether a row of aiter's Triton GEMM that won at one M is valid for the whole bucket that it would serve.
 //!
-//! The race takes one M of a bucket, and the file's row serves all of them. So what won is tried at the first and the last M of its
-//! bucket before it is written: there it is the incumbent and today's row the challenger, so it stands unless today's row is
-//! proven faster or its own numbers are wrong. A row that does not hold leaves its bucket to today's.
+//! The race uses one M of a bucket, but the file's row serves all of them. So a winner is tried at the first and the
+//! last M of its bucket before it is written: there it is the incumbent and today's row the challenger, so it is kept
+//! unless today's row is proven faster or its own numbers are wrong. If a row fails, its bucket keeps today's.
 
 use std::collections::BTreeMap;
 use std::time::Instant;
@@ -20,16 +20,16 @@ use crate::problem::{Op, Shape};
 use crate::proc::Interrupt;
 use crate::table::aiter_triton::Rules as Buckets;
 
-/// Folder of what was tried at the ends, in the output folder.
+/// Folder for the trials at the ends, in the output folder.
 const FOLDER: &str = "ends";
 
-/// Of a budget, what the races may take: at an end two rows run against each other, in a race 32 and more.
+/// Share of a budget for the races: at an end two rows compete, in a race 32 or more.
 const RACES: f64 = 0.8;
 
-/// [`super::run`] for shapes of which each stands for its bucket.
+/// [`super::run`] for shapes each of which represents its bucket.
 ///
-/// Rows that do not hold at an end are those of today in the outcome, which says why in its remarks; rows that could not be tried
-/// there, because the budget was spent or the user stopped it, are among those not reached.
+/// In the outcome, rows that fail at an end are replaced by today's, with the reason in the remarks; rows that could
+/// not be tried there, because the budget was spent or the user interrupted, count as not reached.
 pub fn run(
     request: &TuneRequest<'_>,
     events: &mut dyn FnMut(&TuneEvent),
@@ -95,7 +95,7 @@ pub fn run(
     Ok(outcome)
 }
 
-/// What of an event at the ends is worth telling: races there are many and short.
+/// The part of an event at the ends that is passed on: there are many short races.
 fn of_ends(event: &TuneEvent, rows: usize) -> Option<TuneEvent> {
     match event {
         TuneEvent::Started { races_at_most, .. } if *races_at_most > 0 => Some(TuneEvent::Remark {
@@ -108,7 +108,7 @@ fn of_ends(event: &TuneEvent, rows: usize) -> Option<TuneEvent> {
     }
 }
 
-/// What trying the ends cost, and what was met there.
+/// Adds the cost of trying the ends, and its events.
 fn add(outcome: &mut TuneOutcome, tried: TuneOutcome) {
     outcome.quarantined.extend(tried.quarantined);
     outcome.lost.extend(tried.lost);
@@ -120,7 +120,7 @@ fn add(outcome: &mut TuneOutcome, tried: TuneOutcome) {
     outcome.interrupted |= tried.interrupted;
 }
 
-/// The backend with nothing written, and where rows have won, with these against today's.
+/// A backend that writes nothing and, where rows have won, has only these and today's as candidates.
 struct Ends<'a> {
     backend: &'a dyn Backend,
     won: Vec<Row>,
@@ -136,7 +136,7 @@ impl<'a> Ends<'a> {
         }
     }
 
-    /// The ends of a row's bucket, but for the M that it was raced at.
+    /// The ends of a row's bucket, except for the M it was raced at.
     fn of_row(&self, row: &Row) -> Vec<Shape> {
         let (first, last) = self.buckets.ends(row.shape.m);
         let mut ends = vec![first, last];
@@ -158,7 +158,7 @@ impl<'a> Ends<'a> {
             .find(|row| bucket(&row.shape) == bucket(shape))
     }
 
-    /// Puts today's row in place of each that did not hold.
+    /// Replaces each row that failed by today's.
     fn judge(&self, outcome: &mut TuneOutcome, tried: &TuneOutcome) {
         let rows: BTreeMap<&Shape, &Row> = tried.rows.iter().map(|row| (&row.shape, row)).collect();
         let (mut rest, mut left) = (Vec::new(), Vec::new());
@@ -199,7 +199,7 @@ impl<'a> Ends<'a> {
     }
 }
 
-/// Why `row` cannot serve its bucket, by what was found `at` an end; nothing where it can.
+/// Why `row` cannot serve its bucket, given the result `found` at an end; `None` if it can.
 fn falls(row: &Row, at: &Shape, found: Option<&Row>) -> Option<String> {
     let why = match found {
         Some(found) if found.candidate == row.candidate => return None,

@@ -1,4 +1,4 @@
-//! What a tuning run tells while it runs, and what it leaves.
+//! What a tuning run reports while it runs, and its result.
 
 use camino::Utf8PathBuf;
 use serde::Serialize;
@@ -9,7 +9,7 @@ use super::results::{Quarantined, Row};
 use super::tuned::TunedTable;
 use crate::problem::Shape;
 
-/// Something that happened.
+/// An event of a tuning run, for progress and logs.
 #[derive(Clone, Debug, Serialize)]
 #[serde(tag = "event", rename_all = "snake_case")]
 pub enum TuneEvent<P = Shape> {
@@ -18,9 +18,9 @@ pub enum TuneEvent<P = Shape> {
         device: Box<Device>,
         workers: u32,
         shapes: usize,
-        /// Of them, done by an earlier run.
+        /// Those done by an earlier run.
         resumed: usize,
-        /// Races to run, at most.
+        /// Most races to run.
         races_at_most: usize,
     },
     /// A candidate is the fastest so far for its shape.
@@ -36,9 +36,9 @@ pub enum TuneEvent<P = Shape> {
         row: Box<Row<P>>,
         /// Races finished in this run.
         done: usize,
-        /// Races that may still come, those running included.
+        /// Most races that may still come, those running included.
         left_at_most: usize,
-        /// Seconds they will take if all of them come and take what the finished ones took.
+        /// Estimated seconds for them, judged by the finished ones.
         eta_s: f64,
     },
     /// A shape has no winner.
@@ -55,14 +55,14 @@ pub enum TuneEvent<P = Shape> {
         worker: u32,
         reason: String,
     },
-    /// How far a tuner that measures many shapes in one go is.
+    /// Progress of a tuner that measures many shapes together.
     Batch {
-        /// Tasks done of those at work.
+        /// Finished tasks of the current batch.
         done: usize,
         of: usize,
-        /// Shapes that may still come.
+        /// Most shapes that may still come.
         left_at_most: usize,
-        /// Seconds to go, once a shape was finished.
+        /// Estimated seconds left, once a shape was finished.
         eta_s: Option<f64>,
     },
     Remark {
@@ -81,42 +81,42 @@ pub struct Unserved<P = Shape> {
     pub reason: String,
 }
 
-/// What a tuning run left.
+/// The result of a tuning run.
 #[derive(Clone, Debug, Serialize)]
 pub struct TuneOutcome<P = Shape> {
     pub device: Device,
-    /// A row for every shape raced, by this run or an earlier one.
+    /// A row for every raced shape, from this run or an earlier one.
     pub rows: Vec<Row<P>>,
-    /// Of them, those of an earlier run.
+    /// Those of the shapes whose row is from an earlier run.
     pub resumed: Vec<P>,
-    /// Shapes without a row that the row of a neighbouring M serves.
+    /// Shapes without a row that are served by the row of a neighbouring M.
     pub served_by_neighbours: Vec<P>,
     /// Shapes without a winner.
     pub failed: Vec<Unserved<P>>,
-    /// Shapes that the budget, an interrupt or lost devices left out.
+    /// Shapes that were left out because of the budget, an interrupt or lost devices.
     pub not_reached: Vec<P>,
     /// Candidates that fault, hang or compute wrong numbers.
     pub quarantined: Vec<Quarantined<P>>,
     /// Files of the table.
     pub files: Vec<Utf8PathBuf>,
-    /// The tables in them, as rows.
+    /// The same tables as rows.
     #[serde(skip)]
     pub tables: Vec<TunedTable>,
     pub restarts: u32,
-    /// What was lost for good: why a device worker gave up, or a library of which no candidate was measured.
+    /// What was lost permanently: why a device worker gave up, or a library without a measured candidate.
     pub lost: Vec<String>,
-    /// What the devices' clocks did while candidates were timed.
+    /// The devices' clocks while candidates were timed.
     pub clocks: Clocks,
-    /// What a reader of the result has to know.
+    /// Remarks for readers of the result.
     #[serde(skip_serializing_if = "Vec::is_empty")]
     pub remarks: Vec<String>,
-    /// Seconds devices were held by requests, all together.
+    /// Total seconds for which requests held devices.
     pub busy_s: f64,
-    /// Seconds device workers had work, all together.
+    /// Total seconds for which device workers had work.
     pub active_s: f64,
     /// Seconds from start to end.
     pub seconds: f64,
-    /// Whether the user stopped it.
+    /// Whether the user interrupted it.
     pub interrupted: bool,
 }
 

@@ -1,9 +1,8 @@
-//! The racing tuner: which candidate is fastest for each shape, found on every visible device.
+//! The racing tuner: finds the fastest candidate for each shape, on every visible device.
 //!
-//! [`run`] is the way in. A [`backends::Backend`] says what the candidates are, [`race`] decides who is
-//! timed next and who wins, worker processes speaking [`protocol`] measure, and what they found is
-//! kept in [`results`]. This room starts processes and writes result files; it never prints and knows no
-//! terminal.
+//! [`run`] is the entry point. A [`backends::Backend`] defines the candidates, [`race`] decides which are timed next
+//! and which wins, worker processes that speak [`protocol`] measure, and results are stored in [`results`]. This room
+//! starts processes and writes result files; it never prints and does not use the terminal.
 
 pub mod aiter;
 pub mod backends;

@@ -1,43 +1,44 @@
-//! How long the races that are left will take, learnt from those that are over.
+//! Estimates how long the remaining races will take, from the finished ones.
 //!
-//! A race takes a fixed time (setting up, small kernels) and a time that grows with its shape: seconds =
-//! a + b·cost with a, b ≥ 0, fitted to the finished races. Several races are open at once on each device, so when the first one ends
-//! most of the time so far has gone into those that have not: it counts as spent on what is left.
+//! A race takes a fixed time (setup, small kernels) and a time that grows with its shape: seconds = a + b·cost with
+//! a, b ≥ 0, fitted to the finished races. Several races are open at once on each device, so when the first one ends
+//! most of the time so far has gone into unfinished ones: it is deducted from what is left.
 
-/// Finished races: their cost, in no unit, and their seconds of device time.
+/// Finished races: their cost, in arbitrary units, and their seconds of device time.
 #[derive(Clone, Debug, Default)]
 pub(super) struct Pace {
     races: Vec<(f64, f64)>,
-    /// Device seconds of all races, those that are not over included.
+    /// Device seconds of all races, unfinished ones included.
     held_s: f64,
 }
 
 impl Pace {
-    /// A race is over.
+    /// Adds a finished race.
     pub(super) fn add(&mut self, cost: f64, seconds: f64) {
         self.races.push((cost, seconds));
     }
 
-    /// How many are over.
+    /// Number of finished races.
     pub(super) fn races(&self) -> usize {
         self.races.len()
     }
 
-    /// The device was held so many seconds more, by whichever race.
+    /// Adds seconds for which some race held the device.
     pub(super) fn held(&mut self, seconds: f64) {
         self.held_s += seconds;
     }
 
-    /// Wall seconds until races of these costs are over, those under way included, `elapsed` after the first began.
+    /// Wall seconds until races of these costs are finished, including those in progress, `elapsed` after the first
+    /// began.
     pub(super) fn left_s(&self, costs: &[f64], elapsed: f64) -> f64 {
         let over_s: f64 = self.races.iter().map(|(_, seconds)| seconds).sum();
         let under_way_s = (self.held_s - over_s).max(0.0);
         let left_s = (self.seconds(costs) - under_way_s).max(0.0);
-        // Wall time per second of device time, as it was so far: compiling and several devices included.
+        // Wall time per second of device time so far, which accounts for compiling and several devices.
         left_s * elapsed / (over_s + under_way_s).max(1e-9)
     }
 
-    /// Device seconds that races of these costs will take; 0 while none is over.
+    /// Device seconds that races of these costs will take; 0 while none is finished.
     fn seconds(&self, costs: &[f64]) -> f64 {
         let (fixed, per_cost) = self.fit();
         costs.iter().map(|cost| fixed + per_cost * cost).sum()
@@ -88,8 +89,8 @@ mod tests {
         assert!(about(pace.seconds(&[20.0, 20.0]), 6.0));
     }
 
-    /// 64 equal races of 1 s on one device, eight open at once and served in turn: the first ends after 7.5 s, which is no sign
-    /// that the others take 7.5 s each.
+    /// 64 equal races of 1 s on one device, eight open at once and served in turn: the first ends after 7.5 s, which
+    /// does not mean that the others take 7.5 s each.
     #[test]
     fn what_went_into_races_that_are_not_over_is_spent_on_what_is_left() {
         let mut pace = Pace::default();
@@ -99,7 +100,7 @@ mod tests {
         pace.add(1.0, 1.0);
         let left = pace.left_s(&[1.0; 63], 7.5);
         assert!(about(left, 56.5), "{left}");
-        // Compiling beside it makes a second of device time two of wall time.
+        // If compiling takes as long again, a second of device time is two of wall time.
         assert!(about(pace.left_s(&[1.0; 63], 15.0), 113.0));
         // Two devices halve it.
         assert!(about(pace.left_s(&[1.0; 63], 3.75), 28.25));

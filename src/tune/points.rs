@@ -1,9 +1,9 @@
 //! Which M of each weight to race: all of them, or the ends first and more only where winners differ.
 //!
-//! A table that a runtime reads by *nearest M* needs no row between two equal ones: whichever of the two
-//! is nearer, the same kernel runs. So the ends of the observed M are raced first, and an interval is
-//! split at the observed M nearest its geometric middle for as long as its ends have different winners.
-//! Pure bookkeeping; what "different" means is equality of candidates.
+//! A table that a runtime reads by *nearest M* needs no row between two equal ones: whichever is nearer, the same
+//! kernel runs. So the ends of the observed M are raced first, and an interval is split at the observed M nearest its
+//! geometric middle for as long as its ends have different winners. Pure bookkeeping; what "different" means is
+//! equality of candidates.
 
 use std::collections::{BTreeMap, BTreeSet};
 
@@ -18,10 +18,10 @@ pub enum Refine {
     Every,
     /// Ends first: the runtime takes the row of the nearest M.
     WhereWinnersDiffer {
-        /// An interval no wider than this ratio is not split although its ends differ.
+        /// An interval no wider than this ratio is not split even if its ends differ.
         narrow: f64,
-        /// An interval wider than this ratio is split although its ends agree, because a third kernel
-        /// may win in between.
+        /// An interval wider than this ratio is split even if its ends agree, because a third kernel may win in
+        /// between.
         wide: f64,
     },
 }
@@ -47,13 +47,13 @@ impl Refine {
 #[derive(Clone, Debug, Default)]
 struct Group {
     observed: BTreeSet<u32>,
-    /// Raced M and the winner, `None` where nothing ran.
+    /// Raced M with the winner, `None` if nothing ran.
     raced: BTreeMap<u32, Option<Candidate>>,
-    /// Handed out and not finished.
+    /// Started but not finished.
     running: BTreeSet<u32>,
 }
 
-/// What is raced, what is left, what needs no race.
+/// Which shapes have been raced, are left, or need no race.
 #[derive(Clone, Debug)]
 pub struct Points<P: Task> {
     refine: Refine,
@@ -74,7 +74,7 @@ impl<P: Task> Points<P> {
         Self { refine, groups }
     }
 
-    /// Shapes to race now that were not handed out before.
+    /// Shapes to race now that were not returned before.
     pub fn hand_out(&mut self) -> Vec<P> {
         let refine = self.refine;
         let wanted = self.groups.iter().flat_map(|(weight, group)| {
@@ -90,7 +90,7 @@ impl<P: Task> Points<P> {
         due
     }
 
-    /// Whether all that the candidates of `task` are made of is known.
+    /// Whether everything that the candidates of `task` are combined from is known.
     fn is_due(&self, task: &P) -> bool {
         task.parts().iter().all(|part| {
             self.groups.get(&part.weights()).is_none_or(|group| {
@@ -100,7 +100,7 @@ impl<P: Task> Points<P> {
         })
     }
 
-    /// Says who won `shape`; `None` when nothing ran there.
+    /// Records the winner of `shape`; `None` if nothing ran.
     pub fn finished(&mut self, shape: &P, winner: Option<Candidate>) {
         if let Some(group) = self.groups.get_mut(&shape.weights()) {
             group.running.remove(&shape.m());
@@ -108,7 +108,8 @@ impl<P: Task> Points<P> {
         }
     }
 
-    /// What its parts were put together to, then the winners of the raced M of the same weight, nearest M first.
+    /// The combination of its parts' winners, followed by the winners at the raced M of the same weight, nearest M
+    /// first.
     pub fn neighbours(&self, shape: &P) -> Vec<Candidate> {
         let winner = |part: &P| {
             self.groups
@@ -136,8 +137,8 @@ impl<P: Task> Points<P> {
         winners
     }
 
-    /// Observed shapes that are neither raced nor running: served by a neighbour's row once all is
-    /// done, still to come before.
+    /// Observed shapes that are neither raced nor being raced: served by a neighbour's row once everything is done,
+    /// still to come before that.
     pub fn unraced(&self) -> Vec<P> {
         self.groups
             .iter()
@@ -151,7 +152,7 @@ impl<P: Task> Points<P> {
             .collect()
     }
 
-    /// The races that may still come, those running included: every unraced M of an open interval.
+    /// The races that may still come, including those in progress: every unraced M of an open interval.
     pub fn may_come(&self) -> Vec<P> {
         let refine = self.refine;
         self.groups
@@ -187,7 +188,7 @@ impl Group {
         let Refine::WhereWinnersDiffer { narrow, wide } = refine else {
             return Vec::new();
         };
-        // An M that runs now already splits its interval.
+        // An M that is being raced splits its interval already.
         let known: BTreeSet<u32> = self.raced.keys().chain(&self.running).copied().collect();
         known
             .iter()
@@ -214,7 +215,7 @@ impl Group {
             .into_iter()
     }
 
-    /// Observed M that may yet be raced.
+    /// Observed M that may still be raced.
     fn open(&self, refine: Refine) -> Vec<u32> {
         let unraced: Vec<u32> = self
             .observed
@@ -252,7 +253,7 @@ mod tests {
         serde_json::json!({ "id": id })
     }
 
-    /// Races until nothing is asked for; the winner at M is `winner(m)`. Returns the raced M in order.
+    /// Races until no shape is left; the winner at M is `winner(m)`. Returns the raced M in order.
     fn race_all(points: &mut Points<Shape>, winner: impl Fn(u32) -> u32) -> Vec<u32> {
         let mut raced = Vec::new();
         loop {
@@ -280,7 +281,7 @@ mod tests {
         assert!(raced.len() <= 9, "{raced:?}");
         assert!(raced.contains(&64) && raced.contains(&96), "{raced:?}");
         assert_eq!(points.may_come(), []);
-        // Whatever was not raced lies between two equal winners.
+        // What was not raced lies between two equal winners.
         for left in points.unraced() {
             let below = raced.iter().filter(|m| **m < left.m).max().unwrap();
             let above = raced.iter().filter(|m| **m > left.m).min().unwrap();

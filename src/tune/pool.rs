@@ -1,7 +1,6 @@
-//! One tuning run: a device worker for every device, one coordinator that keeps what they find.
+//! A tuning run: a device worker for every device, and one coordinator that stores their results.
 //!
-//! The coordinator is the only one that writes files and the only one that tells of events. It keeps a
-//! result durably before it tells of it.
+//! Only the coordinator writes files and reports events. It stores a result durably before it reports it.
 
 use std::io::Write as _;
 use std::sync::Mutex;
@@ -25,28 +24,27 @@ use super::worker::{Fault, WorkerCommand};
 use crate::problem::Shape;
 use crate::proc::{Interrupt, Keeper};
 
-/// Name of the file of single timings in the output folder: one JSON line for each, for replay.
+/// Name of the file with individual timings in the output folder: one JSON line for each, for replay.
 pub const TIMINGS: &str = "timings.jsonl";
 
-/// What to tune, how, and where to.
+/// What to tune, how, and where to write results.
 pub struct TuneRequest<'a, P: Task = Shape> {
     pub backend: &'a dyn Backend<P>,
     pub shapes: Vec<P>,
-    /// The output folder; made if missing.
+    /// The output folder; created if missing.
     pub folder: Utf8PathBuf,
     /// How to start workers.
     pub command: WorkerCommand,
     pub keeper: Keeper,
-    /// Workers; `None` for one on each device the first worker sees.
+    /// Number of workers; `None` for one on each device that the first worker sees.
     pub workers: Option<u32>,
-    /// No race starts after this long.
+    /// No race starts after this time.
     pub budget: Option<Duration>,
     /// How hard to try.
     pub effort: Effort,
 }
 
-/// A tuning run that could not take place. Shapes that failed are no such error; they are in the
-/// outcome.
+/// A tuning run that could not take place. Shapes that failed are not such an error; they are in the outcome.
 #[derive(Debug, thiserror::Error)]
 pub enum TuneError {
     #[error("find a shape to tune")]
@@ -61,7 +59,7 @@ pub enum TuneError {
     /// No worker came up.
     #[error("start a worker on the first device")]
     Worker(#[source] Fault),
-    /// Results cannot be kept, or belong to something else.
+    /// Results cannot be stored, or belong to something else.
     #[error(transparent)]
     Results(#[from] ResultsError),
     /// The output folder or the table cannot be written.
@@ -70,15 +68,15 @@ pub enum TuneError {
         folder: Utf8PathBuf,
         source: std::io::Error,
     },
-    /// The user asked to stop before anything was measured.
+    /// The user requested a stop before anything was measured.
     #[error("tune: interrupted")]
     Interrupted,
 }
 
-/// Tunes the shapes of `request`, telling `events` what happens.
+/// Tunes the shapes of `request`, reporting to `events`.
 ///
-/// Whatever ends the run (the budget, `interrupt`, a kill), finished shapes are in the output folder, and a
-/// second run there resumes where the first ended.
+/// Whatever ends the run (the budget, `interrupt`, a kill), finished shapes are in the output folder, and a second
+/// run there continues where the first ended.
 pub fn run<P: Task>(
     request: &TuneRequest<'_, P>,
     events: &mut dyn FnMut(&TuneEvent<P>),
@@ -133,7 +131,7 @@ pub fn run<P: Task>(
         let shapes = request.shapes.iter().cloned();
         shapes.partition(|shape| done(shape).is_some())
     };
-    // The parts of what was done earlier are not needed again.
+    // The parts of shapes that were done earlier are not needed again.
     let parts = left.iter().flat_map(Task::parts);
     let tasks: Vec<P> = parts.chain(left.iter().cloned()).collect();
     let all: Vec<P> = resumed.iter().chain(&tasks).cloned().collect();
@@ -144,7 +142,7 @@ pub fn run<P: Task>(
         }
     }
     let workers = request.workers.unwrap_or(device.visible).max(1);
-    // A launcher puts each worker on cores or a device of its own.
+    // With a launcher each worker has its own cores or device.
     if backend.pace().one_at_a_time && request.command.launcher.is_empty() && workers > 1 {
         shared.gate = Some(Mutex::new(()));
     }
@@ -207,7 +205,7 @@ pub fn run<P: Task>(
     kept.rows.sort_by(|a, b| a.shape.cmp(&b.shape));
     outcome.resumed = resumed;
     account_for_the_rest(&mut outcome, &queue);
-    // The table holds everything found in this folder, not only what this run was asked for.
+    // The table includes all results in this folder, not only those of this run.
     let mut rows = kept.rows.clone();
     rows.extend(rows_of_neighbours(
         &kept.rows,
@@ -220,7 +218,7 @@ pub fn run<P: Task>(
         (events)(&TuneEvent::Wrote { path: path.clone() });
     }
     let wanted = |shape: &P| request.shapes.contains(shape);
-    // A part for which nothing runs leaves one way less to put a winner together, and is no failure.
+    // A part for which nothing runs only leaves fewer combinations, and is not a failure.
     outcome.failed.retain(|failed| wanted(&failed.shape));
     outcome.not_reached.retain(wanted);
     outcome.served_by_neighbours.retain(wanted);
@@ -237,8 +235,8 @@ pub fn run<P: Task>(
     Ok(outcome)
 }
 
-/// For each shape that needed no race the row of the raced M nearest to it (by ratio): its neighbours on both
-/// sides agree, or are too close to be worth a race between them.
+/// For each shape that needed no race the row of the nearest raced M (by ratio): its neighbours on both sides agree,
+/// or are too close for a race between them to be worthwhile.
 fn rows_of_neighbours<P: Task>(raced: &[Row<P>], shapes: &[P]) -> Vec<Row<P>> {
     let ratio =
         |row: &Row<P>, shape: &P| (f64::from(row.shape.m()) / f64::from(shape.m())).ln().abs();
@@ -276,13 +274,13 @@ fn account_for_the_rest<P: Task>(outcome: &mut TuneOutcome<P>, queue: &WorkQueue
     outcome.not_reached.sort();
 }
 
-/// Hears the device workers, keeps what they found, tells of it.
+/// Processes the device workers' messages: stores results and reports events.
 struct Coordinator<'a, P: Task> {
     queue: &'a WorkQueue<P>,
     results: Results<P>,
     timings: std::io::BufWriter<std::fs::File>,
     events: &'a mut dyn FnMut(&TuneEvent<P>),
-    /// When the first race could begin: opening the device is no part of a pace.
+    /// When the first race could begin, not counting the time to open the device.
     began: Instant,
     pace: Pace,
     outcome: TuneOutcome<P>,
@@ -290,7 +288,7 @@ struct Coordinator<'a, P: Task> {
 }
 
 impl<P: Task> Coordinator<'_, P> {
-    /// Handles messages until every device worker has ended.
+    /// Processes messages until every device worker has ended.
     fn listen(&mut self, messages: &Receiver<Message<P>>) {
         let mut busy = 0.0;
         let mut active = 0.0;
@@ -354,7 +352,7 @@ impl<P: Task> Coordinator<'_, P> {
         Ok(())
     }
 
-    /// Single timings are for replay and analysis: losing the last few in a crash loses no result.
+    /// Individual timings are for replay and analysis, so losing the last few in a crash loses no result.
     fn keep_timing(&mut self, shape: &P, candidate: &serde_json::Value, us: &[f64]) {
         let mut line = shape.sizes();
         line.insert("candidate".to_owned(), candidate.clone());
@@ -389,7 +387,7 @@ impl<P: Task> Coordinator<'_, P> {
     }
 }
 
-/// The device a run would use, asked of a worker that is ended again.
+/// The device that a run would use, queried from a worker that is then ended.
 pub fn look_at_device<P: Task>(
     request: &TuneRequest<'_, P>,
     interrupt: &Interrupt,

@@ -2,38 +2,37 @@
 //!
 //! A **worker** is a process that owns one device. It is started as `<worker command> --device I
 //! --reply-fd F`, reads requests from standard input and lives until `quit` or end of file, when it
-//! ends its own children and exits 0. Both ends of the protocol are the types below; a transcript of
-//! every message is `testdata/tune/protocol.jsonl`.
+//! ends its own children and exits 0. Both ends of the protocol are the types below; a transcript of every message is
+//! `testdata/tune/protocol.jsonl`.
 //!
 //! **Where replies go.** `--reply-fd 3` (any number): lines on that inherited descriptor, nothing
-//! else. `--reply-fd stdout`: for launchers such as `srun` that pass on standard streams only; the
-//! worker first duplicates descriptor 1 for itself and points descriptor 1 at standard error, then
-//! starts every reply line with [`STDOUT_MARKER`]. A line without the marker is a stray print of the
-//! launcher and goes to the worker's log. Either way a library that prints cannot break a reply.
+//! else. `--reply-fd stdout`: for launchers such as `srun` that pass on standard streams only; the worker first
+//! duplicates descriptor 1 for itself and points descriptor 1 at standard error, then starts every reply line with
+//! [`STDOUT_MARKER`]. A line without the marker is a stray print of the launcher and goes to the worker's log. Either
+//! way a library that prints cannot break a reply.
 //!
 //! **Order.** Requests carry an `id` and an `attempt`; the reply repeats both. Replies may come in
-//! any order. `time` and `check` hold the device; several may be sent at once, each for another shape, and
-//! a worker may begin the next before it has answered the last, as long as nothing of one runs on the
-//! device during a sample of another. `prepare` does not touch the device: it is queued, served by up to `prepare_slots` parallel
-//! processes in the order it came, answered when done, and `time` requests go on meanwhile. Timing
-//! a candidate that was never prepared is allowed and compiles it on the spot.
+//! any order. `time` and `check` hold the device; several may be sent at once, each for another shape, and a worker
+//! may begin the next before it has answered the last, as long as nothing of one runs on the device during a sample
+//! of another. `prepare` does not touch the device: it is queued, served by up to `prepare_slots` parallel processes
+//! in the order it came, answered when done, and `time` requests go on meanwhile. Timing a candidate that was never
+//! prepared is allowed and compiles it on the spot.
 //!
 //! **What is data and what is a fault.** A candidate the device cannot run, a compiler error, a
-//! compile that takes too long: [`Outcome::Refused`], and the worker goes on. [`Answer::Failed`] says
-//! that the request as such could not be served. A worker whose device is poisoned (illegal address)
-//! answers if it can and exits with a status other than 0; the pool starts a fresh one. Everything
-//! else, death, silence past the deadline, a line that is not a reply, is a fault too. After a fault with
-//! several requests under way each is sent again by itself; each candidate of one that faults by itself is
-//! tried once more alone on a fresh worker, then quarantined.
+//! compile that takes too long: [`Outcome::Refused`], and the worker goes on. [`Answer::Failed`] says that the
+//! request as such could not be served. A worker whose device is poisoned (illegal address) replies if it can and
+//! exits with a status other than 0; the pool starts a fresh one. Everything else, death, silence past the deadline,
+//! a line that is not a reply, is a fault too. After a fault with several requests in flight each is sent again on
+//! its own; each candidate of one that faults on its own is tried once more alone on a fresh worker, then
+//! quarantined.
 //!
 //! **Numbers** are finite: in Python `json.dumps(reply, allow_nan=False)`. NaN in a kernel's output
 //! is counted in [`Numerics::not_finite`]. Times are microseconds (`us`) or seconds (`s`).
 //!
-//! **Measuring.** Operands are a fixed function of the shape. Every launch of a `time` request finds
-//! its operands out of the L2 cache (rotate copies past `l2_bytes`). One *sample* is the mean time
-//! of one launch over as many launches as [`Timing::min_sample_us`] needs; short kernels are timed
-//! in a device graph. With several candidates sample 1 of each is taken in order, sample 2 in
-//! reverse order, and so on (A B B A), so that drift hits all alike.
+//! **Measuring.** Operands are a fixed function of the shape. No launch of a `time` request finds its operands in the
+//! L2 cache (rotate copies past `l2_bytes`). One *sample* is the mean time of one launch over as many launches as
+//! [`Timing::min_sample_us`] needs; short kernels are timed in a device graph. With several candidates sample 1 of
+//! each is taken in order, sample 2 in reverse order, and so on (A B B A), so that drift affects all alike.
 
 use std::collections::BTreeMap;
 
@@ -41,32 +40,32 @@ use serde::{Deserialize, Serialize};
 
 use crate::problem::Shape;
 
-/// The version both ends must share; `hello` carries it.
+/// The version that both ends must have; `hello` reports it.
 pub const VERSION: u32 = 1;
 
-/// What every reply line starts with when replies share standard output with a launcher.
+/// Prefix of every reply line when replies share standard output with a launcher.
 pub const STDOUT_MARKER: &str = "@gemmtune ";
 
-/// One kernel or configuration, in the backend's own words: `{"kernelId":3,"splitK":1}` for the
+/// One kernel or configuration, in the backend's own format: `{"kernelId":3,"splitK":1}` for the
 /// reference engine, `{"BLOCK_SIZE_M":64,…}` for SGLang's Triton kernel. Opaque to the pool.
 pub type Candidate = serde_json::Value;
 
 /// One line to a worker.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
 pub struct Request<P = Shape> {
-    /// Unique within the worker's life.
+    /// Unique within the worker's lifetime.
     pub id: u64,
-    /// 1, or 2 for the try alone on a fresh worker.
+    /// 1, or 2 for the attempt alone on a fresh worker.
     pub attempt: u32,
-    /// What to do.
+    /// The work that is requested.
     pub ask: Ask<P>,
 }
 
-/// What a worker is asked.
+/// The kinds of requests to a worker.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
 #[serde(tag = "kind", rename_all = "snake_case")]
 pub enum Ask<P = Shape> {
-    /// Always first: open the device and say what it is. Answered by [`Answer::Hello`].
+    /// Always first: open the device and report it. Answered by [`Answer::Hello`].
     Hello {
         /// The backend's settings, for example `{"block":[128,128],"out_dtype":"bfloat16"}`.
         options: serde_json::Value,
@@ -80,7 +79,7 @@ pub enum Ask<P = Shape> {
     /// Measure candidates, interleaved. Answered by [`Answer::Timed`].
     Time {
         shape: P,
-        /// The candidates; never the same one twice unless an A/A pair is wanted.
+        /// The candidates; no duplicates unless an A/A pair is wanted.
         candidates: Vec<Candidate>,
         timing: Timing,
     },
@@ -115,44 +114,44 @@ pub struct Reply {
     pub answer: Answer,
 }
 
-/// What a worker answers.
+/// The kinds of replies from a worker.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
 #[serde(tag = "kind", rename_all = "snake_case")]
 pub enum Answer {
-    /// To `hello`.
+    /// The reply to `hello`.
     Hello {
         /// The device and the software on it.
         device: Device,
     },
-    /// To `prepare`.
+    /// The reply to `prepare`.
     Prepared {
         /// Whether the candidate can now be timed without compiling.
         outcome: Outcome<Preparation>,
     },
-    /// To `time`: one outcome per candidate, in the request's order.
+    /// The reply to `time`: one outcome per candidate, in the request's order.
     Timed {
         outcomes: Vec<Outcome<Samples>>,
-        /// Seconds the device was held by this request, set-up of operands included.
+        /// Seconds for which this request held the device, including the setup of operands.
         busy_s: f64,
-        /// Clocks seen before and after, MHz; empty where they cannot be read.
+        /// Clocks before and after, MHz; empty if they cannot be read.
         clocks_mhz: Vec<f64>,
-        /// NVML's bit set of reasons for a lowered clock after the request; absent where it cannot be read.
+        /// NVML's bit set of reasons for a lowered clock after the request; absent if it cannot be read.
         #[serde(default, skip_serializing_if = "Option::is_none")]
         throttle_reasons: Option<u64>,
     },
-    /// To `check`: one outcome per candidate, in the request's order.
+    /// The reply to `check`: one outcome per candidate, in the request's order.
     Checked {
         outcomes: Vec<Outcome<Numerics>>,
-        /// Seconds the device was held by this request.
+        /// Seconds for which this request held the device.
         busy_s: f64,
     },
-    /// To `quit`.
+    /// The reply to `quit`.
     Bye,
     /// The request could not be served.
     Failed { error: String },
 }
 
-/// What became of one candidate.
+/// The result for one candidate.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
 #[serde(tag = "outcome", rename_all = "snake_case")]
 pub enum Outcome<T> {
@@ -162,7 +161,7 @@ pub enum Outcome<T> {
     /// It cannot run here. This is data: the candidate is dropped for this shape.
     Refused {
         reason: Refusal,
-        /// The evidence, for people: the compiler's or driver's words.
+        /// The evidence for display: the message of the compiler or driver.
         detail: String,
     },
 }
@@ -175,7 +174,7 @@ pub enum Refusal {
     OutOfResources,
     /// The kernel does not take this shape or setting.
     Unsupported,
-    /// The compiler refused it.
+    /// The compiler reported an error.
     CompileFailed,
     /// The compiler was stopped at the worker's own limit.
     CompileTimedOut,
@@ -186,7 +185,7 @@ pub enum Refusal {
 /// A candidate that is ready.
 #[derive(Clone, Copy, Debug, PartialEq, Serialize, Deserialize)]
 pub struct Preparation {
-    /// Seconds of compiling.
+    /// Seconds that compiling took.
     pub seconds: f64,
     /// Whether it was compiled before.
     pub cached: bool,
@@ -215,34 +214,34 @@ pub struct Numerics {
 pub struct Device {
     /// [`VERSION`] of the worker.
     pub protocol: u32,
-    /// `reference` or `sglang-triton`.
+    /// The backend's name: `reference` or `sglang-triton`.
     pub backend: String,
-    /// As the runtime names it: `torch.cuda.get_device_name()`, or the CPU's model name.
+    /// Name as reported by the runtime: `torch.cuda.get_device_name()`, or the CPU's model name.
     pub name: String,
     /// `gfx942`, `sm_90`, or the reference engine's `gfx` column (`avx512`, …).
     pub arch: String,
     /// Compute units, streaming multiprocessors, or cores.
     pub cu_num: u32,
-    /// Index of this device and how many there are to be had on this host.
+    /// Index of this device among those available on this host.
     pub index: u32,
     /// Devices visible to the worker; the pool starts one worker for each.
     pub visible: u32,
     /// Bytes of last-level cache that timing rotates past.
     pub l2_bytes: u64,
-    /// Shared memory one block may use, bytes; 0 where that means nothing.
+    /// Shared memory that one block may use, bytes; 0 if that does not apply.
     pub smem_bytes: u64,
     /// Versions that change results: `{"torch":"2.11.0","triton":"3.6.0","sglang":"0.5.16"}`.
     pub versions: BTreeMap<String, String>,
     /// Digest of the kernels' source, or of the list of kernels.
     pub kernel_hash: String,
-    /// What the kernel at hand takes beyond the plain settings: `split_k`, `swap_ab`.
+    /// What the kernel supports beyond the plain settings: `split_k`, `swap_ab`.
     pub capabilities: Vec<String>,
     /// How many `prepare` run at once; 0 when there is nothing to prepare.
     pub prepare_slots: u32,
-    /// Candidates the worker itself offers, where the list is the worker's to know; else empty.
+    /// Candidates that the worker itself reports, if only the worker knows the list; else empty.
     pub candidates: Vec<Candidate>,
-    /// Folder of the tables that come with the software at hand (SGLang's `configs`); empty when there
-    /// is none. What stands there serves the shapes today.
+    /// Folder of the tables shipped with the software (SGLang's `configs`); empty if there is none. They serve the
+    /// shapes today.
     #[serde(default)]
     pub shipped: String,
 }
@@ -251,7 +250,7 @@ pub struct Device {
 mod tests {
     use super::*;
 
-    /// The transcript is what a worker in another language is written against.
+    /// The transcript is the reference for a worker written in another language.
     #[test]
     fn the_transcript_reads_and_writes_back_unchanged() {
         let transcript = include_str!("../../testdata/tune/protocol.jsonl");

@@ -1,11 +1,11 @@
 //! The race for one shape: which candidate to time next, which to drop, which wins.
 //!
-//! A pure state machine. It starts no process, reads no clock and knows candidates only by number:
-//! the driver asks [`Race::step`], does it, and reports with [`Race::timed`], [`Race::out`],
-//! [`Race::checked`] or [`Race::add`]. So every rule here is tested against simulated timers.
+//! A pure state machine. It starts no process, reads no clock and knows candidates only by number: the driver calls
+//! [`Race::step`], does it, and reports with [`Race::timed`], [`Race::out`], [`Race::checked`] or [`Race::add`]. So
+//! every rule here is tested against simulated timers.
 //!
-//! 1. **Rungs.** All entrants are timed with few samples; who is slower than the best × the rung's
-//!    factor, beyond noise, is dropped; the rest are timed with more samples. The leader's numbers are
+//! 1. **Rungs.** All entrants are timed with few samples; those slower than the best × the rung's
+//!    factor, beyond noise, are dropped; the rest are timed with more samples. The leader's numbers are
 //!    checked before it may set the bar: a kernel that is fast because it is wrong drops nobody.
 //! 2. **Expansion.** After the first rung the driver may add relatives of the leaders, which are timed
 //!    like everyone else, for as long as that finds something faster.
@@ -14,7 +14,7 @@
 //!    sign test on the pairs, its level divided by the number of challengers and of looks; everything
 //!    else is a tie, and ties are the incumbent's.
 //! 4. **Check.** The winner's numbers are compared with a reference before it is accepted; one that fails
-//!    is out and the next best takes its place.
+//!    is out and the next best replaces it.
 
 use std::collections::BTreeSet;
 
@@ -29,41 +29,41 @@ pub type Entrant = usize;
 pub struct Rung {
     /// How each entrant is timed.
     pub timing: Timing,
-    /// Samples taken at least, however long a launch takes; see [`Rules::enough_us`].
+    /// Minimum number of samples, however long a launch takes; see [`Rules::enough_us`].
     pub at_least: u32,
-    /// Drop what is slower than the best × this, plus noise.
+    /// Drop what is slower than the best × this, beyond noise.
     pub keep_within: f64,
-    /// Keep at most so many, fastest first, the incumbent not counted.
+    /// Keep at most this many, fastest first, not counting the incumbent.
     pub keep_at_most: usize,
 }
 
 /// The rules of a race.
 #[derive(Clone, Debug, PartialEq)]
 pub struct Rules {
-    /// At least one.
+    /// The rungs of the race; at least one.
     pub rungs: Vec<Rung>,
-    /// The first rung ends when so many entrants in a row did not improve the best by
-    /// [`Rules::expansion_gain`]: they come in the order of a model, the promising first.
+    /// The first rung ends when this many entrants in a row did not improve the best by [`Rules::expansion_gain`]:
+    /// they are in the order of a model, the promising first.
     pub patience: usize,
-    /// Samples of one candidate that together take longer than this are fewer than the rung asks for.
+    /// When the samples of one candidate together take longer than this, fewer are taken than the rung asks for.
     pub enough_us: f64,
-    /// Rounds of expansion after the first rung, at most.
+    /// Most rounds of expansion after the first rung.
     pub expansions: usize,
     /// Another round of expansion needs the last to have improved the best by this share.
     pub expansion_gain: f64,
     /// Leaders whose relatives are added in a round.
     pub expand_around: usize,
-    /// Challengers in the run-off, at most.
+    /// Most challengers in the run-off.
     pub finalists: usize,
     /// How each look of the run-off is timed.
     pub run_off: Timing,
-    /// Samples of a look at least: what the sign test needs to see the smallest field won.
+    /// Minimum number of samples of a look: what the sign test needs to detect a win in the smallest field.
     pub run_off_at_least: u32,
-    /// Looks at the run-off, at most; each adds samples.
+    /// Most looks at the run-off; each adds samples.
     pub looks: usize,
     /// A pair counts for the challenger when it is faster by this share.
     pub min_gain: f64,
-    /// Chance that a race between equals ends with a challenger winning, at most.
+    /// Largest probability that a race between equals ends with a challenger winning.
     pub false_wins: f64,
     /// A candidate with a larger share of wrong elements is rejected.
     pub max_err_ratio: f64,
@@ -72,7 +72,7 @@ pub struct Rules {
 /// What the driver must do next.
 #[derive(Clone, Debug, PartialEq)]
 pub enum Step {
-    /// Time these; any subset in any order, one report each. A candidate still being compiled may wait.
+    /// Time these; any subset in any order, one report each. A candidate that is still being compiled may wait.
     Time {
         entrants: Vec<Entrant>,
         timing: Timing,
@@ -84,7 +84,7 @@ pub enum Step {
     },
     /// Time these in one interleaved request and report all with [`Race::ran_off`].
     RunOff {
-        /// The incumbent first where there is one.
+        /// The incumbent first, if there is one.
         entrants: Vec<Entrant>,
         timing: Timing,
     },
@@ -99,7 +99,7 @@ pub enum Step {
 pub enum Decision {
     /// A candidate may serve this shape.
     Winner(Winner),
-    /// No candidate ran with right numbers.
+    /// No candidate ran with correct numbers.
     NoneRuns,
 }
 
@@ -111,7 +111,7 @@ pub struct Winner {
     pub incumbent: bool,
     /// Median time of the run-off, µs.
     pub us: f64,
-    /// The incumbent's median in the same run-off, µs, where it ran.
+    /// The incumbent's median in the same run-off, µs, if it ran.
     pub incumbent_us: Option<f64>,
     /// Relative spread of the pairs (or of the samples, without an incumbent).
     pub noise: f64,
@@ -122,7 +122,7 @@ pub struct Winner {
 #[derive(Clone, Copy, Debug, PartialEq)]
 enum Phase {
     Rung(usize),
-    /// The leader of this rung must be right before it may set the bar for the others.
+    /// The leader of this rung must be correct before it may set the bar for the others.
     Vetting(usize),
     Expanding,
     RunOff,
@@ -136,13 +136,13 @@ struct State {
     rungs: usize,
     /// Samples of the last rung, µs.
     last: Vec<f64>,
-    /// Their median, µs.
+    /// Median of `last`, µs.
     estimate: Option<f64>,
     /// Samples of the run-off, µs, all looks.
     run_off: Vec<f64>,
     /// Share of wrong elements, once checked and found right.
     err_ratio: Option<f64>,
-    /// Too slow so far; called back if all who were faster turn out not to run.
+    /// Too slow so far; called back if all faster ones turn out not to run.
     cut: bool,
     out: bool,
 }
@@ -158,11 +158,11 @@ pub struct Race {
     expansions: usize,
     expanded_around: BTreeSet<Entrant>,
     best_before_expansion: f64,
-    /// The best of the first rung when it last improved, and entrants timed since.
+    /// The best of the first rung when it last improved, and the entrants timed since.
     improved_us: f64,
     fruitless: usize,
     looks: usize,
-    /// Who is still to be checked, best first.
+    /// Entrants still to be checked, best first.
     to_check: Vec<Entrant>,
     decision: Option<Decision>,
 }
@@ -189,7 +189,7 @@ impl Race {
         race
     }
 
-    /// What to do next. Asking changes nothing.
+    /// What to do next. Calling this changes nothing.
     pub fn step(&self) -> Step {
         match self.phase {
             Phase::Rung(rung) => Step::Time {
@@ -228,7 +228,7 @@ impl Race {
         self.advance();
     }
 
-    /// Takes an entrant out: it was refused, quarantined, or given up.
+    /// Removes an entrant: it was refused, quarantined, or given up.
     pub fn out(&mut self, entrant: Entrant) {
         self.states[entrant].out = true;
         if self.phase == Phase::RunOff {
@@ -246,7 +246,7 @@ impl Race {
         self.advance();
     }
 
-    /// Adds `count` entrants in answer to [`Step::Expand`] and returns the number of the first.
+    /// Adds `count` entrants in response to [`Step::Expand`] and returns the number of the first.
     pub fn add(&mut self, count: usize) -> Entrant {
         let first = self.states.len();
         self.expanded_around.extend(self.leaders_to_expand());
@@ -274,7 +274,7 @@ impl Race {
         self.advance();
     }
 
-    /// Reports the numbers of the entrant asked for; says whether they are right.
+    /// Reports the numbers of the checked entrant; returns whether they are correct.
     pub fn checked(&mut self, entrant: Entrant, numerics: Numerics) -> bool {
         let right = numerics.not_finite == 0
             && numerics.repeatable
@@ -290,7 +290,7 @@ impl Race {
 
     /// Ends the rungs with what has been timed so far: the budget for this shape is spent.
     ///
-    /// The run-off and the check still take place. An incumbent not yet timed stays in.
+    /// The run-off and the check still take place. An incumbent that is not yet timed stays in.
     pub fn hurry(&mut self) {
         if let Phase::Rung(_) | Phase::Vetting(_) | Phase::Expanding = self.phase {
             for (entrant, state) in self.states.iter_mut().enumerate() {
@@ -313,7 +313,7 @@ impl Race {
         self.by_estimate().into_iter().next()
     }
 
-    /// Entrants so far.
+    /// Number of entrants so far, those that are out included.
     pub fn entrants(&self) -> usize {
         self.states.len()
     }
@@ -339,7 +339,7 @@ impl Race {
         }
     }
 
-    /// `timing` with as many samples as take [`Rules::enough_us`] at the speed of the best.
+    /// `timing` with as many samples as fit in [`Rules::enough_us`] at the speed of the best.
     fn affordable(&self, timing: Timing, at_least: u32) -> Timing {
         let sample = self.best().unwrap_or(0.0).max(timing.min_sample_us);
         let affordable = (self.rules.enough_us / sample.max(1.0)) as u32;
@@ -349,7 +349,7 @@ impl Race {
         }
     }
 
-    /// Passes over the rest of the first rung after too many entrants that improved nothing.
+    /// Skips the rest of the first rung after too many entrants without an improvement.
     fn lose_patience(&mut self, estimate: f64) {
         if estimate < self.improved_us * (1.0 - self.rules.expansion_gain) {
             self.improved_us = estimate;
@@ -384,7 +384,7 @@ impl Race {
             .collect()
     }
 
-    /// Moves on for as long as nothing is left to do in the current phase.
+    /// Advances as long as nothing is left to do in the current phase.
     fn advance(&mut self) {
         loop {
             let next = match self.phase {
@@ -456,15 +456,15 @@ impl Race {
         }
     }
 
-    /// Two standard errors of a median, relative, pooled over the entrants of the last rung: with three
-    /// samples each, one entrant's own spread says little.
+    /// Two standard errors of a median, relative, pooled over the entrants of the last rung: with three samples each,
+    /// a single entrant's spread is unreliable.
     fn noise(&self) -> f64 {
         let spreads: Vec<f64> = self
             .alive()
             .filter(|entrant| self.states[*entrant].last.len() > 1)
             .filter_map(|entrant| {
                 let last = &self.states[entrant].last;
-                // 1.2533: standard error of a median against that of a mean, normal distribution.
+                // 1.2533: standard error of a median relative to that of a mean, normal distribution.
                 Some(1.2533 * relative_spread(last)? / (last.len() as f64).sqrt())
             })
             .collect();
@@ -483,7 +483,7 @@ impl Race {
         self.phase = Phase::RunOff;
     }
 
-    /// The fastest of those that were cut run against the incumbent after all.
+    /// Lets the fastest of those that were cut run against the incumbent after all.
     fn call_back(&mut self) {
         let mut cut: Vec<(f64, Entrant)> = (0..self.states.len())
             .filter(|entrant| self.states[*entrant].cut && !self.states[*entrant].out)
@@ -496,7 +496,7 @@ impl Race {
         }
     }
 
-    /// The finalists but for the incumbent.
+    /// The finalists without the incumbent.
     fn challengers(&self) -> Vec<Entrant> {
         let incumbent = self.incumbent_alive();
         let finalists = self.finalists.iter().copied();
@@ -509,7 +509,7 @@ impl Race {
         self.incumbent.filter(|entrant| !self.states[*entrant].out)
     }
 
-    /// Decides the run-off, or asks for another look when a challenger leads without proof.
+    /// Decides the run-off, or requests another look when a challenger leads without proof.
     fn judge(&mut self) {
         let by_time = |race: &Self, mut entrants: Vec<Entrant>| {
             entrants.sort_by(|a, b| race.run_off_us(*a).total_cmp(&race.run_off_us(*b)));
@@ -543,7 +543,7 @@ impl Race {
         if proven.is_empty() && leads && self.looks < self.rules.looks {
             return;
         }
-        // The incumbent is the fallback; should its own numbers be wrong, any finalist may follow.
+        // The incumbent is the fallback; if its own numbers are wrong, any finalist may follow.
         let others: Vec<Entrant> = challengers
             .iter()
             .copied()

@@ -1,9 +1,9 @@
-//! What a tuning run has found so far: an append-only file that a kill cannot spoil.
+//! The results of a tuning run so far: an append-only file that a kill cannot corrupt.
 //!
-//! `results.jsonl` starts with a header that is the identity of the results: backend, device, versions,
-//! kernels. Every finished shape and every quarantined candidate is one line, written and synced before
-//! anyone hears of it. Opening the file again gives what is done; a half-written last line is cut off;
-//! a different identity is refused by name.
+//! `results.jsonl` starts with a header that is the identity of the results: backend, device, versions, kernels.
+//! Every finished shape and every quarantined candidate is one line, written and synced before it is reported.
+//! Opening the file again gives what is done; a half-written last line is cut off; a different identity is refused by
+//! name.
 
 use std::collections::BTreeMap;
 
@@ -26,18 +26,18 @@ pub const LOCK: &str = "tune.lock";
 /// Version of the line format below.
 const FORMAT: u32 = 1;
 
-/// What results may be mixed: only those of one identity share a file.
+/// The identity of results: a file only contains results with one identity.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
 pub struct Identity {
     /// Version of the file format.
     pub format: u32,
     pub backend: String,
-    /// The backend's settings, as `hello` carried them.
+    /// The backend's settings, as sent with `hello`.
     pub options: serde_json::Value,
     pub device: String,
-    /// Its architecture.
+    /// Architecture of the device.
     pub arch: String,
-    /// Its compute units.
+    /// Compute units of the device.
     pub cu_num: u32,
     /// Versions of the software on it.
     pub versions: BTreeMap<String, String>,
@@ -97,13 +97,13 @@ impl Identity {
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
 pub struct Row<P = Shape> {
     pub shape: P,
-    /// What may serve it from now on.
+    /// The candidate that should serve it from now on.
     pub candidate: Candidate,
     /// Whether that is what serves it already.
     pub incumbent_kept: bool,
-    /// Its median time, µs.
+    /// Median time of the candidate, µs.
     pub us: f64,
-    /// What served it until now, where that is known.
+    /// What served it before, if that is known.
     pub incumbent: Option<Candidate>,
     /// The incumbent's median time in the same run-off, µs.
     pub incumbent_us: Option<f64>,
@@ -114,7 +114,7 @@ pub struct Row<P = Shape> {
     pub timed: u32,
     /// Seconds of device time the race took.
     pub busy_s: f64,
-    /// How hard was tried.
+    /// The effort of the race.
     pub effort: Effort,
 }
 
@@ -134,7 +134,7 @@ enum Entry<P> {
     Quarantined { quarantined: Quarantined<P> },
 }
 
-/// Failed to keep results.
+/// Why results cannot be stored.
 #[derive(Debug, thiserror::Error)]
 pub enum ResultsError {
     /// The file cannot be read or written.
@@ -157,14 +157,14 @@ pub enum ResultsError {
     },
 }
 
-/// Takes the lock on an output folder: one run writes into it at a time.
+/// Locks an output folder: one run writes into it at a time.
 pub fn lock(folder: &Utf8Path) -> Result<Lock, ResultsError> {
     let holder = Holder::this_process("gemmtune tune");
     Ok(Lock::take(&folder.join(LOCK), &holder)?)
 }
 
-/// Opens or begins the results file in `folder`, whose first entry says what its results are of: the writer, and the
-/// entries behind the first.
+/// Opens or creates the results file in `folder`, whose first entry identifies its results; returns the writer and
+/// the entries after the first.
 pub(super) fn open<E: Serialize + DeserializeOwned>(
     folder: &Utf8Path,
     identity: &Identity,
@@ -207,14 +207,14 @@ pub(super) fn open<E: Serialize + DeserializeOwned>(
 #[derive(Debug)]
 pub struct Results<P = Shape> {
     journal: Journal,
-    /// Finished shapes, in the order found; a shape done again stands last.
+    /// Finished shapes, in the order found; a shape done again comes last.
     pub rows: Vec<Row<P>>,
-    /// Candidates not to be tried again.
+    /// Candidates that must not be tried again.
     pub quarantined: Vec<Quarantined<P>>,
 }
 
 impl<P: Task> Results<P> {
-    /// Opens or begins the results in `folder` for `identity`. The caller holds the folder's lock.
+    /// Opens or creates the results in `folder` for `identity`. The caller holds the folder's lock.
     pub fn open(folder: &Utf8Path, identity: &Identity) -> Result<Self, ResultsError> {
         let header = |identity| Entry::Header { identity };
         let identity_of = |entry: &Entry<P>| match entry {
@@ -237,14 +237,14 @@ impl<P: Task> Results<P> {
         Ok(results)
     }
 
-    /// Keeps a finished race. When this returns it survives a kill.
+    /// Stores a finished race, which is durable when this returns.
     pub fn keep(&mut self, row: &Row<P>) -> Result<(), ResultsError> {
         self.append(Entry::Row { row: row.clone() })?;
         self.remember(row.clone());
         Ok(())
     }
 
-    /// Keeps a quarantined candidate.
+    /// Stores a quarantined candidate.
     pub fn keep_quarantined(&mut self, quarantined: &Quarantined<P>) -> Result<(), ResultsError> {
         self.append(Entry::Quarantined {
             quarantined: quarantined.clone(),

@@ -1,10 +1,10 @@
-//! How hard to try: the rules of a race for each kind of device and effort.
+//! The rules of a race for each kind of device and effort.
 
 use super::protocol::Timing;
 use super::race::{Rules, Rung};
 use crate::problem::op::ERR_RATIO_LIMIT;
 
-/// How hard to try.
+/// How thorough a race is.
 #[derive(
     Clone,
     Copy,
@@ -26,7 +26,7 @@ pub enum Effort {
     Full,
 }
 
-/// Drop factors of the rungs: ×2.0 after a handful of launches costs nothing (an estimate from five
+/// Drop factors of the rungs: ×2.0 after a few launches costs nothing (an estimate from five
 /// iterations is within 10–20 % of the final one, as TileLang's autotuner found), ×1.05 is as fine as the
 /// last rung can see.
 const KEEP_WITHIN: [f64; 3] = [2.0, 1.25, 1.05];
@@ -129,6 +129,6 @@ pub fn cpu_rules(effort: Effort) -> Rules {
     }
 }
 
-/// Chance that equals unseat the incumbent, at most: the tuner's promise, shared out among challengers
-/// and looks.
+/// Largest probability that equal candidates unseat the incumbent: the tuner's promise, divided among challengers and
+/// looks.
 const FALSE_WINS: f64 = 0.05;

@@ -1,9 +1,9 @@
 //! Medians, spread and the exact sign test: all the statistics a race needs.
 //!
-//! Pure arithmetic on finite numbers. Verdicts about served throughput are the business of another
-//! room; here the unit is one sample of one kernel.
+//! Pure arithmetic on finite numbers. Verdicts about served throughput are made in another room; here the unit is one
+//! sample of one kernel.
 
-/// The median; `None` of nothing. The mean of the middle two when the count is even.
+/// The median; `None` for an empty sample. The mean of the middle two when the count is even.
 pub fn median(values: &[f64]) -> Option<f64> {
     if values.is_empty() {
         return None;

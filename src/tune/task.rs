@@ -1,5 +1,5 @@
-//! What a race is about. The engine races any problem that can say these few things of itself: a dense GEMM
-//! ([`Shape`]), a fused MoE ([`super::moe::MoeTask`]).
+//! What a race is about. The engine races any problem that implements this trait: a dense GEMM ([`Shape`]), a fused
+//! MoE ([`super::moe::MoeTask`]).
 
 use std::fmt::{Debug, Display};
 
@@ -10,43 +10,43 @@ use serde_json::{Map, Value, json};
 use super::protocol::Candidate;
 use crate::problem::{Op, Shape, Weight};
 
-/// A problem that candidates are raced on. Its JSON is what workers are asked with and what results are kept under.
+/// A problem on which candidates are raced. Its JSON is used in requests to workers and as the key of stored results.
 pub trait Task:
     Clone + Debug + Display + Ord + Serialize + DeserializeOwned + Send + Sync + 'static
 {
-    /// How its operation is named.
+    /// The type that names its operation.
     type Op: Copy + PartialEq + Display;
 
-    /// Its operation.
+    /// The operation whose kernels are raced.
     fn op(&self) -> Self::Op;
 
     /// Tokens of the forward: the M by which tables are read.
     fn m(&self) -> u32;
 
-    /// All of it but M: what one table is about.
+    /// Everything except M: the subject of one table.
     type Weights: Clone + Debug + Ord + Send;
 
-    /// Its weights.
+    /// Everything except M.
     fn weights(&self) -> Self::Weights;
 
-    /// The task of these weights at `m`.
+    /// The task with these weights at `m`.
     fn at(weights: &Self::Weights, m: u32) -> Self;
 
     /// Floating-point operations of one launch; sets deadlines.
     fn flops(&self) -> f64;
 
-    /// How long a race takes, in no unit: the longest goes first.
+    /// How long a race takes, in arbitrary units: the longest goes first.
     fn cost(&self) -> f64;
 
-    /// The sizes that a line of timings carries.
+    /// The sizes in a line of timings.
     fn sizes(&self) -> Map<String, Value>;
 
-    /// Tasks that are raced before this one, because its candidates are put together from their winners.
+    /// Tasks that are raced before this one, because its candidates are combined from their winners.
     fn parts(&self) -> Vec<Self> {
         Vec::new()
     }
 
-    /// Candidates put together from the winners of [`Task::parts`]; `winner` is `None` for a part where nothing ran.
+    /// Candidates combined from the winners of [`Task::parts`]; `winner` returns `None` for a part where nothing ran.
     fn assembled(&self, _winner: &dyn Fn(&Self) -> Option<Candidate>) -> Vec<Candidate> {
         Vec::new()
     }
@@ -77,8 +77,8 @@ impl Task for Shape {
         Self::flops(self)
     }
 
-    /// Operations, and weight bytes for small M where reading them is what takes the time (64 rows stand for the
-    /// bytes, about a GPU's ratio of operations to bytes / 2).
+    /// Operations, plus weight bytes, which dominate for small M (64 rows stand for the bytes, about a GPU's ratio of
+    /// operations to bytes / 2).
     fn cost(&self) -> f64 {
         f64::from(self.m.max(64)) * f64::from(self.n) * f64::from(self.k)
     }

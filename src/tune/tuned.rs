@@ -1,4 +1,5 @@
-//! The tables that a tuning leaves, as rows: what deploys them, in another stage and maybe another day, parses no file again.
+//! The tables that tuning produces, as rows, so that deploying them, in another stage and maybe on another day,
+//! parses no file again.
 
 use serde::{Deserialize, Serialize};
 use serde_json::{Map, Value};
@@ -9,21 +10,21 @@ use crate::problem::Op;
 use crate::table::aiter::{Quirks, Row, Table};
 use crate::table::sglang_json;
 
-/// A table, and what its runtime looks for it under.
+/// A table, and the name under which its runtime looks for it.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
 pub struct TunedTable {
     /// Name of its file.
     pub name: String,
-    /// What stands in it.
+    /// The contents of the table.
     #[serde(flatten)]
     pub rows: TunedRows,
 }
 
-/// Rows by the form of the files that runtimes read them from.
+/// Rows by the format of the files that runtimes read.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
 #[serde(rename_all = "snake_case")]
 pub enum TunedRows {
-    /// aiter's CSV, and the reference engine's: one row a problem.
+    /// CSV of aiter and of the reference engine: one row for each problem.
     Csv {
         /// The operation it serves.
         op: Op,
@@ -36,7 +37,7 @@ pub enum TunedRows {
     ByM(Rows),
     /// aiter's JSON of a Triton GEMM: configurations by the key of a bucket of M.
     ByBucket(Map<String, Value>),
-    /// Which family computes which GEMM.
+    /// A route: which family computes which GEMM.
     Route(Route),
 }
 
@@ -53,7 +54,7 @@ impl TunedTable {
         }
     }
 
-    /// Its rows of `of`, where it is a CSV; none otherwise.
+    /// Its rows for the operation `of`, if it is a CSV; empty otherwise.
     pub fn csv_rows(&self, of: Op) -> &[Row] {
         match &self.rows {
             TunedRows::Csv { op, rows, .. } if *op == of => rows,
@@ -61,7 +62,7 @@ impl TunedTable {
         }
     }
 
-    /// How many rows it has.
+    /// Number of rows.
     pub fn count(&self) -> usize {
         match &self.rows {
             TunedRows::Csv { rows, .. } => rows.len(),
@@ -71,7 +72,7 @@ impl TunedTable {
         }
     }
 
-    /// The file that its runtime reads.
+    /// The text of the file that its runtime reads.
     pub fn text(&self) -> String {
         match &self.rows {
             TunedRows::Csv { op, columns, rows } => csv(*op, columns, rows),
@@ -101,7 +102,7 @@ fn csv(op: Op, columns: &[String], rows: &[Row]) -> String {
     table.to_csv()
 }
 
-/// JSON as aiter indents its files.
+/// JSON, indented as in aiter's files.
 fn four_blanks(rows: &Map<String, Value>) -> String {
     let mut text = Vec::new();
     let pretty = serde_json::ser::PrettyFormatter::with_indent(b"    ");

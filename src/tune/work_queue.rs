@@ -1,6 +1,6 @@
-//! The shapes still to race, handed to device workers largest first, or in the order they were asked for where time is short.
+//! The shapes still to race, given to device workers largest first, or in the requested order if time is short.
 //!
-//! Shared by the device workers and the coordinator behind one lock. It knows no worker and no file.
+//! Shared by the device workers and the coordinator behind one lock. It uses neither workers nor files.
 
 use std::collections::BTreeMap;
 use std::sync::{Condvar, Mutex, MutexGuard, PoisonError};
@@ -10,18 +10,18 @@ use super::points::Points;
 use super::protocol::Candidate;
 use super::task::Task;
 
-/// What a device worker that asks for work gets.
+/// What a device worker gets when it requests work.
 #[derive(Clone, Debug, PartialEq)]
 pub(super) enum Taken<P> {
-    /// A shape to race, and the winners of shapes nearby.
+    /// A shape to race, and the winners of similar shapes.
     Race(P, Vec<Candidate>),
-    /// Nothing now; what others race may lead to more.
+    /// Nothing now; races in progress may lead to more.
     Nothing,
-    /// All is done, or nothing more may be started.
+    /// Everything is done, or nothing more may be started.
     Finished,
 }
 
-/// The shared state.
+/// The shapes left to race and their allotted times, shared behind a lock.
 #[derive(Debug)]
 pub(super) struct WorkQueue<P: Task> {
     state: Mutex<State<P>>,
@@ -30,7 +30,7 @@ pub(super) struct WorkQueue<P: Task> {
     limit: Option<Limit<P>>,
 }
 
-/// A budget, and what is worth most within it: shapes are asked for most valuable first.
+/// A budget, within which the most valuable shapes are raced first.
 #[derive(Debug)]
 pub(super) struct Limit<P> {
     ends: Instant,
@@ -38,7 +38,7 @@ pub(super) struct Limit<P> {
 }
 
 impl<P: Task> Limit<P> {
-    /// No race starts after `ends`; `shapes` in the order they were asked for.
+    /// No race starts after `ends`; `shapes` are in the requested order.
     pub(super) fn new(ends: Instant, shapes: &[P]) -> Self {
         let asked = shapes.iter().cloned().zip(0..).collect();
         Self { ends, asked }
@@ -58,7 +58,8 @@ struct State<P: Task> {
 }
 
 impl<P: Task> WorkQueue<P> {
-    /// A work queue for `device workers`. Without a limit the largest goes first, so that several device workers end together.
+    /// A work queue for `workers` device workers. Without a limit the largest shape goes first, so that all device
+    /// workers end at about the same time.
     pub(super) fn new(mut points: Points<P>, workers: usize, limit: Option<Limit<P>>) -> Self {
         let ready = points.hand_out();
         Self {
@@ -74,7 +75,7 @@ impl<P: Task> WorkQueue<P> {
         }
     }
 
-    /// A shape to race, if there is one.
+    /// Takes a shape to race, if there is one.
     pub(super) fn take(&self) -> Taken<P> {
         let mut state = self.lock();
         if state.closed || self.is_over() {
@@ -97,7 +98,7 @@ impl<P: Task> WorkQueue<P> {
         }
     }
 
-    /// Waits until the work queue changes, at most `limit`.
+    /// Waits until the work queue changes, for at most `limit`.
     pub(super) fn wait(&self, limit: Duration) {
         let state = self.lock();
         drop(
@@ -107,7 +108,7 @@ impl<P: Task> WorkQueue<P> {
         );
     }
 
-    /// A taken shape is done; `winner` is `None` when nothing ran.
+    /// Marks a shape as done; `winner` is `None` if nothing ran.
     pub(super) fn finished(&self, shape: &P, winner: Option<Candidate>) {
         let mut state = self.lock();
         state.running -= 1;
@@ -118,7 +119,7 @@ impl<P: Task> WorkQueue<P> {
         self.changed.notify_all();
     }
 
-    /// A taken shape was not raced to its end: another device worker may take it.
+    /// Returns a shape that was not raced to its end, so that another device worker may take it.
     pub(super) fn give_back(&self, shape: P) {
         let mut state = self.lock();
         state.running -= 1;
@@ -127,13 +128,12 @@ impl<P: Task> WorkQueue<P> {
         self.changed.notify_all();
     }
 
-    /// No further race starts, and open ones are given up.
+    /// Prevents further races, and makes open ones give up.
     pub(super) fn close(&self) {
         self.lock().closed = true;
         self.changed.notify_all();
     }
 
-    /// Whether the work queue was closed.
     pub(super) fn is_closed(&self) -> bool {
         self.lock().closed
     }
@@ -145,25 +145,25 @@ impl<P: Task> WorkQueue<P> {
             .is_some_and(|limit| Instant::now() >= limit.ends)
     }
 
-    /// Races that may still come, those running included.
+    /// Races that may still come, those in progress included.
     pub(super) fn may_come(&self) -> Vec<P> {
         self.lock().points.may_come()
     }
 
-    /// How long until the budget is spent.
+    /// Time left in the budget; `None` without one.
     pub(super) fn remaining(&self) -> Option<Duration> {
         let ends = self.limit.as_ref()?.ends;
         Some(ends.saturating_duration_since(Instant::now()))
     }
 
-    /// Time one race may take if every race that may still come is to fit the budget.
+    /// Time that one race may take if every race that may still come should fit into the budget.
     pub(super) fn allowance(&self) -> Option<Duration> {
         let remaining = self.remaining()?;
         let left = self.may_come().len().max(1);
         Some(remaining.mul_f64(self.workers.min(left) as f64 / left as f64))
     }
 
-    /// Shapes never raced: waiting, and those no race was asked for.
+    /// Shapes that were never raced: waiting ones, and those for which no race was requested.
     pub(super) fn unraced(&self) -> (Vec<P>, Vec<P>) {
         let state = self.lock();
         (state.ready.clone(), state.points.unraced())

@@ -1,7 +1,8 @@
-//! One worker process: started, asked, waited for with a deadline, and ended with its whole tree.
+//! A worker process: starting it, sending requests, waiting for replies with a deadline, and ending its whole process
+//! tree.
 //!
-//! This file knows lines and deadlines. Which requests to send, and what a fault means for a
-//! candidate, is [`super::device_worker`]'s to decide.
+//! This file handles lines and deadlines. Which requests to send, and what a fault means for a candidate, is decided
+//! by [`super::device_worker`].
 
 use std::collections::VecDeque;
 use std::io::{BufRead as _, BufReader, PipeReader, PipeWriter, Read, Write as _};
@@ -18,8 +19,7 @@ use super::protocol::{Ask, Reply, Request, STDOUT_MARKER};
 use crate::proc::interrupt::Urgency;
 use crate::proc::{Interrupt, Keeper, Kept, Pipes, Spawn, SpawnError};
 
-/// A reply longer than this is not a reply: the longest, `hello` with a list of kernels, is some tens
-/// of kilobytes.
+/// A longer reply is invalid: the longest, `hello` with a list of kernels, is some tens of kilobytes.
 const LONGEST_REPLY: u64 = 16 << 20;
 
 /// How much of the end of a worker's log goes into the evidence of a fault, bytes.
@@ -30,10 +30,10 @@ const LOG_TAIL: u64 = 2000;
 pub struct WorkerCommand {
     /// Program and arguments of the worker itself.
     pub argv: Vec<String>,
-    /// What goes before it: empty for this host, `["srun", "--ntasks=1", "--gpus-per-task=1"]` for
-    /// Slurm. With a launcher, replies come on standard output, marked.
+    /// What precedes it: empty for this host, `["srun", "--ntasks=1", "--gpus-per-task=1"]` for Slurm. With a
+    /// launcher, replies are marked lines on standard output.
     pub launcher: Vec<String>,
-    /// Variables set or removed on top of our own environment.
+    /// Variables set or removed relative to our own environment.
     pub env: std::collections::BTreeMap<String, Option<String>>,
 }
 
@@ -62,14 +62,14 @@ pub enum Fault {
         /// The end of its log, on lines of its own.
         log: String,
     },
-    /// It said nothing in time.
+    /// It did not reply in time.
     #[error("hear from the worker: no reply within {limit:?}{log}")]
     Late {
         limit: Duration,
         /// The end of its log.
         log: String,
     },
-    /// It wrote something that is not a reply to what was asked.
+    /// It wrote something that is not a reply to the request.
     #[error("understand the worker: `{line}`{log}")]
     Garbled {
         /// The beginning of what it wrote.
@@ -77,15 +77,15 @@ pub enum Fault {
         /// The end of its log.
         log: String,
     },
-    /// It said that it could not serve the request.
+    /// It reported that it could not serve the request.
     #[error("serve the request: {0}")]
     Failed(String),
-    /// The user asked to stop while we waited.
+    /// The user requested a stop while we waited.
     #[error("wait for the worker: interrupted")]
     Interrupted,
 }
 
-/// A running worker. Dropping it ends its whole tree at once.
+/// A running worker. Dropping it ends its whole process tree at once.
 #[derive(Debug)]
 pub struct Worker {
     kept: Kept,
@@ -94,7 +94,7 @@ pub struct Worker {
     early: VecDeque<Reply>,
     next_id: u64,
     log: Utf8PathBuf,
-    /// Where in the log this worker's words begin; what stands before is of an earlier one.
+    /// Where this worker's output begins in the log; what precedes it is an earlier worker's.
     log_start: u64,
 }
 
@@ -105,12 +105,12 @@ enum Line {
     End,
 }
 
-/// Held while a worker is started: a reply pipe that a second child inherits would stay open when its
-/// own worker dies. (Its death is seen all the same, later.)
+/// Held while a worker is started: a reply pipe that a second child inherits would stay open when its own worker
+/// dies. (Its death is noticed nevertheless, but later.)
 static STARTING: Mutex<()> = Mutex::new(());
 
 impl Worker {
-    /// Starts the worker for device `index`; its other output goes to `log`.
+    /// Starts the worker for device `index`; its other output is written to `log`.
     pub fn start(
         command: &WorkerCommand,
         index: u32,
@@ -170,15 +170,14 @@ impl Worker {
         let mut line = serde_json::to_string(&request)
             .map_err(|error| Fault::Start(format!("write the request: {error}")))?;
         line.push('\n');
-        // A broken pipe says less than the exit code that explains it.
+        // A broken pipe is less informative than the exit code that explains it.
         match self.stdin.write_all(line.as_bytes()) {
             Ok(()) => Ok(id),
             Err(_) => Err(self.death()),
         }
     }
 
-    /// The reply to `id`, waited for at most `limit`. Replies to others are kept for
-    /// [`Worker::other`].
+    /// Waits for at most `limit` for the reply to `id`. Other replies are kept for [`Worker::other`].
     pub fn reply_to(
         &mut self,
         id: u64,
@@ -195,13 +194,13 @@ impl Worker {
         }
     }
 
-    /// The fault of a worker that said nothing for `limit`.
+    /// The fault of a worker that did not reply within `limit`.
     pub fn late(&self, limit: Duration) -> Fault {
         let log = self.log_tail();
         Fault::Late { limit, log }
     }
 
-    /// Any reply, waited for at most `limit`; `None` when none came.
+    /// Waits for at most `limit` for any reply; `None` if there was none.
     pub fn other(
         &mut self,
         limit: Duration,
@@ -213,7 +212,7 @@ impl Worker {
         self.next_line(Instant::now() + limit, interrupt)
     }
 
-    /// Asks the worker to end and waits a little; a worker that does not is ended by the drop.
+    /// Asks the worker to end and waits a little; if it does not, dropping it ends it.
     pub fn quit(mut self, interrupt: &Interrupt) {
         if self.send(Ask::<()>::Quit, 1).is_ok() {
             let _ = self.kept.wait(Duration::from_secs(2), interrupt);
@@ -223,7 +222,7 @@ impl Worker {
 
     fn next_line(&mut self, until: Instant, interrupt: &Interrupt) -> Result<Option<Reply>, Fault> {
         loop {
-            // Slices, because the interrupt and a death whose pipe stays open come another way.
+            // In slices, because an interrupt, and a death whose pipe stays open, are noticed differently.
             let now = Instant::now();
             let slice = until
                 .saturating_duration_since(now)
@@ -243,7 +242,7 @@ impl Worker {
                 return Err(Fault::Interrupted);
             }
             if self.kept.exited().is_some() {
-                // What it said last may still be in the channel.
+                // Its last reply may still be in the channel.
                 return match self.replies.recv_timeout(Duration::from_millis(100)) {
                     Ok(Line::Reply(reply)) => Ok(Some(*reply)),
                     _ => Err(self.death()),
@@ -255,7 +254,7 @@ impl Worker {
         }
     }
 
-    /// The fault of a worker that closed its pipes: ends what is left of it.
+    /// The fault of a worker that closed its pipes; ends what is left of it.
     fn death(&mut self) -> Fault {
         let ended = self.kept.wait(Duration::from_secs(2), &Interrupt::new());
         let code = match ended {
@@ -301,7 +300,7 @@ fn with_cause(error: &SpawnError) -> String {
         .map_or_else(|| error.to_string(), |cause| format!("{error}: {cause}"))
 }
 
-/// Reads reply lines on a thread of its own until the pipe ends.
+/// Reads reply lines on a separate thread until the pipe ends.
 fn listen(reader: PipeReader, marked: bool, log: Utf8PathBuf) -> std::io::Result<Receiver<Line>> {
     let (sender, receiver) = channel();
     thread::Builder::new()
@@ -316,7 +315,7 @@ fn listen(reader: PipeReader, marked: bool, log: Utf8PathBuf) -> std::io::Result
                     .read_until(b'\n', &mut bytes);
                 let line = match read {
                     Ok(0) | Err(_) => Line::End,
-                    // A last line without its end was cut off by a death.
+                    // A last line without a line end was cut off by a death.
                     Ok(_)
                         if bytes.last() != Some(&b'\n') && (bytes.len() as u64) < LONGEST_REPLY =>
                     {
@@ -339,7 +338,7 @@ fn listen(reader: PipeReader, marked: bool, log: Utf8PathBuf) -> std::io::Result
     Ok(receiver)
 }
 
-/// A line as a reply; `None` for a stray print on a shared stream.
+/// Parses a line as a reply; `None` for a stray print on a shared stream.
 fn understood(bytes: &[u8], marked: bool) -> Option<Line> {
     let line = if marked {
         bytes.strip_prefix(STDOUT_MARKER.as_bytes())?

@@ -1,8 +1,7 @@
-//! Which of the tuner's rows are taken.
+//! Which of the tuner's rows are accepted.
 //!
-//! Pure. The tuner keeps the lowest time among candidates whose numbers passed its check; that lets through times no
-//! device can reach, splits of K whose sums come out differently each time, and rows that are slower than what
-//! serves the shape today.
+//! Pure. The tuner keeps the lowest time among candidates that passed its numerical check; that lets through times no
+//! device can reach, splits of K with irreproducible sums, and rows that are slower than what serves the shape today.
 
 use super::Incumbent;
 use crate::problem::op::ERR_RATIO_LIMIT;
@@ -11,16 +10,16 @@ use crate::table::aiter::Row;
 use crate::table::kernels::Library;
 use crate::table::roofline;
 
-/// Where a row is to serve: the key it must have to be found, and the libraries that can be called.
+/// What a row needs to be used: the key under which it is looked up, and the libraries that can be called.
 #[derive(Clone, Debug)]
 pub(super) struct Place {
     pub(super) gfx: String,
     pub(super) cu_num: u32,
-    /// What this tree's dispatcher tells apart, where it looks.
+    /// The libraries that this tree's dispatcher distinguishes, if it looks at them.
     pub(super) libraries: Option<Vec<Library>>,
 }
 
-/// Why `row` cannot be deployed for `op`, if it cannot.
+/// Why `row` cannot be deployed for `op`; `None` if it can.
 pub(super) fn refusal(op: Op, row: &Row, place: &Place, err_ratio: f64) -> Option<String> {
     match row.us {
         Some(us) if us.is_finite() && us > 0.0 => {}
@@ -72,7 +71,7 @@ pub(super) fn refusal(op: Op, row: &Row, place: &Place, err_ratio: f64) -> Optio
             library.name()
         ));
     }
-    // The tables' `splitK` is a count for assembly and an exponent for CK, CKTile and nameless rows.
+    // The tables' `splitK` is a count for assembly, and an exponent for CK, CK Tile and rows without a name.
     let exponent = row
         .split_k
         .filter(|_| matches!(library, None | Some(Library::Ck | Library::CkTile)));
@@ -97,7 +96,7 @@ pub(super) fn incumbent_stays(row: &Row, incumbent: Option<&Incumbent>) -> bool 
 
 /// The row of `shipped` that serves `shape` on the device of `place` today, as an incumbent.
 ///
-/// Only a row for the very shape was measured on it; one that serves it by rounding M was measured on another.
+/// Only a row for exactly this shape was measured on it; one that serves it by rounding M was measured on another.
 pub(super) fn shipped(shipped: &[Row], shape: &Shape, place: &Place) -> Option<Incumbent> {
     let us = shipped
         .iter()
@@ -113,7 +112,7 @@ pub(super) fn shipped(shipped: &[Row], shape: &Shape, place: &Place) -> Option<I
     })
 }
 
-/// Whether `row` is for `shape`: the tuner's input has no more columns than these.
+/// Whether `row` is for `shape`, judged by the columns that the tuner's input has.
 pub(super) fn is_for(row: &Row, shape: &Shape) -> bool {
     (row.m, row.n, row.k) == (shape.m, shape.n, shape.k)
         && (row.q_dtype_w.is_none()

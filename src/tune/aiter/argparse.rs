@@ -1,6 +1,6 @@
-//! The same command line from source: the `add_argument` calls of aiter's tuners.
+//! The tuner's command line from its source: the `add_argument` calls of aiter's scripts.
 //!
-//! For trees whose script cannot be asked here: `--help` imports torch and aiter first.
+//! Used for trees whose script cannot run here, because `--help` imports torch and aiter first.
 
 use super::flags::{Flag, Flags, FlagsFrom, Takes};
 use crate::pyedit::source::Source;
@@ -22,7 +22,7 @@ pub(super) fn flags(base: &Source, script: &Source) -> Flags {
     }
 }
 
-/// The list a script assigns to `key` before it makes its tuner.
+/// The list that a script assigns to `key` before it creates its tuner.
 pub(super) fn keys(script: &Source) -> Option<Vec<String>> {
     let mut found = None;
     walk(script.body(), &mut |stmt| {
@@ -91,7 +91,7 @@ fn argument(source: &Source, base: &Source, stmt: &Stmt) -> Option<Flag> {
     })
 }
 
-/// The source of a default; `defaults["timeout"]` is what `TunerCommon.ARG_DEFAULTS` says.
+/// The source of a default; for `defaults["timeout"]` the value in `TunerCommon.ARG_DEFAULTS`.
 fn default(source: &Source, base: &Source, value: &Expr) -> String {
     let text = source.slice(value.span);
     let key = text

@@ -1,7 +1,8 @@
 //! One start of the tuner, watched until it ends or has to be ended.
 //!
-//! Nothing it does is trusted: not that it ends (a dead worker makes some revisions wait for ever), not its exit code
-//! (zero with candidates lost, one with all rows written). What counts is what stands in its files.
+//! Its behaviour is not relied on: it may never end (at some revisions a dead worker makes it wait forever), and its
+//! exit code may be zero with candidates lost, or one with all rows written. What counts is the contents of its
+//! files.
 
 use std::collections::BTreeMap;
 use std::sync::mpsc::channel;
@@ -17,23 +18,24 @@ use crate::proc::interrupt::Urgency;
 use crate::proc::{Interrupt, Keeper, Spawn};
 use crate::table::aiter::Row;
 
-/// How often files are looked at: rows are durable so soon after they land.
+/// How often files are read: rows are durable this soon after they are written.
 const POLL: Duration = Duration::from_millis(100);
 
-/// Between asking the tuner to end and ending it: its workers leave in seconds once their parent is gone.
+/// Time between asking the tuner to end and ending it: its workers exit within seconds once their parent is gone.
 const GRACE: Duration = Duration::from_secs(3);
 
-/// How long to wait.
+/// Time limits of an attempt.
 #[derive(Clone, Copy, Debug)]
 pub(super) struct Patience {
     pub(super) silence: Duration,
     pub(super) batch: Duration,
-    /// Without any sign while a module is compiled.
+    /// Time without any sign of progress while a module is compiled.
     pub(super) build: Duration,
 }
 
 impl Patience {
-    /// With the tuner's own limit of a task at `task`: where that one is `sure` to act, silence is borne for as long.
+    /// Limits for the tuner's own task limit of `task`: if that one is `sure` to act, a silence of that length is
+    /// tolerated.
     pub(super) fn of(limits: &Limits, task: Duration, sure: bool) -> Self {
         let silence = limits.silence;
         Self {
@@ -60,7 +62,7 @@ pub(super) struct Files {
 }
 
 impl Files {
-    /// That `script`, which these are of, ended with `code` before it did anything.
+    /// The error of `script`, which these files belong to, if it ended with `code` before it did anything.
     pub(super) fn broken(&self, script: &Utf8Path, code: u8) -> AiterTuneError {
         let said =
             fs_err::read(&self.stderr).map_or_else(|_| String::new(), |bytes| site::tail(&bytes));
@@ -83,9 +85,9 @@ impl Files {
     }
 }
 
-/// One start.
+/// One start of the tuner.
 pub(super) struct Attempt<'a, R = Row> {
-    /// The whole rows of the tuner's table as it stands.
+    /// Reads the complete rows of the tuner's table.
     pub(super) rows: &'a dyn Fn(&Utf8Path) -> Vec<R>,
     pub(super) argv: Vec<String>,
     pub(super) env: BTreeMap<String, Option<String>>,
@@ -95,7 +97,7 @@ pub(super) struct Attempt<'a, R = Row> {
     pub(super) until: Option<Instant>,
 }
 
-/// What was seen of it.
+/// What a start left behind.
 pub(super) struct Left {
     pub(super) why: Why,
     pub(super) heard: Heard,
@@ -103,11 +105,11 @@ pub(super) struct Left {
     pub(super) seconds: f64,
 }
 
-/// Something moved.
+/// A sign of progress.
 pub(super) enum Moved<'a, R = Row> {
-    /// A line that means something.
+    /// A line with a meaning.
     Said(&'a Said, &'a Heard),
-    /// Rows that were not there before.
+    /// Rows that are new.
     Rows(Vec<R>),
 }
 
@@ -158,7 +160,7 @@ impl<R: Clone + PartialEq> Attempt<'_, R> {
         let code = kept.exited();
         if code.is_none() {
             kept.stop(interrupt.urgency().unwrap_or(Urgency::Stop), interrupt);
-            // What it wrote before it ended counts.
+            // What it wrote just before it ended counts.
             watch.look(true, moved)?;
         }
         Ok(Left {
@@ -170,7 +172,7 @@ impl<R: Clone + PartialEq> Attempt<'_, R> {
     }
 }
 
-/// What is watched while it runs.
+/// The files and streams that are watched while it runs.
 struct Watch<'a, R> {
     rows: &'a dyn Fn(&Utf8Path) -> Vec<R>,
     streams: [Tail; 2],
@@ -200,7 +202,7 @@ impl<'a, R: Clone + PartialEq> Watch<'a, R> {
         }
     }
 
-    /// Reads what is new; `all` takes a last line without its end.
+    /// Reads what is new; with `all`, also a last line without a line end.
     fn look(
         &mut self,
         all: bool,
@@ -232,7 +234,7 @@ impl<'a, R: Clone + PartialEq> Watch<'a, R> {
             }
         }
         if self.is_building() {
-            // A batch is not late because its kernels had to be compiled.
+            // Time for compiling kernels does not count against the batch.
             self.batch_began += now - self.last_look;
         }
         if signs {

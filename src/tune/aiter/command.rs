@@ -1,7 +1,7 @@
-//! The command line that is run: what is wanted, fitted to the flags a script has.
+//! Builds the tuner's command line: the wanted options, adapted to the flags that a script has.
 //!
-//! Pure. A missing optional flag is left out with a remark; one that is needed and missing, or takes other values than
-//! wanted, is refused by name.
+//! Pure. A missing optional flag is left out with a remark; one that is required but missing, or takes different
+//! values, is refused by name.
 
 use std::time::Duration;
 
@@ -11,24 +11,24 @@ use super::flags::{Flags, Takes};
 use super::scripts::Script;
 use crate::problem::Op;
 
-/// A flag that is not as needed.
+/// A flag that is not as required.
 #[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
 pub enum FlagError {
-    /// It is not there, and nothing can be done without it.
+    /// It does not exist, and is indispensable.
     #[error("use `{flag}`: `{script}` has no such flag")]
     Missing {
         flag: &'static str,
         script: Utf8PathBuf,
     },
-    /// It takes another number of values.
+    /// It takes a different number of values.
     #[error("use `{flag}`: in `{script}` it takes {takes}")]
     Changed {
         flag: &'static str,
         script: Utf8PathBuf,
-        /// What it takes there.
+        /// What it takes instead.
         takes: &'static str,
     },
-    /// It takes none of the values that serve the operation.
+    /// It accepts none of the values that serve the operation.
     #[error("use `{flag}`: `{script}` takes {choices}, and `{op}` needs one of {wanted}")]
     Choices {
         flag: &'static str,
@@ -39,7 +39,7 @@ pub enum FlagError {
     },
 }
 
-/// What a run of the tuner is to do.
+/// The options of a tuner run.
 #[derive(Clone, Debug)]
 pub(super) struct Wanted<'a> {
     pub(super) python: &'a Utf8Path,
@@ -48,26 +48,26 @@ pub(super) struct Wanted<'a> {
     pub(super) untuned: Utf8PathBuf,
     pub(super) tuned: Utf8PathBuf,
     pub(super) profile: Utf8PathBuf,
-    /// Devices in parallel; all it sees when absent.
+    /// Devices to use in parallel; all visible ones when absent.
     pub(super) devices: Option<u32>,
-    /// Shapes after which results are written.
+    /// Number of shapes after which results are written.
     pub(super) batch: usize,
-    /// Library to search; the widest that suits when absent.
+    /// Library to search; the widest suitable one when absent.
     pub(super) libtype: Option<&'a str>,
     pub(super) split_k: bool,
     pub(super) err_ratio: f64,
-    /// Limit of one candidate (of one shape where candidates are grouped).
+    /// Time limit for one candidate (for one shape where candidates are grouped).
     pub(super) task: Duration,
 }
 
-/// A command line and what had to be adapted.
+/// A command line, and how it had to be adapted.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub(super) struct Line {
     pub(super) argv: Vec<String>,
     pub(super) remarks: Vec<String>,
 }
 
-/// A command line that is being fitted to the flags of a script.
+/// A command line under construction, which is adapted to the flags of a script.
 pub(super) struct Fit<'a> {
     flags: &'a Flags,
     script: &'a Utf8Path,
@@ -75,7 +75,7 @@ pub(super) struct Fit<'a> {
 }
 
 impl<'a> Fit<'a> {
-    /// `argv` begins the line; the script is its last word.
+    /// `argv` is the beginning of the line; its last word is the script.
     pub(super) fn new(argv: Vec<String>, script: &'a Utf8Path, flags: &'a Flags) -> Self {
         Self {
             flags,
@@ -87,7 +87,7 @@ impl<'a> Fit<'a> {
         }
     }
 
-    /// Whether there is such a flag; one that takes other values is refused.
+    /// Whether the flag exists; an error if it takes other values.
     pub(super) fn has(&self, flag: &'static str, takes: Takes) -> Result<bool, FlagError> {
         match self.flags.get(flag) {
             None => Ok(false),
@@ -105,7 +105,7 @@ impl<'a> Fit<'a> {
         }
     }
 
-    /// A flag that nothing can be done without.
+    /// Adds a required flag.
     pub(super) fn need(
         &mut self,
         flag: &'static str,
@@ -122,7 +122,7 @@ impl<'a> Fit<'a> {
         Ok(())
     }
 
-    /// A flag that is left out where it is missing; `without` says what that means.
+    /// Adds a flag, or leaves it out if it does not exist; `without` describes the effect of that.
     pub(super) fn give(
         &mut self,
         flag: &'static str,
@@ -141,7 +141,7 @@ impl<'a> Fit<'a> {
     }
 }
 
-/// What a flag takes that is given `value`.
+/// The number of values implied by `value`.
 fn takes(value: Option<&String>) -> Takes {
     match value {
         Some(_) => Takes::One,
@@ -149,7 +149,7 @@ fn takes(value: Option<&String>) -> Takes {
     }
 }
 
-/// Fits `wanted` to the script.
+/// The command line for `wanted`, adapted to the script.
 pub(super) fn line(wanted: &Wanted<'_>) -> Result<Line, FlagError> {
     let script = wanted.script;
     let argv = vec![wanted.python.to_string(), script.path.to_string()];
@@ -215,7 +215,7 @@ pub(super) fn line(wanted: &Wanted<'_>) -> Result<Line, FlagError> {
                 wanted: list.join(", "),
             })?;
         fit.has("--libtype", Takes::One)?;
-        // Without choices the flag takes a list, whose `all` is every library the script knows.
+        // Without choices the flag takes a list, in which `all` means every library that the script knows.
         fit.line
             .argv
             .extend(["--libtype".to_owned(), (*value).to_owned()]);

@@ -1,6 +1,6 @@
-//! The command line of a tuner: which flags it has and what they take.
+//! The flags of a tuner's command line and the values they take.
 //!
-//! Pure. What a running `--help` says is read here; the same from source is in [`super::argparse`].
+//! Pure. The output of `--help` is parsed here; [`super::argparse`] gets the same from source.
 
 use serde::Serialize;
 
@@ -20,17 +20,17 @@ pub struct Flag {
     /// Its spellings, `-k` and `--splitK`.
     pub names: Vec<String>,
     pub takes: Takes,
-    /// The only values it takes, where the definition lists them.
+    /// The only values it accepts, if the definition lists them.
     pub choices: Vec<String>,
-    /// The default, as the source spells it; `--help` does not tell.
+    /// The default, as spelt in the source; `--help` does not contain it.
     pub default: Option<String>,
 }
 
-/// Where flags were read.
+/// Where the flags were read from.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize)]
 #[serde(rename_all = "lowercase")]
 pub enum FlagsFrom {
-    /// The script said so itself.
+    /// From the script's `--help`.
     Help,
     Source,
 }
@@ -38,21 +38,21 @@ pub enum FlagsFrom {
 /// The flags of a script.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize)]
 pub struct Flags {
-    /// Where they were read.
+    /// Where they were read from.
     pub from: FlagsFrom,
     /// In the order of definition.
     pub flags: Vec<Flag>,
 }
 
 impl Flags {
-    /// The flag one of whose spellings is `name`.
+    /// The flag with a spelling of `name`.
     pub fn get(&self, name: &str) -> Option<&Flag> {
         self.flags
             .iter()
             .find(|flag| flag.names.iter().any(|known| known == name))
     }
 
-    /// Reads what argparse prints for `--help`; `None` where that is no such text.
+    /// Parses argparse's output for `--help`; `None` if it is something else.
     pub fn from_help(text: &str) -> Option<Self> {
         let start = text.find("usage:")?;
         let flags: Vec<Flag> = text[start..].lines().filter_map(flag_line).collect();
@@ -71,7 +71,7 @@ impl Flags {
             .collect()
     }
 
-    /// `self` with the defaults that `source` knows.
+    /// Adds the defaults that `source` knows.
     #[must_use]
     pub fn with_defaults_of(mut self, source: &Self) -> Self {
         for flag in &mut self.flags {
@@ -82,12 +82,12 @@ impl Flags {
     }
 }
 
-/// An option's line of the help: `  -i FILE, --untune_file FILE`, from Python 3.13 `  -i, --untune_file FILE`, then
-/// two blanks and the help where there is room.
+/// Parses an option's line of the help: `  -i FILE, --untune_file FILE`, from Python 3.13 `  -i, --untune_file FILE`,
+/// followed by two blanks and the help text if there is room.
 fn flag_line(line: &str) -> Option<Flag> {
     let plain = without_escapes(line);
     let text = plain.trim_start();
-    // Options are indented by two; deeper lines are help texts.
+    // Options are indented by two blanks; deeper lines are help texts.
     let indent = plain.len() - text.len();
     if !text.starts_with('-') || indent == 0 || indent > 4 {
         return None;
@@ -172,7 +172,7 @@ mod tests {
         assert_eq!(Flags::from_help("Traceback (most recent call last):"), None);
     }
 
-    /// What the scripts of four revisions really print; `testdata/aiter-help/ORIGIN.md`.
+    /// The actual output of the scripts of four revisions; `testdata/aiter-help/ORIGIN.md`.
     #[test]
     fn recorded_help_of_four_revisions_is_read() {
         let read = |revision: &str, op: &str| {

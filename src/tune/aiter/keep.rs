@@ -1,7 +1,7 @@
-//! What was found, durable: an append-only file that a kill cannot spoil.
+//! The results so far, durable: an append-only file that a kill cannot corrupt.
 //!
 //! `results.jsonl` begins with the identity of the results: operation, device, software, and a digest of the tuner's
-//! files. A row is kept as the tuner wrote it, the moment it is seen.
+//! files. A row is stored as the tuner wrote it, the moment it is seen.
 
 use camino::Utf8Path;
 use serde::de::DeserializeOwned;
@@ -11,15 +11,15 @@ use crate::store::journal::{Journal, Record};
 use crate::tune::event::Unserved;
 use crate::tune::results::{self, Identity, ResultsError};
 
-/// A row of the tuner's for a problem `P`, and how it is written down.
+/// A row of the tuner's for a problem `P`, and how it is stored.
 pub(super) trait Found<P>: Clone {
     /// Its fields in the file.
     type Stored: Serialize + DeserializeOwned;
 
-    /// What is written for a row of `problem`.
+    /// Converts a row of `problem` for storing.
     fn store(&self, problem: &P) -> Self::Stored;
 
-    /// The row that was written so; none where it cannot be read.
+    /// Converts a stored row back; `None` if it cannot be parsed.
     fn restore(stored: Self::Stored, problem: &P) -> Option<Self>;
 
     /// Whether the tuner wrote the same row.
@@ -62,7 +62,7 @@ where
     P: Clone + PartialEq + Serialize + DeserializeOwned,
     R: Found<P>,
 {
-    /// Opens or begins the results in `folder`, whose lock the caller holds.
+    /// Opens or creates the results in `folder`, whose lock the caller holds.
     pub(super) fn open(folder: &Utf8Path, identity: &Identity) -> Result<Self, ResultsError> {
         let header = |identity| Entry::Header { identity };
         let identity_of = |entry: &Entry<P, R::Stored>| match entry {
@@ -101,7 +101,7 @@ where
         found.map(|(_, row)| row)
     }
 
-    /// Keeps a row, in the place of one of the same shape.
+    /// Stores a row, replacing one of the same shape.
     pub(super) fn put(&mut self, shape: &P, row: R) -> Result<(), ResultsError> {
         self.append(Entry::Row {
             shape: shape.clone(),
@@ -111,7 +111,7 @@ where
         Ok(())
     }
 
-    /// Keeps a refusal, and says whether it was news: the same row is refused once.
+    /// Stores a refusal and returns whether it is new: the same row is refused only once.
     pub(super) fn refuse(
         &mut self,
         shape: &P,
@@ -132,7 +132,7 @@ where
         Ok(true)
     }
 
-    /// Keeps that a shape failed for good.
+    /// Stores that a shape has failed permanently.
     pub(super) fn fail(&mut self, failed: &Unserved<P>) -> Result<(), ResultsError> {
         self.append(Entry::Failed {
             shape: failed.shape.clone(),

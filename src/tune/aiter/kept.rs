@@ -1,4 +1,4 @@
-//! What is kept of a row of a dense operation, and which of two rows stands.
+//! What is stored of a row of a dense operation, and which of two rows is kept.
 
 use serde::{Deserialize, Serialize};
 
@@ -8,7 +8,7 @@ use crate::table::aiter::{Row, Table};
 use crate::table::revision::RESULT_COLUMNS;
 use crate::tune::results::ResultsError;
 
-/// A row and how it came about.
+/// A row and how it was obtained.
 #[derive(Clone, Debug, Default, PartialEq)]
 pub(super) struct Kept {
     pub(super) row: Row,
@@ -17,10 +17,10 @@ pub(super) struct Kept {
     pub(super) busy_s: f64,
 }
 
-/// The same in the file.
+/// Its stored form.
 #[derive(Debug, Serialize, Deserialize)]
 pub(super) struct Stored {
-    /// Header and row as CSV: a column that is not known here is kept too.
+    /// Header and row as CSV, so that unknown columns are stored too.
     csv: String,
     #[serde(default)]
     timed: u32,
@@ -57,7 +57,7 @@ impl Found<Shape> for Kept {
 }
 
 impl Keep<Shape, Kept> {
-    /// Keeps a row unless a faster one of its shape is there; says whether it was news.
+    /// Stores a row unless there is a faster one of its shape; returns whether it is new.
     pub(super) fn row(&mut self, shape: &Shape, kept: Kept) -> Result<bool, ResultsError> {
         let Some(known) = self.of(shape) else {
             self.put(shape, kept)?;
@@ -65,7 +65,7 @@ impl Keep<Shape, Kept> {
         };
         let us = |kept: &Kept| kept.row.us.unwrap_or(f64::INFINITY);
         if known.is_copy_of(&kept) {
-            // Its candidates were counted in a file that the tuner was rewriting; more of them is the whole of it.
+            // Its candidates were counted while the tuner was rewriting the file, so the larger count is right.
             if kept.timed + kept.unmeasured > known.timed + known.unmeasured {
                 let busy_s = known.busy_s;
                 self.put(shape, Kept { busy_s, ..kept })?;
@@ -76,7 +76,7 @@ impl Keep<Shape, Kept> {
             self.put(shape, kept)?;
             return Ok(true);
         }
-        // A slower one says only that all candidates were timed this time.
+        // A slower row only shows that all candidates were timed this time.
         let news = known.unmeasured > kept.unmeasured;
         if news {
             let unmeasured = kept.unmeasured;
@@ -93,7 +93,7 @@ impl Keep<Shape, Kept> {
     }
 }
 
-/// A row as a table of one, with the columns it has cells for.
+/// A row as a table of one row, with the columns for which it has cells.
 fn to_csv(row: &Row, op: Op) -> String {
     let has_gfx = row.gfx.is_some();
     let mut columns: Vec<&str> = has_gfx.then_some("gfx").into_iter().collect();

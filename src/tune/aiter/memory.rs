@@ -1,4 +1,4 @@
-//! What a tuner may leave behind: GPU memory that stays taken, and workers that outlive their parent.
+//! What a tuner may leave behind: GPU memory that is not released, and workers that outlive their parent.
 
 use std::time::{Duration, Instant};
 
@@ -9,14 +9,14 @@ use crate::proc::{Interrupt, tree};
 /// The variable that marks everything a tuner starts.
 pub(super) const MARK: &str = "GEMMTUNE_TUNER";
 
-/// Drivers keep some memory for themselves; a tuner's inputs are larger (`aiter/test_common.py` fills what it can).
+/// Drivers use some memory themselves; a tuner's inputs are larger (`aiter/test_common.py` fills what it can).
 const SMALL: u64 = 1 << 30;
 
-/// How long a driver may take to give back the memory of a process that ended.
+/// How long a driver may take to release the memory of a process that ended.
 const PATIENCE: Duration = Duration::from_secs(10);
 
-/// Bytes taken on all AMD GPUs of this host, from the kernel driver below `sys` (usually `/sys`): the sum of
-/// `class/drm/card*/device/mem_info_vram_used`. `None` where there is no such GPU.
+/// Bytes in use on all AMD GPUs of this host, from the kernel driver below `sys` (usually `/sys`): the sum of
+/// `class/drm/card*/device/mem_info_vram_used`. `None` if there is no such GPU.
 pub(super) fn taken(sys: &Utf8Path) -> Option<u64> {
     let cards = fs_err::read_dir(sys.join("class/drm")).ok()?;
     let used: Vec<u64> = cards
@@ -35,7 +35,7 @@ pub(super) fn taken(sys: &Utf8Path) -> Option<u64> {
     (!used.is_empty()).then(|| used.iter().sum())
 }
 
-/// What is wrong before a tuner starts, if anything.
+/// A problem that exists before a tuner starts, if any.
 pub(super) fn before(sys: &Utf8Path) -> Option<String> {
     let taken = taken(sys)?;
     (taken > SMALL).then(|| {
@@ -46,7 +46,8 @@ pub(super) fn before(sys: &Utf8Path) -> Option<String> {
     })
 }
 
-/// Ends workers that outlived their tuner and looks whether its memory came back; what was found, in words.
+/// Ends workers that outlived their tuner and checks whether its memory was released; returns what was found, in
+/// words.
 pub(super) fn after(
     sys: &Utf8Path,
     mark: &str,

@@ -1,8 +1,8 @@
 //! aiter's own tuner, driven and supervised.
 //!
-//! The tuner script of the user's tree does the searching ([`scripts`], [`flags`]); this room decides what it is asked
-//! ([`queue`]), watches it while it works ([`attempt`], [`said`]), takes rows over as they land and judges them by
-//! what stands in its CSV, never by its exit code ([`rows`], [`accept`]). It starts processes and writes files below
+//! The tuner script of the user's tree does the search ([`scripts`], [`flags`]); this room decides which shapes it
+//! gets ([`queue`]), watches it while it works ([`attempt`], [`output`]), takes over rows as they are written and
+//! judges them by its CSV, never by its exit code ([`rows`], [`accept`]). It starts processes and writes files below
 //! its own folder only; it never prints, and never writes into the tree.
 
 mod accept;
@@ -53,29 +53,29 @@ pub const BACKEND: &str = "aiter";
 pub struct Incumbent {
     /// Its time, µs.
     pub us: f64,
-    /// What it is, in words: `the shipped row`, `Triton`.
+    /// A description: `the shipped row`, `Triton`.
     pub what: String,
 }
 
-/// How long things may take, and how wrong numbers may be.
+/// Time limits, and how wrong numbers may be.
 #[derive(Clone, Copy, Debug, PartialEq)]
 pub struct Limits {
-    /// One candidate, as the tuner's own limit. Where that limit runs in the queue too, or counts a whole shape, the
-    /// tuner gets a multiple of it.
+    /// Limit for one candidate, applied by the tuner itself. If that limit also counts waiting in the queue, or
+    /// applies to a whole shape, the tuner gets a multiple of it.
     pub task: Duration,
-    /// Without a line, a row or a build for so long the tuner hangs and is ended. It is raised above the tuner's own
-    /// limit where that one is sure to act.
+    /// After this long without a line, a row or a build the tuner counts as hanging and is ended. It is raised above
+    /// the tuner's own limit where that one is sure to act.
     pub silence: Duration,
-    /// One batch, builds apart.
+    /// Limit for one batch, builds excluded.
     pub batch: Duration,
-    /// The compilation of a module; all candidates of an operation are one module.
+    /// Limit for compiling a module; all candidates of an operation are in one module.
     pub build: Duration,
-    /// Share of elements outside the tuner's tolerance.
+    /// Largest share of elements outside the tuner's tolerance.
     pub err_ratio: f64,
 }
 
 impl Limits {
-    /// The default ones, with `err_ratio` for the share of wrong elements where it is given, else `usual`.
+    /// The default limits, with `err_ratio` for the share of wrong elements if given, else `usual`.
     pub fn with(err_ratio: Option<Share>, usual: f64) -> Self {
         Self {
             err_ratio: err_ratio.map_or(usual, Share::get),
@@ -83,7 +83,7 @@ impl Limits {
         }
     }
 
-    /// What is to be said of rows where more wrong numbers are allowed than `usual`.
+    /// A remark on rows if more wrong elements are allowed than `usual`.
     fn lenient(&self, usual: f64) -> Option<String> {
         (self.err_ratio > usual).then(|| {
             format!(
@@ -98,61 +98,61 @@ impl Limits {
 impl Default for Limits {
     fn default() -> Self {
         Self {
-            // A candidate is 106 launches and one reference product: seconds, on an idle GPU.
+            // A candidate is 106 launches and one reference product: seconds on an idle GPU.
             task: Duration::from_secs(180),
             silence: Duration::from_secs(300),
             batch: Duration::from_secs(45 * 60),
-            // 142 to 726 seconds have been seen for one module (ROCm/aiter issues 5266, 882).
+            // 142 to 726 seconds have been reported for one module (ROCm/aiter issues 5266, 882).
             build: Duration::from_secs(60 * 60),
             err_ratio: ERR_RATIO_LIMIT,
         }
     }
 }
 
-/// What may be known or wanted besides.
+/// Optional settings.
 #[derive(Clone, Debug, Default, PartialEq)]
 pub struct Settings {
-    /// Rows in use today, of any device: those for the very shape and this device are incumbents too.
+    /// Rows in use today, for any device: those for exactly the shape and this device are incumbents too.
     pub shipped: Vec<crate::table::aiter::Row>,
-    /// Shapes in a batch: what a kill costs, at most.
+    /// Shapes in a batch: the most that a kill loses.
     pub batch: Option<usize>,
     pub devices: Option<u32>,
     pub libtype: Option<String>,
-    /// Whether to search splits of K; where they have an effect when absent.
+    /// Whether to search splits of K; if absent, where they have an effect.
     pub split_k: Option<bool>,
-    /// Whether shapes that failed in an earlier run are tried again.
+    /// Whether shapes that failed in an earlier run should be tried again.
     pub retry_failed: bool,
 }
 
-/// What is to be tuned, and with what.
+/// What to tune, and with what.
 #[derive(Debug)]
 pub struct AiterOrder<'a> {
-    /// The aiter tree: its package folder, or the folder that holds it.
+    /// The aiter tree: its package folder, or the folder that contains it.
     pub tree: &'a Utf8Path,
     /// The interpreter the server runs under.
     pub python: &'a Utf8Path,
-    /// Variables set or removed on top of our own environment. A `PYTHONPATH` to be kept must be in here.
+    /// Variables set or removed relative to our own environment. A `PYTHONPATH` that should be kept must be in here.
     pub env: &'a BTreeMap<String, Option<String>>,
     pub op: Op,
-    /// Shapes, most valuable first: what a budget leaves out are the last ones.
+    /// Shapes, most valuable first: a budget leaves out the last ones.
     pub untuned: &'a [Shape],
-    /// What serves shapes today, where that was measured.
+    /// What serves shapes today, if that was measured.
     pub incumbents: &'a BTreeMap<Shape, Incumbent>,
-    /// Where results, logs and the table go. One order has it at a time.
+    /// Folder for results, logs and the table. One order uses it at a time.
     pub folder: &'a Utf8Path,
-    /// Architecture and compute units the table is for; those of the device when absent.
+    /// Architecture and compute units that the table is for; those of the device when absent.
     pub key: Option<(String, u32)>,
-    /// Wall time, after which what was found is kept.
+    /// Wall time, after which the results so far are kept.
     pub budget: Option<Duration>,
     pub limits: Limits,
     pub settings: Settings,
-    /// Keeps the tuner's processes.
+    /// Runs the tuner's processes.
     pub keeper: &'a Keeper,
-    /// Ends the search early; what was found is kept.
+    /// Ends the search early; the results so far are kept.
     pub interrupt: &'a Interrupt,
 }
 
-/// Failed to drive aiter's tuner.
+/// Why aiter's tuner could not be run.
 #[derive(Debug, thiserror::Error)]
 pub enum AiterTuneError {
     /// There is nothing to tune.
@@ -161,7 +161,7 @@ pub enum AiterTuneError {
     /// A shape of another operation.
     #[error("tune `{shape}` with the tuner of {op}")]
     OtherOperation { shape: Shape, op: Op },
-    /// The folder holds no aiter.
+    /// The folder does not contain aiter.
     #[error("find aiter's tuner: `{tree}` holds no `aiter/utility/base_tuner.py`")]
     NoTree { tree: Utf8PathBuf },
     /// The tree has no tuner for the operation.
@@ -175,13 +175,13 @@ pub enum AiterTuneError {
     #[error("find a tuner for fused_moe: `{tree}` has no `{script}`")]
     NoFmoeScript {
         tree: Utf8PathBuf,
-        /// What was looked for.
+        /// The script that was searched for.
         script: &'static str,
     },
-    /// The tuner for the fused MoE has another key.
+    /// The tuner for the fused MoE has a different key.
     #[error("use `{script}`: the columns of its key are not known ({keys})")]
     OtherFmoeKey { script: Utf8PathBuf, keys: String },
-    /// A flag is not as needed.
+    /// A flag is not as required.
     #[error(transparent)]
     Flag(#[from] FlagError),
     /// A file of the tree cannot be read.
@@ -195,7 +195,7 @@ pub enum AiterTuneError {
     NoAnswer {
         python: Utf8PathBuf,
         code: u8,
-        /// The end of what it said.
+        /// The end of its output.
         said: String,
     },
     /// torch or aiter cannot be imported.
@@ -206,10 +206,10 @@ pub enum AiterTuneError {
     OtherTree {
         python: Utf8PathBuf,
         used: Utf8PathBuf,
-        /// The tree of the order.
+        /// The tree in the order.
         meant: Utf8PathBuf,
     },
-    /// A library was lost whole, and no other was searched whole.
+    /// A library was lost completely, and no other was searched completely.
     #[error(
         "tell what the rows are the best of: {0}, and each of those lost candidates to time-outs or faults too"
     )]
@@ -217,12 +217,12 @@ pub enum AiterTuneError {
     /// No GPU is visible.
     #[error("find a GPU: torch in `{python}` sees none")]
     NoDevice { python: Utf8PathBuf },
-    /// The device writes other keys than those wanted.
+    /// The device writes keys other than those wanted.
     #[error(
         "tune for {wanted}: the tuner would write {found}; its rows would never be found (look at partition modes and at variables that hide or rename devices)"
     )]
     OtherKey {
-        /// The key of the order.
+        /// The key in the order.
         wanted: String,
         found: String,
     },
@@ -231,10 +231,10 @@ pub enum AiterTuneError {
     Broken {
         script: Utf8PathBuf,
         code: u8,
-        /// The end of what it said.
+        /// The end of its output.
         said: String,
     },
-    /// It could not be started or asked.
+    /// It could not be run.
     #[error(transparent)]
     Run(RunError),
     /// It could not be started.
@@ -243,7 +243,7 @@ pub enum AiterTuneError {
     /// A file of our own cannot be written.
     #[error("write into the tuning folder")]
     Write(#[source] std::io::Error),
-    /// Results cannot be kept, or are of another device or tree.
+    /// Results cannot be stored, or belong to another device or tree.
     #[error(transparent)]
     Results(#[from] ResultsError),
     /// Interrupted before anything was measured.

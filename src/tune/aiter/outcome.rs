@@ -1,4 +1,4 @@
-//! What a run of aiter's tuner left.
+//! The result of a run of aiter's tuner.
 
 use camino::Utf8PathBuf;
 use serde::Serialize;
@@ -12,26 +12,27 @@ use crate::tune::results;
 use crate::tune::rules::Effort;
 use crate::tune::tuned::TunedTable;
 
-/// A row that may be deployed, or says where not to.
+/// A row that may be deployed, or that shows where not to deploy one.
 #[derive(Clone, Debug, Serialize)]
 pub struct Accepted {
     pub shape: Shape,
-    /// The tuner's row, every column of it.
+    /// The tuner's row with all its columns.
     pub row: Row,
-    /// What served the shape, where that was measured.
+    /// What served the shape, if that was measured.
     pub incumbent: Option<Incumbent>,
-    /// Whether the incumbent is at least as fast: then this row is no win, and a route is to leave the shape with it.
+    /// Whether the incumbent is at least as fast, so that this row does not win and a route should leave the shape
+    /// with it.
     pub incumbent_stays: bool,
-    /// Candidates that gave a time, where the tuner says so.
+    /// Candidates with a time, if the tuner reports their number.
     pub timed: u32,
-    /// Candidates that were lost to a time-out or a fault, or with their whole library: one of them may be better.
+    /// Candidates lost to a timeout or a fault, or with their whole library: one of them may be better.
     pub unmeasured: u32,
-    /// Device seconds its batch took, shared among the batch.
+    /// Device seconds of its batch, divided by the batch's shapes.
     pub busy_s: f64,
 }
 
 impl Accepted {
-    /// What may serve the shape, as the other rooms know candidates.
+    /// The row as a candidate, as the other rooms represent them.
     pub fn candidate(&self) -> Candidate {
         let row = &self.row;
         serde_json::json!({
@@ -42,7 +43,7 @@ impl Accepted {
         })
     }
 
-    /// The row in the form of a race's result. `noise` is zero: aiter's tuner measures once.
+    /// The row as a race's result. `noise` is zero, because aiter's tuner measures once.
     pub fn result(&self) -> results::Row {
         results::Row {
             shape: self.shape.clone(),
@@ -63,7 +64,7 @@ impl Accepted {
     }
 }
 
-/// A row the tuner wrote and gemmtune does not take.
+/// A row of the tuner's that gemmtune does not accept.
 #[derive(Clone, Debug, Serialize)]
 pub struct Refused {
     pub shape: Shape,
@@ -71,25 +72,25 @@ pub struct Refused {
     pub reason: String,
 }
 
-/// What became of the candidates of one library, over all shapes and attempts.
+/// The candidates of one library, over all shapes and attempts.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize)]
 pub struct LibraryCount {
     /// As in the `libtype` column.
     pub library: String,
-    /// Candidates in the tuner's files of all results.
+    /// Candidates in the tuner's profile files.
     pub candidates: u32,
     /// Those with a time.
     pub timed: u32,
-    /// Those lost to a time-out, a dead worker or a fault.
+    /// Those lost to a timeout, a dead worker or a fault.
     pub lost: u32,
     /// Those that raised: a kernel that does not fit, or a library that cannot be used.
     pub refused: u32,
-    /// What the tuner said last, where none has a time.
+    /// The tuner's last message, if none has a time.
     pub reason: Option<String>,
 }
 
 impl LibraryCount {
-    /// Without a candidate yet.
+    /// A count of zero candidates.
     pub fn of(library: String) -> Self {
         Self {
             library,
@@ -101,12 +102,12 @@ impl LibraryCount {
         }
     }
 
-    /// Whether it was tried and nothing of it was measured.
+    /// Whether it was tried but nothing in it was measured.
     pub fn is_lost(&self) -> bool {
         self.candidates > 0 && self.timed == 0
     }
 
-    /// What is to be said of it where it is lost.
+    /// The sentence about it, if it was lost.
     pub fn loss(&self) -> Option<String> {
         self.is_lost().then(|| {
             let reason = self.reason.as_deref();
@@ -120,48 +121,48 @@ impl LibraryCount {
     }
 }
 
-/// What a run of aiter's tuner left.
+/// The result of a run of aiter's tuner.
 #[derive(Clone, Debug, Serialize)]
 pub struct AiterOutcome {
     pub device: Device,
-    /// One row for every shape with a winner, by this run or an earlier one, in the order of the shapes asked for;
-    /// those where the incumbent stays included.
+    /// A row for every shape with a winner, from this run or an earlier one, in the given order; including those for
+    /// which the incumbent stays.
     pub rows: Vec<Accepted>,
-    /// Of them, those of an earlier run.
+    /// Those of the shapes whose row is from an earlier run.
     pub resumed: Vec<Shape>,
     pub refused: Vec<Refused>,
-    /// Shapes without a row, with the reason.
+    /// Shapes without a row, each with the reason.
     pub failed: Vec<Unserved>,
-    /// Shapes that the budget or an interrupt left out.
+    /// Shapes that were left out because of the budget or an interrupt.
     pub not_reached: Vec<Shape>,
-    /// What became of each library's candidates, where the tuner tells libraries apart.
+    /// The candidates of each library, if the tuner distinguishes libraries.
     pub libraries: Vec<LibraryCount>,
-    /// What is worth knowing.
+    /// Remarks.
     pub remarks: Vec<String>,
-    /// Files of the table: the accepted rows that win, in the tuner's columns. None where nothing won.
+    /// Files of the table: the accepted rows that win, in the tuner's columns. Empty if nothing won.
     pub files: Vec<Utf8PathBuf>,
-    /// The tables in them, as rows.
+    /// The same tables as rows.
     #[serde(skip)]
     pub tables: Vec<TunedTable>,
-    /// What the tuner printed, one file for each attempt and stream.
+    /// The tuner's output, one file for each attempt and stream.
     pub logs: Vec<Utf8PathBuf>,
-    /// Times the tuner was started.
+    /// Number of times the tuner was started.
     pub attempts: u32,
-    /// Seconds devices were held, all together.
+    /// Total seconds for which devices were held.
     pub busy_s: f64,
     /// Seconds from start to end.
     pub seconds: f64,
-    /// Whether the user stopped it.
+    /// Whether the user interrupted it.
     pub interrupted: bool,
 }
 
 impl AiterOutcome {
-    /// Rows that are faster than what serves the shape, or where nothing is known to serve it.
+    /// Rows that are faster than what serves the shape, or for which that is not known.
     pub fn wins(&self) -> impl Iterator<Item = &Accepted> {
         self.rows.iter().filter(|row| !row.incumbent_stays)
     }
 
-    /// Libraries that were lost whole, each in a sentence; none where nothing at all has a time.
+    /// Libraries that were lost completely, a sentence for each; empty if nothing at all has a time.
     pub fn losses(&self) -> Vec<String> {
         let lost = self.libraries.iter().filter_map(LibraryCount::loss);
         if self.libraries.iter().any(|library| library.timed > 0) {
@@ -171,7 +172,7 @@ impl AiterOutcome {
         }
     }
 
-    /// Rows of shapes that are best left with what serves them.
+    /// Rows of shapes that should keep what serves them.
     pub fn routes(&self) -> impl Iterator<Item = &Accepted> {
         self.rows.iter().filter(|row| row.incumbent_stays)
     }

@@ -1,8 +1,8 @@
 //! What the tuner prints, line by line, in every revision's wording.
 //!
-//! Pure. Sources: `aiter/utility/mp_tuner.py`, `base_tuner.py`, `aiter/jit/core.py` at v0.1.7, v0.1.9, 303a583c89 and
-//! e4048607a5. Its two streams are read apart, so nothing here relies on the order of a line of one and a line of the
-//! other.
+//! Pure parsing. Sources: `aiter/utility/mp_tuner.py`, `base_tuner.py`, `aiter/jit/core.py` at v0.1.7, v0.1.9,
+//! 303a583c89 and e4048607a5. Its two streams are read separately, so nothing here relies on the relative order of
+//! lines in different streams.
 
 use std::collections::{BTreeMap, BTreeSet};
 
@@ -12,56 +12,56 @@ use crate::table::kernels::Library;
 /// M, N and K.
 pub(super) type Size = (u32, u32, u32);
 
-/// A line that means something.
+/// A line with a meaning.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub(super) enum Said {
-    /// A batch's tasks are handed out.
+    /// The tasks of a batch were submitted.
     Waiting { tasks: usize },
-    /// A task is done (`-v` only).
+    /// A task is done (only with `-v`).
     TaskDone { done: usize, of: usize },
     /// A batch is written.
     BatchDone { done: usize },
-    /// A batch had no task, or none that gave anything.
+    /// A batch had no task, or none with a result.
     BatchEmpty,
-    /// Everything was there already.
+    /// All rows existed already.
     NothingToDo,
     /// No candidate served a shape.
     NoKernel(Size),
-    /// A candidate refused a shape, or its library could not be used at all.
+    /// A candidate does not support a shape, or its library could not be used at all.
     Warned {
         size: Option<Size>,
-        /// The candidate's library, where its tuner tells them apart.
+        /// The candidate's library, if its tuner distinguishes them.
         library: Option<String>,
         text: String,
     },
-    /// A task was given up by the tuner's own limit.
+    /// The tuner gave up a task at its own limit.
     TimedOut { text: String },
-    /// The GPU faulted below a task, or the task's worker is unknown or gone.
+    /// The GPU faulted during a task, or the task's worker is unknown or gone.
     Faulted { text: String },
     /// The pool was restarted.
     Restarted,
     /// A module is being compiled.
     BuildStarted(String),
-    /// It ended, with or without success.
+    /// Compiling ended, with or without success.
     BuildEnded(String),
-    /// It could not be compiled.
+    /// The module could not be compiled.
     BuildFailed(String),
-    /// Another process compiles it, or died doing so.
+    /// Another process is compiling the module, or died doing so.
     WaitsForLock(String),
     /// A module was loaded.
     Imported(String),
-    /// The tuner's loop broke.
+    /// The tuner's loop raised an error.
     BatchError(String),
     /// The tuner's loop ended.
     Ended { well: bool },
 }
 
-/// What `line` says.
+/// Parses a line; `None` if it has no meaning here.
 pub(super) fn read(line: &str) -> Option<Said> {
     let plain = without_escapes(line);
     let text = plain.trim();
     let text = text.strip_prefix("[aiter] ").unwrap_or(text);
-    // From v0.1.18 some lines begin with `[pid=… pname=…] `.
+    // From v0.1.18 on some lines begin with `[pid=… pname=…] `.
     let text = match text.strip_prefix("[pid=") {
         Some(rest) => rest.split_once("] ").map_or(text, |(_, after)| after),
         None => text,
@@ -113,7 +113,7 @@ pub(super) fn read(line: &str) -> Option<Said> {
     if let Some(at) = FAILED.iter().find(|mark| text.starts_with(**mark)) {
         let (_, rest) = text[at.len()..].split_once(" info:(")?;
         let (info, text) = rest.split_once("): ").unwrap_or((rest, rest));
-        // What compares results names the candidate once more: `info:((…), 16) res[0] catastrophic error: …`.
+        // The comparison of results repeats the candidate: `info:((…), 16) res[0] catastrophic error: …`.
         let again = text.strip_prefix("info:(");
         let said = again.and_then(|text| text.split_once("] "));
         return Some(warned(info, said.map_or(text, |(_, said)| said)));
@@ -163,7 +163,7 @@ pub(super) fn read(line: &str) -> Option<Said> {
     None
 }
 
-/// What a worker says of a candidate that raised (`mp_tuner.py`, `worker`).
+/// A worker's messages about a candidate that raised (`mp_tuner.py`, `worker`).
 const FAILED: [&str; 5] = [
     "Unexpected Error in process:",
     "Runtime Error in process:",
@@ -172,7 +172,8 @@ const FAILED: [&str; 5] = [
     "Error in process:",
 ];
 
-/// What `text` says of the candidate that `info` describes: key, kernel, split, kernel's name, library, and more.
+/// The message `text` about the candidate that `info` describes: key, kernel, split, kernel's name, library, and
+/// more.
 fn warned(info: &str, text: &str) -> Said {
     let library = Library::ALL
         .into_iter()
@@ -198,14 +199,14 @@ fn size(text: &str) -> Option<Size> {
     Some((numbers.next()?, numbers.next()?, numbers.next()?))
 }
 
-/// All that one run of the tuner has said so far.
+/// The state of a tuner run, according to its output so far.
 #[derive(Clone, Debug, Default, PartialEq)]
 pub(super) struct Heard {
-    /// Batches begun, where the tuner says so.
+    /// Batches begun, if the tuner reports them.
     pub(super) begun: usize,
-    /// Batches over, written or empty.
+    /// Batches finished, written or empty.
     pub(super) passed: usize,
-    /// Tasks of the batch at work: done, all.
+    /// Tasks of the current batch: done, total.
     pub(super) tasks: Option<(usize, usize)>,
     /// Sizes that no candidate served.
     pub(super) no_kernel: BTreeSet<Size>,
@@ -215,22 +216,22 @@ pub(super) struct Heard {
     pub(super) faults: Vec<String>,
     /// Restarts of the pool.
     pub(super) restarts: usize,
-    /// Modules being compiled now.
+    /// Modules being compiled.
     pub(super) building: BTreeSet<String>,
     /// Modules that could not be compiled.
     pub(super) broken_modules: BTreeSet<String>,
-    /// A lock being waited for.
+    /// A lock that it is waiting for.
     pub(super) lock: Option<String>,
-    /// Why the loop broke.
+    /// The error that ended the loop.
     pub(super) error: Option<String>,
     /// Whether the loop ran to its end.
     pub(super) ended_well: bool,
-    /// Whether the loop ended by itself, successfully or not: then its files are whole.
+    /// Whether the loop ended, successfully or not, so that its files are complete.
     pub(super) ended: bool,
 }
 
 impl Heard {
-    /// Takes a line; says whether it meant something.
+    /// Processes a line; returns its meaning, if it has one.
     pub(super) fn line(&mut self, line: &str) -> Option<Said> {
         let said = read(line)?;
         match &said {
@@ -239,7 +240,7 @@ impl Heard {
                 self.tasks = Some((0, *tasks));
             }
             Said::TaskDone { done, of } => {
-                // A restarted pool counts the remaining tasks again; the batch's total stands.
+                // A restarted pool counts the remaining tasks from zero; the batch's total is kept.
                 let of = self.tasks.map_or(*of, |(_, all)| all.max(*of));
                 self.tasks = Some((*done, of));
                 self.lock = None;
@@ -253,7 +254,8 @@ impl Heard {
                 self.no_kernel.insert(*size);
             }
             Said::Warned { size, text, .. } => {
-                // The first: what follows from it (`'NoneType' object is not subscriptable`) says less.
+                // The first one, because what follows from it (`'NoneType' object is not subscriptable`) is less
+                // informative.
                 if let Some(size) = size {
                     self.warnings.entry(*size).or_insert_with(|| text.clone());
                 }
@@ -262,7 +264,7 @@ impl Heard {
             Said::Faulted { text } => self.faults.push(text.clone()),
             Said::Restarted => {
                 self.restarts += 1;
-                // The workers that built are gone.
+                // The workers that were compiling are gone.
                 self.building.clear();
                 self.lock = None;
             }
@@ -289,7 +291,7 @@ impl Heard {
         self.begun + self.passed > 0 || self.ended_well
     }
 
-    /// Why `size` has no row, if the tuner said so.
+    /// Why `size` has no row, if the tuner reported it.
     pub(super) fn reason(&self, size: Size) -> Option<String> {
         let warning = self
             .warnings

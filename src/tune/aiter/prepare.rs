@@ -1,4 +1,4 @@
-//! What is asked before anything is tuned: the tree, the interpreter, its devices, and how long to wait for what.
+//! What is determined before anything is tuned: the tree, the interpreter, its devices, and the time limits.
 
 use std::collections::BTreeMap;
 use std::time::Duration;
@@ -18,43 +18,43 @@ use crate::table::kernels::Library;
 /// Folder of the attempts, below the order's.
 pub(super) const ATTEMPTS: &str = "attempts";
 
-/// Shapes in a batch. A batch costs a pool of fresh processes, seconds; at a revision where one impossible shape spoils
-/// the rest of its batch, it may cost the batch.
+/// Shapes in a batch. A batch costs a pool of fresh processes, which is seconds; at a revision where an unsupported
+/// shape spoils the rest of its batch, it may cost the batch.
 pub(super) const BATCH: usize = 8;
 const BATCH_WHERE_POISONED: usize = 4;
 
-/// What one candidate takes of a device, more than it should: inputs, a reference product, 106 launches.
+/// Generous estimate of the device time of one candidate: inputs, a reference product, 106 launches.
 pub(super) const CANDIDATE: Duration = Duration::from_secs(3);
 
-/// Splits of K that a candidate is tried with, at most (exponents 0 to 4 in the shapes counted).
+/// Most splits of K with which a candidate is tried (exponents 0 to 4 in the shapes counted).
 const SPLITS: u32 = 5;
 
 /// What would be run.
 #[derive(Clone, Debug, Serialize)]
 pub struct Preview {
     pub script: Utf8PathBuf,
-    /// Digest of it and of the files it works with.
+    /// Digest of it and of the files it uses.
     pub digest: String,
-    /// Columns that identify a row there.
+    /// Columns that identify a row in it.
     pub keys: Vec<String>,
-    /// Where its flags were read.
+    /// Where its flags were read from.
     pub flags_from: FlagsFrom,
     /// The command line of the first start.
     pub command: Vec<String>,
-    /// Variables it gets, on top of the caller's.
+    /// Its variables, relative to the caller's.
     pub env: BTreeMap<String, Option<String>>,
-    /// Devices seen; absent where the interpreter could not be asked.
+    /// Devices found; absent if the interpreter could not be run.
     pub device: Option<DeviceSeen>,
     pub shapes: usize,
     /// Shapes in a batch.
     pub batch: usize,
     /// Modules that are still to be compiled.
     pub to_compile: Vec<String>,
-    /// What was adapted, and what is worth knowing.
+    /// How the command was adapted, and other remarks.
     pub remarks: Vec<String>,
-    /// Seconds, at most.
+    /// The budget, s.
     pub budget_s: Option<f64>,
-    /// Where results would go.
+    /// Where results would be written.
     pub output: Utf8PathBuf,
 }
 
@@ -63,7 +63,7 @@ pub struct Preview {
 pub struct DeviceSeen {
     pub name: String,
     pub gfx: String,
-    /// Compute units.
+    /// Compute units of the first device.
     pub cu_num: u32,
     pub count: u32,
 }
@@ -79,22 +79,22 @@ impl From<Seen> for DeviceSeen {
     }
 }
 
-/// What is known once everything was asked.
+/// What is known before tuning starts.
 pub(super) struct Site {
     pub(super) script: Script,
     pub(super) asked: Asked,
     pub(super) batch: usize,
     pub(super) split_k: bool,
     pub(super) to_compile: Vec<String>,
-    /// Candidates of one shape, once the tuner has said how many there are.
+    /// Candidates of one shape, once the tuner has reported their number.
     pub(super) candidates: Option<u32>,
-    /// What one candidate took of a device, once tasks were seen to finish.
+    /// Device time of one candidate, once tasks were seen to finish.
     pub(super) pace: Option<Duration>,
 }
 
 impl Site {
-    /// Looks at the tree and asks the interpreter, with `scratch` for files of its own. `must` refuses what a dry
-    /// run only remarks upon.
+    /// Inspects the tree and the interpreter, with `scratch` for its files. With `must`, what a dry run only remarks
+    /// on is an error.
     pub(super) fn look(
         order: &AiterOrder<'_>,
         scratch: &Utf8Path,
@@ -162,7 +162,7 @@ impl Site {
         Ok(site.warned())
     }
 
-    /// Says what its grouping would let through.
+    /// Adds a remark on what its grouping would let through.
     fn warned(mut self) -> Self {
         if self.is_grouped() && self.script.shares_outputs() {
             self.asked.remarks.push(
@@ -174,12 +174,12 @@ impl Site {
         self
     }
 
-    /// Whether the tuner hands a shape's candidates to one worker as one task.
+    /// Whether the tuner gives all candidates of a shape to one worker as one task.
     pub(super) fn is_grouped(&self) -> bool {
         self.asked.devices == Some(1) && self.asked.flags.get("--shape_grouped").is_some()
     }
 
-    /// The tuner's own limit of a task in a round, and how long to wait for it.
+    /// The tuner's own task limit in a round, and how long to wait.
     pub(super) fn patience(&self, order: &AiterOrder<'_>, round: &Round) -> (Duration, Patience) {
         let limits = &order.limits;
         let own = self.asked.has_own_limit();
@@ -187,7 +187,7 @@ impl Site {
         let candidates = self
             .candidates
             .unwrap_or(most * if self.split_k { SPLITS } else { 1 });
-        // Four times what was seen leaves room for the slow ones.
+        // Four times the observed time leaves room for slow candidates.
         let one = self
             .pace
             .map_or(CANDIDATE, |pace| (pace * 4).min(CANDIDATE));
@@ -203,8 +203,8 @@ impl Site {
         if round.manner == Manner::First {
             task += limits.build;
         }
-        // In batches our own limit is the shorter one where the tuner's counts the queue: a batch that stands still is
-        // ended, and its shapes go alone, where the tuner's limit is short enough to save the rest of a shape.
+        // In batches our own limit is the shorter one if the tuner's counts the queue: a batch without progress is
+        // ended, and its shapes are run alone, where the tuner's limit is short enough to save the rest of a shape.
         let sure = own
             && (self.is_grouped()
                 || !self.script.counts_queueing()
@@ -249,7 +249,7 @@ fn is_used(module: &str, order: &AiterOrder<'_>) -> bool {
     searched && (library != Library::Asm || only.is_none_or(has))
 }
 
-/// Modules that no folder holds a build of. One that is a plain Python file stands in for a build.
+/// Modules of which no folder has a build. A plain Python file replaces a build.
 fn to_compile(
     script: &Script,
     env: &BTreeMap<String, Option<String>>,
@@ -274,7 +274,7 @@ fn to_compile(
         .collect()
 }
 
-/// Says what [`tune`] would do, and writes nothing into the order's folder.
+/// Describes what [`tune`] would do, without writing anything into the order's folder.
 pub fn preview(order: &AiterOrder<'_>, scratch: &Utf8Path) -> Result<Preview, AiterTuneError> {
     let site = Site::look(order, scratch, false)?;
     let manner = if site.to_compile.is_empty() {
@@ -313,8 +313,8 @@ pub fn preview(order: &AiterOrder<'_>, scratch: &Utf8Path) -> Result<Preview, Ai
 /// Variables of one start.
 pub(super) fn attempt_env(site: &Site, files: &Files) -> BTreeMap<String, Option<String>> {
     let mut env = site.asked.env.clone();
-    // One path is used as it is. Unset, the import would merge shipped tables into a file that every process of this
-    // host shares; with two paths it would rewrite the user's files.
+    // A single path is used as it is. If unset, the import would merge shipped tables into a file that every process
+    // of this host shares; with two paths it would rewrite the user's files.
     if let Some(aiter) = site.script.op.aiter() {
         env.insert(aiter.variable.to_owned(), Some(files.tuned.to_string()));
     }

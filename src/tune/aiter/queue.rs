@@ -1,19 +1,20 @@
-//! Which shapes the tuner is asked for next.
+//! Which shapes the tuner gets next.
 //!
-//! Pure. Shapes go together in small batches first. What has no row then, for whatever reason, goes alone, in a batch of
-//! its own: a shape no kernel can do spoils others of its batch at some revisions, a dead worker takes its batch
-//! along, and a tuner that hangs hangs on one batch. What fails alone has failed.
+//! Pure. Shapes first go together in small batches. A shape without a row after that, for whatever reason, is run
+//! alone, in a batch of its own: at some revisions a shape that no kernel supports spoils others of its batch, a dead
+//! worker loses its batch, and a tuner that hangs hangs on one batch. A shape that fails alone has failed.
 
 use std::collections::{BTreeMap, BTreeSet, VecDeque};
 
 use crate::problem::Shape;
 use crate::tune::event::Unserved;
 
-/// A shape that was alone when the tuner died under it, or gave no row without a word, is tried once more: not every
-/// death is the shape's fault (ROCm/aiter#1913).
+/// A shape that was alone when the tuner died, or that got no row without a message, is tried again: not every death
+/// is the shape's fault (ROCm/aiter#1913).
 const STRIKES: u32 = 2;
 
-/// After so many repeats in a row that lost candidates again, losses are the candidates' own, not the queue's.
+/// After this many consecutive repeats that lost candidates again, the losses are attributed to the candidates, not
+/// to the queue.
 const FRUITLESS_REPEATS: u32 = 2;
 
 /// How shapes are tuned.
@@ -26,7 +27,7 @@ pub(super) enum Manner {
     Alone,
 }
 
-/// What one start of the tuner is asked.
+/// The shapes of one start of the tuner.
 #[derive(Clone, Debug, PartialEq)]
 pub(super) struct Round<P = Shape> {
     pub(super) manner: Manner,
@@ -35,34 +36,34 @@ pub(super) struct Round<P = Shape> {
     pub(super) batch: usize,
 }
 
-/// How a start of the tuner ended.
+/// Why a start of the tuner ended.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(super) enum Why {
-    /// By itself, all batches done.
+    /// It ended on its own, with all batches done.
     Finished,
-    /// By itself or by a signal, with batches left.
+    /// It ended on its own or by a signal, with batches left.
     Died(u8),
-    /// Nothing moved for too long.
+    /// There was no progress for too long.
     Silent,
     /// A batch took too long.
     BatchTooLong,
-    /// The user asked to stop.
+    /// The user requested a stop.
     Interrupted,
     /// The budget is spent.
     Budget,
 }
 
-/// What a start of the tuner left.
+/// The result of a start of the tuner.
 #[derive(Clone, Debug)]
 pub(super) struct Ended<P = Shape> {
     pub(super) why: Why,
-    /// Shapes with a row that was accepted.
+    /// Shapes with an accepted row.
     pub(super) landed: BTreeSet<P>,
-    /// Of them, those of whose candidates some were lost to a time-out or a fault.
+    /// Those of them for which candidates were lost to a timeout or a fault.
     pub(super) doubtful: BTreeSet<P>,
-    /// Batches that were over.
+    /// Batches that were finished.
     pub(super) passed: usize,
-    /// Why shapes have no row, where the tuner said it or a row was refused.
+    /// Why shapes have no row, if the tuner reported it or a row was refused.
     pub(super) reasons: BTreeMap<P, String>,
 }
 
@@ -98,8 +99,8 @@ impl<P> Default for Queue<P> {
 }
 
 impl<P: Clone + Ord> Queue<P> {
-    /// `shapes` in the order of their value. `first` asks for one shape before the others; `repeats_losses` for a
-    /// second look where candidates were lost.
+    /// A queue of `shapes`, most valuable first. With `first`, one shape is run before the others; with
+    /// `repeats_losses`, shapes are run again if candidates were lost.
     pub(super) fn new(shapes: Vec<P>, batch: usize, first: bool, repeats_losses: bool) -> Self {
         Self {
             together: shapes.into(),
@@ -110,7 +111,7 @@ impl<P: Clone + Ord> Queue<P> {
         }
     }
 
-    /// What to ask next.
+    /// The next round; `None` when everything is done.
     pub(super) fn next(&mut self) -> Option<Round<P>> {
         let take = |shapes: &mut VecDeque<P>| shapes.drain(..).collect::<Vec<_>>();
         if self.first
@@ -131,7 +132,7 @@ impl<P: Clone + Ord> Queue<P> {
             });
         }
         let shapes = if self.alone.is_empty() {
-            // One at a time: whether the next repeat is worth its time is seen from the one before.
+            // One at a time, because the result of one repeat shows whether the next is worthwhile.
             self.again.pop_front().into_iter().collect()
         } else {
             take(&mut self.alone)
@@ -143,7 +144,7 @@ impl<P: Clone + Ord> Queue<P> {
         })
     }
 
-    /// Takes in how `round` ended; returns the shapes that have failed for good.
+    /// Processes the result of `round`; returns the shapes that have failed permanently.
     pub(super) fn settle(&mut self, round: Round<P>, ended: &Ended<P>) -> Vec<Unserved<P>> {
         let mut failed = Vec::new();
         let stopped = matches!(ended.why, Why::Interrupted | Why::Budget);
@@ -157,7 +158,7 @@ impl<P: Clone + Ord> Queue<P> {
                 continue;
             }
             if repeated {
-                // It has a row already; a second look that gave none takes nothing away.
+                // It has a row already, which a repeat without a result does not affect.
                 self.fruitless += 1;
                 continue;
             }
@@ -182,8 +183,8 @@ impl<P: Clone + Ord> Queue<P> {
             }
             let died = matches!(ended.why, Why::Died(_));
             if died && over && !is_known && ended.passed < batches {
-                // Its row was lost with another shape's death, which can tear the table with rows of earlier batches.
-                // That other shape lands, fails or counts a strike, so this comes to an end.
+                // Its row was lost when another shape's death tore the table with rows of earlier batches. That other
+                // shape gets a row, fails or counts a strike, so this terminates.
                 back.push(shape);
                 continue;
             }
@@ -220,12 +221,12 @@ impl<P: Clone + Ord> Queue<P> {
         self.have.insert(shape);
     }
 
-    /// Shapes not settled, those of a second look apart.
+    /// Shapes without a result, not counting repeats.
     pub(super) fn left(&self) -> Vec<P> {
         self.together.iter().chain(&self.alone).cloned().collect()
     }
 
-    /// Whether a second look at some shapes is left.
+    /// Number of repeats that are left.
     pub(super) fn repeats_left(&self) -> usize {
         self.again.len()
     }
@@ -269,7 +270,7 @@ mod tests {
         let mut queue = queue(4);
         let round = queue.next().unwrap();
         assert_eq!((round.manner, round.batch), (Manner::Together, 4));
-        // The second is impossible and spoils the rest of its batch.
+        // The second is unsupported and spoils the rest of its batch.
         assert!(
             queue
                 .settle(round, &ended(Why::Finished, &[1, 5, 6], 2))

@@ -1,14 +1,14 @@
-//! Rows as they land in the tuner's files.
+//! Rows as they are written to the tuner's files.
 //!
-//! The tuner rewrites its CSV in place after each batch, without a lock: a reader may find it empty, or cut anywhere.
-//! Only lines that have their end are read, and what was seen once is never given up because it is gone.
+//! The tuner rewrites its CSV in place after each batch, without a lock: a reader may find it empty, or truncated
+//! anywhere. Only lines with a line end are used, and a row that was seen once is kept even if it disappears.
 
 use camino::{Utf8Path, Utf8PathBuf};
 
 use crate::problem::Op;
 use crate::table::aiter::{Row, Table};
 
-/// The whole rows of the table in `bytes`.
+/// The complete rows of the table in `bytes`.
 pub(super) fn whole(bytes: &[u8], op: Op) -> Vec<Row> {
     let end = memchr::memrchr(b'\n', bytes).map_or(0, |end| end + 1);
     match Table::read("the tuner's table", &bytes[..end], Some(op)) {
@@ -17,12 +17,12 @@ pub(super) fn whole(bytes: &[u8], op: Op) -> Vec<Row> {
             .into_iter()
             .filter(|row| row.us.is_some() && row.cu_num.is_some())
             .collect(),
-        // Empty or cut in its header: it is being written.
+        // Empty or truncated in its header: it is being written.
         Err(_) => Vec::new(),
     }
 }
 
-/// The whole rows of the file at `path`; none where it is not there yet.
+/// The complete rows of the file at `path`; empty if it does not exist yet.
 pub(super) fn read(path: &Utf8Path, op: Op) -> Vec<Row> {
     fs_err::read(path).map_or_else(|_| Vec::new(), |bytes| whole(&bytes, op))
 }
@@ -39,7 +39,7 @@ impl Watched {
         Self { path, seen: None }
     }
 
-    /// Whether it changed since it was asked last.
+    /// Whether it has changed since the last call.
     pub(super) fn changed(&mut self) -> bool {
         let now = fs_err::metadata(&self.path)
             .ok()
@@ -54,7 +54,7 @@ impl Watched {
     }
 }
 
-/// The lines that were added to a log since it was asked last.
+/// Reads the lines that were added to a log since the last call.
 #[derive(Debug)]
 pub(super) struct Tail {
     path: Utf8PathBuf,
@@ -71,10 +71,10 @@ impl Tail {
         }
     }
 
-    /// Whole lines; with `all`, also a last one without its end.
+    /// Complete lines; with `all`, also a last one without a line end.
     pub(super) fn lines(&mut self, all: bool) -> Vec<String> {
         use std::io::{Read as _, Seek as _, SeekFrom};
-        // A log that cannot be read now is read later; its absence shows as silence.
+        // A log that cannot be read now is read later; meanwhile it counts as silent.
         if let Ok(mut file) = fs_err::File::open(&self.path)
             && file.seek(SeekFrom::Start(self.offset)).is_ok()
             && let Ok(read) = file.read_to_end(&mut self.rest)
@@ -95,7 +95,7 @@ impl Tail {
             .collect()
     }
 
-    /// Bytes read.
+    /// Number of bytes read.
     pub(super) fn read(&self) -> u64 {
         self.offset
     }

@@ -1,4 +1,5 @@
-//! The whole of it: asking the site, starting the tuner as often as needed, taking rows over, ending well.
+//! The whole run: inspecting the installation, starting the tuner as often as needed, taking over rows, ending
+//! properly.
 
 mod ending;
 mod libraries;
@@ -29,17 +30,17 @@ use crate::tune::protocol::{self, Device};
 use crate::tune::results::{self, Identity};
 use taking::Taken;
 
-/// Where the kernel driver tells about GPU memory.
+/// Where the kernel driver reports GPU memory.
 pub(super) const SYS: &str = "/sys";
 
-/// Tunes, and tells `observer` as it goes. Everything found is durable at once: the same order on the same folder goes on
-/// where it was.
+/// Tunes, reporting to `observer`. Every result is durable at once: the same order with the same folder continues
+/// where it stopped.
 pub fn tune(
     order: &AiterOrder<'_>,
     observer: &mut dyn FnMut(&TuneEvent),
 ) -> Result<AiterOutcome, AiterTuneError> {
     let began = Instant::now();
-    // What is refused here leaves no folder behind.
+    // An order that is refused here leaves no folder behind.
     let scratch = tempfile::tempdir().map_err(AiterTuneError::Write)?;
     let scratch_folder = Utf8PathBuf::try_from(scratch.path().to_owned())
         .map_err(|error| AiterTuneError::Write(std::io::Error::other(error)))?;
@@ -56,7 +57,7 @@ pub fn tune(
     session.end(observer)
 }
 
-/// A tuning run that is under way.
+/// A tuning run in progress.
 struct Session<'a> {
     order: &'a AiterOrder<'a>,
     folder: &'a Utf8Path,
@@ -67,7 +68,7 @@ struct Session<'a> {
     queue: Queue,
     /// Shapes with a row from an earlier run.
     resumed: Vec<Shape>,
-    /// Shapes that cannot be asked, or failed in an earlier run.
+    /// Shapes that the tuner does not support, or that failed in an earlier run.
     unserved: Vec<Unserved>,
     asked: usize,
     remarks: Vec<String>,
@@ -144,15 +145,15 @@ impl<'a> Session<'a> {
         })
     }
 
-    /// Takes over what earlier runs left, and says what is to be done.
+    /// Takes over the results of earlier runs, and reports what has to be done.
     fn begin(&mut self, observer: &mut dyn FnMut(&TuneEvent)) -> Result<(), AiterTuneError> {
         let shapes = self.distinct();
         for folder in earlier_attempts(self.folder)? {
-            // Rows that landed when nobody was left to take them over.
+            // Rows that were written after gemmtune had ended.
             let files = Files::new(folder);
             let landed = rows::read(&files.tuned, self.order.op);
             self.take(&files, &landed, &shapes, 0.0, &mut |_| ())?;
-            // A folder that was removed leaves a gap: no name is given twice.
+            // A removed folder leaves a gap: no name is used twice.
             let number = files.folder.file_name().and_then(|name| name.parse().ok());
             self.attempts = self.attempts.max(number.unwrap_or(0));
         }
@@ -193,7 +194,7 @@ impl<'a> Session<'a> {
         Ok(())
     }
 
-    /// The order's shapes, those apart that the tuner cannot tell from an earlier one.
+    /// The order's shapes, without those that the tuner cannot distinguish from an earlier one.
     fn distinct(&self) -> Vec<Shape> {
         let by_dtype = self
             .site
@@ -213,7 +214,7 @@ impl<'a> Session<'a> {
             .collect()
     }
 
-    /// Why the tuner would make no task of `shape`.
+    /// Why the tuner would create no task for `shape`.
     fn cannot_ask(&self, shape: &Shape) -> Option<String> {
         let script = &self.site.script;
         let own = dtype::fp8_of(&self.place.gfx);
@@ -232,7 +233,7 @@ impl<'a> Session<'a> {
             })
     }
 
-    /// Starts the tuner until nothing is left, the budget is spent or the user stops it.
+    /// Starts the tuner until nothing is left, the budget is spent or the user interrupts.
     fn work(&mut self, observer: &mut dyn FnMut(&TuneEvent)) -> Result<(), AiterTuneError> {
         let sys = Utf8Path::new(SYS);
         let memory_before = memory::taken(sys);
@@ -314,7 +315,7 @@ impl<'a> Session<'a> {
         let (keeper, interrupt) = (self.order.keeper, self.order.interrupt);
         let mut taken = Taken::default();
         let mut since = Instant::now();
-        // What a start costs is part of what shapes take.
+        // The time for starting is part of the time for shapes.
         self.first_batch.get_or_insert(since);
         let left = attempt.run(keeper, interrupt, &mut |moved| {
             match moved {
@@ -330,7 +331,7 @@ impl<'a> Session<'a> {
             Ok(())
         })?;
         self.busy_s += left.seconds * f64::from(self.device.visible);
-        // Candidates of rows that landed while the tuner rewrote its file of them are counted now.
+        // Candidates of rows that appeared while the tuner was rewriting its profile are counted now.
         let rows = rows::read(&files.tuned, self.order.op);
         let now = self.take(&files, &rows, &round.shapes, 0.0, observer)?;
         taken.merge(now);
@@ -353,7 +354,7 @@ impl<'a> Session<'a> {
         if let Said::Waiting { tasks } = said
             && !self.site.is_grouped()
         {
-            // The last batch may be smaller, and shapes differ in their splits: the most that was seen counts.
+            // The last batch may be smaller, and shapes differ in their splits, so the largest number seen is used.
             let shapes = round.batch.min(round.shapes.len()).max(1);
             let seen = u32::try_from(tasks.div_ceil(shapes)).ok();
             self.site.candidates = self.site.candidates.max(seen);
@@ -377,9 +378,9 @@ impl<'a> Session<'a> {
         }
     }
 
-    /// How long a candidate takes of a device, from the tasks of the batch at work.
+    /// Updates the time of a candidate from the tasks of the current batch.
     fn learn_pace(&mut self, said: &Said) {
-        /// Fewer tell more of a worker's start than of candidates.
+        /// With fewer, the time would reflect a worker's start rather than candidates.
         const ENOUGH: usize = 4;
         match said {
             Said::Waiting { .. } => self.batch_began = Instant::now(),
@@ -391,7 +392,7 @@ impl<'a> Session<'a> {
         }
     }
 
-    /// Shapes without an end yet.
+    /// Number of shapes without a result yet.
     fn left(&self) -> usize {
         self.asked.saturating_sub(self.settled)
     }

@@ -1,7 +1,7 @@
-//! Which script of an aiter tree tunes an operation, found in the tree itself.
+//! Which script of an aiter tree tunes an operation, determined from the tree itself.
 //!
-//! A table by capability, not by version: scripts were merged, modes became flags, key columns came and went, and
-//! neither tag nor ancestry tells which of it a tree has. Nothing here starts a process.
+//! Scripts are found by capability, not by version: they were merged, modes became flags, key columns were added and
+//! removed, and neither tag nor ancestry tells which of that a tree has. Nothing here starts a process.
 
 use camino::{Utf8Path, Utf8PathBuf};
 
@@ -19,16 +19,16 @@ pub(super) const BASE: &str = "aiter/utility/base_tuner.py";
 /// The pool that runs candidates.
 const POOL: &str = "aiter/utility/mp_tuner.py";
 
-/// The script of a tree that tunes an operation, and what its text says about it.
+/// The script of a tree that tunes an operation, and properties found in its text.
 #[derive(Clone, Debug)]
 pub struct Script {
     pub op: Op,
-    /// The folder that holds the package `aiter`.
+    /// The folder that contains the package `aiter`.
     pub root: Utf8PathBuf,
     pub path: Utf8PathBuf,
-    /// The flag that turns it to the operation, if one does.
+    /// The flag that selects the operation, if there is one.
     pub mode: Option<&'static str>,
-    /// Modules with the candidates, where the tree has them.
+    /// Modules with the candidates, if the tree has them.
     pub modules: Vec<String>,
     /// Columns that identify a row, in the order it writes them.
     pub keys: Vec<String>,
@@ -36,18 +36,18 @@ pub struct Script {
     pub untuned_columns: Vec<String>,
     /// Flags, from the argparse definitions.
     pub flags: Flags,
-    /// What the tree can do.
+    /// Capabilities of the tree.
     pub capabilities: Capabilities,
-    /// Whether the runtime obeys a row's split of K for this operation.
+    /// Whether the runtime applies a row's split of K for this operation.
     pub obeys_split_k: bool,
-    /// Libraries whose rows the runtime tells apart for this operation; `None` where it does not look.
+    /// Libraries that the runtime distinguishes in rows of this operation; `None` if it does not look.
     pub libraries: Option<Vec<Library>>,
-    /// Digest of the script and the files it drives candidates with.
+    /// Digest of the script and the files with which it runs candidates.
     pub digest: String,
 }
 
 impl Script {
-    /// Finds the script for `op` in the tree at `tree`: the package `aiter`, or the folder that holds it.
+    /// Finds the script for `op` in the tree at `tree`: the package `aiter`, or the folder that contains it.
     pub fn find(tree: &Utf8Path, op: Op) -> Result<Self, AiterTuneError> {
         let package = package(tree)?;
         let root = package.parent().unwrap_or(&package).to_owned();
@@ -75,7 +75,7 @@ impl Script {
                 .iter()
                 .filter(|module| match library(module) {
                     Library::Ck => true,
-                    // The CKTile modules came with the flag that chooses between libraries.
+                    // The CK Tile modules were added with the flag that chooses between libraries.
                     Library::CkTile => flags.get("--libtype").is_some(),
                     other => {
                         let says = format!("\"{}\"", other.name());
@@ -112,24 +112,24 @@ impl Script {
         !self.capabilities.has("topk-fixed")
     }
 
-    /// Whether a task's time limit runs while it waits in the queue (until v0.1.19).
+    /// Whether a task's time limit includes waiting in the queue (until v0.1.19).
     pub fn counts_queueing(&self) -> bool {
         !self.capabilities.has("timeout-from-start")
     }
 
-    /// Whether outputs stand unreset between the candidates of a group, so that a kernel that writes nothing passes on
-    /// the result of the one before (until v0.1.15).
+    /// Whether outputs are not reset between the candidates of a group, so that a kernel that writes nothing passes
+    /// with the result of the previous one (until v0.1.15).
     pub fn shares_outputs(&self) -> bool {
         !self.capabilities.has("outputs-reset")
     }
 
-    /// The folders compiled modules may be in when `AITER_JIT_DIR` is not set.
+    /// The folders in which compiled modules may be if `AITER_JIT_DIR` is not set.
     pub fn module_folders(&self) -> Vec<Utf8PathBuf> {
         vec![self.root.join("aiter/jit")]
     }
 }
 
-/// The library whose candidates a module holds.
+/// The library whose candidates are in a module.
 pub(super) fn library(module: &str) -> Library {
     [
         ("cktile", Library::CkTile),
@@ -173,7 +173,7 @@ pub(super) fn parse(path: &Utf8Path) -> Result<Source, AiterTuneError> {
     Ok(Source::parse(path.to_owned(), &bytes)?)
 }
 
-/// The keys of `GemmCommonTuner` where a script names none.
+/// The keys of `GemmCommonTuner` if a script defines none.
 fn default_keys(capabilities: &Capabilities) -> Vec<String> {
     let gfx = capabilities.has("gfx-column").then_some("gfx");
     gfx.into_iter()
@@ -182,14 +182,14 @@ fn default_keys(capabilities: &Capabilities) -> Vec<String> {
         .collect()
 }
 
-/// The text of the function that serves `op`.
+/// The source of the function that serves `op`.
 fn dispatcher(package: &Utf8Path, op: Op) -> Option<String> {
     let text = fs_err::read_to_string(caps::file(package, op.aiter()?.source)?).ok()?;
     let (_, after) = text.split_once(&format!("\ndef {}(", op.name()))?;
     Some(after.split("\ndef ").next().unwrap_or(after).to_owned())
 }
 
-/// Whether the dispatcher hands the row's `splitK` to the kernels that the tuner multiplies by it.
+/// Whether the dispatcher passes the row's `splitK` to the kernels that the tuner multiplies by it.
 fn obeys_split_k(package: &Utf8Path, op: Op) -> bool {
     match op.aiter().map(|aiter| aiter.split_k) {
         Some(SplitK::Obeyed) => true,
@@ -200,9 +200,9 @@ fn obeys_split_k(package: &Utf8Path, op: Op) -> bool {
     }
 }
 
-/// The libraries that the dispatcher tells apart; `None` where it does not look at a row's library.
+/// The libraries that the dispatcher distinguishes; `None` if it does not look at a row's library.
 ///
-/// A row of another one makes it assert, run the default kernel, or return nothing at all, as
+/// A row with another one makes it assert, run the default kernel, or return nothing at all, as
 /// `gemm_a8w8_bpreshuffle` does for assembly up to 303a583c89.
 fn libraries(package: &Utf8Path, op: Op) -> Option<Vec<Library>> {
     let body = dispatcher(package, op).filter(|body| body.contains("libtype"))?;

@@ -1,6 +1,6 @@
-//! What the tuner's own environment says: its devices, and its command line.
+//! The tuner's environment: its devices, and its command line.
 //!
-//! Starts the interpreter that will run the tuner, with what the tuner will get, and reads what it prints.
+//! Starts the interpreter that will run the tuner, with the environment the tuner will get, and parses its output.
 
 use std::collections::BTreeMap;
 use std::time::Duration;
@@ -12,67 +12,67 @@ use super::AiterTuneError;
 use super::flags::{Flags, Takes};
 use crate::proc::{self, Interrupt, Keeper, RunError};
 
-/// The program that is asked about devices; see its own header.
+/// The program that lists devices; see its header.
 const DEVICES: &str = include_str!("../../../python/aiter_tuner/devices.py");
 
-/// What its answer line starts with.
+/// The prefix of its answer line.
 const TAG: &str = "gemmtune-aiter: ";
 
-/// Longest that the imports may take: torch and aiter from a cold network file system take a minute, and aiter merges
-/// its shipped tables then.
+/// Time limit for the imports: torch and aiter from a cold network file system take a minute, and aiter merges its
+/// shipped tables during that.
 const LIMIT: Duration = Duration::from_secs(300);
 
-/// What the tuner would see.
+/// The devices and software that the tuner would use.
 #[derive(Clone, Debug, Default, PartialEq, Eq, Deserialize)]
 pub struct Seen {
-    /// Package folder that `import aiter` gives.
+    /// Package folder that `import aiter` loads.
     #[serde(default)]
     pub package: Option<Utf8PathBuf>,
     #[serde(default)]
     pub count: u32,
-    /// Compute units of the current one, as torch counts them and the tuner writes them.
+    /// Compute units of the current device, as torch counts them and the tuner writes them.
     #[serde(default)]
     pub cu_num: u32,
-    /// Its architecture.
+    /// Architecture of the current device.
     #[serde(default)]
     pub gfx: String,
     #[serde(default)]
     pub name: String,
-    /// Versions of what it imports.
+    /// Versions of the packages it imports.
     #[serde(default)]
     pub versions: BTreeMap<String, String>,
-    /// Why it could not say more.
+    /// Why it could not report more.
     #[serde(default)]
     pub error: Option<String>,
 }
 
-/// Who is asked, and how.
+/// The interpreter to run, and how.
 #[derive(Clone, Copy, Debug)]
 pub(super) struct Asker<'a> {
     pub(super) python: &'a Utf8Path,
-    /// Variables of the asker.
+    /// Variables of the order.
     pub(super) env: &'a BTreeMap<String, Option<String>>,
-    /// The folder that holds the package `aiter`.
+    /// The folder that contains the package `aiter`.
     pub(super) root: &'a Utf8Path,
     pub(super) keeper: &'a Keeper,
     pub(super) interrupt: &'a Interrupt,
 }
 
-/// What was asked of an interpreter about a script.
+/// What an interpreter reported about a script.
 pub(super) struct Asked {
-    /// What the tuner would see; absent where it cannot be said here.
+    /// The devices; absent if the interpreter could not be run.
     pub(super) seen: Option<Seen>,
     pub(super) flags: Flags,
     pub(super) devices: Option<u32>,
-    /// Variables that a start gets, but for its own.
+    /// Variables of every start, without those of a single start.
     pub(super) env: BTreeMap<String, Option<String>>,
-    /// What is worth knowing of it.
+    /// Remarks.
     pub(super) remarks: Vec<String>,
 }
 
 impl Asked {
-    /// Asks about `script`, whose source has the flags `source`, with `scratch` for files of its own. `must` refuses what a
-    /// dry run only remarks upon.
+    /// Runs the interpreter for `script`, whose source has the flags `source`, with `scratch` for its files. With
+    /// `must`, what a dry run only remarks on is an error.
     pub(super) fn about(
         script: &Utf8Path,
         source: &Flags,
@@ -108,7 +108,7 @@ impl Asked {
         }
         let count = seen.as_ref().map(|seen| seen.count);
         let devices = match (devices_wanted, count) {
-            // The script takes more than there are as all there are.
+            // For a larger number than available the script uses all.
             (Some(wanted), Some(count)) => Some(wanted.clamp(1, count)),
             (wanted, count) => wanted.or(count),
         };
@@ -121,13 +121,13 @@ impl Asked {
         })
     }
 
-    /// Whether the tuner ends a task by a limit of its own.
+    /// Whether the tuner has its own time limit for a task.
     pub(super) fn has_own_limit(&self) -> bool {
         let flag = self.flags.get("--timeout");
         flag.is_some_and(|flag| flag.takes == Takes::One)
     }
 
-    /// Those of `env` that the caller's own do not have.
+    /// Those of `env` that are not in the caller's own.
     pub(super) fn added(
         env: BTreeMap<String, Option<String>>,
         own: &BTreeMap<String, Option<String>>,
@@ -138,16 +138,16 @@ impl Asked {
     }
 }
 
-/// Variables the tuner and everything asked about it get, on top of the order's.
+/// Variables for the tuner and for everything run beforehand, relative to the order's.
 ///
-/// `PYTHONPATH` leads with the tree, so that the script and `import aiter` are one tree. Log lines are brought to the
-/// form that is read here, whatever the user set.
+/// `PYTHONPATH` begins with the tree, so that the script and `import aiter` use the same tree. Log settings are
+/// overridden so that lines have the format parsed here, whatever the user set.
 fn env(asker: Asker<'_>) -> BTreeMap<String, Option<String>> {
     let mut env = asker.env.clone();
     let set = |env: &mut BTreeMap<String, Option<String>>, name: &str, value: &str| {
         env.insert(name.to_owned(), Some(value.to_owned()));
     };
-    // An installed package is on the path already; leading with site-packages would reorder it.
+    // An installed package is on the path already; putting site-packages first would reorder it.
     let installed = ["site-packages", "dist-packages"]
         .into_iter()
         .any(|name| asker.root.file_name() == Some(name));
@@ -159,15 +159,15 @@ fn env(asker: Asker<'_>) -> BTreeMap<String, Option<String>> {
         set(&mut env, "PYTHONPATH", &path);
     }
     set(&mut env, "PYTHONUNBUFFERED", "1");
-    // 1 would make each record two lines; a level above INFO would hide the batches.
+    // 1 would split each record over two lines; a level above INFO would hide the batches.
     set(&mut env, "AITER_LOG_MORE", "0");
     set(&mut env, "AITER_LOG_LEVEL", "INFO");
-    // argparse folds its help to this width.
+    // argparse wraps its help at this width.
     set(&mut env, "COLUMNS", "200");
     env
 }
 
-/// Asks which devices the tuner would use, and that it would use this tree.
+/// Determines which devices the tuner would use, and checks that it would use this tree.
 fn devices(asker: Asker<'_>, folder: &Utf8Path) -> Result<Seen, AiterTuneError> {
     let file = folder.join("devices.py");
     crate::store::file::write_atomic(&file, DEVICES.as_bytes()).map_err(AiterTuneError::Write)?;
@@ -213,7 +213,7 @@ fn devices(asker: Asker<'_>, folder: &Utf8Path) -> Result<Seen, AiterTuneError> 
     Ok(seen)
 }
 
-/// The script's own help, where it can be had; a reason where not.
+/// The script's own help, or the reason why it is not available.
 fn help(
     asker: Asker<'_>,
     script: &Utf8Path,
@@ -239,7 +239,7 @@ fn help(
     }))
 }
 
-/// The last lines of what a program said.
+/// The last lines of a program's output.
 pub(super) fn tail(bytes: &[u8]) -> String {
     /// Enough for the end of a traceback.
     const LINES: usize = 6;

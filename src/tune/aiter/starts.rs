@@ -1,4 +1,4 @@
-//! When a tuner that is started again and again is started no more.
+//! Decides whether a tuner is started again.
 
 use std::time::Instant;
 
@@ -6,7 +6,7 @@ use super::attempt::Left;
 use super::queue::Why;
 use crate::proc::Interrupt;
 
-/// How often the tuner may end without having begun a batch, when a signal ended it.
+/// How often the tuner may be ended by a signal before it has begun a batch.
 const FALSE_STARTS: u32 = 3;
 
 /// The starts of one run.
@@ -17,7 +17,7 @@ pub(super) struct Starts<'a> {
 }
 
 impl<'a> Starts<'a> {
-    /// Of a run that ends with `interrupt`, or when the clock reads `until`.
+    /// Starts of a run that ends with `interrupt`, or at `until`.
     pub(super) fn new(interrupt: &'a Interrupt, until: Option<Instant>) -> Self {
         Self {
             interrupt,
@@ -35,7 +35,7 @@ impl<'a> Starts<'a> {
         spent.then_some(Why::Budget)
     }
 
-    /// The same after an attempt; the exit code of a tuner that is broken, so that it would only end so again.
+    /// The same after an attempt; an error with the exit code if the tuner is broken and would only fail again.
     pub(super) fn after(&mut self, left: &Left) -> Result<Option<Why>, u8> {
         if matches!(left.why, Why::Interrupted | Why::Budget) {
             return Ok(Some(left.why));

@@ -1,10 +1,10 @@
-//! What a user is told of the tuner's lines and of its ends.
+//! What is reported to the user about the tuner's lines and how it ends.
 
 use super::output::{Heard, Said};
 use super::queue::{Manner, Why};
 use crate::tune::event::TuneEvent;
 
-/// The event that a line is by itself.
+/// The event that a line causes on its own.
 pub(super) fn event<P>(said: &Said, heard: &Heard) -> Option<TuneEvent<P>> {
     let remark = |text| Some(TuneEvent::Remark { text });
     match said {
@@ -24,7 +24,7 @@ pub(super) fn event<P>(said: &Said, heard: &Heard) -> Option<TuneEvent<P>> {
     }
 }
 
-/// What stays true of the run after a line, and is told once.
+/// A remark that holds for the rest of the run after a line, made once.
 pub(super) fn remark(said: &Said) -> Option<String> {
     match said {
         Said::BuildFailed(module) => Some(format!(
@@ -34,7 +34,7 @@ pub(super) fn remark(said: &Said) -> Option<String> {
     }
 }
 
-/// Why the tuner is started again after a round, where that is worth a word.
+/// Why the tuner is started again after a round, if that should be reported.
 pub(super) fn restarted(why: Why, manner: Manner) -> Option<String> {
     let what = match why {
         Why::Silent => "it stood still".to_owned(),

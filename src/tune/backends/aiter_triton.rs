@@ -1,9 +1,9 @@
 //! aiter's Triton GEMM for block FP8: its rows, and its JSON files.
 //!
-//! The worker runs the kernel of the user's tree through aiter's own wrapper. Candidates come in this order: what serves the
-//! shape today, winners of shapes nearby, rows that the tree ships for other weights at this M, then the whole space in the
-//! order of SGLang's model, whose kernel has the same tiles. Files have one row for a bucket of M ([`files`]), so one M of a
-//! bucket is raced.
+//! The worker runs the kernel of the user's tree through aiter's own wrapper. Candidates are tried in this order:
+//! what serves the shape today, winners of similar shapes, rows that the tree ships for other weights at this M, then
+//! the whole space in the order of SGLang's model, whose kernel has the same tiles. Files have one row for each
+//! bucket of M ([`files`]), so one M of a bucket is raced.
 
 pub mod files;
 pub mod space;
@@ -31,13 +31,13 @@ use crate::tune::rules::{Effort, gpu_rules};
 /// Folder of the files in the output folder.
 pub const TABLES: &str = "configs";
 
-/// The overlay that puts them before aiter's own.
+/// Folder of the overlay that makes aiter use them in place of its own.
 pub const OVERLAY: &str = "overlay";
 
 /// The variables that start a server with it, for the shell's `.`.
 pub const VARIABLES: &str = "aiter-triton.env";
 
-/// Rows of other weights that are raced, most frequent first.
+/// Most rows of other weights that are raced, the most frequent ones.
 const MINED: usize = 12;
 
 /// The backend of aiter's Triton GEMM.
@@ -45,14 +45,14 @@ const MINED: usize = 12;
 pub struct AiterTriton {
     /// The aiter tree; the one that the worker's interpreter would import when absent.
     pub root: Option<Utf8PathBuf>,
-    /// The architecture whose rows are today's where the device has none, such as `gfx942`.
+    /// The architecture whose rows count as today's if the device has none, such as `gfx942`.
     pub config_for: Option<String>,
-    /// Folder of the files in force; those of the tree when absent.
+    /// Folder of the files in use; those of the tree when absent.
     pub tables: Option<Utf8PathBuf>,
 }
 
 impl AiterTriton {
-    /// How the tree at hand looks rows up, as the worker read it.
+    /// How the tree looks up rows, as the worker reported.
     pub fn rules(device: &Device) -> Rules {
         let said = device
             .capabilities
@@ -71,7 +71,7 @@ impl AiterTriton {
         }
     }
 
-    /// The architecture whose rows are today's.
+    /// The architecture whose rows are in use.
     fn gfx<'a>(&'a self, device: &'a Device) -> &'a str {
         match &self.config_for {
             Some(gfx) if !is_rocm(device) => gfx,
@@ -91,7 +91,7 @@ impl AiterTriton {
         )
     }
 
-    /// What the tree ships for other weights at this M, most frequent first.
+    /// Rows that the tree ships for other weights at this M, most frequent first.
     fn mined(&self, device: &Device, m: u32) -> Vec<Candidate> {
         let Some(files) = self.folder(device).and_then(|folder| entries(&folder).ok()) else {
             return Vec::new();
@@ -126,7 +126,7 @@ impl AiterTriton {
     }
 }
 
-/// Writes the overlay and the variables that have a server read `tables`; returns the file of variables.
+/// Writes the overlay and the variables with which a server reads `tables`; returns the file of variables.
 fn deployable(folder: &Utf8Path, tables: &Utf8Path) -> std::io::Result<Utf8PathBuf> {
     let overlay_folder = folder.join(OVERLAY);
     overlay::write(&overlay_folder)?;
@@ -140,7 +140,7 @@ fn deployable(folder: &Utf8Path, tables: &Utf8Path) -> std::io::Result<Utf8PathB
     Ok(variables)
 }
 
-/// A row without what the worker's compiler does not take: options of AMD's on another make.
+/// A row without AMD's options, if the device's compiler does not accept them.
 fn runnable(device: &Device, row: &Candidate) -> Candidate {
     let mut row = row.clone();
     if let Some(row) = row.as_object_mut() {
@@ -154,7 +154,7 @@ fn runnable(device: &Device, row: &Candidate) -> Candidate {
     row
 }
 
-/// Two rows that are one program: what aiter's wrapper computes anew says nothing.
+/// Normalises a row so that equal programs compare equal: parameters that aiter's wrapper recomputes are ignored.
 fn folded(row: &Candidate) -> Candidate {
     Setting::read(row).map_or_else(|| row.clone(), |setting| setting.candidate())
 }
@@ -234,7 +234,8 @@ impl Backend for AiterTriton {
         around.iter().map(Setting::candidate).collect()
     }
 
-    /// Files of the device's own architecture: rows raced on another make are never named as if they were aiter's.
+    /// Only files of the device's own architecture: rows raced on another vendor's device never get the name of one
+    /// of aiter's files.
     fn write(&self, folder: &Utf8Path, device: &Device, rows: &[Row]) -> std::io::Result<Written> {
         if rows.is_empty() {
             return Ok(Written::default());
@@ -265,7 +266,7 @@ pub(in crate::tune::backends) mod tests {
     use super::super::sglang_triton::space::tests::h100;
     use super::*;
 
-    /// An MI300X as the worker would describe it.
+    /// An MI300X as the worker would report it.
     pub(in crate::tune::backends) fn gfx942() -> Device {
         Device {
             name: "AMD Instinct MI300X".to_owned(),
@@ -346,7 +347,7 @@ pub(in crate::tune::backends) mod tests {
         let field =
             AiterTriton::default().field(&device, &shape(16, 4096, 7168), &[], Effort::Quick);
         assert!(field.has_incumbent);
-        // The file for all weights is today's; the other one's comes next, without what the wrapper computes.
+        // The file for all weights is today's; the other one's row comes next, without what the wrapper recomputes.
         assert_eq!(field.candidates[0]["BLOCK_SIZE_N"], 128);
         assert_eq!(field.candidates[1]["NUM_KSPLIT"], 14);
         assert!(field.candidates[1].get("GROUP_K").is_none());

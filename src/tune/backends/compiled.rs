@@ -1,8 +1,7 @@
-//! What compiling for the device has found already, used in the order of a race ([`crate::tune::compile_only`]).
+//! Results of compiling for the device, which determine the order of a race ([`crate::tune::compile_only`]).
 //!
-//! A candidate that cannot run there is left out and those that keep registers in memory come last, the fewest first: rows that
-//! aiter ships keep a few. A file made from another
-//! kernel, or for another architecture, says nothing.
+//! A candidate that cannot run there is left out, and those that spill registers come last, the fewest spills first:
+//! rows that aiter ships spill a few. A file made from another kernel, or for another architecture, is ignored.
 
 use std::collections::BTreeMap;
 use std::fmt::Write as _;
@@ -19,8 +18,8 @@ use crate::tune::results::Row;
 use crate::tune::rules::Effort;
 use crate::tune::task::Task;
 
-/// Settings that decide what is compiled. The order in which tiles are walked, what loads are told and parts of K are not
-/// among them: they change next to nothing (`docs/evidence/compile-only`).
+/// Settings that affect the compiled program. The order of tiles, load modifiers and parts of K are not among them:
+/// they change next to nothing (`docs/evidence/compile-only`).
 const DECIDING: [&str; 8] = [
     "BLOCK_SIZE_M",
     "BLOCK_SIZE_N",
@@ -32,16 +31,16 @@ const DECIDING: [&str; 8] = [
     "kpack",
 ];
 
-/// What became of a program, the best first.
+/// The result for a program, the best first.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
 enum Found {
     Fits,
-    /// Registers of a thread that are kept in memory.
+    /// Number of registers that a thread spills.
     Spills(u64),
     CannotRun,
 }
 
-/// A file of answers.
+/// The contents of a result file.
 #[derive(Clone, Debug)]
 pub struct Compiled {
     arch: String,
@@ -49,19 +48,19 @@ pub struct Compiled {
     found: BTreeMap<String, Found>,
 }
 
-/// The file is none that `--compile-only` wrote.
+/// The file was not written by `--compile-only`.
 #[derive(Debug, thiserror::Error)]
 pub enum ReadError {
     /// It cannot be read.
     #[error(transparent)]
     Io(#[from] std::io::Error),
-    /// It says something else.
+    /// It has a different format.
     #[error("{0}")]
     Garbled(#[from] CompileError),
 }
 
 impl Compiled {
-    /// Reads a file of answers.
+    /// Reads a result file.
     pub fn read(path: &Utf8Path) -> Result<Self, ReadError> {
         let (head, answers) = compile_only::read(&fs_err::read_to_string(path)?)?;
         let mut found: BTreeMap<String, Found> = BTreeMap::new();
@@ -80,20 +79,20 @@ impl Compiled {
         })
     }
 
-    /// The files of answers in a folder.
+    /// The result files in a folder.
     pub fn files_in(folder: &Utf8Path) -> Vec<Utf8PathBuf> {
         let files =
             compile_only::TARGETS.map(|target| folder.join(compile_only::file_name(target)));
         files.into_iter().filter(|file| file.is_file()).collect()
     }
 
-    /// Whether it is about the kernel on `device`.
+    /// Whether it applies to the kernel on `device`.
     pub fn is_of(&self, device: &Device) -> bool {
         self.arch == device.arch && self.kernel_hash == device.kernel_hash
     }
 }
 
-/// What became of a program, where that is the candidate's doing: a shape that a kernel does not take says nothing of others,
+/// The result for a program, if it is due to the candidate: an unsupported shape tells nothing about other shapes,
 /// nor does a machine that was too busy.
 fn became(answer: &Answer) -> Option<Found> {
     match (answer.refused.as_deref(), answer.spilled) {
@@ -104,7 +103,8 @@ fn became(answer: &Answer) -> Option<Found> {
     }
 }
 
-/// What tells programs apart: the GEMM of a fused MoE, whether there is one row (the compiler knows that), the settings.
+/// What distinguishes programs: the GEMM of a fused MoE, whether there is a single row (the compiler specialises on
+/// that), the settings.
 fn key(shape: &Value, candidate: &Candidate) -> String {
     let mut key = shape["part"].as_str().unwrap_or_default().to_owned();
     if shape["m"] == 1 {
@@ -119,7 +119,7 @@ fn key(shape: &Value, candidate: &Candidate) -> String {
     key
 }
 
-/// A backend whose candidates are ordered by what was compiled.
+/// A backend whose candidates are ordered by compile results.
 #[derive(Clone, Copy)]
 pub struct Known<'a, P: Task> {
     pub backend: &'a dyn Backend<P>,
@@ -130,7 +130,7 @@ impl<P: Task> Known<'_, P> {
     fn found(&self, device: &Device, shape: &P, candidate: &Candidate) -> Found {
         let mut sizes = serde_json::to_value(shape).unwrap_or_default();
         let own = key(&sizes, candidate);
-        // Where nobody compiled for one row, what was compiled for more is the best guess.
+        // If nothing was compiled for one row, the results for more rows are the best guess.
         if let Some(m) = sizes.get_mut("m") {
             *m = Value::Null;
         }
@@ -180,7 +180,7 @@ impl<P: Task> Backend<P> for Known<'_, P> {
         self.backend.incumbent(device, shape)
     }
 
-    /// The incumbent stays first whatever became of it: it is what has to be beaten.
+    /// The incumbent stays first whatever its result, because it has to be beaten.
     fn field(&self, device: &Device, shape: &P, neighbours: &[Candidate], effort: Effort) -> Field {
         let mut field = self.backend.field(device, shape, neighbours, effort);
         let first = usize::from(field.has_incumbent).min(field.candidates.len());
@@ -213,7 +213,8 @@ mod tests {
     use super::*;
     use crate::store::file::write_atomic;
 
-    /// Answers for the candidates of a field: the first cannot run, the second spills, the third is of no use to others.
+    /// Results for the candidates of a field: the first cannot run, the second spills, the third tells nothing about
+    /// others.
     fn answers(field: &[Candidate], kernel_hash: &str) -> String {
         let head = json!({"target": "gfx942", "kernel": "k.py", "kernel_hash": kernel_hash, "versions": {}, "shared_limit": 65536});
         let became = [
@@ -224,7 +225,7 @@ mod tests {
         ];
         let mut text = format!("{head}\n");
         for (candidate, became) in field.iter().zip(became) {
-            // What does not decide may differ.
+            // Settings that do not affect the program may differ.
             let mut answer = json!({"shape": {}, "candidate": candidate});
             answer["candidate"]["cache_modifier"] = json!(".cv");
             answer
@@ -251,7 +252,7 @@ mod tests {
         let plain = backend
             .field(&device, &shape, &[], Effort::Quick)
             .candidates;
-        // No two of the first are one program.
+        // No two of the first are the same program.
         write_atomic(&file, answers(&distinct(&plain), "sha256:1").as_bytes()).unwrap();
         let compiled = [Compiled::read(&file).unwrap()];
         assert_eq!(

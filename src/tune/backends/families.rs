@@ -1,8 +1,8 @@
-//! Every kernel family that the server's interpreter has for block FP8, raced against one another into a route.
+//! Every kernel family for block FP8 that the server's interpreter has, raced against one another to build a route.
 //!
-//! SGLang's Triton kernel competes with its own rows, the libraries with the one kernel each of them picks, gemmtune's two
-//! streaming kernels with their settings. What serves today is DeepGEMM where it is there (SGLang's default on Hopper), else
-//! the Triton row in force. What wins is written as a [`route`], with the overlay that installs it.
+//! SGLang's Triton kernel competes with its own rows, the libraries with the one kernel that each of them selects,
+//! gemmtune's two streaming kernels with their settings. DeepGEMM serves today if it is installed (SGLang's default
+//! on Hopper), else the Triton row in use. The winners are written as a [`route`], with the overlay that installs it.
 
 pub mod route;
 mod space;
@@ -35,28 +35,28 @@ pub const OVERLAY: &str = "overlay";
 /// The variables that start a server with it: shell assignments, one a line.
 pub const VARIABLES: &str = "route.env";
 
-/// What SGLang runs on Hopper if no flag says otherwise (0.5.6.post2 to 0.5.23).
+/// What SGLang runs on Hopper unless a flag says otherwise (0.5.6.post2 to 0.5.23).
 pub const DEFAULT: &str = "deepgemm";
 
-/// The name of SGLang's own Triton kernel in a route; a candidate of it names no family.
+/// The name of SGLang's own Triton kernel in a route; its candidates name no family.
 pub const TRITON: &str = "triton";
 
-/// The family whose scales of A lie by columns (`BY_COLUMNS` of `route.py`).
+/// The family that takes the scales of A by columns (`BY_COLUMNS` of `route.py`).
 const BY_COLUMNS: &str = "cublaslt";
 
-/// Libraries that a route may name. FlashInfer keeps a workspace that grows, which a captured graph cannot follow.
+/// Libraries that a route may name. FlashInfer has a workspace that grows, which a captured graph cannot follow.
 const LIBRARIES: [&str; 1] = [BY_COLUMNS];
 
-/// Rows of the Triton kernel that enter beside the libraries' kernels.
+/// Rows of the Triton kernel that compete with the libraries' kernels.
 const TRITON_ROWS: usize = 8;
 
 /// The backend of all families.
 #[derive(Clone, Debug, Default)]
 pub struct Families {
-    /// The Triton kernel among them, and where its rows in force stand.
+    /// The Triton kernel among them, and where its rows in use are.
     pub triton: SglangTriton,
-    /// The server's linear is the Triton one: its row in force is the incumbent although DeepGEMM may be there, and what
-    /// takes the scales of A by columns cannot follow its quantiser.
+    /// Whether the server's linear is the Triton one: then its row in use is the incumbent even if DeepGEMM is
+    /// installed, and a kernel that takes the scales of A by columns does not fit its quantiser.
     pub serves_triton: bool,
 }
 
@@ -71,13 +71,13 @@ fn alone(family: &str) -> Candidate {
     json!({"family": family})
 }
 
-/// Whether DeepGEMM takes the shape (SGLang 0.5.16, `deepgemm_w8a8_block_fp8_linear_with_fallback`).
+/// Whether DeepGEMM supports the shape (SGLang 0.5.16, `deepgemm_w8a8_block_fp8_linear_with_fallback`).
 fn default_takes(shape: &Shape) -> bool {
     shape.n.is_multiple_of(64) && shape.k.is_multiple_of(128)
 }
 
 impl Families {
-    /// Settings of the two streaming kernels in turn, the most promising of each first.
+    /// Settings of the two streaming kernels alternately, the most promising of each first.
     fn settings(device: &Device, shape: &Shape) -> Vec<Setting> {
         let of_each: Vec<Vec<Setting>> = [Kernel::Stream, Kernel::StreamWg]
             .into_iter()
@@ -116,8 +116,9 @@ impl Backend for Families {
     }
 
     fn refine(&self, _effort: Effort) -> Refine {
-        // A library has slow spots between sizes at which it is the fastest: DeepGEMM takes 78 us for 4096 x 4096 at M = 1024 and
-        // 51 at 2048 (docs/evidence/kernel-contest-h200). So every octave is looked at, whoever wins at its ends.
+        // A library has slow spots between sizes at which it is the fastest: DeepGEMM takes 78 us for 4096 x 4096 at
+        // M = 1024 and 51 at 2048 (docs/evidence/kernel-contest-h200). So every octave is raced, whatever wins at its
+        // ends.
         Refine::WhereWinnersDiffer {
             narrow: 1.5,
             wide: 2.0,
@@ -200,7 +201,7 @@ impl Backend for Families {
         files::write_provenance(folder, device, rows)?;
         let overlay_folder = folder.join(OVERLAY);
         overlay::write(&overlay_folder)?;
-        // The kernels that were raced are those that serve.
+        // The raced kernels are those that serve.
         worker_files::write(&overlay_folder)?;
         let options = OverlayOptions {
             route: Some(folder.join(ROUTE).canonicalize_utf8()?),

@@ -1,4 +1,4 @@
-//! What differs between the kernels that can be raced: candidates, rules, and the table written.
+//! What differs between the kernels that can be raced: candidates, rules, and the table that is written.
 //!
 //! A backend starts no process and measures nothing; workers do.
 
@@ -27,14 +27,14 @@ use crate::store::file::write_atomic;
 /// The candidates of one race, in the order to try them.
 #[derive(Clone, Debug, Default, PartialEq)]
 pub struct Field {
-    /// Candidates, no two the same; the first is the incumbent if `has_incumbent`.
+    /// Candidates without duplicates; the first is the incumbent if `has_incumbent`.
     pub candidates: Vec<Candidate>,
     /// Whether it is known what serves the shape today.
     pub has_incumbent: bool,
 }
 
 impl Field {
-    /// A field of `incumbent` and then `others` without repetition, `at_most` in all.
+    /// A field of `incumbent` followed by `others`, without duplicates and with at most `at_most` candidates.
     pub fn new(
         incumbent: Option<Candidate>,
         others: impl IntoIterator<Item = Candidate>,
@@ -57,23 +57,23 @@ impl Field {
     }
 }
 
-/// How to keep a device of this kind busy, and when to give a request up.
+/// How to keep a device of this kind busy, and when to give up a request.
 #[derive(Clone, Copy, Debug, PartialEq)]
 pub struct Pace {
-    /// Candidates timed in one request, at most: what one fault costs again.
+    /// Most candidates timed in one request: what has to be repeated after a fault.
     pub batch: usize,
-    /// Shapes raced side by side on one device, so that one is timed while others are compiled.
+    /// Shapes raced concurrently on one device, so that one is timed while others are compiled.
     pub side_by_side: usize,
-    /// Requests that hold the device, each for another shape, sent to a worker at once: with two it can prepare
-    /// one while its device runs the other, with three it has the next at hand when it has answered one.
+    /// Requests for different shapes that are sent to a worker at once and that use the device: with two it can
+    /// prepare one while its device runs the other, with three it has the next one ready when it has answered one.
     pub under_way: usize,
-    /// Whether workers on one host share what they measure, so that only one may measure at a time.
+    /// Whether workers on one host share the resource that they measure, so that only one may measure at a time.
     pub one_at_a_time: bool,
     pub deadlines: Deadlines,
 }
 
 impl Pace {
-    /// For kernels that a GPU worker compiles and times.
+    /// The pace of kernels that a GPU worker compiles and times.
     pub(crate) fn on_gpus() -> Self {
         Self {
             batch: 16,
@@ -92,27 +92,27 @@ impl Pace {
     }
 }
 
-/// Deadlines of requests.
+/// Time limits of the requests to a worker.
 #[derive(Clone, Copy, Debug, PartialEq)]
 pub struct Deadlines {
     /// For `hello`, which opens the device and imports the software.
     pub hello: Duration,
     /// For `prepare`; the worker has a shorter limit of its own.
     pub prepare: Duration,
-    /// For `time` and `check`, on top of the time that launches should take.
+    /// For `time` and `check`, in addition to the time that launches should take.
     pub floor: Duration,
-    /// No candidate worth timing is slower than this, floating-point operations per second.
+    /// No candidate worth timing is slower than this, in floating-point operations per second.
     pub slowest_flops: f64,
-    /// The reference of `check` computes at least so many floating-point operations per second.
+    /// Least speed of the reference in `check`, in floating-point operations per second.
     pub check_flops: f64,
 }
 
-/// What was written.
+/// The files and tables that a backend wrote.
 #[derive(Clone, Debug, Default, PartialEq)]
 pub struct Written {
     /// Every file: the tables, and what deploys them without a run.
     pub files: Vec<Utf8PathBuf>,
-    /// The tables as they stand in them now.
+    /// The current contents of the tables.
     pub tables: Vec<TunedTable>,
 }
 
@@ -132,7 +132,7 @@ pub trait Backend<P: Task = Shape>: Send + Sync {
     /// Its name on the command line and in results.
     fn name(&self) -> &'static str;
 
-    /// Settings for the worker's `hello`; part of the identity of results.
+    /// Settings for the worker's `hello`; part of the results' identity.
     fn options(&self) -> serde_json::Value;
 
     /// The operation it tunes.
@@ -150,13 +150,14 @@ pub trait Backend<P: Task = Shape>: Send + Sync {
     /// What serves `shape` today.
     fn incumbent(&self, device: &Device, shape: &P) -> Option<Candidate>;
 
-    /// The candidates for `shape`, the incumbent first, then `neighbours`: winners of shapes nearby.
+    /// The candidates for `shape`: the incumbent first, then `neighbours`, the winners of similar shapes.
     fn field(&self, device: &Device, shape: &P, neighbours: &[Candidate], effort: Effort) -> Field;
 
     /// Candidates one step away from `candidate`.
     fn relatives(&self, device: &Device, shape: &P, candidate: &Candidate) -> Vec<Candidate>;
 
-    /// Writes the tables of `rows` into `folder`. Nothing that was there is lost: files of the same name are merged.
+    /// Writes the tables of `rows` into `folder`. Existing files of the same name are merged, so that nothing is
+    /// lost.
     fn write(
         &self,
         folder: &Utf8Path,

@@ -1,8 +1,8 @@
-//! The reference engine's kernels: a short list that the worker itself offers, and an aiter-style CSV.
+//! The reference engine's kernels: a short list that the worker itself reports, and an aiter-style CSV.
 //!
-//! Every kernel is raced, those whose M tile wastes least first; split-K comes in by expansion around
-//! the leaders. The engine rounds M on a look-up as aiter does, but an exact row always wins, so each
-//! requested M gets a row of its own.
+//! Every kernel is raced, those whose M tile wastes least first; split-K is added by expansion around the leaders.
+//! The engine rounds M in a look-up as aiter does, but an exact row always takes precedence, so each requested M gets
+//! its own row.
 
 use std::time::Duration;
 
@@ -27,21 +27,21 @@ pub const TABLE: &str = "table.csv";
 /// `libtype` of rows for the reference engine (`gemmtune_refengine::table::LIBTYPE`).
 const LIBTYPE: &str = "reference";
 
-/// Largest split-K exponent the engine has (`gemmtune_refengine::kernels::MAX_SPLIT_K`); a worker
-/// refuses what it lacks.
+/// Largest split-K exponent of the engine (`gemmtune_refengine::kernels::MAX_SPLIT_K`); a worker refuses what it does
+/// not support.
 const MAX_SPLIT_K: i64 = 3;
 
 /// The backend of the reference engine.
 #[derive(Debug, Default)]
 pub struct Reference {
-    /// What is deployed today; without it every shape is served by the engine's default kernel.
+    /// The table in use; without one every shape is served by the engine's default kernel.
     table: Option<Table>,
 }
 
 impl Reference {
     /// The backend for servers that run with `table`, or without one.
     ///
-    /// A table that the runtime would not take is refused.
+    /// A table that the runtime would reject is refused.
     pub fn new(table: Option<Table>) -> Result<Self, LookupError> {
         if let Some(table) = &table {
             Resolver::new(table, lookup_rules(), "", 0)?;
@@ -110,7 +110,7 @@ impl Backend for Reference {
 
     fn field(&self, device: &Device, shape: &Shape, neighbours: &[Candidate], _: Effort) -> Field {
         let mut listed: Vec<&Candidate> = device.candidates.iter().collect();
-        // Rows computed in vain, then fewer tiles; both are what a larger M tile trades.
+        // Fewest wasted rows first, then fewest tiles: a larger M tile trades one for the other.
         let waste = |candidate: &Candidate| {
             let tile = candidate["tileM"].as_u64().unwrap_or(1).max(1);
             let tiles = u64::from(shape.m).div_ceil(tile);
@@ -155,8 +155,8 @@ fn with_split_k(candidate: &Candidate, split_k: i64) -> Candidate {
 fn table_row(device: &Device, row: &Row) -> aiter::Row {
     let Shape { m, n, k, .. } = row.shape;
     let (rows, columns, depth) = (f64::from(m), f64::from(n), f64::from(k));
-    // As in aiter's rows: TFLOP/s and GB/s to two digits, one byte for each FP8 element of an operand, two
-    // for each bf16 element of the output, scales not counted.
+    // As in aiter's rows: TFLOP/s and GB/s to two digits, one byte for each FP8 element of an operand, two for each
+    // bf16 element of the output, scales not counted.
     let bytes = rows * depth + columns * depth + 2.0 * rows * columns;
     let two_digits = |value: f64| (value * 100.0).round() / 100.0;
     aiter::Row {

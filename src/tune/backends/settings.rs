@@ -1,9 +1,9 @@
 //! What spaces of settings have in common: every combination of values, and what is one step away.
 
-/// A setting of `T`: the values it may take, the one it has, and how another is put in.
+/// A setting of `T`: the values it may take, its current value, and how to set another.
 pub(super) type Setting<'a, T> = (&'a [u32], u32, fn(&mut T, u32));
 
-/// `found` with each of `values` in turn, the last setting varying fastest.
+/// Combines `found` with each of `values`, the last setting varying fastest.
 pub(super) fn each<T: Clone, V: Copy>(found: &[T], values: &[V], set: fn(&mut T, V)) -> Vec<T> {
     let with = |one: &T, value: V| {
         let mut other = one.clone();
@@ -15,7 +15,8 @@ pub(super) fn each<T: Clone, V: Copy>(found: &[T], values: &[V], set: fn(&mut T,
         .collect()
 }
 
-/// What differs from `one` in one setting, by one step: the values next to its own, or the nearest where its own is not in the list.
+/// What differs from `one` in one setting by one step: the adjacent values, or the nearest if the current one is not
+/// in the list.
 pub(super) fn one_step<T: Clone>(one: &T, settings: &[Setting<'_, T>]) -> Vec<T> {
     let mut found = Vec::new();
     for &(values, value, set) in settings {

@@ -1,9 +1,10 @@
-//! SGLang's Triton kernel for fused MoE: two grouped GEMMs over one sort of the tokens, raced apart and then together.
+//! SGLang's Triton kernel for fused MoE: two grouped GEMMs over one sort of the tokens, raced separately and then
+//! together.
 //!
-//! Both GEMMs read one sorted routing, so their rows share BLOCK_SIZE_M and are free otherwise, and their times add up. So for
-//! each number of tokens and each BLOCK_SIZE_M that can make sense *up* and *down* are races of their own ([`task::Part`]);
-//! what won them is put together, and the pairs race as whole operations against the pair that serves today, in SGLang's own
-//! `fused_experts` where the worker can import it. A row is kept only for what won there.
+//! Both GEMMs read one sorted routing, so their rows share BLOCK_SIZE_M but are otherwise independent, and their
+//! times add up. So for each number of tokens and each reasonable BLOCK_SIZE_M *up* and *down* are separate races
+//! ([`task::Part`]); their winners are combined, and the pairs race as whole operations against the pair that serves
+//! today, in SGLang's own `fused_experts` if the worker can import it. A row is kept only if it won there.
 
 pub mod tables;
 pub mod task;
@@ -45,13 +46,13 @@ impl Routing {
     }
 }
 
-/// Whose tables are written.
+/// The runtime for which tables are written.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub enum Engine {
     /// SGLang: a row for each of the two GEMMs.
     #[default]
     Sglang,
-    /// vLLM: one row for both, in a file of another spelling.
+    /// vLLM: one row for both, in a file with a different name.
     Vllm,
 }
 
@@ -60,13 +61,15 @@ pub enum Engine {
 pub struct SglangMoe {
     /// Scale block of the weights: N side, K side.
     pub block: (u32, u32),
-    /// Tables in force: an `sglang` package, or what `SGLANG_MOE_CONFIG_DIR` names; those of the worker's software when absent.
+    /// Tables in use: an `sglang` package, or the folder that `SGLANG_MOE_CONFIG_DIR` names; those of the worker's
+    /// software when absent.
     pub tables: Option<Utf8PathBuf>,
-    /// The routing under which candidates are timed.
+    /// The routing with which candidates are timed.
     pub routing: Routing,
-    /// Whose tables are written.
+    /// The runtime for which tables are written.
     pub engine: Engine,
-    /// Whether the worker tries SGLang's whole operation; without it the two GEMMs stand for it, and a worker starts at once.
+    /// Whether the worker runs SGLang's whole operation; otherwise the two GEMMs replace it, and a worker starts at
+    /// once.
     pub whole: bool,
     today: Mutex<BTreeMap<Sizes, Today>>,
 }
@@ -97,13 +100,13 @@ impl SglangMoe {
     fn look_up(&self, device: &Device, sizes: Sizes) -> Today {
         match self.engine {
             Engine::Sglang => Today::of(device, self.tables.as_deref(), sizes, self.block),
-            // vLLM has tables of its own, which are not looked at; its default is the same.
+            // vLLM has its own tables, which are not read; its default is the same.
             Engine::Vllm => Today::default_of(device, sizes, self.block),
         }
     }
 
-    /// The rows, columns and depth of a part's tiles as a dense GEMM would have them: what decides which settings
-    /// can differ. Rows are those SGLang sorts into, padding included.
+    /// The rows, columns and depth of a part's tiles as those of a dense GEMM, which determines the settings. Rows
+    /// are those SGLang sorts into, padding included.
     fn as_gemm(task: &MoeTask) -> Shape {
         let (n, k) = task.gemm(task.part);
         let padding = u64::from(task.experts + 1) * u64::from(task.block_m.saturating_sub(1));
@@ -117,7 +120,7 @@ impl SglangMoe {
         }
     }
 
-    /// The settings of one GEMM under its BLOCK_SIZE_M.
+    /// The settings of one GEMM with its BLOCK_SIZE_M.
     pub fn settings(&self, device: &Device, part: &MoeTask) -> Vec<Config> {
         let configs = self.space(device).configs(device, &Self::as_gemm(part));
         configs
@@ -126,8 +129,8 @@ impl SglangMoe {
             .collect()
     }
 
-    /// SGLang's space of dense GEMMs, on ROCm with tiles of 16 rows too: the matrix instruction has 16, what a token's experts
-    /// have in decode is fewer, and its own tuner for fused MoE begins with 32 there (0.5.16).
+    /// SGLang's space of dense GEMMs; on ROCm also with tiles of 16 rows: the matrix instruction has 16, in decode a
+    /// token's experts have fewer, and SGLang's own tuner for fused MoE starts at 32 there (0.5.16).
     fn space(&self, device: &Device) -> Space {
         let space = Space::of(device, self.block.1);
         if is_rocm(device) {
@@ -141,7 +144,7 @@ impl SglangMoe {
     }
 }
 
-/// A row without the key that says how operands are loaded: SGLang takes it out before it launches.
+/// A row without the key for how operands are loaded, which SGLang removes before it launches.
 fn launched(row: &Candidate) -> Candidate {
     let mut row = row.clone();
     if let Some(row) = row.as_object_mut() {
@@ -176,10 +179,11 @@ impl Backend<MoeTask> for SglangMoe {
     fn rules(&self, effort: Effort) -> Rules {
         let rules = gpu_rules(effort);
         Rules {
-            // Each step of a GEMM's search is small, and in a race of `experiments/fused-moe` the fourth still paid.
+            // Each step of a GEMM's search is small, and in a race of `experiments/fused-moe` the fourth was still
+            // worthwhile.
             expansions: rules.expansions.max(4),
             expansion_gain: rules.expansion_gain.min(0.005),
-            // A worker counts elements that are off by a twentieth and more; right ones have none.
+            // A worker counts elements that are off by a twentieth or more; correct ones have none.
             max_err_ratio: 0.01,
             ..rules
         }
@@ -190,7 +194,7 @@ impl Backend<MoeTask> for SglangMoe {
         Pace {
             deadlines: Deadlines {
                 hello: 2 * pace.deadlines.hello,
-                // The first whole operations may have Triton and torch load and compile what surrounds the GEMMs.
+                // In the first whole operations Triton and torch may load and compile what surrounds the GEMMs.
                 floor: Duration::from_secs(60),
                 ..pace.deadlines
             },
@@ -298,7 +302,7 @@ impl Backend<MoeTask> for SglangMoe {
     }
 }
 
-/// A pair as candidates that run one row for both GEMMs.
+/// A pair as candidates that use one row for both GEMMs.
 fn joint(candidate: &Candidate) -> Vec<Candidate> {
     let rows = [&candidate["up"], &candidate["down"]];
     rows.into_iter()
@@ -307,8 +311,8 @@ fn joint(candidate: &Candidate) -> Vec<Candidate> {
         .collect()
 }
 
-/// Where the search begins: whole scale blocks, tiles of middling width and depth, which the winners of four models on an
-/// H200 were one or two steps from.
+/// Where the search begins: whole scale blocks and tiles of medium width and depth, one or two steps from the winners
+/// of four models on an H200.
 fn is_likely(config: &Config, scale_k: u32, rocm: bool) -> bool {
     config.block_k == scale_k
         && matches!(config.block_n, 64 | 128 | 256)
@@ -332,7 +336,7 @@ mod tests {
             "GROUP_SIZE_M": 32, "num_warps": 4, "num_stages": 3});
         assert_eq!(field.candidates, [pair(&default, None)]);
         assert!(field.has_incumbent);
-        // Under its own BLOCK_SIZE_M it is also what a GEMM's race must beat.
+        // With its own BLOCK_SIZE_M it is also what a GEMM's race must beat.
         for part in MoeTask::whole(QWEN, 256).parts() {
             let field = backend.field(&h100(&[]), &part, &[], Effort::Quick);
             assert_eq!(field.has_incumbent, part.block_m == 64, "{part}");

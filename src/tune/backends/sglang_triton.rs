@@ -1,9 +1,9 @@
 //! SGLang's Triton block-FP8 kernel: its space of configurations, and its JSON tables.
 //!
-//! Candidates come in this order: what serves the shape today, winners of shapes nearby, winners that
-//! SGLang ships for devices of this make, then the whole space in the order of [`model`]. The runtime
-//! reads tables by nearest M, so only some M are raced ([`Refine::nearest_m`]) and keys are placed so that
-//! every M gets the intended row ([`keys`]).
+//! Candidates are tried in this order: what serves the shape today, winners of similar shapes, winners that SGLang
+//! ships for this vendor's devices, then the whole space in the order of [`model`]. The runtime reads tables by
+//! nearest M, so only some M are raced ([`Refine::nearest_m`]) and keys are placed so that every M gets the intended
+//! row ([`keys`]).
 
 pub mod files;
 pub mod keys;
@@ -31,7 +31,7 @@ use crate::tune::rules::{Effort, gpu_rules};
 /// Folder of the JSON tables in the output folder.
 pub const TABLES: &str = "configs";
 
-/// The configurations that stand most often in the block-FP8 tables of SGLang 0.5.23 (Apache-2.0, wheel on
+/// The most frequent configurations in the block-FP8 tables of SGLang 0.5.23 (Apache-2.0, wheel on
 /// PyPI, `sglang/kernels/ops/gemm/configs`, 128 x 128 blocks): the twelve most frequent for each range of M,
 /// counted over 68 files for H100, H200, H20 and B200, and 24 for MI300X and MI325X.
 const SHIPPED: &str = include_str!("sglang_triton/shipped.csv");
@@ -41,9 +41,9 @@ const SHIPPED: &str = include_str!("sglang_triton/shipped.csv");
 pub struct SglangTriton {
     /// Scale block of the weight: N side, K side.
     pub block: (u32, u32),
-    /// Folder of the tables in force; what the worker's software ships when absent.
+    /// Folder of the tables in use; those shipped with the worker's software when absent.
     pub tables: Option<Utf8PathBuf>,
-    /// Configurations raced before expansion, at most.
+    /// Most configurations raced before expansion.
     pub at_most: Option<usize>,
 }
 
@@ -66,7 +66,7 @@ impl SglangTriton {
         }
     }
 
-    /// The table in force for (`n`, `k`); empty where there is none.
+    /// The table in use for (`n`, `k`); empty if there is none.
     fn today(&self, device: &Device, n: u32, k: u32) -> Rows {
         let folder = match &self.tables {
             Some(folder) => folder.clone(),
@@ -126,15 +126,15 @@ impl Backend for SglangTriton {
             .into_iter()
             .map(|config| (model::seconds(device, shape, &config), config))
             .collect();
-        // Where the model sees no difference, bands of tiles before single rows of them: a band keeps its
-        // share of the activations in the cache.
+        // If the model sees no difference, bands of tiles before single rows of them: a band keeps its share of the
+        // activations in the cache.
         ranked.sort_by(|a, b| {
             let single = |config: &Config| config.group_m == 1;
             a.0.total_cmp(&b.0).then(single(&a.1).cmp(&single(&b.1)))
         });
         let ranked = ranked.iter().map(|(_, config)| config.candidate());
         let mined = shipped(device, shape.m);
-        // Winners from elsewhere may be one program here under several names, and the incumbent's too.
+        // Winners from elsewhere may be one program here under several names, or the same as the incumbent's.
         let folded = |candidate: &Candidate| match Config::read(candidate) {
             Some(config) => space.canonical(&config, shape).candidate(),
             None => candidate.clone(),
@@ -195,7 +195,7 @@ impl Backend for SglangTriton {
     }
 }
 
-/// What SGLang ships for devices of this make and this many rows, most frequent first.
+/// Configurations that SGLang ships for this vendor's devices and this many rows, most frequent first.
 fn shipped(device: &Device, m: u32) -> Vec<Candidate> {
     let platform = if is_rocm(device) { "gfx" } else { "sm" };
     let mut reader = csv::Reader::from_reader(SHIPPED.as_bytes());
@@ -207,7 +207,7 @@ fn shipped(device: &Device, m: u32) -> Vec<Candidate> {
     for record in reader.records().map_while(Result::ok) {
         let cell = |index: usize| record.get(index).unwrap_or("");
         let up_to: u32 = cell(1).parse().unwrap_or(u32::MAX);
-        // Ranges ascend: the first that holds M is M's own.
+        // Ranges are ascending, so the first one that contains M is used.
         if cell(0) != platform || m > up_to || range.is_some_and(|range| range != up_to) {
             continue;
         }

@@ -1,4 +1,4 @@
-//! The candidates of a request that died, each asked again with nothing beside it.
+//! Tries each candidate of a failed request again with nothing else in flight.
 
 use std::time::Duration;
 
@@ -9,8 +9,8 @@ use crate::tune::task::Task;
 use crate::tune::worker::Fault;
 
 impl<P: Task> DeviceWorker<'_, P> {
-    /// Tries each entrant of a request that died once more, alone, on a fresh worker. Returns the
-    /// outcomes of those that lived; the others are out and quarantined.
+    /// Tries each entrant of a failed request once more, alone, on a fresh worker. Returns the outcomes of those that
+    /// survived; the others are out and quarantined.
     pub(super) fn each_alone(
         &mut self,
         index: usize,
@@ -34,7 +34,7 @@ impl<P: Task> DeviceWorker<'_, P> {
         Ok(lived)
     }
 
-    /// Compares the candidate of a check that died once more, on a fresh worker.
+    /// Checks the candidate of a failed check once more, on a fresh worker.
     pub(super) fn check_alone(
         &mut self,
         index: usize,
@@ -54,8 +54,8 @@ impl<P: Task> DeviceWorker<'_, P> {
         Ok(())
     }
 
-    /// The run-off dies again and again though everyone lives alone: whoever dies beside the first is
-    /// out; if nobody does, everyone but the first is.
+    /// If the run-off fails repeatedly although every entrant survives alone: those that fail together with the first
+    /// are out; if none does, all except the first are.
     pub(super) fn blame_pairs(
         &mut self,
         index: usize,
@@ -135,7 +135,7 @@ impl<P: Task> DeviceWorker<'_, P> {
         }
     }
 
-    /// Sends a request while nothing else is under way, and waits for its answer.
+    /// Sends a request with nothing else in flight, and waits for its answer.
     fn ask_device(&mut self, ask: Ask<P>, limit: Duration) -> Result<Answer, Fault> {
         let _alone = self.shared.gate.as_ref().map(|gate| {
             gate.lock()

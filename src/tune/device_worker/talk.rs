@@ -1,4 +1,4 @@
-//! A device worker's talk with its worker: fresh workers, compiling ahead, what is heard, how long things may take.
+//! A device worker's communication with its worker: fresh workers, compiling ahead, replies, time limits.
 
 use std::time::{Duration, Instant};
 
@@ -10,10 +10,10 @@ use crate::tune::results::Identity;
 use crate::tune::task::Task;
 use crate::tune::worker::{Fault, Worker};
 
-/// A candidate far slower than the best may take this many times its time before it counts as hanging.
+/// A candidate much slower than the best may take this multiple of its time before it counts as hanging.
 const SLOWEST_RATIO: f64 = 50.0;
 
-/// Waits before the second, third and last start of a worker that does not come up.
+/// Delays before the second, third and last attempt to start a worker.
 const RESTART_AFTER: [Duration; 4] = [
     Duration::ZERO,
     Duration::from_millis(200),
@@ -21,7 +21,7 @@ const RESTART_AFTER: [Duration; 4] = [
     Duration::from_secs(3),
 ];
 
-/// Opens a worker and asks what it is.
+/// Starts a worker and queries its device.
 pub(in crate::tune) fn start_worker<P: Task>(
     shared: &Shared<'_, P>,
     index: u32,
@@ -49,7 +49,7 @@ pub(in crate::tune) fn start_worker<P: Task>(
     }
 }
 
-/// An answer to something else than was asked.
+/// The fault of a reply that does not match the request.
 pub(super) fn garbled(answer: &Answer) -> Fault {
     Fault::Garbled {
         line: format!("{answer:?}").chars().take(200).collect(),
@@ -98,7 +98,7 @@ impl<P: Task> DeviceWorker<'_, P> {
         Err(Stop::Lost(format!("{reason}; then failed to {last}")))
     }
 
-    /// Keeps the compilers busy: twice as many requests on their way as can be served.
+    /// Keeps the compilers busy: twice as many requests in flight as there are slots.
     pub(super) fn ask_to_prepare(&mut self) -> Result<(), Stop> {
         if self.single_file > 0 && !self.under_way.is_empty() {
             return Ok(());
@@ -146,7 +146,7 @@ impl<P: Task> DeviceWorker<'_, P> {
         Ok(())
     }
 
-    /// Waits at most `limit` for an answer and takes note of it; says whether one came.
+    /// Waits for at most `limit` for a reply and processes it; returns whether there was one.
     pub(super) fn hear(&mut self, limit: Duration) -> Result<bool, Stop> {
         let Some(worker) = self.worker.as_mut() else {
             return Ok(false);
@@ -183,7 +183,7 @@ impl<P: Task> DeviceWorker<'_, P> {
         Ok(true)
     }
 
-    /// The worker died while compiling: whoever was compiled alone is to blame.
+    /// The worker died while compiling; a candidate that was compiled alone is the cause.
     pub(super) fn died_preparing(&mut self, fault: &Fault) -> Result<(), Stop> {
         let mut asked = self.asked.values();
         if let (true, Some((key, entrant)), None) = (self.careful > 0, asked.next(), asked.next()) {
@@ -203,8 +203,8 @@ impl<P: Task> DeviceWorker<'_, P> {
     }
 }
 
-/// How long a `time` request may take: what its launches should take at the speed of the best so far, and a
-/// generous multiple for the first launches of a slow candidate.
+/// Time limit of a `time` request: what its launches should take at the speed of the best so far, and a generous
+/// multiple for the first launches of a slow candidate.
 pub(super) fn launch_time<P: Task>(
     deadlines: &Deadlines,
     open: &OpenRace<P>,
@@ -224,7 +224,8 @@ pub(super) fn launch_time<P: Task>(
     Duration::from_secs_f64(candidates as f64 * each_us / 1e6)
 }
 
-/// How long a `check` may take: a floor of its own, for the reference is new, and its arithmetic.
+/// Time limit of a `check` request: a minimum of its own, because the reference is computed anew, and the time for
+/// the arithmetic.
 pub(super) fn check_time<P: Task>(deadlines: &Deadlines, shape: &P) -> Duration {
     deadlines.floor + Duration::from_secs_f64(shape.flops() / deadlines.check_flops)
 }

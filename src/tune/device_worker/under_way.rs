@@ -1,4 +1,4 @@
-//! Requests that hold a device worker's device: sent, answered, overdue, or died.
+//! Requests that use a device worker's device: sent, answered, overdue, or failed.
 
 use std::sync::{MutexGuard, PoisonError};
 use std::time::{Duration, Instant};
@@ -9,17 +9,17 @@ use crate::tune::protocol::{Answer, Ask, Numerics, Outcome, Samples, Timing};
 use crate::tune::task::Task;
 use crate::tune::worker::Fault;
 
-/// Run-offs of one race that may die without a culprit.
+/// Failed run-offs of one race without an identified cause before pairs are tried.
 const RUN_OFF_FAULTS: u32 = 2;
 
-/// What a request asks for one race.
+/// The work that a request does for a race.
 #[derive(Clone, Debug)]
 pub(super) enum Work {
-    /// [`super::Step::Time`], of candidates that are compiled.
+    /// See [`super::Step::Time`]; the candidates are compiled.
     Time(Vec<Entrant>, Timing),
-    /// [`super::Step::RunOff`].
+    /// See [`super::Step::RunOff`].
     RunOff(Vec<Entrant>, Timing),
-    /// [`super::Step::Check`].
+    /// See [`super::Step::Check`].
     Check(Entrant),
 }
 
@@ -32,22 +32,22 @@ impl Work {
     }
 }
 
-/// A request that was sent and is not answered.
+/// A request that was sent and not answered yet.
 #[derive(Debug)]
 pub(super) struct UnderWay<'a> {
     id: u64,
-    /// The race it is of.
+    /// The race it belongs to.
     key: u64,
     work: Work,
     sent: Instant,
-    /// How long the device may take over it.
+    /// Device time that it may take.
     takes: Duration,
-    /// Keeps the other device workers from measuring, where only one may at a time.
+    /// Prevents other device workers from measuring, if only one may at a time.
     _alone: Option<MutexGuard<'a, ()>>,
 }
 
 impl<P: Task> DeviceWorker<'_, P> {
-    /// Whether the worker may be given another request.
+    /// Whether the worker may be sent another request.
     pub(super) fn has_room(&self) -> bool {
         if self.single_file > 0 {
             return self.under_way.is_empty() && self.asked.is_empty();
@@ -55,7 +55,7 @@ impl<P: Task> DeviceWorker<'_, P> {
         self.under_way.len() < self.shared.backend.pace().under_way
     }
 
-    /// Whether race `index` waits for an answer.
+    /// Whether race `index` is waiting for an answer.
     pub(super) fn is_under_way(&self, index: usize) -> bool {
         let key = self.open[index].key;
         self.under_way.iter().any(|request| request.key == key)
@@ -93,7 +93,7 @@ impl<P: Task> DeviceWorker<'_, P> {
             None => Err(Fault::Start("no worker could be started".to_owned())),
         };
         self.under_way.push(UnderWay {
-            // A request that could not be sent is never answered, whatever its number.
+            // A request that could not be sent is never answered, so its number does not matter.
             id: sent.as_ref().copied().unwrap_or_default(),
             key: open.key,
             work,
@@ -107,7 +107,7 @@ impl<P: Task> DeviceWorker<'_, P> {
         }
     }
 
-    /// Takes note of an answer to one of the requests under way; gives any other back.
+    /// Processes an answer to one of the requests in flight; returns any other.
     pub(super) fn answer(&mut self, id: u64, answer: Answer) -> Result<Option<Answer>, Stop> {
         let Some(place) = self.under_way.iter().position(|request| request.id == id) else {
             return Ok(Some(answer));
@@ -167,7 +167,7 @@ impl<P: Task> DeviceWorker<'_, P> {
         self.died(&fault).map(|()| None)
     }
 
-    /// Crosses request number `place` off, which was of race `index`.
+    /// Removes request number `place`, which belonged to race `index`.
     fn answered(&mut self, place: usize, index: usize, busy_s: f64) {
         self.under_way.remove(place);
         self.answered = Instant::now();
@@ -175,7 +175,7 @@ impl<P: Task> DeviceWorker<'_, P> {
         self.held(index, busy_s);
     }
 
-    /// The index of the race `key`; one that waits for an answer stays open until it has it.
+    /// The index of the race `key`; a race that is waiting for an answer stays open until it has it.
     fn race(&self, key: u64) -> Option<usize> {
         self.open.iter().position(|open| open.key == key)
     }
@@ -228,11 +228,11 @@ impl<P: Task> DeviceWorker<'_, P> {
         }
     }
 
-    /// Gives a worker up that is late with a request, or with compiling.
+    /// Gives up a worker that is late with a request or with compiling.
     pub(super) fn watch_deadlines(&mut self) -> Result<(), Stop> {
         let deadlines = self.shared.backend.pace().deadlines;
         let (limit, since) = match self.under_way.first() {
-            // Requests that are under way together take turns: the first may have to wait for all of another.
+            // Requests in flight together take turns: the first may have to wait for all of another.
             Some(first) => (
                 deadlines.floor + self.under_way.iter().map(|request| request.takes).sum(),
                 first.sent.max(self.answered),
@@ -249,13 +249,13 @@ impl<P: Task> DeviceWorker<'_, P> {
         }
     }
 
-    /// The worker is lost: looks for whose fault it was.
+    /// The worker is lost: determines the cause.
     pub(super) fn died(&mut self, fault: &Fault) -> Result<(), Stop> {
         if *fault == Fault::Interrupted {
             return Err(Stop::Interrupted);
         }
         let mut lost = std::mem::take(&mut self.under_way);
-        // A candidate tried alone tells; a run-off cannot be, and may have died of what was being compiled.
+        // A candidate can be tried alone; a run-off cannot, and may have been killed by what was being compiled.
         let run_off = matches!(
             lost[..],
             [UnderWay {
@@ -264,7 +264,7 @@ impl<P: Task> DeviceWorker<'_, P> {
             }]
         );
         if lost.len() > 1 || run_off && !self.asked.is_empty() {
-            // Their races ask for them again.
+            // Their races will send them again.
             self.single_file = lost.len();
             return self.restart(&fault.to_string());
         }
@@ -282,7 +282,7 @@ impl<P: Task> DeviceWorker<'_, P> {
                 }
             }
             Work::RunOff(entrants, timing) => {
-                // Whoever dies alone too is out and the run-off starts over without it.
+                // An entrant that fails alone too is out, and the run-off restarts without it.
                 let lived = self.each_alone(index, &entrants, timing, fault)?;
                 let open = &mut self.open[index];
                 open.run_off_faults += u32::from(lived.len() == entrants.len());

@@ -138,7 +138,7 @@ fn winner(decision: &Decision) -> Winner {
     }
 }
 
-/// 160 candidates between 10 and 40 µs, the incumbent among the middling.
+/// 160 candidates between 10 and 40 µs, with the incumbent in the middle of the range.
 fn field(random: &mut Random) -> Vec<Kind> {
     let mut us: Vec<f64> = (0..160)
         .map(|_| 10.0 * 4.0f64.powf(random.unit()))

@@ -8,10 +8,10 @@ use crate::table::fmoe::requests::untuned_cells;
 use crate::table::fmoe::table::Row;
 use crate::table::fmoe::{Problem, Request, member};
 
-/// A call of the fused MoE as it is looked up: the key of a row, but for the card.
+/// A call of the fused MoE as it is looked up: the key of a row without the card.
 #[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord, Serialize, Deserialize)]
 pub struct Call {
-    /// Tokens as a look-up rounds them.
+    /// Tokens, rounded as a look-up does.
     pub token: u32,
     /// Hidden size.
     pub model_dim: u32,
@@ -19,9 +19,9 @@ pub struct Call {
     pub inter_dim: u32,
     /// Experts on the rank.
     pub expert: u32,
-    /// Experts a token is sent to, as the key has it.
+    /// Experts for each token, as in the key.
     pub topk: u32,
-    /// `ActivationType.Silu` and the like.
+    /// The enumeration value, such as `ActivationType.Silu`.
     pub act_type: String,
     /// dtype of the output.
     pub dtype: String,
@@ -29,7 +29,7 @@ pub struct Call {
     pub q_dtype_a: String,
     /// dtype of the weights.
     pub q_dtype_w: String,
-    /// `QuantType.per_1x128` and the like.
+    /// The enumeration value, such as `QuantType.per_1x128`.
     pub q_type: String,
     /// Whether gate and up projection are one weight.
     pub use_g1u1: bool,
@@ -38,7 +38,7 @@ pub struct Call {
 }
 
 impl Call {
-    /// The row that `request` asks for at `token` with `topk`.
+    /// The call that `request` looks up at `token` with `topk`.
     pub fn of(request: &Request, token: u32, topk: u32) -> Self {
         let Problem {
             model_dim,
@@ -53,7 +53,8 @@ impl Call {
             use_g1u1,
             doweight_stage1,
         } = request.problem.clone();
-        // What a layer of 128x128 blocks asks for is the activation's quantisation (`quant_remap` of `aiter/fused_moe.py`).
+        // For a layer with 128x128 blocks the look-up uses the activation's quantisation (`quant_remap` of
+        // `aiter/fused_moe.py`).
         let q_type = match q_type.as_str() {
             "per_128x128" => "per_1x128",
             other => other,
@@ -100,7 +101,7 @@ impl Call {
         row.token == self.token && row.problem() == self.problem()
     }
 
-    /// By what the tuner's lines tell calls apart, as [`crate::tune::aiter::output`] reads them.
+    /// The sizes by which the tuner's log lines identify calls, as [`crate::tune::aiter::output`] parses them.
     pub(super) const fn size(&self) -> (u32, u32, u32) {
         (self.token, self.model_dim, self.inter_dim)
     }

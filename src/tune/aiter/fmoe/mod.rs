@@ -1,7 +1,9 @@
-//! aiter's tuner of the fused MoE, supervised as those of dense operations are: the same starts, watching, queue and limits.
+//! aiter's tuner of the fused MoE, supervised like those of dense operations, with the same starts, watching, queue
+//! and limits.
 //!
-//! What differs is the key (twelve columns instead of three numbers), the table, and what is taken: the script accepts rows with up
-//! to half of their numbers wrong, and adds times of stages up that leave work between them out.
+//! The differences are the key (twelve columns instead of three numbers), the table, and which rows are accepted: the
+//! script accepts rows with up to half of their numbers wrong, and its sums of stage times omit the work between
+//! stages.
 
 mod call;
 mod outcome;
@@ -29,31 +31,31 @@ pub use script::FmoeScript;
 /// The operation's name, on the command line and in documents.
 pub const OP: &str = "fused_moe";
 
-/// What is to be tuned, and with what.
+/// What to tune, and with what.
 #[derive(Debug)]
 pub struct FmoeOrder<'a> {
-    /// The aiter tree: its package folder, or the folder that holds it.
+    /// The aiter tree: its package folder, or the folder that contains it.
     pub tree: &'a Utf8Path,
     /// The interpreter the server runs under.
     pub python: &'a Utf8Path,
-    /// Variables set or removed on top of our own environment. A `PYTHONPATH` to be kept must be in here.
+    /// Variables set or removed relative to our own environment. A `PYTHONPATH` that should be kept must be in here.
     pub env: &'a BTreeMap<String, Option<String>>,
-    /// Calls, most valuable first: what a budget leaves out are the last ones.
+    /// Calls, most valuable first: a budget leaves out the last ones.
     pub calls: &'a [Counted],
-    /// Where results, logs and the table go. One order has it at a time.
+    /// Folder for results, logs and the table. One order uses it at a time.
     pub folder: &'a Utf8Path,
-    /// Wall time, after which what was found is kept.
+    /// Wall time, after which the results so far are kept.
     pub budget: Option<Duration>,
-    /// [`Limits::err_ratio`] holds for each of the two stages.
+    /// [`Limits::err_ratio`] applies to each of the two stages.
     pub limits: Limits,
-    /// Rows in a batch: what a kill costs, at most.
+    /// Rows in a batch: the most that a kill loses.
     pub batch: Option<usize>,
-    /// Devices in parallel; all there are when absent.
+    /// Devices to use in parallel; all of them when absent.
     pub devices: Option<u32>,
-    /// Whether calls that failed in an earlier run are tried again.
+    /// Whether calls that failed in an earlier run should be tried again.
     pub retry_failed: bool,
-    /// Keeps the tuner's processes.
+    /// Runs the tuner's processes.
     pub keeper: &'a Keeper,
-    /// Ends the search early; what was found is kept.
+    /// Ends the search early; the results so far are kept.
     pub interrupt: &'a Interrupt,
 }

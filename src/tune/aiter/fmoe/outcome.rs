@@ -1,4 +1,4 @@
-//! What a run of aiter's fused-MoE tuner left.
+//! The result of a run of aiter's fused-MoE tuner.
 
 use camino::Utf8PathBuf;
 use serde::Serialize;
@@ -12,53 +12,54 @@ use crate::tune::protocol::Device;
 #[derive(Clone, Debug, Serialize)]
 pub struct Taken {
     pub shape: Call,
-    /// The tuner's row, every column of it.
+    /// The tuner's row with all its columns.
     #[serde(serialize_with = "named")]
     pub row: Line,
-    /// Whether more of its numbers are wrong than [`crate::table::fmoe::ERR_LIMIT`] allows: it passed because the limit was raised.
+    /// Whether the share of wrong elements exceeds [`crate::table::fmoe::ERR_LIMIT`], so that it was accepted only
+    /// because the limit was raised.
     pub above_default: bool,
 }
 
-/// A row the tuner wrote and gemmtune does not take.
+/// A row of the tuner's that gemmtune does not accept.
 #[derive(Clone, Debug, Serialize)]
 pub struct Refused {
     pub shape: Call,
-    /// The tuner's row, every column of it.
+    /// The tuner's row with all its columns.
     #[serde(serialize_with = "named")]
     pub row: Line,
     pub reason: String,
 }
 
-/// What a run left.
+/// The result of a run.
 #[derive(Clone, Debug, Serialize)]
 pub struct FmoeOutcome {
-    /// `fused_moe`.
+    /// The name of the operation, `fused_moe`.
     pub op: &'static str,
     pub device: Device,
-    /// One row for every call with one, by this run or an earlier one, in the order of the calls.
+    /// A row for each call that has one, from this run or an earlier one, in the order of the calls.
     pub rows: Vec<Taken>,
-    /// Of them, those of an earlier run.
+    /// Those of the calls whose row is from an earlier run.
     pub resumed: Vec<Call>,
-    /// Share of wrong numbers in a stage up to which rows were taken, and the one that holds where none is given.
+    /// The largest share of wrong elements in a stage with which rows were accepted, and the default.
     pub err_ratio: f64,
     pub default_err_ratio: f64,
     pub refused: Vec<Refused>,
-    /// Calls without a row, with the reason.
+    /// Calls without a row, each with the reason.
     pub failed: Vec<Unserved<Call>>,
-    /// Calls that the budget or an interrupt left out.
+    /// Calls that were left out because of the budget or an interrupt.
     pub not_reached: Vec<Call>,
-    /// What is worth knowing.
+    /// Remarks.
     pub remarks: Vec<String>,
-    /// Files of the table. None where there is no row.
+    /// Files of the table; empty if there is no row.
     pub files: Vec<Utf8PathBuf>,
-    /// What the tuner printed, one file for each attempt and stream.
+    /// The tuner's output, one file for each attempt and stream.
     pub logs: Vec<Utf8PathBuf>,
-    /// Times the tuner was started.
+    /// Number of times the tuner was started.
     pub attempts: u32,
-    /// Seconds devices were held, all together.
+    /// Total seconds for which devices were held.
     pub busy_s: f64,
     /// Seconds from start to end.
     pub seconds: f64,
-    /// Whether the user stopped it.
+    /// Whether the user interrupted it.
     pub interrupted: bool,
 }

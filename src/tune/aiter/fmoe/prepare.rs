@@ -1,4 +1,5 @@
-//! What is asked before anything is tuned: the tree, the interpreter, its devices, and which calls the tuner can be asked for.
+//! What is determined before anything is tuned: the tree, the interpreter, its devices, and which calls the tuner
+//! supports.
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::time::Duration;
@@ -20,32 +21,32 @@ use crate::tune::aiter::site::{Asked, Asker, Seen};
 use crate::tune::aiter::{AiterTuneError, DeviceSeen, Preview};
 use crate::tune::event::Unserved;
 
-/// Runs the script and keeps the tree as it is; see its own header.
+/// Runs the script without letting it modify the tree; see its header.
 const RUNNER: &str = include_str!("../../../../python/aiter_tuner/fused_moe.py");
 
-/// Candidates of a call until the tuner has said how many there are: more than either revision makes of block-scaled FP8, two stages
-/// with their splits and all one-stage kernels (about 45 at 303a583c, 60 at e4048607).
+/// Assumed candidates of a call until the tuner reports their number: more than either revision generates for
+/// block-scaled FP8, two stages with their splits and all one-stage kernels (about 45 at 303a583c, 60 at e4048607).
 const CANDIDATES: u32 = 64;
 
 /// The variable that names the table.
 const VARIABLE: &str = "AITER_CONFIG_FMOE";
 
-/// What is known once everything was asked.
+/// What is known before tuning starts.
 pub(super) struct Site {
     pub(super) script: FmoeScript,
     pub(super) asked: Asked,
     pub(super) batch: usize,
-    /// Distinct calls that the tuner can be asked for, in the order's order.
+    /// Distinct calls that the tuner supports, in the given order.
     pub(super) calls: Vec<Call>,
-    /// Those that it would make no row for.
+    /// Calls for which it would produce no row.
     pub(super) unserved: Vec<Unserved<Call>>,
-    /// Candidates of one call, once the tuner has said how many there are.
+    /// Candidates of one call, once the tuner has reported their number.
     pub(super) candidates: Option<u32>,
 }
 
 impl Site {
-    /// Looks at the tree and asks the interpreter, with `scratch` for files of its own. `must` refuses what a dry run only
-    /// remarks upon.
+    /// Inspects the tree and the interpreter, with `scratch` for its files. With `must`, what a dry run only remarks
+    /// on is an error.
     pub(super) fn look(
         order: &FmoeOrder<'_>,
         scratch: &Utf8Path,
@@ -82,7 +83,7 @@ impl Site {
         })
     }
 
-    /// The tuner's own limit of a task in a round, and how long to wait for it.
+    /// The tuner's own task limit in a round, and how long to wait.
     pub(super) fn patience(
         &self,
         order: &FmoeOrder<'_>,
@@ -100,7 +101,8 @@ impl Site {
         if round.manner == Manner::First {
             task += limits.build;
         }
-        // As for dense operations: a batch that stands still is ended, and its calls go alone, where the tuner's limit is sure to act.
+        // As for dense operations: a batch without progress is ended and its calls are run alone, where the tuner's
+        // limit is sure to act.
         let sure = own && (!self.script.counts_queueing || round.manner != Manner::Together);
         let patience = Patience::of(limits, task, sure);
         (task, patience)
@@ -120,7 +122,7 @@ impl Site {
         let mut fit = Fit::new(argv, &self.script.path, &self.asked.flags);
         fit.need("-i", Some(files.untuned.to_string()))?;
         fit.need("-o", Some(files.tuned.to_string()))?;
-        // The script takes what this says for good; its own default is half of all numbers at 303a583c.
+        // The script accepts rows up to this limit; its own default is half of all numbers at 303a583c.
         fit.need("--errRatio", Some(order.limits.err_ratio.to_string()))?;
         let profile = files.profile.to_string();
         fit.give("-o2", Some(profile), "what came second is not known")?;
@@ -143,18 +145,18 @@ impl Site {
     /// Variables of one start.
     pub(super) fn attempt_env(&self, files: &Files) -> BTreeMap<String, Option<String>> {
         let mut env = self.asked.env.clone();
-        // Unset, the import would merge shipped tables into a file that every process of this host shares.
+        // If unset, the import would merge shipped tables into a file that every process of this host shares.
         env.insert(VARIABLE.to_owned(), Some(files.tuned.to_string()));
         env
     }
 }
 
-/// Where the runner of a start stands.
+/// Path of the runner script of a start.
 fn runner(files: &Files) -> Utf8PathBuf {
     files.folder.join("fused_moe.py")
 }
 
-/// Writes what a start reads: the runner and the calls.
+/// Writes the input of a start: the runner and the calls.
 pub(super) fn write_input(files: &Files, calls: &[Call]) -> Result<(), AiterTuneError> {
     let write = |path: &Utf8Path, text: &str| {
         crate::store::file::write_atomic(path, text.as_bytes()).map_err(AiterTuneError::Write)
@@ -167,7 +169,7 @@ pub(super) fn write_input(files: &Files, calls: &[Call]) -> Result<(), AiterTune
     )
 }
 
-/// The distinct calls that the tuner can be asked for, and those it cannot with the reason.
+/// The distinct calls that the tuner supports, and the others with the reason.
 fn calls(
     counted: &[Counted],
     script: &FmoeScript,
@@ -181,12 +183,13 @@ fn calls(
     };
     let (mut known, mut asked, mut unserved) = (BTreeSet::new(), Vec::new(), Vec::new());
     let mut rounded = 0;
-    // An empty forward never gets as far as aiter.
+    // An empty forward never reaches aiter.
     for call in counted.iter().filter(|call| call.request.tokens > 0) {
         let request = &call.request;
         let token = rounding.token(request.tokens);
         rounded += usize::from(token != request.tokens);
-        // From v0.1.16 on, with the architecture in the key, a call with an expert mask is looked up with one expert less.
+        // From v0.1.16 on, with the architecture in the key, a call with an expert mask is looked up with one expert
+        // less.
         let masked = request.ep && script.keys_gfx() && request.problem.topk > 0;
         let shape = Call::of(request, token, request.problem.topk - u32::from(masked));
         if !known.insert(shape.clone()) {
@@ -206,7 +209,7 @@ fn calls(
     (asked, unserved)
 }
 
-/// Why the tuner would make no row that serves `call` on what it sees.
+/// Why the tuner would produce no row that serves `call` on its devices.
 fn cannot_ask(counted: &Counted, call: &Call, seen: &Seen) -> Option<String> {
     let card = &counted.card;
     let own = dtype::fp8_of(&seen.gfx);
@@ -228,7 +231,7 @@ fn cannot_ask(counted: &Counted, call: &Call, seen: &Seen) -> Option<String> {
     } else if !call.use_g1u1 {
         Some("the tuner has no candidate without g1u1".to_owned())
     } else if call.q_type == "QuantType.per_1x32" && seen.gfx != "gfx950" {
-        // Asked for all the same, it would give up the whole batch.
+        // If given to the tuner nevertheless, it would give up the whole batch.
         Some(format!(
             "the tuner does per_1x32 on gfx950 only, and this is {}",
             seen.gfx
@@ -238,7 +241,7 @@ fn cannot_ask(counted: &Counted, call: &Call, seen: &Seen) -> Option<String> {
     }
 }
 
-/// Says what [`super::tune`] would do, and writes nothing into the order's folder.
+/// Describes what [`super::tune`] would do, without writing anything into the order's folder.
 pub fn preview(order: &FmoeOrder<'_>, scratch: &Utf8Path) -> Result<Preview, AiterTuneError> {
     let site = Site::look(order, scratch, false)?;
     let round = Round {

@@ -1,4 +1,4 @@
-//! Rows of the tuner's table as it wrote them, and which of them are taken.
+//! Rows of the tuner's table as written, and which of them are accepted.
 
 use camino::Utf8Path;
 use serde::ser::SerializeMap as _;
@@ -11,16 +11,16 @@ use crate::table::fmoe::table::{Row, Table};
 use crate::table::lint::{Report, Severity};
 use crate::tune::aiter::keep::Found;
 
-/// A row as text: nothing of what the tuner wrote is lost, whatever columns it has.
+/// A row as text, so that nothing the tuner wrote is lost, whatever its columns.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Line {
     pub columns: Vec<String>,
-    /// Cells, as many.
+    /// The cells, one for each column.
     pub cells: Vec<String>,
 }
 
 impl Line {
-    /// As a look-up reads it.
+    /// Parses it as a look-up would.
     pub(super) fn row(&self) -> Option<Row> {
         let table = Table::read("tuned_fmoe.csv", table([self]).as_bytes()).ok()?;
         let row = table.rows.into_iter().next()?;
@@ -50,7 +50,7 @@ impl Found<Call> for Line {
     }
 }
 
-/// Cells by their columns, for documents.
+/// Serialises cells by column name, for documents.
 pub(super) fn named<S: Serializer>(line: &Line, serializer: S) -> Result<S::Ok, S::Error> {
     let mut map = serializer.serialize_map(Some(line.columns.len()))?;
     for (column, cell) in line.columns.iter().zip(&line.cells) {
@@ -59,7 +59,7 @@ pub(super) fn named<S: Serializer>(line: &Line, serializer: S) -> Result<S::Ok, 
     map.end()
 }
 
-/// A table of `lines`, whose columns are those of the first and what later ones have besides.
+/// A table of `lines`, whose columns are those of the first line followed by further ones of later lines.
 pub(super) fn table<'a>(lines: impl IntoIterator<Item = &'a Line>) -> String {
     let lines: Vec<&Line> = lines.into_iter().collect();
     let mut columns: Vec<&str> = Vec::new();
@@ -81,7 +81,7 @@ pub(super) fn table<'a>(lines: impl IntoIterator<Item = &'a Line>) -> String {
     String::from_utf8(writer.into_inner().unwrap_or_default()).unwrap_or_default()
 }
 
-/// The whole rows of the table at `path`. The tuner rewrites it in place: only lines that have their end are read.
+/// The complete rows of the table at `path`. The tuner rewrites it in place, so only lines with a line end are used.
 pub(super) fn read(path: &Utf8Path) -> Vec<Line> {
     fs_err::read(path).map_or_else(|_| Vec::new(), |bytes| whole(&bytes))
 }
@@ -103,19 +103,19 @@ fn whole(bytes: &[u8]) -> Vec<Line> {
             columns: columns.clone(),
             cells: record.iter().map(str::to_owned).collect(),
         })
-        // A row for machines without FlyDSL stands beside the one it falls back from.
+        // A row for machines without FlyDSL accompanies the one it replaces.
         .filter(|line| line.row().is_some_and(|row| &*row.tag != FALLBACK_TAG))
         .collect()
 }
 
-/// Whether more of the numbers of `line` are wrong than is usual.
+/// Whether the share of wrong elements in `line` is above the default limit.
 pub(super) fn is_above_default(line: &Line) -> bool {
     let err = line.row().map(|row| row.err).unwrap_or_default();
     err.iter().flatten().any(|err| *err > ERR_LIMIT)
 }
 
-/// Why `line` cannot be deployed on a card of `gfx` with `cu_num` compute units, if it cannot: what `lint` calls an error, and more
-/// wrong numbers than `err_limit` allows, whatever the tuner let through.
+/// Why `line` cannot be deployed on a card of `gfx` with `cu_num` compute units; `None` if it can. Reasons are errors
+/// of `lint`, and more wrong elements than `err_limit` allows, whatever the tuner let through.
 pub(super) fn refusal(line: &Line, gfx: &str, cu_num: u32, err_limit: f64) -> Option<String> {
     let Some(row) = line.row() else {
         return Some("it cannot be read".to_owned());
@@ -137,7 +137,7 @@ pub(super) fn refusal(line: &Line, gfx: &str, cu_num: u32, err_limit: f64) -> Op
                     err_limit * 100.0
                 ));
             }
-            // One kernel for both stages has one error.
+            // A single kernel for both stages has a single error.
             None if *column == "err2" && row.run_1stage => {}
             None => {
                 return Some(format!(

@@ -1,4 +1,4 @@
-//! The whole of it: starting the tuner as often as needed, taking rows over, ending well.
+//! The whole run: starting the tuner as often as needed, taking over rows, ending properly.
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::time::Instant;
@@ -23,21 +23,21 @@ use crate::tune::event::{TuneEvent, Unserved};
 use crate::tune::protocol::{self, Device};
 use crate::tune::results::{self, Identity};
 
-/// The table.
+/// File name of the resulting table.
 const TABLE: &str = "tuned_fmoe.csv";
 
-/// What every table of this tuner's is worth.
+/// The remark on every table of this tuner.
 const NOT_END_TO_END: &str = "times are the tuner's: those of the stages added up, without what runs between them, so whether a row is \
      faster than what serves today shows only end to end";
 
-/// Tunes, and tells `observer` as it goes. Everything found is durable at once: the same order on the same folder goes on
-/// where it was.
+/// Tunes, reporting to `observer`. Every result is durable at once: the same order with the same folder continues
+/// where it stopped.
 pub fn tune(
     order: &FmoeOrder<'_>,
     observer: &mut dyn FnMut(&TuneEvent<Call>),
 ) -> Result<FmoeOutcome, AiterTuneError> {
     let began = Instant::now();
-    // What is refused here leaves no folder behind.
+    // An order that is refused here leaves no folder behind.
     let scratch = tempfile::tempdir().map_err(AiterTuneError::Write)?;
     let scratch_folder = Utf8PathBuf::try_from(scratch.path().to_owned())
         .map_err(|error| AiterTuneError::Write(std::io::Error::other(error)))?;
@@ -54,7 +54,7 @@ pub fn tune(
     session.end(began, observer)
 }
 
-/// A tuning run that is under way.
+/// A tuning run in progress.
 struct Session<'a> {
     order: &'a FmoeOrder<'a>,
     folder: &'a Utf8Path,
@@ -63,7 +63,7 @@ struct Session<'a> {
     keep: Keep<Call, Line>,
     queue: Queue<Call>,
     resumed: Vec<Call>,
-    /// Calls that cannot be asked for, or failed in an earlier run.
+    /// Calls that the tuner does not support, or that failed in an earlier run.
     unserved: Vec<Unserved<Call>>,
     remarks: Vec<String>,
     logs: Vec<Utf8PathBuf>,
@@ -72,7 +72,7 @@ struct Session<'a> {
     stopped: Option<Why>,
 }
 
-/// What became of the rows of one start.
+/// What was done with the rows of one start.
 #[derive(Default)]
 struct Judged {
     landed: BTreeSet<Call>,
@@ -125,10 +125,10 @@ impl<'a> Session<'a> {
         })
     }
 
-    /// Takes over what earlier runs left, and says what is to be done.
+    /// Takes over the results of earlier runs, and reports what has to be done.
     fn begin(&mut self, observer: &mut dyn FnMut(&TuneEvent<Call>)) -> Result<(), AiterTuneError> {
         for folder in earlier_attempts(self.folder)? {
-            // Rows that landed when nobody was left to take them over.
+            // Rows that were written after gemmtune had ended.
             let files = Files::new(folder);
             self.take(&row::read(&files.tuned), &mut |_| ())?;
             let number = files.folder.file_name().and_then(|name| name.parse().ok());
@@ -158,13 +158,13 @@ impl<'a> Session<'a> {
         for unserved in &self.site.unserved {
             observer(&TuneEvent::Failed(unserved.clone()));
         }
-        // Its modules are compiled when they are first called for, and which they are no file of the tree says.
+        // Its modules are compiled when they are first called, and no file of the tree tells which they are.
         let first = self.keep.rows.is_empty() && open.len() > 1;
         self.queue = Queue::new(open, self.site.batch, first, false);
         Ok(())
     }
 
-    /// Starts the tuner until nothing is left, the budget is spent or the user stops it.
+    /// Starts the tuner until nothing is left, the budget is spent or the user interrupts.
     fn work(
         &mut self,
         began: Instant,
@@ -282,7 +282,7 @@ impl<'a> Session<'a> {
         }
     }
 
-    /// Judges rows and keeps what is good; what is kept survives a kill before `observer` hears of it.
+    /// Checks rows and stores good ones; they are durable before `observer` is notified.
     fn take(
         &mut self,
         lines: &[Line],
@@ -366,7 +366,7 @@ impl<'a> Session<'a> {
                 observer,
             );
         }
-        // How far off numbers are differs from candidate to candidate.
+        // How far numbers are off differs between candidates.
         let said = left.heard.warnings.values();
         let said: BTreeSet<&str> = said
             .filter_map(|text| text.split(": max abs delta").next())
@@ -392,7 +392,7 @@ impl<'a> Session<'a> {
         }
     }
 
-    /// Writes the table and sums up.
+    /// Writes the table and summarises the run.
     fn end(
         self,
         began: Instant,

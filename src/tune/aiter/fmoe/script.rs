@@ -1,4 +1,4 @@
-//! The tuner script of a tree: its key, its flags, and what its text says about it. Starts no process.
+//! The tuner script of a tree: its key, its flags, and properties found in its text. Starts no process.
 
 use camino::{Utf8Path, Utf8PathBuf};
 
@@ -8,32 +8,33 @@ use crate::tune::aiter::flags::Flags;
 use crate::tune::aiter::scripts::{BASE, digest, package, parse, read};
 use crate::tune::aiter::{AiterTuneError, argparse};
 
-/// Where it stands from 303a583c to e4048607.
+/// Its path from 303a583c to e4048607.
 const SCRIPT: &str = "csrc/ck_gemm_moe_2stages_codegen/gemm_moe_tune.py";
 
-/// The tile that kernels of few tokens have: what runs without a row up to 32 tokens (`get_2stage_cfgs` of `aiter/fused_moe.py`).
+/// The tile of kernels for few tokens: what runs without a row up to 32 tokens (`get_2stage_cfgs` of
+/// `aiter/fused_moe.py`).
 const SMALL_TILE: u32 = 16;
 
 /// aiter's fused-MoE tuner in a tree.
 #[derive(Clone, Debug)]
 pub struct FmoeScript {
-    /// The folder that holds the package `aiter`.
+    /// The folder that contains the package `aiter`.
     pub root: Utf8PathBuf,
     pub path: Utf8PathBuf,
     /// Columns that identify a row, in the order it writes them.
     pub keys: Vec<String>,
     /// Flags, from the argparse definitions.
     pub flags: Flags,
-    /// Rows of a tile that two-stage kernels are searched with; empty where the text does not say.
+    /// Rows of a tile with which two-stage kernels are searched; empty if the text does not tell.
     pub tiles: Vec<u32>,
     /// Whether a task's time limit runs while it waits in the queue.
     pub counts_queueing: bool,
-    /// Digest of the script and the files it drives candidates with.
+    /// Digest of the script and the files with which it runs candidates.
     pub digest: String,
 }
 
 impl FmoeScript {
-    /// Finds it in the tree at `tree`: the package `aiter`, or the folder that holds it.
+    /// Finds it in the tree at `tree`: the package `aiter`, or the folder that contains it.
     pub fn find(tree: &Utf8Path) -> Result<Self, AiterTuneError> {
         let package = package(tree)?;
         let root = package.parent().unwrap_or(&package).to_owned();
@@ -64,12 +65,12 @@ impl FmoeScript {
         })
     }
 
-    /// Whether its key has the architecture: from v0.1.16 on.
+    /// Whether its key includes the architecture: from v0.1.16 on.
     pub fn keys_gfx(&self) -> bool {
         self.keys.iter().any(|key| key == "gfx")
     }
 
-    /// What is to be known of its search, if anything.
+    /// A remark on its search, if needed.
     pub(super) fn remark(&self) -> Option<String> {
         let known = !self.tiles.is_empty() && !self.tiles.contains(&SMALL_TILE);
         known.then(|| {
@@ -83,7 +84,7 @@ impl FmoeScript {
     }
 }
 
-/// The list that `tune` gives every kind of two-stage candidate.
+/// The list of tiles that `tune` uses for every kind of two-stage candidate.
 fn tiles(text: &str) -> Vec<u32> {
     let list = text
         .split_once("blockMs = [")

@@ -1,4 +1,4 @@
-//! The end of a run: the table, and what is to be said of it.
+//! The end of a run: the table, and remarks on it.
 
 use std::collections::BTreeSet;
 
@@ -11,11 +11,11 @@ use crate::tune::aiter::{AiterTuneError, Script};
 use crate::tune::event::{TuneEvent, Unserved};
 use crate::tune::tuned::TunedTable;
 
-/// The table of the winners.
+/// File name of the winners' table.
 const TABLE: &str = "tuned.csv";
 
 impl Session<'_> {
-    /// Writes the table and sums up.
+    /// Writes the table and summarises the run.
     pub(super) fn end(
         mut self,
         observer: &mut dyn FnMut(&TuneEvent),
@@ -95,7 +95,7 @@ impl Session<'_> {
     }
 }
 
-/// Columns of the table: those of the tuner's keys, and of the rows as it wrote them.
+/// Columns of the table: those of the tuner's keys, followed by those of the rows it wrote.
 fn columns(script: &Script, outcome: &AiterOutcome) -> Vec<String> {
     let mut columns = script.keys.clone();
     if outcome.wins().any(|win| win.row.libtype.is_some()) {

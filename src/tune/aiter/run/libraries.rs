@@ -1,8 +1,8 @@
-//! What became of each library that the tuner tried, counted from its files of all results.
+//! The candidates of each library that the tuner tried, counted from its profile files.
 //!
-//! A library whose module cannot be built or imported loses every candidate one by one, with the same sentinel as a kernel
-//! that does not fit, and the tuner ends well on the others. So each library's candidates are counted, and one of which none
-//! was measured is named with what the tuner said of it.
+//! A library whose module cannot be built or imported loses every candidate one by one, with the same sentinel as a
+//! kernel that does not fit, and the tuner succeeds with the others. So each library's candidates are counted, and
+//! one in which none was measured is reported with the tuner's message.
 
 use std::collections::{BTreeMap, BTreeSet};
 
@@ -17,7 +17,7 @@ use crate::tune::aiter::{AiterTuneError, accept, rows};
 /// A candidate: shape, library, kernel and split.
 type Key = (Shape, String, Option<i64>, Option<i64>);
 
-/// What became of a candidate, the best of all attempts last.
+/// The result of a candidate; of all attempts the greatest counts.
 #[derive(Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
 enum Fate {
     Refused,
@@ -26,7 +26,7 @@ enum Fate {
 }
 
 impl Session<'_> {
-    /// Counts every library's candidates over all attempts, earlier runs' included.
+    /// Counts every library's candidates over all attempts, those of earlier runs included.
     pub(super) fn libraries(&self, shapes: &[Shape]) -> Result<Vec<LibraryCount>, AiterTuneError> {
         let attempts = super::earlier_attempts(self.folder)?
             .into_iter()
@@ -99,8 +99,8 @@ fn fate(row: &Row) -> Fate {
     }
 }
 
-/// Refuses a search in which a library was lost whole and no other was searched whole: no one could say what its rows are the
-/// best of.
+/// Refuses a search in which a library was lost completely and no other was searched completely, because then it is
+/// unknown what its rows are the best of.
 pub(super) fn judge(libraries: &[LibraryCount]) -> Result<(), AiterTuneError> {
     let mut timed = libraries.iter().filter(|library| library.timed > 0);
     let torn = timed.clone().next().is_some() && timed.all(|library| library.lost > 0);
@@ -110,14 +110,14 @@ pub(super) fn judge(libraries: &[LibraryCount]) -> Result<(), AiterTuneError> {
     }
 }
 
-/// Counts a lost library's candidates as candidates of a row that were not measured.
+/// Counts a lost library's candidates as unmeasured candidates of each row.
 pub(super) fn charge(rows: &mut [Accepted], libraries: &[LibraryCount]) {
     let shapes: BTreeSet<&Shape> = rows.iter().map(|row| &row.shape).collect();
     let shapes = u32::try_from(shapes.len()).unwrap_or(u32::MAX).max(1);
     let each: u32 = libraries
         .iter()
         .filter(|library| library.is_lost())
-        // Each shape has the same candidates of a library, but for splits: the share is the least there were.
+        // Each shape has the same candidates in a library, except for splits: the smallest share is used.
         .map(|library| library.refused / shapes)
         .sum();
     for row in rows {

@@ -1,4 +1,4 @@
-//! Rows as they land: judged, kept, reported.
+//! Rows as they are written: checked, stored, reported.
 
 use std::collections::{BTreeMap, BTreeSet};
 
@@ -14,7 +14,7 @@ use crate::tune::protocol;
 use crate::tune::results::Quarantined;
 
 impl Session<'_> {
-    /// Judges rows and keeps what is good; what is kept survives a kill before `observer` hears of it.
+    /// Checks rows and stores good ones; they are durable before `observer` is notified.
     pub(super) fn take(
         &mut self,
         files: &Files,
@@ -27,7 +27,7 @@ impl Session<'_> {
         if landed.is_empty() {
             return Ok(taken);
         }
-        // Written before the table, batch by batch.
+        // The profile is written before the table, batch by batch.
         let profile = rows::read(&files.profile, self.order.op);
         for row in landed {
             let Some(shape) = shapes.iter().find(|shape| accept::is_for(row, shape)) else {
@@ -86,9 +86,9 @@ impl Session<'_> {
         Ok(taken)
     }
 
-    /// Takes shapes that have no row although their candidates were timed, from the file of all results: at some
-    /// revisions a shape no kernel can do makes the tuner drop those after it. Only for batches that were over
-    /// when the tuner ended by itself, whose results are whole.
+    /// Recovers shapes from the profile that have no row although their candidates were timed: at some revisions a
+    /// shape that no kernel supports makes the tuner drop those after it. Only for batches that were finished when
+    /// the tuner ended on its own, whose results are complete.
     pub(super) fn recover(
         &mut self,
         files: &Files,
@@ -134,13 +134,13 @@ impl Session<'_> {
             })
             .map(|row| Row {
                 line: 0,
-                // As the tuner rounds what it puts into its table.
+                // Rounded as the tuner does in its table.
                 us: row.us.map(|us| (us * 1e4).round() / 1e4),
                 ..(*row).clone()
             })
     }
 
-    /// The faster of what was measured and the row in use.
+    /// The faster of the measured incumbent and the row in use.
     fn incumbent(&self, shape: &Shape) -> Option<Incumbent> {
         let measured = self.order.incumbents.get(shape).cloned();
         let shipped = accept::shipped(&self.order.settings.shipped, shape, &self.place);
@@ -165,7 +165,7 @@ impl Session<'_> {
     }
 }
 
-/// What became of the rows of one round.
+/// What was done with the rows of one round.
 #[derive(Default)]
 pub(super) struct Taken {
     pub(super) landed: BTreeSet<Shape>,
@@ -199,7 +199,7 @@ fn timed(profile: &[&Row]) -> u32 {
     u32::try_from(count).unwrap_or(u32::MAX)
 }
 
-/// Candidates lost to a time-out, a dead worker or a fault: the tuner writes `inf` (`base_tuner.py`, `INF_TIME`).
+/// Candidates lost to a timeout, a dead worker or a fault: the tuner writes `inf` (`base_tuner.py`, `INF_TIME`).
 fn lost(profile: &[&Row]) -> u32 {
     let count = profile
         .iter()

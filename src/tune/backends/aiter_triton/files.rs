@@ -1,6 +1,6 @@
-//! aiter's JSON files: what serves an M today, and where rows go so that each serves the M it was raced for.
+//! aiter's JSON files: what serves an M today, and where rows are placed so that each serves the M it was raced for.
 //!
-//! A row serves a *bucket*: the M above one bound that aiter looks for, up to the next. What is written names every bucket in
+//! A row serves a *bucket*: the M above one of aiter's bounds, up to the next. What is written names every bucket in
 //! which two rows differ, so that what was not raced is served as before.
 
 use std::collections::BTreeMap;
@@ -17,7 +17,7 @@ use crate::tune::tuned::{TunedRows, TunedTable};
 /// Held while a file is read, merged and written.
 const LOCK: &str = ".gemmtune-tables.lock";
 
-/// The file that serves a weight: its own, else the one for all.
+/// The file that serves a weight: its own, else the one for all weights.
 pub fn in_force(folder: &Utf8Path, name: &FileName) -> Option<Configs> {
     let read = |name: &FileName| {
         let bytes = fs_err::read(folder.join(name.to_string())).ok()?;
@@ -26,11 +26,11 @@ pub fn in_force(folder: &Utf8Path, name: &FileName) -> Option<Configs> {
     read(name).or_else(|| read(&name.default_of()))
 }
 
-/// Rows by key, ascending: `raced` in their buckets and what is `there` in all others.
+/// Rows by key, ascending: `raced` in their buckets, and those in `there` in all others.
 ///
 /// # Errors
 ///
-/// Where a key counts from a bound upwards (`M_GEQ_x`): its row would serve half a bucket. aiter ships none.
+/// If there is a key with a lower bound (`M_GEQ_x`), because its row would serve half a bucket. aiter ships none.
 pub fn placed(
     raced: &BTreeMap<u32, Candidate>,
     there: Option<&Configs>,
@@ -43,7 +43,7 @@ pub fn placed(
     }
     let mut by_bucket: BTreeMap<u32, Candidate> = BTreeMap::new();
     for (&m, row) in raced {
-        // Ascending: the row raced for the largest M of a bucket stays.
+        // Ascending, so the row raced for the largest M of a bucket is kept.
         by_bucket.insert(rules.bucket(m).unwrap_or(u32::MAX), row.clone());
     }
     let buckets = rules.bounds().into_iter().chain([u32::MAX]);
@@ -54,7 +54,7 @@ pub fn placed(
             (bound, by_bucket.remove(&bound).or(today))
         })
         .collect();
-    // What nothing serves, because there was no file, is served by the next row upwards, else by the last.
+    // A bucket that nothing serves, because there was no file, gets the next row upwards, else the last.
     let last = rows.iter().rev().find_map(|(_, row)| row.clone());
     if let Some((_, row @ None)) = rows.last_mut() {
         *row = last;
@@ -73,8 +73,8 @@ pub fn placed(
     Ok(kept.into_iter().rev().collect())
 }
 
-/// Puts `raced` rows into the file `name` of `folder`, over the rows that stand there already, else over those of `shipped`.
-/// Several processes may do so at once; no row of any is lost. Gives what stands in the file now.
+/// Puts `raced` rows into the file `name` of `folder`, replacing rows that are there already, else those of
+/// `shipped`. Several processes may do so at once without losing a row. Returns the new contents of the file.
 pub fn merge(
     folder: &Utf8Path,
     name: &FileName,

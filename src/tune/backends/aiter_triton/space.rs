@@ -10,10 +10,10 @@ use crate::tune::protocol::{Candidate, Device};
 /// Scale block along K; aiter's wrapper asserts that the step is one.
 const BLOCK_K: u32 = 128;
 
-/// What aiter's files carry besides although the wrapper computes it anew for every call.
+/// Parameters in aiter's files that the wrapper recomputes for every call.
 const COMPUTED: [&str; 3] = ["GROUP_K", "GROUP_N", "SPLITK_BLOCK_SIZE"];
 
-/// A row. Settings that only AMD's compiler takes are none elsewhere.
+/// A row. Settings that only AMD's compiler accepts are absent elsewhere.
 #[derive(Clone, Debug, PartialEq)]
 pub struct Setting {
     /// Rows of X in a tile.
@@ -22,26 +22,26 @@ pub struct Setting {
     pub block_n: u32,
     /// Columns of both in a step.
     pub block_k: u32,
-    /// Tile rows that walk along N together.
+    /// Rows of tiles that are walked along N together.
     pub group_m: u32,
     /// Warps of a block.
     pub warps: u32,
-    /// Steps in flight.
+    /// Steps in flight: Triton's `num_stages`.
     pub stages: u32,
     /// Parts of K, added up by a second kernel.
     pub splits: u32,
-    /// `waves_per_eu`: waves on a SIMD that the compiler keeps registers free for; 0 for as it likes.
+    /// `waves_per_eu`: waves on a SIMD for which the compiler keeps registers free; 0 for its own choice.
     pub waves: Option<u32>,
     /// `matrix_instr_nonkdim`: the side of the matrix instruction.
     pub side: Option<u32>,
-    /// `cache_modifier` of the loads of W: `.cg` past the first cache, or none.
+    /// `cache_modifier` of the loads of W: `.cg` to bypass the first-level cache, or none.
     pub cache: Value,
     /// Other keys, such as `kpack`.
     pub others: Map<String, Value>,
 }
 
 impl Setting {
-    /// The row in a candidate, or in an entry of a file; `None` where a key that the kernel needs is missing.
+    /// The row in a candidate, or in an entry of a file; `None` if a required key is missing.
     pub fn read(candidate: &Candidate) -> Option<Self> {
         let mut others = candidate.as_object()?.clone();
         for name in COMPUTED {
@@ -89,14 +89,15 @@ impl Setting {
         Value::Object(row)
     }
 
-    /// `waves_per_eu` to begin with. With 2, the value that aiter's rows have most often, a thread that sums more than 32
-    /// elements keeps registers in memory on gfx942, and with 0 none does (`docs/evidence/compile-only`).
+    /// The initial `waves_per_eu`. With 2, the value that aiter's rows have most often, a thread that sums more than
+    /// 32 elements spills registers on gfx942, and with 0 none does (`docs/evidence/compile-only`).
     fn first_waves(&self) -> u32 {
         let summed = self.block_m * self.block_n / (self.warps * LANES);
         if summed <= 32 { 2 } else { 0 }
     }
 
-    /// As a configuration of SGLang's kernel, whose tiles and steps are the same: what the order of the race asks of.
+    /// The corresponding configuration of SGLang's kernel, which has the same tiles and steps: the race's order is
+    /// computed from it.
     pub fn as_sglang(&self) -> Config {
         Config {
             block_m: self.block_m,
@@ -112,7 +113,7 @@ impl Setting {
     }
 }
 
-/// The values each setting may take on one make of device.
+/// The values that each setting may take on one vendor's devices.
 #[derive(Clone, Copy, Debug)]
 pub struct Space {
     block_m: &'static [u32],
@@ -124,8 +125,8 @@ pub struct Space {
     sides: &'static [u32],
 }
 
-/// What the rows that aiter ships for gfx942 and gfx950 use (28 files at e4048607), without tiles of 4 rows: the matrix
-/// instruction has 16.
+/// Values in the rows that aiter ships for gfx942 and gfx950 (28 files at e4048607), without tiles of 4 rows: the
+/// matrix instruction has 16.
 const ROCM: Space = Space {
     block_m: &[8, 16, 32, 64, 128, 256],
     block_n: &[16, 32, 64, 128, 256],
@@ -136,7 +137,7 @@ const ROCM: Space = Space {
     sides: &[16, 32],
 };
 
-/// CUDA: tiles that its matrix instructions take, warps and stages as SGLang's own tuner tries them.
+/// CUDA: tiles that its matrix instructions support, with warps and stages as SGLang's own tuner tries them.
 const CUDA: Space = Space {
     block_m: &[16, 32, 64, 128, 256],
     block_n: &[16, 32, 64, 128, 256],
@@ -147,10 +148,10 @@ const CUDA: Space = Space {
     sides: &[],
 };
 
-/// Elements that a thread may sum: more than these do not fit its 512 registers beside the operands.
+/// Most elements that a thread may sum: more do not fit its 512 registers together with the operands.
 const MOST_SUMMED: u32 = 256;
 
-/// Parts of K in aiter's rows go up to this (e4048607).
+/// Largest number of parts of K in aiter's rows (e4048607).
 const MOST_SPLITS: u32 = 16;
 
 impl Space {
@@ -159,8 +160,8 @@ impl Space {
         if is_rocm(device) { ROCM } else { CUDA }
     }
 
-    /// Every setting of tiles, warps, stages and splits that can make sense for `shape`. What only AMD's compiler takes follows
-    /// from them; [`Space::around`] has its other values.
+    /// Every setting of tiles, warps, stages and splits that can make sense for `shape`. What only AMD's compiler
+    /// accepts is derived from them; [`Space::around`] has its other values.
     pub fn settings(&self, device: &Device, shape: &Shape) -> Vec<Setting> {
         let first = Setting {
             block_m: 0,
@@ -189,8 +190,8 @@ impl Space {
         found = each(&found, &splits(shape.k), |row, value| row.splits = value);
         found.retain(|setting| self.makes_sense(setting, device, shape));
         if is_rocm(device) && shape.m == 1 {
-            // Triton 3.6 fails on each of them for gfx942 (`docs/evidence/compile-only`). As steps from the leaders they are
-            // tried all the same: another compiler may take them.
+            // Triton 3.6 fails on each of them for gfx942 (`docs/evidence/compile-only`). As steps from the leaders
+            // they are tried nevertheless, because another compiler may accept them.
             found.retain(|setting| setting.stages < 3);
         }
         if !self.waves.is_empty() {
@@ -243,7 +244,8 @@ impl Space {
 
     fn makes_sense(&self, setting: &Setting, device: &Device, shape: &Shape) -> bool {
         let tile_rows = shape.m.div_ceil(setting.block_m);
-        // Groups as high as the column of tiles are all one order; with splits the kernel reads no group at all.
+        // Groups as high as the column of tiles all give the same order; with splits the kernel does not read the
+        // group at all.
         let group =
             self.group_m.iter().copied().find(|&group| {
                 setting.splits > 1 || group >= setting.group_m || group >= tile_rows
@@ -264,8 +266,8 @@ impl Space {
     }
 }
 
-/// Parts into which K can be cut: all alike and of whole scale blocks, because the kernel reads past the end of a row in a
-/// shorter last one.
+/// Parts into which K can be split: equal ones of whole scale blocks, because the kernel reads past the end of a row
+/// in a shorter last part.
 pub fn splits(k: u32) -> Vec<u32> {
     let blocks = k / BLOCK_K;
     (1..=MOST_SPLITS)
@@ -339,7 +341,7 @@ mod tests {
     fn groups_that_change_nothing_stand_once() {
         let device = gfx942();
         let settings = Space::of(&device).settings(&device, &shape(16, 2112, 7168));
-        // Two rows of tiles walk along together or they do not.
+        // Two rows of tiles are walked together or they are not.
         assert!(
             settings
                 .iter()

@@ -7,22 +7,23 @@ use super::{BY_COLUMNS, DEFAULT, TRITON};
 use crate::tune::protocol::Device;
 use crate::tune::results::Row;
 
-/// Version of the file.
+/// Version of the file's format.
 const FORMAT: u32 = 1;
 
-/// A route, as the file holds it.
+/// A route, as stored in its file.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
 pub struct Route {
     /// Version of this format, 1.
     pub format: u32,
-    /// The device it was raced on.
+    /// Name of the device it was raced on.
     pub device: String,
-    /// Its multiprocessors: parts of one name differ in them. Unknown in routes of gemmtune before they were written down.
+    /// Number of multiprocessors, in which parts with one name may differ. Unknown in routes that an older gemmtune
+    /// wrote.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub cu_num: Option<u32>,
     /// Software it was raced with.
     pub versions: std::collections::BTreeMap<String, String>,
-    /// GEMMs that go to another family; every other one stays where SGLang sends it.
+    /// GEMMs that are routed to another family; all others stay where SGLang sends them.
     pub rows: Vec<RouteRow>,
 }
 
@@ -35,7 +36,7 @@ pub struct RouteRow {
     /// Input features.
     #[serde(rename = "K")]
     pub k: u32,
-    /// Fewest rows of the activation.
+    /// Smallest M, inclusive.
     #[serde(rename = "min_M")]
     pub min_m: u32,
     #[serde(rename = "max_M")]
@@ -44,14 +45,14 @@ pub struct RouteRow {
     pub setting: Value,
     /// Median time at `max_M`, µs.
     pub us: f64,
-    /// Of what serves it without the route, in the same run-off, µs.
+    /// Time of what serves it without the route, in the same run-off, µs.
     pub default_us: Option<f64>,
 }
 
 impl Route {
-    /// The route of the raced `rows`. A row holds for its own M and for those below it down to the next raced one: nothing
-    /// is said of an M above the largest that was raced. Rows that the incumbent won are left out: they stay where SGLang
-    /// sends them.
+    /// The route for the raced `rows`. A row applies to its own M and those below it down to the next raced one; an M
+    /// above the largest that was raced is not covered. Rows that the incumbent won are left out: they stay where
+    /// SGLang sends them.
     pub fn of(device: &Device, rows: &[Row]) -> Self {
         let mut sorted: Vec<&Row> = rows.iter().collect();
         sorted.sort_by_key(|row| (row.shape.n, row.shape.k, row.shape.m));
@@ -97,7 +98,7 @@ impl Route {
         }
     }
 
-    /// Reads a route; `Err` says what is wrong with it, as a clause.
+    /// Reads a route; `Err` describes what is wrong with it, as a clause.
     pub fn read(bytes: &[u8]) -> Result<Self, String> {
         let route: Self = serde_json::from_slice(bytes).map_err(|error| error.to_string())?;
         if route.format != FORMAT {
@@ -116,8 +117,8 @@ impl Route {
         }
     }
 
-    /// Says so where the route was raced on another device than this one: what is fastest there need not be here, and
-    /// gemmtune's own kernels are compiled for their device's multiprocessors.
+    /// A remark if the route was raced on a device other than this one: what is fastest there may not be fastest
+    /// here, and gemmtune's own kernels are compiled for their device's multiprocessors.
     pub fn of_another_device(&self, name: &str, cu_num: u32) -> Option<String> {
         let other = |cu_num: &u32| format!("{} with {cu_num} multiprocessors", self.device);
         if self.device != name {
@@ -135,13 +136,13 @@ impl Route {
         ))
     }
 
-    /// The row that computes a GEMM; none where it stays with SGLang.
+    /// The row that computes a GEMM; `None` if it stays with SGLang.
     pub fn row(&self, n: u32, k: u32, m: u32) -> Option<&RouteRow> {
         let of_weight = |row: &&RouteRow| (row.n, row.k) == (n, k) && row.spans(m);
         self.rows.iter().find(of_weight).filter(|row| row.takes(m))
     }
 
-    /// The route as the file holds it.
+    /// The contents of the route's file.
     pub fn to_json(&self) -> String {
         let mut text = serde_json::to_string_pretty(self).expect("plain data with string keys");
         text.push('\n');
@@ -150,7 +151,7 @@ impl Route {
 }
 
 impl RouteRow {
-    /// The row in a phrase.
+    /// The row as a phrase.
     pub fn in_words(&self) -> String {
         format!(
             "{} for N={} K={}, M={} to {}",
@@ -162,13 +163,13 @@ impl RouteRow {
         (self.min_m..=self.max_m).contains(&m)
     }
 
-    /// Whether its family computes `m` rows as SGLang hands them over: scales by columns are padded to fours
-    /// (`scale_tma_aligned`, SGLang 0.5.5 to 0.5.23), and cuBLASLt takes them without a gap only.
+    /// Whether its family supports `m` rows as SGLang passes them: scales by columns are padded to multiples of four
+    /// (`scale_tma_aligned`, SGLang 0.5.5 to 0.5.23), and cuBLASLt only accepts them without a gap.
     pub fn takes(&self, m: u32) -> bool {
         self.family != BY_COLUMNS || m.is_multiple_of(4)
     }
 
-    /// Whether `next` is the same family and setting for the M that follow.
+    /// Whether `next` has the same family and setting for the M that follow.
     fn goes_on_as(&self, next: &Self) -> bool {
         (self.n, self.k, &self.family, &self.setting)
             == (next.n, next.k, &next.family, &next.setting)

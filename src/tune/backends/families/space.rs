@@ -1,24 +1,26 @@
-//! Settings of gemmtune's two streaming kernels (`python/gpu_worker/families/stream.cu`, `stream_wg.cu`) worth racing.
+//! Settings of gemmtune's two streaming kernels (`python/gpu_worker/families/stream.cu`, `stream_wg.cu`) worth
+//! racing.
 //!
-//! What a setting means is in the sources and in `stream.py`, whose formulas for shared memory stand here again: a setting
-//! that does not fit is refused by the worker too, only later.
+//! The settings are explained in the sources and in `stream.py`, whose formulas for shared memory are repeated here:
+//! the worker would also refuse a setting that does not fit, only later.
 
 use serde_json::{Map, Value, json};
 
 use crate::problem::Shape;
 use crate::tune::protocol::{Candidate, Device};
 
-/// Bytes of weights under way on one multiprocessor for which a setting is worth a try. An H200 needs about 30 KiB on each of
-/// 132 to keep its memory busy (4.8 TB/s times 0.8 us); of 218 settings raced there, all that won had 48 to 128.
+/// Range of bytes of weights in flight on one multiprocessor for which a setting is worth trying. An H200 needs about
+/// 30 KiB on each of 132 to keep its memory busy (4.8 TB/s times 0.8 us); of 218 settings raced there, all winners
+/// had 48 to 128.
 const UNDER_WAY: (f64, f64) = (40.0 * 1024.0, 136.0 * 1024.0);
 
-/// The middle of what won there, bytes; settings near it are tried first.
+/// The middle of the winners' range there, bytes; settings near it are tried first.
 const USUAL: f64 = 64.0 * 1024.0;
 
-/// Share of the multiprocessors' time, and of the warps' steps, that a setting must leave busy to be worth a try.
+/// Share of the multiprocessors' time, and of the warps' steps, that a setting must keep busy to be worth trying.
 const LEAST_BUSY: f64 = 0.7;
 
-/// Registers of a multiprocessor, and shared memory of each resident block that the driver keeps.
+/// Registers of a multiprocessor, and shared memory that the driver reserves for each resident block.
 const REGISTERS: u32 = 65_536;
 const RESERVED: u32 = 1024;
 
@@ -28,9 +30,9 @@ const BLOCK: u32 = 128;
 /// One of the two kernels.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(super) enum Kernel {
-    /// Up to 16 rows of the activation; sm_89 and later.
+    /// For up to 16 rows of the activation; sm_89 and later.
     Stream,
-    /// Up to 32, by warpgroups; sm_90.
+    /// For up to 32 rows, with warpgroups; sm_90.
     StreamWg,
 }
 
@@ -62,7 +64,7 @@ impl Kernel {
                 ("BLOCKS", &[1, 2, 3]),
                 ("PERSISTENT", &[0, 1]),
             ],
-            // Its rows of B are fixed, so that it has no ROW_TILES: an empty name is no setting.
+            // Its rows of B are fixed, so it has no ROW_TILES; an empty name means no setting.
             Self::StreamWg => [
                 ("", &[1]),
                 ("GROUPS_K", &[1, 2, 4]),
@@ -85,7 +87,7 @@ pub(super) struct Setting {
 }
 
 impl Setting {
-    /// The setting as the worker takes it.
+    /// The setting in the worker's form.
     pub(super) fn candidate(&self) -> Candidate {
         let mut object = Map::new();
         object.insert("family".to_owned(), json!(self.kernel.family()));
@@ -97,7 +99,7 @@ impl Setting {
         Value::Object(object)
     }
 
-    /// Whether `candidate` is the same kernel with exactly one other value.
+    /// Whether `candidate` is the same kernel with exactly one different value.
     pub(super) fn is_one_step_from(&self, candidate: &Candidate) -> bool {
         let (Value::Object(ours), Some(theirs)) = (self.candidate(), candidate.as_object()) else {
             return false;
@@ -126,7 +128,7 @@ impl Setting {
         }
     }
 
-    /// Bytes of weights under way for one block.
+    /// Bytes of weights in flight for one block.
     fn under_way(&self) -> u32 {
         let [row_tiles, _, _, _, depth, ..] = self.values;
         match self.kernel {
@@ -163,7 +165,7 @@ impl Setting {
         }
     }
 
-    /// How promising the setting is for `shape`, less is better; `None` if it is not worth a try.
+    /// How promising the setting is for `shape`, smaller is better; `None` if it is not worth trying.
     fn promise(&self, device: &Device, shape: &Shape) -> Option<f64> {
         let [_, along_k, _, cluster, depth, resident, persistent] = self.values;
         let (warps, tiles) = (self.warps(), shape.m.div_ceil(8));
@@ -175,8 +177,8 @@ impl Setting {
         let blocks = shape.n.div_ceil(self.block_rows()) * cluster;
         let waves = f64::from(blocks) / f64::from(units);
         let steps = shape.k.div_ceil(BLOCK * along_k * cluster);
-        // More resident blocks than there are, or more stages than steps, is the same program; and a block that takes fewer
-        // than two tiles gains nothing by going on to the next.
+        // More resident blocks than there are, or more stages than steps, give the same program; and a block with
+        // fewer than two tiles gains nothing by being persistent.
         if f64::from(resident) > waves.ceil()
             || depth > steps + 1
             || (persistent == 1 && blocks < 2 * resident * units)
@@ -244,7 +246,7 @@ mod tests {
     use super::*;
     use crate::tune::backends::sglang_triton::space::tests::{h100, shape};
 
-    /// Won on an H200, which differs from an H100 in its memory alone: `docs/evidence/kernel-contest-h200`.
+    /// Winners on an H200, which differs from an H100 only in its memory: `docs/evidence/kernel-contest-h200`.
     const WINNERS: [(Kernel, [u32; 3], [u32; 7]); 8] = [
         (Kernel::Stream, [1, 4096, 4096], [2, 16, 1, 1, 1, 1, 0]),
         (Kernel::Stream, [1, 6144, 4096], [3, 16, 1, 1, 1, 1, 0]),
@@ -282,7 +284,7 @@ mod tests {
         }
     }
 
-    /// `experiments/kernel-contest/settings.py` says the same, which made the measurements.
+    /// `experiments/kernel-contest/settings.py`, which made the measurements, has the same settings.
     #[test]
     fn as_many_settings_are_raced_as_were_measured() {
         let count = |kernel, m| settings(kernel, &h100(&[]), &shape(m, 4096, 4096)).len();

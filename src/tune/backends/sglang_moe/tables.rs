@@ -1,4 +1,4 @@
-//! What serves a fused MoE today, and the tables that serve it from now on.
+//! What serves a fused MoE today, and the tables that replace it.
 
 use std::io::{self, Write as _};
 
@@ -23,7 +23,7 @@ use crate::tune::tuned::{TunedRows, TunedTable};
 /// Folder of the raced tables in the output folder, for the overlay.
 pub const TABLES: &str = "configs";
 
-/// Folder for `SGLANG_MOE_CONFIG_DIR`: the raced tables and all that were there before, since the variable replaces them.
+/// Folder for `SGLANG_MOE_CONFIG_DIR`: the raced tables and all existing ones, since the variable replaces them.
 pub const COMPLETE: &str = "moe-configs";
 
 /// Folder for `VLLM_TUNED_CONFIG_FOLDER`.
@@ -57,7 +57,7 @@ pub struct Today {
 }
 
 impl Today {
-    /// What a server of the worker's SGLang and Triton takes, from `folder` or from what its software has.
+    /// What a server of the worker's SGLang and Triton uses, from `folder` or from its own software.
     pub fn of(device: &Device, folder: Option<&Utf8Path>, sizes: Sizes, block: (u32, u32)) -> Self {
         let mut today = Self::default_of(device, sizes, block);
         let shipped = Utf8Path::new(&device.shipped);
@@ -95,8 +95,8 @@ impl Today {
             dtype: Some("fp8_w8a8"),
             block_shape: Some(block),
         };
-        // With scale blocks it is the same for every M. The worker names an AMD device as torch does; its architecture
-        // is what is certain.
+        // With scale blocks it is the same for every M. The worker reports an AMD device's name as torch does; only
+        // its architecture is certain.
         let device_name = if device.arch.starts_with("gfx") {
             "AMD"
         } else {
@@ -110,7 +110,7 @@ impl Today {
         }
     }
 
-    /// The rows of a forward of `m` tokens.
+    /// The rows for a forward of `m` tokens.
     pub fn pair(&self, m: u32) -> Candidate {
         let served = self.tables.as_ref().and_then(|tables| tables.serve(m).ok());
         match served {
@@ -148,7 +148,7 @@ fn is_right(name: &TableName, pair: &Candidate) -> bool {
     within(&pair["up"]) && within(down) && pair["up"]["BLOCK_SIZE_M"] == down["BLOCK_SIZE_M"]
 }
 
-/// The rows of one (E, N) by M, both GEMMs under the same keys.
+/// The rows of one (E, N) by M, with the same keys for both GEMMs.
 #[derive(Clone, Debug)]
 pub struct Table {
     name: TableName,
@@ -156,8 +156,8 @@ pub struct Table {
 }
 
 impl Table {
-    /// `raced` pairs, with guard rows of what serves `today` where a raced row must not reach. A row of today that computes
-    /// wrong numbers, or raises, is not carried along: what is right and nearest takes its place.
+    /// Places `raced` pairs, with guard rows of what serves `today` where a raced row must not apply. A row of today
+    /// that computes wrong numbers, or raises, is not taken over: the nearest correct one replaces it.
     pub fn placed(
         device: &Device,
         sizes: Sizes,
@@ -174,11 +174,11 @@ impl Table {
         }
     }
 
-    /// The table of one projection, under `name`.
+    /// The table of one projection, named `name`.
     fn projection(&self, down: bool, name: String) -> TunedTable {
         let row = |rows: &Candidate| match &rows["down"] {
             row if down && !row.is_null() => row.clone(),
-            // Without a row of its own the down projection runs with the up row.
+            // Without its own row the down projection uses the up row.
             _ => rows["up"].clone(),
         };
         TunedTable {
@@ -187,14 +187,14 @@ impl Table {
         }
     }
 
-    /// The tables of both, as SGLang names them.
+    /// The tables of both projections, named as SGLang does.
     fn both(&self) -> [TunedTable; 2] {
         [false, true].map(|down| self.projection(down, self.name.with_down(down).to_string()))
     }
 }
 
-/// Writes SGLang's tables: the raced ones for the overlay with the variables that install it, and a complete folder for
-/// `SGLANG_MOE_CONFIG_DIR` into which all tables of `carried` are copied.
+/// Writes SGLang's tables: the raced ones for the overlay with the variables that install it, and a complete folder
+/// for `SGLANG_MOE_CONFIG_DIR` into which all tables of `carried` are copied.
 pub fn write_sglang(
     folder: &Utf8Path,
     device: &Device,
@@ -233,7 +233,7 @@ pub fn write_sglang(
     Ok(written)
 }
 
-/// Copies every table of the software at hand below `complete`, under its Triton version.
+/// Copies every table of the software to `complete`, under its Triton version.
 fn carry_along(from: &Utf8Path, complete: &Utf8Path) -> io::Result<()> {
     let Some(tables) = Tables::open(from)?.filter(Tables::by_triton) else {
         return Ok(());
@@ -247,7 +247,7 @@ fn carry_along(from: &Utf8Path, complete: &Utf8Path) -> io::Result<()> {
     Ok(())
 }
 
-/// Writes vLLM's tables: one row for both GEMMs, in its spelling.
+/// Writes vLLM's tables: one row for both GEMMs, named as vLLM does.
 pub fn write_vllm(folder: &Utf8Path, tables: &[Table], provenance: &[u8]) -> io::Result<Written> {
     let folder = folder.join(VLLM);
     fs_err::create_dir_all(&folder)?;
@@ -259,7 +259,7 @@ pub fn write_vllm(folder: &Utf8Path, tables: &[Table], provenance: &[u8]) -> io:
     Ok(written)
 }
 
-/// What is known of every row, one JSON line a row.
+/// Provenance of every row, one JSON line for each.
 pub fn provenance(device: &Device, rows: &[&Row<MoeTask>]) -> Vec<u8> {
     let mut text = Vec::new();
     for row in rows {
@@ -399,7 +399,7 @@ mod tests {
         );
         assert!(up.keys().eq(down.keys()), "{up:?}");
         assert_eq!((&up["4"], &down["4"]), (&row(16, 128), &row(16, 256)));
-        // What was not raced is served as today, by both.
+        // What was not raced is served as today, in both projections.
         assert_eq!((&up["64"], &down["64"]), (&row(64, 64), &row(64, 64)));
         let configs = out.join("moe-configs/configs");
         let files = |version: &str| {
@@ -421,7 +421,7 @@ mod tests {
             3,
             "the raced pair beside what was there"
         );
-        // A server that reads the complete folder is served what was raced, and elsewhere what it was served before.
+        // A server that reads the complete folder is served by what was raced, and otherwise as before.
         let carried = out.join("moe-configs");
         let now = Today::of(&scene.device, Some(&carried), QWEN, BLOCK);
         assert_eq!(now.pair(4), raced[0].1);

@@ -1,4 +1,4 @@
-//! What is raced of a fused MoE: each of its two GEMMs under each BLOCK_SIZE_M, and then the whole operation.
+//! The races of a fused MoE: each of its two GEMMs with each BLOCK_SIZE_M, and then the whole operation.
 
 use std::fmt;
 
@@ -9,7 +9,7 @@ use crate::table::moe::problem::{AITER_OP, MoeProblem, OP, Scales};
 use crate::tune::protocol::Candidate;
 use crate::tune::task::Task;
 
-/// The operation, as shapes files name it.
+/// The operation, as named in shapes files.
 #[derive(
     Clone, Copy, Debug, Default, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize,
 )]
@@ -18,7 +18,7 @@ pub enum MoeOp {
     #[default]
     #[serde(rename = "fused_moe_triton")]
     FusedMoeTriton,
-    /// aiter's fused MoE.
+    /// aiter's fused MoE, tuned as a whole.
     #[serde(rename = "fused_moe_aiter")]
     FusedMoeAiter,
 }
@@ -32,7 +32,7 @@ impl fmt::Display for MoeOp {
     }
 }
 
-/// What of the operation is raced.
+/// The part of the operation that is raced.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize)]
 #[serde(rename_all = "snake_case")]
 pub enum Part {
@@ -40,7 +40,7 @@ pub enum Part {
     Up,
     /// The down projection: M·topk rows of K columns over N.
     Down,
-    /// All of it, with a row for each.
+    /// The whole operation, with a row for each.
     Whole,
 }
 
@@ -51,9 +51,9 @@ pub struct Sizes {
     pub experts: u32,
     /// Columns between the GEMMs, half of the up projection's rows.
     pub inter: u32,
-    /// Hidden columns.
+    /// Hidden size.
     pub hidden: u32,
-    /// Experts of a token, a fused shared expert included.
+    /// Experts for each token, a fused shared expert included.
     pub topk: u32,
 }
 
@@ -67,21 +67,21 @@ pub struct MoeTask {
     /// Columns between the GEMMs.
     #[serde(rename = "N")]
     pub inter: u32,
-    /// Hidden columns.
+    /// Hidden size.
     #[serde(rename = "K")]
     pub hidden: u32,
-    /// Experts of a token, a fused shared expert included.
+    /// Experts for each token, a fused shared expert included.
     pub topk: u32,
-    /// Of `experts` and `topk`, the fused shared experts: every token goes to them.
+    /// How many of `experts` and `topk` are fused shared experts, which every token uses.
     pub shared: u32,
     pub part: Part,
-    /// The BLOCK_SIZE_M under which a GEMM is raced; 0 for the whole operation, whose rows say it.
+    /// The BLOCK_SIZE_M with which a GEMM is raced; 0 for the whole operation, whose rows have it.
     #[serde(default, skip_serializing_if = "is_zero")]
     pub block_m: u32,
     /// Tokens of the forward.
     #[serde(rename = "M")]
     pub m: u32,
-    /// Experts of all ranks, where a call is given a mask of those that this one holds.
+    /// Experts of all ranks, if a call is given a mask of those that this one has.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub experts_of_all: Option<u32>,
 }
@@ -91,7 +91,7 @@ const fn is_zero(number: &u32) -> bool {
     *number == 0
 }
 
-/// BLOCK_SIZE_M that may be tried. SGLang's tuner goes to 256 too; on an H200 none of 28 winners had more than 128.
+/// Values of BLOCK_SIZE_M to try. SGLang's tuner goes up to 256; on an H200 none of 28 winners had more than 128.
 const BLOCKS_M: [u32; 4] = [16, 32, 64, 128];
 
 impl MoeTask {
@@ -109,8 +109,8 @@ impl MoeTask {
             inter,
             hidden,
             topk,
-            // Routed experts are even in number in every model that SGLang fuses a shared one into (256, 160, 512, and
-            // what expert parallelism leaves of them), so an odd number holds one.
+            // The number of routed experts is even in every model into which SGLang fuses a shared one (256, 160,
+            // 512, and what expert parallelism leaves of them), so an odd number includes one.
             shared: u32::from(experts % 2 == 1 && topk > 1),
             part: Part::Whole,
             block_m: 0,
@@ -119,12 +119,13 @@ impl MoeTask {
         }
     }
 
-    /// aiter's operation on `problem` for `m` tokens, likewise; it is tuned as a whole only.
+    /// aiter's operation on `problem` for `m` tokens, or the reason why it cannot be raced; it is tuned only as a
+    /// whole.
     pub fn of_aiter(problem: &MoeProblem, m: u32) -> Result<Self, String> {
         let task = Self::of(problem, m, (128, 128))?;
         Ok(Self {
             op: MoeOp::FusedMoeAiter,
-            // Under a mask the experts here are some of all, the shared one among them or not.
+            // With a mask the experts here are a subset, which may or may not include the shared one.
             shared: if problem.experts_of_all.is_some() {
                 0
             } else {
@@ -135,7 +136,7 @@ impl MoeTask {
         })
     }
 
-    /// The problem that it is a size of.
+    /// The problem without M.
     pub fn problem(&self) -> MoeProblem {
         MoeProblem {
             experts: self.experts,
@@ -148,7 +149,8 @@ impl MoeTask {
         }
     }
 
-    /// The whole operation of `problem`, whose scale blocks are `block`, for `m` tokens; the reason where it cannot be raced.
+    /// The whole operation of `problem`, whose scale blocks are `block`, for `m` tokens, or the reason why it cannot
+    /// be raced.
     pub fn of(problem: &MoeProblem, m: u32, block: (u32, u32)) -> Result<Self, String> {
         let (Some(hidden), Some(topk)) = (problem.hidden, problem.topk) else {
             return Err("its hidden size and topk are not known".to_owned());
@@ -178,7 +180,7 @@ impl MoeTask {
         Ok(Self::whole(sizes, m))
     }
 
-    /// Its sizes.
+    /// The sizes of the fused MoE that it is a race of.
     pub const fn sizes(&self) -> Sizes {
         Sizes {
             experts: self.experts,
@@ -188,7 +190,7 @@ impl MoeTask {
         }
     }
 
-    /// One GEMM of it under one BLOCK_SIZE_M.
+    /// The race of one of its GEMMs with one BLOCK_SIZE_M.
     fn part(&self, part: Part, block_m: u32) -> Self {
         Self {
             part,
@@ -202,7 +204,7 @@ impl MoeTask {
         u64::from(self.m) * u64::from(self.topk)
     }
 
-    /// Experts with at least one row, at most.
+    /// Most experts that can have at least one row.
     fn experts_hit(&self) -> u64 {
         let routed = u64::from(self.m) * u64::from(self.topk - self.shared);
         u64::from(self.experts).min(routed + u64::from(self.shared))
@@ -216,8 +218,8 @@ impl MoeTask {
         }
     }
 
-    /// The BLOCK_SIZE_M worth a race: within a factor of four of the mean rows of an expert that is hit, from above
-    /// and below. On an H200 no winner of four models lay outside.
+    /// The BLOCK_SIZE_M worth racing: within a factor of four of the mean number of rows of a used expert. On an H200
+    /// no winner of four models was outside.
     pub fn blocks_m(&self) -> Vec<u32> {
         let rows = self.pairs().div_ceil(self.experts_hit().max(1));
         let rows = rows.max(1).next_power_of_two();
@@ -231,7 +233,7 @@ impl MoeTask {
             .collect()
     }
 
-    /// The products of rows, columns and depth of the GEMMs it stands for.
+    /// The product of rows, columns and depth, summed over its GEMMs.
     fn products(&self, rows: u64) -> f64 {
         let of = |part| {
             let (n, k) = self.gemm(part);
@@ -293,11 +295,11 @@ impl Task for MoeTask {
         2.0 * self.products(self.pairs())
     }
 
-    /// Operations, and weight bytes where reading them is what takes the time: 64 rows stand for the bytes of each
-    /// expert that is hit, as for a dense GEMM.
+    /// Operations, plus weight bytes, which dominate for few rows: 64 rows stand for the bytes of each used expert,
+    /// as for a dense GEMM.
     ///
-    /// The whole operation costs next to nothing beside its parts, and comes last: a worker imports SGLang for it, and is
-    /// slower at everything after that.
+    /// The whole operation costs next to nothing compared with its parts, and comes last: a worker imports SGLang for
+    /// it, and is slower at everything after that.
     fn cost(&self) -> f64 {
         let cost = self.products(self.pairs().max(64 * self.experts_hit()));
         match self.part {
@@ -323,7 +325,7 @@ impl Task for MoeTask {
         }
     }
 
-    /// The fastest up and the fastest down under each BLOCK_SIZE_M, since both read one sort of the tokens.
+    /// Combines the fastest up and the fastest down for each BLOCK_SIZE_M, since both read one sort of the tokens.
     fn assembled(&self, winner: &dyn Fn(&Self) -> Option<Candidate>) -> Vec<Candidate> {
         let of = |part, block_m| winner(&self.part(part, block_m));
         if self.part != Part::Whole {

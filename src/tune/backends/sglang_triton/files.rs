@@ -1,4 +1,4 @@
-//! SGLang's JSON files: read, merged under a lock, written whole or not at all.
+//! SGLang's JSON files: read, merged under a lock, written atomically.
 
 use std::io::{self, Write as _};
 
@@ -13,7 +13,7 @@ use crate::tune::protocol::Device;
 use crate::tune::results::Row;
 use crate::tune::tuned::{TunedRows, TunedTable};
 
-/// Name of the file beside the tables that says where each row comes from, one JSON line a row.
+/// Name of the file beside the tables with the origin of each row, one JSON line for each.
 pub const PROVENANCE: &str = "provenance.jsonl";
 
 /// Held while a table is read, merged and written.
@@ -40,8 +40,8 @@ impl TableFile<'_> {
         self.folder.join(self.name.to_string())
     }
 
-    /// Puts `raced` rows into the table, over the rows that stand there already, else over those in force
-    /// `today`, else over `fallback`, and gives what stands in it now. Several processes may do so at once; no row of any is lost.
+    /// Puts `raced` rows into the table, replacing rows that are there already, else those in use `today`, else
+    /// `fallback`, and returns its new contents. Several processes may do so at once without losing a row.
     pub fn merge(&self, raced: &Rows, today: &Rows, fallback: &Config) -> io::Result<TunedTable> {
         let lock = fs_err::OpenOptions::new()
             .create(true)
@@ -67,7 +67,7 @@ impl TableFile<'_> {
     }
 }
 
-/// Writes what is known of every row: time, incumbent, noise, device and versions.
+/// Writes the provenance of every row: time, incumbent, noise, device and versions.
 pub(in crate::tune::backends) fn write_provenance(
     folder: &Utf8Path,
     device: &Device,
@@ -105,7 +105,7 @@ mod tests {
             name: FileName::block_fp8(4096, 512, "NVIDIA H200"),
         };
         let fallback = Config::default_for(128, 128);
-        // Far apart, so that no writer's row stands within another's reach.
+        // Far apart, so that no writer's row is within another's range.
         let ms = [1, 8, 64, 512, 4096, 32_768, 262_144, 2_097_152];
         std::thread::scope(|scope| {
             for m in ms {

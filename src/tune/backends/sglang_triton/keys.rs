@@ -1,24 +1,24 @@
 //! Which keys a table needs so that the runtime's nearest-M rule gives every M the intended row.
 //!
-//! The runtime takes the key nearest to M by difference, the first in file order when two are equally
-//! near. A row raced at M = 32 must not end up serving M = 2,000 only because the next key is 4,096. So
-//! a raced row serves M up to twice its own and down to three quarters of it; in the gap that is left to
-//! the next raced row, whatever serves those M today goes on serving them: keys of the table that is
-//! there, and guard keys with the configuration in force at the ends of the gap.
+//! The runtime takes the key nearest to M by difference, the first in file order when two are equally near. A row
+//! raced at M = 32 must not end up serving M = 2,000 only because the next key is 4,096. So a raced row serves M up
+//! to twice its own and down to three quarters of it; in the gap to the next raced row, whatever serves those M today
+//! continues to do so: keys of the existing table, and guard keys with the configuration in use at the ends of the
+//! gap.
 
 use crate::table::sglang_json;
 use crate::tune::protocol::Candidate;
 
-/// A guard above a raced M stands at this multiple of it, so that the midpoint is twice the raced M.
+/// A guard above a raced M is at this multiple of it, so that the midpoint is twice the raced M.
 const GUARD_ABOVE: u32 = 3;
 
-/// A guard below a raced M stands at this fraction of it, so that the midpoint is three quarters of it.
+/// A guard below a raced M is at this fraction of it, so that the midpoint is three quarters of it.
 const GUARD_BELOW: u32 = 2;
 
-/// Row by M, as a table has it.
+/// Rows by M, as in a table.
 pub type Rows = Vec<(u32, Candidate)>;
 
-/// The row the runtime takes for `m`: the nearest key, the first of two equally near.
+/// The row that the runtime uses for `m`: the nearest key, the first of two equally near.
 pub fn nearest(rows: &Rows, m: u32) -> Option<&Candidate> {
     rows.iter()
         .min_by_key(|(key, _)| key.abs_diff(m))
@@ -41,9 +41,9 @@ pub fn rows_of(table: &sglang_json::Config) -> Rows {
         .collect()
 }
 
-/// The table of `raced` rows over what is `there`; `fallback` serves an M for which nothing is there.
+/// Merges `raced` rows into those in `there`; `fallback` serves an M for which there is nothing.
 ///
-/// Keys come out ascending, so of two equally near keys the smaller M's row wins.
+/// Keys are ascending, so of two equally near keys the smaller M's row wins.
 pub fn placed(raced: &Rows, there: &Rows, fallback: &Candidate) -> Rows {
     let mut raced = raced.clone();
     raced.sort_by_key(|(m, _)| *m);
@@ -54,7 +54,7 @@ pub fn placed(raced: &Rows, there: &Rows, fallback: &Candidate) -> Rows {
             .unwrap_or_else(|| fallback.clone())
     };
     let mut rows = Rows::new();
-    // The gap between two raced M: `low` 0 before the first, `high` none after the last.
+    // Fills the gap between two raced M: `low` is 0 before the first, `high` is `None` after the last.
     let gap = |low: u32, high: Option<u32>, rows: &mut Rows| {
         let from = low.saturating_mul(GUARD_ABOVE);
         let to = high.map_or(u32::MAX, |high| high / GUARD_BELOW);
@@ -140,7 +140,7 @@ mod tests {
             for (m, candidate) in &raced {
                 prop_assert_eq!(nearest(&rows, *m), Some(candidate));
             }
-            // At three times the last raced M nothing of this run serves.
+            // At three times the last raced M none of this run's rows applies.
             let last = raced.last().map_or(1, |(m, _)| *m);
             for m in [3 * last, 5 * last, 50_000] {
                 let serves = nearest(&rows, m).unwrap();

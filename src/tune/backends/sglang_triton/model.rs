@@ -1,27 +1,27 @@
-//! How long a configuration should take, well enough to say which to try first.
+//! Predicts how long a configuration takes, accurately enough to decide which to try first.
 //!
-//! Tiles run in waves over the multiprocessors; a step of a tile's main loop takes as long as the slowest of
-//! the matrix unit, the cache, the memory behind it, the latency that the pipeline does not hide, and the
-//! scaling of the accumulator. The numbers marked *fitted* were chosen so that the first 4 to 24
-//! configurations hold the best of an exhaustive sweep on one H100 (`docs/evidence/sglang-triton-h100`):
-//! the first 16 of the order reach 99.7 % of its best in geometric mean, 96.9 % at worst; with an (N, K)
-//! left out of the fit still 99.5 % there. On other devices rates scale with the data sheets and the order
-//! is a first guess. A race never drops a candidate because of it; it only comes later.
+//! Tiles run in waves over the multiprocessors; a step of a tile's main loop takes as long as the slowest of the
+//! matrix unit, the cache, the memory behind it, the latency that the pipeline does not hide, and the scaling of the
+//! accumulator. The numbers marked *fitted* were chosen so that the first 4 to 24 configurations contain the best of
+//! an exhaustive sweep on one H100 (`docs/evidence/sglang-triton-h100`): the first 16 of the order reach 99.7 % of
+//! its best in geometric mean, 96.9 % at worst; with an (N, K) left out of the fit still 99.5 % there. On other
+//! devices rates are scaled by the data sheets, and the order is a first guess. A race never drops a candidate
+//! because of the prediction; it is only tried later.
 
 use super::space::{Config, is_rocm};
 use crate::problem::Shape;
 use crate::tune::protocol::Device;
 
-/// What the order needs to know of a device.
+/// The properties of a device that the model uses.
 #[derive(Clone, Copy, Debug)]
 struct Machine {
     /// Units that run blocks.
     units: f64,
-    /// Bytes per µs from memory, all units together.
+    /// Bytes per µs from memory, for all units together.
     memory: f64,
-    /// Bytes per µs from the last-level cache, all units together.
+    /// Bytes per µs from the last-level cache, for all units together.
     cache: f64,
-    /// FP8 operations per µs of the matrix units, all together.
+    /// FP8 operations per µs of all matrix units together.
     matrix: f64,
     /// Shared memory of a unit, bytes.
     shared: f64,
@@ -29,8 +29,8 @@ struct Machine {
 
 impl Machine {
     fn of(device: &Device) -> Self {
-        // Share of an H100: vendor data sheets, dense FP8 and memory bandwidth: H100 SXM 1,979 TFLOP/s and
-        // 3.35 TB/s, B200 4,500 and 8.0, MI300X 2,615 and 5.3, L40S 733 and 0.86 (for any other arch).
+        // Relative to an H100: vendor data sheets, dense FP8 and memory bandwidth: H100 SXM 1,979 TFLOP/s and 3.35
+        // TB/s, B200 4,500 and 8.0, MI300X 2,615 and 5.3, L40S 733 and 0.86 (for any other arch).
         let (matrix, memory) = match device.arch.as_str() {
             "sm_90" => (1.0, 1.0),
             "sm_100" | "sm_103" => (2.3, 2.4),
@@ -60,9 +60,9 @@ const REGISTERS_OF_A_THREAD: f64 = 255.0;
 const OTHER_REGISTERS: f64 = 34.623;
 /// Share of the matrix rate that this kernel reaches with a side of at least 128; fitted.
 const EFFICIENCY: f64 = 0.253;
-/// How that share falls with a shorter side; fitted.
+/// Exponent with which that share falls for a shorter side; fitted.
 const SHORT_SIDE: f64 = 0.512;
-/// The share where the tile is lower than a Hopper matrix instruction (64 rows); fitted.
+/// The share if the tile is lower than a Hopper matrix instruction (64 rows); fitted.
 const LOW_TILE: f64 = 0.05;
 /// Latency of one step that an unpipelined loop would wait for, µs; fitted.
 const LATENCY: f64 = 2.478;
@@ -89,8 +89,8 @@ pub fn seconds(device: &Device, shape: &Shape, config: &Config) -> f64 {
     let blocks = down * across * split_k;
     let steps = (f64::from(shape.k.div_ceil(config.block_k)) / split_k).ceil();
 
-    // Swapped, the weights' side of the tile takes the instruction's long side. A tile lower than the
-    // instruction takes the older path, which keeps one stage in registers.
+    // Swapped, the weights' side of the tile is the instruction's long side. A tile lower than the instruction uses
+    // the older path, which keeps one stage in registers.
     let (high, wide) = if config.swap_ab {
         (block_n, block_m)
     } else {
@@ -113,7 +113,7 @@ pub fn seconds(device: &Device, shape: &Shape, config: &Config) -> f64 {
     let resident = by_registers.min(by_shared).floor().clamp(1.0, 32.0);
     let at_once = blocks.min(machine.units * resident);
     let waves = blocks / at_once;
-    // Many waves even out; of a few the last costs as much as a full one.
+    // Many waves average out; with a few, the last costs as much as a full one.
     let waves = if waves < 6.0 { waves.ceil() } else { waves };
 
     let efficiency = if high >= 64.0 {

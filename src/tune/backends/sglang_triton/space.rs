@@ -6,7 +6,7 @@ use crate::problem::Shape;
 use crate::tune::backends::settings::{each, one_step};
 use crate::tune::protocol::{Candidate, Device};
 
-/// A configuration, with whatever further keys its source had.
+/// A configuration, including further keys of its source.
 #[derive(Clone, Debug, PartialEq)]
 pub struct Config {
     /// Rows of X in a tile.
@@ -15,22 +15,22 @@ pub struct Config {
     pub block_n: u32,
     /// Columns of both in a step.
     pub block_k: u32,
-    /// Tile rows that walk along N together.
+    /// Rows of tiles that are walked along N together.
     pub group_m: u32,
     /// Warps of a block.
     pub warps: u32,
-    /// Steps in flight.
+    /// Steps in flight: Triton's `num_stages`.
     pub stages: u32,
     /// Blocks that share a tile's K; SGLang 0.5.21 and later, on SM90.
     pub split_k: u32,
-    /// Whether the weight tile is the MMA's M side; as `split_k`.
+    /// Whether the weight tile is the MMA's M side; availability as for `split_k`.
     pub swap_ab: bool,
     /// Other keys, such as AMD's `waves_per_eu`.
     pub others: Map<String, Value>,
 }
 
 impl Config {
-    /// What SGLang runs without a table: `w8a8_block_fp8_matmul_triton` in 0.5.5 to 0.5.23.
+    /// The configuration that SGLang uses without a table: `w8a8_block_fp8_matmul_triton` in 0.5.5 to 0.5.23.
     pub fn default_for(block_n: u32, block_k: u32) -> Self {
         Self {
             block_m: 64,
@@ -45,8 +45,8 @@ impl Config {
         }
     }
 
-    /// The configuration in a candidate, or in an entry of a table; `None` where a key that every release
-    /// needs is missing.
+    /// The configuration in a candidate, or in an entry of a table; `None` if a key that every release needs is
+    /// missing.
     pub fn read(candidate: &Candidate) -> Option<Self> {
         let mut others = candidate.as_object()?.clone();
         let mut take = |name: &str| {
@@ -70,8 +70,8 @@ impl Config {
         })
     }
 
-    /// The configuration as the runtime and the worker take it. `SPLIT_K` and `SWAP_AB` are there only
-    /// when one of them is used: the plain kernel has no such arguments and fails on them.
+    /// The configuration in the form of the runtime and the worker. `SPLIT_K` and `SWAP_AB` are included only when
+    /// one of them is used: the plain kernel has no such arguments and fails on them.
     pub fn candidate(&self) -> Candidate {
         let mut object = Map::new();
         let mut put = |name: &str, value: u32| object.insert(name.to_owned(), json!(value));
@@ -98,9 +98,9 @@ impl Config {
         u64::from(self.block_m + self.block_n) * u64::from(self.block_k)
     }
 
-    /// Whether AMD's compiler fits the tiles into `limit` bytes of shared memory: it holds a step less than there are stages, and
-    /// with 64 rows of X and more to a wavefront their scales besides. So it was for every program of two stages and
-    /// more in `docs/evidence/compile-only` (Triton 3.6).
+    /// Whether AMD's compiler fits the tiles into `limit` bytes of shared memory: it holds one step less than there
+    /// are stages, and with 64 or more rows of X for each wavefront their scales as well. This matches every program
+    /// of two or more stages in `docs/evidence/compile-only` (Triton 3.6).
     pub fn fits_on_rocm(&self, limit: u64) -> bool {
         let steps = u64::from(self.stages.saturating_sub(1).max(1)) * self.step_bytes();
         let scales = if self.stages > 1 && self.block_m >= LANES * self.warps {
@@ -115,7 +115,7 @@ impl Config {
 /// Threads of a wavefront (CDNA3 and CDNA4 ISA guides).
 pub const LANES: u32 = 64;
 
-/// The values each setting may take on one kind of device.
+/// The values that each setting may take on one kind of device.
 #[derive(Clone, Copy, Debug)]
 pub struct Space {
     /// `BLOCK_SIZE_M`.
@@ -136,12 +136,12 @@ pub struct Space {
     pub swap_ab: &'static [bool],
     /// Scale block along K: the step must divide it.
     pub scale_k: u32,
-    /// Keys every configuration of this space carries besides.
+    /// Further keys of every configuration in this space.
     pub others: &'static [(&'static str, u32)],
 }
 
-/// SGLang's own space on CUDA, 1,280 configurations (`tuning_block_wise_kernel.py`,
-/// `get_configs_compute_bound`), and a sixth stage, which large shared memories take.
+/// SGLang's own space on CUDA, 1,280 configurations (`tuning_block_wise_kernel.py`, `get_configs_compute_bound`), and
+/// a sixth stage, for which large shared memories have room.
 const CUDA: Space = Space {
     block_m: &[16, 32, 64, 128, 256],
     block_n: &[32, 64, 128, 256],
@@ -155,8 +155,8 @@ const CUDA: Space = Space {
     others: &[],
 };
 
-/// SGLang's own space on ROCm (`get_rocm_configs_compute_bound`), which the divisibility of the scale
-/// block leaves 600 of.
+/// SGLang's own space on ROCm (`get_rocm_configs_compute_bound`), of which 600 remain because the step must divide
+/// the scale block.
 const ROCM: Space = Space {
     block_m: &[32, 64, 128, 256],
     block_n: &[16, 32, 64, 128, 256],
@@ -171,7 +171,7 @@ const ROCM: Space = Space {
 };
 
 impl Space {
-    /// The space of the kernel at hand on `device`, for scale blocks of `scale_k` columns.
+    /// The space of the kernel on `device`, for scale blocks of `scale_k` columns.
     pub fn of(device: &Device, scale_k: u32) -> Self {
         let takes = |name: &str| device.capabilities.iter().any(|has| has == name);
         Self {
@@ -190,8 +190,8 @@ impl Space {
         }
     }
 
-    /// Every configuration that can make sense for `shape` on `device`: those that need more shared memory
-    /// than there is are left out, as are groupings of a single row of tiles and empty K splits.
+    /// Every configuration that can make sense for `shape` on `device`: those that need more shared memory than there
+    /// is are left out, as are groups of a single row of tiles and empty K splits.
     pub fn configs(&self, device: &Device, shape: &Shape) -> Vec<Config> {
         let others = self.others.iter();
         let others = others.map(|(name, value)| ((*name).to_owned(), json!(value)));
@@ -250,7 +250,7 @@ impl Space {
         found
     }
 
-    /// `config` with the grouping that stands for all that walk the tiles of `shape` in the same order.
+    /// `config` with the canonical grouping among those that walk the tiles of `shape` in the same order.
     #[must_use]
     pub fn canonical(&self, config: &Config, shape: &Shape) -> Config {
         Config {
@@ -259,7 +259,7 @@ impl Space {
         }
     }
 
-    /// Groups as high as the column of tiles, or higher, are all the same order of tiles: the lowest stands for them.
+    /// Groups as high as the column of tiles, or higher, all give the same order: the lowest is canonical.
     fn shortest_group(&self, config: &Config, shape: &Shape) -> u32 {
         let tile_rows = shape.m.div_ceil(config.block_m);
         let same_order = |group: &u32| *group <= config.group_m && *group >= tile_rows;
@@ -281,8 +281,8 @@ impl Space {
             && Self::fits(config, device)
             && config.group_m == self.shortest_group(config, shape)
             && config.split_k <= steps.max(1)
-            // Padding X to more than twice the smallest tile that holds it is never cheaper; but the MMA
-            // of Hopper wants 64 rows on its M side, so tiles up to that stay.
+            // Padding X to more than twice the smallest tile that contains it never pays; but Hopper's MMA needs 64
+            // rows on its M side, so tiles up to that are kept.
             && (config.block_m <= 64 || config.block_m < 2 * shape.m.next_power_of_two())
     }
 }
@@ -319,7 +319,7 @@ pub(in crate::tune::backends) mod tests {
         }
     }
 
-    /// Every recorded program of two stages and more that was compiled, or refused for its shared memory.
+    /// Every recorded program of two or more stages that was compiled, or refused for its shared memory.
     #[test]
     fn what_fits_on_an_amd_gpu_is_what_its_compiler_said() {
         let folder = concat!(env!("CARGO_MANIFEST_DIR"), "/docs/evidence/compile-only");
@@ -420,7 +420,7 @@ pub(in crate::tune::backends) mod tests {
             ];
             let count = differences.iter().filter(|differs| **differs).count();
             assert!(count <= 1, "{other:?}");
-            // Eight or fewer rows of tiles: groups of 16 and more are one order.
+            // With eight or fewer rows of tiles, groups of 16 and more give one order.
             assert!(other.block_m < 64 || other.group_m <= 16, "{other:?}");
         }
     }

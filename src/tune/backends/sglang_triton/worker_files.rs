@@ -6,7 +6,7 @@ use camino::{Utf8Path, Utf8PathBuf};
 
 use crate::store::file::write_atomic;
 
-/// Name of the folder the files stand in; the interpreter is started on it.
+/// Name of the folder with the files, which the interpreter runs.
 const FOLDER: &str = "gpu_worker";
 
 const FILES: [(&str, &str); 52] = {
@@ -71,8 +71,8 @@ const FILES: [(&str, &str); 52] = {
     ]
 };
 
-/// Writes the worker under `folder` and returns what to start the interpreter on, as an absolute path:
-/// with a launcher, the worker starts on another host that sees the same folder.
+/// Writes the worker to `folder` and returns the path to run with the interpreter, which is absolute: with a
+/// launcher, the worker starts on another host that sees the same folder.
 pub fn write(folder: &Utf8Path) -> io::Result<Utf8PathBuf> {
     let worker = folder.join(FOLDER);
     for folder in ["aiter", "families", "moe"] {
@@ -80,7 +80,7 @@ pub fn write(folder: &Utf8Path) -> io::Result<Utf8PathBuf> {
     }
     for (name, text) in FILES {
         let path = worker.join(name);
-        // Left alone when equal: a worker of another run may be importing it.
+        // Not touched if equal, because a worker of another run may be importing it.
         if !fs_err::read(&path).is_ok_and(|present| present == text.as_bytes()) {
             write_atomic(&path, text.as_bytes())?;
         }
