@@ -29,7 +29,7 @@ SKEW = 1.0
 
 
 def tell(record):
-    """One answer line, in one write: whatever else prints must not tear it."""
+    """One answer line, in one write, so that other output cannot tear it."""
     sys.stdout.flush()
     os.write(1, (TAG + json.dumps(record) + "\n").encode())
 
@@ -50,7 +50,7 @@ class Weights:
         self._laid_out = []
 
     def _weight(self, n, k):
-        """FP8 with one scale per 128 x 128 block, which differ along both sides: one taken for its neighbour is found out."""
+        """FP8 with one scale per 128 x 128 block, which vary along both sides, so that a scale mistaken for its neighbour is noticed."""
         torch = self.torch
         rows, groups = -(-n // BLOCK), k // BLOCK
         w = torch.randn(rows * BLOCK, k, device=self.device).view(rows, BLOCK, groups, BLOCK)
@@ -60,12 +60,12 @@ class Weights:
         return q, scale * torch.tensor(spread, device=self.device) * (k**-0.5)
 
     def laid_out(self, tokens, topk):
-        """The stacked weights as often as it takes that a call finds them in memory and not in a cache."""
+        """Enough copies of the stacked weights that a call reads them from memory and not from a cache."""
         from aiter.ops.shuffle import shuffle_weight
 
         wanted = 1
         if self.device.type == "cuda":
-            # Few tokens do not read all of it.
+            # A few tokens do not use all experts.
             read = min(self.experts, tokens * topk) * 3 * self.inter * self.hidden
             whole = 3 * self.experts * self.inter * self.hidden
             room = len(self._laid_out) + self.torch.cuda.mem_get_info()[0] // 2 // whole
@@ -79,7 +79,7 @@ class Weights:
         return self._laid_out[:wanted]
 
     def wide(self, weight):
-        """A plain weight as numbers."""
+        """A weight, dequantised."""
         q, scale = weight
         n, k = q.shape
         per_row = scale.repeat_interleave(BLOCK, 0)[:n].contiguous().view(n, k // BLOCK, 1)
@@ -103,7 +103,7 @@ class Experts:
         self.mask = self._mask()
 
     def _activation(self):
-        """bf16, its groups of 128 of very different sizes."""
+        """bf16, with groups of 128 of very different magnitudes."""
         torch, groups = self.torch, self.hidden // BLOCK
         spread = [
             [2.0 ** ((5 * row + 3 * group) % 7 - 3) for group in range(groups)] for row in range(min(self.tokens, 7))
@@ -114,7 +114,7 @@ class Experts:
         return x.view(self.tokens, self.hidden).to(torch.bfloat16)
 
     def _route(self, number):
-        """(weights, ids) of a routing; no expert twice for one token."""
+        """(weights, ids) of a routing; no token uses an expert twice."""
         torch, routed = self.torch, self.all - self.shared
         scores = torch.rand(self.tokens, routed, device=self.device).log()
         if number % 2:
@@ -169,7 +169,7 @@ class Experts:
         return (float((difference * difference).sum()) / right) ** 0.5 if right else None
 
     def reference(self, rows):
-        """The whole operation in float32, but bf16 and FP8 where the kernels have them, for these tokens."""
+        """The whole operation for these tokens in float32, except where the kernels use bf16 and FP8."""
         torch = self.torch
         weights, ids = self.routes[1]
         weights, ids = weights[rows].tolist(), ids[rows].tolist()
@@ -189,14 +189,14 @@ class Experts:
         return torch.cat([nothing if one is None else one for one in total], dim=0)
 
     def _quantised(self, values):
-        """What FP8 with a scale for each 128 columns of a row leaves of `values`."""
+        """`values` after a round trip through FP8 with a scale for each 128 columns of a row."""
         rows, columns = values.shape
         groups = values.contiguous().view(rows, columns // BLOCK, BLOCK)
         scale = groups.abs().amax(dim=(2,)).view(rows, columns // BLOCK, 1) / self.largest + 1e-30
         return ((groups / scale).to(self.dtype).float() * scale).view(rows, columns)
 
     def times(self):
-        """Time of a call in each round, the clock it is from, and the kernel that took longest."""
+        """Time of a call in each round, the clock used, and the kernel that took longest."""
         for number in range(WARM_UP):
             self.call(number % ROUNDS, number)
         if self.device.type != "cuda":

@@ -2,8 +2,8 @@
 
 Run as `python -c TEXT ORDER.json`, in the environment of the server. The order is
 {"op": "gemm_a8w8_blockscale", "linear": null, "check": [[M, N, K], ...], "time": [[M, N, K], ...]}, `linear` being SGLang's
-function that reaches a per-channel operation, where it is known. Answers are lines on standard output, a
-tag and a JSON object each, written as they come, so that a kernel that ends the process leaves what came before it:
+function that calls a per-channel operation, if it is known. Answers are lines on standard output, a
+tag and a JSON object each, written as they come, so that earlier answers survive a kernel that ends the process:
 
     {"about": {...}}                            what was imported, once
     {"doing": "check", "M": 1, "N": 512, "K": 7168}
@@ -11,12 +11,13 @@ tag and a JSON object each, written as they come, so that a kernel that ends the
     {"time": {"M", "N", "K", "us": 6.2 or null, "clock": "device" or "wall", "kernel": "name on the device" or null, "said"}}
     {"modules": {"module_gemm_a8w8_blockscale": "/path/of/it.so", ...}}     what was loaded
 
-With "serve" it times SGLang's own linear instead, quantiser and all, and answers into a file that outlives it:
+With "serve" it times SGLang's own linear instead, including its quantiser, and writes the answers to a file that
+survives the process:
 
     {"serve": [[M, N, K], ...], "ways": ["today", "tuned"], "switch": "switch.json" or null, "answers": "answers.jsonl"}
     {"served": {"M", "N", "K", "us": {"today": [6 times], ...}, "kernels": {"today": name}, "clock", "said"}}
 
-Both ways in one process are told apart by turning the switch off and on, and timed in turn.
+To time both paths in one process, alternately, the switch is turned off and on.
 
 A check goes through SGLang's own linear function where SGLang can be imported, so that quantiser, layouts and a switch
 are the server's; its error is relative to the product of the same quantised operands in float64. A time is that of
@@ -49,7 +50,7 @@ CALLS = -(-ITERATIONS // ROUNDS)
 
 
 def tell(record):
-    """One answer line, in one write: whatever else prints must not tear it."""
+    """One answer line, in one write, so that other output cannot tear it."""
     os.write(1, (TAG + json.dumps(record) + "\n").encode())
 
 
@@ -59,7 +60,7 @@ def failure(error):
 
 
 class Bench:
-    """The operation, its operands and the way a server reaches it."""
+    """The operation, its operands and how a server calls it."""
 
     def __init__(self, op):
         import torch
@@ -105,7 +106,7 @@ class Bench:
 
     def _sglang(self):
         try:
-            # This one first: 0.5.6 imports in a circle otherwise.
+            # This one first, because 0.5.6 has an import cycle otherwise.
             from sglang.srt.layers.quantization import fp8  # noqa: F401
         except ImportError as error:
             print(f"fp8.py: {failure(error)}", file=sys.stderr)
@@ -129,7 +130,7 @@ class Bench:
     def activation(self, m, k, seed):
         """A bf16 activation whose groups have maxima of very different sizes, row by row and group by group.
 
-        With equal ones a scale read in a transposed layout would go unseen.
+        With equal ones a scale read in a transposed layout would not be noticed.
         """
         torch = self.torch
         torch.manual_seed(seed)
@@ -166,7 +167,7 @@ class Bench:
         return shuffle_weight(w, (16, 16))
 
     def served(self, x, w, w_scale):
-        """What the server would compute."""
+        """The result that the server would compute."""
         if self.leaf is None:
             return self._operation(x, w, w_scale)()
         return self.leaf(
@@ -231,7 +232,7 @@ class Bench:
         if self.device.type == "cuda":
             us, kernel = device_time(self.torch, calls, ITERATIONS)
             return us, "device", kernel
-        # A CPU has nothing to wait for; few calls do.
+        # On a CPU there is nothing to wait for, and a few calls are enough.
         times = []
         for _ in range(5):
             started = time.perf_counter()
@@ -240,7 +241,7 @@ class Bench:
         return sorted(times)[len(times) // 2] * 1e6, "wall", None
 
     def _copies(self, w):
-        """The weight as often as it takes that each call finds it in memory and not in a cache."""
+        """Enough copies of the weight that each call reads it from memory and not from a cache."""
         copies, size = 1, int(w.shape[0]) * int(w.shape[1])
         if self.device.type == "cuda":
             free = self.torch.cuda.mem_get_info()[0] // 2
@@ -248,9 +249,9 @@ class Bench:
         return [w] + [w.clone() for _ in range(copies - 1)]
 
     def serving(self, m, n, k, ways):
-        """Times of SGLang's linear on each way, in turn, the kernel that took longest, and which clock they are from.
+        """Times of SGLang's linear on each path, alternately, the kernel that took longest, and the clock used.
 
-        `ways` has a function for each name that makes this process take that way.
+        `ways` has a function for each name that switches this process to that path.
         """
         x = self.activation(m, k, seed=m)
         w, w_scale = self.weight(n, k, seed=n + k)
@@ -310,7 +311,7 @@ def device_time(torch, calls, iterations):
 
 
 def shortened(name):
-    """A kernel's name, or its beginning and a digest: CK's are whole template instances, told apart far behind."""
+    """A kernel's name, or its beginning and a digest: CK's are whole template instances that differ only far behind."""
     if len(name) <= 120:
         return name
     return f"{name[:100]}… {hashlib.sha256(name.encode()).hexdigest()[:12]}"
@@ -330,7 +331,7 @@ def loaded_modules():
 
 
 class Switch:
-    """What `switch` decided, to be turned on and off in this process: names of `fp8_utils` and what they are bound to."""
+    """The decision of `switch`, to be turned on and off in this process: names of `fp8_utils` and what they are bound to."""
 
     def __init__(self, utils, path):
         from gemmtune_overlay import switch
@@ -344,7 +345,7 @@ class Switch:
         self.bound = {name: (value, after[name]) for name, value in before.items() if after[name] is not value}
 
     def once(self, record):
-        """The overlay's recorder: what it says of each action."""
+        """The overlay's recorder: what it reports about each action."""
         if not record["switch"]["ok"]:
             self.refused.append(record["switch"]["detail"])
 
@@ -352,7 +353,7 @@ class Switch:
         """It was in the record."""
 
     def turn(self, on):
-        """Makes this process take the tuned way or the one of today."""
+        """Switches this process to the tuned path or back to today's."""
         for name, both in self.bound.items():
             setattr(self.utils, name, both[on])
 
@@ -384,14 +385,14 @@ class ChannelBench(Bench):
         return next((getattr(self.utils, name) for name in names if hasattr(self.utils, name)), None)
 
     def activation(self, m, k, seed):
-        """A bf16 activation whose rows are of very different sizes: a scale of another row would go unseen otherwise."""
+        """A bf16 activation whose rows have very different magnitudes, because a scale of another row would not be noticed otherwise."""
         torch = self.torch
         torch.manual_seed(seed)
         x = torch.randn(m, k, device=self.device)
         return (x * self._spread(m, 5)).to(torch.bfloat16)
 
     def weight(self, n, k, seed):
-        """An FP8 weight with one scale per row, as in a checkpoint; rows of very different sizes."""
+        """An FP8 weight with one scale per row, as in a checkpoint; rows have very different magnitudes."""
         torch, dtype = self.torch, self.aiter.dtypes.fp8
         torch.manual_seed(seed)
         w = torch.randn(n, k, device=self.device) * self._spread(n, 3)
@@ -410,7 +411,7 @@ class ChannelBench(Bench):
         return shuffle_weight(w, (16, 16))
 
     def served(self, x, w, w_scale):
-        """What the server would compute, as compressed-tensors layers and `Fp8LinearMethod` call the two linears."""
+        """The result that the server would compute, as compressed-tensors layers and `Fp8LinearMethod` call the two linears."""
         if self.leaf is None:
             return self._operation(x, w, w_scale)()
         self.given = None
@@ -450,7 +451,7 @@ def bench_of(order):
 
 
 def without_outliers(times):
-    """The mean of what lies within one and a half interquartile ranges of the quartiles."""
+    """The mean of the values within one and a half interquartile ranges of the quartiles."""
     times = sorted(times)
     low, high = times[len(times) // 4], times[3 * len(times) // 4]
     reach = 1.5 * (high - low)
@@ -459,7 +460,7 @@ def without_outliers(times):
 
 
 def serve(order):
-    """Times what serves each GEMM; every answer is on the disk before the next one begins."""
+    """Times what serves each GEMM; every answer is on disk before the next GEMM begins."""
     file = os.open(order["answers"], os.O_WRONLY | os.O_APPEND)
 
     def answer(record):

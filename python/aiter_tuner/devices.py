@@ -1,7 +1,7 @@
-"""Tells what aiter's tuner would see: run as `python devices.py`, in the environment the tuner will get.
+"""Reports the devices that aiter's tuner would use: run as `python devices.py`, in the environment the tuner will get.
 
 Imports torch and aiter, because the tuner counts devices and compute units after it has imported them. Prints one line,
-a tag and a JSON object, so that whatever else those imports print does not matter. Python 3.8 on.
+a tag and a JSON object, so that the output of those imports does not matter. Python 3.8 on.
 """
 
 import json
@@ -12,7 +12,7 @@ TAG = "gemmtune-aiter: "
 
 
 def main():
-    """Answers, also when something is missing: then with the error."""
+    """Prints the answer; if something is missing, with the error."""
     answer = {"executable": sys.executable, "versions": {}}
     try:
         import torch

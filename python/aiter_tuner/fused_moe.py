@@ -1,6 +1,6 @@
-"""Runs aiter's fused-MoE tuner, `python fused_moe.py CANDIDATES SCRIPT ARGUMENT...`, and keeps the tree as it is.
+"""Runs aiter's fused-MoE tuner, `python fused_moe.py CANDIDATES SCRIPT ARGUMENT...`, without letting it modify the tree.
 
-Whatever `-o2` says, `post_process` of `gemm_moe_tune.py` (303a583c to e4048607) writes every candidate to
+Whatever `-o2` is, `post_process` of `gemm_moe_tune.py` (303a583c to e4048607) writes every candidate to
 `aiter/configs/profile_fmoe.csv` below the tree, and fails where that cannot be written. Here that one file is CANDIDATES; the script
 itself runs unchanged, as `__main__`, and so do its workers, which import it by its path. Python 3.8 on.
 """
@@ -13,7 +13,7 @@ IN_THE_TREE = os.path.join("aiter", "configs", "profile_fmoe.csv")
 
 
 def redirect(pandas, candidates):
-    """Has tables that are meant for the tree written to `candidates`."""
+    """Redirects tables that would be written to the tree to `candidates`."""
     write = pandas.DataFrame.to_csv
 
     def to_csv(self, path_or_buf=None, *arguments, **named):

@@ -1,6 +1,6 @@
 """The `sglang-triton` worker: times SGLang's Triton block-FP8 kernel on one GPU, one JSON line per request.
 
-Only the standard library is imported until `hello` is answered for; torch and Triton come in then.
+Only the standard library is imported until `hello` is answered for; torch and Triton are imported then.
 The protocol is that of `src/tune/protocol.rs`.
 """
 

@@ -1,10 +1,10 @@
 """Loading kernels ahead of their turn, in time that the host would spend waiting for the device.
 
 A kernel has to be loaded once per process before it can be launched, and that takes the host longer than its samples
-take the device. So the thread that times lends its waits: when all samples of a burst are enqueued and the device has
-work left, it reads what is compiled and will be timed soon. The driver then waits for the device before it loads
-anything (on an H200 a load took 0.3 ms on an idle device and as long as the device's work on a busy one), so what was
-read is loaded several at a time.
+take the device. So the timing thread uses its waits: when all samples of a burst are enqueued and the device has work
+left, it reads what is compiled and will be timed soon. The driver then waits for the device before it loads anything
+(on an H200 a load took 0.3 ms on an idle device and as long as the device's work on a busy one), so what was read is
+loaded several at a time.
 
 There is no second thread, on purpose. A load takes the driver's context lock; one that ran beside the enqueueing of a
 sample could hold a launch back between the sample's two events, and the device's idle time would be counted. The
@@ -19,7 +19,7 @@ TOGETHER = 8
 
 
 class Ahead:
-    """Kernels that are compiled and not loaded yet, in the order they were asked for.
+    """Kernels that are compiled but not loaded yet, in the order of the requests.
 
     `find(wanted)` reads a compiled kernel and may take its time; `load(wanted, found)` brings it onto the device.
     """
@@ -35,9 +35,9 @@ class Ahead:
         self._waiting.append(wanted)
 
     def run_while_busy(self, busy):
-        """Reads kernels for as long as `busy()` says that the device has work, and loads them when they are enough.
+        """Reads kernels for as long as `busy()` says that the device has work, and loads them once there are enough.
 
-        That may outlast the device's work. It is no loss: whoever is timed next would have waited for it.
+        That may take longer than the device's work, but nothing is lost: the next candidate would have waited for it.
         """
         while self._waiting and busy():
             wanted = self._waiting.popleft()

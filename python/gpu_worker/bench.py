@@ -1,4 +1,4 @@
-"""The device side of the worker: one GPU, the kernels at hand, and what `serve` asks of them."""
+"""The device side of the worker: one GPU, its kernels, and the operations that `serve` needs."""
 
 import collections
 import concurrent.futures
@@ -140,7 +140,7 @@ class Bench:
 
         def heard(answer):
             outcome = self._prepared(answer, known)
-            # Before the reply: the request that times it follows.
+            # Before the reply, because the request that times it follows.
             if outcome["outcome"] == "done" and self._ahead is not None:
                 self._ahead.add(wanted)
             reply(outcome)
@@ -150,7 +150,7 @@ class Bench:
     def time(self, shape, candidates, timing):
         """Measures candidates, interleaved. In turns."""
         problem = self._software.read(shape)
-        # One way for all that are compared, whichever request they are in.
+        # The same method for all that are compared, whichever request they are in.
         libraries = self._wants_families or any(family_of(one)[0] != TRITON for one in candidates)
         turn = self._rotation(problem, timing["min_sample_us"], libraries)
         operands = self._operands(problem, turn.copies)

@@ -22,7 +22,8 @@ class Channel:
         if target == "stdout":
             return cls(os.dup(1), STDOUT_MARKER)
         descriptor = int(target)
-        # Children must not inherit it: a grandchild that holds it open hides the worker's end of file.
+        # Children must not inherit it: the worker's end of file would not be noticed while a grandchild holds it
+        # open.
         os.set_inheritable(descriptor, False)
         return cls(descriptor)
 

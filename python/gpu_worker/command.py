@@ -14,7 +14,7 @@ ATTEMPT_WHOLE = "--attempt-whole"
 """How a fused-MoE worker has SGLang's operation tried (`gpu_worker.moe.whole`)."""
 
 OFFLINE = "offline"
-"""Compiles for a device that is not here, and ends."""
+"""Compiles for a device that is not present, and exits."""
 
 
 def main(arguments):
@@ -38,7 +38,7 @@ def main(arguments):
     )
     options = parser.parse_args(arguments)
     channel = Channel.open(options.reply_fd)
-    # What a library prints goes to the log, never between replies.
+    # A library's own output goes to the log, never between replies.
     os.dup2(2, 1)
 
     def open_bench(settings):
@@ -52,7 +52,7 @@ def main(arguments):
 
     status = serve(_lines(0), channel, open_bench)
     sys.stderr.flush()
-    # No tidy end: a thread still reads, and a driver that has lost its device aborts when it is asked to shut down.
+    # Exit without cleanup: a thread is still reading, and a driver that has lost its device aborts on shutdown.
     os._exit(status)
 
 

@@ -1,8 +1,8 @@
 """One compile child: compiles plans for a device it never opens, into Triton's disk cache.
 
-Triton asks its driver what to compile for; here a stand-in answers with the worker's target, so that the
-child takes the very path a launch takes and its result is found by the worker's launch under the same key.
-No torch and no device context: a child costs memory for Triton alone and cannot disturb a timing.
+Triton asks its driver what to compile for; here a replacement returns the worker's target, so that the child follows
+exactly the path of a launch and the worker's launch finds the result under the same key. No torch and no device
+context: a child costs memory for Triton alone and cannot disturb a timing.
 """
 
 import importlib.util
@@ -18,7 +18,7 @@ from gpu_worker.plan import Kernels, Problem, Unsupported, plan
 
 
 class CompileTarget:
-    """Triton's driver as far as compiling needs it."""
+    """The part of Triton's driver that compiling needs."""
 
     def __init__(self, backend, arch, warp_size):
         from triton.backends.compiler import GPUTarget
@@ -36,7 +36,7 @@ class CompileTarget:
 
 
 class Pointer:
-    """A tensor as far as specialisation needs it: torch's allocations are aligned well past 16 bytes."""
+    """The properties of a tensor that specialisation needs: torch's allocations are aligned well past 16 bytes."""
 
     def __init__(self, dtype):
         self.dtype = dtype

@@ -1,4 +1,4 @@
-"""The pool of compile children: every specialisation is compiled once, whoever asks, while the device times others."""
+"""The pool of compile children: every specialisation is compiled once, however many requests need it, while the device times others."""
 
 import hashlib
 import json
@@ -22,12 +22,12 @@ class Compiled:
         self._waiting = []
         self._lock = threading.Lock()
         self.taken = False
-        """Whether a child is at it; guarded by the pool's lock."""
+        """Whether a child is compiling it; guarded by the pool's lock."""
         self.answer = None
         """`{"seconds":, "shared":}`, or `{"refused": reason, "detail":, "seconds":}`."""
 
     def finish(self, answer):
-        """Sets the answer and calls whoever asked for it."""
+        """Sets the answer and calls the waiting callbacks."""
         with self._lock:
             self.answer = answer
             waiting, self._waiting = self._waiting, []
@@ -53,8 +53,8 @@ class Record:
     """What was compiled into a disk cache before, so that a later worker need not ask a child for it again: a child's
     first answer takes seconds (importing Triton), also when all is in the cache.
 
-    The file lies inside the cache folder, so that whoever empties the cache empties it too. It is only ever appended
-    to, a line at a time, by any number of workers; a torn line counts for nothing.
+    The file lies inside the cache folder, so that emptying the cache removes it too. It is only ever appended
+    to, a line at a time, by any number of workers; a torn line is ignored.
     """
 
     def __init__(self, folder, setup):
@@ -74,7 +74,7 @@ class Record:
             os.makedirs(folder, exist_ok=True)
 
     def add(self, key, answer):
-        """Keeps an answer that another worker would get too: not that a child was late or died."""
+        """Stores an answer that another worker would get too, but not that a child was late or died."""
         if answer.get("refused") in (None, "out_of_resources"):
             line = json.dumps({"key": key, "answer": answer}) + "\n"
             try:
@@ -101,20 +101,19 @@ class Compilers:
         self._count = 0
         self._closed = False
         self._children = set()
-        # One child is started at once: most often all is compiled but a few, and a child's start takes seconds.
+        # One child is started at once: usually only a few programs are missing, and starting a child takes seconds.
         self._threads = [threading.Thread(target=self._feed, args=(slot == 0,), daemon=True) for slot in range(slots)]
         for thread in self._threads:
             thread.start()
 
     def compile(self, key, job, urgent=False):
-        """The specialisation `key`; `job` says how to compile it if nobody has asked before. Second value: whether
-        somebody had."""
+        """The specialisation `key`; `job` describes how to compile it if it has not been requested before. The second value is whether it had."""
         with self._lock:
             known = self._known.get(key)
             fresh = known is None
             if fresh:
                 known = self._known[key] = Compiled()
-            # A job that turns urgent while it waits is queued again; whoever takes the second copy skips it.
+            # A job that becomes urgent while it waits is queued again; the second copy is skipped.
             if fresh or (urgent and known.answer is None):
                 self._count += 1
                 self._jobs.put((URGENT if urgent else ORDINARY, self._count, key, job))

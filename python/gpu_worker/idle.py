@@ -1,4 +1,4 @@
-"""Waits until nobody else computes on the device.
+"""Waits until no other process computes on the device.
 
 The kernel of a worker that was killed can run on for a while; what is timed beside it is wrong by any factor. A
 device that is ours alone takes as long over an idle spin as its clock says.

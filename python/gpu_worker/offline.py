@@ -1,4 +1,4 @@
-"""Compiles candidates for a GPU that is not here, with Triton's own compiler, and says what each of them needs.
+"""Compiles candidates for a GPU that is not present, with Triton's own compiler, and reports what each of them needs.
 
     python3 gpu_worker offline --target gfx942 --jobs FILE [--problem aiter_gemm|fused_moe] [--sglang-root FOLDER]
         [--aiter-root FOLDER] [--slots 8] > answers

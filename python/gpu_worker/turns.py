@@ -4,7 +4,7 @@ prepares the other. All work goes to one stream, so one request's never runs bes
 
 
 def whole(turns):
-    """Does a request from beginning to end, for whoever has no other; its answer."""
+    """Does a request from beginning to end, when there is no other; returns its answer."""
     try:
         while True:
             next(turns)

@@ -1,4 +1,4 @@
-"""Pays what the first use of everything costs a process, before anybody waits for a timing.
+"""Incurs the cost of a process's first use of everything before any timing waits for it.
 
 Triton hashes itself at its first launch (0.4 s) and on a new machine has a C compiler build what it talks to the driver
 with; torch loads each of its kernels, and the library of its matrix products, at their first use.
@@ -20,7 +20,7 @@ def touch(out):
 
 
 def warm_up(torch, store, block_n, block_k):
-    """One launch, one device graph, and one check of a small shape that nobody asked for."""
+    """One launch, one device graph, and one check of a small shape that was not requested."""
     try:
         problem = Problem(16, block_n, block_k, "float8_e4m3fn")
         operands = store.operands(problem, 2, seed=1)
@@ -39,5 +39,5 @@ def warm_up(torch, store, block_n, block_k):
         )
         torch.cuda.synchronize()
     except Exception as error:
-        # Whatever it is, a candidate's own launch meets it again and is refused with it.
+        # Whatever the reason, a candidate's own launch runs into it again and is refused because of it.
         print(f"the warm-up failed: {type(error).__name__}: {error}", file=sys.stderr)

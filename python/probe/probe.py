@@ -1,7 +1,7 @@
-"""Tells where an interpreter would import SGLang and aiter from, without importing them and without touching a GPU.
+"""Reports where an interpreter would import SGLang and aiter from, without importing them and without touching a GPU.
 
-Run as `python -c TEXT module|script`: `module` is how `python -m sglang.launch_server` sees the world (the working
-directory comes first on the path), `script` how a console script does (it does not). Prints one line, a tag and
+Run as `python -c TEXT module|script`: `module` has the path of `python -m sglang.launch_server` (the working
+directory comes first), `script` that of a console script (it does not). Prints one line, a tag and
 a JSON object, so that whatever else the environment prints does not matter. Standard library only, Python 3.8 on.
 """
 
@@ -111,7 +111,7 @@ def real(path):
 
 
 def answer(entry):
-    """Everything the probe tells."""
+    """Everything the probe reports."""
     if entry == "script" and sys.path and sys.path[0] == "":
         del sys.path[0]
     packages = {name: found(name) for name in PACKAGES}

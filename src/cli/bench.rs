@@ -99,7 +99,7 @@ fn seconds(text: &str) -> Result<f64, String> {
     }
 }
 
-/// Runs the load and writes the line.
+/// Runs the load and writes the line; an error with exit code 12 when a request failed.
 pub fn run(args: &BenchArgs, printer: &Printer) -> Result<(), Error> {
     let model = match &args.model {
         Some(model) => model.clone(),
@@ -174,7 +174,7 @@ pub fn run(args: &BenchArgs, printer: &Printer) -> Result<(), Error> {
     .hint("read the server's log; --deadline gives a slow server more time, --details keeps every error"))
 }
 
-/// One line when warmed up and at each tenth of the requests.
+/// Reports the end of the warm-up and each tenth of the requests.
 fn tell(printer: &Printer, step: Progress) {
     match step {
         Progress::Answering => {}
@@ -194,7 +194,7 @@ fn tell(printer: &Printer, step: Progress) {
     }
 }
 
-/// The headline numbers for people.
+/// The headline numbers for display.
 fn summary(line: &serde_json::Map<String, serde_json::Value>) -> String {
     let number = |key: &str| {
         line.get(key)

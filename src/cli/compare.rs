@@ -88,7 +88,7 @@ fn percent(text: &str) -> Result<f64, String> {
     }
 }
 
-/// Compares and prints.
+/// Reads and compares both arms, and prints the verdict; an error of kind 16 unless it is better or the same.
 pub fn run(args: &CompareArgs, printer: &Printer) -> Result<(), Error> {
     let Some(metric) = metric::named(&args.metric) else {
         let known: Vec<&str> = METRICS.iter().map(|metric| metric.key).collect();
@@ -161,7 +161,7 @@ fn read_arm(files: &[Utf8PathBuf], unit: Unit) -> Result<Vec<Trial>, Error> {
     Ok(compare::trials(files, unit))
 }
 
-/// Exit 0 for better and same, a failure of kind 16 for the rest.
+/// Success for better and same, an error of kind 16 for the rest.
 fn outcome(comparison: &Comparison, allow_unfair: bool) -> Result<(), Error> {
     if matches!(comparison.verdict, Verdict::Better | Verdict::Same) {
         return Ok(());
@@ -191,7 +191,7 @@ fn outcome(comparison: &Comparison, allow_unfair: bool) -> Result<(), Error> {
     })
 }
 
-/// The table people read.
+/// The table for display.
 fn text(comparison: &Comparison, all: bool) -> String {
     let mut text = format!(
         "{}: {} ({})\n",
@@ -235,7 +235,7 @@ fn text(comparison: &Comparison, all: bool) -> String {
     text
 }
 
-/// Each of several loads by the metric that decides for it.
+/// Each of several loads by its own deciding metric.
 fn loads(comparison: &Comparison) -> String {
     if comparison.loads.is_empty() {
         return String::new();
@@ -258,7 +258,7 @@ fn loads(comparison: &Comparison) -> String {
     format!("\nEach load on its own:\n{}", table(&rows))
 }
 
-/// What the columns mean, with what would be the same in every row: so the table fits the usual screen.
+/// What the columns mean, including what would be the same in every row, so that the table fits a usual screen.
 fn legend(comparison: &Comparison) -> String {
     let pairs = match comparison.pairs {
         1 => "1 pair".to_owned(),
@@ -270,7 +270,7 @@ fn legend(comparison: &Comparison) -> String {
     format!("{pairs}{confidence}.\nA ratio above 1 means that the tuned arm is better; * decides.")
 }
 
-/// A metric's row; `pairs` is how many the deciding metric has.
+/// A metric's row; `pairs` is the number of pairs of the deciding metric.
 fn row(metric: &MetricResult, pairs: usize) -> [String; 6] {
     let number = |value: Option<f64>| value.map_or_else(|| "-".to_owned(), significant);
     let ratio =
@@ -300,7 +300,7 @@ fn row(metric: &MetricResult, pairs: usize) -> [String; 6] {
     ]
 }
 
-/// Five significant digits, enough to tell a 0.1 % difference.
+/// Five significant digits, enough to show a difference of 0.1 %.
 fn significant(value: f64) -> String {
     let digits = if value > 0.0 {
         (4.0 - value.log10().floor()).clamp(0.0, 6.0) as usize

@@ -36,7 +36,7 @@ pub struct DemoArgs {
     server: Vec<String>,
 }
 
-/// Runs the demo.
+/// Runs the loop on the reference engine; the exit code is that of `run`.
 pub fn run(args: &DemoArgs, printer: &Printer) -> Result<ExitCode, Error> {
     let environment =
         |what: &'static str| move |error| Error::to(ErrorKind::Environment, what, error);
@@ -49,7 +49,7 @@ pub fn run(args: &DemoArgs, printer: &Printer) -> Result<ExitCode, Error> {
     fs_err::create_dir_all(&model).map_err(environment("create the model's folder"))?;
     write_atomic(&model.join("config.json"), MODEL.as_bytes())
         .map_err(environment("write the model's configuration"))?;
-    // The kernel picks a port on which nothing listens now.
+    // The kernel assigns a port on which nothing listens now.
     let port = TcpListener::bind("127.0.0.1:0")
         .and_then(|listener| listener.local_addr())
         .map_err(environment("find a free port"))?
@@ -120,7 +120,7 @@ pub fn run(args: &DemoArgs, printer: &Printer) -> Result<ExitCode, Error> {
     super::run::begin(&runs, config, Stage::Report, printer)
 }
 
-/// A decode-heavy load: short prompts, a few requests at once, as an interactive service has.
+/// A decode-heavy load: short prompts and a few concurrent requests, as in an interactive service.
 const LOAD: Load = Load {
     name: None,
     metric: None,

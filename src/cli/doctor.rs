@@ -40,7 +40,7 @@ pub struct DoctorArgs {
     undo_fix: bool,
 }
 
-/// Says what is wrong, and fixes it when asked.
+/// Reports what is wrong, and fixes it on request.
 pub fn run(args: &DoctorArgs, printer: &Printer) -> Result<(), Error> {
     let keeper = Keeper::this_binary()
         .map_err(|error| Error::to(ErrorKind::Bug, "find our own binary", error))?;
@@ -155,7 +155,7 @@ fn failed(name: &'static str, error: &locate::LocateError, fix: &str) -> Check {
     }
 }
 
-/// The interpreter's answer, in the surroundings that gemmtune.toml describes where there is one.
+/// The interpreter's answer, in the environment that gemmtune.toml describes if there is one.
 fn ask(
     args: &DoctorArgs,
     config: Option<&Config>,
@@ -187,8 +187,8 @@ fn ask(
         .map_err(|error| Error::to(ErrorKind::Environment, "ask the interpreter", error))
 }
 
-/// Whether the built-in reference engine is the only candidate: the configuration says so, or there is none and
-/// nothing was named, no GPU is seen, and the interpreter has neither torch nor a tree.
+/// Whether the built-in reference engine is the only candidate: either the configuration names it, or there is no
+/// configuration and nothing was named, no GPU is found, and the interpreter has neither torch nor a tree.
 fn only_reference(
     args: &DoctorArgs,
     config: Option<&Config>,
@@ -212,7 +212,7 @@ fn only_reference(
     }
 }
 
-/// The aiter package: named, else the one that is imported.
+/// The aiter package: the one named, else the one that is imported.
 fn aiter_package(args: &DoctorArgs, answer: Option<&Answer>) -> Option<Utf8PathBuf> {
     match &args.aiter {
         Some(root) => {
@@ -237,7 +237,7 @@ fn print_table(checks: &[Check], printer: &Printer) {
         .max()
         .unwrap_or(0);
     for check in checks {
-        // A word for each, so that colour is never the only carrier.
+        // A word for each, so that colour is never the only indication.
         let word = match check.verdict {
             Verdict::Good => "ok     ",
             Verdict::Note => "note   ",
@@ -278,7 +278,7 @@ fn fix(
         || Utf8PathBuf::from("python3"),
         |answer| answer.executable.clone(),
     );
-    // A tree that is able already stays where it is: only what hangs on it is renewed.
+    // A tree with all capabilities stays at its commit; only what depends on it is renewed.
     let head = checkout.head().map_err(refused)?;
     let target = args
         .to
@@ -295,7 +295,7 @@ fn fix(
         .chain(&aiter.products.builds)
         .chain(&aiter.products.stale_locks);
     let mut products: Vec<_> = products.cloned().collect();
-    // A lock inside a build folder goes with the folder.
+    // A lock inside a build folder is moved with the folder.
     let builds = aiter.products.builds.clone();
     products.retain(|path| {
         !builds

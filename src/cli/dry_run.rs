@@ -1,4 +1,4 @@
-//! `gemmtune run --dry-run`: what would be run, for how long, and whether the configuration agrees with itself.
+//! `gemmtune run --dry-run`: what would be run, for how long, and whether the configuration is consistent.
 
 use std::process::ExitCode;
 
@@ -17,16 +17,16 @@ use crate::workload::duration::spoken;
 use crate::workload::env;
 use crate::workload::secret::masked_command;
 
-/// Earlier runs that are looked through for how long a server start takes.
+/// Most earlier runs that are searched for the duration of a server start.
 const LOOKED_AT: usize = 20;
 
-/// What an earlier server start took.
+/// The durations of an earlier server start.
 struct Seen {
     run: Utf8PathBuf,
     seconds: f64,
 }
 
-/// Says what going on with `run` would do.
+/// Describes what continuing `run` would do.
 pub(super) fn of_run(run: &RunDir, printer: &Printer) -> Result<ExitCode, Error> {
     let text = file::read_text(&run.config()).map_err(|error| {
         Error::to(
@@ -40,7 +40,7 @@ pub(super) fn of_run(run: &RunDir, printer: &Printer) -> Result<ExitCode, Error>
     show(&config, seen_in(run, &config).as_ref(), printer)
 }
 
-/// Says what a run of `config` would do; earlier runs stand below `runs`.
+/// Describes what a run of `config` would do; earlier runs are below `runs`.
 pub(super) fn of_config(
     config: &Config,
     runs: &Utf8Path,
@@ -49,7 +49,7 @@ pub(super) fn of_config(
     show(config, seen(runs, config).as_ref(), printer)
 }
 
-/// Refuses a configuration that says two things of one.
+/// Refuses a configuration that contradicts itself.
 pub(super) fn refuse_contradictions(config: &Config) -> Result<(), Error> {
     let found = contradictions(config);
     match found.as_slice() {
@@ -82,7 +82,7 @@ fn show(config: &Config, seen: Option<&Seen>, printer: &Printer) -> Result<ExitC
         Ok(Measure::Builtin(loads)) => loads.iter().map(in_words).collect::<Vec<_>>().join("; "),
         Err(error) => return Err(Error::to(ErrorKind::Usage, &error.to_string(), error)),
     };
-    // Baseline, capture and verify serve once each.
+    // Baseline, capture and verify start the server once each.
     let starts = 3 + config.compare.pairs * 2;
     let seconds = seen.map(|seen| seen.seconds * f64::from(starts));
     let notes = notes(config);
@@ -134,7 +134,7 @@ fn show(config: &Config, seen: Option<&Seen>, printer: &Printer) -> Result<ExitC
     Ok(ExitCode::SUCCESS)
 }
 
-/// What is worth knowing before a server is started.
+/// Remarks to make before a server is started.
 fn notes(config: &Config) -> Vec<String> {
     let taken = config.backend.table.as_ref();
     let taken = taken.map(|table| format!("nothing would be tuned: {table} is judged as it is"));
@@ -147,7 +147,7 @@ fn notes(config: &Config) -> Vec<String> {
     taken.into_iter().chain(unread).chain(few).collect()
 }
 
-/// The newest run of this workload that has served it as it is, and how long that took.
+/// The newest run of this workload that has served its baseline, and how long that took.
 fn seen(runs: &Utf8Path, config: &Config) -> Option<Seen> {
     let mut folders: Vec<Utf8PathBuf> = entries(runs)
         .ok()?

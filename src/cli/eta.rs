@@ -6,7 +6,7 @@ use crate::run::event::{Event, Notice, Role};
 use crate::run::stage::{Stage, State, TrialEnd};
 use crate::workload::config::Config;
 
-/// What a run has done and still has to do.
+/// The finished and the remaining work of a run.
 #[derive(Debug)]
 pub(super) struct RunEta {
     state: State,
@@ -14,14 +14,14 @@ pub(super) struct RunEta {
     only_noise: bool,
     /// Wall time that tuning may take, s.
     budget: f64,
-    /// What the tuner says it still needs, s.
+    /// The tuner's own estimate of the time it still needs, s.
     tuning: Option<f64>,
-    /// When the trial at work began.
+    /// When the current trial began.
     trial_began: Option<Instant>,
 }
 
 impl RunEta {
-    /// For a run of `config` that has got as far as `events`.
+    /// For a run of `config` after `events`.
     pub(super) fn new<'a>(config: &Config, events: impl IntoIterator<Item = &'a Event>) -> Self {
         Self {
             state: State::fold(events),
@@ -33,7 +33,7 @@ impl RunEta {
         }
     }
 
-    /// Takes one notice into account, received at `now`.
+    /// Processes a notice received at `now`.
     pub(super) fn take(&mut self, notice: &Notice, now: Instant) {
         match notice {
             Notice::Recorded(event) => {
@@ -53,8 +53,8 @@ impl RunEta {
         }
     }
 
-    /// Seconds left at `now`; nothing until one server start was measured. Until tuning says what it needs, its whole
-    /// budget counts.
+    /// Seconds left at `now`; `None` until one server start was measured. Until the tuner reports an estimate, its
+    /// whole budget is counted.
     pub(super) fn left(&self, now: Instant) -> Option<f64> {
         let seconds: Vec<f64> = self
             .state
@@ -83,7 +83,7 @@ impl RunEta {
         Some((mean * f64::from(self.trials_left()) - begun).max(0.0) + tuning)
     }
 
-    /// Server starts that are still to come, the one at work included.
+    /// Server starts still to come, the current one included.
     fn trials_left(&self) -> u32 {
         let one = |stage: Stage| u32::from(!self.state.has_finished(stage));
         if self.state.nothing_to_gain().is_some() {

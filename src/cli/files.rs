@@ -1,4 +1,4 @@
-//! Files a command names: what it reads, what it writes, and that these are never the same.
+//! Files that a command names: input, output, and a check that they are never the same.
 
 use std::io::{self, Read as _, Write as _};
 
@@ -18,8 +18,8 @@ pub(super) fn read(path: &Utf8Path) -> io::Result<Vec<u8>> {
     Ok(bytes)
 }
 
-/// Writes the file that was asked for: whole or not at all. A stream that is named as a file (`/dev/stdout`,
-/// `/dev/null`, a terminal) is written to and never replaced.
+/// Writes the requested file, atomically. A stream that is named like a file (`/dev/stdout`, `/dev/null`, a terminal)
+/// is written to and never replaced.
 pub(super) fn write(path: &Utf8Path, bytes: &[u8], printer: &Printer) -> Result<(), Error> {
     let failed = |error| Error::to(ErrorKind::Environment, "write the output", error);
     match stream(path) {
@@ -34,7 +34,7 @@ pub(super) fn write(path: &Utf8Path, bytes: &[u8], printer: &Printer) -> Result<
     }
 }
 
-/// A place that bytes go to and that no file stands at.
+/// A destination that is not a file on disk.
 pub(super) enum Stream {
     Output,
     Error,
@@ -53,8 +53,8 @@ pub(super) fn stream(path: &Utf8Path) -> Option<Stream> {
     }
 }
 
-/// Refuses an output that can be neither written to nor replaced, or one of the inputs under whatever name: a second
-/// path to it, or a link.
+/// Refuses an output that can be neither written to nor replaced, or that is one of the inputs under another name: a
+/// second path to it, or a link.
 pub(super) fn refuse_overwriting<'input>(
     output: &Utf8Path,
     inputs: impl IntoIterator<Item = &'input Utf8Path>,
@@ -80,7 +80,7 @@ pub(super) fn refuse_overwriting<'input>(
     }
 }
 
-/// Device and inode of what the path leads to.
+/// Device and inode of the file that the path leads to.
 fn identity(path: &Utf8Path) -> Option<(u64, u64)> {
     use std::os::unix::fs::MetadataExt as _;
     let data = fs_err::metadata(path).ok()?;

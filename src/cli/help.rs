@@ -1,11 +1,12 @@
-//! The list of commands that `gemmtune --help` prints, in groups: clap itself knows one heading for all of them.
+//! The list of commands that `gemmtune --help` prints, in groups, since clap supports a single heading for all of
+//! them.
 
 use std::fmt::Write as _;
 
 use clap::Subcommand as _;
 use clap::builder::{StyledStr, Styles};
 
-/// Each heading with its commands, in the order people meet them.
+/// Each heading with its commands, in the order in which users need them.
 const GROUPS: [(&str, &[&str]); 5] = [
     (
         "The loop",
@@ -20,7 +21,7 @@ const GROUPS: [(&str, &[&str]); 5] = [
     ("Other", &["reference-server", "completions", "man", "help"]),
 ];
 
-/// What clap prints for the command itself that has no definition of ours.
+/// clap's text for the `help` command, which is not among our definitions.
 const HELP: &str = "Print this message or the help of the given command";
 
 /// The template of the top-level help.

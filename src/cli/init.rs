@@ -58,7 +58,7 @@ enum Stop {
     Exit,
 }
 
-/// Writes the configuration, and asks by name for what it could not tell.
+/// Writes the configuration, with questions for what could not be determined.
 pub fn run(args: &InitArgs, printer: &Printer) -> Result<(), Error> {
     let is_stream = files::stream(&args.output).is_some();
     if !args.force && !is_stream && args.output.exists() {
@@ -68,7 +68,7 @@ pub fn run(args: &InitArgs, printer: &Printer) -> Result<(), Error> {
         )
         .hint("use `--force` to replace it, or `-o OTHER.toml`"));
     }
-    // A script is never written over, whatever path names it, nor any file of the command.
+    // Never overwrites a script, whatever path names it, nor any file of the command.
     let named = args.command.iter().map(Utf8Path::new);
     let inputs = args.script.iter().map(Utf8PathBuf::as_path).chain(named);
     files::refuse_overwriting(&args.output, inputs)?;
@@ -314,7 +314,7 @@ fn from_watching(args: &InitArgs, printer: &Printer, made: &Made<'_>) -> Result<
     })
 }
 
-/// Why nothing came of watching, and where to go.
+/// Why watching found nothing, and how to proceed.
 fn nothing(watched: &Watched, code: u8, shown: &str) -> Error {
     if let Some((tool, argv)) = watched.elsewhere.first() {
         let words: Vec<&str> = argv.iter().map(String::as_str).collect();
@@ -339,7 +339,7 @@ fn nothing(watched: &Watched, code: u8, shown: &str) -> Error {
     .hint("run it without gemmtune first; a server is recognised by `sglang.launch_server`, `sglang serve`, or its answers")
 }
 
-/// Passes on what a command writes, as it comes.
+/// Forwards a command's output as it is written.
 struct Tail {
     path: Utf8PathBuf,
     file: Option<fs_err::File>,
@@ -372,14 +372,14 @@ impl Tail {
         };
         let mut bytes = Vec::new();
         if file.take(1 << 20).read_to_end(&mut bytes).is_ok() && !bytes.is_empty() {
-            // The command's own output, as the terminal would have had it.
+            // The command's own output, as it would have been on the terminal.
             let _ = std::io::stderr().lock().write_all(&bytes);
         }
         let _ = file.stream_position();
     }
 }
 
-/// The text of a script: a plain file of usual size.
+/// The text of a script: a regular file of ordinary size.
 fn read_text(path: &Utf8Path) -> std::io::Result<String> {
     let other = |why: &str| std::io::Error::other(format!("read `{path}`: {why}"));
     let data = fs_err::metadata(path)?;
@@ -395,7 +395,7 @@ fn read_text(path: &Utf8Path) -> std::io::Result<String> {
     fs_err::read_to_string(path)
 }
 
-/// Which engine this machine's GPUs leave: their driver's device files say whose they are.
+/// The backend that this machine's GPUs allow, judged by the driver's device files.
 fn machine() -> Option<(&'static str, &'static str)> {
     if Utf8Path::new("/dev/kfd").exists() {
         return Some(("aiter", "this machine has AMD GPUs (/dev/kfd)"));
@@ -415,7 +415,7 @@ pub(super) fn gpu() -> Option<String> {
     model(&text)
 }
 
-/// The architecture of the first AMD GPU of this machine, as the kernel's driver tells it.
+/// The architecture of the first AMD GPU of this machine, as reported by the kernel driver.
 fn gfx() -> Option<String> {
     let nodes = entries(Utf8Path::new("/sys/class/kfd/kfd/topology/nodes")).ok()?;
     nodes

@@ -63,9 +63,9 @@ struct Applied {
     dry_run: bool,
     /// Files changed (or that would be), empty where everything was in place.
     changed: Vec<String>,
-    /// The hooks before.
+    /// The hooks that were there before.
     before: Option<Instrumented>,
-    /// Variables that switch the hooks on in the server.
+    /// Variables that enable the hooks in the server.
     env: serde_json::Map<String, serde_json::Value>,
     notes: Vec<String>,
     /// Unified diff of a dry run.
@@ -193,17 +193,16 @@ fn apply_overlay(args: &ApplyArgs, package: &Package) -> Result<Applied, Error> 
     })
 }
 
-/// The file in the overlay folder that says which kernel `switch` forces.
+/// The file in the overlay folder with the kernel that `switch` forces.
 pub(super) const DECISION: &str = "switch.json";
 
-/// The file in the overlay folder that says that it captures.
+/// The file in the overlay folder that marks it as capturing.
 pub(super) const CAPTURING: &str = "capture.json";
 
-/// A file that every overlay folder has; only a folder with it is ever removed.
+/// A file in every overlay folder; only a folder that contains it is ever removed.
 const OVERLAY_MARK: &str = "gemmtune_overlay/__init__.py";
 
-/// Writes the overlay, and `wish` into its folder as `path`; where that fails, a folder that was not there before is gone
-/// again.
+/// Writes the overlay, and `wish` into its folder as `path`; if that fails, a newly created folder is removed again.
 pub(super) fn write_overlay(folder: &Utf8Path, path: &Utf8Path, wish: &[u8]) -> Result<(), Error> {
     let was_there = folder.exists();
     let written = overlay::write(folder)
@@ -211,7 +210,8 @@ pub(super) fn write_overlay(folder: &Utf8Path, path: &Utf8Path, wish: &[u8]) -> 
         .and_then(|()| write_atomic(path, wish));
     written.map_err(|error| {
         if !was_there {
-            // Half an overlay would do harm on PYTHONPATH; if it cannot be removed, the first error says enough.
+            // An incomplete overlay would do harm on PYTHONPATH; if it cannot be removed, the first error is
+            // sufficient.
             let _ = fs_err::remove_dir_all(folder);
         }
         Error::to(ErrorKind::Environment, "write the overlay", error)
@@ -219,7 +219,7 @@ pub(super) fn write_overlay(folder: &Utf8Path, path: &Utf8Path, wish: &[u8]) -> 
     })
 }
 
-/// Removes the overlay folder of `package`; says whether there was one.
+/// Removes the overlay folder of `package`; returns whether there was one.
 pub(super) fn remove_overlay(package: &Package) -> Result<bool, Error> {
     let folder = package.overlay_folder();
     if !folder.join(OVERLAY_MARK).exists() {
@@ -240,7 +240,7 @@ pub(super) fn overlay_env(
         .collect()
 }
 
-/// `export` lines that a person can paste; what PYTHONPATH holds already stays behind ours.
+/// `export` lines to paste; the current value of PYTHONPATH is kept after ours.
 pub(super) fn exports(env: &serde_json::Map<String, serde_json::Value>) -> String {
     env.iter()
         .map(|(name, value)| {
@@ -304,7 +304,7 @@ fn undo(args: &RootArgs, printer: &Printer) -> Result<(), Error> {
     if overlay {
         fs_err::remove_file(&capturing)
             .map_err(|error| Error::to(ErrorKind::Environment, "remove the overlay", error))?;
-        // `switch` may stand on the same folder.
+        // `switch` may use the same folder.
         if !package.overlay_folder().join(DECISION).exists() {
             remove_overlay(&package)?;
         }

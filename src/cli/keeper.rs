@@ -22,7 +22,7 @@ pub struct KeeperArgs {
     command: Vec<String>,
 }
 
-/// Keeps the command; the exit code is the command's.
+/// Runs the command as its keeper; the exit code is the command's.
 pub fn run(args: &KeeperArgs, printer: &Printer) -> ExitCode {
     let grace = Duration::from_millis(args.grace_ms);
     let (code, error) =

@@ -15,7 +15,7 @@ use crate::table::revision::Revision;
 use crate::tree::aiter::revision_around;
 use crate::tree::package::release_around;
 
-/// Findings of one rule in one file that are shown to people; `--json` and `--all` show every one.
+/// Findings of one rule in one file that are shown on the terminal; `--json` and `--all` show every one.
 const SHOWN: usize = 3;
 
 /// Arguments of `gemmtune lint`.
@@ -94,7 +94,7 @@ pub fn run(args: &LintArgs, printer: &Printer) -> Result<(), Error> {
         }
         printer.say(summary(&report));
     }
-    // A gate that found nothing to check has checked nothing.
+    // A gate that found nothing to check must not pass.
     if report.files == 0 {
         return Err(Error::new(ErrorKind::Usage, "no table was found there")
             .hint("name the tables themselves, or the folder that holds them"));
@@ -151,7 +151,7 @@ fn summary(report: &Report) -> String {
 }
 
 fn shown(report: &Report, all: bool) -> String {
-    // Findings are sorted by file and line; a rule is cut off within its file.
+    // Findings are sorted by file and line; a rule is truncated within its file.
     let mut counts = BTreeMap::<(&str, &str), usize>::new();
     for finding in &report.findings {
         *counts.entry((&finding.file, finding.rule)).or_default() += 1;

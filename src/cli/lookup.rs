@@ -1,4 +1,4 @@
-//! `gemmtune lookup`: which row of a table the runtime takes for each shape.
+//! `gemmtune lookup`: which row of a table the runtime uses for each shape.
 
 mod aiter_triton;
 pub(super) mod fused_moe;
@@ -98,7 +98,7 @@ pub struct LookupArgs {
     explain: bool,
 }
 
-/// One looked-up shape: the columns of the CSV, then what only JSON says.
+/// One looked-up shape: the columns of the CSV, then what only JSON has.
 #[derive(Serialize)]
 struct Answer {
     op: Op,
@@ -124,7 +124,7 @@ struct Answer {
     /// 1-based line of the row.
     line: Option<u64>,
     us: Option<f64>,
-    /// What the runtime does then.
+    /// What the runtime does as a result.
     runs: String,
     /// Whether it raises an exception.
     raises: bool,
@@ -157,7 +157,7 @@ struct Document<'args> {
     hit_rate_by_records: f64,
     #[serde(skip_serializing_if = "Option::is_none")]
     revision: Option<&'static str>,
-    /// Where no revision is given: those whose rules were tried.
+    /// If no revision is given: those whose rules were tried.
     #[serde(skip_serializing_if = "Option::is_none")]
     revisions: Option<Vec<&'static str>>,
     /// Shapes of operations that another table serves.
@@ -168,18 +168,18 @@ struct Document<'args> {
     fused_moe: Vec<MoeAnswer>,
 }
 
-/// Answers, and what is odd about them.
+/// Answers, and remarks on them.
 #[derive(Default)]
 struct Answers {
     rows: Vec<Answer>,
-    /// The revisions whose rules were followed.
+    /// The revisions whose rules were applied.
     revisions: Vec<Revision>,
     other_operations: usize,
     warnings: Vec<String>,
     fused_moe: Vec<MoeAnswer>,
 }
 
-/// Looks the shapes up and writes what was found.
+/// Looks the shapes up and writes the results.
 pub fn run(args: &LookupArgs, printer: &Printer) -> Result<(), Error> {
     let is_aiter_triton = aiter_triton::is_one(&args.table);
     let is_json = args.table.is_dir() || args.table.extension() == Some("json");
@@ -220,7 +220,7 @@ pub fn run(args: &LookupArgs, printer: &Printer) -> Result<(), Error> {
         },
     };
     let shapes = shapes::read(&bytes, Some(default_op)).map_err(wrong)?;
-    // A gate that looked nothing up has checked nothing.
+    // A gate that looked nothing up must not pass.
     if shapes.is_empty() {
         return Err(Error::new(
             ErrorKind::NoShapes,
@@ -285,7 +285,7 @@ fn in_moe_tables(
 }
 
 fn finish(args: &LookupArgs, answers: Answers, printer: &Printer) -> Result<(), Error> {
-    // (whether it hit, records) of every row.
+    // (hit, records) for every row.
     let gemms = answers
         .rows
         .iter()
@@ -356,8 +356,8 @@ fn read(path: &Utf8Path, what: &str) -> Result<Vec<u8>, Error> {
     files::read(path).map_err(|error| Error::to(ErrorKind::Usage, &format!("read {what}"), error))
 }
 
-/// The operation a table is looked up for: what the user says, else the file's name, else the shapes' own where they
-/// agree, else what the table's kernels and columns say.
+/// The operation that a table is looked up for: the one given by the user, else by the file's name, else by the
+/// shapes if they agree, else by the table's kernels and columns.
 fn table_op(args: &LookupArgs, shapes: &[CountedShape]) -> Option<Op> {
     let of_shapes = || {
         let first = shapes.first()?.shape.op;
@@ -369,7 +369,7 @@ fn table_op(args: &LookupArgs, shapes: &[CountedShape]) -> Option<Op> {
     args.op
         .or_else(|| match family::of_file_name(args.table.as_str()) {
             Some(Family::Op(op)) => Some(op),
-            // Reading the table says so.
+            // Reading the table reports it.
             Some(Family::Other(_)) => None,
             None => of_shapes(),
         })
@@ -416,7 +416,7 @@ fn in_csv(args: &LookupArgs, shapes: &[CountedShape]) -> Result<Answers, Error> 
         revisions,
         ..Answers::default()
     };
-    // The first is the one whose row is shown.
+    // The first one's row is shown.
     let Some((_, first)) = resolvers.first() else {
         return Ok(answers);
     };
@@ -473,7 +473,7 @@ fn in_csv(args: &LookupArgs, shapes: &[CountedShape]) -> Result<Answers, Error> 
     Ok(answers)
 }
 
-/// The revisions whose rules count: the one that is given, or that of the tree around the table, or all of today's.
+/// The revisions whose rules apply: the one that is given, or that of the tree around the table, or all current ones.
 fn revisions(args: &LookupArgs) -> Vec<Revision> {
     let known = args
         .revision
@@ -481,7 +481,7 @@ fn revisions(args: &LookupArgs) -> Vec<Revision> {
     known.map_or_else(|| Revision::TODAY.to_vec(), |revision| vec![revision])
 }
 
-/// Whether a shape fares the same at every revision.
+/// Whether the result for a shape is the same at every revision.
 fn agree(outcomes: &[(Revision, Resolution<'_>, Runs)]) -> bool {
     outcomes.windows(2).all(|pair| {
         pair[0].2 == pair[1].2

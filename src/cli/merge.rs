@@ -20,7 +20,7 @@ use crate::table::moe::release::Release;
 use crate::table::revision::Revision;
 use crate::tree::aiter::revision_around;
 
-/// Rows that lost whose reason is shown; the provenance file has every one.
+/// Losing rows whose reason is shown; the provenance file has all of them.
 const SHOWN: usize = 5;
 
 /// Arguments of `gemmtune merge`.
@@ -105,7 +105,7 @@ pub fn run(args: &MergeArgs, printer: &Printer) -> Result<(), Error> {
         )
         .hint("`gemmtune lint` on the inputs says what is wrong with each row"));
     }
-    // The record first: a table without its record would be the worse half to be left with.
+    // The provenance first: a table without it would be the worse half to be left with.
     if let Some(provenance) = &provenance {
         files::write(provenance, merged.provenance_csv().as_bytes(), printer)?;
     }
@@ -127,7 +127,7 @@ fn read(path: &Utf8Path) -> Result<Table, Error> {
     })
 }
 
-/// Where the record of the merge goes: beside the table, and nowhere where that goes to a stream.
+/// Where the provenance is written: beside the table, or nowhere if that is a stream.
 fn provenance_path(output: &Utf8Path) -> Option<Utf8PathBuf> {
     if files::stream(output).is_some() {
         return None;
@@ -140,7 +140,7 @@ fn provenance_path(output: &Utf8Path) -> Option<Utf8PathBuf> {
     Some(Utf8PathBuf::from(format!("{stem}.provenance.csv")))
 }
 
-/// Neither file that is written may be one that is read, under whatever name.
+/// Checks that no file to be written is also read, under whatever name.
 fn refuse_overwriting(args: &MergeArgs, provenance: Option<&Utf8Path>) -> Result<(), Error> {
     for written in std::iter::once(args.output.as_path()).chain(provenance) {
         files::refuse_overwriting(written, args.tables.iter().map(Utf8PathBuf::as_path))?;
@@ -220,7 +220,7 @@ fn report(
     Ok(())
 }
 
-/// The inputs, a file that is named twice once: its rows cannot be told apart.
+/// The inputs without duplicates, whose rows could not be distinguished.
 fn inputs(args: &MergeArgs) -> Vec<&Utf8Path> {
     let mut named = BTreeSet::new();
     let paths = args.tables.iter().map(Utf8PathBuf::as_path);
@@ -232,7 +232,7 @@ fn of_input(merged: &Merged, path: &Utf8Path, outcome: Outcome) -> usize {
     merged.provenance.iter().filter(of).count()
 }
 
-/// The JSON document; `written` says whether a table was.
+/// The JSON document; `written` is whether a table was written.
 fn document(
     args: &MergeArgs,
     provenance: Option<&Utf8Path>,

@@ -1,6 +1,6 @@
 //! The command line: arguments, messages, progress and exit codes. One file per subcommand.
 //!
-//! This room may print; no other may. People's text goes to standard error, data to standard output.
+//! Only this room prints. Messages go to standard error, data to standard output.
 
 pub mod bench;
 pub mod compare;
@@ -117,7 +117,7 @@ enum Command {
     Keeper(keeper::KeeperArgs),
 }
 
-/// Parses the command line, runs the command and says how it ended.
+/// Parses the command line, runs the command and reports how it ended.
 pub fn main() -> std::process::ExitCode {
     let matches = Cli::command()
         .try_get_matches()
@@ -135,11 +135,11 @@ pub fn main() -> std::process::ExitCode {
     }
 }
 
-/// Ends with clap's words about a command line it refused, or with the help that was asked for.
+/// Exits with clap's message about an invalid command line, or with the requested help.
 fn refused(error: &clap::Error) -> ! {
     if error.use_stderr() && std::env::args_os().any(|argument| argument == "--json") {
         let failure = Error::new(ErrorKind::Usage, error.render().to_string().trim_end());
-        // Clap's own words go to standard error below, and its exit code is that of `ErrorKind::Usage`.
+        // clap's own message goes to standard error below, and its exit code is that of `ErrorKind::Usage`.
         let _ = Printer::new(true).json(&serde_json::json!({ "error": failure }));
     }
     error.exit()
@@ -175,7 +175,7 @@ fn perform(command: Command, printer: &Printer) -> Result<std::process::ExitCode
     }
 }
 
-/// The exit code of a command that has no other than "done".
+/// The exit code of a command that can only succeed or fail.
 fn success((): ()) -> std::process::ExitCode {
     std::process::ExitCode::SUCCESS
 }

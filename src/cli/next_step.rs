@@ -2,8 +2,8 @@
 
 use crate::run::error::{Error, ErrorKind};
 
-/// Every error names what to do next: one that came without a hint gets that of its kind. `command` is the subcommand
-/// that failed.
+/// Ensures that every error names what to do next: one without a hint gets that of its kind. `command` is the
+/// subcommand that failed.
 pub(super) fn with_next_step(error: Error, command: &str) -> Error {
     if !error.hints().is_empty() {
         return error;

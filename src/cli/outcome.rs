@@ -1,4 +1,4 @@
-//! What people and scripts get when a run is complete.
+//! The final output of a completed run, for users and scripts.
 
 use std::process::ExitCode;
 
@@ -11,7 +11,7 @@ use crate::proc::quoted;
 use crate::report::{self, Report};
 use crate::run::error::{Error, ErrorKind};
 
-/// Shows the outcome of the finished run in `run`; the exit code says whether tuning was worth it.
+/// Shows the result of the finished run in `run`; the exit code tells whether tuning was worth it.
 pub(super) fn show(run: &Utf8Path, printer: &Printer) -> Result<ExitCode, Error> {
     let found = report::read(run)
         .map_err(|error| Error::to(ErrorKind::Bug, "read the run's report", error))?;
@@ -23,7 +23,7 @@ pub(super) fn show(run: &Utf8Path, printer: &Printer) -> Result<ExitCode, Error>
     }
     let deployed = found.undo.is_some();
     match &found.comparison {
-        // Without a deployment both arms are the untuned server: the noise it shows is the result.
+        // Without a deployment both arms are the untuned server, and the noise between them is the result.
         Some(comparison)
             if deployed && !matches!(comparison.verdict, Verdict::Better | Verdict::Same) =>
         {
@@ -43,7 +43,7 @@ pub(super) fn show(run: &Utf8Path, printer: &Printer) -> Result<ExitCode, Error>
     }
 }
 
-/// What was found, where it is written, and what to do with it.
+/// The result, where it is written, and what to do with it.
 fn in_three_lines(report: &Report, page: &Utf8Path) -> String {
     let is_worse = report
         .comparison
@@ -60,7 +60,7 @@ fn in_three_lines(report: &Report, page: &Utf8Path) -> String {
     )
 }
 
-/// A document of the run, or nothing where its stage was skipped.
+/// A document of the run, or null if its stage was skipped.
 fn document(path: &Utf8Path) -> Result<Option<Value>, Error> {
     if !path.is_file() {
         return Ok(None);

@@ -1,4 +1,4 @@
-//! Text as it may reach a terminal: nothing that steers the terminal, and no input quoted at length.
+//! Text that is safe for a terminal: without control sequences, and without long quotations of input.
 
 use std::fmt::Write as _;
 
@@ -6,18 +6,18 @@ use camino::Utf8Path;
 
 use crate::table::moe::name::TableName;
 
-/// Characters of a quotation that are shown.
+/// Most characters shown of a quotation.
 const QUOTE: usize = 80;
 
-/// Characters of a line of a message that are shown: what another program wrote (a log, a parser) can be one line of
-/// megabytes.
+/// Most characters shown of a line of a message: another program's output (a log, a parser's error) can be one line
+/// of megabytes.
 const LINE: usize = 1000;
 
 /// The longest name that a file can have on Linux (`NAME_MAX`).
 const NAME: usize = 255;
 
-/// `text` with every character that would steer a terminal written out: escape sequences, backspaces and the marks that
-/// turn the direction of writing come from files that gemmtune only reads.
+/// `text` with every character that would control a terminal escaped: escape sequences, backspaces and bidirectional
+/// control characters may come from files that gemmtune only reads.
 pub(super) fn escaped(text: &str) -> String {
     let mut plain = String::with_capacity(text.len());
     for character in text.chars() {
@@ -30,7 +30,7 @@ pub(super) fn escaped(text: &str) -> String {
     plain
 }
 
-/// A JSON document, in which only strings can hold such characters, with them written as JSON writes them.
+/// A JSON document, in which only strings can contain such characters, with them escaped as JSON does.
 pub(super) fn escaped_json(text: &str) -> String {
     let mut plain = String::with_capacity(text.len());
     for character in text.chars() {
@@ -52,8 +52,8 @@ fn steers(character: char) -> bool {
     }
 }
 
-/// A message with long quotations and long lines cut: what stands between two of `marks` is a quotation, unless it is a
-/// command to paste or a path of this machine.
+/// Shortens long quotations and long lines of a message: text between two of `marks` is a quotation, unless it is a
+/// command to paste or a path on this machine.
 pub(super) fn cut(text: &str, marks: &[char]) -> String {
     let lines: Vec<String> = text.split('\n').map(|line| cut_line(line, marks)).collect();
     lines.join("\n")
@@ -84,7 +84,8 @@ fn cut_line(line: &str, marks: &[char]) -> String {
     shortened(&short, LINE)
 }
 
-/// A command of gemmtune's, a path that is here or could be, or the name of a table: they are there to be used.
+/// Whether a quotation is one of gemmtune's commands, a path that exists or could, or a table's name: these must stay
+/// usable.
 fn is_ours(quoted: &str) -> bool {
     let beside = || Utf8Path::new(quoted).parent().is_some_and(Utf8Path::exists);
     quoted.starts_with("gemmtune ")

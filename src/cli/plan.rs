@@ -32,7 +32,7 @@ use crate::table::serves;
 use crate::table::shapes::{self, CountedShape, ShapesError};
 use place::Place;
 
-/// Rows shown to people; `--json` and `-o` have all.
+/// Rows shown on the terminal; `--json` and `-o` have all.
 const SHOWN: usize = 15;
 
 /// Arguments of `gemmtune plan`.
@@ -179,7 +179,7 @@ fn parse_fold(text: &str) -> Result<Fold, String> {
     }
 }
 
-/// Makes the plan, writes the untuned table and says what is in it.
+/// Makes the plan, writes the untuned table and summarises it.
 pub fn run(args: &PlanArgs, printer: &Printer) -> Result<(), Error> {
     if let Some(calls) = fused_moe::calls_of(args) {
         if let Some(output) = &args.output {
@@ -346,7 +346,7 @@ fn predict(path: &Utf8Path, args: &PlanArgs) -> Result<Prediction, Error> {
     Ok(prediction)
 }
 
-/// The operation a model's weights call for, where its scheme and the device say it.
+/// The operation that serves a model's weights, if its scheme and the device determine it.
 fn op_of_model(prediction: Option<&Prediction>, args: &PlanArgs) -> Option<Op> {
     let nvidia = args
         .device
@@ -359,8 +359,8 @@ fn op_of_model(prediction: Option<&Prediction>, args: &PlanArgs) -> Option<Op> {
     }
 }
 
-/// The shapes seen. Those without an operation belong to the one that is said, else to the one that their file's name and
-/// columns say, else to the model's or the tables'.
+/// The captured shapes. Those without an operation are attributed to the one given, else to the one that their file's
+/// name and columns imply, else to the model's or the tables'.
 fn read_shapes(
     args: &PlanArgs,
     op_hint: Option<Op>,
@@ -412,8 +412,7 @@ fn ops(
     ops.into_iter().collect()
 }
 
-/// Captured sizes and the prefill chunk: as said, else as a server does by default where a model is
-/// planned for.
+/// Captured sizes and the prefill chunk: the ones given, else a server's defaults if a model is planned for.
 fn sizes_of(
     args: &PlanArgs,
     place: &Place,

@@ -1,4 +1,4 @@
-//! `gemmtune plan --thin`: how many rows of a table do anything at all.
+//! `gemmtune plan --thin`: how many rows of a table have any effect.
 
 use std::collections::BTreeSet;
 
@@ -12,7 +12,7 @@ use crate::run::error::{Error, ErrorKind};
 use crate::table::aiter::{Row, Table};
 use crate::table::lookup::{LookupError, Resolver, Rules};
 
-/// For which GPU, rules and M.
+/// The GPU, the rules and the largest M.
 pub(super) struct Question<'a> {
     pub(super) rules: Rules,
     pub(super) gfx: &'a str,
@@ -20,8 +20,8 @@ pub(super) struct Question<'a> {
     pub(super) max_m: u32,
 }
 
-/// Finds the fewest rows of `table` that serve every M with the same kernel, proves it by asking the look-up for each M of
-/// each weight, and writes them to `output`.
+/// Finds the fewest rows of `table` that serve every M with the same kernel, verifies that with a look-up for each M
+/// of each weight, and writes them to `output`.
 pub(super) fn run(
     table: &Table,
     question: &Question<'_>,
@@ -97,7 +97,8 @@ pub(super) fn run(
     Ok(())
 }
 
-/// Asks both tables for every M of every weight that has a row: look-ups made, and those whose kernels differ.
+/// Looks up every M of every weight that has a row in both tables: returns the number of look-ups, and of those with
+/// different kernels.
 fn compare(
     table: &Table,
     whole: &Resolver<'_>,

@@ -1,6 +1,6 @@
 //! The only writer of standard output and standard error.
 //!
-//! So this is the one place that keeps secrets, escape sequences and long quotations of input off a terminal.
+//! So this is the only place that has to keep secrets, escape sequences and long quotations of input off a terminal.
 
 use std::io::{IsTerminal as _, Write as _};
 use std::sync::OnceLock;
@@ -13,18 +13,18 @@ use super::plain;
 use crate::run::error::{Error, ErrorKind};
 use crate::workload::secret::Secrets;
 
-/// Where a command's words go: data to standard output, everything for people to standard error.
+/// Destination of a command's output: data to standard output, all messages to standard error.
 #[derive(Debug)]
 pub struct Printer {
     json: bool,
     /// Whether standard output has been written to.
     written: AtomicBool,
-    /// Those of the current configuration.
+    /// The secrets of the current configuration.
     secrets: OnceLock<Secrets>,
 }
 
 impl Printer {
-    /// A printer; with `json` the only thing on standard output is one document.
+    /// A printer; with `json` standard output contains exactly one document.
     pub fn new(json: bool) -> Self {
         Self {
             json,
@@ -33,7 +33,7 @@ impl Printer {
         }
     }
 
-    /// Shows none of `secrets` from now on; the first that are given count.
+    /// Masks `secrets` from now on; only the first call has an effect.
     pub fn keep(&self, secrets: Secrets) {
         let _ = self.secrets.set(secrets);
     }
@@ -45,12 +45,12 @@ impl Printer {
             .unwrap_or_else(|| NONE.get_or_init(Secrets::default))
     }
 
-    /// One line or several as they may be shown.
+    /// Text as it may be shown: without secrets and control characters.
     pub fn plain(&self, text: &str) -> String {
         plain::cut(&plain::escaped(&self.secrets().mask(text)), &['`'])
     }
 
-    /// A message of something that went wrong, which quotes what it was about.
+    /// An error message, which may quote its cause.
     fn message(&self, text: &str) -> String {
         plain::cut(&plain::escaped(&self.secrets().mask(text)), &['`', '"'])
     }
@@ -60,7 +60,7 @@ impl Printer {
         self.json
     }
 
-    /// Writes raw data to standard output. A reader that hung up (`| head`) is no failure.
+    /// Writes raw data to standard output. It is not an error if the reader has closed it (`| head`).
     pub fn data(&self, bytes: &[u8]) -> Result<(), Error> {
         self.written.store(true, Ordering::Relaxed);
         let mut output = std::io::stdout().lock();
@@ -91,12 +91,12 @@ impl Printer {
         self.data(plain::escaped_json(&text).as_bytes())
     }
 
-    /// Says something to people, on standard error.
+    /// Prints a message on standard error.
     pub fn say(&self, text: impl AsRef<str>) {
         anstream::eprintln!("{}", self.plain(text.as_ref()));
     }
 
-    /// Says that something is wrong but the command continues.
+    /// Prints a warning: something is wrong but the command continues.
     pub fn warn(&self, text: impl AsRef<str>) {
         let style = anstyle::Style::new()
             .fg_color(Some(anstyle::AnsiColor::Yellow.into()))
@@ -104,11 +104,11 @@ impl Printer {
         anstream::eprintln!("{style}warning{style:#}: {}", self.message(text.as_ref()));
     }
 
-    /// Says how the command failed, and what to do next. With `json` the error is the
-    /// one document, unless the command printed its own (as `lint` does when a table has errors).
+    /// Prints how the command failed, and what to do next. With `json` the error is the document, unless the command
+    /// has printed its own (as `lint` does when a table has errors).
     pub fn error(&self, error: &Error) {
         if self.json && !self.written.load(Ordering::Relaxed) {
-            // Standard output that cannot be written leaves standard error and the exit code.
+            // If standard output cannot be written, there is still standard error and the exit code.
             let mut document = json!({ "error": error });
             document["error"]["message"] = plain::cut(&error.to_string(), &['`', '"']).into();
             let _ = self.json(&document);

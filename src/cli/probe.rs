@@ -1,4 +1,4 @@
-//! `gemmtune probe`: the deployed operation in a fresh process, its numbers and its time.
+//! `gemmtune probe`: runs the deployed operation in a fresh process and reports its numbers and times.
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::process::ExitCode;
@@ -69,12 +69,12 @@ fn parse_variable(text: &str) -> Result<(String, String), String> {
         .ok_or_else(|| format!("`{text}` is not NAME=VALUE"))
 }
 
-/// What is tried.
+/// The table to try, and the process in which to try it.
 struct Target {
     python: String,
     folder: Option<Utf8PathBuf>,
     env: BTreeMap<String, Option<String>>,
-    /// SGLang's function that reaches the operation, where it is known.
+    /// SGLang's function that calls the operation, if it is known.
     linear: Option<String>,
     table: Table,
     /// Tables that the run deployed for further operations.
@@ -124,7 +124,7 @@ struct Time {
     said: Option<String>,
 }
 
-/// Tries the operation and says what was found.
+/// Tries the operation and reports the result.
 pub fn run(args: &ProbeArgs, printer: &Printer) -> Result<ExitCode, Error> {
     let target = match &args.table {
         Some(table) => of_table(args, table)?,
@@ -404,7 +404,7 @@ fn of_run(path: &Utf8Path) -> Result<Target, Error> {
             "the run deployed no table of dense GEMMs, whose operation can be tried",
         )
     })?;
-    // The rows that were tuned stand beside the deployed table.
+    // The tuned rows are in a file beside the deployed table.
     let ours = table.table.with_file_name("tuned.csv");
     Ok(Target {
         python: python.into_string(),

@@ -23,7 +23,7 @@ pub struct ProfileArgs {
 
 #[derive(Serialize)]
 struct Document {
-    /// One a device of each trace.
+    /// One for each device of each trace.
     profiles: Vec<Profile>,
     /// For each phase the rank that the others wait for.
     slowest: Vec<Slowest>,
@@ -33,7 +33,7 @@ struct Document {
 struct Slowest {
     phase: Phase,
     rank: String,
-    /// What its profile says in a sentence.
+    /// The conclusion from its profile, in a sentence.
     says: String,
 }
 
@@ -70,7 +70,7 @@ pub fn run(args: &ProfileArgs, printer: &Printer) -> Result<(), Error> {
     printer.data(text.as_bytes())
 }
 
-/// The files that were named, and those in folders that are named as traces are.
+/// The files that were named, and those in named folders whose names are a trace's.
 fn traces(paths: &[Utf8PathBuf]) -> Result<Vec<Utf8PathBuf>, Error> {
     let mut found = Vec::new();
     for path in paths {
@@ -94,7 +94,7 @@ fn traces(paths: &[Utf8PathBuf]) -> Result<Vec<Utf8PathBuf>, Error> {
     Ok(found)
 }
 
-/// Whether a file in a folder is a rank's trace: SGLang's merged one holds the same kernels again.
+/// Whether a file in a folder is a rank's trace: SGLang's merged one contains the same kernels again.
 fn is_trace(file: &Utf8Path) -> bool {
     let name = file.file_name().unwrap_or_default();
     !name.starts_with("merged")

@@ -11,7 +11,7 @@ use crate::run::event::{Event, Notice, Progress};
 use crate::run::stage::Stage;
 use crate::workload::duration::{in_whole_seconds, spoken};
 
-/// Draws a run: one line per thing that happened, and on a terminal a live line below them.
+/// Displays a run: one line for each event, and on a terminal a live line below them.
 #[derive(Debug)]
 pub struct RunProgress<'a> {
     printer: &'a Printer,
@@ -21,7 +21,7 @@ pub struct RunProgress<'a> {
 }
 
 impl<'a> RunProgress<'a> {
-    /// A display on standard error; with `eta` it says how long the run still takes.
+    /// A display on standard error; with `eta` including the time left.
     pub(super) fn new(printer: &'a Printer, eta: Option<RunEta>) -> Self {
         let live = std::io::stderr().is_terminal().then(|| {
             let bar = ProgressBar::new_spinner();
@@ -56,7 +56,7 @@ impl<'a> RunProgress<'a> {
                 let line = progress_line(progress, left);
                 match &self.live {
                     Some(bar) => bar.set_message(self.printer.plain(&line)),
-                    // Without a terminal only changes of what is being done are worth a line.
+                    // Without a terminal only a change of activity is printed.
                     None if !progress.passing && progress.doing != self.last => self.print(&line),
                     None => {}
                 }
@@ -112,7 +112,7 @@ fn progress_line(progress: &Progress, run: Option<f64>) -> String {
     line
 }
 
-/// What is left of the run where that is known, else of the stage; of tuning both, because it ends early when a budget
+/// The time left in the run if it is known, else in the stage; for tuning both, because it ends early when a budget
 /// does.
 fn time_left(progress: &Progress, run: Option<f64>) -> String {
     let of_run = run.map(|seconds| format!("about {} of the run", in_whole_seconds(seconds)));

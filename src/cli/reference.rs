@@ -1,5 +1,5 @@
-//! The pages under `docs/reference/` are made from the code, and every command that is printed anywhere is
-//! one that the argument definitions take. Tests only: the binary carries none of it.
+//! The pages under `docs/reference/` are generated from the code, and every command that is printed anywhere is
+//! checked against the argument definitions. Tests only: the binary contains none of it.
 
 use std::fmt::Write as _;
 
@@ -18,7 +18,7 @@ fn repository() -> &'static Utf8Path {
     Utf8Path::new(env!("CARGO_MANIFEST_DIR"))
 }
 
-/// Holds the file at `path` of the repository against `made`.
+/// Compares the file at `path` of the repository with `made`.
 fn in_step(path: &str, made: &str) {
     let file = repository().join(path);
     if std::env::var_os(UPDATE).is_some() {
@@ -160,7 +160,7 @@ fn required(schema: &Value, name: &str) -> bool {
         .is_some_and(|names| names.iter().any(|required| required == name))
 }
 
-/// The doc comment of a field, else of its type, on one line of a table and without the name it opens with.
+/// The doc comment of a field, else of its type, as one table cell and without the leading name.
 fn words(property: &Value, definition: &Value, table: &str) -> String {
     let text = [property, definition]
         .into_iter()
@@ -239,7 +239,7 @@ fn every_command_that_a_message_names_is_one_that_is_taken() {
             .concat();
         for line in unwrapped.lines() {
             for quoted in line.split('`').skip(1).step_by(2) {
-                // A command whose own name is filled in later cannot be looked at here.
+                // A command whose name is filled in later cannot be checked here.
                 let named = quoted
                     .strip_prefix("gemmtune ")
                     .map(|rest| rest.strip_prefix("help ").unwrap_or(rest))
@@ -259,7 +259,7 @@ fn every_command_that_a_message_names_is_one_that_is_taken() {
     assert!(wrong.is_empty(), "{}", wrong.join("\n"));
 }
 
-/// The files with this ending below the folders, `.` without what is below it.
+/// The files with this extension below the folders; `.` is not searched recursively.
 fn files(folders: &[&str], ending: &str) -> Vec<Utf8PathBuf> {
     let mut found = Vec::new();
     for folder in folders {
@@ -279,8 +279,8 @@ fn files(folders: &[&str], ending: &str) -> Vec<Utf8PathBuf> {
     found
 }
 
-/// The command lines of a page's code blocks that start gemmtune, one for each start, comments cut off. Synopses
-/// (with `[`, `…` or `...`) and other languages' lines are passed over.
+/// The command lines in a page's code blocks that start gemmtune, without comments. Synopses (with `[`, `…` or `...`)
+/// and lines of other languages are skipped.
 fn printed_commands(page: &str) -> Vec<String> {
     let mut fenced = false;
     let mut commands = Vec::new();
@@ -308,8 +308,8 @@ fn printed_commands(page: &str) -> Vec<String> {
     commands
 }
 
-/// Whether the argument definitions take the line. In a sentence (`inline`) required arguments may be left out, and
-/// values may stand for others.
+/// Whether the argument definitions accept the line. In a sentence (`inline`) required arguments may be missing, and
+/// values may be placeholders.
 fn taken(line: &str, inline: bool) -> Result<(), String> {
     let arguments = shlex::split(line).ok_or("the quotes do not match")?;
     match Cli::try_parse_from(arguments) {

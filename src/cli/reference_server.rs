@@ -105,7 +105,7 @@ pub fn run(args: ReferenceServerArgs, printer: &Printer) -> Result<(), Error> {
             max_running: args.max_running_requests.into(),
             chunk: args.chunked_prefill_size as usize,
         },
-        // As aiter: a variable that is set but empty is not set.
+        // As in aiter, a variable that is set but empty counts as unset.
         table: args.table.filter(|table| !table.is_empty()).map(Into::into),
         log_hits: args.log_tuned_config,
         switches: LogSwitches {
@@ -120,7 +120,7 @@ pub fn run(args: ReferenceServerArgs, printer: &Printer) -> Result<(), Error> {
         printer.json(&serde_json::json!({"address": server.address().to_string()}))?;
     }
     let ended = server.wait();
-    // What the log still holds is written before the exit code says how it ended.
+    // Flushes the log before the exit code reports how it ended.
     let _ = std::io::stderr().flush();
     ended.map_err(failure)
 }

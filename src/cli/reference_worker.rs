@@ -1,8 +1,8 @@
-//! `gemmtune reference-worker`: the hidden process that times and checks the reference engine's kernels
-//! for `gemmtune tune`; it speaks [`crate::tune::protocol`].
+//! `gemmtune reference-worker`: the hidden process that times and checks the reference engine's kernels for `gemmtune
+//! tune`; it speaks [`crate::tune::protocol`].
 //!
-//! One GEMM uses every core this process may run on, so one such worker at a time is what a machine can
-//! measure; workers on several machines, or on cores of their own, are another matter.
+//! One GEMM uses every core this process may run on, so a machine can measure with only one such worker at a time,
+//! unless each has cores of its own.
 
 use std::collections::BTreeMap;
 use std::io::{BufRead as _, Write};
@@ -37,7 +37,7 @@ pub fn run(args: &ReferenceWorkerArgs) -> Result<(), Error> {
     let failed = |what: &'static str| {
         move |error: std::io::Error| Error::to(ErrorKind::Environment, what, error)
     };
-    // Nothing here prints, so standard output needs no redirecting, only the marker.
+    // Nothing here prints, so standard output needs only the marker, not redirecting.
     let (path, marker) = match args.reply_fd.as_str() {
         "stdout" => ("/proc/self/fd/1".to_owned(), STDOUT_MARKER),
         number => (format!("/proc/self/fd/{number}"), ""),
@@ -75,7 +75,7 @@ pub fn run(args: &ReferenceWorkerArgs) -> Result<(), Error> {
 struct Worker {
     cpu: Cpu,
     index: u32,
-    /// Operands of the shape timed last; making them takes longer than timing a kernel.
+    /// Operands of the shape timed last; creating them takes longer than timing a kernel.
     cold: Option<(Dims, Operands)>,
 }
 
@@ -164,7 +164,7 @@ impl Worker {
         }
     }
 
-    /// The kernel and split of a candidate, if they can run a shape with `k` columns.
+    /// The kernel and split of a candidate, if they support a shape with `k` columns.
     fn kernel(&self, candidate: &Candidate, k: usize) -> Result<(&'static Kernel, u32), String> {
         let number = |name: &str| {
             candidate[name]
@@ -312,7 +312,7 @@ fn dims(shape: &Shape) -> Dims {
     }
 }
 
-/// The CPU's model name, or its architecture where the system does not say.
+/// The CPU's model name, or its architecture if the system does not report it.
 fn cpu_name() -> String {
     fs_err::read_to_string("/proc/cpuinfo")
         .ok()

@@ -14,7 +14,7 @@ pub struct ReportArgs {
     folder: Utf8PathBuf,
 }
 
-/// Reads, writes, and prints the path of the page, or the document with `--json`.
+/// Reads `report.json`, writes both files, and prints the path of the page, or the document with `--json`.
 pub fn run(args: &ReportArgs, printer: &Printer) -> Result<(), Error> {
     let report = report::read(&args.folder).map_err(|error| {
         let hint = match error {

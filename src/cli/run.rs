@@ -1,4 +1,4 @@
-//! `gemmtune run`: the loop, from one configuration file or on from an interrupted run.
+//! `gemmtune run`: the loop, started from a configuration file or continued after an interruption.
 
 use std::process::ExitCode;
 
@@ -43,7 +43,7 @@ pub struct RunArgs {
     new: bool,
 }
 
-/// Begins or resumes a run.
+/// Starts or resumes a run.
 pub fn run(args: &RunArgs, printer: &Printer) -> Result<ExitCode, Error> {
     let path = match &args.path {
         Some(path) => path.clone(),
@@ -92,7 +92,7 @@ pub fn run(args: &RunArgs, printer: &Printer) -> Result<ExitCode, Error> {
     begin(&runs, config, args.until, printer)
 }
 
-/// The latest run below the current folder, when there is something left to do. That one is complete is an error.
+/// The latest run below the current folder, if it is not finished. A complete one is an error.
 fn latest_unfinished() -> Result<Option<Utf8PathBuf>, Error> {
     let runs = Utf8Path::new(RUNS);
     if let Some(run) = unfinished(runs)? {
@@ -114,16 +114,16 @@ fn latest_unfinished() -> Result<Option<Utf8PathBuf>, Error> {
     }
 }
 
-/// Keeps what the configuration of `run` holds off the terminal.
+/// Keeps secrets in the configuration of `run` off the terminal.
 fn keep_secrets(run: &RunDir, printer: &Printer) {
-    // The caller that needs the configuration reports one that cannot be read.
+    // If it cannot be read, the caller that needs the configuration reports that.
     let text = file::read_text(&run.config()).unwrap_or_default();
     if let Ok(config) = Config::parse(&text) {
         printer.keep(Secrets::of(&config, env::all()));
     }
 }
 
-/// Begins a run of `config` in a new folder below `runs`.
+/// Starts a run of `config` in a new folder below `runs`.
 pub(super) fn begin(
     runs: &Utf8Path,
     config: Config,
@@ -146,7 +146,7 @@ fn go_on(run: RunDir, until: Stage, printer: &Printer) -> Result<ExitCode, Error
     })
 }
 
-/// How long a run still takes, where its records can be read: otherwise the resuming engine says what is wrong.
+/// The estimated time left, if the run's records can be read; otherwise the resuming engine reports the error.
 fn eta(run: &RunDir) -> Option<RunEta> {
     let config = Config::parse(&file::read_text(&run.config()).ok()?).ok()?;
     let records = crate::engine::read_events(run).ok()?;
@@ -190,7 +190,7 @@ fn drive(
     }
 }
 
-/// What a run failed for, and what to do next: never again what has just failed, and would.
+/// The error of a failed run, with what to do next: never the command that would fail again.
 fn failed(error: Error, path: &Utf8Path) -> Error {
     let again = format!("`gemmtune run {}`", quoted(path));
     let nothing_measured = || {
@@ -246,7 +246,7 @@ fn read_config(path: &Utf8Path, args: &RunArgs) -> Result<Config, Error> {
         .map_err(|error| Error::to(ErrorKind::Usage, "find the configuration's folder", error))?;
     config.resolve(&folder);
     if let Some(table) = &args.table {
-        // What is said on the command line is relative to where it is said.
+        // A path on the command line is relative to the current folder.
         let table = table.canonicalize_utf8().map_err(|error| {
             Error::to(
                 ErrorKind::Usage,
@@ -259,7 +259,8 @@ fn read_config(path: &Utf8Path, args: &RunArgs) -> Result<Config, Error> {
     Ok(config)
 }
 
-/// A configuration that does not parse: what it lacks, if that is it, in place of the first thing a parser missed.
+/// The error for a configuration that cannot be parsed: everything it lacks, if that is the reason, instead of the
+/// parser's first error.
 fn incomplete(path: &Utf8Path, text: &str, error: ConfigError) -> Error {
     let missing = config::missing(text);
     if missing.is_empty() {
@@ -286,10 +287,10 @@ fn folder_of(path: &Utf8Path) -> &Utf8Path {
     }
 }
 
-/// The latest run below `runs`, when it has begun and not written its report.
+/// The latest run below `runs`, if it has begun but not written its report.
 fn unfinished(runs: &Utf8Path) -> Result<Option<RunDir>, Error> {
     let latest = runs.join(LATEST);
-    // A process killed while it laid the folder out has left nothing to resume.
+    // A process that was killed while creating the folder has left nothing to resume.
     let Ok(run) = RunDir::open(&latest) else {
         return Ok(None);
     };
@@ -298,8 +299,8 @@ fn unfinished(runs: &Utf8Path) -> Result<Option<RunDir>, Error> {
     Ok((!events.is_empty() && !state.has_finished(Stage::Report)).then_some(run))
 }
 
-/// Whether the unfinished `run` was begun with `config`. Another configuration is refused once something was measured:
-/// the run would compare two workloads.
+/// Whether the unfinished `run` was started with `config`. Another configuration is refused once something was
+/// measured, because the run would compare two workloads.
 fn is_as_begun(run: &RunDir, config: &Config) -> Result<bool, Error> {
     let recorded = file::read(&run.config()).map_err(|error| {
         Error::to(
@@ -333,7 +334,7 @@ fn is_as_begun(run: &RunDir, config: &Config) -> Result<bool, Error> {
     )))
 }
 
-/// Whether no more than `inspect` has come to an end, so that nothing is lost by beginning again.
+/// Whether nothing beyond `inspect` has finished, so that nothing is lost by starting over.
 fn has_only_inspected(events: &[Record<Event>]) -> bool {
     let state = State::fold(events.iter().map(|record| &record.event));
     let measured = |trial: &Trial| matches!(trial.end, TrialEnd::Finished { .. });

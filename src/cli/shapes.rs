@@ -23,10 +23,10 @@ use crate::run::error::{Error, ErrorKind};
 use crate::table::moe::problem::{CountedProblem, OP, with_problems};
 use crate::table::shapes::{self, CountedShape};
 
-/// Shapes a JSON document lists; the CSV always holds all.
+/// Most shapes listed in a JSON document; the CSV always has all.
 const LISTED: usize = 20_000;
 
-/// Malformed records shown to people.
+/// Malformed records shown on the terminal.
 const SHOWN: usize = 5;
 
 /// Arguments of `gemmtune shapes`.
@@ -79,13 +79,13 @@ struct Summary<'log_summary> {
     tables_without_gfx: Vec<&'log_summary str>,
     /// Look-ups in tables of other families, by the stem of the family.
     other_families: &'log_summary BTreeMap<String, u64>,
-    /// Keys that aiter's fused MoE looked for, at most as many as shapes.
+    /// Keys that aiter's fused MoE looked up, at most as many as shapes.
     fused_moe_keys: Vec<&'log_summary str>,
     #[serde(flatten)]
     aiter_moe: fused_moe::AiterMoe<'log_summary>,
     /// Problems of SGLang's fused MoE, at most as many as shapes.
     fused_moe: Vec<moe::ListedMoe>,
-    /// What servers said of its tables.
+    /// What servers logged about its tables.
     fused_moe_tables: Vec<moe::LookedFor<'log_summary>>,
     processes: usize,
     malformed_records: &'log_summary [Malformed],
@@ -116,7 +116,7 @@ struct Weight<'log_summary> {
     only: &'log_summary NkOnly,
 }
 
-/// A shape, and how many of its look-ups found a row and did not.
+/// A shape with the number of its look-ups that found a row, and of those that did not.
 type LookedUp = (CountedShape, (u64, u64));
 
 /// Reads the logs and writes the shapes.
@@ -147,13 +147,13 @@ pub fn run(args: &ShapesArgs, printer: &Printer) -> Result<(), Error> {
     let found = (shapes.as_slice(), problems.as_slice());
     let summary = summary(&log_summary, found, files.len(), start.elapsed());
 
-    // Logs without anything leave no file behind. Those that name weights only give the header alone, so that an
-    // older file of that name is not taken for their shapes.
+    // If nothing was found no file is written. If the logs only name weights it has the header alone, so that an
+    // older file of that name is not mistaken for their shapes.
     if !log_summary.is_empty() {
         let csv = if summary.hits + summary.misses > 0 {
             shapes::write_looked_up(&shapes)
         } else {
-            // Nothing says how look-ups ended, so no column does.
+            // There are no look-ups, so there are no columns for them.
             shapes::write(shapes.iter().map(|(shape, _)| shape))
         };
         let csv = with_problems(&csv, OP, &problems);
@@ -168,7 +168,7 @@ pub fn run(args: &ShapesArgs, printer: &Printer) -> Result<(), Error> {
         printer.json(&summary)?;
     }
     if log_summary.is_empty() {
-        // The calls were asked for, and are there.
+        // The calls were requested, and exist.
         if wrote_calls {
             fused_moe::tell(&log_summary, args, printer);
             return Ok(());
@@ -213,7 +213,7 @@ fn read(
     let read = if file != "-" && input::is_plain_file(file) {
         let count = |bytes| progress.add(bytes);
         let read = scan_file(file, sections_here(), SECTION_MIN, log_summary, &count);
-        // The numbers are a service to people: a log that vanished meanwhile has none.
+        // Line numbers are optional: a log that has vanished meanwhile has none.
         let _ = input::open(file).and_then(|input| number_lines(input, file.as_str(), log_summary));
         read
     } else {
@@ -305,7 +305,7 @@ fn summary<'log_summary>(
     }
 }
 
-/// Says to people what was found and what is odd about it.
+/// Prints what was found, with remarks.
 fn tell(log_summary: &LogSummary, summary: &Summary<'_>, args: &ShapesArgs, printer: &Printer) {
     let megabytes = summary.bytes as f64 / 1e6;
     printer.say(format!(
@@ -370,7 +370,8 @@ fn tell(log_summary: &LogSummary, summary: &Summary<'_>, args: &ShapesArgs, prin
     }
 }
 
-/// The plan that needs no M from the log: the model's weights, with the graphs, the chunk and the device the log names.
+/// The command for a plan that needs no M from the log: the model's weights, with the graphs, the chunk and the
+/// device that the log names.
 fn plan_command(summary: &Summary<'_>) -> String {
     let mut command = "gemmtune plan --model config.json --tp N".to_owned();
     let decode = summary
@@ -425,7 +426,7 @@ fn malformed(log_summary: &LogSummary) -> String {
     text
 }
 
-/// What the logs say of operations that this program does not tune.
+/// What the logs report about operations that this program does not tune.
 fn other_operations(log_summary: &LogSummary) -> Option<String> {
     let count = |count: u64, one: &str, many: &str| match count {
         1 => format!("1 {one}"),
@@ -463,7 +464,7 @@ fn other_operations(log_summary: &LogSummary) -> Option<String> {
     (!named.is_empty()).then(|| format!("{}: not tuned here yet{way}", named.join(", ")))
 }
 
-/// Which variable or stage an empty result points to.
+/// The error for an empty result, with the variable or stage that may be the cause.
 fn nothing_found(log_summary: &LogSummary, files: usize) -> Error {
     let failure = |text: &str| {
         Error::new(
@@ -508,7 +509,7 @@ fn nothing_found(log_summary: &LogSummary, files: usize) -> Error {
     }
 }
 
-/// Draws how far the reading is, on a terminal and after a second only. Several threads may read.
+/// Displays the progress of reading, only on a terminal and after a second. Several threads may read.
 struct Progress {
     drawn: Mutex<Drawn>,
     start: Instant,
@@ -560,7 +561,7 @@ impl Progress {
     }
 }
 
-/// A reader that reports what it hands out.
+/// A reader that reports the number of bytes read.
 struct Counted<'progress> {
     input: Box<dyn Read>,
     progress: &'progress Progress,

@@ -1,4 +1,4 @@
-//! `gemmtune status`: where a run stands, also while another process works on it.
+//! `gemmtune status`: the status of a run, even while another process works on it.
 
 use std::process::ExitCode;
 
@@ -20,20 +20,20 @@ pub struct StatusArgs {
     run: Option<Utf8PathBuf>,
 }
 
-/// The run folder the user means: the one given, else the latest below the current folder.
+/// The run folder to use: the one given, else the latest below the current folder.
 pub(super) fn chosen(run: Option<&Utf8PathBuf>) -> Utf8PathBuf {
     run.cloned()
         .unwrap_or_else(|| Utf8Path::new(RUNS).join(LATEST))
 }
 
-/// Prints where the run stands.
+/// Prints the status of the run.
 pub fn run(args: &StatusArgs, printer: &Printer) -> Result<ExitCode, Error> {
     let run = super::run::open(&chosen(args.run.as_ref()))?;
     let records = crate::engine::read_events(&run)?;
     let state = State::fold(records.iter().map(|record| &record.event));
     let spent = spent(records.iter().map(|record| (record.at, &record.event)));
     let seconds = |stage: Stage| spent.get(&stage).copied().unwrap_or_default();
-    // Whoever works on a run holds its lock.
+    // The process that works on a run holds its lock.
     let at_work = Lock::holder(&run.lock());
     let last = records.last().map(|record| record.at);
     if printer.is_json() {

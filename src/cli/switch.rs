@@ -133,7 +133,7 @@ struct Applied {
     dry_run: bool,
     /// Files changed (or that would be).
     changed: Vec<String>,
-    /// Variables for the server.
+    /// Variables to set for the server.
     env: serde_json::Map<String, serde_json::Value>,
     /// Variables that must not be set.
     unset: Vec<String>,
@@ -143,9 +143,9 @@ struct Applied {
 
 #[derive(Debug, Serialize)]
 struct Status {
-    /// Lines of gemmtune in the tree.
+    /// Whether the tree contains gemmtune's lines.
     patched: bool,
-    /// The decision that the overlay carries out.
+    /// The decision that the overlay applies.
     overlay: Option<serde_json::Value>,
     patch: Option<tree_changes::Recorded>,
 }
@@ -280,7 +280,7 @@ fn tell(args: &ApplyArgs, applied: &Applied, printer: &Printer) -> Result<(), Er
     Ok(())
 }
 
-/// What was asked, as the ledger keeps it.
+/// The request, as stored in the ledger.
 fn request(args: &ApplyArgs) -> serde_json::Value {
     serde_json::json!({
         "to": format!("{:?}", args.to).to_lowercase(),
@@ -293,7 +293,7 @@ fn request(args: &ApplyArgs) -> serde_json::Value {
     })
 }
 
-/// A tree that is patched already: the same request is done, another one needs an undo first.
+/// For a tree that is patched already: the same request is done, another one needs an undo first.
 fn already(
     args: &ApplyArgs,
     package: &Package,
@@ -340,7 +340,7 @@ fn refused(error: &ForceError) -> Error {
     }
 }
 
-/// The means to use: the one asked for where it works, else the least invasive one.
+/// The means to use: the requested one if it works, else the least invasive one.
 fn chosen(mode: Option<Mode>, plan: &Plan) -> Result<Means, Error> {
     let wanted = match mode {
         None => return Ok(plan.means),

@@ -24,7 +24,7 @@ pub fn run(args: &TraceArgs, printer: &Printer) -> Result<(), Error> {
     printer.data(text(&trace).as_bytes())
 }
 
-/// How a tree that cannot be read or is not recognised ends a command.
+/// The error of a command whose tree cannot be read or is not recognised.
 pub(super) fn failure(error: TreeError) -> Error {
     match error {
         TreeError::NoPackage { .. } => Error::new(ErrorKind::Environment, error.to_string()).hint(

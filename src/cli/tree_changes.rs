@@ -1,4 +1,4 @@
-//! What `instrument` and `switch` share: edits of a tree through its ledger, and how that fails.
+//! What `instrument` and `switch` share: edits of a tree through its ledger, and their errors.
 
 use camino::Utf8PathBuf;
 use serde::Serialize;
@@ -15,22 +15,22 @@ pub(super) struct RootArgs {
     pub(super) root: Utf8PathBuf,
 }
 
-/// One file of an operation.
+/// A file of an operation, and its current state.
 #[derive(Debug, Serialize)]
 pub(super) struct FileState {
     path: String,
     state: PathState,
 }
 
-/// What the ledger of a tree says about one command.
+/// The record of one command in the ledger of a tree.
 #[derive(Debug, Serialize)]
 pub(super) struct Recorded {
     /// When it was applied.
     at: jiff::Timestamp,
     progress: Progress,
-    /// What was asked.
+    /// The request.
     pub(super) detail: serde_json::Value,
-    /// The files changed.
+    /// The files it changed.
     pub(super) files: Vec<FileState>,
 }
 
@@ -63,7 +63,7 @@ pub(super) fn recorded(package: &Package, name: &str) -> Result<Option<Recorded>
     }))
 }
 
-/// Rolls back what a killed process left on `package`, before anything is read from the tree.
+/// Rolls back what a killed process left in `package`, before anything is read from the tree.
 pub(super) fn recover(package: &Package, command: &str) -> Result<(), Error> {
     let folder = package.ledger_folder();
     let unfinished = Ledger::read(&folder)
@@ -83,7 +83,7 @@ pub(super) fn recover(package: &Package, command: &str) -> Result<(), Error> {
     Ok(())
 }
 
-/// Writes `edits` as the operation `name`, all or none.
+/// Writes `edits` as the operation `name`: all or none.
 pub(super) fn apply(
     package: &Package,
     name: &str,
@@ -106,13 +106,13 @@ pub(super) fn apply(
     closed.map_err(|error| failure(error, package))
 }
 
-/// Undoes the operation `name`; says whether there was one.
+/// Undoes the operation `name`; returns whether there was one.
 pub(super) fn undo(package: &Package, name: &str) -> Result<bool, Error> {
     let folder = package.ledger_folder();
     let live = |operation: &Operation| operation.name == name && operation.is_live();
     let operations = Ledger::read(&folder).map_err(|error| failure(error, package))?;
     if !operations.iter().any(live) {
-        // What a process leaves that is killed before it writes anything down, or while it clears away.
+        // Left by a process that was killed before it recorded anything, or while it was cleaning up.
         if folder.exists() && !operations.iter().any(Operation::is_live) {
             Ledger::open(&folder, &format!("gemmtune {name} undo"))
                 .and_then(Ledger::close)

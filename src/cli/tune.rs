@@ -140,7 +140,7 @@ enum TargetArg {
 }
 
 impl TargetArg {
-    /// The GPU it names.
+    /// The GPU that the argument names.
     const fn gpu(self) -> Option<Target> {
         match self {
             Self::Gfx942 => Some(Target::Gfx942),
@@ -149,7 +149,7 @@ impl TargetArg {
         }
     }
 
-    /// The engine it names.
+    /// The engine that the argument names.
     const fn engine(self) -> Option<Engine> {
         match self {
             Self::Sglang => Some(Engine::Sglang),
@@ -183,7 +183,7 @@ fn block(text: &str) -> Result<(u32, u32), String> {
         .ok_or_else(|| "two positive numbers such as 128,128 are expected".to_owned())
 }
 
-/// A command line split as a shell would.
+/// A command line, split as a shell would.
 #[derive(Clone, Debug)]
 struct Words(Vec<String>);
 
@@ -194,7 +194,7 @@ fn words(text: &str) -> Result<Words, String> {
     }
 }
 
-/// What a dry run says.
+/// The output of a dry run.
 #[derive(Debug, Serialize)]
 struct Preview {
     device: String,
@@ -207,7 +207,7 @@ struct Preview {
     output: Utf8PathBuf,
 }
 
-/// Runs the command.
+/// Races or compiles the shapes with the chosen backend, or hands them to aiter's tuner.
 pub fn run(args: &TuneArgs, printer: &Printer) -> Result<(), Error> {
     let bytes = crate::store::file::read(&args.shapes)
         .map_err(|error| Error::to(ErrorKind::Usage, "read the shapes", error))?;
@@ -273,7 +273,7 @@ pub fn run(args: &TuneArgs, printer: &Printer) -> Result<(), Error> {
         BackendArg::AiterTriton => {
             let backend = aiter_triton(args)?;
             let counted = counted_shapes(args, &bytes, backend.op())?;
-            // The finest buckets of any revision: those of an older one are made of them.
+            // The finest buckets of any revision: those of older ones consist of them.
             let raced = representatives(&counted, AiterRules::Bounds { from: 1 });
             let shapes = raced.into_iter().map(|counted| counted.shape).collect();
             return race(args, &backend, shapes, ends::run, printer);
@@ -283,14 +283,14 @@ pub fn run(args: &TuneArgs, printer: &Printer) -> Result<(), Error> {
     race(args, &*backend, shapes, tune::run, printer)
 }
 
-/// How a race is run: as every one, or with what its backend asks for besides.
+/// How a race is run: in the usual way, or with what its backend does in addition.
 type Run<P> = fn(
     &TuneRequest<'_, P>,
     &mut dyn FnMut(&TuneEvent<P>),
     &Interrupt,
 ) -> Result<TuneOutcome<P>, TuneError>;
 
-/// Races `shapes` by `run`, or says what would be raced.
+/// Races `shapes` with `run`, or describes what would be raced.
 fn race<P: Task>(
     args: &TuneArgs,
     backend: &dyn Backend<P>,
@@ -300,7 +300,7 @@ fn race<P: Task>(
 ) -> Result<(), Error> {
     let keeper = Keeper::this_binary()
         .map_err(|error| Error::to(ErrorKind::Environment, "find this program", error))?;
-    // A dry run writes nothing into the output folder, so its worker stands elsewhere.
+    // A dry run writes nothing into the output folder, so its worker's files are elsewhere.
     let scratch = tempfile::tempdir()
         .map_err(|error| Error::to(ErrorKind::Environment, "make a scratch folder", error))?;
     let scratch_folder = Utf8Path::from_path(scratch.path());
@@ -342,19 +342,19 @@ fn race<P: Task>(
     verdict(&outcome)
 }
 
-/// The shapes asked for, those without an operation as shapes of `op`.
+/// The requested shapes; those without an operation count as shapes of `op`.
 fn shapes_of(args: &TuneArgs, bytes: &[u8], op: Op) -> Result<Vec<Shape>, Error> {
     let counted = counted_shapes(args, bytes, op)?;
     Ok(counted.into_iter().map(|counted| counted.shape).collect())
 }
 
-/// The same with how often each was called.
+/// The same, with the number of calls of each.
 fn counted_shapes(args: &TuneArgs, bytes: &[u8], op: Op) -> Result<Vec<CountedShape>, Error> {
     let mut counted = shapes::read(bytes, Some(op)).map_err(|error| {
         Error::to(ErrorKind::Usage, &format!("read `{}`", args.shapes), error)
             .hint("make it with `gemmtune shapes LOG -o S.csv`, or give columns M,N,K")
     })?;
-    // A GPU kernel is compiled for a dtype; bare columns mean the one of FP8 checkpoints.
+    // A GPU kernel is compiled for a dtype; without a column it is that of FP8 checkpoints.
     if !matches!(args.backend, BackendArg::Reference | BackendArg::Aiter) {
         let unsaid = counted.iter_mut().filter(|one| one.shape.dtype.is_empty());
         unsaid.for_each(|one| FLOAT8[0].clone_into(&mut one.shape.dtype));
@@ -363,7 +363,7 @@ fn counted_shapes(args: &TuneArgs, bytes: &[u8], op: Op) -> Result<Vec<CountedSh
 }
 
 fn aiter_triton(args: &TuneArgs) -> Result<AiterTriton, Error> {
-    // Said before a worker opens a device to say the same.
+    // Checked before a worker opens a device only to report the same.
     if let Some(root) = &args.aiter.aiter_root
         && !root.join("aiter/ops/triton").is_dir()
     {
@@ -374,7 +374,7 @@ fn aiter_triton(args: &TuneArgs) -> Result<AiterTriton, Error> {
         .hint("name the checkout, or the folder that holds the package `aiter`"));
     }
     Ok(AiterTriton {
-        // Absolute: a worker may be started elsewhere.
+        // Absolute, because a worker may be started elsewhere.
         root: args
             .aiter
             .aiter_root
@@ -410,7 +410,7 @@ fn read_table(path: &Utf8Path) -> Result<Table, Error> {
     Table::read(path.as_str(), &bytes, None).map_err(|error| failed(error.into()))
 }
 
-/// How to start workers; the files they need are written into `folder`.
+/// How to start workers; their files are written to `folder`.
 fn worker_command(
     args: &TuneArgs,
     keeper: &Keeper,
@@ -522,7 +522,7 @@ fn failure(error: TuneError, folder: &Utf8Path) -> Error {
     }
 }
 
-/// A run that the user stopped.
+/// The error of a run that the user interrupted.
 pub(super) fn interrupted(rows: usize) -> Error {
     Error::new(
         ErrorKind::Interrupted,
@@ -531,7 +531,7 @@ pub(super) fn interrupted(rows: usize) -> Error {
     .hint("run the same command again to go on")
 }
 
-/// The exit code of a run that took place.
+/// The result of a completed run, which determines the exit code.
 fn verdict<P>(outcome: &TuneOutcome<P>) -> Result<(), Error> {
     if outcome.interrupted {
         return Err(interrupted(outcome.rows.len()));

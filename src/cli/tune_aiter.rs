@@ -68,7 +68,7 @@ pub(super) struct AiterArgs {
     retry_failed: bool,
 }
 
-/// What `--op` names.
+/// The values of `--op`.
 #[derive(Clone, Copy, Debug)]
 enum OpArg {
     Gemm(Op),
@@ -122,7 +122,7 @@ fn limit(text: &str) -> Result<(LimitOf, Duration), String> {
     Ok((what, time.duration()))
 }
 
-/// What is said in common with the other backends.
+/// The arguments shared with the other backends.
 #[derive(Debug)]
 pub(super) struct Common<'a> {
     pub(super) op: Op,
@@ -136,7 +136,7 @@ pub(super) struct Common<'a> {
 }
 
 impl AiterArgs {
-    /// The operation that is tuned, where the shapes are `bytes` of the file `path`.
+    /// The operation to tune, where `bytes` are the contents of the shapes file `path`.
     pub(super) fn op(&self, path: &Utf8Path, bytes: &[u8]) -> Result<Op, Error> {
         if let Some(OpArg::Gemm(op)) = self.op {
             return Ok(op);
@@ -148,7 +148,7 @@ impl AiterArgs {
         Ok(said.unwrap_or(Op::UNSAID))
     }
 
-    /// Whether the fused MoE is to be tuned, where the shapes are `bytes`.
+    /// Whether the fused MoE should be tuned, where `bytes` are the contents of the shapes file.
     pub(super) fn is_fused_moe(&self, bytes: &[u8]) -> bool {
         match self.op {
             Some(op) => matches!(op, OpArg::FusedMoe),
@@ -166,7 +166,7 @@ impl AiterArgs {
         })
     }
 
-    /// Runs it.
+    /// Runs aiter's tuner for the shapes of `common`, or describes it for a dry run.
     pub(super) fn run(&self, common: &Common<'_>, printer: &Printer) -> Result<(), Error> {
         let tree = self.tree()?;
         let keeper = Keeper::this_binary()
@@ -256,7 +256,7 @@ impl AiterArgs {
         Ok(table.rows)
     }
 
-    /// Times of what serves the shapes today, as they were measured.
+    /// Measured times of what serves the shapes today.
     fn incumbents(&self, shapes: &[Shape]) -> Result<BTreeMap<Shape, Incumbent>, Error> {
         let mut known: BTreeMap<Shape, Incumbent> = BTreeMap::new();
         let Some(path) = &self.incumbents else {
@@ -283,7 +283,7 @@ impl AiterArgs {
     }
 }
 
-/// What gemmtune leads with, or looks at, must not be lost.
+/// Variables that gemmtune prepends to or reads, which must not be lost.
 fn kept_env() -> BTreeMap<String, Option<String>> {
     ["PYTHONPATH", "AITER_JIT_DIR"]
         .into_iter()
@@ -316,7 +316,8 @@ fn unnamed() -> String {
     "what serves today".to_owned()
 }
 
-/// Says what would be run, as `look` at a scratch folder finds it: a dry run writes nothing into the output folder.
+/// Describes what would be run, as `look` finds it with a scratch folder: a dry run writes nothing into the output
+/// folder.
 fn preview(
     folder: &Utf8Path,
     look: impl FnOnce(&Utf8Path) -> Result<Preview, AiterTuneError>,
@@ -362,7 +363,7 @@ fn preview(
     Ok(())
 }
 
-/// The command as a person can paste it.
+/// The command, quoted for a shell.
 fn command_line(preview: &Preview) -> String {
     let quoted = |text: &str| {
         shlex::try_quote(text).map_or_else(|_| text.to_owned(), std::borrow::Cow::into_owned)
@@ -445,7 +446,7 @@ fn failure(error: AiterTuneError, folder: &Utf8Path) -> Error {
     }
 }
 
-/// The exit code of a run that took place.
+/// The result of a completed run, which determines the exit code.
 fn verdict(outcome: &AiterOutcome) -> Result<(), Error> {
     if outcome.interrupted {
         return Err(super::tune::interrupted(outcome.rows.len()));

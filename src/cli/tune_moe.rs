@@ -24,7 +24,7 @@ enum RoutingArg {
 }
 
 impl MoeArgs {
-    /// The backend for scale blocks of `block`; `tables` are those in force.
+    /// The backend for scale blocks of `block`; `tables` are those in use.
     pub(super) fn backend(
         &self,
         block: (u32, u32),

@@ -1,5 +1,5 @@
-//! What people see of a tuning run: one line for each finished shape, and on a terminal a line below
-//! them with the best so far and the time to go.
+//! The display of a tuning run: one line for each finished shape, and on a terminal a line below them with the best
+//! so far and the time left.
 
 use std::fmt::Display;
 
@@ -11,7 +11,7 @@ use crate::tune::results::Row;
 use crate::tune::task::Task;
 use crate::tune::{TuneEvent, TuneOutcome};
 
-/// Draws a tuning run on standard error.
+/// Displays a tuning run on standard error.
 pub struct TuneProgress<'a> {
     printer: &'a Printer,
     bar: ProgressBar,
@@ -20,7 +20,7 @@ pub struct TuneProgress<'a> {
 }
 
 impl<'a> TuneProgress<'a> {
-    /// Draws a moving line if `terminal`, else plain lines only.
+    /// Draws a live line if `terminal`, else plain lines only.
     pub fn new(printer: &'a Printer, terminal: bool) -> Self {
         let bar = ProgressBar::with_draw_target(
             None,
@@ -132,12 +132,12 @@ impl<'a> TuneProgress<'a> {
         }
     }
 
-    /// Takes the moving line away.
+    /// Removes the live line.
     pub fn finish(&self) {
         self.bar.finish_and_clear();
     }
 
-    /// Says how the run ended.
+    /// Prints how the run ended.
     pub fn summary<P: Task>(printer: &Printer, outcome: &TuneOutcome<P>) {
         let won: Vec<&Row<P>> = outcome
             .rows
@@ -226,7 +226,7 @@ fn sentence<P: Display>(row: &Row<P>) -> String {
     )
 }
 
-/// A candidate in few words: its name, or its settings.
+/// A candidate in a few words: its name, or its settings.
 fn named(candidate: &Candidate) -> String {
     match candidate["kernelName"].as_str() {
         Some(name) => match candidate["splitK"].as_i64() {

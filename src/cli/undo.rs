@@ -1,4 +1,4 @@
-//! `gemmtune undo`: takes back what a run deployed.
+//! `gemmtune undo`: undoes what a run deployed.
 
 use std::process::ExitCode;
 
@@ -23,7 +23,7 @@ pub struct UndoArgs {
     dry_run: bool,
 }
 
-/// Takes back what the run deployed, to the byte.
+/// Undoes what the run deployed, to the byte.
 pub fn run(args: &UndoArgs, printer: &Printer) -> Result<ExitCode, Error> {
     let run = super::run::open(&super::status::chosen(args.run.as_ref()))?;
     let path = run.path().to_owned();
@@ -59,7 +59,7 @@ pub fn run(args: &UndoArgs, printer: &Printer) -> Result<ExitCode, Error> {
     tell(args, printer, &path, deployed, taken_back)
 }
 
-/// Takes back what the ledger knows of, where the journal or the configuration of the run cannot be relied on.
+/// Undoes what is in the ledger, if the journal or the configuration of the run cannot be relied on.
 fn by_the_ledger(
     run: &RunDir,
     damage: &Error,

@@ -222,7 +222,7 @@ impl<'a> Engine<'a> {
         stages::deployed(self)
     }
 
-    /// Undoes the deployment.
+    /// Undoes the deployment and records `reason`; the stages from `deploy` on are then pending again.
     pub fn undo(&mut self, reason: &str) -> Result<(), Error> {
         stages::undo(self)?;
         self.record(Event::Undone {

@@ -25,7 +25,7 @@ const VISIBLE: [&str; 3] = [
 /// Stands for every device of the host.
 const ALL: &str = "all";
 
-/// An active run.
+/// A run that is being worked on, with the GPUs it uses.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub(crate) struct Run {
     /// The process that works on it.

@@ -22,7 +22,6 @@ impl<'bytes> Cursor<'bytes> {
         Some(())
     }
 
-    /// Skips blanks.
     pub(super) fn blanks(&mut self) {
         while let [b' ', rest @ ..] = self.rest {
             self.rest = rest;

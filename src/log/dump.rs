@@ -78,7 +78,7 @@ pub(super) fn op_of_text(text: &[u8]) -> Option<Op> {
 /// Longest payload the tally takes: `16384,106496,53248,torch.float8_e4m3fnuz`. Longer ones are parsed each time.
 const KEY_MAX: usize = 8 * (STARTS + ENDS);
 
-/// Shortest payload: `1,8,8,torch.float8_e5m2`.
+/// Shortest payload, in bytes: `1,8,8,torch.float8_e5m2`.
 const KEY_MIN: usize = 23;
 
 /// Words at the start of a payload, which hold its sizes.

@@ -28,7 +28,7 @@ pub(super) struct TableLine {
     pub(super) path: String,
 }
 
-/// Longest path kept.
+/// Longest path kept, in bytes.
 const PATH_MAX: usize = 1024;
 /// The reason given for an incomplete line.
 const TORN: &str = "torn: no complete `E=…,N=…,device_name=…` file name";

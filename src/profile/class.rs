@@ -71,7 +71,7 @@ pub enum Operation {
 }
 
 impl Operation {
-    /// Every operation.
+    /// Every operation, in display order.
     pub const ALL: [Self; 2] = [Self::FusedMoe, Self::DenseFp8];
 
     /// The class of kernels whose time a table decides. What surrounds a GEMM (quantiser, sorting) is not affected by

@@ -215,7 +215,7 @@ pub enum ExprKind {
     Other,
 }
 
-/// Comparison operators.
+/// A comparison operator of Python.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Comparison {
     /// `==`

@@ -158,7 +158,7 @@ pub enum Phase {
     Prefill,
 }
 
-/// One captured shape.
+/// A captured shape with its times before and after, as a row of the report.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
 pub struct ShapeRow {
     pub op: Op,
@@ -341,7 +341,7 @@ pub struct Skipped {
     pub why: String,
 }
 
-/// One layout probe.
+/// The numerical check of a deployed kernel on one problem.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
 pub struct LayoutCheck {
     /// What was probed: operation, N, K.

@@ -49,7 +49,7 @@ fn one_load(load: &LoadProfile) -> Markup {
     }
 }
 
-/// Columns of [`lines`].
+/// Headings and layout of the cells in [`lines`].
 pub(super) const COLUMNS: [(&str, super::section::Holds); 5] = [
     ("operation", Text),
     ("share", Number),

@@ -151,7 +151,7 @@ pub struct State {
 }
 
 impl State {
-    /// Applies one event.
+    /// Updates the state by one event of the journal.
     pub fn apply(&mut self, event: &Event) {
         match event {
             Event::RunStarted { header } => self.identity.extend(header.identity.clone()),

@@ -20,7 +20,7 @@ use crate::workload::loopback::agent;
 /// One numerics probe of the largest shape takes well under this on one core.
 const PROBE: Duration = Duration::from_secs(60);
 
-/// The reference engine.
+/// The built-in CPU engine as a server.
 #[derive(Debug)]
 pub(crate) struct Reference;
 

@@ -13,7 +13,7 @@ pub const RUNS: &str = "runs";
 /// Link in [`RUNS`] to the newest run.
 pub const LATEST: &str = "latest";
 
-/// A run folder.
+/// A run folder: resolves the name of everything in it.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct RunDir {
     path: Utf8PathBuf,
@@ -114,7 +114,7 @@ impl RunDir {
         self.path.join("journal.jsonl")
     }
 
-    /// The configuration, resolved.
+    /// The configuration with paths resolved, readable by its owner only.
     pub fn config(&self) -> Utf8PathBuf {
         self.path.join("run.toml")
     }
@@ -129,7 +129,7 @@ impl RunDir {
         self.path.join("ledger")
     }
 
-    /// Folder of trials.
+    /// The folder with one folder for each trial.
     pub fn trials(&self) -> Utf8PathBuf {
         self.path.join("trials")
     }
@@ -164,7 +164,7 @@ impl RunDir {
         self.path.join("profile")
     }
 
-    /// Captured shapes.
+    /// The captured shapes as CSV.
     pub fn shapes(&self) -> Utf8PathBuf {
         self.path.join("shapes.csv")
     }
@@ -178,7 +178,7 @@ impl RunDir {
         self.path.join("tune")
     }
 
-    /// The tuned table.
+    /// The tuned table as the runtime reads it.
     pub fn table(&self) -> Utf8PathBuf {
         self.path.join("table.csv")
     }

@@ -178,7 +178,7 @@ pub enum Fault {
 }
 
 impl Fault {
-    /// The 1-based line.
+    /// The 1-based line that it is in.
     pub fn line(&self) -> u64 {
         match self {
             Self::TooManyCells { line, .. }

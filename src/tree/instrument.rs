@@ -1,10 +1,10 @@
 //! `instrument --mode patch`: the playbook's hooks as edits of the tree.
 //!
 //! - Shapes: one line at the top of `aiter_w8a8_block_fp8_linear`, the one function that every block FP8 GEMM of 20
-//! releases passes through, whatever the input (2-D, 3-D, quantised tuple). Hooking the layer instead, as the
-//! playbook's snippet does, misses plain tensors, which are nearly all inputs on gfx942.
+//!   releases passes through, whatever the input (2-D, 3-D, quantised tuple). Hooking the layer instead, as the
+//!   playbook's snippet does, misses plain tensors, which are nearly all inputs on gfx942.
 //! - Per-channel shapes: one line before each call of `gemm_a8w8_bpreshuffle` in the two linears that make it; it
-//! also logs which of them serves.
+//!   also logs which of them serves.
 //! - Dispatch: one line in `Fp8LinearMethod.__init__`, after the implementation is chosen.
 //!
 //! Both read their variable at each call. They do nothing if it is not set or while `torch.compile` traces, and never

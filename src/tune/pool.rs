@@ -255,7 +255,7 @@ fn rows_of_neighbours<P: Task>(raced: &[Row<P>], shapes: &[P]) -> Vec<Row<P>> {
         .collect()
 }
 
-/// Sorts the shapes that have no row: left over, or served by a neighbour's row.
+/// Classifies the shapes without a row: left over, or served by the row of a neighbouring M.
 fn account_for_the_rest<P: Task>(outcome: &mut TuneOutcome<P>, queue: &WorkQueue<P>) {
     let (waiting, never_asked) = queue.unraced();
     let finished = waiting.is_empty() && queue.may_come().is_empty();

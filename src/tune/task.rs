@@ -26,7 +26,7 @@ pub trait Task:
     /// Everything except M: the subject of one table.
     type Weights: Clone + Debug + Ord + Send;
 
-    /// Everything except M.
+    /// The part of the task that does not depend on M.
     fn weights(&self) -> Self::Weights;
 
     /// The task with these weights at `m`.

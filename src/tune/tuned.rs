@@ -62,7 +62,7 @@ impl TunedTable {
         }
     }
 
-    /// Number of rows.
+    /// Number of rows in the table, whatever its format.
     pub fn count(&self) -> usize {
         match &self.rows {
             TunedRows::Csv { rows, .. } => rows.len(),

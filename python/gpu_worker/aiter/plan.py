@@ -1,8 +1,8 @@
 """What one row of aiter's means on one shape: the launches that aiter's own wrapper makes, recorded instead of made.
 
-The wrapper decides the splits of K, the strides, the grid and the kernel that adds the parts; it changed with most releases, and
-it is asked here rather than written down: it runs on tensors that have sizes and no memory, and its kernels are replaced by
-recorders. Neither torch nor a device is needed.
+The wrapper decides the splits of K, the strides, the grid and the kernel that adds the parts; it changed with most
+releases, so it is run rather than reimplemented: it gets tensors that have sizes but no memory, and its kernels are
+replaced by recorders. Neither torch nor a device is needed.
 """
 
 import functools
@@ -22,7 +22,7 @@ _RECORDING = threading.Lock()
 
 
 class Tensor:
-    """A tensor as far as the wrapper looks at one."""
+    """The properties of a tensor that the wrapper uses."""
 
     device = "none"
 
@@ -55,7 +55,7 @@ class _Torch:
 
     @staticmethod
     def empty(shape, dtype=None, device=None):
-        """The parts of a split K, the only thing that the wrapper makes when it is given an output."""
+        """The parts of a split K, the only tensor that the wrapper creates when it is given an output."""
         return Tensor("partial", shape, dtype)
 
     def __getattr__(self, name):
@@ -141,7 +141,7 @@ def plan(tree, problem, row, block, rocm, out_dtype="bfloat16"):
 
 
 def whole_splits(settings, k):
-    """Refuses parts of K that are not all alike: the last of them reads past the end of a row (ROCm/aiter#5286: NaN)."""
+    """Refuses parts of K that are not equal: the last of them reads past the end of a row (ROCm/aiter#5286: NaN)."""
     splits, step = settings.get("NUM_KSPLIT", 1), settings.get("BLOCK_SIZE_K", 0)
     if not isinstance(splits, int) or not isinstance(step, int) or splits < 1 or step < 1:
         raise Unsupported(f"NUM_KSPLIT {splits!r} and BLOCK_SIZE_K {step!r} are no whole numbers above 0")

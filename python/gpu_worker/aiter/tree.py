@@ -84,7 +84,7 @@ def open_tree(root=None):
 
 
 def _root(root):
-    """The folder that holds the folder `aiter`."""
+    """The folder that contains the folder `aiter`."""
     if root:
         if os.path.isdir(os.path.join(root, "aiter", "ops", "triton")):
             return os.path.abspath(root)
@@ -121,7 +121,7 @@ class _Finder:
 
 
 class _Torch:
-    """Stands in for torch where a module only names its types: a compile child without it starts in a fifth of the time."""
+    """Replaces torch where a module only uses its types in annotations: a compile child without it starts in a fifth of the time."""
 
     __spec__ = None
 
@@ -135,7 +135,7 @@ class _Torch:
 
 
 class torch_stands_in:
-    """Puts the stand-in where torch is not imported yet, and takes it away again."""
+    """Installs the replacement if torch is not imported yet, and removes it again."""
 
     def __enter__(self):
         self._placed = "torch" not in sys.modules

@@ -63,5 +63,5 @@ class Families:
         except Unavailable as why:
             return why
         except Exception as error:
-            # A library that is half installed fails in any way it likes.
+            # A partly installed library may raise anything.
             return Unavailable(" ".join(f"{type(error).__name__}: {error}".split())[:500])

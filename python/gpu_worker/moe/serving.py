@@ -25,7 +25,7 @@ KEPT_PROBLEMS, KEPT_BYTES = 8, 4 << 30
 """Problems whose operands are kept for their next request, and bytes of their activations and outputs together."""
 
 PATIENCE_S = 120.0
-"""How long a worker waits for a device that somebody else uses before it gives up."""
+"""How long a worker waits for a device that another process uses before it gives up."""
 
 TOLERANCE, WHOLE_TOLERANCE = 0.05, 0.1
 """An element counts as wrong when it is off by more than this share of the root mean square of the output plus its own

@@ -12,10 +12,10 @@ use crate::store::file::entries;
 use crate::table::aiter_triton::{Configs, FileName, Rules};
 use crate::table::shapes::CountedShape;
 
-/// Files by name.
+/// The files of a folder by their parsed names.
 type Files = BTreeMap<FileName, Configs>;
 
-/// Whether `table` is a file of this kind, or a folder that has some.
+/// Whether `table` is such a file, or a folder that contains some.
 pub(super) fn is_one(table: &Utf8Path) -> bool {
     if !table.is_dir() {
         return name_of(table).is_some();
@@ -75,7 +75,7 @@ pub(super) fn answers(args: &LookupArgs, shapes: &[CountedShape]) -> Result<Answ
     Ok(answers)
 }
 
-/// The file that is meant and its neighbours: a file for one weight does not serve the others, the one without does.
+/// The named file and its neighbours: a file for one weight does not serve the others, the one without a weight does.
 fn files(args: &LookupArgs) -> Result<Files, Error> {
     let paths: Vec<Utf8PathBuf> = if args.table.is_dir() {
         entries(&args.table)

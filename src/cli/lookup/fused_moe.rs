@@ -15,7 +15,7 @@ use crate::table::fmoe::requests::{self, Counted};
 use crate::table::fmoe::rules::{Release, Rules};
 use crate::table::fmoe::table::Table;
 
-/// One call: what it asks for and what it gets.
+/// One call: its request and the result.
 #[derive(Serialize)]
 struct Row {
     tokens: u32,
@@ -65,7 +65,7 @@ struct Document<'a> {
     rows: Vec<Row>,
 }
 
-/// Looks the calls in `shapes` up in `table`, both as they stand in their files.
+/// Looks up the calls in `shapes` in `table`, both given as file contents.
 pub(super) fn run(
     args: &LookupArgs,
     table: &[u8],
@@ -150,7 +150,7 @@ pub(super) fn run(
     Ok(())
 }
 
-/// The calls of a file of which the header is known to be theirs.
+/// The calls of a file whose header was recognised.
 pub(in crate::cli) fn read_calls(path: &Utf8Path, bytes: &[u8]) -> Result<Vec<Counted>, Error> {
     if !crate::table::fmoe::table::is_of_moe(bytes) {
         return Err(Error::new(
@@ -176,7 +176,7 @@ pub(in crate::cli) fn read_calls(path: &Utf8Path, bytes: &[u8]) -> Result<Vec<Co
     Ok(calls)
 }
 
-/// The card look-ups are done for: what the user says, else what the calls say where they agree.
+/// The card that look-ups are made for: the one given by the user, else that of the calls if they agree.
 pub(in crate::cli) fn card(
     gfx: Option<&str>,
     cu_num: Option<u32>,

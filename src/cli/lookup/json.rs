@@ -12,7 +12,7 @@ use crate::table::nearest::{Clamp, Site, default_config, nearest};
 use crate::table::sglang_json::{Config, FileName};
 use crate::table::shapes::CountedShape;
 
-/// A configuration file and what its name says.
+/// A configuration file and its parsed name.
 struct ConfigFile {
     name: FileName,
     config: Config,
@@ -77,7 +77,7 @@ fn config_files(args: &LookupArgs, warnings: &mut Vec<String>) -> Result<ConfigF
         let text = path.file_name().unwrap_or_default();
         let name: FileName = match text.parse() {
             Ok(name) => name,
-            // Folders hold files of other kernels too.
+            // Folders contain files of other kernels too.
             Err(_) if args.table.is_dir() => continue,
             Err(error) => return Err(Error::to(ErrorKind::Usage, "use the file", error)),
         };
@@ -146,7 +146,7 @@ fn json_answer(
 ) -> Result<Answer, Error> {
     let mut found = None;
     let mut block_shape = (128, 128);
-    // Of files for several scale blocks the common one counts.
+    // If there are files for several scale blocks, the usual one is used.
     let mut matching: Vec<&ConfigFile> = files
         .read
         .iter()

@@ -15,7 +15,7 @@ use crate::table::moe::release::Release;
 use crate::table::moe::serve::{Chosen, Pair, Served, Server, Source};
 use crate::tree::package::{release_around, triton_around};
 
-/// The M that a problem is looked up at whose source says none: a line of SGLang's log has only E and N.
+/// The M at which a problem is looked up if its source has none: a line of SGLang's log has only E and N.
 const WITHOUT_M: [u32; 6] = [1, 16, 64, 256, 1024, 4096];
 
 /// One looked-up fused MoE.
@@ -30,13 +30,13 @@ pub(super) struct MoeAnswer {
     pub(super) result: &'static str,
     up: Projection,
     down: Projection,
-    /// `BLOCK_SIZE_M` of the down row in its table, where the up row's replaces it.
+    /// `BLOCK_SIZE_M` of the down row in its table, if the up row's replaces it.
     #[serde(skip_serializing_if = "Option::is_none")]
     overridden: Option<i64>,
-    /// What the runtime does then.
+    /// What the runtime does as a result.
     runs: String,
     raises: bool,
-    /// Why the numbers of the rows are wrong.
+    /// Why the kernel computes wrong numbers with these rows.
     #[serde(skip_serializing_if = "Option::is_none")]
     wrong: Option<String>,
     /// Why no table serves it.
@@ -49,7 +49,7 @@ pub(super) struct MoeAnswer {
 struct Projection {
     source: &'static str,
     table: Option<String>,
-    /// The Triton version whose folder the table lies in, where another one runs.
+    /// The Triton version whose folder the table is in, if it is not the running one.
     other_triton: Option<String>,
     key: Option<i64>,
     line: Option<u64>,
@@ -57,7 +57,7 @@ struct Projection {
 }
 
 impl MoeAnswer {
-    /// One line for people.
+    /// One line for display.
     pub(super) fn explained(&self) -> String {
         let what = if self.raises { "raises" } else { "runs" };
         let more = |text: &Option<String>, before: &str, after: &str| {
@@ -81,7 +81,7 @@ pub(super) struct MoeAnswers {
     pub(super) warnings: Vec<String>,
 }
 
-/// Looks every problem up as a server on one device does.
+/// Looks up every problem as a server on one device does.
 pub(super) fn in_tables(
     args: &LookupArgs,
     tables: &Tables,
@@ -271,7 +271,7 @@ fn projection(chosen: Chosen) -> Projection {
     }
 }
 
-/// Why no table of the up projection is found: what is there that comes near.
+/// Why no table of the up projection is found, and what comes close.
 fn why(tables: &Tables, name: &TableName, server: Server<'_>) -> String {
     let wanted = name.to_string();
     let unread = tables.files().find(|(_, file, _)| *file == wanted);
@@ -324,7 +324,7 @@ fn number(number: Option<impl ToString>) -> String {
     number.map_or_else(String::new, |number| number.to_string())
 }
 
-/// The answers as CSV: the columns of every look-up, then what a fused MoE has besides.
+/// The answers as CSV: the columns of every look-up, then those of a fused MoE.
 pub(super) fn csv(rows: &[MoeAnswer]) -> Result<Vec<u8>, Error> {
     let mut writer = csv::Writer::from_writer(Vec::new());
     let failed = |error: csv::Error| Error::to(ErrorKind::Bug, "write the answers", error);
@@ -365,8 +365,8 @@ pub(super) fn csv(rows: &[MoeAnswer]) -> Result<Vec<u8>, Error> {
         .map_err(|error| Error::to(ErrorKind::Bug, "write the answers", error.into_error()))
 }
 
-/// The lines of a shapes file that `--shape KEY=VALUE,…` stand for. A fused MoE of which nothing else is said has FP8 weights with
-/// scale blocks of 128 by 128.
+/// The lines of a shapes file that correspond to `--shape KEY=VALUE,…`. A fused MoE without further specification has
+/// FP8 weights with scale blocks of 128 by 128.
 pub(super) fn shape_lines(given: &[String]) -> Result<Vec<u8>, Error> {
     const COLUMNS: [&str; 9] = [
         "op", "M", "N", "K", "dtype", "records", "E", "topk", "scales",

@@ -12,7 +12,7 @@ use crate::table::fmoe::rules::{Release, Rules};
 use crate::table::fmoe::table::is_of_moe;
 use crate::tree::aiter::revision_around;
 
-/// The tables with their bytes, where all of them are of the fused MoE.
+/// The tables with their contents, if all of them are of the fused MoE.
 pub(super) fn tables(args: &MergeArgs) -> Result<Option<Vec<File>>, Error> {
     let mut tables = Vec::new();
     for path in &args.tables {
@@ -74,7 +74,7 @@ pub(super) fn run(
         )
         .hint("`gemmtune lint` on the inputs says what is wrong with each row"));
     }
-    // The record first: a table without its record would be the worse half to be left with.
+    // The provenance first: a table without it would be the worse half to be left with.
     if let Some(provenance) = provenance {
         files::write(provenance, merged.provenance_csv().as_bytes(), printer)?;
     }

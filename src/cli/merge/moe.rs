@@ -22,7 +22,7 @@ const OUTCOMES: [Outcome; 4] = [
     Outcome::Invalid,
 ];
 
-/// Whether the tables are JSON; aiter's and SGLang's do not become one table.
+/// Whether the tables are JSON; an error for a mixture, because aiter's and SGLang's cannot be merged.
 pub(super) fn is_asked(args: &MergeArgs) -> Result<bool, Error> {
     let is_json = |path: &&Utf8PathBuf| path.extension() == Some("json");
     match args.tables.iter().filter(is_json).count() {
@@ -36,7 +36,7 @@ pub(super) fn is_asked(args: &MergeArgs) -> Result<bool, Error> {
     }
 }
 
-/// Merges the tables of the up projection, each with the one of the down projection beside it.
+/// Merges the tables of the up projection, each with the down projection's beside it.
 pub(super) fn run(
     args: &MergeArgs,
     provenance: Option<&Utf8Path>,
@@ -78,7 +78,7 @@ pub(super) fn run(
         .down
         .as_ref()
         .filter(|_| files::stream(&args.output).is_none());
-    // The pair is complete before its first half is read: a lone up table would be served with another's down table.
+    // Both are complete before either is visible: a lone up table would be used with another's down table.
     if let Some(down) = down {
         files::write(&down_output, down.to_json().as_bytes(), printer)?;
     }
@@ -177,7 +177,7 @@ fn document(
         "provenance": provenance.filter(|_| written),
         "op": OP,
         "rows": merged.up.entries.len(),
-        // These tables hold no times: what was given first stays.
+        // These tables have no times: the first one given is kept.
         "slower": 0,
         "later": merged.count(Outcome::Later),
         "copies": merged.count(Outcome::Copy),

@@ -44,7 +44,7 @@ struct Row<'a> {
     records: u64,
 }
 
-/// The bytes of the shapes, where they are calls of the fused MoE.
+/// The contents of the shapes file, if they are calls of the fused MoE.
 pub(super) fn calls_of(args: &PlanArgs) -> Option<(&Utf8Path, Vec<u8>)> {
     let path = args.shapes.as_deref().filter(|path| *path != "-")?;
     let bytes = files::read(path).ok()?;
@@ -152,8 +152,8 @@ pub(super) fn run(
     Ok(())
 }
 
-/// The rows that a model's experts will ask aiter's fused MoE for at the given sizes, with what a person should know of them;
-/// `None` where its experts do not run there.
+/// The rows that a model's experts will look up in aiter's fused MoE at the given sizes, with remarks; `None` if its
+/// experts do not run there.
 pub(super) fn of_model(
     args: &PlanArgs,
     model: Option<&Prediction>,
@@ -169,7 +169,7 @@ pub(super) fn of_model(
         .aiter
         .unwrap_or_else(|| Release::of_revision(args.revision));
     let plan = make(&Input {
-        // No tokens: sizes are those that follow.
+        // Without tokens: only the sizes below are planned for.
         calls: &[Counted {
             request: Request {
                 problem: problem.clone(),

@@ -14,7 +14,7 @@ use crate::run::error::Error;
 use crate::table::moe::problem::{CountedProblem, OP, with_problems};
 use crate::table::shapes;
 
-/// The rows worth tuning, and what a person should know. Captured sizes and the prefill chunk are those of the GEMMs.
+/// The rows worth tuning, and remarks. Captured sizes and the prefill chunk are those of the GEMMs.
 pub(super) fn plan(
     args: &PlanArgs,
     seen: &[CountedProblem],
@@ -22,7 +22,7 @@ pub(super) fn plan(
     place: &Place,
     (capture, chunk): (&[u32], Option<u32>),
 ) -> (Vec<PlannedMoe>, Vec<String>) {
-    // With aiter the experts run in its own operation, unless records say that SGLang's ran.
+    // With aiter the experts run in its own operation, unless records show that SGLang's ran.
     let with_aiter = place.gfx.starts_with("gfx") && seen.is_empty();
     let (rows, notes) = make(MoeInput {
         seen,
@@ -50,7 +50,7 @@ pub(super) fn write(
     files::write(output, text.as_bytes(), printer)
 }
 
-/// The document and the words where there is nothing but fused MoE.
+/// The document and the text if there is nothing but fused MoE.
 pub(super) fn show_alone(
     rows: &[PlannedMoe],
     notes: &[String],

@@ -11,7 +11,7 @@ use crate::table::roofline::Device;
 /// Multiprocessors of an H100 SXM (NVIDIA's data sheet).
 const H100_UNITS: u32 = 132;
 
-/// Where the rows are to be looked up, and how fast that device is.
+/// The device for which rows are looked up, and its rates.
 pub(super) struct Place {
     pub(super) gfx: String,
     pub(super) cu_num: u32,
@@ -24,7 +24,7 @@ impl Place {
         if let Some(name) = &args.device {
             let device = Self::rates(args, Device::of_name(name), name, tables);
             let vendor = ["NVIDIA", "AMD", "Radeon", "Intel"];
-            // A log of such a device names it, and its shapes can be ordered all the same.
+            // A log of such a device names it, and its shapes can still be ordered.
             let assumed = device.is_err()
                 && args.rates.is_empty()
                 && vendor.iter().any(|vendor| name.starts_with(vendor));
@@ -53,7 +53,7 @@ impl Place {
                 note: None,
             });
         }
-        // The tables' own device, if they have one.
+        // The device of the tables, if they have only one.
         let keys: BTreeSet<(String, u32)> = tables
             .iter()
             .flat_map(|table| &table.rows)
@@ -95,7 +95,7 @@ impl Place {
         })
     }
 
-    /// Rates: given, known, or the best any row of the tables reached.
+    /// The device's rates: given, known, or the best that any row of the tables reached.
     fn rates(
         args: &PlanArgs,
         known: Option<Device>,

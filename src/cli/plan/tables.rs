@@ -1,4 +1,4 @@
-//! The tables that `gemmtune plan` is told the server has today.
+//! The tables in use according to the arguments of `gemmtune plan`.
 
 use camino::{Utf8Path, Utf8PathBuf};
 
@@ -10,17 +10,17 @@ use crate::table::aiter::Table;
 use crate::table::aiter_triton;
 use crate::table::sglang_json::{Config, FileName};
 
-/// What serves today.
+/// The tables and configuration files of the server, by format.
 pub(super) struct Tables {
-    /// aiter's, of all operations.
+    /// aiter's CSV tables, of all operations.
     pub(super) csv: Vec<Table>,
-    /// SGLang's files.
+    /// SGLang's JSON files.
     pub(super) configs: Vec<(FileName, Config)>,
-    /// Those of aiter's Triton GEMM.
+    /// JSON files of aiter's Triton GEMM.
     pub(super) files: Vec<(aiter_triton::FileName, aiter_triton::Configs)>,
 }
 
-/// Reads the files at `paths` and those of folders among them.
+/// Reads the files at `paths`, including those in folders.
 pub(super) fn read(paths: &[Utf8PathBuf]) -> Result<Tables, Error> {
     let (mut tables, mut configs, mut triton) = (Vec::new(), Vec::new(), Vec::new());
     for path in paths {

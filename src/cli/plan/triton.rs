@@ -5,12 +5,12 @@ use camino::Utf8Path;
 use super::{BackendArg, Error, ErrorKind, Op, PlanArgs};
 use crate::table::aiter_triton::{Configs, FileName};
 
-/// The name, where it is that of a file of this GEMM.
+/// The parsed name, if it is that of a file of this GEMM.
 pub(super) fn name_of(file: &Utf8Path) -> Option<FileName> {
     file.file_name()?.parse().ok()
 }
 
-/// Whether rows are planned for it: as said, else where a table is one of its files.
+/// Whether rows are planned for it: as given, else if a table is one of its files.
 pub(super) fn is_planned(args: &PlanArgs, files: &[(FileName, Configs)]) -> Result<bool, Error> {
     let wanted = match args.backend {
         Some(backend) => backend == BackendArg::AiterTriton,
@@ -37,7 +37,7 @@ pub(super) fn is_planned(args: &PlanArgs, files: &[(FileName, Configs)]) -> Resu
     }
 }
 
-/// What a person should know of the rows planned.
+/// Remarks on the planned rows.
 pub(super) fn notes(args: &PlanArgs, files: &[(FileName, Configs)], gfx: &str) -> Vec<String> {
     let mut notes = vec![
         "a row serves the M between two bounds of its file; of each such bucket the M with most calls is raced, and the row is \

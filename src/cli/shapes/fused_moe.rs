@@ -1,4 +1,4 @@
-//! The calls of aiter's fused MoE among what logs say.
+//! The calls of aiter's fused MoE found in logs.
 
 use serde::Serialize;
 
@@ -9,10 +9,10 @@ use crate::log::LogSummary;
 use crate::log::fmoe::Listed;
 use crate::run::error::Error;
 
-/// What the document says of them.
+/// The part of the document about them.
 #[derive(Serialize)]
 pub(super) struct AiterMoe<'log_summary> {
-    /// Keys taken apart, with what served them; at most as many as shapes.
+    /// Parsed keys, with what served them; at most as many as shapes.
     aiter_fused_moe: Vec<Listed<'log_summary>>,
     /// Kernels that a row names and the compiled module lacks.
     aiter_fused_moe_kernels_not_found: Vec<&'log_summary str>,
@@ -26,7 +26,7 @@ pub(super) fn listed(log_summary: &LogSummary) -> AiterMoe<'_> {
     }
 }
 
-/// Writes the calls where they are asked for and there are any; says whether that is so.
+/// Writes the calls if they are requested and there are any; returns whether that is so.
 pub(super) fn write(
     log_summary: &LogSummary,
     args: &ShapesArgs,
@@ -35,7 +35,7 @@ pub(super) fn write(
     let Some(path) = &args.fused_moe else {
         return Ok(false);
     };
-    // Records have what lines have not: tokens as they were, and how often each call was made.
+    // Records have what log lines lack: tokens before rounding, and how often each call was made.
     let csv = if !log_summary.aiter_moe.is_empty() {
         log_summary.aiter_moe.to_csv()
     } else if !log_summary.fmoe.is_empty() {
@@ -47,7 +47,7 @@ pub(super) fn write(
     Ok(true)
 }
 
-/// What served them, where they were asked for, and which kernels are missing.
+/// Prints what served them, if they were requested, and which kernels are missing.
 pub(super) fn tell(log_summary: &LogSummary, args: &ShapesArgs, printer: &Printer) {
     let (moe, recorded) = (&log_summary.fmoe, &log_summary.aiter_moe);
     if let Some(path) = args.fused_moe.as_ref().filter(|_| !recorded.is_empty()) {

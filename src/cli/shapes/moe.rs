@@ -1,4 +1,4 @@
-//! What `gemmtune shapes` says of SGLang's fused MoE.
+//! What `gemmtune shapes` reports about SGLang's fused MoE.
 
 use serde::Serialize;
 
@@ -6,7 +6,7 @@ use crate::log::LogSummary;
 use crate::log::summary::MoeTables;
 use crate::table::moe::problem::{CountedProblem, MoeProblem, OP};
 
-/// A problem that ran.
+/// A problem that ran, with its calls by M.
 #[derive(Serialize)]
 pub(super) struct ListedMoe {
     op: &'static str,
@@ -17,7 +17,7 @@ pub(super) struct ListedMoe {
     records: u64,
 }
 
-/// What servers said of the tables of a problem.
+/// What servers logged about the tables of a problem.
 #[derive(Serialize)]
 pub(super) struct LookedFor<'log_summary> {
     #[serde(flatten)]
@@ -45,7 +45,7 @@ pub(super) fn looked_for(log_summary: &LogSummary) -> Vec<LookedFor<'_>> {
         .collect()
 }
 
-/// What people are told: how many problems there are, and what serves each (E, N) that a server named.
+/// The text about them: how many problems there are, and what serves each (E, N) that a server named.
 pub(super) fn told(log_summary: &LogSummary, problems: &[CountedProblem]) -> Vec<String> {
     let mut lines = Vec::new();
     if !problems.is_empty() {

@@ -1,4 +1,4 @@
-//! `gemmtune tune --compile-only`, and what it found in the hands of a race.
+//! `gemmtune tune --compile-only`, and how a race uses its results.
 
 use camino::Utf8PathBuf;
 
@@ -10,7 +10,7 @@ use crate::run::error::{Error, ErrorKind};
 use crate::tune::backends::compiled::Compiled;
 use crate::tune::compile_only::{self as compiling, CompileError, Kernel, Target};
 
-/// Compiles for a GPU that is not here.
+/// Compiles for a GPU that is not present.
 pub(super) fn run(
     args: &TuneArgs,
     target: Target,
@@ -73,7 +73,7 @@ pub(super) fn run(
     Ok(())
 }
 
-/// What was compiled before: the files named, else those in the output folder.
+/// Earlier compile results: the files named, else those in the output folder.
 pub(super) fn before(args: &TuneArgs) -> Result<Vec<Compiled>, Error> {
     let files = if args.compiled.is_empty() {
         Compiled::files_in(&args.output)

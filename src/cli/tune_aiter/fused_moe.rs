@@ -13,7 +13,7 @@ use crate::table::fmoe::{ERR_LIMIT, requests};
 use crate::tune::aiter::fmoe::{self, FmoeOrder, FmoeOutcome};
 
 impl AiterArgs {
-    /// Runs the tuner of the fused MoE for the calls that are `bytes` of the file `path`.
+    /// Runs the tuner of the fused MoE for the calls in `bytes`, the contents of the file `path`.
     pub(in crate::cli) fn run_fused_moe(
         &self,
         common: &Common<'_>,
@@ -105,7 +105,7 @@ fn summary(printer: &Printer, outcome: &FmoeOutcome) {
     }
 }
 
-/// The exit code of a run that took place.
+/// The result of a completed run, which determines the exit code.
 fn verdict(outcome: &FmoeOutcome) -> Result<(), Error> {
     if outcome.interrupted {
         return Err(super::super::tune::interrupted(outcome.rows.len()));

@@ -48,7 +48,7 @@ const POLL: Duration = Duration::from_millis(100);
 /// A seed other than that of the timed prompts, so that no prefill is served from the prefix cache.
 const SEED: u64 = 0x9e37_79b9;
 
-/// What to profile.
+/// The loads to profile, and where their traces go.
 pub(super) struct Asked {
     server: Arc<dyn Server>,
     loads: Vec<Load>,

@@ -87,7 +87,7 @@ pub enum ModelError {
     },
 }
 
-/// A parsed `config.json`.
+/// A parsed `config.json`, with its text part where the model is multimodal.
 #[derive(Debug)]
 pub(super) struct Config {
     root: Value,

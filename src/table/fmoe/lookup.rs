@@ -225,7 +225,7 @@ impl<'table> Resolver<'table> {
         })
     }
 
-    /// Looks up `request`.
+    /// Looks up `request`: the row that serves it, or why none does.
     pub fn find(&self, request: &Request) -> Answer<'table> {
         let token = self.rules.rounding.token(request.tokens);
         let topk = self.rules.topk(request.problem.topk, request.ep);

@@ -15,7 +15,7 @@ use crate::table::aiter::is_unset;
 /// e4048607).
 const FILLED: [&str; 4] = ["run_1stage", "ksplit", "xbf16", "flat"];
 
-/// How to merge.
+/// The rules and the activation for which tables are merged.
 #[derive(Clone, Debug)]
 pub struct Policy {
     /// Rules of the aiter that will read the result.

@@ -17,7 +17,7 @@ pub(super) struct Kept {
     pub(super) busy_s: f64,
 }
 
-/// Its stored form.
+/// A [`Kept`] as a line of the results file.
 #[derive(Debug, Serialize, Deserialize)]
 pub(super) struct Stored {
     /// Header and row as CSV, so that unknown columns are stored too.

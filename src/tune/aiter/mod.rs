@@ -109,7 +109,7 @@ impl Default for Limits {
     }
 }
 
-/// Optional settings.
+/// Settings of a run that have a default.
 #[derive(Clone, Debug, Default, PartialEq)]
 pub struct Settings {
     /// Rows in use today, for any device: those for exactly the shape and this device are incumbents too.

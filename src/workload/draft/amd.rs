@@ -10,7 +10,7 @@ use crate::workload::script::Word;
 /// The variable that names the table of aiter's block-scaled operation.
 const TABLE: &str = "AITER_CONFIG_GEMM_A8W8_BLOCKSCALE";
 
-/// A proposed backend.
+/// The backend that `init` proposes, with a remark.
 #[derive(Debug, PartialEq, Eq)]
 pub(super) struct Proposal {
     /// The value of `backend.kind`.

@@ -266,7 +266,7 @@ mod tests {
         insta::assert_snapshot!(said, @"it was raced on NVIDIA H100 80GB HBM3 with 132 multiprocessors, and this is NVIDIA H200");
         let said = route.of_another_device(&name, 114).unwrap();
         insta::assert_snapshot!(said, @"it was raced on NVIDIA H100 80GB HBM3 with 132 multiprocessors, and this one has 114");
-        // Written before they were counted.
+        // Written before multiprocessors were recorded.
         let older = Route {
             cu_num: None,
             ..route
