@@ -161,6 +161,7 @@ impl Worker {
                 })
                 .collect(),
             shipped: String::new(),
+            taken_bytes: None,
         }
     }
 

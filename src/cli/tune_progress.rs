@@ -6,6 +6,7 @@ use std::fmt::Display;
 use indicatif::{ProgressBar, ProgressDrawTarget, ProgressStyle};
 
 use super::printer::Printer;
+use crate::tune::event::busy_shares;
 use crate::tune::protocol::Candidate;
 use crate::tune::results::Row;
 use crate::tune::task::Task;
@@ -154,7 +155,9 @@ impl<'a> TuneProgress<'a> {
                 (log / gains.len() as f64).exp()
             )
         };
-        let busy = if outcome.active_s > 0.0 {
+        let busy = if let Some(shares) = busy_shares(&outcome.devices) {
+            format!("; {shares}")
+        } else if outcome.active_s > 0.0 {
             format!(
                 "; device busy {:.0} % of the search",
                 100.0 * outcome.busy_s / outcome.active_s

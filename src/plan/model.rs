@@ -18,6 +18,7 @@ mod quant;
 use std::borrow::Cow;
 
 use serde::{Deserialize, Serialize};
+use serde_json::Value;
 
 use crate::table::moe::release::Release;
 
@@ -58,6 +59,34 @@ impl Parallel {
             ep: 1,
             release: Release::NEWEST,
             is_hip: false,
+        }
+    }
+
+    /// How a server is split over ranks by the arguments that it reports as resolved (SGLang's `/server_info`, 0.5.5 to 0.5.23). What
+    /// they leave out is taken from [`Parallel::tp`].
+    pub fn resolved(arguments: &Value, tp: u32, is_hip: bool) -> Self {
+        let number = |name: &str| {
+            let number = arguments.get(name).and_then(Value::as_u64);
+            number
+                .and_then(|number| u32::try_from(number).ok())
+                .filter(|number| *number > 0)
+        };
+        let is_set = |name: &str| arguments.get(name).and_then(Value::as_bool) == Some(true);
+        let default = Self::tp(number("tp_size").unwrap_or(tp));
+        Self {
+            dp_attention: number("dp_size")
+                .filter(|_| is_set("enable_dp_attention"))
+                .unwrap_or(1),
+            moe_dense_tp: number("moe_dense_tp_size"),
+            shared_experts_fusion: is_set("disable_shared_experts_fusion").then_some(false),
+            ep: number("ep_size").unwrap_or(1),
+            release: arguments
+                .get("version")
+                .and_then(Value::as_str)
+                .and_then(|version| version.parse().ok())
+                .unwrap_or(default.release),
+            is_hip,
+            ..default
         }
     }
 

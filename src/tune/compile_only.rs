@@ -77,6 +77,7 @@ impl Target {
             prepare_slots: 0,
             candidates: Vec::new(),
             shipped: String::new(),
+            taken_bytes: None,
         }
     }
 }

@@ -21,6 +21,7 @@ use camino::Utf8PathBuf;
 use self::under_way::{UnderWay, Work};
 use super::backends::Backend;
 use super::clocks::Clocks;
+use super::event::DeviceTime;
 use super::protocol::{Candidate, Device, Outcome, Samples};
 use super::race::{Decision, Entrant, Race, Step};
 use super::results::{Quarantined, Row};
@@ -66,10 +67,12 @@ pub(super) enum Message<P> {
     Quarantined(Quarantined<P>),
     /// A worker died and a fresh one took its place.
     Restarted { worker: u32, reason: String },
+    /// What a person should know of the device.
+    Remark(String),
     /// The device worker gave up.
     Lost { worker: u32, reason: String },
-    /// The device worker has ended; seconds for which its device was held, and seconds for which it had work.
-    Ended { busy_s: f64, active_s: f64 },
+    /// The device worker has ended.
+    Ended(DeviceTime),
 }
 
 /// Why a device worker stops before the work is done.
@@ -187,10 +190,11 @@ impl<'a, P: Task> DeviceWorker<'a, P> {
         } else if let Some(worker) = self.worker.take() {
             worker.quit(self.shared.interrupt);
         }
-        self.tell(Message::Ended {
+        self.tell(Message::Ended(DeviceTime {
+            device: self.index,
             busy_s: self.busy_s,
             active_s: active.as_secs_f64(),
-        });
+        }));
     }
 
     /// Adds seconds for which race `index` held the device.

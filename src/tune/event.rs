@@ -1,7 +1,7 @@
 //! What a tuning run reports while it runs, and its result.
 
 use camino::Utf8PathBuf;
-use serde::Serialize;
+use serde::{Deserialize, Serialize};
 
 use super::clocks::Clocks;
 use super::protocol::Device;
@@ -81,6 +81,30 @@ pub struct Unserved<P = Shape> {
     pub reason: String,
 }
 
+/// How long a race used one device.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+pub struct DeviceTime {
+    /// Its index among the visible devices.
+    pub device: u32,
+    /// Seconds for which requests held it.
+    pub busy_s: f64,
+    /// Seconds for which it had work.
+    pub active_s: f64,
+}
+
+/// `device 0 busy 93 %, device 1 busy 90 %`; `None` for a single device.
+pub fn busy_shares(devices: &[DeviceTime]) -> Option<String> {
+    let shares: Vec<String> = devices
+        .iter()
+        .filter(|time| time.active_s > 0.0)
+        .map(|time| {
+            let share = 100.0 * time.busy_s / time.active_s;
+            format!("device {} busy {share:.0} %", time.device)
+        })
+        .collect();
+    (devices.len() > 1).then(|| shares.join(", "))
+}
+
 /// The result of a tuning run.
 #[derive(Clone, Debug, Serialize)]
 pub struct TuneOutcome<P = Shape> {
@@ -110,6 +134,9 @@ pub struct TuneOutcome<P = Shape> {
     /// Remarks for readers of the result.
     #[serde(skip_serializing_if = "Vec::is_empty")]
     pub remarks: Vec<String>,
+    /// The time of each device, by its index.
+    #[serde(skip_serializing_if = "Vec::is_empty")]
+    pub devices: Vec<DeviceTime>,
     /// Total seconds for which requests held devices.
     pub busy_s: f64,
     /// Total seconds for which device workers had work.
@@ -136,6 +163,7 @@ impl<P> TuneOutcome<P> {
             lost: Vec::new(),
             clocks: Clocks::default(),
             remarks: Vec::new(),
+            devices: Vec::new(),
             busy_s: 0.0,
             active_s: 0.0,
             seconds: 0.0,

@@ -177,6 +177,9 @@ pub fn run<P: Task>(
         outcome: TuneOutcome::new(device.clone()),
         broken: None,
     };
+    if let Some(text) = device.is_shared() {
+        coordinator.remark(text);
+    }
     thread::scope(|scope| {
         let mut first = Some(worker);
         for index in 0..workers {
@@ -290,12 +293,11 @@ struct Coordinator<'a, P: Task> {
 impl<P: Task> Coordinator<'_, P> {
     /// Processes messages until every device worker has ended.
     fn listen(&mut self, messages: &Receiver<Message<P>>) {
-        let mut busy = 0.0;
-        let mut active = 0.0;
         for message in messages {
-            if let Message::Ended { busy_s, active_s } = message {
-                busy += busy_s;
-                active += active_s;
+            if let Message::Ended(time) = message {
+                self.outcome.busy_s += time.busy_s;
+                self.outcome.active_s += time.active_s;
+                self.outcome.devices.push(time);
                 continue;
             }
             if self.broken.is_some() {
@@ -306,8 +308,7 @@ impl<P: Task> Coordinator<'_, P> {
                 self.queue.close();
             }
         }
-        self.outcome.busy_s = busy;
-        self.outcome.active_s = active;
+        self.outcome.devices.sort_by_key(|time| time.device);
     }
 
     fn handle(&mut self, message: Message<P>) -> Result<(), ResultsError> {
@@ -340,6 +341,7 @@ impl<P: Task> Coordinator<'_, P> {
                 self.outcome.restarts += 1;
                 (self.events)(&TuneEvent::WorkerRestarted { worker, reason });
             }
+            Message::Remark(text) => self.remark(text),
             Message::Lost { worker, reason } => {
                 (self.events)(&TuneEvent::DeviceLost {
                     worker,
@@ -347,9 +349,14 @@ impl<P: Task> Coordinator<'_, P> {
                 });
                 self.outcome.lost.push(reason);
             }
-            Message::Ended { .. } => {}
+            Message::Ended(_) => {}
         }
         Ok(())
+    }
+
+    fn remark(&mut self, text: String) {
+        self.outcome.remarks.push(text.clone());
+        (self.events)(&TuneEvent::Remark { text });
     }
 
     /// Individual timings are for replay and analysis, so losing the last few in a crash loses no result.

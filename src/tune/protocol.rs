@@ -244,6 +244,25 @@ pub struct Device {
     /// shapes today.
     #[serde(default)]
     pub shipped: String,
+    /// Memory of the device that was taken when the worker opened it, its own driver context included, bytes; absent where that is
+    /// not asked for.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub taken_bytes: Option<u64>,
+}
+
+/// More than a worker's own context, which takes some hundreds of MB, and less than what a server or a training job holds.
+const CONTEXT_BYTES: u64 = 2 << 30;
+
+impl Device {
+    /// That another process holds memory of this device, and so may compute on it while candidates are timed.
+    pub fn is_shared(&self) -> Option<String> {
+        let taken = self.taken_bytes.filter(|taken| *taken > CONTEXT_BYTES)?;
+        Some(format!(
+            "device {}: {:.0} GiB were taken before racing began; another process on it makes times wrong",
+            self.index,
+            taken as f64 / f64::from(1 << 30)
+        ))
+    }
 }
 
 #[cfg(test)]

@@ -412,7 +412,7 @@ fn every_rank_of_a_tuned_server_has_to_have_its_tables() {
         let scene = scene(1, "deepgemm", "sglang-moe");
         scene.change(|config| {
             config
-                .replace("\"--experts\"", "\"--ranks\", \"2\", \"--experts\"")
+                .replace("\"--experts\"", "\"--tp-size\", \"2\", \"--experts\"")
                 .replace("[server]", "tp = 2\n[server]")
                 // The stand-in writes the trace of one rank; the other would be waited for.
                 .replacen(
@@ -428,6 +428,92 @@ fn every_rank_of_a_tuned_server_has_to_have_its_tables() {
             Some(said) => was_stopped(&scene, &output, said),
         }
     }
+}
+
+/// A MoE model on four ranks; the stand-in's experts are 128 columns wide on a rank and eight, or eight of `experts`.
+fn on_four_ranks(experts: u32, inter: u32, ep: u32) -> Scene {
+    let scene = scene(1, "deepgemm", "sglang-moe");
+    let model = scene.folder.join("model/config.json");
+    let sizes = fs_err::read_to_string(&model).unwrap();
+    let sizes = sizes
+        .replace("\"num_experts\": 8", &format!("\"num_experts\": {experts}"))
+        // Each rank has two heads and one of keys and values.
+        .replace("\"num_attention_heads\": 4", "\"num_attention_heads\": 8")
+        .replace("\"num_key_value_heads\": 1", "\"num_key_value_heads\": 4")
+        .replace("\"head_dim\": 64", "\"head_dim\": 128")
+        .replace(
+            "\"moe_intermediate_size\": 128",
+            &format!("\"moe_intermediate_size\": {inter}"),
+        );
+    fs_err::write(&model, sizes).unwrap();
+    scene.change(|config| {
+        config
+            .replace(
+                "\"--experts\", \"8\"",
+                &format!(
+                    "\"--tp-size\", \"4\", \"--ep-size\", \"{ep}\", \"--experts\", \"{experts}\""
+                ),
+            )
+            .replace("[server]", "tp = 4\n[server]")
+            // The stand-in writes the trace of one rank; the others would be waited for.
+            .replacen(
+                "[[benchmark.loads]]",
+                "[benchmark]\nprofile = false\n[[benchmark.loads]]",
+                1,
+            )
+    });
+    scene
+}
+
+#[test]
+fn four_ranks_run_the_experts_that_the_config_predicts_for_how_they_are_split() {
+    for (experts, inter, ep) in [(8, 512, 1), (32, 128, 4)] {
+        let scene = on_four_ranks(experts, inter, ep);
+        let output = scene.run(&["run", "--until", "plan"], &[]);
+        assert!(output.status.success(), "{}", stderr(&output));
+        let run = scene.latest();
+        let capture = document(&run.join("capture.json"));
+        let seen = &capture["fused_moe"][0];
+        assert_eq!((&seen["E"], &seen["N"]), (&json!(8), &json!(128)));
+        let plan = document(&run.join("plan.json"));
+        let compared = plan["notes"].as_array().unwrap().last().unwrap();
+        assert_eq!(
+            compared,
+            "fused MoE E=8 N=128 K=256 topk=2 ran, as the model's config predicts"
+        );
+    }
+}
+
+#[test]
+fn four_devices_race_for_four_ranks_though_one_is_shared_and_one_loses_its_worker() {
+    let scene = on_four_ranks(32, 128, 4);
+    let killed = scene.folder.join("killed");
+    let env = [
+        ("STANDIN_GPUS", "4"),
+        ("STANDIN_TAKEN", "3"),
+        ("STANDIN_KILLED", killed.as_str()),
+    ];
+    let output = scene.run(&["run", "--until", "verify"], &env);
+    assert!(output.status.success(), "{}", stderr(&output));
+    assert!(killed.exists(), "the third device's worker was killed");
+    let run = scene.latest();
+    let raced = document(&run.join("tune.json"))["fused_moe"].take();
+    assert_eq!(
+        raced["remarks"],
+        json!([
+            "device 3: 40 GiB were taken before racing began; another process on it makes times wrong"
+        ])
+    );
+    assert_eq!((&raced["failed"], &raced["lost"]), (&json!([]), &json!([])));
+    let devices = raced["devices"].as_array().unwrap();
+    let raced_on: Vec<&Value> = devices
+        .iter()
+        .filter(|time| time["busy_s"].as_f64().unwrap() > 0.0)
+        .map(|time| &time["device"])
+        .collect();
+    assert_eq!(raced_on, [0, 1, 2, 3], "{devices:?}");
+    let engagement = document(&run.join("verify.json"))["fused_moe"]["engagement"].take();
+    assert_eq!(engagement["missed"], json!([]), "{engagement}");
 }
 
 #[test]

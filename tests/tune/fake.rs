@@ -213,6 +213,7 @@ fn answer(request: &Request, index: u32, replies: &mut impl std::io::Write) -> A
                 prepare_slots: 2,
                 candidates: Vec::new(),
                 shipped: String::new(),
+                taken_bytes: None,
             },
         },
         Ask::Prepare { candidate, .. } => {

@@ -18,6 +18,7 @@ use crate::run::error::{Error, ErrorKind};
 use crate::run::event::Notice;
 use crate::table::moe::problem::{CountedProblem, MoeProblem, with_problems};
 use crate::table::roofline::Device;
+use crate::tune::event::busy_shares;
 use crate::tune::moe::MoeTask;
 use crate::tune::results::Row;
 use crate::workload::config::Routing;
@@ -246,7 +247,7 @@ pub(super) fn said(tuned: &TunedMoe, of: usize, budget: &str) -> (Vec<String>, S
         .take(5)
         .map(|failure| format!("not tuned: {failure}"))
         .collect();
-    remarks.extend(tuned.lost.iter().cloned());
+    remarks.extend(tuned.lost.iter().chain(&tuned.remarks).cloned());
     if !tuned.not_reached.is_empty() {
         remarks.push(format!(
             "the budget of {budget} ended before {} more sizes of fused MoE were raced (`budget.tune`)",
@@ -266,6 +267,10 @@ pub(super) fn said(tuned: &TunedMoe, of: usize, budget: &str) -> (Vec<String>, S
         tuned.rows.len() - won,
         tuned.failed.len()
     );
+    let summary = match busy_shares(&tuned.devices) {
+        Some(shares) => format!("{summary}; {shares}"),
+        None => summary,
+    };
     (remarks, summary)
 }
 

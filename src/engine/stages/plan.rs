@@ -4,6 +4,7 @@ use std::io;
 
 use super::{Done, fused_moe, profile};
 use crate::engine::ports::Kernels;
+use crate::engine::trial::SERVER_INFO;
 use crate::engine::{Engine, read_document, write_document};
 use crate::plan::document::{HitRates, Verdict};
 use crate::plan::model::{self, Parallel, Prediction};
@@ -12,8 +13,8 @@ use crate::problem::Op;
 use crate::report::model::{HitRate, PlanSummary};
 use crate::run::documents::{Captured, Inspection};
 use crate::run::error::{Error, ErrorKind};
+use crate::run::event::Role;
 use crate::table::shapes::{self, CountedShape};
-use crate::workload::config::Config;
 
 /// The distinct (N, K) that the model's config predicts, with their calls in a forward pass; `None` if nothing was
 /// predicted.
@@ -56,7 +57,7 @@ pub(super) fn plan(engine: &mut Engine<'_>) -> Result<Done, Error> {
     let captured = shapes::read(&bytes, None)
         .map_err(|error| Error::caused(ErrorKind::NotResumable, &error))?;
     let told: Captured = read_document(&engine.run)?;
-    let (prediction, unpredicted) = match prediction(&engine.config) {
+    let (prediction, unpredicted) = match prediction(engine, &inspection, &told) {
         Ok(prediction) => (prediction, None),
         Err(why) => (None, Some(format!("no shapes or gains predicted: {why}"))),
     };
@@ -81,6 +82,10 @@ pub(super) fn plan(engine: &mut Engine<'_>) -> Result<Done, Error> {
     });
     plan.fused_moe = experts.rows;
     plan.notes.extend(experts.notes);
+    let ran: Vec<_> = told.fused_moe.iter().map(|seen| &seen.problem).collect();
+    let predicted = plan.model.as_ref().and_then(|model| model.experts.as_ref());
+    plan.notes
+        .extend(predicted.and_then(|predicted| predicted.compared(&ran)));
     plan.notes.extend(unpredicted);
     write_document(&engine.run, &plan)?;
     for remark in plan.difference.iter().chain(&plan.notes) {
@@ -188,8 +193,13 @@ fn bounded(engine: &Engine<'_>) -> Result<Option<String>, Error> {
 
 /// The prediction from the model's `config.json`, with which the plan explains differences from the captured shapes;
 /// `None` if no model is named, and the reason if nothing can be predicted for it.
-fn prediction(config: &Config) -> Result<Option<Prediction>, String> {
-    let Some(path) = config
+fn prediction(
+    engine: &Engine<'_>,
+    inspection: &Inspection,
+    captured: &Captured,
+) -> Result<Option<Prediction>, String> {
+    let Some(path) = engine
+        .config
         .model_folder()
         .map(|folder| folder.join("config.json"))
     else {
@@ -201,11 +211,25 @@ fn prediction(config: &Config) -> Result<Option<Prediction>, String> {
         ),
         _ => error.to_string(),
     })?;
-    let prediction = model::predict(&bytes, &Parallel::tp(config.workload.tp))
+    let prediction = model::predict(&bytes, &parallel(engine, inspection, captured))
         .map_err(|error| format!("failed to {error} (`{path}`)"))?;
     if prediction.rejected.is_empty() {
         Ok(Some(prediction))
     } else {
         Err(format!("{} (`{path}`)", prediction.rejected.join("; ")))
+    }
+}
+
+/// How the captured server was split over ranks: as it reports its arguments, else by `workload.tp` alone.
+fn parallel(engine: &Engine<'_>, inspection: &Inspection, captured: &Captured) -> Parallel {
+    let tp = engine.config.workload.tp;
+    let folder = engine.run.trial(captured.trial, Role::Capture.name());
+    // The document is for people too: a server that reports nothing, or something else, is no reason to stop.
+    let arguments = fs_err::read(folder.join(SERVER_INFO))
+        .ok()
+        .and_then(|bytes| serde_json::from_slice::<serde_json::Value>(&bytes).ok());
+    match arguments {
+        Some(arguments) => Parallel::resolved(&arguments, tp, inspection.gfx.starts_with("gfx")),
+        None => Parallel::tp(tp),
     }
 }

@@ -28,6 +28,35 @@ pub struct Experts {
     pub rejected: Option<String>,
 }
 
+impl Experts {
+    /// How the problems that ran (each on one rank) compare with what was predicted, as a sentence; `None` if none ran.
+    pub fn compared(&self, ran: &[&MoeProblem]) -> Option<String> {
+        let sizes =
+            |problem: &MoeProblem| (problem.experts, problem.n, problem.hidden, problem.topk);
+        let predicted = self.problem.sizes();
+        let shared = match self.fused_shared {
+            0 => String::new(),
+            fused => format!(" (E and topk include {fused} shared, computed as a routed one)"),
+        };
+        if ran.is_empty() {
+            None
+        } else if ran
+            .iter()
+            .any(|problem| sizes(problem) == sizes(&self.problem))
+        {
+            Some(format!(
+                "fused MoE {predicted} ran, as the model's config predicts{shared}"
+            ))
+        } else {
+            let ran: Vec<String> = ran.iter().map(|problem| problem.sizes()).collect();
+            Some(format!(
+                "the model's config predicts fused MoE {predicted}{shared}, and {} ran: what ran is tuned",
+                ran.join(", ")
+            ))
+        }
+    }
+}
+
 /// How the server runs a model, as far as it affects whether a shared expert is fused.
 #[derive(Clone, Copy, Debug)]
 pub(super) struct Server<'a> {
@@ -295,5 +324,28 @@ mod tests {
         let path = concat!(env!("CARGO_MANIFEST_DIR"), "/testdata/models/qwen3-8b.json");
         let prediction = predict(&fs_err::read(path).unwrap(), &Parallel::tp(1)).unwrap();
         assert_eq!(prediction.experts, None);
+    }
+
+    #[test]
+    fn what_ran_is_compared_with_the_prediction() {
+        let fused = at("deepseek-v3", &cuda(8, 1, "0.5.16"));
+        let whole = fused.problem.clone();
+        let experts_of_four = at("deepseek-v3", &cuda(8, 4, "0.5.16"));
+        let sentences = [
+            fused.compared(&[]),
+            fused.compared(&[&whole]),
+            experts_of_four.compared(&[&whole]),
+        ];
+        insta::assert_debug_snapshot!(sentences, @r#"
+        [
+            None,
+            Some(
+                "fused MoE E=257 N=256 K=7168 topk=9 ran, as the model's config predicts (E and topk include 1 shared, computed as a routed one)",
+            ),
+            Some(
+                "the model's config predicts fused MoE E=64 N=1024 K=7168 topk=8, and E=257 N=256 K=7168 topk=9 ran: what ran is tuned",
+            ),
+        ]
+        "#);
     }
 }

@@ -127,6 +127,29 @@ fn attention_ranks_and_dense_ranks_may_differ_from_tp() {
 }
 
 #[test]
+fn a_server_is_split_as_it_reports_its_arguments() {
+    // SGLang's `/server_info` with four of its some 300 arguments.
+    let reported = serde_json::json!({
+        "version": "0.5.16.post1", "tp_size": 4, "ep_size": 4, "dp_size": 4, "enable_dp_attention": false,
+        "moe_dense_tp_size": null, "disable_shared_experts_fusion": true,
+    });
+    let four = Parallel::resolved(&reported, 1, false);
+    let expected = Parallel {
+        ep: 4,
+        shared_experts_fusion: Some(false),
+        release: "0.5.16.post1".parse().unwrap(),
+        ..Parallel::tp(4)
+    };
+    assert_eq!(four, expected);
+    let mut attention = reported.clone();
+    attention["enable_dp_attention"] = true.into();
+    assert_eq!(Parallel::resolved(&attention, 1, false).dp_attention, 4);
+    // Another server, which reports something of its own.
+    let other = serde_json::json!({"version": "main", "tp_size": "four", "ep_size": 0});
+    assert_eq!(Parallel::resolved(&other, 2, false), Parallel::tp(2));
+}
+
+#[test]
 fn qwen3_next_has_the_weights_of_the_table_aiter_ships_for_it() {
     // a8w8_blockscale_tuned_gemm_qwen3_next_80b_a3b.csv of aiter e4048607a5 has these at TP1, 2 and 4.
     let shipped = BTreeSet::from([

@@ -10,6 +10,7 @@ use crate::run::documents::Asked;
 use crate::table::moe::problem::MoeProblem;
 use crate::tune::TuneOutcome;
 use crate::tune::clocks::Clocks;
+use crate::tune::event::DeviceTime;
 use crate::tune::moe::{MoeTask, Part};
 use crate::tune::results::Row;
 use crate::tune::tuned::TunedTable;
@@ -71,6 +72,12 @@ pub struct TunedMoe {
     pub clocks: Clocks,
     /// Pairs of rows that were timed as whole operations.
     pub candidates: u64,
+    /// What a reader of the result should know.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub remarks: Vec<String>,
+    /// The time of each device, where the tuner tells.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub devices: Vec<DeviceTime>,
     /// Total seconds for which requests held devices.
     pub busy_seconds: f64,
     /// Seconds from start to end of the last attempt.
@@ -112,6 +119,8 @@ impl From<TuneOutcome<MoeTask>> for TunedMoe {
             tables: outcome.tables,
             clocks: outcome.clocks,
             candidates,
+            remarks: outcome.remarks,
+            devices: outcome.devices,
             busy_seconds: outcome.busy_s,
             seconds: outcome.seconds,
         }

@@ -10,6 +10,7 @@ use crate::probe::contest::Contest;
 use crate::problem::{Op, Shape};
 use crate::tune::TuneOutcome;
 use crate::tune::clocks::Clocks;
+use crate::tune::event::DeviceTime;
 use crate::tune::results::Row;
 use crate::tune::tuned::TunedTable;
 use crate::workload::env::Environment;
@@ -47,6 +48,9 @@ pub struct Tuned {
     /// The devices' clocks while candidates were timed; empty where the tuner does not report them.
     #[serde(default)]
     pub clocks: Clocks,
+    /// The time of each device, where the tuner tells.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub devices: Vec<DeviceTime>,
     /// Total seconds for which requests held devices.
     pub busy_seconds: f64,
     /// Seconds from start to end of the last attempt.
@@ -117,6 +121,7 @@ impl Tuned {
         self.files.extend(other.files);
         self.tables.extend(other.tables);
         self.clocks.add(&other.clocks);
+        self.devices.extend(other.devices);
         self.busy_seconds += other.busy_seconds;
         self.seconds += other.seconds;
         self
@@ -144,6 +149,7 @@ impl From<TuneOutcome> for Tuned {
             files: outcome.files,
             tables: outcome.tables,
             clocks: outcome.clocks,
+            devices: outcome.devices,
             busy_seconds: outcome.busy_s,
             seconds: outcome.seconds,
             ..Self::default()

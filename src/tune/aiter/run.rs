@@ -106,6 +106,7 @@ impl<'a> Session<'a> {
             prepare_slots: 0,
             candidates: Vec::new(),
             shipped: String::new(),
+            taken_bytes: None,
         };
         let options = serde_json::json!({
             "op": order.op,

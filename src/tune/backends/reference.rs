@@ -206,6 +206,7 @@ mod tests {
                 kernel(117, "eight", 8),
             ],
             shipped: String::new(),
+            taken_bytes: None,
         }
     }
 

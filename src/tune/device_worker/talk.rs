@@ -83,6 +83,10 @@ impl<P: Task> DeviceWorker<'_, P> {
                         )));
                     }
                     self.worker = Some(worker);
+                    // Memory of a worker that died may not be free yet.
+                    if let Some(shared) = device.is_shared().filter(|_| !had_one) {
+                        self.tell(Message::Remark(shared));
+                    }
                     if had_one {
                         self.tell(Message::Restarted {
                             worker: self.index,

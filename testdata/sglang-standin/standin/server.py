@@ -1,6 +1,7 @@
 """Speaks SGLang's HTTP and log lines and serves a model of four weights and two layers from `cost`.
 
-    python -m standin.server --port 30000 [--backend triton|deepgemm|cutlass] [--hidden-size N] [--chunked-prefill-size N] [--experts E] [--ranks N]
+    python -m standin.server --port 30000 [--backend triton|deepgemm|cutlass] [--hidden-size N] [--chunked-prefill-size N] [--experts E]
+        [--tp-size N] [--ep-size N]
 
 With experts its MLP is a fused MoE of E experts, 128 columns between its GEMMs and two experts a token, on SGLang's Triton kernel.
 
@@ -37,9 +38,9 @@ log = logging.getLogger("sglang")
 
 
 class Engine(threading.Thread):
-    def __init__(self, backend, chunk, hidden, experts):
+    def __init__(self, backend, chunk, hidden, experts, local_experts):
         super().__init__(daemon=True)
-        self.hidden, self.experts = hidden, experts
+        self.hidden, self.experts, self.local_experts = hidden, experts, local_experts
         # QKV, output, gate and up, down.
         self.weights = [(hidden * 3 // 2, hidden), (hidden, hidden), (4 * hidden, hidden), (hidden, 2 * hidden)]
         if experts:
@@ -82,10 +83,10 @@ class Engine(threading.Thread):
     def mlp(self, m, n=128, topk=2):
         fused_moe.fused_experts(
             torch.Tensor(m, self.hidden, dtype=torch.bfloat16),
-            torch.Tensor(self.experts, 2 * n, self.hidden),
-            torch.Tensor(self.experts, self.hidden, n),
+            torch.Tensor(self.local_experts, 2 * n, self.hidden),
+            torch.Tensor(self.local_experts, self.hidden, n),
             StandardTopKOutput(torch.Tensor(m, topk), torch.Tensor(m, topk), None),
-            MoeRunnerConfig(num_experts=self.experts, num_local_experts=self.experts, inplace=False),
+            MoeRunnerConfig(num_experts=self.experts, num_local_experts=self.local_experts, inplace=False),
             use_fp8_w8a8=True,
             block_shape=[128, 128],
         )
@@ -135,7 +136,8 @@ class Handler(BaseHTTPRequestHandler):
         answers = {
             "/health": {},
             "/v1/models": {"data": [{"id": "stand-in"}]},
-            "/server_info": {"version": "0.5.16", "model_path": "/stand-in", "chunked_prefill_size": self.server.engine.chunk},
+            "/server_info": {"version": "0.5.16", "model_path": "/stand-in", "chunked_prefill_size": self.server.engine.chunk,
+                             **self.server.arguments},
         }
         text = json.dumps(answers.get(self.path, {})).encode()
         self.send_response(200 if self.path in answers else 404)
@@ -178,23 +180,26 @@ def main():
     parser.add_argument("--chunked-prefill-size", type=int, default=256)
     parser.add_argument("--hidden-size", type=int, default=256)
     parser.add_argument("--experts", type=int, default=0)
-    parser.add_argument("--ranks", type=int, default=1)
+    parser.add_argument("--tp-size", type=int, default=1)
+    parser.add_argument("--ep-size", type=int, default=1)
     parser.add_argument("--rank", type=int, default=0)
     arguments = parser.parse_args()
-    parallel_state.start(arguments.rank, arguments.ranks)
-    engine = Engine(arguments.backend, arguments.chunked_prefill_size, arguments.hidden_size, arguments.experts)
+    parallel_state.start(arguments.rank, arguments.tp_size)
+    engine = Engine(arguments.backend, arguments.chunked_prefill_size, arguments.hidden_size, arguments.experts,
+                    arguments.experts // arguments.ep_size)
     if arguments.rank:
         parent = os.getppid()
         while os.getppid() == parent:
             time.sleep(0.2)
         return
-    for rank in range(1, arguments.ranks):
+    for rank in range(1, arguments.tp_size):
         # STANDIN_STRAY: a variable that rank 1 does not inherit, as on a host that was given another environment.
         env = {name: value for name, value in os.environ.items() if rank != 1 or name != os.environ.get("STANDIN_STRAY")}
         subprocess.Popen([sys.executable, "-m", "standin.server", *sys.argv[1:], "--rank", str(rank)], env=env)
     engine.start()
     server = ThreadingHTTPServer(("127.0.0.1", arguments.port), Handler)
     server.engine = engine
+    server.arguments = {"tp_size": arguments.tp_size, "ep_size": arguments.ep_size}
     log.info("The server is fired up and ready to roll!")
     # An interpreter that is told to end flushes what it recorded, as SGLang does.
     signal.signal(signal.SIGTERM, lambda *_: sys.exit(0))

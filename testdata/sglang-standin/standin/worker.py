@@ -2,10 +2,13 @@
 
 import json
 import os
+import signal
 import sys
 
 from standin import cost
 
+INDEX = int(sys.argv[sys.argv.index("--device") + 1]) if "--device" in sys.argv else 0
+GPUS = int(os.environ.get("STANDIN_GPUS", 1))
 PACKAGE = os.path.join(os.path.dirname(os.path.dirname(os.path.abspath(__file__))), "sglang")
 
 
@@ -28,7 +31,9 @@ def device(options):
     families = [name for name in options.get("families", []) if name in cost.FAMILIES]
     return {
         "protocol": 1, "backend": "sglang-moe" if is_moe else "sglang-families" if families else "sglang-triton",
-        "name": cost.DEVICE, "arch": "sm_90", "cu_num": 132, "index": 0, "visible": 1,
+        "name": cost.DEVICE, "arch": "sm_90", "cu_num": 132, "index": INDEX, "visible": GPUS,
+        # STANDIN_TAKEN: a device on which another process holds 40 GiB.
+        "taken_bytes": (40 << 30) + (1 << 29) if os.environ.get("STANDIN_TAKEN") == str(INDEX) else 1 << 29,
         "l2_bytes": 50 << 20, "smem_bytes": 232448,
         "versions": {
             "sglang": "0.5.16", "torch": "stand-in", "triton": "3.6.0", **{name: "stand-in" for name in families},
@@ -78,6 +83,11 @@ def answer(ask):
         why = unsupported(ask["candidate"], ask["shape"])
         return {"kind": "prepared", "outcome": refused(why) if why else done({"seconds": 0.0, "cached": True})}
     if kind == "time":
+        # STANDIN_KILLED: a file that is written when the worker of the third device is killed, which happens once.
+        mark = os.environ.get("STANDIN_KILLED")
+        if mark and INDEX == 2 and not os.path.exists(mark):
+            open(mark, "x").close()
+            os.kill(os.getpid(), signal.SIGKILL)
         shape, samples = ask["shape"], ask["timing"]["samples"]
         outcomes = each(ask, lambda one: {"us": [microseconds(shape, one)] * samples})
         return {"kind": "timed", "outcomes": outcomes, "busy_s": 0.001, "clocks_mhz": []}

@@ -335,6 +335,8 @@ fn begun(
         tables: Vec::new(),
         clocks: Clocks::default(),
         candidates: tuned.len() as u64,
+        remarks: Vec::new(),
+        devices: Vec::new(),
         busy_seconds: outcome.busy_s,
         seconds: outcome.seconds,
     }

@@ -102,6 +102,7 @@ impl<'a> Session<'a> {
             prepare_slots: 0,
             candidates: Vec::new(),
             shipped: String::new(),
+            taken_bytes: None,
         };
         let options = serde_json::json!({ "op": OP, "err_ratio": order.limits.err_ratio });
         let keep = Keep::open(folder, &Identity::of(&device, &options))?;

@@ -316,6 +316,7 @@ pub(in crate::tune::backends) mod tests {
             prepare_slots: 8,
             candidates: Vec::new(),
             shipped: String::new(),
+            taken_bytes: None,
         }
     }
 
