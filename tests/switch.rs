@@ -107,6 +107,7 @@ fn a_tree_that_calls_ck_already_gets_the_guard_it_lacks_and_nothing_else() {
         "from aiter.ops.triton.gemm_a8w8_blockscale import gemm_a8w8_blockscale",
         "from aiter import gemm_a8w8_blockscale",
     );
+    let mut said = Vec::new();
     for tree in [released, swapped] {
         let before = tree.snapshot();
         for (arch, rocm, bound) in machines() {
@@ -120,7 +121,7 @@ fn a_tree_that_calls_ck_already_gets_the_guard_it_lacks_and_nothing_else() {
         let old = ["--to", "ck", "--arch", "gfx950", "--rocm", "7.1"];
         let (code, _, stderr) = run("apply", &tree, &[&old[..], &["--mode", "env"]].concat());
         assert_eq!(code, 10);
-        assert!(stderr.contains("use `--mode overlay`"), "{stderr}");
+        said.push(tree.said(&stderr));
         let document = ok("apply", &tree, &old);
         assert_eq!(document["means"], "overlay");
         assert_eq!(document["steps"].as_array().unwrap().len(), 1);
@@ -140,6 +141,12 @@ fn a_tree_that_calls_ck_already_gets_the_guard_it_lacks_and_nothing_else() {
         assert_eq!(unknown["means"], "overlay");
         assert_eq!(tree.snapshot(), before);
     }
+    said.dedup();
+    insta::assert_snapshot!(said.join("\n"), @"
+    error: env cannot do this on this tree: CK is what this tree calls; Triton above the M that is safe below ROCm 7.2
+
+    hint: use `--mode overlay`
+    ");
 }
 
 #[test]
@@ -218,11 +225,19 @@ fn the_least_invasive_way_is_chosen_and_others_are_refused_where_they_would_not_
     let env = ["--to", "ck", "--arch", "gfx942", "--mode", "env"];
     let (code, _, stderr) = run("apply", &tree, &env);
     assert_eq!(code, 10);
-    assert!(stderr.contains("use `--mode overlay`"), "{stderr}");
+    insta::assert_snapshot!(tree.said(&stderr), @"
+    error: env cannot do this on this tree: bind triton_gemm_a8w8_blockscale to self:ck_gemm_a8w8_blockscale
+
+    hint: use `--mode overlay`
+    ");
     let unknown = ["--to", "ck", "--arch", "gfx950"];
     let (code, _, stderr) = run("apply", &tree, &unknown);
     assert_eq!(code, 2);
-    assert!(stderr.contains("--rocm"), "{stderr}");
+    insta::assert_snapshot!(tree.said(&stderr), @"
+    error: what must be done on gfx950 depends on the ROCm version
+
+    hint: add `--rocm`, such as `--rocm 7.1`
+    ");
 }
 
 #[test]
@@ -256,11 +271,19 @@ fn instrument_and_switch_share_a_tree_and_come_off_in_turn() {
     ok("apply", &tree, &ck);
     let (code, _, stderr) = instrument("undo", &[]);
     assert_eq!(code, 10);
-    assert!(stderr.contains("gemmtune switch undo"), "{stderr}");
+    insta::assert_snapshot!(tree.said(&stderr), @"
+    error: failed to change the tree: undo `instrument`: `switch` changed `[tree]/sglang/srt/layers/quantization/fp8_utils.py` after it
+
+    hint: run `gemmtune switch undo [tree]/sglang` first
+    ");
     let triton = ["--to", "triton", "--arch", "gfx942", "--mode", "patch"];
     let (code, _, stderr) = run("apply", &tree, &triton);
     assert_eq!(code, 10, "another wish needs an undo first");
-    assert!(stderr.contains("switched otherwise already"), "{stderr}");
+    insta::assert_snapshot!(tree.said(&stderr), @r#"
+    error: the tree is switched otherwise already: {"to":"ck","arch":"gfx942","rocm":null,"routes":[]}
+
+    hint: run `gemmtune switch undo [tree]` first
+    "#);
     ok("undo", &tree, &[]);
     assert_eq!(instrument("undo", &[]).0, 0);
     assert_eq!(tree.snapshot(), before);
@@ -294,7 +317,11 @@ fn a_branch_that_was_edited_by_hand_is_followed_and_refused() {
     ];
     let (code, _, stderr) = run("apply", &tree, &wish);
     assert_eq!(code, 11, "{stderr}");
-    assert!(stderr.contains("not what was asked for"), "{stderr}");
+    insta::assert_snapshot!(tree.said(&stderr), @r#"
+    error: this tree was edited: with "use_aiter_triton_gemm_w8a8_tuned_gfx950 answers False in fp8_utils and fp8 befor… (111 characters)" it would call triton, which is not what was asked for
+
+    hint: nothing was changed; `--mode overlay` leaves the tree alone
+    "#);
     assert_eq!(tree.snapshot(), before);
 }
 

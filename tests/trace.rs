@@ -30,7 +30,7 @@ fn refusal(tree: &Tree) -> String {
     assert_eq!(code, 11, "{stdout}{stderr}");
     let document: Value = serde_json::from_str(&stdout).unwrap();
     assert_eq!(document["error"]["exit_code"], 11, "{stdout}");
-    stderr
+    tree.said(&stderr)
 }
 
 #[test]
@@ -39,13 +39,12 @@ fn a_failure_is_the_one_json_document() {
         let (code, stdout, stderr) = gemmtune(arguments);
         let document: Value = serde_json::from_str(&stdout).unwrap();
         assert_eq!(document["error"]["exit_code"], code, "{stdout}");
-        assert!(stderr.contains("error"), "{stderr}");
+        assert!(stderr.starts_with("error: "), "{stderr}");
         document["error"].clone()
     };
     let missing = failed(&["trace", "no-such-tree", "--json"]);
     assert_eq!(missing["exit_code"], 10);
-    let message = missing["message"].as_str().unwrap();
-    assert!(message.contains("no-such-tree"), "{message}");
+    insta::assert_snapshot!(missing["message"].as_str().unwrap(), @"`no-such-tree` holds no `sglang` package");
     assert_eq!(missing["hints"].as_array().unwrap().len(), 1);
     assert_eq!(failed(&["trace", "--json"])["exit_code"], 2);
 
@@ -86,13 +85,11 @@ fn what_decides_is_quoted_from_the_tree() {
             .unwrap()
             .to_owned()
     };
-    assert!(because(0).contains("SGLANG_AITER_GFX942_BLOCKSCALE_USE_CK"));
-    assert!(
-        because(1).contains("the number of rows M"),
-        "{}",
-        because(1)
-    );
-    assert!(because(2).contains("use_aiter_triton_gemm_w8a8_tuned_gfx950(n, k)"));
+    insta::assert_snapshot!([0, 1, 2].map(because).join("\n"), @"
+    triton when `not (envs.SGLANG_AITER_GFX942_BLOCKSCALE_USE_CK.get())`, ck when `envs.SGLANG_AITER_GFX942_BLOCKSCALE_USE_CK.get()`; decided by the environment (`SGLANG_AITER_GFX942_BLOCKSCALE_USE_CK`)
+    triton when `use_aiter_triton_gemm_w8a8_tuned_gfx950(n, k) or ( _ck_safe_m is not None and input_2d.shape[0] > _ck_safe_m )`, ck when `not (use_aiter_triton_gemm_w8a8_tuned_gfx950(n, k) or ( _ck_safe_m is not None and input_2d.shape[0] > _ck_safe_m ))`; decided by the number of rows M and the shape (`use_aiter_triton_gemm_w8a8_tuned_gfx950`)
+    triton when `use_aiter_triton_gemm_w8a8_tuned_gfx950(n, k)`, bpreshuffle when `not (use_aiter_triton_gemm_w8a8_tuned_gfx950(n, k))`; decided by the shape (`use_aiter_triton_gemm_w8a8_tuned_gfx950`)
+    ");
     // Without SGLang's list of variables nobody knows what holds while it is unset.
     assert_eq!(document["paths"][0]["by_default"], Value::Null);
     for (default, kernel) in [("False", "triton"), ("True", "ck")] {
@@ -110,8 +107,21 @@ fn what_decides_is_quoted_from_the_tree() {
     assert_eq!(document["force_ck"][0]["means"], "env");
     assert_eq!(document["triton_shapes"][0], serde_json::json!([512, 7168]));
     assert_eq!(document["safe_m"][1], serde_json::json!([4096, 1024, 4096]));
-    let exits = trace(&Tree::fixture("e7b"))["side_exits"].to_string();
-    assert!(exits.contains("out is not None"), "{exits}");
+    let exits = &trace(&Tree::fixture("e7b"))["side_exits"];
+    insta::assert_snapshot!(format!("{exits:#}"), @r#"
+    [
+      {
+        "file": "srt/layers/quantization/fp8_utils.py",
+        "line": 92,
+        "what": "`return input.new_empty(output_shape, dtype=input.dtype)` if `input_2d.shape[0] == 0`"
+      },
+      {
+        "file": "srt/layers/quantization/fp8_utils.py",
+        "line": 101,
+        "what": "`return out.view(*output_shape)` if `out is not None`"
+      }
+    ]
+    "#);
 }
 
 #[test]
@@ -121,17 +131,13 @@ fn shapes_that_get_nan_from_ck_are_named_where_no_guard_is() {
         let notes: Vec<String> = serde_json::from_value(notes).unwrap();
         notes.into_iter().find(|note| note.contains("NaN"))
     };
-    for bare in ["e0", "e2", "e4", "e5"] {
-        let note = nan(bare).unwrap();
-        assert!(note.contains("M > 512 with N=4608, K=4096"), "{note}");
-        assert!(note.contains("`gemmtune switch apply --to ck`"), "{note}");
-    }
+    let mut notes = ["e0", "e2", "e4", "e5"]
+        .map(|bare| nan(bare).unwrap())
+        .to_vec();
+    notes.dedup();
+    insta::assert_snapshot!(notes.join("\n"), @"on gfx95x below ROCm 7.2 CK returns NaN for M > 2048 with N=2560, K=4096, M > 4096 with N=4096, K=1024, M > 2048 with N=4096, K=2048, M > 512 with N=4608, K=4096, and the release has no guard there: `gemmtune switch apply --to ck` adds it");
     // 0.5.15.post1 guards two shapes of the four; E1 and E3 call no CK there.
-    let fewer = nan("e6").unwrap();
-    assert!(
-        fewer.contains("NaN for M > 2048 with N=4096, K=2048, M > 512"),
-        "{fewer}"
-    );
+    insta::assert_snapshot!(nan("e6").unwrap(), @"on gfx95x below ROCm 7.2 CK returns NaN for M > 2048 with N=4096, K=2048, M > 512 with N=4608, K=4096, and the release has no guard there: `gemmtune switch apply --to ck` adds it");
     assert_eq!((nan("e1"), nan("e3")), (None, None));
     let all = Tree::fixture("e6");
     let row = "    (4096, 1024): 4096,\n";
@@ -150,8 +156,7 @@ fn a_kernel_that_is_returned_early_counts() {
     );
     let path = &trace(&tree)["paths"][0];
     assert_eq!(path["kernel"], "depends");
-    let because = path["because"].as_str().unwrap();
-    assert!(because.contains("the number of rows M"), "{because}");
+    insta::assert_snapshot!(path["because"].as_str().unwrap(), @"ck when `input_2d.shape[0] <= 256`, triton when `not (input_2d.shape[0] <= 256)`; decided by the number of rows M");
 }
 
 #[test]
@@ -163,18 +168,34 @@ fn a_name_that_an_import_may_or_may_not_bind_is_refused_at_that_import() {
         &format!("    {import}"),
         &format!("    try:\n        {import}    except ImportError:\n        from aiter import gemm_a8w8_blockscale\n"),
     );
-    let (code, _, said) = gemmtune(&["trace", tree.root.as_str()]);
-    assert_eq!(code, 11, "{said}");
-    assert!(said.contains("if _use_aiter:"), "{said}");
+    insta::assert_snapshot!(refusal(&tree), @"
+    error: which kernel this name means is decided when the module is imported
+      --> [tree]/sglang/srt/layers/quantization/fp8_utils.py:23:1
+       |
+    23 | if _use_aiter:
+       | ^^^^^^^^^^^^^^ binds a GEMM under a condition that the tree does not fix
+       |
+       = note: one binding for each kernel name, as every SGLang release has it
+
+    hint: known are SGLang 0.5.5 to 0.5.23; nothing was changed, and nothing is guessed
+    ");
     let tree = Tree::fixture("e1");
     tree.replace(
         FP8_UTILS,
         "def aiter_w8a8_block_fp8_linear(",
         "@functools.cache\ndef aiter_w8a8_block_fp8_linear(",
     );
-    let (code, _, said) = gemmtune(&["trace", tree.root.as_str()]);
-    assert_eq!(code, 11, "{said}");
-    assert!(said.contains("decorator"), "{said}");
+    insta::assert_snapshot!(refusal(&tree), @"
+    error: a decorator is on `aiter_w8a8_block_fp8_linear`
+      --> [tree]/sglang/srt/layers/quantization/fp8_utils.py:53:5
+       |
+    53 | def aiter_w8a8_block_fp8_linear(
+       |     ^^^^^^^^^^^^^^^^^^^^^^^^^^^ what is called under this name is what the decorator makes of it
+       |
+       = note: a plain `def`, as SGLang 0.5.5 to 0.5.23 have it
+
+    hint: known are SGLang 0.5.5 to 0.5.23; nothing was changed, and nothing is guessed
+    ");
 }
 
 #[test]
@@ -221,11 +242,13 @@ fn a_hand_swapped_import_is_reported_as_ck() {
     tree.write("sglang/version.py", "__version__ = \"0.5.5.post2\"\n");
     let document = trace(&tree);
     assert_eq!(document["patched_from"], serde_json::Value::Null);
-    assert!(
-        document["notes"]
-            .to_string()
-            .contains("0.5.5.post2 is older than 0.5.6")
-    );
+    insta::assert_snapshot!(format!("{:#}", document["notes"]), @r#"
+    [
+      "paths hold with SGLANG_USE_AITER=1 and the aiter backend (the default then); without it ROCm runs SGLang's own Triton kernel",
+      "SGLang 0.5.5.post2 is older than 0.5.6: its block-FP8 linear calls CK as its default, with no Triton path beside it, so there is no safe baseline to compare with",
+      "on gfx95x below ROCm 7.2 CK returns NaN for M > 2048 with N=2560, K=4096, M > 4096 with N=4096, K=1024, M > 2048 with N=4096, K=2048, M > 512 with N=4608, K=4096, and the release has no guard there: `gemmtune switch apply --to ck` adds it"
+    ]
+    "#);
 }
 
 #[test]
@@ -315,41 +338,28 @@ fn an_edited_branch_is_reported_as_it_is_and_not_as_its_era() {
 const CALL: &str = "    output = gemm_a8w8_blockscale_op(";
 
 /// The line under the caret of a refusal.
-fn pointed_at(said: &str) -> &str {
-    let lines: Vec<&str> = said.lines().collect();
-    let caret = lines.iter().position(|line| line.contains('^')).unwrap();
-    lines[caret - 1]
-}
-
 #[test]
 fn a_dispatch_that_may_lead_elsewhere_is_refused_at_that_line() {
     let auto = "    if _use_aiter:\n        return aiter_w8a8_block_fp8_linear\n";
     let before = |more: &str| format!("    if {more}:\n        return my_linear\n{auto}");
-    for (name, from, to, line) in [
-        (
-            "e1",
-            auto,
-            before("_use_aiter and is_gfx95_supported()"),
-            "return my_linear",
-        ),
+    let mut said = Vec::new();
+    for (name, from, to) in [
+        ("e1", auto, before("_use_aiter and is_gfx95_supported()")),
         (
             "e4",
             auto,
             before("_use_aiter and os.environ.get(\"MINE\")"),
-            "return my_linear",
         ),
-        ("e7b", auto, before("is_hip()"), "return my_linear"),
+        ("e7b", auto, before("is_hip()")),
         (
             "e4",
             "def dispatch_w8a8_block_fp8_linear(",
             "@cache\ndef dispatch_w8a8_block_fp8_linear(".to_owned(),
-            "def dispatch_w8a8_block_fp8_linear(",
         ),
     ] {
         let tree = Tree::fixture(name);
         tree.replace(FP8_UTILS, from, &to);
-        let said = refusal(&tree);
-        assert!(pointed_at(&said).contains(line), "{name}: {said}");
+        said.push(refusal(&tree));
     }
     for more in [
         "aiter_w8a8_block_fp8_linear = logged(aiter_w8a8_block_fp8_linear)",
@@ -361,13 +371,9 @@ fn a_dispatch_that_may_lead_elsewhere_is_refused_at_that_line() {
     ] {
         let tree = Tree::fixture("e4");
         tree.write(FP8_UTILS, &format!("{}\n{more}\n", tree.text(FP8_UTILS)));
-        let said = refusal(&tree);
-        assert!(said.contains("is bound again here"), "{said}");
-        assert!(
-            more.contains(pointed_at(&said).split_once("| ").unwrap().1.trim()),
-            "{said}"
-        );
+        said.push(refusal(&tree));
     }
+    insta::assert_snapshot!("dispatches_that_may_lead_elsewhere", said.join("\n"));
 }
 
 #[test]
@@ -407,97 +413,84 @@ fn what_is_no_branch_of_ours_is_let_be() {
 #[test]
 fn structure_that_is_not_understood_is_refused_with_a_caret() {
     let triton = "    from aiter.ops.triton.gemm_a8w8_blockscale import (\n        gemm_a8w8_blockscale as triton_gemm_a8w8_blockscale,\n    )\n";
-    for (name, from, to, says) in [
-        (
-            "e2",
-            triton,
-            "    # Triton is off\n",
-            "nothing imports `triton_gemm_a8w8_blockscale`",
-        ),
+    let mut said = Vec::new();
+    for (name, from, to) in [
+        ("e2", triton, "    # Triton is off\n"),
         (
             "e4",
             triton,
             "    from mylib import fast as triton_gemm_a8w8_blockscale\n",
-            "nothing imports `triton_gemm_a8w8_blockscale`",
         ),
         (
             "e1",
             "    from aiter.ops.triton.gemm_a8w8_blockscale import gemm_a8w8_blockscale\n",
             "    if torch.rand(1) > 0.5:\n        from aiter.ops.triton.gemm_a8w8_blockscale import gemm_a8w8_blockscale\n    else:\n        from aiter import gemm_a8w8_blockscale\n",
-            "decided when the module is imported",
         ),
         (
             "e1",
             "    output = gemm_a8w8_blockscale(",
             "    output = pick(gemm_a8w8_blockscale)(",
-            "which kernel runs here is not known",
         ),
         (
             "e3",
             "def aiter_w8a8_block_fp8_linear(",
             "def aiter_w8a8_block_fp8_linear_v2(",
-            "no function `aiter_w8a8_block_fp8_linear`",
         ),
         (
             "e0",
             "        return aiter_w8a8_block_fp8_linear\n",
             "        return None\n",
-            "never names the aiter path",
         ),
         (
             "e6",
             "    if use_triton:\n        gemm_a8w8_blockscale_op = triton_gemm_a8w8_blockscale\n",
             "    match use_triton:\n        case _:\n            pass\n    if use_triton:\n        gemm_a8w8_blockscale_op = triton_gemm_a8w8_blockscale\n",
-            "a statement that is not understood",
         ),
-        ("e0", "def dispatch", "def def dispatch", "not valid Python"),
+        ("e0", "def dispatch", "def def dispatch"),
         // What binds a name that decides, however it does.
         (
             "e4",
             CALL,
             "    for gemm_a8w8_blockscale_op in kernels():\n        pass\n    output = gemm_a8w8_blockscale_op(",
-            "which kernel runs here is not known",
         ),
         (
             "e4",
             CALL,
             "    with picked() as gemm_a8w8_blockscale_op:\n        pass\n    output = gemm_a8w8_blockscale_op(",
-            "which kernel runs here is not known",
         ),
         (
             "e4",
             CALL,
             "    assert True\n    if (gemm_a8w8_blockscale_op := pick(n, k)) is None:\n        pass\n    output = gemm_a8w8_blockscale_op(",
-            "which kernel runs here is not known",
         ),
         // A kernel that is called, and something else that is returned.
         (
             "e4",
             CALL,
             "    output = torch.ops.mylib.fast(input)\n    unused = gemm_a8w8_blockscale_op(",
-            "which kernel runs here is not known",
         ),
         (
             "e4",
             CALL,
             "    if mylib.takes(n, k):\n        return mylib.fast(input, weight)\n    output = gemm_a8w8_blockscale_op(",
-            "what leaves the aiter path here is not known",
         ),
     ] {
         let tree = Tree::fixture(name);
         tree.replace(FP8_UTILS, from, to);
-        let said = refusal(&tree);
-        assert!(said.contains(says), "{name}: {said}");
-        assert!(said.contains('^'), "{said}");
-        assert!(said.contains("fp8_utils.py:"), "{said}");
+        said.push(refusal(&tree));
     }
+    insta::assert_snapshot!("structure_that_is_not_understood", said.join("\n"));
 }
 
 #[test]
 fn a_folder_without_sglang_is_an_environment_failure() {
     let (code, stdout, stderr) = gemmtune(&["trace", "/"]);
     assert_eq!((code, stdout.as_str()), (10, ""), "{stderr}");
-    assert!(stderr.contains("hint:"), "{stderr}");
+    insta::assert_snapshot!(stderr, @r#"
+    error: `/` holds no `sglang` package
+
+    hint: give the folder that `python -c "import sglang; print(sglang.__path__)"` prints
+    "#);
 }
 
 /// Run with `GEMMTUNE_WHEELS=FOLDER`, after `tests/fetch_wheels.py [--all] FOLDER`.
@@ -578,12 +571,14 @@ fn code_that_nests_or_branches_without_end_is_refused() {
         lines(2000, &|depth| format!("{}if a:\n", " ".repeat(depth))),
         lines(5000, &|at| format!("if a{at}: b{at} = 1\n")),
     ];
-    for more in endless {
+    let said = endless.map(|more| {
         tree.write(FP8_UTILS, &format!("{text}{more}"));
-        let said = refusal(&tree);
-        assert!(
-            said.contains("without end") || said.contains("too "),
-            "{said}"
-        );
-    }
+        refusal(&tree).lines().next().unwrap().to_owned()
+    });
+    insta::assert_snapshot!(said.join("\n"), @"
+    error: a statement without end
+    error: a statement without end
+    error: blocks nest too deep
+    error: too many ways through this code
+    ");
 }

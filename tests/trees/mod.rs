@@ -43,6 +43,11 @@ impl Tree {
         self.root.join(relative)
     }
 
+    /// `text` as a snapshot can hold it.
+    pub fn said(&self, text: &str) -> String {
+        text.replace(self.root.as_str(), "[tree]")
+    }
+
     pub fn text(&self, relative: &str) -> String {
         fs_err::read_to_string(self.path(relative)).unwrap()
     }
