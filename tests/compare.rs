@@ -136,8 +136,11 @@ fn a_wrapped_run_is_read_and_one_without_metrics_is_named_by_its_keys() {
         &["--baseline", "x.json", "--tuned", "x.json"],
     );
     assert_eq!(output.status.code(), Some(2));
-    let text = String::from_utf8_lossy(&output.stderr).into_owned();
-    assert!(text.contains("its keys are: name, scores"), "{text}");
+    insta::assert_snapshot!(String::from_utf8_lossy(&output.stderr), @"
+    error: failed to answer: compare: the baseline arm has no metric of a benchmark; its keys are: name, scores
+
+    hint: choose the deciding metric with --metric; --help lists the forms of input
+    ");
 }
 
 #[test]
@@ -152,12 +155,7 @@ fn a_configuration_around_a_wrapped_run_has_to_agree() {
     }
     let arguments = ["--json", "--baseline", "b.json", "--tuned", "t.json"];
     let found = document(&compare(folder.path(), &arguments));
-    assert!(
-        found["unfair"]
-            .to_string()
-            .contains("config.client_args.tp"),
-        "{found:#}"
-    );
+    insta::assert_snapshot!(found["unfair"], @r#"["config.client_args.tp: baseline 8, tuned 4"]"#);
     let arguments = [&arguments[..], &["--expect", "tp"]].concat();
     assert_eq!(
         document(&compare(folder.path(), &arguments))["unfair"],
@@ -185,7 +183,11 @@ fn a_loss_in_six_files_per_arm_is_worse_and_exits_16() {
     let found = document(&output);
     assert_eq!(found["verdict"], "worse");
     assert_eq!(found["pairs"], 6);
-    assert!(String::from_utf8_lossy(&output.stderr).contains("hint:"));
+    insta::assert_snapshot!(String::from_utf8_lossy(&output.stderr), @"
+    error: worse: the interval of the ratio, 0.9000 to 0.9000, lies wholly below the noise band 0.9901 to 1.0100
+
+    hint: `gemmtune undo` takes a deployed table back
+    ");
 }
 
 #[test]
@@ -269,25 +271,23 @@ fn wrong_input_is_named_and_exits_2() {
         assert!(output.stdout.is_empty());
         String::from_utf8_lossy(&output.stderr).into_owned()
     };
-    let said = stderr(&["--baseline", "b.jsonl", "--tuned", "missing.jsonl"]);
-    assert!(said.contains("missing.jsonl"), "{said}");
-    let said = stderr(&["--baseline", "b.jsonl", "--tuned", "torn.jsonl"]);
-    assert!(
-        said.contains("torn.jsonl:1") && said.contains("cut off"),
-        "{said}"
-    );
-    let said = stderr(&[
-        "--baseline",
-        "b.jsonl",
-        "--tuned",
-        "b.jsonl",
-        "--metric",
-        "speed",
-    ]);
-    assert!(
-        said.contains("`speed` is no metric") && said.contains("median_tpot_ms"),
-        "{said}"
-    );
+    let said = [
+        &["missing.jsonl"][..],
+        &["torn.jsonl"],
+        &["b.jsonl", "--metric", "speed"],
+    ]
+    .map(|more| stderr(&[&["--baseline", "b.jsonl", "--tuned"], more].concat()));
+    insta::assert_snapshot!(said.concat(), @"
+    error: failed to compare: read `missing.jsonl`: failed to open file `missing.jsonl`: No such file or directory (os error 2)
+
+    hint: each line must be one run as `bench_serving --output-file` or `gemmtune bench -o` writes it
+    error: failed to compare: read `torn.jsonl:1`: the last object is cut off; was the benchmark killed while writing?
+
+    hint: each line must be one run as `bench_serving --output-file` or `gemmtune bench -o` writes it
+    error: `speed` is no metric with a known direction
+
+    hint: use one of: output_throughput, total_throughput, input_throughput, request_throughput, median_ttft_ms, mean_ttft_ms, p90_ttft_ms, p95_ttft_ms, p99_ttft_ms, median_tpot_ms, mean_tpot_ms, p90_tpot_ms, p95_tpot_ms, p99_tpot_ms, median_itl_ms, mean_itl_ms, p90_itl_ms, p95_itl_ms, p99_itl_ms, median_e2e_latency_ms, mean_e2e_latency_ms, p90_e2e_latency_ms, p95_e2e_latency_ms, p99_e2e_latency_ms, output_tput_per_gpu, tput_per_gpu, input_tput_per_gpu, duration
+    ");
 }
 
 #[test]
@@ -330,6 +330,9 @@ fn a_file_given_twice_for_one_arm_is_refused() {
     let arguments = [&["--tuned", "t.jsonl", "--baseline"][..], &same].concat();
     let output = compare(folder.path(), &arguments);
     assert_eq!(output.status.code(), Some(2), "{output:?}");
-    let said = String::from_utf8(output.stderr).unwrap();
-    assert!(said.contains("`./b.jsonl` is given twice"), "{said}");
+    insta::assert_snapshot!(String::from_utf8(output.stderr).unwrap(), @"
+    error: `./b.jsonl` is given twice for one arm: a trial cannot count as two
+
+    hint: give each server start's file once
+    ");
 }

@@ -109,14 +109,21 @@ fn a_clean_table_exits_with_zero_though_it_has_a_warning() {
 fn people_get_place_reason_and_fix() {
     let output = lint(&["aiter-tables/a8w8_blockscale_bpreshuffle_tuned_gemm_qwen3.5_397b.csv"]);
     let text = String::from_utf8(output.stdout).unwrap();
-    assert!(
-        text.contains(": error[above-roofline]: ") && text.contains("TFLOPS"),
-        "{text}"
-    );
-    assert!(text.contains("and 7 more of above-roofline"), "{text}");
-    assert!(text.contains("    fix: "), "{text}");
     let errors = String::from_utf8(output.stderr).unwrap();
-    assert!(errors.contains(" rows: 10 errors"), "{errors}");
+    insta::assert_snapshot!(text + &errors, @"
+    aiter-tables/a8w8_blockscale_bpreshuffle_tuned_gemm_qwen3.5_397b.csv:24: error[above-roofline]: 27.5561 us means 701 TFLOPS; gfx942 with 80 compute units does at most 688
+    aiter-tables/a8w8_blockscale_bpreshuffle_tuned_gemm_qwen3.5_397b.csv:25: error[above-roofline]: 27.981 us means 767 TFLOPS; gfx942 with 80 compute units does at most 688
+    aiter-tables/a8w8_blockscale_bpreshuffle_tuned_gemm_qwen3.5_397b.csv:26: error[above-roofline]: 18.6898 us means 919 TFLOPS; gfx942 with 80 compute units does at most 688
+        and 7 more of above-roofline
+        why: The time is below what the arithmetic or the bytes need at the maker's peak, so it was not measured, or not for this work; it wins every merge.
+        fix: Remove the row and tune the shape again.
+    1 files, 32 rows: 10 errors, 0 warnings
+    error: the tables have findings of severity error
+
+    hint: `gemmtune lint --rules` explains each rule; the first is `above-roofline`
+
+    hint: `gemmtune merge TABLE -o OUT.csv` keeps the rows that can be relied on
+    ");
 }
 
 #[test]
@@ -268,19 +275,15 @@ fn a_pipe_or_an_enormous_file_in_a_folder_does_not_stop_the_rest() {
 fn tables_of_other_families_are_skipped_by_name() {
     let (document, code) = document(&["findings/families"]);
     assert_eq!((code, &document["files"]), (0, &1.into()), "{document}");
-    let reasons: Vec<_> = document["skipped"]
-        .as_array()
-        .unwrap()
-        .iter()
+    let skipped = document["skipped"].as_array().unwrap().iter();
+    let mut reasons: Vec<_> = skipped
         .map(|skipped| skipped["reason"].as_str().unwrap())
         .collect();
-    assert_eq!(reasons.len(), 2);
-    assert!(
-        reasons
-            .iter()
-            .any(|reason| reason.contains("`a8w8_blockscale_group32_tuned_gemm`"))
-    );
-    assert!(reasons.iter().any(|reason| reason.contains("mxscale")));
+    reasons.sort_unstable();
+    insta::assert_snapshot!(reasons.join("\n"), @"
+    a table of `a8w8_blockscale_group32_tuned_gemm`, a family of its own: no rule is for it
+    a table of `a8w8_blockscale_mxscale_bpreshuffle_tuned_gemm`, a family of its own: no rule is for it
+    ");
 }
 
 #[test]
@@ -402,21 +405,17 @@ fn a_name_is_judged_by_the_runtime_whose_folder_it_is_in() {
     };
     assert_eq!(unread("x/sglang/srt/configs", ours), None);
     assert_eq!(unread("x/vllm/configs", &vllms), None);
-    assert!(
-        unread("x/sglang/srt/configs", &vllms)
-            .unwrap()
-            .contains("[128, 128]")
-    );
-    assert!(
-        unread("x/vllm/configs", ours)
-            .unwrap()
-            .contains("[128,128]")
-    );
-    let either = unread("x/configs", &vllms).unwrap();
-    assert!(
-        either.contains("SGLang looks for") && either.contains("vLLM"),
-        "{either}"
-    );
+    let said = [
+        ("x/sglang/srt/configs", &vllms[..]),
+        ("x/vllm/configs", ours),
+        ("x/configs", &vllms),
+    ]
+    .map(|(place, name)| unread(place, name).unwrap());
+    insta::assert_snapshot!(said.join("\n"), @"
+    `N=17408,K=5120,device_name=NVIDIA_L40S,dtype=fp8_w8a8,block_shape=[128,128].json` is looked for as `N=17408,K=5120,device_name=NVIDIA_L40S,dtype=fp8_w8a8,block_shape=[128, 128].json`
+    `N=17408,K=5120,device_name=NVIDIA_L40S,dtype=fp8_w8a8,block_shape=[128, 128].json` is looked for as `N=17408,K=5120,device_name=NVIDIA_L40S,dtype=fp8_w8a8,block_shape=[128,128].json`
+    SGLang looks for `N=17408,K=5120,device_name=NVIDIA_L40S,dtype=fp8_w8a8,block_shape=[128, 128].json`, only vLLM looks for this spelling
+    ");
     assert_eq!(unread("x/configs", ours), None);
 }
 

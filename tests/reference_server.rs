@@ -1,5 +1,7 @@
 //! `gemmtune reference-server` as a process: signals, exit codes, the environment it reads.
 
+mod said;
+
 use std::io::{BufRead as _, BufReader, Read as _};
 use std::process::{Child, Command, Stdio};
 
@@ -96,13 +98,14 @@ fn a_server_that_cannot_serve_says_why_and_exits_with_the_documented_code() {
     let table = [("GEMMTUNE_REFERENCE_TABLE", "/nonexistent/table.csv")];
     let (code, log) = ended(serve(&[], &table));
     assert_eq!(code, Some(13), "{log}");
-    assert!(log.contains("/nonexistent/table.csv"), "{log}");
+    insta::assert_snapshot!(said::line(&log, "error: failed to serve"), @"error: failed to serve: warm up: read table `/nonexistent/table.csv`: No such file or directory (os error 2)");
     let (code, log) = ended(serve(&["--fault", "explode"], &[]));
     assert_eq!(code, Some(2), "{log}");
-    assert!(
-        log.contains("nan-above-m=M"),
-        "the error lists the faults: {log}"
-    );
+    insta::assert_snapshot!(log, @"
+    error: invalid value 'explode' for '--fault <NAME[=ARG]>': no fault `explode`; faults are: die-while-loading: end with an error when half the weights are there; hang-at-start: never become ready; hang-in-request[=N]: never answer the N-th request (default 1) or any other from then on; torn-log-lines: tear every third log record; nan-above-m=M: GEMMs of more than M rows give NaN; child-ignores-sigterm: leave a child in its own session that ignores SIGTERM (it ends by itself after ten minutes)
+
+    For more information, try '--help'.
+    ");
     let (code, log) = ended(serve(&["--model-path", "/nonexistent"], &[]));
     assert_eq!(code, Some(2), "{log}");
 }

@@ -1,5 +1,6 @@
 //! `gemmtune lookup`: what a table holds for shapes, and why a row that looks right is none.
 
+use crate::said::steady;
 use crate::{Folder, dump, finding, gemmtune, json, stderr, stdout};
 
 #[test]
@@ -54,12 +55,7 @@ fn lookup_writes_one_line_per_shape() {
         (&1.into(), &1.into())
     );
     assert_eq!(document["rows"][0]["probe"], "fine");
-    assert!(
-        document["rows"][1]["runs"]
-            .as_str()
-            .unwrap()
-            .contains("default")
-    );
+    insta::assert_snapshot!(document["rows"][1]["runs"].as_str().unwrap(), @"the CK default kernel, id 7: one 16x128x256 tile for any M");
 }
 
 #[test]
@@ -77,11 +73,13 @@ fn lookup_refuses_a_table_with_conflicting_rows_as_the_runtime_would() {
         b"",
     );
     assert_eq!(output.status.code(), Some(2));
-    assert!(
-        stderr(&output).contains("lines 2 and 3"),
-        "{}",
-        stderr(&output)
-    );
+    insta::assert_snapshot!(folder.said(&output), @"
+    error: failed to use the table as the runtime does: look up in `[folder]/t.csv`: lines 2 and 3 have the key M=16 N=512 K=7168 cu_num=304 but differ elsewhere, and aiter raises `ValueError: DataFrame index must be unique` at the first GEMM (1 such keys)
+
+    hint: `gemmtune lint [folder]/t.csv` lists every such line
+
+    hint: `gemmtune merge [folder]/t.csv -o OUT.csv` keeps the best valid row per key
+    ");
 }
 
 #[test]
@@ -131,11 +129,13 @@ fn lookup_in_a_folder_without_tables_fails() {
     );
     assert_eq!(output.status.code(), Some(2));
     assert_eq!(stdout(&output), "");
-    assert!(
-        stderr(&output).contains("holds no block-FP8 configuration"),
-        "{}",
-        stderr(&output)
-    );
+    insta::assert_snapshot!(folder.said(&output), @"
+    error: `[folder]` holds no block-FP8 configuration of SGLang's
+
+    hint: aiter's tables are files: give one with `--table FILE.csv`
+
+    hint: SGLang's are named `N=…,K=…,device_name=…,dtype=fp8_w8a8,block_shape=[128, 128].json`
+    ");
 }
 
 /// The document of a look-up on a GPU, with `more` arguments.
@@ -177,11 +177,10 @@ fn a_miss_is_explained_by_what_the_table_has() {
         ],
         b"",
     );
-    let text = stderr(&output);
-    assert!(
-        text.contains("miss (the rows of this (N, K) are for gfx942 with 80"),
-        "{text}"
-    );
+    insta::assert_snapshot!(steady(&stderr(&output)), @"
+    gemm_a8w8_blockscale_bpreshuffle M=8192 N=1536 K=4096: miss (the rows of this (N, K) are for gfx942 with 80 compute units only), runs the CK default kernel: a 64x64x128 tile with 256 threads for any M
+    0 of 1 shapes hit (0.0 % by records)
+    ");
 }
 
 #[test]
@@ -195,34 +194,25 @@ fn what_depends_on_the_aiter_at_hand_is_asked_and_not_said_as_a_fact() {
         open["revisions"],
         serde_json::json!(["e4048607a5", "aiter#5586"])
     );
-    assert!(
-        open["warnings"][0].as_str().unwrap().contains("--revision"),
-        "{open}"
-    );
+    insta::assert_snapshot!(open["warnings"][0].as_str().unwrap(), @"which aiter runs this? 2 of the answers depend on it: say --revision H (up to e4048607a5, August 2026) or --revision N (main after aiter#5586, September 2026)");
     let runs = |document: &serde_json::Value, row: usize| {
         document["rows"][row]["runs"].as_str().unwrap().to_owned()
     };
-    assert!(
-        runs(&open, 0).contains("at e4048607a5 an AssertionError"),
-        "{}",
-        runs(&open, 0)
-    );
-    assert!(
-        runs(&open, 1).contains("at aiter#5586 aiter's Triton kernel"),
-        "{}",
-        runs(&open, 1)
-    );
+    insta::assert_snapshot!([runs(&open, 0), runs(&open, 1)].join("\n"), @"
+    at e4048607a5 an AssertionError: unsupported libtype; at aiter#5586 aiter's Triton kernel, configured by its own tables
+    at e4048607a5 the CK default kernel, id 7: one 16x128x256 tile for any M; at aiter#5586 aiter's Triton kernel: without a row it runs from M = 2048 on gfx942 and M = 384 on gfx950
+    ");
     let newest = at(&["--revision", "N"]);
     assert_eq!(newest["revision"], "aiter#5586");
     assert_eq!(newest["rows"][0]["raises"], false);
-    assert!(runs(&newest, 1).starts_with("aiter's Triton kernel: without a row"));
+    insta::assert_snapshot!(runs(&newest, 1), @"aiter's Triton kernel: without a row it runs from M = 2048 on gfx942 and M = 384 on gfx950");
     assert_eq!(
         newest["rows"][1]["reason"],
         "no row has N=34816, with whatever K"
     );
     let august = at(&["--revision", "e4048607"]);
     assert_eq!(august["rows"][0]["raises"], true);
-    assert!(runs(&august, 1).starts_with("the CK default kernel"));
+    insta::assert_snapshot!(runs(&august, 1), @"the CK default kernel, id 7: one 16x128x256 tile for any M");
 }
 
 #[test]
@@ -246,16 +236,10 @@ fn a_file_that_the_runtime_never_opens_is_no_hit() {
         (&document["hits"], &document["misses"]),
         (&0.into(), &2.into())
     );
-    assert!(
-        document["warnings"][0]
-            .as_str()
-            .unwrap()
-            .contains("vLLM reads this spelling"),
-        "{document}"
-    );
-    let reason = document["rows"][0]["reason"].as_str().unwrap();
-    assert!(
-        reason.contains("is not how SGLang spells the name"),
-        "{reason}"
-    );
+    let said = [&document["warnings"][0], &document["rows"][0]["reason"]];
+    let said = said.map(|text| text.as_str().unwrap()).join("\n");
+    insta::assert_snapshot!(steady(&said), @"
+    SGLang never opens `[project]/testdata/findings/unread-json/configs/N=17408,K=5120,device_name=NVIDIA_L40S,dtype=fp8_w8a8,block_shape=[128,128].json`: it looks for `N=17408,K=5120,device_name=NVIDIA_L40S,dtype=fp8_w8a8,block_shape=[128, 128].json`; vLLM reads this spelling
+    `N=17408,K=5120,device_name=NVIDIA_L40S,dtype=fp8_w8a8,block_shape=[128,128].json` is not how SGLang spells the name
+    ");
 }

@@ -1,6 +1,8 @@
 //! `gemmtune shapes` and `gemmtune lookup` as a user runs them.
 
 mod lookup;
+#[path = "../said/mod.rs"]
+mod said;
 
 use std::io::Write as _;
 use std::process::{Command, Output, Stdio};
@@ -29,6 +31,11 @@ impl Folder {
             .write_all(text.as_ref())
             .unwrap();
         path.into_string()
+    }
+
+    /// What a command said, as a snapshot can hold it.
+    fn said(&self, output: &Output) -> String {
+        said::plain(&stderr(output), &self.path)
     }
 }
 
@@ -114,40 +121,41 @@ fn the_json_summary_counts_what_the_csv_holds() {
         fs_err::read_to_string(csv).unwrap(),
         "op,M,N,K,dtype,records\ngemm_a8w8_blockscale,1,512,7168,torch.float8_e4m3fnuz,2\n"
     );
-    assert!(
-        stderr(&output).contains(":4: M is at least 1"),
-        "{}",
-        stderr(&output)
-    );
+    insta::assert_snapshot!(folder.said(&output), @"
+    1 shapes in 2 records of 1 files (0.0 MB, [time])
+    dispatch: aiter_w8a8_block_fp8_linear (m)
+    warning: 1 records are torn or impossible:
+      [folder]/server.log:4: M is at least 1: [GEMM_shape_dump] csv_row: 0,512,7168,torch.float8_e4m3fnuz
+    written to `[folder]/shapes.csv`
+    ");
 }
 
 #[test]
 fn an_empty_result_says_which_variable_or_stage_to_look_at() {
     let folder = Folder::new();
-    let fails = |text: &str, says: &str| {
+    let said = [
+        "",
+        "nothing here\n",
+        "block_quant w8a8_block_fp8_linear=triton_w8a8_block_fp8_linear (m)\n",
+        "block_quant w8a8_block_fp8_linear=aiter_w8a8_block_fp8_linear (m)\n",
+        "[GEMM_shape_dump] csv_row: 1,2\n",
+        r#"{"gemmtune":"hello","pid":1,"rank":0,"world":1,"version":1}"#,
+    ]
+    .map(|text| {
         let log = folder.file("x.log", text);
         let output = gemmtune(&["shapes", &log], b"");
         assert_eq!(output.status.code(), Some(14), "{}", stderr(&output));
-        assert!(stderr(&output).contains(says), "{}", stderr(&output));
         assert_eq!(stdout(&output), "");
-    };
-    fails("", "the logs are empty");
-    fails("nothing here\n", "SGLANG_DUMP_AITER_FP8_GEMM_SHAPES=1");
-    let identity = "block_quant w8a8_block_fp8_linear=";
-    fails(
-        &format!("{identity}triton_w8a8_block_fp8_linear (m)\n"),
-        "SGLANG_USE_AITER=1",
-    );
-    fails(
-        &format!("{identity}aiter_w8a8_block_fp8_linear (m)\n"),
-        "SGLANG_DUMP_AITER_FP8_GEMM_SHAPES=1",
-    );
-    fails("[GEMM_shape_dump] csv_row: 1,2\n", "torn");
-    let hello = r#"{"gemmtune":"hello","pid":1,"rank":0,"world":1,"version":1}"#;
-    fails(hello, "the overlay was loaded in 1 processes");
+        format!("{text:?}\n{}", folder.said(&output))
+    });
+    insta::assert_snapshot!("logs_without_shapes", said.join("\n"));
     let missing = gemmtune(&["shapes", "no/such.log"], b"");
     assert_eq!(missing.status.code(), Some(2));
-    assert!(stderr(&missing).contains("no/such.log"));
+    insta::assert_snapshot!(stderr(&missing), @"
+    error: failed to find the log `no/such.log`: No such file or directory (os error 2)
+
+    hint: `gemmtune help shapes` describes the arguments
+    ");
 }
 
 #[test]
@@ -174,11 +182,16 @@ fn weights_without_m_are_reported_and_never_become_shapes() {
         summary["decode_batches"],
         serde_json::json!({"1": 1, "32": 19})
     );
-    let said = stderr(&output);
-    assert!(said.contains("no shapes"), "{said}");
-    let plan = "gemmtune plan --model config.json --tp N --capture 1,2,4,8,12,16,24,32 --chunked-prefill 8192 \
-                --device NVIDIA_H100_80GB_HBM3 -o untuned.csv";
-    assert!(said.contains(plan), "{said}");
+    insta::assert_snapshot!(said::steady(&stderr(&output)), @"
+    0 shapes in 0 records of 1 files (0.1 MB, [time])
+    warning: the logs name weights but no M, so there are no shapes: SGLang's Triton kernel logs (N, K) only
+      N=4096 K=4096 on NVIDIA_H100_80GB_HBM3: no file, the default configuration
+      N=4096 K=12288 on NVIDIA_H100_80GB_HBM3: no file, the default configuration
+      N=6144 K=4096 on NVIDIA_H100_80GB_HBM3: no file, the default configuration
+      N=24576 K=4096 on NVIDIA_H100_80GB_HBM3: no file, the default configuration
+
+    hint: run the server instrumented (`gemmtune instrument apply`), or plan from the model and what this log says: `gemmtune plan --model config.json --tp N --capture 1,2,4,8,12,16,24,32 --chunked-prefill 8192 --device NVIDIA_H100_80GB_HBM3 -o untuned.csv`
+    ");
 
     // The CSV is the header alone: a file of an earlier log must not pass for this one's.
     let folder = Folder::new();
@@ -206,19 +219,37 @@ fn an_input_is_never_written_over_under_another_name() {
     let gpu = ["--gfx", "gfx942", "--cu", "304"];
     let lookup = ["lookup", "--table", &table, "--shapes", &shapes];
     let plan = ["plan", "--table", &table, "--shapes", &shapes];
-    for (command, output) in [
+    let said = [
         (["shapes", &log].to_vec(), alias("a.log")),
         ([&lookup[..], &gpu].concat(), alias("s.csv")),
         ([&lookup[..], &gpu].concat(), link.clone()),
         ([&plan[..], &gpu].concat(), alias("s.csv")),
         ([&plan[..], &gpu].concat(), link.clone()),
-    ] {
+    ]
+    .map(|(command, output)| {
         let before = fs_err::read(&output).unwrap();
         let result = gemmtune(&[&command[..], &["-o", &output]].concat(), b"");
         assert_eq!(result.status.code(), Some(2), "{command:?}");
-        assert!(stderr(&result).contains("never written"), "{command:?}");
         assert_eq!(fs_err::read(&output).unwrap(), before, "{command:?}");
-    }
+        folder.said(&result)
+    });
+    insta::assert_snapshot!(said.concat(), @"
+    error: `[folder]/./a.log` is the input `[folder]/a.log`, which is never written
+
+    hint: name another file with -o
+    error: `[folder]/./s.csv` is the input `[folder]/s.csv`, which is never written
+
+    hint: name another file with -o
+    error: `[folder]/link` is the input `[folder]/t.csv`, which is never written
+
+    hint: name another file with -o
+    error: `[folder]/./s.csv` is the input `[folder]/s.csv`, which is never written
+
+    hint: name another file with -o
+    error: `[folder]/link` is the input `[folder]/t.csv`, which is never written
+
+    hint: name another file with -o
+    ");
 }
 
 #[test]
@@ -255,19 +286,21 @@ fn what_is_not_tuned_here_is_named_with_numbers() {
     arguments.extend(logs.iter().map(String::as_str));
     let output = gemmtune(&arguments, b"");
     assert_eq!(output.status.code(), Some(14));
-    let told = "3 batched look-ups, 1 batched bf16 look-up, 2 bf16 look-ups, 1 fused-MoE key of aiter: not tuned here yet";
-    assert!(stderr(&output).contains(told), "{}", stderr(&output));
+    insta::assert_snapshot!(stderr(&output), @"
+    error: no GEMM shapes were found: 3 batched look-ups, 1 batched bf16 look-up, 2 bf16 look-ups, 1 fused-MoE key of aiter: not tuned here yet; `--fused-moe FILE` writes the fused-MoE keys as rows for aiter's tuner
+
+    hint: serve a block-FP8 or per-channel FP8 model whose GEMMs this program tunes
+    ");
     // Beside shapes it is a remark.
     let output = gemmtune(
         &["shapes", &logs[2], "-"],
         format!("{}\n", dump(1, 512, 7168)).as_bytes(),
     );
     assert!(output.status.success());
-    assert!(
-        stderr(&output).contains("1 fused-MoE key of aiter: not tuned here yet"),
-        "{}",
-        stderr(&output)
-    );
+    insta::assert_snapshot!(said::steady(&stderr(&output)), @"
+    1 shapes in 1 records of 2 files (0.0 MB, [time])
+    1 fused-MoE key of aiter: not tuned here yet; `--fused-moe FILE` writes the fused-MoE keys as rows for aiter's tuner
+    ");
     let found = json(&gemmtune(
         &["shapes", &logs[2], "-", "--json"],
         format!("{}\n", dump(1, 512, 7168)).as_bytes(),
@@ -319,15 +352,14 @@ fn weights_that_were_served_are_told_from_those_that_were_not() {
         &["shapes", &finding("other-operations/nk-hit-and-miss.log")],
         b"",
     );
-    let text = stderr(&output);
-    assert!(
-        text.contains("N=17408 K=5120 on NVIDIA_L40S: no file, the default configuration"),
-        "{text}"
-    );
-    assert!(
-        text.contains("N=8192 K=5120 on NVIDIA_L40S: served from a file"),
-        "{text}"
-    );
+    insta::assert_snapshot!(said::steady(&stderr(&output)), @"
+    0 shapes in 0 records of 1 files (0.0 MB, [time])
+    warning: the logs name weights but no M, so there are no shapes: SGLang's Triton kernel logs (N, K) only
+      N=8192 K=5120 on NVIDIA_L40S: served from a file
+      N=17408 K=5120 on NVIDIA_L40S: no file, the default configuration
+
+    hint: run the server instrumented (`gemmtune instrument apply`), or plan from the model and what this log says: `gemmtune plan --model config.json --tp N --device NVIDIA_L40S -o untuned.csv`
+    ");
 }
 
 #[test]
@@ -388,13 +420,11 @@ fn finding(name: &str) -> String {
 fn logs_of_other_families_alone_are_no_shapes_and_say_what_they_were() {
     let output = gemmtune(&["shapes", &finding("families/newtables.log")], b"");
     assert_eq!(output.status.code(), Some(14), "{}", stderr(&output));
-    let text = stderr(&output);
-    for family in [
-        "a6w6_blockscale_tuned_gemm",
-        "a8w8_blockscale_abpreshuffle_tuned_gemm",
-    ] {
-        assert!(text.contains(&format!("1 look-up in `{family}`")), "{text}");
-    }
+    insta::assert_snapshot!(stderr(&output), @"
+    error: no GEMM shapes were found: 1 look-up in `a16w8_mxfp8_asm_tuned_gemm`, 1 look-up in `a4w6_asm_tuned_gemm`, 1 look-up in `a6w4_asm_tuned_gemm`, 1 look-up in `a6w4_flydsl_tuned_gemm`, 1 look-up in `a6w6_blockscale_tuned_gemm`, 1 look-up in `a8w8_blockscale_abpreshuffle_tuned_gemm`, 1 look-up in `a8w8_bpreshuffle_mxfp8_tuned_gemm`, 1 look-up in `flydsl_a8w8_bpreshuffle_tuned_gemm`, 1 look-up in `grouped_gemm_mxfp8_tuned`: not tuned here yet
+
+    hint: serve a block-FP8 or per-channel FP8 model whose GEMMs this program tunes
+    ");
     let found = json(&gemmtune(
         &["shapes", &finding("after-5586/newest.log"), "--json"],
         b"",
