@@ -1,10 +1,13 @@
 //! `gemmtune doctor` and its `--fix`, on real git repositories made here.
 
 mod install;
+#[path = "../said/mod.rs"]
+mod said;
 mod world;
 
 use std::process::Command;
 
+use said::refusal;
 use serde_json::Value;
 use world::{World, picture, said, write};
 
@@ -14,10 +17,7 @@ fn an_able_tree_passes_whatever_its_ancestry_says() {
     let clone = world.clone(&["--recurse-submodules"], "main");
     let (verdict, found) = world.check(&clone, "aiter");
     assert_eq!(verdict, "good", "{found}");
-    assert!(
-        found.contains("on main") && found.contains("proves nothing"),
-        "{found}"
-    );
+    insta::assert_snapshot!(found.replace(&world.head(&clone)[..12], "[head]"), @"[head] on main: not a descendant of the pin, which proves nothing (aiter's main branch was rewritten in March 2026); it can do what is needed");
     assert_eq!(world.check(&clone, "aiter capabilities").0, "good");
     assert_eq!(world.check(&clone, "aiter submodules").0, "good");
     assert_eq!(world.check(&clone, "after a table change").0, "note");
@@ -29,16 +29,8 @@ fn an_old_detached_tree_without_its_submodule_is_told_apart() {
     let clone = world.clone(&[], "old");
     let (verdict, found) = world.check(&clone, "aiter");
     assert_eq!(verdict, "failure");
-    assert!(
-        found.contains("on no branch") && found.contains("never fetched"),
-        "{found}"
-    );
-    assert!(
-        world
-            .check(&clone, "aiter capabilities")
-            .1
-            .contains("run-config")
-    );
+    insta::assert_snapshot!(found.replace(&world.head(&clone)[..12], "[head]"), @"[head] on no branch, and the pin 303a583c89fe was never fetched");
+    insta::assert_snapshot!(world.check(&clone, "aiter capabilities").1, @"missing: libtype (the tuner can search CK and CKTile); runtime-libtype (the runtime obeys the row's library); preshuffle (the tuner can tune the shuffled operation); tuner-timeout (a dead worker ends, if a limit is given); pool-restart (the pool restarts after a fault); accelerator-error (a GPU fault is distinguished from a wrong result); exit-code (failed shapes are seen in the exit code); sort-bool (--sort takes a value); shape-grouped (candidates of a shape can stay together); run-config (a finished table can be measured (--run_config, --compare)); padded-m-ctypes (the padding of M is called through ctypes); merged-configs (several tables are merged at start); duplicate-rewrite (equal keys in two tables rewrite the files and stop the server); tensor-type (modules built by this generation are understood)");
     assert_eq!(
         world.check(&clone, "aiter submodules").1,
         "3rdparty/kernels not initialised"
@@ -151,13 +143,11 @@ fn a_tree_with_changes_is_refused_and_the_files_are_named() {
     write(&clone.join("3rdparty/kernels/kernel.h"), "mine too");
     let refused = world.doctor(&clone, &["--fix", "--to", "new"]);
     assert_eq!(refused.status.code(), Some(10));
-    let text = said(&refused);
-    assert!(
-        text.contains("csrc/a.cu")
-            && text.contains("3rdparty/kernels/kernel.h")
-            && text.contains("git stash"),
-        "{text}"
-    );
+    insta::assert_snapshot!(refusal(&refused, &world.root), @"
+    error: failed to realign the checkout: change `[folder]/clone`: 2 tracked files are changed there: csrc/a.cu, 3rdparty/kernels/kernel.h
+
+    hint: commit them, or put them away with `git stash`
+    ");
     assert_eq!(world.head(&clone), world.commit("old"));
     assert_eq!(
         fs_err::read_to_string(clone.join("csrc/a.cu")).unwrap(),
@@ -180,7 +170,7 @@ fn without_the_remote_the_error_is_clear_and_the_tree_unchanged() {
         text.contains("git fetch")
             && text.contains("the tree is as it was")
             && text.contains("network"),
-        "{text}"
+        "with git's own words: {text}"
     );
     assert_eq!(picture(&world, &clone), before);
 }
@@ -195,11 +185,13 @@ fn a_step_that_fails_takes_every_step_before_it_back() {
     let before = picture(&world, &clone);
     let failed = world.doctor(&clone, &["--fix", "--to", "new"]);
     assert_eq!(failed.status.code(), Some(10));
-    assert!(
-        said(&failed).contains("setup.py develop: exit code 1"),
-        "{}",
-        said(&failed)
-    );
+    insta::assert_snapshot!(refusal(&failed, &world.root), @"
+    error: failed to realign the checkout: AITER_USE_SYSTEM_TRITON=1 [python] setup.py develop: exit code 1; all it said is in `[folder]/clone/.git/gemmtune/install.log`, and the end of it:
+    it said nothing
+    the tree is as it was
+
+    hint: fix that, then run `gemmtune doctor` again
+    ");
     assert_eq!(
         picture(&world, &clone),
         before,
@@ -261,11 +253,11 @@ fn a_folder_that_is_no_checkout_has_nothing_to_realign() {
     write(&wheel.join("aiter/__init__.py"), "");
     let refused = world.doctor(&wheel, &["--fix"]);
     assert_eq!(refused.status.code(), Some(10));
-    assert!(
-        said(&refused).contains("is no git checkout"),
-        "{}",
-        said(&refused)
-    );
+    insta::assert_snapshot!(refusal(&refused, &world.root), @"
+    error: `[folder]/site-packages/aiter` is no git checkout, so there is nothing to realign
+
+    hint: install another release of aiter instead
+    ");
 }
 
 #[test]
@@ -341,17 +333,11 @@ fn where_one_program_is_refused_the_next_one_is_asked() {
     }
     let (found, check) = gpus();
     assert_eq!(found, serde_json::json!([]));
-    let said = check["found"].as_str().unwrap();
-    assert!(
-        said.contains("(rocminfo: Unable to open /dev/kfd read-write: Permission denied; amd-smi: RuntimeError"),
-        "{said}"
-    );
-    assert!(
-        check["fix"]
-            .as_str()
-            .unwrap()
-            .contains("--group-add=render")
-    );
+    let said = ["found", "fix"].map(|part| check[part].as_str().unwrap());
+    insta::assert_snapshot!(said.join("\n"), @"
+    none seen by rocminfo, amd-smi, rocm-smi or nvidia-smi (rocminfo: Unable to open /dev/kfd read-write: Permission denied; amd-smi: RuntimeError: WARNING: User is missing the following required groups: render, video.; rocm-smi: lists no GPU; nvidia-smi: lists no GPU)
+    be in the groups that own /dev/kfd and /dev/dri (`render` and `video`; in a container `--device=/dev/kfd --device=/dev/dri --group-add=video --group-add=render`)
+    ");
 
     let smi = concat!(
         env!("CARGO_MANIFEST_DIR"),

@@ -4,4 +4,6 @@ mod observing;
 #[path = "../ports/mod.rs"]
 mod ports;
 mod reading;
+#[path = "../said/mod.rs"]
+mod said;
 mod support;

@@ -4,6 +4,7 @@ use std::process::Command;
 
 use serde_json::Value;
 
+use crate::said::{line, plain, refusal};
 use crate::support::{Job, Running, python3, text, tree_of, wait_for, watching};
 
 #[test]
@@ -44,10 +45,7 @@ fn a_running_server_is_observed_with_every_variable_it_may_read() {
     assert!(output.status.success(), "{}", text(&output.stderr));
     // Which GPU and which weights is not known here, so what can tune either way is proposed, and the other kind is said.
     let said = text(&output.stderr);
-    assert!(
-        said.contains("aiter's Triton GEMM, which reads no CSV table"),
-        "{said}"
-    );
+    insta::assert_snapshot!(line(&said, "aiter's Triton GEMM"), @"warning: from 0.5.6 on SGLang runs block-FP8 GEMMs on MI300X and MI325X with aiter's Triton GEMM, which reads no CSV table: `aiter` tunes kernels that CSV tables name and sends the GEMMs to them that become faster, `aiter-triton` tunes the rows of the Triton GEMM and switches nothing");
     let config: toml::Table = job.written().parse().unwrap();
     assert_eq!(config["backend"]["kind"].as_str(), Some("aiter"));
     let server = &config["server"];
@@ -68,7 +66,6 @@ fn a_running_server_is_observed_with_every_variable_it_may_read() {
     assert!(
         server["env"].get("HF_TOKEN").is_none() && server["env"].get("SSH_CONNECTION").is_none()
     );
-    let said = text(&output.stderr);
     assert!(
         said.contains("SSH_CONNECTION"),
         "what is left out is named: {said}"
@@ -80,10 +77,12 @@ fn a_running_server_is_observed_with_every_variable_it_may_read() {
     let output = job.init(&["--force", "--pid", &rank]);
     assert_eq!(output.status.code(), Some(10), "{output:?}");
     let said = text(&output.stderr);
-    assert!(
-        said.contains("sglang::scheduler_TP0") && said.contains(&format!("process {pid}")),
-        "{said}"
-    );
+    assert!(said.contains(&format!("by process {pid},")), "{said}");
+    insta::assert_snapshot!(plain(&said, &job.folder), @"
+    error: failed to observe the server: look at process [pid]: it calls itself `sglang::scheduler_TP0`, which is no command line; it was started by process [pid], which may be the one meant
+
+    hint: fix that, then run `gemmtune init` again
+    ");
 }
 
 #[test]
@@ -96,10 +95,11 @@ fn a_process_that_is_no_server_is_refused() {
     });
     let output = job.init(&["--pid", &sleeper.0.id().to_string()]);
     assert_eq!(output.status.code(), Some(2), "{output:?}");
-    assert!(
-        text(&output.stderr).contains("is no SGLang server: it runs `sleep 60`"),
-        "{output:?}"
-    );
+    insta::assert_snapshot!(plain(&text(&output.stderr), &job.folder), @"
+    error: process [pid] is no SGLang server: it runs `sleep 60`
+
+    hint: `pgrep -f launch_server` lists servers; the one meant is the first, not its `sglang::` ranks
+    ");
     assert!(!job.folder.join("gemmtune.toml").exists());
 }
 
@@ -177,20 +177,23 @@ fn a_command_that_starts_no_server_writes_nothing_and_says_what_it_saw() {
         .output()
         .unwrap();
     assert_eq!(output.status.code(), Some(12), "{output:?}");
-    let said = text(&output.stderr);
-    assert!(
-        said.contains("started no SGLang server and ended with code 3") && said.contains("hello"),
-        "{said}"
-    );
+    assert!(text(&output.stderr).contains("hello"), "{output:?}");
+    insta::assert_snapshot!(refusal(&output, &job.folder), @"
+    error: `bash launch.sh` started no SGLang server and ended with code 3
+
+    hint: run it without gemmtune first; a server is recognised by `sglang.launch_server`, `sglang serve`, or its answers
+    ");
     assert!(!job.folder.join("gemmtune.toml").exists());
     let output = watching(&job, &["--", "/no/such/program"])
         .output()
         .unwrap();
     assert_ne!(output.status.code(), Some(0));
-    assert!(
-        text(&output.stderr).contains("/no/such/program"),
-        "{output:?}"
-    );
+    insta::assert_snapshot!(line(&text(&output.stderr), "gemmtune keeper"), @"gemmtune keeper: failed to start `/no/such/program`: No such file or directory (os error 2)");
+    insta::assert_snapshot!(refusal(&output, &job.folder), @"
+    error: `/no/such/program` started no SGLang server and ended with code 127
+
+    hint: run it without gemmtune first; a server is recognised by `sglang.launch_server`, `sglang serve`, or its answers
+    ");
 }
 
 #[test]
@@ -205,10 +208,6 @@ fn a_server_that_dies_early_is_written_down_with_a_warning() {
     let said: Value = serde_json::from_slice(&output.stdout).unwrap();
     assert_eq!(said["watched"]["ended_by"], "server ended");
     assert_eq!(said["watched"]["ready"], false);
-    assert!(
-        said["notes"]
-            .to_string()
-            .contains("ended before it was ready"),
-        "{said}"
-    );
+    let notes = format!("{:#}", said["notes"]);
+    insta::assert_snapshot!(line(&notes, "ended before it was ready").trim(), @r#""the server ended before it was ready; what it was started with is in the file all the same","#);
 }

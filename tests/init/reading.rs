@@ -7,6 +7,7 @@ use gemmtune::store::file::write_atomic;
 use gemmtune::workload::config::{BackendKind, Config, Measure};
 use serde_json::Value;
 
+use crate::said::{line, plain};
 use crate::support::{Job, WHOLE, text};
 
 #[test]
@@ -74,10 +75,7 @@ fn what_could_not_be_told_is_asked_for_by_name_and_stands_in_the_file() {
         ]
     );
     let written = job.written();
-    assert!(
-        written.contains("# ? command = … # `$1` depends on argument 1 of the script"),
-        "{written}"
-    );
+    insta::assert_snapshot!(line(&written, "# ? command"), @"# ? command = … # `$1` depends on argument 1 of the script; as written: python9 -m sglang.launch_server --model-path $1 --tp 8");
     assert!(
         Config::parse(&written).is_err(),
         "an unfinished draft is not accepted by accident"
@@ -90,7 +88,11 @@ fn a_configuration_that_is_there_is_kept() {
     write_atomic(&job.folder.join("gemmtune.toml"), b"mine").unwrap();
     let output = job.init(&["launch.sh"]);
     assert_eq!(output.status.code(), Some(2));
-    assert!(text(&output.stderr).contains("--force"));
+    insta::assert_snapshot!(text(&output.stderr), @"
+    error: `gemmtune.toml` is there already
+
+    hint: use `--force` to replace it, or `-o OTHER.toml`
+    ");
     assert_eq!(job.written(), "mine");
     assert!(job.init(&["launch.sh", "--force"]).status.success());
     assert!(job.written().contains("[server]"));
@@ -165,16 +167,7 @@ fn what_stands_in_a_container_or_a_manifest_is_shown_with_the_way_to_go() {
         "docker run -d --device=/dev/kfd -e SGLANG_USE_AITER=1 lmsysorg/sglang:dev python3 -m sglang.launch_server --model-path Q/W --tp 1\n",
     );
     let output = job.init(&["launch.sh"]);
-    let said = text(&output.stderr);
-    for part in [
-        "docker run",
-        "lmsysorg/sglang:dev",
-        "SGLANG_USE_AITER=1",
-        "--model-path Q/W --tp 1",
-        "docs/guide/container.md",
-    ] {
-        assert!(said.contains(part), "{part}: {said}");
-    }
+    insta::assert_snapshot!(line(&text(&output.stderr), "warning: "), @"warning: line 1 starts something with `docker run`, which was not entered: in `lmsysorg/sglang:dev` with SGLANG_USE_AITER=1: python3 -m sglang.launch_server --model-path Q/W --tp 1; gemmtune runs where the server runs: inside the container, `gemmtune init -- COMMAND` with that one (docs/guide/container.md says how to get it in and where things live)");
     assert!(
         !job.written().contains("SGLang's default"),
         "{}",
@@ -184,11 +177,12 @@ fn what_stands_in_a_container_or_a_manifest_is_shown_with_the_way_to_go() {
     write_atomic(&job.folder.join("pod.yaml"), pod.as_bytes()).unwrap();
     let output = job.init(&["pod.yaml", "-o", "pod.toml"]);
     assert_eq!(output.status.code(), Some(2));
-    let said = text(&output.stderr);
-    assert!(
-        said.contains("Kubernetes") && said.contains("python3 -m sglang.launch_server --tp-size 8"),
-        "{said}"
-    );
+    insta::assert_snapshot!(plain(&text(&output.stderr), &job.folder), @"
+    error: `pod.yaml` is a Kubernetes manifest, not a script, which runs
+        python3 -m sglang.launch_server --tp-size 8
+
+    hint: gemmtune runs where the server runs: inside the container, `gemmtune init -- COMMAND` with that one (docs/guide/container.md says how to get it in and where things live)
+    ");
 }
 
 #[test]
@@ -198,10 +192,9 @@ fn a_rank_of_several_nodes_is_asked_for() {
     );
     let output = job.init(&["launch.sh", "--json"]);
     let said: Value = serde_json::from_slice(&output.stdout).unwrap();
-    assert!(
-        said["questions"].to_string().contains("one of 4 nodes"),
-        "{said}"
-    );
+    let asked = said["questions"].as_array().unwrap().iter();
+    let asked: Vec<&str> = asked.map(|asked| asked["why"].as_str().unwrap()).collect();
+    insta::assert_snapshot!(line(&asked.join("\n"), "one of 4 nodes"), @"it is one of 4 nodes, and gemmtune starts a server on one: try a `--tp` that fits one node; as written: python3 -m sglang.launch_server --model-path /m --tp 32 --nnodes 4 --node-rank 2 --port 8000");
     assert_eq!(said["complete"], false);
 }
 
@@ -211,16 +204,15 @@ fn tables_and_dumps_that_go_into_the_baseline_are_named() {
         "export AITER_CONFIG_GEMM_A8W8_BLOCKSCALE=/t.csv AITER_LOG_TUNED_CONFIG=1 SGLANG_USE_AITER=1\npython3 -m sglang.launch_server --model-path /m\n",
     );
     let said = text(&job.init(&["launch.sh"]).stderr);
-    assert!(
-        said.contains(
-            "the baseline serves with the tables that `AITER_CONFIG_GEMM_A8W8_BLOCKSCALE` name"
-        ),
-        "{said}"
-    );
-    assert!(
-        said.contains("`AITER_LOG_TUNED_CONFIG` make the server log"),
-        "{said}"
-    );
+    let said = [
+        "`AITER_CONFIG_GEMM_A8W8_BLOCKSCALE`",
+        "`AITER_LOG_TUNED_CONFIG`",
+    ]
+    .map(|name| line(&said, name));
+    insta::assert_snapshot!(said.join("\n"), @"
+    warning: the baseline serves with the tables that `AITER_CONFIG_GEMM_A8W8_BLOCKSCALE` name: what is gained is gained over these
+    warning: `AITER_LOG_TUNED_CONFIG` make the server log, dump or tune while it serves, in the baseline too: take them out of `[server.env]` unless production runs with them
+    ");
 }
 
 #[test]
@@ -231,11 +223,7 @@ fn an_asked_variable_can_be_filled_in_where_it_stands() {
     );
     job.init(&["launch.sh"]);
     let written = job.written();
-    assert!(
-        written
-            .contains("# ? HSA_NO_SCRATCH_RECLAIM = … # it depends on the output of `$(cat flag)`"),
-        "{written}"
-    );
+    insta::assert_snapshot!(line(&written, "HSA_NO_SCRATCH_RECLAIM"), @"# ? HSA_NO_SCRATCH_RECLAIM = … # it depends on the output of `$(cat flag)`");
     let filled: String = written
         .lines()
         .map(
@@ -306,20 +294,30 @@ fn several_benchmarks_become_loads_and_repeats_of_one_are_counted() {
 #[test]
 fn a_missing_script_a_script_that_is_none_and_a_dead_process_are_clear_errors() {
     let job = Job::new("if then fi (");
-    for (arguments, code, said) in [
-        (&["launch.sh"][..], 2, "does not seem to be bash"),
-        (&["missing.sh"], 2, "missing.sh"),
-        (&["--pid", "999999999"], 10, "process 999999999"),
-    ] {
+    let said = [
+        (&["launch.sh"][..], 2),
+        (&["missing.sh"], 2),
+        (&["--pid", "999999999"], 10),
+    ]
+    .map(|(arguments, code)| {
         let output = job.init(arguments);
         assert_eq!(output.status.code(), Some(code), "{arguments:?}");
-        assert!(
-            text(&output.stderr).contains(said),
-            "{}",
-            text(&output.stderr)
-        );
         assert!(!Utf8Path::new(&job.folder).join("gemmtune.toml").exists());
-    }
+        text(&output.stderr).replace(job.folder.as_str(), "[folder]")
+    });
+    insta::assert_snapshot!(said.join("\n"), @"
+    error: failed to understand the script: read the script: it does not seem to be bash: syntax error at line 1 col 9
+
+    hint: let it run once instead: `gemmtune init -- bash SCRIPT ARGUMENTS` writes down what is really started
+
+    error: failed to read the script: failed to query resolved metadata `missing.sh`: No such file or directory (os error 2)
+
+    hint: let it run once instead: `gemmtune init -- bash SCRIPT ARGUMENTS` writes down what is really started
+
+    error: failed to observe the server: look at process 999999999: failed to open file `/proc/999999999/cmdline`: No such file or directory (os error 2)
+
+    hint: fix that, then run `gemmtune init` again
+    ");
 }
 
 #[test]
@@ -328,10 +326,12 @@ fn what_may_stand_in_a_file_of_options_is_asked_for() {
         Job::new("python3 -m sglang.launch_server --config server.yaml --fp8-gemm-backend triton");
     job.init(&["launch.sh"]);
     let written = job.written();
-    for name in ["model", "tp", "port"] {
-        let asked = format!("# ? {name} = … # it may stand in `server.yaml` (`--config`)");
-        assert!(written.contains(&asked), "{written}");
-    }
+    let asked = ["model", "tp", "port"].map(|name| line(&written, &format!("# ? {name} = ")));
+    insta::assert_snapshot!(asked.join("\n"), @"
+    # ? model = … # it may stand in `server.yaml` (`--config`)
+    # ? tp = … # it may stand in `server.yaml` (`--config`)
+    # ? port = … # it may stand in `server.yaml` (`--config`)
+    ");
 }
 
 #[test]
@@ -357,49 +357,47 @@ fn of_a_model_with_experts_it_is_said_that_their_fused_moe_is_tuned_too() {
 #[test]
 fn after_what_only_running_follows_a_script_is_refused_with_the_line_and_the_way_to_watch() {
     let server = "python3 -m sglang.launch_server --model-path /m --fp8-gemm-backend triton";
-    for (before, why) in [
-        (
-            "source venv/bin/activate",
-            "line 1 runs `source venv/bin/activate`",
-        ),
-        ("conda activate sgl", "line 1 runs `conda activate`"),
-        (
-            "[ -e on ] && export SGLANG_USE_AITER=1",
-            "the condition at line 1 is not decided by reading",
-        ),
-    ] {
+    let said = [
+        "source venv/bin/activate",
+        "conda activate sgl",
+        "[ -e on ] && export SGLANG_USE_AITER=1",
+    ]
+    .map(|before| {
         let job = Job::new(&format!("{before}\n{server}\n"));
         let said = text(&job.init(&["launch.sh"]).stderr);
         let written = job.written();
-        for text in [&said, &written] {
-            assert!(
-                text.contains(&format!("line 2 is not certain: {why}"))
-                    && text.contains("`gemmtune init -- bash SCRIPT` sees it"),
-                "{text}"
-            );
-        }
         assert!(!written.contains("\ncommand = "), "{written}");
-    }
+        [said, written]
+            .map(|text| line(&text, "line 2 is not certain").to_owned())
+            .join("\n")
+    });
+    insta::assert_snapshot!(said.join("\n"), @"
+      ? server.command (needed): line 2 is not certain: line 1 runs `source venv/bin/activate`, which only running it follows; `gemmtune init -- bash SCRIPT` sees it; as written: python3 -m sglang.launch_server --model-path /m --fp8-gemm-backend triton
+    # ? command = … # line 2 is not certain: line 1 runs `source venv/bin/activate`, which only running it follows; `gemmtune init -- bash SCRIPT` sees it; as written: python3 -m sglang.launch_server --model-path /m --fp8-gemm-backend triton
+      ? server.command (needed): line 2 is not certain: line 1 runs `conda activate`, which only running it follows; `gemmtune init -- bash SCRIPT` sees it; as written: python3 -m sglang.launch_server --model-path /m --fp8-gemm-backend triton
+    # ? command = … # line 2 is not certain: line 1 runs `conda activate`, which only running it follows; `gemmtune init -- bash SCRIPT` sees it; as written: python3 -m sglang.launch_server --model-path /m --fp8-gemm-backend triton
+      ? server.command (needed): line 2 is not certain: the condition at line 1 is not decided by reading; `gemmtune init -- bash SCRIPT` sees it; as written: python3 -m sglang.launch_server --model-path /m --fp8-gemm-backend triton
+    # ? command = … # line 2 is not certain: the condition at line 1 is not decided by reading; `gemmtune init -- bash SCRIPT` sees it; as written: python3 -m sglang.launch_server --model-path /m --fp8-gemm-backend triton
+    ");
     // Where the server stands before it, what comes after is said to be missing, and asked for.
     let again = format!("again() {{ {server} --port 1; }}\n");
     let job = Job::new(&format!("{server} &\n{again}again\n"));
     let said = text(&job.init(&["launch.sh"]).stderr);
-    assert!(
-        said.contains("line 2 names SGLang's server too, and line 3 calls the function `again`"),
-        "{said}"
-    );
+    insta::assert_snapshot!(line(&said, "line 2 names SGLang's server too"), @"  ? server.command (needed): line 2 names SGLang's server too, and line 3 calls the function `again`, which only running it follows; `gemmtune init -- bash SCRIPT` sees it; as written: python3 -m sglang.launch_server --model-path /m --fp8-gemm-backend triton");
     let bench = "python3 -m sglang.bench_serving --port 30000";
     let job = Job::new(&format!(
         "SGLANG_USE_AITER=1 {server} &\n{bench}\nmore() {{ {bench} --seed 2; }}\nmore\n"
     ));
     let said = text(&job.init(&["launch.sh"]).stderr);
-    assert!(
-        said.contains("not all of the script was followed: line 4 calls the function `more`")
-            && said.contains(
-                "benchmark.command (needed): line 2 is not certain: line 3 names a benchmark too"
-            ),
-        "{said}"
-    );
+    let said = [
+        "not all of the script was followed",
+        "benchmark.command (needed)",
+    ]
+    .map(|part| line(&said, part));
+    insta::assert_snapshot!(said.join("\n"), @"
+    warning: not all of the script was followed: line 4 calls the function `more`, which only running it follows; `gemmtune init -- bash SCRIPT` sees all that it starts
+      ? benchmark.command (needed): line 2 is not certain: line 3 names a benchmark too, and line 4 calls the function `more`, which only running it follows
+    ");
     assert!(job.written().contains("\ncommand = "), "{}", job.written());
 }
 
@@ -419,8 +417,5 @@ fn a_server_that_asks_for_a_key_is_remarked() {
 fn a_server_that_listens_elsewhere_is_remarked() {
     let job = Job::new("python3 -m sglang.launch_server --model-path /m --host 10.0.0.5");
     let output = job.init(&["launch.sh"]);
-    assert!(
-        text(&output.stderr).contains("listens on 10.0.0.5"),
-        "{output:?}"
-    );
+    insta::assert_snapshot!(line(&text(&output.stderr), "listens on 10.0.0.5"), @"warning: the server listens on 10.0.0.5 and gemmtune asks at 127.0.0.1: change `--host` in the command to 127.0.0.1 or 0.0.0.0");
 }
