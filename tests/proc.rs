@@ -4,7 +4,7 @@ use std::time::{Duration, Instant};
 
 use camino::Utf8PathBuf;
 use gemmtune::proc::interrupt::Urgency;
-use gemmtune::proc::{Ended, Interrupt, Keeper, Spawn, run};
+use gemmtune::proc::{Interrupt, Keeper, Spawn, WaitOutcome, run};
 
 fn keeper() -> Keeper {
     Keeper::new(Utf8PathBuf::from(env!("CARGO_BIN_EXE_gemmtune")))
@@ -105,7 +105,7 @@ fn the_tree_of_a_killed_keeper_is_ended_before_its_end_is_told() {
     nix::sys::signal::kill(keeper, nix::sys::signal::Signal::SIGKILL).unwrap();
     assert_eq!(
         kept.wait(Duration::from_secs(20), &Interrupt::new()),
-        Ended::Exited(127)
+        WaitOutcome::Exited(127)
     );
     assert!(gone(&started), "left alive of {started:?}");
 }
@@ -119,9 +119,9 @@ fn exit_codes_and_signals_come_through() {
             .unwrap();
         kept.wait(Duration::from_secs(10), &Interrupt::new())
     };
-    assert_eq!(code("exit 0"), Ended::Exited(0));
-    assert_eq!(code("exit 7"), Ended::Exited(7));
-    assert_eq!(code("kill -SEGV $$"), Ended::Exited(139));
+    assert_eq!(code("exit 0"), WaitOutcome::Exited(0));
+    assert_eq!(code("exit 7"), WaitOutcome::Exited(7));
+    assert_eq!(code("kill -SEGV $$"), WaitOutcome::Exited(139));
 }
 
 #[test]
@@ -132,7 +132,7 @@ fn a_program_that_does_not_exist_is_named_in_the_log() {
     let mut kept = Spawn::new(argv, &log).start(&keeper()).unwrap();
     assert_eq!(
         kept.wait(Duration::from_secs(10), &Interrupt::new()),
-        Ended::Exited(127)
+        WaitOutcome::Exited(127)
     );
     let text = fs_err::read_to_string(&log).unwrap();
     insta::assert_snapshot!(text, @"gemmtune keeper: failed to start `no-such-program-here`: No such file or directory (os error 2)");
@@ -148,7 +148,7 @@ fn a_command_that_leaves_a_daemon_ends_with_it() {
     let mut kept = spawn.start(&keeper()).unwrap();
     assert_eq!(
         kept.wait(Duration::from_secs(10), &Interrupt::new()),
-        Ended::Exited(0)
+        WaitOutcome::Exited(0)
     );
     assert!(gone(&numbers(&pids, 1)));
 }
@@ -188,6 +188,6 @@ fn an_interrupt_wakes_a_wait() {
     interrupt.raise();
     assert_eq!(
         kept.wait(Duration::from_secs(60), &interrupt),
-        Ended::Interrupted(Urgency::Stop)
+        WaitOutcome::Interrupted(Urgency::Stop)
     );
 }

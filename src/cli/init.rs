@@ -15,7 +15,7 @@ use crate::workload::quote::{cut, quoted};
 use crate::workload::role::{self, Role};
 use crate::workload::script::{self, LONGEST, Surroundings};
 use crate::workload::secret::masked;
-use crate::workload::watch::{self, Ending, Tell, Until, Watched};
+use crate::workload::watch::{self, Ending, Until, WatchEvent, Watched};
 use crate::workload::{env, observe};
 
 use super::files;
@@ -255,7 +255,7 @@ fn from_watching(args: &InitArgs, printer: &Printer, made: &Made<'_>) -> Result<
         output.pass_on(false);
         let seconds = started.elapsed().as_secs_f64();
         match tell {
-            Tell::Started(seen) => printer.say(format!(
+            WatchEvent::Started(seen) => printer.say(format!(
                 "[init {seconds:.1} s] {}: `{}`",
                 match seen.role {
                     Role::Benchmark => "a benchmark",
@@ -264,7 +264,7 @@ fn from_watching(args: &InitArgs, printer: &Printer, made: &Made<'_>) -> Result<
                 },
                 cut(&masked(&seen.process.argv).join(" "), 300)
             )),
-            Tell::Ready(seen) => printer.say(format!(
+            WatchEvent::Ready(seen) => printer.say(format!(
                 "[init {seconds:.1} s] the server of process {} is ready{}",
                 seen.process.pid,
                 seen.answer
@@ -274,10 +274,10 @@ fn from_watching(args: &InitArgs, printer: &Printer, made: &Made<'_>) -> Result<
                         answer.address.port()
                     ))
             )),
-            Tell::Elsewhere(tool) => printer.say(format!(
+            WatchEvent::Elsewhere(tool) => printer.say(format!(
                 "[init {seconds:.1} s] `{tool}` starts something elsewhere, which is not watched"
             )),
-            Tell::Tick => {}
+            WatchEvent::Tick => {}
         }
     });
     printer.say("ending what was started");

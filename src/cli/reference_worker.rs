@@ -17,8 +17,8 @@ use sha2::{Digest as _, Sha256};
 use crate::problem::Shape;
 use crate::run::error::{Error, ErrorKind};
 use crate::tune::protocol::{
-    Answer, Ask, Candidate, Device, Numerics, Outcome, Preparation, Refusal, Reply, Request,
-    STDOUT_MARKER, Samples, Timing, VERSION,
+    Answer, Candidate, Device, Numerics, Outcome, Preparation, Refusal, Reply, Request,
+    RequestKind, STDOUT_MARKER, Samples, Timing, VERSION,
 };
 
 /// Arguments of `gemmtune reference-worker`.
@@ -80,13 +80,13 @@ struct Worker {
 }
 
 impl Worker {
-    fn answer(&mut self, ask: &Ask) -> Answer {
+    fn answer(&mut self, ask: &RequestKind) -> Answer {
         let started = Instant::now();
         match ask {
-            Ask::Hello { .. } => Answer::Hello {
+            RequestKind::Hello { .. } => Answer::Hello {
                 device: self.device(),
             },
-            Ask::Prepare { .. } => Answer::Prepared {
+            RequestKind::Prepare { .. } => Answer::Prepared {
                 outcome: Outcome::Done {
                     result: Preparation {
                         seconds: 0.0,
@@ -94,7 +94,7 @@ impl Worker {
                     },
                 },
             },
-            Ask::Time {
+            RequestKind::Time {
                 shape,
                 candidates,
                 timing,
@@ -107,14 +107,14 @@ impl Worker {
                 },
                 Err(error) => Answer::Failed { error },
             },
-            Ask::Check { shape, candidates } => match self.check(shape, candidates) {
+            RequestKind::Check { shape, candidates } => match self.check(shape, candidates) {
                 Ok(outcomes) => Answer::Checked {
                     outcomes,
                     busy_s: started.elapsed().as_secs_f64(),
                 },
                 Err(error) => Answer::Failed { error },
             },
-            Ask::Quit => Answer::Bye,
+            RequestKind::Quit => Answer::Bye,
         }
     }
 

@@ -10,7 +10,7 @@ use camino::{Utf8Path, Utf8PathBuf};
 
 use super::port::{PATIENCE as PORT_PATIENCE, wait_for_port};
 use crate::proc::interrupt::Urgency;
-use crate::proc::{Ended, Interrupt, Keeper, Kept, Spawn, tree};
+use crate::proc::{Interrupt, Keeper, KeptChild, Spawn, WaitOutcome, tree};
 use crate::run::error::{Error, ErrorKind};
 use crate::workload::env::Environment;
 use crate::workload::loopback::{agent, take_no_proxy};
@@ -37,7 +37,7 @@ pub struct ServerOrder {
 /// A server that is up. Dropping it ends its whole process tree.
 #[derive(Debug)]
 pub struct RunningServer {
-    kept: Kept,
+    kept: KeptChild,
     log: Utf8PathBuf,
     base_url: String,
     ready_seconds: f64,
@@ -94,7 +94,7 @@ impl RunningServer {
             .map(|text| LogTail::new(&self.log, text));
         loop {
             match self.kept.wait(POLL, interrupt) {
-                Ended::Exited(code) => {
+                WaitOutcome::Exited(code) => {
                     return Err(Error::new(
                         ErrorKind::ServerNotReady,
                         format!(
@@ -104,11 +104,11 @@ impl RunningServer {
                     )
                     .hint(format!("read its log: {}", self.log)));
                 }
-                Ended::Interrupted(urgency) => {
+                WaitOutcome::Interrupted(urgency) => {
                     self.kept.stop(urgency, interrupt);
                     return Err(Error::interrupted());
                 }
-                Ended::DeadlinePassed => {}
+                WaitOutcome::DeadlinePassed => {}
             }
             let logged = tail.as_mut().is_none_or(LogTail::has_come);
             if logged && answers(&agent, &order.ready_url) {

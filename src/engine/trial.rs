@@ -9,7 +9,7 @@ use super::server::{RunningServer, ServerOrder};
 use super::{Engine, RUN_VARIABLE, deadline};
 use crate::bench::{client, line, load, prompt, result};
 use crate::proc::interrupt::Urgency;
-use crate::proc::{Ended, Spawn};
+use crate::proc::{Spawn, WaitOutcome};
 use crate::run::error::{Error, ErrorKind};
 use crate::run::event::{Event, Progress, Role};
 use crate::run::stage::{Stage, TrialEnd};
@@ -324,18 +324,18 @@ impl Engine<'_> {
             Error::new(ErrorKind::WorkloadFailed, reason).hint(format!("read its output: {log}"))
         };
         match kept.wait(limit, &self.interrupt) {
-            Ended::Exited(0) => {}
-            Ended::Exited(code) => {
+            WaitOutcome::Exited(0) => {}
+            WaitOutcome::Exited(code) => {
                 return Err(failed(format!("the benchmark exited with code {code}")));
             }
-            Ended::DeadlinePassed => {
+            WaitOutcome::DeadlinePassed => {
                 kept.stop(Urgency::Stop, &self.interrupt);
                 return Err(failed(format!(
                     "the benchmark did not end within {:.0} s",
                     limit.as_secs_f64()
                 )));
             }
-            Ended::Interrupted(urgency) => {
+            WaitOutcome::Interrupted(urgency) => {
                 kept.stop(urgency, &self.interrupt);
                 return Err(Error::interrupted());
             }

@@ -18,7 +18,7 @@ use crate::overlay::OverlayOptions;
 use crate::plan::moe::Ladder;
 use crate::problem::Op;
 use crate::run::documents::{
-    Asked, DeployedMoe, Engagement, Inspection, MoeCheck, SeenMoe, TunedMoe,
+    DeployedMoe, Engagement, HitCount, Inspection, MoeCheck, SeenMoe, TunedMoe,
 };
 use crate::run::error::{Error, ErrorKind};
 use crate::server::sglang::Site;
@@ -368,7 +368,7 @@ fn engagement_of(deployed: &Deployed, log_summary: &LogSummary) -> Engagement {
     for (experts, n) in deployed.tables() {
         engagement
             .families
-            .insert(format!("E={experts} N={n}"), Asked::default());
+            .insert(format!("E={experts} N={n}"), HitCount::default());
     }
     for ((problem, m), served) in &log_summary.moe.served {
         let what = format!("E={} N={} M={m}", problem.experts, problem.n);

@@ -75,9 +75,9 @@ pub fn classify(line: &[u8]) -> Option<Lookup> {
     starts
         .into_iter()
         .find_map(|start| parse(&line[start..]))
-        .and_then(|(said, _)| match said {
-            Said::Lookup(lookup) => Some(lookup.to_owned()),
-            Said::Other(_) => None,
+        .and_then(|(report, _)| match report {
+            LookupReport::Lookup(lookup) => Some(lookup.to_owned()),
+            LookupReport::Other(_) => None,
         })
 }
 
@@ -113,7 +113,7 @@ pub(super) fn lost_head(bytes: &[u8], at: usize) -> bool {
 
 /// What a complete look-up line reports.
 #[derive(Clone, Debug)]
-pub(super) enum Said<'log> {
+pub(super) enum LookupReport<'log> {
     /// A look-up of one of our operations.
     Lookup(Line<'log>),
     /// A look-up in the tables of another family, by its stem.
@@ -184,7 +184,7 @@ impl LineHit<'_> {
 }
 
 /// The look-up that `text` starts with, and its length.
-pub(super) fn parse(text: &[u8]) -> Option<(Said<'_>, usize)> {
+pub(super) fn parse(text: &[u8]) -> Option<(LookupReport<'_>, usize)> {
     let mut cursor = Cursor::new(text);
     cursor.eat(b"shape ")?;
     let _ = cursor.eat(b"is ");
@@ -196,7 +196,7 @@ pub(super) fn parse(text: &[u8]) -> Option<(Said<'_>, usize)> {
     let k = cursor.number()?;
     if let Some(family) = other_head(cursor.rest()) {
         let length = text.len() - cursor.rest().len();
-        return Some((Said::Other(family.to_owned()), length));
+        return Some((LookupReport::Other(family.to_owned()), length));
     }
     plausible::m(m).ok()?;
     if n == 0 || k == 0 || n > plausible::MAX_NK || k > plausible::MAX_NK {
@@ -234,8 +234,8 @@ pub(super) fn parse(text: &[u8]) -> Option<(Said<'_>, usize)> {
         };
         (op, LineOutcome::Hit(hit))
     };
-    let said = match op {
-        Ok(op) => Said::Lookup(Line {
+    let report = match op {
+        Ok(op) => LookupReport::Lookup(Line {
             op,
             m,
             n,
@@ -243,9 +243,9 @@ pub(super) fn parse(text: &[u8]) -> Option<(Said<'_>, usize)> {
             dtype,
             outcome,
         }),
-        Err(family) => Said::Other(family),
+        Err(family) => LookupReport::Other(family),
     };
-    Some((said, text.len() - cursor.rest().len()))
+    Some((report, text.len() - cursor.rest().len()))
 }
 
 /// The table of a miss, also where the line is cut off right after it, because nothing follows there.

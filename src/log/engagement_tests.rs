@@ -25,7 +25,7 @@ fn blockscale_hits_of_every_revision_are_read() {
 fn other(line: &str) -> String {
     let at = line.find("shape ").unwrap();
     match parse(&line.as_bytes()[at..]) {
-        Some((Said::Other(family), _)) => family,
+        Some((LookupReport::Other(family), _)) => family,
         said => panic!("{line}: {said:?}"),
     }
 }

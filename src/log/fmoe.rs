@@ -67,7 +67,7 @@ pub struct Served {
 
 /// Lines of one log by logger: a server's logger repeats what aiter's wrote.
 #[derive(Debug, Default)]
-struct Said {
+struct LineCounts {
     hits: [u64; 2],
     misses: [u64; 2],
     found: Option<Found>,
@@ -76,7 +76,7 @@ struct Said {
 /// What logs report about the fused MoE.
 #[derive(Debug, Default)]
 pub struct FusedMoe {
-    said: BTreeMap<LookedUp, Said>,
+    current: BTreeMap<LookedUp, LineCounts>,
     calls: BTreeMap<LookedUp, Served>,
     /// Kernels that a row names but the compiled module does not have: the module's own choice ran, whatever the line
     /// reported.
@@ -115,21 +115,21 @@ impl FusedMoe {
 
     /// Whether no key was looked up.
     pub fn is_empty(&self) -> bool {
-        self.calls.is_empty() && self.said.is_empty()
+        self.calls.is_empty() && self.current.is_empty()
     }
 
     pub(super) fn add(&mut self, call: LookedUp, found: Found, logger: Logger) {
-        if self.said.len() >= CALLS_MAX && !self.said.contains_key(&call) {
+        if self.current.len() >= CALLS_MAX && !self.current.contains_key(&call) {
             return;
         }
-        let said = self.said.entry(call).or_default();
+        let counts = self.current.entry(call).or_default();
         let ends = if found.is_hit() {
-            &mut said.hits
+            &mut counts.hits
         } else {
-            &mut said.misses
+            &mut counts.misses
         };
         ends[logger as usize] += 1;
-        said.found = Some(found);
+        counts.found = Some(found);
     }
 
     pub(super) fn add_not_found(&mut self, name: &[u8]) {
@@ -141,26 +141,26 @@ impl FusedMoe {
     }
 
     pub(super) fn append(&mut self, later: Self) {
-        for (call, said) in later.said {
-            if self.said.len() >= CALLS_MAX && !self.said.contains_key(&call) {
+        for (call, counts) in later.current {
+            if self.current.len() >= CALLS_MAX && !self.current.contains_key(&call) {
                 continue;
             }
-            let known = self.said.entry(call).or_default();
+            let known = self.current.entry(call).or_default();
             for logger in [0, 1] {
-                known.hits[logger] += said.hits[logger];
-                known.misses[logger] += said.misses[logger];
+                known.hits[logger] += counts.hits[logger];
+                known.misses[logger] += counts.misses[logger];
             }
-            known.found = said.found.or(known.found.take());
+            known.found = counts.found.or(known.found.take());
         }
         self.not_found.extend(later.not_found);
     }
 
     /// Ends a log: its lines count once each, however many loggers wrote them.
     pub(super) fn end_log(&mut self) {
-        for (call, said) in std::mem::take(&mut self.said) {
-            let Some(found) = said.found else { continue };
+        for (call, counts) in std::mem::take(&mut self.current) {
+            let Some(found) = counts.found else { continue };
             let once = |counts: [u64; 2]| counts[0].max(counts[1]);
-            let (hits, misses) = (once(said.hits), once(said.misses));
+            let (hits, misses) = (once(counts.hits), once(counts.misses));
             if let Some(served) = self.calls.get_mut(&call) {
                 served.hits += hits;
                 served.misses += misses;

@@ -10,7 +10,7 @@ use crate::table::moe::name::TableName;
 
 /// What a line reports about a table.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub(super) enum Said {
+pub(super) enum TableStatus {
     Read,
     /// The table of another Triton version was read.
     OtherTriton,
@@ -23,7 +23,7 @@ pub(super) enum Said {
 /// A line of SGLang's about a table of its fused MoE.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub(super) struct TableLine {
-    pub(super) said: Said,
+    pub(super) status: TableStatus,
     pub(super) name: TableName,
     pub(super) path: String,
 }
@@ -35,24 +35,24 @@ const TORN: &str = "torn: no complete `E=…,N=…,device_name=…` file name";
 
 /// The line around `MoE kernel config`; `None` for other words around it.
 pub(super) fn config(before: &[u8], text: &[u8]) -> Option<Result<TableLine, &'static str>> {
-    let not_found = |said| {
+    let not_found = |status| {
         let at = find(text, b"not found at ")?;
-        Some(line(said, &text[at + b"not found at ".len()..]))
+        Some(line(status, &text[at + b"not found at ".len()..]))
     };
     if let Some(path) = text.strip_prefix(b" from ") {
         return if before.ends_with(b"Using ") {
-            Some(line(Said::Read, path))
+            Some(line(TableStatus::Read, path))
         } else if before.ends_with(b" use ") {
-            Some(line(Said::OtherTriton, path))
+            Some(line(TableStatus::OtherTriton, path))
         } else {
             None
         };
     }
     // Deterministic inference runs the default as well, but logs it in other words and names no table.
     if before.ends_with(b"Using default ") {
-        not_found(Said::Missing)
+        not_found(TableStatus::Missing)
     } else if text.starts_with(b" with down_moe=False") {
-        not_found(Said::DownMissing)
+        not_found(TableStatus::DownMissing)
     } else {
         None
     }
@@ -60,21 +60,21 @@ pub(super) fn config(before: &[u8], text: &[u8]) -> Option<Result<TableLine, &'s
 
 /// The rest of `Down MoE config file not found at …`.
 pub(super) fn down_missing(text: &[u8]) -> Result<TableLine, &'static str> {
-    line(Said::DownMissing, text)
+    line(TableStatus::DownMissing, text)
 }
 
-fn line(said: Said, text: &[u8]) -> Result<TableLine, &'static str> {
+fn line(status: TableStatus, text: &[u8]) -> Result<TableLine, &'static str> {
     let end = find(text, b".json").ok_or(TORN)? + b".json".len();
     let path = &text[..end.min(PATH_MAX)];
     let start = rfind(path, b"/").map_or(0, |slash| slash + 1);
     let name: TableName = lossy(&path[start..], PATH_MAX).parse().map_err(|_| TORN)?;
     plausible::experts(name.experts, name.n)?;
-    let said = match said {
-        Said::Missing if name.down => Said::DownMissing,
-        said => said,
+    let status = match status {
+        TableStatus::Missing if name.down => TableStatus::DownMissing,
+        status => status,
     };
     Ok(TableLine {
-        said,
+        status,
         path: lossy(path, PATH_MAX),
         name,
     })
@@ -89,44 +89,44 @@ mod tests {
     // The lines as SGLang 0.5.16 wrote them, with `{}` for the file.
     #[test]
     fn each_line_says_what_serves_and_not_whether_it_sounds_bad() {
-        let said = |line: &str| {
+        let parsed = |line: &str| {
             let line = line.replace("{}", &format!("/opt/c/triton_3_6_0/{NAME}"));
             let tag = "MoE kernel config";
             let at = line.find(tag).unwrap();
             let (before, text) = (&line[..at], &line[at + tag.len()..]);
             config(before.as_bytes(), text.as_bytes())
-                .map(|line| line.map(|line| (line.said, line.path)))
+                .map(|line| line.map(|line| (line.status, line.path)))
         };
         let of = |kind, down: &str| {
             let path = format!("/opt/c/triton_3_6_0/{NAME}{down}.json");
             Some(Ok((kind, path)))
         };
         assert_eq!(
-            said("[x] Using MoE kernel config from {}.json."),
-            of(Said::Read, "")
+            parsed("[x] Using MoE kernel config from {}.json."),
+            of(TableStatus::Read, "")
         );
         let other = "Config file not found at /a/b.json. Fallback to triton version 3.5.1 and use MoE kernel config from {}.json. \
                      Performance might be sub-optimal!";
-        assert_eq!(said(other), of(Said::OtherTriton, ""));
+        assert_eq!(parsed(other), of(TableStatus::OtherTriton, ""));
         let missing = "Using default MoE kernel config. Performance might be sub-optimal! Config file not found at {}.json, you can \
                        create them with https://github.com/sgl-project/sglang/tree/main/benchmark/kernels/fused_moe_triton";
-        assert_eq!(said(missing), of(Said::Missing, ""));
+        assert_eq!(parsed(missing), of(TableStatus::Missing, ""));
         let no_down = missing.replace("{}", "{}_down");
-        assert_eq!(said(&no_down), of(Said::DownMissing, "_down"));
+        assert_eq!(parsed(&no_down), of(TableStatus::DownMissing, "_down"));
         let old = "Using MoE kernel config with down_moe=False. Performance might be sub-optimal! Config file not found at {}_down.json, x";
-        assert_eq!(said(old), of(Said::DownMissing, "_down"));
+        assert_eq!(parsed(old), of(TableStatus::DownMissing, "_down"));
         assert_eq!(
-            said("Deterministic inference is enabled, using default MoE kernel config."),
+            parsed("Deterministic inference is enabled, using default MoE kernel config."),
             None
         );
         assert_eq!(
-            said("Using MoE kernel config from /opt/c/E=128,N=7"),
+            parsed("Using MoE kernel config from /opt/c/E=128,N=7"),
             Some(Err(TORN))
         );
         let down = down_missing(
             format!("/c/{NAME}_down.json; reusing the tuned up-projection").as_bytes(),
         );
-        assert_eq!(down.unwrap().said, Said::DownMissing);
+        assert_eq!(down.unwrap().status, TableStatus::DownMissing);
     }
 
     #[test]

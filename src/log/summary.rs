@@ -20,8 +20,8 @@ use super::record::{CallKind, Hello, Record, TritonServed};
 use super::sglang::{Capture, ConfigFile, Limits};
 use crate::problem::{Op, Shape};
 pub use aiter_moe::AiterMoeSummary;
+use lookups::CurrentLookups;
 pub(super) use lookups::Logger;
-use lookups::Said;
 pub use lookups::Served;
 pub use moe::{MoeSummary, MoeTables};
 
@@ -90,7 +90,7 @@ pub struct LogSummary {
     /// Look-ups by key, from logs that were read to their end.
     served: NumberMap<Key, Served>,
     /// Look-ups of the log that is being read.
-    said: Said,
+    current: CurrentLookups,
     /// Rows of `gemm_a8w8_bpreshuffle` that serve every M above theirs, by (N, K).
     reused: BTreeMap<(u32, u32), Reuse>,
     counts: NumberMap<Key, u64>,
@@ -261,7 +261,7 @@ impl LogSummary {
 
     /// Distinct shapes kept, before missing dtypes and operations are resolved.
     pub(super) fn shapes_kept(&self) -> usize {
-        self.counts.len() + self.said.shapes()
+        self.counts.len() + self.current.shapes()
     }
 
     fn op_by_dispatch(&self) -> Op {
@@ -416,7 +416,7 @@ impl LogSummary {
     pub(super) fn expects_longer_than(&self, dtype: &str) -> bool {
         let seen = |wanted: &str| {
             let wanted = dtype_index(wanted);
-            let mut keys = self.counts.keys().chain(self.said.keys());
+            let mut keys = self.counts.keys().chain(self.current.keys());
             keys.any(|key| key.dtype == wanted)
         };
         plausible::longer(dtype).any(seen) && !seen(dtype)

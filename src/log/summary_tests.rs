@@ -37,7 +37,8 @@ fn unsaid_operations_follow_the_dispatch_identity() {
 fn a_record_without_dtype_joins_the_one_shape_with_a_dtype() {
     let mut log_summary = LogSummary::default();
     let miss = b"shape is M:1, N:512, K:7168, not found tuned config in a8w8_blockscale_tuned_gemm.csv, will use default config!";
-    let Some((crate::log::engagement::Said::Lookup(line), _)) = crate::log::engagement::parse(miss)
+    let Some((crate::log::engagement::LookupReport::Lookup(line), _)) =
+        crate::log::engagement::parse(miss)
     else {
         panic!("a look-up");
     };

@@ -23,7 +23,7 @@ pub enum Verdict {
 /// Why a row is planned.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize)]
 #[serde(rename_all = "lowercase")]
-pub enum Because {
+pub enum PlanReason {
     /// A shape that it serves was captured.
     Seen,
     /// A decode graph is captured for an M it serves.
@@ -46,7 +46,7 @@ pub struct PlannedRow {
     /// The M that it will serve and that were seen or predicted, ascending.
     pub serves: Vec<u32>,
     /// Why it is planned.
-    pub because: Because,
+    pub because: PlanReason,
     /// Estimated seconds of one device to tune it.
     pub tuning_s: f64,
 }
@@ -262,7 +262,7 @@ impl Plan {
         let seen_rows = tune
             .iter()
             .chain(&left_out)
-            .filter(|row| row.because == Because::Seen)
+            .filter(|row| row.because == PlanReason::Seen)
             .count();
         let mut notes = self.notes;
         notes.extend(other.notes);

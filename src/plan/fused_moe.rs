@@ -31,7 +31,7 @@ pub struct Input<'a> {
 /// Why a row is in the plan.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Serialize)]
 #[serde(rename_all = "lowercase")]
-pub enum Because {
+pub enum PlanReason {
     /// A captured call looks it up.
     Seen,
     /// A graph of that decode size is captured.
@@ -47,7 +47,7 @@ pub struct Wanted {
     pub problem: Problem,
     /// Tokens of the key: those of the forward, rounded.
     pub token: u32,
-    pub because: Because,
+    pub because: PlanReason,
     /// Captured calls that look it up.
     pub records: u64,
     /// Tokens of captured calls that are rounded to it.
@@ -100,7 +100,7 @@ pub fn of_model(experts: &MoeProblem, gfx: &str) -> Option<Problem> {
 pub fn make(input: &Input<'_>) -> Plan {
     type Key = (Problem, u32);
     let mut wanted: BTreeMap<Key, Wanted> = BTreeMap::new();
-    let mut add = |problem: &Problem, ep: bool, tokens: u32, because: Because, records: u64| {
+    let mut add = |problem: &Problem, ep: bool, tokens: u32, because: PlanReason, records: u64| {
         let mut problem = problem.clone();
         problem.topk = input.rules.topk(problem.topk, ep);
         let token = input.rules.rounding.token(tokens);
@@ -128,18 +128,18 @@ pub fn make(input: &Input<'_>) -> Plan {
         } = &call.request;
         weights.insert((problem, *ep));
         if *tokens > 0 {
-            add(problem, *ep, *tokens, Because::Seen, call.records);
+            add(problem, *ep, *tokens, PlanReason::Seen, call.records);
         }
     }
     for (problem, ep) in weights {
         for tokens in input.decode.iter().filter(|tokens| **tokens > 0) {
-            add(problem, ep, *tokens, Because::Decode, 0);
+            add(problem, ep, *tokens, PlanReason::Decode, 0);
         }
         if let Some(chunk) = input.chunk {
             let last = input.rules.rounding.token(chunk);
             for token in input.rules.rounding.tokens() {
                 if token <= last {
-                    add(problem, ep, token, Because::Prefill, 0);
+                    add(problem, ep, token, PlanReason::Prefill, 0);
                 }
             }
         }
@@ -216,7 +216,7 @@ mod tests {
         release: Release,
         decode: &[u32],
         chunk: Option<u32>,
-    ) -> Vec<(u32, u32, Because)> {
+    ) -> Vec<(u32, u32, PlanReason)> {
         let table = Table::read("traps.csv", TRAPS).unwrap();
         let rules = Rules::new(release);
         let resolver = Resolver::new(&table, rules, Site::new("gfx942", 304)).unwrap();
@@ -242,10 +242,13 @@ mod tests {
             call(6, model, false),
             call(16, model, false),
         ];
-        assert_eq!(plan(&calls, Release::P, &[], None), [(8, 8, Because::Seen)]);
+        assert_eq!(
+            plan(&calls, Release::P, &[], None),
+            [(8, 8, PlanReason::Seen)]
+        );
         assert_eq!(
             plan(&calls, Release::P, &[3, 130], None),
-            [(8, 8, Because::Seen), (256, 8, Because::Decode)],
+            [(8, 8, PlanReason::Seen), (256, 8, PlanReason::Decode)],
             "4 tokens have a row"
         );
         let prefill = plan(&calls[2..], Release::P, &[], Some(4096));
@@ -265,7 +268,7 @@ mod tests {
         assert_eq!(plan(std::slice::from_ref(&call), Release::P, &[], None), []);
         assert_eq!(
             plan(&[call], Release::H, &[], None),
-            [(64, 7, Because::Seen)]
+            [(64, 7, PlanReason::Seen)]
         );
     }
 
@@ -310,7 +313,7 @@ mod tests {
         assert_eq!(plan(std::slice::from_ref(&call), Release::P, &[], None), []);
         assert_eq!(
             plan(&[call], Release::H, &[], None),
-            [(8, 9, Because::Seen)]
+            [(8, 9, PlanReason::Seen)]
         );
     }
 }

@@ -4,7 +4,7 @@ use std::collections::{BTreeMap, BTreeSet};
 
 use super::buckets::Buckets;
 use super::cost::Cost;
-use super::document::{Because, Plan};
+use super::document::{Plan, PlanReason};
 use super::fold::{Fold, RowKey, Served, Serving, Target};
 use super::model::Prediction;
 use super::sizes;
@@ -81,7 +81,7 @@ pub enum PlanError {
 /// How often a shape has to be served, and why.
 pub(super) struct Demand {
     pub(super) calls: f64,
-    pub(super) because: Because,
+    pub(super) because: PlanReason,
 }
 
 /// The plan for `input`: rows to tune in order of gain, with what they serve, cost and leave out. Fails where there
@@ -190,7 +190,7 @@ fn demands(input: &PlanInput<'_>) -> BTreeMap<Shape, Demand> {
             .or_insert(0.0);
         let demand = demands.entry(shape.clone()).or_insert(Demand {
             calls: 0.0,
-            because: Because::Seen,
+            because: PlanReason::Seen,
         });
         demand.calls += *records as f64;
     }
@@ -203,12 +203,12 @@ fn demands(input: &PlanInput<'_>) -> BTreeMap<Shape, Demand> {
         }
     }
     for ((n, k, dtype), calls) in &weights {
-        let graph = input.capture.iter().map(|m| (*m, Because::Graph));
+        let graph = input.capture.iter().map(|m| (*m, PlanReason::Graph));
         let prefill = input
             .chunk
             .into_iter()
             .flat_map(|chunk| sizes::prefill_cover(chunk, *n, *k));
-        for (m, because) in graph.chain(prefill.map(|m| (m, Because::Prefill))) {
+        for (m, because) in graph.chain(prefill.map(|m| (m, PlanReason::Prefill))) {
             if m == 0 {
                 continue;
             }

@@ -239,9 +239,9 @@ fn graphs_and_chunks_add_the_m_a_log_has_not_seen() {
             .find(|row| row.shape.m == m)
             .map(|row| row.because)
     };
-    assert_eq!(because(16), Some(Because::Seen));
-    assert_eq!(because(48), Some(Because::Graph));
-    assert_eq!(because(8192), Some(Because::Prefill));
+    assert_eq!(because(16), Some(PlanReason::Seen));
+    assert_eq!(because(48), Some(PlanReason::Graph));
+    assert_eq!(because(8192), Some(PlanReason::Prefill));
     assert!(plan.added > 3 && plan.seen == 1);
     // Every prefill of up to the chunk size now finds a row.
     let rows: BTreeSet<u32> = plan.tune.iter().map(|row| row.shape.m).collect();

@@ -10,7 +10,7 @@ use std::collections::{BTreeMap, BTreeSet};
 
 use serde::{Deserialize, Serialize};
 
-use super::document::Because;
+use super::document::PlanReason;
 use super::model::Prediction;
 use crate::table::fmoe::rules::Rounding;
 use crate::table::moe::problem::{CountedProblem, MoeProblem};
@@ -72,7 +72,7 @@ pub struct PlannedMoe {
     /// arithmetic.
     pub estimated_us: f64,
     /// Why it is planned.
-    pub because: Because,
+    pub because: PlanReason,
 }
 
 impl PlannedMoe {
@@ -113,7 +113,7 @@ pub struct MoeInput<'a> {
 /// The rows worth tuning, those that gain most first, and remarks.
 pub fn make(input: MoeInput<'_>) -> (Vec<PlannedMoe>, Vec<String>) {
     let mut notes = Vec::new();
-    let mut rows: BTreeMap<(MoeProblem, u32), (f64, Because)> = BTreeMap::new();
+    let mut rows: BTreeMap<(MoeProblem, u32), (f64, PlanReason)> = BTreeMap::new();
     let predicted = input.model.and_then(|model| model.experts.as_ref());
     for counted in input.seen {
         let problem = completed(&counted.problem, predicted.map(|experts| &experts.problem));
@@ -127,7 +127,7 @@ pub fn make(input: MoeInput<'_>) -> (Vec<PlannedMoe>, Vec<String>) {
             Some(m) => {
                 let row = rows
                     .entry((problem, input.ladder.row_for(m)))
-                    .or_insert((0.0, Because::Seen));
+                    .or_insert((0.0, PlanReason::Seen));
                 row.0 += counted.records as f64;
             }
             None => predict(input, &problem, 1.0, &mut rows),
@@ -202,7 +202,7 @@ fn predict(
     input: MoeInput<'_>,
     problem: &MoeProblem,
     calls: f64,
-    rows: &mut BTreeMap<(MoeProblem, u32), (f64, Because)>,
+    rows: &mut BTreeMap<(MoeProblem, u32), (f64, PlanReason)>,
 ) {
     let ranks = input.dp_attention.max(1);
     let decode = input
@@ -214,9 +214,9 @@ fn predict(
     let largest = decode.max(chunk);
     for m in input.ladder.up_to(largest) {
         let because = if m <= decode {
-            Because::Graph
+            PlanReason::Graph
         } else {
-            Because::Prefill
+            PlanReason::Prefill
         };
         rows.entry((problem.clone(), m)).or_insert((calls, because));
     }
@@ -283,7 +283,7 @@ mod tests {
         assert_eq!(sizes(&rows), LADDER[..19]);
         let graph = rows
             .iter()
-            .filter(|row| row.because == Because::Graph)
+            .filter(|row| row.because == PlanReason::Graph)
             .count();
         assert_eq!(graph, 11, "up to 160");
         assert!(
@@ -321,7 +321,7 @@ mod tests {
             found.contains(&(32, 15.0)) && found.contains(&(8192, 1.0)),
             "{found:?}"
         );
-        assert!(rows.iter().all(|row| row.because == Because::Seen));
+        assert!(rows.iter().all(|row| row.because == PlanReason::Seen));
     }
 
     #[test]

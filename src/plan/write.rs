@@ -3,7 +3,7 @@
 use std::collections::{BTreeMap, BTreeSet};
 
 use super::document::{
-    AlreadyServed, Because, Folded, HitRate, HitRates, Plan, PlannedRow, PlannedShape, Verdict,
+    AlreadyServed, Folded, HitRate, HitRates, Plan, PlanReason, PlannedRow, PlannedShape, Verdict,
 };
 use super::fold::{RowKey, Served, Serving};
 use super::make::{Demand, Good, PlanInput};
@@ -50,7 +50,7 @@ impl Writer<'_> {
         let seen_rows = tune
             .iter()
             .chain(&left_out)
-            .filter(|row| row.because == Because::Seen)
+            .filter(|row| row.because == PlanReason::Seen)
             .count();
         let to_fold = seen.len() - served.len();
         let (verdict, reason) = self.verdict(&tune, gpu_seconds);
@@ -94,7 +94,7 @@ impl Writer<'_> {
     fn is_seen(&self, shape: &Shape) -> bool {
         self.demands
             .get(shape)
-            .is_some_and(|demand| demand.because == Because::Seen)
+            .is_some_and(|demand| demand.because == PlanReason::Seen)
     }
 
     /// Calls of a shape, and their estimated time in microseconds.
@@ -142,7 +142,7 @@ impl Writer<'_> {
             let because = self
                 .demands
                 .get(shape)
-                .map_or(Because::Seen, |demand| demand.because);
+                .map_or(PlanReason::Seen, |demand| demand.because);
             let row = rows.entry(key).or_insert_with(|| PlannedRow {
                 shape: self.document_shape(shape, served.m),
                 calls: 0.0,

@@ -13,7 +13,7 @@ use serde::{Deserialize, Serialize};
 use super::{LOOKUPS_TOLD, PROGRAM, ProbeError, answerable, last_words};
 use crate::problem::{Op, Shape};
 use crate::proc::interrupt::Urgency;
-use crate::proc::{Ended, Interrupt, Keeper, RunError, Spawn};
+use crate::proc::{Interrupt, Keeper, RunError, Spawn, WaitOutcome};
 
 /// How many processes may end without an answer before the remaining GEMMs count as not timed: then the cause is not
 /// an individual GEMM.
@@ -283,16 +283,16 @@ fn process(
     let (mut seen, mut since) = (size(), Instant::now());
     let ended = loop {
         match kept.wait(Duration::from_secs(1), order.interrupt) {
-            Ended::Exited(0) => break "the process ended without an answer".to_owned(),
-            Ended::Exited(code @ 129..) => {
+            WaitOutcome::Exited(0) => break "the process ended without an answer".to_owned(),
+            WaitOutcome::Exited(code @ 129..) => {
                 break format!("signal {} ended the process", code - 128);
             }
-            Ended::Exited(code) => break format!("the process exited with code {code}"),
-            Ended::Interrupted(urgency) => {
+            WaitOutcome::Exited(code) => break format!("the process exited with code {code}"),
+            WaitOutcome::Interrupted(urgency) => {
                 kept.stop(urgency, order.interrupt);
                 return Err(RunError::Interrupted(order.python.to_owned()).into());
             }
-            Ended::DeadlinePassed => {}
+            WaitOutcome::DeadlinePassed => {}
         }
         if size() != seen {
             (seen, since) = (size(), Instant::now());

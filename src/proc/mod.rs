@@ -20,4 +20,4 @@ pub mod watch;
 pub use interrupt::Interrupt;
 pub use paste::quoted;
 pub use run::{Ran, RunError, run};
-pub use spawn::{Ended, Keeper, Kept, Pipes, Spawn, SpawnError};
+pub use spawn::{Keeper, KeptChild, Pipes, Spawn, SpawnError, WaitOutcome};

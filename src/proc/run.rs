@@ -5,7 +5,7 @@ use std::time::Duration;
 use camino::Utf8PathBuf;
 
 use super::interrupt::{Interrupt, Urgency};
-use super::spawn::{Ended, Keeper, Spawn, SpawnError};
+use super::spawn::{Keeper, Spawn, SpawnError, WaitOutcome};
 
 /// Exit code and output of a command that ended on its own.
 #[derive(Clone, Debug)]
@@ -73,16 +73,16 @@ pub fn run(
     };
     let mut kept = spawn.start(keeper)?;
     match kept.wait(limit, interrupt) {
-        Ended::Exited(code) => Ok(Ran {
+        WaitOutcome::Exited(code) => Ok(Ran {
             code,
             stdout: fs_err::read(&stdout).map_err(output)?,
             stderr: fs_err::read(&stderr).map_err(output)?,
         }),
-        Ended::DeadlinePassed => {
+        WaitOutcome::DeadlinePassed => {
             kept.stop(Urgency::Stop, interrupt);
             Err(RunError::DeadlinePassed { program, limit })
         }
-        Ended::Interrupted(urgency) => {
+        WaitOutcome::Interrupted(urgency) => {
             kept.stop(urgency, interrupt);
             Err(RunError::Interrupted(program))
         }

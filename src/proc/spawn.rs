@@ -69,7 +69,7 @@ pub struct Spawn {
     pub stderr: Utf8PathBuf,
     /// Time between SIGTERM and SIGKILL for the descendants.
     pub grace: Duration,
-    /// Whether processes that the command leaves running outlive it, until [`Kept::stop`] or until they exit.
+    /// Whether processes that the command leaves running outlive it, until [`KeptChild::stop`] or until they exit.
     pub linger: bool,
 }
 
@@ -93,12 +93,12 @@ impl Spawn {
         self
     }
 
-    pub fn start(&self, keeper: &Keeper) -> Result<Kept, SpawnError> {
+    pub fn start(&self, keeper: &Keeper) -> Result<KeptChild, SpawnError> {
         self.start_piped(keeper, Pipes::default())
     }
 
     /// Starts the command under `keeper`, with `pipes` in place of some of its streams.
-    pub fn start_piped(&self, keeper: &Keeper, pipes: Pipes) -> Result<Kept, SpawnError> {
+    pub fn start_piped(&self, keeper: &Keeper, pipes: Pipes) -> Result<KeptChild, SpawnError> {
         let program = self.argv.first().ok_or(SpawnError::Empty)?;
         self.start_inner(keeper, pipes)
             .map_err(|source| SpawnError::Start {
@@ -107,7 +107,7 @@ impl Spawn {
             })
     }
 
-    fn start_inner(&self, keeper: &Keeper, pipes: Pipes) -> std::io::Result<Kept> {
+    fn start_inner(&self, keeper: &Keeper, pipes: Pipes) -> std::io::Result<KeptChild> {
         let (read_end, lifeline) = std::io::pipe()?;
         let read_end = OwnedFd::from(read_end);
         // Both ends were created close-on-exec. Only the read end is passed on to the keeper; a child that another
@@ -144,7 +144,7 @@ impl Spawn {
             fcntl(pipe, FcntlArg::F_SETFD(FdFlag::empty()))?;
         }
         let child = command.spawn()?;
-        Ok(Kept::new(child, mark, lifeline, self.grace))
+        Ok(KeptChild::new(child, mark, lifeline, self.grace))
     }
 }
 
@@ -185,7 +185,7 @@ fn append(path: &Utf8Path) -> std::io::Result<Stdio> {
 
 /// How a wait for a child ended.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum Ended {
+pub enum WaitOutcome {
     /// It exited with this code; 128 + n for signal n.
     Exited(u8),
     /// The deadline passed; it still runs.
@@ -196,7 +196,7 @@ pub enum Ended {
 
 /// A child under its keeper. Dropping it ends the whole process tree at once.
 #[derive(Debug)]
-pub struct Kept {
+pub struct KeptChild {
     pid: u32,
     lifeline: PipeWriter,
     exit: Receiver<u8>,
@@ -204,7 +204,7 @@ pub struct Kept {
     grace: Duration,
 }
 
-impl Kept {
+impl KeptChild {
     fn new(mut child: Child, mark: String, lifeline: PipeWriter, grace: Duration) -> Self {
         let (sender, exit) = channel();
         let pid = child.id();
@@ -239,20 +239,20 @@ impl Kept {
     }
 
     /// Waits until the child exits, `limit` passes or the user requests a stop.
-    pub fn wait(&mut self, limit: Duration, interrupt: &Interrupt) -> Ended {
+    pub fn wait(&mut self, limit: Duration, interrupt: &Interrupt) -> WaitOutcome {
         let (sender, raised) = channel();
         interrupt.subscribe(sender);
         let until = Instant::now() + limit;
         loop {
             if let Some(code) = self.exited() {
-                return Ended::Exited(code);
+                return WaitOutcome::Exited(code);
             }
             if let Ok(urgency) = raised.try_recv() {
-                return Ended::Interrupted(urgency);
+                return WaitOutcome::Interrupted(urgency);
             }
             let now = Instant::now();
             if now >= until {
-                return Ended::DeadlinePassed;
+                return WaitOutcome::DeadlinePassed;
             }
             // Two channels, one thread: wait for the exit in slices too short for a person to notice, and check for
             // an interrupt between them.
@@ -298,7 +298,7 @@ impl Kept {
     }
 }
 
-impl Drop for Kept {
+impl Drop for KeptChild {
     fn drop(&mut self) {
         if self.exited().is_none() {
             self.stop(Urgency::Kill, &Interrupt::new());

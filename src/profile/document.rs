@@ -7,7 +7,7 @@ use serde::{Deserialize, Serialize};
 use super::account::{Account, accounts};
 use super::bound::{Bound, bound};
 use super::class::{Class, Operation, UNKNOWN, classify};
-use super::steps::{Phase, Steps, ToldBy, steps};
+use super::steps::{Phase, StepSource, Steps, steps};
 use super::trace::{Device, Trace};
 
 /// Most kernels without a rule that are listed by name.
@@ -34,7 +34,7 @@ pub struct Profile {
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
 pub struct PhaseProfile {
     pub phase: Phase,
-    pub told_by: ToldBy,
+    pub told_by: StepSource,
     /// Steps that were averaged; absent where they cannot be distinguished.
     pub steps: Option<u64>,
     /// Decode steps left out, because something ran between two of them.
@@ -180,7 +180,10 @@ fn of_phase(
         .iter()
         .filter(|step| step.phase == phase)
         .collect();
-    let told = matches!(found.told_by, ToldBy::StepSpans | ToldBy::GraphLaunches);
+    let told = matches!(
+        found.told_by,
+        StepSource::StepSpans | StepSource::GraphLaunches
+    );
     let each = if told { steps.len() as f64 } else { 1.0 };
     let requests = || steps.iter().filter_map(|step| step.requests);
     let tokens: Vec<f64> = steps

@@ -17,7 +17,7 @@ pub use bound::{Bound, OperationBound};
 pub use class::{Class, Operation};
 pub use document::{ClassTime, FamilyTime, KernelTime, PhaseProfile, Profile, rank, slowest};
 pub use load::{AtPeak, LoadProfile};
-pub use steps::{Phase, ToldBy};
+pub use steps::{Phase, StepSource};
 pub use trace::{ProfileError, Trace, read};
 
 /// The profiles of `trace`, one for each device, in trace order. `file` is the trace's name: it contains the rank

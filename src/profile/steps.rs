@@ -52,7 +52,7 @@ impl Phase {
 /// How steps were distinguished.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "snake_case")]
-pub enum ToldBy {
+pub enum StepSource {
     /// Spans that name forward passes.
     StepSpans,
     /// Launches of decode graphs.
@@ -84,7 +84,7 @@ impl Step {
 #[derive(Clone, Debug, PartialEq)]
 pub(super) struct Steps {
     pub(super) all: Vec<Step>,
-    pub(super) told_by: ToldBy,
+    pub(super) told_by: StepSource,
     /// Decode steps that were left out, because something ran between two of them.
     pub(super) left_out: u64,
 }
@@ -103,9 +103,9 @@ pub(super) fn steps(trace: &Trace, device: &Device, file: &str) -> Steps {
     let by_file = phase_of_file(file);
     let mut starts = spans(device, by_file);
     let told_by = if starts.is_empty() {
-        ToldBy::GraphLaunches
+        StepSource::GraphLaunches
     } else {
-        ToldBy::StepSpans
+        StepSource::StepSpans
     };
     // A device's profiler may record no span for graphs. Without these a prefill would last until the next one.
     let is_named = inside(&device.spans);
@@ -135,9 +135,9 @@ pub(super) fn steps(trace: &Trace, device: &Device, file: &str) -> Steps {
     Steps {
         all: vec![whole],
         told_by: if by_file.is_some() {
-            ToldBy::FileName
+            StepSource::FileName
         } else {
-            ToldBy::Nothing
+            StepSource::Nothing
         },
         left_out: 0,
     }

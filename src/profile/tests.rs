@@ -40,7 +40,7 @@ fn steps_of_a_rank_are_told_apart_and_their_operations_add_up() {
     };
     // Six decode steps: the last has no end, one lasts 250 µs.
     assert_eq!((decode.steps, decode.left_out), (Some(4), 1));
-    assert_eq!(decode.told_by, ToldBy::StepSpans);
+    assert_eq!(decode.told_by, StepSource::StepSpans);
     assert_eq!(decode.requests, Some((8, 8)));
     close(decode.step_us, 100.0);
     close(decode.busy_us, 90.0);
@@ -106,7 +106,7 @@ fn without_spans_decode_steps_are_told_by_their_graphs() {
     };
     // From a graph to the next: 100, 500 with the prefill (left out), 100.
     assert_eq!((decode.steps, decode.left_out), (Some(2), 1));
-    assert_eq!(decode.told_by, ToldBy::GraphLaunches);
+    assert_eq!(decode.told_by, StepSource::GraphLaunches);
     close(decode.step_us, 100.0);
     close(us(decode, Class::DenseFp8), 40.0);
     close(us(decode, Class::Rest), 10.0);
@@ -161,7 +161,7 @@ fn a_stage_by_itself_is_one_phase_of_unknown_steps() {
         panic!("only decode: {profiles:?}");
     };
     assert_eq!((decode.phase, decode.steps), (Phase::Decode, None));
-    assert_eq!(decode.told_by, ToldBy::FileName);
+    assert_eq!(decode.told_by, StepSource::FileName);
     close(us(decode, Class::MoeGemm), 60.0);
     close(us(decode, Class::DenseFp8), 20.0);
     close(us(decode, Class::Attention), 10.0);

@@ -14,7 +14,7 @@ use serde::de::DeserializeOwned;
 
 pub use fused_moe::{DeployedMoe, MoeCheck, SeenMoe, TunedMoe, VerifiedMoe};
 pub use profiled::Profiled;
-pub use serving::{AlsoTuned, Asked, Captured, Engagement, Inspection, Verified};
+pub use serving::{AlsoTuned, Captured, Engagement, HitCount, Inspection, Verified};
 pub use tuning::{DeployedTable, Deployment, Tuned};
 
 use super::stage::Stage;

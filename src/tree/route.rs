@@ -7,7 +7,7 @@ use serde::Serialize;
 
 use super::environ;
 use super::era::{self, Dispatch, Era};
-use super::flow::{Arch, Cause, Flow, Kernel, Rocm, Test, Way};
+use super::flow::{Arch, Cause, CodePath, Flow, Kernel, Rocm, Test};
 use super::force::{self, Means, SwitchRequest, Target};
 use super::package::{FP8, FP8_UTILS, Package, TreeError};
 use super::reach;
@@ -226,7 +226,8 @@ fn followed(
     let leaf = dispatch.leaf.1;
     let flow = Flow::new(source, arch, rocm)?;
     reach::check(source, dispatch, &flow)?;
-    let (main, side): (Vec<Way>, Vec<Way>) = flow.ways(leaf)?.into_iter().partition(|way| way.main);
+    let (main, side): (Vec<CodePath>, Vec<CodePath>) =
+        flow.ways(leaf)?.into_iter().partition(|way| way.main);
     let mut kernels = Vec::new();
     let mut calls = Vec::new();
     for way in &main {
@@ -296,7 +297,7 @@ fn unknown_call(source: &Source, dispatch: &Dispatch<'_>) -> Option<Span> {
         .map(|mention| mention.span)
 }
 
-fn path(package: &Package, arch: Arch, ways: &[Way], kernels: &[Kernel]) -> Path {
+fn path(package: &Package, arch: Arch, ways: &[CodePath], kernels: &[Kernel]) -> Path {
     let mut distinct: Vec<Kernel> = kernels.to_vec();
     distinct.sort_unstable();
     distinct.dedup();
@@ -358,7 +359,7 @@ fn path(package: &Package, arch: Arch, ways: &[Way], kernels: &[Kernel]) -> Path
 }
 
 /// The only kernel left if every variable in `tests` is unset.
-fn by_default(ways: &[Way], kernels: &[Kernel], tests: &[Test]) -> Option<Kernel> {
+fn by_default(ways: &[CodePath], kernels: &[Kernel], tests: &[Test]) -> Option<Kernel> {
     let unset = |text: &str| {
         let test = tests.iter().find(|test| test.text == text)?;
         match test.causes[..] {
@@ -380,7 +381,7 @@ fn by_default(ways: &[Way], kernels: &[Kernel], tests: &[Test]) -> Option<Kernel
 }
 
 /// The tests whose outcome changes which kernels can be reached.
-fn deciding(ways: &[Way], kernels: &[Kernel]) -> Vec<Test> {
+fn deciding(ways: &[CodePath], kernels: &[Kernel]) -> Vec<Test> {
     let reached = |text: &str, wanted: bool| {
         let mut found: Vec<Kernel> = ways
             .iter()

@@ -7,7 +7,7 @@
 use std::fmt::Write as _;
 
 use super::era::{self, Dispatch, Era, PREDICATE};
-use super::flow::{Arch, Cause, Flow, Kernel, Rocm, Way};
+use super::flow::{Arch, Cause, CodePath, Flow, Kernel, Rocm};
 use super::force::{AITER_CK, AITER_TRITON, Plan, Rule, Step, SwitchRequest, Target};
 use super::package::{FileEdit, TreeError};
 use crate::pyedit::edit::Patch;
@@ -273,7 +273,7 @@ fn after_imports(source: &Source, dispatch: &Dispatch<'_>) -> Result<InsertionPo
 }
 
 /// Whether a path is taken with the plan's variables, that is, none of its tests contradicts them.
-fn open(way: &Way, plan: &Plan) -> bool {
+fn open(way: &CodePath, plan: &Plan) -> bool {
     let set = plan.env.iter().map(|(name, value)| (name, value == "1"));
     let values: Vec<_> = set
         .chain(plan.unset.iter().map(|name| (name, false)))

@@ -58,13 +58,13 @@ pub struct Request<P = Shape> {
     /// 1, or 2 for the attempt alone on a fresh worker.
     pub attempt: u32,
     /// The work that is requested.
-    pub ask: Ask<P>,
+    pub ask: RequestKind<P>,
 }
 
 /// The kinds of requests to a worker.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
 #[serde(tag = "kind", rename_all = "snake_case")]
-pub enum Ask<P = Shape> {
+pub enum RequestKind<P = Shape> {
     /// Always first: open the device and report it. Answered by [`Answer::Hello`].
     Hello {
         /// The backend's settings, for example `{"block":[128,128],"out_dtype":"bfloat16"}`.

@@ -15,9 +15,9 @@ use std::time::{Duration, Instant};
 use camino::{Utf8Path, Utf8PathBuf};
 use serde::Serialize;
 
-use super::protocol::{Ask, Reply, Request, STDOUT_MARKER};
+use super::protocol::{Reply, Request, RequestKind, STDOUT_MARKER};
 use crate::proc::interrupt::Urgency;
-use crate::proc::{Interrupt, Keeper, Kept, Pipes, Spawn, SpawnError};
+use crate::proc::{Interrupt, Keeper, KeptChild, Pipes, Spawn, SpawnError};
 
 /// A longer reply is invalid: the longest, `hello` with a list of kernels, is some tens of kilobytes.
 const LONGEST_REPLY: u64 = 16 << 20;
@@ -88,7 +88,7 @@ pub enum Fault {
 /// A running worker. Dropping it ends its whole process tree at once.
 #[derive(Debug)]
 pub struct Worker {
-    kept: Kept,
+    kept: KeptChild,
     stdin: PipeWriter,
     replies: Receiver<Line>,
     early: VecDeque<Reply>,
@@ -163,7 +163,7 @@ impl Worker {
     }
 
     /// Sends a request and returns its id.
-    pub fn send<P: Serialize>(&mut self, ask: Ask<P>, attempt: u32) -> Result<u64, Fault> {
+    pub fn send<P: Serialize>(&mut self, ask: RequestKind<P>, attempt: u32) -> Result<u64, Fault> {
         let id = self.next_id;
         self.next_id += 1;
         let request = Request { id, attempt, ask };
@@ -214,7 +214,7 @@ impl Worker {
 
     /// Asks the worker to end and waits a little; if it does not, dropping it ends it.
     pub fn quit(mut self, interrupt: &Interrupt) {
-        if self.send(Ask::<()>::Quit, 1).is_ok() {
+        if self.send(RequestKind::<()>::Quit, 1).is_ok() {
             let _ = self.kept.wait(Duration::from_secs(2), interrupt);
         }
         self.kept.stop(Urgency::Kill, interrupt);
@@ -258,7 +258,7 @@ impl Worker {
     fn death(&mut self) -> Fault {
         let ended = self.kept.wait(Duration::from_secs(2), &Interrupt::new());
         let code = match ended {
-            crate::proc::Ended::Exited(code) => code,
+            crate::proc::WaitOutcome::Exited(code) => code,
             _ => self.kept.stop(Urgency::Kill, &Interrupt::new()),
         };
         Fault::Died {

@@ -19,7 +19,7 @@ use super::observe::{self, Placement, Process};
 use super::role::{self, Role};
 use crate::bench::client;
 use crate::proc::watch::{Event, Watcher};
-use crate::proc::{Interrupt, Kept, ports};
+use crate::proc::{Interrupt, KeptChild, ports};
 
 /// If no benchmark starts for this long after one has ended, it was the last: a script that sweeps starts the next
 /// one within seconds.
@@ -103,7 +103,7 @@ impl Watched {
 
 /// What is reported while watching.
 #[derive(Clone, Copy, Debug)]
-pub enum Tell<'a> {
+pub enum WatchEvent<'a> {
     /// A server or a benchmark was started.
     Started(&'a Seen),
     /// A server is ready.
@@ -116,10 +116,10 @@ pub enum Tell<'a> {
 
 /// Watches the tree of `kept` until there is nothing more to wait for.
 pub fn watch(
-    kept: &mut Kept,
+    kept: &mut KeptChild,
     until: Until,
     interrupt: &Interrupt,
-    tell: &mut dyn FnMut(Tell<'_>),
+    tell: &mut dyn FnMut(WatchEvent<'_>),
 ) -> Watched {
     let (sender, raised) = channel();
     interrupt.subscribe(sender);
@@ -131,7 +131,7 @@ pub fn watch(
         for (pid, answer) in prober.answers.try_iter() {
             view.answered(pid, answer, tell);
         }
-        tell(Tell::Tick);
+        tell(WatchEvent::Tick);
         if let Some(ending) = view.ending(until, kept.exited().is_some()) {
             break ending;
         }
@@ -175,7 +175,7 @@ impl View {
         }
     }
 
-    fn look(&mut self, tell: &mut dyn FnMut(Tell<'_>)) {
+    fn look(&mut self, tell: &mut dyn FnMut(WatchEvent<'_>)) {
         for event in self.watcher.look() {
             match event {
                 Event::Runs { pid, parent } => {
@@ -190,7 +190,7 @@ impl View {
         }
     }
 
-    fn runs(&mut self, parent: u32, process: Process, tell: &mut dyn FnMut(Tell<'_>)) {
+    fn runs(&mut self, parent: u32, process: Process, tell: &mut dyn FnMut(WatchEvent<'_>)) {
         let pid = process.pid;
         let mut argv: Vec<&str> = process.argv.iter().map(String::as_str).collect();
         if process.is_python() && !argv.is_empty() {
@@ -212,7 +212,7 @@ impl View {
             // The shell that became it, and a second look at it, are the same command.
             let found = (tool, process.argv.clone());
             if !self.elsewhere.contains(&found) {
-                tell(Tell::Elsewhere(&found.0));
+                tell(WatchEvent::Elsewhere(&found.0));
                 self.elsewhere.push(found);
             }
             return;
@@ -240,10 +240,10 @@ impl View {
         }
     }
 
-    fn add(&mut self, seen: Seen, tell: &mut dyn FnMut(Tell<'_>)) {
+    fn add(&mut self, seen: Seen, tell: &mut dyn FnMut(WatchEvent<'_>)) {
         let pid = seen.process.pid;
         self.watcher.leave_alone(pid);
-        tell(Tell::Started(&seen));
+        tell(WatchEvent::Started(&seen));
         self.seen.push(seen);
     }
 
@@ -293,7 +293,7 @@ impl View {
             .collect()
     }
 
-    fn answered(&mut self, pid: u32, answer: Answer, tell: &mut dyn FnMut(Tell<'_>)) {
+    fn answered(&mut self, pid: u32, answer: Answer, tell: &mut dyn FnMut(WatchEvent<'_>)) {
         if let Some((process, placement)) = self.others.remove(&pid) {
             let seen = Seen {
                 role: Role::Server,
@@ -312,7 +312,7 @@ impl View {
             .find(|seen| seen.process.pid == pid && seen.answer.is_none())
         {
             seen.answer = Some(answer);
-            tell(Tell::Ready(seen));
+            tell(WatchEvent::Ready(seen));
         }
     }
 

@@ -13,8 +13,8 @@ use gemmtune::tune::Effort;
 use gemmtune::tune::backends::{Backend, Deadlines, Field, Pace, Written};
 use gemmtune::tune::points::Refine;
 use gemmtune::tune::protocol::{
-    Answer, Ask, Candidate, Device, Numerics, Outcome, Preparation, Refusal, Reply, Request,
-    STDOUT_MARKER, Samples, VERSION,
+    Answer, Candidate, Device, Numerics, Outcome, Preparation, Refusal, Reply, Request,
+    RequestKind, STDOUT_MARKER, Samples, VERSION,
 };
 use gemmtune::tune::race::Rules;
 use gemmtune::tune::results::Row;
@@ -164,12 +164,12 @@ fn fake_worker() {
             // Compiling goes on meanwhile.
             while later.is_empty() {
                 match read().unwrap() {
-                    prepare if matches!(prepare.ask, Ask::Prepare { .. }) => reply(prepare),
+                    prepare if matches!(prepare.ask, RequestKind::Prepare { .. }) => reply(prepare),
                     other => later.push_back(other),
                 }
             }
         }
-        let last = request.ask == Ask::Quit;
+        let last = request.ask == RequestKind::Quit;
         reply(request);
         if last {
             return;
@@ -178,8 +178,8 @@ fn fake_worker() {
 }
 
 /// Whether this request is only answered once the next one is there; at most once for a candidate's mark.
-fn waits_for_another(ask: &Ask) -> bool {
-    let Ask::Time { candidates, .. } = ask else {
+fn waits_for_another(ask: &RequestKind) -> bool {
+    let RequestKind::Time { candidates, .. } = ask else {
         return false;
     };
     let waits = |candidate: &Candidate| candidate["does"] == "wait for another request";
@@ -191,7 +191,7 @@ fn waits_for_another(ask: &Ask) -> bool {
 
 fn answer(request: &Request, index: u32, replies: &mut impl std::io::Write) -> Answer {
     match &request.ask {
-        Ask::Hello { options } => Answer::Hello {
+        RequestKind::Hello { options } => Answer::Hello {
             device: Device {
                 protocol: VERSION,
                 backend: "fake".to_owned(),
@@ -216,7 +216,7 @@ fn answer(request: &Request, index: u32, replies: &mut impl std::io::Write) -> A
                 taken_bytes: None,
             },
         },
-        Ask::Prepare { candidate, .. } => {
+        RequestKind::Prepare { candidate, .. } => {
             if candidate["does"] == "dies compiling" {
                 std::process::abort();
             }
@@ -229,7 +229,7 @@ fn answer(request: &Request, index: u32, replies: &mut impl std::io::Write) -> A
                 },
             }
         }
-        Ask::Time {
+        RequestKind::Time {
             candidates,
             timing,
             shape,
@@ -248,7 +248,7 @@ fn answer(request: &Request, index: u32, replies: &mut impl std::io::Write) -> A
             clocks_mhz: Vec::new(),
             throttle_reasons: None,
         },
-        Ask::Check { candidates, shape } => Answer::Checked {
+        RequestKind::Check { candidates, shape } => Answer::Checked {
             outcomes: candidates
                 .iter()
                 .map(|candidate| at(candidate, shape))
@@ -262,7 +262,7 @@ fn answer(request: &Request, index: u32, replies: &mut impl std::io::Write) -> A
                 .collect(),
             busy_s: 0.001,
         },
-        Ask::Quit => Answer::Bye,
+        RequestKind::Quit => Answer::Bye,
     }
 }
 

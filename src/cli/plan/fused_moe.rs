@@ -8,7 +8,7 @@ use super::super::lookup::fused_moe::{card, read_calls};
 use super::super::printer::Printer;
 use super::place::Place;
 use super::{PlanArgs, SHOWN};
-use crate::plan::fused_moe::{Because, Input, Plan, make, of_model as of_experts};
+use crate::plan::fused_moe::{Input, Plan, PlanReason, make, of_model as of_experts};
 use crate::plan::model::Prediction;
 use crate::proc::quoted;
 use crate::run::error::{Error, ErrorKind};
@@ -40,7 +40,7 @@ struct Row<'a> {
     act_type: String,
     q_dtype_w: &'a str,
     q_type: String,
-    because: Because,
+    because: PlanReason,
     records: u64,
 }
 

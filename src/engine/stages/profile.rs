@@ -49,7 +49,7 @@ const POLL: Duration = Duration::from_millis(100);
 const SEED: u64 = 0x9e37_79b9;
 
 /// The loads to profile, and where their traces go.
-pub(super) struct Asked {
+pub(super) struct ProfileRequest {
     server: Arc<dyn Server>,
     loads: Vec<Load>,
     folder: Utf8PathBuf,
@@ -72,7 +72,7 @@ pub(super) struct Recorded {
 }
 
 /// The profile to take of `engine`'s loads; `None` if it is disabled or the server has no profiler.
-pub(super) fn asked(engine: &mut Engine<'_>) -> Option<Asked> {
+pub(super) fn asked(engine: &mut Engine<'_>) -> Option<ProfileRequest> {
     let server = engine.backend.server.clone();
     server.profiler()?;
     if !engine.config.benchmark.profile || engine.config.compare.only_noise {
@@ -84,7 +84,7 @@ pub(super) fn asked(engine: &mut Engine<'_>) -> Option<Asked> {
         );
         return None;
     };
-    Some(Asked {
+    Some(ProfileRequest {
         server,
         loads: loads.to_vec(),
         folder: engine.run.profile(),
@@ -95,7 +95,10 @@ pub(super) fn asked(engine: &mut Engine<'_>) -> Option<Asked> {
 }
 
 /// Profiles each load on `server`. The only error is an interruption.
-pub(super) fn record(asked: &Asked, server: &mut RunningServer) -> Result<Vec<Recorded>, Error> {
+pub(super) fn record(
+    asked: &ProfileRequest,
+    server: &mut RunningServer,
+) -> Result<Vec<Recorded>, Error> {
     // What a killed attempt left does not belong to this one.
     let _ = fs_err::remove_dir_all(&asked.folder);
     let url = server.base_url().to_owned();
@@ -114,7 +117,13 @@ pub(super) fn record(asked: &Asked, server: &mut RunningServer) -> Result<Vec<Re
     })
 }
 
-fn one_load(asked: &Asked, url: &str, index: usize, load: &Load, stop: &AtomicBool) -> Recorded {
+fn one_load(
+    asked: &ProfileRequest,
+    url: &str,
+    index: usize,
+    load: &Load,
+    stop: &AtomicBool,
+) -> Recorded {
     let mut recorded = Recorded {
         load: load.clone(),
         prefill: Vec::new(),

@@ -13,7 +13,9 @@ use crate::report::model::{
     Arm, Command, Engagement, Fact, HitRate, LayoutCheck, PlanSummary, Report, ShapeRow, Skipped,
     StageTime, Timing,
 };
-use crate::run::documents::{Asked, Captured, Deployment, Engagement as Asks, Tuned, Verified};
+use crate::run::documents::{
+    Captured, Deployment, Engagement as ServerEngagement, HitCount, Tuned, Verified,
+};
 use crate::run::error::{Error, ErrorKind};
 use crate::run::event::{Arm as Side, Role};
 use crate::run::stage::{Stage, StageStatus, TrialEnd, spent};
@@ -210,7 +212,7 @@ fn with_findings(engine: &Engine<'_>, mut report: Report) -> Result<Report, Erro
             experts.map(|experts| &experts.engagement),
         ];
         let parts = || parts.into_iter().flatten();
-        let missing: Vec<String> = parts().flat_map(Asks::not_served).collect();
+        let missing: Vec<String> = parts().flat_map(ServerEngagement::not_served).collect();
         report.engagement = Some(Engagement {
             passed: !(is_dense && dense.refusal().is_some())
                 && experts.is_none_or(|experts| experts.refusal().is_none()),
@@ -232,7 +234,7 @@ fn with_findings(engine: &Engine<'_>, mut report: Report) -> Result<Report, Erro
 }
 
 /// What the engagement is based on; for a route, the result of each family.
-fn because(families: &BTreeMap<String, Asked>) -> String {
+fn because(families: &BTreeMap<String, HitCount>) -> String {
     const READ: &str = "Read from what the tuned server logged while it served the workload.";
     let each: Vec<String> = families
         .iter()

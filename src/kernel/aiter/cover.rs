@@ -7,7 +7,7 @@
 
 use std::collections::BTreeSet;
 
-use super::facts::Way;
+use super::facts::KernelPath;
 use crate::problem::{Op, Shape};
 use crate::table::lookup::Resolver;
 use crate::tree::force::Rule;
@@ -86,13 +86,13 @@ pub(super) struct Covered {
 
 impl Covered {
     /// The keys in `left` that the operation itself serves today, with or without a table.
-    pub(super) fn of_the_operation_today(&self, way: &Way) -> Keys {
+    pub(super) fn of_the_operation_today(&self, way: &KernelPath) -> Keys {
         let each = self.left.iter().copied();
         each.filter(|&(_, n, k)| !way.on_triton(&self.stays_triton, (n, k)))
             .collect()
     }
 
-    pub(super) fn routes(&self, resolver: &Resolver<'_>, way: &Way, op: Op) -> Vec<Rule> {
+    pub(super) fn routes(&self, resolver: &Resolver<'_>, way: &KernelPath, op: Op) -> Vec<Rule> {
         let whole = |&(n, k): &(u32, u32)| Rule {
             n: u64::from(n),
             k: u64::from(k),
@@ -195,7 +195,7 @@ mod tests {
         let table = table(&[(16, 512, 7168)]);
         let rules = Rules::new(Op::Blockscale, Revision::P);
         let resolver = Resolver::new(&table, rules, "gfx942", 304).unwrap();
-        let way = Way {
+        let way = KernelPath {
             op: Op::Blockscale,
             only_triton: false,
             no_triton: false,

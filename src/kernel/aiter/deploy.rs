@@ -9,7 +9,7 @@ use std::collections::BTreeSet;
 use camino::{Utf8Path, Utf8PathBuf};
 
 use super::cover::{Covered, Keys};
-use super::facts::{Trees, Way, aiter_error, arch_of, read};
+use super::facts::{KernelPath, Trees, aiter_error, arch_of, read};
 use super::room::make_room;
 use super::tables::{merged, plain, read_table};
 use super::{Aiter, pins};
@@ -228,7 +228,7 @@ impl Aiter {
         &self,
         trees: &Trees,
         inspection: &Inspection,
-        way: &Way,
+        way: &KernelPath,
         covered: &Covered,
         resolver: &Resolver<'_>,
         deployment: &mut Deployment,
@@ -337,7 +337,7 @@ impl Aiter {
 /// One operation's table, and how its GEMMs reach it.
 pub(super) struct Arranged {
     pub(super) inspection: Inspection,
-    pub(super) way: Way,
+    pub(super) way: KernelPath,
     deployed: DeployedTable,
     /// The rows of the deployed table.
     pub(super) rows: Table,

@@ -39,7 +39,7 @@ impl Trees {
 
 /// The path on which the operation is reached on this machine.
 #[derive(Clone, Debug, PartialEq, Eq)]
-pub(super) struct Way {
+pub(super) struct KernelPath {
     pub(super) op: Op,
     /// Whether every GEMM runs Triton today, so that no table is used.
     pub(super) only_triton: bool,
@@ -50,7 +50,7 @@ pub(super) struct Way {
     pub(super) because: String,
 }
 
-impl Way {
+impl KernelPath {
     /// Whether GEMMs with this weight (N, K) run Triton today; `triton` lists those that do, if not all do.
     pub(super) fn on_triton(&self, triton: &[(u64, u64)], (n, k): (u32, u32)) -> bool {
         self.only_triton || !self.no_triton && triton.contains(&(u64::from(n), u64::from(k)))
@@ -217,7 +217,12 @@ impl Aiter {
     }
 
     /// The path of block-FP8 GEMMs on this machine.
-    pub(super) fn way(&self, trees: &Trees, gfx: &str, rocm: Option<Rocm>) -> Result<Way, Error> {
+    pub(super) fn way(
+        &self,
+        trees: &Trees,
+        gfx: &str,
+        rocm: Option<Rocm>,
+    ) -> Result<KernelPath, Error> {
         let arch = arch_of(gfx)?;
         let recognised =
             |error: &dyn std::error::Error| Error::caused(ErrorKind::SourceNotRecognised, error);
@@ -274,7 +279,7 @@ impl Aiter {
             kernels.iter().all(|kernel| *kernel != "triton")
         };
         let shuffles = arch == Arch::Gfx950 && rocm == Some(Rocm::From72) && era >= Era::E3;
-        Ok(Way {
+        Ok(KernelPath {
             op: if shuffles {
                 Op::BlockscaleBpreshuffle
             } else {

@@ -7,7 +7,7 @@
 use std::collections::BTreeMap;
 
 use super::Aiter;
-use super::facts::{Trees, Way, aiter_error};
+use super::facts::{KernelPath, Trees, aiter_error};
 use crate::log::summary::LogSummary;
 use crate::plan::model::{self, Scheme};
 use crate::problem::Op;
@@ -21,7 +21,7 @@ use crate::tune::aiter::scripts::Script;
 impl Aiter {
     /// The expected operation, and the path to it: the configured one, else what the model's config implies, else the
     /// block-scaled one.
-    pub(super) fn expected(&self, trees: &Trees, gfx: &str) -> Result<Way, Error> {
+    pub(super) fn expected(&self, trees: &Trees, gfx: &str) -> Result<KernelPath, Error> {
         let block = self.way(trees, gfx, trees.rocm());
         let wanted = self
             .op
@@ -42,7 +42,11 @@ impl Aiter {
     }
 
     /// The path to the operation of `inspection`.
-    pub(super) fn way_to(&self, trees: &Trees, inspection: &Inspection) -> Result<Way, Error> {
+    pub(super) fn way_to(
+        &self,
+        trees: &Trees,
+        inspection: &Inspection,
+    ) -> Result<KernelPath, Error> {
         if inspection.op == Op::PER_CHANNEL {
             return channel_way(trees);
         }
@@ -185,7 +189,7 @@ impl Aiter {
 }
 
 /// The path of per-channel GEMMs, which is the same on every device.
-fn channel_way(trees: &Trees) -> Result<Way, Error> {
+fn channel_way(trees: &Trees) -> Result<KernelPath, Error> {
     let recognised =
         |error: &dyn std::error::Error| Error::caused(ErrorKind::SourceNotRecognised, error);
     let source = trees
@@ -208,7 +212,7 @@ fn channel_way(trees: &Trees) -> Result<Way, Error> {
             ),
         ));
     }
-    Ok(Way {
+    Ok(KernelPath {
         op: Op::PER_CHANNEL,
         only_triton: false,
         no_triton: true,

@@ -124,11 +124,11 @@ fn a_server_that_was_served_another_row_is_told_from_one_that_was_served_the_dep
         served(9, 1, false, &large),
     ]);
     assert_eq!((right.hit, right.unplanned.len()), (2, 1), "{right:?}");
-    assert_eq!(right.families["E=8 N=128"], Asked { hit: 2, missed: 0 });
+    assert_eq!(right.families["E=8 N=128"], HitCount { hit: 2, missed: 0 });
     let other = judged(vec![served(8, 1, true, &large)]);
     insta::assert_snapshot!(other.other_kernel[0], @"E=8 N=128 M=1: 64x64x64, group 1, 4 warps, 3 stages instead of 16x64x128, group 1, 4 warps, 3 stages");
     let not_injected = judged(vec![served(8, 1, false, &small)]);
     assert_eq!((not_injected.hit, not_injected.missed.len()), (0, 1));
     let nothing = judged(Vec::new());
-    assert_eq!(nothing.families["E=8 N=128"], Asked::default());
+    assert_eq!(nothing.families["E=8 N=128"], HitCount::default());
 }

@@ -3,7 +3,7 @@
 
 use super::{CUT_OFF, Found, Next, Scanner, Segment, Tag};
 use crate::log::cursor::{find, rfind};
-use crate::log::engagement::{self, Said};
+use crate::log::engagement::{self, LookupReport};
 use crate::log::summary::Logger;
 
 /// The reason given for an incomplete look-up line.
@@ -40,8 +40,8 @@ impl Scanner<'_> {
             return Some(found.end);
         };
         let logger = Logger::of(&bytes[..start]);
-        if let Some((said, length)) = engagement::parse(&bytes[start..segment.end]) {
-            self.say(said, logger);
+        if let Some((report, length)) = engagement::parse(&bytes[start..segment.end]) {
+            self.add_report(report, logger);
             return Some((start + length).max(found.end));
         }
         match self.wrapped(segment, start, logger) {
@@ -71,8 +71,8 @@ impl Scanner<'_> {
         }
         let start = found.end - b"shape is M:".len();
         // Look-ups of other families, and misses that name no table.
-        if let Some((said, _)) = engagement::parse(&segment.bytes[start..found.end + length]) {
-            self.say(said, Logger::Aiter);
+        if let Some((report, _)) = engagement::parse(&segment.bytes[start..found.end + length]) {
+            self.add_report(report, Logger::Aiter);
             return Some(found.end);
         }
         // Another look-up in the same line ends this one.
@@ -87,10 +87,10 @@ impl Scanner<'_> {
         Some(found.end)
     }
 
-    fn say(&mut self, said: Said<'_>, logger: Logger) {
-        match said {
-            Said::Lookup(line) => self.log_summary.add_lookup(line, logger),
-            Said::Other(family) => self.log_summary.add_other(family, logger),
+    fn add_report(&mut self, report: LookupReport<'_>, logger: Logger) {
+        match report {
+            LookupReport::Lookup(line) => self.log_summary.add_lookup(line, logger),
+            LookupReport::Other(family) => self.log_summary.add_other(family, logger),
         }
     }
 
@@ -138,8 +138,8 @@ impl Scanner<'_> {
                 let own = memchr::memchr(b'!', line).map_or(line, |at| &line[..=at]);
                 whole.extend_from_slice(between);
                 whole.extend_from_slice(own);
-                if let Some((said, length)) = engagement::parse(&whole) {
-                    self.say(said, logger);
+                if let Some((report, length)) = engagement::parse(&whole) {
+                    self.add_report(report, logger);
                     let unread = line.len() - own.len() + whole.len() - length;
                     return Wrapped::Until(end - unread);
                 }

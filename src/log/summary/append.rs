@@ -43,7 +43,7 @@ impl LogSummary {
             self.add(key, count);
         }
         self.moe.append(later.moe);
-        self.append_lookups(later.said);
+        self.append_lookups(later.current);
     }
 }
 

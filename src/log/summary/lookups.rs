@@ -86,12 +86,12 @@ struct Ends {
 
 /// The look-ups in the log that is being read.
 #[derive(Debug, Default)]
-pub(super) struct Said {
+pub(super) struct CurrentLookups {
     ours: NumberMap<Key, Ends>,
     others: BTreeMap<String, ByLogger>,
 }
 
-impl Said {
+impl CurrentLookups {
     pub(super) fn shapes(&self) -> usize {
         self.ours.len()
     }
@@ -117,7 +117,7 @@ impl LogSummary {
             m: line.m,
             dtype: dtype_index(dtype.unwrap_or("")),
         };
-        let ours = &mut self.said.ours;
+        let ours = &mut self.current.ours;
         if ours.len() >= SHAPES_MAX && !ours.contains_key(&key) {
             self.add(key, 1);
             return;
@@ -136,7 +136,7 @@ impl LogSummary {
     }
 
     pub(in crate::log) fn add_other(&mut self, family: String, logger: Logger) {
-        self.said.add_other(family, |count| count.add(logger));
+        self.current.add_other(family, |count| count.add(logger));
     }
 
     pub(in crate::log) fn add_fused_moe(&mut self, key: String) {
@@ -153,15 +153,15 @@ impl LogSummary {
     }
 
     /// Adds a later part of the log that is being read.
-    pub(super) fn append_lookups(&mut self, later: Said) {
+    pub(super) fn append_lookups(&mut self, later: CurrentLookups) {
         let mut ours: Vec<_> = later.ours.into_iter().collect();
         ours.sort_unstable_by_key(|(key, _)| *key);
         for (key, ends) in ours {
-            if self.said.ours.len() >= SHAPES_MAX && !self.said.ours.contains_key(&key) {
+            if self.current.ours.len() >= SHAPES_MAX && !self.current.ours.contains_key(&key) {
                 self.add(key, ends.hits.once() + ends.misses.once());
                 continue;
             }
-            let known = self.said.ours.entry(key).or_default();
+            let known = self.current.ours.entry(key).or_default();
             // The last miss counts, even if it names no table.
             if ends.misses.once() > 0 {
                 known.missed_in = ends.missed_in;
@@ -171,16 +171,16 @@ impl LogSummary {
             known.hit = ends.hit.or(known.hit.take());
         }
         for (family, count) in later.others {
-            self.said.add_other(family, |known| known.append(count));
+            self.current.add_other(family, |known| known.append(count));
         }
     }
 
     /// Ends a log: from here on its look-ups count once each.
     pub(in crate::log) fn end_log(&mut self) {
         self.fmoe.end_log();
-        let said = std::mem::take(&mut self.said);
+        let current = std::mem::take(&mut self.current);
         // Sorted, so that the same shapes are kept each time when there are more than the limit.
-        let mut ours: Vec<_> = said.ours.into_iter().collect();
+        let mut ours: Vec<_> = current.ours.into_iter().collect();
         ours.sort_unstable_by_key(|(key, _)| *key);
         for (key, ends) in ours {
             let (hits, misses) = (ends.hits.once(), ends.misses.once());
@@ -196,7 +196,7 @@ impl LogSummary {
                 served.missed_in = ends.missed_in;
             }
         }
-        for (family, count) in said.others {
+        for (family, count) in current.others {
             add_one(&mut self.others, family, count.once());
         }
     }

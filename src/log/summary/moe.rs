@@ -6,7 +6,7 @@ use std::collections::BTreeMap;
 use serde::Serialize;
 
 use super::{ENTRIES_MAX, RecordFile, SHAPES_MAX, add_one};
-use crate::log::moe::{Said, TableLine};
+use crate::log::moe::{TableLine, TableStatus};
 use crate::log::record::{CallKind, MoeServed};
 use crate::table::moe::problem::{CountedProblem, MoeProblem};
 
@@ -101,13 +101,13 @@ impl MoeSummary {
             return;
         }
         let tables = self.tables.entry(problem).or_default();
-        match (line.said, line.name.down) {
-            (Said::DownMissing, _) => tables.without_down += 1,
+        match (line.status, line.name.down) {
+            (TableStatus::DownMissing, _) => tables.without_down += 1,
             // One process is one count: only the up projection's line counts.
             (_, true) => {}
-            (Said::Read, false) => tables.tuned_config += 1,
-            (Said::OtherTriton, false) => tables.other_triton += 1,
-            (Said::Missing, false) => tables.default_config += 1,
+            (TableStatus::Read, false) => tables.tuned_config += 1,
+            (TableStatus::OtherTriton, false) => tables.other_triton += 1,
+            (TableStatus::Missing, false) => tables.default_config += 1,
         }
         if !line.name.down || tables.file.is_empty() {
             tables.file = line.path;

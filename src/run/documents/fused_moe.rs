@@ -6,7 +6,7 @@ use camino::Utf8PathBuf;
 use serde::{Deserialize, Serialize};
 
 use super::Engagement;
-use crate::run::documents::Asked;
+use crate::run::documents::HitCount;
 use crate::table::moe::problem::MoeProblem;
 use crate::tune::TuneOutcome;
 use crate::tune::clocks::Clocks;
@@ -184,7 +184,7 @@ impl VerifiedMoe {
     /// process, so a single size served by another row means a process without the tables.
     pub fn refusal(&self) -> Option<String> {
         let engagement = &self.engagement;
-        let idle = |(_, asked): &(&String, &Asked)| asked.hit == 0 && asked.missed == 0;
+        let idle = |(_, asked): &(&String, &HitCount)| asked.hit == 0 && asked.missed == 0;
         if let Some(first) = engagement.missed.first() {
             return Some(format!(
                 "fused MoE: {} of {} sizes were not served by the row that is deployed for them, first {first}",
@@ -218,7 +218,7 @@ mod tests {
                 other_kernel: other.iter().map(ToString::to_string).collect(),
                 families: BTreeMap::from([(
                     "E=8 N=128".to_owned(),
-                    Asked {
+                    HitCount {
                         hit,
                         missed: missed.len() + other.len(),
                     },

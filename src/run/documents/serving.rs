@@ -159,15 +159,15 @@ pub struct Engagement {
     pub other_kernel: Vec<String>,
     /// For a route: the shapes of each family in it.
     #[serde(default, skip_serializing_if = "BTreeMap::is_empty")]
-    pub families: BTreeMap<String, Asked>,
+    pub families: BTreeMap<String, HitCount>,
     /// Where several operations are deployed: the shapes of each one's table.
     #[serde(default, skip_serializing_if = "BTreeMap::is_empty")]
-    pub operations: BTreeMap<String, Asked>,
+    pub operations: BTreeMap<String, HitCount>,
 }
 
 /// Shapes that a route assigns to a family, or that a table has rows for.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
-pub struct Asked {
+pub struct HitCount {
     /// Those that it computed, with their deployed row.
     pub hit: usize,
     /// Those that something else computed.
@@ -214,7 +214,7 @@ impl Engagement {
     pub fn refusal(&self) -> Option<String> {
         let missed = self.missed.len();
         // A family that does not run counts as not deployed, whatever the others do.
-        let idle = |(_, asked): &(&String, &Asked)| asked.hit == 0 && asked.missed > 0;
+        let idle = |(_, asked): &(&String, &HitCount)| asked.hit == 0 && asked.missed > 0;
         if let Some((family, asked)) = self.families.iter().find(idle) {
             let first = self
                 .missed
@@ -294,8 +294,8 @@ mod tests {
 
     #[test]
     fn a_table_that_serves_nothing_is_refused_although_that_of_another_operation_serves() {
-        let asked = |hit, missed| Asked { hit, missed };
-        let seen = |block: Asked| Engagement {
+        let asked = |hit, missed| HitCount { hit, missed };
+        let seen = |block: HitCount| Engagement {
             hit: 40 + block.hit,
             missed: vec!["b".to_owned(); block.missed],
             operations: [("channel", asked(40, 0)), ("block", block)]

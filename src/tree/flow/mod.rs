@@ -30,7 +30,7 @@ const MAX_STEPS: usize = 200_000;
 
 /// One path through the followed function, from its first line to a `return`.
 #[derive(Clone, Debug)]
-pub(super) struct Way {
+pub(super) struct CodePath {
     /// The kernel whose result is returned, with the place of its call.
     pub(super) kernel: Option<(Kernel, Span)>,
     /// Whether the origin of the returned value is known: a kernel, or an operation beside them.
@@ -97,16 +97,16 @@ impl<'a> Flow<'a> {
     }
 
     /// Every path through `function`, with unknown arguments.
-    pub(super) fn ways(&self, function: &'a Function) -> Result<Vec<Way>, Refusal> {
+    pub(super) fn ways(&self, function: &'a Function) -> Result<Vec<CodePath>, Refusal> {
         let mut state = State::default();
         for param in &function.params {
             state.locals.insert(param.clone(), Value::Unknown);
         }
         let (ended, exits) = self.block(&function.body, vec![state], 0)?;
         let direct = |end: Span| function.body.iter().any(|stmt| stmt.span == end);
-        let mut ways: Vec<Way> = exits
+        let mut ways: Vec<CodePath> = exits
             .into_iter()
-            .map(|exit| Way {
+            .map(|exit| CodePath {
                 main: direct(exit.end) || leaves_with_gemm(&exit.value),
                 kernel: match exit.value {
                     Value::Result(kernel) => kernel,
@@ -118,7 +118,7 @@ impl<'a> Flow<'a> {
             })
             .collect();
         // Falling off the end returns None: a path whose kernel, if any, is still relevant.
-        ways.extend(ended.into_iter().map(|state| Way {
+        ways.extend(ended.into_iter().map(|state| CodePath {
             kernel: None,
             known: false,
             tests: state.tests,

@@ -10,8 +10,8 @@ use std::time::{Duration, Instant};
 
 use camino::{Utf8Path, Utf8PathBuf};
 
-use super::output::{Heard, Said};
-use super::queue::Why;
+use super::output::{TunerLine, TunerStatus};
+use super::queue::EndReason;
 use super::rows::{Tail, Watched};
 use super::{AiterTuneError, Limits, memory, site};
 use crate::proc::interrupt::Urgency;
@@ -99,8 +99,8 @@ pub(super) struct Attempt<'a, R = Row> {
 
 /// What a start left behind.
 pub(super) struct Left {
-    pub(super) why: Why,
-    pub(super) heard: Heard,
+    pub(super) why: EndReason,
+    pub(super) status: TunerStatus,
     pub(super) code: Option<u8>,
     pub(super) seconds: f64,
 }
@@ -108,7 +108,7 @@ pub(super) struct Left {
 /// A sign of progress.
 pub(super) enum Moved<'a, R = Row> {
     /// A line with a meaning.
-    Said(&'a Said, &'a Heard),
+    Line(&'a TunerLine, &'a TunerStatus),
     /// Rows that are new.
     Rows(Vec<R>),
 }
@@ -141,20 +141,20 @@ impl<R: Clone + PartialEq> Attempt<'_, R> {
             let exited = kept.exited();
             watch.look(exited.is_some(), moved)?;
             if let Some(code) = exited {
-                break if watch.heard.ended_well {
-                    Why::Finished
+                break if watch.status.ended_well {
+                    EndReason::Finished
                 } else {
-                    Why::Died(code)
+                    EndReason::Died(code)
                 };
             }
             if self.until.is_some_and(|until| Instant::now() >= until) {
-                break Why::Budget;
+                break EndReason::Budget;
             }
             if let Some(why) = watch.overdue(&self.patience) {
                 break why;
             }
             if raised.recv_timeout(POLL).is_ok() {
-                break Why::Interrupted;
+                break EndReason::Interrupted;
             }
         };
         let code = kept.exited();
@@ -165,7 +165,7 @@ impl<R: Clone + PartialEq> Attempt<'_, R> {
         }
         Ok(Left {
             why,
-            heard: watch.heard,
+            status: watch.status,
             code,
             seconds: began.elapsed().as_secs_f64(),
         })
@@ -178,7 +178,7 @@ struct Watch<'a, R> {
     streams: [Tail; 2],
     table: Watched,
     profile: Watched,
-    heard: Heard,
+    status: TunerStatus,
     seen: Vec<R>,
     last_sign: Instant,
     batch_began: Instant,
@@ -194,7 +194,7 @@ impl<'a, R: Clone + PartialEq> Watch<'a, R> {
             streams: [&files.stdout, &files.stderr].map(|path| Tail::new(path.clone())),
             table: Watched::new(files.tuned.clone()),
             profile: Watched::new(files.profile.clone()),
-            heard: Heard::default(),
+            status: TunerStatus::default(),
             seen: Vec::new(),
             last_sign: now,
             batch_began: now,
@@ -213,11 +213,14 @@ impl<'a, R: Clone + PartialEq> Watch<'a, R> {
         for index in 0..self.streams.len() {
             let before = self.streams[index].read();
             for line in self.streams[index].lines(all) {
-                if let Some(said) = self.heard.line(&line) {
-                    if matches!(said, Said::Waiting { .. } | Said::BatchDone { .. }) {
+                if let Some(parsed) = self.status.line(&line) {
+                    if matches!(
+                        parsed,
+                        TunerLine::Waiting { .. } | TunerLine::BatchDone { .. }
+                    ) {
                         self.batch_began = now;
                     }
-                    moved(Moved::Said(&said, &self.heard))?;
+                    moved(Moved::Line(&parsed, &self.status))?;
                 }
             }
             signs |= self.streams[index].read() != before;
@@ -245,19 +248,19 @@ impl<'a, R: Clone + PartialEq> Watch<'a, R> {
     }
 
     fn is_building(&self) -> bool {
-        !self.heard.building.is_empty() || self.heard.lock.is_some()
+        !self.status.building.is_empty() || self.status.lock.is_some()
     }
 
-    fn overdue(&self, patience: &Patience) -> Option<Why> {
+    fn overdue(&self, patience: &Patience) -> Option<EndReason> {
         let silence = if self.is_building() {
             patience.build
         } else {
             patience.silence
         };
         if self.last_sign.elapsed() > silence {
-            Some(Why::Silent)
+            Some(EndReason::Silent)
         } else if self.batch_began.elapsed() > patience.batch {
-            Some(Why::BatchTooLong)
+            Some(EndReason::BatchTooLong)
         } else {
             None
         }

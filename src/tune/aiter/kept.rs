@@ -10,14 +10,14 @@ use crate::tune::results::ResultsError;
 
 /// A row and how it was obtained.
 #[derive(Clone, Debug, Default, PartialEq)]
-pub(super) struct Kept {
+pub(super) struct RowRecord {
     pub(super) row: Row,
     pub(super) timed: u32,
     pub(super) unmeasured: u32,
     pub(super) busy_s: f64,
 }
 
-/// A [`Kept`] as a line of the results file.
+/// A [`RowRecord`] as a line of the results file.
 #[derive(Debug, Serialize, Deserialize)]
 pub(super) struct Stored {
     /// Header and row as CSV, so that unknown columns are stored too.
@@ -30,7 +30,7 @@ pub(super) struct Stored {
     busy_s: f64,
 }
 
-impl Found<Shape> for Kept {
+impl Found<Shape> for RowRecord {
     type Stored = Stored;
 
     fn store(&self, shape: &Shape) -> Stored {
@@ -56,19 +56,19 @@ impl Found<Shape> for Kept {
     }
 }
 
-impl Keep<Shape, Kept> {
+impl Keep<Shape, RowRecord> {
     /// Stores a row unless there is a faster one of its shape; returns whether it is new.
-    pub(super) fn row(&mut self, shape: &Shape, kept: Kept) -> Result<bool, ResultsError> {
+    pub(super) fn row(&mut self, shape: &Shape, kept: RowRecord) -> Result<bool, ResultsError> {
         let Some(known) = self.of(shape) else {
             self.put(shape, kept)?;
             return Ok(true);
         };
-        let us = |kept: &Kept| kept.row.us.unwrap_or(f64::INFINITY);
+        let us = |kept: &RowRecord| kept.row.us.unwrap_or(f64::INFINITY);
         if known.is_copy_of(&kept) {
             // Its candidates were counted while the tuner was rewriting the file, so the larger count is right.
             if kept.timed + kept.unmeasured > known.timed + known.unmeasured {
                 let busy_s = known.busy_s;
-                self.put(shape, Kept { busy_s, ..kept })?;
+                self.put(shape, RowRecord { busy_s, ..kept })?;
             }
             return Ok(false);
         }
@@ -83,7 +83,7 @@ impl Keep<Shape, Kept> {
             let known = known.clone();
             self.put(
                 shape,
-                Kept {
+                RowRecord {
                     unmeasured,
                     ..known
                 },
@@ -158,8 +158,8 @@ mod tests {
         }
     }
 
-    fn kept(us: f64, unmeasured: u32) -> Kept {
-        Kept {
+    fn kept(us: f64, unmeasured: u32) -> RowRecord {
+        RowRecord {
             row: Row {
                 cu_num: Some(304),
                 m: 16,
@@ -181,8 +181,8 @@ mod tests {
     fn rows_come_back_as_they_were_and_the_fastest_stands() {
         let keep = tempfile::tempdir().unwrap();
         let folder = Utf8Path::from_path(keep.path()).unwrap();
-        let mut results = Keep::<Shape, Kept>::open(folder, &identity("gfx942")).unwrap();
-        let torn = Kept {
+        let mut results = Keep::<Shape, RowRecord>::open(folder, &identity("gfx942")).unwrap();
+        let torn = RowRecord {
             timed: 9,
             ..kept(4.0, 0)
         };
@@ -215,10 +215,10 @@ mod tests {
         assert!(results.refuse(&shape(), &kept(1.0, 0), "no").unwrap());
         assert!(!results.refuse(&shape(), &kept(1.0, 0), "no").unwrap());
         drop(results);
-        let results = Keep::<Shape, Kept>::open(folder, &identity("gfx942")).unwrap();
+        let results = Keep::<Shape, RowRecord>::open(folder, &identity("gfx942")).unwrap();
         assert_eq!(results.rows, [(shape(), kept(3.0, 0))]);
         assert_eq!(results.refused.len(), 1);
-        let error = Keep::<Shape, Kept>::open(folder, &identity("gfx950")).unwrap_err();
+        let error = Keep::<Shape, RowRecord>::open(folder, &identity("gfx950")).unwrap_err();
         insta::assert_snapshot!(error.to_string().replace(folder.as_str(), "[folder]"), @"add to `[folder]/results.jsonl`: it was measured with arch `gfx942`, now it is `gfx950`");
     }
 }

@@ -14,6 +14,7 @@ pub mod fmoe;
 mod keep;
 mod kept;
 mod memory;
+mod notices;
 mod outcome;
 mod output;
 mod prepare;
@@ -23,7 +24,6 @@ mod run;
 pub mod scripts;
 mod site;
 mod starts;
-mod told;
 
 use std::collections::BTreeMap;
 use std::time::Duration;

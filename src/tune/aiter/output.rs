@@ -14,7 +14,7 @@ pub(super) type Size = (u32, u32, u32);
 
 /// A line with a meaning.
 #[derive(Clone, Debug, PartialEq, Eq)]
-pub(super) enum Said {
+pub(super) enum TunerLine {
     /// The tasks of a batch were submitted.
     Waiting { tasks: usize },
     /// A task is done (only with `-v`).
@@ -57,7 +57,7 @@ pub(super) enum Said {
 }
 
 /// Parses a line; `None` if it has no meaning here.
-pub(super) fn read(line: &str) -> Option<Said> {
+pub(super) fn read(line: &str) -> Option<TunerLine> {
     let plain = without_escapes(line);
     let text = plain.trim();
     let text = text.strip_prefix("[aiter] ").unwrap_or(text);
@@ -74,36 +74,36 @@ pub(super) fn read(line: &str) -> Option<Said> {
     };
     let bracketed = |rest: &str| rest.split(']').next().unwrap_or(rest).to_owned();
     if let Some(rest) = text.strip_prefix("Waiting for ") {
-        return Some(Said::Waiting {
+        return Some(TunerLine::Waiting {
             tasks: number(rest)?,
         });
     }
     if text.starts_with("[Done] Task ") {
         let (_, counts) = text.rsplit_once('(')?;
         let (done, of) = counts.split_once('/')?;
-        return Some(Said::TaskDone {
+        return Some(TunerLine::TaskDone {
             done: number(done)?,
             of: number(of)?,
         });
     }
     if let Some(rest) = text.strip_prefix("processed ") {
-        return Some(Said::BatchDone {
+        return Some(TunerLine::BatchDone {
             done: number(rest)?,
         });
     }
     if text.starts_with("tune result is none or all shape is tuned") {
-        return Some(Said::BatchEmpty);
+        return Some(TunerLine::BatchEmpty);
     }
     if text.starts_with("no shapes to be tuned") {
-        return Some(Said::NothingToDo);
+        return Some(TunerLine::NothingToDo);
     }
     if let Some(rest) = text.strip_prefix("No kernel can be used for ") {
-        return size(rest).map(Said::NoKernel);
+        return size(rest).map(TunerLine::NoKernel);
     }
     // Without `error:` for the fused MoE, whose sizes are tokens, model_dim and inter_dim.
     let unprefixed = text.strip_prefix("error: ").unwrap_or(text);
     if let Some(rest) = unprefixed.strip_prefix("no valid candidate found for ") {
-        return size(rest).map(Said::NoKernel);
+        return size(rest).map(TunerLine::NoKernel);
     }
     if let Some(rest) = text.strip_prefix("run gpu func warning: info:(") {
         let (info, text) = rest.split_once('\t').unwrap_or((rest, rest));
@@ -119,7 +119,7 @@ pub(super) fn read(line: &str) -> Option<Said> {
         return Some(warned(info, said.map_or(text, |(_, said)| said)));
     }
     if text.starts_with("[!] Task ") && text.contains(" timed out after ") {
-        return Some(Said::TimedOut {
+        return Some(TunerLine::TimedOut {
             text: text["[!] ".len()..].to_owned(),
         });
     }
@@ -127,36 +127,36 @@ pub(super) fn read(line: &str) -> Option<Said> {
         .iter()
         .any(|mark| text.starts_with(mark))
     {
-        return Some(Said::Faulted {
+        return Some(TunerLine::Faulted {
             text: text.to_owned(),
         });
     }
     if text.starts_with("Pool restarted.") {
-        return Some(Said::Restarted);
+        return Some(TunerLine::Restarted);
     }
     if let Some(rest) = text.strip_prefix("start build [") {
-        return Some(Said::BuildStarted(bracketed(rest)));
+        return Some(TunerLine::BuildStarted(bracketed(rest)));
     }
     if let Some(rest) = text.strip_prefix("finish build [") {
-        return Some(Said::BuildEnded(bracketed(rest)));
+        return Some(TunerLine::BuildEnded(bracketed(rest)));
     }
     if let Some(rest) = text.strip_prefix("failed jit build [") {
-        return Some(Said::BuildFailed(bracketed(rest)));
+        return Some(TunerLine::BuildFailed(bracketed(rest)));
     }
     if let Some(rest) = text.strip_prefix("waiting for baton release at ") {
-        return Some(Said::WaitsForLock(rest.to_owned()));
+        return Some(TunerLine::WaitsForLock(rest.to_owned()));
     }
     if let Some(rest) = text.strip_prefix("import [") {
-        return Some(Said::Imported(bracketed(rest)));
+        return Some(TunerLine::Imported(bracketed(rest)));
     }
     if text.starts_with("error in batch ") {
         let said = text.split_once(": ").map_or(text, |(_, said)| said);
-        return Some(Said::BatchError(said.to_owned()));
+        return Some(TunerLine::BatchError(said.to_owned()));
     }
     if let Some(rest) = text.strip_prefix("Tuning ")
         && rest.contains(" total tuning time is ")
     {
-        return Some(Said::Ended {
+        return Some(TunerLine::Ended {
             well: rest.starts_with("Finished"),
         });
     }
@@ -174,11 +174,11 @@ const FAILED: [&str; 5] = [
 
 /// The message `text` about the candidate that `info` describes: key, kernel, split, kernel's name, library, and
 /// more.
-fn warned(info: &str, text: &str) -> Said {
+fn warned(info: &str, text: &str) -> TunerLine {
     let library = Library::ALL
         .into_iter()
         .find(|library| info.contains(&format!(", '{}'", library.name())));
-    Said::Warned {
+    TunerLine::Warned {
         size: size(info),
         library: library.map(|library| library.name().to_owned()),
         text: text.trim().to_owned(),
@@ -201,7 +201,7 @@ fn size(text: &str) -> Option<Size> {
 
 /// The state of a tuner run, according to its output so far.
 #[derive(Clone, Debug, Default, PartialEq)]
-pub(super) struct Heard {
+pub(super) struct TunerStatus {
     /// Batches begun, if the tuner reports them.
     pub(super) begun: usize,
     /// Batches finished, written or empty.
@@ -230,58 +230,58 @@ pub(super) struct Heard {
     pub(super) ended: bool,
 }
 
-impl Heard {
+impl TunerStatus {
     /// Processes a line; returns its meaning, if it has one.
-    pub(super) fn line(&mut self, line: &str) -> Option<Said> {
+    pub(super) fn line(&mut self, line: &str) -> Option<TunerLine> {
         let said = read(line)?;
         match &said {
-            Said::Waiting { tasks } => {
+            TunerLine::Waiting { tasks } => {
                 self.begun += 1;
                 self.tasks = Some((0, *tasks));
             }
-            Said::TaskDone { done, of } => {
+            TunerLine::TaskDone { done, of } => {
                 // A restarted pool counts the remaining tasks from zero; the batch's total is kept.
                 let of = self.tasks.map_or(*of, |(_, all)| all.max(*of));
                 self.tasks = Some((*done, of));
                 self.lock = None;
             }
-            Said::BatchDone { .. } | Said::BatchEmpty => {
+            TunerLine::BatchDone { .. } | TunerLine::BatchEmpty => {
                 self.passed += 1;
                 self.tasks = None;
             }
-            Said::NothingToDo => self.ended_well = true,
-            Said::NoKernel(size) => {
+            TunerLine::NothingToDo => self.ended_well = true,
+            TunerLine::NoKernel(size) => {
                 self.no_kernel.insert(*size);
             }
-            Said::Warned { size, text, .. } => {
+            TunerLine::Warned { size, text, .. } => {
                 // The first one, because what follows from it (`'NoneType' object is not subscriptable`) is less
                 // informative.
                 if let Some(size) = size {
                     self.warnings.entry(*size).or_insert_with(|| text.clone());
                 }
             }
-            Said::TimedOut { .. } => self.timed_out += 1,
-            Said::Faulted { text } => self.faults.push(text.clone()),
-            Said::Restarted => {
+            TunerLine::TimedOut { .. } => self.timed_out += 1,
+            TunerLine::Faulted { text } => self.faults.push(text.clone()),
+            TunerLine::Restarted => {
                 self.restarts += 1;
                 // The workers that were compiling are gone.
                 self.building.clear();
                 self.lock = None;
             }
-            Said::BuildStarted(module) => {
+            TunerLine::BuildStarted(module) => {
                 self.building.insert(module.clone());
             }
-            Said::BuildEnded(module) => {
+            TunerLine::BuildEnded(module) => {
                 self.building.remove(module);
             }
-            Said::BuildFailed(module) => {
+            TunerLine::BuildFailed(module) => {
                 self.building.remove(module);
                 self.broken_modules.insert(module.clone());
             }
-            Said::WaitsForLock(lock) => self.lock = Some(lock.clone()),
-            Said::Imported(_) => self.lock = None,
-            Said::BatchError(text) => self.error = Some(text.clone()),
-            Said::Ended { well } => (self.ended_well, self.ended) = (*well, true),
+            TunerLine::WaitsForLock(lock) => self.lock = Some(lock.clone()),
+            TunerLine::Imported(_) => self.lock = None,
+            TunerLine::BatchError(text) => self.error = Some(text.clone()),
+            TunerLine::Ended { well } => (self.ended_well, self.ended) = (*well, true),
         }
         Some(said)
     }
@@ -324,31 +324,31 @@ mod tests {
         let cases = [
             (
                 "Waiting for 38 tasks to complete (timeout=15s each)...",
-                Said::Waiting { tasks: 38 },
+                TunerLine::Waiting { tasks: 38 },
             ),
             (
                 "[Done] Task 17/269 completed in 4.2s (18/270 done)",
-                Said::TaskDone { done: 18, of: 270 },
+                TunerLine::TaskDone { done: 18, of: 270 },
             ),
             (
                 "[aiter] processed 1 batches of 3, Processing Status ====> 33.0% tuned in GemmA8W8BlockScaleTuner",
-                Said::BatchDone { done: 1 },
+                TunerLine::BatchDone { done: 1 },
             ),
             (
                 "[aiter] No kernel can be used for ('gfx942', 304, np.int64(32), np.int64(256), np.int64(512))",
-                Said::NoKernel((32, 256, 512)),
+                TunerLine::NoKernel((32, 256, 512)),
             ),
             (
                 "[aiter] error: no valid candidate found for (304, 32, 1536, 7168), please check the result",
-                Said::NoKernel((32, 1536, 7168)),
+                TunerLine::NoKernel((32, 1536, 7168)),
             ),
             (
                 "no valid candidate found for (304, 64, 7168, 256, 257, 9, <ActivationType.Silu: 0>, torch.bfloat16, torch.float8_e4m3fnuz, torch.float8_e4m3fnuz, <QuantType.per_1x128: 4>, 1, 0), please check the time or errRatio in all result file running with --profile_file",
-                Said::NoKernel((64, 7168, 256)),
+                TunerLine::NoKernel((64, 7168, 256)),
             ),
             (
                 "run gpu func warning: info:((304, np.int64(32), np.int64(256), np.int64(512)), 0, 0, '', 'cktile', False)\t This GEMM is not supported!",
-                Said::Warned {
+                TunerLine::Warned {
                     size: Some((32, 256, 512)),
                     library: Some("cktile".to_owned()),
                     text: "This GEMM is not supported!".to_owned(),
@@ -356,7 +356,7 @@ mod tests {
             ),
             (
                 "Unexpected Error in process:13626 info:(('gfx942', 304, np.int64(16), np.int64(256), np.int64(512)), 0, 1, '_ZN5aiter42fp8gemm_bf16_blockscale_BpreShuffle_32x128E', 'asm', True): No module named 'module_x'",
-                Said::Warned {
+                TunerLine::Warned {
                     size: Some((16, 256, 512)),
                     library: Some("asm".to_owned()),
                     text: "No module named 'module_x'".to_owned(),
@@ -364,7 +364,7 @@ mod tests {
             ),
             (
                 "Unexpected Error in process:4743 info:(('gfx942', 304, 8, 256, 128, 4, 2, <ActivationType.Silu: 0>, 1, 0), 'stage1', 'fmoe_stage1_16x128', 16): info:(('gfx942', 304, 8, 256, 128, 4, 2, <ActivationType.Silu: 0>, 1, 0), 'stage1', 'fmoe_stage1_16x128', 16) res[0] catastrophic error: max abs delta 222.0000, 2.6% (61 of 2304) elements mismatch",
-                Said::Warned {
+                TunerLine::Warned {
                     size: Some((8, 256, 128)),
                     library: None,
                     text: "catastrophic error: max abs delta 222.0000, 2.6% (61 of 2304) elements mismatch".to_owned(),
@@ -372,7 +372,7 @@ mod tests {
             ),
             (
                 "Runtime Error in process:7 info:((304, 1, 512, 256, 'torch.int8'), 3, 0, '', 'ck'): broken",
-                Said::Warned {
+                TunerLine::Warned {
                     size: Some((1, 512, 256)),
                     library: Some("ck".to_owned()),
                     text: "broken".to_owned(),
@@ -380,40 +380,40 @@ mod tests {
             ),
             (
                 "[!] Task 3 timed out after 15.0s (limit: 15s) - likely GPU hang or infinite loop",
-                Said::TimedOut {
+                TunerLine::TimedOut {
                     text: "Task 3 timed out after 15.0s (limit: 15s) - likely GPU hang or infinite loop"
                         .to_owned(),
                 },
             ),
             (
                 "\u{1b}[1;31m[GPU Fault]\u{1b}[0m Task 4 failed with AcceleratorError: HIP error",
-                Said::Faulted {
+                TunerLine::Faulted {
                     text: "[GPU Fault] Task 4 failed with AcceleratorError: HIP error".to_owned(),
                 },
             ),
             (
                 "Pool restarted. Continuing with 33 remaining tasks...",
-                Said::Restarted,
+                TunerLine::Restarted,
             ),
             (
                 "[aiter] [pid=12 pname=MainProcess] start build [module_x_tune] under /a/b",
-                Said::BuildStarted("module_x_tune".to_owned()),
+                TunerLine::BuildStarted("module_x_tune".to_owned()),
             ),
             (
                 "[aiter] \u{1b}[32mfinish build [module_x_tune], cost 123.4s \u{1b}[0m",
-                Said::BuildEnded("module_x_tune".to_owned()),
+                TunerLine::BuildEnded("module_x_tune".to_owned()),
             ),
             (
                 "[aiter] waiting for baton release at /a/lock",
-                Said::WaitsForLock("/a/lock".to_owned()),
+                TunerLine::WaitsForLock("/a/lock".to_owned()),
             ),
             (
                 "[aiter] error in batch 2 of 4 after 1 completed batches: no space left",
-                Said::BatchError("no space left".to_owned()),
+                TunerLine::BatchError("no space left".to_owned()),
             ),
             (
                 "[aiter] Tuning Interrupted. tune 0 shapes, total tuning time is 56.5677 seconds",
-                Said::Ended { well: false },
+                TunerLine::Ended { well: false },
             ),
         ];
         for (line, said) in cases {
@@ -432,15 +432,15 @@ mod tests {
 
     #[test]
     fn a_build_ends_with_the_pool_that_ran_it() {
-        let mut heard = Heard::default();
+        let mut status = TunerStatus::default();
         for line in [
             "Waiting for 8 tasks to complete (no timeout limit)...",
             "[aiter] start build [module_a] under /x",
             "Pool restarted. Continuing with 7 remaining tasks...",
         ] {
-            heard.line(line);
+            status.line(line);
         }
-        assert!(heard.building.is_empty());
-        assert!(heard.got_going());
+        assert!(status.building.is_empty());
+        assert!(status.got_going());
     }
 }

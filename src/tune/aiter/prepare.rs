@@ -9,9 +9,9 @@ use serde::Serialize;
 use super::attempt::{Files, Patience};
 use super::command::{self, Line, Wanted};
 use super::flags::FlagsFrom;
-use super::queue::{Manner, Round};
+use super::queue::{Round, RoundKind};
 use super::scripts::{self, Script};
-use super::site::{Asked, Asker, Seen};
+use super::site::{Query, QueryResult, Seen};
 use super::{AiterOrder, AiterTuneError};
 use crate::table::kernels::Library;
 
@@ -82,7 +82,7 @@ impl From<Seen> for DeviceSeen {
 /// What is known before tuning starts.
 pub(super) struct Site {
     pub(super) script: Script,
-    pub(super) asked: Asked,
+    pub(super) asked: QueryResult,
     pub(super) batch: usize,
     pub(super) split_k: bool,
     pub(super) to_compile: Vec<String>,
@@ -110,17 +110,17 @@ impl Site {
             });
         }
         let script = Script::find(order.tree, order.op)?;
-        let asker = Asker {
+        let query = Query {
             python: order.python,
             env: order.env,
             root: &script.root,
             keeper: order.keeper,
             interrupt: order.interrupt,
         };
-        let mut asked = Asked::about(
+        let mut asked = QueryResult::about(
             &script.path,
             &script.flags,
-            asker,
+            query,
             order.settings.devices,
             scratch,
             must,
@@ -200,7 +200,7 @@ impl Site {
             let shapes = u32::try_from(round.batch).unwrap_or(u32::MAX);
             task += of_shape.saturating_mul(shapes) / devices;
         }
-        if round.manner == Manner::First {
+        if round.kind == RoundKind::First {
             task += limits.build;
         }
         // In batches our own limit is the shorter one if the tuner's counts the queue: a batch without progress is
@@ -208,7 +208,7 @@ impl Site {
         let sure = own
             && (self.is_grouped()
                 || !self.script.counts_queueing()
-                || round.manner == Manner::Alone);
+                || round.kind == RoundKind::Alone);
         let patience = Patience::of(limits, task, sure);
         (task, patience)
     }
@@ -277,20 +277,20 @@ fn to_compile(
 /// Describes what [`tune`] would do, without writing anything into the order's folder.
 pub fn preview(order: &AiterOrder<'_>, scratch: &Utf8Path) -> Result<Preview, AiterTuneError> {
     let site = Site::look(order, scratch, false)?;
-    let manner = if site.to_compile.is_empty() {
-        Manner::Together
+    let kind = if site.to_compile.is_empty() {
+        RoundKind::Together
     } else {
-        Manner::First
+        RoundKind::First
     };
     let round = Round {
-        manner,
+        kind,
         shapes: order.untuned.to_vec(),
         batch: site.batch,
     };
     let (task, _) = site.patience(order, &round);
     let files = Files::new(order.folder.join(ATTEMPTS).join("01"));
     let line = site.line(order, &files, &round, task)?;
-    let env = Asked::added(attempt_env(&site, &files), order.env);
+    let env = QueryResult::added(attempt_env(&site, &files), order.env);
     let mut remarks = site.asked.remarks;
     remarks.extend(line.remarks);
     Ok(Preview {

@@ -19,7 +19,7 @@ const FRUITLESS_REPEATS: u32 = 2;
 
 /// How shapes are tuned.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub(super) enum Manner {
+pub(super) enum RoundKind {
     /// One shape, with time to compile the candidates.
     First,
     Together,
@@ -30,7 +30,7 @@ pub(super) enum Manner {
 /// The shapes of one start of the tuner.
 #[derive(Clone, Debug, PartialEq)]
 pub(super) struct Round<P = Shape> {
-    pub(super) manner: Manner,
+    pub(super) kind: RoundKind,
     pub(super) shapes: Vec<P>,
     /// Shapes in a batch.
     pub(super) batch: usize,
@@ -38,7 +38,7 @@ pub(super) struct Round<P = Shape> {
 
 /// Why a start of the tuner ended.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub(super) enum Why {
+pub(super) enum EndReason {
     /// It ended on its own, with all batches done.
     Finished,
     /// It ended on its own or by a signal, with batches left.
@@ -55,8 +55,8 @@ pub(super) enum Why {
 
 /// The result of a start of the tuner.
 #[derive(Clone, Debug)]
-pub(super) struct Ended<P = Shape> {
-    pub(super) why: Why,
+pub(super) struct RoundResult<P = Shape> {
+    pub(super) why: EndReason,
     /// Shapes with an accepted row.
     pub(super) landed: BTreeSet<P>,
     /// Those of them for which candidates were lost to a timeout or a fault.
@@ -119,14 +119,14 @@ impl<P: Clone + Ord> Queue<P> {
         {
             self.first = false;
             return Some(Round {
-                manner: Manner::First,
+                kind: RoundKind::First,
                 shapes: vec![shape],
                 batch: 1,
             });
         }
         if !self.together.is_empty() {
             return Some(Round {
-                manner: Manner::Together,
+                kind: RoundKind::Together,
                 shapes: take(&mut self.together),
                 batch: self.batch,
             });
@@ -138,23 +138,23 @@ impl<P: Clone + Ord> Queue<P> {
             take(&mut self.alone)
         };
         (!shapes.is_empty()).then_some(Round {
-            manner: Manner::Alone,
+            kind: RoundKind::Alone,
             shapes,
             batch: 1,
         })
     }
 
     /// Processes the result of `round`; returns the shapes that have failed permanently.
-    pub(super) fn settle(&mut self, round: Round<P>, ended: &Ended<P>) -> Vec<Unserved<P>> {
+    pub(super) fn settle(&mut self, round: Round<P>, ended: &RoundResult<P>) -> Vec<Unserved<P>> {
         let mut failed = Vec::new();
-        let stopped = matches!(ended.why, Why::Interrupted | Why::Budget);
+        let stopped = matches!(ended.why, EndReason::Interrupted | EndReason::Budget);
         let (mut back, mut last) = (Vec::new(), Vec::new());
         let batches = round.shapes.len().div_ceil(round.batch.max(1));
         for (index, shape) in round.shapes.into_iter().enumerate() {
             let batch = index / round.batch.max(1);
             let repeated = self.have.contains(&shape);
             if ended.landed.contains(&shape) {
-                self.land(shape, round.manner, repeated, ended);
+                self.land(shape, round.kind, repeated, ended);
                 continue;
             }
             if repeated {
@@ -162,7 +162,7 @@ impl<P: Clone + Ord> Queue<P> {
                 self.fruitless += 1;
                 continue;
             }
-            let over = batch < ended.passed || ended.why == Why::Finished;
+            let over = batch < ended.passed || ended.why == EndReason::Finished;
             if !over && (stopped || batch > ended.passed) {
                 back.push(shape);
                 continue;
@@ -170,18 +170,18 @@ impl<P: Clone + Ord> Queue<P> {
             let known = ended.reasons.get(&shape).cloned();
             let is_known = known.is_some();
             let reason = known.unwrap_or_else(|| match ended.why {
-                Why::Silent if !over => "the tuner hung on it".to_owned(),
-                Why::BatchTooLong if !over => "the tuner took too long over it".to_owned(),
-                Why::Died(code) if !over => {
+                EndReason::Silent if !over => "the tuner hung on it".to_owned(),
+                EndReason::BatchTooLong if !over => "the tuner took too long over it".to_owned(),
+                EndReason::Died(code) if !over => {
                     format!("the tuner died over it with exit code {code}")
                 }
                 _ => "the tuner wrote no row for it and said no reason".to_owned(),
             });
-            if round.manner != Manner::Alone {
+            if round.kind != RoundKind::Alone {
                 self.alone.push_back(shape);
                 continue;
             }
-            let died = matches!(ended.why, Why::Died(_));
+            let died = matches!(ended.why, EndReason::Died(_));
             if died && over && !is_known && ended.passed < batches {
                 // Its row was lost when another shape's death tore the table with rows of earlier batches. That other
                 // shape gets a row, fails or counts a strike, so this terminates.
@@ -197,9 +197,9 @@ impl<P: Clone + Ord> Queue<P> {
             }
             failed.push(Unserved { shape, reason });
         }
-        let queue = match round.manner {
-            Manner::Alone => &mut self.alone,
-            Manner::First | Manner::Together => &mut self.together,
+        let queue = match round.kind {
+            RoundKind::Alone => &mut self.alone,
+            RoundKind::First | RoundKind::Together => &mut self.together,
         };
         for shape in back.into_iter().rev() {
             queue.push_front(shape);
@@ -208,14 +208,14 @@ impl<P: Clone + Ord> Queue<P> {
         failed
     }
 
-    fn land(&mut self, shape: P, manner: Manner, repeated: bool, ended: &Ended<P>) {
+    fn land(&mut self, shape: P, kind: RoundKind, repeated: bool, ended: &RoundResult<P>) {
         let doubtful = ended.doubtful.contains(&shape);
         if repeated {
             self.fruitless = if doubtful { self.fruitless + 1 } else { 0 };
         }
         if self.fruitless >= FRUITLESS_REPEATS {
             self.again.clear();
-        } else if doubtful && self.repeats_losses && manner == Manner::Together && !repeated {
+        } else if doubtful && self.repeats_losses && kind == RoundKind::Together && !repeated {
             self.again.push_back(shape.clone());
         }
         self.have.insert(shape);
@@ -247,8 +247,8 @@ mod tests {
         }
     }
 
-    fn ended(why: Why, landed: &[u32], passed: usize) -> Ended {
-        Ended {
+    fn ended(why: EndReason, landed: &[u32], passed: usize) -> RoundResult {
+        RoundResult {
             why,
             landed: landed.iter().copied().map(shape).collect(),
             doubtful: BTreeSet::new(),
@@ -269,17 +269,17 @@ mod tests {
     fn shapes_without_a_row_go_alone_and_then_fail() {
         let mut queue = queue(4);
         let round = queue.next().unwrap();
-        assert_eq!((round.manner, round.batch), (Manner::Together, 4));
+        assert_eq!((round.kind, round.batch), (RoundKind::Together, 4));
         // The second is unsupported and spoils the rest of its batch.
         assert!(
             queue
-                .settle(round, &ended(Why::Finished, &[1, 5, 6], 2))
+                .settle(round, &ended(EndReason::Finished, &[1, 5, 6], 2))
                 .is_empty()
         );
         let round = queue.next().unwrap();
-        assert_eq!((round.manner, round.batch), (Manner::Alone, 1));
+        assert_eq!((round.kind, round.batch), (RoundKind::Alone, 1));
         assert_eq!(sizes(&round), [2, 3, 4]);
-        let mut alone = ended(Why::Finished, &[3, 4], 3);
+        let mut alone = ended(EndReason::Finished, &[3, 4], 3);
         alone.reasons.insert(shape(2), "no kernel".to_owned());
         let failed = queue.settle(round, &alone);
         assert_eq!(failed.len(), 1);
@@ -291,13 +291,13 @@ mod tests {
     fn a_hang_costs_its_batch_and_the_others_go_on() {
         let mut queue = queue(2);
         let round = queue.next().unwrap();
-        queue.settle(round, &ended(Why::Silent, &[1, 2], 1));
+        queue.settle(round, &ended(EndReason::Silent, &[1, 2], 1));
         let round = queue.next().unwrap();
         assert_eq!(sizes(&round), [5, 6]);
-        queue.settle(round, &ended(Why::Finished, &[5, 6], 1));
+        queue.settle(round, &ended(EndReason::Finished, &[5, 6], 1));
         let round = queue.next().unwrap();
         assert_eq!(sizes(&round), [3, 4]);
-        let failed = queue.settle(round, &ended(Why::Silent, &[], 0));
+        let failed = queue.settle(round, &ended(EndReason::Silent, &[], 0));
         assert_eq!(failed[0].shape, shape(3));
         assert_eq!(sizes(&queue.next().unwrap()), [4]);
     }
@@ -306,11 +306,11 @@ mod tests {
     fn a_death_alone_is_tried_once_more() {
         let mut queue = Queue::new(vec![shape(1)], 1, false, true);
         let round = queue.next().unwrap();
-        queue.settle(round, &ended(Why::Died(137), &[], 0));
+        queue.settle(round, &ended(EndReason::Died(137), &[], 0));
         for _ in 0..2 {
             let round = queue.next().unwrap();
-            assert_eq!(round.manner, Manner::Alone);
-            let failed = queue.settle(round, &ended(Why::Died(137), &[], 0));
+            assert_eq!(round.kind, RoundKind::Alone);
+            let failed = queue.settle(round, &ended(EndReason::Died(137), &[], 0));
             if let Some(failed) = failed.first() {
                 insta::assert_snapshot!(failed.reason, @"the tuner died over it with exit code 137");
             }
@@ -322,15 +322,15 @@ mod tests {
     fn rows_torn_by_another_shapes_death_count_no_strike_and_that_shape_goes_last() {
         let mut queue = queue(1);
         let together = queue.next().unwrap();
-        queue.settle(together, &ended(Why::Died(137), &[], 0));
+        queue.settle(together, &ended(EndReason::Died(137), &[], 0));
         let mut failed = Vec::new();
         let mut asked = Vec::new();
         while let Some(round) = queue.next() {
             asked.push(sizes(&round));
             assert!(asked.len() < 12, "no end: {asked:?}");
             let end = match asked.last().unwrap().iter().position(|m| *m == 2) {
-                Some(at) => ended(Why::Died(137), &[], at),
-                None => ended(Why::Finished, asked.last().unwrap(), usize::MAX),
+                Some(at) => ended(EndReason::Died(137), &[], at),
+                None => ended(EndReason::Finished, asked.last().unwrap(), usize::MAX),
             };
             failed.extend(queue.settle(round, &end));
         }
@@ -351,7 +351,7 @@ mod tests {
         while let Some(round) = queue.next() {
             rounds += 1;
             assert!(rounds < 12, "no end");
-            queue.settle(round, &ended(Why::Died(1), &[], usize::MAX));
+            queue.settle(round, &ended(EndReason::Died(1), &[], usize::MAX));
         }
     }
 
@@ -359,7 +359,7 @@ mod tests {
     fn a_stop_leaves_shapes_in_their_order() {
         let mut queue = queue(2);
         let round = queue.next().unwrap();
-        queue.settle(round, &ended(Why::Budget, &[1, 2], 1));
+        queue.settle(round, &ended(EndReason::Budget, &[1, 2], 1));
         assert_eq!(queue.left(), (3..=6).map(shape).collect::<Vec<_>>());
     }
 
@@ -367,18 +367,21 @@ mod tests {
     fn lost_candidates_are_looked_at_again_until_that_is_seen_to_be_fruitless() {
         let mut queue = queue(6);
         let round = queue.next().unwrap();
-        let doubtful = |mut ended: Ended, sizes: &[u32]| {
+        let doubtful = |mut ended: RoundResult, sizes: &[u32]| {
             ended.doubtful = sizes.iter().copied().map(shape).collect();
             ended
         };
         let all: Vec<u32> = (1..=6).collect();
-        queue.settle(round, &doubtful(ended(Why::Finished, &all, 1), &all));
+        queue.settle(round, &doubtful(ended(EndReason::Finished, &all, 1), &all));
         assert_eq!(queue.repeats_left(), 6);
         assert!(queue.left().is_empty());
         for size in [1, 2] {
             let round = queue.next().unwrap();
             assert_eq!(sizes(&round), [size]);
-            queue.settle(round, &doubtful(ended(Why::Finished, &[size], 1), &[size]));
+            queue.settle(
+                round,
+                &doubtful(ended(EndReason::Finished, &[size], 1), &[size]),
+            );
         }
         assert_eq!(queue.next(), None, "the candidates themselves hang");
     }
@@ -387,8 +390,8 @@ mod tests {
     fn the_first_shape_goes_before_the_others_where_kernels_are_to_be_compiled() {
         let mut queue = Queue::new((1..=3).map(shape).collect(), 2, true, false);
         let round = queue.next().unwrap();
-        assert_eq!((round.manner, sizes(&round)), (Manner::First, vec![1]));
-        queue.settle(round, &ended(Why::Finished, &[], 1));
+        assert_eq!((round.kind, sizes(&round)), (RoundKind::First, vec![1]));
+        queue.settle(round, &ended(EndReason::Finished, &[], 1));
         assert_eq!(sizes(&queue.next().unwrap()), [2, 3]);
         assert_eq!(sizes(&queue.next().unwrap()), [1]);
     }

@@ -13,13 +13,13 @@ use camino::{Utf8Path, Utf8PathBuf};
 use super::accept::Place;
 use super::attempt::{Attempt, Files, Left, Moved};
 use super::keep::Keep;
-use super::kept::Kept;
+use super::kept::RowRecord;
 use super::outcome::AiterOutcome;
-use super::output::{Heard, Said};
+use super::output::{TunerLine, TunerStatus};
 use super::prepare::{ATTEMPTS, Site, attempt_env};
-use super::queue::{Ended, Queue, Round, Why};
+use super::queue::{EndReason, Queue, Round, RoundResult};
 use super::starts::Starts;
-use super::{AiterOrder, AiterTuneError, BACKEND, memory, rows, told};
+use super::{AiterOrder, AiterTuneError, BACKEND, memory, notices, rows};
 use crate::problem::Shape;
 use crate::problem::dtype;
 use crate::problem::op::ERR_RATIO_LIMIT;
@@ -64,7 +64,7 @@ struct Session<'a> {
     site: Site,
     device: Device,
     place: Place,
-    keep: Keep<Shape, Kept>,
+    keep: Keep<Shape, RowRecord>,
     queue: Queue,
     /// Shapes with a row from an earlier run.
     resumed: Vec<Shape>,
@@ -79,7 +79,7 @@ struct Session<'a> {
     first_batch: Option<Instant>,
     batch_began: Instant,
     settled: usize,
-    stopped: Option<Why>,
+    stopped: Option<EndReason>,
 }
 
 impl<'a> Session<'a> {
@@ -265,7 +265,7 @@ impl<'a> Session<'a> {
                 Ok(why) => self.stopped = why,
                 Err(code) => return Err(files.broken(&self.site.script.path, code)),
             }
-            if self.keep.rows.is_empty() && !left.heard.broken_modules.is_empty() {
+            if self.keep.rows.is_empty() && !left.status.broken_modules.is_empty() {
                 return Err(files.broken(&self.site.script.path, left.code.unwrap_or(0)));
             }
             self.settle(round, &left, taken, observer)?;
@@ -320,7 +320,7 @@ impl<'a> Session<'a> {
         self.first_batch.get_or_insert(since);
         let left = attempt.run(keeper, interrupt, &mut |moved| {
             match moved {
-                Moved::Said(said, heard) => self.hear(said, heard, round, observer),
+                Moved::Line(parsed, status) => self.on_line(parsed, status, round, observer),
                 Moved::Rows(rows) => {
                     let busy = since.elapsed().as_secs_f64() * f64::from(self.device.visible)
                         / rows.len().max(1) as f64;
@@ -336,8 +336,8 @@ impl<'a> Session<'a> {
         let rows = rows::read(&files.tuned, self.order.op);
         let now = self.take(&files, &rows, &round.shapes, 0.0, observer)?;
         taken.merge(now);
-        if left.heard.ended {
-            let passed = left.heard.passed * round.batch;
+        if left.status.ended {
+            let passed = left.status.passed * round.batch;
             let measured = &round.shapes[..passed.min(round.shapes.len())];
             let now = self.recover(&files, measured, &taken, observer)?;
             taken.merge(now);
@@ -345,14 +345,14 @@ impl<'a> Session<'a> {
         Ok((files, left, taken))
     }
 
-    fn hear(
+    fn on_line(
         &mut self,
-        said: &Said,
-        heard: &Heard,
+        parsed: &TunerLine,
+        status: &TunerStatus,
         round: &Round,
         observer: &mut dyn FnMut(&TuneEvent),
     ) {
-        if let Said::Waiting { tasks } = said
+        if let TunerLine::Waiting { tasks } = parsed
             && !self.site.is_grouped()
         {
             // The last batch may be smaller, and shapes differ in their splits, so the largest number seen is used.
@@ -360,9 +360,11 @@ impl<'a> Session<'a> {
             let seen = u32::try_from(tasks.div_ceil(shapes)).ok();
             self.site.candidates = self.site.candidates.max(seen);
         }
-        self.learn_pace(said);
-        if matches!(said, Said::Waiting { .. } | Said::TaskDone { .. })
-            && let Some((done, of)) = heard.tasks
+        self.learn_pace(parsed);
+        if matches!(
+            parsed,
+            TunerLine::Waiting { .. } | TunerLine::TaskDone { .. }
+        ) && let Some((done, of)) = status.tasks
         {
             observer(&TuneEvent::Batch {
                 done,
@@ -371,21 +373,21 @@ impl<'a> Session<'a> {
                 eta_s: self.eta(),
             });
         }
-        if let Some(event) = told::event(said, heard) {
+        if let Some(event) = notices::event(parsed, status) {
             observer(&event);
         }
-        if let Some(text) = told::remark(said) {
+        if let Some(text) = notices::remark(parsed) {
             self.remark(text, observer);
         }
     }
 
     /// Updates the time of a candidate from the tasks of the current batch.
-    fn learn_pace(&mut self, said: &Said) {
+    fn learn_pace(&mut self, parsed: &TunerLine) {
         /// With fewer, the time would reflect a worker's start rather than candidates.
         const ENOUGH: usize = 4;
-        match said {
-            Said::Waiting { .. } => self.batch_began = Instant::now(),
-            Said::TaskDone { done, .. } if *done >= ENOUGH => {
+        match parsed {
+            TunerLine::Waiting { .. } => self.batch_began = Instant::now(),
+            TunerLine::TaskDone { done, .. } if *done >= ENOUGH => {
                 let all = self.batch_began.elapsed() * self.device.visible;
                 self.site.pace = u32::try_from(*done).ok().map(|done| all / done);
             }
@@ -415,17 +417,17 @@ impl<'a> Session<'a> {
         for shape in &round.shapes {
             if !taken.landed.contains(shape) && !reasons.contains_key(shape) {
                 let size = (shape.m, shape.n, shape.k);
-                if let Some(reason) = left.heard.reason(size) {
+                if let Some(reason) = left.status.reason(size) {
                     reasons.insert(shape.clone(), reason);
                 }
             }
         }
-        let manner = round.manner;
-        let ended = Ended {
+        let kind = round.kind;
+        let ended = RoundResult {
             why: left.why,
             landed: taken.landed,
             doubtful: taken.doubtful,
-            passed: left.heard.passed,
+            passed: left.status.passed,
             reasons,
         };
         let repeats = self.queue.repeats_left();
@@ -434,7 +436,7 @@ impl<'a> Session<'a> {
             self.settled += 1;
             observer(&TuneEvent::Failed(failed));
         }
-        if let Some(text) = told::restarted(left.why, manner) {
+        if let Some(text) = notices::restarted(left.why, kind) {
             self.remark(text, observer);
         }
         let more = self.queue.repeats_left().saturating_sub(repeats);

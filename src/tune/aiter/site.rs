@@ -48,7 +48,7 @@ pub struct Seen {
 
 /// The interpreter to run, and how.
 #[derive(Clone, Copy, Debug)]
-pub(super) struct Asker<'a> {
+pub(super) struct Query<'a> {
     pub(super) python: &'a Utf8Path,
     /// Variables of the order.
     pub(super) env: &'a BTreeMap<String, Option<String>>,
@@ -59,7 +59,7 @@ pub(super) struct Asker<'a> {
 }
 
 /// What an interpreter reported about a script.
-pub(super) struct Asked {
+pub(super) struct QueryResult {
     /// The devices; absent if the interpreter could not be run.
     pub(super) seen: Option<Seen>,
     pub(super) flags: Flags,
@@ -70,19 +70,19 @@ pub(super) struct Asked {
     pub(super) remarks: Vec<String>,
 }
 
-impl Asked {
+impl QueryResult {
     /// Runs the interpreter for `script`, whose source has the flags `source`, with `scratch` for its files. With
     /// `must`, what a dry run only remarks on is an error.
     pub(super) fn about(
         script: &Utf8Path,
         source: &Flags,
-        asker: Asker<'_>,
+        query: Query<'_>,
         devices_wanted: Option<u32>,
         scratch: &Utf8Path,
         must: bool,
     ) -> Result<Self, AiterTuneError> {
         let mut remarks = Vec::new();
-        let seen = match devices(asker, scratch) {
+        let seen = match devices(query, scratch) {
             Ok(seen) => Some(seen),
             Err(error) if must => return Err(error),
             Err(error) => {
@@ -92,7 +92,7 @@ impl Asked {
         };
         let mut flags = source.clone();
         if seen.is_some() {
-            match help(asker, script, scratch)? {
+            match help(query, script, scratch)? {
                 Ok(help) => {
                     let other = help.missing_in(source);
                     if !other.is_empty() {
@@ -113,7 +113,7 @@ impl Asked {
             (wanted, count) => wanted.or(count),
         };
         Ok(Self {
-            env: env(asker),
+            env: env(query),
             seen,
             flags,
             devices,
@@ -142,19 +142,19 @@ impl Asked {
 ///
 /// `PYTHONPATH` begins with the tree, so that the script and `import aiter` use the same tree. Log settings are
 /// overridden so that lines have the format parsed here, whatever the user set.
-fn env(asker: Asker<'_>) -> BTreeMap<String, Option<String>> {
-    let mut env = asker.env.clone();
+fn env(query: Query<'_>) -> BTreeMap<String, Option<String>> {
+    let mut env = query.env.clone();
     let set = |env: &mut BTreeMap<String, Option<String>>, name: &str, value: &str| {
         env.insert(name.to_owned(), Some(value.to_owned()));
     };
     // An installed package is on the path already; putting site-packages first would reorder it.
     let installed = ["site-packages", "dist-packages"]
         .into_iter()
-        .any(|name| asker.root.file_name() == Some(name));
+        .any(|name| query.root.file_name() == Some(name));
     if !installed {
         let path = match env.get("PYTHONPATH").cloned().flatten() {
-            Some(rest) if !rest.is_empty() => format!("{}:{rest}", asker.root),
-            _ => asker.root.to_string(),
+            Some(rest) if !rest.is_empty() => format!("{}:{rest}", query.root),
+            _ => query.root.to_string(),
         };
         set(&mut env, "PYTHONPATH", &path);
     }
@@ -168,46 +168,46 @@ fn env(asker: Asker<'_>) -> BTreeMap<String, Option<String>> {
 }
 
 /// Determines which devices the tuner would use, and checks that it would use this tree.
-fn devices(asker: Asker<'_>, folder: &Utf8Path) -> Result<Seen, AiterTuneError> {
+fn devices(query: Query<'_>, folder: &Utf8Path) -> Result<Seen, AiterTuneError> {
     let file = folder.join("devices.py");
     crate::store::file::write_atomic(&file, DEVICES.as_bytes()).map_err(AiterTuneError::Write)?;
-    let argv = [asker.python.as_str(), file.as_str()].map(str::to_owned);
+    let argv = [query.python.as_str(), file.as_str()].map(str::to_owned);
     let ran = proc::run(
-        asker.keeper,
+        query.keeper,
         &argv,
         Some(folder.to_owned()),
-        env(asker),
+        env(query),
         LIMIT,
-        asker.interrupt,
+        query.interrupt,
     )?;
     let text = String::from_utf8_lossy(&ran.stdout);
     let answer = text.lines().rev().find_map(|line| line.strip_prefix(TAG));
     let seen: Seen = answer
         .and_then(|json| serde_json::from_str(json).ok())
         .ok_or_else(|| AiterTuneError::NoAnswer {
-            python: asker.python.to_owned(),
+            python: query.python.to_owned(),
             code: ran.code,
             said: tail(&ran.stderr),
         })?;
     if let Some(error) = &seen.error {
         return Err(AiterTuneError::CannotImport {
-            python: asker.python.to_owned(),
+            python: query.python.to_owned(),
             error: error.clone(),
         });
     }
-    let ours = asker.root.join("aiter");
+    let ours = query.root.join("aiter");
     if let Some(package) = &seen.package
         && package.canonicalize_utf8().ok() != ours.canonicalize_utf8().ok()
     {
         return Err(AiterTuneError::OtherTree {
-            python: asker.python.to_owned(),
+            python: query.python.to_owned(),
             used: package.clone(),
             meant: ours,
         });
     }
     if seen.count == 0 {
         return Err(AiterTuneError::NoDevice {
-            python: asker.python.to_owned(),
+            python: query.python.to_owned(),
         });
     }
     Ok(seen)
@@ -215,18 +215,18 @@ fn devices(asker: Asker<'_>, folder: &Utf8Path) -> Result<Seen, AiterTuneError> 
 
 /// The script's own help, or the reason why it is not available.
 fn help(
-    asker: Asker<'_>,
+    query: Query<'_>,
     script: &Utf8Path,
     folder: &Utf8Path,
 ) -> Result<Result<Flags, String>, AiterTuneError> {
-    let argv = [asker.python.as_str(), script.as_str(), "--help"].map(str::to_owned);
+    let argv = [query.python.as_str(), script.as_str(), "--help"].map(str::to_owned);
     let ran = match proc::run(
-        asker.keeper,
+        query.keeper,
         &argv,
         Some(folder.to_owned()),
-        env(asker),
+        env(query),
         LIMIT,
-        asker.interrupt,
+        query.interrupt,
     ) {
         Ok(ran) => ran,
         Err(RunError::Interrupted(_)) => return Err(AiterTuneError::Interrupted),

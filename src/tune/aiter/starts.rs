@@ -3,7 +3,7 @@
 use std::time::Instant;
 
 use super::attempt::Left;
-use super::queue::Why;
+use super::queue::EndReason;
 use crate::proc::Interrupt;
 
 /// How often the tuner may be ended by a signal before it has begun a batch.
@@ -27,24 +27,24 @@ impl<'a> Starts<'a> {
     }
 
     /// Why there is no further start.
-    pub(super) fn over(&self) -> Option<Why> {
+    pub(super) fn over(&self) -> Option<EndReason> {
         if self.interrupt.is_raised() {
-            return Some(Why::Interrupted);
+            return Some(EndReason::Interrupted);
         }
         let spent = self.until.is_some_and(|until| Instant::now() >= until);
-        spent.then_some(Why::Budget)
+        spent.then_some(EndReason::Budget)
     }
 
     /// The same after an attempt; an error with the exit code if the tuner is broken and would only fail again.
-    pub(super) fn after(&mut self, left: &Left) -> Result<Option<Why>, u8> {
-        if matches!(left.why, Why::Interrupted | Why::Budget) {
+    pub(super) fn after(&mut self, left: &Left) -> Result<Option<EndReason>, u8> {
+        if matches!(left.why, EndReason::Interrupted | EndReason::Budget) {
             return Ok(Some(left.why));
         }
-        if !left.heard.got_going() {
+        if !left.status.got_going() {
             self.failed += 1;
             let code = left.code.unwrap_or(0);
             // A signal (128 and more) may have come from anywhere.
-            if left.why != Why::Silent && code < 128 || self.failed >= FALSE_STARTS {
+            if left.why != EndReason::Silent && code < 128 || self.failed >= FALSE_STARTS {
                 return Err(code);
             }
         }

@@ -4,7 +4,7 @@ use std::time::Duration;
 
 use super::talk::{check_time, garbled, launch_time};
 use super::{DeviceWorker, Entrant, Stop};
-use crate::tune::protocol::{Answer, Ask, Numerics, Outcome, Samples, Timing};
+use crate::tune::protocol::{Answer, Numerics, Outcome, RequestKind, Samples, Timing};
 use crate::tune::task::Task;
 use crate::tune::worker::Fault;
 
@@ -90,7 +90,7 @@ impl<P: Task> DeviceWorker<'_, P> {
         timing: Timing,
     ) -> Result<Vec<Outcome<Samples>>, Fault> {
         let open = &self.open[index];
-        let ask = Ask::Time {
+        let ask = RequestKind::Time {
             shape: open.shape.clone(),
             candidates: entrants
                 .iter()
@@ -117,7 +117,7 @@ impl<P: Task> DeviceWorker<'_, P> {
 
     fn ask_numerics(&mut self, index: usize, entrant: Entrant) -> Result<Outcome<Numerics>, Fault> {
         let open = &self.open[index];
-        let ask = Ask::Check {
+        let ask = RequestKind::Check {
             shape: open.shape.clone(),
             candidates: vec![open.candidates[entrant].clone()],
         };
@@ -136,7 +136,7 @@ impl<P: Task> DeviceWorker<'_, P> {
     }
 
     /// Sends a request with nothing else in flight, and waits for its answer.
-    fn ask_device(&mut self, ask: Ask<P>, limit: Duration) -> Result<Answer, Fault> {
+    fn ask_device(&mut self, ask: RequestKind<P>, limit: Duration) -> Result<Answer, Fault> {
         let _alone = self.shared.gate.as_ref().map(|gate| {
             gate.lock()
                 .unwrap_or_else(std::sync::PoisonError::into_inner)

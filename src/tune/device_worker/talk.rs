@@ -4,7 +4,7 @@ use std::time::{Duration, Instant};
 
 use super::{DeviceWorker, Message, OpenRace, Readiness, Shared, Stop};
 use crate::tune::backends::Deadlines;
-use crate::tune::protocol::{Answer, Ask, Device, Outcome, Timing, VERSION};
+use crate::tune::protocol::{Answer, Device, Outcome, RequestKind, Timing, VERSION};
 use crate::tune::race::Step;
 use crate::tune::results::Identity;
 use crate::tune::task::Task;
@@ -29,7 +29,7 @@ pub(in crate::tune) fn start_worker<P: Task>(
     let log = shared.logs.join(format!("worker-{index}.log"));
     let mut worker = Worker::start(shared.command, index, &log, shared.keeper)?;
     let options = shared.backend.options();
-    let id = worker.send(Ask::<P>::Hello { options }, 1)?;
+    let id = worker.send(RequestKind::<P>::Hello { options }, 1)?;
     let limit = shared.backend.pace().deadlines.hello;
     match worker.reply_to(id, limit, shared.interrupt)?.answer {
         Answer::Hello { device } if device.protocol != VERSION => Err(Fault::Failed(format!(
@@ -127,7 +127,7 @@ impl<P: Task> DeviceWorker<'_, P> {
                 if self.asked.len() >= window {
                     return Ok(());
                 }
-                let ask = Ask::Prepare {
+                let ask = RequestKind::Prepare {
                     shape: open.shape.clone(),
                     candidate: open.candidates[entrant].clone(),
                 };

@@ -5,7 +5,7 @@ use std::time::{Duration, Instant};
 
 use super::talk::{check_time, garbled, launch_time};
 use super::{DeviceWorker, Entrant, Stop};
-use crate::tune::protocol::{Answer, Ask, Numerics, Outcome, Samples, Timing};
+use crate::tune::protocol::{Answer, Numerics, Outcome, RequestKind, Samples, Timing};
 use crate::tune::task::Task;
 use crate::tune::worker::Fault;
 
@@ -76,7 +76,7 @@ impl<P: Task> DeviceWorker<'_, P> {
         let deadlines = shared.backend.pace().deadlines;
         let (ask, takes) = match work {
             Work::Time(ref entrants, timing) | Work::RunOff(ref entrants, timing) => (
-                Ask::Time {
+                RequestKind::Time {
                     shape,
                     candidates,
                     timing,
@@ -84,7 +84,7 @@ impl<P: Task> DeviceWorker<'_, P> {
                 launch_time(&deadlines, open, entrants.len(), timing),
             ),
             Work::Check(_) => (
-                Ask::Check { shape, candidates },
+                RequestKind::Check { shape, candidates },
                 check_time(&deadlines, &open.shape),
             ),
         };

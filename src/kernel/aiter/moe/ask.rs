@@ -13,7 +13,7 @@ use crate::log::fmoe::Found;
 use crate::log::scan::{Lines, scan};
 use crate::probe::LOOKUPS_TOLD;
 use crate::proc::interrupt::Urgency;
-use crate::proc::{Ended, Interrupt, Spawn};
+use crate::proc::{Interrupt, Spawn, WaitOutcome};
 use crate::run::error::{Error, ErrorKind};
 use crate::store::file::write_atomic;
 use crate::table::fmoe::Request;
@@ -198,16 +198,16 @@ impl AiterMoe {
         let (mut seen, mut since) = (size(), Instant::now());
         let ended = loop {
             match kept.wait(Duration::from_secs(1), order.interrupt) {
-                Ended::Exited(0) => break "the process ended without an answer".to_owned(),
-                Ended::Exited(code @ 129..) => {
+                WaitOutcome::Exited(0) => break "the process ended without an answer".to_owned(),
+                WaitOutcome::Exited(code @ 129..) => {
                     break format!("signal {} ended the process", code - 128);
                 }
-                Ended::Exited(code) => break format!("the process exited with code {code}"),
-                Ended::Interrupted(urgency) => {
+                WaitOutcome::Exited(code) => break format!("the process exited with code {code}"),
+                WaitOutcome::Interrupted(urgency) => {
                     kept.stop(urgency, order.interrupt);
                     return Err(Error::interrupted());
                 }
-                Ended::DeadlinePassed => {}
+                WaitOutcome::DeadlinePassed => {}
             }
             if size() != seen {
                 (seen, since) = (size(), Instant::now());

@@ -7,7 +7,7 @@ use camino::Utf8Path;
 use super::rows;
 use crate::log::LogSummary;
 use crate::log::record::{AiterMoe as Call, AiterMoeServed};
-use crate::run::documents::{Asked, Engagement};
+use crate::run::documents::{Engagement, HitCount};
 use crate::table::fmoe::Problem;
 use crate::table::fmoe::lookup::Resolver;
 use crate::table::fmoe::table::Row;
@@ -52,7 +52,7 @@ pub(super) fn of(deployed: &Deployed<'_>, log_summary: &LogSummary) -> Engagemen
     for row in deployed.ours {
         engagement
             .families
-            .insert(family(&row.problem()), Asked::default());
+            .insert(family(&row.problem()), HitCount::default());
     }
     let not_found = &log_summary.fmoe.not_found;
     let mut used = BTreeSet::new();
@@ -232,6 +232,6 @@ mod tests {
         let engagement = engaged(Release::V16, true, &[("/deployed.csv", ["", ""])], "");
         assert_eq!(engagement.unplanned, ["E=257 N=256 M=50"]);
         assert_eq!(engagement.unseen, ["E=257 N=256 M=64"]);
-        assert_eq!(engagement.families["E=257 N=256"], Asked::default());
+        assert_eq!(engagement.families["E=257 N=256"], HitCount::default());
     }
 }

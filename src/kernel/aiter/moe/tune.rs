@@ -150,8 +150,8 @@ impl AiterMoe {
             return Ok(());
         };
         for (at, tuned) in tried.into_iter().enumerate() {
-            let now = Way::of(lookups, today, at, &tuned.task);
-            let then = Way::of(lookups, ours, at, &tuned.task);
+            let now = Measurement::of(lookups, today, at, &tuned.task);
+            let then = Measurement::of(lookups, ours, at, &tuned.task);
             settle(tuned, &now, &then, ours, result);
         }
         Ok(())
@@ -159,12 +159,12 @@ impl AiterMoe {
 }
 
 /// One measurement of a size: its time and error, and what its look-up found.
-struct Way {
+struct Measurement {
     answer: Answer,
     found: Option<Found>,
 }
 
-impl Way {
+impl Measurement {
     fn of(lookups: &Lookups, answers: &Answers, at: usize, task: &MoeTask) -> Self {
         let request = lookups.request(&task.problem(), task.m);
         Self {
@@ -187,7 +187,13 @@ impl Way {
 }
 
 /// Classifies a row as kept, lost or impossible.
-fn settle(tuned: Tuned, today: &Way, then: &Way, ours: &Answers, result: &mut TunedMoe) {
+fn settle(
+    tuned: Tuned,
+    today: &Measurement,
+    then: &Measurement,
+    ours: &Answers,
+    result: &mut TunedMoe,
+) {
     let Tuned {
         task,
         row,
@@ -400,8 +406,8 @@ mod tests {
         }
     }
 
-    fn way(us: f64, error: f64, kernels: Option<[&str; 2]>) -> Way {
-        Way {
+    fn way(us: f64, error: f64, kernels: Option<[&str; 2]>) -> Measurement {
+        Measurement {
             answer: Answer {
                 error: Some(error),
                 us: vec![us; 6],
@@ -423,7 +429,7 @@ mod tests {
         .unwrap()
     }
 
-    fn settled(today: &Way, then: &Way, said: &str) -> TunedMoe {
+    fn settled(today: &Measurement, then: &Measurement, said: &str) -> TunedMoe {
         let mut answers = Answers::default();
         answers.say(said);
         let mut result = nothing();

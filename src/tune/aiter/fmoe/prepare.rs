@@ -16,8 +16,8 @@ use crate::table::fmoe::table::UNTUNED;
 use crate::tune::aiter::attempt::{Files, Patience};
 use crate::tune::aiter::command::{Fit, Line};
 use crate::tune::aiter::prepare::{ATTEMPTS, BATCH, CANDIDATE};
-use crate::tune::aiter::queue::{Manner, Round};
-use crate::tune::aiter::site::{Asked, Asker, Seen};
+use crate::tune::aiter::queue::{Round, RoundKind};
+use crate::tune::aiter::site::{Query, QueryResult, Seen};
 use crate::tune::aiter::{AiterTuneError, DeviceSeen, Preview};
 use crate::tune::event::Unserved;
 
@@ -34,7 +34,7 @@ const VARIABLE: &str = "AITER_CONFIG_FMOE";
 /// What is known before tuning starts.
 pub(super) struct Site {
     pub(super) script: FmoeScript,
-    pub(super) asked: Asked,
+    pub(super) asked: QueryResult,
     pub(super) batch: usize,
     /// Distinct calls that the tuner supports, in the given order.
     pub(super) calls: Vec<Call>,
@@ -56,17 +56,17 @@ impl Site {
             return Err(AiterTuneError::NoShapes);
         }
         let script = FmoeScript::find(order.tree)?;
-        let asker = Asker {
+        let query = Query {
             python: order.python,
             env: order.env,
             root: &script.root,
             keeper: order.keeper,
             interrupt: order.interrupt,
         };
-        let mut asked = Asked::about(
+        let mut asked = QueryResult::about(
             &script.path,
             &script.flags,
-            asker,
+            query,
             order.devices,
             scratch,
             must,
@@ -98,12 +98,12 @@ impl Site {
             let devices = self.asked.devices.unwrap_or(1).max(1);
             task += CANDIDATE.min(limits.task).saturating_mul(tasks) / devices;
         }
-        if round.manner == Manner::First {
+        if round.kind == RoundKind::First {
             task += limits.build;
         }
         // As for dense operations: a batch without progress is ended and its calls are run alone, where the tuner's
         // limit is sure to act.
-        let sure = own && (!self.script.counts_queueing || round.manner != Manner::Together);
+        let sure = own && (!self.script.counts_queueing || round.kind != RoundKind::Together);
         let patience = Patience::of(limits, task, sure);
         (task, patience)
     }
@@ -173,7 +173,7 @@ pub(super) fn write_input(files: &Files, calls: &[Call]) -> Result<(), AiterTune
 fn calls(
     counted: &[Counted],
     script: &FmoeScript,
-    about: &mut Asked,
+    about: &mut QueryResult,
 ) -> (Vec<Call>, Vec<Unserved<Call>>) {
     // The second tier of v0.1.14 and later falls back to the row of the first.
     let rounding = if script.keys_gfx() {
@@ -245,14 +245,14 @@ fn cannot_ask(counted: &Counted, call: &Call, seen: &Seen) -> Option<String> {
 pub fn preview(order: &FmoeOrder<'_>, scratch: &Utf8Path) -> Result<Preview, AiterTuneError> {
     let site = Site::look(order, scratch, false)?;
     let round = Round {
-        manner: Manner::Together,
+        kind: RoundKind::Together,
         shapes: site.calls.clone(),
         batch: site.batch,
     };
     let (task, _) = site.patience(order, &round);
     let files = Files::new(order.folder.join(ATTEMPTS).join("01"));
     let line = site.line(order, &files, site.batch, task)?;
-    let env = Asked::added(site.attempt_env(&files), order.env);
+    let env = QueryResult::added(site.attempt_env(&files), order.env);
     let mut remarks = site.asked.remarks;
     remarks.extend(
         site.unserved

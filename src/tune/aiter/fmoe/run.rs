@@ -13,12 +13,12 @@ use super::{FmoeOrder, OP};
 use crate::table::fmoe::ERR_LIMIT;
 use crate::tune::aiter::attempt::{Attempt, Files, Left, Moved};
 use crate::tune::aiter::keep::Keep;
-use crate::tune::aiter::output::{Heard, Said};
+use crate::tune::aiter::output::{TunerLine, TunerStatus};
 use crate::tune::aiter::prepare::ATTEMPTS;
-use crate::tune::aiter::queue::{Ended, Queue, Round, Why};
+use crate::tune::aiter::queue::{EndReason, Queue, Round, RoundResult};
 use crate::tune::aiter::run::{SYS, earlier_attempts};
 use crate::tune::aiter::starts::Starts;
-use crate::tune::aiter::{AiterTuneError, BACKEND, memory, told};
+use crate::tune::aiter::{AiterTuneError, BACKEND, memory, notices};
 use crate::tune::event::{TuneEvent, Unserved};
 use crate::tune::protocol::{self, Device};
 use crate::tune::results::{self, Identity};
@@ -69,7 +69,7 @@ struct Session<'a> {
     logs: Vec<Utf8PathBuf>,
     attempts: u32,
     busy_s: f64,
-    stopped: Option<Why>,
+    stopped: Option<EndReason>,
 }
 
 /// What was done with the rows of one start.
@@ -237,7 +237,7 @@ impl<'a> Session<'a> {
         let (keeper, interrupt) = (self.order.keeper, self.order.interrupt);
         let left = attempt.run(keeper, interrupt, &mut |moved| {
             match moved {
-                Moved::Said(said, heard) => self.hear(said, heard, round, observer),
+                Moved::Line(parsed, status) => self.on_line(parsed, status, round, observer),
                 Moved::Rows(lines) => {
                     let now = self.take(&lines, observer)?;
                     judged.landed.extend(now.landed);
@@ -250,21 +250,21 @@ impl<'a> Session<'a> {
         Ok((files, left, judged))
     }
 
-    fn hear(
+    fn on_line(
         &mut self,
-        said: &Said,
-        heard: &Heard,
+        parsed: &TunerLine,
+        status: &TunerStatus,
         round: &Round<Call>,
         observer: &mut dyn FnMut(&TuneEvent<Call>),
     ) {
-        match said {
-            Said::Waiting { tasks } => {
+        match parsed {
+            TunerLine::Waiting { tasks } => {
                 let calls = round.batch.min(round.shapes.len()).max(1);
                 let seen = u32::try_from(tasks.div_ceil(calls)).ok();
                 self.site.candidates = self.site.candidates.max(seen);
             }
-            Said::TaskDone { .. } => {
-                if let Some((done, of)) = heard.tasks {
+            TunerLine::TaskDone { .. } => {
+                if let Some((done, of)) = status.tasks {
                     observer(&TuneEvent::Batch {
                         done,
                         of,
@@ -275,10 +275,10 @@ impl<'a> Session<'a> {
             }
             _ => {}
         }
-        if let Some(event) = told::event(said, heard) {
+        if let Some(event) = notices::event(parsed, status) {
             observer(&event);
         }
-        if let Some(text) = told::remark(said) {
+        if let Some(text) = notices::remark(parsed) {
             self.remark(text, observer);
         }
     }
@@ -341,34 +341,34 @@ impl<'a> Session<'a> {
         for call in &round.shapes {
             if !judged.landed.contains(call)
                 && !reasons.contains_key(call)
-                && let Some(reason) = left.heard.reason(call.size())
+                && let Some(reason) = left.status.reason(call.size())
             {
                 reasons.insert(call.clone(), reason);
             }
         }
-        let manner = round.manner;
-        let ended = Ended {
+        let kind = round.kind;
+        let ended = RoundResult {
             why: left.why,
             landed: judged.landed,
             doubtful: BTreeSet::new(),
-            passed: left.heard.passed,
+            passed: left.status.passed,
             reasons,
         };
         for failed in self.queue.settle(round, &ended) {
             self.keep.fail(&failed)?;
             observer(&TuneEvent::Failed(failed));
         }
-        if left.heard.timed_out > 0 {
+        if left.status.timed_out > 0 {
             self.remark(
                 format!(
                     "{} candidates were given up by the tuner's own time limit: one of them may be better",
-                    left.heard.timed_out
+                    left.status.timed_out
                 ),
                 observer,
             );
         }
         // How far numbers are off differs between candidates.
-        let said = left.heard.warnings.values();
+        let said = left.status.warnings.values();
         let said: BTreeSet<&str> = said
             .filter_map(|text| text.split(": max abs delta").next())
             .collect();
@@ -380,7 +380,7 @@ impl<'a> Session<'a> {
                 observer,
             );
         }
-        if let Some(text) = told::restarted(left.why, manner) {
+        if let Some(text) = notices::restarted(left.why, kind) {
             self.remark(text, observer);
         }
         Ok(())
@@ -449,7 +449,7 @@ impl<'a> Session<'a> {
             attempts: self.attempts,
             busy_s: self.busy_s,
             seconds: began.elapsed().as_secs_f64(),
-            interrupted: self.stopped == Some(Why::Interrupted),
+            interrupted: self.stopped == Some(EndReason::Interrupted),
         })
     }
 }

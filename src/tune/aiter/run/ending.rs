@@ -6,7 +6,7 @@ use super::{Session, libraries};
 use crate::problem::Shape;
 use crate::table::revision::RESULT_COLUMNS;
 use crate::tune::aiter::outcome::{Accepted, AiterOutcome, Refused};
-use crate::tune::aiter::queue::Why;
+use crate::tune::aiter::queue::EndReason;
 use crate::tune::aiter::{AiterTuneError, Script};
 use crate::tune::event::{TuneEvent, Unserved};
 use crate::tune::tuned::TunedTable;
@@ -79,7 +79,7 @@ impl Session<'_> {
             attempts: self.attempts,
             busy_s: self.busy_s,
             seconds: self.began.elapsed().as_secs_f64(),
-            interrupted: self.stopped == Some(Why::Interrupted),
+            interrupted: self.stopped == Some(EndReason::Interrupted),
         };
         let path = self.folder.join(TABLE);
         if outcome.wins().next().is_some() {

@@ -11,7 +11,7 @@ use crate::problem::{Op, Shape};
 use crate::table::aiter::Row;
 use crate::tune::aiter::attempt::Files;
 use crate::tune::aiter::outcome::{Accepted, LibraryCount};
-use crate::tune::aiter::output::{Said, read};
+use crate::tune::aiter::output::{TunerLine, read};
 use crate::tune::aiter::{AiterTuneError, accept, rows};
 
 /// A candidate: shape, library, kernel and split.
@@ -19,7 +19,7 @@ type Key = (Shape, String, Option<i64>, Option<i64>);
 
 /// The result of a candidate; of all attempts the greatest counts.
 #[derive(Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
-enum Fate {
+enum CandidateStatus {
     Refused,
     Lost,
     Timed,
@@ -37,7 +37,7 @@ impl Session<'_> {
 
 /// Counts the candidates of `shapes` in the files of `attempts`.
 fn count(attempts: impl Iterator<Item = Files>, op: Op, shapes: &[Shape]) -> Vec<LibraryCount> {
-    let mut fates: BTreeMap<Key, Fate> = BTreeMap::new();
+    let mut statuses: BTreeMap<Key, CandidateStatus> = BTreeMap::new();
     let mut reasons: BTreeMap<String, String> = BTreeMap::new();
     for files in attempts {
         for row in rows::read(&files.profile, op) {
@@ -48,16 +48,16 @@ fn count(attempts: impl Iterator<Item = Files>, op: Op, shapes: &[Shape]) -> Vec
                 continue;
             };
             let key = (shape.clone(), library, row.kernel_id, row.split_k);
-            let fate = fate(&row);
-            fates
+            let status = status(&row);
+            statuses
                 .entry(key)
-                .and_modify(|known| *known = fate.max(*known))
-                .or_insert(fate);
+                .and_modify(|known| *known = status.max(*known))
+                .or_insert(status);
         }
         for path in [&files.stdout, &files.stderr] {
             let bytes = fs_err::read(path).unwrap_or_default();
             for line in String::from_utf8_lossy(&bytes).lines() {
-                if let Some(Said::Warned {
+                if let Some(TunerLine::Warned {
                     library: Some(library),
                     text,
                     ..
@@ -69,15 +69,15 @@ fn count(attempts: impl Iterator<Item = Files>, op: Op, shapes: &[Shape]) -> Vec
         }
     }
     let mut counts: BTreeMap<String, LibraryCount> = BTreeMap::new();
-    for ((_, library, ..), fate) in fates {
+    for ((_, library, ..), status) in statuses {
         let count = counts
             .entry(library.clone())
             .or_insert_with(|| LibraryCount::of(library));
         count.candidates += 1;
-        match fate {
-            Fate::Timed => count.timed += 1,
-            Fate::Lost => count.lost += 1,
-            Fate::Refused => count.refused += 1,
+        match status {
+            CandidateStatus::Timed => count.timed += 1,
+            CandidateStatus::Lost => count.lost += 1,
+            CandidateStatus::Refused => count.refused += 1,
         }
     }
     counts
@@ -91,11 +91,11 @@ fn count(attempts: impl Iterator<Item = Files>, op: Op, shapes: &[Shape]) -> Vec
         .collect()
 }
 
-fn fate(row: &Row) -> Fate {
+fn status(row: &Row) -> CandidateStatus {
     match row.us {
-        Some(us) if us.is_finite() && us > 0.0 => Fate::Timed,
-        Some(us) if us.is_infinite() => Fate::Lost,
-        _ => Fate::Refused,
+        Some(us) if us.is_finite() && us > 0.0 => CandidateStatus::Timed,
+        Some(us) if us.is_infinite() => CandidateStatus::Lost,
+        _ => CandidateStatus::Refused,
     }
 }
 

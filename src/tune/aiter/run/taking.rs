@@ -6,7 +6,7 @@ use super::Session;
 use crate::problem::Shape;
 use crate::table::aiter::Row;
 use crate::tune::aiter::attempt::Files;
-use crate::tune::aiter::kept::Kept;
+use crate::tune::aiter::kept::RowRecord;
 use crate::tune::aiter::outcome::Accepted;
 use crate::tune::aiter::{AiterTuneError, Incumbent, accept, rows};
 use crate::tune::event::TuneEvent;
@@ -40,9 +40,9 @@ impl Session<'_> {
             let (row, timed, unmeasured) = match self.refusal(row) {
                 None => (row.clone(), timed(&all), lost(&all)),
                 Some(reason) => {
-                    let refused = Kept {
+                    let refused = RowRecord {
                         row: row.clone(),
-                        ..Kept::default()
+                        ..RowRecord::default()
                     };
                     if self.keep.refuse(shape, &refused, &reason)? {
                         observer(&TuneEvent::Quarantined(Quarantined {
@@ -64,7 +64,7 @@ impl Session<'_> {
                 taken.doubtful.insert(shape.clone());
             }
             let had = self.keep.of(shape).is_some();
-            let kept = Kept {
+            let kept = RowRecord {
                 row,
                 timed,
                 unmeasured,
