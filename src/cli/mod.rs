@@ -71,13 +71,13 @@ enum Command {
     Doctor(doctor::DoctorArgs),
     /// Run the loop of a gemmtune.toml, or resume a run
     Run(run::RunArgs),
-    /// Say where a run stands
+    /// Show the progress of a run
     Status(status::StatusArgs),
-    /// Take back what a run deployed
+    /// Undo everything a run deployed
     Undo(undo::UndoArgs),
-    /// Make a run's report page again from its report.json
+    /// Regenerate a run's report page from its report.json
     Report(report::ReportArgs),
-    /// Say which GEMM kernel an SGLang tree calls, and why
+    /// Show which GEMM kernel an SGLang tree calls, and why
     Trace(trace::TraceArgs),
     /// Log GEMM shapes and the dispatch, by overlay or by edits
     Instrument(instrument::InstrumentArgs),
@@ -85,7 +85,7 @@ enum Command {
     Shapes(shapes::ShapesArgs),
     /// Plan what to tune, from shapes, tables or a model's config
     Plan(Box<plan::PlanArgs>),
-    /// Say which row of a table the runtime takes for each shape
+    /// Show which table row the runtime uses for each shape
     Lookup(lookup::LookupArgs),
     /// Check tuned tables: aiter's CSV and SGLang's JSON files
     Lint(lint::LintArgs),
@@ -93,11 +93,11 @@ enum Command {
     Merge(merge::MergeArgs),
     /// Find the fastest kernel for each shape and write the table
     Tune(tune::TuneArgs),
-    /// Force CK or Triton in an SGLang tree, and take it back
+    /// Force CK or Triton in an SGLang tree, and undo it
     Switch(switch::SwitchArgs),
-    /// Check numbers and times of what a run deployed
+    /// Check the numerics and speed of what a run deployed
     Probe(probe::ProbeArgs),
-    /// Say where a step's time goes, from traces of a server
+    /// Show where a step's time goes, from a server's traces
     Profile(profile::ProfileArgs),
     /// Measure a running OpenAI-style server under load
     Bench(bench::BenchArgs),
