@@ -360,7 +360,7 @@ fn same_settings(name: &str, arms: &[Vec<&Run>; 2], expected: &[String], finding
     let mut told: BTreeSet<(String, Vec<String>)> = BTreeSet::new();
     for (key, values) in &seen {
         if values.iter().any(BTreeMap::is_empty) {
-            continue; // the whole arm lacks the object: said above
+            continue; // the whole arm lacks the object: reported above
         }
         let all: BTreeSet<&String> = values.iter().flat_map(BTreeMap::keys).collect();
         if all.len() < 2 || within_tolerance(key, &all) {

@@ -1,4 +1,4 @@
-//! Compares two arms of benchmark trials and says *better*, *worse*, *same* or *inconclusive*.
+//! Compares two arms of benchmark trials; the verdict is *better*, *worse*, *same* or *inconclusive*.
 //!
 //! One metric, chosen before the trials ran, decides. Its verdict needs the whole exact interval of the median paired
 //! ratio on one side of a noise band; other metrics are reported beside it. Arms that differ in anything but the

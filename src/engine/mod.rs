@@ -13,7 +13,7 @@ pub mod server;
 mod stages;
 mod trial;
 
-#[cfg(feature = "cli")] // `probe RUN` asks it
+#[cfg(feature = "cli")] // used by `probe RUN`
 pub(crate) use stages::inspection;
 
 use std::collections::BTreeMap;

@@ -140,7 +140,7 @@ pub struct NkOnly {
 /// A record that cannot be used.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize)]
 pub struct Malformed {
-    /// The log it stands in.
+    /// The log that contains it.
     pub source: String,
     /// Its 1-based line, where lines were counted.
     pub line: Option<u64>,
@@ -423,7 +423,7 @@ impl LogSummary {
     }
 }
 
-/// Where a malformed record stands.
+/// Position of a malformed record.
 #[derive(Clone, Copy, Debug)]
 pub(super) struct Place {
     pub(super) line: Option<u64>,

@@ -353,7 +353,7 @@ pub(super) fn shape_times(rows: &[&ShapeRow]) -> Option<Markup> {
     ))
 }
 
-/// Where each shape lies under the device's limits, before and after.
+/// Roofline position of each shape, before and after.
 pub(super) fn roofline(limits: &Roofline, rows: &[ShapeRow]) -> Option<Markup> {
     let rate = |row: &ShapeRow, us: f64| (us > 0.0).then(|| row.flops() / us / 1e6);
     let points = |of: fn(&ShapeRow) -> Option<f64>| -> Vec<(f64, f64)> {

@@ -1,6 +1,6 @@
 //! The report as data: what a run found, in reading order. `report.json` is this document.
 //!
-//! What a backend or an unfinished run does not know is absent, and the page says so; nothing here is computed from
+//! What a backend or an unfinished run does not know is absent, and the page states that; nothing here is computed from
 //! absent values. Times of kernels are microseconds, of stages seconds.
 
 use serde::{Deserialize, Serialize};

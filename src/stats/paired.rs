@@ -65,7 +65,7 @@ pub fn median_interval(values: &[f64], level: f64) -> Option<Interval> {
 }
 
 /// The interval of the ratio `numerator / denominator` over pairs, computed on log ratios. `None`
-/// when there is no pair or a value is not finite and positive (a ratio says nothing about it).
+/// when there is no pair or a value is not finite and positive (its ratio has no meaning).
 pub fn ratio_interval(pairs: &[(f64, f64)], level: f64) -> Option<Interval> {
     let logs = pairs
         .iter()

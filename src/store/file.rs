@@ -49,7 +49,7 @@ fn write_with_mode(
 /// Opens a regular file for reading. Anything else is refused without being opened: a pipe may never be written to, a
 /// device may never end.
 pub fn open(path: &Utf8Path) -> io::Result<fs_err::File> {
-    // For a missing file or a folder the system's own error says what is wrong.
+    // For a missing file or a folder the system's own error is clear.
     if fs_err::metadata(path).is_ok_and(|data| !data.is_file() && !data.is_dir()) {
         let message = format!(
             "read `{path}`: it is a device or a pipe, no regular file; where standard input can be read it is `-`"

@@ -1,4 +1,4 @@
-//! One process works on a run folder at a time, and the next one is told which.
+//! One process works on a run folder at a time; a second one fails with the id of the first.
 
 use std::fmt;
 use std::fs::{File, TryLockError};

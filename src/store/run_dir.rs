@@ -1,4 +1,4 @@
-//! The run folder, which holds everything that one run of the loop was asked to do, did and found.
+//! The run folder, which holds the inputs, the progress and the results of one run of the loop.
 //!
 //! Every file name is a constant here and nowhere else. A run folder can be copied to another machine and reported on
 //! there: nothing in it refers to files outside, except for paths of the measured installation.

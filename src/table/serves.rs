@@ -1,4 +1,4 @@
-//! What SGLang's block-FP8 linears run unless a flag says otherwise, and which table applies: on an NVIDIA device,
+//! What SGLang's block-FP8 linears run unless a flag changes it, and which table applies: on an NVIDIA device,
 //! and with aiter on AMD.
 //!
 //! From `_dispatch_auto_backend` and `initialize_fp8_gemm_config` of SGLang 0.5.16 (Apache-2.0); the order is the

@@ -84,7 +84,7 @@ pub fn said_op(name: &str, bytes: &[u8]) -> Result<Option<Op>, ShapesError> {
     let header = reader.headers().map_err(|error| csv_error(&error))?.clone();
     let column = |name: &str| header.iter().position(|column| column == name);
     if column("op").is_some() {
-        return Ok(None); // each line says it
+        return Ok(None); // each line contains it
     }
     let other = |because: String| {
         Err(ShapesError::OtherGemm {

@@ -301,7 +301,7 @@ impl<P: Task> Coordinator<'_, P> {
                 continue;
             }
             if self.broken.is_some() {
-                continue; // the workers have been told to stop
+                continue; // the workers have been stopped
             }
             if let Err(error) = self.handle(message) {
                 self.broken = Some(error);

@@ -45,7 +45,7 @@ pub struct Rules {
     /// The first rung ends when this many entrants in a row did not improve the best by [`Rules::expansion_gain`]:
     /// they are in the order of a model, the promising first.
     pub patience: usize,
-    /// When the samples of one candidate together take longer than this, fewer are taken than the rung asks for.
+    /// When the samples of one candidate together take longer than this, fewer are taken than the rung requires.
     pub enough_us: f64,
     /// Most rounds of expansion after the first rung.
     pub expansions: usize,

@@ -1,6 +1,6 @@
 //! Predicts what tuning will gain for each load, before anything is deployed.
 //!
-//! A forward pass calls every weight as often as the model's config says; the race timed each call before and after.
+//! A forward pass calls every weight as often as follows from the model's config; the race timed each call before and after.
 //! So a load's latency changes by the sum of calls times the difference: the prediction is the load's own baseline
 //! minus that sum. What it neglects (kernels that overlap, batches of other sizes) shows in the comparison.
 

@@ -53,7 +53,7 @@ impl Aiter {
         self.way(trees, &inspection.gfx, trees.rocm())
     }
 
-    /// Whether the model's config says that its weights have one scale per channel; false if it cannot be read.
+    /// Whether the weights have one scale per channel according to the model's config; false if it cannot be read.
     fn per_channel_model(&self) -> bool {
         let bytes = self
             .model

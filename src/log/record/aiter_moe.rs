@@ -14,7 +14,7 @@ pub(super) const OP: &str = "fused_moe_aiter";
 pub struct AiterMoe {
     /// What is looked up.
     pub request: Request,
-    /// Experts of all ranks, where an expert mask says which of them this one holds.
+    /// Experts of all ranks, if an expert mask selects those of this rank.
     pub experts_of_all: Option<u32>,
     /// Whether the weights are marked as shuffled.
     pub is_shuffled: bool,

@@ -460,7 +460,7 @@ fn a_key_that_changes_weights_is_refused_by_name_where_the_family_does_not_have_
     predict the layers of `Qwen3ForCausalLM`: the config's `shared_intermediate_size` changes them (a shared MLP), which gemmtune does not predict for this architecture
     predict the layers of `Qwen3ForCausalLM`: `layer_types` has `conv`, which is not predicted
     ");
-    // MiniMax-M2 says of each of its layers that it is full attention.
+    // MiniMax-M2's config lists each of its layers as full attention.
     assert!(with("attn_type_list", serde_json::json!([1, 1])).is_ok());
     assert!(with("attn_type_list", serde_json::json!([1, 0])).is_err());
     assert!(with("v_head_dim", 128.into()).is_ok(), "as head_dim");

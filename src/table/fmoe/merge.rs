@@ -365,7 +365,7 @@ mod tests {
                     Resolver::new(&table, Rules::new(release), Site::new(gfx, units)).unwrap();
                 let here = table.rows.iter().filter(|row| {
                     let keyed = Rules::new(release).keys_gfx;
-                    // Opus kernels run on one card only, whatever the table says.
+                    // Opus kernels run on one card only, whatever the table contains.
                     let opus = row
                         .kernels
                         .iter()

@@ -40,7 +40,7 @@ pub(super) const RULES: [RowRule; 15] = [
 
 fn time(table: &Table, row: &Row, sink: &mut Sink<'_>) {
     if !table.has_column("us") {
-        return; // said once, of the header
+        return; // reported once, for the header
     }
     let shown = match (row.us, row.extra("us")) {
         (Some(us), _) if us.is_finite() && us > 0.0 => return,

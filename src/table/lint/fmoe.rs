@@ -336,7 +336,7 @@ fn copies(table: &Table, sink: &mut Sink<'_>) {
     }
 }
 
-/// Rows with the experts of one rank of expert parallelism, but without those that a look-up with a mask asks for.
+/// Rows with the experts of one rank of expert parallelism, but without those that a look-up with a mask uses.
 fn expert_parallel(table: &Table, releases: &[Rules], sink: &mut Sink<'_>) {
     if !releases.iter().all(|rules| rules.drops_expert) {
         return;

@@ -321,7 +321,7 @@ impl Group<'_> {
                         .ok()
                 };
                 let (Some(up), Some(down)) = (found(false), found(true)) else {
-                    continue; // a folder that is no version: told below
+                    continue; // a folder that is no version: reported below
                 };
                 let file = |found: &Found| {
                     found

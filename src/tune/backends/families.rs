@@ -35,7 +35,7 @@ pub const OVERLAY: &str = "overlay";
 /// The variables that start a server with it: shell assignments, one a line.
 pub const VARIABLES: &str = "route.env";
 
-/// What SGLang runs on Hopper unless a flag says otherwise (0.5.6.post2 to 0.5.23).
+/// What SGLang runs on Hopper unless a flag changes it (0.5.6.post2 to 0.5.23).
 pub const DEFAULT: &str = "deepgemm";
 
 /// The name of SGLang's own Triton kernel in a route; its candidates name no family.

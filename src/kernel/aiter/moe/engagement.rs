@@ -216,7 +216,7 @@ mod tests {
         );
         assert_eq!(engagement.hit, 0);
         insta::assert_snapshot!(engagement.other_kernel[0], @"E=257 N=256 M=50: the compiled module has no kernel `b`, and its own choice ran although the log names the row's");
-        // Of another row it says nothing.
+        // It is no evidence about another row.
         let other = engaged(
             Release::P,
             false,
