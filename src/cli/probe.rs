@@ -419,7 +419,7 @@ fn of_run(path: &Utf8Path) -> Result<Target, Error> {
 fn read_table(path: &Utf8Path, op: Option<Op>) -> Result<Table, Error> {
     let bytes = crate::store::file::read(path).map_err(|error| {
         Error::to(ErrorKind::Usage, "read the table", error)
-            .hint("a deployment that was taken back has none; name one with --table")
+            .hint("a deployment that was undone has none; name one with --table")
     })?;
     Table::read(path.as_str(), &bytes, op)
         .map_err(|error| Error::to(ErrorKind::Usage, "read the table", error))

@@ -90,7 +90,7 @@ fn line_of(event: &Event) -> Option<String> {
             ..
         } => Some(format!("{stage:<9} {summary} ({})", spoken(*seconds))),
         Event::StageFailed { stage, reason, .. } => Some(format!("{stage:<9} FAILED: {reason}")),
-        Event::Undone { reason } => Some(format!("{:<9} deployment taken back: {reason}", "undo")),
+        Event::Undone { reason } => Some(format!("{:<9} deployment undone: {reason}", "undo")),
         Event::RunResumed { .. } => Some("resuming".to_owned()),
         Event::Interrupted { stage } => Some(format!("{stage:<9} interrupted")),
         Event::RunStarted { .. }

@@ -168,7 +168,7 @@ pub(crate) fn refuse_other(name: &str, other: Option<String>) -> Result<(), Erro
         None => Ok(()),
         Some(other) => Err(Error::new(
             ErrorKind::NotBetter,
-            format!("{name}: {other}; the deployment was taken back"),
+            format!("{name}: {other}; the deployment was undone"),
         )),
     }
 }

@@ -322,7 +322,7 @@ impl FusedMoeKernels for SglangMoe {
             .map_err(|error| {
                 Error::new(
                     ErrorKind::NotBetter,
-                    format!("engagement: {error}; the deployment was taken back"),
+                    format!("engagement: {error}; the deployment was undone"),
                 )
             })?;
         let device = Machine::of(inspection).device;

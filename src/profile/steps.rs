@@ -34,7 +34,7 @@ impl Phase {
             Self::Decode => "decode",
             Self::Prefill => "prefill",
             Self::Mixed => "prefill and decode mixed",
-            Self::All => "decode and prefill, not told apart",
+            Self::All => "decode and prefill, not distinguished",
         }
     }
 

@@ -210,7 +210,7 @@ pub enum TableError {
         name: String,
     },
     /// Two columns with the same name, of which either could be meant.
-    #[error("read `{name}`: column `{column}` stands twice in the header")]
+    #[error("read `{name}`: column `{column}` appears twice in the header")]
     DuplicateColumn {
         /// Name of the table.
         name: String,

@@ -49,7 +49,7 @@ fn a_dying_worker_costs_its_candidate_only() {
     assert!(
         ran.list("remarks")
             .iter()
-            .any(|remark| remark.as_str().unwrap().contains("it stood still"))
+            .any(|remark| remark.as_str().unwrap().contains("it made no progress"))
     );
     site.nothing_is_left();
 }

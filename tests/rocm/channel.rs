@@ -164,7 +164,7 @@ fn a_kernel_that_takes_tiled_weights_for_plain_ones_is_caught_at_verify() {
         .and_then(|(_, after)| after.split_once(" %")?.0.parse::<f64>().ok())
         .unwrap_or_else(|| panic!("{said}"));
     assert!(said.contains("layout check") && off > 100.0, "{said}");
-    assert!(said.contains("taken back"), "{said}");
+    assert!(said.contains("undone"), "{said}");
     let journal = site.journal();
     assert_eq!(count(&journal, "stage_failed", "verify"), 1);
     assert_eq!(count(&journal, "stage_started", "compare"), 0);

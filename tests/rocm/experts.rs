@@ -206,7 +206,7 @@ fn a_kernel_that_only_the_server_lacks_is_found_out_though_its_log_names_it() {
         said.contains("engagement: fused MoE") && said.contains("has no kernel `standin_stage"),
         "{said}"
     );
-    assert!(said.contains("taken back"), "{said}");
+    assert!(said.contains("undone"), "{said}");
     // aiter's own line says what was asked for.
     let log = site.latest().join("trials");
     let named = walk(&log)

@@ -110,7 +110,7 @@ fn a_table_whose_kernel_computes_wrong_numbers_is_taken_back() {
         said.contains("layout check") && said.contains("relative error 49.9 %"),
         "{said}"
     );
-    assert!(said.contains("taken back"), "{said}");
+    assert!(said.contains("undone"), "{said}");
     assert_eq!(site.trees(), before);
     let journal = site.journal();
     assert_eq!(count(&journal, "stage_failed", "verify"), 1);
@@ -218,7 +218,7 @@ fn a_module_that_answers_with_another_kernel_fails_verify_although_the_log_says_
             && said.contains("60.0 us instead of"),
         "{said}"
     );
-    assert!(said.contains("taken back"), "{said}");
+    assert!(said.contains("undone"), "{said}");
     assert_eq!(site.trees(), before);
     assert_eq!(count(&site.journal(), "stage_started", "compare"), 0);
 }

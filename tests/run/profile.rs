@@ -85,7 +85,7 @@ fn remarked(mode: &str) -> String {
     let profile = document(&run.join("profile.json"));
     let remark = profile["remarks"][0].as_str().unwrap().to_owned();
     assert!(
-        stderr(&output).contains("where the time of decode-1 goes is not told whole"),
+        stderr(&output).contains("the breakdown of the step time of decode-1 is incomplete"),
         "{}",
         stderr(&output)
     );

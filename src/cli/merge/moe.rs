@@ -216,7 +216,7 @@ fn tell(
         ));
     }
     for uncoupled in merged.uncoupled.iter().take(SHOWN) {
-        printer.warn(format!("the up row stands in both tables at {uncoupled}"));
+        printer.warn(format!("the up row is in both tables at {uncoupled}"));
     }
     let wanted = inputs.first().map(|input| input.name.to_string());
     if let Some(wanted) = wanted.filter(|wanted| args.output.file_name() != Some(wanted.as_str())) {

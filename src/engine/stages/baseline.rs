@@ -53,7 +53,7 @@ pub(super) fn baseline(engine: &mut Engine<'_>) -> Result<Done, Error> {
     }
     if broken_off {
         engine.remark(
-            "where the time of a step goes is not told: the profile was interrupted; `gemmtune run --new` makes another",
+            "no breakdown of the step time: the profile was interrupted; `gemmtune run --new` makes another",
         );
     }
     let runs = result::read(&done.folder.join(RESULTS))

@@ -334,7 +334,7 @@ fn refuse_wrong_numbers(checks: &[MoeCheck]) -> Result<(), Error> {
     Err(Error::new(
         ErrorKind::NotBetter,
         format!(
-            "check of fused MoE: {} of {} sizes are wrong, first {} with {} ({error}); the deployment was taken back",
+            "check of fused MoE: {} of {} sizes are wrong, first {} with {} ({error}); the deployment was undone",
             wrong.len(),
             checks.len(),
             first.task,

@@ -80,7 +80,7 @@ pub(super) fn asked(engine: &mut Engine<'_>) -> Option<ProfileRequest> {
     }
     let Ok(Measure::Builtin(loads)) = engine.config.measure() else {
         engine.remark(
-            "where the time of a step goes is not told: only loads of `benchmark.builtin` or `benchmark.loads` are profiled",
+            "no breakdown of the step time: only loads of `benchmark.builtin` or `benchmark.loads` are profiled",
         );
         return None;
     };
@@ -319,7 +319,7 @@ pub(super) fn conclude(
             format!(" of {name}")
         };
         for trouble in trouble {
-            let remark = format!("where the time{of} goes is not told whole: {trouble}");
+            let remark = format!("the breakdown of the step time{of} is incomplete: {trouble}");
             engine.remark(engine.secrets.mask(&remark).into_owned());
             found
                 .remarks

@@ -75,7 +75,7 @@ pub(super) fn verify(engine: &mut Engine<'_>) -> Result<Done, Error> {
     if let Ran::Other(why) = &ran {
         return Err(Error::new(
             ErrorKind::NotBetter,
-            format!("another kernel than the tuned one runs: {why}; the deployment was taken back"),
+            format!("another kernel than the tuned one runs: {why}; the deployment was undone"),
         )
         .hint("`gemmtune probe` times it again; where the device runs at another clock now, tune again"));
     }
@@ -184,7 +184,7 @@ fn refuse_wrong_numbers(layout: &[LayoutCheck]) -> Result<(), Error> {
         return Err(Error::new(
             ErrorKind::NotBetter,
             format!(
-                "layout check: {} of {} shapes are wrong, first M={} N={} K={} with {} ({error}); the deployment was taken back",
+                "layout check: {} of {} shapes are wrong, first M={} N={} K={} with {} ({error}); the deployment was undone",
                 wrong.len(),
                 layout.len(),
                 worst.m,
@@ -203,7 +203,7 @@ fn judge(verified: &Verified, is_dense: bool) -> Result<Done, Error> {
         return Err(Error::new(
             ErrorKind::NotBetter,
             format!(
-                "greedy parity: {}; the deployment was taken back",
+                "greedy parity: {}; the deployment was undone",
                 verified.parity.because
             ),
         ));
@@ -214,7 +214,7 @@ fn judge(verified: &Verified, is_dense: bool) -> Result<Done, Error> {
     if let Some(why) = dense.or_else(|| experts.and_then(VerifiedMoe::refusal)) {
         return Err(Error::new(
             ErrorKind::NotBetter,
-            format!("engagement: {why}; the deployment was taken back"),
+            format!("engagement: {why}; the deployment was undone"),
         ));
     }
     let timed = if verified.times.is_empty() {

@@ -75,7 +75,7 @@ pub(super) fn refuse_stale(modules: &[Module], table: &Utf8Path) -> Result<(), E
         Some(first) => Err(Error::new(
             ErrorKind::NotBetter,
             format!(
-                "{} compiled modules are older than the table that is compiled into them, first {}: another table's kernels ran; the deployment was taken back",
+                "{} compiled modules are older than the table that is compiled into them, first {}: another table's kernels ran; the deployment was undone",
                 stale.len(),
                 first.path
             ),

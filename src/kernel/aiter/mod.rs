@@ -410,7 +410,7 @@ fn probe_error(error: &ProbeError) -> Error {
         ProbeError::Run(RunError::DeadlinePassed { limit, .. }) => Error::new(
             ErrorKind::NotBetter,
             format!(
-                "the deployed operation did not answer within {:.0} s; the deployment was taken back",
+                "the deployed operation did not answer within {:.0} s; the deployment was undone",
                 limit.as_secs_f64()
             ),
         )

@@ -195,7 +195,7 @@ pub enum TableError {
         columns: String,
     },
     /// Two columns have the same name.
-    #[error("read `{name}`: column `{column}` stands twice in the header")]
+    #[error("read `{name}`: column `{column}` appears twice in the header")]
     DuplicateColumn {
         /// Name of the table.
         name: String,

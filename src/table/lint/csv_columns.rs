@@ -265,7 +265,7 @@ pub(super) fn untuned(bytes: &[u8], sink: &mut Sink<'_>) -> usize {
             sink.add(
                 &rules::DUPLICATE_EQUAL,
                 Some(line),
-                format!("the same shape stands on line {earlier}"),
+                format!("the same shape is on line {earlier}"),
             );
         }
         for (column, cell) in first.split(',').map(str::trim).zip(&record) {

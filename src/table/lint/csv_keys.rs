@@ -48,7 +48,7 @@ fn duplicates(table: &Table, sink: &mut Sink<'_>) {
             sink.add(
                 &rules::DUPLICATE_EQUAL,
                 Some(row.line),
-                format!("the same row stands on line {}", first.line),
+                format!("the same row is on line {}", first.line),
             );
         } else {
             sink.add(

@@ -292,7 +292,7 @@ fn keys(table: &Table, releases: &[Rules], sink: &mut Sink<'_>) {
                 &rules::MOE_ACTIVATION_SHADOWED,
                 Some(row.line),
                 format!(
-                    "line {} has the same key for {} and stands first; this row is of {}",
+                    "line {} has the same key for {} and comes first; this row is of {}",
                     other.line,
                     other.act_type(),
                     row.act_type()

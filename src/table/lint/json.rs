@@ -74,7 +74,7 @@ pub(super) fn duplicates(config: &Config, sink: &mut Sink<'_>) {
             rule,
             Some(entry.line),
             format!(
-                "key `{}` stands on line {} too, with {how}",
+                "key `{}` is on line {} too, with {how}",
                 entry.key, first.line
             ),
         );

@@ -122,7 +122,7 @@ pub fn merge(inputs: &[Input], release: Option<Release>) -> Result<Merged, Diffe
                 _ if !wrong.is_empty() => (Outcome::Invalid, wrong.join("; ")),
                 None => (Outcome::Invalid, "no M has this key".to_owned()),
                 Some(_) if doubled != Some(entry) => {
-                    (Outcome::Later, "the key stands again below".to_owned())
+                    (Outcome::Later, "the key appears again below".to_owned())
                 }
                 Some(m) => match rows.get(&m) {
                     Some((of, known)) if known.params == entry.params => {

@@ -483,7 +483,7 @@ fn products(products: &Products) -> Vec<Check> {
                 "build locks",
                 Verdict::Failure,
                 format!(
-                    "left by a dead builder; the next one waits for ever: {}",
+                    "left by a dead builder; the next one waits forever: {}",
                     locks.join(", ")
                 ),
             )

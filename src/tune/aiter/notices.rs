@@ -39,7 +39,7 @@ pub(super) fn remark(parsed: &TunerLine) -> Option<String> {
 /// Why the tuner is started again after a round, if that should be reported.
 pub(super) fn restarted(why: EndReason, kind: RoundKind) -> Option<String> {
     let what = match why {
-        EndReason::Silent => "it stood still".to_owned(),
+        EndReason::Silent => "it made no progress".to_owned(),
         EndReason::BatchTooLong => "a batch took too long".to_owned(),
         EndReason::Died(code) if kind != RoundKind::Alone || code >= 128 => {
             format!("it died with exit code {code}")

@@ -258,7 +258,7 @@ impl FusedMoeKernels for AiterMoe {
             .map_err(|error| {
                 Error::new(
                     ErrorKind::NotBetter,
-                    format!("engagement: {error}; the deployment was taken back"),
+                    format!("engagement: {error}; the deployment was undone"),
                 )
             })?;
         let lookups = Lookups::of(self, &trees, &inspection.gfx, inspection.cu_num)?;
