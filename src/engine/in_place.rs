@@ -81,8 +81,8 @@ mod tests {
     #[test]
     fn a_deployed_file_that_is_gone_or_changed_is_named() {
         let keep = tempfile::tempdir().unwrap();
-        let path = Utf8PathBuf::try_from(keep.path().join("run")).unwrap();
-        let run = RunDir::create_at(&path).unwrap();
+        let parent = Utf8PathBuf::try_from(keep.path().to_owned()).unwrap();
+        let run = RunDir::create(&parent, "run", jiff::Timestamp::UNIX_EPOCH).unwrap();
         check(&run).unwrap();
         let hook = run.overlay().join("inner/hooks.py");
         for (file, text) in [(run.deploy().join("t.csv"), "1"), (hook.clone(), "2")] {
@@ -98,7 +98,7 @@ mod tests {
         fs_err::write(&hook, "4").unwrap();
         let refusal = || {
             let error = check(&run).unwrap_err();
-            error.to_string().replace(path.as_str(), "[run]")
+            error.to_string().replace(run.path().as_str(), "[run]")
         };
         insta::assert_snapshot!(refusal(), @"the deployed file [run]/overlay/inner/hooks.py was changed since it was deployed: the tuned arm would not be what was tuned");
         fs_err::remove_dir_all(run.overlay()).unwrap();

@@ -166,11 +166,6 @@ impl<'a> Engine<'a> {
         }
     }
 
-    /// The folder of the run, which holds its journal, documents and trials.
-    pub fn run_dir(&self) -> &RunDir {
-        &self.run
-    }
-
     /// The current state of the run.
     pub fn state(&self) -> &State {
         &self.state

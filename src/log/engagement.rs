@@ -17,32 +17,6 @@ const HEAD_MAX: usize = 192;
 /// Longest table path or kernel name kept.
 const NAME_MAX: usize = 1024;
 
-#[derive(Clone, Debug, PartialEq, Eq)]
-pub struct Lookup {
-    /// The operation, by the form of the line and the name of the table.
-    pub op: Op,
-    /// Rows of the activation.
-    pub m: u32,
-    /// Output features.
-    pub n: u32,
-    /// Input features.
-    pub k: u32,
-    /// dtype of the weight, where the line has it.
-    pub dtype: Option<String>,
-    pub outcome: Outcome,
-}
-
-/// What a look-up found.
-#[derive(Clone, Debug, PartialEq, Eq)]
-pub enum Outcome {
-    Hit(Hit),
-    /// None: the operation's default kernel runs.
-    Miss {
-        /// The table; v0.1.7 and v0.1.9 do not print it for `gemm_a4w4`.
-        file: Option<String>,
-    },
-}
-
 /// The row a look-up found, as far as the line describes it.
 #[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord, serde::Serialize)]
 pub struct Hit {
@@ -63,22 +37,6 @@ pub struct Hit {
     pub kernel_id: Option<String>,
     #[serde(skip_serializing_if = "Option::is_none")]
     pub split_k: Option<String>,
-}
-
-/// The first look-up a line reports; `None` for a line without one, with a torn one, or with a look-up of a family
-/// that is not one of our operations.
-pub fn classify(line: &[u8]) -> Option<Lookup> {
-    let mut starts: Vec<usize> = memchr::memmem::find_iter(line, b"shape is M:")
-        .chain(memchr::memmem::find_iter(line, b"shape M:"))
-        .collect();
-    starts.sort_unstable();
-    starts
-        .into_iter()
-        .find_map(|start| parse(&line[start..]))
-        .and_then(|(report, _)| match report {
-            LookupReport::Lookup(lookup) => Some(lookup.to_owned()),
-            LookupReport::Other(_) => None,
-        })
 }
 
 /// Where the look-up line starts that continues at `at`; `None` when it does not start nearby.
@@ -120,7 +78,7 @@ pub(super) enum LookupReport<'log> {
     Other(String),
 }
 
-/// A [`Lookup`] that borrows its texts from the log.
+/// A look-up, by the form of its line and the name of the table; its texts are still in the log.
 #[derive(Clone, Copy, Debug)]
 pub(super) struct Line<'log> {
     pub(super) op: Op,
@@ -131,7 +89,8 @@ pub(super) struct Line<'log> {
     pub(super) outcome: LineOutcome<'log>,
 }
 
-/// An [`Outcome`] that borrows its texts from the log.
+/// What a look-up found: a row, or none, so that the operation's default kernel runs. v0.1.7 and v0.1.9 do not say the file of a
+/// miss for `gemm_a4w4`.
 #[derive(Clone, Copy, Debug)]
 pub(super) enum LineOutcome<'log> {
     Hit(LineHit<'log>),
@@ -148,24 +107,6 @@ pub(super) struct LineHit<'log> {
     kernel_name: Option<&'log [u8]>,
     kernel_id: Option<&'log [u8]>,
     split_k: Option<&'log [u8]>,
-}
-
-impl Line<'_> {
-    fn to_owned(self) -> Lookup {
-        Lookup {
-            op: self.op,
-            m: self.m,
-            n: self.n,
-            k: self.k,
-            dtype: self.dtype.map(|dtype| lossy(dtype, NAME_MAX)),
-            outcome: match self.outcome {
-                LineOutcome::Hit(hit) => Outcome::Hit(hit.to_owned()),
-                LineOutcome::Miss { file } => Outcome::Miss {
-                    file: file.map(|file| lossy(file, NAME_MAX)),
-                },
-            },
-        }
-    }
 }
 
 impl LineHit<'_> {
@@ -405,4 +346,4 @@ fn quantised_hit<'log>(
 
 #[cfg(test)]
 #[path = "engagement_tests.rs"]
-mod tests;
+pub(crate) mod tests;

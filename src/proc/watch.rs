@@ -106,11 +106,6 @@ impl Watcher {
         }
     }
 
-    /// Live processes of the tree.
-    pub fn alive(&self) -> impl Iterator<Item = u32> {
-        self.known.keys().copied()
-    }
-
     fn find_new(&mut self) {
         let now = last_pid();
         let due = self.listed.is_none_or(|listed| listed.elapsed() >= FULL);

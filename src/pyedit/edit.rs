@@ -21,14 +21,6 @@ impl Edit {
             text: text.into(),
         }
     }
-
-    /// Replaces `span` by `text`.
-    pub fn replacement(span: Span, text: impl Into<String>) -> Self {
-        Self {
-            span,
-            text: text.into(),
-        }
-    }
 }
 
 /// Why a patch cannot be applied.
@@ -69,11 +61,6 @@ impl Patch {
     /// Whether nothing would change.
     pub fn is_empty(&self) -> bool {
         self.edits.is_empty()
-    }
-
-    /// The edits, in the order they were added.
-    pub fn edits(&self) -> &[Edit] {
-        &self.edits
     }
 
     /// Applies the edits to `source` and parses the result. Bytes outside the edits are copied unchanged.
@@ -124,8 +111,10 @@ mod tests {
     #[test]
     fn overlapping_edits_are_refused() {
         let mut patch = Patch::default();
-        patch.push(Edit::replacement(Span { start: 0, end: 3 }, "b"));
-        patch.push(Edit::replacement(Span { start: 2, end: 5 }, "c"));
+        for (start, end, text) in [(0, 3, "b"), (2, 5, "c")] {
+            let (span, text) = (Span { start, end }, text.to_owned());
+            patch.push(Edit { span, text });
+        }
         let error = patch.apply(&source("alpha = 1\n")).unwrap_err();
         assert!(matches!(error, EditError::Overlap { .. }), "{error}");
     }

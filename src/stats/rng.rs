@@ -33,7 +33,8 @@ impl SplitMix64 {
     }
 
     /// A number in `[0, 1)` with 53 random bits.
-    pub fn unit(&mut self) -> f64 {
+    #[cfg(test)]
+    pub(crate) fn unit(&mut self) -> f64 {
         (self.next_u64() >> 11) as f64 / (1_u64 << 53) as f64
     }
 

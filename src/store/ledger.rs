@@ -29,9 +29,6 @@ const JOURNAL: &str = "ledger.jsonl";
 const SAVED: &str = "saved";
 const LOCK: &str = "lock";
 
-/// Mode of a file that did not exist before.
-const NEW_FILE_MODE: u32 = 0o644;
-
 /// One change to make.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub enum Change {
@@ -44,8 +41,6 @@ pub enum Change {
         /// Its bytes afterwards.
         after: Vec<u8>,
     },
-    /// Creates a file, and the folders above it.
-    Create { path: Utf8PathBuf, bytes: Vec<u8> },
     /// Moves a file or folder aside, to a name beside it that no build looks for.
     MoveAside {
         path: Utf8PathBuf,
@@ -69,15 +64,6 @@ pub enum Recorded {
         /// Where the new bytes are staged.
         staged: Utf8PathBuf,
     },
-    /// See [`Change::Create`].
-    Create {
-        path: Utf8PathBuf,
-        after: String,
-        /// Folders that were created for it, outermost first.
-        folders: Vec<Utf8PathBuf>,
-        /// Where the bytes are staged.
-        staged: Utf8PathBuf,
-    },
     /// See [`Change::MoveAside`].
     MoveAside {
         /// The file or folder.
@@ -92,9 +78,7 @@ impl Recorded {
     /// The path that changed.
     pub fn path(&self) -> &Utf8PathBuf {
         match self {
-            Self::Edit { path, .. } | Self::Create { path, .. } | Self::MoveAside { path, .. } => {
-                path
-            }
+            Self::Edit { path, .. } | Self::MoveAside { path, .. } => path,
         }
     }
 
@@ -224,14 +208,6 @@ impl Ledger {
         &self.operations
     }
 
-    /// The newest operation called `name` whose changes are in place.
-    pub fn live(&self, name: &str) -> Option<&Operation> {
-        self.operations
-            .iter()
-            .rev()
-            .find(|operation| operation.name == name && operation.is_live())
-    }
-
     /// Makes all of `changes` or none, and returns the operation's number.
     pub fn apply(
         &mut self,
@@ -278,35 +254,20 @@ impl Ledger {
     fn make(&self, changes: &[Change], recorded: &[Recorded]) -> Result<(), LedgerError> {
         // Everything that needs disk space first; renames need none.
         for (change, record) in changes.iter().zip(recorded) {
-            match (change, record) {
-                (
-                    Change::Edit { before, after, .. },
-                    Recorded::Edit {
-                        staged, path, mode, ..
-                    },
-                ) => {
-                    self.save(before)?;
-                    self.save(after)?;
-                    restore::stage(staged, after, *mode, path)?;
-                }
-                (Change::Create { bytes, .. }, _) => self.save(bytes)?,
-                _ => {}
+            if let Change::Edit { before, after, .. } = change
+                && let Recorded::Edit {
+                    staged, path, mode, ..
+                } = record
+            {
+                self.save(before)?;
+                self.save(after)?;
+                restore::stage(staged, after, *mode, path)?;
             }
         }
-        for (change, record) in changes.iter().zip(recorded) {
-            match (change, record) {
-                (Change::Edit { .. }, Recorded::Edit { staged, path, .. }) => {
-                    restore::rename(staged, path)?;
-                }
-                (Change::Create { bytes, .. }, Recorded::Create { path, staged, .. }) => {
-                    if let Some(parent) = path.parent() {
-                        create_folder(parent)?;
-                    }
-                    restore::stage(staged, bytes, NEW_FILE_MODE, path)?;
-                    restore::rename(staged, path)?;
-                }
-                (_, Recorded::MoveAside { path, aside, .. }) => restore::rename(path, aside)?,
-                _ => {}
+        for record in recorded {
+            match record {
+                Recorded::Edit { staged, path, .. } => restore::rename(staged, path)?,
+                Recorded::MoveAside { path, aside, .. } => restore::rename(path, aside)?,
             }
         }
         Ok(())
@@ -330,13 +291,6 @@ impl Ledger {
         self.append(jiff::Timestamp::now(), Event::UndoBegun { id })?;
         self.set_progress(id, Progress::UndoInterrupted);
         self.take_back(id)
-    }
-
-    /// Drops operation `id` from the ledger and leaves its files as they are now.
-    pub fn forget(&mut self, id: u32) -> Result<(), LedgerError> {
-        self.append(jiff::Timestamp::now(), Event::Undone { id })?;
-        self.set_progress(id, Progress::Undone);
-        Ok(())
     }
 
     /// Closes the ledger; with no operation in place its folder is removed.
@@ -454,24 +408,6 @@ fn record(change: &Change, id: u32, index: usize) -> Result<Recorded, LedgerErro
                 after: digest(after),
                 mode,
                 path,
-            })
-        }
-        Change::Create { path, bytes } => {
-            if path.symlink_metadata().is_ok() {
-                return Err(LedgerError::Exists { path: path.clone() });
-            }
-            let mut folders: Vec<Utf8PathBuf> = path
-                .ancestors()
-                .skip(1)
-                .take_while(|folder| !folder.as_str().is_empty() && !folder.exists())
-                .map(Utf8Path::to_owned)
-                .collect();
-            folders.reverse();
-            Ok(Recorded::Create {
-                staged: staged(path, id, index),
-                path: path.clone(),
-                after: digest(bytes),
-                folders,
             })
         }
         Change::MoveAside { path, regenerated } => {

@@ -52,20 +52,6 @@ impl RunDir {
         Ok(run)
     }
 
-    /// Makes `path` a run folder; it may exist if it is empty.
-    pub fn create_at(path: &Utf8Path) -> io::Result<Self> {
-        fs_err::create_dir_all(path)?;
-        if fs_err::read_dir(path)?.next().is_some() {
-            let text = format!("use `{path}` as a new run folder: it is not empty");
-            return Err(io::Error::new(io::ErrorKind::AlreadyExists, text));
-        }
-        let run = Self {
-            path: path.to_owned(),
-        };
-        run.lay_out()?;
-        Ok(run)
-    }
-
     /// The run folder at `path`, which must hold a journal.
     pub fn open(path: &Utf8Path) -> io::Result<Self> {
         // `latest` is resolved once, so that a run started meanwhile does not redirect this one.

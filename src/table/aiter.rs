@@ -239,15 +239,6 @@ pub enum TableError {
         /// The stem of the family's names.
         family: String,
     },
-    /// A row that cannot be parsed, where every row is needed.
-    #[error("read `{name}`")]
-    Fault {
-        /// Name of the table.
-        name: String,
-        /// The first fault of the file.
-        #[source]
-        fault: Fault,
-    },
 }
 
 /// A tuned table: the contents of one CSV file.
@@ -283,11 +274,10 @@ impl Table {
         }
     }
 
-    /// Reads a table. The operation is `op` if given, else it is derived from the file name, the kernel names or the
-    /// columns, in this order.
+    /// Reads a table. `op` is taken from the caller, else from the file name, else from kernel names,
+    /// else from the columns.
     ///
-    /// Lines that cannot be parsed are left out and listed in [`Table::faults`]; a caller that needs every row uses
-    /// [`Table::checked`].
+    /// Lines that cannot be read are left out and listed in [`Table::faults`].
     pub fn read(name: &str, bytes: &[u8], op: Option<Op>) -> Result<Self, TableError> {
         let mut quirks = Quirks {
             byte_order_mark: bytes.starts_with(b"\xef\xbb\xbf"),
@@ -358,17 +348,6 @@ impl Table {
             faults,
             quirks,
         })
-    }
-
-    /// The table itself, or its first fault as an error.
-    pub fn checked(self) -> Result<Self, TableError> {
-        match self.faults.first() {
-            None => Ok(self),
-            Some(fault) => Err(TableError::Fault {
-                name: self.name,
-                fault: fault.clone(),
-            }),
-        }
     }
 
     /// Whether the table has a column called `name`.

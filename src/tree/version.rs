@@ -91,15 +91,6 @@ impl Release {
         self.numbers.iter().all(|number| *number == 0)
     }
 
-    /// The abbreviated commit that setuptools-scm put in the local part, if any.
-    pub fn commit(&self) -> Option<&str> {
-        let local = self.text.split_once('+')?.1;
-        local
-            .split('.')
-            .filter_map(|part| part.strip_prefix('g'))
-            .find(|hex| hex.len() >= 7 && hex.chars().all(|digit| digit.is_ascii_hexdigit()))
-    }
-
     fn key(&self) -> (Vec<u64>, (u8, u64), u64, u64) {
         let mut numbers = self.numbers.clone();
         while numbers.last() == Some(&0) {
@@ -211,19 +202,5 @@ mod tests {
         SGLang 0.5.6.dev1 is older than 0.5.6: its block-FP8 linear calls CK as its default, with no Triton path beside it, so there is no safe baseline to compare with
         SGLang 0.5.6rc1 is older than 0.5.6: its block-FP8 linear calls CK as its default, with no Triton path beside it, so there is no safe baseline to compare with
         ");
-    }
-
-    #[test]
-    fn a_development_version_carries_its_commit() {
-        assert_eq!(
-            release("0.1.12.post2.dev33+g303a583c8").commit(),
-            Some("303a583c8")
-        );
-        assert_eq!(
-            release("0.1.7.post2.dev18+gde14bec0c.d20251110").commit(),
-            Some("de14bec0c")
-        );
-        assert_eq!(release("2.11.0+cu130").commit(), None);
-        assert_eq!(release("2.9.0+gpu").commit(), None);
     }
 }

@@ -157,11 +157,6 @@ impl Worker {
         })
     }
 
-    /// Process id of the worker's keeper.
-    pub fn pid(&self) -> u32 {
-        self.kept.pid()
-    }
-
     /// Sends a request and returns its id.
     pub fn send<P: Serialize>(&mut self, ask: RequestKind<P>, attempt: u32) -> Result<u64, Fault> {
         let id = self.next_id;

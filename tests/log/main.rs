@@ -2,12 +2,11 @@
 
 mod mutated;
 
-use std::fmt::Write as _;
 use std::io::Read;
 
+use gemmtune::log::CaptureUnit;
 use gemmtune::log::scan::{Lines, number_lines, scan};
 use gemmtune::log::summary::{LogSummary, Seen};
-use gemmtune::log::{CaptureUnit, engagement};
 use gemmtune::problem::Op;
 
 const TAGGED: &str = "[2026-09-01 10:00:00 TP0] [GEMM_shape_dump] aiter FP8 block GEMM path block_size=[128, 128] | \
@@ -391,33 +390,32 @@ fn every_log_line_aiter_wrote_for_the_recorded_look_ups_is_classified_as_what_ha
         let case = case.unwrap();
         let cell = |name: &str| &case[header.iter().position(|column| column == name).unwrap()];
         let lines = cell("log_lines");
-        let lookup = engagement::classify(lines.as_bytes()).unwrap();
+        let lines = format!("[aiter] {}\n", lines.replace(" || ", "\n[aiter] "));
+        let said = log_summary(&lines);
+        let (shape, served) = said.served().next().unwrap();
         let number = |name: &str| cell(name).parse::<u32>().unwrap();
-        assert_eq!(lookup.op, Op::Blockscale);
+        assert_eq!(shape.op, Op::Blockscale);
         assert_eq!(
-            (lookup.m, lookup.n, lookup.k),
+            (shape.m, shape.n, shape.k),
             (number("M"), number("N"), number("K"))
         );
-        match lookup.outcome {
-            engagement::Outcome::Hit(hit) => {
+        let fixture = format!("aiter-lookup-e2e-fixture-{}.csv", cell("fixture"));
+        match served.hit {
+            Some(hit) => {
                 hits += 1;
                 assert_eq!(cell("result"), "hit");
                 assert_eq!(hit.padded_m, number("padded_M"));
                 assert_eq!(hit.cu_num, Some(number("cu_num")));
                 assert_eq!(hit.kernel_name.as_deref(), Some(cell("kernelName")));
-                assert_eq!(
-                    hit.file,
-                    format!("aiter-lookup-e2e-fixture-{}.csv", cell("fixture"))
-                );
+                assert_eq!(hit.file, fixture);
             }
-            engagement::Outcome::Miss { file } => {
+            None => {
                 misses += 1;
                 assert_eq!(cell("result"), "miss");
-                let fixture = format!("aiter-lookup-e2e-fixture-{}.csv", cell("fixture"));
-                assert_eq!(file, Some(fixture));
+                assert_eq!(served.missed_in.as_deref(), Some(fixture.as_str()));
             }
         }
-        let _ = writeln!(all, "[aiter] {}", lines.replace(" || ", "\n[aiter] "));
+        all.push_str(&lines);
     }
     let log_summary = log_summary(&all);
     assert_eq!(log_summary.hits_and_misses(), (hits, misses));

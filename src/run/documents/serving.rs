@@ -68,6 +68,11 @@ impl Inspection {
         std::iter::once(first).chain(also).collect()
     }
 
+    /// The device's name, where what serves says one.
+    pub fn device_name(&self) -> &str {
+        self.identity.get("device").map_or("", String::as_str)
+    }
+
     /// The operations that are tuned.
     pub fn ops(&self) -> impl Iterator<Item = Op> {
         std::iter::once(self.op).chain(self.also.iter().map(|also| also.op))
@@ -184,12 +189,6 @@ impl Engagement {
     /// Shapes the server looked up.
     pub fn looked_up(&self) -> usize {
         self.hit + self.not_served().len()
-    }
-
-    /// Share of the shapes looked up that used their deployed row.
-    pub fn hit_rate(&self) -> Option<f64> {
-        let looked_up = self.looked_up();
-        (looked_up > 0).then(|| self.hit as f64 / looked_up as f64)
     }
 
     /// A sentence with both counts.

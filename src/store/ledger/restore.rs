@@ -71,7 +71,7 @@ enum Now {
     Else(Vec<u8>),
 }
 
-fn now(path: &Utf8Path, before: Option<&str>, after: &str) -> Result<Now, LedgerError> {
+fn now(path: &Utf8Path, before: &str, after: &str) -> Result<Now, LedgerError> {
     let bytes = match fs_err::read(path) {
         Ok(bytes) => bytes,
         Err(error) if is_missing(&error) => return Ok(Now::Missing),
@@ -80,7 +80,7 @@ fn now(path: &Utf8Path, before: Option<&str>, after: &str) -> Result<Now, Ledger
     let found = digest(&bytes);
     Ok(if found == after {
         Now::After
-    } else if Some(found.as_str()) == before {
+    } else if found == before {
         Now::Before
     } else {
         Now::Else(bytes)
@@ -113,8 +113,7 @@ pub(super) fn state(change: &Recorded) -> Result<PathState, LedgerError> {
             before,
             after,
             ..
-        } => Ok(of(now(path, Some(before), after)?)),
-        Recorded::Create { path, after, .. } => Ok(of(now(path, None, after)?)),
+        } => Ok(of(now(path, before, after)?)),
         Recorded::MoveAside { path, aside, .. } => {
             let there = |path: &Utf8Path| path.symlink_metadata().is_ok();
             Ok(match (there(aside), there(path)) {
@@ -138,7 +137,7 @@ pub(super) fn check(change: &Recorded, name: &str, saved: &Utf8Path) -> Result<(
             before,
             after,
             ..
-        } => match now(path, Some(before), after)? {
+        } => match now(path, before, after)? {
             Now::Before => Ok(()),
             Now::After => {
                 if mode(path)? & 0o222 == 0 {
@@ -147,10 +146,6 @@ pub(super) fn check(change: &Recorded, name: &str, saved: &Utf8Path) -> Result<(
                 saved_bytes(saved, before, name, path).map(drop)
             }
             Now::Missing => Err(missing(path)),
-            Now::Else(bytes) => Err(edited(name, path, saved, after, &bytes)),
-        },
-        Recorded::Create { path, after, .. } => match now(path, None, after)? {
-            Now::Missing | Now::Before | Now::After => Ok(()),
             Now::Else(bytes) => Err(edited(name, path, saved, after, &bytes)),
         },
         Recorded::MoveAside {
@@ -179,7 +174,7 @@ pub(super) fn restore(change: &Recorded, name: &str, saved: &Utf8Path) -> Result
             mode,
             staged,
         } => {
-            if let Now::After = now(path, Some(before), after)? {
+            if let Now::After = now(path, before, after)? {
                 let bytes = saved_bytes(saved, before, name, path)?;
                 if stage(staged, &bytes, *mode, path).is_ok() {
                     rename(staged, path)?;
@@ -191,22 +186,6 @@ pub(super) fn restore(change: &Recorded, name: &str, saved: &Utf8Path) -> Result
                 }
             }
             remove_file(staged)
-        }
-        Recorded::Create {
-            path,
-            after,
-            folders,
-            staged,
-        } => {
-            remove_file(staged)?;
-            if let Now::After = now(path, None, after)? {
-                remove_file(path)?;
-            }
-            for folder in folders.iter().rev() {
-                // Only if empty: other files may have been created in it.
-                let _ = fs_err::remove_dir(folder);
-            }
-            Ok(())
         }
         Recorded::MoveAside {
             path,

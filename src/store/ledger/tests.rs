@@ -63,16 +63,11 @@ fn undo_restores_bytes_mode_names_and_leaves_nothing_behind() {
                     path: built.clone(),
                     regenerated: true,
                 },
-                Change::Create {
-                    path: site.root.join("x/y/table.csv"),
-                    bytes: b"1".to_vec(),
-                },
             ],
         )
         .unwrap();
     assert_eq!(text(&file), "new\n");
     assert!(!built.exists());
-    assert_eq!(text(&site.root.join("x/y/table.csv")), "1");
     fs_err::write(&built, "rebuilt").unwrap();
     ledger.undo(id).unwrap();
     ledger.undo(id).unwrap();
@@ -135,25 +130,27 @@ fn an_operation_below_a_later_one_is_not_undone() {
 fn a_failing_change_takes_back_the_ones_before_it() {
     let site = Site::new();
     let file = site.write("a.py", "one\n");
+    let built = site.write("k.so", "object");
     let mut ledger = site.ledger();
-    // The parent of the file to create is itself a file, which shows only when it is created.
+    let aside = Change::MoveAside {
+        path: built.clone(),
+        regenerated: true,
+    };
+    // It can be moved once only: found out when it is made.
     let error = ledger
         .apply(
             "deploy",
             serde_json::Value::Null,
-            &[
-                edit(&file, "two\n"),
-                Change::Create {
-                    path: file.join("below/x.csv"),
-                    bytes: b"1".to_vec(),
-                },
-            ],
+            &[edit(&file, "two\n"), aside.clone(), aside],
         )
         .unwrap_err();
     assert!(matches!(error, LedgerError::Io { .. }), "{error}");
-    assert_eq!(text(&file), "one\n");
+    assert_eq!(
+        (text(&file), text(&built)),
+        ("one\n".into(), "object".into())
+    );
     ledger.close().unwrap();
-    assert_eq!(site.names(), ["a.py"]);
+    assert_eq!(site.names(), ["a.py", "k.so"]);
 }
 
 #[test]

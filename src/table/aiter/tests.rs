@@ -22,7 +22,7 @@ fn a_table_of_the_newest_form_reads_and_writes_back_to_the_byte() {
     assert_eq!((row.us, row.err_ratio), (Some(6.6154), Some(0.0)));
     assert_eq!((row.kernel_id, row.split_k), (Some(8), Some(0)));
     assert!(row.is_valid(0.05));
-    assert!(table.checked().is_ok());
+    assert!(table.faults.is_empty());
 }
 
 #[test]
@@ -93,8 +93,6 @@ fn glued_rows_and_bad_keys_are_faults_with_their_line() {
             ..
         }
     ));
-    let error = table.checked().unwrap_err();
-    assert_eq!(error.to_string(), "read `table.csv`");
 }
 
 #[test]

@@ -67,15 +67,6 @@ impl Release {
     /// The newest release whose rules are known here.
     pub const NEWEST: Self = Self(0, 5, 23);
 
-    /// Folder of the module below the package; its `configs` hold the tables.
-    pub fn module_folder(self) -> &'static str {
-        if self < Self(0, 5, 11) {
-            OLD_FOLDER
-        } else {
-            NEW_FOLDER
-        }
-    }
-
     /// Where tables of other Triton versions are looked for.
     pub fn fallback(self) -> Fallback {
         if self < Self(0, 5, 12) {
@@ -156,8 +147,6 @@ mod tests {
     #[test]
     fn the_eras_end_where_the_wheels_change() {
         let of = |patch| Release(0, 5, patch);
-        assert_eq!(of(10).module_folder(), OLD_FOLDER);
-        assert_eq!(of(11).module_folder(), NEW_FOLDER);
         assert_eq!(of(11).fallback(), Fallback::Listed(LISTED));
         assert_eq!(of(12).fallback(), Fallback::EveryFolder);
         assert_eq!(of(12).mismatch(), Mismatch::Raises);
