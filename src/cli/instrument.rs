@@ -1,15 +1,14 @@
 //! `gemmtune instrument`: GEMM shapes and the dispatch into the server's log.
 
-use camino::{Utf8Path, Utf8PathBuf};
+use camino::Utf8PathBuf;
 use serde::Serialize;
 
 use super::printer::Printer;
-use super::tree_changes::RootArgs;
+use super::tree_changes::{CAPTURING, DECISION, OVERLAY_MARK, RootArgs};
 use super::{trace, tree_changes};
 use crate::overlay;
 use crate::proc::quoted;
-use crate::run::error::{Error, ErrorKind};
-use crate::store::file::write_atomic;
+use crate::run::error::Error;
 use crate::tree::instrument::{self, DUMP, Instrumented, LOG_DISPATCH};
 use crate::tree::package::Package;
 
@@ -84,7 +83,10 @@ pub fn run(args: &InstrumentArgs, printer: &Printer) -> Result<(), Error> {
     match &args.verb {
         Verb::Apply(args) => apply(args, printer),
         Verb::Status(args) => status(args, printer),
-        Verb::Undo(args) => undo(args, printer),
+        Verb::Undo(args) => {
+            let files = [CAPTURING, DECISION];
+            tree_changes::undo_all(args, NAME, files, "the overlay is gone", printer)
+        }
     }
 }
 
@@ -106,14 +108,7 @@ fn apply(args: &ApplyArgs, printer: &Printer) -> Result<(), Error> {
     if applied.changed.is_empty() {
         printer.say("nothing to do: the hooks are in place");
     }
-    let verb = if args.dry_run {
-        "would change"
-    } else {
-        "changed"
-    };
-    for path in &applied.changed {
-        printer.say(format!("{verb} {path}"));
-    }
+    tree_changes::tell(&applied.changed, args.dry_run, printer);
     printer.say("start the server with:");
     printer.say(exports(&applied.env));
     printer.say(format!(
@@ -163,7 +158,7 @@ fn apply_overlay(args: &ApplyArgs, package: &Package) -> Result<Applied, Error> 
     // A tree that is patched as well would log every GEMM twice.
     let hooks = instrument::presence(package).map_err(trace::failure)?;
     if !args.dry_run {
-        write_overlay(&folder, &folder.join(CAPTURING), b"{}\n")?;
+        tree_changes::write_overlay(&folder, &folder.join(CAPTURING), b"{}\n")?;
     }
     let records = std::path::absolute(&args.records)
         .ok()
@@ -191,43 +186,6 @@ fn apply_overlay(args: &ApplyArgs, package: &Package) -> Result<Applied, Error> 
         notes,
         diff: None,
     })
-}
-
-/// The file in the overlay folder with the kernel that `switch` forces.
-pub(super) const DECISION: &str = "switch.json";
-
-/// The file in the overlay folder that marks it as capturing.
-pub(super) const CAPTURING: &str = "capture.json";
-
-/// A file in every overlay folder; only a folder that contains it is ever removed.
-const OVERLAY_MARK: &str = "gemmtune_overlay/__init__.py";
-
-/// Writes the overlay, and `wish` into its folder as `path`; if that fails, a newly created folder is removed again.
-pub(super) fn write_overlay(folder: &Utf8Path, path: &Utf8Path, wish: &[u8]) -> Result<(), Error> {
-    let was_there = folder.exists();
-    let written = overlay::write(folder)
-        .and_then(|()| write_atomic(&folder.join(".gitignore"), b"*\n"))
-        .and_then(|()| write_atomic(path, wish));
-    written.map_err(|error| {
-        if !was_there {
-            // An incomplete overlay would do harm on PYTHONPATH; if it cannot be removed, the first error is
-            // sufficient.
-            let _ = fs_err::remove_dir_all(folder);
-        }
-        Error::to(ErrorKind::Environment, "write the overlay", error)
-            .hint("the tree is as it was: make room beside it, then run the command again")
-    })
-}
-
-/// Removes the overlay folder of `package`; returns whether there was one.
-pub(super) fn remove_overlay(package: &Package) -> Result<bool, Error> {
-    let folder = package.overlay_folder();
-    if !folder.join(OVERLAY_MARK).exists() {
-        return Ok(false);
-    }
-    fs_err::remove_dir_all(&folder)
-        .map_err(|error| Error::to(ErrorKind::Environment, "remove the overlay", error))?;
-    Ok(true)
 }
 
 pub(super) fn overlay_env(
@@ -294,28 +252,4 @@ fn words(presence: instrument::Presence) -> &'static str {
         instrument::Presence::Gemmtune => "written by gemmtune",
         instrument::Presence::ByHand => "written by hand",
     }
-}
-
-fn undo(args: &RootArgs, printer: &Printer) -> Result<(), Error> {
-    let package = Package::find(&args.root).map_err(trace::failure)?;
-    let patch = tree_changes::undo(&package, NAME)?;
-    let capturing = package.overlay_folder().join(CAPTURING);
-    let overlay = capturing.exists();
-    if overlay {
-        fs_err::remove_file(&capturing)
-            .map_err(|error| Error::to(ErrorKind::Environment, "remove the overlay", error))?;
-        // `switch` may use the same folder.
-        if !package.overlay_folder().join(DECISION).exists() {
-            remove_overlay(&package)?;
-        }
-    }
-    if printer.is_json() {
-        return printer.json(&serde_json::json!({ "patch": patch, "overlay": overlay }));
-    }
-    printer.say(match (patch, overlay) {
-        (false, false) => "nothing to undo",
-        (true, _) => "the tree is as it was before, to the byte",
-        (false, true) => "the overlay is gone",
-    });
-    Ok(())
 }

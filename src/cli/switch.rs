@@ -3,9 +3,9 @@
 use camino::Utf8PathBuf;
 use serde::Serialize;
 
-use super::instrument::{self, DECISION};
+use super::instrument;
 use super::printer::Printer;
-use super::tree_changes::RootArgs;
+use super::tree_changes::{CAPTURING, DECISION, RootArgs};
 use super::{trace, tree_changes};
 use crate::overlay;
 use crate::proc::quoted;
@@ -155,7 +155,10 @@ pub fn run(args: &SwitchArgs, printer: &Printer) -> Result<(), Error> {
     match &args.verb {
         Verb::Apply(args) => apply(args, printer),
         Verb::Status(args) => status(args, printer),
-        Verb::Undo(args) => undo(args, printer),
+        Verb::Undo(args) => {
+            let gone = "the overlay switches nothing any more";
+            tree_changes::undo_all(args, NAME, [DECISION, CAPTURING], gone, printer)
+        }
     }
 }
 
@@ -208,7 +211,7 @@ fn apply(args: &ApplyArgs, printer: &Printer) -> Result<(), Error> {
             let decision = folder.join(DECISION);
             if !args.dry_run {
                 let text = overlay::decision(&plan.steps);
-                instrument::write_overlay(&folder, &decision, text.as_bytes())?;
+                tree_changes::write_overlay(&folder, &decision, text.as_bytes())?;
             }
             changed.push(decision.to_string());
             let options = overlay::OverlayOptions {
@@ -251,14 +254,7 @@ fn tell(args: &ApplyArgs, applied: &Applied, printer: &Printer) -> Result<(), Er
         printer.data(diff.as_bytes())?;
     }
     printer.say(format!("{}: {}", applied.means.as_str(), applied.detail));
-    let verb = if args.dry_run {
-        "would change"
-    } else {
-        "changed"
-    };
-    for path in &applied.changed {
-        printer.say(format!("{verb} {path}"));
-    }
+    tree_changes::tell(&applied.changed, args.dry_run, printer);
     if !applied.env.is_empty() {
         printer.say("start the server with:");
         printer.say(instrument::exports(&applied.env));
@@ -394,33 +390,6 @@ fn status(args: &RootArgs, printer: &Printer) -> Result<(), Error> {
         }
     );
     printer.data(text.as_bytes())
-}
-
-fn undo(args: &RootArgs, printer: &Printer) -> Result<(), Error> {
-    let package = Package::find(&args.root).map_err(trace::failure)?;
-    let patch = tree_changes::undo(&package, NAME)?;
-    let decision = package.overlay_folder().join(DECISION);
-    let overlay = decision.exists();
-    if overlay {
-        fs_err::remove_file(&decision)
-            .map_err(|error| Error::to(ErrorKind::Environment, "remove the switch", error))?;
-        if !package
-            .overlay_folder()
-            .join(instrument::CAPTURING)
-            .exists()
-        {
-            instrument::remove_overlay(&package)?;
-        }
-    }
-    if printer.is_json() {
-        return printer.json(&serde_json::json!({ "patch": patch, "overlay": overlay }));
-    }
-    printer.say(match (patch, overlay) {
-        (false, false) => "nothing to undo",
-        (true, _) => "the tree is as it was before, to the byte",
-        (false, true) => "the overlay switches nothing any more",
-    });
-    Ok(())
 }
 
 #[cfg(test)]

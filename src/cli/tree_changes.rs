@@ -1,9 +1,13 @@
-//! What `instrument` and `switch` share: edits of a tree through its ledger, and their errors.
+//! What `instrument` and `switch` share: edits of a tree through its ledger, the overlay beside it, and how that fails.
 
-use camino::Utf8PathBuf;
+use camino::{Utf8Path, Utf8PathBuf};
 use serde::Serialize;
 
+use super::printer::Printer;
+use super::trace;
+use crate::overlay;
 use crate::run::error::{Error, ErrorKind};
+use crate::store::file::write_atomic;
 use crate::store::ledger::{Change, Ledger, LedgerError, Operation, PathState, Progress};
 use crate::store::lock::LockError;
 use crate::tree::package::{FileEdit, Package};
@@ -134,6 +138,81 @@ pub(super) fn undo(package: &Package, name: &str) -> Result<bool, Error> {
     undone.map_err(|error| failure(error, package))?;
     closed.map_err(|error| failure(error, package))?;
     Ok(true)
+}
+
+/// Names the files changed, or that would be.
+pub(super) fn tell(changed: &[String], dry_run: bool, printer: &Printer) {
+    let verb = if dry_run { "would change" } else { "changed" };
+    for path in changed {
+        printer.say(format!("{verb} {path}"));
+    }
+}
+
+/// Undoes `name` in the tree and in the overlay folder, where `ours` stands for it; the folder stays while `other` does. `gone` is
+/// what is said when only the overlay was there.
+pub(super) fn undo_all(
+    args: &RootArgs,
+    name: &str,
+    [ours, other]: [&str; 2],
+    gone: &str,
+    printer: &Printer,
+) -> Result<(), Error> {
+    let package = Package::find(&args.root).map_err(trace::failure)?;
+    let patch = undo(&package, name)?;
+    let folder = package.overlay_folder();
+    let overlay = folder.join(ours).exists();
+    if overlay {
+        fs_err::remove_file(folder.join(ours))
+            .map_err(|error| Error::to(ErrorKind::Environment, "remove the overlay", error))?;
+        if !folder.join(other).exists() {
+            remove_overlay(&package)?;
+        }
+    }
+    if printer.is_json() {
+        return printer.json(&serde_json::json!({ "patch": patch, "overlay": overlay }));
+    }
+    printer.say(match (patch, overlay) {
+        (false, false) => "nothing to undo",
+        (true, _) => "the tree is as it was before, to the byte",
+        (false, true) => gone,
+    });
+    Ok(())
+}
+
+/// The file in the overlay folder with the kernel that `switch` forces.
+pub(super) const DECISION: &str = "switch.json";
+
+/// The file in the overlay folder that marks it as capturing.
+pub(super) const CAPTURING: &str = "capture.json";
+
+/// A file in every overlay folder; only a folder that contains it is ever removed.
+pub(super) const OVERLAY_MARK: &str = "gemmtune_overlay/__init__.py";
+
+/// Writes the overlay, and `wish` into its folder as `path`; if that fails, a newly created folder is removed again.
+pub(super) fn write_overlay(folder: &Utf8Path, path: &Utf8Path, wish: &[u8]) -> Result<(), Error> {
+    let was_there = folder.exists();
+    let written = overlay::write(folder)
+        .and_then(|()| write_atomic(&folder.join(".gitignore"), b"*\n"))
+        .and_then(|()| write_atomic(path, wish));
+    written.map_err(|error| {
+        if !was_there {
+            // An incomplete overlay would do harm on PYTHONPATH; if it cannot be removed, the first error is
+            // sufficient.
+            let _ = fs_err::remove_dir_all(folder);
+        }
+        Error::to(ErrorKind::Environment, "write the overlay", error)
+            .hint("the tree is as it was: make room beside it, then run the command again")
+    })
+}
+
+/// Removes the overlay folder of `package`, if it is one.
+fn remove_overlay(package: &Package) -> Result<(), Error> {
+    let folder = package.overlay_folder();
+    if !folder.join(OVERLAY_MARK).exists() {
+        return Ok(());
+    }
+    fs_err::remove_dir_all(&folder)
+        .map_err(|error| Error::to(ErrorKind::Environment, "remove the overlay", error))
 }
 
 fn failure(error: LedgerError, package: &Package) -> Error {
