@@ -3,8 +3,9 @@
 use std::collections::{BTreeMap, BTreeSet};
 
 use camino::Utf8Path;
+use gemmtune::problem::fused_moe::MoeProblem;
 use gemmtune::table::moe::folders::Tables;
-use gemmtune::table::moe::problem::MoeProblem;
+use gemmtune::table::moe::name::TableName;
 use gemmtune::table::moe::serve::{Chosen, Pair, Server};
 use serde_json::Value;
 
@@ -57,7 +58,12 @@ fn every_row_that_sglang_took_is_the_row_foreseen() {
             release: case["release"].parse().unwrap(),
             triton: &case["triton"],
         };
-        let pair = Pair::find(&tables, &problem.table(&case["device"], false), server).unwrap();
+        let pair = Pair::find(
+            &tables,
+            &TableName::of(&problem, &case["device"], false),
+            server,
+        )
+        .unwrap();
         let served = pair.serve(case["M"].parse().unwrap()).unwrap();
         let asserts = served
             .raises

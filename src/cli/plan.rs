@@ -25,7 +25,7 @@ use crate::run::error::{Error, ErrorKind};
 use crate::table::aiter::Table;
 use crate::table::fmoe::rules::Release;
 use crate::table::lookup::Rules;
-use crate::table::moe::problem::{self, CountedProblem};
+use crate::table::moe::counted::{self, CountedProblem};
 use crate::table::moe::release::Release as SglangRelease;
 use crate::table::revision::Revision;
 use crate::table::serves;
@@ -392,7 +392,7 @@ fn read_shapes(
             .or_else(of_tables)
             .unwrap_or(Op::UNSAID),
     };
-    let problems = problem::read(&bytes).map_err(wrong)?;
+    let problems = counted::read(&bytes).map_err(wrong)?;
     Ok((shapes::read(&bytes, Some(op)).map_err(wrong)?, problems))
 }
 

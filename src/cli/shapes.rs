@@ -19,8 +19,9 @@ use crate::log::sections::{SECTION_MIN, scan_file, sections_here};
 use crate::log::summary::{Malformed, NkOnly, Seen};
 use crate::log::{Capture, CaptureUnit, Limits, LogSummary, input};
 use crate::problem::Op;
+use crate::problem::op::fused_moe_triton::OP;
 use crate::run::error::{Error, ErrorKind};
-use crate::table::moe::problem::{CountedProblem, OP, with_problems};
+use crate::table::moe::counted::{CountedProblem, with_problems};
 use crate::table::shapes::{self, CountedShape};
 
 /// Most shapes listed in a JSON document; the CSV always has all.

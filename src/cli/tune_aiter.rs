@@ -12,7 +12,7 @@ use serde::Deserialize;
 
 use super::printer::Printer;
 use super::tune_progress::TuneProgress;
-use crate::problem::op::ERR_RATIO_LIMIT;
+use crate::problem::op::{ERR_RATIO_LIMIT, fused_moe_aiter};
 use crate::problem::{Op, Shape};
 use crate::proc::Keeper;
 use crate::run::error::{Error, ErrorKind};
@@ -20,7 +20,7 @@ use crate::table::aiter::{Row, Table};
 use crate::table::fmoe::table::is_of_moe;
 use crate::table::shapes::said_op;
 use crate::tune::aiter::{
-    self, AiterOrder, AiterOutcome, AiterTuneError, Incumbent, Limits, Preview, Settings, fmoe,
+    self, AiterOrder, AiterOutcome, AiterTuneError, Incumbent, Limits, Preview, Settings,
 };
 use crate::tune::results::ResultsError;
 use crate::workload::duration::Span;
@@ -79,11 +79,16 @@ impl FromStr for OpArg {
     type Err = String;
 
     fn from_str(text: &str) -> Result<Self, Self::Err> {
-        if text == fmoe::OP {
+        if text == fused_moe_aiter::TUNED_OP {
             return Ok(Self::FusedMoe);
         }
         let op = text.parse().map(Self::Gemm);
-        op.map_err(|error| format!("{error}, and `{}` is none of them", fmoe::OP))
+        op.map_err(|error| {
+            format!(
+                "{error}, and `{}` is none of them",
+                fused_moe_aiter::TUNED_OP
+            )
+        })
     }
 }
 

@@ -2,8 +2,9 @@
 
 use camino::Utf8Path;
 
+use crate::problem::fused_moe::MoeProblem;
 use crate::run::error::{Error, ErrorKind};
-use crate::table::moe::problem::{self, MoeProblem};
+use crate::table::moe::counted;
 use crate::tune::backends::sglang_moe::task::MoeTask;
 use crate::tune::backends::sglang_moe::{Engine, Routing, SglangMoe};
 
@@ -48,7 +49,7 @@ pub(super) fn problems(
     bytes: &[u8],
     block: (u32, u32),
 ) -> Result<Vec<MoeTask>, Error> {
-    let read = problem::read(bytes)
+    let read = counted::read(bytes)
         .map_err(|error| Error::to(ErrorKind::Usage, &format!("read `{path}`"), error))?;
     if read.is_empty() {
         return Err(Error::new(

@@ -17,6 +17,8 @@ use crate::log::summary::LogSummary;
 use crate::overlay::OverlayOptions;
 use crate::plan::moe::Ladder;
 use crate::problem::Op;
+use crate::problem::fused_moe::MoeProblem;
+use crate::problem::op::fused_moe_triton::{BLOCK, OP};
 use crate::run::documents::{
     DeployedMoe, Engagement, HitCount, Inspection, MoeCheck, SeenMoe, TunedMoe,
 };
@@ -24,7 +26,7 @@ use crate::run::error::{Error, ErrorKind};
 use crate::server::sglang::Site;
 use crate::store::run_dir::RunDir;
 use crate::table::moe::folders::Tables;
-use crate::table::moe::problem::{MoeProblem, OP};
+use crate::table::moe::name::TableName;
 use crate::table::moe::release::Release;
 use crate::table::moe::serve::{Pair, Server, Source};
 use crate::table::roofline::Device as Rates;
@@ -36,9 +38,6 @@ use crate::workload::env::Environment;
 
 /// Folder in the run's tune folder; separate because the race of dense GEMMs has files of the same names.
 const FOLDER: &str = "fused-moe";
-
-/// Scale blocks of the weights.
-const BLOCK: (u32, u32) = (128, 128);
 
 /// Seconds of one device for the race of one GEMM under one BLOCK_SIZE_M: 52 of them with everything to be compiled took
 /// 71 s on one H200 with 16 cores (docs/evidence/fused-moe-tune-h200).
@@ -106,7 +105,7 @@ impl<'a> Machine<'a> {
 
     /// What serves `problem` today, in words.
     fn today(&self, tables: Option<&Tables>, problem: &MoeProblem) -> String {
-        let name = problem.table(self.device, false);
+        let name = TableName::of(problem, self.device, false);
         let server = Server {
             release: self.release,
             triton: self.triton,

@@ -11,9 +11,9 @@ use serde::Serialize;
 
 use super::cursor::{find, lossy};
 use super::summary::Logger;
+use crate::problem::op::fused_moe_aiter::{Problem, member};
 use crate::table::fmoe::requests::{Card, untuned_cells};
 use crate::table::fmoe::table::UNTUNED;
-use crate::table::fmoe::{Problem, member};
 
 /// Most keys kept; a server has some tens.
 const CALLS_MAX: usize = 40_000;

@@ -106,8 +106,9 @@ pub use moe::MoeServed;
 use moe::MoeServedLine;
 
 use super::plausible;
+use crate::problem::fused_moe::MoeProblem;
+use crate::problem::op::fused_moe_aiter;
 use crate::problem::{Op, Shape};
-use crate::table::moe::problem::MoeProblem;
 
 /// Highest format version this program reads.
 pub const VERSION: u64 = 1;
@@ -347,7 +348,7 @@ pub fn parse(text: &[u8]) -> Result<Record, RecordError> {
             version,
         }));
     }
-    if line.fused_moe.as_deref() == Some(aiter_moe::OP) {
+    if line.fused_moe.as_deref() == Some(fused_moe_aiter::OP) {
         return aiter_moe::calls(text, count);
     }
     if let Some(served) = line.served_aiter_moe {

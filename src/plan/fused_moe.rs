@@ -5,12 +5,13 @@ use std::collections::{BTreeMap, BTreeSet};
 use serde::Serialize;
 
 use crate::problem::dtype::fp8_of as fp8_dtype;
-use crate::table::fmoe::Problem;
+use crate::problem::fused_moe::{MoeProblem, Scales};
+use crate::problem::op::fused_moe_aiter::Problem;
+use crate::problem::op::fused_moe_aiter::Request;
 use crate::table::fmoe::lookup::Resolver;
 use crate::table::fmoe::requests::{Counted, untuned};
 use crate::table::fmoe::rules::Rules;
-use crate::table::fmoe::{Request, table::Row};
-use crate::table::moe::problem::{MoeProblem, Scales};
+use crate::table::fmoe::table::Row;
 
 /// The input of a plan.
 pub struct Input<'a> {

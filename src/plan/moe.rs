@@ -12,8 +12,9 @@ use serde::{Deserialize, Serialize};
 
 use super::document::PlanReason;
 use super::model::Prediction;
+use crate::problem::fused_moe::MoeProblem;
 use crate::table::fmoe::rules::Rounding;
-use crate::table::moe::problem::{CountedProblem, MoeProblem};
+use crate::table::moe::counted::CountedProblem;
 use crate::table::roofline::Device;
 
 /// The sizes that SGLang's tuner sweeps (`benchmark/kernels/fused_moe_triton/common_utils.py`), followed by its
@@ -265,7 +266,7 @@ mod tests {
             dp_attention,
             device: &device,
             fill: false,
-            op: crate::table::moe::problem::OP,
+            op: crate::problem::op::fused_moe_triton::OP,
             ladder: Ladder::Nearest,
         })
     }

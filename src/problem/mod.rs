@@ -4,6 +4,7 @@
 //! file in [`op`] and nowhere else. Nothing here reads or writes files.
 
 pub mod dtype;
+pub mod fused_moe;
 pub mod library;
 pub mod op;
 pub mod revision;

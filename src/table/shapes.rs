@@ -3,7 +3,7 @@
 use std::collections::BTreeMap;
 
 use super::family::{self, Family};
-use super::moe;
+use crate::problem::fused_moe::MoeOp;
 use crate::problem::{Op, Shape, UnknownOp};
 
 /// A shape and how often it was seen.
@@ -156,9 +156,9 @@ pub fn read(bytes: &[u8], default_op: Option<Op>) -> Result<Vec<CountedShape>, S
         let record = record.map_err(|error| csv_error(&error))?;
         if op
             .and_then(|index| record.get(index))
-            .is_some_and(moe::problem::is_op)
+            .is_some_and(MoeOp::is_named)
         {
-            continue; // no plain GEMM: read by `moe::problem::read`
+            continue; // no plain GEMM: read by `moe::counted::read`
         }
         let line = record.position().map_or(0, csv::Position::line);
         let number = |column: &'static str, index: usize| -> Result<u64, ShapesError> {

@@ -6,13 +6,8 @@
 use camino::{Utf8Path, Utf8PathBuf};
 
 use super::aiter::{self, AiterError, Tables};
+use crate::problem::op::fused_moe_aiter::{STEM, VARIABLE};
 use crate::table::fmoe::rules::Release;
-
-/// The variable that names the table; if it is set, it replaces every table that aiter ships.
-pub const VARIABLE: &str = "AITER_CONFIG_FMOE";
-
-/// What the names of the shipped tables contain.
-const STEM: &str = "tuned_fmoe";
 
 /// Failed to determine what a tree does.
 #[derive(Debug, thiserror::Error)]

@@ -7,10 +7,12 @@ use serde::Serialize;
 use serde_json::{Map, Value};
 
 use super::{Error, ErrorKind, LookupArgs};
+use crate::problem::fused_moe::MoeProblem;
+use crate::problem::op::fused_moe_triton::OP;
 use crate::proc::quoted;
+use crate::table::moe::counted::CountedProblem;
 use crate::table::moe::folders::Tables;
 use crate::table::moe::name::TableName;
-use crate::table::moe::problem::{CountedProblem, MoeProblem, OP};
 use crate::table::moe::release::Release;
 use crate::table::moe::serve::{Chosen, Pair, Served, Server, Source};
 use crate::tree::package::{release_around, triton_around};
@@ -102,7 +104,7 @@ pub(super) fn in_tables(
         records,
     } in problems
     {
-        let name = problem.table(&device, false);
+        let name = TableName::of(problem, &device, false);
         if !pairs.contains_key(&name) {
             let pair =
                 Pair::find(tables, &name, server).map_err(|error| unusable(args, &name, error))?;

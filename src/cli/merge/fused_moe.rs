@@ -54,7 +54,7 @@ pub(super) fn run(
         activation: args
             .activation
             .as_deref()
-            .map(|name| crate::table::fmoe::member(name).to_owned()),
+            .map(|name| crate::problem::op::fused_moe_aiter::member(name).to_owned()),
     };
     let merged = merge(tables, &policy).map_err(|error| {
         let hint = match &error {

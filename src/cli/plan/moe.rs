@@ -10,8 +10,9 @@ use crate::cli::printer::Printer;
 use crate::plan::document::Verdict;
 use crate::plan::model::Prediction;
 use crate::plan::moe::{Ladder, MoeInput, PlannedMoe, make};
+use crate::problem::op::fused_moe_triton::OP;
 use crate::run::error::Error;
-use crate::table::moe::problem::{CountedProblem, OP, with_problems};
+use crate::table::moe::counted::{CountedProblem, with_problems};
 use crate::table::shapes;
 
 /// The rows worth tuning, and remarks. Captured sizes and the prefill chunk are those of the GEMMs.

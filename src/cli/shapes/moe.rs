@@ -4,7 +4,9 @@ use serde::Serialize;
 
 use crate::log::LogSummary;
 use crate::log::summary::MoeTables;
-use crate::table::moe::problem::{CountedProblem, MoeProblem, OP};
+use crate::problem::fused_moe::MoeProblem;
+use crate::problem::op::fused_moe_triton::OP;
+use crate::table::moe::counted::CountedProblem;
 
 /// A problem that ran, with its calls by M.
 #[derive(Serialize)]

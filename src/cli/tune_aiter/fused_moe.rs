@@ -7,9 +7,10 @@ use camino::Utf8Path;
 use super::super::printer::Printer;
 use super::super::tune_progress::TuneProgress;
 use super::{AiterArgs, Common, absolute, failure, kept_env, preview};
+use crate::problem::op::fused_moe_aiter::ERR_LIMIT;
 use crate::proc::Keeper;
 use crate::run::error::{Error, ErrorKind};
-use crate::table::fmoe::{ERR_LIMIT, requests};
+use crate::table::fmoe::requests;
 use crate::tune::aiter::fmoe::{self, FmoeOrder, FmoeOutcome};
 
 impl AiterArgs {

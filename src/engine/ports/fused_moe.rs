@@ -4,11 +4,11 @@ use camino::Utf8Path;
 
 use crate::log::summary::LogSummary;
 use crate::plan::moe::Ladder;
+use crate::problem::fused_moe::MoeProblem;
 use crate::proc::Interrupt;
 use crate::run::documents::{DeployedMoe, Engagement, Inspection, MoeCheck, SeenMoe, TunedMoe};
 use crate::run::error::Error;
 use crate::store::run_dir::RunDir;
-use crate::table::moe::problem::MoeProblem;
 use crate::table::roofline::Device;
 use crate::tune::TuneEvent;
 use crate::tune::moe::MoeTask;

@@ -10,13 +10,14 @@ use crate::engine::{Engine, read_document};
 use crate::log::summary::LogSummary;
 use crate::plan::Plan;
 use crate::plan::moe::{MoeInput, PlannedMoe, estimate_us, make};
+use crate::problem::fused_moe::MoeProblem;
 use crate::report::model::{FusedMoe, FusedMoeRow, LayoutCheck, Skipped, Timing};
 use crate::run::documents::{
     Captured, DeployedMoe, Deployment, Inspection, MoeCheck, SeenMoe, Tuned, TunedMoe, VerifiedMoe,
 };
 use crate::run::error::{Error, ErrorKind};
 use crate::run::event::Notice;
-use crate::table::moe::problem::{CountedProblem, MoeProblem, with_problems};
+use crate::table::moe::counted::{CountedProblem, with_problems};
 use crate::table::roofline::Device;
 use crate::tune::event::busy_shares;
 use crate::tune::moe::MoeTask;

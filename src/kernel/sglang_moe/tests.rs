@@ -4,8 +4,8 @@ use serde_json::json;
 
 use super::*;
 use crate::log::record::MoeServed;
+use crate::problem::fused_moe::Scales;
 use crate::store::file::write_atomic;
-use crate::table::moe::problem::Scales;
 use crate::tune::clocks::Clocks;
 
 const SIZES: Sizes = Sizes {

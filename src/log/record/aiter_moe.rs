@@ -4,10 +4,7 @@ use serde::Deserialize;
 
 use super::{CallKind, Record, RecordError};
 use crate::log::plausible;
-use crate::table::fmoe::{Problem, Request};
-
-/// The operation in a record.
-pub(super) const OP: &str = "fused_moe_aiter";
+use crate::problem::op::fused_moe_aiter::{Problem, Request};
 
 /// A call of aiter's fused MoE as it was made: tokens not rounded, `topk` as wide as `topk_ids`.
 #[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord)]

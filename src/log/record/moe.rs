@@ -4,7 +4,7 @@ use serde::Deserialize;
 
 use super::{Line, Record, RecordError};
 use crate::log::plausible;
-use crate::table::moe::problem::{MoeProblem, Scales};
+use crate::problem::fused_moe::{MoeProblem, Scales};
 
 /// The rows that served a fused MoE.
 #[derive(Clone, Debug, PartialEq, Eq)]

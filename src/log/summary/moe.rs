@@ -8,7 +8,8 @@ use serde::Serialize;
 use super::{ENTRIES_MAX, RecordFile, SHAPES_MAX, add_one};
 use crate::log::moe::{TableLine, TableStatus};
 use crate::log::record::{CallKind, MoeServed};
-use crate::table::moe::problem::{CountedProblem, MoeProblem};
+use crate::problem::fused_moe::MoeProblem;
+use crate::table::moe::counted::CountedProblem;
 
 /// A fused MoE at one M.
 pub(super) type AtM = (MoeProblem, u32);
@@ -96,7 +97,7 @@ impl MoeSummary {
     }
 
     pub(in crate::log) fn add_line(&mut self, line: TableLine) {
-        let problem = MoeProblem::of_table(&line.name);
+        let problem = line.name.problem();
         if self.tables.len() >= ENTRIES_MAX && !self.tables.contains_key(&problem) {
             return;
         }

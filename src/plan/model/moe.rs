@@ -10,7 +10,7 @@ use super::config::ModelError;
 use super::known::Family;
 use super::layers::Builder;
 use super::quant::Scheme;
-use crate::table::moe::problem::{MoeProblem, Scales};
+use crate::problem::fused_moe::{MoeProblem, Scales};
 use crate::table::moe::release::Release;
 
 /// The routed experts on one rank.

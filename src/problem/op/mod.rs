@@ -17,6 +17,8 @@ mod a8w8;
 mod blockscale;
 mod blockscale_bpreshuffle;
 mod bpreshuffle;
+pub mod fused_moe_aiter;
+pub mod fused_moe_triton;
 pub mod runs;
 #[cfg(test)]
 mod toy;

@@ -6,8 +6,8 @@ use camino::Utf8PathBuf;
 use serde::{Deserialize, Serialize};
 
 use super::Engagement;
+use crate::problem::fused_moe::MoeProblem;
 use crate::run::documents::HitCount;
-use crate::table::moe::problem::MoeProblem;
 use crate::tune::TuneOutcome;
 use crate::tune::clocks::Clocks;
 use crate::tune::event::DeviceTime;

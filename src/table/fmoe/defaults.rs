@@ -1,8 +1,8 @@
 //! What runs if no row is found: aiter's own choice by sizes (`get_2stage_cfgs`, after a miss).
 
-use super::Problem;
 use super::rules::Release;
 use crate::problem::dtype::fp8_of as fp8_dtype;
+use crate::problem::op::fused_moe_aiter::Problem;
 
 /// The kernel parameters that aiter chooses itself.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]

@@ -3,13 +3,14 @@
 use std::collections::HashMap;
 use std::collections::hash_map::Entry;
 
+use super::defaults;
 pub use super::defaults::Default;
 use super::rules::{
     ActivationRule, Bypass, FALLBACK_TAG, LOWER_TIER, Release, Rules, TagRule, UPPER_TIER,
 };
 use super::table::{Row, Table};
-use super::{Request, defaults};
 use crate::problem::dtype::fp8_of as fp8_dtype;
+use crate::problem::op::fused_moe_aiter::Request;
 use crate::table::aiter::Text;
 
 /// The machine and process for which rows are looked up.

@@ -2,7 +2,7 @@ use std::collections::BTreeMap;
 use std::path::PathBuf;
 
 use super::*;
-use crate::table::fmoe::{Problem, member};
+use crate::problem::op::fused_moe_aiter::{Problem, member};
 
 /// Names the folder with the vectors of `tests/aiter/fmoe/make.py`, which generates more than are checked in.
 const ELSEWHERE: &str = "GEMMTUNE_FMOE_CASES";

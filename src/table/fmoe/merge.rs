@@ -326,7 +326,7 @@ mod tests {
     use super::super::lookup::{Resolver, Served, Site};
     use super::super::rules::Release;
     use super::*;
-    use crate::table::fmoe::Request;
+    use crate::problem::op::fused_moe_aiter::Request;
 
     fn read(file: &str) -> (String, Vec<u8>) {
         let path = format!(

@@ -3,10 +3,10 @@
 use std::collections::BTreeSet;
 use std::fmt::Write as _;
 
-use super::Request;
 use super::lookup::{Answer, Dropped, Resolver};
 use super::rules::{ActivationRule, FALLBACK_TAG, TagRule};
 use super::table::{Row, TEXTS, Table, UNTUNED};
+use crate::problem::op::fused_moe_aiter::Request;
 use crate::table::reason;
 
 /// Values named in a sentence; more are counted.
@@ -303,7 +303,7 @@ mod tests {
     use super::super::lookup::Site;
     use super::super::rules::{Release, Rules};
     use super::*;
-    use crate::table::fmoe::Problem;
+    use crate::problem::op::fused_moe_aiter::Problem;
 
     const TRAPS: &[u8] = include_bytes!("../../../testdata/lookup/aiter-fmoe-traps.csv");
 

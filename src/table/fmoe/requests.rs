@@ -3,7 +3,7 @@
 use std::fmt::Write as _;
 
 use super::table::UNTUNED;
-use super::{Problem, Request, member};
+use crate::problem::op::fused_moe_aiter::{Problem, Request, member};
 
 /// A call, the card if it is known, and how often it was made.
 #[derive(Clone, Debug, PartialEq, Eq)]

@@ -3,7 +3,7 @@
 use std::collections::HashSet;
 use std::sync::Arc;
 
-use super::{Problem, member};
+use crate::problem::op::fused_moe_aiter::{Problem, member};
 use crate::table::aiter::{Text, is_unset};
 
 /// Key columns that hold whole numbers, in the order of the key.
@@ -21,25 +21,6 @@ pub const TEXTS: [&str; 5] = ["act_type", "dtype", "q_dtype_a", "q_dtype_w", "q_
 
 /// Key columns that hold 0 or 1.
 pub const FLAGS: [&str; 2] = ["use_g1u1", "doweight_stage1"];
-
-/// Columns of a row besides its key, at any release (`post_process` of `gemm_moe_tune.py` at 303a583c and e4048607).
-pub const RESULTS: [&str; 15] = [
-    "block_m",
-    "ksplit",
-    "us1",
-    "kernelName1",
-    "err1",
-    "us2",
-    "kernelName2",
-    "err2",
-    "us",
-    "run_1stage",
-    "tflops",
-    "bw",
-    "_tag",
-    "xbf16",
-    "flat",
-];
 
 /// Columns of a tuner's input, in the order that `gemm_moe_tune.py` writes them in.
 pub const UNTUNED: [&str; 12] = [

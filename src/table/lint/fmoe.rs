@@ -2,11 +2,11 @@
 
 use std::collections::HashMap;
 
-use super::super::fmoe::ERR_LIMIT;
 use super::super::fmoe::rules::{ActivationRule, FALLBACK_TAG, Release, Rules, TagRule};
 use super::super::fmoe::table::{Row, TEXTS, Table, TableError};
 use super::super::roofline::{Device, gfx_of_cu_num};
 use super::{Sink, rules};
+use crate::problem::op::fused_moe_aiter::ERR_LIMIT;
 use crate::table::aiter::is_unset;
 
 /// Sizes of models as (hidden, intermediate, routed experts, experts for each token), from their `config.json`.

@@ -5,10 +5,10 @@
 //! between the two GEMMs (half of the up projection's rows), M the tokens of a forward. Source: SGLang 0.5.5 to
 //! 0.5.23, `fused_moe_triton_config.py`.
 
+pub mod counted;
 pub mod default;
 pub mod folders;
 pub mod merge;
 pub mod name;
-pub mod problem;
 pub mod release;
 pub mod serve;

@@ -3,6 +3,8 @@
 use std::fmt;
 use std::str::FromStr;
 
+use crate::problem::fused_moe::{MoeProblem, Scales};
+
 /// The name under which SGLang looks for a table (`get_config_file_name`, the same in 0.5.5 to 0.5.23).
 #[derive(Clone, Debug, PartialEq, Eq, Hash, PartialOrd, Ord)]
 pub struct TableName {
@@ -30,6 +32,39 @@ pub struct TableName {
 pub struct BadTableName(pub String);
 
 impl TableName {
+    /// The name of the table of one projection of `problem` on a device.
+    pub fn of(problem: &MoeProblem, device_name: &str, down: bool) -> Self {
+        Self {
+            experts: problem.experts,
+            n: problem.n,
+            device_name: device_name.replace(' ', "_"),
+            dtype: (!problem.dtype.is_empty()).then(|| problem.dtype.clone()),
+            block_shape: match problem.scales {
+                Scales::Block(n, k) => Some((n, k)),
+                _ => None,
+            },
+            per_channel: problem.scales == Scales::Channel,
+            down,
+        }
+    }
+
+    /// The problem that the table is for.
+    pub fn problem(&self) -> MoeProblem {
+        MoeProblem {
+            experts: self.experts,
+            n: self.n,
+            hidden: None,
+            topk: None,
+            dtype: self.dtype.clone().unwrap_or_default(),
+            scales: match self.block_shape {
+                Some((n, k)) => Scales::Block(n, k),
+                None if self.per_channel => Scales::Channel,
+                None => Scales::None,
+            },
+            experts_of_all: None,
+        }
+    }
+
     /// The same table for the up (`false`) or the down projection.
     #[must_use]
     pub fn with_down(&self, down: bool) -> Self {

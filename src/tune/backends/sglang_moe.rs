@@ -17,9 +17,10 @@ use camino::{Utf8Path, Utf8PathBuf};
 use serde_json::{Value, json};
 
 use self::tables::Today;
-use self::task::{MoeOp, MoeTask, Part, Sizes, pair};
+use self::task::{MoeTask, Part, Sizes, pair};
 use super::sglang_triton::space::{Config, Space, is_rocm};
 use super::{Backend, Deadlines, Field, Pace, Written};
+use crate::problem::fused_moe::MoeOp;
 use crate::problem::{Op, Shape};
 use crate::tune::points::Refine;
 use crate::tune::protocol::{Candidate, Device};

@@ -10,6 +10,7 @@ use super::super::tables::plain;
 use super::lookups::{Lookups, unusable};
 use super::{AiterMoe, rows};
 use crate::kernel::gone;
+use crate::problem::op::fused_moe_aiter::VARIABLE;
 use crate::run::documents::{DeployedMoe, Inspection, TunedMoe};
 use crate::run::error::{Error, ErrorKind};
 use crate::store::digest::short as digest;
@@ -20,7 +21,6 @@ use crate::table::fmoe::merge::{self, Merged, Policy};
 use crate::table::fmoe::reason;
 use crate::table::fmoe::rules::ActivationRule;
 use crate::table::fmoe::table::{Row, Table};
-use crate::tree::aiter_moe::VARIABLE;
 use crate::tune::moe::MoeTask;
 
 /// The tuned rows alone, without those in use before: the rows to check for engagement.
@@ -236,8 +236,8 @@ pub(super) fn resolver<'t>(
 mod tests {
     use super::super::rows::tests::TABLE;
     use super::*;
+    use crate::problem::fused_moe::{MoeProblem, Scales};
     use crate::table::fmoe::rules::Release;
-    use crate::table::moe::problem::{MoeProblem, Scales};
 
     /// The task that `TABLE` has rows for, at 64 tokens.
     fn task(experts_of_all: Option<u32>) -> MoeTask {

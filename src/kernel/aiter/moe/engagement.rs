@@ -7,8 +7,8 @@ use camino::Utf8Path;
 use super::rows;
 use crate::log::LogSummary;
 use crate::log::record::{AiterMoe as Call, AiterMoeServed};
+use crate::problem::op::fused_moe_aiter::Problem;
 use crate::run::documents::{Engagement, HitCount};
-use crate::table::fmoe::Problem;
 use crate::table::fmoe::lookup::Resolver;
 use crate::table::fmoe::table::Row;
 
@@ -139,7 +139,7 @@ fn family(problem: &Problem) -> String {
 mod tests {
     use super::super::rows::tests::TABLE;
     use super::*;
-    use crate::table::fmoe::Request;
+    use crate::problem::op::fused_moe_aiter::Request;
     use crate::table::fmoe::lookup::Site;
     use crate::table::fmoe::rules::{Release, Rules};
     use crate::table::fmoe::table::Table;

@@ -7,13 +7,13 @@ use camino::Utf8PathBuf;
 use super::super::facts::{Trees, read};
 use super::AiterMoe;
 use crate::plan::fused_moe::of_model;
+use crate::problem::fused_moe::MoeProblem;
+use crate::problem::op::fused_moe_aiter::Request;
 use crate::run::error::{Error, ErrorKind};
-use crate::table::fmoe::Request;
 use crate::table::fmoe::lookup::{LookupError, Resolver, Site};
 use crate::table::fmoe::reason;
 use crate::table::fmoe::rules::Rules;
 use crate::table::fmoe::table::{Row, Table};
-use crate::table::moe::problem::MoeProblem;
 use crate::tree::aiter_moe::{self, AiterMoeError};
 
 /// Everything that determines which row a call gets.
@@ -209,7 +209,7 @@ pub(super) fn unusable(error: &LookupError) -> Error {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::table::moe::problem::Scales;
+    use crate::problem::fused_moe::Scales;
 
     #[test]
     fn of_all_reasons_the_one_that_tells_most_is_said() {

@@ -28,11 +28,12 @@ use crate::log::summary::LogSummary;
 use crate::overlay::OverlayOptions;
 use crate::plan::fused_moe::of_model;
 use crate::plan::moe::Ladder;
+use crate::problem::fused_moe::{MoeProblem, Scales};
+use crate::problem::op::fused_moe_aiter::OP;
 use crate::run::documents::{DeployedMoe, Engagement, Inspection, MoeCheck, SeenMoe, TunedMoe};
 use crate::run::error::{Error, ErrorKind};
 use crate::stats::sample::median;
 use crate::store::run_dir::RunDir;
-use crate::table::moe::problem::{AITER_OP, MoeProblem, Scales};
 use crate::table::roofline::Device as Rates;
 use crate::tune::TuneEvent;
 use crate::tune::moe::MoeTask;
@@ -127,7 +128,7 @@ impl FusedMoeKernels for AiterMoe {
     }
 
     fn op(&self) -> &'static str {
-        AITER_OP
+        OP
     }
 
     fn seen(
@@ -383,7 +384,7 @@ impl AiterMoe {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::table::fmoe::Request;
+    use crate::problem::op::fused_moe_aiter::Request;
 
     fn call(change: impl Fn(&mut Call)) -> Call {
         let mut call = Call {

@@ -4,9 +4,9 @@ use std::fmt;
 
 use serde::{Deserialize, Serialize};
 
+use crate::problem::op::fused_moe_aiter::{Problem, Request, member};
 use crate::table::fmoe::requests::untuned_cells;
 use crate::table::fmoe::table::Row;
-use crate::table::fmoe::{Problem, Request, member};
 
 /// A call of the fused MoE as it is looked up: the key of a row without the card.
 #[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord, Serialize, Deserialize)]

@@ -28,9 +28,6 @@ pub use row::Line;
 pub use run::tune;
 pub use script::FmoeScript;
 
-/// The operation's name, on the command line and in documents.
-pub const OP: &str = "fused_moe";
-
 /// What to tune, and with what.
 #[derive(Debug)]
 pub struct FmoeOrder<'a> {

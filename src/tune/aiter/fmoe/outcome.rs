@@ -15,8 +15,7 @@ pub struct Taken {
     /// The tuner's row with all its columns.
     #[serde(serialize_with = "named")]
     pub row: Line,
-    /// Whether the share of wrong elements exceeds [`crate::table::fmoe::ERR_LIMIT`], so that it was accepted only
-    /// because the limit was raised.
+    /// Whether more of its numbers are wrong than [`crate::problem::op::fused_moe_aiter::ERR_LIMIT`] allows: it passed because the limit was raised.
     pub above_default: bool,
 }
 

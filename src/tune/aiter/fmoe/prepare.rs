@@ -10,6 +10,7 @@ use super::FmoeOrder;
 use super::call::Call;
 use super::script::FmoeScript;
 use crate::problem::dtype;
+use crate::problem::op::fused_moe_aiter::VARIABLE;
 use crate::table::fmoe::requests::Counted;
 use crate::table::fmoe::rules::Rounding;
 use crate::table::fmoe::table::UNTUNED;
@@ -27,9 +28,6 @@ const RUNNER: &str = include_str!("../../../../python/aiter_tuner/fused_moe.py")
 /// Assumed candidates of a call until the tuner reports their number: more than either revision generates for
 /// block-scaled FP8, two stages with their splits and all one-stage kernels (about 45 at 303a583c, 60 at e4048607).
 const CANDIDATES: u32 = 64;
-
-/// The variable that names the table.
-const VARIABLE: &str = "AITER_CONFIG_FMOE";
 
 /// What is known before tuning starts.
 pub(super) struct Site {

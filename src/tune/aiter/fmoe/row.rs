@@ -5,7 +5,7 @@ use serde::ser::SerializeMap as _;
 use serde::{Deserialize, Serialize, Serializer};
 
 use super::call::Call;
-use crate::table::fmoe::ERR_LIMIT;
+use crate::problem::op::fused_moe_aiter::ERR_LIMIT;
 use crate::table::fmoe::rules::FALLBACK_TAG;
 use crate::table::fmoe::table::{Row, Table};
 use crate::table::lint::{Report, Severity};

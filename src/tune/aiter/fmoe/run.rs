@@ -5,12 +5,12 @@ use std::time::Instant;
 
 use camino::{Utf8Path, Utf8PathBuf};
 
+use super::FmoeOrder;
 use super::call::Call;
 use super::outcome::{FmoeOutcome, Refused, Taken};
 use super::prepare::{Site, write_input};
 use super::row::{self, Line};
-use super::{FmoeOrder, OP};
-use crate::table::fmoe::ERR_LIMIT;
+use crate::problem::op::fused_moe_aiter::{ERR_LIMIT, TUNED_OP};
 use crate::tune::aiter::attempt::{Attempt, Files, Left, Moved};
 use crate::tune::aiter::keep::Keep;
 use crate::tune::aiter::output::{TunerLine, TunerStatus};
@@ -104,7 +104,7 @@ impl<'a> Session<'a> {
             shipped: String::new(),
             taken_bytes: None,
         };
-        let options = serde_json::json!({ "op": OP, "err_ratio": order.limits.err_ratio });
+        let options = serde_json::json!({ "op": TUNED_OP, "err_ratio": order.limits.err_ratio });
         let keep = Keep::open(folder, &Identity::of(&device, &options))?;
         let mut remarks = site.asked.remarks.clone();
         remarks.push(NOT_END_TO_END.to_owned());
@@ -427,7 +427,7 @@ impl<'a> Session<'a> {
         }
         let refused = self.keep.refused.into_iter();
         Ok(FmoeOutcome {
-            op: OP,
+            op: TUNED_OP,
             device: self.device,
             rows,
             resumed: self.resumed,

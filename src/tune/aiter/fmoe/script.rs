@@ -2,14 +2,12 @@
 
 use camino::{Utf8Path, Utf8PathBuf};
 
+use crate::problem::op::fused_moe_aiter::TUNER;
 use crate::table::fmoe::table::UNTUNED;
 use crate::tree::doctor::caps::{self, Capabilities};
 use crate::tune::aiter::flags::Flags;
 use crate::tune::aiter::scripts::{BASE, digest, package, parse, read};
 use crate::tune::aiter::{AiterTuneError, argparse};
-
-/// Its path from 303a583c to e4048607.
-const SCRIPT: &str = "csrc/ck_gemm_moe_2stages_codegen/gemm_moe_tune.py";
 
 /// The tile of kernels for few tokens: what runs without a row up to 32 tokens (`get_2stage_cfgs` of
 /// `aiter/fused_moe.py`).
@@ -40,9 +38,9 @@ impl FmoeScript {
         let root = package.parent().unwrap_or(&package).to_owned();
         let missing = |tree| AiterTuneError::NoFmoeScript {
             tree,
-            script: SCRIPT,
+            script: TUNER,
         };
-        let path = caps::file(&package, SCRIPT).ok_or_else(|| missing(root.clone()))?;
+        let path = caps::file(&package, TUNER).ok_or_else(|| missing(root.clone()))?;
         let script = parse(&path)?;
         let keys = argparse::keys(&script).unwrap_or_default();
         let expected = keys

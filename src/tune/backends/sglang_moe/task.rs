@@ -5,32 +5,9 @@ use std::fmt;
 use serde::{Deserialize, Serialize};
 use serde_json::{Map, Value, json};
 
-use crate::table::moe::problem::{AITER_OP, MoeProblem, OP, Scales};
+use crate::problem::fused_moe::{MoeOp, MoeProblem, Scales};
 use crate::tune::protocol::Candidate;
 use crate::tune::task::Task;
-
-/// The operation, as named in shapes files.
-#[derive(
-    Clone, Copy, Debug, Default, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize,
-)]
-pub enum MoeOp {
-    /// SGLang's Triton kernel for fused MoE.
-    #[default]
-    #[serde(rename = "fused_moe_triton")]
-    FusedMoeTriton,
-    /// aiter's fused MoE, tuned as a whole.
-    #[serde(rename = "fused_moe_aiter")]
-    FusedMoeAiter,
-}
-
-impl fmt::Display for MoeOp {
-    fn fmt(&self, formatter: &mut fmt::Formatter<'_>) -> fmt::Result {
-        formatter.pad(match self {
-            Self::FusedMoeTriton => OP,
-            Self::FusedMoeAiter => AITER_OP,
-        })
-    }
-}
 
 /// The part of the operation that is raced.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize)]
