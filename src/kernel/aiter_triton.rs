@@ -8,7 +8,6 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use camino::{Utf8Path, Utf8PathBuf};
-use serde_json::json;
 
 use super::placed::{self, Check, Placed, Rows, tile_name};
 use super::{gone, raced, tune_error};
@@ -143,17 +142,11 @@ impl Kernels for AiterTriton {
         deployment: &Deployment,
         records: &Utf8Path,
     ) -> Result<Environment, Error> {
-        let options = OverlayOptions {
-            records: Some(records.to_owned()),
-            aiter_triton: Some(deployment.table.clone()),
-            ..OverlayOptions::default()
-        };
-        self.site.overlay(run, &options)
+        placed::recording(&self.site, run, in_place(&deployment.table), records)
     }
 
     fn plan_terms(&self, inspection: &Inspection) -> Result<PlanTerms, Error> {
-        let name = inspection.identity.get("device");
-        let name = name.map_or("", String::as_str);
+        let name = inspection.device_name();
         Ok(PlanTerms {
             tables: Vec::new(),
             configs: Vec::new(),
@@ -226,19 +219,11 @@ impl Kernels for AiterTriton {
             let configs = Configs::of(rows.clone()).map_err(bug)?;
             usable(&configs, &table.name, rules(inspection), ErrorKind::Bug)?;
         }
+        let rows = tuned.tables.iter().map(TunedTable::count).sum();
         let placed = Placed::write(run, "", &tuned.tables)?;
-        let options = OverlayOptions {
-            aiter_triton: Some(placed.folder.clone()),
-            ..OverlayOptions::default()
-        };
+        let options = in_place(&placed.folder);
         let they = "put it in front of aiter's own files";
-        let variables = placed.in_front(&self.site, run, &options, they)?;
-        Ok(Deployment::by_overlay(
-            placed.folder,
-            placed.digest,
-            tuned.tables.iter().map(TunedTable::count).sum(),
-            variables,
-        ))
+        placed.deployment(&self.site, run, &options, rows, they)
     }
 
     fn undo(&self, _run: &RunDir, deployment: &Deployment) -> Result<(), Error> {
@@ -251,12 +236,7 @@ impl Kernels for AiterTriton {
         deployment: &Deployment,
         shapes: &[Shape],
     ) -> Result<Vec<Shape>, Error> {
-        let tables = Tables::of(inspection, deployment);
-        Ok(shapes
-            .iter()
-            .filter(|shape| tables.row(shape.n, shape.k, shape.m).is_none())
-            .cloned()
-            .collect())
+        Ok(Tables::of(inspection, deployment).misses(shapes))
     }
 
     fn engagement(
@@ -274,13 +254,9 @@ impl Kernels for AiterTriton {
         shapes: &[Shape],
         _tuned: &Tuned,
     ) -> Result<Probed, Error> {
-        let order = json!({
-            "aiter": deployed.inspection.gfx,
-            "shapes": shapes.iter().map(|shape| [shape.m, shape.n, shape.k]).collect::<Vec<_>>(),
-        });
-        let env = deployed.deployment.environment();
-        let answers = CHECK.ask(&self.site, env, &order, shapes.len(), deployed.interrupt)?;
-        Tables::of(deployed.inspection, deployed.deployment).probed(answers)
+        let about = ("aiter", deployed.inspection.gfx.as_str().into());
+        Tables::of(deployed.inspection, deployed.deployment)
+            .probed(&CHECK, &self.site, deployed, about, shapes)
     }
 
     fn kernel_name(&self, candidate: &serde_json::Value) -> String {
@@ -310,6 +286,14 @@ fn usable(configs: &Configs, name: &str, rules: Rules, kind: ErrorKind) -> Resul
     match configs.faults(rules).iter().find(|fault| fault.is_fatal()) {
         None => Ok(()),
         Some(fault) => Err(Error::new(kind, format!("use `{name}`: {fault}"))),
+    }
+}
+
+/// What has the overlay put the files of `folder` in place.
+fn in_place(folder: &Utf8Path) -> OverlayOptions {
+    OverlayOptions {
+        aiter_triton: Some(folder.to_owned()),
+        ..OverlayOptions::default()
     }
 }
 

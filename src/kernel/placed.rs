@@ -8,13 +8,15 @@ use std::time::Duration;
 use camino::{Utf8DirEntry, Utf8Path, Utf8PathBuf};
 use serde::Deserialize;
 use serde::de::DeserializeOwned;
-use serde_json::Value;
+use serde_json::{Value, json};
 
+use crate::engine::ports::Deployed;
 use crate::log::summary::LogSummary;
 use crate::overlay::OverlayOptions;
 use crate::probe::found::{LayoutCheck, Probed};
+use crate::problem::Shape;
 use crate::proc::{Interrupt, run as command};
-use crate::run::documents::Engagement;
+use crate::run::documents::{Deployment, Engagement};
 use crate::run::error::{Error, ErrorKind};
 use crate::server::sglang::Site;
 use crate::store::digest::short as digest;
@@ -61,6 +63,24 @@ impl Placed {
                 .map_err(|error| Error::file(&error))?;
         }
         Ok(Self { folder, digest })
+    }
+
+    /// The deployment that has the overlay put these files, of `rows` rows, in place by `options`; `they` says what the variables do.
+    pub(crate) fn deployment(
+        self,
+        site: &Site,
+        run: &RunDir,
+        options: &OverlayOptions,
+        rows: usize,
+        they: &str,
+    ) -> Result<Deployment, Error> {
+        let variables = self.in_front(site, run, options, they)?;
+        Ok(Deployment::by_overlay(
+            self.folder,
+            self.digest,
+            rows,
+            variables,
+        ))
     }
 
     /// The variables that start a server with the overlay and `options`, and the description of what undo removes;
@@ -124,8 +144,26 @@ pub(crate) struct Check {
 }
 
 impl Check {
-    /// Its answers to the `asked` questions of `order`, from a fresh process with the server's environment and `env`.
+    /// Its answers for `shapes`, each M, N and K, and for what is asked `about` them, from a fresh process with the server's
+    /// environment and `env`.
     pub(crate) fn ask<T: DeserializeOwned>(
+        &self,
+        site: &Site,
+        env: Environment,
+        (about, what): (&str, Value),
+        shapes: &[Shape],
+        interrupt: &Interrupt,
+    ) -> Result<Vec<T>, Error> {
+        let sizes: Vec<[u32; 3]> = shapes
+            .iter()
+            .map(|shape| [shape.m, shape.n, shape.k])
+            .collect();
+        let order = json!({ about: what, "shapes": sizes });
+        self.ask_about(site, env, &order, shapes.len(), interrupt)
+    }
+
+    /// Its answers to the `asked` questions of `order`, likewise.
+    pub(crate) fn ask_about<T: DeserializeOwned>(
         &self,
         site: &Site,
         env: Environment,
@@ -162,6 +200,20 @@ impl Check {
     }
 }
 
+/// The variables of [`Placed::deployment`] that make each process write down which rows it used, into `records`.
+pub(crate) fn recording(
+    site: &Site,
+    run: &RunDir,
+    options: OverlayOptions,
+    records: &Utf8Path,
+) -> Result<Environment, Error> {
+    let options = OverlayOptions {
+        records: Some(records.to_owned()),
+        ..options
+    };
+    site.overlay(run, &options)
+}
+
 /// Refuses answers about a kernel other than the deployed one.
 pub(crate) fn refuse_other(name: &str, other: Option<String>) -> Result<(), Error> {
     match other {
@@ -181,8 +233,24 @@ pub(crate) trait Rows {
     /// What a GEMM without a row runs, for display.
     fn without(&self) -> &'static str;
 
-    /// The result of the check's `answers`; an error if a shape ran with a row other than its own.
-    fn probed(&self, answers: Vec<Checked>) -> Result<Probed, Error> {
+    /// Those of `shapes` without a placed row.
+    fn misses(&self, shapes: &[Shape]) -> Vec<Shape> {
+        let misses = |shape: &&Shape| self.row(shape.n, shape.k, shape.m).is_none();
+        shapes.iter().filter(misses).cloned().collect()
+    }
+
+    /// What `check` says of `shapes` on what is deployed, asked for with `about` beside them; refused where a shape ran with another
+    /// row than its own.
+    fn probed(
+        &self,
+        check: &Check,
+        site: &Site,
+        deployed: &Deployed<'_>,
+        about: (&str, Value),
+        shapes: &[Shape],
+    ) -> Result<Probed, Error> {
+        let env = deployed.deployment.environment();
+        let answers: Vec<Checked> = check.ask(site, env, about, shapes, deployed.interrupt)?;
         let other = answers.iter().find_map(|answer| {
             let row = self.row(answer.n, answer.k, answer.m)?;
             answer.not_of(&row, self.without())

@@ -10,9 +10,8 @@ use std::time::Duration;
 
 use camino::{Utf8Path, Utf8PathBuf};
 use serde::Deserialize;
-use serde_json::json;
 
-use super::placed::{Check, DENSE_LIMIT, Placed, refuse_other};
+use super::placed::{self, Check, DENSE_LIMIT, Placed, refuse_other};
 use super::sglang_moe::or_its_experts;
 use super::sglang_triton::tables_in;
 use super::{gone, raced};
@@ -92,6 +91,14 @@ fn route_of(deployment: &Deployment) -> Result<Route, Error> {
     })
 }
 
+/// What has the overlay put the route in place.
+fn in_place(route: &Utf8Path) -> OverlayOptions {
+    OverlayOptions {
+        route: Some(route.to_owned()),
+        ..OverlayOptions::default()
+    }
+}
+
 /// Refuses a route that was raced on a device other than the inspected one.
 fn refuse_foreign(
     route: &Route,
@@ -99,7 +106,7 @@ fn refuse_foreign(
     kind: ErrorKind,
     which: &Utf8Path,
 ) -> Result<(), Error> {
-    let name = inspection.identity.get("device").map_or("", String::as_str);
+    let name = inspection.device_name();
     match route.of_another_device(name, inspection.cu_num) {
         None => Ok(()),
         Some(why) => Err(Error::new(
@@ -185,17 +192,11 @@ impl Kernels for SglangFamilies {
         deployment: &Deployment,
         records: &Utf8Path,
     ) -> Result<Environment, Error> {
-        let options = OverlayOptions {
-            records: Some(records.to_owned()),
-            route: Some(deployment.table.clone()),
-            ..OverlayOptions::default()
-        };
-        self.site.overlay(run, &options)
+        placed::recording(&self.site, run, in_place(&deployment.table), records)
     }
 
     fn plan_terms(&self, inspection: &Inspection) -> Result<PlanTerms, Error> {
-        let name = inspection.identity.get("device");
-        let name = name.map_or("", String::as_str);
+        let name = inspection.device_name();
         Ok(PlanTerms {
             tables: Vec::new(),
             // DeepGEMM reads no table, so none of SGLang's applies.
@@ -259,10 +260,7 @@ impl Kernels for SglangFamilies {
         )?;
         let placed = Placed::write(run, "", &tuned.tables)?;
         let table = placed.folder.join(ROUTE);
-        let options = OverlayOptions {
-            route: Some(table.clone()),
-            ..OverlayOptions::default()
-        };
+        let options = in_place(&table);
         let they = "put the route below SGLang's linears";
         let variables = placed.in_front(&self.site, run, &options, they)?;
         // The raced kernels are those that serve.
@@ -350,11 +348,8 @@ impl SglangFamilies {
         ];
         env.extend(here.map(|(name, value)| (name.to_owned(), Some(value))));
         let linear = deployed.inspection.linear.as_deref().unwrap_or(LINEARS[0]);
-        let order = json!({
-            "linear": linear,
-            "shapes": shapes.iter().map(|shape| [shape.m, shape.n, shape.k]).collect::<Vec<_>>(),
-        });
-        CHECK.ask(&self.site, env, &order, shapes.len(), deployed.interrupt)
+        let about = ("linear", linear.into());
+        CHECK.ask(&self.site, env, about, shapes, deployed.interrupt)
     }
 }
 
@@ -413,17 +408,14 @@ fn engagement_of(route: &Route, log_summary: &LogSummary) -> Engagement {
                 asked.hit += 1;
                 engagement.hit += 1;
             }
-            Some(other) if other.starts_with(OURS) => {
-                asked.missed += 1;
-                engagement
-                    .other_kernel
-                    .push(format!("{shape}: {other} instead of {meant}"));
-            }
             Some(other) => {
                 asked.missed += 1;
-                engagement
-                    .missed
-                    .push(format!("{shape}: {other} instead of {meant}"));
+                let list = if other.starts_with(OURS) {
+                    &mut engagement.other_kernel
+                } else {
+                    &mut engagement.missed
+                };
+                list.push(format!("{shape}: {other} instead of {meant}"));
             }
         }
     }

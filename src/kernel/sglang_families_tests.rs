@@ -1,3 +1,5 @@
+use serde_json::json;
+
 use super::*;
 
 fn row(family: &str, k: u32, min_m: u32, max_m: u32) -> RouteRow {

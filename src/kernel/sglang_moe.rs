@@ -10,7 +10,7 @@ use camino::{Utf8Path, Utf8PathBuf};
 use serde_json::Value;
 
 use self::deployed::Deployed;
-use super::placed::{Placed, tile_name};
+use super::placed::{self, Placed, tile_name};
 use super::{gone, raced};
 use crate::engine::ports::{DeployedMoePart, FusedMoeKernels, MoeOrder, MoeTerms};
 use crate::log::summary::LogSummary;
@@ -269,10 +269,7 @@ impl FusedMoeKernels for SglangMoe {
             gone(fs_err::remove_dir_all(&folder))?;
             return Err(refused);
         }
-        let options = OverlayOptions {
-            moe_tables: Some(folder.clone()),
-            ..OverlayOptions::default()
-        };
+        let options = in_place(&folder);
         let they = "put its fused-MoE tables in front of SGLang's own";
         let (env, takes_back) = placed.in_front(&self.site, run, &options, they)?;
         Ok(DeployedMoe {
@@ -301,12 +298,7 @@ impl FusedMoeKernels for SglangMoe {
         deployed: &DeployedMoe,
         records: &Utf8Path,
     ) -> Result<Environment, Error> {
-        let options = OverlayOptions {
-            records: Some(records.to_owned()),
-            moe_tables: Some(deployed.table.clone()),
-            ..OverlayOptions::default()
-        };
-        self.site.overlay(run, &options)
+        placed::recording(&self.site, run, in_place(&deployed.table), records)
     }
 
     fn engagement(
@@ -333,6 +325,14 @@ impl FusedMoeKernels for SglangMoe {
 
     fn row_name(&self, candidate: &Value) -> String {
         row_name(candidate)
+    }
+}
+
+/// What has the overlay put the tables of `folder` in place.
+fn in_place(folder: &Utf8Path) -> OverlayOptions {
+    OverlayOptions {
+        moe_tables: Some(folder.to_owned()),
+        ..OverlayOptions::default()
     }
 }
 
@@ -380,21 +380,17 @@ fn engagement_of(deployed: &Deployed, log_summary: &LogSummary) -> Engagement {
             .entry(format!("E={} N={}", problem.experts, problem.n))
             .or_default();
         let ran = deployed::Row::of(&served.up, &served.down);
-        if !served.injected {
-            asked.missed += 1;
-            engagement
-                .missed
-                .push(format!("{what}: {} instead of {}", ran.name(), row.name()));
-        } else if ran != row {
-            asked.missed += 1;
-            engagement.other_kernel.push(format!(
-                "{what}: {} instead of {}",
-                ran.name(),
-                row.name()
-            ));
-        } else {
+        if served.injected && ran == row {
             asked.hit += 1;
             engagement.hit += 1;
+            continue;
+        }
+        asked.missed += 1;
+        let other = format!("{what}: {} instead of {}", ran.name(), row.name());
+        if served.injected {
+            engagement.other_kernel.push(other);
+        } else {
+            engagement.missed.push(other);
         }
     }
     engagement

@@ -113,17 +113,11 @@ impl Kernels for SglangTriton {
         deployment: &Deployment,
         records: &Utf8Path,
     ) -> Result<Environment, Error> {
-        let options = OverlayOptions {
-            records: Some(records.to_owned()),
-            triton_tables: Some(deployment.table.clone()),
-            ..OverlayOptions::default()
-        };
-        self.site.overlay(run, &options)
+        placed::recording(&self.site, run, in_place(&deployment.table), records)
     }
 
     fn plan_terms(&self, inspection: &Inspection) -> Result<PlanTerms, Error> {
-        let name = inspection.identity.get("device");
-        let name = name.map_or("", String::as_str);
+        let name = inspection.device_name();
         Ok(PlanTerms {
             tables: Vec::new(),
             configs: match &inspection.table {
@@ -157,8 +151,7 @@ impl Kernels for SglangTriton {
     }
 
     fn take(&self, inspection: &Inspection, table: &Utf8Path) -> Result<Vec<TunedTable>, Error> {
-        let device = inspection.identity.get("device");
-        let device = device.map_or("", String::as_str);
+        let device = inspection.device_name();
         let wanted = |name: &str| {
             let is_ours = |read: FileName| name == ours(device, read.n, read.k);
             name.parse().is_ok_and(is_ours)
@@ -193,19 +186,11 @@ impl Kernels for SglangTriton {
         _inspection: &Inspection,
         tuned: &Tuned,
     ) -> Result<Deployment, Error> {
+        let rows = tuned.tables.iter().map(TunedTable::count).sum();
         let placed = Placed::write(run, "", &tuned.tables)?;
-        let options = OverlayOptions {
-            triton_tables: Some(placed.folder.clone()),
-            ..OverlayOptions::default()
-        };
+        let options = in_place(&placed.folder);
         let they = "put it in front of SGLang's own tables";
-        let variables = placed.in_front(&self.site, run, &options, they)?;
-        Ok(Deployment::by_overlay(
-            placed.folder,
-            placed.digest,
-            tuned.tables.iter().map(TunedTable::count).sum(),
-            variables,
-        ))
+        placed.deployment(&self.site, run, &options, rows, they)
     }
 
     fn undo(&self, _run: &RunDir, deployment: &Deployment) -> Result<(), Error> {
@@ -218,12 +203,7 @@ impl Kernels for SglangTriton {
         deployment: &Deployment,
         shapes: &[Shape],
     ) -> Result<Vec<Shape>, Error> {
-        let tables = Tables::of(inspection, deployment);
-        Ok(shapes
-            .iter()
-            .filter(|shape| tables.row(shape.n, shape.k, shape.m).is_none())
-            .cloned()
-            .collect())
+        Ok(Tables::of(inspection, deployment).misses(shapes))
     }
 
     fn engagement(
@@ -241,13 +221,9 @@ impl Kernels for SglangTriton {
         shapes: &[Shape],
         _tuned: &Tuned,
     ) -> Result<Probed, Error> {
-        let order = json!({
-            "block": [BLOCK.0, BLOCK.1],
-            "shapes": shapes.iter().map(|shape| [shape.m, shape.n, shape.k]).collect::<Vec<_>>(),
-        });
-        let env = deployed.deployment.environment();
-        let answers = CHECK.ask(&self.site, env, &order, shapes.len(), deployed.interrupt)?;
-        Tables::of(deployed.inspection, deployed.deployment).probed(answers)
+        let about = ("block", json!([BLOCK.0, BLOCK.1]));
+        Tables::of(deployed.inspection, deployed.deployment)
+            .probed(&CHECK, &self.site, deployed, about, shapes)
     }
 
     fn kernel_name(&self, candidate: &serde_json::Value) -> String {
@@ -295,6 +271,14 @@ fn ours(device: &str, n: u32, k: u32) -> String {
     name.to_string()
 }
 
+/// What has the overlay put the files of `folder` in place.
+fn in_place(folder: &Utf8Path) -> OverlayOptions {
+    OverlayOptions {
+        triton_tables: Some(folder.to_owned()),
+        ..OverlayOptions::default()
+    }
+}
+
 /// The deployed tables by weight.
 struct Tables {
     folder: Utf8PathBuf,
@@ -305,11 +289,7 @@ impl Tables {
     fn of(inspection: &Inspection, deployment: &Deployment) -> Self {
         Self {
             folder: deployment.table.clone(),
-            device: inspection
-                .identity
-                .get("device")
-                .cloned()
-                .unwrap_or_default(),
+            device: inspection.device_name().to_owned(),
         }
     }
 }

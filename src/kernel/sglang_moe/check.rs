@@ -43,7 +43,7 @@ pub(super) fn run(
     });
     let env = part.env.clone();
     let answers: Vec<Answer> =
-        CHECK.ask(&kernels.site, env, &order, tasks.len(), part.interrupt)?;
+        CHECK.ask_about(&kernels.site, env, &order, tasks.len(), part.interrupt)?;
     let other = answers.iter().find_map(|answer| answer.not_of(deployed));
     refuse_other("check of fused MoE", other)?;
     Ok(answers.into_iter().map(Answer::into_check).collect())
