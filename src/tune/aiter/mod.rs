@@ -22,6 +22,7 @@ mod queue;
 mod rows;
 mod run;
 pub mod scripts;
+mod session;
 mod site;
 mod starts;
 

@@ -25,18 +25,19 @@ impl Session<'_> {
             .iter()
             .filter_map(|shape| self.accepted(shape))
             .collect();
-        let left: BTreeSet<Shape> = self.queue.left().into_iter().collect();
+        let left: BTreeSet<Shape> = self.run.queue.left().into_iter().collect();
         let failed: Vec<Unserved> = self
+            .run
             .keep
             .failed
             .iter()
             .filter(|failed| {
                 shapes.contains(&failed.shape)
-                    && self.keep.of(&failed.shape).is_none()
+                    && self.run.keep.of(&failed.shape).is_none()
                     && !left.contains(&failed.shape)
-                    && !self.unserved.contains(failed)
+                    && !self.run.unserved.contains(failed)
             })
-            .chain(&self.unserved)
+            .chain(&self.run.unserved)
             .cloned()
             .collect();
         let not_reached = shapes
@@ -46,7 +47,7 @@ impl Session<'_> {
             .collect();
         let lossy = rows.iter().filter(|row| row.unmeasured > 0).count();
         if lossy > 0 {
-            self.remark(
+            self.run.remark(
                 format!("{lossy} rows are the best of those candidates that could be timed: others hung or faulted"),
                 observer,
             );
@@ -55,10 +56,11 @@ impl Session<'_> {
         libraries::judge(&libraries)?;
         libraries::charge(&mut rows, &libraries);
         let mut outcome = AiterOutcome {
-            device: self.device,
+            device: self.run.device,
             rows,
-            resumed: self.resumed,
+            resumed: self.run.resumed,
             refused: self
+                .run
                 .keep
                 .refused
                 .into_iter()
@@ -72,16 +74,16 @@ impl Session<'_> {
             failed,
             not_reached,
             libraries,
-            remarks: self.remarks,
+            remarks: self.run.remarks,
             files: Vec::new(),
             tables: Vec::new(),
-            logs: self.logs,
-            attempts: self.attempts,
-            busy_s: self.busy_s,
-            seconds: self.began.elapsed().as_secs_f64(),
-            interrupted: self.stopped == Some(EndReason::Interrupted),
+            logs: self.run.logs,
+            attempts: self.run.attempts,
+            busy_s: self.run.busy_s,
+            seconds: self.run.began.elapsed().as_secs_f64(),
+            interrupted: self.run.stopped == Some(EndReason::Interrupted),
         };
-        let path = self.folder.join(TABLE);
+        let path = self.run.folder.join(TABLE);
         if outcome.wins().next().is_some() {
             let columns = columns(&self.site.script, &outcome);
             let table = TunedTable::csv(TABLE, &outcome.table(self.order.op, &columns));

@@ -12,6 +12,7 @@ use crate::table::aiter::Row;
 use crate::tune::aiter::attempt::Files;
 use crate::tune::aiter::outcome::{Accepted, LibraryCount};
 use crate::tune::aiter::output::{TunerLine, read};
+use crate::tune::aiter::session::earlier_attempts;
 use crate::tune::aiter::{AiterTuneError, accept, rows};
 
 /// A candidate: shape, library, kernel and split.
@@ -28,9 +29,7 @@ enum CandidateStatus {
 impl Session<'_> {
     /// Counts every library's candidates over all attempts, those of earlier runs included.
     pub(super) fn libraries(&self, shapes: &[Shape]) -> Result<Vec<LibraryCount>, AiterTuneError> {
-        let attempts = super::earlier_attempts(self.folder)?
-            .into_iter()
-            .map(Files::new);
+        let attempts = earlier_attempts(self.run.folder)?.into_iter();
         Ok(count(attempts, self.order.op, shapes))
     }
 }

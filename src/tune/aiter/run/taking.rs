@@ -1,13 +1,12 @@
 //! Rows as they are written: checked, stored, reported.
 
-use std::collections::{BTreeMap, BTreeSet};
-
 use super::Session;
 use crate::problem::Shape;
 use crate::table::aiter::Row;
 use crate::tune::aiter::attempt::Files;
 use crate::tune::aiter::kept::RowRecord;
 use crate::tune::aiter::outcome::Accepted;
+use crate::tune::aiter::session::Judged;
 use crate::tune::aiter::{AiterTuneError, Incumbent, accept, rows};
 use crate::tune::event::TuneEvent;
 use crate::tune::protocol;
@@ -22,8 +21,8 @@ impl Session<'_> {
         shapes: &[Shape],
         busy_s: f64,
         observer: &mut dyn FnMut(&TuneEvent),
-    ) -> Result<Taken, AiterTuneError> {
-        let mut taken = Taken::default();
+    ) -> Result<Judged, AiterTuneError> {
+        let mut taken = Judged::default();
         if landed.is_empty() {
             return Ok(taken);
         }
@@ -44,7 +43,7 @@ impl Session<'_> {
                         row: row.clone(),
                         ..RowRecord::default()
                     };
-                    if self.keep.refuse(shape, &refused, &reason)? {
+                    if self.run.keep.refuse(shape, &refused, &reason)? {
                         observer(&TuneEvent::Quarantined(Quarantined {
                             shape: shape.clone(),
                             candidate: candidate(row),
@@ -63,14 +62,14 @@ impl Session<'_> {
             if unmeasured > 0 {
                 taken.doubtful.insert(shape.clone());
             }
-            let had = self.keep.of(shape).is_some();
+            let had = self.run.keep.of(shape).is_some();
             let kept = RowRecord {
                 row,
                 timed,
                 unmeasured,
                 busy_s,
             };
-            let news = self.keep.row(shape, kept)?;
+            let news = self.run.keep.row(shape, kept)?;
             if !had {
                 self.settled += 1;
             }
@@ -93,16 +92,16 @@ impl Session<'_> {
         &mut self,
         files: &Files,
         measured: &[Shape],
-        taken: &Taken,
+        taken: &Judged,
         observer: &mut dyn FnMut(&TuneEvent),
-    ) -> Result<Taken, AiterTuneError> {
+    ) -> Result<Judged, AiterTuneError> {
         let without: Vec<Shape> = measured
             .iter()
             .filter(|shape| !taken.landed.contains(*shape) && !taken.refused.contains_key(*shape))
             .cloned()
             .collect();
         if without.is_empty() {
-            return Ok(Taken::default());
+            return Ok(Judged::default());
         }
         let profile = rows::read(&files.profile, self.order.op);
         let best: Vec<Row> = without
@@ -151,7 +150,7 @@ impl Session<'_> {
     }
 
     pub(super) fn accepted(&self, shape: &Shape) -> Option<Accepted> {
-        let kept = self.keep.of(shape)?;
+        let kept = self.run.keep.of(shape)?;
         let incumbent = self.incumbent(shape);
         Some(Accepted {
             shape: shape.clone(),
@@ -162,22 +161,6 @@ impl Session<'_> {
             unmeasured: kept.unmeasured,
             busy_s: kept.busy_s,
         })
-    }
-}
-
-/// What was done with the rows of one round.
-#[derive(Default)]
-pub(super) struct Taken {
-    pub(super) landed: BTreeSet<Shape>,
-    pub(super) doubtful: BTreeSet<Shape>,
-    pub(super) refused: BTreeMap<Shape, String>,
-}
-
-impl Taken {
-    pub(super) fn merge(&mut self, other: Self) {
-        self.landed.extend(other.landed);
-        self.doubtful.extend(other.doubtful);
-        self.refused.extend(other.refused);
     }
 }
 
