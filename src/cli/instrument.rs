@@ -203,7 +203,7 @@ pub(super) fn exports(env: &serde_json::Map<String, serde_json::Value>) -> Strin
     env.iter()
         .map(|(name, value)| {
             let value = value.as_str().unwrap_or_default();
-            let quoted = shlex::try_quote(value).map_or_else(|_| value.to_owned(), Into::into);
+            let quoted = quoted(value);
             if name == "PYTHONPATH" {
                 format!("    export PYTHONPATH={quoted}${{PYTHONPATH:+:$PYTHONPATH}}")
             } else {

@@ -15,6 +15,7 @@ use crate::problem::{Op, Shape};
 use crate::proc::quoted;
 use crate::run::error::{Error, ErrorKind};
 use crate::table::aiter::{Row, Table};
+use crate::table::csv_text;
 use crate::table::family::{self, Family};
 use crate::table::fmoe::rules::Release;
 use crate::table::lookup::{LookupError, Probe, Resolution, Resolver, Rules};
@@ -239,8 +240,8 @@ pub fn run(args: &LookupArgs, printer: &Printer) -> Result<(), Error> {
         in_csv(args, &shapes)?
     };
     answers.other_operations += problems.len();
-    let csv = csv(&answers.rows)?;
-    write(args, &csv, printer)?;
+    let csv = csv(&answers.rows);
+    write(args, csv.as_bytes(), printer)?;
     finish(args, answers, printer)
 }
 
@@ -280,7 +281,7 @@ fn in_moe_tables(
             "{gemms} shapes are of plain GEMMs, which have other tables, and are left out"
         ));
     }
-    write(args, &moe::csv(&answers.fused_moe)?, printer)?;
+    write(args, moe::csv(&answers.fused_moe).as_bytes(), printer)?;
     finish(args, answers, printer)
 }
 
@@ -552,29 +553,23 @@ fn csv_answer(
     }
 }
 
-fn csv(rows: &[Answer]) -> Result<Vec<u8>, Error> {
-    let mut writer = csv::Writer::from_writer(Vec::new());
-    let failed = |error: csv::Error| Error::to(ErrorKind::Bug, "write the answers", error);
+fn csv(rows: &[Answer]) -> String {
     let header = "op,M,N,K,result,padded_M,libtype,kernelId,splitK,kernelName";
-    writer.write_record(header.split(',')).map_err(failed)?;
     let number = |number: Option<i64>| number.map(|number| number.to_string()).unwrap_or_default();
-    for row in rows {
-        writer
-            .write_record([
-                row.op.name(),
-                &row.m.to_string(),
-                &row.n.to_string(),
-                &row.k.to_string(),
-                row.result,
-                &number(row.padded_m),
-                row.libtype.as_deref().unwrap_or(""),
-                &number(row.kernel_id),
-                &number(row.split_k),
-                row.kernel_name.as_deref().unwrap_or(""),
-            ])
-            .map_err(failed)?;
-    }
-    writer
-        .into_inner()
-        .map_err(|error| Error::to(ErrorKind::Bug, "write the answers", error.into_error()))
+    let text = |text: &Option<String>| text.clone().unwrap_or_default();
+    let cells = |row: &Answer| {
+        [
+            row.op.to_string(),
+            row.m.to_string(),
+            row.n.to_string(),
+            row.k.to_string(),
+            row.result.to_owned(),
+            number(row.padded_m),
+            text(&row.libtype),
+            number(row.kernel_id),
+            number(row.split_k),
+            text(&row.kernel_name),
+        ]
+    };
+    csv_text::text(header.split(','), rows.iter().map(cells))
 }

@@ -1,4 +1,4 @@
-//! What `instrument` and `switch` share: edits of a tree through its ledger, the overlay beside it, and how that fails.
+//! What `instrument` and `switch` share: edits of a tree through its ledger, the overlay beside it, and their errors.
 
 use camino::{Utf8Path, Utf8PathBuf};
 use serde::Serialize;
@@ -140,7 +140,7 @@ pub(super) fn undo(package: &Package, name: &str) -> Result<bool, Error> {
     Ok(true)
 }
 
-/// Names the files changed, or that would be.
+/// Lists the files that were changed, or would be.
 pub(super) fn tell(changed: &[String], dry_run: bool, printer: &Printer) {
     let verb = if dry_run { "would change" } else { "changed" };
     for path in changed {
@@ -148,8 +148,8 @@ pub(super) fn tell(changed: &[String], dry_run: bool, printer: &Printer) {
     }
 }
 
-/// Undoes `name` in the tree and in the overlay folder, where `ours` stands for it; the folder stays while `other` does. `gone` is
-/// what is said when only the overlay was there.
+/// Undoes `name` in the tree, and removes `ours` from the overlay folder and then the folder, unless `other` is in it. `gone` is the
+/// message if only the overlay was in use.
 pub(super) fn undo_all(
     args: &RootArgs,
     name: &str,

@@ -289,7 +289,7 @@ fn usable(configs: &Configs, name: &str, rules: Rules, kind: ErrorKind) -> Resul
     }
 }
 
-/// What has the overlay put the files of `folder` in place.
+/// The overlay options that put the files of `folder` in place.
 fn in_place(folder: &Utf8Path) -> OverlayOptions {
     OverlayOptions {
         aiter_triton: Some(folder.to_owned()),

@@ -65,7 +65,7 @@ impl Placed {
         Ok(Self { folder, digest })
     }
 
-    /// The deployment that has the overlay put these files, of `rows` rows, in place by `options`; `they` says what the variables do.
+    /// The deployment of these files, which have `rows` rows, by an overlay with `options`; `they` says what the variables do.
     pub(crate) fn deployment(
         self,
         site: &Site,
@@ -144,8 +144,8 @@ pub(crate) struct Check {
 }
 
 impl Check {
-    /// Its answers for `shapes`, each M, N and K, and for what is asked `about` them, from a fresh process with the server's
-    /// environment and `env`.
+    /// Its answers for `shapes` from a fresh process with the server's environment and `env`. The question has the M, N and K of each
+    /// shape, and the field `about` besides.
     pub(crate) fn ask<T: DeserializeOwned>(
         &self,
         site: &Site,
@@ -162,7 +162,7 @@ impl Check {
         self.ask_about(site, env, &order, shapes.len(), interrupt)
     }
 
-    /// Its answers to the `asked` questions of `order`, likewise.
+    /// Its answers to `order`, which asks `asked` questions, from such a process.
     pub(crate) fn ask_about<T: DeserializeOwned>(
         &self,
         site: &Site,
@@ -200,7 +200,7 @@ impl Check {
     }
 }
 
-/// The variables of [`Placed::deployment`] that make each process write down which rows it used, into `records`.
+/// Environment that makes a server with the overlay of `options` record in `records` which rows it uses.
 pub(crate) fn recording(
     site: &Site,
     run: &RunDir,
@@ -239,8 +239,7 @@ pub(crate) trait Rows {
         shapes.iter().filter(misses).cloned().collect()
     }
 
-    /// What `check` says of `shapes` on what is deployed, asked for with `about` beside them; refused where a shape ran with another
-    /// row than its own.
+    /// The result of `check` for `shapes` on what is deployed; an error if a shape ran with a row other than its own.
     fn probed(
         &self,
         check: &Check,

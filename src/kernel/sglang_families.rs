@@ -91,7 +91,7 @@ fn route_of(deployment: &Deployment) -> Result<Route, Error> {
     })
 }
 
-/// What has the overlay put the route in place.
+/// The overlay options that put the route in place.
 fn in_place(route: &Utf8Path) -> OverlayOptions {
     OverlayOptions {
         route: Some(route.to_owned()),

@@ -328,7 +328,7 @@ impl FusedMoeKernels for SglangMoe {
     }
 }
 
-/// What has the overlay put the tables of `folder` in place.
+/// The overlay options that put the tables of `folder` in place.
 fn in_place(folder: &Utf8Path) -> OverlayOptions {
     OverlayOptions {
         moe_tables: Some(folder.to_owned()),

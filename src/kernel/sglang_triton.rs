@@ -271,7 +271,7 @@ fn ours(device: &str, n: u32, k: u32) -> String {
     name.to_string()
 }
 
-/// What has the overlay put the files of `folder` in place.
+/// The overlay options that put the files of `folder` in place.
 fn in_place(folder: &Utf8Path) -> OverlayOptions {
     OverlayOptions {
         triton_tables: Some(folder.to_owned()),

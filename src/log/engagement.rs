@@ -78,7 +78,7 @@ pub(super) enum LookupReport<'log> {
     Other(String),
 }
 
-/// A look-up, by the form of its line and the name of the table; its texts are still in the log.
+/// A look-up that borrows its texts from the log. The operation follows from the form of the line and the name of the table.
 #[derive(Clone, Copy, Debug)]
 pub(super) struct Line<'log> {
     pub(super) op: Op,
@@ -89,8 +89,8 @@ pub(super) struct Line<'log> {
     pub(super) outcome: LineOutcome<'log>,
 }
 
-/// What a look-up found: a row, or none, so that the operation's default kernel runs. v0.1.7 and v0.1.9 do not say the file of a
-/// miss for `gemm_a4w4`.
+/// What a look-up found: a row, or none, in which case the operation's default kernel runs. v0.1.7 and v0.1.9 do not print the file
+/// of a miss for `gemm_a4w4`.
 #[derive(Clone, Copy, Debug)]
 pub(super) enum LineOutcome<'log> {
     Hit(LineHit<'log>),

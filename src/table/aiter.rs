@@ -4,15 +4,16 @@
 //! the form of [`Revision::H`]. Further columns of a file are kept and written back.
 //! Nothing here touches the file system.
 
-use std::fmt::Write as _;
 use std::sync::Arc;
 
 use serde::{Deserialize, Serialize};
 
+use super::csv_text;
 use super::family::{self, Family};
 use super::revision::{self, Revision};
 use crate::problem::{Op, Shape};
-use cells::{Header, Interner, Role, ends_in_quote, first_line, record_start};
+use cells::{Header, Role, ends_in_quote, record_start};
+pub(super) use cells::{Interner, first_line};
 
 mod cells;
 mod texts;
@@ -274,28 +275,22 @@ impl Table {
         }
     }
 
-    /// Reads a table. `op` is taken from the caller, else from the file name, else from kernel names,
-    /// else from the columns.
+    /// Reads a table. The operation is `op` if given, else it is derived from the file name, the kernel names or the
+    /// columns, in this order.
     ///
-    /// Lines that cannot be read are left out and listed in [`Table::faults`].
+    /// Lines that cannot be parsed are left out and listed in [`Table::faults`].
     pub fn read(name: &str, bytes: &[u8], op: Option<Op>) -> Result<Self, TableError> {
         let mut quirks = Quirks {
             byte_order_mark: bytes.starts_with(b"\xef\xbb\xbf"),
             ..Quirks::default()
         };
-        let bytes = bytes.strip_prefix(b"\xef\xbb\xbf").unwrap_or(bytes);
+        let bytes = csv_text::unmarked(bytes);
         quirks.no_final_newline = !matches!(bytes.last(), Some(b'\n' | b'\r') | None);
         quirks.crlf =
             memchr::memchr(b'\n', bytes).is_some_and(|end| end > 0 && bytes[end - 1] == b'\r');
 
-        let mut reader = csv::ReaderBuilder::new()
-            .has_headers(false)
-            .flexible(true)
-            .from_reader(bytes);
         let mut record = csv::ByteRecord::new();
-        // Reading from memory with `flexible` cannot fail: there is no IO and no wrong cell count.
-        let mut next =
-            |record: &mut csv::ByteRecord| reader.read_byte_record(record).unwrap_or(false);
+        let mut next = csv_text::records(bytes);
         if !next(&mut record) {
             return Err(TableError::Empty {
                 name: name.to_owned(),
@@ -358,20 +353,15 @@ impl Table {
     /// The table as CSV: its columns, LF line ends, a final newline, no byte order mark.
     pub fn to_csv(&self) -> String {
         let roles: Vec<Role> = self.columns.iter().map(|column| Role::of(column)).collect();
-        let mut text = String::with_capacity(64 + self.rows.len() * 160);
-        push_line(&mut text, self.columns.iter().map(|column| &**column));
-        let mut cells: Vec<String> = Vec::with_capacity(roles.len());
-        for row in &self.rows {
-            cells.clear();
-            for (role, column) in roles.iter().zip(&self.columns) {
-                cells.push(match role.typed(row) {
-                    Some(cell) => cell,
-                    None => row.extra(column).unwrap_or("").to_owned(),
-                });
-            }
-            push_line(&mut text, cells.iter().map(String::as_str));
-        }
-        text
+        let cells = |row: &Row| -> Vec<String> {
+            let columns = roles.iter().zip(&self.columns);
+            let cell = |(role, column): (&Role, &Text)| match role.typed(row) {
+                Some(cell) => cell,
+                None => row.extra(column).unwrap_or("").to_owned(),
+            };
+            columns.map(cell).collect()
+        };
+        csv_text::text(&self.columns, self.rows.iter().map(cells))
     }
 }
 
@@ -411,20 +401,6 @@ fn is_missing(cell: &str) -> bool {
             | "nan"
             | "null"
     )
-}
-
-fn push_line<'a>(text: &mut String, cells: impl Iterator<Item = &'a str>) {
-    for (index, cell) in cells.enumerate() {
-        if index > 0 {
-            text.push(',');
-        }
-        if cell.contains([',', '"', '\n', '\r']) {
-            let _ = write!(text, "\"{}\"", cell.replace('"', "\"\""));
-        } else {
-            text.push_str(cell);
-        }
-    }
-    text.push('\n');
 }
 
 fn op_of_rows(rows: &[Row]) -> Option<Op> {

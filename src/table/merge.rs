@@ -9,6 +9,7 @@ use std::collections::{BTreeMap, BTreeSet};
 use std::fmt::Write as _;
 
 use super::aiter::{Fault, Row, Table, Text};
+use super::csv_text;
 use super::kernels::{self, Library};
 use super::revision::{self, Revision};
 use super::roofline;
@@ -126,6 +127,8 @@ pub enum Outcome {
     Kept,
     /// A valid row with the same key is faster, or as fast and earlier.
     Slower,
+    /// For tables without times: an earlier table has a valid row for this M.
+    Later,
     /// It equals the row that was kept.
     Copy,
     /// It is not a valid measurement.
@@ -138,6 +141,7 @@ impl Outcome {
         match self {
             Self::Kept => "kept",
             Self::Slower => "slower",
+            Self::Later => "later",
             Self::Copy => "copy",
             Self::Invalid => "invalid",
         }
@@ -181,44 +185,46 @@ impl Merged {
 
     /// The provenance as CSV: the key, the row's origin, its measurement, what was done with it and why.
     pub fn provenance_csv(&self) -> String {
-        let mut text =
-            String::from("gfx,cu_num,M,N,K,q_dtype_w,file,line,us,errRatio,outcome,reason\n");
-        let quoted = |cell: &str| {
-            if cell.contains([',', '"', '\n', '\r']) {
-                format!("\"{}\"", cell.replace('"', "\"\""))
-            } else {
-                cell.to_owned()
-            }
-        };
-        for Provenance {
-            table,
-            row,
-            outcome,
-            reason,
-        } in &self.provenance
-        {
-            let number =
-                |value: Option<f64>| value.map(super::aiter::float_cell).unwrap_or_default();
-            let _ = writeln!(
-                text,
-                "{},{},{},{},{},{},{},{},{},{},{},{}",
-                row.gfx.as_deref().unwrap_or(""),
+        const HEADER: [&str; 12] = [
+            "gfx",
+            "cu_num",
+            "M",
+            "N",
+            "K",
+            "q_dtype_w",
+            "file",
+            "line",
+            "us",
+            "errRatio",
+            "outcome",
+            "reason",
+        ];
+        let number = |value: Option<f64>| value.map(super::aiter::float_cell).unwrap_or_default();
+        let text = |cell: &Option<Text>| cell.as_deref().unwrap_or("").to_owned();
+        let cells = |Provenance {
+                         table,
+                         row,
+                         outcome,
+                         reason,
+                     }: &Provenance| {
+            [
+                text(&row.gfx),
                 row.cu_num
                     .map(|count| count.to_string())
                     .unwrap_or_default(),
-                row.m,
-                row.n,
-                row.k,
-                row.q_dtype_w.as_deref().unwrap_or(""),
-                quoted(table),
-                row.line,
+                row.m.to_string(),
+                row.n.to_string(),
+                row.k.to_string(),
+                text(&row.q_dtype_w),
+                table.clone(),
+                row.line.to_string(),
                 number(row.us),
                 number(row.err_ratio),
-                outcome.name(),
-                quoted(reason),
-            );
-        }
-        text
+                outcome.name().to_owned(),
+                reason.clone(),
+            ]
+        };
+        csv_text::text(HEADER, self.provenance.iter().map(cells))
     }
 }
 

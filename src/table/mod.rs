@@ -6,6 +6,7 @@
 
 pub mod aiter;
 pub mod aiter_triton;
+pub mod csv_text;
 pub mod devices;
 pub mod family;
 pub mod fmoe;

@@ -2,6 +2,7 @@
 
 use std::collections::BTreeMap;
 
+use super::csv_text;
 use super::family::{self, Family};
 use crate::problem::fused_moe::MoeOp;
 use crate::problem::{Op, Shape, UnknownOp};
@@ -76,11 +77,7 @@ pub enum ShapesError {
 /// An input of aiter's batched, bf16 or other tuners is refused, because its M, N and K would be mistaken for those
 /// of another GEMM.
 pub fn said_op(name: &str, bytes: &[u8]) -> Result<Option<Op>, ShapesError> {
-    let bytes = bytes.strip_prefix(b"\xef\xbb\xbf").unwrap_or(bytes);
-    let mut reader = csv::ReaderBuilder::new()
-        .flexible(true)
-        .trim(csv::Trim::All)
-        .from_reader(bytes);
+    let mut reader = csv_text::trimmed(bytes);
     let header = reader.headers().map_err(|error| csv_error(&error))?.clone();
     let column = |name: &str| header.iter().position(|column| column == name);
     if column("op").is_some() {
@@ -135,11 +132,7 @@ pub fn said_op(name: &str, bytes: &[u8]) -> Result<Option<Op>, ShapesError> {
 /// `default_op`, the dtype is unknown and each line counts once), so that an untuned CSV of a tuner (`M,N,K`) is a
 /// shapes file too. Equal shapes are added up; the result is sorted.
 pub fn read(bytes: &[u8], default_op: Option<Op>) -> Result<Vec<CountedShape>, ShapesError> {
-    let bytes = bytes.strip_prefix(b"\xef\xbb\xbf").unwrap_or(bytes);
-    let mut reader = csv::ReaderBuilder::new()
-        .flexible(true)
-        .trim(csv::Trim::All)
-        .from_reader(bytes);
+    let mut reader = csv_text::trimmed(bytes);
     let header = reader.headers().map_err(|error| csv_error(&error))?.clone();
     let column = |name: &'static str| header.iter().position(|column| column == name);
     let needed = |name: &'static str| {

@@ -6,9 +6,10 @@ use serde::Serialize;
 use super::super::files;
 use super::super::printer::Printer;
 use super::LookupArgs;
-use crate::problem::op::fused_moe_aiter::Request;
+use crate::problem::op::fused_moe_aiter::{Problem, Request};
 use crate::proc::quoted;
 use crate::run::error::{Error, ErrorKind};
+use crate::table::csv_text;
 use crate::table::fmoe::lookup::{Answer, Resolver, Served, Site, kernel};
 use crate::table::fmoe::reason::why;
 use crate::table::fmoe::requests::{self, Counted};
@@ -19,17 +20,9 @@ use crate::table::fmoe::table::Table;
 #[derive(Serialize)]
 struct Row {
     tokens: u32,
-    model_dim: u32,
-    inter_dim: u32,
-    expert: u32,
-    topk: u32,
-    act_type: String,
-    dtype: String,
-    q_dtype_a: String,
-    q_dtype_w: String,
-    q_type: String,
-    use_g1u1: bool,
-    doweight_stage1: bool,
+    /// With the names of the enumerations, as in a row of a table.
+    #[serde(flatten)]
+    problem: Problem,
     ep: bool,
     records: u64,
     result: &'static str,
@@ -108,11 +101,11 @@ pub(super) fn run(
             "{elsewhere} of the calls were made on other compute units than {cu_num}"
         ));
     }
-    let csv = csv(&rows)?;
+    let csv = csv(&rows);
     match &args.output {
-        Some(path) => files::write(path, &csv, printer)?,
+        Some(path) => files::write(path, csv.as_bytes(), printer)?,
         None if printer.is_json() => {}
-        None => printer.data(&csv)?,
+        None => printer.data(csv.as_bytes())?,
     }
     let hits = rows.iter().filter(|row| row.result == "hit").count();
     let records = |hit: bool| -> f64 {
@@ -238,17 +231,7 @@ fn row(table: &Table, resolver: &Resolver<'_>, call: &Counted) -> Row {
     };
     Row {
         tokens: *tokens,
-        model_dim: problem.model_dim,
-        inter_dim: problem.inter_dim,
-        expert: problem.expert,
-        topk: problem.topk,
-        act_type: format!("ActivationType.{}", problem.activation),
-        dtype: problem.dtype.clone(),
-        q_dtype_a: problem.q_dtype_a.clone(),
-        q_dtype_w: problem.q_dtype_w.clone(),
-        q_type: format!("QuantType.{}", problem.q_type),
-        use_g1u1: problem.use_g1u1,
-        doweight_stage1: problem.doweight_stage1,
+        problem: problem.in_a_row(),
         ep: *ep,
         records: call.records,
         result: if served.is_some() { "hit" } else { "miss" },
@@ -302,49 +285,42 @@ fn explained(row: &Row) -> String {
     format!(
         "fused_moe tokens={} model_dim={} inter_dim={} expert={} topk={}{} {}: {}{reason}, {what} {}",
         row.tokens,
-        row.model_dim,
-        row.inter_dim,
-        row.expert,
-        row.topk,
+        row.problem.model_dim,
+        row.problem.inter_dim,
+        row.problem.expert,
+        row.problem.topk,
         if row.ep { " with an expert mask" } else { "" },
-        row.act_type,
+        row.problem.activation,
         row.result,
         row.runs
     )
 }
 
-fn csv(rows: &[Row]) -> Result<Vec<u8>, Error> {
-    let failed = |error: csv::Error| Error::to(ErrorKind::Bug, "write the answers", error);
-    let mut writer = csv::Writer::from_writer(Vec::new());
+fn csv(rows: &[Row]) -> String {
     let header = "token,model_dim,inter_dim,expert,topk,act_type,q_dtype_w,q_type,result,key_token,key_topk,line,stages,block_m,ksplit,kernelName1,kernelName2";
-    writer.write_record(header.split(',')).map_err(failed)?;
-    for row in rows {
-        let number = |value: Option<f64>| value.map(|value| value.to_string()).unwrap_or_default();
-        writer
-            .write_record([
-                &row.tokens.to_string(),
-                &row.model_dim.to_string(),
-                &row.inter_dim.to_string(),
-                &row.expert.to_string(),
-                &row.topk.to_string(),
-                &row.act_type,
-                &row.q_dtype_w,
-                &row.q_type,
-                row.result,
-                &row.key_token.to_string(),
-                &row.key_topk.to_string(),
-                &row.line.map(|line| line.to_string()).unwrap_or_default(),
-                &row.stages
-                    .map(|stages| stages.to_string())
-                    .unwrap_or_default(),
-                &number(row.block_m),
-                &number(row.ksplit),
-                row.kernel_name_1.as_deref().unwrap_or(""),
-                row.kernel_name_2.as_deref().unwrap_or(""),
-            ])
-            .map_err(failed)?;
-    }
-    writer
-        .into_inner()
-        .map_err(|error| Error::to(ErrorKind::Bug, "write the answers", error.into_error()))
+    let number = |value: Option<f64>| value.map(|value| value.to_string()).unwrap_or_default();
+    let cells = |row: &Row| {
+        [
+            row.tokens.to_string(),
+            row.problem.model_dim.to_string(),
+            row.problem.inter_dim.to_string(),
+            row.problem.expert.to_string(),
+            row.problem.topk.to_string(),
+            row.problem.activation.clone(),
+            row.problem.q_dtype_w.clone(),
+            row.problem.q_type.clone(),
+            row.result.to_owned(),
+            row.key_token.to_string(),
+            row.key_topk.to_string(),
+            row.line.map(|line| line.to_string()).unwrap_or_default(),
+            row.stages
+                .map(|stages| stages.to_string())
+                .unwrap_or_default(),
+            number(row.block_m),
+            number(row.ksplit),
+            row.kernel_name_1.clone().unwrap_or_default(),
+            row.kernel_name_2.clone().unwrap_or_default(),
+        ]
+    };
+    csv_text::text(header.split(','), rows.iter().map(cells))
 }

@@ -10,6 +10,7 @@ use super::{Error, ErrorKind, LookupArgs};
 use crate::problem::fused_moe::MoeProblem;
 use crate::problem::op::fused_moe_triton::OP;
 use crate::proc::quoted;
+use crate::table::csv_text;
 use crate::table::moe::counted::CountedProblem;
 use crate::table::moe::folders::Tables;
 use crate::table::moe::name::TableName;
@@ -327,11 +328,8 @@ fn number(number: Option<impl ToString>) -> String {
 }
 
 /// The answers as CSV: the columns of every look-up, then those of a fused MoE.
-pub(super) fn csv(rows: &[MoeAnswer]) -> Result<Vec<u8>, Error> {
-    let mut writer = csv::Writer::from_writer(Vec::new());
-    let failed = |error: csv::Error| Error::to(ErrorKind::Bug, "write the answers", error);
+pub(super) fn csv(rows: &[MoeAnswer]) -> String {
     let header = "op,M,N,K,result,padded_M,libtype,kernelId,splitK,kernelName,E,topk,table,down_padded_M,down_kernelName,down_table";
-    writer.write_record(header.split(',')).map_err(failed)?;
     let config = |projection: &Projection| {
         let pairs = projection
             .config
@@ -339,32 +337,28 @@ pub(super) fn csv(rows: &[MoeAnswer]) -> Result<Vec<u8>, Error> {
             .map(|(name, value)| format!("{name}={value}"));
         pairs.collect::<Vec<_>>().join(" ")
     };
-    for row in rows {
-        let hit = row.result == "hit";
-        writer
-            .write_record([
-                row.op,
-                &row.m.to_string(),
-                &row.problem.n.to_string(),
-                &number(row.problem.hidden),
-                row.result,
-                &number(row.up.key),
-                if hit { "triton" } else { "" },
-                "",
-                "",
-                &config(&row.up),
-                &row.problem.experts.to_string(),
-                &number(row.problem.topk),
-                row.up.table.as_deref().unwrap_or(""),
-                &number(row.down.key),
-                &config(&row.down),
-                row.down.table.as_deref().unwrap_or(""),
-            ])
-            .map_err(failed)?;
-    }
-    writer
-        .into_inner()
-        .map_err(|error| Error::to(ErrorKind::Bug, "write the answers", error.into_error()))
+    let cells = |row: &MoeAnswer| {
+        let library = if row.result == "hit" { "triton" } else { "" };
+        [
+            row.op.to_owned(),
+            row.m.to_string(),
+            row.problem.n.to_string(),
+            number(row.problem.hidden),
+            row.result.to_owned(),
+            number(row.up.key),
+            library.to_owned(),
+            String::new(),
+            String::new(),
+            config(&row.up),
+            row.problem.experts.to_string(),
+            number(row.problem.topk),
+            row.up.table.clone().unwrap_or_default(),
+            number(row.down.key),
+            config(&row.down),
+            row.down.table.clone().unwrap_or_default(),
+        ]
+    };
+    csv_text::text(header.split(','), rows.iter().map(cells))
 }
 
 /// The lines of a shapes file that correspond to `--shape KEY=VALUE,…`. A fused MoE without further specification has

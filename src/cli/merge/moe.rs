@@ -9,7 +9,9 @@ use crate::cli::printer::Printer;
 use crate::problem::op::fused_moe_triton::OP;
 use crate::proc::quoted;
 use crate::run::error::{Error, ErrorKind};
-use crate::table::moe::merge::{Input, Merged, Outcome, merge};
+use crate::table::csv_text;
+use crate::table::merge::Outcome;
+use crate::table::moe::merge::{Input, Merged, Provenance, merge};
 use crate::table::moe::name::TableName;
 use crate::table::moe::release::Release;
 use crate::table::sglang_json::Config;
@@ -72,7 +74,7 @@ pub(super) fn run(
         .hint("`gemmtune lint` on the inputs says what is wrong with each row"));
     }
     if let Some(path) = provenance {
-        files::write(path, record(&merged)?.as_slice(), printer)?;
+        files::write(path, record(&merged).as_bytes(), printer)?;
     }
     let down = merged
         .down
@@ -130,21 +132,14 @@ fn read(path: &Utf8Path) -> Result<Input, Error> {
     })
 }
 
-fn record(merged: &Merged) -> Result<Vec<u8>, Error> {
-    let failed = |error: csv::Error| Error::to(ErrorKind::Bug, "write the record", error);
-    let mut writer = csv::Writer::from_writer(Vec::new());
-    writer
-        .write_record(["M", "table", "line", "outcome", "reason"])
-        .map_err(failed)?;
-    for row in &merged.provenance {
-        let line = row.line.to_string();
-        writer
-            .write_record([&row.key, &row.table, &line, row.outcome.name(), &row.reason])
-            .map_err(failed)?;
-    }
-    writer
-        .into_inner()
-        .map_err(|error| Error::to(ErrorKind::Bug, "write the record", error.into_error()))
+fn record(merged: &Merged) -> String {
+    let cells = |row: &Provenance| {
+        let (line, outcome) = (row.line.to_string(), row.outcome.name().to_owned());
+        let (key, table, reason) = (row.key.clone(), row.table.clone(), row.reason.clone());
+        [key, table, line, outcome, reason]
+    };
+    let header = ["M", "table", "line", "outcome", "reason"];
+    csv_text::text(header, merged.provenance.iter().map(cells))
 }
 
 fn of_input(merged: &Merged, path: &str, outcome: Outcome) -> usize {

@@ -34,44 +34,24 @@ pub struct AiterMoeServed {
 struct CallLine {
     #[serde(rename = "M")]
     m: u32,
-    model_dim: u32,
-    inter_dim: u32,
-    expert: u32,
-    topk: u32,
-    act_type: String,
-    dtype: String,
-    q_dtype_a: String,
-    q_dtype_w: String,
-    q_type: String,
-    use_g1u1: bool,
-    doweight_stage1: bool,
+    #[serde(flatten)]
+    problem: Problem,
     experts_of_all: Option<i64>,
     is_shuffled: bool,
 }
 
 impl CallLine {
     fn read(self) -> Result<AiterMoe, RecordError> {
+        let problem = self.problem;
         plausible::m(self.m)
-            .and_then(|()| plausible::experts(self.expert, self.inter_dim))
-            .and_then(|()| plausible::experts(self.topk, self.model_dim))
+            .and_then(|()| plausible::experts(problem.expert, problem.inter_dim))
+            .and_then(|()| plausible::experts(problem.topk, problem.model_dim))
             .map_err(RecordError::Impossible)?;
         Ok(AiterMoe {
             request: Request {
                 tokens: self.m,
                 ep: self.experts_of_all.is_some(),
-                problem: Problem {
-                    model_dim: self.model_dim,
-                    inter_dim: self.inter_dim,
-                    expert: self.expert,
-                    topk: self.topk,
-                    activation: self.act_type,
-                    dtype: self.dtype,
-                    q_dtype_a: self.q_dtype_a,
-                    q_dtype_w: self.q_dtype_w,
-                    q_type: self.q_type,
-                    use_g1u1: self.use_g1u1,
-                    doweight_stage1: self.doweight_stage1,
-                },
+                problem,
             },
             experts_of_all: self
                 .experts_of_all

@@ -2,6 +2,8 @@
 
 use std::fmt;
 
+use serde::{Deserialize, Serialize};
+
 /// Its name in files.
 pub const OP: &str = "fused_moe_aiter";
 
@@ -21,8 +23,10 @@ pub const TUNER: &str = "csrc/ck_gemm_moe_2stages_codegen/gemm_moe_tune.py";
 /// was 0.5 at 303a583c).
 pub const ERR_LIMIT: f64 = 0.1;
 
-/// The fixed part of a fused MoE on one rank: everything in a key besides the card and the tokens.
-#[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
+/// The fixed part of a fused MoE on one rank: everything a key holds besides the card and the tokens.
+///
+/// In records and documents it has the names of the key's columns.
+#[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize)]
 pub struct Problem {
     /// Hidden size: columns of the first weight.
     pub model_dim: u32,
@@ -33,6 +37,7 @@ pub struct Problem {
     /// Experts for each token: columns of `topk_ids`, before a look-up subtracts one.
     pub topk: u32,
     /// `Silu`, `Gelu`, `Swiglu` or `Situv2`, without the enumeration's name.
+    #[serde(rename = "act_type")]
     pub activation: String,
     /// dtype of the output as torch prints it, such as `torch.bfloat16`.
     pub dtype: String,
@@ -57,6 +62,28 @@ pub struct Request {
     pub tokens: u32,
     /// Whether an `expert_mask` is passed, as under expert parallelism.
     pub ep: bool,
+}
+
+impl Problem {
+    /// The same with the names of the enumerations, as in the cells of a row: `ActivationType.Silu`, `QuantType.per_1x128`.
+    #[must_use]
+    pub fn in_a_row(&self) -> Self {
+        Self {
+            activation: format!("ActivationType.{}", self.activation),
+            q_type: format!("QuantType.{}", self.q_type),
+            ..self.clone()
+        }
+    }
+
+    /// The same without the names of the enumerations.
+    #[must_use]
+    pub fn of_a_row(&self) -> Self {
+        Self {
+            activation: member(&self.activation).to_owned(),
+            q_type: member(&self.q_type).to_owned(),
+            ..self.clone()
+        }
+    }
 }
 
 impl fmt::Display for Problem {

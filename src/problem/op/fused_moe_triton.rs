@@ -3,5 +3,5 @@
 /// Its name in files.
 pub const OP: &str = "fused_moe_triton";
 
-/// Scale blocks of the weights that it is raced with: N side, K side.
+/// Scale blocks of the weights in a race: N side, K side.
 pub const BLOCK: (u32, u32) = (128, 128);

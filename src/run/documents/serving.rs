@@ -68,7 +68,7 @@ impl Inspection {
         std::iter::once(first).chain(also).collect()
     }
 
-    /// The device's name, where what serves says one.
+    /// The device's name; empty if the server does not report one.
     pub fn device_name(&self) -> &str {
         self.identity.get("device").map_or("", String::as_str)
     }

@@ -136,7 +136,7 @@ fn a_failing_change_takes_back_the_ones_before_it() {
         path: built.clone(),
         regenerated: true,
     };
-    // It can be moved once only: found out when it is made.
+    // It can be moved only once, which shows only when it is moved.
     let error = ledger
         .apply(
             "deploy",

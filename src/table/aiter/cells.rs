@@ -4,6 +4,7 @@ use std::collections::HashSet;
 
 use super::{Fault, Quirks, Row, TableError, Text, float_cell, is_unset};
 use crate::problem::Op;
+use crate::table::csv_text;
 
 /// The meaning of a column.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -273,7 +274,7 @@ impl Header {
 }
 
 /// The line of a record's first cell. The reader's own count is that of preceding blank lines.
-pub(super) fn first_line(bytes: &[u8], record: &csv::ByteRecord) -> u64 {
+pub(in crate::table) fn first_line(bytes: &[u8], record: &csv::ByteRecord) -> u64 {
     let Some(position) = record.position() else {
         return 0;
     };
@@ -299,12 +300,8 @@ pub(super) fn ends_in_quote(tail: &[u8]) -> bool {
         return false;
     }
     let last_cell = |text: &[u8]| {
-        let mut reader = csv::ReaderBuilder::new()
-            .has_headers(false)
-            .flexible(true)
-            .from_reader(text);
         let mut record = csv::ByteRecord::new();
-        let read = reader.read_byte_record(&mut record).unwrap_or(false);
+        let read = csv_text::records(text)(&mut record);
         read.then(|| record.iter().next_back().map(<[u8]>::to_vec))
     };
     // Outside a quote a further line would be a record of its own.
@@ -337,10 +334,10 @@ fn short(cell: &str) -> String {
 
 /// Makes equal cells share their memory.
 #[derive(Default)]
-pub(super) struct Interner(HashSet<Text>);
+pub(in crate::table) struct Interner(HashSet<Text>);
 
 impl Interner {
-    fn text(&mut self, cell: &str) -> Text {
+    pub(in crate::table) fn text(&mut self, cell: &str) -> Text {
         if let Some(text) = self.0.get(cell) {
             return text.clone();
         }

@@ -9,7 +9,8 @@ use std::fmt::Write as _;
 
 use super::rules::{ActivationRule, FALLBACK_TAG, Rules, TagRule};
 use super::table::{FLAGS, NUMBERS, Row, TEXTS, Table, TableError};
-use crate::table::aiter::is_unset;
+use crate::table::aiter::{first_line, is_unset};
+use crate::table::csv_text;
 
 /// Columns that aiter fills with 0 if a table lacks them, and converts to numbers (`merge` of `aiter/jit/core.py` at
 /// e4048607).
@@ -55,22 +56,17 @@ impl Merged {
 
     /// Where each row of the result comes from, and why the others were left out.
     pub fn provenance_csv(&self) -> String {
-        let mut writer = csv::Writer::from_writer(Vec::new());
-        // Writing to memory cannot fail.
-        let _ = writer.write_record(["table", "line", "kept", "why"]);
-        for decision in &self.decisions {
-            let _ = writer.write_record([
-                decision.table.as_str(),
-                &decision.line.to_string(),
-                if decision.left_out.is_none() {
-                    "1"
-                } else {
-                    "0"
-                },
-                decision.left_out.as_deref().unwrap_or(""),
-            ]);
-        }
-        String::from_utf8(writer.into_inner().unwrap_or_default()).unwrap_or_default()
+        let cells = |decision: &Decision| {
+            let why = decision.left_out.as_deref();
+            [
+                decision.table.clone(),
+                decision.line.to_string(),
+                u8::from(why.is_none()).to_string(),
+                why.unwrap_or("").to_owned(),
+            ]
+        };
+        let header = ["table", "line", "kept", "why"];
+        csv_text::text(header, self.decisions.iter().map(cells))
     }
 }
 
@@ -252,14 +248,14 @@ fn key(row: &Row, rules: Rules) -> Key {
 
 /// The cells of each line.
 fn cells(bytes: &[u8]) -> HashMap<u64, Vec<String>> {
-    let bytes = bytes.strip_prefix(b"\xef\xbb\xbf").unwrap_or(bytes);
-    let mut reader = csv::ReaderBuilder::new().flexible(true).from_reader(bytes);
+    let bytes = csv_text::unmarked(bytes);
+    let mut reader = csv_text::reader(bytes);
     reader
         .records()
         .flatten()
-        .filter_map(|record| {
-            let line = record.position()?.line();
-            Some((line, record.iter().map(str::to_owned).collect()))
+        .map(|record| {
+            let line = first_line(bytes, record.as_byte_record());
+            (line, record.iter().map(str::to_owned).collect())
         })
         .collect()
 }
@@ -284,10 +280,7 @@ fn written(
     kept: &[(usize, Vec<String>)],
     rules: Rules,
 ) -> String {
-    let mut writer = csv::Writer::from_writer(Vec::new());
-    // Writing to memory cannot fail, and every record has as many cells as the header.
-    let _ = writer.write_record(columns);
-    for (table, cells) in kept {
+    let records = kept.iter().map(|(table, cells)| {
         let cell = |column: &str| {
             let at = headers[*table].iter().position(|name| name == column);
             at.and_then(|at| cells.get(at))
@@ -306,9 +299,9 @@ fn written(
                 _ => text,
             }
         });
-        let _ = writer.write_record(record);
-    }
-    String::from_utf8(writer.into_inner().unwrap_or_default()).unwrap_or_default()
+        record.map(str::to_owned).collect::<Vec<_>>()
+    });
+    csv_text::text(columns, records)
 }
 
 /// A one-line summary of the result.

@@ -4,6 +4,7 @@ use std::fmt::Write as _;
 
 use super::table::UNTUNED;
 use crate::problem::op::fused_moe_aiter::{Problem, Request, member};
+use crate::table::csv_text;
 
 /// A call, the card if it is known, and how often it was made.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -45,11 +46,7 @@ pub enum RequestsError {
 /// `token` may be any number of tokens: a look-up rounds it. dtypes may be written as aiter's tuner reads them
 /// (`dtypes.bf16`); those that depend on the architecture cannot.
 pub fn read(bytes: &[u8]) -> Result<Vec<Counted>, RequestsError> {
-    let bytes = bytes.strip_prefix(b"\xef\xbb\xbf").unwrap_or(bytes);
-    let mut reader = csv::ReaderBuilder::new()
-        .flexible(true)
-        .trim(csv::Trim::All)
-        .from_reader(bytes);
+    let mut reader = csv_text::trimmed(bytes);
     // Reading from memory fails only on bytes that are not UTF-8.
     let header = reader.headers().cloned().unwrap_or_default();
     let at = |column: &str| header.iter().position(|name| name == column);

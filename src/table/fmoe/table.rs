@@ -1,10 +1,10 @@
 //! Tuned tables of the fused MoE, parsed by header name.
 
 use std::collections::HashSet;
-use std::sync::Arc;
 
 use crate::problem::op::fused_moe_aiter::{Problem, member};
-use crate::table::aiter::{Text, is_unset};
+use crate::table::aiter::{Interner, Text, first_line, is_unset};
+use crate::table::csv_text;
 
 /// Key columns that hold whole numbers, in the order of the key.
 pub const NUMBERS: [&str; 6] = [
@@ -216,7 +216,7 @@ pub fn is_untuned(bytes: &[u8]) -> bool {
 }
 
 fn header(bytes: &[u8]) -> Vec<String> {
-    let bytes = bytes.strip_prefix(b"\xef\xbb\xbf").unwrap_or(bytes);
+    let bytes = csv_text::unmarked(bytes);
     let end = memchr::memchr2(b'\n', b'\r', bytes).unwrap_or(bytes.len());
     let line = String::from_utf8_lossy(&bytes[..end]);
     line.split(',').map(|name| name.trim().to_owned()).collect()
@@ -225,15 +225,9 @@ fn header(bytes: &[u8]) -> Vec<String> {
 impl Table {
     /// Reads a table. Lines that cannot be parsed are left out and listed in [`Table::faults`].
     pub fn read(name: &str, bytes: &[u8]) -> Result<Self, TableError> {
-        let bytes = bytes.strip_prefix(b"\xef\xbb\xbf").unwrap_or(bytes);
-        let mut reader = csv::ReaderBuilder::new()
-            .has_headers(false)
-            .flexible(true)
-            .from_reader(bytes);
+        let bytes = csv_text::unmarked(bytes);
         let mut record = csv::ByteRecord::new();
-        // Reading from memory with `flexible` cannot fail.
-        let mut next =
-            |record: &mut csv::ByteRecord| reader.read_byte_record(record).unwrap_or(false);
+        let mut next = csv_text::records(bytes);
         if !next(&mut record) {
             return Err(TableError::NoHeader(name.to_owned()));
         }
@@ -268,9 +262,9 @@ impl Table {
             faults: Vec::new(),
             no_final_newline: !matches!(bytes.last(), Some(b'\n' | b'\r') | None),
         };
-        let mut texts = HashSet::new();
+        let mut texts = Interner::default();
         while next(&mut record) {
-            let line = record.position().map_or(0, csv::Position::line);
+            let line = first_line(bytes, &record);
             if record.iter().all(|cell| cell.trim_ascii().is_empty()) {
                 continue;
             }
@@ -295,7 +289,7 @@ impl Table {
         &mut self,
         line: u64,
         record: &csv::ByteRecord,
-        texts: &mut HashSet<Text>,
+        texts: &mut Interner,
     ) -> Result<Row, String> {
         if record.len() > self.columns.len() {
             return Err(format!(
@@ -314,14 +308,7 @@ impl Table {
             let at = columns.iter().position(|name| name == column);
             at.and_then(|at| cells.get(at).copied()).unwrap_or("")
         };
-        let mut shared = |text: &str| -> Text {
-            if let Some(known) = texts.get(text) {
-                return Arc::clone(known);
-            }
-            let text: Text = text.into();
-            texts.insert(Arc::clone(&text));
-            text
-        };
+        let mut shared = |text: &str| texts.text(text);
         let mut unreadable = Vec::new();
         let number = |column: &str| {
             let text = cell(column).trim();
@@ -442,6 +429,8 @@ mod tests {
             .map(|fault| (fault.line, fault.drops_row))
             .collect();
         assert_eq!(faults, [(2, true), (3, false)]);
+        let spaced = Table::read("t", text.replacen('\n', "\n\n", 1).as_bytes()).unwrap();
+        assert_eq!((spaced.faults[0].line, spaced.rows[0].line), (3, 4));
         assert!(Table::read("t", b"").is_err());
         assert!(Table::read("t", b"token,token\n").is_err());
         assert!(is_of_moe(HEADER.as_bytes()) && !is_untuned(HEADER.as_bytes()));

@@ -3,6 +3,7 @@
 use std::collections::BTreeMap;
 
 use super::super::aiter::{Row, Table};
+use super::super::csv_text;
 use super::super::family;
 use super::super::revision::{self, Revision};
 use super::super::roofline;
@@ -250,10 +251,7 @@ pub(super) fn untuned(bytes: &[u8], sink: &mut Sink<'_>) -> usize {
             );
         }
     }
-    let mut reader = csv::ReaderBuilder::new()
-        .flexible(true)
-        .trim(csv::Trim::All)
-        .from_reader(bytes);
+    let mut reader = csv_text::trimmed(bytes);
     let mut seen = std::collections::HashMap::new();
     let mut rows = 0;
     let mut record = csv::ByteRecord::new();
@@ -288,7 +286,7 @@ pub(super) fn untuned(bytes: &[u8], sink: &mut Sink<'_>) -> usize {
 }
 
 fn header(bytes: &[u8]) -> String {
-    let bytes = bytes.strip_prefix(b"\xef\xbb\xbf").unwrap_or(bytes);
+    let bytes = csv_text::unmarked(bytes);
     let end = memchr::memchr(b'\n', bytes).unwrap_or(bytes.len());
     String::from_utf8_lossy(&bytes[..end]).trim_end().to_owned()
 }

@@ -1,12 +1,14 @@
-//! How a shapes file holds fused MoE beside plain GEMMs.
+//! How the shapes file represents fused MoE beside plain GEMMs.
 //!
-//! A line of the operation [`OP`] has M tokens, N columns between the GEMMs and K hidden columns, and after the columns of a GEMM
-//! `E,topk,scales`. What a source does not say is an empty cell: a log line of SGLang names E and N only.
+//! A line of the operation [`OP`] has M tokens, N columns between the GEMMs and K hidden columns, and after the
+//! columns of a GEMM `E,topk,scales`. What the source does not tell is an empty cell: a log line of SGLang has only E
+//! and N.
 
 use std::collections::BTreeMap;
 
 use crate::problem::fused_moe::MoeProblem;
 use crate::problem::op::fused_moe_triton::OP;
+use crate::table::csv_text;
 use crate::table::shapes::ShapesError;
 
 /// A problem at one M, with the number of its calls.
@@ -21,11 +23,7 @@ pub struct CountedProblem {
 /// The fused-MoE lines of a shapes file; lines of plain GEMMs are skipped. Equal problems are added up; the result is
 /// sorted.
 pub fn read(bytes: &[u8]) -> Result<Vec<CountedProblem>, ShapesError> {
-    let bytes = bytes.strip_prefix(b"\xef\xbb\xbf").unwrap_or(bytes);
-    let mut reader = csv::ReaderBuilder::new()
-        .flexible(true)
-        .trim(csv::Trim::All)
-        .from_reader(bytes);
+    let mut reader = csv_text::trimmed(bytes);
     let wrong = |error: &csv::Error| ShapesError::Csv {
         line: error.position().map_or(0, csv::Position::line),
         message: error.to_string(),

@@ -10,6 +10,7 @@ use std::collections::BTreeMap;
 use super::name::TableName;
 use super::release::Release;
 use crate::table::lint::judge_moe_row;
+use crate::table::merge::Outcome;
 use crate::table::nearest;
 use crate::table::sglang_json::{Config, Entry, Params};
 
@@ -22,31 +23,6 @@ pub struct Input {
     pub up: Config,
     /// The rows of the down projection, if it has a table.
     pub down: Option<Config>,
-}
-
-/// What was done with a row.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum Outcome {
-    /// It is in the result.
-    Kept,
-    /// An earlier table has a valid row for this M.
-    Later,
-    /// An equal row is in the result already.
-    Copy,
-    /// The runtime could not use it, or it computes wrong numbers.
-    Invalid,
-}
-
-impl Outcome {
-    /// Its name in the provenance of a merge.
-    pub fn name(self) -> &'static str {
-        match self {
-            Self::Kept => "kept",
-            Self::Later => "later",
-            Self::Copy => "copy",
-            Self::Invalid => "invalid",
-        }
-    }
 }
 
 /// An input row and what was done with it.

@@ -1,4 +1,4 @@
-//! What runs of aiter's tuners have in common, whatever they tune: the folder, what is kept, the starts and their limits.
+//! What the runs of aiter's tuners have in common: the folder, the rows kept, the starts of the tuner and their limits.
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::time::{Duration, Instant};
@@ -26,8 +26,8 @@ use crate::tune::results::{self, Identity};
 /// Where the kernel driver reports GPU memory.
 const SYS: &str = "/sys";
 
-/// Has `look` look at what there is, with a folder for files of its own; what it refuses leaves no `folder` behind. That one is
-/// then made and locked.
+/// Calls `look` with a temporary folder for files of its own, then creates and locks `folder`. An order that `look` refuses leaves no
+/// folder behind.
 pub(super) fn enter<S>(
     folder: &Utf8Path,
     look: impl FnOnce(&Utf8Path) -> Result<S, AiterTuneError>,
@@ -56,7 +56,7 @@ pub(super) fn earlier_attempts(folder: &Utf8Path) -> Result<Vec<Files>, AiterTun
     Ok(found.into_iter().map(Files::new).collect())
 }
 
-/// A run that is under way, of problems `P` whose rows are kept as `R`.
+/// A run of problems `P` whose rows are kept as `R`.
 pub(super) struct Run<'a, P, R> {
     pub(super) folder: &'a Utf8Path,
     pub(super) device: Device,
@@ -64,7 +64,7 @@ pub(super) struct Run<'a, P, R> {
     pub(super) queue: Queue<P>,
     /// Problems with a row from an earlier run.
     pub(super) resumed: Vec<P>,
-    /// Problems that cannot be asked, or failed in an earlier run.
+    /// Problems that the tuner does not support, or that failed in an earlier run.
     pub(super) unserved: Vec<Unserved<P>>,
     pub(super) remarks: Vec<String>,
     pub(super) logs: Vec<Utf8PathBuf>,
@@ -77,7 +77,7 @@ pub(super) struct Run<'a, P, R> {
 /// What was done with the rows of one round.
 pub(super) struct Judged<P = Shape> {
     pub(super) landed: BTreeSet<P>,
-    /// Of them, those of whose candidates some were lost.
+    /// Those of them that lost candidates.
     pub(super) doubtful: BTreeSet<P>,
     pub(super) refused: BTreeMap<P, String>,
 }
@@ -105,7 +105,7 @@ where
     P: Clone + Ord + Serialize + DeserializeOwned,
     R: Found<P>,
 {
-    /// Opens or begins the results in `folder` of a tuner whose files have the digest `script`, run with `options`.
+    /// Opens or begins the results in `folder` of a tuner with the digest `script` and `options`.
     pub(super) fn open(
         folder: &'a Utf8Path,
         asked: &QueryResult,
@@ -149,13 +149,13 @@ where
         })
     }
 
-    /// Counts an earlier start. A folder that was removed leaves a gap: no name is given twice.
+    /// Counts an earlier start. A removed folder leaves a gap, so that no name is used twice.
     pub(super) fn count(&mut self, files: &Files) {
         let number = files.folder.file_name().and_then(|name| name.parse().ok());
         self.attempts = self.attempts.max(number.unwrap_or(0));
     }
 
-    /// Says that `races` of `shapes` problems are to be tuned, and every remark.
+    /// Reports that `races` of `shapes` problems are to be tuned, and every remark.
     pub(super) fn tell_start(
         &self,
         shapes: usize,
@@ -183,7 +183,7 @@ where
         Ok(files)
     }
 
-    /// Writes down that `line` is run on `files`.
+    /// Records the command `line` that is run on `files`.
     pub(super) fn record(
         &mut self,
         files: &Files,
@@ -201,7 +201,7 @@ where
         Ok(())
     }
 
-    /// Says `text`, once.
+    /// Reports `text` once.
     pub(super) fn remark(&mut self, text: String, observer: &mut dyn FnMut(&TuneEvent<P>)) {
         if !self.remarks.contains(&text) {
             observer(&TuneEvent::Remark { text: text.clone() });
@@ -209,8 +209,7 @@ where
         }
     }
 
-    /// Puts a round that ended on record; says how many of its problems have failed. `size` is what the tuner's lines tell problems
-    /// apart by.
+    /// Records the end of a round; returns how many of its problems failed. `size` is what the tuner's output identifies a problem by.
     pub(super) fn settle(
         &mut self,
         round: Round<P>,
@@ -244,10 +243,10 @@ where
     }
 }
 
-/// One of aiter's tuners at work.
+/// One of aiter's tuners in a run.
 pub(super) trait Tuner<'a> {
     type Problem: Clone + Ord + Serialize + DeserializeOwned;
-    /// What is kept of its rows.
+    /// The form in which its rows are kept.
     type Row: Found<Self::Problem>;
 
     fn run(&mut self) -> &mut Run<'a, Self::Problem, Self::Row>;
@@ -260,15 +259,15 @@ pub(super) trait Tuner<'a> {
         observer: &mut dyn FnMut(&TuneEvent<Self::Problem>),
     ) -> Result<(Files, Left, Judged<Self::Problem>), AiterTuneError>;
 
-    /// That it is broken, where a start shows that no other would do better. It ended with `code`.
+    /// The error for a tuner that ended with `code` and would end so again.
     fn broken(&self, files: &Files, code: u8) -> AiterTuneError;
 
-    /// Whether a start that got going shows so.
+    /// Whether a start that began a batch ended in such an error.
     fn is_broken(&self, _left: &Left) -> bool {
         false
     }
 
-    /// Puts a round on record.
+    /// Records the end of a round.
     fn settle(
         &mut self,
         round: Round<Self::Problem>,
@@ -278,7 +277,7 @@ pub(super) trait Tuner<'a> {
     ) -> Result<(), AiterTuneError>;
 }
 
-/// Starts `tuner` until nothing is left, the budget is spent or the user stops it.
+/// Starts `tuner` until nothing is left, the budget is spent or the user interrupts.
 pub(super) fn work<'a, T: Tuner<'a>>(
     tuner: &mut T,
     budget: Option<Duration>,

@@ -15,7 +15,8 @@ pub struct Taken {
     /// The tuner's row with all its columns.
     #[serde(serialize_with = "named")]
     pub row: Line,
-    /// Whether more of its numbers are wrong than [`crate::problem::op::fused_moe_aiter::ERR_LIMIT`] allows: it passed because the limit was raised.
+    /// Whether the share of wrong elements exceeds [`crate::problem::op::fused_moe_aiter::ERR_LIMIT`], so that it was accepted
+    /// only because the limit was raised.
     pub above_default: bool,
 }
 

@@ -211,7 +211,7 @@ fn calls(
 fn cannot_ask(counted: &Counted, call: &Call, seen: &Seen) -> Option<String> {
     let card = &counted.card;
     let own = dtype::fp8_of(&seen.gfx);
-    let foreign = [&call.q_dtype_a, &call.q_dtype_w]
+    let foreign = [&call.key.q_dtype_a, &call.key.q_dtype_w]
         .into_iter()
         .find(|dtype| dtype.starts_with("torch.float8") && *dtype != own);
     if card.gfx.as_ref().is_some_and(|gfx| *gfx != seen.gfx)
@@ -226,9 +226,9 @@ fn cannot_ask(counted: &Counted, call: &Call, seen: &Seen) -> Option<String> {
         ))
     } else if let Some(dtype) = foreign {
         Some(format!("on {} FP8 is {own}, not {dtype}", seen.gfx))
-    } else if !call.use_g1u1 {
+    } else if !call.key.use_g1u1 {
         Some("the tuner has no candidate without g1u1".to_owned())
-    } else if call.q_type == "QuantType.per_1x32" && seen.gfx != "gfx950" {
+    } else if call.key.q_type == "QuantType.per_1x32" && seen.gfx != "gfx950" {
         // If given to the tuner nevertheless, it would give up the whole batch.
         Some(format!(
             "the tuner does per_1x32 on gfx950 only, and this is {}",

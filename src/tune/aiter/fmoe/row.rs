@@ -6,6 +6,7 @@ use serde::{Deserialize, Serialize, Serializer};
 
 use super::call::Call;
 use crate::problem::op::fused_moe_aiter::ERR_LIMIT;
+use crate::table::csv_text;
 use crate::table::fmoe::rules::FALLBACK_TAG;
 use crate::table::fmoe::table::{Row, Table};
 use crate::table::lint::{Report, Severity};
@@ -68,17 +69,14 @@ pub(super) fn table<'a>(lines: impl IntoIterator<Item = &'a Line>) -> String {
             columns.push(column);
         }
     }
-    let mut writer = csv::Writer::from_writer(Vec::new());
-    // Writing to memory cannot fail.
-    let _ = writer.write_record(&columns);
-    for line in lines {
+    let cells = |line: &Line| -> Vec<String> {
         let cell = |column: &&str| {
             let at = line.columns.iter().position(|name| name == column);
-            at.map_or("", |at| line.cells[at].as_str())
+            at.map_or_else(String::new, |at| line.cells[at].clone())
         };
-        let _ = writer.write_record(columns.iter().map(cell));
-    }
-    String::from_utf8(writer.into_inner().unwrap_or_default()).unwrap_or_default()
+        columns.iter().map(cell).collect()
+    };
+    csv_text::text(&columns, lines.into_iter().map(cells))
 }
 
 /// The complete rows of the table at `path`. The tuner rewrites it in place, so only lines with a line end are used.
@@ -88,9 +86,7 @@ pub(super) fn read(path: &Utf8Path) -> Vec<Line> {
 
 fn whole(bytes: &[u8]) -> Vec<Line> {
     let end = memchr::memrchr(b'\n', bytes).map_or(0, |end| end + 1);
-    let mut reader = csv::ReaderBuilder::new()
-        .flexible(true)
-        .from_reader(&bytes[..end]);
+    let mut reader = csv_text::reader(&bytes[..end]);
     let Ok(header) = reader.headers().cloned() else {
         return Vec::new();
     };
