@@ -400,20 +400,17 @@ fn every_log_line_aiter_wrote_for_the_recorded_look_ups_is_classified_as_what_ha
             (number("M"), number("N"), number("K"))
         );
         let fixture = format!("aiter-lookup-e2e-fixture-{}.csv", cell("fixture"));
-        match served.hit {
-            Some(hit) => {
-                hits += 1;
-                assert_eq!(cell("result"), "hit");
-                assert_eq!(hit.padded_m, number("padded_M"));
-                assert_eq!(hit.cu_num, Some(number("cu_num")));
-                assert_eq!(hit.kernel_name.as_deref(), Some(cell("kernelName")));
-                assert_eq!(hit.file, fixture);
-            }
-            None => {
-                misses += 1;
-                assert_eq!(cell("result"), "miss");
-                assert_eq!(served.missed_in.as_deref(), Some(fixture.as_str()));
-            }
+        if let Some(hit) = served.hit {
+            hits += 1;
+            assert_eq!(cell("result"), "hit");
+            assert_eq!(hit.padded_m, number("padded_M"));
+            assert_eq!(hit.cu_num, Some(number("cu_num")));
+            assert_eq!(hit.kernel_name.as_deref(), Some(cell("kernelName")));
+            assert_eq!(hit.file, fixture);
+        } else {
+            misses += 1;
+            assert_eq!(cell("result"), "miss");
+            assert_eq!(served.missed_in.as_deref(), Some(fixture.as_str()));
         }
         all.push_str(&lines);
     }
