@@ -5,21 +5,20 @@ use std::collections::{BTreeMap, BTreeSet};
 use std::time::Duration;
 
 use super::foresee::Term;
+use super::tune::told;
 use crate::engine::ports::{DeployedMoePart, MoeOrder, MoeTerms};
 use crate::engine::{Engine, read_document};
 use crate::log::summary::LogSummary;
 use crate::plan::Plan;
 use crate::plan::moe::{MoeInput, PlannedMoe, estimate_us, make};
 use crate::problem::fused_moe::MoeProblem;
-use crate::report::model::{FusedMoe, FusedMoeRow, LayoutCheck, Skipped, Timing};
+use crate::report::model::{FusedMoe, FusedMoeRow, LayoutCheck, Timing};
 use crate::run::documents::{
     Captured, DeployedMoe, Deployment, Inspection, MoeCheck, SeenMoe, Tuned, TunedMoe, VerifiedMoe,
 };
 use crate::run::error::{Error, ErrorKind};
-use crate::run::event::Notice;
 use crate::table::moe::counted::{CountedProblem, with_problems};
 use crate::table::roofline::Device;
-use crate::tune::event::busy_shares;
 use crate::tune::moe::MoeTask;
 use crate::tune::results::Row;
 use crate::workload::config::Routing;
@@ -148,42 +147,14 @@ pub(super) fn tasks(engine: &Engine<'_>, plan: &Plan) -> Vec<MoeTask> {
         .collect()
 }
 
-/// The part of `budget` for the dense GEMMs, whose races are estimated to take `dense_s`; the fused MoE gets what is
-/// left.
-pub(super) fn dense_share(
-    engine: &Engine<'_>,
-    budget: Duration,
-    dense_s: f64,
-    tasks: &[MoeTask],
-) -> Duration {
-    let experts_s = match &engine.backend.fused_moe {
-        Some(kernels) => kernels.race_seconds(tasks),
-        None => 0.0,
-    };
-    share(budget, dense_s, experts_s)
-}
-
-fn share(budget: Duration, dense_s: f64, experts_s: f64) -> Duration {
-    if experts_s <= 0.0 {
-        budget
-    } else {
-        budget.mul_f64(dense_s / (dense_s + experts_s))
-    }
-}
-
-/// Races `tasks`; `None` if there are none.
-pub(super) fn tune(
+/// Races `tasks`.
+pub(super) fn race(
     engine: &mut Engine<'_>,
     inspection: &Inspection,
     tasks: &[MoeTask],
     budget: Duration,
 ) -> Result<Option<TunedMoe>, Error> {
-    let Some(kernels) = engine
-        .backend
-        .fused_moe
-        .clone()
-        .filter(|_| !tasks.is_empty())
-    else {
+    let Some(kernels) = engine.backend.fused_moe.clone() else {
         return Ok(None);
     };
     let order = MoeOrder {
@@ -193,16 +164,7 @@ pub(super) fn tune(
         budget,
         interrupt: &engine.interrupt,
     };
-    let observer = &mut *engine.observer;
-    let named = |task: &MoeTask| task.to_string();
-    let tuned = kernels.tune(&order, &mut |event| {
-        if let Some(progress) = super::tune::progress_of(event, named) {
-            observer(&Notice::Progress(progress));
-        }
-    })?;
-    if engine.interrupt.is_raised() {
-        return Err(Error::interrupted());
-    }
+    let tuned = kernels.tune(&order, &mut told(&mut *engine.observer, MoeTask::to_string))?;
     if engine.config.backend.expert_routing == Routing::Skewed {
         engine.remark(
             "fused MoE was raced with a few experts busy, as `backend.expert_routing = \"skewed\"` says",
@@ -240,39 +202,12 @@ pub(super) fn why_left(raced: &TunedMoe) -> String {
     )
 }
 
-/// Remarks on a race, and a one-line summary.
-pub(super) fn said(tuned: &TunedMoe, of: usize, budget: &str) -> (Vec<String>, String) {
-    let mut remarks: Vec<String> = tuned
-        .failed
-        .iter()
-        .take(5)
-        .map(|failure| format!("not tuned: {failure}"))
-        .collect();
-    remarks.extend(tuned.lost.iter().chain(&tuned.remarks).cloned());
-    if !tuned.not_reached.is_empty() {
-        remarks.push(format!(
-            "the budget of {budget} ended before {} more sizes of fused MoE were raced (`budget.tune`)",
-            tuned.not_reached.len()
-        ));
-    }
-    if tuned.whole == "two GEMMs" && !tuned.rows.is_empty() {
-        remarks.push(
-            "the server's own operation could not be run by the tuner: its two GEMMs were timed in its place".to_owned(),
-        );
-    }
-    let won = tuned.won().count();
-    let summary = format!(
-        "fused MoE: {} of {of} sizes raced in {:.0} s: {won} faster than before, {} kept as they are; {} failed",
-        tuned.rows.len(),
-        tuned.seconds,
-        tuned.rows.len() - won,
-        tuned.failed.len()
-    );
-    let summary = match busy_shares(&tuned.devices) {
-        Some(shares) => format!("{summary}; {shares}"),
-        None => summary,
-    };
-    (remarks, summary)
+/// Remarks on what was timed.
+pub(super) fn remarks(raced: &TunedMoe) -> impl Iterator<Item = String> {
+    let in_parts = (raced.whole == "two GEMMs" && !raced.rows.is_empty()).then(|| {
+        "the server's own operation could not be run by the tuner: its two GEMMs were timed in its place".to_owned()
+    });
+    raced.remarks.iter().cloned().chain(in_parts)
 }
 
 /// Deploys the tables; `None` if no row won.
@@ -479,24 +414,6 @@ fn reported_row(
     }
 }
 
-/// What was not raced to completion, and why.
-pub(super) fn skipped(raced: &TunedMoe) -> Vec<Skipped> {
-    let failed = raced.failed.iter().map(|failed| {
-        let (what, why) = failed
-            .split_once(": ")
-            .unwrap_or((failed, "no candidate served it"));
-        (what.to_owned(), why.to_owned())
-    });
-    let left = raced.not_reached.iter().map(|task| {
-        let why = "the tuning budget ended before its turn";
-        (task.to_string(), why.to_owned())
-    });
-    let bad = raced.quarantined.iter();
-    let bad = bad.map(|bad| ("a candidate".to_owned(), bad.clone()));
-    let all = failed.chain(left).chain(bad);
-    all.map(|(what, why)| Skipped { what, why }).collect()
-}
-
 /// The layout checks of the verify stage, in the form of those of dense GEMMs.
 pub(super) fn checks(verified: &VerifiedMoe) -> impl Iterator<Item = LayoutCheck> {
     verified.checks.iter().map(|check| LayoutCheck {
@@ -508,17 +425,4 @@ pub(super) fn checks(verified: &VerifiedMoe) -> impl Iterator<Item = LayoutCheck
         error_ratio: check.relative_error,
         limit: check.limit,
     })
-}
-
-#[cfg(test)]
-mod tests {
-    use super::*;
-
-    #[test]
-    fn the_budget_is_shared_by_what_each_part_costs() {
-        let half_an_hour = Duration::from_secs(1800);
-        assert_eq!(share(half_an_hour, 100.0, 0.0), half_an_hour);
-        assert_eq!(share(half_an_hour, 0.0, 200.0), Duration::ZERO);
-        assert_eq!(share(half_an_hour, 100.0, 200.0), Duration::from_secs(600));
-    }
 }

@@ -129,7 +129,8 @@ fn with_findings(engine: &Engine<'_>, mut report: Report) -> Result<Report, Erro
         report.notes.extend(tuned.remarks.iter().cloned());
         if let Some(raced) = &tuned.fused_moe {
             report.notes.extend(raced.clocks.remark());
-            report.skipped.extend(fused_moe::skipped(raced));
+            let skipped = skipped(&raced.failed, &raced.not_reached, &raced.quarantined);
+            report.skipped.extend(skipped);
         }
         report.stays = stays::stays(&tuned.contests);
         if !report.stays.is_empty() {
@@ -138,27 +139,8 @@ fn with_findings(engine: &Engine<'_>, mut report: Report) -> Result<Report, Erro
                     .to_owned(),
             );
         }
-        report.skipped.extend(tuned.failed.iter().map(|failed| {
-            let (what, why) = failed
-                .split_once(": ")
-                .unwrap_or((failed, "no candidate served it"));
-            Skipped {
-                what: what.to_owned(),
-                why: why.to_owned(),
-            }
-        }));
-        report
-            .skipped
-            .extend(tuned.not_reached.iter().map(|shape| Skipped {
-                what: shape.to_string(),
-                why: "the tuning budget ended before its turn".to_owned(),
-            }));
-        report
-            .skipped
-            .extend(tuned.quarantined.iter().map(|bad| Skipped {
-                what: "a candidate".to_owned(),
-                why: bad.clone(),
-            }));
+        let skipped = skipped(&tuned.failed, &tuned.not_reached, &tuned.quarantined);
+        report.skipped.extend(skipped);
     }
     if let Some(deployment) = deployment {
         report.notes.extend(deployment.notes.iter().cloned());
@@ -379,6 +361,28 @@ fn shape_rows(
             }
         })
         .collect())
+}
+
+/// What was not raced to its end, and why: problems that failed, those not reached, and candidates in quarantine.
+fn skipped(
+    failed: &[String],
+    not_reached: &[impl ToString],
+    quarantined: &[String],
+) -> Vec<Skipped> {
+    let failed = failed.iter().map(|failed| {
+        let (what, why) = failed
+            .split_once(": ")
+            .unwrap_or((failed, "no candidate served it"));
+        (what.to_owned(), why.to_owned())
+    });
+    let left = not_reached.iter().map(|problem| {
+        let why = "the tuning budget ended before its turn";
+        (problem.to_string(), why.to_owned())
+    });
+    let bad = quarantined.iter();
+    let bad = bad.map(|bad| ("a candidate".to_owned(), bad.clone()));
+    let all = failed.chain(left).chain(bad);
+    all.map(|(what, why)| Skipped { what, why }).collect()
 }
 
 fn stage_times(engine: &Engine<'_>) -> Result<Vec<StageTime>, Error> {

@@ -2,18 +2,20 @@
 
 use std::time::{Duration, Instant};
 
-use camino::Utf8Path;
+use camino::{Utf8Path, Utf8PathBuf};
 
 use super::{Done, fused_moe};
 use crate::engine::ports::TuneOrder;
 use crate::engine::{Engine, read_document, write_document};
 use crate::plan::Plan;
 use crate::problem::{Op, Shape};
-use crate::run::documents::{Inspection, Tuned};
+use crate::run::documents::{Inspection, Tuned, TunedMoe};
 use crate::run::error::{Error, ErrorKind};
 use crate::run::event::{Notice, Progress};
 use crate::run::stage::Stage;
 use crate::tune::TuneEvent;
+use crate::tune::event::{DeviceTime, busy_shares};
+use crate::tune::moe::MoeTask;
 
 pub(super) fn tune(engine: &mut Engine<'_>) -> Result<Done, Error> {
     let inspection = super::inspection(&engine.run)?;
@@ -21,179 +23,290 @@ pub(super) fn tune(engine: &mut Engine<'_>) -> Result<Done, Error> {
         return take(engine, &inspection, &table);
     }
     let plan: Plan = read_document(&engine.run)?;
-    let shapes: Vec<Shape> = plan.tune.iter().map(|row| row.shape.shape()).collect();
-    let tasks = fused_moe::tasks(engine, &plan);
-    let budget = engine.config.budget.tune.duration();
     let started = Instant::now();
-    let share = fused_moe::dense_share(engine, budget, plan.gpu_seconds, &tasks);
-    let dense = dense(engine, &inspection, &plan, share)?;
-    let left = budget.saturating_sub(started.elapsed());
-    let experts = fused_moe::tune(engine, &inspection, &tasks, left)?;
-    let tuned = match (dense, experts) {
-        (Some(dense), experts) => Tuned {
-            fused_moe: experts,
-            ..dense
-        },
-        (None, Some(experts)) => Tuned::of_fused_moe(experts),
-        (None, None) => return Err(Error::new(ErrorKind::Bug, "nothing is planned to be tuned")),
-    };
+    let tuned = race_all(engine, &inspection, &plan)?;
     write_document(&engine.run, &tuned)?;
-    let raced = tuned.fused_moe.as_ref().map_or(0, |raced| raced.rows.len());
-    if tuned.rows.is_empty() && raced == 0 {
-        let failed = tuned
-            .fused_moe
-            .as_ref()
-            .map_or(0, |raced| raced.failed.len());
+    let parts = Part::of(&tuned, &plan, started.elapsed());
+    if parts.iter().all(|part| part.raced == 0) {
+        let failed: usize = parts.iter().map(|part| part.failed.len()).sum();
         return Err(Error::new(
             ErrorKind::TunerFailed,
-            format!(
-                "no shape could be tuned; {} failed",
-                tuned.failed.len() + failed
-            ),
+            format!("no shape could be tuned; {failed} failed"),
         )
         .hint(format!("read what the workers said: {}", engine.run.tune())));
     }
-    Ok(done(
-        engine,
-        &tuned,
-        &plan,
-        (shapes.len(), tasks.len()),
-        started.elapsed(),
-    ))
+    Ok(done(engine, &tuned, &plan, &parts))
 }
 
-/// Races the dense GEMMs of each operation in turn; `None` if none are planned.
-fn dense(
-    engine: &mut Engine<'_>,
-    inspection: &Inspection,
-    plan: &Plan,
-    budget: Duration,
-) -> Result<Option<Tuned>, Error> {
-    let Some(kernels) = engine.backend.kernels.clone() else {
-        return Ok(None);
-    };
-    let started = Instant::now();
-    let rows = |op: Op| plan.tune.iter().filter(move |row| row.shape.op == op);
-    let seconds = |op: Op| -> f64 { rows(op).map(|row| row.tuning_s).sum() };
-    let mut left: f64 = inspection.ops().map(seconds).sum();
-    let mut whole: Option<Tuned> = None;
-    for (index, one) in inspection.operations().iter().enumerate() {
-        let shapes: Vec<Shape> = rows(one.op).map(|row| row.shape.shape()).collect();
-        let (mine, all) = (seconds(one.op), left);
-        left -= mine;
-        if shapes.is_empty() {
-            continue;
+/// A race of its own.
+enum Race {
+    /// The dense GEMMs of one operation; results go to `folder`.
+    Dense {
+        inspection: Inspection,
+        shapes: Vec<Shape>,
+        folder: Utf8PathBuf,
+    },
+    Experts(Vec<MoeTask>),
+}
+
+/// The planned races, each with its estimated seconds of one device.
+fn races(engine: &Engine<'_>, inspection: &Inspection, plan: &Plan) -> Vec<(Race, f64)> {
+    let mut races = Vec::new();
+    if engine.backend.kernels.is_some() {
+        for (index, one) in inspection.operations().into_iter().enumerate() {
+            let rows = || plan.tune.iter().filter(|row| row.shape.op == one.op);
+            let seconds = rows().map(|row| row.tuning_s).sum();
+            let shapes = rows().map(|row| row.shape.shape()).collect();
+            let folder = match index {
+                0 => engine.run.tune(),
+                _ => engine.run.tune().join(one.op.name()),
+            };
+            let race = Race::Dense {
+                inspection: one,
+                shapes,
+                folder,
+            };
+            races.push((race, seconds));
         }
-        let remaining = budget.saturating_sub(started.elapsed());
-        // What one operation does not use is left to the next ones.
-        let share = if all > mine && mine > 0.0 {
-            remaining.mul_f64(mine / all)
-        } else {
-            remaining
-        };
-        let folder = match index {
-            0 => engine.run.tune(),
-            _ => engine.run.tune().join(one.op.name()),
-        };
-        let order = TuneOrder {
-            run: &engine.run,
-            folder: &folder,
-            inspection: one,
-            shapes: &shapes,
-            budget: share,
-            interrupt: &engine.interrupt,
-        };
-        let observer = &mut *engine.observer;
-        let named = |shape: &Shape| format!("M={} N={} K={}", shape.m, shape.n, shape.k);
-        let tuned = kernels.tune(&order, &mut |event| {
-            if let Some(progress) = progress_of(event, named) {
-                observer(&Notice::Progress(progress));
+    }
+    if let Some(kernels) = &engine.backend.fused_moe {
+        let tasks = fused_moe::tasks(engine, plan);
+        let seconds = kernels.race_seconds(&tasks);
+        races.push((Race::Experts(tasks), seconds));
+    }
+    races.retain(|(race, _)| match race {
+        Race::Dense { shapes, .. } => !shapes.is_empty(),
+        Race::Experts(tasks) => !tasks.is_empty(),
+    });
+    races
+}
+
+/// Runs the races in turn. They share the budget in proportion to their estimates; what one does not use is left to the next ones.
+fn race_all(engine: &mut Engine<'_>, inspection: &Inspection, plan: &Plan) -> Result<Tuned, Error> {
+    let (budget, started) = (engine.config.budget.tune.duration(), Instant::now());
+    let races = races(engine, inspection, plan);
+    let mut seconds_left: f64 = races.iter().map(|(_, seconds)| seconds).sum();
+    let (mut dense, mut experts): (Option<Tuned>, Option<TunedMoe>) = (None, None);
+    for (race, seconds) in races {
+        let left = budget.saturating_sub(started.elapsed());
+        let budget = share(left, seconds, seconds_left);
+        seconds_left -= seconds;
+        match race {
+            Race::Dense {
+                inspection,
+                shapes,
+                folder,
+            } => {
+                let tuned = race_dense(engine, &inspection, &shapes, &folder, budget)?;
+                dense = Some(match dense {
+                    None => tuned,
+                    Some(others) => others.with(tuned),
+                });
             }
-        })?;
+            Race::Experts(tasks) => {
+                experts = fused_moe::race(engine, inspection, &tasks, budget)?;
+            }
+        }
         // The races finished so far are stored in the tuner's own folder. The stage is not done: a resumed run races
         // the rest.
         if engine.interrupt.is_raised() {
             return Err(Error::interrupted());
         }
-        whole = Some(match whole {
-            None => tuned,
-            Some(others) => others.with(tuned),
-        });
     }
-    Ok(whole)
+    match (dense, experts) {
+        (Some(dense), experts) => Ok(Tuned {
+            fused_moe: experts,
+            ..dense
+        }),
+        (None, Some(experts)) => Ok(Tuned::of_fused_moe(experts)),
+        (None, None) => Err(Error::new(ErrorKind::Bug, "nothing is planned to be tuned")),
+    }
 }
 
-/// Reports the results of both parts; `planned` counts shapes and sizes of fused MoE.
-fn done(
+/// The part of the time `left` for a race that is estimated at `seconds`, where it and the races after it take `all`.
+fn share(left: Duration, seconds: f64, all: f64) -> Duration {
+    if all > seconds && seconds > 0.0 {
+        left.mul_f64(seconds / all)
+    } else {
+        left
+    }
+}
+
+fn race_dense(
     engine: &mut Engine<'_>,
-    tuned: &Tuned,
-    plan: &Plan,
-    planned: (usize, usize),
-    took: Duration,
-) -> Done {
-    let mut remarks: Vec<String> = tuned
-        .failed
-        .iter()
-        .take(5)
-        .map(|failure| format!("not tuned: {failure}"))
-        .collect();
-    remarks.extend(tuned.lost.iter().cloned());
-    let left = match tuned.not_reached.len() {
-        0 => String::new(),
-        left => format!(
-            "the budget of {} ended before {left} more were raced (`budget.tune`)",
-            engine.config.budget.tune
-        ),
+    inspection: &Inspection,
+    shapes: &[Shape],
+    folder: &Utf8Path,
+    budget: Duration,
+) -> Result<Tuned, Error> {
+    let Some(kernels) = engine.backend.kernels.clone() else {
+        return Err(Error::new(ErrorKind::Bug, "a race without kernels"));
     };
-    remarks.extend(Some(left.clone()).filter(|left| !left.is_empty()));
+    let order = TuneOrder {
+        run: &engine.run,
+        folder,
+        inspection,
+        shapes,
+        budget,
+        interrupt: &engine.interrupt,
+    };
+    let named = |shape: &Shape| format!("M={} N={} K={}", shape.m, shape.n, shape.k);
+    kernels.tune(&order, &mut told(&mut *engine.observer, named))
+}
+
+/// Reports a race's progress to `observer`; `named` gives the display name of a problem.
+pub(super) fn told<P: std::fmt::Display>(
+    observer: &mut dyn FnMut(&Notice),
+    named: impl Fn(&P) -> String,
+) -> impl FnMut(&TuneEvent<P>) {
+    move |event| {
+        if let Some(progress) = progress_of(event, &named) {
+            observer(&Notice::Progress(progress));
+        }
+    }
+}
+
+/// The result of a part of the tuning: the dense GEMMs of all operations, or the fused MoE.
+struct Part<'a> {
+    /// The beginning of its sentence, and its unit with the verb.
+    named: (&'static str, &'static str),
+    /// Follows "more" where the budget ended.
+    more: &'static str,
+    planned: usize,
+    raced: usize,
+    won: usize,
+    failed: &'a [String],
+    lost: &'a [String],
+    not_reached: usize,
+    /// Devices whose shares of busy time are reported.
+    devices: &'a [DeviceTime],
+    seconds: f64,
+}
+
+impl<'a> Part<'a> {
+    /// The parts of `tuned`, whose stage took `took`.
+    fn of(tuned: &'a Tuned, plan: &Plan, took: Duration) -> Vec<Self> {
+        let mut parts = Vec::new();
+        if !plan.tune.is_empty() {
+            parts.push(Self {
+                named: ("", "rows tuned"),
+                more: "",
+                planned: plan.tune.len(),
+                raced: tuned.rows.len(),
+                won: tuned.rows.iter().filter(|row| !row.incumbent_kept).count(),
+                failed: &tuned.failed,
+                lost: &tuned.lost,
+                not_reached: tuned.not_reached.len(),
+                devices: &[],
+                seconds: match &tuned.fused_moe {
+                    Some(_) => tuned.seconds,
+                    None => took.as_secs_f64(),
+                },
+            });
+        }
+        parts.extend(tuned.fused_moe.as_ref().map(|raced| Self {
+            named: ("fused MoE: ", "sizes raced"),
+            more: " sizes of fused MoE",
+            planned: plan.fused_moe.len(),
+            raced: raced.rows.len(),
+            won: raced.won().count(),
+            failed: &raced.failed,
+            lost: &raced.lost,
+            not_reached: raced.not_reached.len(),
+            devices: &raced.devices,
+            seconds: raced.seconds,
+        }));
+        parts
+    }
+
+    fn sentence(&self) -> String {
+        let (what, done) = self.named;
+        let sentence = format!(
+            "{what}{} of {} {done} in {:.0} s: {} faster than before, {} kept as they are; {} failed",
+            self.raced,
+            self.planned,
+            self.seconds,
+            self.won,
+            self.raced - self.won,
+            self.failed.len()
+        );
+        match busy_shares(self.devices) {
+            Some(shares) => format!("{sentence}; {shares}"),
+            None => sentence,
+        }
+    }
+
+    /// A remark on what the budget left out.
+    fn left(&self, budget: &str) -> Option<String> {
+        let (left, more) = (self.not_reached, self.more);
+        (left > 0).then(|| {
+            format!(
+                "the budget of {budget} ended before {left} more{more} were raced (`budget.tune`)"
+            )
+        })
+    }
+
+    fn remarks(&self, budget: &str) -> impl Iterator<Item = String> {
+        let failed = self.failed.iter().take(5);
+        failed
+            .map(|failure| format!("not tuned: {failure}"))
+            .chain(self.lost.iter().cloned())
+            .chain(self.left(budget))
+    }
+}
+
+/// Reports the results of the parts.
+fn done(engine: &mut Engine<'_>, tuned: &Tuned, plan: &Plan, parts: &[Part<'_>]) -> Done {
+    let budget = engine.config.budget.tune.to_string();
+    let mut remarks: Vec<String> = parts
+        .iter()
+        .flat_map(|part| part.remarks(&budget))
+        .collect();
     remarks.extend(tuned.remarks.iter().cloned());
-    let kept = tuned.rows.iter().filter(|row| row.incumbent_kept).count();
-    let (mut summary, mut nothing) = (Vec::new(), Vec::new());
-    if planned.0 > 0 {
-        summary.push(format!(
-            "{} of {} rows tuned in {:.0} s: {} faster than before, {kept} kept as they are; {} failed",
-            tuned.rows.len(),
-            planned.0,
-            match &tuned.fused_moe {
-                Some(_) => tuned.seconds,
-                None => took.as_secs_f64(),
-            },
-            tuned.rows.len() - kept,
-            tuned.failed.len()
-        ));
-        summary.extend(by_operation(plan, tuned));
-        nothing.push(format!(
-            "no kernel was found that is faster than what serves any of {kept} shapes today{}",
-            at_best(tuned)
-        ));
-        nothing.extend(Some(left).filter(|left| !left.is_empty()));
+    let mut summary: Vec<String> = parts.iter().map(Part::sentence).collect();
+    let (mut dense_left, mut experts_left) = (None, None);
+    if !plan.tune.is_empty() {
+        summary.splice(1..1, by_operation(plan, tuned));
+        let kept = tuned.rows.iter().filter(|row| row.incumbent_kept).count();
+        let why = || {
+            format!(
+                "no kernel was found that is faster than what serves any of {kept} shapes today{}",
+                at_best(tuned)
+            )
+        };
+        dense_left = (!tuned.has_won()).then(why);
     }
     if let Some(raced) = &tuned.fused_moe {
-        let budget = engine.config.budget.tune.to_string();
-        let (more, one_line) = fused_moe::said(raced, planned.1, &budget);
-        remarks.extend(more);
-        summary.push(one_line);
-        nothing.push(fused_moe::why_left(raced));
+        remarks.extend(fused_moe::remarks(raced));
+        let why = || fused_moe::why_left(raced);
+        experts_left = (!fused_moe::gains(plan, raced)).then(why);
     }
-    let experts = tuned.fused_moe.as_ref();
-    // If only one part won, the summary says that the other is left as it is.
-    let won = [
+    let has_gained = [
         tuned.has_won(),
-        experts.is_some_and(|raced| fused_moe::gains(plan, raced)),
+        tuned.fused_moe.is_some() && experts_left.is_none(),
     ];
-    if won == [false, true] && planned.0 > 0 {
-        remarks.push(format!("dense GEMMs are left as they are: {}", nothing[0]));
-    } else if won == [true, false] && tuned.fused_moe.is_some() {
-        let why = nothing.last().cloned().unwrap_or_default();
-        remarks.push(format!("fused MoE is left as it is: {why}"));
-    }
+    let nothing_to_gain = match has_gained {
+        // Otherwise a table of nothing but what serves already would be deployed, and compared with itself.
+        [false, false] => {
+            let more = parts.first().and_then(|part| part.left(&budget));
+            let dense = dense_left.map(|why| [Some(why), more].into_iter().flatten());
+            let why = dense.into_iter().flatten().chain(experts_left);
+            Some(why.collect::<Vec<_>>().join("; "))
+        }
+        // If only one part won, the summary says that the other is left as it is.
+        _ => {
+            let dense = dense_left.map(|why| format!("dense GEMMs are left as they are: {why}"));
+            let experts = experts_left.map(|why| format!("fused MoE is left as it is: {why}"));
+            remarks.extend(dense.into_iter().chain(experts));
+            None
+        }
+    };
     for remark in remarks {
         engine.remark(remark);
     }
     Done {
         summary: summary.join("; "),
-        // Otherwise a table of nothing but what serves already would be deployed, and compared with itself.
-        nothing_to_gain: (won == [false, false]).then(|| nothing.join("; ")),
+        nothing_to_gain,
     }
 }
 
@@ -208,7 +321,7 @@ fn by_operation(plan: &Plan, tuned: &Tuned) -> Option<String> {
     (plan.ops.len() > 1).then(|| plan.ops.iter().map(of).collect::<Vec<_>>().join(", "))
 }
 
-/// Uses a table from elsewhere in place of a tuned one.
+/// Uses tables from elsewhere in place of tuned ones.
 fn take(engine: &mut Engine<'_>, inspection: &Inspection, table: &Utf8Path) -> Result<Done, Error> {
     let Some(kernels) = &engine.backend.kernels else {
         return Err(Error::new(
@@ -216,17 +329,7 @@ fn take(engine: &mut Engine<'_>, inspection: &Inspection, table: &Utf8Path) -> R
             "no table of fused MoE is judged as it is",
         ));
     };
-    let mut taken = Err(Error::new(
-        ErrorKind::Bug,
-        "an inspection without an operation",
-    ));
-    for one in inspection.operations() {
-        taken = kernels.take(&one, table);
-        if taken.is_ok() {
-            break;
-        }
-    }
-    let tables = taken?;
+    let tables = kernels.take(inspection, table)?;
     let device = inspection.identity.get("device");
     let device = device.map_or(inspection.gfx.as_str(), String::as_str);
     let tuned = Tuned::taken(table, device, tables);
@@ -257,8 +360,8 @@ fn at_best(tuned: &Tuned) -> String {
     })
 }
 
-/// An event's message for display; `named` gives the display name of a problem.
-pub(super) fn progress_of<P: std::fmt::Display>(
+/// What an event says to people; `named` is how they know a problem.
+fn progress_of<P: std::fmt::Display>(
     event: &TuneEvent<P>,
     named: impl Fn(&P) -> String,
 ) -> Option<Progress> {
@@ -327,5 +430,18 @@ pub(super) fn progress_of<P: std::fmt::Display>(
         }),
         TuneEvent::Remark { text } => Some(progress(text.clone())),
         TuneEvent::Wrote { .. } => None,
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn the_budget_is_shared_by_what_each_race_takes_and_the_last_has_what_is_left() {
+        let half_an_hour = Duration::from_secs(1800);
+        assert_eq!(share(half_an_hour, 100.0, 100.0), half_an_hour);
+        assert_eq!(share(half_an_hour, 100.0, 300.0), Duration::from_secs(600));
+        assert_eq!(share(half_an_hour, 0.0, 0.0), half_an_hour, "no estimate");
     }
 }
