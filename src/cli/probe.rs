@@ -12,8 +12,8 @@ use crate::probe::found::KernelTime;
 use crate::probe::ran::{Ran, Seen, judge};
 use crate::probe::{self, Found, LIMIT, Order, ProbeError};
 use crate::problem::{Op, Shape};
-use crate::proc::{RunError, quoted};
-use crate::run::documents::{DeployedTable, Deployment};
+use crate::proc::{Interrupt, Keeper, RunError};
+use crate::run::documents::{DeployedTable, Deployment, Inspection, Tuned};
 use crate::run::error::{Error, ErrorKind};
 use crate::run::stage::Stage;
 use crate::table::aiter::{Row, Table};
@@ -69,16 +69,22 @@ fn parse_variable(text: &str) -> Result<(String, String), String> {
         .ok_or_else(|| format!("`{text}` is not NAME=VALUE"))
 }
 
-/// The table to try, and the process in which to try it.
+/// The tables to try, and the process in which to try them.
 struct Target {
     python: String,
     folder: Option<Utf8PathBuf>,
     env: BTreeMap<String, Option<String>>,
+    tables: Vec<Tried>,
+}
+
+/// The rows of one operation.
+struct Tried {
+    op: Op,
     /// SGLang's function that calls the operation, if it is known.
     linear: Option<String>,
-    table: Table,
-    /// Tables that the run deployed for further operations.
-    others: Vec<DeployedTable>,
+    /// The table's path.
+    name: String,
+    rows: Vec<Row>,
 }
 
 #[derive(Debug, Serialize)]
@@ -91,6 +97,9 @@ struct Document {
     ran: Ran,
     modules: BTreeMap<String, Utf8PathBuf>,
     broke_off: Option<String>,
+    /// The same for each further operation with a deployed table.
+    #[serde(skip_serializing_if = "Vec::is_empty")]
+    also: Vec<Self>,
 }
 
 #[derive(Debug, Serialize)]
@@ -124,23 +133,52 @@ struct Time {
     said: Option<String>,
 }
 
-/// Tries the operation and reports the result.
+/// Tries each operation and reports the results.
 pub fn run(args: &ProbeArgs, printer: &Printer) -> Result<ExitCode, Error> {
     let target = match &args.table {
         Some(table) => of_table(args, table)?,
         None => of_run(&super::status::chosen(args.run.as_ref()))?,
     };
-    let op = target.table.op;
-    for other in &target.others {
-        printer.warn(format!(
-            "the run deployed a table of {} too: `gemmtune probe --python {} --table {}` tries it",
-            other.op,
-            quoted(&target.python),
-            quoted(&other.table)
-        ));
+    let surroundings = (super::run::keeper()?, super::interrupt()?);
+    let (mut documents, mut is_right) = (Vec::new(), true);
+    for tried in &target.tables {
+        let Some(document) = try_one(args, &target, tried, &surroundings)? else {
+            printer.warn(format!("no row of {} is to be tried", tried.op));
+            continue;
+        };
+        if target.tables.len() > 1 {
+            printer.say(format!("{}, {}", document.op, document.table));
+        }
+        is_right &= tell(&document, printer);
+        documents.push(document);
     }
-    let rows: Vec<_> = target
-        .table
+    let mut documents = documents.into_iter();
+    let Some(mut first) = documents.next() else {
+        return Err(
+            Error::new(ErrorKind::NoShapes, "the table has no row to try")
+                .hint("look at --gfx and --cu-num, or name shapes with --shapes"),
+        );
+    };
+    first.also = documents.collect();
+    if printer.is_json() {
+        printer.json(&first)?;
+    }
+    Ok(if is_right {
+        ExitCode::SUCCESS
+    } else {
+        ExitCode::from(ErrorKind::NotBetter as u8)
+    })
+}
+
+/// Tries one operation in its own process; `None` if it has no row or shape to try.
+fn try_one(
+    args: &ProbeArgs,
+    target: &Target,
+    tried: &Tried,
+    (keeper, interrupt): &(Keeper, Interrupt),
+) -> Result<Option<Document>, Error> {
+    let op = tried.op;
+    let rows: Vec<_> = tried
         .rows
         .iter()
         .filter(|row| args.cu_num.is_none_or(|count| row.cu_num == Some(count)))
@@ -171,30 +209,27 @@ pub fn run(args: &ProbeArgs, printer: &Printer) -> Result<ExitCode, Error> {
         .collect();
     let times: Vec<Shape> = timed.iter().map(|(shape, ..)| shape.clone()).collect();
     if checks.is_empty() && times.is_empty() {
-        return Err(
-            Error::new(ErrorKind::NoShapes, "the table has no row to try")
-                .hint("look at --gfx and --cu-num, or name shapes with --shapes"),
-        );
+        return Ok(None);
     }
-    let interrupt = super::interrupt()?;
     let found = probe::probe(&Order {
         python: &target.python,
-        folder: target.folder,
-        env: target.env,
+        folder: target.folder.clone(),
+        env: target.env.clone(),
         op,
-        linear: target.linear.as_deref(),
+        linear: tried.linear.as_deref(),
         checks: &checks,
         times: &times,
         limit: Duration::from_secs(args.limit),
-        keeper: &super::run::keeper()?,
-        interrupt: &interrupt,
+        keeper,
+        interrupt,
     })
     .map_err(failure)?;
     let tuned: Vec<(f64, &Row)> = timed.iter().map(|(_, us, row)| (*us, *row)).collect();
-    tell(&document(op, &target.table.name, &tuned, found), printer)
+    Ok(Some(document(op, &tried.name, &tuned, found)))
 }
 
-fn tell(document: &Document, printer: &Printer) -> Result<ExitCode, Error> {
+/// Reports the results for one operation; true if all are right.
+fn tell(document: &Document, printer: &Printer) -> bool {
     let wrong = document.checks.iter().filter(|check| !check.passes).count();
     let apart = document.times.iter().filter(|time| !time.agrees).count();
     for check in &document.checks {
@@ -249,15 +284,7 @@ fn tell(document: &Document, printer: &Printer) -> Result<ExitCode, Error> {
         }
     }
     let other = matches!(document.ran, Ran::Other(_));
-    let broken = wrong > 0 || other || document.broke_off.is_some();
-    if printer.is_json() {
-        printer.json(document)?;
-    }
-    Ok(if broken {
-        ExitCode::from(ErrorKind::NotBetter as u8)
-    } else {
-        ExitCode::SUCCESS
-    })
+    wrong == 0 && !other && document.broke_off.is_none()
 }
 
 fn document(op: Op, table: &str, tuned: &[(f64, &Row)], found: Found) -> Document {
@@ -335,6 +362,7 @@ fn document(op: Op, table: &str, tuned: &[(f64, &Row)], found: Found) -> Documen
             })
             .collect(),
         broke_off,
+        also: Vec::new(),
     }
 }
 
@@ -342,7 +370,7 @@ fn of_table(args: &ProbeArgs, path: &Utf8Path) -> Result<Target, Error> {
     let absolute = path
         .canonicalize_utf8()
         .map_err(|error| Error::to(ErrorKind::Usage, &format!("find the table `{path}`"), error))?;
-    let table = read_table(&absolute, None)?;
+    let table = read_table(&absolute)?;
     let mut env: BTreeMap<String, Option<String>> = args
         .env
         .iter()
@@ -355,9 +383,12 @@ fn of_table(args: &ProbeArgs, path: &Utf8Path) -> Result<Target, Error> {
         python: args.python.clone().unwrap_or_default().into_string(),
         folder: None,
         env,
-        linear: None,
-        table,
-        others: Vec::new(),
+        tables: vec![Tried {
+            op: table.op,
+            linear: None,
+            name: table.name,
+            rows: table.rows,
+        }],
     })
 }
 
@@ -397,31 +428,40 @@ fn of_run(path: &Utf8Path) -> Result<Target, Error> {
             .map(|(name, value)| (name, Some(value))),
     );
     env.extend(deployment.environment());
-    let mut tables = deployment.tables(&inspection).into_iter();
-    let (operation, table) = tables.next().ok_or_else(|| {
-        Error::new(
+    let tuned: Tuned =
+        serde_json::from_str(&read(run.stage(Stage::Tune.name()))?).map_err(parse)?;
+    let deployed = deployment.tables(&inspection);
+    if let Some((_, gone)) = deployed.iter().find(|(_, table)| !table.table.is_file()) {
+        return Err(Error::new(
+            ErrorKind::Usage,
+            format!("the deployed table `{}` is gone", gone.table),
+        )
+        .hint("a deployment that was undone has none; name one with --table"));
+    }
+    if deployed.is_empty() {
+        return Err(Error::new(
             ErrorKind::Usage,
             "the run deployed no table of dense GEMMs, whose operation can be tried",
-        )
-    })?;
-    // The tuned rows are in a file beside the deployed table.
-    let ours = table.table.with_file_name("tuned.csv");
+        ));
+    }
+    let tried = |(operation, table): (Inspection, DeployedTable)| Tried {
+        op: operation.op,
+        linear: operation.linear,
+        name: table.table.into_string(),
+        rows: tuned.placed(operation.op).cloned().collect(),
+    };
     Ok(Target {
         python: python.into_string(),
         folder: config.server.cwd,
         env,
-        linear: operation.linear,
-        table: read_table(&ours, Some(operation.op))?,
-        others: tables.map(|(_, table)| table).collect(),
+        tables: deployed.into_iter().map(tried).collect(),
     })
 }
 
-fn read_table(path: &Utf8Path, op: Option<Op>) -> Result<Table, Error> {
-    let bytes = crate::store::file::read(path).map_err(|error| {
-        Error::to(ErrorKind::Usage, "read the table", error)
-            .hint("a deployment that was undone has none; name one with --table")
-    })?;
-    Table::read(path.as_str(), &bytes, op)
+fn read_table(path: &Utf8Path) -> Result<Table, Error> {
+    let bytes = crate::store::file::read(path)
+        .map_err(|error| Error::to(ErrorKind::Usage, "read the table", error))?;
+    Table::read(path.as_str(), &bytes, None)
         .map_err(|error| Error::to(ErrorKind::Usage, "read the table", error))
 }
 

@@ -296,7 +296,7 @@ fn two_operations_of_one_server_are_tuned_deployed_verified_and_taken_back_in_on
         "{text}"
     );
 
-    // As a single step the first is tried, and the other is named.
+    // As a single step each is tried, in a process of its own through a linear of its own.
     let probed = site.run(&["probe", "--json"]);
     assert_eq!(probed.status.code(), Some(0), "{}", stderr(&probed));
     let printed: Value = serde_json::from_slice(&probed.stdout).unwrap();

@@ -1,6 +1,6 @@
 //! What was tuned, and what of that was deployed.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 
 use camino::{Utf8Path, Utf8PathBuf};
 use serde::{Deserialize, Serialize};
@@ -8,6 +8,7 @@ use serde::{Deserialize, Serialize};
 use super::{DeployedMoe, Inspection, TunedMoe};
 use crate::probe::contest::Contest;
 use crate::problem::{Op, Shape};
+use crate::table::aiter;
 use crate::tune::TuneOutcome;
 use crate::tune::clocks::Clocks;
 use crate::tune::event::DeviceTime;
@@ -106,6 +107,24 @@ impl Tuned {
     pub fn won(&self, op: Op) -> impl Iterator<Item = &Row> {
         let rows = self.rows.iter();
         rows.filter(move |row| row.shape.op == op && !row.incumbent_kept)
+    }
+
+    /// (M, N, K) of `op` that stay with what serves them today: none of their rows is deployed.
+    pub fn left(&self, op: Op) -> BTreeSet<(u32, u32, u32)> {
+        let lost = self.contests.iter().filter(|contest| !contest.takes_over);
+        let kept = self.rows.iter().filter(|row| row.incumbent_kept);
+        lost.map(|contest| &contest.shape)
+            .chain(kept.map(|row| &row.shape))
+            .filter(|shape| shape.op == op)
+            .map(|shape| (shape.m, shape.n, shape.k))
+            .collect()
+    }
+
+    /// The rows of the CSV table of `op` that are deployed.
+    pub fn placed(&self, op: Op) -> impl Iterator<Item = &aiter::Row> {
+        let left = self.left(op);
+        let rows = self.tables.iter().flat_map(move |table| table.csv_rows(op));
+        rows.filter(move |row| !left.contains(&(row.m, row.n, row.k)))
     }
 
     /// Merges the results for another operation of the same server.
