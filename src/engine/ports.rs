@@ -80,6 +80,7 @@ pub struct PlanTerms {
 pub struct Deployed<'a> {
     pub run: &'a RunDir,
     pub inspection: &'a Inspection,
+    pub tuned: &'a Tuned,
     /// What was deployed.
     pub deployment: &'a Deployment,
     /// Ends a check early.
@@ -150,7 +151,8 @@ pub trait Kernels: Send + Sync {
         observer: &mut dyn FnMut(&TuneEvent),
     ) -> Result<Tuned, Error>;
 
-    /// Reads a table from elsewhere as if it had been tuned; refuses one that cannot be deployed here.
+    /// Reads tables from elsewhere, a file or a folder, as if the operations of `inspection` had been tuned; refuses what
+    /// cannot be deployed here.
     fn take(&self, inspection: &Inspection, table: &Utf8Path) -> Result<Vec<TunedTable>, Error>;
 
     /// Deploys what was tuned, for every operation of `inspection`, in files and variables of its own.
@@ -164,23 +166,19 @@ pub trait Kernels: Send + Sync {
     /// Undoes a deployment. Doing it twice is harmless.
     fn undo(&self, run: &RunDir, deployment: &Deployment) -> Result<(), Error>;
 
-    /// Shapes that the deployed table would not serve, according to the runtime's own rules.
-    fn misses(
+    /// The deployed row that serves each of `shapes`, according to the runtime's own rules; `None` if none does. Of
+    /// shapes with the same operation, N and K, those with equal answers are served alike.
+    fn rows(
         &self,
         inspection: &Inspection,
         deployment: &Deployment,
         shapes: &[Shape],
-    ) -> Result<Vec<Shape>, Error>;
+    ) -> Result<Vec<Option<String>>, Error>;
 
     /// Tries the deployed operation in a fresh process with the tuned server's environment, before such a server is
     /// started: its numbers on `shapes` and its time on what was tuned. Kernels that only run in their server return
     /// nothing here and are checked by [`Server::check_layout`].
-    fn probe(
-        &self,
-        _deployed: &Deployed<'_>,
-        _shapes: &[Shape],
-        _tuned: &Tuned,
-    ) -> Result<Probed, Error> {
+    fn probe(&self, _deployed: &Deployed<'_>, _shapes: &[Shape]) -> Result<Probed, Error> {
         Ok(Probed::default())
     }
 
@@ -196,8 +194,7 @@ pub trait Kernels: Send + Sync {
     /// Which of the tuned shapes the deployed table served, in the server whose log is `log_summary`.
     fn engagement(
         &self,
-        inspection: &Inspection,
-        deployment: &Deployment,
+        deployed: &Deployed<'_>,
         log_summary: &LogSummary,
     ) -> Result<Engagement, Error>;
 

@@ -230,30 +230,25 @@ impl Kernels for AiterTriton {
         gone(fs_err::remove_dir_all(&deployment.table))
     }
 
-    fn misses(
+    fn rows(
         &self,
         inspection: &Inspection,
         deployment: &Deployment,
         shapes: &[Shape],
-    ) -> Result<Vec<Shape>, Error> {
-        Ok(Tables::of(inspection, deployment).misses(shapes))
+    ) -> Result<Vec<Option<String>>, Error> {
+        Ok(Tables::of(inspection, deployment).rows(shapes))
     }
 
     fn engagement(
         &self,
-        inspection: &Inspection,
-        deployment: &Deployment,
+        deployed: &Deployed<'_>,
         log_summary: &LogSummary,
     ) -> Result<Engagement, Error> {
-        Ok(Tables::of(inspection, deployment).engagement(log_summary))
+        let tables = Tables::of(deployed.inspection, deployed.deployment);
+        Ok(tables.engagement(log_summary))
     }
 
-    fn probe(
-        &self,
-        deployed: &Deployed<'_>,
-        shapes: &[Shape],
-        _tuned: &Tuned,
-    ) -> Result<Probed, Error> {
+    fn probe(&self, deployed: &Deployed<'_>, shapes: &[Shape]) -> Result<Probed, Error> {
         let about = ("aiter", deployed.inspection.gfx.as_str().into());
         Tables::of(deployed.inspection, deployed.deployment)
             .probed(&CHECK, &self.site, deployed, about, shapes)

@@ -4,6 +4,7 @@
 
 pub(crate) mod aiter;
 pub(crate) mod aiter_triton;
+mod from_elsewhere;
 mod placed;
 mod raced;
 pub(crate) mod reference;
@@ -13,36 +14,34 @@ pub(crate) mod sglang_triton;
 
 use std::collections::BTreeSet;
 
-use camino::Utf8Path;
-
 use crate::log::summary::LogSummary;
-use crate::problem::Op;
-use crate::proc::quoted;
 use crate::run::documents::Engagement;
 use crate::run::error::{Error, ErrorKind};
 use crate::store::journal::JournalError;
 use crate::store::lock::LockError;
-use crate::table::aiter::{Row, Table};
+use crate::table::aiter::Row;
 use crate::table::lookup::Resolver;
 use crate::tune::TuneError;
 use crate::tune::results::ResultsError;
-use crate::tune::tuned::TunedTable;
 
-/// What `log_summary`, from the log of a server that names its look-ups, reports about the deployed tables, one with
-/// its rules for each operation.
+/// What `log_summary`, from the log of a server that names its look-ups, reports about the deployed tables: one for
+/// each operation, with the rows that the workload is expected to use.
 ///
 /// The unit is the shape that the server looked up; whether it should have hit is determined with the runtime's own
 /// rules, so a shape that no row serves by design is "unplanned", not "missed".
-fn engagement_of(tables: &[(&Resolver<'_>, &Table)], log_summary: &LogSummary) -> Engagement {
+fn engagement_of(tables: &[(&Resolver<'_>, Vec<&Row>)], log_summary: &LogSummary) -> Engagement {
+    let op = |resolver: &Resolver<'_>| resolver.rules().op;
     let mut engagement = Engagement::default();
     let mut used = BTreeSet::new();
     for (shape, served) in log_summary.served() {
         let table = match tables {
             [only] => Some(only),
-            several => several.iter().find(|(_, table)| table.op == shape.op),
+            several => several
+                .iter()
+                .find(|(resolver, _)| op(resolver) == shape.op),
         };
         let row =
-            table.and_then(|(resolver, table)| Some((resolver.find(&shape).row()?, table.op)));
+            table.and_then(|(resolver, _)| Some((resolver.find(&shape).row()?, op(resolver))));
         let Some((row, op)) = row else {
             engagement.unplanned.push(shape.to_string());
             continue;
@@ -71,34 +70,14 @@ fn engagement_of(tables: &[(&Resolver<'_>, &Table)], log_summary: &LogSummary) -
             asked.missed += 1 - is_hit;
         }
     }
-    for (_, table) in tables {
-        let unseen = |row: &&Row| !used.contains(&(table.op, row.m, row.n, row.k));
-        let unseen = table.rows.iter().filter(unseen);
-        let named = unseen.map(|row| row.shape(table.op).to_string());
+    for (resolver, rows) in tables {
+        let op = op(resolver);
+        let unseen = |row: &&&Row| !used.contains(&(op, row.m, row.n, row.k));
+        let named = rows.iter().filter(unseen);
+        let named = named.map(|row| row.shape(op).to_string());
         engagement.unseen.extend(named);
     }
     engagement
-}
-
-/// Reads an aiter CSV table from elsewhere.
-fn take_csv(op: Op, table: &Utf8Path) -> Result<Vec<TunedTable>, Error> {
-    let bytes = crate::store::file::read(table).map_err(|error| Error::file(&error))?;
-    let read = Table::read(table.as_str(), &bytes, Some(op)).map_err(|error| {
-        Error::caused(ErrorKind::Usage, &error).hint(format!(
-            "`gemmtune lint {}` says more about it",
-            quoted(table)
-        ))
-    })?;
-    if read.op != op {
-        return Err(Error::new(
-            ErrorKind::Usage,
-            format!(
-                "`{table}` is a table of {}, and the server runs {op}",
-                read.op
-            ),
-        ));
-    }
-    Ok(vec![TunedTable::csv("table.csv", &read)])
 }
 
 /// Removing what is already gone is not an error: an undo can be repeated.

@@ -233,10 +233,10 @@ pub(crate) trait Rows {
     /// What a GEMM without a row runs, for display.
     fn without(&self) -> &'static str;
 
-    /// Those of `shapes` without a placed row.
-    fn misses(&self, shapes: &[Shape]) -> Vec<Shape> {
-        let misses = |shape: &&Shape| self.row(shape.n, shape.k, shape.m).is_none();
-        shapes.iter().filter(misses).cloned().collect()
+    /// The rows for `shapes`, as text: a row may be repeated under several keys.
+    fn rows(&self, shapes: &[Shape]) -> Vec<Option<String>> {
+        let row = |shape: &Shape| Some(self.row(shape.n, shape.k, shape.m)?.to_string());
+        shapes.iter().map(row).collect()
     }
 
     /// The result of `check` for `shapes` on what is deployed; an error if a shape ran with a row other than its own.

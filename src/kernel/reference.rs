@@ -5,8 +5,8 @@ use std::time::Duration;
 
 use camino::{Utf8Path, Utf8PathBuf};
 
-use super::{gone, take_csv, tune_error};
-use crate::engine::ports::{Kernels, PlanTerms, TuneOrder};
+use super::{from_elsewhere, gone, tune_error};
+use crate::engine::ports::{Deployed, Kernels, PlanTerms, TuneOrder};
 use crate::log::summary::LogSummary;
 use crate::plan::cost::Cost;
 use crate::plan::fold::Fold;
@@ -146,7 +146,7 @@ impl Kernels for Reference {
     }
 
     fn take(&self, inspection: &Inspection, table: &Utf8Path) -> Result<Vec<TunedTable>, Error> {
-        take_csv(inspection.op, table)
+        from_elsewhere::take(&[inspection.op], table)
     }
 
     fn deploy(
@@ -191,30 +191,29 @@ impl Kernels for Reference {
         gone(fs_err::remove_file(&deployment.table))
     }
 
-    fn misses(
+    fn rows(
         &self,
         inspection: &Inspection,
         deployment: &Deployment,
         shapes: &[Shape],
-    ) -> Result<Vec<Shape>, Error> {
+    ) -> Result<Vec<Option<String>>, Error> {
         let table = read_table(&deployment.table)?;
         let resolver = resolver(&table, inspection)?;
         Ok(shapes
             .iter()
-            .filter(|shape| resolver.find(shape).row().is_none())
-            .cloned()
+            .map(|shape| resolver.find(shape).row().map(|row| row.m.to_string()))
             .collect())
     }
 
     fn engagement(
         &self,
-        inspection: &Inspection,
-        deployment: &Deployment,
+        deployed: &Deployed<'_>,
         log_summary: &LogSummary,
     ) -> Result<Engagement, Error> {
-        let table = read_table(&deployment.table)?;
-        let resolver = resolver(&table, inspection)?;
-        Ok(super::engagement_of(&[(&resolver, &table)], log_summary))
+        let table = read_table(&deployed.deployment.table)?;
+        let resolver = resolver(&table, deployed.inspection)?;
+        let rows = table.rows.iter().collect();
+        Ok(super::engagement_of(&[(&resolver, rows)], log_summary))
     }
 
     fn kernel_name(&self, candidate: &serde_json::Value) -> String {

@@ -278,32 +278,26 @@ impl Kernels for SglangFamilies {
         }
     }
 
-    fn misses(
+    fn rows(
         &self,
         _inspection: &Inspection,
         deployment: &Deployment,
         shapes: &[Shape],
-    ) -> Result<Vec<Shape>, Error> {
+    ) -> Result<Vec<Option<String>>, Error> {
         let route = route_of(deployment)?;
-        let misses = |shape: &&Shape| route.row(shape.n, shape.k, shape.m).is_none();
-        Ok(shapes.iter().filter(misses).cloned().collect())
+        let name = |shape: &Shape| Some(route.row(shape.n, shape.k, shape.m)?.in_words());
+        Ok(shapes.iter().map(name).collect())
     }
 
     fn engagement(
         &self,
-        _inspection: &Inspection,
-        deployment: &Deployment,
+        deployed: &Deployed<'_>,
         log_summary: &LogSummary,
     ) -> Result<Engagement, Error> {
-        Ok(engagement_of(&route_of(deployment)?, log_summary))
+        Ok(engagement_of(&route_of(deployed.deployment)?, log_summary))
     }
 
-    fn probe(
-        &self,
-        deployed: &Deployed<'_>,
-        shapes: &[Shape],
-        _tuned: &Tuned,
-    ) -> Result<Probed, Error> {
+    fn probe(&self, deployed: &Deployed<'_>, shapes: &[Shape]) -> Result<Probed, Error> {
         let route = route_of(deployed.deployment)?;
         let shapes = with_ends(&route, shapes);
         let answers = self.check(deployed, &shapes)?;

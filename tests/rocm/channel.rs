@@ -300,8 +300,40 @@ fn two_operations_of_one_server_are_tuned_deployed_verified_and_taken_back_in_on
     let probed = site.run(&["probe", "--json"]);
     assert_eq!(probed.status.code(), Some(0), "{}", stderr(&probed));
     let printed: Value = serde_json::from_slice(&probed.stdout).unwrap();
-    assert_eq!(printed["op"], OP);
-    assert!(stderr(&probed).contains(&block), "{}", stderr(&probed));
+    schema::check("probe", &printed);
+    let tried = |found: &Value, op: &str, table: &str, linear: &str, n: u64| {
+        assert_eq!((&found["op"], &found["table"]), (&op.into(), &table.into()));
+        assert_eq!(found["about"]["through"], linear, "{found}");
+        let checks = found["checks"].as_array().unwrap();
+        assert!(
+            !checks.is_empty()
+                && checks
+                    .iter()
+                    .all(|check| check["N"] == n && check["passes"] == true),
+            "{found}"
+        );
+        assert_eq!(
+            found["times"].as_array().unwrap().len(),
+            of(&tune["rows"], op),
+            "{found}"
+        );
+    };
+    tried(&printed, OP, &channel, "apply_fp8_ptpc_linear", 256);
+    let also = &printed["also"][0];
+    tried(also, BLOCK, &block, "aiter_w8a8_block_fp8_linear", 128);
+    let said = site.run(&["probe", "--no-times"]);
+    let said = String::from_utf8(said.stdout).unwrap();
+    for table in [format!("{OP}, {channel}"), format!("{BLOCK}, {block}")] {
+        assert!(said.contains(&table), "{said}");
+    }
+
+    // Both tables are judged as they are by a run that tunes nothing.
+    let theirs = site.folder.join("theirs");
+    fs_err::create_dir_all(&theirs).unwrap();
+    for table in [&channel, &block] {
+        let table = camino::Utf8Path::new(table);
+        fs_err::copy(table, theirs.join(table.file_name().unwrap())).unwrap();
+    }
 
     let output = site.run(&["undo"]);
     assert_eq!(output.status.code(), Some(0), "{}", stderr(&output));
@@ -310,6 +342,24 @@ fn two_operations_of_one_server_are_tuned_deployed_verified_and_taken_back_in_on
         assert!(!std::path::Path::new(gone).exists(), "{gone}");
     }
     site.assert_nothing_left();
+
+    let arguments = ["run", "--new", "--until", "verify", "--table"];
+    let output = site.run(&[arguments.as_slice(), &[theirs.as_str()]].concat());
+    assert_eq!(output.status.code(), Some(0), "{}", stderr(&output));
+    let taken = site.latest();
+    assert_ne!(taken, run);
+    let tune = document(&taken.join("tune.json"));
+    assert_eq!(tune["taken_from"], theirs.as_str());
+    assert_eq!(tune["rows"], serde_json::json!([]));
+    let verified = document(&taken.join("verify.json"));
+    for op in [OP, BLOCK] {
+        let asked = &verified["engagement"]["operations"][op];
+        assert!(asked["hit"].as_u64().unwrap() > 0, "{verified}");
+        assert_eq!(asked["missed"], 0, "{verified}");
+    }
+    let output = site.run(&["undo"]);
+    assert_eq!(output.status.code(), Some(0), "{}", stderr(&output));
+    assert_eq!(site.trees(), before);
 }
 
 #[test]

@@ -15,7 +15,6 @@ use crate::table::shapes;
 pub(super) fn deploy(engine: &mut Engine<'_>) -> Result<Done, Error> {
     let inspection = super::inspection(&engine.run)?;
     let tuned: Tuned = read_document(&engine.run)?;
-    foresee::foresee(engine, &tuned)?;
     if tuned.has_won() && tuned.tables.is_empty() {
         return Err(Error::new(
             ErrorKind::NotResumable,
@@ -49,6 +48,7 @@ pub(super) fn deploy(engine: &mut Engine<'_>) -> Result<Done, Error> {
     // The record of the deployment is written before anything relies on it.
     write_document(&engine.run, &deployment)?;
     in_place::record(&engine.run)?;
+    foresee::foresee(engine, &inspection, &tuned, &deployment)?;
     for note in &deployment.notes {
         engine.remark(note.clone());
     }
@@ -74,6 +74,18 @@ pub(super) fn deploy(engine: &mut Engine<'_>) -> Result<Done, Error> {
             )
             .hint("`gemmtune lookup --explain` says why for each shape"));
         }
+        let tables = deployment.tables(&inspection);
+        for op in inspection.ops() {
+            if !tables.iter().any(|(one, _)| one.op == op) {
+                engine.remark(format!(
+                    "the table has no row of {op}, which stays as it is"
+                ));
+            } else if !served.iter().any(|shape| shape.op == op) {
+                engine.remark(format!(
+                    "the table of {op} serves none of the shapes that the workload runs"
+                ));
+            }
+        }
         return Ok(Done::new(format!(
             "{} rows in {}, which serve {} of the {seen} shapes captured",
             deployment.dense_rows(),
@@ -84,16 +96,17 @@ pub(super) fn deploy(engine: &mut Engine<'_>) -> Result<Done, Error> {
     // Shapes that keep what serves them need no row.
     let won = tuned.rows.iter().filter(|row| !row.incumbent_kept);
     let planned: Vec<Shape> = won.map(|row| row.shape.clone()).collect();
-    let missing = kernels.misses(&inspection, &deployment, &planned)?;
+    let rows = kernels.rows(&inspection, &deployment, &planned)?;
+    let missing = planned.iter().zip(&rows).filter(|(_, row)| row.is_none());
+    let missing: Vec<String> = missing.map(|(shape, _)| shape.to_string()).collect();
     if !missing.is_empty() {
-        let named: Vec<String> = missing.iter().take(5).map(ToString::to_string).collect();
         return Err(Error::new(
             ErrorKind::Bug,
             format!(
                 "a dry look-up does not find {} of the {} rows that are faster than before, first {}",
                 missing.len(),
                 planned.len(),
-                named.join("; ")
+                missing[..missing.len().min(5)].join("; ")
             ),
         ));
     }
@@ -127,18 +140,19 @@ pub(super) fn served_of_captured(
         crate::store::file::read(&engine.run.shapes()).map_err(|error| Error::file(&error))?;
     let captured = shapes::read(&bytes, None)
         .map_err(|error| Error::caused(ErrorKind::NotResumable, &error))?;
-    let mut seen: Vec<Shape> = captured
+    let seen: Vec<Shape> = captured
         .into_iter()
         .map(|counted| counted.shape)
         .filter(|shape| inspection.ops().any(|op| op == shape.op))
         .collect();
-    let missed = match &engine.backend.kernels {
-        Some(kernels) => kernels.misses(inspection, deployment, &seen)?,
-        None => seen.clone(),
-    };
     let all = seen.len();
-    seen.retain(|shape| !missed.contains(shape));
-    Ok((seen, all))
+    let rows = match &engine.backend.kernels {
+        Some(kernels) => kernels.rows(inspection, deployment, &seen)?,
+        None => vec![None; all],
+    };
+    let served = seen.into_iter().zip(rows);
+    let served = served.filter_map(|(shape, row)| row.map(|_| shape));
+    Ok((served.collect(), all))
 }
 
 /// What the run has deployed, in words; empty if nothing.

@@ -1,17 +1,20 @@
-//! Predicts what tuning will gain for each load, before anything is deployed.
+//! Predicts what tuning will gain for each load, before a tuned server is started.
 //!
-//! A forward pass calls every weight as often as follows from the model's config; the race timed each call before and after.
-//! So a load's latency changes by the sum of calls times the difference: the prediction is the load's own baseline
-//! minus that sum. What it neglects (kernels that overlap, batches of other sizes) shows in the comparison.
+//! A forward pass calls every weight as often as follows from the model's config; the race timed each call before and after,
+//! and the runtime's look-up determines which deployed row serves it. So a load's latency changes by the sum of calls
+//! times the difference: the prediction is the load's own baseline minus that sum. What it neglects (kernels that
+//! overlap, batches of other sizes) shows in the comparison.
 
 use serde::{Deserialize, Serialize};
 
-use super::{fused_moe, plan};
+use super::fused_moe;
+use super::weights::{Called, weights};
 use crate::bench::result;
 use crate::engine::trial::RESULTS;
 use crate::engine::{Engine, read_document, read_json, write_json};
 use crate::plan::Plan;
-use crate::run::documents::{Captured, Tuned};
+use crate::problem::{Op, Shape};
+use crate::run::documents::{Captured, Deployment, Inspection, Tuned};
 use crate::run::error::{Error, ErrorKind};
 use crate::run::event::Role;
 use crate::tune::results::Row;
@@ -42,6 +45,9 @@ pub(crate) struct Foreseen {
 /// The contribution of one weight, or of a fused MoE.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
 pub(crate) struct Term {
+    /// The operation of a dense GEMM.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub(crate) op: Option<Op>,
     /// Local experts of a fused MoE, whose N is the width between its two GEMMs.
     #[serde(rename = "E", default, skip_serializing_if = "Option::is_none")]
     pub(crate) experts: Option<u32>,
@@ -51,7 +57,7 @@ pub(crate) struct Term {
     /// Input features.
     #[serde(rename = "K")]
     pub(crate) k: u32,
-    /// The raced M nearest to the load's.
+    /// The raced M whose times these are.
     pub(crate) raced_m: u32,
     /// Calls in a forward pass.
     pub(crate) calls: u32,
@@ -63,10 +69,15 @@ pub(crate) struct Term {
 
 /// Computes what `tuned` will gain and writes it to the run folder. Loads judged by a throughput, and models for
 /// which the plan predicts nothing, are left out.
-pub(super) fn foresee(engine: &mut Engine<'_>, tuned: &Tuned) -> Result<(), Error> {
+pub(super) fn foresee(
+    engine: &Engine<'_>,
+    inspection: &Inspection,
+    tuned: &Tuned,
+    deployment: &Deployment,
+) -> Result<(), Error> {
     let planned: Plan = read_document(&engine.run)?;
     let captured: Captured = read_document(&engine.run)?;
-    let Some(weights) = plan::weights(&planned).or_else(|| {
+    let Some(weights) = weights(engine, &planned, inspection.op)?.or_else(|| {
         // Nothing is known of the dense GEMMs, but none changes.
         (!tuned.has_won()).then(Vec::new)
     }) else {
@@ -78,6 +89,15 @@ pub(super) fn foresee(engine: &mut Engine<'_>, tuned: &Tuned) -> Result<(), Erro
     let folder = engine.run.trial(trial.number, Role::Baseline.name());
     let runs = result::read(&folder.join(RESULTS))
         .map_err(|error| Error::caused(ErrorKind::WorkloadFailed, &error))?;
+    let served_by = |shapes: &[Shape]| match &engine.backend.kernels {
+        Some(kernels) if deployment.dense => kernels.rows(inspection, deployment, shapes),
+        _ => Ok(vec![None; shapes.len()]),
+    };
+    let raced: Vec<Shape> = tuned.rows.iter().map(|row| row.shape.clone()).collect();
+    let raced = Raced {
+        tuned,
+        served_by: served_by(&raced)?,
+    };
     let mut all = Vec::new();
     for load in &engine.config.benchmark.loads {
         let name = load.name.as_deref().unwrap_or_default();
@@ -94,9 +114,12 @@ pub(super) fn foresee(engine: &mut Engine<'_>, tuned: &Tuned) -> Result<(), Erro
             .iter()
             .find(|run| named(run.fields.get("tag")))
             .and_then(|run| run.number(metric));
-        let mut terms = terms(&weights, tuned, m);
+        let shapes: Vec<Shape> = weights.iter().map(|weight| weight.at(m)).collect();
+        let mut terms = raced.terms(&weights, m, &served_by(&shapes)?);
         terms.extend(fused_moe::terms(&planned, &captured, tuned, m));
-        if let Some(before_ms) = before_ms
+        // If none of the model's weights was raced, that does not mean that nothing changes.
+        let is_known = !terms.is_empty() || raced.any_of(&weights);
+        if let Some(before_ms) = before_ms.filter(|_| is_known)
             && let Some(after_ms) = after(before_ms, &terms)
         {
             all.push(Foreseen {
@@ -145,27 +168,42 @@ pub(super) fn rows_of(load: &Load, metric: &str, captured: &Captured) -> Option<
     }
 }
 
-fn terms(weights: &[(u32, u32, u32)], tuned: &Tuned, m: u32) -> Vec<Term> {
-    weights
-        .iter()
-        .filter_map(|&(n, k, calls)| {
-            let row = tuned
-                .rows
-                .iter()
-                .filter(|row| (row.shape.n, row.shape.k) == (n, k))
-                .min_by_key(|row| row.shape.m.abs_diff(m))?;
-            let (before_us, after_us) = times(tuned, row);
+/// The race results, and the deployed row that serves each of their shapes.
+struct Raced<'a> {
+    tuned: &'a Tuned,
+    served_by: Vec<Option<String>>,
+}
+
+impl Raced<'_> {
+    /// The contribution of each weight at `m`, where `served_by` names the deployed row that serves it. A weight served
+    /// by a row that was not raced has none: nothing changes for it.
+    fn terms(&self, weights: &[Called], m: u32, served_by: &[Option<String>]) -> Vec<Term> {
+        let term = |(weight, served_by): (&Called, &Option<String>)| {
+            let raced = self.tuned.rows.iter().zip(&self.served_by);
+            let same = raced.filter(|(row, by)| weight.is_of(&row.shape) && *by == served_by);
+            // If one row, or none, serves several raced shapes: runtimes round M up.
+            let row = same
+                .map(|(row, _)| row)
+                .min_by_key(|row| (row.shape.m < m, row.shape.m.abs_diff(m)))?;
+            let (before_us, after_us) = times(self.tuned, row);
             Some(Term {
+                op: Some(weight.op),
                 experts: None,
-                n,
-                k,
+                n: weight.n,
+                k: weight.k,
                 raced_m: row.shape.m,
-                calls,
+                calls: weight.calls,
                 before_us,
                 after_us,
             })
-        })
-        .collect()
+        };
+        weights.iter().zip(served_by).filter_map(term).collect()
+    }
+
+    fn any_of(&self, weights: &[Called]) -> bool {
+        let mut rows = self.tuned.rows.iter();
+        rows.any(|row| weights.iter().any(|weight| weight.is_of(&row.shape)))
+    }
 }
 
 /// Times of a call before and after, µs: through the server's own linear where both were timed that way, and
@@ -182,12 +220,8 @@ fn times(tuned: &Tuned, row: &Row) -> (f64, f64) {
     }
 }
 
-/// The remaining latency; `None` if the kernels supposedly save all of it, or if none of the model's weights was
-/// raced, which does not mean that nothing changes.
+/// The remaining latency; `None` if the kernels supposedly save all of it.
 fn after(before_ms: f64, terms: &[Term]) -> Option<f64> {
-    if terms.is_empty() {
-        return None;
-    }
     let saved_us: f64 = terms
         .iter()
         .map(|term| f64::from(term.calls) * (term.before_us - term.after_us))
@@ -201,6 +235,7 @@ mod tests {
 
     fn term(calls: u32, before_us: f64, after_us: f64) -> Term {
         Term {
+            op: Some(Op::TritonBlockFp8),
             experts: None,
             n: 4096,
             k: 4096,
@@ -223,7 +258,6 @@ mod tests {
         let after = after(9.04, &terms).unwrap();
         assert!((after - 5.368).abs() < 0.005, "{after}");
         assert_eq!(super::after(1.0, &terms), None, "more than all of it");
-        assert_eq!(super::after(1.0, &[]), None, "nothing is known");
     }
 
     #[test]
@@ -248,12 +282,71 @@ mod tests {
             "failed": [], "not_reached": [], "quarantined": [], "files": [], "busy_seconds": 0.0, "seconds": 0.0
         }))
         .unwrap();
-        let each = |m| {
-            let terms = terms(&[(512, 7168, 1)], &tuned, m);
+        let raced = Raced {
+            tuned: &tuned,
+            served_by: vec![Some("16".to_owned()), None],
+        };
+        let each = |m, served_by: Option<&str>| {
+            let terms = raced.terms(
+                &[weight(Op::Blockscale)],
+                m,
+                &[served_by.map(str::to_owned)],
+            );
             (terms[0].before_us, terms[0].after_us)
         };
-        assert_eq!(each(16), (50.0, 25.0), "both through the server's linear");
-        assert_eq!(each(4096), (50.0, 50.0));
+        let linear = each(16, Some("16"));
+        assert_eq!(linear, (50.0, 25.0), "both through the server's linear");
+        assert_eq!(each(4096, None), (50.0, 50.0));
+    }
+
+    fn weight(op: Op) -> Called {
+        Called {
+            op,
+            n: 512,
+            k: 7168,
+            calls: 1,
+        }
+    }
+
+    #[test]
+    fn a_call_takes_the_times_of_the_row_that_its_operations_look_up_finds() {
+        let row = |op: Op, m: u32, us: f64| {
+            serde_json::json!({
+                "shape": {"op": op, "m": m, "n": 512, "k": 7168, "dtype": ""},
+                "candidate": {}, "incumbent_kept": false, "us": us, "incumbent": {}, "incumbent_us": 2.0 * us,
+                "noise": 0.0, "err_ratio": 0.0, "timed": 1, "busy_s": 0.0, "effort": "full"
+            })
+        };
+        let tuned: Tuned = serde_json::from_value(serde_json::json!({
+            "device": "", "failed": [], "not_reached": [], "quarantined": [], "files": [], "busy_seconds": 0.0, "seconds": 0.0,
+            "rows": [
+                row(Op::Blockscale, 32, 10.0), row(Op::Blockscale, 64, 20.0), row(Op::Bpreshuffle, 48, 5.0)
+            ],
+        }))
+        .unwrap();
+        let (fine, coarse) = (Some("32".to_owned()), Some("64".to_owned()));
+        let raced = Raced {
+            tuned: &tuned,
+            served_by: vec![fine, coarse.clone(), Some("48".to_owned())],
+        };
+        let weights = [weight(Op::Blockscale), weight(Op::Bpreshuffle)];
+        // M = 40 is nearer to 32 and to the other operation's 48; its operation pads it to 64.
+        let terms = raced.terms(&weights, 40, &[coarse, Some("48".to_owned())]);
+        let each: Vec<_> = terms
+            .iter()
+            .map(|term| (term.op, term.raced_m, term.after_us))
+            .collect();
+        assert_eq!(
+            each,
+            [
+                (Some(Op::Blockscale), 64, 20.0),
+                (Some(Op::Bpreshuffle), 48, 5.0)
+            ]
+        );
+        // A row that was there before, and none at all.
+        let unraced = [Some("256".to_owned()), None];
+        assert_eq!(raced.terms(&weights, 200, &unraced), []);
+        assert!(raced.any_of(&weights) && !raced.any_of(&[weight(Op::A8w8)]));
     }
 
     #[test]

@@ -314,6 +314,7 @@ pub(super) fn terms(plan: &Plan, captured: &Captured, tuned: &Tuned, m: u32) -> 
             .min_by_key(|row| row.shape.m.abs_diff(m))?;
         let before = row.incumbent_us.unwrap_or(row.us);
         Some(Term {
+            op: None,
             experts: Some(problem.experts),
             n: problem.n,
             k: row.shape.hidden,

@@ -15,6 +15,7 @@ mod report;
 mod stays;
 mod tune;
 mod verify;
+mod weights;
 
 use super::{Engine, read_document};
 use crate::run::documents::{Captured, Document as _, Inspection};

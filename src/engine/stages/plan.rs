@@ -16,12 +16,6 @@ use crate::run::error::{Error, ErrorKind};
 use crate::run::event::Role;
 use crate::table::shapes::{self, CountedShape};
 
-/// The distinct (N, K) that the model's config predicts, with their calls in a forward pass; `None` if nothing was
-/// predicted.
-pub(crate) fn weights(plan: &Plan) -> Option<Vec<(u32, u32, u32)>> {
-    plan.model.as_ref().map(Prediction::weights)
-}
-
 /// The plan's figures for the report.
 pub(crate) fn summary(plan: &Plan) -> PlanSummary {
     PlanSummary {

@@ -9,7 +9,7 @@ use std::time::{Duration, Instant};
 
 use camino::{Utf8Path, Utf8PathBuf};
 
-use super::plan as planned;
+use super::weights::{least_us, weights};
 use crate::bench::load::Progress;
 use crate::bench::{client, load, result};
 use crate::engine::ports::{Profiler, Server};
@@ -17,7 +17,6 @@ use crate::engine::server::RunningServer;
 use crate::engine::trial::{PROMPTS, RESULTS};
 use crate::engine::{Engine, read_document, write_document};
 use crate::plan::Plan;
-use crate::problem::Shape;
 use crate::proc::Interrupt;
 use crate::profile::{self, AtPeak, LoadProfile, Operation, Phase, Profile};
 use crate::run::documents::{Captured, Document as _, Profiled};
@@ -364,23 +363,14 @@ pub(super) fn add_peaks(
     let (Some(device), Ok(Measure::Builtin(loads))) = (device, engine.config.measure()) else {
         return Ok(());
     };
+    let weights = weights(engine, plan, inspection.op)?;
     for (load, configured) in profiled.loads.iter_mut().zip(loads) {
         let Some(m) = super::foresee::rows_of(configured, "tpot", captured) else {
             continue;
         };
         let mut least = Vec::new();
-        if let Some(weights) = planned::weights(plan) {
-            let us = weights.iter().map(|&(n, k, calls)| {
-                let shape = Shape {
-                    op: inspection.op,
-                    m,
-                    n,
-                    k,
-                    dtype: String::new(),
-                };
-                f64::from(calls) * device.estimate_us(&shape)
-            });
-            least.push((Operation::DenseFp8, us.sum()));
+        if let Some(weights) = &weights {
+            least.push((Operation::DenseFp8, least_us(weights, m, &device)));
         }
         if let Some(us) = super::fused_moe::least_us(plan, captured, m, &device) {
             least.push((Operation::FusedMoe, us));

@@ -285,21 +285,18 @@ fn done(engine: &mut Engine<'_>, tuned: &Tuned, plan: &Plan, parts: &[Part<'_>])
         tuned.has_won(),
         tuned.fused_moe.is_some() && experts_left.is_none(),
     ];
-    let nothing_to_gain = match has_gained {
+    let nothing_to_gain = if has_gained == [false, false] {
         // Otherwise a table of nothing but what serves already would be deployed, and compared with itself.
-        [false, false] => {
-            let more = parts.first().and_then(|part| part.left(&budget));
-            let dense = dense_left.map(|why| [Some(why), more].into_iter().flatten());
-            let why = dense.into_iter().flatten().chain(experts_left);
-            Some(why.collect::<Vec<_>>().join("; "))
-        }
+        let more = parts.first().and_then(|part| part.left(&budget));
+        let dense = dense_left.map(|why| [Some(why), more].into_iter().flatten());
+        let why = dense.into_iter().flatten().chain(experts_left);
+        Some(why.collect::<Vec<_>>().join("; "))
+    } else {
         // If only one part won, the summary says that the other is left as it is.
-        _ => {
-            let dense = dense_left.map(|why| format!("dense GEMMs are left as they are: {why}"));
-            let experts = experts_left.map(|why| format!("fused MoE is left as it is: {why}"));
-            remarks.extend(dense.into_iter().chain(experts));
-            None
-        }
+        let dense = dense_left.map(|why| format!("dense GEMMs are left as they are: {why}"));
+        let experts = experts_left.map(|why| format!("fused MoE is left as it is: {why}"));
+        remarks.extend(dense.into_iter().chain(experts));
+        None
     };
     for remark in remarks {
         engine.remark(remark);

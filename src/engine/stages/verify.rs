@@ -57,6 +57,7 @@ pub(super) fn verify(engine: &mut Engine<'_>) -> Result<Done, Error> {
     let deployed = Deployed {
         run: &run,
         inspection: &inspection,
+        tuned: &tuned,
         deployment: &deployment,
         interrupt: &interrupt,
     };
@@ -67,7 +68,7 @@ pub(super) fn verify(engine: &mut Engine<'_>) -> Result<Done, Error> {
         modules,
         ran,
     } = match &kernels {
-        Some(kernels) => kernels.probe(&deployed, &probes, &tuned)?,
+        Some(kernels) => kernels.probe(&deployed, &probes)?,
         None => Probed::default(),
     };
     refuse_wrong_numbers(&layout)?;
@@ -107,7 +108,7 @@ pub(super) fn verify(engine: &mut Engine<'_>) -> Result<Done, Error> {
         records::add(&file, u64::MAX, &mut log_summary)?;
     }
     let engagement = match &kernels {
-        Some(kernels) => kernels.engagement(&inspection, &deployment, &log_summary)?,
+        Some(kernels) => kernels.engagement(&deployed, &log_summary)?,
         None => Engagement::default(),
     };
     let experts = fused_moe::verified(engine, &inspection, &deployment, checks, &log_summary)?;

@@ -11,7 +11,7 @@ use camino::{Utf8Path, Utf8PathBuf};
 use super::cover::{Covered, Keys};
 use super::facts::{KernelPath, Trees, aiter_error, arch_of, read};
 use super::room::make_room;
-use super::tables::{merged, plain, read_table};
+use super::tables::{merged, plain};
 use super::{Aiter, pins};
 use crate::kernel::gone;
 use crate::overlay::{self, OverlayOptions};
@@ -34,9 +34,6 @@ use crate::tree::force::{self, ForceError, Means, Rule, SwitchRequest, Target};
 use crate::tree::package::FP8_UTILS;
 use crate::tree::{reach, route};
 use crate::workload::config::Switch;
-
-/// The tuned rows alone, without those in use before: the rows to check for engagement.
-const OURS: &str = "tuned.csv";
 
 /// The ledger's name for the files moved by deploying.
 pub(super) const OPERATION: &str = "deploy";
@@ -148,7 +145,7 @@ impl Aiter {
         let mut covered = Covered {
             weights: weights(run, op)?,
             ours: Keys::new(),
-            left: left(tuned, op),
+            left: tuned.left(op),
             stays_triton: route::triton_shapes(&fp8_utils(trees)?),
         };
         let tuned_rows = tuned.tables.iter().flat_map(|table| table.csv_rows(op));
@@ -183,7 +180,7 @@ impl Aiter {
         );
         if !kept.is_empty() {
             mine.rows.extend(kept);
-            merged_table = merged(mine.clone(), &before.files, &policy, &mut Vec::new())?;
+            merged_table = merged(mine, &before.files, &policy, &mut Vec::new())?;
         }
         let text = merged_table.to_csv();
         let digest = digest(text.as_bytes());
@@ -191,9 +188,8 @@ impl Aiter {
             "{}-{digest}.csv",
             family::stem(op).unwrap_or("tuned_gemm")
         )))?;
-        let written = fs_err::create_dir_all(folder)
-            .and_then(|()| write_atomic(&folder.join(OURS), mine.to_csv().as_bytes()))
-            .and_then(|()| write_atomic(&path, text.as_bytes()));
+        let written =
+            fs_err::create_dir_all(folder).and_then(|()| write_atomic(&path, text.as_bytes()));
         written.map_err(|error| Error::file(&error))?;
         deployment.env.insert(variable.to_owned(), path.to_string());
         deployment.takes_back.push(format!(
@@ -363,17 +359,6 @@ impl Place {
     }
 }
 
-/// (M, N, K) of `op` that keep what serves them today: no row is deployed for them.
-fn left(tuned: &Tuned, op: Op) -> Keys {
-    let lost = tuned.contests.iter().filter(|contest| !contest.takes_over);
-    let kept = tuned.rows.iter().filter(|row| row.incumbent_kept);
-    lost.map(|contest| &contest.shape)
-        .chain(kept.map(|row| &row.shape))
-        .filter(|shape| shape.op == op)
-        .map(|shape| (shape.m, shape.n, shape.k))
-        .collect()
-}
-
 pub(super) fn fp8_utils(trees: &Trees) -> Result<Source, Error> {
     trees
         .sglang
@@ -420,11 +405,6 @@ fn take_back_unfinished(run: &RunDir) -> Result<(), Error> {
         .into_iter()
         .try_for_each(|id| ledger.undo(id))
         .map_err(failed)
-}
-
-/// The rows of a deployed table that were tuned for it.
-pub(super) fn tuned_table(deployed: &DeployedTable) -> Result<Table, Error> {
-    read_table(&deployed.table.with_file_name(OURS), deployed.op)
 }
 
 /// Weights (N, K) that the captured workload uses.

@@ -21,7 +21,7 @@ use std::time::Duration;
 
 use camino::{Utf8Path, Utf8PathBuf};
 
-use super::{class_of, take_csv};
+use super::{class_of, from_elsewhere};
 use crate::engine::ports::{Deployed, Kernels, PlanTerms, TuneOrder};
 use crate::log::summary::LogSummary;
 use crate::plan::cost::Cost;
@@ -82,12 +82,12 @@ impl Aiter {
         }
     }
 
-    /// Runs `work` with the deployed tables, indexed as the runtime does, each with its operation.
+    /// Runs `work` with the deployed tables, indexed as the runtime does.
     fn with_tables<T>(
         &self,
         inspection: &Inspection,
         deployment: &Deployment,
-        work: impl FnOnce(&[(Op, Resolver<'_>)]) -> T,
+        work: impl FnOnce(&[Resolver<'_>]) -> T,
     ) -> Result<T, Error> {
         let trees = self.trees()?;
         let read = |(one, deployed): (Inspection, DeployedTable)| {
@@ -103,9 +103,8 @@ impl Aiter {
             .iter()
             .map(|(one, table)| {
                 let rules = crate::tree::aiter::rules(one.op, &trees.aiter.capabilities);
-                let resolver = Resolver::new(table, rules, &one.gfx, one.cu_num)
-                    .map_err(|error| Error::caused(ErrorKind::Bug, &error))?;
-                Ok((one.op, resolver))
+                Resolver::new(table, rules, &one.gfx, one.cu_num)
+                    .map_err(|error| Error::caused(ErrorKind::Bug, &error))
             })
             .collect::<Result<_, Error>>()?;
         Ok(work(&resolvers))
@@ -117,11 +116,10 @@ impl Aiter {
         deployed: &Deployed<'_>,
         (inspection, table): (&Inspection, &DeployedTable),
         shapes: &[Shape],
-        tuned: &Tuned,
     ) -> Result<Probed, Error> {
         let mut env: BTreeMap<String, Option<String>> = self.site.environment().clone();
         env.extend(deployed.deployment.environment());
-        let won: Vec<_> = tuned.won(inspection.op).collect();
+        let won: Vec<_> = deployed.tuned.won(inspection.op).collect();
         let times: Vec<Shape> = won
             .iter()
             .take(probe::TIMED)
@@ -303,7 +301,7 @@ impl Kernels for Aiter {
     }
 
     fn take(&self, inspection: &Inspection, table: &Utf8Path) -> Result<Vec<TunedTable>, Error> {
-        take_csv(inspection.op, table)
+        from_elsewhere::take(&inspection.ops().collect::<Vec<_>>(), table)
     }
 
     fn deploy(
@@ -319,54 +317,54 @@ impl Kernels for Aiter {
         deploy::take_away(run, deployment)
     }
 
-    fn misses(
+    fn rows(
         &self,
         inspection: &Inspection,
         deployment: &Deployment,
         shapes: &[Shape],
-    ) -> Result<Vec<Shape>, Error> {
-        self.with_tables(inspection, deployment, |tables| {
-            let hit = |shape: &Shape| {
-                let mut tables = tables.iter().filter(|(op, _)| *op == shape.op);
-                tables.any(|(_, resolver)| resolver.find(shape).row().is_some())
+    ) -> Result<Vec<Option<String>>, Error> {
+        self.with_tables(inspection, deployment, |resolvers| {
+            let row = |shape: &Shape| {
+                let mut resolvers = resolvers.iter();
+                let resolver = resolvers.find(|resolver| resolver.rules().op == shape.op)?;
+                Some(resolver.find(shape).row()?.m.to_string())
             };
-            shapes.iter().filter(|shape| !hit(shape)).cloned().collect()
+            shapes.iter().map(row).collect()
         })
     }
 
     fn engagement(
         &self,
-        inspection: &Inspection,
-        deployment: &Deployment,
+        deployed: &Deployed<'_>,
         log_summary: &LogSummary,
     ) -> Result<Engagement, Error> {
         let trees = self.trees()?;
-        let mut planned = Vec::new();
-        for (one, deployed) in deployment.tables(inspection) {
+        let (inspection, deployment) = (deployed.inspection, deployed.deployment);
+        for (one, table) in deployment.tables(inspection) {
             let paths = loaded::expected(&trees, one.op, deployment)?;
             let modules = loaded::modules(&trees, one.op, &paths)?;
-            loaded::refuse_stale(&modules, &deployed.table)?;
-            // Rows in use before are in the table too, most of them for other models: only ours were planned.
-            planned.push(deploy::tuned_table(&deployed)?);
+            loaded::refuse_stale(&modules, &table.table)?;
         }
         self.with_tables(inspection, deployment, |resolvers| {
-            let resolvers = resolvers.iter().map(|(_, resolver)| resolver);
-            let tables: Vec<_> = resolvers.zip(&planned).collect();
+            let planned = |resolver| {
+                // Rows in use before are in the table too, most of them for other models: only ours were planned.
+                let rows = deployed.tuned.placed(Resolver::rules(resolver).op);
+                (resolver, rows.collect())
+            };
+            let tables: Vec<_> = resolvers.iter().map(planned).collect();
             super::engagement_of(&tables, log_summary)
         })
     }
 
-    fn probe(
-        &self,
-        deployed: &Deployed<'_>,
-        shapes: &[Shape],
-        tuned: &Tuned,
-    ) -> Result<Probed, Error> {
+    fn probe(&self, deployed: &Deployed<'_>, shapes: &[Shape]) -> Result<Probed, Error> {
         let mut probed = Probed::default();
         for (one, table) in deployed.deployment.tables(deployed.inspection) {
             let of = |shape: &&Shape| shape.op == one.op;
             let shapes: Vec<Shape> = shapes.iter().filter(of).cloned().collect();
-            probed.add(self.probe_table(deployed, (&one, &table), &shapes, tuned)?);
+            // A table from elsewhere may serve no shape of the workload.
+            if !shapes.is_empty() {
+                probed.add(self.probe_table(deployed, (&one, &table), &shapes)?);
+            }
         }
         Ok(probed)
     }
