@@ -8,7 +8,7 @@ use crate::tree::doctor::devices::Gpu;
 use crate::tree::doctor::{self, Aiter, Check, Verdict, fix};
 use crate::tree::git::Checkout;
 use crate::tree::locate::{self, Answer, Entry, Question};
-use crate::workload::config::{BackendKind, Config, FILE_NAME};
+use crate::workload::config::{Config, FILE_NAME};
 use crate::workload::env;
 
 use super::printer::Printer;
@@ -200,7 +200,7 @@ fn only_reference(
         return false;
     }
     match config {
-        Some(config) => config.backend.kind == BackendKind::Reference,
+        Some(config) => config.backend.kind.is_built_in(),
         None => {
             gpus.is_empty()
                 && answer.is_none_or(|answer| {

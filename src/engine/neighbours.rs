@@ -12,7 +12,7 @@ use serde::{Deserialize, Serialize};
 
 use crate::store::file::entries;
 use crate::store::lock::Holder;
-use crate::workload::config::{BackendKind, Config};
+use crate::workload::config::Config;
 use crate::workload::env;
 
 /// Variables of ROCm and CUDA that list the devices a process may use; the runtime uses the first one that is set.
@@ -42,10 +42,10 @@ impl Run {
             set.or_else(|| env::variable(name))
                 .filter(|value| !value.is_empty())
         });
-        let devices = match (config.backend.kind, visible) {
-            (BackendKind::Reference, _) => Vec::new(),
-            (_, None) => vec![ALL.to_owned()],
-            (_, Some(visible)) => visible.split(',').map(|id| id.trim().to_owned()).collect(),
+        let devices = match (config.backend.kind.is_built_in(), visible) {
+            (true, _) => Vec::new(),
+            (false, None) => vec![ALL.to_owned()],
+            (false, Some(visible)) => visible.split(',').map(|id| id.trim().to_owned()).collect(),
         };
         Self {
             holder: Holder::this_process(command),

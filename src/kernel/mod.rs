@@ -11,6 +11,8 @@ pub(crate) mod reference;
 pub(crate) mod sglang_families;
 pub(crate) mod sglang_moe;
 pub(crate) mod sglang_triton;
+#[cfg(test)]
+pub(crate) mod toy;
 
 use std::collections::BTreeSet;
 

@@ -2,3 +2,5 @@
 
 pub(crate) mod reference;
 pub(crate) mod sglang;
+#[cfg(test)]
+pub(crate) mod toy;

@@ -271,6 +271,26 @@ pub enum BackendKind {
     Aiter,
     /// aiter's Triton GEMM under SGLang on ROCm, by rows of its JSON files: what SGLang calls there where nothing else was chosen.
     AiterTriton,
+    /// No server and no kernels of any runtime: they show what new ones need.
+    #[cfg(test)]
+    #[schemars(skip)]
+    Toy,
+}
+
+impl BackendKind {
+    /// Whether the server is part of gemmtune. Any other runs on a GPU, and an interpreter of its own decides what it imports.
+    pub fn is_built_in(self) -> bool {
+        match self {
+            Self::Reference => true,
+            #[cfg(test)]
+            Self::Toy => true,
+            Self::SglangTriton
+            | Self::SglangFamilies
+            | Self::SglangMoe
+            | Self::Aiter
+            | Self::AiterTriton => false,
+        }
+    }
 }
 
 /// `[compare]`: how the arms are compared.
@@ -574,7 +594,9 @@ mod tests {
             ),
         ]
         .map(|(from, to)| error(&SMALL.replacen(from, to, 1)));
-        insta::assert_snapshot!(said.join("\n"), @r#"
+        // The toy exists in tests only.
+        let said = said.join("\n").replace(", `toy`", "");
+        insta::assert_snapshot!(said, @r#"
         accept the configuration: `workload.name = "../demo"`: letters, digits, `.`, `_` and `-`, and no `.` in front: it names a folder
         accept the configuration: `workload.name = ""`: letters, digits, `.`, `_` and `-`, and no `.` in front: it names a folder
         accept the configuration: `benchmark.builtin.prompts = 0`: at least 1 is expected

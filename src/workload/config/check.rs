@@ -72,7 +72,7 @@ impl Config {
         self.launch()?;
         self.measure()?;
         load::check(&self.benchmark.loads)?;
-        if self.backend.kind != BackendKind::Reference && self.backend.python.is_none() {
+        if !self.backend.kind.is_built_in() && self.backend.python.is_none() {
             return Err(ConfigError::Missing {
                 name: "backend.python",
                 why: "the interpreter that runs the server decides which trees are used",

@@ -2,7 +2,7 @@
 
 use camino::{Utf8Path, Utf8PathBuf};
 
-use super::{BackendKind, Config, SGLANG_DEFAULT_PORT};
+use super::{Config, SGLANG_DEFAULT_PORT};
 
 /// Spellings of one option of SGLang's (0.5.5 to 0.5.23, `srt/server_args.py`).
 const TP: [&str; 3] = ["--tp-size", "--tensor-parallel-size", "--tp"];
@@ -82,10 +82,7 @@ impl Config {
 
     /// The interpreter decides which trees are inspected and instrumented.
     fn check_python(&self, command: &[String], find: Find<'_>, found: &mut Vec<String>) {
-        let (Some(python), true) = (
-            &self.backend.python,
-            self.backend.kind != BackendKind::Reference,
-        ) else {
+        let (Some(python), true) = (&self.backend.python, !self.backend.kind.is_built_in()) else {
             return;
         };
         let is_python = |word: &&String| {

@@ -35,9 +35,10 @@ pub fn missing(text: &str) -> Vec<Missing> {
     };
     let has_any = |table: &str, names: &[&str]| names.iter().any(|name| has(table, name));
     let kind = document.get("backend").and_then(|table| table.get("kind"));
-    let is_reference = kind
+    let is_built_in = kind
         .cloned()
-        .is_some_and(|kind| matches!(kind.try_into(), Ok(BackendKind::Reference)));
+        .and_then(|kind| kind.try_into().ok())
+        .is_some_and(BackendKind::is_built_in);
     let needed = [
         (
             has("workload", "name"),
@@ -65,7 +66,7 @@ pub fn missing(text: &str) -> Vec<Missing> {
             "what is tuned: aiter, sglang-triton, sglang-families or reference",
         ),
         (
-            has("backend", "python") || is_reference,
+            has("backend", "python") || is_built_in,
             "backend.python",
             "the interpreter that runs the server",
         ),
