@@ -12,6 +12,7 @@ mod trees;
 mod channel;
 mod experts;
 mod real;
+mod several;
 mod site;
 mod today;
 
