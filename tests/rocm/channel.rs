@@ -322,7 +322,7 @@ fn two_operations_of_one_server_are_tuned_deployed_verified_and_taken_back_in_on
     let also = &printed["also"][0];
     tried(also, BLOCK, &block, "aiter_w8a8_block_fp8_linear", 128);
     let said = site.run(&["probe", "--no-times"]);
-    let said = String::from_utf8(said.stdout).unwrap();
+    let said = stderr(&said);
     for table in [format!("{OP}, {channel}"), format!("{BLOCK}, {block}")] {
         assert!(said.contains(&table), "{said}");
     }
