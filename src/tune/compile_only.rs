@@ -454,6 +454,25 @@ mod tests {
             both.iter()
                 .all(|(_, row)| row["NUM_KSPLIT"] == 1 && row["GROUP_SIZE_M"] == 1)
         );
+        // Among them are tiles of 4 rows, which shipped rows of both architectures use.
+        let low = |target| {
+            let all = jobs_of(
+                target,
+                Kernel::AiterTriton {
+                    shapes: &shapes,
+                    root: None,
+                },
+            );
+            let low = all
+                .iter()
+                .filter(|(_, row)| row["BLOCK_SIZE_M"] == 4)
+                .count();
+            (all.len(), low)
+        };
+        assert_eq!(
+            (low(Target::Gfx942), low(Target::Gfx950)),
+            ((365, 56), (408, 60))
+        );
         // Few rows: only low tiles.
         assert!(found(&[shape(16, 2112, 7168)]).len() < both.len());
     }

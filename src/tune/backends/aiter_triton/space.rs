@@ -118,41 +118,60 @@ impl Setting {
 pub struct Space {
     block_m: &'static [u32],
     block_n: &'static [u32],
-    group_m: &'static [u32],
+    group_m: Values,
     warps: &'static [u32],
-    stages: &'static [u32],
+    stages: Values,
     waves: &'static [u32],
     sides: &'static [u32],
 }
 
-/// Values in the rows that aiter ships for gfx942 and gfx950 (28 files at e4048607), without tiles of 4 rows: the
-/// matrix instruction has 16.
+/// Values of which a race starts with some; the others come up as steps from a leader.
+#[derive(Clone, Copy, Debug)]
+struct Values {
+    first: &'static [u32],
+    all: &'static [u32],
+}
+
+/// Values in the rows that aiter has shipped (744 rows of 184 tags up to e4048607, `testdata/aiter-tables`). Tiles of 4 rows
+/// leave part of the matrix instruction unused, which has 16.
 const ROCM: Space = Space {
-    block_m: &[8, 16, 32, 64, 128, 256],
+    block_m: &[4, 8, 16, 32, 64, 128, 256],
     block_n: &[16, 32, 64, 128, 256],
-    group_m: &[1, 4, 8],
+    group_m: GROUPS,
     warps: &[1, 2, 4, 8],
-    stages: &[1, 2, 3],
-    waves: &[0, 1, 2, 4],
+    stages: Values {
+        first: &[1, 2, 3],
+        all: &[1, 2, 3, 5],
+    },
+    waves: &[0, 1, 2, 4, 6, 8],
     sides: &[16, 32],
 };
 
-/// CUDA: tiles that its matrix instructions support, with warps and stages as SGLang's own tuner tries them.
+/// CUDA: the same tiles and warps, because a row with 4 rows and one warp was the fastest on an H200
+/// (`docs/evidence/aiter-triton-h200`), and stages as SGLang's own tuner tries them.
 const CUDA: Space = Space {
-    block_m: &[16, 32, 64, 128, 256],
-    block_n: &[16, 32, 64, 128, 256],
-    group_m: &[1, 4, 8],
-    warps: &[4, 8],
-    stages: &[2, 3, 4, 5],
+    stages: Values {
+        first: &[2, 3, 4, 5],
+        all: &[1, 2, 3, 4, 5],
+    },
     waves: &[],
     sides: &[],
+    ..ROCM
 };
+
+const GROUPS: Values = Values {
+    first: &[1, 4, 8],
+    all: &[1, 2, 4, 5, 8, 16, 32],
+};
+
+/// `cache_modifier` of the loads of W, besides none.
+const CACHES: [&str; 2] = [".cg", ".ca"];
 
 /// Most elements that a thread may sum: more do not fit its 512 registers together with the operands.
 const MOST_SUMMED: u32 = 256;
 
-/// Largest number of parts of K in aiter's rows (e4048607).
-const MOST_SPLITS: u32 = 16;
+/// Largest number of parts of K in aiter's rows.
+const MOST_SPLITS: u32 = 28;
 
 impl Space {
     /// The space on `device`.
@@ -184,11 +203,15 @@ impl Space {
         let mut found = vec![first];
         found = each(&found, self.block_m, |row, value| row.block_m = value);
         found = each(&found, self.block_n, |row, value| row.block_n = value);
-        found = each(&found, self.group_m, |row, value| row.group_m = value);
+        found = each(&found, self.group_m.first, |row, value| row.group_m = value);
         found = each(&found, self.warps, |row, value| row.warps = value);
-        found = each(&found, self.stages, |row, value| row.stages = value);
+        found = each(&found, self.stages.first, |row, value| row.stages = value);
         found = each(&found, &splits(shape.k), |row, value| row.splits = value);
-        found.retain(|setting| self.makes_sense(setting, device, shape));
+        found.retain(|setting| {
+            // A tile that is half empty comes up as a step only.
+            makes_sense(setting, self.group_m.first, device, shape)
+                && (setting.block_m <= 16 || setting.block_m <= tokens(shape))
+        });
         if is_rocm(device) && shape.m == 1 {
             // Triton 3.6 fails on each of them for gfx942 (`docs/evidence/compile-only`). As steps from the leaders
             // they are tried nevertheless, because another compiler may accept them.
@@ -217,53 +240,59 @@ impl Space {
                 (self.warps, setting.warps, |other, value| {
                     other.warps = value;
                 }),
-                (self.stages, setting.stages, |other, value| {
+                (self.stages.all, setting.stages, |other, value| {
                     other.stages = value;
                 }),
                 (&splits(shape.k), setting.splits, |other, value| {
                     other.splits = value;
                 }),
-                (self.group_m, setting.group_m, |other, value| {
+                (self.group_m.all, setting.group_m, |other, value| {
                     other.group_m = value;
                 }),
                 (self.waves, waves, |other, value| other.waves = Some(value)),
                 (self.sides, side, |other, value| other.side = Some(value)),
             ],
         );
-        found.push(Setting {
-            cache: if setting.cache.is_null() {
-                json!(".cg")
-            } else {
-                Value::Null
-            },
-            ..setting.clone()
-        });
-        found.retain(|other| self.makes_sense(other, device, shape));
+        let caches = std::iter::once(Value::Null).chain(CACHES.map(Value::from));
+        found.extend(
+            caches
+                .filter(|cache| *cache != setting.cache)
+                .map(|cache| Setting {
+                    cache,
+                    ..setting.clone()
+                }),
+        );
+        found.retain(|other| makes_sense(other, self.group_m.all, device, shape));
         found
     }
+}
 
-    fn makes_sense(&self, setting: &Setting, device: &Device, shape: &Shape) -> bool {
-        let tile_rows = shape.m.div_ceil(setting.block_m);
-        // Groups as high as the column of tiles all give the same order; with splits the kernel does not read the
-        // group at all.
-        let group =
-            self.group_m.iter().copied().find(|&group| {
-                setting.splits > 1 || group >= setting.group_m || group >= tile_rows
-            });
-        let shared = u64::from(setting.stages.saturating_sub(1).max(1))
-            * u64::from(setting.block_m + setting.block_n)
-            * u64::from(setting.block_k);
-        let fits = if is_rocm(device) {
-            setting.as_sglang().fits_on_rocm(device.smem_bytes)
-        } else {
-            device.smem_bytes == 0 || shared <= device.smem_bytes
-        };
-        group == Some(setting.group_m)
-            && fits
-            && (setting.block_m <= 16 || setting.block_m < 2 * shape.m.next_power_of_two().max(32))
-            && (setting.block_n <= 16 || setting.block_n < 2 * shape.n.next_power_of_two())
-            && setting.block_m * setting.block_n <= setting.warps * LANES * MOST_SUMMED
-    }
+/// Whether `setting` is worth a try, and of the `groups` that are one order for it the first.
+fn makes_sense(setting: &Setting, groups: &[u32], device: &Device, shape: &Shape) -> bool {
+    let tile_rows = shape.m.div_ceil(setting.block_m);
+    // Groups as high as the column of tiles all give the same order; with splits the kernel does not read the
+    // group at all.
+    let mut groups = groups.iter().copied();
+    let group =
+        groups.find(|&group| setting.splits > 1 || group >= setting.group_m || group >= tile_rows);
+    let shared = u64::from(setting.stages.saturating_sub(1).max(1))
+        * u64::from(setting.block_m + setting.block_n)
+        * u64::from(setting.block_k);
+    let fits = if is_rocm(device) {
+        setting.as_sglang().fits_on_rocm(device.smem_bytes)
+    } else {
+        device.smem_bytes == 0 || shared <= device.smem_bytes
+    };
+    group == Some(setting.group_m)
+        && fits
+        && (setting.block_m <= 16 || setting.block_m <= 2 * tokens(shape))
+        && (setting.block_n <= 16 || setting.block_n < 2 * shape.n.next_power_of_two())
+        && setting.block_m * setting.block_n <= setting.warps * LANES * MOST_SUMMED
+}
+
+/// Rows of X, as far as the height of a tile follows them.
+fn tokens(shape: &Shape) -> u32 {
+    shape.m.next_power_of_two().max(32)
 }
 
 /// Parts into which K can be split: equal ones of whole scale blocks, because the kernel reads past the end of a row
@@ -286,7 +315,7 @@ mod tests {
 
     #[test]
     fn parts_of_k_are_all_alike() {
-        assert_eq!(splits(7168), [1, 2, 4, 7, 8, 14]);
+        assert_eq!(splits(7168), [1, 2, 4, 7, 8, 14, 28]);
         assert_eq!(splits(1536), [1, 2, 3, 4, 6]);
         assert_eq!(splits(512), [1, 2]);
         assert_eq!(splits(4160), [1]);
@@ -345,7 +374,7 @@ mod tests {
         assert!(
             settings
                 .iter()
-                .all(|one| one.group_m == 1 || one.block_m == 8 && one.group_m == 4)
+                .all(|one| one.group_m == 1 || one.block_m <= 8 && one.group_m == 4)
         );
         let settings = Space::of(&device).settings(&device, &shape(4096, 2112, 7168));
         assert!(settings.iter().any(|one| one.group_m == 8));
@@ -354,5 +383,94 @@ mod tests {
                 .iter()
                 .all(|one| one.splits == 1 || one.group_m == 1)
         );
+    }
+    /// Every row that aiter has shipped for a GEMM with scale blocks, by the file it stands in.
+    const SHIPPED: &str =
+        include_str!("../../../../testdata/aiter-tables/triton_blockscale_rows.csv");
+
+    /// The row as a setting, with the number of tokens that its bucket goes up to; files of v0.1.7 and v0.1.8, which are not tuned,
+    /// name their buckets otherwise.
+    fn shipped(cells: &csv::StringRecord) -> (Setting, Option<u32>) {
+        let number = |at: usize| cells[at].parse::<u32>().ok();
+        let setting = Setting {
+            block_m: number(4).unwrap(),
+            block_n: number(5).unwrap(),
+            block_k: number(6).unwrap(),
+            group_m: number(7).unwrap(),
+            warps: number(8).unwrap(),
+            stages: number(9).unwrap(),
+            waves: number(10),
+            side: number(11),
+            cache: if cells[12].is_empty() {
+                Value::Null
+            } else {
+                json!(cells[12])
+            },
+            splits: number(13).unwrap(),
+            others: Map::new(),
+        };
+        let bound = cells[3].strip_prefix("M_LEQ_");
+        let last = match &cells[3] {
+            "any" => Some(8192),
+            _ => bound.and_then(|bound| bound.parse().ok()),
+        };
+        (setting, last)
+    }
+
+    #[test]
+    fn every_row_that_aiter_has_shipped_is_in_the_space() {
+        let mut reader = csv::Reader::from_reader(SHIPPED.as_bytes());
+        let (mut rows, mut tried) = (0, 0);
+        for cells in reader.records() {
+            let cells = cells.unwrap();
+            let (row, last) = shipped(&cells);
+            rows += 1;
+            for space in [ROCM, CUDA] {
+                let holds = |values: &[u32], value: u32| {
+                    assert!(values.contains(&value), "{value} of {cells:?}");
+                };
+                holds(space.block_m, row.block_m);
+                holds(space.block_n, row.block_n);
+                holds(&[BLOCK_K], row.block_k);
+                holds(space.group_m.all, row.group_m);
+                holds(space.warps, row.warps);
+                holds(space.stages.all, row.stages);
+            }
+            let is_one = |values: &[u32], value: Option<u32>| {
+                value.is_none_or(|value| values.contains(&value))
+            };
+            assert!(
+                is_one(ROCM.waves, row.waves) && is_one(ROCM.sides, row.side),
+                "{cells:?}"
+            );
+            assert!(
+                row.cache.is_null() || CACHES.map(Value::from).contains(&row.cache),
+                "{cells:?}"
+            );
+            let device = match &cells[0] {
+                "gfx942" => gfx942(),
+                "gfx950" => Device {
+                    smem_bytes: 160 << 10,
+                    ..gfx942()
+                },
+                _ => continue,
+            };
+            let (Some(last), Ok(n), Ok(k)) = (last, cells[1].parse(), cells[2].parse()) else {
+                continue;
+            };
+            tried += 1;
+            let of = shape(last, n, k);
+            assert!(splits(k).contains(&row.splits), "{cells:?}");
+            // Of groups that are one order for the row's sizes one stands for all.
+            let stands = |group: &u32| {
+                let other = Setting {
+                    group_m: *group,
+                    ..row.clone()
+                };
+                makes_sense(&other, GROUPS.all, &device, &of)
+            };
+            assert!(GROUPS.all.iter().any(stands), "{cells:?}");
+        }
+        assert_eq!((rows, tried), (744, 320));
     }
 }
