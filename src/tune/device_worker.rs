@@ -10,6 +10,7 @@
 mod alone;
 mod talk;
 mod under_way;
+mod used;
 
 use std::collections::BTreeMap;
 use std::sync::Mutex;
@@ -98,6 +99,8 @@ struct OpenRace<P> {
     busy_s: f64,
     led_us: f64,
     opened: Instant,
+    /// Of the time since, what was not its own doing.
+    lost: Duration,
     run_off_faults: u32,
     last_refusal: String,
 }
@@ -125,6 +128,8 @@ pub(super) struct DeviceWorker<'a, P: Task> {
     under_way: Vec<UnderWay<'a>>,
     /// When one of them was last answered.
     answered: Instant,
+    /// When the worker last answered anything, or came up.
+    alive: Instant,
     /// After a death with several possible causes: how many requests to run with nothing else in flight, not even
     /// compiling, to find the cause.
     single_file: usize,
@@ -155,6 +160,7 @@ impl<'a, P: Task> DeviceWorker<'a, P> {
             heard: Instant::now(),
             under_way: Vec::new(),
             answered: Instant::now(),
+            alive: Instant::now(),
             single_file: 0,
             busy_s: 0.0,
         }
@@ -204,6 +210,13 @@ impl<'a, P: Task> DeviceWorker<'a, P> {
         self.tell(Message::Held(busy_s));
     }
 
+    /// Books time that no open race is to blame for.
+    fn lost(&mut self, time: Duration) {
+        for open in &mut self.open {
+            open.lost += time;
+        }
+    }
+
     fn tell(&self, message: Message<P>) {
         // The coordinator outlives every device worker.
         let _ = self.messages.send(message);
@@ -244,6 +257,7 @@ impl<'a, P: Task> DeviceWorker<'a, P> {
             busy_s: 0.0,
             led_us: f64::INFINITY,
             opened: Instant::now(),
+            lost: Duration::ZERO,
             run_off_faults: 0,
             last_refusal: String::new(),
         };
@@ -294,8 +308,7 @@ impl<'a, P: Task> DeviceWorker<'a, P> {
             }
             let open = &mut self.open[index];
             let late = allowance.is_some_and(|allowance| {
-                // Part of the share is reserved for the run-off and the check.
-                open.opened.elapsed() > (allowance * side_by_side).mul_f64(0.6)
+                used::is_late(open.opened.elapsed(), open.lost, allowance * side_by_side)
             });
             if (late || over) && open.race.best().is_some() {
                 open.race.hurry();

@@ -214,6 +214,30 @@ fn a_spent_budget_keeps_what_is_finished_and_names_the_rest() {
 }
 
 #[test]
+fn the_time_of_a_candidate_that_hangs_is_not_the_races() {
+    let folder = folder();
+    let mut backend = Fake::new(&[
+        json!({"us": 20.0}),
+        json!({"us": 1.0, "does": "hang"}),
+        json!({"us": 10.0}),
+    ]);
+    // One after another, so that the best is not timed before the other has hung twice: more than three fifths of what then is left.
+    backend.pace.batch = 1;
+    backend.pace.under_way = 1;
+    backend.pace.side_by_side = 1;
+    backend.pace.deadlines.floor = Duration::from_secs(4);
+    let mut short = request(&backend, &[8], &folder);
+    short.workers = Some(1);
+    short.budget = Some(Duration::from_secs(16));
+    let (outcome, events) = run(&short);
+    let outcome = outcome.unwrap();
+    let restarted = |event: &&TuneEvent| matches!(event, TuneEvent::WorkerRestarted { .. });
+    assert_eq!(events.iter().filter(restarted).count(), 2, "{events:?}");
+    assert_eq!(outcome.quarantined.len(), 1);
+    assert_eq!(table(&folder), "8 10.0\n", "{outcome:?}");
+}
+
+#[test]
 fn an_interrupt_ends_the_run_soon_and_keeps_what_is_finished() {
     let folder = folder();
     let backend = Fake::new(&[

@@ -1,6 +1,6 @@
 //! Tries each candidate of a failed request again with nothing else in flight.
 
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use super::talk::{check_time, garbled, launch_time};
 use super::{DeviceWorker, Entrant, Stop};
@@ -148,6 +148,9 @@ impl<P: Task> DeviceWorker<'_, P> {
             .send(ask, 2)
             .and_then(|id| worker.reply_to(id, limit, self.shared.interrupt))
             .map(|reply| reply.answer);
+        if answer.is_ok() {
+            self.alive = Instant::now();
+        }
         match answer {
             Ok(Answer::Failed { error }) => Err(Fault::Failed(error)),
             other => other,

@@ -83,6 +83,8 @@ impl<P: Task> DeviceWorker<'_, P> {
                         )));
                     }
                     self.worker = Some(worker);
+                    self.lost(self.alive.elapsed());
+                    self.alive = Instant::now();
                     // Memory of a worker that died may not be free yet.
                     if let Some(shared) = device.is_shared().filter(|_| !had_one) {
                         self.tell(Message::Remark(shared));
@@ -163,6 +165,7 @@ impl<P: Task> DeviceWorker<'_, P> {
             Ok(None) => return Ok(false),
             Err(fault) => return self.died(&fault).map(|()| false),
         };
+        self.alive = Instant::now();
         let Some(answer) = self.answer(reply.id, reply.answer)? else {
             return Ok(true);
         };

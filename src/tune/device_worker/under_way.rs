@@ -4,7 +4,7 @@ use std::sync::{MutexGuard, PoisonError};
 use std::time::{Duration, Instant};
 
 use super::talk::{check_time, garbled, launch_time};
-use super::{DeviceWorker, Entrant, Stop};
+use super::{DeviceWorker, Entrant, Stop, used};
 use crate::tune::protocol::{Answer, Numerics, Outcome, RequestKind, Samples, Timing};
 use crate::tune::task::Task;
 use crate::tune::worker::Fault;
@@ -169,7 +169,11 @@ impl<P: Task> DeviceWorker<'_, P> {
 
     /// Removes request number `place`, which belonged to race `index`.
     fn answered(&mut self, place: usize, index: usize, busy_s: f64) {
-        self.under_way.remove(place);
+        // Requests take turns. What they take of the device is reckoned generously: what is beyond was no launch.
+        let takes = self.under_way.iter().map(|request| request.takes).sum();
+        let request = self.under_way.remove(place);
+        let waited = request.sent.max(self.answered).elapsed();
+        self.lost(used::beyond(waited, takes));
         self.answered = Instant::now();
         self.single_file = self.single_file.saturating_sub(1);
         self.held(index, busy_s);
