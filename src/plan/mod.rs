@@ -7,6 +7,7 @@
 mod buckets;
 pub mod cost;
 pub mod document;
+pub mod experts;
 pub mod fold;
 pub mod fused_moe;
 pub mod make;

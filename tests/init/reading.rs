@@ -355,6 +355,51 @@ fn of_a_model_with_experts_it_is_said_that_their_fused_moe_is_tuned_too() {
 }
 
 #[test]
+fn of_experts_on_aiter_it_is_said_whether_their_fused_moe_is_tuned() {
+    let init = |config: &str, flags: &str| {
+        let job = Job::new(&format!(
+            "export SGLANG_USE_AITER=1\nvenv/bin/python3 -m sglang.launch_server --model-path model {flags}\n"
+        ));
+        fs_err::create_dir(job.folder.join("model")).unwrap();
+        fs_err::write(job.folder.join("model/config.json"), config).unwrap();
+        let said = text(&job.init(&["launch.sh"]).stderr);
+        let written: toml::Table = job.written().parse().unwrap();
+        (
+            written["backend"]["kind"].as_str().unwrap().to_owned(),
+            said,
+        )
+    };
+    let of = |quantization: &str| {
+        format!("{{\"num_experts\": 128, \"quantization_config\": {quantization}}}")
+    };
+    let blocks = of("{\"quant_method\": \"fp8\", \"weight_block_size\": [128, 128]}");
+    let (kind, said) = init(&blocks, "");
+    assert_eq!(kind, "aiter");
+    assert!(
+        said.contains("aiter's fused MoE of them is tuned in the same run"),
+        "{said}"
+    );
+    let (_, said) = init(&blocks, "--moe-runner-backend triton");
+    assert!(said.contains("sglang-moe"), "{said}");
+    let channel = of(
+        "{\"quant_method\": \"compressed-tensors\", \"config_groups\": {\"g\": {\"weights\": {\"num_bits\": 8, \"type\": \"float\", \"strategy\": \"channel\"}}}}",
+    );
+    for (config, named) in [
+        (channel, "one scale per token and channel"),
+        (of("{\"quant_method\": \"mxfp4\"}"), "FP4 experts"),
+    ] {
+        let (kind, said) = init(&config, "");
+        assert_eq!(kind, "aiter");
+        assert!(
+            said.contains("nothing is tuned") && said.contains(named),
+            "{said}"
+        );
+    }
+    let (_, said) = init("{\"num_experts\": 1}", "");
+    assert!(!said.contains("fused MoE"), "{said}");
+}
+
+#[test]
 fn after_what_only_running_follows_a_script_is_refused_with_the_line_and_the_way_to_watch() {
     let server = "python3 -m sglang.launch_server --model-path /m --fp8-gemm-backend triton";
     let said = [

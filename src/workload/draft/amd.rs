@@ -2,6 +2,7 @@
 
 use serde_json::Value;
 
+use super::experts::OnAiter;
 use super::server::flag_is_on;
 use super::{Made, Subject, experts};
 use crate::table::serves::WithAiter;
@@ -16,8 +17,8 @@ pub(super) struct Proposal {
     /// The value of `backend.kind`.
     pub(super) kind: &'static str,
     pub(super) why: Option<String>,
-    /// A remark for the reader.
-    pub(super) note: Option<String>,
+    /// Remarks for the reader.
+    pub(super) notes: Vec<String>,
 }
 
 /// The backend to tune for the given server.
@@ -28,12 +29,26 @@ pub(super) fn proposal(subject: &Subject<'_>, made: &Made<'_>) -> Proposal {
     let in_blocks = (!quantized.is_null()).then(|| quantized["weight_block_size"].is_array());
     let wants_ck = flag_is_on(subject, made, "SGLANG_AITER_GFX942_BLOCKSCALE_USE_CK");
     let has_table = subject.found.env.get(TABLE).and_then(Word::known).is_some();
-    propose(
-        version,
-        made.gfx.as_deref(),
-        wants_ck,
-        (in_blocks, has_table),
-    )
+    let gfx = made.gfx.as_deref();
+    let dense = propose(version, gfx, wants_ck, (in_blocks, has_table));
+    with_experts(dense, experts::on_aiter(subject, made))
+}
+
+/// The proposal for a model with these experts, most of whose GEMM time is their fused MoE.
+fn with_experts(dense: Proposal, found: Option<OnAiter>) -> Proposal {
+    let Some(found) = found else {
+        return dense;
+    };
+    let takes_over = found.is_tuned && dense.kind != "aiter";
+    Proposal {
+        kind: if found.is_tuned { "aiter" } else { dense.kind },
+        why: if takes_over {
+            Some(experts::NOT_TRITON.to_owned())
+        } else {
+            dense.why
+        },
+        notes: dense.notes.into_iter().chain([found.note]).collect(),
+    }
 }
 
 /// `in_blocks`: whether the weights have a scale for each block, if the model's config tells.
@@ -46,7 +61,7 @@ fn propose(
     let aiter = |note: Option<String>| Proposal {
         kind: "aiter",
         why: None,
-        note,
+        notes: note.into_iter().collect(),
     };
     if in_blocks == Some(false) {
         return aiter(None);
@@ -67,9 +82,9 @@ fn propose(
             why: Some(format!(
                 "SGLang {version} runs this model's block-FP8 GEMMs with aiter's Triton kernel{unread}"
             )),
-            note: Some(format!(
+            notes: vec![format!(
                 "SGLang {version} runs block-FP8 GEMMs with aiter's Triton kernel here, which reads JSON files and no CSV table{unread}: {other}"
-            )),
+            )],
         },
         (Some((_, Some(WithAiter::Ck))), _) => aiter(None),
         (Some((version, Some(WithAiter::ByShape))), _) => aiter(Some(format!(
@@ -94,7 +109,7 @@ mod tests {
         in_blocks: Option<bool>,
     ) -> (&'static str, bool) {
         let found = propose(version, gfx, false, (in_blocks, false));
-        (found.kind, found.note.is_some())
+        (found.kind, !found.notes.is_empty())
     }
 
     #[test]
@@ -119,12 +134,30 @@ mod tests {
         assert_eq!(kind(Some("0.5.5"), gfx942, Some(true)), ("aiter", false));
         assert_eq!(kind(Some("0.5.16"), gfx942, Some(false)), ("aiter", false));
         let ck = propose(Some("0.5.22"), gfx942, true, (Some(true), false));
-        assert_eq!((ck.kind, ck.note), ("aiter", None));
+        assert_eq!((ck.kind, ck.notes.len()), ("aiter", 0));
     }
 
     #[test]
     fn a_table_that_the_path_does_not_read_is_named() {
         let found = propose(Some("0.5.16"), Some("gfx942"), false, (Some(true), true));
-        insta::assert_snapshot!(found.note.unwrap(), @"SGLang 0.5.16 runs block-FP8 GEMMs with aiter's Triton kernel here, which reads JSON files and no CSV table, so the table that `AITER_CONFIG_GEMM_A8W8_BLOCKSCALE` names is not read there: `aiter` tunes kernels that CSV tables name and sends the GEMMs to them that become faster, `aiter-triton` tunes the rows of the Triton GEMM and switches nothing");
+        insta::assert_snapshot!(found.notes.concat(), @"SGLang 0.5.16 runs block-FP8 GEMMs with aiter's Triton kernel here, which reads JSON files and no CSV table, so the table that `AITER_CONFIG_GEMM_A8W8_BLOCKSCALE` names is not read there: `aiter` tunes kernels that CSV tables name and sends the GEMMs to them that become faster, `aiter-triton` tunes the rows of the Triton GEMM and switches nothing");
+    }
+
+    #[test]
+    fn what_tunes_the_experts_is_proposed_before_what_tunes_the_dense_gemms_alone() {
+        let dense = || propose(Some("0.5.16"), Some("gfx942"), false, (Some(true), false));
+        assert_eq!(dense().kind, "aiter-triton");
+        let experts = |is_tuned| {
+            let note = "of the experts".to_owned();
+            with_experts(dense(), Some(OnAiter { is_tuned, note }))
+        };
+        let tuned = experts(true);
+        assert_eq!(
+            (tuned.kind, tuned.why.as_deref()),
+            ("aiter", Some(super::experts::NOT_TRITON))
+        );
+        assert_eq!(tuned.notes.len(), 2);
+        assert_eq!(experts(false).kind, "aiter-triton");
+        assert_eq!(with_experts(dense(), None), dense());
     }
 }

@@ -5,6 +5,7 @@ use serde_json::Value;
 
 use super::server::served;
 use super::{Made, Subject};
+use crate::plan::experts::{Weights, are_there};
 use crate::workload::script::{Word, flag};
 
 /// Why only the fused MoE is proposed where the server chooses its kernels itself.
@@ -13,6 +14,55 @@ pub(super) const ALONE: &str = "the model has experts, whose fused MoE is most o
 /// The remark where the server's flags select a kind for its dense GEMMs.
 pub(super) const TOO: &str = "the model has experts: their fused MoE is tuned in the same run where it is on SGLang's Triton kernel (`backend.fused_moe = \"leave\"` \
      leaves it); `backend.kind = \"sglang-moe\"` tunes it alone";
+
+/// What is said where a server on AMD runs without aiter.
+pub(super) const IN_TRITON: &str = "the model has experts, whose fused MoE then is SGLang's Triton kernel too: `backend.kind = \"sglang-moe\"` tunes it";
+
+/// Why `aiter` is proposed for experts that it tunes, where the dense GEMMs alone would say `aiter-triton`.
+pub(super) const NOT_TRITON: &str =
+    "the model has experts, and their fused MoE is tuned with `aiter` only";
+
+/// What a server with aiter does with the model's experts.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub(super) struct OnAiter {
+    /// Whether `backend.kind = "aiter"` tunes them.
+    pub(super) is_tuned: bool,
+    /// What is said of it.
+    pub(super) note: String,
+}
+
+/// What is said of the experts of a server with aiter; nothing where the model's config names none.
+pub(super) fn on_aiter(subject: &Subject<'_>, made: &Made<'_>) -> Option<OnAiter> {
+    let weights = Weights::of_model(&model_config(subject, made))?;
+    let runner = flag(&subject.found.argv, &["--moe-runner-backend"]);
+    of_weights(weights, runner.as_ref().map(Word::text))
+}
+
+/// `runner` is what `--moe-runner-backend` says.
+fn of_weights(weights: Weights, runner: Option<&str>) -> Option<OnAiter> {
+    let left = |note: String| {
+        Some(OnAiter {
+            is_tuned: false,
+            note,
+        })
+    };
+    match (runner, weights.why_left()) {
+        // Up to 0.5.10 aiter served whatever the flag said (`Fp8MoEMethod.apply`).
+        (Some("triton"), None) => left(
+            "the server says `--moe-runner-backend triton`: from 0.5.11 on its experts then run in SGLang's Triton kernel, whose tables \
+             `backend.kind = \"sglang-moe\"` tunes; without the flag `aiter` tunes aiter's fused MoE in the same run as the dense GEMMs"
+                .to_owned(),
+        ),
+        (None | Some("auto" | "aiter"), None) => Some(OnAiter {
+            is_tuned: true,
+            note: "the model has experts: aiter's fused MoE of them is tuned in the same run, and alone where no dense GEMM of the model is one that \
+                   is tuned (`backend.fused_moe = \"leave\"` leaves it)"
+                .to_owned(),
+        }),
+        (Some(_), None) => None,
+        (_, Some(why)) => left(format!("of the model's experts nothing is tuned: {why}")),
+    }
+}
 
 /// The `config.json` of the model's folder; null if it cannot be read.
 pub(super) fn model_config(subject: &Subject<'_>, made: &Made<'_>) -> Value {
@@ -36,17 +86,7 @@ pub(super) fn there(subject: &Subject<'_>, made: &Made<'_>) -> bool {
     let config = model_config(subject, made);
     let runner = flag(argv, &["--moe-runner-backend"]);
     let runner = runner.as_ref().map(|word| word.known().unwrap_or_default());
-    names_experts(&config) && matches!(runner, None | Some("auto" | "triton"))
-}
-
-/// Whether a model's config has several routed experts, under any of the names that SGLang's models read.
-fn names_experts(config: &Value) -> bool {
-    const COUNTS: [&str; 3] = ["num_experts", "n_routed_experts", "num_local_experts"];
-    // A vision model has its language model's numbers in a nested table.
-    [config, &config["text_config"]].into_iter().any(|table| {
-        let mut counts = COUNTS.iter().filter_map(|name| table[*name].as_u64());
-        counts.any(|count| count > 1)
-    })
+    are_there(&config) && matches!(runner, None | Some("auto" | "triton"))
 }
 
 #[cfg(test)]
@@ -54,26 +94,19 @@ mod tests {
     use super::*;
 
     #[test]
-    fn experts_are_known_by_the_names_of_each_model() {
-        let of = |model: &str| {
-            let path = format!(
-                "{}/testdata/models/{model}.json",
-                env!("CARGO_MANIFEST_DIR")
-            );
-            names_experts(&serde_json::from_slice(&fs_err::read(path).unwrap()).unwrap())
-        };
-        for model in [
-            "qwen3-30b-a3b",
-            "deepseek-v3",
-            "minimax-m2.5",
-            "qwen3.5-35b-a3b",
-        ] {
-            assert!(of(model), "{model}");
+    fn of_experts_on_aiter_it_is_said_whether_they_are_tuned() {
+        let said =
+            |weights, runner| of_weights(weights, runner).map(|said| (said.is_tuned, said.note));
+        for runner in [None, Some("auto"), Some("aiter")] {
+            let (is_tuned, note) = said(Weights::Blocks, runner).unwrap();
+            assert!(is_tuned && note.contains("backend.fused_moe"), "{note}");
         }
-        assert!(!of("qwen3-8b"));
-        assert!(names_experts(
-            &serde_json::json!({"text_config": {"num_experts": 128}})
-        ));
-        assert!(!names_experts(&serde_json::json!({"num_local_experts": 1})));
+        let (is_tuned, note) = said(Weights::Blocks, Some("triton")).unwrap();
+        assert!(!is_tuned && note.contains("sglang-moe"), "{note}");
+        assert_eq!(said(Weights::Blocks, Some("flashinfer_trtllm")), None);
+        for weights in [Weights::PerToken, Weights::Fp4] {
+            let (is_tuned, note) = said(weights, None).unwrap();
+            assert!(!is_tuned && note.contains("nothing is tuned"), "{note}");
+        }
     }
 }

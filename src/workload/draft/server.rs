@@ -356,7 +356,7 @@ impl Draft {
             (Some("aiter"), ..) | (None, true, _) => {
                 let proposed = amd::proposal(subject, made);
                 self.value("kind", proposed.kind, proposed.why);
-                self.notes.extend(proposed.note);
+                self.notes.extend(proposed.notes);
             }
             (Some(other), ..) => {
                 let why = format!("`--fp8-gemm-backend {}` is not one that gemmtune tunes (aiter, deep_gemm, triton)", quoted(other));
@@ -374,6 +374,9 @@ impl Draft {
                         "the server has no `SGLANG_USE_AITER=1`: it then runs SGLang's own Triton kernel on AMD, which no table of aiter's reaches"
                             .to_owned(),
                     );
+                    if experts {
+                        self.notes.push(experts::IN_TRITON.to_owned());
+                    }
                 }
             }
             (None, false, None) => self.ask(
