@@ -8,7 +8,7 @@ use crate::proc::Keeper;
 use crate::run::error::{Error, ErrorKind};
 use crate::server;
 use crate::server::sglang::Site;
-use crate::workload::config::{self, BackendKind, FusedMoe};
+use crate::workload::config::{self, BackendKind};
 
 /// The backend of a configuration.
 pub fn of(config: &config::Config, keeper: &Keeper) -> Result<Backend, Error> {
@@ -76,21 +76,16 @@ pub fn of(config: &config::Config, keeper: &Keeper) -> Result<Backend, Error> {
             };
             Backend {
                 server: site,
-                fused_moe: is_wanted(config).then(experts),
+                fused_moe: config.tunes_fused_moe().then(experts),
                 kernels: Some(aiter),
             }
         }
     })
 }
 
-/// Whether a fused MoE should be tuned beside the dense GEMMs. A table from elsewhere is judged alone.
-fn is_wanted(config: &config::Config) -> bool {
-    config.backend.fused_moe == FusedMoe::Tune && config.backend.table.is_none()
-}
-
 /// SGLang's Triton kernels for the fused MoE, if they should be tuned beside the dense GEMMs.
 fn beside(config: &config::Config, site: &Arc<Site>) -> Option<Arc<dyn FusedMoeKernels>> {
-    is_wanted(config).then(|| {
+    config.tunes_fused_moe().then(|| {
         Arc::new(kernel::sglang_moe::SglangMoe::new(site.clone(), config))
             as Arc<dyn FusedMoeKernels>
     })
@@ -112,7 +107,6 @@ mod tests {
     use crate::server::toy;
     use crate::store::run_dir::RunDir;
     use crate::workload::config::Config;
-    use crate::workload::env;
 
     /// Where the script of `keeper_of_tests` leaves its arguments, a line each.
     const ARGUMENTS: &str = "GEMMTUNE_TOY_KEEPER";
@@ -134,8 +128,12 @@ mod tests {
 
     #[test]
     #[ignore = "the keeper of the test below"]
+    #[expect(
+        clippy::disallowed_methods,
+        reason = "a process of its own, which is told what to keep"
+    )]
     fn keep() {
-        let arguments = env::variable(ARGUMENTS).unwrap();
+        let arguments = std::env::var(ARGUMENTS).unwrap();
         let arguments: Vec<&str> = arguments.lines().collect();
         let (options, command) =
             arguments.split_at(arguments.iter().position(|word| *word == "--").unwrap());

@@ -4,6 +4,7 @@
 //! attempt; what it had made durable (finished trials, tuned shapes) is not repeated. The engine never prints: it
 //! notifies an observer.
 
+pub(crate) mod budget;
 pub mod deadline;
 pub(crate) mod in_place;
 mod neighbours;

@@ -11,6 +11,7 @@ use std::sync::Arc;
 
 use camino::Utf8Path;
 
+pub use super::budget::Need;
 pub use fused_moe::{DeployedMoePart, FusedMoeKernels, LeftOut, MoeOrder, MoeTerms};
 
 use crate::log::summary::LogSummary;

@@ -84,6 +84,7 @@ impl Kernels for AiterTriton {
         identity.insert(BOUND.to_owned(), bound);
         Ok(Inspection {
             also: Vec::new(),
+            dense_left: None,
             identity,
             op: Op::Blockscale,
             gfx: device.arch.clone(),

@@ -132,6 +132,8 @@ fn nothing(ops: &[Op], path: &Utf8Path, others: &[Option<Op>]) -> Error {
 
 #[cfg(test)]
 mod tests {
+    use std::fmt::Write as _;
+
     use camino::Utf8PathBuf;
 
     use super::*;
@@ -143,11 +145,10 @@ mod tests {
         let keep = tempfile::tempdir().unwrap();
         let folder = Utf8PathBuf::try_from(keep.path().to_owned()).unwrap();
         for (name, kernels) in tables {
-            let mut lines = vec!["cu_num,M,N,K,kernelId,splitK,us,kernelName".to_owned()];
+            let mut text = "cu_num,M,N,K,kernelId,splitK,us,kernelName\n".to_owned();
             for (m, kernel) in kernels.iter().enumerate() {
-                lines.push(format!("304,{},512,7168,0,0,4.5,{kernel}", m + 1));
+                writeln!(text, "304,{},512,7168,0,0,4.5,{kernel}", m + 1).unwrap();
             }
-            let text = lines.join("\n") + "\n";
             fs_err::write(folder.join(name), text).unwrap();
         }
         (keep, folder)

@@ -80,6 +80,7 @@ impl Kernels for Reference {
         };
         Ok(Inspection {
             also: Vec::new(),
+            dense_left: None,
             identity,
             op: Op::Blockscale,
             gfx: device.arch,

@@ -143,6 +143,7 @@ impl Kernels for SglangFamilies {
         };
         Ok(Inspection {
             also: Vec::new(),
+            dense_left: None,
             identity: raced::identity(&device),
             op: Op::TritonBlockFp8,
             gfx: device.arch.clone(),

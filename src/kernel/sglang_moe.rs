@@ -12,7 +12,7 @@ use serde_json::Value;
 use self::deployed::Deployed;
 use super::placed::{self, Placed, tile_name};
 use super::{gone, raced};
-use crate::engine::ports::{DeployedMoePart, FusedMoeKernels, MoeOrder, MoeTerms};
+use crate::engine::ports::{DeployedMoePart, FusedMoeKernels, MoeOrder, MoeTerms, Need};
 use crate::log::summary::LogSummary;
 use crate::overlay::OverlayOptions;
 use crate::plan::moe::Ladder;
@@ -143,6 +143,7 @@ impl FusedMoeKernels for SglangMoe {
         identity.remove("whole");
         Ok(Inspection {
             also: Vec::new(),
+            dense_left: None,
             identity,
             op: Op::TritonBlockFp8,
             gfx: device.arch.clone(),
@@ -211,14 +212,14 @@ impl FusedMoeKernels for SglangMoe {
         })
     }
 
-    fn race_seconds(&self, tasks: &[MoeTask]) -> f64 {
+    fn need(&self, tasks: &[MoeTask]) -> Need {
         use crate::tune::task::Task as _;
 
-        if tasks.is_empty() {
-            return 0.0;
-        }
         let parts: usize = tasks.iter().map(|task| task.parts().len()).sum();
-        START_S + parts as f64 * PART_S + tasks.len() as f64 * WHOLE_S
+        Need {
+            once_s: if tasks.is_empty() { 0.0 } else { START_S },
+            rows_s: parts as f64 * PART_S + tasks.len() as f64 * WHOLE_S,
+        }
     }
 
     fn tune(

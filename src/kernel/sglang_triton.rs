@@ -62,6 +62,7 @@ impl Kernels for SglangTriton {
         let shipped = shipped(&device)?;
         Ok(Inspection {
             also: Vec::new(),
+            dense_left: None,
             identity: raced::identity(&device),
             op: Op::TritonBlockFp8,
             gfx: device.arch.clone(),

@@ -43,6 +43,7 @@ impl Kernels for Toy {
             path: "the toy's default kernel".to_owned(),
             linear: None,
             table: None,
+            dense_left: None,
             also: Vec::new(),
             remarks: Vec::new(),
         })

@@ -18,7 +18,7 @@ use crate::store::run_dir::RunDir;
 use crate::table::aiter::Table;
 use crate::table::lookup::{Resolver, Rules};
 use crate::table::revision::Revision;
-use crate::workload::env::{self, Environment};
+use crate::workload::env::Environment;
 
 /// The port it listens on.
 pub(crate) const PORT: &str = "GEMMTUNE_TOY_PORT";
@@ -75,10 +75,14 @@ pub(crate) fn command() -> Vec<String> {
 
 #[test]
 #[ignore = "the process of the toy: it serves until it is ended"]
+#[expect(
+    clippy::disallowed_methods,
+    reason = "a process of its own, with a server's environment"
+)]
 fn serve() {
-    let port: u16 = env::variable(PORT).unwrap().parse().unwrap();
-    let looked_up = look_up(env::variable(TABLE).map(Utf8PathBuf::from).as_deref());
-    if let Some(folder) = env::variable(RECORDS) {
+    let port: u16 = std::env::var(PORT).unwrap().parse().unwrap();
+    let looked_up = look_up(std::env::var(TABLE).ok().map(Utf8PathBuf::from).as_deref());
+    if let Ok(folder) = std::env::var(RECORDS) {
         let Shape { op, m, n, k, .. } = shape();
         let records = format!(
             "{{\"gemmtune\":\"hello\",\"pid\":{},\"rank\":0,\"world\":1,\"version\":1}}\n\

@@ -224,7 +224,7 @@ pub struct Backend {
     #[serde(default)]
     pub switch: Switch,
     /// Whether the fused MoE of a model with experts is tuned in the same run as its dense GEMMs (kinds `sglang-triton`,
-    /// `sglang-families` and `aiter`); without experts it changes nothing.
+    /// `sglang-families` and `aiter`; `aiter` tunes it alone where it can tune none of those); without experts it changes nothing.
     #[serde(default, skip_serializing_if = "FusedMoe::is_default")]
     pub fused_moe: FusedMoe,
     /// How tokens are spread over experts while a fused MoE is raced: `skewed` where a few experts get most of the traffic. The

@@ -15,11 +15,15 @@ fn site(experts: &str, env: &[(&str, &str)]) -> Site {
         env,
         ..Change::default()
     });
-    // Both parts get their rows whatever else this machine does.
+    with_budget(&site);
+    site
+}
+
+/// All parts get their rows whatever else this machine does.
+fn with_budget(site: &Site) {
     let path = site.folder.join("gemmtune.toml");
     let text = fs_err::read_to_string(&path).unwrap();
     fs_err::write(&path, text.replace("tune = \"60s\"", "tune = \"3000s\"")).unwrap();
-    site
 }
 
 /// A row of a shipped table: key cells, then two kernels.
@@ -333,4 +337,187 @@ fn a_variable_under_which_no_row_would_serve_is_refused_at_the_capture() {
         stderr(&output)
     );
     assert_eq!(count(&site.journal(), "stage_started", "tune"), 0);
+}
+
+/// The site with a model whose linears are bf16.
+fn without_dense_fp8() -> Site {
+    let site = Site::new(&Change {
+        experts: Some(EXPERTS),
+        weights: Some("256,128,plain;128,256,plain"),
+        ..Change::default()
+    });
+    with_budget(&site);
+    site
+}
+
+/// Gives the workload a model with experts of this quantisation.
+fn with_model(site: &Site, quantization: &Value) {
+    let config = serde_json::json!({
+        "architectures": ["Qwen3MoeForCausalLM"], "num_experts": 4, "quantization_config": quantization,
+    });
+    Site::write(&site.folder.join("model/config.json"), &config.to_string());
+    let path = site.folder.join("gemmtune.toml");
+    let text = fs_err::read_to_string(&path).unwrap();
+    let named = text.replace(
+        "name = \"played\"\n",
+        "name = \"played\"\nmodel = \"model\"\n",
+    );
+    fs_err::write(path, named).unwrap();
+}
+
+#[test]
+fn a_fused_moe_whose_model_has_no_dense_fp8_gemm_is_tuned_alone_from_inspect_to_report_and_undone()
+{
+    let site = without_dense_fp8();
+    let before = site.trees();
+    let output = site.run(&["run", "--json"]);
+    // Two pairs support no verdict; everything before it passed.
+    assert_eq!(output.status.code(), Some(16), "{}", stderr(&output));
+    let journal = site.journal();
+    for stage in STAGES {
+        assert_eq!(count(&journal, "stage_finished", stage), 1, "{stage}");
+    }
+    let printed: Value = serde_json::from_slice(&output.stdout).unwrap();
+    assert_eq!(printed["parity"], true, "{printed}");
+    let run = site.latest();
+    let seen = &document(&run.join("capture.json"))["inspection"];
+    assert!(seen["dense_left"].is_string(), "{seen}");
+    assert!(
+        stderr(&output).contains("the fused MoE is tuned alone"),
+        "{}",
+        stderr(&output)
+    );
+    let plan = document(&run.join("plan.json"));
+    assert_eq!(plan["tune"], serde_json::json!([]), "{plan}");
+    let tuned = document(&run.join("tune.json"));
+    assert_eq!(tuned["rows"], serde_json::json!([]), "{tuned}");
+    assert_eq!(
+        sizes(&tuned["fused_moe"]["rows"]),
+        sizes(&plan["fused_moe"])
+    );
+    let deployed = document(&run.join("deploy.json"));
+    let variables: Vec<&String> = deployed["env"].as_object().unwrap().keys().collect();
+    assert_eq!(variables, ["AITER_CONFIG_FMOE"]);
+    let table = deployed["env"]["AITER_CONFIG_FMOE"].as_str().unwrap();
+    let engagement = &document(&run.join("verify.json"))["fused_moe"]["engagement"];
+    assert!(engagement["hit"].as_u64().unwrap() >= 2, "{engagement}");
+    assert_eq!(engagement["missed"], serde_json::json!([]), "{engagement}");
+    let report = document(&run.join("report.json"));
+    assert_eq!(report["fused_moe"].as_array().unwrap().len(), 1, "{report}");
+    assert!(report["plan"].is_null(), "{report}");
+
+    let output = site.run(&["undo"]);
+    assert_eq!(output.status.code(), Some(0), "{}", stderr(&output));
+    assert_eq!(site.trees(), before);
+    assert!(!Utf8Path::new(table).exists());
+    site.assert_nothing_left();
+}
+
+#[test]
+fn without_a_dense_operation_and_without_the_fused_moe_there_is_nothing_to_tune() {
+    let site = without_dense_fp8();
+    site.set_backend("fused_moe = \"leave\"");
+    let output = site.run(&["run"]);
+    assert_eq!(output.status.code(), Some(14), "{}", stderr(&output));
+    assert_eq!(count(&site.journal(), "stage_started", "plan"), 0);
+}
+
+#[test]
+fn experts_are_tuned_alone_where_this_aiter_cannot_have_their_models_dense_gemms_tuned() {
+    let site = site(EXPERTS, &[]);
+    let blocks = serde_json::json!({"quant_method": "fp8", "weight_block_size": [128, 128]});
+    with_model(&site, &blocks);
+    let without_modules =
+        |site: &Site| Site::write(&site.aiter("jit/optCompilerConfig.json"), "{}");
+    without_modules(&site);
+    let output = site.run(&["run", "--until", "plan"]);
+    assert_eq!(output.status.code(), Some(0), "{}", stderr(&output));
+    let run = site.latest();
+    for document in [
+        document(&run.join("inspect.json")),
+        document(&run.join("capture.json"))["inspection"].clone(),
+    ] {
+        let why = document["dense_left"].as_str().unwrap();
+        assert!(
+            why.contains("makes no module from a table of gemm_a8w8_blockscale"),
+            "{document}"
+        );
+    }
+    let plan = document(&run.join("plan.json"));
+    assert_eq!(plan["tune"], serde_json::json!([]), "{plan}");
+    assert!(!sizes(&plan["fused_moe"]).is_empty(), "{plan}");
+    // The same without experts is refused before anything is served.
+    let other = Site::new(&Change::default());
+    without_modules(&other);
+    let output = other.run(&["run"]);
+    assert_eq!(output.status.code(), Some(10), "{}", stderr(&output));
+    assert_eq!(count(&other.journal(), "stage_started", "baseline"), 0);
+}
+
+#[test]
+fn experts_that_are_not_tuned_are_named_at_inspect_with_what_to_do() {
+    let channel =
+        serde_json::json!({"weights": {"num_bits": 8, "type": "float", "strategy": "channel"}});
+    for (quantization, named) in [
+        (
+            serde_json::json!({"quant_method": "compressed-tensors", "config_groups": {"g": channel}}),
+            "one scale per token and channel",
+        ),
+        (serde_json::json!({"quant_method": "mxfp4"}), "FP4 experts"),
+    ] {
+        let site = site(EXPERTS, &[]);
+        with_model(&site, &quantization);
+        let output = site.run(&["run", "--until", "inspect"]);
+        assert_eq!(output.status.code(), Some(0), "{}", stderr(&output));
+        let said = texts(&document(&site.latest().join("inspect.json"))["remarks"]).concat();
+        assert!(
+            said.contains(named) && said.contains("gemmtune tune --backend aiter --op fused_moe"),
+            "{said}"
+        );
+    }
+}
+
+/// The lines of the files in which the judge's answers are kept.
+fn judged(site: &Site) -> Vec<String> {
+    let folder = site.folder.join("runs/latest/tune/fused-moe");
+    let files = ["judged-today.jsonl", "judged-tuned.jsonl"].map(|name| folder.join(name));
+    let texts = files.map(|file| fs_err::read_to_string(file).unwrap_or_default());
+    texts
+        .iter()
+        .flat_map(|text| text.lines())
+        .map(str::to_owned)
+        .collect()
+}
+
+#[test]
+fn a_judge_that_is_killed_goes_on_behind_its_last_answer() {
+    use std::time::{Duration, Instant};
+
+    let site = without_dense_fp8();
+    let mut running = site.start(&["run", "--until", "tune"]);
+    let until = Instant::now() + Duration::from_secs(300);
+    // The first line of a file says what its answers are of.
+    while judged(&site).len() < 2 {
+        assert!(Instant::now() < until && running.try_wait().unwrap().is_none());
+        std::thread::sleep(Duration::from_millis(5));
+    }
+    running.kill().unwrap();
+    running.wait().unwrap();
+    let answered = judged(&site);
+    let output = site.run(&["run", "--until", "tune"]);
+    assert_eq!(output.status.code(), Some(0), "{}", stderr(&output));
+    let all = judged(&site);
+    let planned = sizes(&document(&site.latest().join("plan.json"))["fused_moe"]).len();
+    // Each size once in each way, and what was answered before the kill as it stood, by its time.
+    assert_eq!(all.len(), 2 * (1 + planned), "{all:#?}");
+    assert!(
+        answered.len() < all.len(),
+        "it was killed too late to show anything: {answered:#?}"
+    );
+    assert!(
+        answered.iter().all(|line| all.contains(line)),
+        "{answered:#?} {all:#?}"
+    );
+    let rows = &document(&site.latest().join("tune.json"))["fused_moe"]["rows"];
+    assert_eq!(sizes(rows).len(), planned, "{rows}");
 }

@@ -1,6 +1,6 @@
 //! An AMD site that is played, in a folder of its own, driven through the real binary.
 
-use std::process::{Command, Output};
+use std::process::{Child, Command, Output, Stdio};
 use std::time::{Duration, Instant, SystemTime};
 
 use camino::{Utf8Path, Utf8PathBuf};
@@ -374,14 +374,25 @@ impl Site {
 
     /// Runs gemmtune to its end.
     pub(crate) fn run(&self, arguments: &[&str]) -> Output {
-        Command::new(env!("CARGO_BIN_EXE_gemmtune"))
+        self.command(arguments).output().unwrap()
+    }
+
+    /// Starts gemmtune, which says nothing.
+    pub(crate) fn start(&self, arguments: &[&str]) -> Child {
+        let mut command = self.command(arguments);
+        command.stdout(Stdio::null()).stderr(Stdio::null());
+        command.spawn().unwrap()
+    }
+
+    fn command(&self, arguments: &[&str]) -> Command {
+        let mut command = Command::new(env!("CARGO_BIN_EXE_gemmtune"));
+        command
             .args(arguments)
             .current_dir(&self.folder)
             .env("HOME", &self.folder)
             // Tests beside this one are no runs on the same GPUs.
-            .env("TMPDIR", &self.folder)
-            .output()
-            .unwrap()
+            .env("TMPDIR", &self.folder);
+        command
     }
 
     /// The folder of the latest run.

@@ -2,6 +2,7 @@
 
 use camino::Utf8Path;
 
+use crate::engine::budget::Need;
 use crate::log::summary::LogSummary;
 use crate::plan::moe::Ladder;
 use crate::problem::fused_moe::MoeProblem;
@@ -80,8 +81,8 @@ pub trait FusedMoeKernels: Send + Sync {
     /// The input of a plan.
     fn terms(&self, inspection: &Inspection) -> Result<MoeTerms, Error>;
 
-    /// Estimated seconds on one device to race `tasks`.
-    fn race_seconds(&self, tasks: &[MoeTask]) -> f64;
+    /// Estimated time to race `tasks`.
+    fn need(&self, tasks: &[MoeTask]) -> Need;
 
     /// Races the sizes of `order` within its budget. What was finished before is reused, and an interrupt or a spent
     /// budget gives what there is by then.

@@ -6,7 +6,7 @@ use std::time::Duration;
 
 use super::foresee::Term;
 use super::tune::told;
-use crate::engine::ports::{DeployedMoePart, MoeOrder, MoeTerms};
+use crate::engine::ports::{DeployedMoePart, MoeOrder, MoeTerms, Need};
 use crate::engine::{Engine, read_document};
 use crate::log::summary::LogSummary;
 use crate::plan::Plan;
@@ -36,7 +36,7 @@ pub(super) fn seen(
     for remark in remarks {
         engine.remark(remark);
     }
-    if seen.is_empty() && engine.backend.kernels.is_none() {
+    if seen.is_empty() && super::dense_kernels(engine, inspection).is_none() {
         return Err(kernels.unseen());
     }
     Ok(seen)
@@ -145,6 +145,12 @@ pub(super) fn tasks(engine: &Engine<'_>, plan: &Plan) -> Vec<MoeTask> {
     tasks
         .filter_map(|row| kernels.task(&row.problem, row.m).ok())
         .collect()
+}
+
+/// Estimated time to race `tasks`.
+pub(super) fn need(engine: &Engine<'_>, tasks: &[MoeTask]) -> Need {
+    let kernels = engine.backend.fused_moe.as_ref();
+    kernels.map_or_else(Need::default, |kernels| kernels.need(tasks))
 }
 
 /// Races `tasks`.

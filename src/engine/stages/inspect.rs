@@ -6,9 +6,12 @@ use crate::run::error::{Error, ErrorKind};
 
 pub(super) fn inspect(engine: &mut Engine<'_>) -> Result<Done, Error> {
     let (inspection, op) = match (&engine.backend.kernels, &engine.backend.fused_moe) {
-        (Some(kernels), _) => {
+        (Some(kernels), experts) => {
             let inspection = kernels.inspect()?;
-            let op = inspection.op.to_string();
+            let op = match (&inspection.dense_left, experts) {
+                (Some(_), Some(experts)) => experts.op().to_owned(),
+                _ => inspection.op.to_string(),
+            };
             (inspection, op)
         }
         (None, Some(experts)) => (experts.inspect()?, experts.op().to_owned()),

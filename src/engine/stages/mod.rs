@@ -17,7 +17,10 @@ mod tune;
 mod verify;
 mod weights;
 
+use std::sync::Arc;
+
 use super::{Engine, read_document};
+use crate::engine::ports::Kernels;
 use crate::run::documents::{Captured, Document as _, Inspection};
 use crate::run::error::Error;
 use crate::run::stage::Stage;
@@ -55,6 +58,12 @@ pub(crate) fn perform(engine: &mut Engine<'_>, stage: Stage) -> Result<Done, Err
         Stage::Compare => compare::compare(engine),
         Stage::Report => report::report(engine),
     }
+}
+
+/// The kernels for the dense GEMMs that this run tunes; `None` if it tunes only the fused MoE.
+fn dense_kernels(engine: &Engine<'_>, inspection: &Inspection) -> Option<Arc<dyn Kernels>> {
+    let kernels = engine.backend.kernels.clone();
+    kernels.filter(|_| inspection.dense_left.is_none())
 }
 
 /// The inspection; updated by the capture stage if that has ended, because what a workload runs shows only when it is

@@ -56,9 +56,10 @@ pub(super) fn plan(engine: &mut Engine<'_>) -> Result<Done, Error> {
         Err(why) => (None, Some(format!("no shapes or gains predicted: {why}"))),
     };
     let experts = fused_moe::plan(engine, &inspection, &told)?;
-    let dense = match engine.backend.kernels.as_deref() {
+    let kernels = super::dense_kernels(engine, &inspection);
+    let dense = match &kernels {
         Some(kernels) => Some(dense(
-            kernels,
+            kernels.as_ref(),
             &inspection,
             &captured,
             &told,
@@ -85,7 +86,7 @@ pub(super) fn plan(engine: &mut Engine<'_>) -> Result<Done, Error> {
     for remark in plan.difference.iter().chain(&plan.notes) {
         engine.remark(remark.clone());
     }
-    let dense = engine.backend.kernels.is_some().then(|| {
+    let dense = kernels.is_some().then(|| {
         format!(
             "{} rows to tune for {} shapes; hit rate by calls {:.0} % now, {:.0} % then",
             plan.tune.len(),

@@ -325,7 +325,7 @@ pub(super) fn conclude(
                 .push(engine.secrets.mask(&remark).into_owned());
         }
         if !profiles.is_empty() {
-            let tuned = tuned(engine);
+            let tuned = tuned(engine)?;
             let load = LoadProfile::new(name, recorded.load.concurrency, profiles, &tuned);
             engine.remark(load.says.clone());
             found.loads.push(load);
@@ -338,13 +338,14 @@ pub(super) fn conclude(
 }
 
 /// The operations that the run tunes.
-fn tuned(engine: &Engine<'_>) -> Vec<Operation> {
-    let dense = engine.backend.kernels.is_some();
+fn tuned(engine: &Engine<'_>) -> Result<Vec<Operation>, Error> {
+    let dense = super::dense_kernels(engine, &super::inspection(&engine.run)?).is_some();
     let experts = engine.backend.fused_moe.is_some();
-    [(Operation::DenseFp8, dense), (Operation::FusedMoe, experts)]
-        .into_iter()
+    let both = [(Operation::DenseFp8, dense), (Operation::FusedMoe, experts)];
+    let both = both.into_iter();
+    Ok(both
         .filter_map(|(operation, is_tuned)| is_tuned.then_some(operation))
-        .collect()
+        .collect())
 }
 
 /// Adds to the profile how long each load's step takes at the device's peak rates, once it is known how often a

@@ -110,7 +110,9 @@ fn with_findings(engine: &Engine<'_>, mut report: Report) -> Result<Report, Erro
         report
             .notes
             .extend(plan.difference.iter().chain(&plan.notes).cloned());
-        let is_dense = engine.backend.kernels.is_some();
+        let is_dense = inspection
+            .as_ref()
+            .is_some_and(|inspection| super::dense_kernels(engine, inspection).is_some());
         report.plan = is_dense.then(|| PlanSummary {
             captured: captured.distinct,
             deployed: deployment

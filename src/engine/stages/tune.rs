@@ -5,8 +5,8 @@ use std::time::{Duration, Instant};
 use camino::{Utf8Path, Utf8PathBuf};
 
 use super::{Done, fused_moe};
-use crate::engine::ports::TuneOrder;
-use crate::engine::{Engine, read_document, write_document};
+use crate::engine::ports::{Need, TuneOrder};
+use crate::engine::{Engine, budget, read_document, write_document};
 use crate::plan::Plan;
 use crate::problem::{Op, Shape};
 use crate::run::documents::{Inspection, Tuned, TunedMoe};
@@ -42,38 +42,39 @@ pub(super) fn tune(engine: &mut Engine<'_>) -> Result<Done, Error> {
 enum Race {
     /// The dense GEMMs of one operation; results go to `folder`.
     Dense {
-        inspection: Inspection,
+        inspection: Box<Inspection>,
         shapes: Vec<Shape>,
         folder: Utf8PathBuf,
     },
     Experts(Vec<MoeTask>),
 }
 
-/// The planned races, each with its estimated seconds of one device.
-fn races(engine: &Engine<'_>, inspection: &Inspection, plan: &Plan) -> Vec<(Race, f64)> {
+/// The planned races, each with its estimated time.
+fn races(engine: &Engine<'_>, inspection: &Inspection, plan: &Plan) -> Vec<(Race, Need)> {
     let mut races = Vec::new();
-    if engine.backend.kernels.is_some() {
+    if super::dense_kernels(engine, inspection).is_some() {
         for (index, one) in inspection.operations().into_iter().enumerate() {
             let rows = || plan.tune.iter().filter(|row| row.shape.op == one.op);
-            let seconds = rows().map(|row| row.tuning_s).sum();
+            let need = Need {
+                once_s: 0.0,
+                rows_s: rows().map(|row| row.tuning_s).sum(),
+            };
             let shapes = rows().map(|row| row.shape.shape()).collect();
             let folder = match index {
                 0 => engine.run.tune(),
                 _ => engine.run.tune().join(one.op.name()),
             };
             let race = Race::Dense {
-                inspection: one,
+                inspection: Box::new(one),
                 shapes,
                 folder,
             };
-            races.push((race, seconds));
+            races.push((race, need));
         }
     }
-    if let Some(kernels) = &engine.backend.fused_moe {
-        let tasks = fused_moe::tasks(engine, plan);
-        let seconds = kernels.race_seconds(&tasks);
-        races.push((Race::Experts(tasks), seconds));
-    }
+    let tasks = fused_moe::tasks(engine, plan);
+    let need = fused_moe::need(engine, &tasks);
+    races.push((Race::Experts(tasks), need));
     races.retain(|(race, _)| match race {
         Race::Dense { shapes, .. } => !shapes.is_empty(),
         Race::Experts(tasks) => !tasks.is_empty(),
@@ -85,12 +86,11 @@ fn races(engine: &Engine<'_>, inspection: &Inspection, plan: &Plan) -> Vec<(Race
 fn race_all(engine: &mut Engine<'_>, inspection: &Inspection, plan: &Plan) -> Result<Tuned, Error> {
     let (budget, started) = (engine.config.budget.tune.duration(), Instant::now());
     let races = races(engine, inspection, plan);
-    let mut seconds_left: f64 = races.iter().map(|(_, seconds)| seconds).sum();
+    let needs: Vec<Need> = races.iter().map(|(_, need)| *need).collect();
     let (mut dense, mut experts): (Option<Tuned>, Option<TunedMoe>) = (None, None);
-    for (race, seconds) in races {
+    for (index, (race, need)) in races.into_iter().enumerate() {
         let left = budget.saturating_sub(started.elapsed());
-        let budget = share(left, seconds, seconds_left);
-        seconds_left -= seconds;
+        let budget = budget::share(left, need, &needs[index + 1..]);
         match race {
             Race::Dense {
                 inspection,
@@ -120,15 +120,6 @@ fn race_all(engine: &mut Engine<'_>, inspection: &Inspection, plan: &Plan) -> Re
         }),
         (None, Some(experts)) => Ok(Tuned::of_fused_moe(experts)),
         (None, None) => Err(Error::new(ErrorKind::Bug, "nothing is planned to be tuned")),
-    }
-}
-
-/// The part of the time `left` for a race that is estimated at `seconds`, where it and the races after it take `all`.
-fn share(left: Duration, seconds: f64, all: f64) -> Duration {
-    if all > seconds && seconds > 0.0 {
-        left.mul_f64(seconds / all)
-    } else {
-        left
     }
 }
 
@@ -427,18 +418,5 @@ fn progress_of<P: std::fmt::Display>(
         }),
         TuneEvent::Remark { text } => Some(progress(text.clone())),
         TuneEvent::Wrote { .. } => None,
-    }
-}
-
-#[cfg(test)]
-mod tests {
-    use super::*;
-
-    #[test]
-    fn the_budget_is_shared_by_what_each_race_takes_and_the_last_has_what_is_left() {
-        let half_an_hour = Duration::from_secs(1800);
-        assert_eq!(share(half_an_hour, 100.0, 100.0), half_an_hour);
-        assert_eq!(share(half_an_hour, 100.0, 300.0), Duration::from_secs(600));
-        assert_eq!(share(half_an_hour, 0.0, 0.0), half_an_hour, "no estimate");
     }
 }

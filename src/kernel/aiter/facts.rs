@@ -5,6 +5,7 @@ use std::collections::BTreeMap;
 use camino::{Utf8Path, Utf8PathBuf};
 
 use super::Aiter;
+use crate::plan::experts::Weights;
 use crate::problem::Op;
 use crate::proc::Interrupt;
 use crate::run::documents::Inspection;
@@ -101,12 +102,23 @@ impl Aiter {
         let trees = self.trees()?;
         refuse_old(&trees)?;
         let (gfx, cu_num) = self.device()?;
-        let way = self.expected(&trees, &gfx)?;
+        let config = self.model_config();
+        let experts = config.as_ref().and_then(Weights::of_model);
+        let experts = experts.filter(|_| self.tunes_experts);
+        let way = match self.expected(&trees, &gfx) {
+            Err(refusal) if self.op.is_none() && experts == Some(Weights::Blocks) => {
+                return Ok(of_experts(&trees, (gfx, cu_num), &refusal));
+            }
+            way => way?,
+        };
         let op = way.op;
         let tables = aiter::tables(&trees.package, op, |name| self.site.variable(name))
             .map_err(|error| aiter_error(&error))?;
         let variable = aiter::variable(op).map_err(|error| aiter_error(&error))?;
         let mut remarks = Vec::from_iter(self.site.slow_starts());
+        if let Some(why) = experts.and_then(Weights::why_left) {
+            remarks.push(format!("of the model's experts nothing is tuned: {why}"));
+        }
         for missing in &tables.missing {
             remarks.push(format!("{variable} names {missing}, which is not there"));
         }
@@ -149,6 +161,7 @@ impl Aiter {
         }
         Ok(Inspection {
             also: Vec::new(),
+            dense_left: None,
             identity,
             op,
             gfx,
@@ -290,6 +303,23 @@ impl Aiter {
             shuffles,
             because: format!("era {}: {}", era.as_str(), path.because),
         })
+    }
+}
+
+/// A server whose dense GEMMs cannot be tuned, while its model has experts that can be; the capture has the last word on both.
+fn of_experts(trees: &Trees, (gfx, cu_num): (String, u32), refusal: &Error) -> Inspection {
+    let why = refusal.to_string();
+    Inspection {
+        identity: identity(trees, &gfx, cu_num),
+        op: Op::Blockscale,
+        gfx,
+        cu_num,
+        path: format!("aiter's fused MoE in {}, tuned alone", trees.package),
+        linear: None,
+        table: None,
+        also: Vec::new(),
+        remarks: vec![format!("dense GEMMs are left as they are: {why}")],
+        dense_left: Some(why),
     }
 }
 

@@ -60,6 +60,8 @@ pub(crate) struct Aiter {
     /// The folder with the model's `config.json`, if the model is one.
     model: Option<Utf8PathBuf>,
     switch: Switch,
+    /// Whether the fused MoE is tuned, beside the dense GEMMs or alone.
+    tunes_experts: bool,
     /// Accepted share of wrong elements in a row, if the configuration sets one.
     err_ratio: Option<Share>,
     /// Time limit of a first call, which may compile a module, as a first server start may.
@@ -77,6 +79,7 @@ impl Aiter {
             op: config.backend.op,
             model: config.model_folder(),
             switch: config.backend.switch,
+            tunes_experts: config.tunes_fused_moe(),
             err_ratio: config.backend.err_ratio,
             ready_limit: Duration::from_secs(config.server.ready_timeout_s),
         }

@@ -6,8 +6,8 @@
 
 use std::collections::BTreeMap;
 
-use super::Aiter;
 use super::facts::{KernelPath, Trees, aiter_error};
+use super::{Aiter, moe};
 use crate::log::summary::LogSummary;
 use crate::plan::model::{self, Scheme};
 use crate::problem::Op;
@@ -53,12 +53,18 @@ impl Aiter {
         self.way(trees, &inspection.gfx, trees.rocm())
     }
 
+    /// The model's config as JSON.
+    pub(super) fn model_config(&self) -> Option<serde_json::Value> {
+        serde_json::from_slice(&self.model_file()?).ok()
+    }
+
+    fn model_file(&self) -> Option<Vec<u8>> {
+        fs_err::read(self.model.as_ref()?.join("config.json")).ok()
+    }
+
     /// Whether the weights have one scale per channel according to the model's config; false if it cannot be read.
     fn per_channel_model(&self) -> bool {
-        let bytes = self
-            .model
-            .as_ref()
-            .and_then(|folder| fs_err::read(folder.join("config.json")).ok());
+        let bytes = self.model_file();
         bytes.is_some_and(|bytes| matches!(model::scheme(&bytes), Ok(Scheme::PerChannel)))
     }
 
@@ -116,10 +122,9 @@ impl Aiter {
             }
         }
         if found.is_empty() {
-            return Err(left
-                .into_iter()
-                .next()
-                .map_or_else(|| not_through_aiter(log_summary), |(_, error)| error));
+            let first = left.into_iter().next();
+            let refusal = first.map_or_else(|| not_through_aiter(log_summary), |(_, error)| error);
+            return self.experts_alone(inspection, log_summary, refusal);
         }
         let first = found.remove(0);
         let op = first.op;
@@ -129,6 +134,7 @@ impl Aiter {
             linear: first.linear,
             table: first.table,
             also: found,
+            dense_left: None,
             ..inspection.clone()
         };
         if op != inspection.op {
@@ -160,6 +166,35 @@ impl Aiter {
             ));
         }
         Ok(seen)
+    }
+
+    /// Without a dense operation that can be tuned the fused MoE is tuned alone, where one ran that can be; else `refusal` stands.
+    fn experts_alone(
+        &self,
+        inspection: &Inspection,
+        log_summary: &LogSummary,
+        refusal: Error,
+    ) -> Result<Inspection, Error> {
+        if !self.tunes_experts {
+            return Err(refusal);
+        }
+        match moe::tunable(log_summary, &inspection.gfx) {
+            None => Err(refusal),
+            Some(Err(why)) => Err(refusal.hint(format!("its fused MoE is no way out: {why}"))),
+            Some(Ok(())) => {
+                let why = refusal.to_string();
+                let mut remarks = inspection.remarks.clone();
+                remarks.push(format!(
+                    "the fused MoE is tuned alone, and dense GEMMs are left as they are: {why}"
+                ));
+                Ok(Inspection {
+                    also: Vec::new(),
+                    dense_left: Some(why),
+                    remarks,
+                    ..inspection.clone()
+                })
+            }
+        }
     }
 
     /// What serves `op` today in the server of `inspection`.

@@ -34,6 +34,9 @@ pub struct Inspection {
     /// Further dense GEMM operations that the workload runs and that are tuned in the same run.
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
     pub also: Vec<AlsoTuned>,
+    /// Why no dense GEMM is tuned, where the kind would and only the fused MoE is.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub dense_left: Option<String>,
     pub remarks: Vec<String>,
 }
 

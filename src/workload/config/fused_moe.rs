@@ -2,6 +2,8 @@
 
 use serde::{Deserialize, Serialize};
 
+use super::Config;
+
 /// What is done about the fused MoE of a model with experts.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
 #[cfg_attr(test, derive(schemars::JsonSchema))]
@@ -30,6 +32,13 @@ impl Routing {
     #[expect(clippy::trivially_copy_pass_by_ref, reason = "what serde asks for")]
     pub(super) fn is_default(&self) -> bool {
         *self == Self::default()
+    }
+}
+
+impl Config {
+    /// Whether the fused MoE of a model with experts is tuned. A table from elsewhere is judged by itself.
+    pub fn tunes_fused_moe(&self) -> bool {
+        self.backend.fused_moe == FusedMoe::Tune && self.backend.table.is_none()
     }
 }
 

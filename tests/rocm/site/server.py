@@ -5,7 +5,8 @@ the tree on the path: a reduced one on the stand-in torch, or a released one on 
 together, so M follows the load.
 
 Arguments: --port P --weights N,K;N,K (each K is the N before it, the first K is the last N). A weight N,K,channel has one
-scale per output channel instead of one per block, and goes through the linear that compressed-tensors layers use. With
+scale per output channel instead of one per block, and goes through the linear that compressed-tensors layers use; N,K,plain is bf16 and
+goes through no FP8 linear. With
 --experts E,N,topk a fused MoE of aiter's stands behind the linears, called as SGLang calls it; with --experts E,N,topk,ALL its ids are of
 ALL experts, and the mask says that this rank holds the first E.
 """
@@ -45,7 +46,8 @@ class Model:
 
         self.utils = fp8_utils
         self.linear = fp8_utils.dispatch_w8a8_block_fp8_linear()
-        print_identity(self.linear)
+        if any(scales != "plain" for _, _, scales in weights):
+            print_identity(self.linear)
         self.width = weights[0][1]
         self.layers = [self._layer(aiter.dtypes.fp8, *weight, seed) for seed, weight in enumerate(weights)]
         if experts:
@@ -55,6 +57,10 @@ class Model:
 
     def _layer(self, kind, n, k, scales, seed):
         """A linear, ready to be called with an activation."""
+        if scales == "plain":
+            self.torch.manual_seed(seed)
+            columns = self.torch.randn(n, k).to(self.torch.bfloat16).t()
+            return lambda x: x.float() @ columns
         if scales == "channel":
             weight, scale = self._channel_weight(kind, n, k, seed)
             same = {

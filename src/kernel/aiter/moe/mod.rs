@@ -7,6 +7,7 @@ mod ask;
 mod deploy;
 mod engagement;
 mod judge;
+mod kept;
 mod lookups;
 mod rows;
 mod tune;
@@ -17,15 +18,16 @@ use std::sync::Arc;
 use camino::Utf8Path;
 use serde_json::Value;
 
-use self::ask::Order;
+use self::ask::{Order, Tried};
 use self::engagement::Deployed;
 use self::lookups::Lookups;
 use super::Aiter;
-use crate::engine::ports::{DeployedMoePart, FusedMoeKernels, MoeOrder, MoeTerms};
+use crate::engine::ports::{DeployedMoePart, FusedMoeKernels, MoeOrder, MoeTerms, Need};
 use crate::kernel::placed::refuse_other;
 use crate::log::record::AiterMoe as Call;
 use crate::log::summary::LogSummary;
 use crate::overlay::OverlayOptions;
+use crate::plan::experts::Weights;
 use crate::plan::fused_moe::of_model;
 use crate::plan::moe::Ladder;
 use crate::problem::fused_moe::{MoeProblem, Scales};
@@ -96,20 +98,31 @@ impl AiterMoe {
     }
 }
 
+/// Whether a call of the fused MoE that a workload was seen to run can be tuned on a card of `gfx`, else why not; nothing where none ran.
+pub(super) fn tunable(log_summary: &LogSummary, gfx: &str) -> Option<Result<(), String>> {
+    let mut why = None;
+    for call in log_summary.aiter_moe.calls.keys() {
+        match problem_of(call, gfx) {
+            Ok(_) => return Some(Ok(())),
+            Err(because) => why = why.or(Some(because)),
+        }
+    }
+    why.map(Err)
+}
+
 /// The problem of a call on a card of `gfx`; the error is why `run` does not tune it.
 fn problem_of(call: &Call, gfx: &str) -> Result<MoeProblem, String> {
     let asked = &call.request.problem;
+    if let Some(why) = Weights::of_call(asked).why_left() {
+        return Err(why);
+    }
     let problem = MoeProblem {
         experts: asked.expert,
         n: asked.inter_dim,
         hidden: Some(asked.model_dim),
         topk: Some(asked.topk),
         dtype: "fp8_w8a8".to_owned(),
-        scales: match asked.q_type.as_str() {
-            "per_1x128" => Scales::Block(128, 128),
-            "per_Token" => Scales::Channel,
-            _ => Scales::None,
-        },
+        scales: Scales::Block(128, 128),
         experts_of_all: call.experts_of_all,
     };
     if call.request.ep && call.experts_of_all.is_none() {
@@ -118,7 +131,10 @@ fn problem_of(call: &Call, gfx: &str) -> Result<MoeProblem, String> {
     if of_model(&problem, gfx).as_ref() == Some(asked) {
         Ok(problem)
     } else {
-        Err("`run` tunes FP8 experts with Silu on bf16 tokens".to_owned())
+        Err(
+            "`run` tunes FP8 experts with Silu on bf16 tokens, gate and up in one weight"
+                .to_owned(),
+        )
     }
 }
 
@@ -195,11 +211,10 @@ impl FusedMoeKernels for AiterMoe {
         })
     }
 
-    fn race_seconds(&self, tasks: &[MoeTask]) -> f64 {
-        if tasks.is_empty() {
-            0.0
-        } else {
-            START_S + tasks.len() as f64 * SIZE_S
+    fn need(&self, tasks: &[MoeTask]) -> Need {
+        Need {
+            once_s: if tasks.is_empty() { 0.0 } else { START_S },
+            rows_s: tasks.len() as f64 * SIZE_S,
         }
     }
 
@@ -302,24 +317,26 @@ impl AiterMoe {
         let mut env = self.aiter.site.environment().clone();
         env.extend(part.env.clone());
         let answers = self.ask(
+            &lookups,
             &Order {
                 tasks: &tasks,
                 env,
                 is_shuffled: lookups.site.is_shuffled,
                 times,
+                // A check is of what is deployed now.
+                kept: None,
                 interrupt: part.interrupt,
             },
             &mut |_| (),
         )?;
         let (mut checks, mut other, mut longest) = (Vec::new(), None, BTreeMap::new());
         for (at, task) in tasks.into_iter().enumerate() {
-            let answer = answers.of(at);
+            let Tried { answer, found } = answers.of(at);
             let Some(request) = lookups.request(&task.problem(), task.m) else {
                 continue;
             };
             let meant = resolver.find(&request).served.row().map(rows::kernels);
-            let found = answers.found(lookups.rules, &request);
-            let asked = found.and_then(|found| found.kernels.clone());
+            let asked = found.and_then(|found| found.kernels);
             let named = |names: &Option<[String; 2]>| {
                 names.as_ref().map_or_else(
                     || "aiter's own choice".to_owned(),
@@ -424,11 +441,20 @@ mod tests {
         let unknown = |call: &mut Call| call.request.ep = true;
         insta::assert_snapshot!(problem_of(&call(unknown), "gfx942").unwrap_err(), @"the length of its expert mask was not seen");
         let gelu = |call: &mut Call| call.request.problem.activation = "Gelu".to_owned();
-        insta::assert_snapshot!(problem_of(&call(gelu), "gfx942").unwrap_err(), @"`run` tunes FP8 experts with Silu on bf16 tokens");
+        insta::assert_snapshot!(problem_of(&call(gelu), "gfx942").unwrap_err(), @"`run` tunes FP8 experts with Silu on bf16 tokens, gate and up in one weight");
         // e4m3fnuz on a card that has e4m3fn.
         assert!(problem_of(&call(|_| ()), "gfx950").is_err());
         let channel = |call: &mut Call| call.request.problem.q_type = "per_Token".to_owned();
-        let problem = problem_of(&call(channel), "gfx942").unwrap();
-        insta::assert_snapshot!(MoeTask::of_aiter(&problem, 8).unwrap_err(), @"only FP8 experts (dtype fp8_w8a8) with scales of 128x128 are raced");
+        let fp4 = |call: &mut Call| {
+            call.request.problem.q_type = "per_1x32".to_owned();
+            call.request.problem.q_dtype_w = "torch.float4_e2m1fn_x2".to_owned();
+        };
+        for (call, named) in [(call(channel), "one scale per token"), (call(fp4), "FP4")] {
+            let why = problem_of(&call, "gfx942").unwrap_err();
+            assert!(
+                why.contains(named) && why.contains("--op fused_moe"),
+                "{why}"
+            );
+        }
     }
 }

@@ -2,21 +2,21 @@
 
 use std::collections::BTreeMap;
 
-use camino::Utf8Path;
+use camino::{Utf8Path, Utf8PathBuf};
 use serde_json::json;
 
-use super::ask::{Answer, Answers, Order};
+use super::ask::{Answers, Order, PROBE, PROGRAM, Tried};
 use super::deploy::Merging;
 use super::lookups::Lookups;
 use super::{AiterMoe, FOLDER, judge, rows};
 use crate::engine::ports::MoeOrder;
-use crate::log::fmoe::Found;
 use crate::probe::contest::Finding;
 use crate::problem::op::fused_moe_aiter::ERR_LIMIT;
 use crate::problem::op::fused_moe_aiter::VARIABLE;
 use crate::run::documents::TunedMoe;
 use crate::run::error::Error;
 use crate::stats::sample::median;
+use crate::store::digest::short as digest;
 use crate::store::file::write_atomic;
 use crate::table::fmoe::requests::{Card, Counted};
 use crate::table::fmoe::table::Row as TableRow;
@@ -27,12 +27,16 @@ use crate::tune::moe::MoeTask;
 use crate::tune::protocol::Candidate;
 use crate::tune::results::Row;
 use crate::tune::{Effort, TuneEvent};
+use crate::workload::env::Environment;
 
 /// The name of what was timed, in documents.
 const WHOLE: &str = "fused_moe";
 
 /// The rows to try and everything in use, in the folder of the tuning.
 const TRIED: &str = "tried.csv";
+
+/// What was answered of the way of today and of the tuned one, in the folder of the tuning.
+const JUDGED: [&str; 2] = ["judged-today.jsonl", "judged-tuned.jsonl"];
 
 /// The tuner's row for a task.
 struct Tuned {
@@ -126,21 +130,23 @@ impl AiterMoe {
         write_atomic(&table, merging.csv.as_bytes()).map_err(|error| Error::file(&error))?;
         let tasks: Vec<MoeTask> = tried.iter().map(|tuned| tuned.task.clone()).collect();
         let mut both = Vec::new();
-        for (what, named) in [
-            ("what serves today", None),
-            ("the tuned rows", Some(&table)),
+        for (what, named, file) in [
+            ("what serves today", None, JUDGED[0]),
+            ("the tuned rows", Some(&table), JUDGED[1]),
         ] {
             let mut env = self.aiter.site.environment().clone();
             env.extend(named.map(|table| (VARIABLE.to_owned(), Some(table.to_string()))));
+            let identity = identity(order, lookups, &env)?;
             let asked = Order {
                 tasks: &tasks,
                 env,
+                kept: Some((&folder.join(file), &identity)),
                 is_shuffled: lookups.site.is_shuffled,
                 times: (0..tasks.len()).collect(),
                 interrupt: order.interrupt,
             };
             let all = tasks.len();
-            both.push(self.ask(&asked, &mut |done| {
+            both.push(self.ask(lookups, &asked, &mut |done| {
                 observer(&TuneEvent::Remark {
                     text: format!("timing {what} through aiter's fused_moe: {done} of {all} sizes"),
                 });
@@ -150,29 +156,29 @@ impl AiterMoe {
             return Ok(());
         };
         for (at, tuned) in tried.into_iter().enumerate() {
-            let now = Measurement::of(lookups, today, at, &tuned.task);
-            let then = Measurement::of(lookups, ours, at, &tuned.task);
-            settle(tuned, &now, &then, ours, result);
+            settle(tuned, &today.of(at), &ours.of(at), ours, result);
         }
         Ok(())
     }
 }
 
-/// One measurement of a size: its time and error, and what its look-up found.
-struct Measurement {
-    answer: Answer,
-    found: Option<Found>,
+/// Everything that decides which kernels a judge's process runs and how it is timed: trees and device, its environment,
+/// the tables that it reads, the program.
+fn identity(order: &MoeOrder<'_>, lookups: &Lookups, env: &Environment) -> Result<String, Error> {
+    let shuffled = lookups.site.is_shuffled;
+    let mut text = format!(
+        "{:?}{env:?}{shuffled}{PROGRAM}{PROBE}",
+        order.inspection.identity
+    );
+    let named = env.values().flatten().map(Utf8PathBuf::from);
+    let files = named.chain(lookups.files.iter().cloned());
+    for path in files.filter(|path| path.is_file()) {
+        text += &digest(&super::super::facts::read(&path)?);
+    }
+    Ok(digest(text.as_bytes()))
 }
 
-impl Measurement {
-    fn of(lookups: &Lookups, answers: &Answers, at: usize, task: &MoeTask) -> Self {
-        let request = lookups.request(&task.problem(), task.m);
-        Self {
-            answer: answers.of(at),
-            found: request.and_then(|request| answers.found(lookups.rules, &request).cloned()),
-        }
-    }
-
+impl Tried {
     /// What its look-up found, as a candidate.
     fn candidate(&self) -> Candidate {
         match self.found.as_ref().and_then(|found| found.kernels.clone()) {
@@ -187,13 +193,7 @@ impl Measurement {
 }
 
 /// Classifies a row as kept, lost or impossible.
-fn settle(
-    tuned: Tuned,
-    today: &Measurement,
-    then: &Measurement,
-    ours: &Answers,
-    result: &mut TunedMoe,
-) {
+fn settle(tuned: Tuned, today: &Tried, then: &Tried, ours: &Answers, result: &mut TunedMoe) {
     let Tuned {
         task,
         row,
@@ -387,8 +387,10 @@ fn told(event: &TuneEvent<fmoe::Call>) -> Option<TuneEvent<MoeTask>> {
 
 #[cfg(test)]
 mod tests {
+    use super::super::ask::Answer;
     use super::super::rows::tests::TABLE;
     use super::*;
+    use crate::log::fmoe::Found;
     use crate::tune::moe::Sizes;
 
     fn tuned() -> Tuned {
@@ -406,8 +408,8 @@ mod tests {
         }
     }
 
-    fn way(us: f64, error: f64, kernels: Option<[&str; 2]>) -> Measurement {
-        Measurement {
+    fn way(us: f64, error: f64, kernels: Option<[&str; 2]>) -> Tried {
+        Tried {
             answer: Answer {
                 error: Some(error),
                 us: vec![us; 6],
@@ -429,7 +431,7 @@ mod tests {
         .unwrap()
     }
 
-    fn settled(today: &Measurement, then: &Measurement, said: &str) -> TunedMoe {
+    fn settled(today: &Tried, then: &Tried, said: &str) -> TunedMoe {
         let mut answers = Answers::default();
         answers.say(said);
         let mut result = nothing();
