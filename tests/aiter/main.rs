@@ -6,6 +6,8 @@ mod fused_moe;
 mod fused_moe_real;
 mod real;
 mod real_flags;
+#[path = "../said/mod.rs"]
+mod said;
 #[path = "../schema/mod.rs"]
 mod schema;
 mod stops;

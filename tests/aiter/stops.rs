@@ -117,5 +117,9 @@ fn two_runs_never_share_a_folder_and_another_tree_is_refused() {
     crate::support::write(&script, &(text + "\n# edited\n"));
     let ran = site.run(&[]);
     assert_eq!(ran.code, Some(17), "{}", ran.stderr);
-    assert!(ran.json.to_string().contains("kernels"), "{}", ran.json);
+    insta::assert_snapshot!(crate::said::plain(&ran.stderr, &site.folder), @"
+    error: failed to tune: add to `[folder]/out/results.jsonl`: it was measured with kernels `[digest]`, now it is `[digest]`
+
+    hint: give another folder than `out` with -o, or remove it
+    ");
 }

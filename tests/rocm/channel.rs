@@ -3,6 +3,7 @@
 use serde_json::Value;
 
 use crate::STAGES;
+use crate::said::{line, plain, refusal, uncounted};
 use crate::schema;
 use crate::site::{Change, Site, count, document, stderr};
 
@@ -74,11 +75,7 @@ fn per_channel_weights_go_through_every_stage_with_the_operation_that_the_captur
         dispatch.contains("apply_fp8_ptpc_linear (sglang.srt.layers.quantization.fp8_utils)"),
         "{dispatch}"
     );
-    let told = stderr(&output);
-    assert!(
-        told.contains("the workload runs gemm_a8w8_bpreshuffle"),
-        "{told}"
-    );
+    insta::assert_snapshot!(line(&stderr(&output), "the workload runs gemm_a8w8_bpreshuffle"), @"          the workload runs gemm_a8w8_bpreshuffle, not gemm_a8w8_blockscale as was expected: gemm_a8w8_bpreshuffle is tuned");
 
     // The tuner's rows and the table are keyed by the dtype of the weight.
     let shapes = fs_err::read_to_string(run.join("shapes.csv")).unwrap();
@@ -180,11 +177,11 @@ fn a_kernel_with_wrong_numbers_is_taken_back() {
     with_model(&site);
     let output = site.run(&["run"]);
     assert_eq!(output.status.code(), Some(16), "{}", stderr(&output));
-    assert!(
-        stderr(&output).contains("layout check"),
-        "{}",
-        stderr(&output)
-    );
+    insta::assert_snapshot!(refusal(&output, &site.folder), @"
+    error: layout check: [n] shapes are wrong, first M=[m] N=128 K=256 with ck (relative error 50.0 %); the deployment was undone
+
+    hint: the server runs as before; `gemmtune status [folder]/runs/[time]-played` says what was found
+    ");
     assert_eq!(count(&site.journal(), "stage_started", "compare"), 0);
     // The model's config told the operation before anything was served.
     let inspected = document(&site.latest().join("inspect.json"));
@@ -211,11 +208,7 @@ fn two_operations_of_one_server_are_tuned_deployed_verified_and_taken_back_in_on
     for stage in STAGES {
         assert_eq!(count(&journal, "stage_finished", stage), 1, "{stage}");
     }
-    let told = stderr(&output);
-    assert!(
-        told.contains(&format!("this run tunes {OP} and {BLOCK}")),
-        "{told}"
-    );
+    insta::assert_snapshot!(uncounted(line(&stderr(&output), "this run tunes")), @"          the workload runs gemm_a8w8_bpreshuffle ([n] calls) and gemm_a8w8_blockscale ([n] calls): this run tunes gemm_a8w8_bpreshuffle and gemm_a8w8_blockscale");
     let printed: Value = serde_json::from_slice(&output.stdout).unwrap();
     assert_eq!(printed["hit_rate"], 1.0, "{printed}");
 
@@ -368,11 +361,7 @@ fn of_two_operations_the_configuration_has_the_last_word() {
     site.set_backend("op = \"gemm_a8w8_blockscale\"");
     let output = site.run(&["run", "--until", "plan"]);
     assert_eq!(output.status.code(), Some(0), "{}", stderr(&output));
-    let told = stderr(&output);
-    assert!(
-        told.contains(&format!("this run tunes {BLOCK}; without `backend.op`")),
-        "{told}"
-    );
+    insta::assert_snapshot!(uncounted(line(&stderr(&output), "this run tunes")), @"          the workload runs gemm_a8w8_blockscale ([n] calls) and gemm_a8w8_bpreshuffle ([n] calls): this run tunes gemm_a8w8_blockscale; without `backend.op` all that can be tuned are");
     let plan = document(&site.latest().join("plan.json"));
     let rows = plan["tune"].as_array().unwrap();
     assert!(
@@ -389,38 +378,57 @@ fn of_two_operations_one_that_this_aiter_cannot_tune_is_left_and_said() {
     let output = site.run(&["run", "--until", "plan"]);
     let told = stderr(&output);
     assert_eq!(output.status.code(), Some(0), "{told}");
-    assert!(
-        told.contains(&format!("{OP} is left as it is: "))
-            && told.contains(&format!("this run tunes {BLOCK}")),
-        "{told}"
-    );
+    let said = ["is left as it is: ", "this run tunes"].map(|part| line(&told, part));
+    insta::assert_snapshot!(uncounted(&plain(&said.join("\n"), &site.folder)), @"
+    gemm_a8w8_bpreshuffle is left as it is: failed to find a tuner for gemm_a8w8_bpreshuffle: `[folder]/aiter` has none of `csrc/ck_gemm_a8w8_bpreshuffle/gemm_a8w8_bpreshuffle_tune.py` that can do it
+    the workload runs gemm_a8w8_blockscale ([n] calls) and gemm_a8w8_bpreshuffle ([n] calls): this run tunes gemm_a8w8_blockscale
+    ");
     let plan = document(&site.latest().join("plan.json"));
     assert_eq!(plan["ops"], serde_json::json!([BLOCK]), "{plan}");
 }
 
 #[test]
 fn an_operation_that_cannot_be_finished_is_refused_before_a_server_is_started() {
-    let refused = |site: &Site, code: i32, says: &str| {
+    let refused = |site: &Site, code: i32| {
         let output = site.run(&["run"]);
-        let said = stderr(&output);
-        assert_eq!(output.status.code(), Some(code), "{said}");
-        assert!(said.contains(says) && !said.contains("bug"), "{said}");
+        assert_eq!(output.status.code(), Some(code), "{}", stderr(&output));
         assert_eq!(count(&site.journal(), "stage_started", "baseline"), 0);
+        refusal(&output, &site.folder)
     };
     // No linear calls it; SGLang never does.
     let other = site(CHANNEL);
     other.set_backend("op = \"gemm_a8w8\"");
-    refused(&other, 2, "no linear of SGLang");
+    insta::assert_snapshot!(refused(&other, 2), @"
+    error: `backend.op` asks for gemm_a8w8: no linear of SGLang 0.5.6 to 0.5.23 calls gemm_a8w8, so a tuned table of it would serve nothing
+
+    hint: leave `backend.op` out, and the operation that runs is tuned
+
+    hint: a table for other uses is made by `gemmtune tune --backend aiter`, which has an `--op`
+
+    hint: change the configuration, then `gemmtune run --new`
+    ");
     // Block-scaled weights run another one on this device.
     let other = site(CHANNEL);
     other.set_backend("op = \"gemm_a8w8_blockscale_bpreshuffle\"");
-    refused(&other, 2, "run gemm_a8w8_blockscale on this machine");
+    insta::assert_snapshot!(refused(&other, 2), @"
+    error: `backend.op` asks for gemm_a8w8_blockscale_bpreshuffle: block-scaled weights run gemm_a8w8_blockscale on this machine, and gemm_a8w8_blockscale_bpreshuffle is never called
+
+    hint: leave `backend.op` out, and the operation that runs is tuned
+
+    hint: a table for other uses is made by `gemmtune tune --backend aiter`, which has an `--op`
+
+    hint: change the configuration, then `gemmtune run --new`
+    ");
     // An aiter without a tuner for it, told by the model's config alone.
     let other = site(CHANNEL);
     with_model(&other);
     let tuner = other.folder.join("aiter/csrc/ck_gemm_a8w8_bpreshuffle");
     fs_err::remove_dir_all(&tuner).unwrap();
-    refused(&other, 10, "gemm_a8w8_bpreshuffle_tune.py");
+    insta::assert_snapshot!(refused(&other, 10), @"
+    error: failed to find a tuner for gemm_a8w8_bpreshuffle: `[folder]/aiter` has none of `csrc/ck_gemm_a8w8_bpreshuffle/gemm_a8w8_bpreshuffle_tune.py` that can do it
+
+    hint: nothing was measured yet, so the configuration may be changed too: then `gemmtune run` again
+    ");
 }
 
 #[test]
@@ -428,12 +436,13 @@ fn an_operation_that_the_workload_never_calls_is_named_after_the_capture() {
     let site = site("256,128;128,256");
     site.set_backend("op = \"gemm_a8w8_bpreshuffle\"");
     let output = site.run(&["run"]);
-    let said = stderr(&output);
-    assert_eq!(output.status.code(), Some(14), "{said}");
-    assert!(
-        said.contains("never called gemm_a8w8_bpreshuffle")
-            && said.contains("gemm_a8w8_blockscale ("),
-        "{said}"
-    );
+    assert_eq!(output.status.code(), Some(14), "{}", stderr(&output));
+    insta::assert_snapshot!(refusal(&output, &site.folder), @"
+    error: the workload never called gemm_a8w8_bpreshuffle, which the configuration asks for, but gemm_a8w8_blockscale ([n] calls)
+
+    hint: leave `backend.op` out, and what runs is tuned
+
+    hint: fix that, then resume with `gemmtune run [folder]/runs/[time]-played`
+    ");
     assert_eq!(count(&site.journal(), "stage_started", "plan"), 0);
 }

@@ -12,10 +12,13 @@ mod trees;
 mod channel;
 mod experts;
 mod real;
+#[path = "../said/mod.rs"]
+mod said;
 mod several;
 mod site;
 mod today;
 
+use said::{line, plain, refusal, uncounted};
 use serde_json::Value;
 use site::{Change, Site, count, document, stderr};
 
@@ -93,7 +96,8 @@ fn a_run_tunes_deploys_verifies_and_compares_and_undo_leaves_no_trace() {
     assert_eq!(output.status.code(), Some(0), "{}", stderr(&output));
     assert_eq!(site.trees(), before);
     assert!(!std::path::Path::new(table).exists());
-    assert!(stderr(&site.run(&["undo"])).contains("nothing is deployed"));
+    let again = stderr(&site.run(&["undo"]));
+    insta::assert_snapshot!(plain(&again, &site.folder), @"nothing is deployed by this run");
     site.assert_nothing_left();
 }
 
@@ -106,12 +110,11 @@ fn a_table_whose_kernel_computes_wrong_numbers_is_taken_back() {
     let before = site.trees();
     let output = site.run(&["run"]);
     assert_eq!(output.status.code(), Some(16), "{}", stderr(&output));
-    let said = stderr(&output);
-    assert!(
-        said.contains("layout check") && said.contains("relative error 49.9 %"),
-        "{said}"
-    );
-    assert!(said.contains("undone"), "{said}");
+    insta::assert_snapshot!(refusal(&output, &site.folder), @"
+    error: layout check: [n] shapes are wrong, first M=[m] N=128 K=256 with a8w8_blockscale_1x128x128_standin_[id] (relative error 49.9 %); the deployment was undone
+
+    hint: the server runs as before; `gemmtune status [folder]/runs/[time]-played` says what was found
+    ");
     assert_eq!(site.trees(), before);
     let journal = site.journal();
     assert_eq!(count(&journal, "stage_failed", "verify"), 1);
@@ -213,13 +216,13 @@ fn a_module_that_answers_with_another_kernel_fails_verify_although_the_log_says_
     let output = site.run(&["run"]);
     let said = stderr(&output);
     assert_eq!(output.status.code(), Some(16), "{said}");
-    assert!(
-        said.contains("another kernel than the tuned one runs")
-            && said.contains("default_16x128x256")
-            && said.contains("60.0 us instead of"),
-        "{said}"
-    );
-    assert!(said.contains("undone"), "{said}");
+    insta::assert_snapshot!(refusal(&output, &site.folder), @"
+    error: another kernel than the tuned one runs: default_16x128x256 ran for rows of [n] kernels, first a8w8_blockscale_1x128x128_standin_[id] for gemm_a8w8_blockscale M=[m] N=128 K=256: 60.0 us instead of [time]; the deployment was undone
+
+    hint: `gemmtune probe` times it again; where the device runs at another clock now, tune again
+
+    hint: the server runs as before; `gemmtune status [folder]/runs/[time]-played` says what was found
+    ");
     assert_eq!(site.trees(), before);
     assert_eq!(count(&site.journal(), "stage_started", "compare"), 0);
 }
@@ -230,11 +233,11 @@ fn a_module_that_keeps_its_kernels_by_name_is_rebuilt_only_when_it_lacks_one() {
     site.play_newer_aiter();
     let output = site.run(&["run", "--until", "verify"]);
     assert_eq!(output.status.code(), Some(0), "{}", stderr(&output));
-    assert!(
-        stderr(&output).contains("module_gemm_a8w8_blockscale lacks"),
-        "{}",
-        stderr(&output)
+    let said = plain(
+        line(&stderr(&output), "module_gemm_a8w8_blockscale lacks"),
+        &site.folder,
     );
+    insta::assert_snapshot!(uncounted(&said), @"          module_gemm_a8w8_blockscale lacks 2 of the table's kernels, first a8w8_blockscale_1x128x128_standin_[id]: it is built again");
     let built = fs_err::read(site.aiter("jit/module_gemm_a8w8_blockscale.so")).unwrap();
     let tiles = fs_err::read(site.aiter("jit/module_gemm_a8w8_blockscale_cktile.so"));
     site.run(&["undo"]);
@@ -454,11 +457,13 @@ fn a_site_that_cannot_be_tuned_is_refused_before_anything_is_started() {
     site.set("SGLANG_USE_AITER", "yes");
     let output = site.run(&["run"]);
     assert_eq!(output.status.code(), Some(10), "{}", stderr(&output));
-    assert!(
-        stderr(&output).contains("one half of SGLang"),
-        "{}",
-        stderr(&output)
-    );
+    insta::assert_snapshot!(refusal(&output, &site.folder), @r#"
+    error: SGLANG_USE_AITER=yes turns aiter on in one half of SGLang and not in the other
+
+    hint: set `env = { SGLANG_USE_AITER = "1" }` under `[server]`
+
+    hint: nothing was measured yet, so the configuration may be changed too: then `gemmtune run` again
+    "#);
 
     let site = Site::new(&Change::default());
     let tuner = site.aiter("utility/mp_tuner.py");
@@ -466,15 +471,12 @@ fn a_site_that_cannot_be_tuned_is_refused_before_anything_is_started() {
     Site::write(&tuner, &text.replace("pool_restart_needed", ""));
     let output = site.run(&["run"]);
     assert_eq!(output.status.code(), Some(10), "{}", stderr(&output));
-    assert!(
-        stderr(&output).contains("pool-restart"),
-        "{}",
-        stderr(&output)
-    );
-    assert!(
-        stderr(&output).contains("doctor --fix"),
-        "{}",
-        stderr(&output)
-    );
+    insta::assert_snapshot!(refusal(&output, &site.folder), @"
+    error: the aiter in [folder]/aiter/aiter is too old to be tuned; it lacks pool-restart (the pool restarts after a fault)
+
+    hint: `gemmtune doctor --fix` realigns the checkout (see `--dry-run` first)
+
+    hint: nothing was measured yet, so the configuration may be changed too: then `gemmtune run` again
+    ");
     assert_eq!(count(&site.journal(), "stage_started", "baseline"), 0);
 }

@@ -3,6 +3,7 @@
 
 use serde_json::json;
 
+use super::said::refusal;
 use super::sglang_triton::Scene;
 use super::support::{document, stderr};
 
@@ -79,6 +80,11 @@ fn a_server_that_runs_another_kernel_is_refused_by_its_name() {
     let scene = scene(1, "triton");
     let output = scene.run(&["run", "--json"], &[]);
     assert!(!output.status.success());
-    let said = String::from_utf8_lossy(&output.stdout).into_owned() + &stderr(&output);
-    assert!(said.contains("called no GEMM of aiter's"), "{said}");
+    insta::assert_snapshot!(refusal(&output, &scene.folder), @r#"
+    error: the instrumented server called no GEMM of aiter's for block FP8
+
+    hint: `backend.kind = "aiter"` tunes aiter's CK kernels; `gemmtune trace` says which path a tree takes
+
+    hint: fix that, then resume with `gemmtune run [folder]/runs/[time]-stand-in`
+    "#);
 }

@@ -1,14 +1,16 @@
 //! Servers that misbehave: each fault ends in a named failure with its exit code and leaves nothing.
 
+use super::said::refusal;
 use super::support::{Change, Site, count, stderr};
 
-fn fails(change: &Change<'_>, code: i32, says: &str) -> Site {
+/// The site, and what a run there ended with.
+fn fails(change: &Change<'_>, code: i32) -> (Site, String) {
     let site = Site::new(change);
     let output = site.run(&["run"]);
     assert_eq!(output.status.code(), Some(code), "{}", stderr(&output));
-    assert!(stderr(&output).contains(says), "{}", stderr(&output));
     site.assert_nothing_left();
-    site
+    let said = refusal(&output, &site.folder);
+    (site, said)
 }
 
 #[test]
@@ -17,7 +19,13 @@ fn a_server_that_dies_while_loading_was_not_ready() {
         server: &["--fault", "die-while-loading"],
         ..Change::default()
     };
-    fails(&change, 13, "before it was ready");
+    insta::assert_snapshot!(fails(&change, 13).1, @"
+    error: the server exited with code 13 before it was ready; its last words: hint: read the server's log, then run `gemmtune reference-server` again
+
+    hint: read its log: [folder]/runs/[time]-tiny/trials/01-baseline/server.log
+
+    hint: nothing was measured yet, so the configuration may be changed too: then `gemmtune run` again
+    ");
 }
 
 #[test]
@@ -27,7 +35,13 @@ fn a_server_that_hangs_at_start_was_not_ready() {
         ready_timeout_s: Some(1),
         ..Change::default()
     };
-    fails(&change, 13, "not ready after 1 s");
+    insta::assert_snapshot!(fails(&change, 13).1, @r#"
+    error: the server was not ready after 1 s: its log never said "The server is fired up and ready to roll!"
+
+    hint: read its log: [folder]/runs/[time]-tiny/trials/01-baseline/server.log; a slow first start needs a larger `server.ready_timeout_s`
+
+    hint: nothing was measured yet, so the configuration may be changed too: then `gemmtune run` again
+    "#);
 }
 
 #[test]
@@ -37,20 +51,24 @@ fn a_request_that_hangs_fails_the_workload() {
         benchmark_timeout_s: Some(2),
         ..Change::default()
     };
-    fails(&change, 12, "benchmark");
+    insta::assert_snapshot!(fails(&change, 12).1, @"
+    error: 6 of 6 benchmark requests failed; the first: no end of the answer within 2s
+
+    hint: read the server's log: [folder]/runs/[time]-tiny/trials/01-baseline/server.log
+
+    hint: nothing was measured yet, so the configuration may be changed too: then `gemmtune run` again
+    ");
 }
 
 #[test]
 fn torn_log_lines_are_counted_and_do_not_stop_the_run() {
-    let site = fails(
-        &Change {
-            server: &["--fault", "torn-log-lines"],
-            pairs: Some(1),
-            ..Change::default()
-        },
-        16,
-        "1 pair",
-    );
+    let change = Change {
+        server: &["--fault", "torn-log-lines"],
+        pairs: Some(1),
+        ..Change::default()
+    };
+    let (site, said) = fails(&change, 16);
+    assert!(said.contains("1 pair"), "{said}");
     let capture = super::support::document(&site.latest().join("capture.json"));
     assert!(capture["malformed"].as_u64().unwrap() > 0, "{capture}");
 }
@@ -61,7 +79,13 @@ fn numbers_that_are_not_finite_in_the_workload_fail_it() {
         server: &["--fault", "nan-above-m=2"],
         ..Change::default()
     };
-    fails(&change, 12, "not finite");
+    insta::assert_snapshot!(fails(&change, 12).1, @"
+    error: 6 of 6 benchmark requests failed; the first: the server reported: sample a token: the logits are not finite
+
+    hint: read the server's log: [folder]/runs/[time]-tiny/trials/01-baseline/server.log
+
+    hint: nothing was measured yet, so the configuration may be changed too: then `gemmtune run` again
+    ");
 }
 
 #[test]
@@ -71,7 +95,8 @@ fn numbers_that_are_not_finite_are_stopped_at_verify_and_undone() {
         server: &["--fault", "nan-above-m=100"],
         ..Change::default()
     };
-    let site = fails(&change, 16, "layout");
+    let (site, said) = fails(&change, 16);
+    assert!(said.contains("layout"), "{said}");
     let journal = site.journal();
     assert!(
         journal.iter().any(|event| event["kind"] == "undone"),
@@ -119,11 +144,10 @@ fn a_server_that_reads_another_table_is_stopped_at_verify() {
     );
     let output = site.run(&["run"]);
     assert_eq!(output.status.code(), Some(16), "{}", stderr(&output));
-    assert!(
-        stderr(&output).contains("FAILED: engagement"),
-        "{}",
-        stderr(&output)
-    );
+    let said = refusal(&output, &site.folder);
+    // Which shape is the first depends on what was tuned in time.
+    let (said, _) = said.split_once(", first ").unwrap();
+    insta::assert_snapshot!(said, @"error: engagement: [n] shapes were not served by the row that is deployed for them");
     assert_eq!(count(&site.journal(), "stage_started", "compare"), 0);
 }
 
@@ -135,10 +159,12 @@ fn a_script_that_serves_the_deployed_table_in_both_arms_is_refused() {
     );
     let output = site.run(&["run"]);
     assert_eq!(output.status.code(), Some(10), "{}", stderr(&output));
-    assert!(
-        stderr(&output).contains("`GEMMTUNE_REFERENCE_TABLE` of the tuned one"),
-        "{}",
-        stderr(&output)
-    );
+    insta::assert_snapshot!(refusal(&output, &site.folder), @"
+    error: the untuned server (process [pid]) was started with the `GEMMTUNE_REFERENCE_TABLE` of the tuned one: both arms would be the same
+
+    hint: take `GEMMTUNE_REFERENCE_TABLE` out of the launch script
+
+    hint: fix that, then resume with `gemmtune run [folder]/runs/[time]-tiny`
+    ");
     site.assert_nothing_left();
 }

@@ -6,6 +6,7 @@ use std::time::{Duration, Instant};
 use camino::{Utf8Path, Utf8PathBuf};
 use gemmtune::store::ledger::{Change as Edit, Ledger};
 
+use super::said::{line, plain, refusal};
 use super::support::{Change, Site, count, document, stderr};
 
 fn one_pair() -> Site {
@@ -88,11 +89,13 @@ fn secrets_reach_no_terminal_and_no_document_of_the_run() {
     let dry = site.run(&["run", "--dry-run", "--json"]);
     let failed = site.run(&["run"]);
     assert_eq!(failed.status.code(), Some(13), "{}", stderr(&failed));
-    assert!(
-        stderr(&failed).contains("api_key='***' ***"),
-        "{}",
-        stderr(&failed)
-    );
+    insta::assert_snapshot!(refusal(&failed, &site.folder), @"
+    error: the server exited with code 3 before it was ready; its last words: api_key='***' ***
+
+    hint: read its log: [folder]/runs/[time]-tiny/trials/01-baseline/server.log
+
+    hint: nothing was measured yet, so the configuration may be changed too: then `gemmtune run` again
+    ");
     fs_err::write(site.folder.join("go"), "").unwrap();
     let served = site.run(&["run"]);
     assert_eq!(served.status.code(), Some(16), "{}", stderr(&served));
@@ -129,31 +132,34 @@ fn a_configuration_may_be_mended_until_something_was_measured() {
     site.edit("\"--port\",", "\"--no-such-option\", \"--port\",");
     let output = site.run(&["run"]);
     assert_eq!(output.status.code(), Some(13), "{}", stderr(&output));
-    assert!(
-        stderr(&output).contains("nothing was measured yet"),
-        "{}",
-        stderr(&output)
-    );
+    insta::assert_snapshot!(refusal(&output, &site.folder), @"
+    error: the server exited with code 2 before it was ready; its last words: For more information, try '--help'.
+
+    hint: read its log: [folder]/runs/[time]-tiny/trials/01-baseline/server.log
+
+    hint: nothing was measured yet, so the configuration may be changed too: then `gemmtune run` again
+    ");
     let first = site.latest();
     site.edit("\"--no-such-option\", ", "");
     let output = site.run(&["run", "--until", "baseline"]);
     assert_eq!(output.status.code(), Some(0), "{}", stderr(&output));
-    assert!(
-        stderr(&output).contains("beginning a new run"),
-        "{}",
-        stderr(&output)
-    );
+    let anew = plain(line(&stderr(&output), "beginning a new run"), &site.folder);
+    insta::assert_snapshot!(anew, @"the configuration was changed since [folder]/runs/[time]-tiny began, which had measured nothing yet: beginning a new run");
     assert_ne!(site.latest(), first);
     let how_long = stderr(&site.run(&["run", "--dry-run"]));
     assert!(how_long.contains("how long      about"), "{how_long}");
     site.edit("pairs = 1", "pairs = 2");
     let output = site.run(&["run"]);
     assert_eq!(output.status.code(), Some(17), "{}", stderr(&output));
-    assert!(
-        stderr(&output).contains("+pairs = 2"),
-        "{}",
-        stderr(&output)
-    );
+    insta::assert_snapshot!(refusal(&output, &site.folder), @"
+    error: the unfinished run [folder]/runs/[time]-tiny began with another configuration:
+    @@ -34 +34 @@
+    -pairs = 1
+    +pairs = 2
+
+
+    hint: resume it as it was: `gemmtune run [folder]/runs/[time]-tiny`; or begin a new one: `gemmtune run --new`
+    ");
 }
 
 #[test]
@@ -186,23 +192,29 @@ fn a_draft_that_is_not_filled_in_names_what_it_lacks() {
     fs_err::write(&path, asked).unwrap();
     let output = site.run(&["run"]);
     assert_eq!(output.status.code(), Some(2), "{}", stderr(&output));
-    let said = stderr(&output);
-    assert!(
-        said.contains("backend.kind: no server was seen") && !said.contains("TOML"),
-        "{said}"
-    );
+    insta::assert_snapshot!(refusal(&output, &site.folder), @"
+    error: `gemmtune.toml` is not complete; it lacks
+      line 13: backend.kind: no server was seen
+      backend.python: the interpreter that runs the server
+
+    hint: fill them in (the lines that start with `# ?`), then `gemmtune run --dry-run gemmtune.toml`
+    ");
     assert!(!site.folder.join("runs").exists());
     // Another port than the server's.
     fs_err::write(&path, text.replace("\"--port\", \"", "\"--port\", \"1")).unwrap();
-    for arguments in [&["run", "--dry-run"][..], &["run"]] {
+    let said = [&["run", "--dry-run"][..], &["run"]].map(|arguments| {
         let output = site.run(arguments);
         assert_eq!(output.status.code(), Some(2), "{}", stderr(&output));
-        assert!(
-            stderr(&output).contains("contradicts itself"),
-            "{}",
-            stderr(&output)
-        );
-    }
+        refusal(&output, &site.folder)
+    });
+    assert_eq!(said[0], said[1]);
+    let (_, port) = text.split_once("\"--port\", \"").unwrap();
+    let (port, _) = port.split_once('"').unwrap();
+    insta::assert_snapshot!(said[0].replace(port, "[port]"), @"
+    error: the configuration contradicts itself: `server.port` is [port] and the server command says `--port 1[port]`
+
+    hint: make the two agree in gemmtune.toml
+    ");
 }
 
 #[test]
@@ -265,18 +277,16 @@ fn what_the_ledger_knows_is_taken_back_although_the_journal_is_damaged() {
     let text = fs_err::read_to_string(&journal).unwrap();
     fs_err::write(&journal, text.replacen("\"event\"", "\"ev", 1)).unwrap();
     let output = site.run(&["undo", "--dry-run"]);
-    assert!(
-        stderr(&output).contains("would take back"),
-        "{}",
-        stderr(&output)
-    );
+    insta::assert_snapshot!(plain(&stderr(&output), &site.folder), @"
+    warning: failed to read the journal `[folder]/runs/[time]-tiny/journal.jsonl`: line 1 is damaged (expected `:` at line 1 column [n]): what was changed outside the run folder is known from its ledger alone
+    would take back what was done to [folder]/fp8_utils.py
+    ");
     let output = site.run(&["undo"]);
     assert_eq!(output.status.code(), Some(0), "{}", stderr(&output));
-    assert!(
-        stderr(&output).contains("line 1 is damaged"),
-        "{}",
-        stderr(&output)
-    );
+    insta::assert_snapshot!(plain(&stderr(&output), &site.folder), @"
+    warning: failed to read the journal `[folder]/runs/[time]-tiny/journal.jsonl`: line 1 is damaged (expected `:` at line 1 column [n]): what was changed outside the run folder is known from its ledger alone
+    took back what was done to [folder]/fp8_utils.py
+    ");
     assert_eq!(fs_err::read_to_string(&edited).unwrap(), "before\n");
 
     // What is damaged itself takes nothing back, and says so.
@@ -286,11 +296,11 @@ fn what_the_ledger_knows_is_taken_back_although_the_journal_is_damaged() {
     fs_err::write(&ledger, text.replacen("\"event\"", "\"ev", 1)).unwrap();
     let output = site.run(&["undo"]);
     assert_eq!(output.status.code(), Some(10), "{}", stderr(&output));
-    assert!(
-        stderr(&output).contains("nothing was taken back"),
-        "{}",
-        stderr(&output)
-    );
+    insta::assert_snapshot!(plain(&stderr(&output), &site.folder), @"
+    error: failed to read the journal `[folder]/runs/[time]-tiny/ledger/ledger.jsonl`: line 1 is damaged (expected `:` at line 1 column [n])
+
+    hint: nothing was taken back, because what is damaged says what was changed; the lines before it can be read, and the originals are in [folder]/runs/[time]-tiny/ledger/saved, each named by the SHA-256 of its bytes
+    ");
     assert_eq!(fs_err::read_to_string(&edited).unwrap(), "after\n");
 }
 
@@ -323,9 +333,5 @@ fn a_plain_run_goes_on_with_the_latest_and_two_runs_of_a_host_are_told() {
     at_work.lock().unwrap();
     let output = site.run_with(&here, &["run", "--new", "--until", "inspect", "other.toml"]);
     assert_eq!(output.status.code(), Some(0), "{}", stderr(&output));
-    assert!(
-        stderr(&output).contains("process 7 on h"),
-        "{}",
-        stderr(&output)
-    );
+    insta::assert_snapshot!(line(&stderr(&output), "process 7 on h"), @"          another run is active on this host, and each of the two measures the load of the other: process 7 on h since 2026-01-01T00:00:00Z (`gemmtune run`)");
 }

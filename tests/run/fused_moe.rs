@@ -7,6 +7,7 @@ use std::time::{Duration, Instant};
 use camino::{Utf8Path, Utf8PathBuf};
 use serde_json::{Value, json};
 
+use super::said::{line, plain, refusal, uncounted};
 use super::sglang_triton::Scene;
 use super::support::{count, document, stderr};
 
@@ -69,9 +70,9 @@ fn events(run: &Utf8Path) -> Vec<Value> {
 }
 
 /// The run stopped at verify with `said`, and what was deployed is gone.
-fn was_stopped(scene: &Scene, output: &Output, said: &str) {
+/// What a run said that was stopped before it compared.
+fn stopped(scene: &Scene, output: &Output) -> String {
     assert_eq!(output.status.code(), Some(16), "{}", stderr(output));
-    assert!(stderr(output).contains(said), "{}", stderr(output));
     let run = scene.latest();
     let events = events(&run);
     assert_eq!(count(&events, "stage_started", "compare"), 0);
@@ -79,6 +80,7 @@ fn was_stopped(scene: &Scene, output: &Output, said: &str) {
     let deploy = document(&run.join("deploy.json"));
     let tables = deploy["fused_moe"]["table"].as_str().unwrap();
     assert!(!Utf8Path::new(tables).exists());
+    refusal(output, &scene.folder)
 }
 
 #[test]
@@ -119,12 +121,7 @@ fn the_fused_moe_alone_is_tuned_proved_compared_and_taken_back() {
         seen["calls"]["1"].as_u64().unwrap() >= 2 * 3 * 23,
         "{capture}"
     );
-    assert!(
-        seen["today"]
-            .as_str()
-            .unwrap()
-            .contains("default configuration")
-    );
+    insta::assert_snapshot!(seen["today"].as_str().unwrap(), @"the default configuration, for there is no table `E=8,N=128,device_name=NVIDIA_Stand-in,dtype=fp8_w8a8,block_shape=[128, 128].json`");
     let shapes = fs_err::read_to_string(run.join("shapes.csv")).unwrap();
     assert!(
         shapes.contains("fused_moe_triton,1,128,256,fp8_w8a8,"),
@@ -223,11 +220,7 @@ fn a_part_that_wins_nothing_is_left_as_it_is_and_said() {
         &[("SGLANG_MOE_CONFIG_DIR", shipped.as_str())],
     );
     assert!(output.status.success(), "{}", stderr(&output));
-    assert!(
-        stderr(&output).contains("fused MoE is left as it is: no row was found that is faster"),
-        "{}",
-        stderr(&output)
-    );
+    insta::assert_snapshot!(uncounted(line(&stderr(&output), "fused MoE is left as it is")), @"          fused MoE is left as it is: no row was found that is faster than what serves any of [n] sizes of fused MoE today");
     let deploy = document(&scene.latest().join("deploy.json"));
     assert!(
         deploy["env"].get("GEMMTUNE_MOE_TABLES").is_none(),
@@ -304,11 +297,11 @@ fn a_shipped_table_that_nothing_beats_leaves_the_server_as_it_is() {
         "{tune}"
     );
     let report = fs_err::read_to_string(run.join("report.md")).unwrap();
-    assert!(
-        report.contains("Nothing to gain: no row was found that is faster"),
-        "{report}"
-    );
-    assert!(report.contains("served today by the table"), "{report}");
+    let said = ["Nothing to gain", "served today by the table"].map(|part| line(&report, part));
+    insta::assert_snapshot!(uncounted(&plain(&said.join("\n"), &scene.folder)), @r"
+    **Nothing to gain: no row was found that is faster than what serves any of [n] sizes of fused MoE today.**
+    - fused MoE E=8 N=128 is served today by the table \`E=8,N=128,device\_name=NVIDIA\_Stand-in,dtype=fp8\_w8a8,block\_shape=\[128, 128].json\`, its rows for the down projection too
+    ");
     assert!(!run.join("deploy.json").exists());
 }
 
@@ -321,10 +314,11 @@ fn a_size_that_the_workload_does_not_run_is_no_reason_to_compare() {
     assert!(output.status.success(), "{}", stderr(&output));
     let run = scene.latest();
     let report = fs_err::read_to_string(run.join("report.md")).unwrap();
-    assert!(
-        report.contains("of those that the workload runs; 3 other sizes are"),
-        "{report}"
+    let said = plain(
+        line(&report, "of those that the workload runs"),
+        &scene.folder,
     );
+    insta::assert_snapshot!(uncounted(&said), @"**Nothing to gain: no row was found that is faster than what serves any of [n] sizes of fused MoE today of those that the workload runs; 3 other sizes are, and their rows are in [folder]/runs/[time]-stand-in/tune/fused-moe/configs.**");
     assert!(!run.join("deploy.json").exists());
 }
 
@@ -357,33 +351,41 @@ fn rows_of_the_shipped_table_are_carried_along() {
 fn wrong_numbers_are_stopped_before_a_server_starts_with_them() {
     let scene = scene(6, "deepgemm", "sglang-moe");
     let output = scene.run(&["run"], &[("STANDIN_WRONG", "fused-moe")]);
-    was_stopped(
-        &scene,
-        &output,
-        "sizes are wrong, first fused_moe_triton E=8",
-    );
+    insta::assert_snapshot!(stopped(&scene, &output), @"
+    error: check of fused MoE: [n] sizes are wrong, first fused_moe_triton E=8 N=128 K=256 topk=2 M=[m] with [row] (relative error 41.0 %); the deployment was undone
+
+    hint: the server runs as before; `gemmtune status [folder]/runs/[time]-stand-in` says what was found
+    ");
     let trials = fs_err::read_dir(scene.latest().join("trials")).unwrap();
     assert_eq!(trials.count(), 2, "baseline and capture");
 }
 
 #[test]
 fn a_tuned_server_without_its_tables_is_not_compared() {
-    for (first, said) in [
-        ("unset GEMMTUNE_MOE_TABLES", "engagement: "),
-        (
-            "export GEMMTUNE_MOE_TABLES=/nowhere",
-            "sizes were not served by the row that is deployed",
-        ),
-        (
-            "PYTHONPATH=${PYTHONPATH#*:}",
-            "no process of the server loaded the overlay",
-        ),
-    ] {
+    let said = [
+        "unset GEMMTUNE_MOE_TABLES",
+        "export GEMMTUNE_MOE_TABLES=/nowhere",
+        "PYTHONPATH=${PYTHONPATH#*:}",
+    ]
+    .map(|first| {
         let scene = scene(6, "deepgemm", "sglang-moe");
         in_the_tuned_server(&scene, first);
         let output = scene.run(&["run"], &[]);
-        was_stopped(&scene, &output, said);
-    }
+        stopped(&scene, &output)
+    });
+    insta::assert_snapshot!(said.join("\n"), @"
+    error: engagement: no process of the server loaded the overlay, so nothing was recorded; the deployment was undone
+
+    hint: the server runs as before; `gemmtune status [folder]/runs/[time]-stand-in` says what was found
+
+    error: engagement: fused MoE: [n] sizes were not served by the row that is deployed for them, first E=8 N=128 M=[m]: [row] instead of [row]; the deployment was undone
+
+    hint: the server runs as before; `gemmtune status [folder]/runs/[time]-stand-in` says what was found
+
+    error: engagement: no process of the server loaded the overlay, so nothing was recorded; the deployment was undone
+
+    hint: the server runs as before; `gemmtune status [folder]/runs/[time]-stand-in` says what was found
+    ");
 }
 
 #[test]
@@ -397,18 +399,16 @@ fn a_tuned_server_that_is_served_other_rows_is_not_compared() {
     }
     in_the_tuned_server(&scene, &format!("export GEMMTUNE_MOE_TABLES={other}"));
     let output = scene.run(&["run"], &[]);
-    was_stopped(&scene, &output, "another row than the deployed one runs");
+    insta::assert_snapshot!(stopped(&scene, &output), @"
+    error: engagement: fused MoE: another row than the deployed one runs: E=8 N=128 M=[m]: [row] instead of [row]; the deployment was undone
+
+    hint: the server runs as before; `gemmtune status [folder]/runs/[time]-stand-in` says what was found
+    ");
 }
 
 #[test]
 fn every_rank_of_a_tuned_server_has_to_have_its_tables() {
-    for (stray, says) in [
-        ("", None),
-        (
-            "GEMMTUNE_MOE_TABLES",
-            Some("1 of 2 ranks recorded nothing: 1"),
-        ),
-    ] {
+    for stray in ["", "GEMMTUNE_MOE_TABLES"] {
         let scene = scene(1, "deepgemm", "sglang-moe");
         scene.change(|config| {
             config
@@ -423,9 +423,14 @@ fn every_rank_of_a_tuned_server_has_to_have_its_tables() {
         });
         let env = [("STANDIN_STRAY", stray)];
         let output = scene.run(&["run", "--until", "verify"], &env);
-        match says {
-            None => assert!(output.status.success(), "{}", stderr(&output)),
-            Some(said) => was_stopped(&scene, &output, said),
+        if stray.is_empty() {
+            assert!(output.status.success(), "{}", stderr(&output));
+        } else {
+            insta::assert_snapshot!(stopped(&scene, &output), @"
+            error: engagement: 1 of 2 ranks recorded nothing: 1; the deployment was undone
+
+            hint: the server runs as before; `gemmtune status [folder]/runs/[time]-stand-in` says what was found
+            ");
         }
     }
 }
@@ -522,15 +527,19 @@ fn a_model_without_experts_is_refused_by_what_would_tune_nothing_else() {
     scene.change(|config| config.replace("kind = \"sglang-triton\"", "kind = \"sglang-moe\""));
     let output = scene.run(&["run"], &[]);
     assert_eq!(output.status.code(), Some(14), "{}", stderr(&output));
-    assert!(
-        stderr(&output).contains("ran no fused MoE"),
-        "{}",
-        stderr(&output)
-    );
+    insta::assert_snapshot!(refusal(&output, &scene.folder), @"
+    error: the instrumented server served the workload and ran no fused MoE of SGLang's Triton kernel
+
+    hint: does the model have experts in FP8, and does `--moe-runner-backend` leave them on triton (its default on Hopper without DeepEP)?
+
+    hint: fix that, then resume with `gemmtune run [folder]/runs/[time]-stand-in`
+    ");
     let table = scene.run(&["run", "--new", "--table", "model"], &[]);
-    assert!(
-        stderr(&table).contains("judges no table of fused MoE"),
-        "{}",
-        stderr(&table)
-    );
+    insta::assert_snapshot!(refusal(&table, &scene.folder), @"
+    error: `run --table` judges no table of fused MoE
+
+    hint: leave `--table` out: a race of its sizes takes minutes
+
+    hint: change the configuration, then `gemmtune run --new`
+    ");
 }

@@ -6,6 +6,7 @@ use std::time::{Duration, Instant};
 use nix::sys::signal::{Signal, kill};
 use nix::unistd::Pid;
 
+use super::said::refusal;
 use super::support::{Change, Site, count, document, stderr};
 
 fn send(child: &std::process::Child, signal: Signal) {
@@ -244,15 +245,20 @@ fn a_copy_of_a_run_is_not_gone_on_with_and_takes_nothing_back() {
         .status()
         .unwrap();
     assert!(copied.success());
-    for command in ["run", "undo"] {
+    let said = ["run", "undo"].map(|command| {
         let output = site.run(&[command, copy.as_str()]);
         assert_eq!(output.status.code(), Some(17), "{}", stderr(&output));
-        assert!(
-            stderr(&output).contains("is a copy of"),
-            "{}",
-            stderr(&output)
-        );
-    }
+        refusal(&output, &site.folder)
+    });
+    insta::assert_snapshot!(said.join("\n"), @"
+    error: [folder]/runs/copy is a copy of a run that began in [folder]/runs/[time]-tiny, and names files there
+
+    hint: go on there, or move it there; `gemmtune report [folder]/runs/copy` works on a copy
+
+    error: [folder]/runs/copy is a copy of a run that began in [folder]/runs/[time]-tiny, and names files there
+
+    hint: go on there, or move it there; `gemmtune report [folder]/runs/copy` works on a copy
+    ");
     assert!(site.folder.join(table.as_str().unwrap()).is_file());
     assert_eq!(site.run(&["status", copy.as_str()]).status.code(), Some(0));
 }
@@ -275,16 +281,21 @@ fn a_document_that_was_cut_or_taken_away_is_named_and_no_bug() {
     site.run(&["run", "--until", "plan"]);
     let plan = site.latest().join("plan.json");
     fs_err::write(&plan, "{\"verdict\": ").unwrap();
-    for expected in ["does not parse", "is gone"] {
+    let said = [(); 2].map(|()| {
         let output = site.run(&["run"]);
         assert_eq!(output.status.code(), Some(17), "{}", stderr(&output));
-        let said = stderr(&output);
-        assert!(
-            said.contains("plan.json") && said.contains(expected),
-            "{said}"
-        );
         let _ = fs_err::remove_file(&plan);
-    }
+        refusal(&output, &site.folder)
+    });
+    insta::assert_snapshot!(said.join("\n"), @"
+    error: `[folder]/runs/[time]-tiny/plan.json` does not parse: EOF while parsing a value at line 1 column [n]
+
+    hint: put the file back, or begin a new run: `gemmtune run --new`
+
+    error: `[folder]/runs/[time]-tiny/plan.json` is gone
+
+    hint: put the file back, or begin a new run: `gemmtune run --new`
+    ");
 }
 
 #[test]
@@ -302,11 +313,11 @@ fn the_second_run_in_a_folder_is_refused_and_told_who_holds_it() {
         "{}",
         stderr(&output)
     );
-    assert!(
-        stderr(&output).contains("gemmtune status"),
-        "{}",
-        stderr(&output)
-    );
+    insta::assert_snapshot!(refusal(&output, &site.folder), @"
+    error: failed to lock `[folder]/runs/[time]-tiny/lock`: held by process [pid] on [host] since [time] (`gemmtune run [folder]/runs/[time]-tiny`)
+
+    hint: watch it with `gemmtune status [folder]/runs/[time]-tiny`
+    ");
     send(&child, Signal::SIGTERM);
     assert_eq!(child.wait().unwrap().code(), Some(130));
     site.assert_nothing_left();

@@ -1,5 +1,6 @@
 //! A whole run, and what it leaves.
 
+use super::said::{plain, refusal};
 use super::support::{Change, Site, count, document, stderr};
 
 const STAGES: [&str; 9] = [
@@ -75,11 +76,11 @@ fn a_run_folder_edited_by_hand_is_refused() {
     fs_err::write(&path, text).unwrap();
     let output = site.run(&["run", "runs/latest"]);
     assert_eq!(output.status.code(), Some(17), "{}", stderr(&output));
-    assert!(
-        stderr(&output).contains("configuration was"),
-        "{}",
-        stderr(&output)
-    );
+    insta::assert_snapshot!(refusal(&output, &site.folder), @"
+    error: configuration was `[digest]` when this run began and is `[digest]` now
+
+    hint: restore [folder]/runs/[time]-tiny/run.toml or begin a new run
+    ");
 }
 
 #[test]
@@ -106,7 +107,8 @@ fn status_and_undo_tell_what_is_deployed() {
     let output = site.run(&["undo"]);
     assert_eq!(output.status.code(), Some(0), "{}", stderr(&output));
     assert!(!std::path::Path::new(&table).exists());
-    assert!(stderr(&site.run(&["undo"])).contains("nothing is deployed"));
+    let again = stderr(&site.run(&["undo"]));
+    insta::assert_snapshot!(plain(&again, &site.folder), @"nothing is deployed by this run");
 }
 
 #[test]

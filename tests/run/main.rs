@@ -12,6 +12,8 @@ mod ports;
 mod profile;
 mod rest;
 mod route;
+#[path = "../said/mod.rs"]
+mod said;
 #[path = "../schema/mod.rs"]
 mod schema;
 mod sglang_triton;

@@ -4,6 +4,7 @@ use std::process::{Command, Output};
 
 use camino::{Utf8Path, Utf8PathBuf};
 
+use super::said::{line, plain};
 use super::sglang_triton::Scene;
 use super::support::{document, stderr};
 
@@ -72,11 +73,11 @@ fn slices_of_time_add_up_to_a_wrong_kernel_stopped_and_a_verdict() {
     assert_eq!(output.status.code(), Some(75), "{}", stderr(&output));
     let output = rest.run("300");
     assert_eq!(output.status.code(), Some(0), "{}", stderr(&output));
-    assert!(
-        stderr(&output).contains("was stopped at verify"),
-        "{}",
-        stderr(&output)
+    let said = plain(
+        line(&stderr(&output), "was stopped at verify"),
+        &rest.folder,
     );
+    insta::assert_snapshot!(said, @"the wrong kernel was stopped at verify and taken back");
     let runs = rest.folder.join("qwen3-14b/runs");
     let compare = document(&runs.join("latest/compare.json"));
     assert_eq!(compare["pairs"], 1, "{compare}");
@@ -113,11 +114,8 @@ fn a_wrong_kernel_that_was_not_stopped_is_no_success() {
     let rest = Rest::new(&scene, "");
     let output = rest.run("300");
     assert_eq!(output.status.code(), Some(1), "{}", stderr(&output));
-    assert!(
-        stderr(&output).contains("NOT stopped"),
-        "{}",
-        stderr(&output)
-    );
+    let said = plain(line(&stderr(&output), "NOT stopped"), &rest.folder);
+    insta::assert_snapshot!(said, @"the wrong kernel was NOT stopped at verify (exit code 16)");
 }
 
 #[test]

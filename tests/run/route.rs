@@ -3,6 +3,7 @@
 
 use camino::Utf8Path;
 
+use super::said::{line, plain, refusal, uncounted};
 use super::sglang_triton::Scene;
 use super::support::{count, document, stderr};
 
@@ -42,10 +43,10 @@ fn in_the_tuned_arm(scene: &Scene, first: &str) {
 }
 
 /// The run stops at verify with `said`, and what was deployed is gone.
-fn is_stopped(scene: &Scene, env: &[(&str, &str)], said: &str) {
+/// What a run says that is stopped before it compares.
+fn stopped(scene: &Scene, env: &[(&str, &str)]) -> String {
     let output = scene.run(&["run"], env);
     assert_eq!(output.status.code(), Some(16), "{}", stderr(&output));
-    assert!(stderr(&output).contains(said), "{}", stderr(&output));
     let run = scene.latest();
     let journal = fs_err::read_to_string(run.join("journal.jsonl")).unwrap();
     let events: Vec<serde_json::Value> = journal
@@ -56,6 +57,7 @@ fn is_stopped(scene: &Scene, env: &[(&str, &str)], said: &str) {
     assert!(events.iter().any(|event| event["kind"] == "undone"));
     let deploy = document(&run.join("deploy.json"));
     assert!(!Utf8Path::new(deploy["table"].as_str().unwrap()).exists());
+    refusal(&output, &scene.folder)
 }
 
 #[test]
@@ -113,10 +115,11 @@ fn a_route_below_the_default_is_deployed_verified_compared_and_taken_back() {
     let predicted = compare["loads"][0]["predicted"].as_f64().unwrap();
     assert!(predicted > 1.0, "{compare}");
     let report = fs_err::read_to_string(run.join("report.md")).unwrap();
-    assert!(
-        report.contains("the route gives ranges of M to"),
-        "{report}"
+    let route = plain(
+        line(&report, "the route gives ranges of M to"),
+        &scene.folder,
     );
+    insta::assert_snapshot!(uncounted(&route), @"- the route gives ranges of M to cublaslt in [n], stream in [n], stream-wg in [n]; every other GEMM stays where SGLang sends it");
     assert!(scene.run(&["undo"], &[]).status.success());
     assert!(!Utf8Path::new(deploy["table"].as_str().unwrap()).exists());
 }
@@ -138,36 +141,51 @@ fn a_server_on_triton_gets_a_route_too_with_rows_of_its_own_kernel() {
 
 #[test]
 fn a_family_that_answers_wrong_is_stopped_before_a_server_starts_with_it() {
-    for family in ["stream", "cublaslt"] {
+    let said = ["stream", "cublaslt"].map(|family| {
         let scene = scene(6, "deepgemm");
-        is_stopped(
-            &scene,
-            &[("STANDIN_WRONG", family)],
-            &format!("with gemmtune:{family} (relative error 41.0 %)"),
-        );
+        let said = stopped(&scene, &[("STANDIN_WRONG", family)]);
         let trials = fs_err::read_dir(scene.latest().join("trials")).unwrap();
         assert_eq!(trials.count(), 2, "baseline and capture");
-    }
+        said
+    });
+    insta::assert_snapshot!(said.join("\n"), @"
+    error: layout check: [n] shapes are wrong, first M=[m] N=2048 K=2048 with gemmtune:stream (relative error 41.0 %); the deployment was undone
+
+    hint: the server runs as before; `gemmtune status [folder]/runs/[time]-stand-in` says what was found
+
+    error: layout check: [n] shapes are wrong, first M=[m] N=2048 K=2048 with gemmtune:cublaslt (relative error 41.0 %); the deployment was undone
+
+    hint: the server runs as before; `gemmtune status [folder]/runs/[time]-stand-in` says what was found
+    ");
 }
 
 #[test]
 fn a_family_that_does_not_run_in_the_server_is_named_although_the_others_do() {
     let scene = scene(6, "deepgemm");
     in_the_tuned_arm(&scene, "export STANDIN_BROKEN=cublaslt");
-    is_stopped(&scene, &[], "the family `cublaslt` computed none of");
+    insta::assert_snapshot!(stopped(&scene, &[]), @"
+    error: engagement: the family `cublaslt` computed none of the [n] shapes that the route gives it, first M=[m] N=2048 K=2048: sglang.kernels.ops.quantization.fp8_kernel:w8a8_block_fp8_matmul_deepgemm instead of gemmtune:cublaslt; the deployment was undone
+
+    hint: the server runs as before; `gemmtune status [folder]/runs/[time]-stand-in` says what was found
+    ");
 }
 
 #[test]
 fn a_tuned_server_that_lost_the_route_or_the_overlay_is_not_compared() {
-    for loses in ["unset GEMMTUNE_ROUTE", "PYTHONPATH=${PYTHONPATH#*:}"] {
+    let said = ["unset GEMMTUNE_ROUTE", "PYTHONPATH=${PYTHONPATH#*:}"].map(|loses| {
         let scene = scene(6, "deepgemm");
         in_the_tuned_arm(&scene, loses);
-        is_stopped(
-            &scene,
-            &[],
-            "no shape of the workload was served by the deployed table",
-        );
-    }
+        stopped(&scene, &[])
+    });
+    insta::assert_snapshot!(said.join("\n"), @"
+    error: engagement: no shape of the workload was served by the deployed table; the deployment was undone
+
+    hint: the server runs as before; `gemmtune status [folder]/runs/[time]-stand-in` says what was found
+
+    error: engagement: no shape of the workload was served by the deployed table; the deployment was undone
+
+    hint: the server runs as before; `gemmtune status [folder]/runs/[time]-stand-in` says what was found
+    ");
 }
 
 #[test]
@@ -175,10 +193,11 @@ fn a_server_below_whose_linear_no_route_can_stand_is_refused_by_its_name() {
     let scene = scene(6, "cutlass");
     let output = scene.run(&["run"], &[]);
     assert_eq!(output.status.code(), Some(10), "{}", stderr(&output));
-    let said = stderr(&output);
-    assert!(
-        said.contains("cutlass_w8a8_block_fp8_linear_with_fallback")
-            && said.contains("--fp8-gemm-backend"),
-        "{said}"
-    );
+    insta::assert_snapshot!(refusal(&output, &scene.folder), @"
+    error: the block-FP8 layers are served by cutlass_w8a8_block_fp8_linear_with_fallback (sglang.srt.layers.quantization.fp8_utils), and a route can stand below DeepGEMM's linear or the Triton one
+
+    hint: take `--fp8-gemm-backend` out of the server command, or set it to deep_gemm or triton
+
+    hint: fix that, then resume with `gemmtune run [folder]/runs/[time]-stand-in`
+    ");
 }

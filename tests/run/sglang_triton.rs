@@ -5,6 +5,7 @@ use std::process::{Command, Output};
 
 use camino::{Utf8Path, Utf8PathBuf};
 
+use super::said::{line, plain, refusal};
 use super::support::{count, document, stderr};
 
 pub(crate) struct Scene {
@@ -174,39 +175,39 @@ fn what_the_models_config_cannot_say_or_says_otherwise_is_told() {
         fs_err::create_dir(scene.folder.join(model)).unwrap();
         fs_err::write(scene.folder.join(model).join("config.json"), text).unwrap();
     }
-    for (model, field, said) in [
-        (
-            "other",
-            "difference",
-            "gate_up_proj (2048x256) is predicted and was not seen",
-        ),
-        (
-            "broken",
-            "notes",
-            "no shapes or gains predicted: failed to predict",
-        ),
-        (
-            "Organisation/Model-FP8",
-            "notes",
-            "Organisation/Model-FP8/config.json` is not there",
-        ),
-    ] {
+    let told = [
+        ("other", "difference"),
+        ("broken", "notes"),
+        ("Organisation/Model-FP8", "notes"),
+    ]
+    .map(|(model, field)| {
         let changed = config.replace(&right, &format!("model = {model:?}"));
         fs_err::write(&path, changed).unwrap();
         let output = scene.run(&["run", "--new", "--until", "plan"], &[]);
         assert!(output.status.success(), "{}", stderr(&output));
-        assert!(stderr(&output).contains(said), "{}", stderr(&output));
         let plan = document(&scene.latest().join("plan.json"));
-        assert!(plan[field].to_string().contains(said), "{plan}");
-    }
+        let said = plan[field][0].as_str().unwrap();
+        assert!(
+            stderr(&output).contains(said),
+            "{said}: {}",
+            stderr(&output)
+        );
+        plain(said, &scene.folder)
+    });
+    insta::assert_snapshot!(told.join("\n"), @"
+    gate_up_proj (2048x256) is predicted and was not seen: another kernel serves it, a release fuses it with another layer, or the log ends before it ran
+    no shapes or gains predicted: failed to predict FP8 layers: the config has no `quantization_config`, so the weights are not quantised (`[folder]/broken/config.json`)
+    no shapes or gains predicted: `[folder]/Organisation/Model-FP8/config.json` is not there; where the server gets an id, `workload.model` can be the folder it was loaded to
+    ");
     let output = scene.run(&["run"], &[]);
     assert_eq!(output.status.code(), Some(16), "one pair gives no verdict");
     assert!(!scene.latest().join("foreseen.json").exists());
     let report = fs_err::read_to_string(scene.latest().join("report.md")).unwrap();
-    assert!(
-        report.contains("no shapes or gains predicted: "),
-        "{report}"
+    let said = plain(
+        line(&report, "no shapes or gains predicted: "),
+        &scene.folder,
     );
+    insta::assert_snapshot!(said, @r"- no shapes or gains predicted: \`[folder]/Organisation/Model-FP8/config.json\` is not there; where the server gets an id, \`workload.model\` can be the folder it was loaded to");
 }
 
 #[test]
@@ -216,11 +217,7 @@ fn a_run_is_not_gone_on_with_under_another_pythonpath() {
     let first = scene.run(&["run", "--until", "capture"], &[("PYTHONPATH", path)]);
     assert!(first.status.success(), "{}", stderr(&first));
     // The scene's servers write no byte code, which is said.
-    assert!(
-        stderr(&first).contains("PYTHONDONTWRITEBYTECODE is set"),
-        "{}",
-        stderr(&first)
-    );
+    insta::assert_snapshot!(line(&stderr(&first), "PYTHONDONTWRITEBYTECODE is set"), @"          PYTHONDONTWRITEBYTECODE is set: modules that were never compiled are compiled again at every server start");
 
     // Both arms have to import what was inspected.
     let other = scene.run(&["run"], &[("PYTHONPATH", &format!("/elsewhere:{path}"))]);
@@ -239,11 +236,11 @@ fn a_wrong_kernel_is_stopped_at_verify_and_taken_back() {
     let scene = Scene::new(6, &[]);
     let output = scene.run(&["run"], &[("STANDIN_WRONG", "1")]);
     assert_eq!(output.status.code(), Some(16), "{}", stderr(&output));
-    assert!(
-        stderr(&output).contains("layout check"),
-        "{}",
-        stderr(&output)
-    );
+    insta::assert_snapshot!(refusal(&output, &scene.folder), @"
+    error: layout check: [n] shapes are wrong, first M=[m] N=256 K=256 with [row] (relative error 41.0 %); the deployment was undone
+
+    hint: the server runs as before; `gemmtune status [folder]/runs/[time]-stand-in` says what was found
+    ");
     let run = scene.latest();
     let journal = fs_err::read_to_string(run.join("journal.jsonl")).unwrap();
     let events: Vec<serde_json::Value> = journal
@@ -265,7 +262,11 @@ fn a_run_that_lost_its_overlay_on_the_way_does_not_compare_the_baseline_with_its
     fs_err::remove_dir_all(scene.latest().join("overlay")).unwrap();
     let output = scene.run(&["run"], &[]);
     assert_eq!(output.status.code(), Some(17), "{}", stderr(&output));
-    assert!(stderr(&output).contains("is gone"), "{}", stderr(&output));
+    insta::assert_snapshot!(refusal(&output, &scene.folder), @"
+    error: the deployed file [folder]/runs/[time]-stand-in/overlay/gemmtune_overlay/__init__.py is gone: the tuned arm would not be what was tuned
+
+    hint: a run folder is copied whole, `deploy` and `overlay` included; else start again: `gemmtune undo [folder]/runs/[time]-stand-in`, then `gemmtune run [folder]/runs/[time]-stand-in`
+    ");
     let journal = fs_err::read_to_string(scene.latest().join("journal.jsonl")).unwrap();
     assert!(!journal.contains(r#""arm":"tuned""#), "{journal}");
 }
@@ -289,8 +290,7 @@ fn arms_that_cannot_be_compared_are_not_measured_to_the_end() {
     let compare = document(&scene.latest().join("compare.json"));
     assert_eq!(compare["pairs"], 1, "{compare}");
     assert_eq!(compare["verdict"], "inconclusive");
-    let unfair = compare["unfair"].to_string();
-    assert!(unfair.contains("chunked_prefill_size"), "{unfair}");
+    insta::assert_snapshot!(compare["unfair"], @r#"["server_info.chunked_prefill_size: baseline 256, tuned 128"]"#);
 }
 
 #[test]
@@ -298,10 +298,13 @@ fn a_server_on_another_kernel_is_refused_by_its_name() {
     let scene = Scene::new(6, &["--backend", "deepgemm"]);
     let output = scene.run(&["run"], &[]);
     assert_eq!(output.status.code(), Some(10), "{}", stderr(&output));
-    let said = stderr(&output);
-    assert!(
-        said.contains("deepgemm_w8a8_block_fp8_linear_with_fallback")
-            && said.contains("--fp8-gemm-backend triton"),
-        "{said}"
-    );
+    insta::assert_snapshot!(refusal(&output, &scene.folder), @r#"
+    error: the block-FP8 layers are served by deepgemm_w8a8_block_fp8_linear_with_fallback (sglang.srt.layers.quantization.fp8_utils), not by SGLang's Triton kernel
+
+    hint: `backend.kind = "sglang-families"` tunes a route below DeepGEMM's linear, which reads no table
+
+    hint: or add `--fp8-gemm-backend triton` to the server command, where Triton is what has to serve
+
+    hint: fix that, then resume with `gemmtune run [folder]/runs/[time]-stand-in`
+    "#);
 }

@@ -2,6 +2,7 @@
 
 use camino::Utf8PathBuf;
 
+use super::said::{line, plain, refusal};
 use super::sglang_triton::Scene;
 use super::support::{Change, Site, count, document, stderr};
 
@@ -42,10 +43,11 @@ fn a_table_from_elsewhere_is_judged_without_tuning() {
     assert!(!verify["layout"].as_array().unwrap().is_empty());
     assert_eq!(document(&run.join("compare.json"))["pairs"], 1);
     let report = fs_err::read_to_string(run.join("report.md")).unwrap();
-    assert!(
-        report.contains("nothing was tuned: the table is"),
-        "{report}"
+    let said = plain(
+        line(&report, "nothing was tuned: the table is"),
+        &scene.folder,
     );
+    insta::assert_snapshot!(said, @"- nothing was tuned: the table is [folder]/theirs, taken as it is");
 }
 
 #[test]
@@ -60,20 +62,24 @@ fn a_table_that_this_server_cannot_read_is_refused_and_one_that_serves_nothing_i
     fs_err::write(&other, "{}").unwrap();
     let refused = scene.run(&["run", "--new", "--table", other.as_str()], &[]);
     assert_eq!(refused.status.code(), Some(2), "{}", stderr(&refused));
-    assert!(
-        stderr(&refused).contains("device_name=NVIDIA_Stand-in"),
-        "{}",
-        stderr(&refused)
-    );
+    insta::assert_snapshot!(refusal(&refused, &scene.folder), @"
+    error: `[folder]/N=384,K=256,device_name=NVIDIA_H200,dtype=fp8_w8a8,block_shape=[128, 128].json` holds no table that SGLang would look for on this device
+
+    hint: they have names such as `N=4096,K=7168,device_name=NVIDIA_Stand-in,dtype=fp8_w8a8,block_shape=[128, 128].… (84 characters)`
+
+    hint: change the configuration, then `gemmtune run --new`
+    ");
 
     let folder = tables(&scene, &[(8192, 256)]);
     let idle = scene.run(&["run", "--new", "--table", folder.as_str()], &[]);
     assert_eq!(idle.status.code(), Some(16), "{}", stderr(&idle));
-    assert!(
-        stderr(&idle).contains("serves none of the"),
-        "{}",
-        stderr(&idle)
-    );
+    insta::assert_snapshot!(refusal(&idle, &scene.folder), @"
+    error: the table serves none of the [n] shapes that the workload runs
+
+    hint: `gemmtune lookup --explain` says why for each shape
+
+    hint: the server runs as before; `gemmtune status [folder]/runs/[time]-stand-in` says what was found
+    ");
     assert!(!scene.latest().join("verify.json").exists());
 }
 
@@ -86,24 +92,26 @@ fn a_route_that_was_raced_on_another_device_is_refused_by_the_device() {
         serde_json::json!({"format": 1, "device": device, "cu_num": cu_num, "versions": {}, "rows": [
             {"N": 384, "K": 256, "min_M": 1, "max_M": 8, "family": "stream", "setting": {"DEPTH": 1}, "us": 6.0, "default_us": 9.0}]})
     };
-    for (device, cu_num, said) in [
-        (
-            "NVIDIA H200",
-            132,
-            "raced on NVIDIA H200 with 132 multiprocessors, and this is NVIDIA Stand-in",
-        ),
-        (
-            "NVIDIA Stand-in",
-            78,
-            "with 78 multiprocessors, and this one has 132",
-        ),
-    ] {
+    let said = [("NVIDIA H200", 132), ("NVIDIA Stand-in", 78)].map(|(device, cu_num)| {
         fs_err::write(&theirs, route(device, cu_num).to_string()).unwrap();
         let refused = scene.run(&["run", "--new", "--table", theirs.as_str()], &[]);
         assert_eq!(refused.status.code(), Some(2), "{}", stderr(&refused));
-        assert!(stderr(&refused).contains(said), "{}", stderr(&refused));
         assert!(!scene.latest().join("deploy.json").exists());
-    }
+        refusal(&refused, &scene.folder)
+    });
+    insta::assert_snapshot!(said.join("\n"), @"
+    error: the route `[folder]/route.json` is not for this device: it was raced on NVIDIA H200 with 132 multiprocessors, and this is NVIDIA Stand-in
+
+    hint: `gemmtune tune --backend sglang-families` races one here
+
+    hint: change the configuration, then `gemmtune run --new`
+
+    error: the route `[folder]/route.json` is not for this device: it was raced on NVIDIA Stand-in with 78 multiprocessors, and this one has 132
+
+    hint: `gemmtune tune --backend sglang-families` races one here
+
+    hint: change the configuration, then `gemmtune run --new`
+    ");
 }
 
 #[test]
@@ -125,10 +133,6 @@ fn a_csv_table_of_a_colleague_is_judged_on_the_reference_engine() {
     let again = site.run(&["run", "--table", theirs.as_str(), "runs/latest"]);
     assert_eq!(again.status.code(), Some(2), "{}", stderr(&again));
     let dry = site.run(&["run", "--dry-run", "--new", "--table", theirs.as_str()]);
-    assert!(
-        stderr(&dry).contains("nothing would be tuned")
-            || String::from_utf8_lossy(&dry.stdout).contains("nothing would be tuned"),
-        "{}",
-        stderr(&dry)
-    );
+    let said = plain(line(&stderr(&dry), "nothing would be tuned"), &tuned.folder);
+    insta::assert_snapshot!(said, @"note          nothing would be tuned: [folder]/runs/[time]-tiny/table.csv is judged as it is");
 }

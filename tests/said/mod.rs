@@ -10,7 +10,7 @@ use std::process::Output;
 use regex::Regex;
 
 /// What is told by its form, wherever it stands, and its name.
-const FORMS: [(&str, &str); 10] = [
+const FORMS: [(&str, &str); 12] = [
     (r"\d{8}T\d{6}Z", "[time]"),
     (r"\d{4}-\d\d-\d\dT[\d:.]+Z", "[time]"),
     (r"process \d+ on \S+", "process [pid] on [host]"),
@@ -18,18 +18,25 @@ const FORMS: [(&str, &str); 10] = [
     (r"\b[0-9a-f]{40}\b", "[commit]"),
     (r"-[0-9a-f]{16}\b", "-[digest]"),
     (r"`[0-9a-f]{16}`", "`[digest]`"),
+    (r"\d{10}\.\d+-", "[time]-"),
+    (r"column \d+", "column [n]"),
     (r"127\.0\.0\.1:\d+", "127.0.0.1:[port]"),
     (r"MB, [\d.]+ s\b", "MB, [time]"),
     (r"/\S*/bin/python3[\d.]*", "[python]"),
 ];
 
 /// What a run counts and times depends on how busy the machine is.
-const FIGURES: [(&str, &str); 4] = [
+const FIGURES: [(&str, &str); 9] = [
     (
         r"(^|[ (])(\d+ of )?\d+ (calls|kernels|rows|shapes|sizes)\b",
         "$1[n] $3",
     ),
     (r"\bat \d+;", "at [n];"),
+    (r"\bin \d+([,;])", "in [n]$1"),
+    (r"\bM=\d+", "M=[m]"),
+    (r"\btile_m\w+", "[kernel]"),
+    (r"standin_(stage\d_)?\d+", "standin_${1}[id]"),
+    (r"\d+x\d+x\d+, group \d+, \d+ warps, \d+ stages", "[row]"),
     (r"[\d.]+x (slower|faster)", "[ratio]x $1"),
     (r"instead of [\d.]+ us", "instead of [time]"),
 ];

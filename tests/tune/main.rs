@@ -7,6 +7,8 @@ mod fake;
 mod moe;
 mod pool;
 mod replay;
+#[path = "../said/mod.rs"]
+mod said;
 
 #[path = "../schema/mod.rs"]
 mod schema;

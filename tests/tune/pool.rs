@@ -187,11 +187,7 @@ fn a_shape_on_which_nothing_runs_is_a_failure_with_its_reason() {
     let (outcome, _) = run(&request(&backend, &[1], &folder));
     let outcome = outcome.unwrap();
     assert!(outcome.rows.is_empty());
-    assert!(
-        outcome.failed[0].reason.contains("shared memory"),
-        "{:?}",
-        outcome.failed
-    );
+    insta::assert_snapshot!(outcome.failed[0].reason, @"no candidate ran with right numbers; last: OutOfResources: shared memory 300000 > 232448");
 }
 
 #[test]
@@ -331,10 +327,10 @@ fn a_worker_that_does_not_come_up_is_an_error_that_quotes_its_log() {
     let (outcome, _) = run(&request);
     let error = outcome.unwrap_err();
     let cause = std::error::Error::source(&error).unwrap().to_string();
-    assert!(
-        cause.contains("code 3") && cause.contains("no CUDA device"),
-        "{cause}"
-    );
+    insta::assert_snapshot!(super::said::plain(&cause, folder.path.as_str()), @"
+    hear from the worker: it exited with code 3
+        no CUDA device
+    ");
 }
 
 #[test]
