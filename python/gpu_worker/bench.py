@@ -10,7 +10,7 @@ import time
 from gpu_worker import PROTOCOL, numerics
 from gpu_worker.ahead import Ahead
 from gpu_worker.compilers import Compilers, Record
-from gpu_worker.device import Clocks, facts, refusal
+from gpu_worker.device import Clocks, facts, refusal, taken_bytes
 from gpu_worker.families import TRITON, Families, Unavailable
 from gpu_worker.faults import Faults, FaultyLaunch
 from gpu_worker.idle import spinner, wait_until_idle
@@ -60,6 +60,7 @@ class Bench:
         self._torch = torch
         torch.cuda.set_device(index)
         self._facts = facts(torch, index)
+        self._taken_bytes = taken_bytes(torch, index)
         self._block = tuple(options.get("block") or (128, 128))
         out_dtype = (options.get("out_dtype") or "bfloat16").removeprefix("torch.")
         self._software.on(self._facts["arch"], self._block, out_dtype, cache)
@@ -117,6 +118,7 @@ class Bench:
             "protocol": PROTOCOL,
             "backend": FAMILIES_BACKEND if self._wants_families else self._software.backend,
             **self._facts,
+            "taken_bytes": self._taken_bytes,
             "versions": self._versions,
             "kernel_hash": f"sha256:{self._software.digest}",
             "capabilities": self._software.capabilities + [f"family:{name}" for name in self._offered],

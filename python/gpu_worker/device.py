@@ -12,7 +12,6 @@ def facts(torch, index):
         arch = properties.gcnArchName.split(":")[0]
     else:
         arch = f"sm_{properties.major}{properties.minor}"
-    free, total = torch.cuda.mem_get_info(index)
     return {
         "name": torch.cuda.get_device_name(index),
         "arch": arch,
@@ -21,8 +20,13 @@ def facts(torch, index):
         "visible": torch.cuda.device_count(),
         "l2_bytes": int(getattr(properties, "L2_cache_size", 0)) or 50 << 20,
         "smem_bytes": int(getattr(properties, "shared_memory_per_block_optin", 0)),
-        "taken_bytes": total - free,
     }
+
+
+def taken_bytes(torch, index):
+    """Bytes of the device's memory that are taken now, this process's context included."""
+    free, total = torch.cuda.mem_get_info(index)
+    return total - free
 
 
 def refusal(torch, error, lost):

@@ -9,7 +9,7 @@ import platform
 from gpu_worker import numerics, rotation
 from gpu_worker.compile_child import load_module
 from gpu_worker.compilers import Compilers, Record
-from gpu_worker.device import facts
+from gpu_worker.device import facts, taken_bytes
 from gpu_worker.launch import Step
 from gpu_worker.launchers import share_launchers
 from gpu_worker.moe.compiling import warm_up
@@ -51,6 +51,7 @@ class MoeBench:
         self._torch = torch
         self.device = self._open(index)
         self.facts = facts(torch, index)
+        self.taken_bytes = taken_bytes(torch, index)
         self.kernel = moe_kernel(package)
         path = self.kernel.write(os.path.join(cache, "kernels"))
         self.function = getattr(load_module(path), KERNEL)

@@ -123,6 +123,7 @@ class MoeServing:
             "protocol": PROTOCOL,
             "backend": BACKEND,
             **self._bench.facts,
+            "taken_bytes": self._bench.taken_bytes,
             "versions": self._bench.versions,
             "kernel_hash": f"sha256:{self._bench.kernel.digest}",
             "capabilities": [WHOLE] if self._runs_whole else [],
