@@ -191,6 +191,9 @@ pub(super) fn gains(plan: &Plan, raced: &TunedMoe) -> bool {
 
 /// Why the fused MoE keeps what serves it.
 pub(super) fn why_left(raced: &TunedMoe) -> String {
+    if raced.rows.is_empty() {
+        return "no row can be used at any of its sizes".to_owned();
+    }
     let others = match raced.won().count() {
         0 => String::new(),
         others => format!(
